@@ -1,0 +1,33 @@
+"""Packaging. The guest image recipes of images/ travel in the wheel as the package vcluster.recipes."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+RECIPES = [str(path.relative_to(ROOT / "images")) for path in (ROOT / "images").rglob("*") if path.is_file()]
+
+setup(
+    name="vcluster",
+    version="0.1.0",
+    description="Virtual MPI clusters whose traffic crosses a switch one can study",
+    long_description=(ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    python_requires=">=3.10",
+    packages=[*find_packages(include=["vcluster", "vcluster.*"]), "vcluster.recipes"],
+    package_dir={"vcluster.recipes": "images"},
+    package_data={"vcluster": ["py.typed"], "vcluster.recipes": RECIPES},
+    entry_points={"console_scripts": ["vcluster=vcluster.cli.main:run"]},
+    install_requires=[
+        "ClusterShell>=1.9",
+        "click>=8.1",
+        "cryptography>=41",
+        "libvirt-python>=8.0",
+        "paramiko>=3.4",
+        "pycdlib>=1.14",
+        "pyroute2>=0.7.12",
+        "termcolor>=2.3",
+        "tqdm>=4.66",
+    ],
+    extras_require={"test": ["hypothesis>=6", "mypy>=1.8", "pytest>=8", "ruff>=0.4"]},
+)
