@@ -40,6 +40,7 @@ def run(
             timeout=timeout_s,
             env=None if env is None else dict(env),
             cwd=cwd,
+            check=False,
         )
     except FileNotFoundError as error:
         raise MissingError(f"{argv[0]} is not installed", hint="vcluster doctor names the package") from error

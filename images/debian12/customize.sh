@@ -1,0 +1,74 @@
+#!/bin/sh
+# Turn a freshly installed Debian into the guest image. Called by the builder with the root directory as its argument.
+set -eu
+umask 022
+root=$1
+here=$(dirname "$(readlink -f "$0")")
+
+in_root() { chroot "$root" env DEBIAN_FRONTEND=noninteractive "$@"; }
+
+# --- files of ours -----------------------------------------------------------------------------------------------------
+cp -R --no-preserve=mode,ownership "$here/overlay/." "$root/"
+chmod 755 "$root/usr/lib/vcluster/seed"
+install -m 644 "$here/../guest/vcluster-ready.service" "$root/etc/systemd/system/"
+
+# --- accounts ------------------------------------------------------------------------------------------------------------
+# No account has a password: "*" allows keys only ("!" would lock them out, see sshd_config.d/vcluster.conf).
+in_root useradd --uid 2000 --user-group --create-home --shell /bin/bash --password '*' mpiuser
+in_root usermod --password '*' root
+
+# --- units -------------------------------------------------------------------------------------------------------------
+system=$root/etc/systemd/system
+mkdir -p "$system/vcluster-late.target.wants" "$root/etc/systemd/system-generators" "$root/etc/tmpfiles.d"
+
+# A late unit is skipped while the flag stands, and started by vcluster-late.target when it has gone.
+make_late() {
+    mkdir -p "$system/$1.d"
+    printf '[Unit]\nAfter=vcluster-seed.service\nConditionPathExists=!/run/vcluster/hurry\n' >"$system/$1.d/late.conf"
+    case $1 in # what the host does with the node now goes first
+    systemd-*.service | kmod-*.service) printf '[Service]\nNice=19\n' >>"$system/$1.d/late.conf" ;;
+    esac
+    case $1 in
+    *@*.service) ln -sf "/usr/lib/systemd/system/${1%%@*}@.service" "$system/vcluster-late.target.wants/$1" ;;
+    *) ln -sf "../$1" "$system/vcluster-late.target.wants/$1" ;;
+    esac
+}
+
+while read -r verb name _; do
+    case $verb in
+    '' | '#'*) ;;
+    enable | disable | mask) in_root systemctl --quiet "$verb" "$name" ;;
+    late) make_late "$name" ;;
+    generator) ln -sf /dev/null "$root/etc/systemd/system-generators/$name" ;;
+    udev) ln -sf /dev/null "$root/etc/udev/rules.d/$name" ;;
+    tmpfiles) ln -sf /dev/null "$root/etc/tmpfiles.d/$name" ;;
+    *) echo "units.txt: $verb is not a verb" >&2 && exit 1 ;;
+    esac
+done <"$here/units.txt"
+# Its generator decides otherwise, at each boot.
+in_root systemctl --quiet add-wants multi-user.target cloud-init.target serial-getty@ttyS0.service
+
+# --- boot ------------------------------------------------------------------------------------------------------------------
+# GRUB's two boot sectors; only they are needed, so its packages are unpacked beside the system, not installed in it.
+version=$(basename "$(readlink "$root/vmlinuz")" | sed 's/^vmlinuz-//')
+in_root mktirfs -o "/boot/initrd.img-$version" "$version"
+mkdir "$root/tmp/grub"
+# Installing systemd-resolved has made this a link to what only a running system has.
+rm -f "$root/etc/resolv.conf"
+cp /etc/resolv.conf "$root/etc/resolv.conf"
+in_root sh -euc 'cd /tmp/grub; apt-get -qq download grub-pc-bin grub-common libdevmapper1.02.1 
+    for package in *.deb; do dpkg-deb -x "$package" .; done
+    libraries=$(dirname "$(find . -name libdevmapper.so.1.02.1)")
+    echo "set prefix=(hd0,msdos1)/boot/grub" >early.cfg
+    LD_LIBRARY_PATH=$libraries usr/bin/grub-mkimage -O i386-pc -d usr/lib/grub/i386-pc -c early.cfg -p "(hd0,msdos1)/boot/grub" \
+        -o /boot/grub/core.img biosdisk part_msdos ext2 linux normal configfile serial terminal boot echo ls reboot halt
+    cp usr/lib/grub/i386-pc/boot.img /boot/grub/boot.img'
+rm -r "$root/tmp/grub"
+ln -sf ../run/systemd/resolve/stub-resolv.conf "$root/etc/resolv.conf"
+
+# --- nothing that must be unique to a node, nothing that is not needed ---------------------------------------------------------
+# An empty machine-id (not a missing one) is filled at boot without running systemd's first-boot presets.
+: >"$root/etc/machine-id"
+rm -f "$root"/etc/fstab "$root"/etc/ssh/ssh_host_* "$root/var/lib/dbus/machine-id" "$root/etc/hostname" "$root/var/lib/systemd/random-seed"
+rm -rf "$root"/var/lib/apt/lists/* "$root"/var/cache/apt/*.bin "$root"/var/log/*.log "$root"/var/log/apt/*
+in_root sh -c 'ldconfig; find /usr/lib/python3 /usr/lib/python3.11 -name __pycache__ | head -1 >/dev/null'

@@ -1,0 +1,122 @@
+"""Addresses of the cluster network and the management network. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import AddressValueError, IPv4Address, IPv4Network, NetmaskValueError, ip_network
+
+from vcluster.errors import ConflictError, RequestError
+from vcluster.model import DEFAULT_SUBNET, Claim, Facts, Route
+from vcluster.naming import shown
+
+MTU_MIN = 576  # the datagram every IPv4 host must accept, RFC 791 section 3.1
+MTU_MAX = 9216  # what common jumbo-frame hardware carries
+# Management networks are cut from here: it is private (RFC 1918) and neither libvirt's nor Docker's first choice.
+MANAGEMENT_SPACE = IPv4Network("172.28.0.0/14")
+
+
+def parse_subnet(text: str) -> IPv4Network:
+    """A subnet a cluster can live in, from text such as 10.0.0.0/24."""
+    try:
+        network = ip_network(text)
+    except (AddressValueError, NetmaskValueError, ValueError) as error:
+        raise RequestError(f"subnet {shown(text)} is not a network: {error}", hint="such as 10.0.0.0/24") from error
+    if not isinstance(network, IPv4Network):
+        raise RequestError(f"subnet {text} is IPv6", hint="the cluster network is IPv4, such as 10.0.0.0/24")
+    if network.prefixlen < 8:
+        raise RequestError(f"subnet {text} is too large", hint="a prefix from /8 to /30")
+    if network.prefixlen > 30:
+        raise RequestError(f"subnet {text} has no room for two nodes", hint="a prefix from /8 to /30")
+    if network.is_loopback or network.is_multicast or network.is_link_local or network.is_reserved:
+        raise RequestError(f"subnet {text} is not for ordinary hosts", hint="a private one, such as 10.0.0.0/24")
+    return network
+
+
+def check_mtu(mtu: int) -> int:
+    """An MTU the nodes' interfaces can have, in bytes."""
+    if not MTU_MIN <= mtu <= MTU_MAX:
+        raise RequestError(
+            f"MTU {mtu} is not possible", hint=f"{MTU_MIN} to {MTU_MAX} bytes; 1450 leaves room for VXLAN"
+        )
+    return mtu
+
+
+def hosts_max(subnet: IPv4Network) -> int:
+    """How many nodes a subnet holds."""
+    return subnet.num_addresses - 2
+
+
+def node_addresses(subnet: IPv4Network, count: int) -> tuple[IPv4Address, ...]:
+    """The addresses of `count` nodes, from .1 on."""
+    if count > hosts_max(subnet):
+        raise RequestError(
+            f"{count} nodes do not fit into {subnet}",
+            hint=f"it holds {hosts_max(subnet)}; take a larger --subnet or fewer nodes",
+        )
+    return tuple(subnet[number] for number in range(1, count + 1))
+
+
+def choose_subnet(asked: IPv4Network | None, count: int, facts: Facts) -> IPv4Network:
+    """The cluster's subnet: the one asked for, or the first free one of the default's size from the default on.
+
+    Raises ConflictError naming the owner when the one asked for overlaps another cluster or a route of this machine.
+    """
+    if asked is not None:
+        node_addresses(asked, count)
+        _refuse_overlap(asked, facts)
+        return asked
+    size = DEFAULT_SUBNET if count <= hosts_max(DEFAULT_SUBNET) else _network_for(count, DEFAULT_SUBNET)
+    return _first_free(size, IPv4Network("10.0.0.0/8"), _taken(facts))
+
+
+def choose_management(count: int, facts: Facts, *, besides: IPv4Network) -> IPv4Network:
+    """A free subnet for the management network of `count` nodes and its gateway."""
+    size = _network_for(max(count + 1, 254), MANAGEMENT_SPACE)
+    return _first_free(size, MANAGEMENT_SPACE, (*_taken(facts), besides))
+
+
+def management_addresses(subnet: IPv4Network, count: int) -> tuple[IPv4Address, ...]:
+    """The management addresses of `count` nodes; .1 is the gateway."""
+    return tuple(subnet[number] for number in range(2, count + 2))
+
+
+def _network_for(count: int, start: IPv4Network) -> IPv4Network:
+    prefix = 32 - (count + 1).bit_length()
+    return IPv4Network((start.network_address, min(prefix, 30)))
+
+
+def _taken(facts: Facts) -> tuple[IPv4Network, ...]:
+    claimed = (network for claim in facts.claims for network in (claim.subnet, claim.management) if network)
+    return (*(route.network for route in facts.routes), *claimed)
+
+
+def _first_free(size: IPv4Network, space: IPv4Network, taken: Iterable[IPv4Network]) -> IPv4Network:
+    taken = tuple(taken)
+    for candidate in space.subnets(new_prefix=size.prefixlen):
+        if not any(candidate.overlaps(network) for network in taken):
+            return candidate
+    raise ConflictError(f"no /{size.prefixlen} of {space} is free on this machine", hint="give one with --subnet")
+
+
+def _refuse_overlap(subnet: IPv4Network, facts: Facts) -> None:
+    claim = next((claim for claim in facts.claims if _claims(claim, subnet)), None)
+    if claim:
+        raise ConflictError(
+            f"subnet {subnet} overlaps that of cluster {claim.cluster}",
+            hint="take another --subnet, or leave the option out",
+        )
+    route = next((route for route in facts.routes if route.network.overlaps(subnet)), None)
+    if route:
+        raise ConflictError(
+            f"subnet {subnet} overlaps {route.network}, which this machine reaches by {route.interface}",
+            hint="take another --subnet, or leave the option out",
+        )
+
+
+def _claims(claim: Claim, subnet: IPv4Network) -> bool:
+    return any(network is not None and network.overlaps(subnet) for network in (claim.subnet, claim.management))
+
+
+def routes_of_interest(routes: Iterable[Route]) -> tuple[Route, ...]:
+    """The routes a subnet can clash with: all but the default route and host routes to ourselves."""
+    return tuple(route for route in routes if route.network.prefixlen > 0 and not route.network.is_loopback)

@@ -1,0 +1,1 @@
+"""The command line: options in, one call, errors out. Each command imports what is slow by itself."""

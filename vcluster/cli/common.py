@@ -1,0 +1,106 @@
+"""What several commands share: options, the site they work on, and how results are printed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from vcluster.cluster import Site
+    from vcluster.events import Listener
+    from vcluster.progress import Timer
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+BAR_NODES_MAX = 24  # more bars than lines on a screen only flicker
+
+
+def name_option(function: F) -> F:
+    """--name, to be left out where there is only one cluster."""
+    return click.option(
+        "--name", envvar="VCLUSTER_NAME", metavar="NAME", help="The cluster; needed only among several."
+    )(function)
+
+
+def output_option(function: F) -> F:
+    """-o text|json."""
+    return click.option(
+        "-o",
+        "--output",
+        type=click.Choice(["text", "json"]),
+        default="text",
+        envvar="VCLUSTER_OUTPUT",
+        help="Result format.",
+    )(function)
+
+
+def yes_option(function: F) -> F:
+    """-y: no questions."""
+    return click.option("-y", "--yes", is_flag=True, envvar="VCLUSTER_YES", help="Do not ask.")(function)
+
+
+def timeout_option(default_s: float) -> Callable[[F], F]:
+    """--timeout in seconds."""
+    return click.option(
+        "--timeout",
+        "timeout_s",
+        type=click.FloatRange(min=1),
+        default=default_s,
+        show_default=True,
+        envvar="VCLUSTER_TIMEOUT",
+        metavar="SECONDS",
+        help="Give up after this long.",
+    )
+
+
+def images_root() -> Path:
+    """The image store's folder."""
+    from vcluster.images.store import DEFAULT_ROOT
+
+    return Path(os.environ.get("VCLUSTER_IMAGE_DIR") or DEFAULT_ROOT).absolute()
+
+
+def site(*listeners: Listener) -> Site:
+    """The site of this command, as the environment tells it."""
+    from vcluster import ledger, servers
+    from vcluster.cluster import Site
+    from vcluster.events import Reporter
+    from vcluster.images.store import Store
+
+    environment = dict(os.environ)
+    return Site(
+        state_root=ledger.state_root(environment),
+        uri=servers.libvirt_uri(environment),
+        images=Store(images_root()),
+        report=Reporter(listeners),
+    )
+
+
+@contextmanager
+def progress(node_names: Sequence[str] = (), *, stages: int = 1) -> Iterator[tuple[Site, Timer]]:
+    """The site of a command that takes its time, with progress on standard error."""
+    from vcluster.progress import Bars, Lines, Timer
+
+    timer = Timer()
+    use_bars = sys.stderr.isatty() and 0 < len(node_names) <= BAR_NODES_MAX
+    display = Bars(node_names, stages) if use_bars else Lines()
+    try:
+        yield site(timer, display), timer
+    finally:
+        display.close()
+
+
+def emit(output: str, value: object, text: Callable[[], str]) -> None:
+    """Print a result on standard output, as JSON or as text."""
+    if output == "json":
+        from vcluster import codec
+
+        click.echo(codec.to_json(value), nl=False)
+    else:
+        click.echo(text())

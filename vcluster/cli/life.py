@@ -1,0 +1,149 @@
+"""vcluster clear, list, status, check, timing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from vcluster.cli import common
+from vcluster.errors import RequestError, VclusterError
+
+if TYPE_CHECKING:
+    from vcluster.cluster import Site
+
+
+@click.command()
+@click.argument("name", required=False, envvar="VCLUSTER_NAME")
+@click.option("--name", "name_option", metavar="NAME", help="The same as the argument.")
+@click.option("--all", "everything", is_flag=True, help="Every cluster of this machine.")
+@click.option("--verify", is_flag=True, help="Then look for anything left with a mark of ours.")
+@common.yes_option
+def clear(name: str | None, name_option: str | None, everything: bool, verify: bool, yes: bool) -> None:
+    """Remove a cluster without a trace. A second time says there is nothing and is fine."""
+    with common.progress() as (site, _):
+        names = _names_to_clear(site, name or name_option, everything)
+        if names and not yes:
+            _confirm(names)
+        for one in names:
+            _clear(site, one)
+        if not names:
+            click.echo("nothing to clear")
+        if verify:
+            _verify(site, None if everything or not names else names[0])
+
+
+def _names_to_clear(site: Site, name: str | None, everything: bool) -> tuple[str, ...]:
+    from vcluster import cluster, naming
+
+    if name and everything:
+        raise RequestError("a name and --all exclude each other")
+    if name:
+        return (naming.check_cluster_name(name),)
+    names = cluster.cluster_names(site)
+    if len(names) > 1 and not everything:
+        raise RequestError(f"there are {len(names)} clusters: {', '.join(names)}", hint="say which, or --all")
+    return names
+
+
+def _confirm(names: tuple[str, ...]) -> None:
+    """Ask on a terminal; a script that says clear means it."""
+    import sys
+
+    if sys.stdin.isatty() and sys.stderr.isatty():
+        click.confirm(f"Remove {', '.join(names)} with all nodes and their disks?", abort=True, err=True)
+
+
+def _clear(site: Site, name: str) -> None:
+    from vcluster import cluster
+
+    click.echo(f"{name}: cleared" if cluster.clear(site, name) else f"{name}: nothing to clear")
+
+
+def _verify(site: Site, name: str | None) -> None:
+    from vcluster import cluster
+
+    left = cluster.leftovers(site, name)
+    for thing in left:
+        click.echo(f"left: {thing} of cluster {thing.cluster}")
+    if left:
+        raise VclusterError(f"{len(left)} things are left", hint="vcluster clear --all")
+    click.echo("nothing left")
+
+
+@click.command("list")
+@common.output_option
+def list_clusters(output: str) -> None:
+    """List the clusters of this machine."""
+    from vcluster import cluster
+    from vcluster.cli import show
+
+    site = common.site()
+    rows = [_row(site, name) for name in cluster.cluster_names(site)]
+    common.emit(output, rows, lambda: show.clusters(rows))
+
+
+def _row(site: Site, name: str) -> dict[str, object]:
+    from vcluster import cluster
+
+    if site.files(name).read_ledger() is None:
+        return {"name": name, "mode": None, "state": "partial", "subnet": None, "nodes": None}
+    status = cluster.status(site, name)
+    return {
+        "name": name,
+        "mode": status.mode,
+        "state": status.state,
+        "subnet": status.subnet,
+        "nodes": len(status.nodes),
+    }
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--name", "name_option", envvar="VCLUSTER_NAME", metavar="NAME", help="The same as the argument.")
+@common.output_option
+def status(name: str | None, name_option: str | None, output: str) -> None:
+    """Show what is there of a cluster."""
+    from vcluster import cluster
+    from vcluster.cli import show
+
+    site = common.site()
+    found = cluster.status(site, cluster.the_one(site, name or name_option))
+    common.emit(output, found, lambda: show.status(found))
+
+
+@click.command()
+@common.name_option
+@common.timeout_option(600)
+@common.output_option
+def check(name: str | None, timeout_s: float, output: str) -> None:
+    """Prove that every node reaches every other: full-size packets, SSH, NFS, MPI."""
+    from vcluster import access, cluster
+    from vcluster.cli import show
+
+    with common.progress() as (site, _):
+        plan = cluster.read_ledger(site.files(cluster.the_one(site, name))).plan
+        verdict = access.check_cluster(site, plan, timeout_s=timeout_s)
+    common.emit(output, show.check_document(verdict), lambda: show.check(plan, verdict))
+    if not verdict.passed:
+        raise VclusterError(f"{len(verdict.failed)} of {len(verdict.checks)} checks failed")
+
+
+@click.command()
+@common.name_option
+@common.output_option
+def timing(name: str | None, output: str) -> None:
+    """Show where the seconds of the create went, by node and stage."""
+    from vcluster import cluster
+    from vcluster.cli import show
+
+    site = common.site()
+    times = site.files(cluster.the_one(site, name)).read_timing()
+    if not times:
+        raise VclusterError("no times are known of this cluster")
+    common.emit(output, {"stages": times}, lambda: show.timing(times))
+
+
+destroy = click.Command("destroy", callback=clear.callback, params=clear.params, help=clear.help, hidden=True)
+
+COMMANDS = (clear, destroy, list_clusters, status, check, timing)

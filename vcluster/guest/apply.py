@@ -1,0 +1,170 @@
+"""Makes a list of actions true on this machine and answers with what had to be changed.
+
+Sent to a node and run there as root by its own python3. Reads {"actions": […]} from standard input, writes
+{"changed": […]}. Actions, told apart by "do":
+  file       path, text, owner, mode           a file with exactly this content
+  directory  path, owner, mode
+  user       name, uid, home                   an account that logs in by key only
+  line       path, key, text                   the one line of a table that has `key` as its second field
+  service    unit, restart_if                  running and started at boot; restarted if one of these paths was changed
+  mount      source, target, type, options
+  run        argv, if_changed                  run only if one of these paths was changed
+  resolver   text                              /etc/resolv.conf, unless a service of the system's own keeps it
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import subprocess
+import sys
+from typing import Any, Dict
+
+Action = Dict[str, Any]
+
+
+def run(argv: list[str]) -> None:
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(argv)}: {(done.stderr or done.stdout).strip()}")
+
+
+def read(path: str) -> str | None:
+    try:
+        with open(path) as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
+
+
+def write(path: str, text: str, mode: int, ids: tuple[int, int]) -> None:
+    """Replace a file whole or not at all."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    new = f"{path}.vcluster-new"
+    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(text)
+        file.flush()
+    os.chown(new, *ids)
+    os.chmod(new, mode)
+    os.replace(new, path)
+
+
+def ids_of(owner: str) -> tuple[int, int]:
+    entry = pwd.getpwnam(owner)
+    return entry.pw_uid, entry.pw_gid
+
+
+def owned(path: str, mode: int, ids: tuple[int, int]) -> bool:
+    state = os.stat(path)
+    return state.st_mode & 0o7777 == mode and (state.st_uid, state.st_gid) == ids
+
+
+def do_file(action: Action, changed: list[str]) -> None:
+    path, ids = action["path"], ids_of(action["owner"])
+    if read(path) == action["text"] and owned(path, action["mode"], ids):
+        return
+    write(path, action["text"], action["mode"], ids)
+    changed.append(path)
+
+
+def do_directory(action: Action, changed: list[str]) -> None:
+    path, ids = action["path"], ids_of(action["owner"])
+    if os.path.isdir(path) and (os.path.ismount(path) or owned(path, action["mode"], ids)):
+        return
+    os.makedirs(path, exist_ok=True)
+    os.chown(path, *ids)
+    os.chmod(path, action["mode"])
+    changed.append(path)
+
+
+def do_user(action: Action, changed: list[str]) -> None:
+    try:
+        if pwd.getpwnam(action["name"]).pw_uid != action["uid"]:
+            raise RuntimeError(f"user {action['name']} exists with another uid than {action['uid']}")
+    except KeyError:
+        # "*" is no password at all; "!" would lock the account for sshd without PAM.
+        run(
+            [
+                "useradd",
+                "-m",
+                "-d",
+                action["home"],
+                "-u",
+                str(action["uid"]),
+                "-s",
+                "/bin/bash",
+                "-p",
+                "*",
+                action["name"],
+            ]
+        )
+        changed.append(f"user {action['name']}")
+
+
+def do_line(action: Action, changed: list[str]) -> None:
+    old = read(action["path"]) or ""
+    lines = old.splitlines(keepends=True)
+    others = [line for line in lines if line.startswith("#") or action["key"] not in line.split()[1:2]]
+    if others and not others[-1].endswith("\n"):
+        others[-1] += "\n"
+    new = "".join(others) + action["text"]
+    if sorted(new.splitlines()) == sorted(old.splitlines()):
+        return
+    write(action["path"], new, 0o644, (0, 0))
+    changed.append(action["path"])
+
+
+def do_service(action: Action, changed: list[str]) -> None:
+    unit = action["unit"]
+    active = subprocess.run(["systemctl", "is-active", "--quiet", unit], check=False).returncode == 0
+    if active and not set(action["restart_if"]) & set(changed):
+        return
+    run(["systemctl", "enable", unit])
+    run(["systemctl", "restart" if active else "start", unit])
+    changed.append(unit)
+
+
+def mounted(target: str, source: str) -> bool:
+    with open("/proc/self/mounts") as file:
+        return any(line.split()[:2] == [source, target] for line in file)
+
+
+def do_mount(action: Action, changed: list[str]) -> None:
+    if mounted(action["target"], action["source"]):
+        return
+    run(["mount", "-t", action["type"], "-o", action["options"], action["source"], action["target"]])
+    changed.append(f"mount {action['target']}")
+
+
+def do_run(action: Action, changed: list[str]) -> None:
+    if set(action["if_changed"]) & set(changed):
+        run(action["argv"])
+
+
+def do_resolver(action: Action, changed: list[str]) -> None:
+    path = "/etc/resolv.conf"
+    if os.path.islink(path) or read(path) == action["text"]:
+        return
+    write(path, action["text"], 0o644, (0, 0))
+    changed.append(path)
+
+
+def apply(actions: list[Action]) -> list[str]:
+    changed: list[str] = []
+    for action in actions:
+        globals()["do_" + action["do"]](action, changed)
+    return changed
+
+
+def main() -> None:
+    answer: dict[str, Any]
+    try:
+        answer = {"changed": apply(json.load(sys.stdin)["actions"])}
+    except (OSError, RuntimeError, KeyError) as error:
+        answer = {"error": str(error)}
+    json.dump(answer, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

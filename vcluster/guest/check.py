@@ -1,0 +1,123 @@
+"""Tries, from inside one node, everything that "ready" means, and answers with one result for each try.
+
+Sent to a node and run there as root by its own python3. Reads a JSON request from standard input:
+  {"do": "write", "user", "file", "token"}                       write a file to the shared folder as the user
+  {"do": "probe", "user", "targets", "payload", "head", "file", "token", "mount"}
+                                                                 ping and log in to every target, read the file
+  {"do": "mpi", "user", "hostfile", "targets", "timeout", "file"} mpiexec hostname on all, then remove the file
+and writes {"results": [{"check", "to", "passed", "detail"}]}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any, Dict
+
+Request = Dict[str, Any]
+Result = Dict[str, Any]
+
+SSH = ["ssh", "-n", "-o", "BatchMode=yes", "-o", "ConnectTimeout=30"]
+
+
+def as_user(user: str, argv: list[str]) -> list[str]:
+    return ["runuser", "-u", user, "--", *argv]
+
+
+def start(argv: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def result(check: str, to: str, passed: bool, detail: str = "") -> Result:
+    return {"check": check, "to": to, "passed": passed, "detail": "" if passed else (detail or "it said nothing")}
+
+
+def last_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[-1] if lines else ""
+
+
+def pings(request: Request) -> Iterator[Result]:
+    """Full-size packets that may not be fragmented, to all at once."""
+    argv = ["ping", "-n", "-q", "-c", "1", "-W", "5", "-M", "do", "-s", str(request["payload"])]
+    tries = [(target["name"], start([*argv, target["address"]])) for target in request["targets"]]
+    for name, process in tries:
+        output = process.communicate()[0]
+        loss = next((line for line in output.splitlines() if "packet loss" in line or "too long" in line), output)
+        yield result("ping", name, process.returncode == 0, loss.strip())
+
+
+def logins(request: Request) -> Iterator[Result]:
+    """One after the other: under emulation, logins side by side only slow each other down."""
+    for target in request["targets"]:
+        process = start(as_user(request["user"], [*SSH, target["name"], "hostname"]))
+        output = process.communicate()[0]
+        passed = process.returncode == 0 and output.strip() == target["name"]
+        yield result("ssh", target["name"], passed, last_line(output))
+
+
+def mounted(folder: str) -> bool:
+    with open("/proc/self/mounts") as file:
+        return any(line.split()[1] == folder for line in file)
+
+
+def shared(request: Request) -> Result:
+    head = request["head"]
+    if request["mount"] and not mounted(request["mount"]):
+        return result("nfs", head, False, f"{request['mount']} is not mounted")
+    try:
+        with open(request["file"]) as file:
+            found = file.read()
+    except OSError as error:
+        return result("nfs", head, False, str(error))
+    return result("nfs", head, found == request["token"], f"{request['file']} holds something else")
+
+
+def probe(request: Request) -> list[Result]:
+    return [*pings(request), *logins(request), shared(request)]
+
+
+def write(request: Request) -> list[Result]:
+    done = subprocess.run(
+        as_user(request["user"], ["tee", request["file"]]),
+        input=request["token"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return [] if done.returncode == 0 else [result("nfs", "", False, last_line(done.stderr))]
+
+
+def mpi(request: Request) -> list[Result]:
+    names = [target["name"] for target in request["targets"]]
+    env = dict(os.environ, HYDRA_IFACE="lab0", FI_TCP_IFACE="lab0", FI_SOCKETS_IFACE="lab0")
+    argv = ["mpiexec", "-f", request["hostfile"], "-ppn", "1", "-n", str(len(names)), "hostname"]
+    try:
+        done = subprocess.run(
+            as_user(request["user"], argv),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=request["timeout"],
+            env=env,
+            cwd=os.path.dirname(request["hostfile"]),
+        )
+        found, detail = done.stdout.split(), last_line(done.stderr) or last_line(done.stdout)
+    except subprocess.TimeoutExpired:
+        found, detail = [], f"mpiexec did not end within {request['timeout']} s"
+    finally:
+        os.unlink(request["file"])
+    return [result("mpi", name, found.count(name) == 1, detail) for name in names]
+
+
+def main() -> None:
+    request = json.load(sys.stdin)
+    work = {"write": write, "probe": probe, "mpi": mpi}[request["do"]]
+    json.dump({"results": work(request)}, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

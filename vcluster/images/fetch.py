@@ -1,0 +1,52 @@
+"""Bringing a disk image into the store: from a path or a URL, turned into qcow2."""
+
+from __future__ import annotations
+
+import shutil
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from vcluster.errors import RequestError, VclusterError
+from vcluster.hosts.shell import run
+from vcluster.naming import shown
+
+CHUNK_BYTES = 2**20
+TIMEOUT_S = 60.0
+CONVERT_TIMEOUT_S = 1800.0
+
+
+def fetch(source: str, target: Path, *, report: Callable[[str], None]) -> Path:
+    """The image as a local file: the path itself, or what the URL gives, written to `target`."""
+    scheme = urlsplit(source).scheme
+    if scheme in ("http", "https"):
+        _download(source, target, report)
+        return target
+    if scheme and "://" in source:
+        raise RequestError(f"{shown(source)} is neither a path nor an http or https URL")
+    path = Path(source)
+    if not path.is_file():
+        raise RequestError(f"there is no file {shown(source)}")
+    return path
+
+
+def to_qcow2(path: Path, kind: str, target: Path) -> None:
+    """Copy an image, as qcow2; holes stay holes."""
+    argv = ["qemu-img", "convert", "-f", kind, "-O", "qcow2", str(path.absolute()), str(target)]
+    run(argv, timeout_s=CONVERT_TIMEOUT_S)
+
+
+def _download(url: str, target: Path, report: Callable[[str], None]) -> None:
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer, target.open("wb") as file:  # noqa: S310 - http(s) only
+            size = int(answer.headers.get("Content-Length") or 0)
+            report(f"downloading {size / 2**20:.0f} MiB" if size else "downloading")
+            shutil.copyfileobj(answer, file, CHUNK_BYTES)
+    except urllib.error.HTTPError as error:
+        raise VclusterError(f"{url}: the server answers {error.code} {error.reason}") from error
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        raise VclusterError(f"{url} cannot be fetched: {getattr(error, 'reason', error)}") from error
+    if size and target.stat().st_size != size:
+        raise VclusterError(f"{url} was cut off: {target.stat().st_size} of {size} bytes came")

@@ -1,0 +1,113 @@
+"""Is a file a guest image one can build on? Tells the reason when it is not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vcluster.errors import RequestError
+from vcluster.hosts.shell import run
+
+SECTOR = 512
+CHECK_TIMEOUT_S = 300.0
+FORMATS = ("qcow2", "raw")
+_GPT_PROTECTIVE = 0xEE
+
+
+@dataclass(frozen=True, slots=True)
+class DiskFacts:
+    """What qemu-img tells of a disk file."""
+
+    format: str
+    virtual_size_bytes: int
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def inspect(path: Path) -> DiskFacts:
+    """Facts about a disk file. Raises RequestError, with the reason, for one that cannot be a base of nodes."""
+    info = _info(path)
+    kind, size = info["format"], int(info["virtual-size"])
+    if kind not in FORMATS:
+        raise RequestError(f"{path} is {kind}, not qcow2 or raw", hint=f"qemu-img convert -O qcow2 {path} NEW")
+    if "backing-filename" in info or "full-backing-filename" in info:
+        raise RequestError(f"{path} needs a backing file", hint=f"qemu-img convert -O qcow2 {path} NEW makes it whole")
+    if "data-file" in info.get("format-specific", {}).get("data", {}):
+        raise RequestError(f"{path} keeps its data in another file", hint=f"qemu-img convert -O qcow2 {path} NEW")
+    if kind == "qcow2":
+        _check_qcow2(path)
+    end = partitions_end(_first_sectors(path, kind))
+    if end is None:
+        raise RequestError(f"{path} is no disk image: it has no partition table")
+    if end > size:
+        raise RequestError(f"{path} is truncated: its partitions end at byte {end}, it ends at byte {size}")
+    return DiskFacts(kind, size)
+
+
+def partitions_end(head: bytes) -> int | None:
+    """The byte at which the partitions of a disk end, from its first two sectors; None without a partition table.
+
+    MBR: https://en.wikipedia.org/wiki/Master_boot_record, four entries of 16 bytes from byte 446. GPT: UEFI
+    specification, section 5.3.2, the last usable block is at byte 48 of the header, and its backup copy's block at
+    byte 32.
+    """
+    if len(head) < SECTOR or head[510:512] != b"\x55\xaa":
+        return None
+    entries = [struct.unpack("<BxxxBxxxII", head[at : at + 16]) for at in range(446, 510, 16)]
+    if any(kind == _GPT_PROTECTIVE for _, kind, _, _ in entries):
+        if head[SECTOR : SECTOR + 8] != b"EFI PART":
+            return None
+        (backup,) = struct.unpack("<Q", head[SECTOR + 32 : SECTOR + 40])
+        return int(backup + 1) * SECTOR
+    ends = [(start + length) * SECTOR for _, kind, start, length in entries if kind]
+    return max(ends) if ends else None
+
+
+def _info(path: Path) -> dict[str, Any]:
+    completed = run(["qemu-img", "info", "--output=json", "--", str(path)], timeout_s=60, may_fail=True)
+    if completed.exit_code:
+        raise RequestError(f"{path} cannot be read as a disk image: {completed.stderr.strip().splitlines()[-1]}")
+    info: dict[str, Any] = json.loads(completed.stdout)
+    return info
+
+
+def _check_qcow2(path: Path) -> None:
+    argv = ["qemu-img", "check", "--output=json", "-f", "qcow2", str(path.absolute())]
+    completed = run(argv, timeout_s=CHECK_TIMEOUT_S, may_fail=True)
+    # 3 means leaked clusters (qemu-img(1)): wasted room, no harm.
+    if completed.exit_code not in (0, 3):
+        words = completed.stderr.strip().splitlines() or ["qemu-img check finds it corrupt"]
+        raise RequestError(f"{path} is truncated or rotten: {words[0]}")
+
+
+def _first_sectors(path: Path, kind: str) -> bytes:
+    if kind == "raw":
+        with path.open("rb") as file:
+            return file.read(2 * SECTOR)
+    with tempfile.NamedTemporaryFile(prefix="vcluster-") as copy:
+        argv = [
+            "qemu-img",
+            "dd",
+            "-f",
+            kind,
+            "-O",
+            "raw",
+            f"bs={SECTOR}",
+            "count=2",
+            f"if={path.absolute()}",
+            f"of={copy.name}",
+        ]
+        run(argv, timeout_s=60)
+        return Path(copy.name).read_bytes()

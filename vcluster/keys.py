@@ -1,0 +1,55 @@
+"""The keys of a cluster, made for it alone before anything else is: Ed25519 pairs in OpenSSH's format."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPair:
+    """A private key as OpenSSH PEM text and its public half as an authorized_keys line."""
+
+    private: str
+    public: str
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """All keys of a cluster.
+
+    `admin` opens every node to this machine and never enters a guest; `user` lets the cluster's user log in from node
+    to node; `hosts` are the nodes' own, by node name.
+    """
+
+    admin: KeyPair
+    user: KeyPair
+    hosts: dict[str, KeyPair]
+
+
+def make_keys(cluster: str, node_names: Sequence[str]) -> Keys:
+    """New keys for a cluster."""
+    return Keys(
+        admin=make_pair(f"vcluster-admin@{cluster}"),
+        user=make_pair(f"mpiuser@{cluster}"),
+        hosts={name: make_pair(f"root@{name}") for name in node_names},
+    )
+
+
+def make_pair(comment: str) -> KeyPair:
+    """A new Ed25519 pair."""
+    key = Ed25519PrivateKey.generate()
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()).decode()
+    public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+    return KeyPair(private, f"{public} {comment}")
+
+
+def fingerprint(public: str) -> str:
+    """The SHA256 fingerprint of a public key, as ssh-keygen -l prints it."""
+    digest = hashlib.sha256(base64.b64decode(public.split()[1])).digest()
+    return "SHA256:" + base64.b64encode(digest).decode().rstrip("=")

@@ -1,0 +1,54 @@
+"""Fan out, then join everything, then report every failure. Nothing is cleaned up under running workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import TypeVar
+
+from vcluster.errors import SeveralErrors, VclusterError
+from vcluster.events import Cancelled, Deadline
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+WORKERS_MAX = 32
+
+
+def each(items: Sequence[T], work: Callable[[T], R], *, deadline: Deadline) -> list[R]:
+    """The results of `work` for every item, in order, computed side by side.
+
+    The first failure, and an interrupt of the user's, call the others off through `deadline`; all are waited for.
+    Raises the failure, or SeveralErrors when there are more; one that merely obeyed the calling-off does not count.
+    """
+    if not items:
+        return []
+    with ThreadPoolExecutor(max_workers=min(len(items), WORKERS_MAX)) as pool:
+        futures = [pool.submit(_guarded, work, item, deadline) for item in items]
+        try:
+            wait(futures)
+        except BaseException:
+            deadline.cancel()
+            raise
+    return _results(futures)
+
+
+def _guarded(work: Callable[[T], R], item: T, deadline: Deadline) -> R:
+    try:
+        return work(item)
+    except BaseException:
+        deadline.cancel()
+        raise
+
+
+def _results(futures: Sequence[Future[R]]) -> list[R]:
+    errors = [error for future in futures if (error := future.exception())]
+    for error in errors:
+        if not isinstance(error, VclusterError):
+            raise error
+    genuine = [error for error in errors if isinstance(error, VclusterError) and not isinstance(error, Cancelled)]
+    if len(genuine) > 1:
+        raise SeveralErrors(genuine)
+    for error in genuine or errors:
+        raise error
+    return [future.result() for future in futures]

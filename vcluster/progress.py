@@ -1,0 +1,144 @@
+"""The one module that prints progress, on standard error: bars on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Sequence
+from typing import Any, TextIO
+
+from termcolor import colored
+from tqdm import tqdm
+
+from vcluster.events import EVERYONE, Event
+from vcluster.ledger import StageTime
+
+REFRESH_S = 0.5
+COLORS = {"fail": "red", "end": "green", "note": "yellow"}
+
+
+class Timer:
+    """Remembers how long each node spent in each stage."""
+
+    def __init__(self) -> None:
+        self._started: dict[tuple[str, str], float] = {}
+        self._times: list[StageTime] = []
+
+    def __call__(self, event: Event) -> None:
+        key = (event.stage, event.node)
+        if event.what == "start":
+            self._started[key] = event.at_s
+        elif event.what in ("end", "fail") and key in self._started:
+            began = self._started.pop(key)
+            self._times.append(StageTime(event.stage, event.node, round(began, 3), round(event.at_s - began, 3)))
+
+    @property
+    def times(self) -> tuple[StageTime, ...]:
+        """The stages that have ended, in the order they did."""
+        return tuple(self._times)
+
+
+class Lines:
+    """A line for each thing that is worth one: for logs and pipes."""
+
+    def __init__(self, stream: TextIO = sys.stderr) -> None:
+        self._stream = stream
+        self._started: dict[tuple[str, str], float] = {}
+
+    def __call__(self, event: Event) -> None:
+        key = (event.stage, event.node)
+        if event.what == "start":
+            self._started[key] = event.at_s
+        elif event.what == "note":
+            self._print(event, event.text)
+        elif event.what == "end":
+            self._print(event, f"{event.stage} took {event.at_s - self._started.pop(key, event.at_s):.1f} s")
+        elif event.what == "fail" and event.text:
+            self._print(event, f"{event.stage} failed: {event.text.splitlines()[0]}")
+
+    def close(self) -> None:
+        """Nothing is left open."""
+
+    def _print(self, event: Event, text: str) -> None:
+        name = f"{event.node}: " if event.node else ""
+        line = f"{event.at_s:7.1f} s  {name}{text}"
+        print(
+            colored(line, COLORS.get(event.what), no_color=not may_color(self._stream)), file=self._stream, flush=True
+        )
+
+
+class Bars:
+    """A bar for each node: its stage, how far it is, how long it has taken and what it waits for."""
+
+    def __init__(self, node_names: Sequence[str], stages: int, stream: TextIO = sys.stderr) -> None:
+        width = max((len(name) for name in node_names), default=0)
+        self._stages, self._stream, self._width = stages, stream, width
+        self._bars: dict[str, tqdm[Any]] = {}
+        self._waiting: dict[str, tuple[float, str]] = {}
+        self._now_s, self._closed = 0.0, threading.Event()
+        self._lock = threading.Lock()
+        for name in node_names:
+            self._bar(name)
+        self._ticker = threading.Thread(target=self._tick, daemon=True)
+        self._ticker.start()
+
+    def __call__(self, event: Event) -> None:
+        with self._lock:
+            self._now_s = event.at_s
+            if event.what == "note":
+                tqdm.write(colored(event.text, "yellow", no_color=not may_color(self._stream)), file=self._stream)
+            elif event.node != EVERYONE or event.stage.startswith("remove"):
+                self._show(event)
+
+    def _show(self, event: Event) -> None:
+        bar = self._bar(event.node)
+        if event.what in ("start", "progress"):
+            began = event.at_s if event.what == "start" else self._waiting.get(event.node, (event.at_s, ""))[0]
+            awaiting = f": {event.text}" if event.text else ""
+            self._waiting[event.node] = (began, f"{event.stage}{awaiting}")
+        else:
+            self._waiting.pop(event.node, None)
+            word = "failed" if event.what == "fail" else "done"
+            bar.set_postfix_str(
+                colored(f"{event.stage} {word}", COLORS[event.what], no_color=not may_color(self._stream))
+            )
+            bar.update(1 if event.what == "end" else 0)
+        self._redraw(event.node)
+
+    def _bar(self, node: str) -> tqdm[Any]:
+        if node not in self._bars:
+            self._bars[node] = tqdm(
+                total=self._stages,
+                desc=node.ljust(self._width),
+                position=len(self._bars),
+                file=self._stream,
+                leave=True,
+                bar_format="{desc} |{bar:20}| {postfix}",
+            )
+        return self._bars[node]
+
+    def _redraw(self, node: str) -> None:
+        if node in self._waiting:
+            began, text = self._waiting[node]
+            self._bars[node].set_postfix_str(f"{text} ({max(0.0, self._now_s - began):.0f} s)", refresh=False)
+        self._bars[node].refresh()
+
+    def _tick(self) -> None:
+        while not self._closed.wait(REFRESH_S):
+            with self._lock:
+                self._now_s += REFRESH_S
+                for node in list(self._waiting):
+                    self._redraw(node)
+
+    def close(self) -> None:
+        """Leave the bars as they are and the cursor below them."""
+        self._closed.set()
+        self._ticker.join()
+        for bar in self._bars.values():
+            bar.close()
+
+
+def may_color(stream: TextIO) -> bool:
+    """Whether colours may be used: on a terminal, unless NO_COLOR (https://no-color.org) is set."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

@@ -1,0 +1,62 @@
+"""XML of the management network, the storage pool and its volumes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vcluster.model import Network, Pool
+from vcluster.naming import MARK
+from vcluster.render.xml import element, text_of
+
+
+def network_xml(cluster: str, network: Network) -> str:
+    """The NAT network of a cluster. No DHCP: every address is decided beforehand and comes with the seed.
+
+    libvirt has no metadata on networks before 9.7, so the owner's mark is a TXT record of the network's own DNS,
+    beside the UUID.
+    """
+    root = element(
+        "network",
+        element("name", network.name),
+        element("uuid", network.uuid),
+        element("forward", mode="nat"),
+        element("bridge", name=network.bridge, stp="off", delay=0),
+        element("dns", element("txt", name=MARK, value=f"cluster={cluster}")),
+        element("ip", address=network.gateway, netmask=network.subnet.netmask),
+    )
+    return text_of(root)
+
+
+def pool_xml(pool: Pool) -> str:
+    """A directory pool; qemu may pass through it but not list it."""
+    root = element(
+        "pool",
+        element("name", pool.name),
+        element("uuid", pool.uuid),
+        element("target", element("path", str(pool.path)), element("permissions", element("mode", "0711"))),
+        type="dir",
+    )
+    return text_of(root)
+
+
+def overlay_xml(name: str, *, size_bytes: int, backing: Path) -> str:
+    """A copy-on-write volume over an image."""
+    root = element(
+        "volume",
+        element("name", name),
+        element("capacity", str(size_bytes), unit="bytes"),
+        element("target", element("format", type="qcow2"), element("permissions", element("mode", "0600"))),
+        element("backingStore", element("path", str(backing)), element("format", type="qcow2")),
+    )
+    return text_of(root)
+
+
+def raw_xml(name: str, *, size_bytes: int) -> str:
+    """A plain volume that content is uploaded into; readable by its owner alone, for a seed holds private keys."""
+    root = element(
+        "volume",
+        element("name", name),
+        element("capacity", str(size_bytes), unit="bytes"),
+        element("target", element("format", type="raw"), element("permissions", element("mode", "0600"))),
+    )
+    return text_of(root)

@@ -1,0 +1,25 @@
+"""The management network of a cluster, by libvirt."""
+
+from __future__ import annotations
+
+from vcluster.model import ServerPlan
+from vcluster.render.network import network_xml
+from vcluster.resources.found import Found
+from vcluster.servers import Server
+
+
+def create(server: Server, plan: ServerPlan, cluster: str) -> None:
+    """Make the management network of one server."""
+    server.hypervisor.create_network(network_xml(cluster, plan.network))
+
+
+def destroy(server: Server, cluster: str) -> None:
+    """Remove the cluster's management network."""
+    for network in server.hypervisor.networks():
+        if network.cluster == cluster:
+            server.hypervisor.destroy_network(network.name)
+
+
+def observe(server: Server) -> tuple[Found, ...]:
+    """All management networks of ours."""
+    return tuple(Found("network", network.name, network.cluster) for network in server.hypervisor.networks())

@@ -1,0 +1,1 @@
+"""What happens to a node after its power-on: boot, ssh, nfs, mpi, check."""
