@@ -54,7 +54,8 @@ quietly() {
     mkdir -p "$(dirname "$log")"
     printf '$ %s\n' "$*" >>"$log"
     if ! "$@" </dev/null >>"$log" 2>&1; then
-        say "$1 failed; the end of $log:"
+        say "failed: $*"
+        say "the end of $log:"
         tail -n 15 "$log" >&2
         exit 1
     fi

@@ -232,10 +232,16 @@ def execute(argv: Sequence[str], environment: Mapping[str, str]) -> int:
 
 
 def _send_behind(pid: int, number: int) -> None:
-    children = Path(f"/proc/{pid}/task/{pid}/children")
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        for child in children.read_text().split() or [str(pid)]:
-            os.kill(int(child), number)
+    with contextlib.suppress(ProcessLookupError):
+        for child in children(pid) or [pid]:
+            os.kill(child, number)
+
+
+def children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
 
 
 # --- inside: mounts and devices ---------------------------------------------------------------------------------------

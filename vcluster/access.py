@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
-from ClusterShell.NodeSet import NodeSet, NodeSetException
+from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet, NodeSetException
 
 from vcluster import cluster, parallel
 from vcluster.cluster import Site
@@ -59,12 +59,12 @@ def choose_nodes(plan: Plan, nodeset: str | None) -> tuple[Node, ...]:
     if nodeset is None:
         return plan.nodes
     try:
-        wanted = set(NodeSet(nodeset, resolver=None))
+        wanted = set(NodeSet(nodeset, resolver=RESOLVER_NOGROUP))
     except NodeSetException as error:
         raise RequestError(f"-w {shown(nodeset)} is not a nodeset: {error}", hint="such as 'node[1-3]'") from error
     unknown = wanted - {node.name for node in plan.nodes}
     if unknown or not wanted:
-        names = NodeSet.fromlist([node.name for node in plan.nodes], resolver=None)
+        names = NodeSet.fromlist([node.name for node in plan.nodes], resolver=RESOLVER_NOGROUP)
         raise RequestError(
             f"cluster {plan.name} has no node {', '.join(map(shown, sorted(unknown))) or shown(nodeset)}",
             hint=f"it has {names}",

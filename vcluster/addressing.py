@@ -92,10 +92,19 @@ def _taken(facts: Facts) -> tuple[IPv4Network, ...]:
 
 def _first_free(size: IPv4Network, space: IPv4Network, taken: Iterable[IPv4Network]) -> IPv4Network:
     taken = tuple(taken)
-    for candidate in space.subnets(new_prefix=size.prefixlen):
-        if not any(candidate.overlaps(network) for network in taken):
+    candidate: IPv4Network | None = IPv4Network((space.network_address, size.prefixlen))
+    while candidate and candidate.subnet_of(space):
+        obstacle = next((network for network in taken if network.overlaps(candidate)), None)
+        if obstacle is None:
             return candidate
+        candidate = _behind(obstacle if obstacle.prefixlen < candidate.prefixlen else candidate, candidate.prefixlen)
     raise ConflictError(f"no /{size.prefixlen} of {space} is free on this machine", hint="give one with --subnet")
+
+
+def _behind(network: IPv4Network, prefixlen: int) -> IPv4Network | None:
+    """The network of that size right behind another, or None at the end of all addresses."""
+    start = int(network.broadcast_address) + 1
+    return IPv4Network((start, prefixlen)) if start < 2**32 else None
 
 
 def _refuse_overlap(subnet: IPv4Network, facts: Facts) -> None:

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterable
 from math import prod
 
-from ClusterShell.NodeSet import NodeSet, NodeSetException
+from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet, NodeSetException
 
 from vcluster.errors import RequestError
 
@@ -76,7 +76,7 @@ def expand(nodeset: str) -> tuple[str, ...]:
     if (size := _size(nodeset)) > NODES_MAX:
         raise RequestError(f"--names {shown(nodeset)} gives {size} names", hint=f"1 to {NODES_MAX} are possible")
     try:
-        names = tuple(name for part in _parts(nodeset) for name in NodeSet(part, resolver=None))
+        names = tuple(name for part in _parts(nodeset) for name in NodeSet(part, resolver=RESOLVER_NOGROUP))
     except (NodeSetException, ValueError) as error:
         raise RequestError(
             f"--names {shown(nodeset)} is not a nodeset: {error}", hint="such as 'red[01-05]'"

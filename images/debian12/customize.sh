@@ -56,7 +56,7 @@ mkdir "$root/tmp/grub"
 # Installing systemd-resolved has made this a link to what only a running system has.
 rm -f "$root/etc/resolv.conf"
 cp /etc/resolv.conf "$root/etc/resolv.conf"
-in_root sh -euc 'cd /tmp/grub; apt-get -qq download grub-pc-bin grub-common libdevmapper1.02.1 
+in_root sh -euc 'cd /tmp/grub; apt-get -qq download grub-pc-bin grub-common libdevmapper1.02.1
     for package in *.deb; do dpkg-deb -x "$package" .; done
     libraries=$(dirname "$(find . -name libdevmapper.so.1.02.1)")
     echo "set prefix=(hd0,msdos1)/boot/grub" >early.cfg
@@ -71,4 +71,3 @@ ln -sf ../run/systemd/resolve/stub-resolv.conf "$root/etc/resolv.conf"
 : >"$root/etc/machine-id"
 rm -f "$root"/etc/fstab "$root"/etc/ssh/ssh_host_* "$root/var/lib/dbus/machine-id" "$root/etc/hostname" "$root/var/lib/systemd/random-seed"
 rm -rf "$root"/var/lib/apt/lists/* "$root"/var/cache/apt/*.bin "$root"/var/log/*.log "$root"/var/log/apt/*
-in_root sh -c 'ldconfig; find /usr/lib/python3 /usr/lib/python3.11 -name __pycache__ | head -1 >/dev/null'

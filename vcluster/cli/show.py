@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ClusterShell.MsgTree import MsgTree
-from ClusterShell.NodeSet import NodeSet
+from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet
 
 from vcluster.hosts.shell import Completed
 from vcluster.ledger import StageTime
@@ -29,7 +29,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 def folded_names(names: Iterable[str]) -> str:
     """node1,node2,node3 as node[1-3]."""
-    return str(NodeSet.fromlist(list(names), resolver=None))
+    return str(NodeSet.fromlist(list(names), resolver=RESOLVER_NOGROUP))
 
 
 def status(found: Status) -> str:

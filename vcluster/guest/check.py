@@ -93,7 +93,8 @@ def write(request: Request) -> list[Result]:
 
 def mpi(request: Request) -> list[Result]:
     names = [target["name"] for target in request["targets"]]
-    env = dict(os.environ, HYDRA_IFACE="lab0", FI_TCP_IFACE="lab0", FI_SOCKETS_IFACE="lab0")
+    home = os.path.dirname(request["hostfile"])
+    env = dict(os.environ, HOME=home, HYDRA_IFACE="lab0", FI_TCP_IFACE="lab0", FI_SOCKETS_IFACE="lab0")
     argv = ["mpiexec", "-f", request["hostfile"], "-ppn", "1", "-n", str(len(names)), "hostname"]
     try:
         done = subprocess.run(
@@ -103,7 +104,8 @@ def mpi(request: Request) -> list[Result]:
             text=True,
             timeout=request["timeout"],
             env=env,
-            cwd=os.path.dirname(request["hostfile"]),
+            check=False,
+            cwd=home,
         )
         found, detail = done.stdout.split(), last_line(done.stderr) or last_line(done.stdout)
     except subprocess.TimeoutExpired:

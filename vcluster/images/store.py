@@ -215,13 +215,13 @@ class Store:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
-            if not os.access(self.root, os.W_OK):
-                raise PermissionError
         except PermissionError as error:
             raise MissingError(f"{self.root} cannot be written by this user", hint="run it with sudo") from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield
+        except PermissionError as error:
+            raise MissingError(f"{self.root} cannot be written by this user", hint="run it with sudo") from error
         except BlockingIOError as error:
             raise ConflictError("another command is changing the images", hint="wait for it") from error
         except OSError as error:

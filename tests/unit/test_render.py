@@ -1,0 +1,113 @@
+"""Golden files of everything that libvirt and the guests read. UPDATE_GOLDEN=1 writes them anew."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests import samples
+from vcluster.render import guest, network, seed, ssh, xml
+from vcluster.render.domain import domain_xml
+from vcluster.recipes import guest_file
+
+Golden = Callable[[str, str], None]
+LOG = Path("/state/clusters/lab/consoles/node1.log")
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "accel"),
+    [
+        ("direct-tcg", samples.DIRECT, "tcg"),
+        ("direct-kvm", samples.DIRECT, "kvm"),
+        ("ordinary-tcg", samples.ORDINARY, "tcg"),
+    ],
+)
+def test_domain(golden: Golden, name: str, image: object, accel: str) -> None:
+    plan = samples.plan(2, image=image, accel=accel)  # type: ignore[arg-type]
+    golden(f"domain-{name}.xml", domain_xml(plan, plan.head, LOG))
+
+
+def test_network_pool_volumes(golden: Golden) -> None:
+    plan = samples.plan(2)
+    server = plan.servers[0]
+    golden("network.xml", network.network_xml(plan.name, server.network))
+    golden("pool.xml", network.pool_xml(server.pool))
+    golden("overlay.xml", network.overlay_xml("node1.qcow2", size_bytes=8 * 2**30, backing=plan.image.disk))
+    golden("seed-volume.xml", network.raw_xml("node1.seed.iso", size_bytes=400_000))
+
+
+@pytest.mark.parametrize(("name", "image"), [("direct", samples.DIRECT), ("ordinary", samples.ORDINARY)])
+def test_seed(golden: Golden, name: str, image: object) -> None:
+    plan = samples.plan(2, image=image)  # type: ignore[arg-type]
+    files = seed.seed_files(plan, plan.workers[0], samples.keys(), ready_unit=guest_file("vcluster-ready.service"))
+    for file, text in files.items():
+        golden(f"seed-{name}/{file}", text)
+    assert files["user-data"].startswith("#cloud-config\n")
+    config = json.loads(files["user-data"].split("\n", 1)[1])
+    assert config["ssh_pwauth"] is False
+    assert "passwd" not in files["user-data"]
+
+
+def test_guest_files(golden: Golden) -> None:
+    plan, keys = samples.plan(3), samples.keys(3)
+    golden("guest/hosts", guest.etc_hosts(plan))
+    golden("guest/known_hosts", guest.known_hosts(plan, keys))
+    golden("guest/hostfile", guest.hostfile(plan))
+    golden("guest/exports", guest.exports(plan))
+    golden("guest/nfs.conf", guest.nfs_server_settings(plan))
+    golden("guest/fstab", guest.mount_line(plan))
+    golden("guest/sshd.conf", guest.sshd_settings())
+    golden(
+        "guest/actions-head.json",
+        json.dumps(guest.ssh_actions(plan, plan.head, keys) + guest.nfs_actions(plan, plan.head), indent=1),
+    )
+    golden(
+        "guest/actions-worker.json",
+        json.dumps(guest.nfs_actions(plan, plan.workers[0]) + guest.mpi_actions(plan), indent=1),
+    )
+
+
+def test_users_files(golden: Golden) -> None:
+    plan = samples.plan(2)
+    config = ssh.ssh_config(
+        plan, identity=Path("/state/clusters/lab/id_ed25519"), known_hosts=Path("/st ate/known_hosts")
+    )
+    golden("ssh_config", config)
+    golden("known_hosts", ssh.known_hosts(plan, samples.keys()))
+
+
+def test_no_node_has_its_own_name_on_loopback() -> None:
+    plan = samples.plan(4)
+    lines = [line.split() for line in guest.etc_hosts(plan).splitlines()]
+    for node in plan.nodes:
+        assert [line[0] for line in lines if node.name in line[1:]] == [str(node.address)]
+
+
+def test_the_admin_key_never_enters_a_guest() -> None:
+    plan, keys = samples.plan(2), samples.keys()
+    texts = [
+        *seed.seed_files(plan, plan.head, keys, ready_unit="").values(),
+        json.dumps(guest.ssh_actions(plan, plan.head, keys)),
+    ]
+    assert not any(keys.admin.private.strip() in text for text in texts)
+
+
+def test_each_seed_holds_only_its_own_host_key() -> None:
+    plan, keys = samples.plan(2), samples.keys()
+    text = "".join(seed.seed_files(plan, plan.head, keys, ready_unit="").values())
+    assert "private node1" in text
+    assert "private node2" not in text
+
+
+@given(st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=50))
+def test_no_text_breaks_out_of_xml(text: str) -> None:
+    tree = ET.fromstring(xml.text_of(xml.element("a", xml.element("b", text, c=text))))
+    assert [child.tag for child in tree.iter()] == ["a", "b"]
+    assert (tree[0].text or "") == text
+    assert tree[0].attrib == {"c": text}
