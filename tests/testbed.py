@@ -130,7 +130,7 @@ def testbed(*names: str, has_uplink: bool = False) -> Iterator[tuple[Server, ...
         manage("down", *unique)
 
 
-testbed.__test__ = False  # type: ignore[attr-defined]  its name begins like a test's
+testbed.__test__ = False  # type: ignore[attr-defined]  # its name begins like a test's
 
 
 def find(name: str) -> Server:

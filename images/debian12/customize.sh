@@ -13,7 +13,8 @@ chmod 755 "$root/usr/lib/vcluster/seed"
 install -m 644 "$here/../guest/vcluster-ready.service" "$root/etc/systemd/system/"
 
 # --- accounts ------------------------------------------------------------------------------------------------------------
-# No account has a password: "*" allows keys only ("!" would lock them out, see sshd_config.d/vcluster.conf).
+# The cluster's user has the number that vcluster gives it on any image.
+# No account has a password: "*" allows keys only ("!" would lock them out of an sshd without PAM).
 in_root useradd --uid 2000 --user-group --create-home --shell /bin/bash --password '*' mpiuser
 in_root usermod --password '*' root
 
@@ -69,5 +70,6 @@ ln -sf ../run/systemd/resolve/stub-resolv.conf "$root/etc/resolv.conf"
 # --- nothing that must be unique to a node, nothing that is not needed ---------------------------------------------------------
 # An empty machine-id (not a missing one) is filled at boot without running systemd's first-boot presets.
 : >"$root/etc/machine-id"
-rm -f "$root"/etc/fstab "$root"/etc/ssh/ssh_host_* "$root/var/lib/dbus/machine-id" "$root/etc/hostname" "$root/var/lib/systemd/random-seed"
+echo "# The kernel's arguments mount the root file system as it stays." >"$root/etc/fstab"
+rm -f "$root"/etc/ssh/ssh_host_* "$root/var/lib/dbus/machine-id" "$root/etc/hostname" "$root/var/lib/systemd/random-seed"
 rm -rf "$root"/var/lib/apt/lists/* "$root"/var/cache/apt/*.bin "$root"/var/log/*.log "$root"/var/log/apt/*

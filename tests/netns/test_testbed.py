@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from testbed import SCRIPT, Server, find, kill, manage, testbed
+
+from tests.testbed import SCRIPT, Server, find, kill, manage, testbed
 
 pytestmark = [
     pytest.mark.netns,

@@ -55,8 +55,12 @@ class BuiltImage:
 class Mirrors:
     """Where Debian's packages come from: the URIs of the archive and of its security updates."""
 
-    archive: str = "http://deb.debian.org/debian"
-    security: str = "http://deb.debian.org/debian-security"
+    archive: str
+    security: str
+
+
+# Debian's own, for hosts that name none: Ubuntu's, say.
+DEBIAN = Mirrors("http://deb.debian.org/debian", "http://deb.debian.org/debian-security")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +102,7 @@ def recipe_digest(recipe: Path) -> str:
     for top in (recipe, recipe.parent / "guest"):
         for path in sorted(top.rglob("*")):
             if path.is_symlink():
-                kind, content = "l", os.readlink(path).encode()
+                kind, content = "l", str(path.readlink()).encode()
             elif path.is_file():
                 kind, content = "x" if path.stat().st_mode & 0o100 else "f", path.read_bytes()
             else:
@@ -137,7 +141,8 @@ def host_mirrors(texts: Iterable[str]) -> Mirrors:
     An entry is taken for Debian itself when its URI, suite, component and key all look so: other vendors use
     Debian's suite names too. A host of another release, or of Ubuntu, still names a fitting mirror or none.
     """
-    archive, security = [], []
+    archive: list[str] = []
+    security: list[str] = []
     for source in (source for text in texts for source in parse_sources(text)):
         if "main" not in source.components or (source.signed_by and "debian-archive" not in source.signed_by):
             continue
@@ -146,13 +151,7 @@ def host_mirrors(texts: Iterable[str]) -> Mirrors:
             pattern = r"https?://.+/debian-security/?" if found is security else r"https?://.+/debian/?"
             if re.fullmatch(r"[a-z]+(-updates|-security|/updates)?", suite):
                 found.extend(uri.rstrip("/") for uri in source.uris if re.fullmatch(pattern, uri))
-    return Mirrors(
-        *(first[0] if first else default for first, default in zip((archive, security), _defaults(), strict=True))
-    )
-
-
-def _defaults() -> tuple[str, str]:
-    return Mirrors().archive, Mirrors().security
+    return Mirrors((archive or [DEBIAN.archive])[0], (security or [DEBIAN.security])[0])
 
 
 def parse_sources(text: str) -> list[AptSource]:
@@ -294,5 +293,5 @@ def export_kernel(root: Path, destination: Path) -> None:
     """Copy the kernel and its initramfs out, for guests booted without the boot loader."""
     for name in ("vmlinuz", "initrd.img"):
         # The link is read by hand: an absolute one would lead into this host.
-        target = root / os.readlink(root / name).lstrip("/")
+        target = root / str((root / name).readlink()).lstrip("/")
         shutil.copyfile(target, destination / name)

@@ -1,0 +1,83 @@
+"""The guest program that makes actions true: what it changes the first time, and that it changes nothing the second."""
+
+from __future__ import annotations
+
+import os
+import pwd
+from pathlib import Path
+
+import pytest
+
+from vcluster.guest import apply
+
+ME = pwd.getpwuid(os.getuid()).pw_name
+
+
+def file(path: Path, text: str, mode: int = 0o644) -> dict[str, object]:
+    return {"do": "file", "path": str(path), "text": text, "owner": ME, "mode": mode}
+
+
+def test_a_file_is_written_once(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "file"
+    action = file(path, "hello\n", 0o600)
+    assert apply.apply([action]) == [str(path)]
+    assert path.read_text() == "hello\n"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert apply.apply([action]) == []
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.write_text("other"), lambda path: path.chmod(0o666), Path.unlink])
+def test_a_damaged_file_is_mended(tmp_path: Path, damage: object) -> None:
+    path = tmp_path / "file"
+    apply.apply([file(path, "hello\n")])
+    damage(path)  # type: ignore[operator]
+    assert apply.apply([file(path, "hello\n")]) == [str(path)]
+    assert path.read_text() == "hello\n"
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_directory(tmp_path: Path) -> None:
+    action = {"do": "directory", "path": str(tmp_path / "a" / "b"), "owner": ME, "mode": 0o700}
+    assert apply.apply([action]) == [str(tmp_path / "a" / "b")]
+    assert apply.apply([action]) == []
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("", "new /target x\n"),
+        ("root / ext4\n", "root / ext4\nnew /target x\n"),
+        ("root / ext4", "root / ext4\nnew /target x\n"),
+        ("# a comment\nold /target y\nroot / ext4\n", "# a comment\nroot / ext4\nnew /target x\n"),
+    ],
+)
+def test_a_line_of_a_table(tmp_path: Path, before: str, after: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "fstab"
+    path.write_text(before)
+    monkeypatch.setattr(os, "chown", lambda *_: None)  # the table belongs to root, the test may not be
+    action = {"do": "line", "path": str(path), "key": "/target", "text": "new /target x\n"}
+    assert apply.apply([action]) == [str(path)]
+    assert path.read_text() == after
+    assert apply.apply([action]) == []
+
+
+def test_a_command_runs_only_after_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[list[str]] = []
+    monkeypatch.setattr(apply, "run", ran.append)
+    path = tmp_path / "table"
+    actions = [file(path, "x"), {"do": "run", "argv": ["reload"], "if_changed": [str(path)]}]
+    apply.apply(actions)
+    apply.apply(actions)
+    assert ran == [["reload"]]
+
+
+def test_a_user_of_another_uid_is_not_taken_over() -> None:
+    with pytest.raises(RuntimeError, match="exists with another uid"):
+        apply.apply([{"do": "user", "name": ME, "uid": os.getuid() + 1, "home": "/"}])
+
+
+def test_mounts_are_recognised() -> None:
+    with open("/proc/self/mounts") as mounts:
+        source, target = mounts.readline().split()[:2]
+    assert apply.mounted(target, source)
+    assert not apply.mounted(target, "elsewhere:/folder")

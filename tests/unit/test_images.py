@@ -1,0 +1,111 @@
+"""Partition tables, and the parts of the image store that touch nothing but files."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+
+from vcluster.errors import ConflictError, RequestError
+from vcluster.images.store import Store
+from vcluster.images.verify import SECTOR, partitions_end
+
+
+def mbr(*entries: tuple[int, int, int], signature: bytes = b"\x55\xaa") -> bytes:
+    table = b"".join(struct.pack("<BxxxBxxxII", 0, kind, start, length) for kind, start, length in entries)
+    return bytes(446) + table.ljust(64, b"\0") + signature + bytes(SECTOR)
+
+
+def gpt(backup: int) -> bytes:
+    header = b"EFI PART" + bytes(24) + struct.pack("<Q", backup)
+    return mbr((0xEE, 1, 0xFFFFFFFF))[:SECTOR] + header.ljust(SECTOR, b"\0")
+
+
+@pytest.mark.parametrize(
+    ("head", "end"),
+    [
+        (mbr((0x83, 2048, 100)), 2148 * 512),
+        (mbr((0x83, 2048, 100), (0x82, 4096, 10)), 4106 * 512),
+        (gpt(9999), 10000 * 512),
+        (mbr(), None),
+        (mbr((0x83, 2048, 100), signature=b"\0\0"), None),
+        (mbr((0xEE, 1, 1)), None),
+        (b"", None),
+        (b"<html>" * 200, None),
+    ],
+)
+def test_the_end_of_the_partitions(head: bytes, end: int | None) -> None:
+    assert partitions_end(head) == end
+
+
+def stored(root: Path, name: str = "demo") -> Store:
+    store = Store(root)
+    with store._unfinished() as folder:
+        (folder / "disk.qcow2").write_bytes(name.encode() * 100)
+        store._finish(folder, name=name, origin="test", virtual_size_bytes=1, kernel_cmdline="", features=(), recipe="")
+    return store
+
+
+def test_an_image_is_found_by_name_and_by_digest(tmp_path: Path) -> None:
+    store = stored(tmp_path)
+    manifest = store.manifest("demo")
+    assert store.manifest(manifest.digest) == store.manifest(manifest.digest.removeprefix("sha256-")[:12]) == manifest
+    assert store.find("demo").kernel is None
+    assert store.verify(manifest) == ()
+
+
+@pytest.mark.parametrize("name", ["", "none", "../demo", "sha256-", "1234"])
+def test_an_unknown_image(tmp_path: Path, name: str) -> None:
+    with pytest.raises(RequestError, match="there is no image"):
+        stored(tmp_path).find(name)
+
+
+def test_a_rotten_and_a_missing_file_are_found(tmp_path: Path) -> None:
+    store = stored(tmp_path)
+    manifest = store.manifest("demo")
+    disk = tmp_path / manifest.digest / "disk.qcow2"
+    disk.write_bytes(b"x")
+    assert "has changed" in store.verify(manifest)[0]
+    disk.unlink()
+    assert "is missing" in store.verify(manifest)[0]
+
+
+def test_an_image_in_use_is_not_removed(tmp_path: Path) -> None:
+    store = stored(tmp_path)
+    manifest = store.manifest("demo")
+    with pytest.raises(ConflictError, match="used by lab"):
+        store.remove(manifest, users=("lab",))
+    assert store.images() == (manifest,)
+    store.remove(manifest, users=())
+    assert store.images() == ()
+    assert store.names() == {}
+
+
+def test_what_failed_or_was_killed_leaves_no_image(tmp_path: Path) -> None:
+    store = stored(tmp_path)
+    with pytest.raises(ZeroDivisionError), store._unfinished() as folder:
+        (folder / "disk.qcow2").write_bytes(b"half")
+        raise ZeroDivisionError
+    (tmp_path / ".unfinished-killed").mkdir()
+    assert len(store.images()) == 1
+    stored(tmp_path, "other")
+    assert sorted(path.name[:7] for path in tmp_path.iterdir()) == ["names", "sha256-", "sha256-"]
+
+
+def test_one_builder_at_a_time(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with store._unfinished(), pytest.raises(ConflictError, match="another command"), store._unfinished():
+        pass
+
+
+def test_a_name_points_to_the_newest(tmp_path: Path) -> None:
+    store = stored(tmp_path)
+    old = store.manifest("demo").digest
+    with store._unfinished() as folder:
+        (folder / "disk.qcow2").write_bytes(b"newer")
+        store._finish(
+            folder, name="demo", origin="test", virtual_size_bytes=1, kernel_cmdline="", features=(), recipe=""
+        )
+    assert store.manifest("demo").digest != old
+    assert len(store.images()) == 2

@@ -1,0 +1,85 @@
+"""Fan out, join, report; deadlines."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from vcluster import parallel
+from vcluster.errors import ConflictError, DeadlineError, MissingError, SeveralErrors
+from vcluster.events import Cancelled, Deadline, Event, Reporter
+from vcluster.progress import Timer
+
+
+def test_results_come_in_order() -> None:
+    assert parallel.each([3, 1, 2], lambda number: number * 2, deadline=Deadline(5)) == [6, 2, 4]
+    assert parallel.each([], lambda number: number, deadline=Deadline(5)) == []
+
+
+def test_a_failure_calls_the_others_off_and_all_are_joined() -> None:
+    deadline, ended = Deadline(30), threading.Event()
+
+    def work(number: int) -> None:
+        if number == 0:
+            raise MissingError("zero")
+        try:
+            while True:
+                deadline.pause(0.01, "nothing")
+        finally:
+            ended.set()
+
+    with pytest.raises(MissingError, match="zero"):
+        parallel.each([0, 1], work, deadline=deadline)
+    assert ended.is_set()
+
+
+def test_several_failures_are_told_together() -> None:
+    together = threading.Barrier(2)
+
+    def work(number: int) -> None:
+        together.wait(5)
+        raise (ConflictError if number else MissingError)(f"number {number}")
+
+    with pytest.raises(SeveralErrors) as raised:
+        parallel.each([0, 1], work, deadline=Deadline(30))
+    assert {error.message for error in raised.value.errors} == {"number 0", "number 1"}
+    assert raised.value.exit_code == 3
+
+
+def test_a_bug_is_not_hidden_among_failures() -> None:
+    def work(number: int) -> None:
+        raise ZeroDivisionError if number else MissingError("zero")
+
+    with pytest.raises((ZeroDivisionError, MissingError)):
+        parallel.each([1], work, deadline=Deadline(30))
+
+
+def test_a_deadline_names_what_was_awaited() -> None:
+    with pytest.raises(DeadlineError, match="the moon did not come within 0 s"):
+        Deadline(0).check("the moon")
+
+
+def test_a_deadline_can_be_called_off() -> None:
+    deadline = Deadline(60)
+    deadline.cancel()
+    with pytest.raises(Cancelled):
+        deadline.pause(60, "the moon")
+
+
+def test_steps_are_reported_and_timed() -> None:
+    events: list[Event] = []
+    timer = Timer()
+    report = Reporter((events.append, timer))
+    with report.step("boot", "node1", awaiting="its word"):
+        pass
+    with pytest.raises(MissingError), report.step("ssh", "node1"):
+        raise MissingError("no key")
+    assert [(event.what, event.stage) for event in events] == [
+        ("start", "boot"),
+        ("end", "boot"),
+        ("start", "ssh"),
+        ("fail", "ssh"),
+    ]
+    assert events[-1].text == "no key"
+    assert [time.stage for time in timer.times] == ["boot", "ssh"]
