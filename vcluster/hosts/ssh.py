@@ -92,16 +92,14 @@ def connect(name: str, address: str, *, user: str, private_key: str, host_key: s
     pinned = paramiko.Ed25519Key(data=base64.b64decode(host_key.split()[1]))
     while True:
         try:
-            return Session(name, _log_in(address, user, key, pinned), deadline)
-        except paramiko.BadHostKeyException as error:
-            raise VclusterError(f"{name} at {address} shows another host key than the one it was given") from error
+            return Session(name, _log_in(name, address, user, key, pinned), deadline)
         except paramiko.AuthenticationException as error:
             raise VclusterError(f"{name} at {address} refuses the cluster's key for {user}") from error
         except (paramiko.SSHException, OSError, EOFError) as error:
             deadline.pause(RETRY_S, f"{name}: a login by ssh ({_said(error)})")
 
 
-def _log_in(address: str, user: str, key: paramiko.PKey, pinned: paramiko.PKey) -> paramiko.Transport:
+def _log_in(name: str, address: str, user: str, key: paramiko.PKey, pinned: paramiko.PKey) -> paramiko.Transport:
     transport = paramiko.Transport(socket.create_connection((address, PORT), timeout=CONNECT_TIMEOUT_S))
     try:
         # A node on a loaded host answers late; paramiko's own limits are for the internet.
@@ -109,7 +107,10 @@ def _log_in(address: str, user: str, key: paramiko.PKey, pinned: paramiko.PKey) 
         options = transport.get_security_options()
         options.ciphers = [name for name in options.ciphers if name in _CIPHERS]
         options.kex = [name for name in options.kex if name in _KEX]
-        transport.connect(hostkey=pinned, username=user, pkey=key)
+        transport.start_client(timeout=CONNECT_TIMEOUT_S)
+        if transport.get_remote_server_key() != pinned:
+            raise VclusterError(f"{name} at {address} shows another host key than the one it was given")
+        transport.auth_publickey(user, key)
     except BaseException:
         transport.close()
         raise

@@ -1,0 +1,115 @@
+"""libvirt's own test driver: our XML against its schema, marks, and what is not ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests import samples
+from vcluster.errors import MissingError, VclusterError
+from vcluster.hosts.hypervisor import Hypervisor
+from vcluster.model import Image
+from vcluster.render import network
+from vcluster.render.domain import domain_xml
+
+pytestmark = pytest.mark.libvirt
+
+LOG = Path("/tmp/console.log")
+
+
+@pytest.fixture
+def hypervisor(tmp_path: Path) -> Iterator[Hypervisor]:
+    """An empty host of its own for each test."""
+    node = tmp_path / "node.xml"
+    node.write_text(
+        "<node><cpu><mhz>2000</mhz><model>x86_64</model><active>2</active></cpu><memory>8388608</memory></node>"
+    )
+    with Hypervisor(f"test://{node}") as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("image", [samples.DIRECT, samples.ORDINARY])
+@pytest.mark.parametrize("mtu", [576, 1450, 9216])
+def test_domains_pass_the_schema_and_are_recognised(hypervisor: Hypervisor, image: Image, mtu: int) -> None:
+    plan = samples.plan(2, image=image, mtu=mtu)
+    for node in plan.nodes:
+        xml = domain_xml(plan, node, LOG).replace("type='qemu'", "type='test'").replace('type="qemu"', 'type="test"')
+        hypervisor.define_domain(xml)
+    found = hypervisor.domains()
+    assert {(one.name, one.cluster, one.node, one.image, one.is_active) for one in found} == {
+        ("lab.node1", "lab", "node1", image.digest, False),
+        ("lab.node2", "lab", "node2", image.digest, False),
+    }
+    hypervisor.start_domain("lab.node1")
+    assert {one.node for one in hypervisor.domains() if one.is_active} == {"node1"}
+
+
+def test_a_domain_goes_and_going_twice_is_fine(hypervisor: Hypervisor) -> None:
+    plan = samples.plan(1)
+    hypervisor.define_domain(domain_xml(plan, plan.head, LOG).replace('type="qemu"', 'type="test"'))
+    hypervisor.start_domain("lab.node1")
+    for _ in range(2):
+        hypervisor.stop_domain("lab.node1")
+        hypervisor.undefine_domain("lab.node1")
+    assert hypervisor.domains() == ()
+
+
+def test_unknown_elements_are_refused(hypervisor: Hypervisor) -> None:
+    plan = samples.plan(1)
+    xml = (
+        domain_xml(plan, plan.head, LOG)
+        .replace('type="qemu"', 'type="test"')
+        .replace("<memory ", "<memori ")
+        .replace("</memory>", "</memori>")
+    )
+    with pytest.raises(VclusterError, match="defining a domain"):
+        hypervisor.define_domain(xml)
+
+
+def test_somebody_elses_domain_is_not_ours(hypervisor: Hypervisor) -> None:
+    hypervisor.define_domain(
+        "<domain type='test'><name>lab.node1</name><memory>1024</memory><os><type>hvm</type></os></domain>"
+    )
+    assert hypervisor.domains() == ()
+
+
+def test_networks(hypervisor: Hypervisor) -> None:
+    plan = samples.plan(1)
+    wanted = plan.servers[0].network
+    hypervisor.create_network(network.network_xml("lab", wanted))
+    (found,) = hypervisor.networks()
+    assert (found.name, found.cluster, found.is_active) == ("vcluster-lab", "lab", True)
+    hypervisor.destroy_network("vcluster-lab")
+    hypervisor.destroy_network("vcluster-lab")
+    assert hypervisor.networks() == ()
+
+
+def test_a_network_of_our_name_but_not_our_uuid_is_not_ours(hypervisor: Hypervisor) -> None:
+    foreign = replace(samples.plan(1).servers[0].network, uuid="11111111-2222-3333-4444-555555555555")
+    hypervisor.create_network(network.network_xml("lab", foreign))
+    assert hypervisor.networks() == ()
+
+
+def test_pools_and_volumes(hypervisor: Hypervisor) -> None:
+    plan = samples.plan(1)
+    pool = plan.servers[0].pool
+    hypervisor.create_pool(network.pool_xml(pool))
+    hypervisor.create_volume(pool.name, network.raw_xml("node1.seed.iso", size_bytes=4096))
+    assert [found.cluster for found in hypervisor.pools()] == ["lab"]
+    assert hypervisor.volumes(pool.name) == ("node1.seed.iso",)
+
+
+def test_versions_are_told(hypervisor: Hypervisor) -> None:
+    assert set(hypervisor.versions()) == {"libvirt", "qemu"}
+
+
+@pytest.mark.parametrize(
+    "uri", ["test:///no/such/file.xml", "qemu+unix:///system?socket=/no/such/socket", "nonsense:///x"]
+)
+def test_a_libvirt_that_is_not_there(uri: str) -> None:
+    with pytest.raises((MissingError, VclusterError), match="connecting to") as raised:
+        Hypervisor(uri)
+    assert len(raised.value.message.splitlines()) == 1

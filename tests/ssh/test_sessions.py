@@ -1,0 +1,162 @@
+"""Sessions against a real SSH server of this process, on the loopback interface."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+import paramiko
+import pytest
+
+from vcluster import keys
+from vcluster.errors import DeadlineError, VclusterError
+from vcluster.events import Deadline
+from vcluster.hosts import ssh
+from vcluster.keys import KeyPair
+
+pytestmark = pytest.mark.ssh
+
+HOST, USER, OTHER = (keys.make_pair(name) for name in ("host", "user", "other"))
+
+
+class Door(paramiko.ServerInterface):
+    """Lets one key in and really runs what it is told."""
+
+    def get_allowed_auths(self, username: str) -> str:
+        return "publickey"
+
+    def check_auth_publickey(self, username: str, key: paramiko.PKey) -> int:
+        is_known = username == "root" and USER.public.split()[1] == key.get_base64()
+        return paramiko.AUTH_SUCCESSFUL if is_known else paramiko.AUTH_FAILED
+
+    def check_channel_request(self, kind: str, chanid: int) -> int:
+        return paramiko.OPEN_SUCCEEDED
+
+    def check_channel_exec_request(self, channel: paramiko.Channel, command: bytes) -> bool:
+        threading.Thread(target=execute, args=(channel, command.decode()), daemon=True).start()
+        return True
+
+
+def execute(channel: paramiko.Channel, command: str) -> None:
+    with subprocess.Popen(
+        ["sh", "-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        done = process.communicate(b"".join(iter(lambda: channel.recv(65536), b"")))
+    channel.sendall(done[0])
+    channel.sendall_stderr(done[1])
+    channel.send_exit_status(process.returncode)
+    channel.close()
+
+
+@pytest.fixture
+def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        stopping = threading.Event()
+        transports: list[paramiko.Transport] = []
+
+        def serve() -> None:
+            while not stopping.is_set():
+                try:
+                    client, _ = listener.accept()
+                except OSError:
+                    return
+                transport = paramiko.Transport(client)
+                transports.append(transport)
+                transport.add_server_key(private(HOST))
+                try:
+                    transport.start_server(server=Door())
+                except (paramiko.SSHException, EOFError):
+                    continue
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        number = listener.getsockname()[1]
+        monkeypatch.setattr(ssh, "PORT", number)
+        yield number
+        stopping.set()
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join(5)
+        for transport in transports:
+            transport.close()
+
+
+def private(pair: KeyPair) -> paramiko.PKey:
+    import io
+
+    return paramiko.Ed25519Key.from_private_key(io.StringIO(pair.private))
+
+
+def connect(*, key: KeyPair = USER, host: KeyPair = HOST, timeout_s: float = 20) -> ssh.Session:
+    return ssh.connect(
+        "node1", "127.0.0.1", user="root", private_key=key.private, host_key=host.public, deadline=Deadline(timeout_s)
+    )
+
+
+@pytest.mark.usefixtures("port")
+def test_a_program_gets_its_input_and_gives_its_output() -> None:
+    with connect() as session:
+        done = session.run(["sh", "-c", "cat; echo oops >&2; exit 3"], stdin=b"hello", awaited="cat")
+    assert (done.exit_code, done.stdout, done.stderr) == (3, "hello", "oops\n")
+
+
+@pytest.mark.usefixtures("port")
+def test_much_data_both_ways() -> None:
+    data = b"0123456789abcdef" * 65536
+    with connect() as session:
+        assert session.run(["cat"], stdin=data, awaited="cat").stdout.encode() == data
+
+
+@pytest.mark.usefixtures("port")
+@pytest.mark.parametrize("word", ["$(id)", "`id`", "; id", "'", '"', "\\", "a b", "-n", "ä", "*"])
+def test_words_arrive_as_they_are(word: str) -> None:
+    with connect() as session:
+        assert session.run(["printf", "%s", word], awaited="printf").stdout == word
+
+
+@pytest.mark.usefixtures("port")
+def test_a_program_of_ours_runs_with_data() -> None:
+    source = b"import sys\nprint(sys.stdin.read().upper())\n"
+    with connect() as session:
+        assert session.run_program(source, b"data", awaited="it").stdout == "DATA\n"
+
+
+@pytest.mark.usefixtures("port")
+def test_several_programs_on_one_connection() -> None:
+    with connect() as session:
+        assert [session.run(["echo", str(n)], awaited="echo").stdout for n in range(5)] == [f"{n}\n" for n in range(5)]
+
+
+@pytest.mark.usefixtures("port")
+def test_another_host_key_is_refused_at_once() -> None:
+    with pytest.raises(VclusterError, match="another host key"):
+        connect(host=OTHER)
+
+
+@pytest.mark.usefixtures("port")
+def test_another_key_is_refused_at_once() -> None:
+    with pytest.raises(VclusterError, match="refuses the cluster's key"):
+        connect(key=OTHER)
+
+
+@pytest.mark.usefixtures("port")
+def test_a_program_that_does_not_end() -> None:
+    with connect(timeout_s=2) as session, pytest.raises(DeadlineError, match="node1: the end of time"):
+        session.run(["sleep", "8"], awaited="the end of time")
+
+
+def test_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        monkeypatch.setattr(ssh, "PORT", closed.getsockname()[1])
+    with pytest.raises(DeadlineError, match="a login by ssh"):
+        connect(timeout_s=0.5)
+
+
+def test_keys_are_what_openssh_reads() -> None:
+    done = subprocess.run(
+        ["ssh-keygen", "-l", "-f", "/dev/stdin"], input=HOST.public.encode(), capture_output=True, check=True
+    )
+    assert keys.fingerprint(HOST.public) in done.stdout.decode()
+    assert sys.getsizeof(HOST.private) > 300
