@@ -7,18 +7,18 @@ here=$(dirname "$(readlink -f "$0")")
 
 in_root() { chroot "$root" env DEBIAN_FRONTEND=noninteractive "$@"; }
 
-# --- files of ours -----------------------------------------------------------------------------------------------------
+# --- files of ours --------------------------------------------------------------------------------
 cp -R --no-preserve=mode,ownership "$here/overlay/." "$root/"
 chmod 755 "$root/usr/lib/vcluster/seed"
 install -m 644 "$here/../guest/vcluster-ready.service" "$root/etc/systemd/system/"
 
-# --- accounts ------------------------------------------------------------------------------------------------------------
+# --- accounts -------------------------------------------------------------------------------------
 # The cluster's user has the number that vcluster gives it on any image.
 # No account has a password: "*" allows keys only ("!" would lock them out of an sshd without PAM).
 in_root useradd --uid 2000 --user-group --create-home --shell /bin/bash --password '*' mpiuser
 in_root usermod --password '*' root
 
-# --- units -------------------------------------------------------------------------------------------------------------
+# --- units ----------------------------------------------------------------------------------------
 system=$root/etc/systemd/system
 mkdir -p "$system/vcluster-late.target.wants" "$root/etc/systemd/system-generators" "$root/etc/tmpfiles.d"
 
@@ -49,7 +49,7 @@ done <"$here/units.txt"
 # Its generator decides otherwise, at each boot.
 in_root systemctl --quiet add-wants multi-user.target cloud-init.target serial-getty@ttyS0.service
 
-# --- boot ------------------------------------------------------------------------------------------------------------------
+# --- boot -----------------------------------------------------------------------------------------
 # GRUB's two boot sectors; only they are needed, so its packages are unpacked beside the system, not installed in it.
 version=$(basename "$(readlink "$root/vmlinuz")" | sed 's/^vmlinuz-//')
 in_root mktirfs -o "/boot/initrd.img-$version" "$version"
@@ -61,15 +61,17 @@ in_root sh -euc 'cd /tmp/grub; apt-get -qq download grub-pc-bin grub-common libd
     for package in *.deb; do dpkg-deb -x "$package" .; done
     libraries=$(dirname "$(find . -name libdevmapper.so.1.02.1)")
     echo "set prefix=(hd0,msdos1)/boot/grub" >early.cfg
-    LD_LIBRARY_PATH=$libraries usr/bin/grub-mkimage -O i386-pc -d usr/lib/grub/i386-pc -c early.cfg -p "(hd0,msdos1)/boot/grub" \
-        -o /boot/grub/core.img biosdisk part_msdos ext2 linux normal configfile serial terminal boot echo ls reboot halt
+    LD_LIBRARY_PATH=$libraries usr/bin/grub-mkimage -O i386-pc -d usr/lib/grub/i386-pc -c early.cfg \
+        -p "(hd0,msdos1)/boot/grub" -o /boot/grub/core.img \
+        biosdisk part_msdos ext2 linux normal configfile serial terminal boot echo ls reboot halt
     cp usr/lib/grub/i386-pc/boot.img /boot/grub/boot.img'
 rm -r "$root/tmp/grub"
 ln -sf ../run/systemd/resolve/stub-resolv.conf "$root/etc/resolv.conf"
 
-# --- nothing that must be unique to a node, nothing that is not needed ---------------------------------------------------------
+# --- nothing that must be unique to a node, nothing that is not needed ----------------------------
 # An empty machine-id (not a missing one) is filled at boot without running systemd's first-boot presets.
 : >"$root/etc/machine-id"
 echo "# The kernel's arguments mount the root file system as it stays." >"$root/etc/fstab"
-rm -f "$root"/etc/ssh/ssh_host_* "$root/var/lib/dbus/machine-id" "$root/etc/hostname" "$root/var/lib/systemd/random-seed"
+rm -f "$root"/etc/ssh/ssh_host_* "$root/etc/hostname" \
+    "$root/var/lib/dbus/machine-id" "$root/var/lib/systemd/random-seed"
 rm -rf "$root"/var/lib/apt/lists/* "$root"/var/cache/apt/*.bin "$root"/var/log/*.log "$root"/var/log/apt/*

@@ -39,16 +39,16 @@ def _become(program: str, *arguments: str, package: str) -> NoReturn:
 def _ssh(site: Site, plan: Plan, node: str, user: str | None, *arguments: str) -> NoReturn:
     config = str(site.files(plan.name).ssh_config)
     login = ["-l", user] if user else []
-    _become("ssh", "-F", config, *login, node, *arguments, package="openssh-client")
+    _become("ssh", "-F", config, *login, "--", node, *arguments, package="openssh-client")
 
 
-@click.command(context_settings=REST)
+@click.command()
 @common.name_option
 @click.option("-l", "--user", metavar="USER", help="Log in as this user; root works too.  [default: mpiuser]")
 @click.argument("node")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def ssh(name: str | None, user: str | None, node: str, command: tuple[str, ...]) -> None:
-    """Log in to a node, or run a command there."""
+    """Log in to a node, or run a command there: vcluster ssh node2 -- ls -l."""
     from vcluster import access
 
     site, plan = _cluster(name)
