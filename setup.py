@@ -20,6 +20,7 @@ setup(
     entry_points={"console_scripts": ["vcluster=vcluster.cli.main:run"]},
     install_requires=[
         "ClusterShell>=1.9",
+        "cattrs>=23.1",
         "click>=8.1",
         "cryptography>=41",
         "libvirt-python>=8.0",

@@ -123,6 +123,7 @@ start_libvirt() {
         start_libvirt_by_systemd
     else
         mkdir -p /var/log/libvirt/qemu
+        allow_hidden_mounts
         virtlogd --daemon >>"$log" 2>&1 || true # it runs already; if not, libvirtd does not answer below
         quietly libvirtd --daemon
     fi
@@ -131,6 +132,15 @@ start_libvirt() {
         [ "$SECONDS" -lt "$deadline" ] || fail "libvirt did not answer within 30 s; try: virsh -c qemu:///system list"
         sleep 0.2
     done
+}
+
+# libvirt moves every mount below /dev into a /dev of QEMU's own, and fails where one hides another, as in some containers.
+allow_hidden_mounts() {
+    local settings=/etc/libvirt/qemu.conf
+    [ -n "$(awk '$2 ~ "^/dev/" { print $2 }' /proc/self/mounts | sort | uniq -d)" ] || return 0
+    grep -q '^namespaces' "$settings" && return 0
+    say "mounts below /dev hide each other here: setting namespaces = [ ] in $settings"
+    printf '\n# Mounts below /dev hide each other on this machine.\nnamespaces = [ ]\n' >>"$settings"
 }
 
 start_libvirt_by_systemd() {

@@ -109,6 +109,19 @@ def device_findings(device: Path) -> Iterator[Finding]:
         )
 
 
+def _mounts(_: Site) -> Iterator[Finding]:
+    points = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    hidden = sorted({point for point in points if point.startswith("/dev/") and points.count(point) > 1})
+    settings = Path("/etc/libvirt/qemu.conf")
+    if hidden and not (settings.exists() and "\nnamespaces = [ ]" in settings.read_text()):
+        yield Finding(
+            ERROR,
+            "mounts",
+            f"two mounts at {hidden[0]}: libvirt cannot give QEMU a /dev of its own",
+            f"echo 'namespaces = [ ]' >>{settings}, and start libvirtd again",
+        )
+
+
 def _image(site: Site) -> Iterator[Finding]:
     if DEFAULT_IMAGE in site.images.names():
         yield Finding(OK, "image", f"{DEFAULT_IMAGE} is there")
