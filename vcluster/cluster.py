@@ -90,6 +90,7 @@ def create(site: Site, spec: Spec, *, image_name: str, accel: str, keep: bool) -
         with ledger.planning(site.state_root):
             _refuse_existing(server, files)
             decided = plan(site, server, spec, image=image, accel=chosen)
+            _refuse_foreign(server, decided)
             lock.enter_context(files.locked())
             keys = make_keys(spec.name, spec.node_names)
             _write_down(files, decided, keys)
@@ -112,6 +113,19 @@ def _refuse_existing(server: Server, files: ClusterFiles) -> None:
             f"cluster {files.name} exists, or something is left of it",
             hint=f"vcluster clear {files.name}, or take another --name",
         )
+
+
+def _refuse_foreign(server: Server, decided: Plan) -> None:
+    """Nothing of ours bears these names; whatever does is somebody else's."""
+    taken = {**server.hypervisor.names(), "link": links.names()}
+    needed = [("domain", node.domain) for node in decided.nodes]
+    needed += [("link", port) for node in decided.nodes for port in (node.port, node.management_port)]
+    for planned in decided.servers:
+        needed += [("network", planned.network.name), ("pool", planned.pool.name), ("link", planned.network.bridge)]
+        needed += [("link", bridge.name) for bridge in planned.bridges]
+    for kind, name in needed:
+        if name in taken[kind]:
+            raise ConflictError(f"{kind} {name} exists and is not ours", hint="take another --name")
 
 
 def _write_down(files: ClusterFiles, decided: Plan, keys: Keys) -> None:
@@ -208,6 +222,7 @@ def clear(site: Site, name: str) -> bool:
     files = site.files(name)
     with site.server() as server:
         if not files.folder.exists() and not survey(server, name):
+            files.destroy()
             return False
         servers.require_rights()
         with files.locked():

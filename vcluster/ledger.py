@@ -62,23 +62,46 @@ def cluster_names(root: Path) -> tuple[str, ...]:
 def planning(root: Path) -> Iterator[None]:
     """Let one command at a time choose names and subnets, from looking at what is taken to writing its own ledger."""
     folder = root / "clusters"
-    with _writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    with _locked_folder(folder, wait=True):
-        yield
+    try:
+        while True:
+            with _writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+            with _locked_folder(folder, wait=True) as got_it:
+                if got_it:
+                    yield
+                    return
+    finally:
+        _tidy(root)
 
 
 @contextmanager
 def _locked_folder(folder: Path, *, wait: bool = False) -> Iterator[bool]:
-    """Lock a folder by its own descriptor, which leaves no file behind; yields whether we have it."""
+    """Lock a folder by its own descriptor, which leaves no file behind; yields whether we have it.
+
+    Not when another has it and we would not wait, and not when the folder was removed while we did.
+    """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield True
-    except BlockingIOError:
-        yield False
+        yield (
+            _flock(descriptor, wait=wait) and folder.exists() and os.path.samestat(os.fstat(descriptor), folder.stat())
+        )
     finally:
         os.close(descriptor)
+
+
+def _flock(descriptor: int, *, wait: bool) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _tidy(root: Path) -> None:
+    """Remove the folders above the clusters' once they are empty."""
+    for folder in (root / "clusters", root):
+        with suppress(OSError):
+            folder.rmdir()
 
 
 class ClusterFiles:
@@ -173,9 +196,7 @@ class ClusterFiles:
             # The ledger goes first: a folder without one is known to be on its way out.
             self.ledger.unlink(missing_ok=True)
             shutil.rmtree(self.folder)
-        for above in (self.folder.parent, self.root):
-            with suppress(OSError):
-                above.rmdir()
+        _tidy(self.root)
 
     def _write(self, path: Path, text: str) -> None:
         with _writing(path):

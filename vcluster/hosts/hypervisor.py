@@ -17,7 +17,7 @@ from xml.etree import ElementTree as ET
 import libvirt
 
 from vcluster import naming
-from vcluster.errors import ConflictError, MissingError, VclusterError
+from vcluster.errors import MissingError, VclusterError
 from vcluster.events import Deadline
 from vcluster.render.domain import OWNER_NAMESPACE
 
@@ -114,6 +114,16 @@ class Hypervisor:
             found = {"libvirt": self._connection.getLibVersion(), "qemu": self._connection.getVersion()}
         return {name: f"{n // 1_000_000}.{n // 1000 % 1000}.{n % 1000}" for name, n in found.items()}
 
+    def names(self) -> dict[str, frozenset[str]]:
+        """Every name in use, whoever uses it, by kind: domain, network, pool."""
+        with errors("listing names"):
+            found = {
+                "domain": self._connection.listAllDomains(),
+                "network": self._connection.listAllNetworks(),
+                "pool": self._connection.listAllStoragePools(),
+            }
+            return {kind: frozenset(thing.name() for thing in things) for kind, things in found.items()}
+
     # Domains
 
     def domains(self) -> tuple[OwnedDomain, ...]:
@@ -121,11 +131,6 @@ class Hypervisor:
         with errors("listing domains"):
             found = [_owned(domain) for domain in self._connection.listAllDomains()]
         return tuple(domain for domain in found if domain)
-
-    def has_domain(self, name: str) -> bool:
-        """Whether a domain of that name exists, whoever owns it."""
-        with errors("looking for a domain"):
-            return any(domain.name() == name for domain in self._connection.listAllDomains())
 
     def define_domain(self, xml: str) -> None:
         """Define a domain; its XML is held against libvirt's schema, which otherwise ignores what it does not know."""
@@ -304,12 +309,6 @@ def _delete_folder(pool: libvirt.virStoragePool) -> None:
     except libvirt.libvirtError as error:
         if "No such file" not in str(error):
             raise
-
-
-def refuse_foreign(kind: str, name: str, exists: bool, is_ours: bool) -> None:
-    """Raise ConflictError when something that is not ours has the name we need."""
-    if exists and not is_ours:
-        raise ConflictError(f"a {kind} named {name} exists that is not of vcluster's making")
 
 
 _loop_lock = threading.Lock()

@@ -26,3 +26,8 @@ def observe(_: Server) -> tuple[Found, ...]:
     """All links of ours."""
     found = ((link, naming.cluster_of_alias(link.alias)) for link in netlink.links())
     return tuple(Found("link", link.name, cluster) for link, cluster in found if cluster)
+
+
+def names() -> frozenset[str]:
+    """The names of all links, whoever made them."""
+    return frozenset(link.name for link in netlink.links())

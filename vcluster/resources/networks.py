@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 from vcluster.model import ServerPlan
 from vcluster.render.network import network_xml
 from vcluster.resources.found import Found
 from vcluster.servers import Server
+
+RUN_PATH = Path("/run/libvirt/network")
 
 
 def create(server: Server, plan: ServerPlan, cluster: str) -> None:
@@ -18,6 +23,13 @@ def destroy(server: Server, cluster: str) -> None:
     for network in server.hypervisor.networks():
         if network.cluster == cluster:
             server.hypervisor.destroy_network(network.name)
+            _remove_traces(network.name)
+
+
+def _remove_traces(name: str) -> None:
+    """libvirt 9.0 keeps the name server's process number and a folder of ports of a network that is gone."""
+    (RUN_PATH / f"{name}.pid").unlink(missing_ok=True)
+    shutil.rmtree(RUN_PATH / name, ignore_errors=True)
 
 
 def observe(server: Server) -> tuple[Found, ...]:

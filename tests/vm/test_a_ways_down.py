@@ -1,0 +1,230 @@
+"""Every way a create can end, and that nothing is left after any of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+
+from tests.testbed import kill
+from tests.vm.conftest import Host, survey
+
+pytestmark = pytest.mark.vm
+
+Survey = dict[str, list[str]]
+
+
+@pytest.mark.parametrize("after_s", [0.2, 0.6, 0.9, 1.2, 2.5, 9.0])
+def test_kill_9_then_clear(host: Host, bare: Survey, after_s: float) -> None:
+    process = host.popen("local", "create", "--name", "doomed", "-n", "2")
+    time.sleep(after_s)  # the moment of death is the subject of the test
+    assert process.poll() is None, process.communicate()
+    host.server.run(["pkill", "-KILL", "-f", "vcluster.*doomed"], timeout_s=10)
+    kill(process)
+    cleared = host.vcluster("clear", "doomed", "-y", "--verify")
+    assert cleared.stdout.splitlines()[-1] == "nothing left"
+    again = host.vcluster("clear", "doomed", "-y")
+    assert again.stdout == "doomed: nothing to clear\n"
+    assert_unchanged(host, bare)
+
+
+def test_kill_9_then_clear_with_the_ledger_lost(host: Host, bare: Survey) -> None:
+    process = host.popen("local", "create", "--name", "doomed", "-n", "1")
+    wait_for(host, "virsh -q list --name | grep doomed")
+    host.server.run(["pkill", "-KILL", "-f", "vcluster.*doomed"], timeout_s=10)
+    kill(process)
+    host.sh("rm -r /var/lib/vcluster/clusters/doomed")
+    assert [row["state"] for row in host.json("list") if row["name"] == "doomed"] == ["partial"]
+    refused = host.vcluster("local", "create", "--name", "doomed", "-n", "1", check=False)
+    assert refused.returncode == 4
+    assert host.vcluster("clear", "doomed", "-y", "--verify").stdout == "doomed: cleared\nnothing left\n"
+    assert_unchanged(host, bare)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_removes_everything(host: Host, bare: Survey, number: signal.Signals) -> None:
+    process = host.popen("local", "create", "--name", "doomed", "-n", "2")
+    wait_for(host, "virsh -q list --name | grep doomed")
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.strip().splitlines()[-1] == "vcluster: interrupted"
+    assert "Traceback" not in errors
+    assert_unchanged(host, bare)
+
+
+def test_a_time_out_tells_node_stage_and_console(host: Host, bare: Survey) -> None:
+    failed = host.vcluster("local", "create", "--name", "doomed", "-n", "1", "--timeout", "4", check=False)
+    assert failed.returncode == 1
+    assert "node1: boot: ready did not come within 4 s" in failed.stderr
+    assert "console" in failed.stderr
+    assert_unchanged(host, bare)
+
+
+def test_keep_leaves_the_cluster_for_a_look(host: Host, bare: Survey) -> None:
+    failed = host.vcluster("local", "create", "--name", "doomed", "-n", "1", "--timeout", "4", "--keep", check=False)
+    assert failed.returncode == 1
+    assert host.json("status", "doomed")["state"] == "partial"
+    host.vcluster("clear", "doomed", "-y", "--verify")
+    assert_unchanged(host, bare)
+
+
+def test_two_creates_of_one_name(host: Host, bare: Survey) -> None:
+    first = host.popen("local", "create", "--name", "doomed", "-n", "1")
+    wait_for(host, "ls /var/lib/vcluster/clusters/doomed/ledger.json")
+    second = host.vcluster("local", "create", "--name", "doomed", "-n", "1", check=False)
+    assert second.returncode == 4
+    busy = host.vcluster("clear", "doomed", "-y", check=False)
+    assert busy.returncode == 4
+    assert "is being changed by another command" in busy.stderr
+    first.send_signal(signal.SIGINT)
+    first.communicate(timeout=60)
+    assert_unchanged(host, bare)
+
+
+def test_a_foreign_bridge_in_the_way_is_unharmed(host: Host, bare: Survey) -> None:
+    host.sh("ip link add vc-doomed type bridge")
+    failed = host.vcluster("local", "create", "--name", "doomed", "-n", "1", check=False)
+    assert failed.returncode == 4
+    assert "link vc-doomed exists" in failed.stderr
+    host.sh("ip link show vc-doomed && ip link del vc-doomed")
+    assert_unchanged(host, bare)
+
+
+def test_foreign_things_are_never_removed(host: Host, bare: Survey) -> None:
+    xml = "<domain type='qemu'><name>doomed.node1</name><memory>65536</memory><os><type>hvm</type></os></domain>"
+    host.server.run(
+        ["sh", "-c", f'echo "{xml}" > /tmp/foreign-{os.getpid()}.xml; virsh define /tmp/foreign-{os.getpid()}.xml'],
+        timeout_s=20,
+    )
+    try:
+        failed = host.vcluster("local", "create", "--name", "doomed", "-n", "1", check=False)
+        assert failed.returncode == 4
+        assert "doomed.node1" in failed.stderr
+        assert host.vcluster("clear", "doomed", "-y").stdout == "doomed: nothing to clear\n"
+        assert "doomed.node1" in host.sh("virsh -q list --all --name")
+    finally:
+        host.sh(f"virsh undefine doomed.node1; rm /tmp/foreign-{os.getpid()}.xml")
+    assert_unchanged(host, bare)
+
+
+def test_nothing_to_clear(host: Host, bare: Survey) -> None:
+    said = host.vcluster("clear", "nobody", "-y", "--verify")
+    assert said.stdout == "nobody: nothing to clear\nnothing left\n"
+    assert_unchanged(host, bare)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "words"),
+    [
+        (["-n", "0"], 2, "0 nodes make no cluster"),
+        (["-n", "-1"], 2, "-1 nodes make no cluster"),
+        (["-n", "many"], 2, "'many' is not a valid integer"),
+        (["-n", "300", "--subnet", "10.9.0.0/24"], 2, "it holds 254"),
+        (["-n", "2000"], 3, "the largest -n that fits is"),
+        (["--name", "my lab"], 2, "is not a name"),
+        (["--name", "../x"], 2, "is not a name"),
+        (["--name", "-x"], 2, "is not a name"),
+        (["--name", "x" * 64], 2, "has 64 characters"),
+        (["--name", "läb"], 2, "is not a name"),
+        (["--names", "a,a"], 2, "is given twice"),
+        (["--names", "a b"], 2, "is not a name"),
+        (["--names", "<b>"], 2, "is not a name"),
+        (["--names", "x: {y}"], 2, "is not a name"),
+        (["--subnet", "10.0.0.0/31"], 2, "no room"),
+        (["--subnet", "fd00::/64"], 2, "is IPv6"),
+        (["--subnet", "0.0.0.0/0"], 2, "too large"),
+        (["--mtu", "60"], 2, "MTU 60"),
+        (["--mtu", "90000"], 2, "MTU 90000"),
+        (["--image", "none"], 2, "there is no image"),
+        (["--image", "../../etc"], 2, "there is no image"),
+        (["--memory", "1"], 2, "--memory"),
+        (["--accel", "fast"], 2, "--accel"),
+        (["--boot", "clone"], 2, "--boot"),
+        (["surplus"], 2, "surplus"),
+        (["--no-such-option"], 2, "no-such-option"),
+    ],
+)
+def test_bad_requests(host: Host, bare: Survey, arguments: list[str], exit_code: int, words: str) -> None:
+    refused = host.vcluster("local", "create", *arguments, check=False)
+    complaints = [line for line in refused.stderr.splitlines() if line.startswith("vcluster:")]
+    assert refused.returncode == exit_code, refused.stderr
+    assert len(complaints) == 1
+    assert words in complaints[0].replace("No such option", "no-such-option")
+    assert "Traceback" not in refused.stderr
+    assert refused.stdout == ""
+    assert_unchanged(host, bare)
+
+
+def test_no_libvirt(host: Host, bare: Survey) -> None:
+    uri = "qemu+unix:///system?socket=/no/such/socket"
+    refused = host.vcluster("local", "create", "-n", "1", check=False, LIBVIRT_DEFAULT_URI=uri)
+    assert refused.returncode == 3
+    assert "libvirt does not answer" in refused.stderr
+    assert_unchanged(host, bare)
+
+
+def test_no_permission(host: Host, bare: Survey) -> None:
+    from tests.vm.conftest import VCLUSTER
+
+    argv = ["setpriv", "--bounding-set=-net_admin", *VCLUSTER, "local", "create", "-n", "1"]
+    refused = host.server.run(argv, timeout_s=30, check=False)
+    assert refused.returncode == 3
+    assert "needs root" in refused.stderr
+    assert_unchanged(host, bare)
+
+
+def test_no_room_for_state(host: Host, bare: Survey) -> None:
+    host.sh("mkdir -p /run/small && mount -t tmpfs -o size=16k small /run/small")
+    try:
+        refused = host.vcluster("local", "create", "-n", "9", check=False, VCLUSTER_STATE_DIR="/run/small")
+        assert refused.returncode == 3
+        assert "No space left" in refused.stderr
+        assert "Traceback" not in refused.stderr
+    finally:
+        host.sh("umount /run/small && rmdir /run/small")
+    assert_unchanged(host, bare)
+
+
+def test_no_room_for_disks(host: Host, bare: Survey) -> None:
+    folder = "/var/lib/libvirt/images/vcluster/clusters"
+    host.sh(f"mkdir -p {folder} && mount -t tmpfs -o size=8m small {folder}")
+    try:
+        refused = host.vcluster("local", "create", "-n", "1", check=False)
+        assert refused.returncode == 3
+        assert "MiB on disk" in refused.stderr
+    finally:
+        host.sh(f"umount {folder}")
+    assert_unchanged(host, bare)
+
+
+def test_kvm_is_tried_not_believed(host: Host, bare: Survey) -> None:
+    host.sh("rm -f /var/lib/vcluster/accel.json")
+    doctor = host.json("doctor")
+    works = any(finding["what"] == "KVM" and finding["level"] == "ok" for finding in doctor)
+    if works:
+        pytest.skip("KVM works on this machine")
+    began = time.monotonic()
+    refused = host.vcluster("local", "create", "-n", "1", "--accel", "kvm", check=False)
+    assert refused.returncode == 3
+    assert "KVM does not work here" in refused.stderr
+    assert time.monotonic() - began < 30
+    assert_unchanged(host, bare)
+
+
+def assert_unchanged(host: Host, bare: Survey) -> None:
+    """Nothing is there that was not, nothing is gone; beside a cluster of other tests: nothing with our name."""
+    now = survey(host)
+    if host.json("list"):
+        assert "doomed" not in str(now)
+        return
+    assert {kind: sorted(set(now[kind]) ^ set(bare[kind])) for kind in bare} == {kind: [] for kind in bare}
+
+
+def wait_for(host: Host, line: str, timeout_s: float = 20) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not host.sh(f"{line} 2>/dev/null || true").strip():
+        assert time.monotonic() < deadline, f"{line} never printed anything"
+        time.sleep(0.1)

@@ -1,0 +1,145 @@
+"""The commands of a cluster that is up, and several clusters side by side."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.vm.conftest import NODES, Cluster
+
+pytestmark = pytest.mark.vm
+
+
+def test_status_and_list(cluster: Cluster) -> None:
+    status = cluster.host.json("status")
+    assert (status["name"], status["mode"], status["state"]) == ("lab", "local", "ready")
+    assert (status["subnet"], status["mtu"]) == ("10.0.0.0/24", 1450)
+    assert status["switch"] == {"server": "localhost", "bridge": "vc-lab"}
+    assert [node["name"] for node in status["nodes"]] == list(NODES)
+    assert [node["role"] for node in status["nodes"]] == ["head", "worker", "worker"]
+    assert {node["state"] for node in status["nodes"]} == {"running"}
+    for node in status["nodes"]:
+        assert node["mac"] in cluster.ssh(node["name"], "cat /sys/class/net/lab0/address")
+        assert f"{node['address']}/24" in cluster.ssh(node["name"], "ip -o -4 address show lab0")
+        assert node["management_address"] in cluster.ssh(node["name"], "ip -o -4 address show mgmt0")
+    assert cluster.host.json("list") == [
+        {"name": "lab", "mode": "local", "state": "ready", "subnet": "10.0.0.0/24", "nodes": 3}
+    ]
+
+
+def test_what_runs_is_what_the_plan_says(cluster: Cluster) -> None:
+    ports = json.loads(cluster.host.sh("ip -j link show master vc-lab"))
+    assert {port["ifname"] for port in ports} == {"vt-lab-1", "vt-lab-2", "vt-lab-3"}
+    assert cluster.host.sh("cat /sys/class/net/vc-lab/ifalias") == "vcluster:lab\n"
+
+
+def test_equal_outputs_are_folded_and_the_worst_exit_code_wins(cluster: Cluster) -> None:
+    said = cluster.host.vcluster("exec", "--", "uname", "-s").stdout
+    assert said == "red[1-3]:\n  Linux\n"
+    failed = cluster.host.vcluster(
+        "exec", "-w", "red[2-3]", "--", "sh", "-c", '[ "$(hostname)" = red2 ] || exit 7', check=False
+    )
+    assert failed.returncode == 7
+    assert "red3: exit code 7" in failed.stdout
+    assert "red1" not in failed.stdout
+
+
+@pytest.mark.parametrize("word", ["$(id)", "a b", "'", '"', "; id", "--", "\\n"])
+def test_words_of_a_command_arrive_as_they_are(cluster: Cluster, word: str) -> None:
+    said = json.loads(cluster.host.vcluster("exec", "-w", "red1", "-o", "json", "--", "printf", "%s|", word).stdout)
+    assert said["red1"]["stdout"] == f"{word}|"
+
+
+def test_mpiexec(cluster: Cluster) -> None:
+    assert sorted(cluster.host.vcluster("mpiexec", "-n", "3", "hostname").stdout.split()) == sorted(NODES)
+
+
+def test_ssh(cluster: Cluster) -> None:
+    assert cluster.host.vcluster("ssh", "red2", "--", "echo", "$HOME; id -un").stdout == "$HOME; id -un\n"
+    assert cluster.host.vcluster("ssh", "red2", "-l", "root", "--", "id", "-un").stdout == "root\n"
+    assert cluster.host.vcluster("ssh", "red2", "--", "sh", "-c", "exit 5", check=False).returncode == 5
+
+
+def test_the_printed_ssh_config_is_enough_for_plain_ssh(cluster: Cluster) -> None:
+    cluster.host.sh("true")
+    said = cluster.host.sh(f"cd /tmp && ssh -F {cluster.config} red3 hostname")
+    assert said == "red3\n"
+    assert cluster.host.vcluster("ssh-config").stdout == cluster.host.sh(f"cat {cluster.config}")
+
+
+def test_the_console_is_logged_from_power_on(cluster: Cluster) -> None:
+    assert "vcluster: ready" in cluster.host.vcluster("console", "red2", "--log").stdout
+
+
+def test_timing_tells_every_stage_of_every_node(cluster: Cluster) -> None:
+    stages = cluster.host.json("timing")["stages"]
+    for node in NODES:
+        mine = {one["stage"] for one in stages if one["node"] == node}
+        assert {"create", "boot", "login", "ssh", "nfs", "mpi", "check"} <= mine
+    assert all(one["seconds"] >= 0 for one in stages)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "words"),
+    [
+        (["ssh", "blue9"], 2, "cluster lab has no node 'blue9'"),
+        (["ssh", "-oProxyCommand=id"], 2, ""),
+        (["exec", "-w", "red[1-9]", "--", "true"], 2, "has no node"),
+        (["exec", "-w", "red[", "--", "true"], 2, "is not a nodeset"),
+        (["console", "../red1", "--log"], 2, "has no node"),
+        (["status", "none"], 2, "there is no cluster none"),
+        (["local", "create", "-n", "1"], 4, "cluster lab exists"),
+        (["local", "create", "-n", "1", "--name", "b", "--subnet", "10.0.0.128/25"], 4, "overlaps that of cluster lab"),
+        (
+            ["local", "create", "-n", "1", "--name", "b", "--subnet", "172.31.255.0/28"],
+            4,
+            "which this machine reaches by",
+        ),
+        (["image", "rm", "debian12"], 4, "is used by lab"),
+        (["clear", "--all", "lab"], 2, "exclude each other"),
+    ],
+)
+def test_what_cannot_be_is_refused(cluster: Cluster, arguments: list[str], exit_code: int, words: str) -> None:
+    refused = cluster.host.vcluster(*arguments, check=False)
+    assert refused.returncode == exit_code
+    assert words in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1
+    assert cluster.host.json("status")["state"] == "ready"
+
+
+def test_a_second_cluster_lives_beside_the_first(cluster: Cluster) -> None:
+    host = cluster.host
+    neighbours = set(cluster.ssh("red1", "ip -4 neigh show dev lab0 | cut -d' ' -f1").split())
+    host.vcluster("local", "create", "-n", "1", "--name", "blue", "--timeout", "200", timeout_s=220)
+    try:
+        one, other = host.json("status", "lab"), host.json("status", "blue")
+        assert (one["state"], other["state"]) == ("ready", "ready")
+        assert other["subnet"] == "10.0.1.0/24"
+        macs = [node["mac"] for status in (one, other) for node in status["nodes"]]
+        ports = [node["port"] for status in (one, other) for node in status["nodes"]]
+        assert len(set(macs)) == len(set(ports)) == 4
+        ambiguous = host.vcluster("status", check=False)
+        assert ambiguous.returncode == 2
+        assert "there are 2 clusters: blue, lab" in ambiguous.stderr
+        config = host.vcluster("ssh-config", "--name", "blue", "--path").stdout.strip()
+        blue = Cluster(host, "blue", ("node1",), config)
+        assert "100% packet loss" in blue.ssh("node1", "ping -c 1 -W 1 -I lab0 10.0.0.1", check=False)
+        assert set(cluster.ssh("red1", "ip -4 neigh show dev lab0 | cut -d' ' -f1").split()) <= neighbours | {
+            "10.0.0.2",
+            "10.0.0.3",
+        }
+    finally:
+        host.vcluster("clear", "blue", "-y", "--verify")
+    assert host.json("status")["state"] == "ready"
+    cluster.ssh("red1", "ping -c 1 -W 5 10.0.0.3")
+
+
+def test_a_node_that_died_is_told(cluster: Cluster) -> None:
+    cluster.host.sh("virsh -q destroy lab.red3")
+    assert cluster.host.json("status")["state"] == "partial"
+    refused = cluster.host.vcluster("check", check=False)
+    assert refused.returncode == 1
+    assert "not running: red3" in refused.stderr
+    cluster.host.sh("virsh -q start lab.red3")
+    assert cluster.host.json("status")["state"] == "ready"

@@ -1,0 +1,169 @@
+"""What "ready" means, tried by our own ssh, ping and mpiexec, not by the product's check."""
+
+from __future__ import annotations
+
+import json
+import re
+from itertools import product
+
+import pytest
+
+from tests.vm.conftest import NODES, Cluster
+
+pytestmark = pytest.mark.vm
+
+PAYLOAD = 1450 - 28
+
+HELLO = r"""
+#include <mpi.h>
+#include <stdio.h>
+#include <stdlib.h>
+int main(int argc, char **argv) {
+    int rank, size, length, sum, count = 1 << 18;
+    char name[MPI_MAX_PROCESSOR_NAME];
+    MPI_Init(&argc, &argv);
+    MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+    MPI_Comm_size(MPI_COMM_WORLD, &size);
+    MPI_Get_processor_name(name, &length);
+    MPI_Allreduce(&rank, &sum, 1, MPI_INT, MPI_SUM, MPI_COMM_WORLD);
+    int *data = calloc(count, sizeof *data);
+    MPI_Bcast(data, count, MPI_INT, 0, MPI_COMM_WORLD);
+    printf("rank %d of %d on %s, sum %d\n", rank, size, name, sum);
+    MPI_Finalize();
+    return 0;
+}
+"""
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_full_size_packets_reach_every_address(cluster: Cluster, node: str) -> None:
+    for number in (1, 2, 3):
+        cluster.ssh(node, f"ping -c 1 -W 5 -M do -s {PAYLOAD} 10.0.0.{number}")
+
+
+def test_one_byte_more_does_not_pass(cluster: Cluster) -> None:
+    assert "too long" in cluster.ssh("red1", f"ping -c 1 -W 5 -M do -s {PAYLOAD + 1} 10.0.0.2 2>&1", check=False)
+
+
+def test_the_mtu_is_the_same_everywhere(cluster: Cluster) -> None:
+    assert cluster.ssh("red2", "cat /sys/class/net/lab0/mtu").strip() == "1450"
+    links = json.loads(cluster.host.sh("ip -j link"))
+    mtus = {link["ifname"]: link["mtu"] for link in links if link["ifname"].startswith(("vc-", "vt-"))}
+    assert mtus == {"vc-lab": 1450, "vt-lab-1": 1450, "vt-lab-2": 1450, "vt-lab-3": 1450}
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_logins_from_each_to_each_without_prompt_and_with_known_host_keys(cluster: Cluster, node: str) -> None:
+    for other in NODES:
+        said = cluster.ssh(node, f"ssh -n -o BatchMode=yes -o StrictHostKeyChecking=yes {other} hostname")
+        assert said.strip() == other
+    assert cluster.ssh(node, "ls ~/.ssh").split() == ["authorized_keys", "id_ed25519", "id_ed25519.pub"]
+
+
+def test_each_node_has_its_own_host_key(cluster: Cluster) -> None:
+    keys = {cluster.ssh(node, "cat /etc/ssh/ssh_host_*_key.pub").split()[1] for node in NODES}
+    assert len(keys) == 3
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_names_mean_cluster_addresses(cluster: Cluster, node: str) -> None:
+    for number, other in enumerate(NODES, start=1):
+        found = {line.split()[0] for line in cluster.ssh(node, f"getent ahostsv4 {other}").splitlines()}
+        assert found == {f"10.0.0.{number}"}
+    assert "127.0.1.1" not in cluster.ssh(node, "cat /etc/hosts")
+
+
+def test_no_password_opens_a_node(cluster: Cluster) -> None:
+    settings = cluster.ssh("red2", "/usr/sbin/sshd -T", user="root")
+    assert "passwordauthentication no" in settings
+    assert "kbdinteractiveauthentication no" in settings
+    shadow = cluster.ssh("red2", "cat /etc/shadow", user="root")
+    assert not re.search(r"^[^:]+:\$", shadow, re.MULTILINE)
+    assert not re.search(r"^[^:]+::", shadow, re.MULTILINE)
+
+
+def test_a_file_written_on_one_is_read_on_all(cluster: Cluster) -> None:
+    cluster.ssh("red2", "echo from red2 > cloud/note")
+    for node in NODES:
+        assert cluster.ssh(node, "cat cloud/note") == "from red2\n"
+    for node in NODES[1:]:
+        mounted = cluster.ssh(node, "findmnt -n -o SOURCE,FSTYPE /home/mpiuser/cloud").split()
+        assert mounted == ["red1:/home/mpiuser/cloud", "nfs4"]
+    cluster.ssh("red1", "rm cloud/note")
+
+
+def test_root_of_a_worker_is_nobody_on_the_shared_folder(cluster: Cluster) -> None:
+    said = cluster.ssh("red2", "touch /home/mpiuser/cloud/x 2>&1; echo $?", user="root")
+    assert "Permission denied" in said
+    assert said.strip().endswith("1")
+
+
+def test_nfs_answers_on_the_cluster_network_only(cluster: Cluster) -> None:
+    exported = cluster.ssh("red1", "exportfs -s", user="root").split()
+    assert exported[1].startswith("10.0.0.0/24(")
+    assert "root_squash" in exported[1]
+    listening = cluster.ssh("red1", "ss -Hltn sport = :2049", user="root").split()
+    assert "10.0.0.1:2049" in listening
+    assert not any(word in ("0.0.0.0:2049", "*:2049", "[::]:2049") for word in listening)
+
+
+def test_our_own_mpiexec_over_the_hostfile(cluster: Cluster) -> None:
+    assert cluster.ssh("red1", "cat /home/mpiuser/hostfile") == "red1:1\nred2:1\nred3:1\n"
+    said = cluster.ssh("red1", "mpiexec -f hostfile -n 3 hostname")
+    assert sorted(said.split()) == sorted(NODES)
+
+
+def test_a_program_compiled_on_the_head_runs_on_all_and_its_traffic_uses_lab0(cluster: Cluster) -> None:
+    cluster.ssh("red1", f"cat > cloud/hello.c <<'END'\n{HELLO}\nEND\nmpicc -o cloud/hello cloud/hello.c", timeout_s=120)
+    count = "cat /sys/class/net/{}/statistics/tx_bytes"
+    before = [int(cluster.ssh("red1", count.format(card))) for card in ("lab0", "mgmt0")]
+    said = cluster.ssh("red1", "mpiexec -n 3 ./cloud/hello", timeout_s=120)
+    after = [int(cluster.ssh("red1", count.format(card))) for card in ("lab0", "mgmt0")]
+    lab, management = (now - then for now, then in zip(after, before, strict=True))
+    assert sorted(said.splitlines()) == [f"rank {rank} of 3 on {node}, sum 3" for rank, node in enumerate(NODES)]
+    assert lab > 2**20, "the broadcast of 1 MiB must leave by lab0"
+    assert management < 2**17, "nothing but our own logins may use mgmt0"
+
+
+def test_the_stages_change_nothing_the_second_time(cluster: Cluster) -> None:
+    code = """
+import os
+from vcluster import cluster
+from vcluster.cli import common
+from vcluster.events import Deadline
+site = common.site()
+files = site.files('lab')
+plan, keys, deadline = files.read_ledger().plan, files.read_keys(), Deadline(120)
+with site.server() as server:
+    work = cluster.NodeWork(site, server, files, plan, keys, deadline)
+    for node in plan.nodes:
+        with cluster.log_in(keys, node, user='root', deadline=deadline) as session:
+            print(node.name, list(work.configure(node, session)))
+"""
+    from tests.vm.conftest import VCLUSTER
+
+    said = cluster.host.server.run([VCLUSTER[0], "-c", code], timeout_s=150).stdout
+    assert said == "".join(f"{node} []\n" for node in NODES)
+
+
+def test_a_lost_file_is_put_back(cluster: Cluster) -> None:
+    cluster.ssh("red3", "rm /etc/ssh/ssh_known_hosts", user="root")
+    failed = cluster.host.vcluster("check", "-o", "json", check=False)
+    assert failed.returncode == 1
+    document = json.loads(failed.stdout)
+    assert document["passed"] is False
+    bad = {(one["check"], one["from"], one["to"]) for one in document["checks"] if not one["passed"]}
+    assert bad == {("ssh", "red3", node) for node in NODES}
+    test_known_hosts = cluster.ssh("red1", "cat /etc/ssh/ssh_known_hosts")
+    cluster.ssh("red3", f"cat > /etc/ssh/ssh_known_hosts <<'END'\n{test_known_hosts}END", user="root")
+
+
+def test_every_pair_is_told_by_the_check(cluster: Cluster) -> None:
+    document = cluster.host.json("check", timeout_s=120)
+    assert document["passed"] is True
+    told = {(one["check"], one["from"], one["to"]) for one in document["checks"]}
+    pairs = set(product(NODES, NODES))
+    assert {(frm, to) for check, frm, to in told if check == "ping"} == pairs
+    assert {(frm, to) for check, frm, to in told if check == "ssh"} == pairs
+    assert {frm for check, frm, _ in told if check == "nfs"} == set(NODES)
+    assert {to for check, _, to in told if check == "mpi"} == set(NODES)
