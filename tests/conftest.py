@@ -27,7 +27,7 @@ def _pure(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.fixture
 def golden() -> Callable[[str, str], None]:
-    """Compare a text with the file kept of it; UPDATE_GOLDEN=1 writes the file instead, to be read before it is committed."""
+    """Compare a text with the file kept of it; UPDATE_GOLDEN=1 writes the file instead, to be read and committed."""
 
     def compare(name: str, text: str) -> None:
         path = GOLDEN / name

@@ -172,7 +172,7 @@ class NodeWork:
         """From nothing to a configured node, logged in to."""
         report = self._site.report
         with report.step("create", node.name, awaiting="its disk, seed and domain"):
-            seed = seed_files(self._plan, node, self._keys, ready_unit=guest_file("vcluster-ready.service"))
+            seed = seed_files(self._plan, node, self._keys, guest_file=guest_file)
             volumes.create(self._server, self._plan, node, seeds.seed_iso(seed))
             domains.create(self._server, self._plan, node, self._files.console_log(node.name))
         console_log = self._files.console_log(node.name)

@@ -12,6 +12,11 @@ cp -R --no-preserve=mode,ownership "$here/overlay/." "$root/"
 chmod 755 "$root/usr/lib/vcluster/seed"
 install -m 644 "$here/../guest/vcluster-ready.service" "$root/etc/systemd/system/"
 
+# --- MPI -------------------------------------------------------------------------------------------------------------------
+mkdir -p "$root/usr/lib/vcluster"
+install -m 644 "$here/../guest/mpi-end.c" "$root/usr/lib/vcluster/"
+in_root gcc -O2 -Wall -shared -fPIC -o /usr/lib/vcluster/mpi-end.so /usr/lib/vcluster/mpi-end.c
+
 # --- accounts -------------------------------------------------------------------------------------
 # The cluster's user has the number that vcluster gives it on any image.
 # No account has a password: "*" allows keys only ("!" would lock them out of an sshd without PAM).

@@ -1,4 +1,4 @@
-"""Real links, in a server of the testbed: made, observed, held against the plan, removed; what is not ours is left alone."""
+"""Real links, in a server of the testbed: made as planned, observed, removed; what is not ours is left alone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def server() -> Iterator[Server]:
 
 def python(server: Server, code: str) -> object:
     """What the code assigns to `answer`, run in the server."""
-    program = f"import json\nfrom vcluster.hosts import netlink\nfrom vcluster import errors\n{code}\nprint(json.dumps(answer))\n"
+    program = f"import json\nfrom vcluster.hosts import netlink\nfrom vcluster import errors\n{code}\n"
+    program += "print(json.dumps(answer))\n"
     return json.loads(server.run([sys.executable, "-c", program], timeout_s=30).stdout)
 
 
@@ -45,7 +46,8 @@ def test_bridges_are_made_as_asked_and_removed(server: Server, count: int) -> No
     before = set(links(server))
     python(
         server,
-        f"for n in range({count}):\n netlink.create_bridge(f'vc-x{{n}}', mtu=1450, alias='vcluster:many')\nanswer = None",
+        f"for n in range({count}):\n"
+        " netlink.create_bridge(f'vc-x{n}', mtu=1450, alias='vcluster:many')\nanswer = None",
     )
     made = {name: link for name, link in links(server).items() if name not in before}
     assert set(made) == {f"vc-x{n}" for n in range(count)}
@@ -96,7 +98,8 @@ except errors.ConflictError as error:
 
 
 def test_only_the_clusters_own_links_go(server: Server) -> None:
-    code = "for name in ('a', 'ab'):\n netlink.create_bridge(f'vc-{name}', mtu=1450, alias=f'vcluster:{name}')\nanswer = None"
+    code = "for name in ('a', 'ab'):\n"
+    code += " netlink.create_bridge(f'vc-{name}', mtu=1450, alias=f'vcluster:{name}')\nanswer = None"
     python(server, code)
     clear(server, "a")
     assert "vc-a" not in links(server)

@@ -77,7 +77,7 @@ def test_a_user_of_another_uid_is_not_taken_over() -> None:
 
 
 def test_mounts_are_recognised() -> None:
-    with open("/proc/self/mounts") as mounts:
+    with Path("/proc/self/mounts").open() as mounts:
         source, target = mounts.readline().split()[:2]
     assert apply.mounted(target, source)
     assert not apply.mounted(target, "elsewhere:/folder")

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import samples
+from vcluster.recipes import guest_file
 from vcluster.render import guest, network, seed, ssh, xml
 from vcluster.render.domain import domain_xml
-from vcluster.recipes import guest_file
 
 Golden = Callable[[str, str], None]
 LOG = Path("/state/clusters/lab/consoles/node1.log")
@@ -45,7 +45,7 @@ def test_network_pool_volumes(golden: Golden) -> None:
 @pytest.mark.parametrize(("name", "image"), [("direct", samples.DIRECT), ("ordinary", samples.ORDINARY)])
 def test_seed(golden: Golden, name: str, image: object) -> None:
     plan = samples.plan(2, image=image)  # type: ignore[arg-type]
-    files = seed.seed_files(plan, plan.workers[0], samples.keys(), ready_unit=guest_file("vcluster-ready.service"))
+    files = seed.seed_files(plan, plan.workers[0], samples.keys(), guest_file=guest_file)
     for file, text in files.items():
         golden(f"seed-{name}/{file}", text)
     assert files["user-data"].startswith("#cloud-config\n")
@@ -92,7 +92,7 @@ def test_no_node_has_its_own_name_on_loopback() -> None:
 def test_the_admin_key_never_enters_a_guest() -> None:
     plan, keys = samples.plan(2), samples.keys()
     texts = [
-        *seed.seed_files(plan, plan.head, keys, ready_unit="").values(),
+        *seed.seed_files(plan, plan.head, keys, guest_file=guest_file).values(),
         json.dumps(guest.ssh_actions(plan, plan.head, keys)),
     ]
     assert not any(keys.admin.private.strip() in text for text in texts)
@@ -100,7 +100,7 @@ def test_the_admin_key_never_enters_a_guest() -> None:
 
 def test_each_seed_holds_only_its_own_host_key() -> None:
     plan, keys = samples.plan(2), samples.keys()
-    text = "".join(seed.seed_files(plan, plan.head, keys, ready_unit="").values())
+    text = "".join(seed.seed_files(plan, plan.head, keys, guest_file=guest_file).values())
     assert "private node1" in text
     assert "private node2" not in text
 

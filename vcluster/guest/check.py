@@ -94,7 +94,7 @@ def write(request: Request) -> list[Result]:
 def mpi(request: Request) -> list[Result]:
     names = [target["name"] for target in request["targets"]]
     home = os.path.dirname(request["hostfile"])
-    env = dict(os.environ, HOME=home, HYDRA_IFACE="lab0", FI_TCP_IFACE="lab0", FI_SOCKETS_IFACE="lab0")
+    env = dict(os.environ, HOME=home, HYDRA_IFACE="lab0")
     argv = ["mpiexec", "-f", request["hostfile"], "-ppn", "1", "-n", str(len(names)), "hostname"]
     try:
         done = subprocess.run(

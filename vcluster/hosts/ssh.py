@@ -108,14 +108,18 @@ def _log_in(name: str, address: str, user: str, key: paramiko.PKey, pinned: para
         options.ciphers = [name for name in options.ciphers if name in _CIPHERS]
         options.kex = [name for name in options.kex if name in _KEX]
         transport.start_client(timeout=CONNECT_TIMEOUT_S)
-        if transport.get_remote_server_key() != pinned:
-            raise VclusterError(f"{name} at {address} shows another host key than the one it was given")
+        _compare(transport.get_remote_server_key(), pinned, f"{name} at {address}")
         transport.auth_publickey(user, key)
     except BaseException:
         transport.close()
         raise
     transport.set_keepalive(15)
     return transport
+
+
+def _compare(shown: paramiko.PKey, pinned: paramiko.PKey, who: str) -> None:
+    if shown != pinned:
+        raise VclusterError(f"{who} shows another host key than the one it was given")
 
 
 def _receive(channel: paramiko.Channel, output: io.BytesIO, errors: io.BytesIO) -> None:

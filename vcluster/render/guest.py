@@ -14,6 +14,7 @@ Action = dict[str, Any]
 
 USER_UID = 2000  # the same on every node, so that NFS sees one owner; above what distributions hand out first
 # The first NFS mount spends most of its time on loading these.
+MPI_END = "/usr/lib/vcluster/mpi-end.so"
 PROFILE_MODULES = "sunrpc\nnfsv4\nnfsd\n"
 # One login costs half as much without the post-quantum key exchange that OpenSSH prefers; these nodes share a host, and
 # their keys live as long as the cluster.
@@ -38,14 +39,16 @@ def hostfile_path(plan: Plan) -> str:
 def sshd_settings() -> str:
     """sshd: keys only, no reverse look-ups. SetEnv needs no PAM and reaches commands as well as logins.
 
-    HYDRA_IFACE is MPICH's process manager, FI_TCP_IFACE and FI_SOCKETS_IFACE are libfabric's TCP providers (fi_tcp(7),
-    fi_sockets(7)): all MPI traffic leaves by lab0. HYDRA_HOST_FILE spares `-f hostfile`.
+    All MPI traffic leaves by lab0: HYDRA_IFACE is for MPICH's process manager; UCX_NET_DEVICES for UCX, which Debian's
+    MPICH uses and which would take every card at once; FI_TCP_IFACE for libfabric (fi_tcp(7)), which others use.
+    HYDRA_HOST_FILE spares `-f hostfile`. Without LD_PRELOAD (images/guest/mpi-end.c) MPI programs do not end.
     """
     settings = {
         "HYDRA_HOST_FILE": "/home/mpiuser/hostfile",
         "HYDRA_IFACE": "lab0",
+        "UCX_NET_DEVICES": "lab0",
         "FI_TCP_IFACE": "lab0",
-        "FI_SOCKETS_IFACE": "lab0",
+        "LD_PRELOAD": MPI_END,
     }
     environment = " ".join(f"{name}={value}" for name, value in settings.items())
     return f"PasswordAuthentication no\nKbdInteractiveAuthentication no\nUseDNS no\nSetEnv {environment}\n"

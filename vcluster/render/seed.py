@@ -8,23 +8,27 @@ no value needs quoting by hand. Formats: https://cloudinit.readthedocs.io, "NoCl
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 
 from vcluster.keys import KeyPair, Keys
 from vcluster.model import Node, Plan
-from vcluster.render.guest import PROFILE_MODULES, sshd_settings
+from vcluster.render.guest import MPI_END, PROFILE_MODULES, sshd_settings
+
+GuestFile = Callable[[str], str]
 
 COMPLETE_FEATURES = frozenset({"mpich", "nfs", "ready"})
 # What an ordinary cloud image lacks, by the names Debian and Ubuntu share.
 PACKAGES = ("mpich", "libmpich-dev", "gcc", "make", "nfs-kernel-server", "nfs-common", "qemu-guest-agent")
-_HAS_ALL = "command -v mpiexec.hydra mpicc exportfs mount.nfs4 >/dev/null"
+_HAS_ALL = "(for p in mpiexec.hydra mpicc gcc exportfs mount.nfs4; do command -v $p || exit; done) >/dev/null"
 
 
-def seed_files(plan: Plan, node: Node, keys: Keys, *, ready_unit: str) -> dict[str, str]:
-    """The three files of a node's seed, by name. `ready_unit` goes only to an image that has no such unit itself."""
+def seed_files(plan: Plan, node: Node, keys: Keys, *, guest_file: GuestFile) -> dict[str, str]:
+    """The three files of a node's seed, by name. `guest_file` gives the files that only an ordinary image is sent."""
     complete = set(plan.image.features) >= COMPLETE_FEATURES
     user_data = _identity(node, keys.admin.public, keys.hosts[node.name])
     if not complete:
-        user_data |= _completion(ready_unit)
+        user_data |= _completion(guest_file)
     return {
         "meta-data": _text(meta_data(plan, node)),
         "user-data": "#cloud-config\n" + _text(user_data),
@@ -78,16 +82,18 @@ def _identity(node: Node, admin_public: str, host_key: KeyPair) -> dict[str, obj
     }
 
 
-def _completion(ready_unit: str) -> dict[str, object]:
+def _completion(guest_file: GuestFile) -> dict[str, object]:
     """What turns an ordinary cloud image into one of ours at its first boot."""
-    unit = {"path": "/etc/systemd/system/vcluster-ready.service", "content": ready_unit}
+    unit = {"path": "/etc/systemd/system/vcluster-ready.service", "content": guest_file("vcluster-ready.service")}
+    source = {"path": str(Path(MPI_END).with_suffix(".c")), "content": guest_file("mpi-end.c")}
     modules = {"path": "/etc/modules-load.d/vcluster.conf", "content": PROFILE_MODULES}
     sshd = {"path": "/etc/ssh/sshd_config.d/10-vcluster.conf", "content": sshd_settings()}
     install = f"{_HAS_ALL} || {{ apt-get update && apt-get install -y --no-install-recommends {' '.join(PACKAGES)}; }}"
     return {
-        "write_files": [unit, modules, sshd],
+        "write_files": [unit, modules, sshd, source],
         "runcmd": [
             ["env", "DEBIAN_FRONTEND=noninteractive", "sh", "-c", install],
+            ["gcc", "-O2", "-shared", "-fPIC", "-o", MPI_END, source["path"]],
             ["systemctl", "enable", "--now", "--no-block", "vcluster-ready.service"],
         ],
     }
