@@ -63,20 +63,22 @@ def plan(site: Site, server: Server, spec: Spec, *, image: Image, accel: str) ->
     return make_plan(spec, facts, image=image, accel=accel, uri=site.uri)
 
 
-def choose_accel(site: Site, asked: str, image: Image) -> str:
-    """kvm where it works, else tcg, said in one line. Raises MissingError when kvm is asked for and does not work."""
+def choose_accel(site: Site, asked: str, image: Image) -> tuple[str, str]:
+    """kvm where it works, else tcg, and a line for the user where there is something to say.
+
+    Raises MissingError when kvm is asked for and does not work.
+    """
     if asked == "tcg":
-        return "tcg"
+        return "tcg", ""
     kernel = image.kernel or site.images.any_kernel()
     verdict = acceleration.probe(kernel, site.state_root / "accel.json")
     if verdict.kvm_works:
-        return "kvm"
+        return "kvm", ""
     if asked == "kvm":
         raise MissingError(
             f"KVM does not work here: {verdict.reason}", hint="--accel auto emulates instead, more slowly"
         )
-    site.report.note(f"KVM does not work here ({verdict.reason}): nodes are emulated (TCG), several times slower")
-    return "tcg"
+    return "tcg", f"KVM does not work here ({verdict.reason}): nodes are emulated (TCG), several times slower"
 
 
 def create(site: Site, spec: Spec, *, image_name: str, accel: str, keep: bool) -> Status:
@@ -85,7 +87,7 @@ def create(site: Site, spec: Spec, *, image_name: str, accel: str, keep: bool) -
     files = site.files(spec.name)
     deadline = Deadline(spec.timeout_s)
     image = site.images.find(image_name)
-    chosen = choose_accel(site, accel, image)
+    chosen, remark = choose_accel(site, accel, image)
     with site.server() as server, ExitStack() as lock:
         with ledger.planning(site.state_root):
             _refuse_existing(server, files)
@@ -94,6 +96,8 @@ def create(site: Site, spec: Spec, *, image_name: str, accel: str, keep: bool) -
             lock.enter_context(files.locked())
             keys = make_keys(spec.name, spec.node_names)
             _write_down(files, decided, keys)
+        if remark:
+            site.report.note(remark)
         try:
             _bring_up(site, server, files, decided, keys, deadline)
         except BaseException:

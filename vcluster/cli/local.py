@@ -111,7 +111,7 @@ def _show_plan(spec: Spec, image: str, accel: str, output: str) -> None:
     site = common.site()
     found = site.images.find(image)
     with site.server() as server:
-        plan = cluster.plan(site, server, spec, image=found, accel=cluster.choose_accel(site, accel, found))
+        plan = cluster.plan(site, server, spec, image=found, accel=cluster.choose_accel(site, accel, found)[0])
     common.emit(output, plan, lambda: show.plan(plan))
 
 
