@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
 from vcluster import ledger, naming, parallel, servers
-from vcluster.errors import ConflictError, MissingError, RequestError, SeveralErrors, VclusterError
+from vcluster.errors import ConflictError, DeadlineError, MissingError, RequestError, SeveralErrors, VclusterError
 from vcluster.events import Deadline, Reporter
 from vcluster.hosts import accel as acceleration
 from vcluster.hosts import ssh
@@ -88,27 +88,34 @@ def create(site: Site, spec: Spec, *, image_name: str, accel: str, keep: bool) -
     deadline = Deadline(spec.timeout_s)
     image = site.images.find(image_name)
     chosen, remark = choose_accel(site, accel, image)
-    with site.server() as server, ExitStack() as lock:
+    with site.server() as server, ExitStack() as stack:
         with ledger.planning(site.state_root):
             _refuse_existing(server, files)
             decided = plan(site, server, spec, image=image, accel=chosen)
             _refuse_foreign(server, decided)
-            lock.enter_context(files.locked())
+            stack.enter_context(files.locked())
+            stack.push(_way_down(site, server, files, keep=keep))
             keys = make_keys(spec.name, spec.node_names)
             _write_down(files, decided, keys)
         if remark:
             site.report.note(remark)
-        try:
-            _bring_up(site, server, files, decided, keys, deadline)
-        except BaseException:
-            deadline.cancel()
-            if keep:
-                site.report.note(f"kept as it is: vcluster clear {spec.name} removes it")
-            else:
-                remove(site, server, files)
-            raise
+        _bring_up(site, server, files, decided, keys, deadline)
         files.write_ledger(_ledger("ready", decided))
         return observe_status(server, files)
+
+
+def _way_down(site: Site, server: Server, files: ClusterFiles, *, keep: bool) -> Callable[..., None]:
+    """What happens when a create ends by anything but success; an exit callback, so no failure can slip past it."""
+
+    def end(kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            return
+        if keep:
+            site.report.note(f"kept as it is: vcluster clear {files.name} removes it")
+        else:
+            remove(site, server, files)
+
+    return end
 
 
 def _refuse_existing(server: Server, files: ClusterFiles) -> None:
@@ -173,14 +180,20 @@ class NodeWork:
         self._exported = threading.Event()
 
     def bring_up(self, node: Node) -> ssh.Session:
-        """From nothing to a configured node, logged in to."""
+        """From nothing to a configured node, logged in to. What takes too long shows the node's last words."""
+        try:
+            return self._bring_up(node)
+        except DeadlineError as error:
+            words = boot.last_words(node, self._files.console_log(node.name))
+            raise DeadlineError(error.message + words, hint=error.hint) from error
+
+    def _bring_up(self, node: Node) -> ssh.Session:
         report = self._site.report
         with report.step("create", node.name, awaiting="its disk, seed and domain"):
             seed = seed_files(self._plan, node, self._keys, guest_file=guest_file)
             volumes.create(self._server, self._plan, node, seeds.seed_iso(seed))
             domains.create(self._server, self._plan, node, self._files.console_log(node.name))
-        console_log = self._files.console_log(node.name)
-        boot.wait_ready(self._server, node, console_log, deadline=self._deadline, report=report)
+        boot.wait_ready(self._server, node, deadline=self._deadline, report=report)
         with report.step("login", node.name, awaiting="a login by ssh"):
             session = log_in(self._keys, node, user="root", deadline=self._deadline)
         try:

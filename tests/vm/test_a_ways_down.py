@@ -43,7 +43,7 @@ def test_kill_9_then_clear_with_the_ledger_lost(host: Host, bare: Survey) -> Non
     assert_unchanged(host, bare)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupt_removes_everything(host: Host, bare: Survey, number: signal.Signals) -> None:
     process = host.popen("local", "create", "--name", "doomed", "-n", "2")
     wait_for(host, "virsh -q list --name | grep doomed")
@@ -60,6 +60,17 @@ def test_a_time_out_tells_node_stage_and_console(host: Host, bare: Survey) -> No
     assert failed.returncode == 1
     assert "node1: boot: ready did not come within 4 s" in failed.stderr
     assert "console" in failed.stderr
+    assert_unchanged(host, bare)
+
+
+def test_a_node_that_stops_while_it_boots_is_told_at_once(host: Host, bare: Survey) -> None:
+    process = host.popen("local", "create", "--name", "doomed", "-n", "1")
+    wait_for(host, "virsh -q list --name | grep doomed")
+    wait_for(host, "grep -l . /var/lib/vcluster/clusters/doomed/consoles/node1.log")
+    host.sh("virsh -q destroy doomed.node1")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "doomed.node1 stopped running" in errors
     assert_unchanged(host, bare)
 
 

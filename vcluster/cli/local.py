@@ -95,12 +95,8 @@ def _create(spec: Spec, image: str, accel: str, output: str, *, keep: bool) -> N
     from vcluster.cli import show
 
     with common.progress(spec.node_names, stages=STAGES) as (site, timer):
-        try:
-            status = cluster.create(site, spec, image_name=image, accel=accel, keep=keep)
-        finally:
-            files = site.files(spec.name)
-            if files.folder.exists():
-                files.write_timing(timer.times)
+        status = cluster.create(site, spec, image_name=image, accel=accel, keep=keep)
+        site.files(spec.name).write_timing(timer.times)
     common.emit(output, status, lambda: show.created(status, timer.times))
 
 

@@ -40,7 +40,8 @@ def completion(shell: str) -> None:
 
 def run() -> None:
     """The entry point: never a traceback for what a user can cause."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
     sys.exit(_run())
 
 

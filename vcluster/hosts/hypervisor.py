@@ -232,19 +232,22 @@ class Words:
     def __init__(self, domain: str, stream: libvirt.virStream) -> None:
         self.domain = domain
         self._stream = stream
-        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._rest = b""
         events = libvirt.VIR_STREAM_EVENT_READABLE | libvirt.VIR_STREAM_EVENT_HANGUP | libvirt.VIR_STREAM_EVENT_ERROR
         stream.eventAddCallback(events, self._arrived, None)
 
     def next(self, deadline: Deadline, awaited: str) -> str:
-        """The next line. Raises DeadlineError naming what was awaited."""
+        """The next line. Raises DeadlineError naming what was awaited, VclusterError when the node has stopped."""
         while True:
             deadline.check(awaited)
             try:
-                return self._lines.get(timeout=deadline.remaining_s(0.5))
+                line = self._lines.get(timeout=deadline.remaining_s(0.5))
             except queue.Empty:
                 continue
+            if line is None:
+                raise VclusterError(f"{self.domain} stopped running", hint="vcluster console NODE --log, with --keep")
+            return line
 
     def close(self) -> None:
         """Stop listening."""
@@ -263,6 +266,7 @@ class Words:
             return
         if not data:
             stream.eventRemoveCallback()
+            self._lines.put(None)
             return
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vcluster.errors import DeadlineError, VclusterError
 from vcluster.events import Deadline, Reporter
 from vcluster.ledger import last_lines
 from vcluster.model import Node
@@ -14,26 +13,19 @@ from vcluster.servers import Server
 CONSOLE_LINES = 5
 
 
-def wait_ready(server: Server, node: Node, console_log: Path, *, deadline: Deadline, report: Reporter) -> None:
-    """Wait until the node says `ready` on its channel; what it says before is passed on as progress.
-
-    Raises DeadlineError with the last lines of the node's console.
-    """
+def wait_ready(server: Server, node: Node, *, deadline: Deadline, report: Reporter) -> None:
+    """Wait until the node says `ready` on its channel; what it says before is passed on as progress."""
     words = server.hypervisor.words(node.domain, READY_CHANNEL)
     try:
         with report.step("boot", node.name, awaiting="the node's word that it is up"):
             while (said := words.next(deadline, f"{node.name}: boot: ready").split(" ")[0]) != "ready":
                 report.tell("progress", "boot", node.name, said)
-    except DeadlineError as error:
-        raise DeadlineError(error.message + _console(node, console_log), hint=error.hint) from error
-    except VclusterError as error:
-        error.message += _console(node, console_log) if error.exit_code == 1 else ""
-        raise
     finally:
         words.close()
 
 
-def _console(node: Node, console_log: Path) -> str:
+def last_words(node: Node, console_log: Path) -> str:
+    """The end of a node's console, to go with a message."""
     lines = last_lines(console_log, CONSOLE_LINES)
     if not lines:
         return f"\n  {node.name} has printed nothing on its console"
