@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -193,9 +193,14 @@ class NodeWork:
             seed = seed_files(self._plan, node, self._keys, guest_file=guest_file)
             volumes.create(self._server, self._plan, node, seeds.seed_iso(seed))
             domains.create(self._server, self._plan, node, self._files.console_log(node.name))
-        boot.wait_ready(self._server, node, deadline=self._deadline, report=report)
-        with report.step("login", node.name, awaiting="a login by ssh"):
-            session = log_in(self._keys, node, user="root", deadline=self._deadline)
+        with closing(boot.listen(self._server, node)) as words:
+            deadline = self._deadline.watching(words.check)
+            boot.wait_ready(words, node, deadline=deadline, report=report)
+            return self._settle(node, deadline)
+
+    def _settle(self, node: Node, deadline: Deadline) -> ssh.Session:
+        with self._site.report.step("login", node.name, awaiting="a login by ssh"):
+            session = log_in(self._keys, node, user="root", deadline=deadline)
         try:
             self.configure(node, session)
         except BaseException:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -74,6 +75,13 @@ class Deadline:
         self.timeout_s = timeout_s
         self._ends_s = time.monotonic() + timeout_s
         self._cancelled = threading.Event()
+        self._look: Callable[[], None] = lambda: None
+
+    def watching(self, look: Callable[[], None]) -> Deadline:
+        """The same deadline, whose every check also calls `look`, which raises when there is no point in waiting on."""
+        watched = copy.copy(self)
+        watched._look = look
+        return watched
 
     def cancel(self) -> None:
         """Tell all who wait on this deadline to stop."""
@@ -88,6 +96,7 @@ class Deadline:
         """Raise DeadlineError naming what was awaited when time is up, Cancelled when called off."""
         if self._cancelled.is_set():
             raise Cancelled(f"stopped while waiting for {awaited}")
+        self._look()
         if self.remaining_s() == 0:
             raise DeadlineError(
                 f"{awaited} did not come within {self.timeout_s:.0f} s", hint="--timeout gives more time"

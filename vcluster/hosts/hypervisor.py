@@ -232,22 +232,25 @@ class Words:
     def __init__(self, domain: str, stream: libvirt.virStream) -> None:
         self.domain = domain
         self._stream = stream
-        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._has_ended = False
         self._rest = b""
         events = libvirt.VIR_STREAM_EVENT_READABLE | libvirt.VIR_STREAM_EVENT_HANGUP | libvirt.VIR_STREAM_EVENT_ERROR
         stream.eventAddCallback(events, self._arrived, None)
 
     def next(self, deadline: Deadline, awaited: str) -> str:
-        """The next line. Raises DeadlineError naming what was awaited, VclusterError when the node has stopped."""
+        """The next line. Raises DeadlineError naming what was awaited."""
         while True:
             deadline.check(awaited)
             try:
-                line = self._lines.get(timeout=deadline.remaining_s(0.5))
+                return self._lines.get(timeout=deadline.remaining_s(0.5))
             except queue.Empty:
                 continue
-            if line is None:
-                raise VclusterError(f"{self.domain} stopped running", hint="vcluster console NODE --log, with --keep")
-            return line
+
+    def check(self) -> None:
+        """Raise VclusterError when the node has stopped running: its channel ends with it."""
+        if self._has_ended:
+            raise VclusterError(f"{self.domain} stopped running")
 
     def close(self) -> None:
         """Stop listening."""
@@ -266,7 +269,7 @@ class Words:
             return
         if not data:
             stream.eventRemoveCallback()
-            self._lines.put(None)
+            self._has_ended = True
             return
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vcluster.events import Deadline, Reporter
+from vcluster.hosts.hypervisor import Words
 from vcluster.ledger import last_lines
 from vcluster.model import Node
 from vcluster.render.domain import READY_CHANNEL
@@ -13,15 +14,16 @@ from vcluster.servers import Server
 CONSOLE_LINES = 5
 
 
-def wait_ready(server: Server, node: Node, *, deadline: Deadline, report: Reporter) -> None:
+def listen(server: Server, node: Node) -> Words:
+    """What a node that was just powered on says of itself."""
+    return server.hypervisor.words(node.domain, READY_CHANNEL)
+
+
+def wait_ready(words: Words, node: Node, *, deadline: Deadline, report: Reporter) -> None:
     """Wait until the node says `ready` on its channel; what it says before is passed on as progress."""
-    words = server.hypervisor.words(node.domain, READY_CHANNEL)
-    try:
-        with report.step("boot", node.name, awaiting="the node's word that it is up"):
-            while (said := words.next(deadline, f"{node.name}: boot: ready").split(" ")[0]) != "ready":
-                report.tell("progress", "boot", node.name, said)
-    finally:
-        words.close()
+    with report.step("boot", node.name, awaiting="the node's word that it is up"):
+        while (said := words.next(deadline, f"{node.name}: boot: ready").split(" ")[0]) != "ready":
+            report.tell("progress", "boot", node.name, said)
 
 
 def last_words(node: Node, console_log: Path) -> str:
