@@ -183,7 +183,3 @@ class Plan:
     def server(self, name: str) -> ServerPlan:
         """The plan of one server."""
         return next(server for server in self.servers if server.name == name)
-
-    def nodes_of(self, server: str) -> tuple[Node, ...]:
-        """The nodes one server carries."""
-        return tuple(node for node in self.nodes if node.server == server)

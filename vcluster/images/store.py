@@ -7,7 +7,6 @@ its prefix and removed by the next one.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import re
 import shutil
@@ -245,8 +244,3 @@ def _answers(manifest: Manifest, digest: str) -> bool:
 def _name_from(source: str) -> str:
     stem = source.rstrip("/").rsplit("/", 1)[-1].split(".")[0].lower()
     return re.sub(r"[^a-z0-9]+", "-", stem).strip("-")[:NAME_MAX]
-
-
-def dump(manifest: Manifest) -> str:
-    """The manifest as JSON text."""
-    return json.dumps(codec.to_plain(manifest), indent=2)
