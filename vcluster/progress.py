@@ -100,10 +100,8 @@ class Bars:
         else:
             self._waiting.pop(event.node, None)
             word = "failed" if event.what == "fail" else "done"
-            bar.set_postfix_str(
-                colored(f"{event.stage} {word}", COLORS[event.what], no_color=not may_color(self._stream))
-            )
-            bar.update(1 if event.what == "end" else 0)
+            bar.unit = colored(f"{event.stage} {word}", COLORS[event.what], no_color=not may_color(self._stream))
+            bar.n = min(bar.n + (event.what == "end"), self._stages)
         self._redraw(event.node)
 
     def _bar(self, node: str) -> tqdm[Any]:
@@ -114,14 +112,15 @@ class Bars:
                 position=len(self._bars),
                 file=self._stream,
                 leave=True,
-                bar_format="{desc} |{bar:20}| {postfix}",
+                bar_format="{desc} |{bar:20}| {unit}",  # {postfix} would begin with a comma
+                unit="",
             )
         return self._bars[node]
 
     def _redraw(self, node: str) -> None:
         if node in self._waiting:
             began, text = self._waiting[node]
-            self._bars[node].set_postfix_str(f"{text} ({max(0.0, self._now_s - began):.0f} s)", refresh=False)
+            self._bars[node].unit = f"{text} ({max(0.0, self._now_s - began):.0f} s)"
         self._bars[node].refresh()
 
     def _tick(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
@@ -135,7 +136,8 @@ def test_a_second_cluster_lives_beside_the_first(cluster: Cluster) -> None:
     cluster.ssh("red1", "ping -c 1 -W 5 10.0.0.3")
 
 
-def test_a_node_that_died_is_told(cluster: Cluster) -> None:
+def test_a_node_that_died_is_told_and_comes_back_as_it_was(cluster: Cluster) -> None:
+    before = times_ready(cluster)
     cluster.host.sh("virsh -q destroy lab.red3")
     assert cluster.host.json("status")["state"] == "partial"
     refused = cluster.host.vcluster("check", check=False)
@@ -143,3 +145,13 @@ def test_a_node_that_died_is_told(cluster: Cluster) -> None:
     assert "not running: red3" in refused.stderr
     cluster.host.sh("virsh -q start lab.red3")
     assert cluster.host.json("status")["state"] == "ready"
+    deadline = time.monotonic() + 120
+    while times_ready(cluster) == before:
+        assert time.monotonic() < deadline, "red3 did not come back"
+        time.sleep(0.5)
+    assert cluster.host.json("check", timeout_s=120)["passed"] is True
+
+
+def times_ready(cluster: Cluster) -> int:
+    """How many times red3 has told its console that it is ready."""
+    return cluster.host.vcluster("console", "red3", "--log").stdout.count("vcluster: ready")

@@ -87,7 +87,7 @@ def test_a_file_written_on_one_is_read_on_all(cluster: Cluster) -> None:
     for node in NODES:
         assert cluster.ssh(node, "cat cloud/note") == "from red2\n"
     for node in NODES[1:]:
-        mounted = cluster.ssh(node, "findmnt -n -o SOURCE,FSTYPE /home/mpiuser/cloud").split()
+        mounted = cluster.ssh(node, "findmnt -n -t nfs4 -o SOURCE,FSTYPE /home/mpiuser/cloud").split()
         assert mounted == ["red1:/home/mpiuser/cloud", "nfs4"]
     cluster.ssh("red1", "rm cloud/note")
 
