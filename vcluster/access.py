@@ -14,7 +14,7 @@ from vcluster.events import Deadline
 from vcluster.hosts.shell import Completed
 from vcluster.hosts.ssh import Session
 from vcluster.model import Node, Plan
-from vcluster.naming import shown
+from vcluster.naming import one_line, shown
 from vcluster.stages import check
 
 
@@ -61,7 +61,9 @@ def choose_nodes(plan: Plan, nodeset: str | None) -> tuple[Node, ...]:
     try:
         wanted = set(NodeSet(nodeset, resolver=RESOLVER_NOGROUP))
     except NodeSetException as error:
-        raise RequestError(f"-w {shown(nodeset)} is not a nodeset: {error}", hint="such as 'node[1-3]'") from error
+        raise RequestError(
+            f"-w {shown(nodeset)} is not a nodeset: {one_line(error)}", hint="such as 'node[1-3]'"
+        ) from error
     unknown = wanted - {node.name for node in plan.nodes}
     if unknown or not wanted:
         names = NodeSet.fromlist([node.name for node in plan.nodes], resolver=RESOLVER_NOGROUP)

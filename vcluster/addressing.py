@@ -7,7 +7,7 @@ from ipaddress import AddressValueError, IPv4Address, IPv4Network, NetmaskValueE
 
 from vcluster.errors import ConflictError, RequestError
 from vcluster.model import DEFAULT_SUBNET, Claim, Facts, Route
-from vcluster.naming import shown
+from vcluster.naming import one_line, shown
 
 MTU_MIN = 576  # the datagram every IPv4 host must accept, RFC 791 section 3.1
 MTU_MAX = 9216  # what common jumbo-frame hardware carries
@@ -20,9 +20,11 @@ def parse_subnet(text: str) -> IPv4Network:
     try:
         network = ip_network(text)
     except (AddressValueError, NetmaskValueError, ValueError) as error:
-        raise RequestError(f"subnet {shown(text)} is not a network: {error}", hint="such as 10.0.0.0/24") from error
+        raise RequestError(
+            f"subnet {shown(text)} is not a network: {one_line(error)}", hint="such as 10.0.0.0/24"
+        ) from error
     if not isinstance(network, IPv4Network):
-        raise RequestError(f"subnet {text} is IPv6", hint="the cluster network is IPv4, such as 10.0.0.0/24")
+        raise RequestError(f"subnet {shown(text)} is IPv6", hint="the cluster network is IPv4, such as 10.0.0.0/24")
     if network.prefixlen < 8:
         raise RequestError(f"subnet {text} is too large", hint="a prefix from /8 to /30")
     if network.prefixlen > 30:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import cattrs
 
@@ -21,11 +21,6 @@ _converter.register_unstructure_hook_func(lambda cls: isinstance(cls, type) and 
 def to_json(value: object) -> str:
     """The value as indented JSON text, keys in the order of its fields."""
     return json.dumps(_converter.unstructure(value), indent=2) + "\n"
-
-
-def to_plain(value: object) -> Any:
-    """The value as dictionaries, lists, numbers and text."""
-    return _converter.unstructure(value)
 
 
 def from_json(text: str, kind: type[T]) -> T:

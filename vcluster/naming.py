@@ -52,6 +52,11 @@ def shown(text: str, length_max: int = 40) -> str:
     return repr(text if len(text) <= length_max else text[:length_max] + "…")
 
 
+def one_line(error: Exception, length_max: int = 80) -> str:
+    """A library's message, which may quote a user's text as it is, made fit for one line of ours."""
+    return str(error).encode("unicode_escape").decode()[:length_max]
+
+
 def default_node_names(count: int) -> tuple[str, ...]:
     """node1 … nodeN."""
     return tuple(f"node{number}" for number in range(1, count + 1))
@@ -79,7 +84,7 @@ def expand(nodeset: str) -> tuple[str, ...]:
         names = tuple(name for part in _parts(nodeset) for name in NodeSet(part, resolver=RESOLVER_NOGROUP))
     except (NodeSetException, ValueError) as error:
         raise RequestError(
-            f"--names {shown(nodeset)} is not a nodeset: {error}", hint="such as 'red[01-05]'"
+            f"--names {shown(nodeset)} is not a nodeset: {one_line(error)}", hint="such as 'red[01-05]'"
         ) from error
     if not names:
         raise RequestError("--names gives no name", hint="such as 'red[01-05]'")

@@ -5,15 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vcluster.model import Node, Plan
-
-
-@dataclass(frozen=True, slots=True)
-class SwitchStatus:
-    """The bridge that all cluster traffic crosses."""
-
-    server: str
-    bridge: str
+from vcluster.model import Node, Plan, Switch
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +33,7 @@ class Status:
     state: str
     subnet: str
     mtu: int
-    switch: SwitchStatus
+    switch: Switch
     nodes: tuple[NodeStatus, ...]
 
 
@@ -57,7 +49,7 @@ def status_of(
         state=_state(nodes, ledger_state, is_being_changed=is_being_changed, is_whole=is_whole),
         subnet=str(plan.subnet),
         mtu=plan.mtu,
-        switch=SwitchStatus(plan.switch.server, plan.switch.bridge),
+        switch=plan.switch,
         nodes=nodes,
     )
 

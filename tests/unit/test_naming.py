@@ -6,7 +6,7 @@ import re
 import string
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vcluster import naming
@@ -94,6 +94,8 @@ def test_bad_node_names(count: int | None, nodeset: str | None, words: str) -> N
 
 
 @given(st.text(max_size=60))
+@example("0\n]")
+@example("a\r[")
 def test_any_text_is_a_nodeset_or_a_clear_error(text: str) -> None:
     try:
         names = naming.expand(text)

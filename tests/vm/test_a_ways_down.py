@@ -226,11 +226,9 @@ def test_kvm_is_tried_not_believed(host: Host, bare: Survey) -> None:
     works = any(finding["what"] == "KVM" and finding["level"] == "ok" for finding in doctor)
     if works:
         pytest.skip("KVM works on this machine")
-    began = time.monotonic()
-    refused = host.vcluster("local", "create", "-n", "1", "--accel", "kvm", check=False)
+    refused = host.vcluster("local", "create", "-n", "1", "--accel", "kvm", timeout_s=30, check=False)
     assert refused.returncode == 3
     assert "KVM does not work here" in refused.stderr
-    assert time.monotonic() - began < 30
     assert_unchanged(host, bare)
 
 

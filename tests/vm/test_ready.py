@@ -146,7 +146,7 @@ with site.server() as server:
     assert said == "".join(f"{node} []\n" for node in NODES)
 
 
-def test_a_lost_file_is_put_back(cluster: Cluster) -> None:
+def test_a_lost_file_fails_the_check_which_names_the_pairs(cluster: Cluster) -> None:
     cluster.ssh("red3", "rm /etc/ssh/ssh_known_hosts", user="root")
     failed = cluster.host.vcluster("check", "-o", "json", check=False)
     assert failed.returncode == 1
@@ -154,8 +154,8 @@ def test_a_lost_file_is_put_back(cluster: Cluster) -> None:
     assert document["passed"] is False
     bad = {(one["check"], one["from"], one["to"]) for one in document["checks"] if not one["passed"]}
     assert bad == {("ssh", "red3", node) for node in NODES}
-    test_known_hosts = cluster.ssh("red1", "cat /etc/ssh/ssh_known_hosts")
-    cluster.ssh("red3", f"cat > /etc/ssh/ssh_known_hosts <<'END'\n{test_known_hosts}END", user="root")
+    known_hosts = cluster.ssh("red1", "cat /etc/ssh/ssh_known_hosts")
+    cluster.ssh("red3", f"cat > /etc/ssh/ssh_known_hosts <<'END'\n{known_hosts}END", user="root")
 
 
 def test_every_pair_is_told_by_the_check(cluster: Cluster) -> None:
