@@ -32,6 +32,7 @@ test_packages='
 openssh-server          sshd in the servers of scripts/testbed
 iputils-ping            whether those servers reach each other
 procps                  sysctl and ps, in those servers
+sudo                    how those of their users who are not root become it
 slirp4netns             their way out
 util-linux              unshare and nsenter, which make and enter them
 '

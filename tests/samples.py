@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Network
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 from vcluster.keys import KeyPair, Keys
-from vcluster.model import Facts, Image, Plan, Spec
+from vcluster.model import LOCAL, Facts, Image, Login, Plan, ServerSpec, Spec, Way
 from vcluster.naming import default_node_names
 from vcluster.plan import make_plan
 
-ROOMY = Facts(memory_free_mib=10_000_000, disk_free_mib=10_000_000, routes=(), claims=())
+OWNER = "0badcafe"
+ROOMY = Facts(memory_free_mib=10_000_000, disk_free_mib=10_000_000, cpus=64)
 
 DIRECT = Image(
     name="debian12",
@@ -27,13 +29,42 @@ ORDINARY = Image("cloud", "sha256-" + "2" * 64, Path("/images/cloud/disk.qcow2")
 
 def spec(count: int = 2, **wishes: object) -> Spec:
     """A wish for a cluster named lab."""
-    return Spec(name="lab", mode="local", node_names=default_node_names(count), **wishes)  # type: ignore[arg-type]
+    wishes.setdefault("mode", "local")
+    return Spec(name="lab", node_names=default_node_names(count), **wishes)  # type: ignore[arg-type]
 
 
 def plan(count: int = 2, *, image: Image = DIRECT, accel: str = "tcg", facts: Facts = ROOMY, **wishes: object) -> Plan:
-    """A plan of a cluster named lab, in 10.0.0.0/24."""
+    """A plan of a cluster named lab on this machine, in 10.0.0.0/24."""
     wishes.setdefault("subnet", IPv4Network("10.0.0.0/24"))
-    return make_plan(spec(count, **wishes), facts, image=image, accel=accel, uri="qemu:///system")
+    seen = {LOCAL.name: replace(facts, accel=accel)}
+    return make_plan(spec(count, **wishes), seen, image=image, owner=OWNER)
+
+
+RED, BLUE, MIDDLE = (
+    ServerSpec(name, Login(host=name, user="student", password="env:SECRET")) for name in ("red", "blue", "middle")
+)
+
+
+def shared_plan(*servers: ServerSpec, count: int = 3, switch: ServerSpec = MIDDLE, **wishes: object) -> Plan:
+    """A plan of a cluster named lab over several servers, each with an address of its own in 192.0.2.0/24."""
+    carriers = servers or (RED, BLUE)
+    asked = spec(count, mode="shared", servers=carriers, switch=switch, subnet=IPv4Network("10.0.0.0/24"), **wishes)
+    return make_plan(asked, shared_facts(asked), image=DIRECT, owner=OWNER)
+
+
+def shared_facts(asked: Spec, **seen: object) -> dict[str, Facts]:
+    """Roomy servers that reach each other by eth0."""
+    everyone = {one.name: one for one in (*asked.servers, asked.switch)}
+    addresses = {name: IPv4Address(f"192.0.2.{number}") for number, name in enumerate(everyone, start=10)}
+    return {
+        name: replace(
+            ROOMY,
+            host_key=f"ssh-ed25519 AAAA{name}" if everyone[name].login else "",
+            ways={other: Way(addresses[name], addresses[other], "eth0", 1500) for other in everyone if other != name},
+            **seen,  # type: ignore[arg-type]
+        )
+        for name in everyone
+    }
 
 
 def keys(count: int = 2) -> Keys:

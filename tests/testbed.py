@@ -3,6 +3,10 @@
     with testbed("red", "blue") as (red, blue):
         blue.lets_in(red)
         red.run(["ssh", blue.name, "true"], timeout_s=10)
+        with blue.capture("eth0") as heard:
+            red.run(["ssh", blue.name, "true"], timeout_s=10)
+        assert heard.count(lambda frame: b"SSH-2.0" in frame.data) == 2  # each side has said hello
+        blue.unplug()
 
 They are processes of this machine in namespaces of their own; scripts/testbed says what is theirs and what is shared.
 """
@@ -10,25 +14,41 @@ They are processes of this machine in namespaces of their own; scripts/testbed s
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "testbed"
+STATE = Path("/var/lib/vcluster-testbed")
+USERS = ("student", "operator")  # sudo with a password and password login; sudo without one and login by key
+
+ETH_P_ALL = 3
+CLONE_NEWNET = 0x40000000
+SOL_PACKET, PACKET_STATISTICS = 263, 6
+SO_RCVBUFFORCE = 33
+CAPTURE_BYTES = 64 << 20  # of the kernel's accounting, which counts a small frame as about 2 KiB
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server that is up. `name` resolves to `address` on every server."""
+    """A server. `name` resolves to `address` on every server."""
 
     name: str
     address: str
-    pid: int  # its first process, as the machine numbers it
+
+    @property
+    def pid(self) -> int:
+        """Its first process, as the machine numbers it; another one after a reboot."""
+        return int(json.loads((STATE / "servers" / self.name / "process.json").read_text())["pid"])
 
     def run(
         self,
@@ -76,14 +96,111 @@ class Server:
         """A file of the server as this process can open it (`/run/x` in there is /proc/PID/root/run/x out here)."""
         return Path(f"/proc/{self.pid}/root", path.lstrip("/"))
 
-    def lets_in(self, client: Server) -> None:
-        """Let root of `client` log in here by key, and make this server's host key known there."""
+    def lets_in(self, client: Server, user: str = "root") -> None:
+        """Let root of `client` log in here by key, as `user`, and make this server's host key known there."""
         key = client.path("/root/.ssh/id_ed25519")
         if not key.exists():
             client.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", "/root/.ssh/id_ed25519"], timeout_s=10)
+        _append(self.home(user) / ".ssh/authorized_keys", key.with_suffix(".pub").read_text())
+        self.is_known_to(client)
+
+    def is_known_to(self, client: Server) -> None:
+        """Make this server's host key known to root of `client`, as for a login by password."""
         host_key = self.path("/etc/ssh/ssh_host_ed25519_key.pub").read_text()
-        _append(self.path("/root/.ssh/authorized_keys"), key.with_suffix(".pub").read_text())
         _append(client.path("/root/.ssh/known_hosts"), f"{self.name},{self.address} {host_key}")
+
+    def home(self, user: str) -> Path:
+        """The home of a user of this server, as this process can open it."""
+        return self.path("/root" if user == "root" else f"/run/home/{user}")
+
+    def set_password(self, user: str, text: str) -> None:
+        """Let a user log in with this password; a random one is forgotten."""
+        self.run(["chpasswd", "--crypt-method", "SHA512"], input=f"{user}:{text}\n", timeout_s=10)
+
+    def unplug(self) -> None:
+        """Take it off the network: its own eth0 and whoever talks to it notice as with a cable that is pulled."""
+        manage("unplug", self.name)
+
+    def plug(self) -> None:
+        """Put it on the network again. When this returns, frames pass."""
+        manage("plug", self.name)
+
+    def reboot(self) -> None:
+        """End all its processes as a power cut does, and start it again: links, MTU and /run are new, files stay."""
+        manage("restart", self.name)
+
+    def set_mtu(self, size_bytes: int) -> None:
+        """Set the MTU of eth0 and of its port of the underlay."""
+        manage("mtu", self.name, str(size_bytes))
+
+    def packets(self, interface: str) -> int:
+        """How many packets an interface has sent and received, together. One may stand for several frames (GSO)."""
+        counters = self.path(f"/sys/class/net/{interface}/statistics")
+        return sum(int((counters / name).read_text()) for name in ("rx_packets", "tx_packets"))
+
+    @contextlib.contextmanager
+    def capture(self, interface: str) -> Iterator[Capture]:
+        """Hear every frame that crosses an interface, in both directions, until the `with` ends."""
+        opened: list[socket.socket] = []
+        thread = threading.Thread(target=self._listen, args=(interface, opened))
+        thread.start()
+        thread.join()
+        if not opened:
+            raise AssertionError(f"{self.name}: {interface} cannot be listened to")
+        capture = Capture(opened[0])
+        try:
+            yield capture
+        finally:
+            capture.close()
+
+    def _listen(self, interface: str, opened: list[socket.socket]) -> None:
+        """Open a socket in the server's network. To be run in a thread of its own: it takes itself there for good."""
+        with contextlib.suppress(OSError), Path(f"/proc/{self.pid}/ns/net").open() as namespace:
+            if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), CLONE_NEWNET) == 0:
+                # Protocol 0 hears nothing yet, so no frame of another interface gets in before it is bound.
+                with contextlib.ExitStack() as unless_bound:
+                    ears = unless_bound.enter_context(socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0))
+                    ears.setblocking(False)
+                    ears.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, CAPTURE_BYTES)
+                    ears.bind((interface, ETH_P_ALL))
+                    unless_bound.pop_all()
+                opened.append(ears)
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """An Ethernet frame as one interface saw it."""
+
+    data: bytes
+    is_outgoing: bool
+
+
+@dataclass
+class Capture:
+    """The frames that an interface has seen since `Server.capture` began."""
+
+    _socket: socket.socket
+    _frames: list[Frame] = field(default_factory=list)
+
+    def frames(self) -> list[Frame]:
+        """All frames up to now, in order. Fails when some were lost."""
+        if self._socket.fileno() != -1:
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    data, origin = self._socket.recvfrom(1 << 16)
+                    self._frames.append(Frame(data, origin[2] == socket.PACKET_OUTGOING))
+            _, lost = struct.unpack("II", self._socket.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))
+            assert lost == 0, f"{lost} frames came too fast to be captured; count with Server.packets"
+        return list(self._frames)
+
+    def count(self, matches: Callable[[Frame], bool] = lambda _: True) -> int:
+        """How many frames up to now are like this."""
+        return sum(map(matches, self.frames()))
+
+    def close(self) -> None:
+        """Hear no more; what was heard can still be read."""
+        with contextlib.closing(self._socket):
+            self.frames()
 
 
 def _append(path: Path, line: str) -> None:
@@ -115,14 +232,16 @@ def manage(*arguments: str) -> str:
 
 
 @contextlib.contextmanager
-def testbed(*names: str, has_uplink: bool = False) -> Iterator[tuple[Server, ...]]:
+def testbed(*names: str, has_uplink: bool = False, are_friends: bool = False) -> Iterator[tuple[Server, ...]]:
     """Servers of these names, in this order, each name made unique by our process id.
+
+    Of friends, root of each may log in to the others by key, as root and as operator; strangers know nothing.
 
     First it removes what runs that were killed left behind. The servers end with this process, even when it is killed.
     """
     manage("down", "--stale")
     unique = [f"{name}-{os.getpid()}" for name in names]
-    options = ["--owner", str(os.getpid()), *(["--uplink"] if has_uplink else [])]
+    options = ["--owner", str(os.getpid()), *["--uplink"] * has_uplink, *["--strangers"] * (not are_friends)]
     try:
         manage("up", *options, *unique)
         yield tuple(map(find, unique))
@@ -136,4 +255,4 @@ testbed.__test__ = False  # type: ignore[attr-defined]  # its name begins like a
 def find(name: str) -> Server:
     """The server of this name, which is up."""
     row = next(row for row in json.loads(manage("list", "--json")) if row["name"] == name)
-    return Server(row["name"], row["address"], row["pid"])
+    return Server(row["name"], row["address"])

@@ -2,44 +2,99 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet, NodeSetException
 
 from vcluster import cluster, parallel
-from vcluster.cluster import Site
+from vcluster import nodes as nodes_work
 from vcluster.errors import RequestError, VclusterError
 from vcluster.events import Deadline
 from vcluster.hosts.shell import Completed
 from vcluster.hosts.ssh import Session
+from vcluster.inventory import observe_status
 from vcluster.model import Node, Plan
 from vcluster.naming import one_line, shown
-from vcluster.stages import check
+from vcluster.servers import Fleet, want_plan
+from vcluster.site import Site
+from vcluster.stages import check, path
+
+CONSOLE_BYTES = 2**24
 
 
 @contextmanager
 def sessions(
-    site: Site, plan: Plan, nodes: Sequence[Node], *, user: str, deadline: Deadline
+    site: Site, plan: Plan, nodes: Sequence[Node], *, user: str, deadline: Deadline, fleet: Fleet | None = None
 ) -> Iterator[dict[str, Session]]:
-    """Logged-in sessions on nodes, by name, closed at the end."""
+    """Logged-in sessions on nodes, by name, closed at the end; through their servers where those are not this machine.
+
+    Without an open `fleet` the servers are logged in to for that and nothing else: it needs no rights there.
+    """
     keys = site.files(plan.name).read_keys()
     with ExitStack() as stack:
+        ways = {name: server.session for name, server in fleet.servers.items()} if fleet else {}
+        if fleet is None:
+            ways |= _log_in_to_servers(site, plan, nodes, stack)
         made = parallel.each(
-            nodes, lambda node: cluster.log_in(keys, node, user=user, deadline=deadline), deadline=deadline
+            nodes,
+            lambda node: nodes_work.log_in(keys, ways.get(node.server), node, user=user, deadline=deadline),
+            deadline=deadline,
         )
         yield {session.name: stack.enter_context(session) for session in made}
 
 
+def _log_in_to_servers(site: Site, plan: Plan, nodes: Sequence[Node], stack: ExitStack) -> dict[str, Session]:
+    key = site.files(plan.name).server_key()
+    wanted = {node.server for node in nodes}
+    away = [want_plan(one, key) for one in plan.servers if one.login and one.name in wanted]
+    opened = parallel.outcomes(away, lambda want: stack.enter_context(site.doors.log_in(want)))
+    parallel.raise_all([one for one in opened if isinstance(one, VclusterError)])
+    return {session.name: session for session in opened if isinstance(session, Session)}
+
+
 def check_cluster(site: Site, plan: Plan, *, timeout_s: float) -> check.Verdict:
     """Run the whole check on a cluster. Raises VclusterError when a node is not even running."""
-    state = cluster.status(site, plan.name)
-    down = [node.name for node in state.nodes if node.state != "running"]
-    if down:
-        raise VclusterError(f"not running: {', '.join(down)}", hint=f"vcluster status {plan.name}")
+    with site.fleet_of(plan) as fleet:
+        state = observe_status(fleet, site.files(plan.name))
+        down = [node.name for node in state.nodes if node.state != "running"]
+        if down:
+            raise VclusterError(f"not running: {', '.join(down)}", hint=f"vcluster repair {plan.name}")
+        deadline = Deadline(timeout_s)
+        with sessions(site, plan, plan.nodes, user="root", deadline=deadline, fleet=fleet) as opened:
+            return cluster.examine(site, fleet, plan, opened, deadline)
+
+
+def trace(site: Site, plan: Plan, start: Node, end: Node, *, packets: int, timeout_s: float) -> path.Path:
+    """Send a marked flow from one node to another, and read what every port on the way has counted."""
+    if start.name == end.name:
+        raise RequestError(f"a frame of {start.name} to itself crosses nothing", hint="name two nodes")
     deadline = Deadline(timeout_s)
-    with sessions(site, plan, plan.nodes, user="root", deadline=deadline) as opened:
-        return check.run(plan, opened, deadline=deadline, report=site.report)
+    with (
+        site.fleet_of(plan) as fleet,
+        sessions(site, plan, [start], user="root", deadline=deadline, fleet=fleet) as opened,
+    ):
+        return path.trace(fleet, plan, [(start, end)], opened, packets=packets, deadline=deadline)[0]
+
+
+def read_console(site: Site, plan: Plan, node: Node) -> str:
+    """What a node's console has said since power-on."""
+    with site.fleet_of(plan, may_lose=True) as fleet:
+        return nodes_work.console_log(fleet[node.server], plan, node, size=CONSOLE_BYTES)
+
+
+def attach_console(site: Site, plan: Plan, node: Node) -> int:
+    """Let virsh have the terminal, on the node's console, until the user leaves it; returns its exit code."""
+    with site.fleet_of(plan, may_lose=True) as fleet:
+        uri = fleet[node.server].hypervisor.uri
+        # Ctrl-C is the console's, not ours, for as long as virsh has the terminal.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            return subprocess.run(["virsh", "-c", uri, "console", node.domain, "--force"], check=False).returncode  # noqa: S607
+        finally:
+            signal.signal(signal.SIGINT, before)
 
 
 def run_everywhere(

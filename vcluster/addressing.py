@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from ipaddress import AddressValueError, IPv4Address, IPv4Network, NetmaskValueError, ip_network
 
 from vcluster.errors import ConflictError, RequestError
@@ -58,23 +58,25 @@ def node_addresses(subnet: IPv4Network, count: int) -> tuple[IPv4Address, ...]:
     return tuple(subnet[number] for number in range(1, count + 1))
 
 
-def choose_subnet(asked: IPv4Network | None, count: int, facts: Facts) -> IPv4Network:
+def choose_subnet(asked: IPv4Network | None, count: int, servers: Sequence[Facts]) -> IPv4Network:
     """The cluster's subnet: the one asked for, or the first free one of the default's size from the default on.
 
-    Raises ConflictError naming the owner when the one asked for overlaps another cluster or a route of this machine.
+    Raises ConflictError naming the owner when the one asked for overlaps another cluster or a route of a server.
     """
     if asked is not None:
         node_addresses(asked, count)
-        _refuse_overlap(asked, facts)
+        for facts in servers:
+            _refuse_overlap(asked, facts)
         return asked
     size = DEFAULT_SUBNET if count <= hosts_max(DEFAULT_SUBNET) else _network_for(count, DEFAULT_SUBNET)
-    return _first_free(size, IPv4Network("10.0.0.0/8"), _taken(facts))
+    taken = [network for facts in servers for network in _taken(facts)]
+    return _first_free(size, IPv4Network("10.0.0.0/8"), taken)
 
 
-def choose_management(count: int, facts: Facts, *, besides: IPv4Network) -> IPv4Network:
+def choose_management(count: int, facts: Facts, *, besides: Iterable[IPv4Network]) -> IPv4Network:
     """A free subnet for the management network of `count` nodes and its gateway."""
     size = _network_for(max(count + 1, 254), MANAGEMENT_SPACE)
-    return _first_free(size, MANAGEMENT_SPACE, (*_taken(facts), besides))
+    return _first_free(size, MANAGEMENT_SPACE, (*_taken(facts), *besides))
 
 
 def management_addresses(subnet: IPv4Network, count: int) -> tuple[IPv4Address, ...]:
@@ -88,7 +90,7 @@ def _network_for(count: int, start: IPv4Network) -> IPv4Network:
 
 
 def _taken(facts: Facts) -> tuple[IPv4Network, ...]:
-    claimed = (network for claim in facts.claims for network in (claim.subnet, claim.management) if network)
+    claimed = (network for claim in facts.claims for network in (claim.subnet, *claim.management) if network)
     return (*(route.network for route in facts.routes), *claimed)
 
 
@@ -100,7 +102,7 @@ def _first_free(size: IPv4Network, space: IPv4Network, taken: Iterable[IPv4Netwo
         if obstacle is None:
             return candidate
         candidate = _behind(obstacle if obstacle.prefixlen < candidate.prefixlen else candidate, candidate.prefixlen)
-    raise ConflictError(f"no /{size.prefixlen} of {space} is free on this machine", hint="give one with --subnet")
+    raise ConflictError(f"no /{size.prefixlen} of {space} is free", hint="give one with --subnet")
 
 
 def _behind(network: IPv4Network, prefixlen: int) -> IPv4Network | None:
@@ -119,13 +121,13 @@ def _refuse_overlap(subnet: IPv4Network, facts: Facts) -> None:
     route = next((route for route in facts.routes if route.network.overlaps(subnet)), None)
     if route:
         raise ConflictError(
-            f"subnet {subnet} overlaps {route.network}, which this machine reaches by {route.interface}",
+            f"subnet {subnet} overlaps {route.network}, which {route.server} reaches by {route.interface}",
             hint="take another --subnet, or leave the option out",
         )
 
 
 def _claims(claim: Claim, subnet: IPv4Network) -> bool:
-    return any(network is not None and network.overlaps(subnet) for network in (claim.subnet, claim.management))
+    return any(network is not None and network.overlaps(subnet) for network in (claim.subnet, *claim.management))
 
 
 def routes_of_interest(routes: Iterable[Route]) -> tuple[Route, ...]:

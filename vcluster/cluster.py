@@ -1,110 +1,71 @@
-"""The spine: create, clear, status. Each reads like its description."""
+"""The spine: create and repair. Each reads like its description."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Set
+from contextlib import ExitStack
+from dataclasses import replace
 from datetime import datetime, timezone
-from pathlib import Path
 
-from vcluster import ledger, naming, parallel, servers
-from vcluster.errors import ConflictError, DeadlineError, MissingError, RequestError, SeveralErrors, VclusterError
-from vcluster.events import Deadline, Reporter
-from vcluster.hosts import accel as acceleration
+from vcluster import facts, ledger, parallel, servers
+from vcluster.errors import ConflictError, VclusterError
+from vcluster.events import Deadline
 from vcluster.hosts import ssh
-from vcluster.hosts.hypervisor import Hypervisor
-from vcluster.images.store import Store
+from vcluster.images import deliver
+from vcluster.inventory import domains_on, observe_status, read_ledger, survey
 from vcluster.keys import Keys, make_keys
 from vcluster.ledger import ClusterFiles, Ledger
-from vcluster.model import LOCAL_SERVER, Image, Node, Plan, Spec
+from vcluster.model import Facts, Image, Node, Plan, ServerPlan, Spec
+from vcluster.nodes import NodeWork
 from vcluster.plan import make_plan
-from vcluster.recipes import guest_file
-from vcluster.render import guest
-from vcluster.render.seed import seed_files
+from vcluster.removal import remove
 from vcluster.render.ssh import known_hosts, ssh_config
-from vcluster.resources import domains, links, networks, seeds, volumes
-from vcluster.resources.found import Found
-from vcluster.servers import Server
-from vcluster.stages import boot, check, configure
-from vcluster.status import Status, status_of
-
-# In the order of removal; creation goes the other way.
-KINDS = {"domains": domains, "volumes": volumes, "networks": networks, "links": links}
-
-
-@dataclass(frozen=True, slots=True)
-class Site:
-    """Where a command works: the state on disk, the libvirt it talks to, the images, and who listens."""
-
-    state_root: Path
-    uri: str
-    images: Store
-    report: Reporter
-
-    def files(self, name: str) -> ClusterFiles:
-        """The folder of a cluster."""
-        return ClusterFiles(self.state_root, name)
-
-    @contextmanager
-    def server(self) -> Iterator[Server]:
-        """This machine, connected."""
-        with Hypervisor(self.uri) as hypervisor:
-            yield Server(LOCAL_SERVER, hypervisor)
-
+from vcluster.resources import links, logins, networks, rules, volumes
+from vcluster.servers import Fleet, Server, Want
+from vcluster.site import Site
+from vcluster.stages import check, path, tunnels
+from vcluster.status import Status
 
 # Create
 
 
-def plan(site: Site, server: Server, spec: Spec, *, image: Image, accel: str) -> Plan:
-    """Decide everything a cluster will be, and touch nothing."""
-    facts = servers.observe(server, site.state_root)
-    return make_plan(spec, facts, image=image, accel=accel, uri=site.uri)
+def wants_of(spec: Spec) -> list[Want]:
+    """The servers that a create needs open."""
+    wants = {server.name: servers.want_spec(server, carries_nodes=True) for server in spec.servers}
+    if spec.sets_up_switch:
+        wants.setdefault(spec.switch.name, servers.want_spec(spec.switch, carries_nodes=False))
+    return list(wants.values())
 
 
-def choose_accel(site: Site, asked: str, image: Image) -> tuple[str, str]:
-    """kvm where it works, else tcg, and a line for the user where there is something to say.
-
-    Raises MissingError when kvm is asked for and does not work.
-    """
-    if asked == "tcg":
-        return "tcg", ""
+def plan(site: Site, fleet: Fleet, spec: Spec, *, image: Image, accel: str) -> tuple[Plan, dict[str, Facts]]:
+    """Decide everything a cluster will be, and touch nothing. With the facts that it was decided from, by server."""
     kernel = image.kernel or site.images.any_kernel()
-    verdict = acceleration.probe(kernel, site.state_root / "accel.json")
-    if verdict.kvm_works:
-        return "kvm", ""
-    if asked == "kvm":
-        raise MissingError(
-            f"KVM does not work here: {verdict.reason}", hint="--accel auto emulates instead, more slowly"
-        )
-    return "tcg", f"KVM does not work here ({verdict.reason}): nodes are emulated (TCG), several times slower"
+    seen = facts.observe(fleet, spec, site.state_root, accel=accel, kernel=kernel, deadline=Deadline(spec.timeout_s))
+    return make_plan(spec, seen, image=image, owner=site.doors.owner), seen
 
 
 def create(site: Site, spec: Spec, *, image_name: str, accel: str, keep: bool) -> Status:
     """Make a cluster and prove it ready. Whatever goes wrong, what was made is removed again, unless `keep`."""
-    servers.require_rights()
     files = site.files(spec.name)
     deadline = Deadline(spec.timeout_s)
     image = site.images.find(image_name)
-    chosen, remark = choose_accel(site, accel, image)
-    with site.server() as server, ExitStack() as stack:
+    with site.fleet(wants_of(spec)) as fleet, ExitStack() as stack:
+        servers.require_rights(fleet)
         with ledger.planning(site.state_root):
-            _refuse_existing(server, files)
-            decided = plan(site, server, spec, image=image, accel=chosen)
-            _refuse_foreign(server, decided)
+            _refuse_existing(fleet, files)
+            decided, _ = plan(site, fleet, spec, image=image, accel=accel)
+            _refuse_foreign(fleet, decided)
             stack.enter_context(files.locked())
-            stack.push(_way_down(site, server, files, keep=keep))
+            stack.push(_way_down(site, fleet, files, keep=keep))
             keys = make_keys(spec.name, spec.node_names)
-            _write_down(files, decided, keys)
-        if remark:
-            site.report.note(remark)
-        _bring_up(site, server, files, decided, keys, deadline)
+            _write_down(fleet, files, decided, keys)
+        _tell_accel(site, fleet, decided, accel)
+        _bring_up(site, fleet, decided, keys, deadline)
         files.write_ledger(_ledger("ready", decided))
-        return observe_status(server, files)
+        return observe_status(fleet, files)
 
 
-def _way_down(site: Site, server: Server, files: ClusterFiles, *, keep: bool) -> Callable[..., None]:
+def _way_down(site: Site, fleet: Fleet, files: ClusterFiles, *, keep: bool) -> Callable[..., None]:
     """What happens when a create ends by anything but success; an exit callback, so no failure can slip past it."""
 
     def end(kind: type[BaseException] | None, *_: object) -> None:
@@ -113,224 +74,179 @@ def _way_down(site: Site, server: Server, files: ClusterFiles, *, keep: bool) ->
         if keep:
             site.report.note(f"kept as it is: vcluster clear {files.name} removes it")
         else:
-            remove(site, server, files)
+            remove(site, fleet, files)
 
     return end
 
 
-def _refuse_existing(server: Server, files: ClusterFiles) -> None:
-    if files.folder.exists() or survey(server, files.name):
+def _refuse_existing(fleet: Fleet, files: ClusterFiles) -> None:
+    found = next((server for server in fleet.servers.values() if survey(server, files.name)), None)
+    if files.folder.exists() or found:
+        where = f" on {found.name}" if found and found.session else ""
         raise ConflictError(
-            f"cluster {files.name} exists, or something is left of it",
+            f"cluster {files.name} exists{where}, or something is left of it",
             hint=f"vcluster clear {files.name}, or take another --name",
         )
 
 
-def _refuse_foreign(server: Server, decided: Plan) -> None:
+def _refuse_foreign(fleet: Fleet, decided: Plan) -> None:
     """Nothing of ours bears these names; whatever does is somebody else's."""
-    taken = {**server.hypervisor.names(), "link": links.names()}
-    needed = [("domain", node.domain) for node in decided.nodes]
-    needed += [("link", port) for node in decided.nodes for port in (node.port, node.management_port)]
     for planned in decided.servers:
-        needed += [("network", planned.network.name), ("pool", planned.pool.name), ("link", planned.network.bridge)]
-        needed += [("link", bridge.name) for bridge in planned.bridges]
-    for kind, name in needed:
-        if name in taken[kind]:
-            raise ConflictError(f"{kind} {name} exists and is not ours", hint="take another --name")
+        server = fleet[planned.name]
+        taken: dict[str, Set[str]] = {"link": {link["name"] for link in server.call("links")}}
+        if server.libvirt:
+            taken |= server.libvirt.names()
+        for kind, name in _names_on(decided, planned):
+            if name in taken[kind]:
+                where = f" on {server.name}" if server.session else ""
+                raise ConflictError(f"{kind} {name} exists{where} and is not ours", hint="take another --name")
 
 
-def _write_down(files: ClusterFiles, decided: Plan, keys: Keys) -> None:
+def _names_on(decided: Plan, planned: ServerPlan) -> Iterator[tuple[str, str]]:
+    """Every name that a cluster will take on a server, by kind."""
+    for node in decided.nodes_on(planned.name):
+        yield "domain", node.domain
+        yield "link", node.port
+        yield "link", node.management_port
+    if planned.network and planned.pool:
+        yield "network", planned.network.name
+        yield "link", planned.network.bridge
+        yield "pool", planned.pool.name
+    for name in planned.link_names:
+        yield "link", name
+
+
+def _write_down(fleet: Fleet, files: ClusterFiles, decided: Plan, keys: Keys) -> None:
     """The ledger first: from here on a killed command leaves a trace to follow."""
     files.write_ledger(_ledger("creating", decided))
     files.write_keys(keys)
-    config = ssh_config(decided, identity=files.identity, known_hosts=files.known_hosts)
+    jumps = {
+        server.name: server.jump_by(files.identity)
+        for server in fleet.servers.values()
+        if server.session and decided.nodes_on(server.name)
+    }
+    config = ssh_config(decided, identity=files.identity, known_hosts=files.known_hosts, jumps=jumps)
     files.write_ssh(config=config, known_hosts=known_hosts(decided, keys))
-    files.make_consoles()
 
 
 def _ledger(state: str, decided: Plan) -> Ledger:
     return Ledger(ledger.VERSION, state, datetime.now(timezone.utc).isoformat(timespec="seconds"), decided)
 
 
-def _bring_up(site: Site, server: Server, files: ClusterFiles, decided: Plan, keys: Keys, deadline: Deadline) -> None:
-    with site.report.step("network", awaiting="bridges, networks and pools"):
-        for planned in decided.servers:
-            links.create(planned)
-            networks.create(server, planned, decided.name)
-            volumes.create_pool(server, planned)
-    work = NodeWork(site, server, files, decided, keys, deadline)
+def _tell_accel(site: Site, fleet: Fleet, decided: Plan, asked: str) -> None:
+    """Say once for each server that nodes are emulated there, where that was not asked for."""
+    for planned in decided.servers:
+        if planned.image:
+            kernel = decided.image.kernel or site.images.any_kernel()
+            remark = facts.choose_accel(fleet[planned.name], asked, kernel, site.state_root)[1]
+            if remark:
+                site.report.note(remark)
+
+
+def _bring_up(site: Site, fleet: Fleet, decided: Plan, keys: Keys, deadline: Deadline) -> None:
+    _let_in(fleet, keys, deadline)
+    _deliver_image(site, fleet, decided, deadline)
+    _join_up(site, fleet, decided, deadline)
+    work = NodeWork(site, fleet, decided, keys, deadline)
     with ExitStack() as open_sessions:
         sessions = {
             session.name: open_sessions.enter_context(session)
             for session in parallel.each(decided.nodes, work.bring_up, deadline=deadline)
         }
-        verdict = check.run(decided, sessions, deadline=deadline, report=site.report)
+        require_passed(examine(site, fleet, decided, sessions, deadline))
+
+
+def _let_in(fleet: Fleet, keys: Keys, deadline: Deadline) -> None:
+    """Where a password let us in, the cluster's own key does from now on, until clear takes it away."""
+    fleet.each(lambda server: logins.create(server, keys.admin.public), deadline=deadline)
+
+
+def _deliver_image(site: Site, fleet: Fleet, decided: Plan, deadline: Deadline) -> None:
+    """The image to every server that has not got it, each once."""
+
+    def send(server: Server) -> None:
+        planned = decided.server(server.name)
+        if planned.image and server.session:
+            root = planned.image.disk.parent.parent
+            deliver.deliver(
+                site.images, planned.image, server.agent, root, name=server.name, deadline=deadline, report=site.report
+            )
+
+    fleet.each(send, deadline=deadline)
+
+
+def _join_up(site: Site, fleet: Fleet, decided: Plan, deadline: Deadline) -> None:
+    """Rules, bridges, tunnels, networks and pools on every server; then real frames through every tunnel."""
+
+    def join(server: Server) -> None:
+        planned = decided.server(server.name)
+        with site.report.step("network", server.label, awaiting="bridges, tunnels, networks and pools"):
+            rules.create(server, planned, decided.name)
+            links.create(server, planned)
+            networks.create(server, planned, decided.name)
+            volumes.create_pool(server, planned)
+
+    fleet.each(join, deadline=deadline)
+    if decided.has_tunnels:
+        with site.report.step("tunnels", awaiting="frames through every tunnel, both ways"):
+            tunnels.prove(fleet, decided)
+
+
+def examine(
+    site: Site, fleet: Fleet, decided: Plan, sessions: Mapping[str, ssh.Session], deadline: Deadline
+) -> check.Verdict:
+    """Everything that "ready" means: from inside the nodes, and by the counters of the switch."""
+    verdict = check.run(decided, sessions, deadline=deadline, report=site.report)
+    if decided.has_tunnels:
+        crossed = path.check_all(fleet, decided, sessions, deadline=deadline, report=site.report)
+        verdict = replace(verdict, checks=(*verdict.checks, *crossed))
+    return verdict
+
+
+def require_passed(verdict: check.Verdict) -> None:
+    """Raise VclusterError with every failure, unless all went well."""
     if not verdict.passed:
         raise VclusterError("the cluster is not ready:" + "".join(f"\n  {failure}" for failure in verdict.failed))
 
 
-class NodeWork:
-    """What happens to each node, beside the others; workers wait for the head's export and for nothing else."""
-
-    def __init__(
-        self, site: Site, server: Server, files: ClusterFiles, decided: Plan, keys: Keys, deadline: Deadline
-    ) -> None:
-        self._site, self._server, self._files = site, server, files
-        self._plan, self._keys, self._deadline = decided, keys, deadline
-        self._exported = threading.Event()
-
-    def bring_up(self, node: Node) -> ssh.Session:
-        """From nothing to a configured node, logged in to. What takes too long shows the node's last words."""
-        try:
-            return self._bring_up(node)
-        except DeadlineError as error:
-            words = boot.last_words(node, self._files.console_log(node.name))
-            raise DeadlineError(error.message + words, hint=error.hint) from error
-
-    def _bring_up(self, node: Node) -> ssh.Session:
-        report = self._site.report
-        with report.step("create", node.name, awaiting="its disk, seed and domain"):
-            seed = seed_files(self._plan, node, self._keys, guest_file=guest_file)
-            volumes.create(self._server, self._plan, node, seeds.seed_iso(seed))
-            domains.create(self._server, self._plan, node, self._files.console_log(node.name))
-        with closing(boot.listen(self._server, node)) as words:
-            deadline = self._deadline.watching(words.check)
-            boot.wait_ready(words, node, deadline=deadline, report=report)
-            return self._settle(node, deadline)
-
-    def _settle(self, node: Node, deadline: Deadline) -> ssh.Session:
-        with self._site.report.step("login", node.name, awaiting="a login by ssh"):
-            session = log_in(self._keys, node, user="root", deadline=deadline)
-        try:
-            self.configure(node, session)
-        except BaseException:
-            session.close()
-            raise
-        return session
-
-    def configure(self, node: Node, session: ssh.Session) -> tuple[str, ...]:
-        """Bring a node to what the plan says; returns what had to be changed."""
-        report, decided = self._site.report, self._plan
-        changed = configure.apply(session, "ssh", guest.ssh_actions(decided, node, self._keys), report=report)
-        if not node.is_head:
-            self._await_export(node)
-        changed += configure.apply(session, "nfs", guest.nfs_actions(decided, node), report=report)
-        if node.is_head:
-            self._exported.set()
-        return changed + configure.apply(session, "mpi", guest.mpi_actions(decided), report=report)
-
-    def _await_export(self, node: Node) -> None:
-        while not self._exported.wait(0.2):
-            self._deadline.check(f"{node.name}: nfs: the head's export")
+# Repair
 
 
-def log_in(keys: Keys, node: Node, *, user: str, deadline: Deadline) -> ssh.Session:
-    """A session on a node, its host key pinned."""
-    return ssh.connect(
-        node.name,
-        str(node.management_address),
-        user=user,
-        private_key=keys.admin.private,
-        host_key=keys.hosts[node.name].public,
-        deadline=deadline,
-    )
+def repair(site: Site, name: str, *, timeout_s: float) -> tuple[str, ...]:
+    """Put right what is missing of a cluster, after a reboot of a server for one, and prove it ready.
 
-
-# Clear
-
-
-def clear(site: Site, name: str) -> bool:
-    """Remove all of a cluster. Returns whether there was anything."""
-    files = site.files(name)
-    with site.server() as server:
-        if not files.folder.exists() and not survey(server, name):
-            files.destroy()
-            return False
-        servers.require_rights()
-        with files.locked():
-            remove(site, server, files)
-        return True
-
-
-def remove(site: Site, server: Server, files: ClusterFiles) -> None:
-    """The one way down: a failed create, an interrupt and clear all come here. Again and again is fine.
-
-    Everything is tried; what fails is told together, and the ledger stays until nothing is left.
+    What is right is left alone. Returns what was put right, in words.
     """
-    failures = []
-    for kind, resource in KINDS.items():
-        try:
-            with site.report.step(f"remove {kind}"):
-                resource.destroy(server, files.name)
-        except VclusterError as error:
-            failures.append(error)
-    left = survey(server, files.name)
-    if left and not failures:
-        failures.append(VclusterError(f"left of {files.name}: {', '.join(map(str, left))}"))
-    if failures:
-        raise SeveralErrors(failures)
-    files.destroy()
-
-
-def survey(server: Server, name: str | None = None) -> tuple[Found, ...]:
-    """Everything on a server that carries the mark of the cluster, or of any."""
-    found = (thing for resource in KINDS.values() for thing in resource.observe(server))
-    return tuple(thing for thing in found if name in (None, thing.cluster))
-
-
-def leftovers(site: Site, name: str | None) -> tuple[Found, ...]:
-    """What is left of a cluster, or of any: marked things, and folders of state."""
-    with site.server() as server:
-        marked = survey(server, name)
-    names = [known for known in ledger.cluster_names(site.state_root) if name in (None, known)]
-    return marked + tuple(Found("state", str(site.files(known).folder), known) for known in names)
-
-
-# Status
-
-
-def status(site: Site, name: str) -> Status:
-    """What is there of a cluster."""
-    with site.server() as server:
-        return observe_status(server, site.files(name))
-
-
-def observe_status(server: Server, files: ClusterFiles) -> Status:
-    """Hold the ledger against what a server really has."""
+    files = site.files(name)
     kept = read_ledger(files)
-    return status_of(
-        kept.plan,
-        ledger_state=kept.state,
-        is_being_changed=files.is_locked(),
-        domains={domain.name: domain.is_active for domain in server.hypervisor.domains()},
-        links={found.name for found in links.observe(server)},
-    )
+    decided, deadline = kept.plan, Deadline(timeout_s)
+    with site.fleet_of(decided) as fleet, files.locked():
+        servers.require_rights(fleet)
+        missing = observe_status(fleet, files).missing
+        if missing:
+            _join_up(site, fleet, decided, deadline)
+            fleet.each(lambda server: links.attach(server, decided), deadline=deadline)
+        _revive(site, fleet, decided, files.read_keys(), deadline)
+        if kept.state != "ready":
+            files.write_ledger(replace(kept, state="ready"))
+        return missing
 
 
-def cluster_names(site: Site) -> tuple[str, ...]:
-    """All clusters of this machine, by ledger or by mark."""
-    with site.server() as server:
-        marked = {found.cluster for found in survey(server)}
-    return tuple(sorted(marked | set(ledger.cluster_names(site.state_root))))
+def _revive(site: Site, fleet: Fleet, decided: Plan, keys: Keys, deadline: Deadline) -> None:
+    """Start the nodes that are off; then all nodes are brought to what the plan says and looked at."""
+    seen = {name: runs for server in fleet.servers.values() for name, runs in domains_on(server).items()}
+    work = NodeWork(site, fleet, decided, keys, deadline)
+    if lost := [node.name for node in decided.nodes if node.domain not in seen]:
+        raise VclusterError(
+            f"gone for good: {', '.join(lost)}", hint=f"vcluster clear {decided.name}, and create it again"
+        )
 
+    def bring_back(node: Node) -> ssh.Session:
+        return work.settle(node) if seen[node.domain] else work.start_again(node)
 
-def the_one(site: Site, name: str | None) -> str:
-    """The cluster a command is about: the one named, or the only one there is."""
-    if name is not None:
-        return naming.check_cluster_name(name)
-    names = ledger.cluster_names(site.state_root)
-    if len(names) == 1:
-        return names[0]
-    if names:
-        raise RequestError(f"there are {len(names)} clusters: {', '.join(names)}", hint="say which with --name")
-    raise RequestError("there is no cluster", hint="vcluster local create -n 4")
-
-
-def read_ledger(files: ClusterFiles) -> Ledger:
-    """The ledger of a cluster that must have one."""
-    kept = files.read_ledger()
-    if kept is None and files.folder.exists():
-        raise VclusterError(f"the ledger of cluster {files.name} is lost", hint=f"vcluster clear {files.name}")
-    if kept is None:
-        raise RequestError(f"there is no cluster {files.name}", hint="vcluster list")
-    return kept
+    with ExitStack() as open_sessions:
+        sessions = {
+            session.name: open_sessions.enter_context(session)
+            for session in parallel.each(decided.nodes, bring_back, deadline=deadline)
+        }
+        require_passed(examine(site, fleet, decided, sessions, deadline))

@@ -1,125 +1,110 @@
-"""Is this machine fit for clusters? Each finding says what is wrong and the command that mends it."""
+"""Are the servers fit, and the paths between them? Each finding says what is wrong and the command that mends it."""
 
 from __future__ import annotations
 
-import os
 import shutil
-import stat
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from vcluster.cluster import Site
+from vcluster import facts, servers
+from vcluster.agent.looks import ERROR, OK, WARNING, libvirt_start
 from vcluster.errors import VclusterError
-from vcluster.hosts import accel
+from vcluster.events import Deadline
 from vcluster.images.store import DEFAULT_IMAGE
+from vcluster.model import LOCAL, Image, ServerSpec, Spec
+from vcluster.plan import VXLAN_OVERHEAD_BYTES, make_plan
+from vcluster.resources import links, rules
+from vcluster.servers import Fleet, Server
+from vcluster.site import Site
+from vcluster.stages import tunnels
 
-OK, WARNING, ERROR = "ok", "warning", "error"
-
-# Program: Debian package, and what it is for.
-PROGRAMS = {
-    "qemu-system-x86_64": ("qemu-system-x86", "running nodes"),
-    "qemu-img": ("qemu-utils", "checking images"),
-    "dnsmasq": ("dnsmasq-base", "DNS of the management network"),
-    "iptables": ("iptables", "libvirt's NAT network"),
-    "mmdebstrap": ("mmdebstrap", "building the guest image"),
-    "mke2fs": ("e2fsprogs", "building the guest image"),
-    "ssh": ("openssh-client", "vcluster ssh"),
-    "virsh": ("libvirt-clients", "vcluster console"),
-}
+# The cluster that the tunnels are tried with. It has no nodes, and is gone when the trial is over.
+TRIAL = "doctor"
+NO_IMAGE = Image("none", "sha256-none", Path("/none"), 0)
+MEMORY_LOW_MIB = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing looked at; `mend` is the command that puts it right."""
+    """One thing looked at; `mend` is the command that puts it right. No server is said of this machine."""
 
     level: str
     what: str
     detail: str
     mend: str = ""
+    server: str = ""
 
 
 def examine(site: Site) -> tuple[Finding, ...]:
-    """Everything that can be looked at without changing anything."""
-    looks: tuple[Callable[[Site], Iterator[Finding]], ...] = (
-        _rights,
-        _programs,
-        _libvirt,
-        _kvm,
-        _image,
-        _forwarding,
-        _namesake,
-    )
-    return tuple(finding for look in looks for finding in look(site))
+    """This machine: everything that can be looked at without changing anything."""
+    with site.doors.open(servers.want_spec(LOCAL, carries_nodes=False)) as server:
+        found = [*_of(server.call("look_over", carries_nodes=True, is_controller=True))]
+    found += _libvirt_here(site)
+    return (*found, *_image(site), *_namesake())
 
 
-def _rights(_: Site) -> Iterator[Finding]:
-    if os.geteuid() == 0:
-        yield Finding(OK, "rights", "root")
-    else:
-        yield Finding(WARNING, "rights", "making and clearing clusters needs root", "sudo vcluster …")
+def examine_servers(site: Site, spec: Spec) -> tuple[Finding, ...]:
+    """Every server of a cluster to be, and real frames through a tunnel between each and the switch, and back."""
+    wants = {one.name: servers.want_spec(one, carries_nodes=False) for one in (*spec.servers, spec.switch)}
+    with site.fleet(list(wants.values()), may_lose=True) as fleet:
+        found = [Finding(ERROR, "ssh", error.message, error.hint or "", name) for name, error in fleet.lost.items()]
+        carriers = {server.name for server in spec.servers}
+        for server in fleet.servers.values():
+            found += _server(site, server, spec, carries_nodes=server.name in carriers)
+        if spec.switch.name in fleet:
+            for one in spec.servers:
+                if one.name in fleet and one.name != spec.switch.name:
+                    found += _tunnel(site, fleet, spec, one)
+        for server in fleet.servers.values():
+            if server.session:
+                server.leave_if_unused()
+    return tuple(found)
 
 
-def _programs(_: Site) -> Iterator[Finding]:
-    for program, (package, purpose) in PROGRAMS.items():
-        if shutil.which(program) or Path("/usr/sbin", program).exists():
-            yield Finding(OK, program, purpose)
-        else:
-            yield Finding(ERROR, program, f"missing; needed for {purpose}", f"apt-get install {package}")
+def _of(found: Sequence[dict[str, Any]], server: str = "") -> Iterator[Finding]:
+    return (Finding(**{"level": WARNING, **one}, server=server) for one in found)
 
 
-def _libvirt(site: Site) -> Iterator[Finding]:
+def _server(site: Site, server: Server, spec: Spec, *, carries_nodes: bool) -> Iterator[Finding]:
+    where = server.label
+    if server.session:
+        yield Finding(OK, "ssh", f"logged in as {server.session.user}", server=where)
+        yield from _of(server.call("look_over", carries_nodes=carries_nodes, is_controller=False), where)
+    yield from _of(server.call("obstacles", port=spec.vxlan_port), where)
+    if carries_nodes and server.session:
+        one = next(one for one in spec.servers if one.name == server.name)
+        yield from _libvirt_there(site, one)
+
+
+def _libvirt_here(site: Site) -> Iterator[Finding]:
     try:
-        with site.server() as server:
-            versions = server.hypervisor.versions()
-            free = server.hypervisor.memory_free_mib()
+        with site.here() as server:
+            yield from _libvirt(site, server)
     except VclusterError as error:
-        mend = "systemctl start libvirtd" if Path("/run/systemd/system").is_dir() else "virtlogd -d; libvirtd -d"
-        yield Finding(ERROR, "libvirt", error.message, mend)
-        return
-    yield Finding(OK, "libvirt", f"libvirt {versions['libvirt']}, QEMU {versions['qemu']} at {site.uri}")
-    yield Finding(OK if free > 1024 else WARNING, "memory", f"{free} MiB free")
+        yield Finding(ERROR, "libvirt", error.message, libvirt_start())
 
 
-def _kvm(site: Site) -> Iterator[Finding]:
-    yield from device_findings(accel.DEVICE)
-    if shutil.which(accel.QEMU) is None:
-        return
-    verdict = accel.probe(site.images.any_kernel(), site.state_root / "accel.json")
+def _libvirt_there(site: Site, spec: ServerSpec) -> Iterator[Finding]:
+    try:
+        with site.doors.open(servers.want_spec(spec, carries_nodes=True)) as server:
+            yield from _libvirt(site, server)
+    except VclusterError as error:
+        yield Finding(ERROR, "libvirt", error.message, error.hint or "", spec.name)
+
+
+def _libvirt(site: Site, server: Server) -> Iterator[Finding]:
+    versions, free = server.hypervisor.versions(), server.hypervisor.memory_free_mib()
+    where = server.label
+    yield Finding(OK, "libvirt", f"libvirt {versions['libvirt']}, QEMU {versions['qemu']}", server=where)
+    yield Finding(OK if free > MEMORY_LOW_MIB else WARNING, "memory", f"{free} MiB free", server=where)
+    verdict = facts.kvm_verdict(server, site.images.any_kernel(), site.state_root / "accel.json")
     if verdict.kvm_works:
-        yield Finding(OK, "KVM", verdict.reason)
+        yield Finding(OK, "KVM", verdict.reason, server=where)
     else:
-        yield Finding(WARNING, "KVM", f"nodes are emulated, several times slower: {verdict.reason}")
-
-
-def device_findings(device: Path) -> Iterator[Finding]:
-    """/dev/kvm that exists but that QEMU, run by libvirt as another user, cannot open."""
-    if not device.exists():
-        return
-    state = device.stat()
-    everyone = state.st_mode & (stat.S_IROTH | stat.S_IWOTH) == stat.S_IROTH | stat.S_IWOTH
-    group = state.st_gid != 0 and state.st_mode & stat.S_IRGRP and state.st_mode & stat.S_IWGRP
-    if not (everyone or group):
-        yield Finding(
-            WARNING,
-            str(device),
-            f"mode {stat.S_IMODE(state.st_mode):04o}, group {state.st_gid}: libvirt's QEMU cannot "
-            "open it, and libvirt looks QEMU over again at every start of a node (some 16 s)",
-            f"chown root:kvm {device} && chmod 0660 {device}",
-        )
-
-
-def _mounts(_: Site) -> Iterator[Finding]:
-    points = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
-    hidden = sorted({point for point in points if point.startswith("/dev/") and points.count(point) > 1})
-    settings = Path("/etc/libvirt/qemu.conf")
-    if hidden and not (settings.exists() and "\nnamespaces = [ ]" in settings.read_text()):
-        yield Finding(
-            ERROR,
-            "mounts",
-            f"two mounts at {hidden[0]}: libvirt cannot give QEMU a /dev of its own",
-            f"echo 'namespaces = [ ]' >>{settings}, and start libvirtd again",
-        )
+        yield Finding(WARNING, "KVM", f"nodes are emulated, several times slower: {verdict.reason}", server=where)
 
 
 def _image(site: Site) -> Iterator[Finding]:
@@ -129,20 +114,43 @@ def _image(site: Site) -> Iterator[Finding]:
         yield Finding(WARNING, "image", f"{DEFAULT_IMAGE} is not built yet", "vcluster image build")
 
 
-def _forwarding(_: Site) -> Iterator[Finding]:
-    path = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
-    if path.exists() and path.read_text().strip() == "1":
-        yield Finding(
-            WARNING,
-            "bridge-nf-call-iptables",
-            "bridged frames pass the firewall of this machine, which may drop them",
-            "sysctl net.bridge.bridge-nf-call-iptables=0",
-        )
-
-
-def _namesake(_: Site) -> Iterator[Finding]:
+def _namesake() -> Iterator[Finding]:
     first = shutil.which("vcluster")
     if first and b"vcluster.cli.main" not in Path(first).read_bytes()[:4096]:
         yield Finding(WARNING, "PATH", f"{first} is another tool of the same name and comes first")
     if (Path.home() / ".vcluster").is_dir():
         yield Finding(OK, "~/.vcluster", "belongs to another tool of the same name; it is left alone")
+
+
+def _tunnel(site: Site, fleet: Fleet, spec: Spec, one: ServerSpec) -> Iterator[Finding]:
+    """A tunnel between a server and the switch, for as long as frames are tried through it."""
+    pair, where = (
+        Fleet({name: fleet[name] for name in (one.name, spec.switch.name)}, {}),
+        f"{one.name} to {spec.switch.name}",
+    )
+    asked = replace(
+        spec, name=TRIAL, node_names=("node1",), servers=(replace(one, nodes=None),), memory_mib=1, disk_gib=1
+    )
+    try:
+        seen = facts.observe(pair, asked, site.state_root, accel="tcg", kernel=None, deadline=Deadline(one.timeout_s))
+        seen = {name: replace(facts_of, memory_free_mib=2**20, disk_free_mib=2**20) for name, facts_of in seen.items()}
+        way = seen[one.name].ways[spec.switch.name]
+        plan = make_plan(asked, seen, image=NO_IMAGE, owner=site.doors.owner)
+        try:
+            for planned in plan.servers:
+                rules.create(pair[planned.name], planned, TRIAL)
+                links.create(pair[planned.name], planned)
+            tunnels.prove(pair, plan)
+        finally:
+            for server in pair.servers.values():
+                with suppress(VclusterError):
+                    links.destroy(server, TRIAL)
+                    rules.destroy(server, TRIAL)
+    except VclusterError as error:
+        yield Finding(ERROR, f"tunnel {where}", error.message, error.hint or "")
+        return
+    yield Finding(
+        OK, f"tunnel {where}",
+        f"{way.local} ({way.interface}) to {way.remote}, UDP {spec.vxlan_port}: frames of {spec.mtu} bytes pass both "
+        f"ways; up to {way.mtu - VXLAN_OVERHEAD_BYTES} would fit",
+    )  # fmt: skip

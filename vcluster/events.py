@@ -16,9 +16,10 @@ EVERYONE = ""
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something happened: `what` is start, end, fail or note; `node` is EVERYONE for the cluster as a whole.
+    """Something happened: `what` is start, progress, end, fail or note; `node` is EVERYONE for the cluster as a whole.
 
-    `at_s` counts from the beginning of the command, in seconds; `text` says what is awaited, or what went wrong.
+    `at_s` counts from the beginning of the command, in seconds; `text` says what is awaited, or what went wrong;
+    `fraction` is how much of the stage is done, where that is known.
     """
 
     what: str
@@ -26,6 +27,7 @@ class Event:
     node: str
     at_s: float
     text: str = ""
+    fraction: float | None = None
 
 
 Listener = Callable[[Event], None]
@@ -39,9 +41,9 @@ class Reporter:
     started_s: float = field(default_factory=time.monotonic)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def tell(self, what: str, stage: str, node: str = EVERYONE, text: str = "") -> None:
+    def tell(self, what: str, stage: str, node: str = EVERYONE, text: str = "", fraction: float | None = None) -> None:
         """Report one event."""
-        event = Event(what, stage, node, time.monotonic() - self.started_s, text)
+        event = Event(what, stage, node, time.monotonic() - self.started_s, text, fraction)
         with self._lock:
             for listener in self.listeners:
                 listener(event)

@@ -19,7 +19,7 @@ from vcluster.errors import ConflictError, MissingError, VclusterError
 from vcluster.keys import Keys
 from vcluster.model import Plan
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +117,6 @@ class ClusterFiles:
         self.known_hosts = self.folder / "known_hosts"
         self.ssh_config = self.folder / "ssh_config"
         self.timing = self.folder / "timing.json"
-        self.consoles = self.folder / "consoles"
-
-    def console_log(self, node: str) -> Path:
-        """Where a node's serial console is logged, from power-on."""
-        return self.consoles / f"{node}.log"
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -170,6 +165,18 @@ class ClusterFiles:
                 f"the keys of cluster {self.name} cannot be read: {error}", hint=f"vcluster clear {self.name}"
             ) from error
 
+    def find_keys(self) -> Keys | None:
+        """The keys of the cluster, or None where there are none that can be read."""
+        try:
+            return self.read_keys()
+        except VclusterError:
+            return None
+
+    def server_key(self) -> str | None:
+        """The private key that opens servers which a password opened first."""
+        keys = self.find_keys()
+        return keys.admin.private if keys else None
+
     def write_ssh(self, *, config: str, known_hosts: str) -> None:
         """Write what plain ssh needs."""
         self._write(self.known_hosts, known_hosts)
@@ -185,10 +192,6 @@ class ClusterFiles:
             return codec.from_json(self.timing.read_text(), tuple[StageTime, ...])
         except (OSError, ValueError):
             return ()
-
-    def make_consoles(self) -> None:
-        """Make the folder that libvirt's log daemon writes the consoles to."""
-        self.consoles.mkdir(mode=0o700, exist_ok=True)
 
     def destroy(self) -> None:
         """Remove the folder, and those above it once they are empty."""
@@ -223,12 +226,3 @@ def _writing(path: Path) -> Iterator[None]:
         raise MissingError(
             f"{path} cannot be written: {error.strerror}", hint="VCLUSTER_STATE_DIR names another place"
         ) from error
-
-
-def last_lines(path: Path, count: int) -> tuple[str, ...]:
-    """The last lines of a log, empty ones left out."""
-    try:
-        text = path.read_bytes()[-16384:].decode(errors="replace")
-    except OSError:
-        return ()
-    return tuple(line for line in text.replace("\r", "\n").splitlines() if line.strip())[-count:]

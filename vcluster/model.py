@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -12,6 +12,11 @@ DEFAULT_NAME = "lab"
 DEFAULT_SUBNET = IPv4Network("10.0.0.0/24")
 DEFAULT_MTU = 1450
 DEFAULT_USER = "mpiuser"
+DEFAULT_VNI = 40
+DEFAULT_VXLAN_PORT = 4789  # RFC 7348
+DEFAULT_POLICY = "spread"
+SERVER_TIMEOUT_S = 30.0
+STORAGE_PATH = Path("/var/lib/libvirt/images/vcluster")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +34,63 @@ class Image:
 
 
 @dataclass(frozen=True, slots=True)
+class Login:
+    """How a server is reached by SSH, as asked; what is left out comes from ssh's own configuration.
+
+    `password` says where the password comes from and is never the password: empty, `ask`, `env:NAME`, or
+    `file:PATH#SECTION` for a key of that section of a configuration file. `fingerprint` is the server's host key as
+    `ssh-keygen -l` prints it, SHA256:…
+    """
+
+    host: str
+    user: str = ""
+    port: int = 0
+    key: Path | None = None
+    password: str = ""
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSpec:
+    """A server as the user described it. `login` is None for this machine; what was not said is None or empty.
+
+    `cpus`, `memory_mib` and `disk_gib` are how much of it nodes may take together, `nodes` how many it carries,
+    `interface` and `address` the underlay's end of its tunnels, `path` where disks and images are kept.
+    """
+
+    name: str
+    login: Login | None = None
+    nodes: int | None = None
+    cpus: int | None = None
+    memory_mib: int | None = None
+    disk_gib: int | None = None
+    interface: str = ""
+    address: IPv4Address | None = None
+    path: Path = STORAGE_PATH
+    timeout_s: float = SERVER_TIMEOUT_S
+
+
+LOCAL = ServerSpec(LOCAL_SERVER)
+
+
+@dataclass(frozen=True, slots=True)
 class Spec:
-    """What the user asked for. `subnet` is None where the default or the next free one may be taken."""
+    """What the user asked for. `subnet` is None where the default or the next free one may be taken.
+
+    The modes differ in nothing but `servers`, which carry the nodes (the first carries the head), and `switch`, the
+    server whose bridge their traffic crosses; it may be one of them. `sets_up_switch` is False where somebody makes the
+    switch's half by hand.
+    """
 
     name: str
     mode: str
     node_names: tuple[str, ...]
+    servers: tuple[ServerSpec, ...] = (LOCAL,)
+    switch: ServerSpec = LOCAL
+    sets_up_switch: bool = True
+    vni_base: int = DEFAULT_VNI
+    vxlan_port: int = DEFAULT_VXLAN_PORT
+    policy: str = DEFAULT_POLICY
     vcpus: int = 1
     memory_mib: int = 512
     disk_gib: int = 8
@@ -45,10 +101,11 @@ class Spec:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A network this machine already reaches, and the interface it does so by."""
+    """A network a server already reaches, and the interface it does so by."""
 
     network: IPv4Network
     interface: str
+    server: str = "this machine"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,17 +114,36 @@ class Claim:
 
     cluster: str
     subnet: IPv4Network | None
-    management: IPv4Network | None
+    management: tuple[IPv4Network, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a server reaches the other end of its tunnels: both addresses, its own interface, and the bytes that fit."""
+
+    local: IPv4Address
+    remote: IPv4Address
+    interface: str
+    mtu: int
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What planning must know of a server, observed before anything is decided."""
+    """What planning must know of a server, observed before anything is decided.
 
-    memory_free_mib: int
-    disk_free_mib: int
-    routes: tuple[Route, ...]
-    claims: tuple[Claim, ...]
+    `accel` is how nodes would run there, kvm or tcg; `vnis` are in use, whoever uses them; `ways` lead to other
+    servers, by name; `host_key` is the key the server has shown, empty for this machine.
+    """
+
+    memory_free_mib: int = 0
+    disk_free_mib: int = 0
+    cpus: int = 0
+    accel: str = "tcg"
+    routes: tuple[Route, ...] = ()
+    claims: tuple[Claim, ...] = ()
+    vnis: frozenset[int] = frozenset()
+    ways: dict[str, Way] = field(default_factory=dict)
+    host_key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +185,21 @@ class Bridge:
 
 
 @dataclass(frozen=True, slots=True)
+class Tunnel:
+    """One end of a VXLAN tunnel, a port of a bridge. It has one fixed peer, `remote`, and a VNI of its own."""
+
+    name: str
+    bridge: str
+    vni: int
+    local: IPv4Address
+    remote: IPv4Address
+    interface: str
+    port: int
+    mtu: int
+    alias: str
+
+
+@dataclass(frozen=True, slots=True)
 class Network:
     """The management network of a cluster on one server: NAT, static addresses, DNS from its gateway."""
 
@@ -134,13 +225,32 @@ class Pool:
 
 @dataclass(frozen=True, slots=True)
 class ServerPlan:
-    """What one server carries."""
+    """What one server carries, and how it is reached (`login` None: it is this machine).
+
+    `host_key` is the only one it may show. One that carries no node has no network, no pool and no image.
+    """
 
     name: str
-    uri: str
+    login: Login | None
+    host_key: str
+    timeout_s: float
+    storage: Path
     bridges: tuple[Bridge, ...]
-    network: Network
-    pool: Pool
+    tunnels: tuple[Tunnel, ...]
+    accel: str
+    network: Network | None = None
+    pool: Pool | None = None
+    image: Image | None = None
+
+    @property
+    def link_names(self) -> tuple[str, ...]:
+        """Its bridges and tunnels."""
+        return (*(bridge.name for bridge in self.bridges), *(tunnel.name for tunnel in self.tunnels))
+
+    @property
+    def carries_nodes(self) -> bool:
+        """Whether it is more than a switch."""
+        return self.pool is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,13 +266,13 @@ class Plan:
     """Everything that will be, decided before the first effect. The first node is the head."""
 
     name: str
+    owner: str
     mode: str
     subnet: IPv4Network
     mtu: int
     vcpus: int
     memory_mib: int
     disk_gib: int
-    accel: str
     user: str
     image: Image
     switch: Switch
@@ -176,6 +286,11 @@ class Plan:
         return self.nodes[0]
 
     @property
+    def has_tunnels(self) -> bool:
+        """Whether any node's traffic leaves its server."""
+        return any(node.vni is not None for node in self.nodes)
+
+    @property
     def workers(self) -> tuple[Node, ...]:
         """All nodes but the head."""
         return self.nodes[1:]
@@ -183,3 +298,25 @@ class Plan:
     def server(self, name: str) -> ServerPlan:
         """The plan of one server."""
         return next(server for server in self.servers if server.name == name)
+
+    def nodes_on(self, server: str) -> tuple[Node, ...]:
+        """The nodes that a server carries."""
+        return tuple(node for node in self.nodes if node.server == server)
+
+    def network_of(self, node: Node) -> Network:
+        """The management network a node is on."""
+        network = self.server(node.server).network
+        assert network is not None  # noqa: S101 - a server that carries a node has one
+        return network
+
+    def pool_of(self, node: Node) -> Pool:
+        """The pool that holds a node's disk."""
+        pool = self.server(node.server).pool
+        assert pool is not None  # noqa: S101 - a server that carries a node has one
+        return pool
+
+    def image_of(self, node: Node) -> Image:
+        """The image a node is made from, where its server keeps it."""
+        image = self.server(node.server).image
+        assert image is not None  # noqa: S101 - a server that carries a node has one
+        return image

@@ -24,6 +24,7 @@ INTERFACE_NAME_MAX = 15  # IFNAMSIZ - 1, linux/if.h
 NODES_MAX = 4094
 
 _NAME = re.compile(r"[a-z](?:[a-z0-9-]*[a-z0-9])?\Z")
+_OWNER = re.compile(r"[0-9a-f]{8}\Z")
 _RESERVED = frozenset({"localhost", "mgmt0", "lab0", "all"})
 # Every identifier of ours is derived from this one, so a UUID proves whose a libvirt network or pool is even where
 # libvirt (before 9.7) offers no metadata to write it in.
@@ -126,6 +127,16 @@ def management_bridge_name(cluster: str) -> str:
     return f"vn-{tag(cluster)}"
 
 
+def node_bridge_name(cluster: str, index: int) -> str:
+    """The bridge of one node whose traffic leaves its server."""
+    return f"vb-{tag(cluster)}-{index}"
+
+
+def tunnel_name(cluster: str, index: int) -> str:
+    """A node's tunnel, at either end."""
+    return f"vx-{tag(cluster)}-{index}"
+
+
 def port_name(cluster: str, index: int) -> str:
     """The host's end of a node's `lab0`."""
     return f"vt-{tag(cluster)}-{index}"
@@ -146,15 +157,36 @@ def libvirt_name(cluster: str) -> str:
     return f"{MARK}-{cluster}"
 
 
-def alias(cluster: str) -> str:
+def owner_of(machine_id: str) -> str:
+    """Eight digits that stand for the machine clusters are made from, told from its machine-id(5).
+
+    Two machines may use the same servers and the same cluster names; each knows its own things by this.
+    """
+    return _digest(f"{MARK}/{machine_id.strip()}", 8)
+
+
+def alias(cluster: str, owner: str) -> str:
     """The mark that every link of a cluster carries (IFLA_IFALIAS)."""
-    return f"{MARK}:{cluster}"
+    return f"{MARK}:{cluster}:{owner}"
 
 
-def cluster_of_alias(text: str) -> str | None:
-    """The cluster whose mark this is, or None."""
-    mark, _, cluster = text.partition(":")
-    return cluster if mark == MARK and _NAME.match(cluster) else None
+def parse_alias(text: str) -> tuple[str, str] | None:
+    """The cluster and the owner whose mark this is, or None."""
+    mark, _, rest = text.partition(":")
+    cluster, _, owner = rest.partition(":")
+    return (cluster, owner) if mark == MARK and _NAME.match(cluster) and _OWNER.match(owner) else None
+
+
+def table_name(cluster: str, owner: str) -> str:
+    """The packet filter's table of a cluster."""
+    return f"{MARK}-{cluster}-{owner}"
+
+
+def parse_table_name(text: str) -> tuple[str, str] | None:
+    """The cluster and the owner whose table this is, or None."""
+    mark, _, rest = text.partition("-")
+    cluster, _, owner = rest.rpartition("-")
+    return (cluster, owner) if mark == MARK and _NAME.match(cluster) and _OWNER.match(owner) else None
 
 
 def uuid_for(kind: str, *names: str) -> str:

@@ -2,54 +2,84 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from ipaddress import IPv4Network
-from pathlib import Path
 
-from vcluster import addressing, naming, topology
-from vcluster.errors import MissingError
-from vcluster.model import DEFAULT_USER, Facts, Image, Network, Node, Plan, Pool, ServerPlan, Spec
+from vcluster import addressing, naming, placement, topology
+from vcluster.errors import ConflictError, MissingError, RequestError
+from vcluster.model import DEFAULT_USER, Facts, Image, Network, Node, Plan, Pool, ServerPlan, ServerSpec, Spec, Way
 
-DISKS_PATH = Path("/var/lib/libvirt/images/vcluster/clusters")
+CLUSTERS_FOLDER, IMAGES_FOLDER = "clusters", "images"
 # What a guest costs beyond its own memory: QEMU itself, and under emulation its bounded translation cache
 # (render/domain.py).
 QEMU_OVERHEAD_MIB = {"kvm": 64, "tcg": 192}
 MEMORY_RESERVE_MIB = 512
 DISK_NODE_MIB = 256  # a node's overlay after boot and a little work; it grows with use
 DISK_RESERVE_MIB = 512
+VXLAN_OVERHEAD_BYTES = 50  # RFC 7348: IPv4 20, UDP 8, VXLAN 8, and the inner Ethernet header 14
+VNI_MAX = 2**24 - 1
 
 
-def make_plan(spec: Spec, facts: Facts, *, image: Image, accel: str, uri: str) -> Plan:
-    """Decide everything. Raises RequestError, MissingError or ConflictError when the spec cannot be had here."""
-    count = len(spec.node_names)
-    subnet = addressing.choose_subnet(spec.subnet, count, facts)
-    management = addressing.choose_management(count, facts, besides=subnet)
-    check_room(spec, facts, accel)
-    links = topology.MODES[spec.mode](spec.name, spec.node_names, mtu=spec.mtu)
+def make_plan(spec: Spec, facts: Mapping[str, Facts], *, image: Image, owner: str) -> Plan:
+    """Decide everything, from the facts of every server by name.
+
+    Raises RequestError, MissingError or ConflictError when the spec cannot be had on these servers.
+    """
+    carriers = [facts[server.name] for server in spec.servers]
+    subnet = addressing.choose_subnet(spec.subnet, len(spec.node_names), carriers)
+    places = _place(spec, facts)
+    links = _lay_out(spec, facts, places, owner)
+    networks = _networks(spec, facts, places, owner, besides=subnet)
+    servers = tuple(_server_plan(spec, server, facts, links, networks, image, owner) for server in _servers(spec))
     return Plan(
         name=spec.name,
+        owner=owner,
         mode=spec.mode,
         subnet=subnet,
         mtu=spec.mtu,
         vcpus=spec.vcpus,
         memory_mib=spec.memory_mib,
         disk_gib=spec.disk_gib,
-        accel=accel,
         user=DEFAULT_USER,
         image=image,
         switch=links.switch,
-        servers=tuple(
-            ServerPlan(server, uri, bridges, _network(spec.name, management), _pool(spec.name))
-            for server, bridges in links.bridges.items()
-        ),
-        nodes=_nodes(spec, links, subnet, management),
+        servers=servers,
+        nodes=_nodes(spec, links, subnet, networks),
         timeout_s=spec.timeout_s,
     )
 
 
-def check_room(spec: Spec, facts: Facts, accel: str) -> None:
-    """Raise MissingError, with the largest N that fits, when the server's memory or disk cannot hold the nodes."""
+def _servers(spec: Spec) -> tuple[ServerSpec, ...]:
+    """Every server there is something to do on."""
+    has_half = spec.sets_up_switch and spec.switch.name not in {server.name for server in spec.servers}
+    return (*spec.servers, spec.switch) if has_half else spec.servers
+
+
+# Where nodes go
+
+
+def _place(spec: Spec, facts: Mapping[str, Facts]) -> tuple[str, ...]:
+    """The server of each node, in order; refused when memory or disk cannot hold them."""
+    if len(spec.servers) == 1:
+        server = spec.servers[0]
+        check_room(spec, facts[server.name])
+    rooms = {
+        server.name: placement.Room(
+            memory_free_mib=max(0, facts[server.name].memory_free_mib - MEMORY_RESERVE_MIB),
+            disk_free_mib=max(0, facts[server.name].disk_free_mib - DISK_RESERVE_MIB),
+            cpus=facts[server.name].cpus,
+        )
+        for server in spec.servers
+    }
+    overhead_mib = max(QEMU_OVERHEAD_MIB[facts[server.name].accel] for server in spec.servers)
+    return placement.place(spec, rooms, node_mib=spec.memory_mib + overhead_mib, node_disk_mib=DISK_NODE_MIB)
+
+
+def check_room(spec: Spec, facts: Facts) -> None:
+    """Raise MissingError, with the largest N that fits, when the one server's memory or disk cannot hold the nodes."""
     count = len(spec.node_names)
-    node_mib = spec.memory_mib + QEMU_OVERHEAD_MIB[accel]
+    node_mib = spec.memory_mib + QEMU_OVERHEAD_MIB[facts.accel]
     fit = max(0, facts.memory_free_mib - MEMORY_RESERVE_MIB) // node_mib
     if count > fit:
         raise MissingError(
@@ -61,48 +91,167 @@ def check_room(spec: Spec, facts: Facts, accel: str) -> None:
     if count > fit:
         raise MissingError(
             f"{count} nodes need {count * DISK_NODE_MIB + DISK_RESERVE_MIB} MiB on disk to begin with, "
-            f"{facts.disk_free_mib} MiB are free at {DISKS_PATH}",
+            f"{facts.disk_free_mib} MiB are free at {spec.servers[0].path}",
             hint=f"the largest -n that fits is {fit}" if fit else "make room there",
         )
 
 
-def _nodes(spec: Spec, links: topology.Topology, subnet: IPv4Network, management: IPv4Network) -> tuple[Node, ...]:
+# What joins them
+
+
+def _lay_out(spec: Spec, facts: Mapping[str, Facts], places: Sequence[str], owner: str) -> topology.Topology:
+    switch = spec.switch.name
+    away = [server for server in places if server != switch]
+    ways: dict[tuple[str, str], Way] = {}
+    for server in dict.fromkeys(away):
+        ways[server, switch] = facts[server].ways[switch]
+        if spec.sets_up_switch:
+            ways[switch, server] = facts[switch].ways[server]
+    for (start, end), way in ways.items():
+        check_mtu(spec.mtu, start, end, way)
+    return topology.lay_out(
+        topology.Fabric(spec.name, owner, spec.mtu, spec.vxlan_port),
+        places,
+        switch,
+        vnis=_choose_vnis(spec, facts, away),
+        ways=ways,
+    )
+
+
+def check_mtu(mtu: int, start: str, end: str, way: Way) -> None:
+    """Raise MissingError with the largest MTU that fits, when a way between servers is too narrow for the tunnels."""
+    fits = way.mtu - VXLAN_OVERHEAD_BYTES
+    if mtu > fits:
+        raise MissingError(
+            f"from {start} to {end}, {way.interface} carries packets of {way.mtu} bytes, and VXLAN needs "
+            f"{VXLAN_OVERHEAD_BYTES} of them: MTU {mtu} does not fit",
+            hint=f"--mtu {fits}, or mtu = {fits} in the file",
+        )
+
+
+def _choose_vnis(spec: Spec, facts: Mapping[str, Facts], away: Sequence[str]) -> tuple[int, ...]:
+    """For each node with a tunnel the first network identifier that is free at both ends and not given yet."""
+    if not spec.sets_up_switch:
+        return _vnis_in_a_row(spec, facts, away)
+    at_switch = facts[spec.switch.name].vnis
+    chosen: list[int] = []
+    candidate = spec.vni_base
+    for server in away:
+        while candidate in at_switch or candidate in facts[server].vnis:
+            candidate += 1
+        if candidate > VNI_MAX:
+            raise ConflictError(f"no VNI from {spec.vni_base} on is free", hint="take a smaller --vni-base")
+        chosen.append(candidate)
+        candidate += 1
+    return tuple(chosen)
+
+
+def _vnis_in_a_row(spec: Spec, facts: Mapping[str, Facts], away: Sequence[str]) -> tuple[int, ...]:
+    """The ones that `vcluster switch up` takes as well, told the same number of nodes and the same base."""
+    wanted = range(spec.vni_base, spec.vni_base + len(away))
+    if wanted and wanted[-1] > VNI_MAX:
+        raise RequestError(f"VNIs end at {VNI_MAX}", hint="take a smaller --vni-base")
+    taken = next((vni for server, vni in zip(away, wanted, strict=True) if vni in facts[server].vnis), None)
+    if taken is not None:
+        raise ConflictError(f"VNI {taken} is in use here", hint="take another --vni-base, the same on both servers")
+    return tuple(wanted)
+
+
+# What they are
+
+
+def _networks(
+    spec: Spec, facts: Mapping[str, Facts], places: Sequence[str], owner: str, *, besides: IPv4Network
+) -> dict[str, Network]:
+    """A management network on each server that carries nodes, none like another."""
+    chosen: dict[str, Network] = {}
+    for server in dict.fromkeys(places):
+        taken = (besides, *(network.subnet for network in chosen.values()))
+        subnet = addressing.choose_management(places.count(server), facts[server], besides=taken)
+        name = naming.libvirt_name(spec.name)
+        mark = naming.uuid_for("network", spec.name, owner)
+        chosen[server] = Network(name, mark, naming.management_bridge_name(spec.name), subnet)
+    return chosen
+
+
+def _server_plan(
+    spec: Spec,
+    server: ServerSpec,
+    facts: Mapping[str, Facts],
+    links: topology.Topology,
+    networks: Mapping[str, Network],
+    image: Image,
+    owner: str,
+) -> ServerPlan:
+    carries_nodes = server.name in networks
+    return ServerPlan(
+        name=server.name,
+        login=server.login,
+        host_key=facts[server.name].host_key,
+        timeout_s=server.timeout_s,
+        storage=server.path,
+        bridges=links.bridges.get(server.name, ()),
+        tunnels=links.tunnels.get(server.name, ()),
+        accel=facts[server.name].accel,
+        network=networks.get(server.name),
+        pool=_pool(spec.name, server, owner) if carries_nodes else None,
+        image=_image_on(server, image) if carries_nodes else None,
+    )
+
+
+def _image_on(server: ServerSpec, image: Image) -> Image:
+    """The image where that server keeps it; on this machine it stays where it is."""
+    if server.login is None:
+        return image
+    folder = server.path / IMAGES_FOLDER / image.digest
+    return replace(
+        image,
+        disk=folder / image.disk.name,
+        kernel=image.kernel and folder / image.kernel.name,
+        initrd=image.initrd and folder / image.initrd.name,
+    )
+
+
+def _pool(cluster: str, server: ServerSpec, owner: str) -> Pool:
+    path = server.path / CLUSTERS_FOLDER / cluster
+    return Pool(naming.libvirt_name(cluster), naming.uuid_for("pool", cluster, owner), path)
+
+
+def _nodes(
+    spec: Spec, links: topology.Topology, subnet: IPv4Network, networks: Mapping[str, Network]
+) -> tuple[Node, ...]:
     count = len(spec.node_names)
     addresses = addressing.node_addresses(subnet, count)
-    management_addresses = addressing.management_addresses(management, count)
-    macs: set[str] = set()
-    nodes = []
-    for position, name in enumerate(spec.node_names):
-        mac = naming.mac_for(spec.name, name, "lab0", macs)
-        macs.add(mac)
-        management_mac = naming.mac_for(spec.name, name, "mgmt0", macs)
-        macs.add(management_mac)
-        attachment = links.attachments[position]
-        nodes.append(
-            Node(
-                name=name,
-                index=position + 1,
-                role="worker" if position else "head",
-                server=attachment.server,
-                domain=naming.domain_name(spec.name, name),
-                uuid=naming.uuid_for("domain", spec.name, name),
-                address=addresses[position],
-                mac=mac,
-                bridge=attachment.bridge,
-                port=attachment.port,
-                management_address=management_addresses[position],
-                management_mac=management_mac,
-                management_port=naming.management_port_name(spec.name, position + 1),
-                vni=attachment.vni,
-            )
+    management = {
+        server: iter(addressing.management_addresses(network.subnet, count)) for server, network in networks.items()
+    }
+    macs = _macs(spec)
+    return tuple(
+        Node(
+            name=name,
+            index=position + 1,
+            role="worker" if position else "head",
+            server=attachment.server,
+            domain=naming.domain_name(spec.name, name),
+            uuid=naming.uuid_for("domain", spec.name, name),
+            address=addresses[position],
+            mac=next(macs),
+            bridge=attachment.bridge,
+            port=attachment.port,
+            management_address=next(management[attachment.server]),
+            management_mac=next(macs),
+            management_port=naming.management_port_name(spec.name, position + 1),
+            vni=attachment.vni,
         )
-    return tuple(nodes)
+        for position, (name, attachment) in enumerate(zip(spec.node_names, links.attachments, strict=True))
+    )
 
 
-def _network(cluster: str, subnet: IPv4Network) -> Network:
-    name = naming.libvirt_name(cluster)
-    return Network(name, naming.uuid_for("network", cluster), naming.management_bridge_name(cluster), subnet)
-
-
-def _pool(cluster: str) -> Pool:
-    return Pool(naming.libvirt_name(cluster), naming.uuid_for("pool", cluster), DISKS_PATH / cluster)
+def _macs(spec: Spec) -> Iterator[str]:
+    """For each node one for lab0, then one for mgmt0; no two the same."""
+    given: set[str] = set()
+    for name in spec.node_names:
+        for interface in ("lab0", "mgmt0"):
+            mac = naming.mac_for(spec.name, name, interface, given)
+            given.add(mac)
+            yield mac

@@ -97,6 +97,8 @@ class Bars:
             began = event.at_s if event.what == "start" else self._waiting.get(event.node, (event.at_s, ""))[0]
             awaiting = f": {event.text}" if event.text else ""
             self._waiting[event.node] = (began, f"{event.stage}{awaiting}")
+            if event.fraction is not None:
+                bar.n = event.fraction * self._stages
         else:
             self._waiting.pop(event.node, None)
             word = "failed" if event.what == "fail" else "done"

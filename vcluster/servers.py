@@ -1,63 +1,269 @@
-"""A server and the doors to it. Today the one this runs on."""
+"""Servers and the doors to them: this machine, or one reached by SSH. Downstream of here there is no difference."""
 
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
-from vcluster import ledger
-from vcluster.addressing import routes_of_interest
-from vcluster.errors import MissingError
-from vcluster.hosts import netlink
+from vcluster import naming, parallel, passwords
+from vcluster.agent.door import Agent, Here, There
+from vcluster.agent.operations import MACHINE_ID
+from vcluster.errors import MissingError, VclusterError
+from vcluster.events import Deadline, Reporter
+from vcluster.hosts import ssh
 from vcluster.hosts.hypervisor import SYSTEM_URI, Hypervisor
-from vcluster.model import Claim, Facts, Route
-from vcluster.plan import DISKS_PATH
+from vcluster.hosts.tunnel import LibvirtTunnel
+from vcluster.model import Login, ServerPlan, ServerSpec
+from vcluster.render.ssh import Jump
 
-CAP_NET_ADMIN = 12  # linux/capability.h
+R = TypeVar("R")
+
+CALL_TIMEOUT_S = 60.0  # for what the agent is asked; each server's own time-out is for reaching it
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """This machine: its libvirt and its links."""
+    """A server that is open. `session` is None for this machine; one that is only a switch has no libvirt for us.
+
+    Once `is_done` is set, the agent's program is taken away when the server is closed.
+    """
 
     name: str
-    hypervisor: Hypervisor
+    owner: str
+    storage: Path
+    agent: Agent
+    session: ssh.Session | None = None
+    target: ssh.Target | None = None
+    identities: tuple[Path, ...] = ()
+    libvirt: Hypervisor | None = None
+    has_password: bool = False
+    is_done: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def hypervisor(self) -> Hypervisor:
+        """Its libvirt."""
+        if self.libvirt is None:
+            raise MissingError(f"{self.name} was opened as a switch only")
+        return self.libvirt
+
+    @property
+    def label(self) -> str:
+        """What it is called in progress: nothing for this machine."""
+        return self.name if self.session else ""
+
+    def jump_by(self, cluster_key: Path) -> Jump:
+        """How plain ssh reaches it: with the cluster's key where a password let us in, else as the user does."""
+        assert self.session is not None  # noqa: S101 - nobody jumps to this machine
+        assert self.target is not None  # noqa: S101
+        return Jump(
+            hostname=self.target.hostname,
+            user=self.session.user,
+            port=self.target.port,
+            identities=(cluster_key,) if self.has_password else self.identities,
+            is_strict=self.has_password,
+            options=self.target.proxy_options,
+        )
+
+    @property
+    def host_key(self) -> str:
+        """The host key it has shown; empty for this machine."""
+        return self.session.host_key if self.session else ""
+
+    def leave_if_unused(self) -> None:
+        """Have the agent's program taken away at the end, unless a cluster of anybody's is on this server."""
+        if not any(naming.parse_alias(link["alias"]) for link in self.call("links")):
+            self.is_done.set()
+
+    def call(self, operation: str, **arguments: Any) -> Any:
+        """Have the agent do something there, within a minute."""
+        return self.agent.call(operation, deadline=Deadline(CALL_TIMEOUT_S), awaited=operation, **arguments)
 
 
-def libvirt_uri(environment: dict[str, str]) -> str:
-    """The libvirt to talk to; libvirt's own variable is honoured."""
-    return environment.get("LIBVIRT_DEFAULT_URI") or SYSTEM_URI
+@dataclass(frozen=True, slots=True)
+class Want:
+    """A server to be opened. `host_key` is the only one it may show; `key` is the cluster's own, once it is there."""
+
+    name: str
+    login: Login | None
+    storage: Path
+    timeout_s: float
+    carries_nodes: bool
+    host_key: str = ""
+    key: str | None = None
 
 
-def require_rights() -> None:
-    """Raise MissingError unless this process may make links."""
-    status = Path("/proc/self/status").read_text()
-    capabilities = int(next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff:")), 16)
-    if not capabilities >> CAP_NET_ADMIN & 1:
-        raise MissingError("making links needs root (CAP_NET_ADMIN)", hint="run it with sudo")
+def want_spec(spec: ServerSpec, *, carries_nodes: bool) -> Want:
+    """A server as the user described it."""
+    return Want(spec.name, spec.login, spec.path, spec.timeout_s, carries_nodes)
 
 
-def observe(server: Server, state_root: Path) -> Facts:
-    """What planning must know of this server."""
-    routes = tuple(Route(network, interface) for network, interface in netlink.routes())
-    claims = tuple(claim for name in ledger.cluster_names(state_root) if (claim := _claim(state_root, name)))
-    mine = {network for claim in claims for network in (claim.subnet, claim.management)}
-    return Facts(
-        memory_free_mib=server.hypervisor.memory_free_mib(),
-        disk_free_mib=_disk_free_mib(DISKS_PATH),
-        routes=tuple(route for route in routes_of_interest(routes) if route.network not in mine),
-        claims=claims,
-    )
+def want_plan(plan: ServerPlan, key: str | None) -> Want:
+    """A server of a plan. Where a password let us in, the cluster's key does from then on."""
+    key = key if plan.login and plan.login.password else None
+    return Want(plan.name, plan.login, plan.storage, plan.timeout_s, plan.carries_nodes, plan.host_key, key)
 
 
-def _claim(state_root: Path, name: str) -> Claim | None:
-    kept = ledger.ClusterFiles(state_root, name).read_ledger()
-    if kept is None:
-        return None
-    return Claim(name, kept.plan.subnet, kept.plan.servers[0].network.subnet)
+@dataclass(frozen=True, slots=True)
+class Doors:
+    """How servers are opened from here: this machine's libvirt, whom to ask, and where passwords come from.
+
+    `confirm` and `ask` are None where nobody can be asked.
+    """
+
+    uri: str = SYSTEM_URI
+    environment: Mapping[str, str] = field(default_factory=dict)
+    confirm: Callable[[str], bool] | None = None
+    ask: Callable[[str], str] | None = None
+
+    @property
+    def has_libvirt(self) -> bool:
+        """Whether this machine could carry nodes; one that only controls others need not."""
+        return self.uri != SYSTEM_URI or shutil.which("libvirtd") is not None or shutil.which("virtqemud") is not None
+
+    @property
+    def owner(self) -> str:
+        """What stands for this machine in marks."""
+        return naming.owner_of(MACHINE_ID.read_text() if MACHINE_ID.exists() else "")
+
+    @contextmanager
+    def open(self, want: Want) -> Iterator[Server]:
+        """One server, with all doors to it."""
+        with ExitStack() as stack:
+            if want.login is None:
+                libvirt = stack.enter_context(Hypervisor(self.uri, self.owner)) if want.carries_nodes else None
+                yield Server(want.name, self.owner, want.storage, Here(), libvirt=libvirt)
+            else:
+                yield self._open_away(want, want.login, stack)
+
+    @contextmanager
+    def log_in(self, want: Want) -> Iterator[ssh.Session]:
+        """A login to another server and no more: the way to its nodes, which needs no rights there."""
+        assert want.login is not None  # noqa: S101 - nobody logs in to this machine
+        target = ssh.resolve(want.login.host, user=want.login.user, port=want.login.port)
+        with self._log_in(want, want.login, target, Deadline(want.timeout_s)) as session:
+            yield session
+
+    def _open_away(self, want: Want, login: Login, stack: ExitStack) -> Server:
+        deadline = Deadline(want.timeout_s)
+        target = ssh.resolve(login.host, user=login.user, port=login.port)
+        session = stack.enter_context(self._log_in(want, login, target, deadline))
+        agent, is_done = There(session, password=lambda: self.password(login), deadline=deadline), threading.Event()
+        stack.callback(_leave, agent, is_done)
+        libvirt = None
+        if want.carries_nodes:
+            tunnel = stack.enter_context(LibvirtTunnel(agent))
+            libvirt = stack.enter_context(Hypervisor(tunnel.uri, self.owner, name=want.name))
+        return Server(
+            want.name,
+            self.owner,
+            want.storage,
+            agent,
+            session,
+            target,
+            identities=(login.key,) if login.key else target.identity_files,
+            libvirt=libvirt,
+            has_password=bool(login.password),
+            is_done=is_done,
+        )
+
+    def _log_in(self, want: Want, login: Login, target: ssh.Target, deadline: Deadline) -> ssh.Session:
+        def connect(cluster_key: str | None) -> ssh.Session:
+            return ssh.connect_server(
+                want.name,
+                target,
+                key=login.key,
+                password=None if cluster_key else self.password(login),
+                cluster_key=cluster_key,
+                fingerprint=login.fingerprint,
+                pinned=want.host_key,
+                ask=self.confirm,
+                deadline=deadline,
+            )
+
+        if want.key is None:
+            return connect(None)
+        try:
+            return connect(want.key)
+        except ssh.RefusedError:
+            return connect(None)  # a command that was killed may have taken the key away, or never have put it there
+
+    def password(self, login: Login) -> str | None:
+        """The password of a login, from where it is kept."""
+        what = f"password of {login.user + '@' if login.user else ''}{login.host}"
+        return passwords.find(login.password, environment=self.environment, ask=self.ask, what=what)
 
 
-def _disk_free_mib(path: Path) -> int:
-    existing = next(place for place in (path, *path.parents) if place.exists())
-    return shutil.disk_usage(existing).free // 2**20
+def _leave(agent: Agent, is_done: threading.Event) -> None:
+    """The last thing on a server, when nothing else of ours runs there any more."""
+    try:
+        if is_done.is_set():
+            with suppress(VclusterError):  # what is left is a file that the next one finds and uses
+                agent.uninstall(Deadline(CALL_TIMEOUT_S))
+    finally:
+        agent.close()
+
+
+class Fleet:
+    """Servers that are open, by name, and the ones that could not be reached, with the reason."""
+
+    def __init__(self, servers: Mapping[str, Server], lost: Mapping[str, VclusterError]) -> None:
+        self.servers = dict(servers)
+        self.lost = dict(lost)
+
+    def __getitem__(self, name: str) -> Server:
+        if name in self.lost:
+            raise self.lost[name]
+        return self.servers[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.servers
+
+    def each(self, work: Callable[[Server], R], *, deadline: Deadline) -> dict[str, R]:
+        """The results of `work` on every server, by name, side by side."""
+        done = parallel.each(tuple(self.servers.values()), work, deadline=deadline)
+        return dict(zip(self.servers, done, strict=True))
+
+
+@contextmanager
+def fleet(doors: Doors, wants: Sequence[Want], report: Reporter, *, may_lose: bool = False) -> Iterator[Fleet]:
+    """Open servers side by side. Raises what went wrong with any of them, unless `may_lose`."""
+    with ExitStack() as stack:
+        lock = threading.Lock()
+
+        def open_one(want: Want) -> Server:
+            context = doors.open(want)
+            with report.step("connect", want.name, "a login by ssh") if want.login else nullcontext():
+                server = context.__enter__()
+            with lock:
+                stack.push(context.__exit__)
+            return server
+
+        outcomes = parallel.outcomes(wants, open_one)
+        lost = {name: error for name, error in outcomes_by_name(wants, outcomes) if isinstance(error, VclusterError)}
+        if lost and not may_lose:
+            parallel.raise_all(list(lost.values()))
+        found = {name: one for name, one in outcomes_by_name(wants, outcomes) if isinstance(one, Server)}
+        yield Fleet(found, lost)
+
+
+def outcomes_by_name(wants: Sequence[Want], outcomes: Sequence[R]) -> Iterator[tuple[str, R]]:
+    """Each want's name with what became of it."""
+    return zip((want.name for want in wants), outcomes, strict=True)
+
+
+def require_rights(fleet: Fleet) -> None:
+    """Raise MissingError unless we may make links on every server."""
+    for server in fleet.servers.values():
+        require_rights_on(server)
+
+
+def require_rights_on(server: Server) -> None:
+    """Raise MissingError unless we may make links there."""
+    if not server.call("identity")["has_rights"]:
+        where = f" on {server.name}" if server.session else ""
+        raise MissingError(f"making links{where} needs root (CAP_NET_ADMIN)", hint="run it with sudo")

@@ -17,8 +17,6 @@ from vcluster.render.domain import domain_xml
 
 pytestmark = pytest.mark.libvirt
 
-LOG = Path("/tmp/console.log")
-
 
 @pytest.fixture
 def hypervisor(tmp_path: Path) -> Iterator[Hypervisor]:
@@ -27,7 +25,7 @@ def hypervisor(tmp_path: Path) -> Iterator[Hypervisor]:
     node.write_text(
         "<node><cpu><mhz>2000</mhz><model>x86_64</model><active>2</active></cpu><memory>8388608</memory></node>"
     )
-    with Hypervisor(f"test://{node}") as opened:
+    with Hypervisor(f"test://{node}", samples.OWNER) as opened:
         yield opened
 
 
@@ -36,7 +34,7 @@ def hypervisor(tmp_path: Path) -> Iterator[Hypervisor]:
 def test_domains_pass_the_schema_and_are_recognised(hypervisor: Hypervisor, image: Image, mtu: int) -> None:
     plan = samples.plan(2, image=image, mtu=mtu)
     for node in plan.nodes:
-        xml = domain_xml(plan, node, LOG).replace("type='qemu'", "type='test'").replace('type="qemu"', 'type="test"')
+        xml = domain_xml(plan, node).replace("type='qemu'", "type='test'").replace('type="qemu"', 'type="test"')
         hypervisor.define_domain(xml)
     found = hypervisor.domains()
     assert {(one.name, one.cluster, one.node, one.image, one.is_active) for one in found} == {
@@ -49,7 +47,7 @@ def test_domains_pass_the_schema_and_are_recognised(hypervisor: Hypervisor, imag
 
 def test_a_domain_goes_and_going_twice_is_fine(hypervisor: Hypervisor) -> None:
     plan = samples.plan(1)
-    hypervisor.define_domain(domain_xml(plan, plan.head, LOG).replace('type="qemu"', 'type="test"'))
+    hypervisor.define_domain(domain_xml(plan, plan.head).replace('type="qemu"', 'type="test"'))
     hypervisor.start_domain("lab.node1")
     for _ in range(2):
         hypervisor.stop_domain("lab.node1")
@@ -60,7 +58,7 @@ def test_a_domain_goes_and_going_twice_is_fine(hypervisor: Hypervisor) -> None:
 def test_unknown_elements_are_refused(hypervisor: Hypervisor) -> None:
     plan = samples.plan(1)
     xml = (
-        domain_xml(plan, plan.head, LOG)
+        domain_xml(plan, plan.head)
         .replace('type="qemu"', 'type="test"')
         .replace("<memory ", "<memori ")
         .replace("</memory>", "</memori>")
@@ -111,5 +109,5 @@ def test_versions_are_told(hypervisor: Hypervisor) -> None:
 )
 def test_a_libvirt_that_is_not_there(uri: str) -> None:
     with pytest.raises((MissingError, VclusterError), match="connecting to") as raised:
-        Hypervisor(uri)
+        Hypervisor(uri, samples.OWNER)
     assert len(raised.value.message.splitlines()) == 1

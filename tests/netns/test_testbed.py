@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import signal
@@ -14,13 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.testbed import SCRIPT, Server, find, kill, manage, testbed
+from tests.testbed import SCRIPT, STATE, USERS, Frame, Server, find, kill, manage, testbed
 
 pytestmark = [
     pytest.mark.netns,
     pytest.mark.skipif(os.geteuid() != 0, reason="the testbed makes namespaces and mounts: needs root"),
 ]
-STATE = Path("/var/lib/vcluster-testbed")
 
 
 @pytest.fixture(scope="module")
@@ -178,8 +178,256 @@ def test_without_an_uplink_there_is_no_way_out(pair: tuple[Server, ...]) -> None
 
 
 def test_up_of_a_server_that_is_up_changes_nothing(pair: tuple[Server, ...]) -> None:
-    manage("up", pair[0].name)
-    assert find(pair[0].name) == pair[0]
+    before = pair[0].pid
+    manage("up", "--strangers", pair[0].name)
+    assert pair[0].pid == before
+
+
+# --- users -----------------------------------------------------------------------------------------------------------
+
+
+def login(
+    client: Server, server: Server, user: str, password: str, *argv: str, typed: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Run a program on `server` from `client` by ssh, by password only and with a single attempt."""
+    askpass = client.path("/run/askpass")
+    askpass.write_text('#!/bin/sh\necho "$PASSWORD"\n')
+    askpass.chmod(0o700)
+    server.is_known_to(client)
+    options = ["-o", "PreferredAuthentications=password", "-o", "NumberOfPasswordPrompts=1"]
+    environment = {"SSH_ASKPASS": "/run/askpass", "SSH_ASKPASS_REQUIRE": "force", "PASSWORD": password}
+    return client.run(
+        ["ssh", *options, f"{user}@{server.name}", *argv], env=environment, input=typed, timeout_s=30, check=False
+    )
+
+
+def test_student_logs_in_and_becomes_root_by_password(pair: tuple[Server, ...]) -> None:
+    red, blue = pair
+    blue.set_password("student", "a long $ecret")
+    asked = ["sudo", "-k", "-S", "-p", "''", "id", "-un"]
+    done = login(red, blue, "student", "a long $ecret", "id -un; pwd;", *asked, typed="a long $ecret\n")
+    assert (done.returncode, done.stdout) == (0, "student\n/run/home/student\nroot\n"), done.stderr
+
+
+def test_a_wrong_password_is_refused(pair: tuple[Server, ...]) -> None:
+    red, blue = pair
+    blue.set_password("student", "right")
+    refused = login(red, blue, "student", "wrong", "true")
+    assert (refused.returncode, "Permission denied" in refused.stderr) == (255, True)
+    refused = login(red, blue, "student", "right", "sudo", "-k", "-S", "id", "-un", typed="wrong\n")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "Sorry, try again." in refused.stderr
+    assert "a password is required" in login(red, blue, "student", "right", "sudo", "-n", "true").stderr
+
+
+def test_operator_becomes_root_without_a_password(pair: tuple[Server, ...]) -> None:
+    red, blue = pair
+    assert "Permission denied" in login(red, blue, "operator", "", "true").stderr
+    blue.lets_in(red, "operator")
+    done = red.run(["ssh", "-o", "BatchMode=yes", f"operator@{blue.name}", "id -un; sudo -n id -un"], timeout_s=20)
+    assert done.stdout == "operator\nroot\n"
+
+
+@pytest.mark.parametrize("user", USERS)
+def test_libvirt_is_for_its_group(pair: tuple[Server, ...], user: str) -> None:
+    listed = ["runuser", "-u", user, "--", "virsh", "-c", "qemu:///system", "list", "--name"]
+    assert "Permission denied" in pair[1].run(listed, timeout_s=20, check=False).stderr
+    pair[1].run(["usermod", "--append", "--groups", "libvirt", user], timeout_s=10)
+    assert pair[1].run(listed, timeout_s=20).stdout.strip() == ""
+
+
+def test_configuration_is_their_own(pair: tuple[Server, ...]) -> None:
+    red, blue = pair
+    before = configuration_of_the_machine()
+    red.run(["useradd", "--create-home", "--home-dir", "/run/home/probe", "probe"], timeout_s=20)
+    red.run(["sh", "-c", "echo 'probe ALL=NOPASSWD: ALL' >/etc/sudoers.d/probe"], timeout_s=10)
+    assert red.run(["runuser", "-u", "probe", "--", "sudo", "-n", "id", "-un"], timeout_s=20).stdout == "root\n"
+    assert "probe" not in blue.path("/etc/passwd").read_text()
+    assert not blue.path("/etc/sudoers.d/probe").exists()
+    assert configuration_of_the_machine() == before
+
+
+def test_passwords_and_rights_of_the_machine_are_not_taken_over(pair: tuple[Server, ...]) -> None:
+    shadow = pair[0].path("/etc/shadow").read_text().splitlines()
+    assert {line.split(":")[0] for line in shadow if "$" in line} == {"student"}
+    assert "includedir" in pair[0].path("/etc/sudoers").read_text()
+    assert list(pair[1].path("/etc/sudoers.d").iterdir()) == []
+    assert list(pair[1].path("/etc/ssh").glob("*_key")) == [pair[1].path("/etc/ssh/ssh_host_ed25519_key")]
+
+
+def configuration_of_the_machine() -> dict[str, str]:
+    """What the machine's /etc holds about users and rights, and the names of all it holds."""
+    names = ("passwd", "shadow", "group", "gshadow", "sudoers", "subuid", "subgid")
+    files = [path for path in (Path("/etc", name) for name in names) if path.exists()]
+    found = {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {**found, **{str(path): str(path.lstat().st_mtime_ns) for path in Path("/etc").iterdir()}}
+
+
+# --- friends, and what to try ----------------------------------------------------------------------------------------
+
+
+READ_CONFIG = """\
+import pathlib, sys
+from vcluster import config
+spec = config.read(pathlib.Path(sys.argv[1])).spec
+print(*(server.name for server in (*spec.servers, spec.switch)))
+"""
+
+
+def test_friends_let_each_other_in_and_can_try_the_commands() -> None:
+    with testbed("one", "two", "three", are_friends=True) as friends:
+        names = [server.name for server in friends]
+        for client, server in ((friends[0], friends[1]), (friends[2], friends[0])):
+            for user in ("root", "operator"):
+                login_by_key = ["ssh", "-o", "BatchMode=yes", f"{user}@{server.name}", "id -un"]
+                assert client.run(login_by_key, timeout_s=20).stdout == f"{user}\n"
+        said = manage("up", *names)
+        password = said.split(f"{names[2]}: the password of student is ")[1].split()[0]
+        assert login(friends[0], friends[2], "student", password, "id", "-un").stdout == "student\n"
+        assert manage("commands", *names).replace("=PASSWORD ", f"={password} ").split() == said.split("try")[1].split()
+        shown = next(line for line in said.splitlines() if " cat " in line).split(" -- ")[1]
+        read = [sys.executable, "-c", READ_CONFIG, shown.split()[-1]]
+        told = friends[0].run(read, cwd=SCRIPT.parent.parent, timeout_s=20).stdout.split()
+        assert told == [names[0], names[2], names[1]]
+
+
+def test_commands_are_told_without_a_server() -> None:
+    told = manage("commands", "server1", "server2").splitlines()
+    assert told[0] == "scripts/testbed exec server1 -- vcluster remote create --switch server2 -n 2"
+    assert not any("shared" in line for line in told)
+    told = manage("commands", "server1", "server2", "server3").splitlines()
+    assert any(line.startswith("scripts/testbed exec server1 -- env SERVER3_PASSWORD=") for line in told)
+
+
+def test_vcluster_of_the_checkout_is_found(pair: tuple[Server, ...]) -> None:
+    found = pair[0].run(["sh", "-c", "command -v vcluster"], timeout_s=10).stdout.strip()
+    assert found == str(SCRIPT.parent.parent / ".venv/bin/vcluster")
+
+
+# --- faults ----------------------------------------------------------------------------------------------------------
+
+SEND = """\
+import socket, sys
+host, size, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+for _ in range(count):
+    sender.sendto(b"probe".ljust(size, b"."), (host, 9))
+"""
+
+
+def send(sender: Server, host: Server, *, size: int, count: int) -> None:
+    """Send datagrams to nobody. `size` is theirs without headers, which are 28 bytes."""
+    sender.run(["python3", "-c", SEND, host.name, str(size), str(count)], timeout_s=10)
+
+
+def is_probe(frame: Frame) -> bool:
+    return frame.data[42:47] == b"probe"
+
+
+def can_connect(client: Server, server: Server, *, timeout_s: float) -> bool:
+    program = f"import socket; socket.create_connection(('{server.address}', 22), {timeout_s})"
+    return client.run(["python3", "-c", program], timeout_s=20, check=False).returncode == 0
+
+
+def test_frames_are_counted(pair: tuple[Server, ...]) -> None:
+    red, blue = pair
+    before = blue.packets("eth0")
+    with red.capture("eth0") as said, blue.capture("eth0") as heard, blue.capture("lo") as elsewhere:
+        send(red, blue, size=100, count=3)
+        wait_until(lambda: heard.count(is_probe) == 3)
+    assert said.count(lambda frame: is_probe(frame) and frame.is_outgoing) == 3
+    assert [len(frame.data) for frame in heard.frames() if is_probe(frame) and not frame.is_outgoing] == [142] * 3
+    assert elsewhere.count(is_probe) == 0
+    assert blue.packets("eth0") >= before + 3
+    with pytest.raises(AssertionError, match="no-such cannot be listened to"), red.capture("no-such"):
+        pass
+
+
+def test_a_server_can_be_unplugged(pair: tuple[Server, ...]) -> None:
+    red, blue = pair
+    assert can_connect(red, blue, timeout_s=5)
+    blue.unplug()
+    assert not can_connect(red, blue, timeout_s=0.5)
+    wait_until(lambda: blue.path("/sys/class/net/eth0/carrier").read_text() == "0\n")
+    blue.plug()
+    assert can_connect(red, blue, timeout_s=5)
+
+
+def test_a_smaller_mtu_loses_what_is_larger(pair: tuple[Server, ...]) -> None:
+    red, blue = pair
+    blue.set_mtu(1400)
+    try:
+        with blue.capture("eth0") as heard:
+            send(red, blue, size=1373, count=1)
+            send(red, blue, size=1372, count=1)
+            wait_until(lambda: heard.count(is_probe))
+        assert [len(frame.data) for frame in heard.frames() if is_probe(frame)] == [14 + 1400]
+    finally:
+        blue.set_mtu(1500)
+
+
+LINKS = [
+    ["link", "add", "vb-probe", "type", "bridge"],
+    ["link", "add", "vx-probe", "type", "vxlan", "id", "4711", "dstport", "4789", "dev", "eth0"],
+    ["tuntap", "add", "vt-probe", "mode", "tap"],
+]
+
+
+def links_of(server: Server) -> set[str]:
+    return set(os.listdir(server.path("/sys/class/net")))  # noqa: PTH208  names, not paths
+
+
+def test_a_reboot_keeps_files_and_nothing_else(pair: tuple[Server, ...]) -> None:
+    red, blue = pair
+    red.lets_in(blue)
+    fresh, pid, running = links_of(red), red.pid, processes_of(red)
+    for link in LINKS:
+        red.run(["ip", *link], timeout_s=10)
+    kept = ["/var/lib/vcluster", "/var/lib/libvirt", "/etc/libvirt", "/etc", "/root/.ssh", "/run/home/student"]
+    for path in (*kept, "/run"):
+        red.path(f"{path}/kept").touch()
+    red.set_password("student", "kept")
+    red.reboot()
+    assert red.pid != pid
+    assert [pid for pid, started in running if start_time(pid) == started] == []
+    assert links_of(red) == fresh
+    assert [path for path in kept if not red.path(f"{path}/kept").exists()] == []
+    assert not red.path("/run/kept").exists()
+    assert blue.run(["ssh", "-o", "BatchMode=yes", red.name, "hostname"], timeout_s=20).stdout == f"{red.name}\n"
+    assert login(blue, red, "student", "kept", "id", "-un").stdout == "student\n"
+    assert red.run(["virsh", "-c", "qemu:///system", "list", "--name"], timeout_s=20).stdout.strip() == ""
+
+
+def test_a_reboot_that_was_killed_is_stale(name: str) -> None:
+    manage("up", name)
+    server = find(name)
+    running = processes_of(server)
+    restarter = subprocess.Popen([sys.executable, str(SCRIPT), "restart", name], stdout=subprocess.DEVNULL)
+    ready = STATE / "servers" / name / "ready"
+    wait_until(lambda: not ready.exists())
+    restarter.kill()
+    restarter.wait()
+    with contextlib.suppress(FileNotFoundError):  # it was killed before the new one had begun
+        running |= processes_of(server)
+    assert name in manage("down", "--stale")
+    assert [pid for pid, started in running if start_time(pid) == started] == []
+    assert traces(name) == NOTHING
+
+
+# --- down ------------------------------------------------------------------------------------------------------------
+
+
+def test_links_end_with_their_server(pair: tuple[Server, ...], name: str) -> None:
+    others, machines = links_of(pair[1]), machine_links()
+    manage("up", name)
+    for link in LINKS:
+        find(name).run(["ip", *link], timeout_s=10)
+    for link in LINKS:
+        pair[0].run(["ip", *link], timeout_s=10)  # neither the names nor the tunnel's port are taken for others
+    assert (links_of(pair[1]), machine_links()) == (others, machines)
+    pair[0].run(["ip", "link", "delete", "vx-probe"], timeout_s=10)
+    manage("down", name)
+    assert (links_of(pair[1]), machine_links()) == (others, machines)
 
 
 def test_down_leaves_nothing(name: str) -> None:

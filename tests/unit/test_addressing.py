@@ -21,7 +21,7 @@ SUBNETS = st.builds(
 
 
 def facts(*, routes: tuple[Route, ...] = (), claims: tuple[Claim, ...] = ()) -> Facts:
-    return Facts(1000, 1000, routes, claims)
+    return Facts(memory_free_mib=1000, disk_free_mib=1000, routes=routes, claims=claims)
 
 
 @pytest.mark.parametrize("text", ["10.0.0.0/24", "192.168.7.0/30", "172.16.0.0/12"])
@@ -90,8 +90,8 @@ def test_addresses_are_unique_and_inside(subnet: IPv4Network, count: int) -> Non
 def test_a_chosen_subnet_is_free(taken: list[IPv4Network], count: int) -> None:
     known = facts(routes=tuple(Route(network, "eth0") for network in taken))
     try:
-        subnet = addressing.choose_subnet(None, count, known)
-        management = addressing.choose_management(count, known, besides=subnet)
+        subnet = addressing.choose_subnet(None, count, [known])
+        management = addressing.choose_management(count, known, besides=[subnet])
     except ConflictError:
         assert any(network.prefixlen < 16 for network in taken)
         return
@@ -106,12 +106,12 @@ def test_a_chosen_subnet_is_free(taken: list[IPv4Network], count: int) -> None:
     assert all(address in management and address != management.broadcast_address for address in addresses)
 
 
-LAB = Claim("other", IPv4Network("10.0.0.0/24"), IPv4Network("172.28.0.0/24"))
+LAB = Claim("other", IPv4Network("10.0.0.0/24"), (IPv4Network("172.28.0.0/24"),))
 
 
 def test_the_default_moves_on_when_it_is_taken() -> None:
-    assert str(addressing.choose_subnet(None, 4, facts())) == "10.0.0.0/24"
-    assert str(addressing.choose_subnet(None, 4, facts(claims=(LAB,)))) == "10.0.1.0/24"
+    assert str(addressing.choose_subnet(None, 4, [facts()])) == "10.0.0.0/24"
+    assert str(addressing.choose_subnet(None, 4, [facts(), facts(claims=(LAB,))])) == "10.0.1.0/24"
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_the_default_moves_on_when_it_is_taken() -> None:
 )
 def test_a_clash_names_the_owner(asked: str, known: Facts, words: str) -> None:
     with pytest.raises(ConflictError, match=words) as raised:
-        addressing.choose_subnet(IPv4Network(asked), 4, known)
+        addressing.choose_subnet(IPv4Network(asked), 4, [facts(), known])
     assert raised.value.exit_code == 4
 
 

@@ -66,7 +66,6 @@ def test_nothing_is_left(tmp_path: Path) -> None:
     files = ClusterFiles(tmp_path / "state", "lab")
     with files.locked():
         files.write_keys(samples.keys())
-        files.make_consoles()
         assert ledger.cluster_names(tmp_path / "state") == ("lab",)
         files.destroy()
         files.destroy()
@@ -85,13 +84,3 @@ def test_nothing_is_left(tmp_path: Path) -> None:
 )
 def test_where_state_lives(environment: dict[str, str], root: str) -> None:
     assert ledger.state_root(environment) == Path(root)
-
-
-@pytest.mark.parametrize(
-    ("text", "lines"),
-    [("", ()), ("a\n\nb\r\nc\n", ("b", "c")), ("one", ("one",))],
-)
-def test_last_lines(tmp_path: Path, text: str, lines: tuple[str, ...]) -> None:
-    (tmp_path / "log").write_text(text)
-    assert ledger.last_lines(tmp_path / "log", 2) == lines
-    assert ledger.last_lines(tmp_path / "none", 2) == ()

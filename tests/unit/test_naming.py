@@ -139,19 +139,29 @@ def test_macs_avoid_those_taken() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "cluster"),
+    "text",
     [
-        ("vcluster:lab", "lab"),
-        ("vcluster:", None),
-        ("vcluster", None),
-        ("other:lab", None),
-        ("", None),
-        ("vcluster:a b", None),
+        "vcluster:lab",
+        "vcluster:",
+        "vcluster",
+        "other:lab:0badcafe",
+        "",
+        "vcluster:a b:0badcafe",
+        "vcluster:lab:0BADCAFE",
     ],
 )
-def test_marks(text: str, cluster: str | None) -> None:
-    assert naming.cluster_of_alias(text) == cluster
+def test_what_is_no_mark(text: str) -> None:
+    assert naming.parse_alias(text) is None
+    assert naming.parse_table_name(text.replace(":", "-")) is None
 
 
-def test_a_mark_is_read_back() -> None:
-    assert naming.cluster_of_alias(naming.alias("lab")) == "lab"
+@pytest.mark.parametrize("cluster", ["lab", "a", "red-blue", "x" * 32])
+def test_marks_are_read_back(cluster: str) -> None:
+    owner = naming.owner_of("4c4c4544-0000\n")
+    assert naming.parse_alias(naming.alias(cluster, owner)) == (cluster, owner)
+    assert naming.parse_table_name(naming.table_name(cluster, owner)) == (cluster, owner)
+
+
+def test_machines_differ() -> None:
+    assert naming.owner_of("one") != naming.owner_of("other")
+    assert naming.owner_of("one\n") == naming.owner_of("one")

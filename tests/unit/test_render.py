@@ -17,7 +17,6 @@ from vcluster.render import guest, network, seed, ssh, xml
 from vcluster.render.domain import domain_xml
 
 Golden = Callable[[str, str], None]
-LOG = Path("/state/clusters/lab/consoles/node1.log")
 
 
 @pytest.mark.parametrize(
@@ -30,7 +29,7 @@ LOG = Path("/state/clusters/lab/consoles/node1.log")
 )
 def test_domain(golden: Golden, name: str, image: object, accel: str) -> None:
     plan = samples.plan(2, image=image, accel=accel)  # type: ignore[arg-type]
-    golden(f"domain-{name}.xml", domain_xml(plan, plan.head, LOG))
+    golden(f"domain-{name}.xml", domain_xml(plan, plan.head))
 
 
 def test_network_pool_volumes(golden: Golden) -> None:
@@ -76,7 +75,7 @@ def test_guest_files(golden: Golden) -> None:
 def test_users_files(golden: Golden) -> None:
     plan = samples.plan(2)
     config = ssh.ssh_config(
-        plan, identity=Path("/state/clusters/lab/id_ed25519"), known_hosts=Path("/st ate/known_hosts")
+        plan, identity=Path("/state/clusters/lab/id_ed25519"), known_hosts=Path("/st ate/known_hosts"), jumps={}
     )
     golden("ssh_config", config)
     golden("known_hosts", ssh.known_hosts(plan, samples.keys()))

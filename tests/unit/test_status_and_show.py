@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -11,8 +12,9 @@ from vcluster import codec
 from vcluster.cli import show
 from vcluster.hosts.shell import Completed
 from vcluster.ledger import StageTime
+from vcluster.model import Plan
 from vcluster.stages.check import Check, Verdict
-from vcluster.status import status_of
+from vcluster.status import Seen, Status, status_of
 
 PLAN = samples.plan(2)
 BOTH_RUN = {"lab.node1": True, "lab.node2": True}
@@ -33,14 +35,69 @@ BOTH_RUN = {"lab.node1": True, "lab.node2": True}
     ],
 )
 def test_states(ledger_state: str, locked: bool, domains: dict[str, bool], links: set[str], state: str) -> None:
-    found = status_of(PLAN, ledger_state=ledger_state, is_being_changed=locked, domains=domains, links=links)
-    assert found.state == state
+    assert seen(domains, links, ledger_state=ledger_state, is_being_changed=locked).state == state
+
+
+def seen(
+    domains: dict[str, bool], links: set[str], *, ledger_state: str = "ready", is_being_changed: bool = False
+) -> Status:
+    """The status of a cluster on this machine with these domains, their taps, and these other links."""
+    ports = {node.port: node.bridge for node in PLAN.nodes}
+    here = Seen(domains, ports | dict.fromkeys(links, ""), {"vcluster-lab"}, {"vcluster-lab"}, set())
+    return status_of(
+        PLAN, ledger_state=ledger_state, is_being_changed=is_being_changed, seen={"localhost": here}, lost={}
+    )
+
+
+def whole(plan: Plan, server: str) -> Seen:
+    """A server with everything that is planned for it."""
+    planned, nodes = plan.server(server), plan.nodes_on(server)
+    links = {bridge.name: "" for bridge in planned.bridges}
+    links |= {tunnel.name: tunnel.bridge for tunnel in planned.tunnels} | {node.port: node.bridge for node in nodes}
+    names = {"vcluster-lab"} if nodes else set()
+    return Seen({node.domain: True for node in nodes}, links, names, names, {f"vcluster-lab-{samples.OWNER}"})
+
+
+SHARED = samples.shared_plan()
+
+
+def test_a_whole_shared_cluster() -> None:
+    found = status_of(
+        SHARED, ledger_state="ready", is_being_changed=False,
+        seen={server.name: whole(SHARED, server.name) for server in SHARED.servers}, lost={},
+    )  # fmt: skip
+    assert found.state == "ready"
+    assert found.missing == ()
+
+
+@pytest.mark.parametrize(
+    ("server", "change", "words"),
+    [
+        ("middle", {"links": {}}, "bridge vc-lab on middle"),
+        ("middle", {"tables": set()}, "the rules that guard the tunnels on middle"),
+        ("red", {"links": {}}, "port vx-lab-1 of bridge vb-lab-1 on red"),
+        ("red", {"networks": set()}, "network vcluster-lab on red"),
+        ("blue", {"pools": set()}, "pool vcluster-lab on blue"),
+        ("blue", {"domains": {"lab.node3": False}}, "node node3 on blue"),
+        ("blue", None, "server blue: no answer"),
+    ],
+)
+def test_what_is_missing_is_said(server: str, change: dict[str, object] | None, words: str) -> None:
+    servers = {one.name: whole(SHARED, one.name) for one in SHARED.servers}
+    if change is None:
+        del servers[server]
+    else:
+        servers[server] = replace(servers[server], **change)  # type: ignore[arg-type]
+    found = status_of(SHARED, ledger_state="ready", is_being_changed=False, seen=servers, lost={"blue": "no answer"})
+    assert found.state == "partial"
+    assert words in found.missing
+    assert f"missing: {words}" in show.status(found)
 
 
 def test_the_json_contract() -> None:
-    found = status_of(PLAN, ledger_state="ready", is_being_changed=False, domains=BOTH_RUN, links={"vc-lab"})
+    found = seen(BOTH_RUN, {"vc-lab"})
     document = json.loads(codec.to_json(found))
-    assert list(document) == ["name", "mode", "state", "subnet", "mtu", "switch", "nodes"]
+    assert list(document) == ["name", "mode", "state", "subnet", "mtu", "switch", "nodes", "missing"]
     assert document["switch"] == {"server": "localhost", "bridge": "vc-lab"}
     assert list(document["nodes"][0]) == [
         "name", "role", "server", "state", "address", "management_address", "mac", "bridge", "port", "vni",

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.clusters import Host, survey
 from tests.testbed import kill
-from tests.vm.conftest import Host, survey
 
 pytestmark = pytest.mark.vm
 
@@ -75,7 +75,7 @@ def test_a_time_out_tells_node_stage_and_console(host: Host, bare: Survey) -> No
 @pytest.mark.parametrize("moment", ["virsh -q list --name | grep doomed", "grep -l ready {console}"])
 def test_a_node_that_stops_on_the_way_is_told_at_once(host: Host, bare: Survey, moment: str) -> None:
     process = host.popen("local", "create", "--name", "doomed", "-n", "1")
-    wait_for(host, moment.format(console="/var/lib/vcluster/clusters/doomed/consoles/node1.log"))
+    wait_for(host, moment.format(console="/var/lib/libvirt/images/vcluster/clusters/doomed/node1.console.log"))
     host.sh("virsh -q destroy doomed.node1")
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
@@ -187,7 +187,7 @@ def test_no_libvirt(host: Host, bare: Survey) -> None:
 
 
 def test_no_permission(host: Host, bare: Survey) -> None:
-    from tests.vm.conftest import VCLUSTER
+    from tests.clusters import VCLUSTER
 
     argv = ["setpriv", "--bounding-set=-net_admin", *VCLUSTER, "local", "create", "-n", "1"]
     refused = host.server.run(argv, timeout_s=30, check=False)

@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from tests.vm.conftest import NODES, Cluster
+from tests.clusters import Cluster
+from tests.vm.conftest import NODES
 
 pytestmark = pytest.mark.vm
 

@@ -8,7 +8,8 @@ from itertools import product
 
 import pytest
 
-from tests.vm.conftest import NODES, Cluster
+from tests.clusters import Cluster
+from tests.vm.conftest import NODES
 
 pytestmark = pytest.mark.vm
 
@@ -140,7 +141,7 @@ with site.server() as server:
         with cluster.log_in(keys, node, user='root', deadline=deadline) as session:
             print(node.name, list(work.configure(node, session)))
 """
-    from tests.vm.conftest import VCLUSTER
+    from tests.clusters import VCLUSTER
 
     said = cluster.host.server.run([VCLUSTER[0], "-c", code], timeout_s=150).stdout
     assert said == "".join(f"{node} []\n" for node in NODES)

@@ -1,4 +1,4 @@
-"""vcluster ssh, exec, mpiexec, console, ssh-config."""
+"""vcluster ssh, exec, mpiexec, console, path, ssh-config."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from vcluster.cli import common
 from vcluster.errors import MissingError, VclusterError
 
 if TYPE_CHECKING:
-    from vcluster.cluster import Site
     from vcluster.model import Plan
+    from vcluster.site import Site
 
 # Everything from the first word that is no option of ours on belongs to the command that is run.
 REST = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 
 
 def _cluster(name: str | None) -> tuple[Site, Plan]:
-    from vcluster import cluster
+    from vcluster import inventory
 
     site = common.site()
-    return site, cluster.read_ledger(site.files(cluster.the_one(site, name))).plan
+    return site, inventory.read_ledger(site.files(inventory.the_one(site, name))).plan
 
 
 def _become(program: str, *arguments: str, package: str) -> NoReturn:
@@ -90,21 +90,38 @@ def execute(
 @common.name_option
 @click.option("--log", is_flag=True, help="Print what the console has said since power-on.")
 @click.argument("node")
-def console(name: str | None, log: bool, node: str) -> None:
+def console(name: str | None, log: bool, node: str) -> int:
     """Attach to a node's serial console; Ctrl-] leaves it."""
     from vcluster import access
 
     site, plan = _cluster(name)
     chosen = access.choose_node(plan, node)
     if log:
-        path = site.files(plan.name).console_log(chosen.name)
-        try:
-            click.echo(path.read_bytes(), nl=False)
-        except OSError as error:
-            raise VclusterError(f"{path} cannot be read: {error.strerror}") from error
-        return
-    uri = plan.server(chosen.server).uri
-    _become("virsh", "-c", uri, "console", chosen.domain, "--force", package="libvirt-clients")
+        click.echo(access.read_console(site, plan, chosen), nl=False)
+        return 0
+    if shutil.which("virsh") is None:
+        raise MissingError("virsh is not installed", hint="apt-get install libvirt-clients")
+    return access.attach_console(site, plan, chosen)
+
+
+@click.command()
+@common.name_option
+@click.option("--packets", type=click.IntRange(1, 100000), default=200, show_default=True, help="How many to send.")
+@common.timeout_option(60)
+@common.output_option
+@click.argument("start", metavar="NODE")
+@click.argument("end", metavar="NODE")
+def path(name: str | None, packets: int, timeout_s: float, output: str, start: str, end: str) -> None:
+    """Prove by counters which way frames go from one node to another: exit 1 unless through the switch."""
+    from vcluster import access
+    from vcluster.cli import show
+
+    site, plan = _cluster(name)
+    ends = access.choose_node(plan, start), access.choose_node(plan, end)
+    found = access.trace(site, plan, *ends, packets=packets, timeout_s=timeout_s)
+    common.emit(output, show.path_document(found), lambda: show.path(found))
+    if not found.crossed:
+        raise VclusterError(f"the frames from {start} to {end} did not cross the switch: {found.detail}")
 
 
 @click.command("ssh-config")
@@ -117,4 +134,4 @@ def ssh_config(name: str | None, path: bool) -> None:
     click.echo(str(file) if path else file.read_text(), nl=path)
 
 
-COMMANDS = (ssh, execute, mpiexec, console, ssh_config)
+COMMANDS = (ssh, execute, mpiexec, console, path, ssh_config)

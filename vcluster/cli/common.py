@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from vcluster.cluster import Site
     from vcluster.events import Listener
     from vcluster.progress import Timer
+    from vcluster.servers import Doors
+    from vcluster.site import Site
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -68,18 +70,46 @@ def images_root() -> Path:
 
 def site(*listeners: Listener) -> Site:
     """The site of this command, as the environment tells it."""
-    from vcluster import ledger, servers
-    from vcluster.cluster import Site
+    from vcluster import ledger
     from vcluster.events import Reporter
     from vcluster.images.store import Store
+    from vcluster.site import Site
 
     environment = dict(os.environ)
     return Site(
         state_root=ledger.state_root(environment),
-        uri=servers.libvirt_uri(environment),
+        doors=_doors(environment),
         images=Store(images_root()),
         report=Reporter(listeners),
     )
+
+
+def _doors(environment: dict[str, str]) -> Doors:
+    """On a terminal, people are asked about unknown host keys and for passwords."""
+    from vcluster.hosts.hypervisor import SYSTEM_URI
+    from vcluster.servers import Doors
+
+    is_terminal = sys.stdin.isatty() and sys.stderr.isatty()
+    return Doors(
+        uri=environment.get("LIBVIRT_DEFAULT_URI") or SYSTEM_URI,
+        environment=environment,
+        confirm=_confirm if is_terminal else None,
+        ask=_ask if is_terminal else None,
+    )
+
+
+# One question at a time, from whichever thread it comes.
+_terminal = threading.Lock()
+
+
+def _confirm(question: str) -> bool:
+    with _terminal:
+        return click.confirm(question, err=True)
+
+
+def _ask(question: str) -> str:
+    with _terminal:
+        return str(click.prompt(question, hide_input=True, err=True))
 
 
 @contextmanager

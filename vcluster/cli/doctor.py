@@ -2,28 +2,64 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import click
 
 from vcluster.cli import common
-from vcluster.errors import MissingError
+from vcluster.errors import MissingError, RequestError
+
+if TYPE_CHECKING:
+    from vcluster.doctor import Finding
+    from vcluster.model import Spec
 
 
 @click.command()
+@click.argument("config", required=False, type=click.Path(path_type=Path), metavar="[CONFIG.ini]")
+@click.option(
+    "--switch",
+    "host",
+    envvar="VCLUSTER_SWITCH",
+    metavar="HOST",
+    help="This machine and a switch there, [user@]host[:port].",
+)
 @common.output_option
-def doctor(output: str) -> None:
-    """Look this machine over; each finding comes with the command that mends it."""
+def doctor(config: Path | None, host: str | None, output: str) -> None:
+    """Look this machine over, or every server of a cluster to be and the paths between them.
+
+    Each finding comes with the command that mends it.
+    """
     from vcluster import doctor as examination
 
-    findings = examination.examine(common.site())
+    site = common.site()
+    findings = examination.examine(site)
+    spec = _spec(config, host)
+    if spec:
+        findings += examination.examine_servers(site, spec)
     common.emit(output, findings, lambda: "\n".join(map(_line, findings)))
-    errors = [finding for finding in findings if finding.level == examination.ERROR]
+    errors = [finding for finding in findings if finding.level == "error"]
     if errors:
         raise MissingError(f"{len(errors)} things are missing", hint="the commands above mend them")
 
 
-def _line(finding: object) -> str:
-    level, what, detail, mend = (getattr(finding, name) for name in ("level", "what", "detail", "mend"))
-    return f"{level:8}{what}: {detail}" + (f"\n        mend: {mend}" if mend else "")
+def _spec(config: Path | None, host: str | None) -> Spec | None:
+    """The cluster to be that is asked about."""
+    from vcluster import config as configuration
+    from vcluster.cli.create import server_of
+    from vcluster.model import Spec
+
+    if config and host:
+        raise RequestError("a file and --switch exclude each other")
+    if config:
+        return configuration.read(config).spec
+    return Spec(name="doctor", mode="remote", node_names=("node1",), switch=server_of(host)) if host else None
+
+
+def _line(finding: Finding) -> str:
+    where = f"{finding.server}: " if finding.server else ""
+    mend = f"\n        mend: {finding.mend}" if finding.mend and finding.level != "ok" else ""
+    return f"{finding.level:8}{where}{finding.what}: {finding.detail}{mend}"
 
 
 COMMANDS = (doctor,)

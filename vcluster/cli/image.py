@@ -114,8 +114,10 @@ def _users(digest: str) -> tuple[str, ...]:
     kept = ((name, site.files(name).read_ledger()) for name in ledger.cluster_names(site.state_root))
     users = {name for name, one in kept if one and one.plan.image.digest == digest}
     try:
-        with site.server() as server:
-            users |= {domain.cluster for domain in server.hypervisor.domains() if domain.image == digest}
+        with site.here() as server:
+            users |= {
+                one.cluster for one in (server.libvirt.domains() if server.libvirt else ()) if one.image == digest
+            }
     except MissingError:
         pass  # without libvirt there are no domains either
     return tuple(sorted(users))

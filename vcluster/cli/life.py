@@ -1,4 +1,4 @@
-"""vcluster clear, list, status, check, timing."""
+"""vcluster clear, list, status, check, repair, timing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from vcluster.cli import common
 from vcluster.errors import RequestError, VclusterError
 
 if TYPE_CHECKING:
-    from vcluster.cluster import Site
+    from collections.abc import Sequence
+
+    from vcluster.model import ServerSpec
+    from vcluster.site import Site
 
 
 @click.command()
@@ -18,15 +21,21 @@ if TYPE_CHECKING:
 @click.option("--name", "name_option", metavar="NAME", help="The same as the argument.")
 @click.option("--all", "everything", is_flag=True, help="Every cluster of this machine.")
 @click.option("--verify", is_flag=True, help="Then look for anything left with a mark of ours.")
+@click.option(
+    "--on", "hosts", multiple=True, metavar="HOST|CONFIG.ini",
+    help="Look there too, where the ledger that would tell is lost; may be given again.",
+)  # fmt: skip
 @common.yes_option
-def clear(name: str | None, name_option: str | None, everything: bool, verify: bool, yes: bool) -> None:
-    """Remove a cluster without a trace. A second time says there is nothing and is fine."""
+def clear(
+    name: str | None, name_option: str | None, everything: bool, verify: bool, hosts: tuple[str, ...], yes: bool
+) -> None:
+    """Remove a cluster without a trace, on every server it is on. A second time says there is nothing and is fine."""
+    besides = [server for host in hosts for server in _servers(host)]
     with common.progress() as (site, _):
         names = _names_to_clear(site, name or name_option, everything)
         if names and not yes:
             _confirm(names)
-        for one in names:
-            _clear(site, one)
+        _clear_all(site, names, besides)
         if not names:
             click.echo("nothing to clear")
         if verify:
@@ -34,13 +43,13 @@ def clear(name: str | None, name_option: str | None, everything: bool, verify: b
 
 
 def _names_to_clear(site: Site, name: str | None, everything: bool) -> tuple[str, ...]:
-    from vcluster import cluster, naming
+    from vcluster import inventory, naming
 
     if name and everything:
         raise RequestError("a name and --all exclude each other")
     if name:
         return (naming.check_cluster_name(name),)
-    names = cluster.cluster_names(site)
+    names = inventory.cluster_names(site)
     if len(names) > 1 and not everything:
         raise RequestError(f"there are {len(names)} clusters: {', '.join(names)}", hint="say which, or --all")
     return names
@@ -54,16 +63,36 @@ def _confirm(names: tuple[str, ...]) -> None:
         click.confirm(f"Remove {', '.join(names)} with all nodes and their disks?", abort=True, err=True)
 
 
-def _clear(site: Site, name: str) -> None:
-    from vcluster import cluster
+def _clear_all(site: Site, names: tuple[str, ...], besides: Sequence[ServerSpec]) -> None:
+    """Every one of them is tried; what fails is told together."""
+    from vcluster import parallel, removal
 
-    click.echo(f"{name}: cleared" if cluster.clear(site, name) else f"{name}: nothing to clear")
+    failures = []
+    for name in names:
+        try:
+            click.echo(f"{name}: cleared" if removal.clear(site, name, besides) else f"{name}: nothing to clear")
+        except VclusterError as error:
+            failures.append(error)
+    parallel.raise_all(failures)
+
+
+def _servers(host: str) -> list[ServerSpec]:
+    """The servers of a configuration file, or the one of that name."""
+    from pathlib import Path
+
+    from vcluster import config
+    from vcluster.cli.create import server_of
+
+    if not host.endswith(".ini"):
+        return [server_of(host)]
+    spec = config.read(Path(host)).spec
+    return [one for one in (*spec.servers, spec.switch) if one.login]
 
 
 def _verify(site: Site, name: str | None) -> None:
-    from vcluster import cluster
+    from vcluster import inventory
 
-    left = cluster.leftovers(site, name)
+    left = inventory.leftovers(site, name)
     for thing in left:
         click.echo(f"left: {thing} of cluster {thing.cluster}")
     if left:
@@ -75,20 +104,20 @@ def _verify(site: Site, name: str | None) -> None:
 @common.output_option
 def list_clusters(output: str) -> None:
     """List the clusters of this machine."""
-    from vcluster import cluster
+    from vcluster import inventory
     from vcluster.cli import show
 
     site = common.site()
-    rows = [_row(site, name) for name in cluster.cluster_names(site)]
+    rows = [_row(site, name) for name in inventory.cluster_names(site)]
     common.emit(output, rows, lambda: show.clusters(rows))
 
 
 def _row(site: Site, name: str) -> dict[str, object]:
-    from vcluster import cluster
+    from vcluster import inventory
 
     if site.files(name).read_ledger() is None:
         return {"name": name, "mode": None, "state": "partial", "subnet": None, "nodes": None}
-    status = cluster.status(site, name)
+    status = inventory.status(site, name)
     return {
         "name": name,
         "mode": status.mode,
@@ -104,11 +133,11 @@ def _row(site: Site, name: str) -> dict[str, object]:
 @common.output_option
 def status(name: str | None, name_option: str | None, output: str) -> None:
     """Show what is there of a cluster."""
-    from vcluster import cluster
+    from vcluster import inventory
     from vcluster.cli import show
 
     site = common.site()
-    found = cluster.status(site, cluster.the_one(site, name or name_option))
+    found = inventory.status(site, inventory.the_one(site, name or name_option))
     common.emit(output, found, lambda: show.status(found))
 
 
@@ -118,11 +147,11 @@ def status(name: str | None, name_option: str | None, output: str) -> None:
 @common.output_option
 def check(name: str | None, timeout_s: float, output: str) -> None:
     """Prove that every node reaches every other: full-size packets, SSH, NFS, MPI."""
-    from vcluster import access, cluster
+    from vcluster import access, inventory
     from vcluster.cli import show
 
     with common.progress() as (site, _):
-        plan = cluster.read_ledger(site.files(cluster.the_one(site, name))).plan
+        plan = inventory.read_ledger(site.files(inventory.the_one(site, name))).plan
         verdict = access.check_cluster(site, plan, timeout_s=timeout_s)
     common.emit(output, show.check_document(verdict), lambda: show.check(plan, verdict))
     if not verdict.passed:
@@ -130,15 +159,31 @@ def check(name: str | None, timeout_s: float, output: str) -> None:
 
 
 @click.command()
+@click.argument("name", required=False)
+@click.option("--name", "name_option", envvar="VCLUSTER_NAME", metavar="NAME", help="The same as the argument.")
+@common.timeout_option(900)
+def repair(name: str | None, name_option: str | None, timeout_s: float) -> None:
+    """Put right what is missing, after a reboot of a server for one, and prove the cluster ready again."""
+    from vcluster import cluster, inventory
+
+    with common.progress() as (site, _):
+        chosen = inventory.the_one(site, name or name_option)
+        mended = cluster.repair(site, chosen, timeout_s=timeout_s)
+    for words in mended:
+        click.echo(f"mended: {words}")
+    click.echo(f"{chosen}: ready" if mended else f"{chosen}: nothing was missing")
+
+
+@click.command()
 @common.name_option
 @common.output_option
 def timing(name: str | None, output: str) -> None:
     """Show where the seconds of the create went, by node and stage."""
-    from vcluster import cluster
+    from vcluster import inventory
     from vcluster.cli import show
 
     site = common.site()
-    times = site.files(cluster.the_one(site, name)).read_timing()
+    times = site.files(inventory.the_one(site, name)).read_timing()
     if not times:
         raise VclusterError("no times are known of this cluster")
     common.emit(output, {"stages": times}, lambda: show.timing(times))
@@ -146,4 +191,4 @@ def timing(name: str | None, output: str) -> None:
 
 destroy = click.Command("destroy", callback=clear.callback, params=clear.params, help=clear.help, hidden=True)
 
-COMMANDS = (clear, destroy, list_clusters, status, check, timing)
+COMMANDS = (clear, destroy, list_clusters, status, check, repair, timing)

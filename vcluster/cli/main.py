@@ -10,7 +10,7 @@ from types import FrameType
 import click
 
 from vcluster import __version__
-from vcluster.cli import access, doctor, image, life, local
+from vcluster.cli import access, create, doctor, image, life, switch
 from vcluster.errors import EXIT_INTERRUPTED, SeveralErrors, VclusterError
 
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -22,7 +22,14 @@ def main() -> None:
     """Virtual MPI clusters whose traffic crosses a switch one can study."""
 
 
-for command in (*local.COMMANDS, *life.COMMANDS, *access.COMMANDS, *image.COMMANDS, *doctor.COMMANDS):
+for command in (
+    *create.COMMANDS,
+    *life.COMMANDS,
+    *access.COMMANDS,
+    *switch.COMMANDS,
+    *image.COMMANDS,
+    *doctor.COMMANDS,
+):
     main.add_command(command)
 
 

@@ -3,19 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ClusterShell.MsgTree import MsgTree
 from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet
+from ClusterShell.RangeSet import RangeSet
 
-from vcluster.hosts.shell import Completed
-from vcluster.ledger import StageTime
-from vcluster.model import Plan
-from vcluster.stages.check import Check, Verdict
-from vcluster.status import Status
+from vcluster.model import Facts, Plan, ServerPlan
+
+if TYPE_CHECKING:
+    from vcluster.hosts.shell import Completed
+    from vcluster.ledger import StageTime
+    from vcluster.stages.check import Check, Verdict
+    from vcluster.stages.path import Path
+    from vcluster.status import Status
+    from vcluster.switch import Half
 
 FROM_TO = "from \\ to"
-STAGE_ORDER = ("network", "create", "boot", "login", "ssh", "nfs", "mpi", "check", "mpiexec")
+STAGE_ORDER = (
+    "connect",
+    "image",
+    "network",
+    "tunnels",
+    "create",
+    "start",
+    "boot",
+    "login",
+    "ssh",
+    "nfs",
+    "mpi",
+    "check",
+    "mpiexec",
+    "path",
+)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -36,12 +56,18 @@ def status(found: Status) -> str:
     """A cluster and its nodes."""
     head = f"{found.name}: {found.state}, {found.mode}, {found.subnet}, MTU {found.mtu}"
     switch = f"switch: bridge {found.switch.bridge} on {found.switch.server}"
+    header = ("NODE", "ROLE", "SERVER", "STATE", "ADDRESS", "MANAGEMENT", "MAC", "BRIDGE", "PORT", "VNI")
     rows = [
-        (node.name, node.role, node.state, node.address, node.management_address, node.mac, node.bridge, node.port)
+        (
+            node.name, node.role, node.server, node.state, node.address, node.management_address, node.mac, node.bridge,
+            node.port, node.vni or "-",
+        )
         for node in found.nodes
-    ]
-    header = ("NODE", "ROLE", "STATE", "ADDRESS", "MANAGEMENT", "MAC", "BRIDGE", "PORT")
-    return f"{head}\n{switch}\n{table(header, rows)}"
+    ]  # fmt: skip
+    missing = [f"missing: {words}" for words in found.missing]
+    if missing:
+        missing.append(f"vcluster repair {found.name} puts it right")
+    return "\n".join((head, switch, table(header, rows), *missing))
 
 
 def created(found: Status, times: Sequence[StageTime]) -> str:
@@ -56,22 +82,117 @@ def created(found: Status, times: Sequence[StageTime]) -> str:
     return "\n".join((status(found), f"ready after {seconds:.1f} s; try", *hints))
 
 
-def plan(decided: Plan) -> str:
-    """A plan, before anything is made."""
-    server = decided.servers[0]
+def plan(decided: Plan, facts: Mapping[str, Facts]) -> str:
+    """A plan, before anything is made: what each server is asked for and has free, then the nodes."""
     lines = [
         f"{decided.name}: {len(decided.nodes)} nodes of {decided.vcpus} CPU, {decided.memory_mib} MiB and "
-        f"{decided.disk_gib} GiB each, {decided.accel}, image {decided.image.name}",
+        f"{decided.disk_gib} GiB each, image {decided.image.name}",
         f"cluster network {decided.subnet}, MTU {decided.mtu}, "
         f"bridge {decided.switch.bridge} on {decided.switch.server}",
-        f"management network {server.network.subnet}, bridge {server.network.bridge}",
-        f"disks in {server.pool.path}",
     ]
-    rows = [
-        (node.name, node.role, node.server, node.address, node.mac, node.port, node.management_address)
+    servers = [_server_row(decided, server, facts.get(server.name, Facts())) for server in decided.servers]
+    header = ("SERVER", "NODES", "ACCEL", "CPU", "MEMORY MIB", "DISK GIB", "TUNNELS", "VNI", "MANAGEMENT", "DISKS IN")
+    nodes = [
+        (
+            node.name, node.role, node.server, node.address, node.mac, node.bridge, node.port, node.vni or "-",
+            node.management_address,
+        )
         for node in decided.nodes
+    ]  # fmt: skip
+    node_header = ("NODE", "ROLE", "SERVER", "ADDRESS", "MAC", "BRIDGE", "PORT", "VNI", "MANAGEMENT")
+    return "\n\n".join(("\n".join(lines), table(header, servers), table(node_header, nodes)))
+
+
+def _server_row(decided: Plan, server: ServerPlan, seen: Facts) -> tuple[object, ...]:
+    """What is asked of a server, and what it has."""
+    nodes = decided.nodes_on(server.name)
+    count = len(nodes)
+    vnis = [tunnel.vni for tunnel in server.tunnels]
+    role = ["switch"] if server.name == decided.switch.server and decided.has_tunnels else []
+    asked = (
+        (
+            server.accel,
+            f"{count * decided.vcpus} of {seen.cpus}",
+            f"{count * decided.memory_mib} of {seen.memory_free_mib}",
+            f"{count * decided.disk_gib} of {seen.disk_free_mib // 1024}",
+        )
+        if count
+        else ("-", "-", "-", "-")
+    )
+    return (
+        server.name,
+        " ".join([folded_names(node.name for node in nodes)] * bool(nodes) + role),
+        *asked,
+        len(server.tunnels),
+        folded_numbers(vnis),
+        server.network.subnet if server.network else "-",
+        server.pool.path if server.pool else "-",
+    )
+
+
+def folded_numbers(numbers: Sequence[int]) -> str:
+    """40,41,42 as 40-42."""
+    return str(RangeSet.fromlist([str(number) for number in numbers])) if numbers else "-"
+
+
+def switches(halves: Sequence[Half]) -> str:
+    """Switches of a machine, port by port."""
+    if not halves:
+        return "no switches"
+    return "\n\n".join(_switch(half) for half in halves)
+
+
+def _switch(half: Half) -> str:
+    by = "" if half.is_ours else ", made from another machine"
+    rows = [
+        (
+            port.name,
+            port.vni,
+            port.peer,
+            port.mtu,
+            "up" if port.is_up else "down",
+            port.received_packets,
+            port.sent_packets,
+        )
+        for port in half.ports
     ]
-    return "\n".join(lines) + "\n" + table(("NODE", "ROLE", "SERVER", "ADDRESS", "MAC", "PORT", "MANAGEMENT"), rows)
+    header = ("PORT", "VNI", "PEER", "MTU", "STATE", "RECEIVED", "SENT")
+    return f"{half.cluster}: bridge {half.bridge}, MTU {half.mtu}, {len(half.ports)} ports{by}\n{table(header, rows)}"
+
+
+def path(found: Path) -> str:
+    """Every port that a flow has passed, with what it counted both ways."""
+    rows = [
+        (
+            one.hop.what, one.hop.server, one.hop.link, one.hop.bridge, one.mtu or "?",
+            "?" if one.there is None else one.there, "?" if one.back is None else one.back,
+            {True: "ok", False: "MISSED", None: "not open to us"}[one.has_seen(found.packets)],
+        )
+        for one in found.hops
+    ]  # fmt: skip
+    header = ("HOP", "SERVER", "PORT", "BRIDGE", "MTU", "THERE", "BACK", "")
+    end = "the frames crossed the switch" if found.crossed else f"NOT through the switch: {found.detail}"
+    title = f"{found.packets} packets from {found.start} to {found.end} and back, {found.answered} answered"
+    return f"{title}\n{table(header, rows)}\n{end}"
+
+
+def path_document(found: Path) -> dict[str, object]:
+    """A path as scripts read it."""
+    return {
+        "from": found.start,
+        "to": found.end,
+        "packets": found.packets,
+        "answered": found.answered,
+        "crossed": found.crossed,
+        "detail": found.detail,
+        "hops": [
+            {
+                "what": one.hop.what, "server": one.hop.server, "port": one.hop.link, "bridge": one.hop.bridge,
+                "mtu": one.mtu, "there": one.there, "back": one.back, "passed": one.has_seen(found.packets),
+            }
+            for one in found.hops
+        ],
+    }  # fmt: skip
 
 
 def clusters(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -122,6 +243,11 @@ def check(decided: Plan, verdict: Verdict) -> str:
             "mpi: mpiexec hostname", [one for one in verdict.checks if one.check == "mpi"], lambda one: one.to_node
         ),
     ]
+    crossed = [one for one in verdict.checks if one.check == "path"]
+    if crossed:
+        parts.append(
+            summary("path: every port up to the switch and back counted it", crossed, lambda one: one.from_node)
+        )
     if not verdict.failed:
         return "\n".join((*parts, f"all {len(verdict.checks)} checks passed"))
     failures = [str(one) for one in verdict.failed]

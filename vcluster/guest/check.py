@@ -5,7 +5,9 @@ Sent to a node and run there as root by its own python3. Reads a JSON request fr
   {"do": "probe", "user", "targets", "payload", "head", "file", "token", "mount"}
                                                                  ping and log in to every target, read the file
   {"do": "mpi", "user", "hostfile", "targets", "timeout", "file"} mpiexec hostname on all, then remove the file
-and writes {"results": [{"check", "to", "passed", "detail"}]}.
+and writes {"results": [{"check", "to", "passed", "detail"}]}; and
+  {"do": "flow", "address", "count", "payload"}                  send so many packets there and count the answers
+and writes {"answered": N}.
 """
 
 from __future__ import annotations
@@ -115,8 +117,19 @@ def mpi(request: Request) -> list[Result]:
     return [result("mpi", name, found.count(name) == 1, detail) for name in names]
 
 
+def flow(request: Request) -> int:
+    """As fast as they are answered, at least a hundred a second."""
+    argv = ["ping", "-n", "-q", "-f", "-c", str(request["count"]), "-w", "20", "-s", str(request["payload"])]
+    done = subprocess.run([*argv, request["address"]], capture_output=True, text=True, check=False)
+    words = done.stdout.split(" received")[0].split()
+    return int(words[-1]) if words and words[-1].isdigit() else 0
+
+
 def main() -> None:
     request = json.load(sys.stdin)
+    if request["do"] == "flow":
+        json.dump({"answered": flow(request)}, sys.stdout)
+        return
     work = {"write": write, "probe": probe, "mpi": mpi}[request["do"]]
     json.dump({"results": work(request)}, sys.stdout)
 

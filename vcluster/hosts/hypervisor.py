@@ -80,12 +80,14 @@ def _gone_is_fine(doing: str) -> Iterator[None]:
 
 
 class Hypervisor:
-    """A connection to the libvirt of one server."""
+    """A connection to the libvirt of one server. `owner` tells what is ours; `name` is for messages."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, owner: str, *, name: str = "") -> None:
         self.uri = uri
+        self.owner = owner
+        self.name = name
         _start_event_loop()
-        with errors(f"connecting to {uri}"):
+        with errors(f"connecting to {f'the libvirt of {name}' if name else uri}"):
             self._connection = libvirt.open(uri)
             # A server that dies is noticed by its silence.
             if not uri.startswith("test:"):
@@ -129,7 +131,7 @@ class Hypervisor:
     def domains(self) -> tuple[OwnedDomain, ...]:
         """All domains of ours."""
         with errors("listing domains"):
-            found = [_owned(domain) for domain in self._connection.listAllDomains()]
+            found = [_owned(domain, self.owner) for domain in self._connection.listAllDomains()]
         return tuple(domain for domain in found if domain)
 
     def define_domain(self, xml: str) -> None:
@@ -144,9 +146,11 @@ class Hypervisor:
             self._connection.lookupByName(name).undefineFlags(flags)
 
     def start_domain(self, name: str) -> None:
-        """Power a domain on."""
+        """Power a domain on, unless it runs."""
         with errors(f"starting {name}"):
-            self._connection.lookupByName(name).create()
+            domain = self._connection.lookupByName(name)
+            if not domain.isActive():
+                domain.create()
 
     def stop_domain(self, name: str) -> None:
         """Cut a domain's power."""
@@ -165,12 +169,14 @@ class Hypervisor:
     def networks(self) -> tuple[OwnedThing, ...]:
         """All networks of ours."""
         with errors("listing networks"):
-            return _ours("network", self._connection.listAllNetworks())
+            return _ours("network", self._connection.listAllNetworks(), self.owner)
 
     def create_network(self, xml: str) -> None:
-        """Define a network and start it; it does not start with the host by itself."""
+        """Define a network and start it, unless it runs; it does not start with the host by itself."""
         with errors("making the management network"):
-            self._connection.networkDefineXML(xml).create()
+            network = self._connection.networkDefineXML(xml)
+            if not network.isActive():
+                network.create()
 
     def destroy_network(self, name: str) -> None:
         """Stop a network and remove its definition."""
@@ -184,14 +190,15 @@ class Hypervisor:
     def pools(self) -> tuple[OwnedThing, ...]:
         """All pools of ours."""
         with errors("listing pools"):
-            return _ours("pool", self._connection.listAllStoragePools())
+            return _ours("pool", self._connection.listAllStoragePools(), self.owner)
 
     def create_pool(self, xml: str) -> None:
-        """Define a pool, make its folder and start it."""
+        """Define a pool, make its folder and start it, unless it runs."""
         with errors("making the storage pool"):
             pool = self._connection.storagePoolDefineXML(xml)
-            pool.build()
-            pool.create()
+            if not pool.isActive():
+                pool.build()
+                pool.create()
 
     def destroy_pool(self, name: str) -> None:
         """Remove a pool with every volume and the folder."""
@@ -276,7 +283,7 @@ class Words:
             self._lines.put(line.decode(errors="replace").strip())
 
 
-def _owned(domain: libvirt.virDomain) -> OwnedDomain | None:
+def _owned(domain: libvirt.virDomain, by: str) -> OwnedDomain | None:
     try:
         text = domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, OWNER_NAMESPACE)
         owner, is_active = ET.fromstring(text), bool(domain.isActive())  # noqa: S314 - libvirt has parsed it before
@@ -285,16 +292,18 @@ def _owned(domain: libvirt.virDomain) -> OwnedDomain | None:
             return None
         raise
     get = owner.attrib.get
+    if get("by") != by:
+        return None
     return OwnedDomain(domain.name(), get("cluster", ""), get("node", ""), get("image", ""), is_active)
 
 
-def _ours(kind: str, things: list[Any]) -> tuple[OwnedThing, ...]:
+def _ours(kind: str, things: list[Any], owner: str) -> tuple[OwnedThing, ...]:
     prefix = naming.libvirt_name("")
     named = [(thing, thing.name().removeprefix(prefix)) for thing in things if thing.name().startswith(prefix)]
     return tuple(
         OwnedThing(thing.name(), cluster, bool(thing.isActive()))
         for thing, cluster in named
-        if thing.UUIDString() == naming.uuid_for(kind, cluster)
+        if thing.UUIDString() == naming.uuid_for(kind, cluster, owner)
     )
 
 

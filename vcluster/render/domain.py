@@ -17,12 +17,17 @@ TRANSLATION_CACHE_MIB = 128
 
 def volume_path(plan: Plan, node: Node) -> Path:
     """Where a node's disk is on its server."""
-    return plan.server(node.server).pool.path / volume_name(node)
+    return plan.pool_of(node).path / volume_name(node)
 
 
 def seed_path(plan: Plan, node: Node) -> Path:
     """Where a node's seed is on its server."""
-    return plan.server(node.server).pool.path / seed_name(node)
+    return plan.pool_of(node).path / seed_name(node)
+
+
+def console_path(plan: Plan, node: Node) -> Path:
+    """Where a node's serial console is logged, on its server, from power-on."""
+    return plan.pool_of(node).path / f"{node.name}.console.log"
 
 
 def volume_name(node: Node) -> str:
@@ -35,8 +40,9 @@ def seed_name(node: Node) -> str:
     return f"{node.name}.seed.iso"
 
 
-def domain_xml(plan: Plan, node: Node, console_log: Path) -> str:
+def domain_xml(plan: Plan, node: Node) -> str:
     """The definition of a node's domain."""
+    accel = plan.server(node.server).accel
     domain = element(
         "domain",
         element("name", node.domain),
@@ -45,22 +51,22 @@ def domain_xml(plan: Plan, node: Node, console_log: Path) -> str:
         element("metadata", _owner(plan, node)),
         element("memory", str(plan.memory_mib), unit="MiB"),
         element("vcpu", str(plan.vcpus)),
-        _os(plan.image),
-        _features(plan.accel),
-        *_cpu(plan.accel),
+        _os(plan.image_of(node)),
+        _features(accel),
+        *_cpu(accel),
         element("clock", offset="utc"),
         element("on_poweroff", "destroy"),
         element("on_reboot", "restart"),
         element("on_crash", "destroy"),
-        _devices(plan, node, console_log),
-        type="kvm" if plan.accel == "kvm" else "qemu",
+        _devices(plan, node),
+        type="kvm" if accel == "kvm" else "qemu",
     )
     return text_of(domain)
 
 
 def _owner(plan: Plan, node: Node) -> Element:
     owner = element(f"{{{OWNER_NAMESPACE}}}owner")
-    owner.attrib.update(cluster=plan.name, node=node.name, image=plan.image.digest)
+    owner.attrib.update(cluster=plan.name, node=node.name, image=plan.image.digest, by=plan.owner)
     return owner
 
 
@@ -89,7 +95,7 @@ def _cpu(accel: str) -> list[Element]:
     return [element("cpu", mode="host-passthrough")] if accel == "kvm" else []
 
 
-def _devices(plan: Plan, node: Node, console_log: Path) -> Element:
+def _devices(plan: Plan, node: Node) -> Element:
     return element(
         "devices",
         _disk(volume_path(plan, node), "qcow2", "vda"),
@@ -98,7 +104,7 @@ def _devices(plan: Plan, node: Node, console_log: Path) -> Element:
         element("controller", type="usb", model="none"),
         _management_card(plan, node),
         _cluster_card(plan, node),
-        _serial(console_log),
+        _serial(console_path(plan, node)),
         element("console", element("target", type="serial", port=0), type="pty"),
         _channel(READY_CHANNEL),
         _channel(AGENT_CHANNEL),

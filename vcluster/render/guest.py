@@ -94,7 +94,7 @@ MOUNT_OPTIONS = "rw,hard,proto=tcp,vers=4.2,_netdev"
 
 def resolver(plan: Plan, node: Node) -> str:
     """The management network's gateway answers DNS."""
-    return f"nameserver {plan.server(node.server).network.gateway}\n"
+    return f"nameserver {plan.network_of(node).gateway}\n"
 
 
 def ssh_actions(plan: Plan, node: Node, keys: Keys) -> list[Action]:

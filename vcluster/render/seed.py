@@ -43,7 +43,7 @@ def meta_data(plan: Plan, node: Node) -> dict[str, object]:
 
 def network_config(plan: Plan, node: Node) -> dict[str, object]:
     """Both network cards, told apart by MAC, all addresses static."""
-    management = plan.server(node.server).network
+    management = plan.network_of(node)
     gateway = str(management.gateway)
     return {
         "version": 2,

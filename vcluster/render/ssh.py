@@ -2,41 +2,92 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from vcluster.keys import Keys
-from vcluster.model import Plan
+from vcluster.model import Node, Plan
 
 
-def ssh_config(plan: Plan, *, identity: Path, known_hosts: Path) -> str:
-    """An OpenSSH client configuration with a block for each node; plain `ssh -F FILE node2` works."""
+@dataclass(frozen=True, slots=True)
+class Jump:
+    """How ssh reaches a server that nodes are on: `is_strict` with these identities and no other.
+
+    `options` are lines of ssh_config(5), such as ProxyJump.
+    """
+
+    hostname: str
+    user: str
+    port: int
+    identities: tuple[Path, ...] = ()
+    is_strict: bool = False
+    options: tuple[str, ...] = ()
+
+
+def jump_name(server: str) -> str:
+    """What a server is called in the ssh_config; no node's name has a dot."""
+    return f"{server}.server"
+
+
+def ssh_config(plan: Plan, *, identity: Path, known_hosts: Path, jumps: Mapping[str, Jump]) -> str:
+    """An OpenSSH client configuration with a block for each node; plain `ssh -F FILE node2` works.
+
+    A node on another server is reached through it: `jumps` tells how, by the servers' names.
+    """
     common = [
-        f"User {plan.user}",
-        f"IdentityFile {quoted(identity)}",
-        "IdentitiesOnly yes",
         f"UserKnownHostsFile {quoted(known_hosts)}",
         "GlobalKnownHostsFile none",
         "StrictHostKeyChecking yes",
+        "LogLevel ERROR",
+    ]
+    blocks = [_node(node, plan.user, identity, common, is_away=node.server in jumps) for node in plan.nodes]
+    blocks += [_server(name, jump, common) for name, jump in jumps.items()]
+    return "\n\n".join("\n    ".join(block) for block in blocks) + "\n"
+
+
+def _node(node: Node, user: str, identity: Path, common: Sequence[str], *, is_away: bool) -> list[str]:
+    return [
+        f"Host {node.name}",
+        f"HostName {node.management_address}",
+        f"HostKeyAlias {node.name}",
+        f"User {user}",
+        f"IdentityFile {quoted(identity)}",
+        "IdentitiesOnly yes",
         "PasswordAuthentication no",
         "KexAlgorithms curve25519-sha256,curve25519-sha256@libssh.org",
         "Ciphers aes128-ctr,aes128-gcm@openssh.com",
-        "LogLevel ERROR",
+        *([f"ProxyJump {jump_name(node.server)}"] if is_away else []),
+        *common,
     ]
-    blocks = [
-        "\n    ".join(
-            (f"Host {node.name}", f"HostName {node.management_address}", f"HostKeyAlias {node.name}", *common)
-        )
-        for node in plan.nodes
+
+
+def _server(name: str, jump: Jump, common: Sequence[str]) -> list[str]:
+    return [
+        f"Host {jump_name(name)}",
+        f"HostName {jump.hostname}",
+        f"HostKeyAlias {jump_name(name)}",
+        f"User {jump.user}",
+        f"Port {jump.port}",
+        *(f"IdentityFile {quoted(path)}" for path in jump.identities),
+        *(["IdentitiesOnly yes"] if jump.is_strict else []),
+        *jump.options,
+        *common,
     ]
-    return "\n\n".join(blocks) + "\n"
 
 
 def known_hosts(plan: Plan, keys: Keys) -> str:
-    """The pinned host key of every node, by its name (ssh_config's HostKeyAlias) and management address."""
-    return "".join(
+    """The pinned host key of every node and server, by its name in the ssh_config (HostKeyAlias) and by address."""
+    nodes = "".join(
         f"{node.name},{node.management_address} {' '.join(keys.hosts[node.name].public.split()[:2])}\n"
         for node in plan.nodes
     )
+    servers = "".join(
+        f"{jump_name(server.name)} {' '.join(server.host_key.split()[:2])}\n"
+        for server in plan.servers
+        if server.host_key
+    )
+    return nodes + servers
 
 
 def quoted(path: Path) -> str:

@@ -1,5 +1,10 @@
 """What a cluster is made of on a server: each kind with create, destroy and observe.
 
-They are made in the order links, networks, volumes, domains and removed in reverse. `destroy` and `observe` find
-things by their marks.
+They are made in the order rules, links, networks, volumes, domains and removed in reverse. `create` makes what is
+missing and leaves what is right; `destroy` and `observe` find things by their marks.
 """
+
+from vcluster.resources import domains, links, networks, rules, volumes
+
+# In the order of removal; creation goes the other way.
+KINDS = {"domains": domains, "volumes": volumes, "networks": networks, "links": links, "rules": rules}

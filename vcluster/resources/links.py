@@ -1,33 +1,54 @@
-"""Bridges of the cluster network, marked by their alias."""
+"""Bridges and tunnels of the cluster network, marked by their alias."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from vcluster import naming
-from vcluster.hosts import netlink
-from vcluster.model import ServerPlan
+from vcluster.hosts.netlink import LinkSpec
+from vcluster.model import Bridge, Plan, ServerPlan, Tunnel
 from vcluster.resources.found import Found
 from vcluster.servers import Server
 
 
-def create(plan: ServerPlan) -> None:
-    """Make the bridges of one server."""
-    for bridge in plan.bridges:
-        netlink.create_bridge(bridge.name, mtu=bridge.mtu, alias=bridge.alias)
+def create(server: Server, plan: ServerPlan) -> None:
+    """Make the bridges and tunnels of one server."""
+    specs = [*map(_bridge, plan.bridges), *map(_tunnel, plan.tunnels)]
+    if specs:
+        server.call("create_links", specs=[asdict(spec) for spec in specs])
 
 
-def destroy(_: Server, cluster: str) -> None:
+def attach(server: Server, plan: Plan) -> tuple[str, ...]:
+    """Put the nodes' taps back into their bridges; returns those that were elsewhere."""
+    ports = {node.port: node.bridge for node in plan.nodes_on(server.name)}
+    return tuple(server.call("attach", ports=ports)) if ports else ()
+
+
+def destroy(server: Server, cluster: str) -> None:
     """Remove every link that carries the cluster's mark."""
-    for link in netlink.links():
-        if naming.cluster_of_alias(link.alias) == cluster:
-            netlink.destroy_link(link.index, link.name)
+    server.call("destroy_links", alias=naming.alias(cluster, server.owner))
 
 
-def observe(_: Server) -> tuple[Found, ...]:
+def observe(server: Server) -> tuple[Found, ...]:
     """All links of ours."""
-    found = ((link, naming.cluster_of_alias(link.alias)) for link in netlink.links())
-    return tuple(Found("link", link.name, cluster) for link, cluster in found if cluster)
+    marks = ((link["name"], naming.parse_alias(link["alias"])) for link in server.call("links"))
+    return tuple(Found("link", name, mark[0]) for name, mark in marks if mark and mark[1] == server.owner)
 
 
-def names() -> frozenset[str]:
-    """The names of all links, whoever made them."""
-    return frozenset(link.name for link in netlink.links())
+def _bridge(bridge: Bridge) -> LinkSpec:
+    return LinkSpec(bridge.name, "bridge", bridge.mtu, bridge.alias)
+
+
+def _tunnel(tunnel: Tunnel) -> LinkSpec:
+    return LinkSpec(
+        name=tunnel.name,
+        kind="vxlan",
+        mtu=tunnel.mtu,
+        alias=tunnel.alias,
+        master=tunnel.bridge,
+        vni=tunnel.vni,
+        local=str(tunnel.local),
+        remote=str(tunnel.remote),
+        interface=tunnel.interface,
+        port=tunnel.port,
+    )

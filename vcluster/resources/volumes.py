@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
-
-from vcluster import plan as planning
+from vcluster import naming
 from vcluster.model import Node, Plan, ServerPlan
+from vcluster.plan import CLUSTERS_FOLDER
 from vcluster.render import domain as names
 from vcluster.render.network import overlay_xml, pool_xml, raw_xml
 from vcluster.resources.found import Found
@@ -16,31 +15,38 @@ GIB = 2**30
 
 def create_pool(server: Server, plan: ServerPlan) -> None:
     """Make the cluster's pool on one server."""
-    server.hypervisor.create_pool(pool_xml(plan.pool))
+    if plan.pool:
+        server.hypervisor.create_pool(pool_xml(plan.pool))
 
 
 def create(server: Server, plan: Plan, node: Node, seed: bytes) -> None:
     """Make a node's disk, an overlay of the image, and its seed."""
-    pool = plan.server(node.server).pool.name
-    size_bytes = max(plan.disk_gib * GIB, plan.image.virtual_size_bytes)
-    disk = overlay_xml(names.volume_name(node), size_bytes=size_bytes, backing=plan.image.disk)
+    pool, image = plan.pool_of(node).name, plan.image_of(node)
+    size_bytes = max(plan.disk_gib * GIB, image.virtual_size_bytes)
+    disk = overlay_xml(names.volume_name(node), size_bytes=size_bytes, backing=image.disk)
     server.hypervisor.create_volume(pool, disk)
     server.hypervisor.create_volume(pool, raw_xml(names.seed_name(node), size_bytes=len(seed)), seed)
 
 
 def destroy(server: Server, cluster: str) -> None:
     """Remove the cluster's pool with all volumes and its folder."""
-    for pool in server.hypervisor.pools():
+    if server.libvirt is None:
+        return
+    for pool in server.libvirt.pools():
         if pool.cluster == cluster:
-            server.hypervisor.destroy_pool(pool.name)
-    # libvirt may have forgotten the pool; the folder is ours by its place.
-    shutil.rmtree(planning.DISKS_PATH / cluster, ignore_errors=True)
+            server.libvirt.destroy_pool(pool.name)
+    if naming.libvirt_name(cluster) not in server.libvirt.names()["pool"]:
+        # libvirt may have forgotten the pool; the folder is ours by its place.
+        server.call("remove_folder", path=str(server.storage / CLUSTERS_FOLDER / cluster))
 
 
 def observe(server: Server) -> tuple[Found, ...]:
     """All pools of ours, and folders whose pool is gone."""
-    pools = tuple(Found("pool", pool.name, pool.cluster) for pool in server.hypervisor.pools())
-    known = {found.cluster for found in pools}
-    path = planning.DISKS_PATH
-    folders = [folder for folder in path.iterdir() if folder.name not in known] if path.is_dir() else []
-    return pools + tuple(Found("folder", str(folder), folder.name) for folder in folders)
+    if server.libvirt is None:
+        return ()
+    pools = tuple(Found("pool", pool.name, pool.cluster) for pool in server.libvirt.pools())
+    known = server.libvirt.names()["pool"]
+    place = server.storage / CLUSTERS_FOLDER
+    names = server.call("folders", path=str(place))
+    lone = [name for name in names if naming.libvirt_name(name) not in known]
+    return pools + tuple(Found("folder", str(place / name), name) for name in lone)

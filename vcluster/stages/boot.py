@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from vcluster.events import Deadline, Reporter
 from vcluster.hosts.hypervisor import Words
-from vcluster.ledger import last_lines
 from vcluster.model import Node
 from vcluster.render.domain import READY_CHANNEL
 from vcluster.servers import Server
@@ -26,9 +23,9 @@ def wait_ready(words: Words, node: Node, *, deadline: Deadline, report: Reporter
             report.tell("progress", "boot", node.name, said)
 
 
-def last_words(node: Node, console_log: Path) -> str:
+def last_words(node: Node, console: str) -> str:
     """The end of a node's console, to go with a message."""
-    lines = last_lines(console_log, CONSOLE_LINES)
+    lines = [line for line in console.replace("\r", "\n").splitlines() if line.strip()][-CONSOLE_LINES:]
     if not lines:
         return f"\n  {node.name} has printed nothing on its console"
     return f"\n  the last lines of {node.name}'s console:" + "".join(f"\n  | {line}" for line in lines)

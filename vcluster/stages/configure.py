@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from vcluster import guest
 from vcluster.errors import VclusterError
@@ -21,12 +22,12 @@ def apply(session: Session, stage: str, actions: Sequence[Action], *, report: Re
     return tuple(answer["changed"])
 
 
-def ask(session: Session, program: str, request: dict[str, object], *, awaited: str) -> dict[str, list[str]]:
+def ask(session: Session, program: str, request: dict[str, object], *, awaited: str) -> dict[str, Any]:
     """Run a guest program on a node: JSON in, JSON out."""
     source = guest.program(program)
     completed = session.run_program(source, json.dumps(request).encode(), awaited=awaited)
     try:
-        answer: dict[str, list[str]] = json.loads(completed.stdout)
+        answer: dict[str, Any] = json.loads(completed.stdout)
     except ValueError as error:
         words = (completed.stderr or completed.stdout).strip().splitlines()[-1:] or ["it said nothing"]
         raise VclusterError(f"{session.name}: {awaited}: {words[0]}") from error

@@ -1,0 +1,72 @@
+"""Servers of the testbed with vcluster on them, clusters reached by plain ssh, what a cluster could leave behind."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from tests.testbed import Server
+
+VCLUSTER = [sys.executable, "-c", "from vcluster.cli.main import run; run()"]
+
+
+@dataclass(frozen=True)
+class Host:
+    """A server with vcluster on it."""
+
+    server: Server
+
+    def vcluster(
+        self, *arguments: str, timeout_s: float = 60, check: bool = True, **env: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run vcluster there."""
+        return self.server.run([*VCLUSTER, *arguments], timeout_s=timeout_s, check=check, env=env)
+
+    def popen(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start vcluster there."""
+        return self.server.popen([*VCLUSTER, *arguments])
+
+    def json(self, *arguments: str, timeout_s: float = 60) -> Any:
+        """What vcluster answers as JSON."""
+        return json.loads(self.vcluster(*arguments, "-o", "json", timeout_s=timeout_s).stdout)
+
+    def sh(self, line: str, *, timeout_s: float = 30, check: bool = True) -> str:
+        """What a shell line prints on the server."""
+        return self.server.run(["sh", "-c", line], timeout_s=timeout_s, check=check).stdout
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A cluster that is up, reached by plain ssh, not by the product."""
+
+    host: Host
+    name: str
+    names: tuple[str, ...]
+    config: str
+
+    def ssh(self, node: str, line: str, *, user: str = "mpiuser", timeout_s: float = 60, check: bool = True) -> str:
+        """What a shell line prints on a node."""
+        argv = ["ssh", "-F", self.config, "-o", "BatchMode=yes", "-l", user, node, line]
+        return self.host.server.run(argv, timeout_s=timeout_s, check=check).stdout
+
+
+def survey(host: Host) -> dict[str, list[str]]:
+    """Everything on the server that a cluster could leave behind."""
+    files = "/var/lib/vcluster /var/lib/libvirt /var/log/libvirt/qemu /etc/libvirt /run/libvirt"
+    lists = {
+        "domains": "virsh -q list --all --name",
+        "networks": "virsh -q net-list --all --name",
+        "pools": "virsh -q pool-list --all --name",
+        "links": "ip -o link | cut -d: -f2",
+        # The verdict on KVM and libvirt's knowledge of QEMU are the machine's, not a cluster's.
+        "files": f"find {files} -not -path '*/vcluster/images/*' -not -name accel.json -not -path '*/capabilities/*'",
+        "mounts": "cut -d' ' -f2 /proc/self/mounts",
+        "processes": "ps -eo args= | grep -E '[q]emu-system|[d]nsmasq|vcluster[.]cli' || true",
+        "rules": "iptables-save | grep -E 'vn-|vc-|172[.]2[89]' || true; nft list ruleset | grep -E 'vn-|vc-' || true",
+    }
+    said = host.sh("; ".join(f"echo '# {name}'; {line}" for name, line in lists.items()))
+    parts = dict(part.split("\n", 1) for part in said.split("# ")[1:])
+    return {name: sorted(set(parts[name].split("\n")) - {""}) for name in lists}

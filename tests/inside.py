@@ -1,0 +1,79 @@
+"""Functions of the project, called inside a server of the testbed, in one process of it that lasts.
+
+    with inside(server) as call:
+        call("netlink.destroy", alias="vcluster:lab:00000000")
+
+What they return comes back as JSON shows it; what they raise of our errors is raised here again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import select
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from tests.testbed import Server, kill
+from vcluster import errors
+
+ROOT = Path(__file__).resolve().parent.parent
+TIMEOUT_S = 60
+
+
+class Call(Protocol):
+    """Calls MODULE.FUNCTION of vcluster.hosts by keyword."""
+
+    def __call__(self, function: str, /, **arguments: Any) -> Any: ...
+
+
+@contextlib.contextmanager
+def inside(server: Server) -> Iterator[Call]:
+    process = server.popen([sys.executable, "-m", "tests.inside"], cwd=ROOT, takes_input=True)
+
+    def call(function: str, /, **arguments: Any) -> Any:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(json.dumps([function, arguments]) + "\n")
+        process.stdin.flush()
+        assert select.select([process.stdout], [], [], TIMEOUT_S)[0], f"{function} did not end in {server.name}"
+        line = process.stdout.readline()
+        assert line, process.stderr and process.stderr.read()
+        answer = json.loads(line)
+        if "error" in answer:
+            raise getattr(errors, answer["error"])(answer["message"], hint=answer["hint"])
+        return answer["result"]
+
+    try:
+        yield call
+    finally:
+        kill(process)
+
+
+def _serve() -> None:
+    """The other side: a request a line."""
+    from dataclasses import asdict, is_dataclass
+
+    from vcluster.hosts import firewall, frames, netlink
+
+    modules = {"firewall": firewall, "frames": frames, "netlink": netlink}
+
+    def plain(value: object) -> object:
+        return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
+
+    for line in sys.stdin:
+        function, arguments = json.loads(line)
+        module, name = function.split(".")
+        if function == "netlink.create":
+            arguments["specs"] = [netlink.LinkSpec(**spec) for spec in arguments["specs"]]
+        try:
+            answer = {"result": getattr(modules[module], name)(**arguments)}
+        except errors.VclusterError as error:
+            answer = {"error": type(error).__name__, "message": error.message, "hint": error.hint}
+        print(json.dumps(answer, default=plain), flush=True)
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,193 @@
+"""Rules that guard tunnels, proved with real packets; and what is found of rules that eat such traffic."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import socket
+import struct
+from collections.abc import Iterator
+
+import pytest
+
+from tests.inside import Call, inside
+from tests.testbed import Server, testbed
+
+pytestmark = [
+    pytest.mark.netns,
+    pytest.mark.skipif(os.geteuid() != 0, reason="making network namespaces needs root"),
+]
+
+TABLE = "vcluster-lab-00000000"
+PORT = 4789
+SEND = """
+import socket, sys
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+    one.sendto(bytes.fromhex(sys.argv[3]), (sys.argv[1], int(sys.argv[2])))
+"""
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[tuple[Server, ...]]:
+    with testbed("guarded", "peer", "stranger") as three:
+        yield three
+
+
+@pytest.fixture(scope="module")
+def call(servers: tuple[Server, ...]) -> Iterator[Call]:
+    with inside(servers[0]) as one:
+        yield one
+
+
+@pytest.fixture
+def server(servers: tuple[Server, ...]) -> Iterator[Server]:
+    """The server whose rules are tried; it has none before and after."""
+    yield servers[0]
+    servers[0].run(["nft", "flush", "ruleset"], timeout_s=10)
+
+
+@pytest.fixture
+def tunnels(server: Server, servers: tuple[Server, ...]) -> Iterator[None]:
+    """Tunnels of VNI 40 and 50, both to the peer."""
+    for vni in (40, 50):
+        far = ["local", server.address, "remote", servers[1].address, "dev", "eth0", "dstport", str(PORT)]
+        add = ["ip", "link", "add", f"vx-{vni}", "type", "vxlan", "id", str(vni), *far]
+        server.run(add, timeout_s=10)
+        server.run(["ip", "link", "set", f"vx-{vni}", "up"], timeout_s=10)
+    yield
+    for vni in (40, 50):
+        server.run(["ip", "link", "del", f"vx-{vni}"], timeout_s=10)
+
+
+def gets_in(call: Call, sender: Server, server: Server, vni: int) -> bool:
+    """Whether a frame that somebody puts into a VXLAN packet comes out of the tunnel of this VNI."""
+    inner = b"\xff" * 6 + b"\x02" + b"\0" * 5 + struct.pack(">H", 0x88B5) + b"hello".ljust(46, b"\0")
+    packet = struct.pack(">II", 0x08000000, vni << 8) + inner
+    before = received(call, vni)
+    sender.run(["python3", "-c", SEND, server.address, str(PORT), packet.hex()], timeout_s=10)
+    return received(call, vni) > before
+
+
+def received(call: Call, vni: int) -> int:
+    return next(int(link["rx_packets"]) for link in call("netlink.links") if link["name"] == f"vx-{vni}")
+
+
+@pytest.mark.usefixtures("tunnels")
+def test_nobody_but_the_peer_sends_into_a_tunnel(servers: tuple[Server, ...], server: Server, call: Call) -> None:
+    _, peer, stranger = servers
+    assert gets_in(call, stranger, server, 40)
+    call("firewall.guard", table=TABLE, tunnels=[(40, peer.address)], port=PORT)
+    assert gets_in(call, peer, server, 40)
+    assert not gets_in(call, stranger, server, 40)
+    assert gets_in(call, stranger, server, 50)  # not ours
+    call("firewall.guard", table=TABLE, tunnels=[(40, stranger.address), (50, peer.address)], port=PORT)
+    assert not gets_in(call, peer, server, 40)
+    assert gets_in(call, stranger, server, 40)
+    assert not gets_in(call, stranger, server, 50)
+    call("firewall.remove", table=TABLE)
+    assert gets_in(call, stranger, server, 50)
+
+
+def test_rules_read_as_they_are_meant(server: Server, call: Call) -> None:
+    call("firewall.guard", table=TABLE, tunnels=[(40, "192.0.2.1"), (16777215, "192.0.2.2")], port=PORT)
+    shown = server.run(["nft", "list", "table", "inet", TABLE], timeout_s=10).stdout
+    assert "type filter hook input priority filter - 10; policy accept;" in shown
+    assert f"meta nfproto ipv4 udp dport {PORT} jump tunnels" in shown
+    assert "@th,96,24 0x28 ip saddr != 192.0.2.1 drop" in shown
+    assert "@th,96,24 0xffffff ip saddr != 192.0.2.2 drop" in shown
+    assert "comment" in shown
+
+
+def test_tables_are_told_by_name_and_removed(server: Server, call: Call) -> None:
+    server.run(["nft", "add table inet foreign"], timeout_s=10)
+    for name in (TABLE, "vcluster-other-00000000"):
+        call("firewall.guard", table=name, tunnels=[(40 + n, "192.0.2.1") for n in range(64)], port=PORT)
+    assert call("firewall.tables", prefix="vcluster-") == [TABLE, "vcluster-other-00000000"]
+    assert call("firewall.tables", prefix=TABLE) == [TABLE]
+    for _ in range(2):  # the second time it is gone already
+        call("firewall.remove", table=TABLE)
+    assert call("firewall.tables", prefix="") == ["foreign", "vcluster-other-00000000"]
+
+
+def found(call: Call, port: int = PORT) -> list[str]:
+    return [one["what"] for one in call("firewall.obstacles", port=port)]
+
+
+def bridge_filtering(server: Server, switch: str, *, is_on: bool) -> None:
+    server.path(f"/proc/sys/net/bridge/bridge-nf-call-{switch}")
+    server.run(["sysctl", "-qw", f"net.bridge.bridge-nf-call-{switch}={int(is_on)}"], timeout_s=10)
+
+
+FIREWALLD = """
+table inet firewalld {
+  chain in {
+    type filter hook input priority 10; policy accept;
+    ct state established accept
+    tcp dport { 22, 80 } accept
+    reject with icmpx type admin-prohibited
+  }
+}"""
+CLOSED = """
+table inet closed {
+  chain in {
+    type filter hook input priority 0; policy drop;
+    ct state established accept
+  }
+}"""
+BRIDGE = """
+table bridge frames {
+  chain f {
+    type filter hook forward priority 0; policy accept;
+    ether saddr 00:11:22:33:44:55 drop
+  }
+}"""
+
+
+@pytest.mark.parametrize(("rules", "what"), [(FIREWALLD, "firewall"), (CLOSED, "firewall"), (BRIDGE, "bridge filter")])
+def test_rules_in_the_way_are_found_and_mended_by_the_command_told(
+    server: Server, call: Call, rules: str, what: str
+) -> None:
+    assert found(call) == []
+    server.run(["nft", "-f", "-"], input=rules, timeout_s=10)
+    (obstacle,) = call("firewall.obstacles", port=PORT)
+    assert obstacle["what"] == what
+    server.run(shlex.split(obstacle["mend"]), timeout_s=10)
+    assert found(call) == []
+
+
+@pytest.mark.parametrize("rule", ["udp dport 4789", "udp dport 4000-5000", "udp dport { 53, 4789 }"])
+def test_a_firewall_that_lets_the_port_in_is_no_obstacle(server: Server, call: Call, rule: str) -> None:
+    server.run(["nft", "-f", "-"], input=CLOSED, timeout_s=10)
+    server.run(["nft", f"add rule inet closed in {rule} accept"], timeout_s=10)
+    assert found(call) == []
+    if "{" not in rule:
+        assert found(call, port=6000) == ["firewall"]
+
+
+@pytest.mark.parametrize("program", ["iptables", "iptables-legacy"])
+def test_bridged_frames_that_a_router_would_drop(server: Server, call: Call, program: str) -> None:
+    bridge_filtering(server, "iptables", is_on=True)
+    server.run([program, "-P", "FORWARD", "DROP"], timeout_s=10)
+    try:
+        (obstacle,) = call("firewall.obstacles", port=PORT)
+        assert obstacle["what"] == "bridge-nf"
+        assert "FORWARD" in obstacle["detail"]
+        server.run(shlex.split(obstacle["mend"]), timeout_s=10)
+        assert found(call) == []
+    finally:
+        server.run([program, "-P", "FORWARD", "ACCEPT"], timeout_s=10)
+
+
+def test_a_closed_input_chain_of_iptables(server: Server, call: Call) -> None:
+    server.run(["iptables", "-A", "INPUT", "-p", "udp", "--dport", "4790:4800", "-j", "ACCEPT"], timeout_s=10)
+    server.run(["iptables", "-P", "INPUT", "DROP"], timeout_s=10)
+    assert found(call, port=4795) == []
+    (obstacle,) = call("firewall.obstacles", port=PORT)
+    server.run(shlex.split(obstacle["mend"]), timeout_s=10)
+    assert found(call) == []
+
+
+def test_the_address_family_numbers_are_the_kernels() -> None:
+    from vcluster.hosts import firewall
+
+    assert (firewall._IPV4, firewall._IPV6) == (socket.AF_INET, socket.AF_INET6)

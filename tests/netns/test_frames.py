@@ -1,0 +1,122 @@
+"""Probe frames, sent and heard for real: through tunnels and a switch, and what stops them."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+
+import pytest
+
+from tests.inside import Call, inside
+from tests.testbed import Server, testbed
+from vcluster.errors import MissingError, RequestError, VclusterError
+from vcluster.hosts import frames
+from vcluster.hosts.netlink import LinkSpec
+
+pytestmark = [
+    pytest.mark.netns,
+    pytest.mark.skipif(os.geteuid() != 0, reason="making network namespaces needs root"),
+]
+
+MARK = "vcluster:lab:00000000"
+MTU = 1450
+NAMES = ("vx-lab-0", "vx-lab-1")
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[tuple[Server, ...]]:
+    with testbed("nodes", "switch") as two:
+        yield two
+
+
+@pytest.fixture
+def calls(servers: tuple[Server, ...]) -> Iterator[tuple[Call, Call]]:
+    """Two tunnels from the nodes' server, each with a bridge, to one bridge of the switch."""
+    nodes, switch = servers
+    with inside(nodes) as one, inside(switch) as other:
+        make(one, nodes, switch, {"vx-lab-0": "vb-lab-0", "vx-lab-1": "vb-lab-1"})
+        make(other, switch, nodes, dict.fromkeys(NAMES, "vc-lab"))
+        yield one, other
+        for call in (one, other):
+            call("frames.close")
+            call("netlink.destroy", alias=MARK)
+
+
+def make(call: Call, here: Server, there: Server, ports: dict[str, str]) -> None:
+    specs = [LinkSpec(name, "bridge", MTU, MARK) for name in dict.fromkeys(ports.values())]
+    specs += [
+        LinkSpec(name, "vxlan", MTU, MARK, bridge, 40 + number, here.address, there.address, "eth0", 4789)
+        for number, (name, bridge) in enumerate(ports.items())
+    ]
+    call("netlink.create", specs=[asdict(spec) for spec in specs])
+
+
+def test_full_size_frames_pass_the_switch(calls: tuple[Call, Call]) -> None:
+    nodes, switch = calls
+    for call in calls:
+        call("frames.listen", interfaces=NAMES)
+    nodes("frames.send", interface="vx-lab-0", token="up", size=MTU)
+    switch("frames.send", interface="vx-lab-0", token="down", size=MTU, count=3)
+    began = time.monotonic()
+    # What goes out is not heard where it goes out; the switch sends "up" on to the other tunnel, and "down" to one only.
+    wanted = {"vx-lab-0": ["down"], "vx-lab-1": ["up"]}
+    assert nodes("frames.heard", timeout_s=20, wanted=wanted) == wanted
+    assert switch("frames.heard", timeout_s=20, wanted={"vx-lab-0": ["up"]}) == {"vx-lab-0": ["up"], "vx-lab-1": []}
+    assert time.monotonic() - began < 10, "it waited although all had come"
+
+
+def test_what_does_not_come_is_not_heard(servers: tuple[Server, ...], calls: tuple[Call, Call]) -> None:
+    nodes, switch = calls
+    servers[1].run(["ip", "link", "set", "vc-lab", "down"], timeout_s=10)
+    for call in calls:
+        call("frames.listen", interfaces=NAMES)
+    nodes("frames.send", interface="vx-lab-0", token="up", size=MTU)
+    assert switch("frames.heard", timeout_s=20, wanted={"vx-lab-0": ["up"]})["vx-lab-0"] == ["up"]
+    assert nodes("frames.heard", timeout_s=0.2, wanted={"vx-lab-1": ["up"]}) == {"vx-lab-0": [], "vx-lab-1": []}
+    servers[1].run(["ip", "link", "set", "vc-lab", "up"], timeout_s=10)
+    nodes("frames.send", interface="vx-lab-0", token="again", size=MTU)
+    assert nodes("frames.heard", timeout_s=20, wanted={"vx-lab-1": ["again"]})["vx-lab-1"] == ["again"]
+
+
+def test_many_tokens_wait_until_they_are_asked_for(calls: tuple[Call, Call]) -> None:
+    nodes, switch = calls
+    switch("frames.listen", interfaces=NAMES)
+    tokens = [f"token {number}" for number in range(200)]
+    for token in tokens:
+        nodes("frames.send", interface="vx-lab-0", token=token, size=MTU, count=20)
+    heard = switch("frames.heard", timeout_s=0, wanted={"vx-lab-0": tokens})
+    assert set(heard["vx-lab-0"]) == set(tokens)
+    switch("frames.listen", interfaces=NAMES)
+    assert switch("frames.heard", timeout_s=0, wanted={}) == {"vx-lab-0": [], "vx-lab-1": []}
+
+
+def test_what_cannot_be_sent_or_heard_is_told(calls: tuple[Call, Call]) -> None:
+    nodes, _ = calls
+    with pytest.raises(RequestError, match=f"{MTU + 1} bytes is too large for vx-lab-0"):
+        nodes("frames.send", interface="vx-lab-0", token="up", size=MTU + 1)
+    with pytest.raises(RequestError, match="cannot hold its token"):
+        nodes("frames.send", interface="vx-lab-0", token="up", size=30)
+    with pytest.raises(MissingError, match="no interface vx-none"):
+        nodes("frames.send", interface="vx-none", token="up", size=MTU)
+    with pytest.raises(MissingError, match="no interface vx-none"):
+        nodes("frames.listen", interfaces=["vx-none"])
+    with pytest.raises(VclusterError, match="nobody listens"):
+        nodes("frames.heard", timeout_s=1, wanted={})
+
+
+def test_a_probe_is_a_packet_that_may_not_be_fragmented() -> None:
+    frame = frames.probe("red>1", 1450)
+    assert len(frame) == 14 + 1450
+    assert frames.token_of(frame) == "red>1"
+    assert frame[:6] == b"\xff" * 6
+    assert frame[6] == 0x02
+    assert frame[6:12] != frames.probe("red>2", 1450)[6:12]
+    header = frame[14:34]
+    assert int.from_bytes(header[2:4], "big") == 1450
+    assert header[6] & 0x40
+    total = sum(int.from_bytes(header[at : at + 2], "big") for at in range(0, 20, 2))
+    assert (total & 0xFFFF) + (total >> 16) == 0xFFFF
+    assert frames.token_of(frame[:60]) == "red>1"
+    assert frames.token_of(b"\xff" * 64) is None

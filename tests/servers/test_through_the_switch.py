@@ -1,0 +1,227 @@
+"""Two clusters through one switch on another server: every frame crosses it, and only its own."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+
+import pytest
+
+from tests.clusters import Cluster
+from tests.servers.conftest import PASSWORD, Bed, Survey
+from tests.testbed import Frame
+
+pytestmark = pytest.mark.vm
+
+PINGS = 25
+PAYLOAD = 1450 - 28
+
+
+def carries_ping(frame: Frame) -> bool:
+    """A whole Ethernet frame with an ICMP echo request in it, as a bridge port sees it."""
+    return frame.data[12:14] == b"\x08\x00" and frame.data[23] == 1 and frame.data[34] == 8
+
+
+def ping(cluster: Cluster, start: str, address: str, count: int = PINGS) -> str:
+    return cluster.ssh(start, f"ping -q -i 0.05 -c {count} -W 5 -M do -s {PAYLOAD} {address}")
+
+
+def status(bed: Bed, name: str) -> dict[str, object]:
+    found = bed.control.vcluster("status", name, "-o", "json", THREE_PASSWORD=PASSWORD)
+    document: dict[str, object] = json.loads(found.stdout)
+    return document
+
+
+def test_both_are_ready_and_share_nothing(bed: Bed, red: Cluster, blue: Cluster) -> None:
+    one, other = status(bed, red.name), status(bed, blue.name)
+    assert [one["state"], other["state"]] == ["ready", "ready"]
+    assert [one["mode"], other["mode"]] == ["remote", "shared"]
+    assert one["switch"] == {"server": bed.switch.server.name, "bridge": "vc-red"}
+    assert one["missing"] == other["missing"] == []
+    vnis = [node["vni"] for document in (one, other) for node in document["nodes"]]  # type: ignore[attr-defined]
+    assert vnis == [40, 41, 42, 43, 44]
+    assert [node["bridge"] for node in one["nodes"]] == ["vb-red-1", "vb-red-2"]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["red", "blue"])
+def test_the_check_passes_and_proves_the_path(bed: Bed, red: Cluster, blue: Cluster, name: str) -> None:
+    del red, blue
+    done = bed.control.vcluster("check", "--name", name, "-o", "json", timeout_s=180, THREE_PASSWORD=PASSWORD)
+    document = json.loads(done.stdout)
+    assert document["passed"]
+    kinds = {check["check"] for check in document["checks"]}
+    assert kinds == {"ping", "ssh", "nfs", "mpi", "path"}
+
+
+def test_every_frame_between_two_nodes_of_one_server_crosses_the_switch(bed: Bed, red: Cluster) -> None:
+    switch = bed.switch.server
+    with switch.capture("vx-red-1") as first, switch.capture("vx-red-2") as second:
+        ping(red, "red1", "10.0.0.2")
+    assert first.count(lambda frame: carries_ping(frame) and not frame.is_outgoing) == PINGS
+    assert second.count(lambda frame: carries_ping(frame) and frame.is_outgoing) == PINGS
+
+
+def test_every_frame_between_two_servers_crosses_the_switch(bed: Bed, blue: Cluster) -> None:
+    switch = bed.switch.server
+    address = re.search(r"lab0\s.*?inet ([\d.]+)", blue.ssh("blue3", "ip -o -4 addr show lab0").replace("\n", " "))
+    assert address
+    with switch.capture("vx-blue-1") as first, switch.capture("vx-blue-3") as third:
+        ping(blue, "blue1", address[1])
+    assert first.count(lambda frame: carries_ping(frame) and not frame.is_outgoing) == PINGS
+    assert third.count(lambda frame: carries_ping(frame) and frame.is_outgoing) == PINGS
+
+
+def test_nothing_of_one_cluster_is_heard_in_the_other(bed: Bed, red: Cluster, blue: Cluster) -> None:
+    del blue
+    red_macs = [bytes.fromhex(mac) for mac in _macs(bed, "red")]
+    with bed.switch.server.capture("vc-blue") as bridge, bed.switch.server.capture("vx-blue-1") as port:
+        ping(red, "red1", "10.0.0.2")
+        red.ssh("red1", "ping -b -c 2 -W 1 10.0.0.255 || true")
+    for heard in (bridge, port):
+        assert heard.count(lambda frame: frame.data[6:12] in red_macs) == 0
+
+
+def _macs(bed: Bed, name: str) -> list[str]:
+    return [node["mac"].replace(":", "") for node in status(bed, name)["nodes"]]  # type: ignore[attr-defined]
+
+
+def test_path_tells_every_port(bed: Bed, red: Cluster) -> None:
+    document = bed.control.json("path", "--name", red.name, "red1", "red2")
+    assert document["crossed"]
+    assert [(hop["server"], hop["port"]) for hop in document["hops"]] == [
+        ("localhost", "vt-red-1"),
+        ("localhost", "vx-red-1"),
+        (bed.switch.server.name, "vx-red-1"),
+        (bed.switch.server.name, "vx-red-2"),
+        ("localhost", "vx-red-2"),
+        ("localhost", "vt-red-2"),
+    ]
+    assert all(hop["there"] >= 200 and hop["back"] >= 200 and hop["mtu"] == 1450 for hop in document["hops"])
+
+
+def test_path_sees_a_short_cut(bed: Bed, red: Cluster) -> None:
+    """Both taps in one bridge: the nodes talk, but not through the switch."""
+    bed.control.sh("ip link set vt-red-2 master vb-red-1")
+    try:
+        ping(red, "red1", "10.0.0.2", count=3)
+        done = bed.control.vcluster("path", "--name", "red", "red1", "red2", check=False)
+        assert done.returncode == 1
+        assert "did not cross the switch" in done.stderr
+        assert "port vt-red-2 of bridge vb-red-2" in str(status(bed, "red")["missing"])
+    finally:
+        mended = bed.control.vcluster("repair", "red", timeout_s=120)
+    assert "mended: port vt-red-2 of bridge vb-red-2" in mended.stdout
+    assert bed.control.json("path", "--name", "red", "red1", "red2")["crossed"]
+
+
+def test_without_the_switch_the_nodes_lose_each_other(bed: Bed, red: Cluster) -> None:
+    try_once = "ping -q -c 1 -W 2 10.0.0.2"
+    red.ssh("red1", try_once)
+    bed.switch.sh("ip link set vc-red down")
+    try:
+        assert "100% packet loss" in red.ssh("red1", try_once, check=False)
+    finally:
+        bed.switch.sh("ip link set vc-red up")
+    red.ssh("red1", try_once)
+
+
+def test_plain_ssh_jumps_through_the_servers(blue: Cluster) -> None:
+    for name in blue.names:
+        assert blue.ssh(name, "hostname").strip() == name
+
+
+def test_commands_work_the_same(bed: Bed, blue: Cluster) -> None:
+    run = bed.control.vcluster
+    assert run("ssh", "--name", "blue", "blue3", "--", "hostname").stdout.strip() == "blue3"
+    assert run("exec", "--name", "blue", "--", "hostname").stdout.count("blue") >= len(blue.names)
+    names = run("mpiexec", "--name", "blue", "-n", "3", "hostname", timeout_s=90).stdout.split()
+    assert sorted(names) == list(blue.names)
+    assert "login:" in run("console", "--name", "blue", "--log", "blue3", THREE_PASSWORD=PASSWORD).stdout
+
+
+def test_passwords_are_nowhere(bed: Bed, blue: Cluster) -> None:
+    del blue
+    for host in bed.all:
+        found = host.sh(f"grep -rlF {PASSWORD[:13]!r} /var/lib/vcluster /run/home /root/.ssh || true")
+        assert found == ""
+
+
+def test_the_clusters_key_is_with_the_user_who_has_a_password(bed: Bed, blue: Cluster) -> None:
+    del blue
+    assert "vcluster-admin@blue" in (bed.three.server.home("student") / ".ssh/authorized_keys").read_text()
+    assert "vcluster" not in (bed.four.server.home("operator") / ".ssh/authorized_keys").read_text()
+
+
+def test_only_the_peer_may_send_into_a_tunnel(bed: Bed, red: Cluster) -> None:
+    """A third server knows VNI and port, and says something in red's name."""
+    del red
+    program = (
+        "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); "
+        f"s.sendto(bytes([8, 0, 0, 0, 0, 0, 40, 0]) + b'\\xff' * 6 + b'\\x02\\x00\\x00\\x00\\x66\\x66' + b'\\x88\\xb5' "
+        f"+ b'forged' * 10, ({bed.switch.server.address!r}, 4789))"
+    )
+    with bed.switch.server.capture("vc-red") as heard, bed.switch.server.capture("eth0") as wire:
+        bed.four.server.run(["python3", "-c", program], timeout_s=10)
+        time.sleep(0.3)  # that nothing comes can only be seen by waiting
+    assert wire.count(lambda frame: b"forgedforged" in frame.data and not frame.is_outgoing) == 1
+    assert heard.count(lambda frame: b"forgedforged" in frame.data) == 0
+
+
+def test_a_reboot_of_the_switch_is_told_and_repaired(bed: Bed, red: Cluster, blue: Cluster) -> None:
+    bed.switch.server.reboot()
+    for name in ("red", "blue"):
+        found = status(bed, name)
+        assert found["state"] == "partial"
+        assert f"bridge vc-{name} on {bed.switch.server.name}" in found["missing"]  # type: ignore[operator]
+        assert "tunnel" in str(found["missing"])
+        mended = bed.control.vcluster("repair", name, timeout_s=180, THREE_PASSWORD=PASSWORD)
+        assert mended.stdout.endswith(f"{name}: ready\n")
+        assert status(bed, name)["state"] == "ready"
+    ping(red, "red1", "10.0.0.2", count=3)
+    assert blue.ssh("blue1", "hostname").strip() == "blue1"
+
+
+def test_a_reboot_of_a_nodes_server_is_told_and_repaired(bed: Bed, blue: Cluster) -> None:
+    """blue3 is off, its links, network and pool are gone; the others go on."""
+    started = blue.ssh("blue1", "cat /proc/sys/kernel/random/boot_id", user="root")
+    bed.four.server.reboot()
+    found = status(bed, "blue")
+    assert found["state"] == "partial"
+    assert f"node blue3 on {'four'}" in found["missing"]  # type: ignore[operator]
+    bed.control.vcluster("repair", "blue", timeout_s=240, THREE_PASSWORD=PASSWORD)
+    assert status(bed, "blue")["state"] == "ready"
+    assert blue.ssh("blue1", "cat /proc/sys/kernel/random/boot_id", user="root") == started
+
+
+def test_clearing_one_leaves_the_other_running(bed: Bed, red: Cluster, blue: Cluster, bare: Survey) -> None:
+    """The last test of this file: blue goes, first with one of its servers away, and red's ping does not notice."""
+    del blue
+    red.ssh("red1", "nohup ping -q -i 0.2 -c 150 10.0.0.2 >ping.log 2>&1 </dev/null &")
+    bed.four.server.unplug()
+    try:
+        failed = bed.control.vcluster("clear", "blue", "-y", check=False, timeout_s=120, THREE_PASSWORD=PASSWORD)
+    finally:
+        bed.four.server.plug()
+    assert failed.returncode == 1
+    assert "four was not reached" in failed.stderr
+    assert status(bed, "blue")["state"] == "partial"
+    done = bed.control.vcluster("clear", "blue", "-y", "--verify", timeout_s=120, THREE_PASSWORD=PASSWORD)
+    assert done.stdout.startswith("blue: cleared\n")
+    now = bed.survey()
+    for host in (bed.three, bed.four):
+        assert now[host.server.name] == bare[host.server.name]
+    assert "blue" not in str(now)
+    assert (
+        not (bed.three.server.home("student") / ".ssh/authorized_keys").exists()
+        or "vcluster" not in (bed.three.server.home("student") / ".ssh/authorized_keys").read_text()
+    )
+    red.ssh("red1", "pkill -INT ping; sleep 0.5; cat ping.log")
+    assert " 0% packet loss" in red.ssh("red1", "cat ping.log")
+
+
+def test_clearing_the_last_leaves_nothing(bed: Bed, red: Cluster, bare: Survey) -> None:
+    del red
+    bed.control.vcluster("clear", "red", "-y", timeout_s=120)
+    assert bed.control.vcluster("clear", "red", "-y").stdout == "red: nothing to clear\n"
+    assert bed.survey() == bare

@@ -1,0 +1,209 @@
+"""An SSH server of this process on the loopback interface, which counts what is tried on it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import paramiko
+
+from vcluster import keys
+from vcluster.hosts import ssh
+from vcluster.hosts.ssh_config import Target
+from vcluster.keys import KeyPair
+
+HOST, OTHER, USER, STRANGER = (keys.make_pair(name) for name in ("host", "other", "user", "stranger"))
+RSA = paramiko.RSAKey.generate(2048)
+
+
+def private(pair: KeyPair) -> paramiko.PKey:
+    return paramiko.Ed25519Key.from_private_key(io.StringIO(pair.private))
+
+
+def public(pair: KeyPair) -> str:
+    return " ".join(pair.public.split()[:2])
+
+
+@dataclass
+class Rules:
+    """Whom the server lets in, and a record of what was tried."""
+
+    host_keys: Sequence[paramiko.PKey] = field(default_factory=lambda: (private(HOST),))
+    allows: str = "publickey,password"
+    password: str = "right"
+    authorized: KeyPair = USER
+    may_forward: bool = True
+    env: dict[str, str] | None = None
+    tried: list[str] = field(default_factory=list)
+    transports: list[paramiko.Transport] = field(default_factory=list)
+    port: int = 0
+
+    def cut(self) -> None:
+        """Break every connection, without a word."""
+        for transport in self.transports:
+            transport.sock.shutdown(socket.SHUT_RDWR)
+
+
+class Door(paramiko.ServerInterface):
+    """One client's server: it really runs what it is told and connects where it is told."""
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+
+    def get_allowed_auths(self, username: str) -> str:  # noqa: ARG002
+        return self.rules.allows
+
+    def check_auth_publickey(self, username: str, key: paramiko.PKey) -> int:  # noqa: ARG002
+        self.rules.tried.append("publickey")
+        return self._verdict(key.get_base64() == self.rules.authorized.public.split()[1], "publickey")
+
+    def check_auth_password(self, username: str, password: str) -> int:  # noqa: ARG002
+        self.rules.tried.append("password")
+        return self._verdict(password == self.rules.password, "password")
+
+    def check_auth_interactive(self, username: str, submethods: str) -> int | paramiko.InteractiveQuery:  # noqa: ARG002
+        if "keyboard-interactive" not in self.rules.allows:
+            return paramiko.AUTH_FAILED
+        query = paramiko.server.InteractiveQuery("", "")
+        query.add_prompt("Password: ", False)
+        return query
+
+    def check_auth_interactive_response(self, responses: list[str]) -> int:
+        self.rules.tried.append("keyboard-interactive")
+        return self._verdict(list(responses) == [self.rules.password], "keyboard-interactive")
+
+    def _verdict(self, fits: bool, method: str) -> int:
+        return paramiko.AUTH_SUCCESSFUL if fits and method in self.rules.allows else paramiko.AUTH_FAILED
+
+    def check_channel_request(self, kind: str, chanid: int) -> int:  # noqa: ARG002
+        return paramiko.OPEN_SUCCEEDED
+
+    def check_channel_direct_tcpip_request(self, chanid: int, origin: object, destination: tuple[str, int]) -> int:  # noqa: ARG002
+        if not self.rules.may_forward:
+            return paramiko.OPEN_FAILED_ADMINISTRATIVELY_PROHIBITED
+        try:
+            self.far = socket.create_connection(destination, timeout=5)
+        except OSError:
+            return paramiko.OPEN_FAILED_CONNECT_FAILED
+        return paramiko.OPEN_SUCCEEDED
+
+    def check_channel_exec_request(self, channel: paramiko.Channel, command: bytes) -> bool:
+        threading.Thread(target=execute, args=(channel, command.decode(), self.rules.env), daemon=True).start()
+        return True
+
+
+def execute(channel: paramiko.Channel, command: str, env: dict[str, str] | None) -> None:
+    """Run a command with its streams joined to the channel's, as sshd does."""
+    pipe = subprocess.PIPE
+    environment = {**os.environ, **env} if env else None
+    with subprocess.Popen(["sh", "-c", command], stdin=pipe, stdout=pipe, stderr=pipe, env=environment) as process:
+
+        def take_in() -> None:
+            with contextlib.suppress(OSError, EOFError), process.stdin:
+                while data := channel.recv(65536):
+                    os.write(process.stdin.fileno(), data)
+
+        def complain() -> None:
+            with contextlib.suppress(OSError, EOFError):
+                while data := os.read(process.stderr.fileno(), 65536):
+                    channel.sendall_stderr(data)
+
+        threads = [threading.Thread(target=work, daemon=True) for work in (take_in, complain)]
+        for thread in threads:
+            thread.start()
+        with contextlib.suppress(OSError, EOFError):
+            while data := os.read(process.stdout.fileno(), 65536):
+                channel.sendall(data)
+        threads[1].join()
+        with contextlib.suppress(OSError, EOFError):
+            channel.send_exit_status(process.wait())
+            channel.close()
+        threads[0].join(5)
+
+
+def join(channel: paramiko.Channel, far: socket.socket) -> None:
+    def out() -> None:
+        with contextlib.suppress(OSError):
+            while data := channel.recv(65536):
+                far.sendall(data)
+        with contextlib.suppress(OSError):
+            far.shutdown(socket.SHUT_RDWR)
+
+    threading.Thread(target=out, daemon=True).start()
+    with far, contextlib.suppress(OSError):
+        while data := far.recv(65536):
+            channel.sendall(data)
+    channel.close()
+
+
+@contextlib.contextmanager
+def serving(rules: Rules) -> Iterator[Rules]:
+    """A server under these rules; `rules.port` says where."""
+
+    def welcome(client: socket.socket) -> None:
+        transport = paramiko.Transport(client)
+        rules.transports.append(transport)
+        for key in rules.host_keys:
+            transport.add_server_key(key)
+        door = Door(rules)
+        try:
+            transport.start_server(server=door)
+            kept = []  # a channel that nobody refers to is closed
+            while transport.is_active():
+                channel = transport.accept(0.2)
+                kept.append(channel)
+                if channel is not None and hasattr(door, "far"):
+                    threading.Thread(target=join, args=(channel, door.far), daemon=True).start()
+                    del door.far
+        except (paramiko.SSHException, EOFError, OSError):
+            return
+
+    def accept() -> None:
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=welcome, args=(client,), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        rules.port = listener.getsockname()[1]
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        yield rules
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join(5)
+        for transport in rules.transports:
+            transport.close()
+            transport.join(5)
+
+
+def target(rules: Rules, folder: Path, *, identities: Sequence[Path] = ()) -> Target:
+    """The server as ssh's configuration might describe it, with a known_hosts file in a folder of the test."""
+    return Target(
+        asked="127.0.0.1",
+        hostname="127.0.0.1",
+        user="root",
+        port=rules.port,
+        identity_files=tuple(identities),
+        known_hosts=(folder / "ssh" / "known_hosts",),
+    )
+
+
+def know(target: Target, *lines: str) -> None:
+    """Write a known_hosts file: each line is for this server, after an optional @marker."""
+    target.known_hosts[0].parent.mkdir(exist_ok=True)
+    with target.known_hosts[0].open("a") as file:
+        for line in lines:
+            marker, _, key = line.rpartition("| ")
+            file.write(f"{marker} {target.key_name} {key}\n".lstrip())
+
+
+__all__ = ["HOST", "OTHER", "RSA", "STRANGER", "USER", "Rules", "know", "private", "public", "serving", "ssh", "target"]

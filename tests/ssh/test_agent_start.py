@@ -1,0 +1,370 @@
+"""The agent as it is started on a server: by a real Python, behind a sudo of the test's, over a pipe or over SSH."""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.ssh.server import HOST, USER, Rules, serving, target
+from vcluster.agent import zipapp
+from vcluster.agent.door import There
+from vcluster.errors import ConflictError, DeadlineError, MissingError, VclusterError
+from vcluster.events import Cancelled, Deadline
+from vcluster.hosts import ssh
+from vcluster.hosts.pipe import Listener, LocalPipe, Pipe
+
+pytestmark = pytest.mark.ssh
+
+OPERATIONS = b"""
+import os, sys, time
+from vcluster.errors import ConflictError
+
+def echo(**arguments): return arguments
+
+def count(body, size):
+    read = 0
+    while chunk := body.read(1 << 16): read += len(chunk)
+    return read
+
+def reject(body, size): raise ConflictError("not this one", hint="another")
+
+def pause(path):
+    while not os.path.exists(path): time.sleep(0.01)
+    return "awake"
+
+def shout():
+    print("noise on standard output"); sys.stdout.flush(); os.system("echo more noise; cat")
+    return "heard"
+
+def number(): return os.getpid()
+
+OPERATIONS = {f.__name__: f for f in (echo, count, reject, pause, shout, number)}
+"""
+
+
+@functools.cache
+def archive(flavour: str = "") -> zipapp.Archive:
+    files = zipapp.files(["vcluster", "vcluster.errors", "vcluster.agent", "vcluster.agent.serve"])
+    return zipapp.pack({**files, "vcluster/agent/operations.py": OPERATIONS + flavour.encode()})
+
+
+class Local:
+    """Starts programs of this machine as a session starts them on a server; `folder` goes ahead on the PATH."""
+
+    name = "server2"
+
+    def __init__(self, user: str = "root", folder: Path | None = None) -> None:
+        self.user = user
+        self.env = {"PATH": f"{folder}:{Path(sys.executable).parent}:/usr/bin:/bin"}
+        self.pipes: list[LocalPipe] = []
+
+    def start(
+        self,
+        argv: list[str],
+        *,
+        on_error_output: Listener | None = None,
+        deadline: Deadline | None = None,  # noqa: ARG002
+        awaited: str = "",  # noqa: ARG002
+    ) -> Pipe:
+        self.pipes.append(LocalPipe(self.name, ["env", *argv], on_error_output, env=self.env))
+        return self.pipes[-1]
+
+
+Start = Callable[..., There]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    made: list[There] = []
+
+    def start(session: object = None, flavour: str = "", **more: object) -> There:
+        made.append(There(session or Local(), folder=tmp_path / "lib" / "agent", archive=archive(flavour), **more))
+        return made[-1]
+
+    yield start
+    for agent in made:
+        agent.close()
+
+
+def soon() -> Deadline:
+    return Deadline(20)
+
+
+def test_it_answers_and_its_archive_is_kept_for_the_next_time(start: Start, tmp_path: Path) -> None:
+    kept = tmp_path / "lib" / "agent" / f"{archive().digest}.pyz"
+    agent = start(deadline=soon())
+    assert agent.call("echo", deadline=soon(), a=[1, "ä"]) == {"a": [1, "ä"]}
+    assert kept.read_bytes() == archive().content
+    assert (kept.stat().st_mode & 0o777, kept.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+    before = kept.stat().st_mtime_ns
+    assert start(deadline=soon()).call("echo", deadline=soon()) == {}
+    assert kept.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("spoil", [lambda data: data[:-1], lambda data: b"", lambda data: data[:50] + b"?" + data[51:]])  # noqa: ARG005
+def test_an_archive_that_is_not_as_it_should_be_is_sent_again(
+    start: Start, tmp_path: Path, spoil: Callable[[bytes], bytes]
+) -> None:
+    kept = tmp_path / "lib" / "agent" / f"{archive().digest}.pyz"
+    kept.parent.mkdir(mode=0o700, parents=True)
+    kept.write_bytes(spoil(archive().content))
+    assert start().call("echo", deadline=soon(), a=1) == {"a": 1}
+    assert kept.read_bytes() == archive().content
+    assert [path.name for path in kept.parent.iterdir()] == [kept.name]
+
+
+def test_a_folder_that_others_may_write_to_is_refused(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "lib" / "agent").mkdir(parents=True)
+    (tmp_path / "lib" / "agent").chmod(0o777)
+    with pytest.raises(MissingError, match=r"server2: .*somebody else may write here"):
+        start(deadline=soon())
+
+
+def test_bodies_errors_and_noise(start: Start) -> None:
+    agent = start()
+    heard: list[int] = []
+    size = 3 << 20
+    assert agent.send("count", io.BytesIO(bytes(size)), size, progress=heard.append, deadline=soon()) == size
+    assert heard[-1] == size
+    assert heard == sorted(heard)
+    assert agent.call("shout", deadline=soon()) == "heard"
+    with pytest.raises(ConflictError, match="server2: not this one") as caught:
+        agent.send("reject", io.BytesIO(b"x"), 1, deadline=soon())
+    assert caught.value.hint == "another"
+    assert agent.call("echo", deadline=soon()) == {}
+
+
+def test_a_body_that_is_refused_half_way_is_not_sent_to_its_end(start: Start) -> None:
+    agent = start()
+    size = 1 << 40
+    with pytest.raises(ConflictError, match="not this one"), Path("/dev/zero").open("rb") as endless:
+        agent.send("reject", endless, size, deadline=soon())
+    assert agent.call("echo", deadline=soon(), a=1) == {"a": 1}
+
+
+def test_a_source_that_ends_early(start: Start) -> None:
+    agent = start()
+    with pytest.raises(VclusterError, match=r"server2: the image: .* ends 10 bytes early"):
+        agent.send("count", io.BytesIO(bytes(90)), 100, deadline=soon(), awaited="the image")
+    assert agent.call("echo", deadline=soon(), a=1) == {"a": 1}
+
+
+def test_an_answer_that_came_too_late_is_not_taken_for_another(start: Start, tmp_path: Path) -> None:
+    agent = start(deadline=soon())
+    number = agent.call("number", deadline=soon())
+    with pytest.raises(DeadlineError, match="server2: the bell did not come within"):
+        agent.call("pause", deadline=Deadline(0.3), awaited="the bell", path=str(tmp_path / "bell"))
+    (tmp_path / "bell").touch()
+    assert agent.call("number", deadline=soon()) == number
+
+
+def test_a_call_is_called_off_and_the_next_waits_for_its_end(start: Start, tmp_path: Path) -> None:
+    agent, deadline = start(deadline=soon()), soon()
+    threading.Timer(0.2, deadline.cancel).start()
+    with pytest.raises(Cancelled):
+        agent.call("pause", deadline=deadline, path=str(tmp_path / "bell"))
+    threading.Timer(0.2, (tmp_path / "bell").touch).start()
+    assert agent.call("echo", deadline=soon(), a=1) == {"a": 1}
+
+
+def test_calls_of_several_threads_do_not_mix(start: Start) -> None:
+    agent = start(deadline=soon())
+    results: dict[int, object] = {}
+
+    def work(which: int) -> None:
+        for turn in range(20):
+            results[which] = agent.call("echo", deadline=soon(), a=[which, turn])
+
+    threads = [threading.Thread(target=work, args=(which,)) for which in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == {which: {"a": [which, 19]} for which in range(4)}
+
+
+def test_an_agent_that_dies_is_told_and_started_again(start: Start, tmp_path: Path) -> None:
+    agent = start(deadline=soon())
+    number = agent.call("number", deadline=soon())
+    threading.Timer(0.2, os.kill, (number, signal.SIGKILL)).start()
+    with pytest.raises(VclusterError, match="server2: the connection broke during the bell"):
+        agent.call("pause", deadline=soon(), awaited="the bell", path=str(tmp_path / "bell"))
+    assert agent.call("number", deadline=soon()) != number
+
+
+def test_it_ends_with_its_connection(start: Start) -> None:
+    session = Local()
+    agent = start(session, deadline=soon())
+    number = agent.call("number", deadline=soon())
+    agent.close()
+    assert session.pipes[0].wait(10) == 0
+    assert not Path(f"/proc/{number}").exists()
+
+
+def test_uninstalling_leaves_nothing_but_what_others_run_from(start: Start, tmp_path: Path) -> None:
+    folder = tmp_path / "lib" / "agent"
+    old, other, mine = start(flavour="#1"), start(flavour="#2"), start()
+    for agent in (old, other, mine):
+        agent.call("echo", deadline=soon())
+    old.close()
+    (folder / "0.pyz.4711").touch()
+    mine.uninstall(soon())
+    assert [path.name for path in folder.iterdir()] == [f"{archive('#2').digest}.pyz"]
+    other.uninstall(soon())
+    assert not folder.exists()
+    assert not folder.parent.exists()
+
+
+def test_login_scripts_may_print(start: Start, tmp_path: Path) -> None:
+    script(tmp_path, "python3", f'echo "Welcome!"; echo; exec {sys.executable} "$@"')
+    assert start(Local(folder=tmp_path)).call("echo", deadline=soon(), a=1) == {"a": 1}
+
+
+# sudo
+
+SUDO = """
+[ "$1" = -S ] && [ "$2" = -p ] && prompt=$3 && [ "$4" = -- ] && shift 4 || exit 9
+echo attempt >>{log}
+"""
+ASK = 'printf "%s" "$prompt" >&2; read -r given || exit 1\n'
+RUN = 'exec "$@"\n'
+
+
+def script(folder: Path, name: str, text: str) -> None:
+    (folder / name).write_text(f"#!/bin/sh\n{text}")
+    (folder / name).chmod(0o755)
+
+
+def sudo(folder: Path, text: str) -> Local:
+    script(folder, "sudo", SUDO.format(log=folder / "log") + text)
+    return Local("alice", folder)
+
+
+def test_sudo_that_asks_gets_the_password_once(start: Start, tmp_path: Path) -> None:
+    session = sudo(tmp_path, ASK + f'[ "$given" = "s3cret word" ] || exit 1\nenv >{tmp_path}/env\n' + RUN)
+    agent = start(session, password=lambda: "s3cret word", deadline=soon())
+    assert agent.call("echo", deadline=soon(), a=1) == {"a": 1}
+    assert "s3cret" not in (tmp_path / "env").read_text()
+    assert "s3cret" not in " ".join(map(str, session.pipes[0]._process.args))
+
+
+def test_sudo_that_does_not_ask_never_sees_the_password(start: Start, tmp_path: Path) -> None:
+    def never() -> str:
+        raise AssertionError("nobody asked")
+
+    agent = start(sudo(tmp_path, RUN), password=never, deadline=soon())
+    assert agent.call("echo", deadline=soon(), a=1) == {"a": 1}
+
+
+def test_a_wrong_password_is_one_attempt(start: Start, tmp_path: Path) -> None:
+    again = f'echo "$given" >>{tmp_path}/given; echo "Sorry, try again." >&2\n'
+    with pytest.raises(MissingError, match="server2: sudo refuses the password of user alice") as caught:
+        start(sudo(tmp_path, (ASK + again) * 3 + "exit 1"), password=lambda: "wrong-one", deadline=soon())
+    assert (tmp_path / "given").read_text().split() in (["wrong-one"], ["wrong-one", ""])
+    assert "wrong-one" not in caught.value.message
+
+
+def test_sudo_asks_and_there_is_no_password(start: Start, tmp_path: Path) -> None:
+    for password in (None, lambda: None):
+        with pytest.raises(MissingError, match="asks for the password of user alice, and none was given"):
+            start(sudo(tmp_path, ASK + RUN), password=password, deadline=soon())
+
+
+@pytest.mark.parametrize(
+    ("says", "code", "message"),
+    [
+        ("sudo: a terminal is required to read the password", 1, "sudo wants a terminal"),
+        ("sudo: sorry, you must have a tty to run sudo", 1, "sudo wants a terminal"),
+        ("alice is not in the sudoers file.", 1, "user alice may not become root"),
+        ("Sorry, user alice is not allowed to execute '/usr/bin/python3' as root on b.", 1, "may not become root"),
+        ("sudo: 1 incorrect password attempt", 1, "refuses the password"),
+        ("sudo: python3: command not found", 1, "it has no python3"),
+        ("something else altogether", 5, r"exit code 5.*something else altogether"),
+    ],
+)
+def test_sudo_that_refuses(start: Start, tmp_path: Path, says: str, code: int, message: str) -> None:
+    with pytest.raises(MissingError, match=message):
+        start(sudo(tmp_path, f'echo "{says}" >&2; exit {code}'), deadline=soon())
+
+
+def test_no_sudo_no_python_an_old_python(start: Start, tmp_path: Path) -> None:
+    bare = Local("alice")
+    bare.env = {"PATH": str(tmp_path)}
+    for name in ("env", "sh"):
+        (tmp_path / name).symlink_to(f"/usr/bin/{name}")
+    with pytest.raises(MissingError, match="it has no sudo"):
+        start(bare, deadline=soon())
+    bare.user = "root"
+    with pytest.raises(MissingError, match="it has no python3"):
+        start(bare, deadline=soon())
+    script(
+        tmp_path, "python3", r"""echo "$4" | /usr/bin/sed "s/.*print('\([^']*\)'.*/\1 3 9/"; /usr/bin/cat >/dev/null"""
+    )
+    with pytest.raises(MissingError, match=r"server2 has Python 3\.9; 3\.10 or newer"):
+        start(bare, deadline=soon())
+
+
+# Over SSH
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Iterator[tuple[ssh.Session, Rules]]:
+    with serving(Rules()) as rules:
+        where = target(rules, tmp_path)
+        with ssh.connect_server(
+            "server2", where, cluster_key=USER.private, pinned=HOST.public, deadline=Deadline(20)
+        ) as session:
+            yield session, rules
+
+
+def test_over_ssh(start: Start, session: tuple[ssh.Session, Rules]) -> None:
+    agent = start(session[0])
+    size = 5 << 20
+    assert agent.send("count", io.BytesIO(bytes(size)), size, deadline=soon()) == size
+    assert agent.call("echo", deadline=soon(), a="x" * 300_000) == {"a": "x" * 300_000}
+
+
+def test_a_connection_cut_in_the_middle_of_a_call(
+    start: Start, session: tuple[ssh.Session, Rules], tmp_path: Path
+) -> None:
+    agent = start(session[0], deadline=soon())
+    threading.Timer(0.3, session[1].cut).start()
+    with pytest.raises(VclusterError, match="server2: the connection broke during the bell"):
+        agent.call("pause", deadline=soon(), awaited="the bell", path=str(tmp_path / "bell"))
+    (tmp_path / "bell").touch()
+    with pytest.raises(VclusterError, match="server2: the connection broke during the bell"):
+        agent.call("pause", deadline=soon(), awaited="the bell", path=str(tmp_path / "bell"))
+
+
+def test_a_connection_cut_in_the_middle_of_an_upload(start: Start, session: tuple[ssh.Session, Rules]) -> None:
+    agent = start(session[0], deadline=soon())
+
+    def cut(sent: int) -> None:
+        if sent > 4 << 20:
+            session[1].cut()
+
+    with (
+        pytest.raises(VclusterError, match="server2: the connection broke during the image"),
+        Path("/dev/zero").open("rb") as endless,
+    ):
+        agent.send("count", endless, 1 << 40, progress=cut, deadline=soon(), awaited="the image")
+
+
+def test_nothing_of_it_runs_on_when_the_connection_is_gone(
+    start: Start, session: tuple[ssh.Session, Rules], tmp_path: Path
+) -> None:
+    number = start(session[0], deadline=soon()).call("number", deadline=soon())
+    session[1].cut()
+    deadline = Deadline(10)
+    while Path(f"/proc/{number}").exists() and "zombie" not in Path(f"/proc/{number}/status").read_text():
+        deadline.pause(0.02, "its end")
+    assert subprocess.run(["pgrep", "-f", str(tmp_path / "lib")], capture_output=True, check=False).stdout == b""

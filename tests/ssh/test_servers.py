@@ -1,0 +1,552 @@
+"""Logging in to servers: who they are, who we are, and what is said when it does not work."""
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+import stat
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import paramiko
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.ssh.server import HOST, OTHER, RSA, STRANGER, USER, Rules, know, private, public, serving, target
+from vcluster.errors import ConflictError, DeadlineError, MissingError, RequestError, VclusterError
+from vcluster.events import Deadline
+from vcluster.hosts import host_keys, ssh, ssh_config
+from vcluster.keys import KeyPair, fingerprint
+
+pytestmark = pytest.mark.ssh
+
+
+@pytest.fixture
+def rules() -> Iterator[Rules]:
+    with serving(Rules()) as rules:
+        yield rules
+
+
+def log_in(rules: Rules, folder: Path, *, knows: bool = True, timeout_s: float = 20, **how: object) -> ssh.Session:
+    where = how.pop("where", None) or target(rules, folder)
+    if knows:
+        know(where, public(HOST))
+    if not {"password", "key", "cluster_key"} & set(how) and not where.identity_files:
+        how["cluster_key"] = USER.private
+    return ssh.connect_server("server2", where, deadline=Deadline(timeout_s), **how)
+
+
+def key_file(folder: Path, pair: KeyPair = USER, name: str = "id_ed25519") -> Path:
+    path = folder / name
+    path.write_text(pair.private)
+    path.with_name(name + ".pub").write_text(pair.public)
+    path.chmod(0o600)
+    return path
+
+
+# Who the server is
+
+
+def test_a_known_server(rules: Rules, tmp_path: Path) -> None:
+    with log_in(rules, tmp_path) as session:
+        assert session.run(["echo", "hello"], awaited="echo").stdout == "hello\n"
+        assert (session.user, session.address, session.host_key) == ("root", "127.0.0.1", public(HOST))
+        assert session.is_alive
+    assert not session.is_alive
+
+
+def test_a_known_server_by_hashed_name(rules: Rules, tmp_path: Path) -> None:
+    where = target(rules, tmp_path)
+    know(where, public(HOST))
+    subprocess.run(["ssh-keygen", "-q", "-H", "-f", where.known_hosts[0]], check=True, capture_output=True)
+    assert "127.0.0.1" not in where.known_hosts[0].read_text()
+    log_in(rules, tmp_path, where=where, knows=False).close()
+
+
+def test_a_server_known_by_its_alias(rules: Rules, tmp_path: Path) -> None:
+    plain = target(rules, tmp_path)
+    where = ssh_config.Target(**{name: getattr(plain, name) for name in plain.__slots__} | {"known_as": "the-switch"})
+    know(where, public(HOST))
+    assert where.known_hosts[0].read_text().startswith("the-switch ")
+    log_in(rules, tmp_path, where=where, knows=False).close()
+
+
+def test_of_several_host_keys_the_known_one_is_negotiated(rules: Rules, tmp_path: Path) -> None:
+    rules.host_keys = (private(HOST), RSA)
+    where = target(rules, tmp_path)
+    know(where, f"ssh-rsa {RSA.get_base64()}")
+    with log_in(rules, tmp_path, where=where, knows=False) as session:
+        assert session.host_key.startswith("ssh-rsa ")
+
+
+def test_an_unknown_server_is_refused_when_nobody_can_be_asked(rules: Rules, tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match="host key is not known: ED25519 SHA256:") as caught:
+        log_in(rules, tmp_path, knows=False)
+    assert f"ssh -p {rules.port} root@127.0.0.1" in str(caught.value.hint)
+    assert f"fingerprint = {fingerprint(HOST.public)}" in str(caught.value.hint)
+    assert rules.tried == []
+
+
+@pytest.mark.parametrize("hashes_names", [False, True])
+def test_an_unknown_server_is_asked_about_and_kept(rules: Rules, tmp_path: Path, hashes_names: bool) -> None:
+    plain = target(rules, tmp_path)
+    where = ssh_config.Target(
+        **{name: getattr(plain, name) for name in plain.__slots__} | {"hashes_names": hashes_names}
+    )
+    questions: list[str] = []
+
+    def ask(text: str) -> bool:
+        questions.append(text)
+        return True
+
+    log_in(rules, tmp_path, where=where, knows=False, ask=ask).close()
+    log_in(rules, tmp_path, where=where, knows=False, ask=ask).close()
+    assert questions == [f"server2 ([127.0.0.1]:{rules.port}): ED25519 {fingerprint(HOST.public)}"]
+    file = where.known_hosts[0]
+    assert ("127.0.0.1" in file.read_text()) != hashes_names
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+
+
+def test_an_unknown_server_that_the_user_does_not_vouch_for(rules: Rules, tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match="not known"):
+        log_in(rules, tmp_path, knows=False, ask=lambda _: False)
+    assert not target(rules, tmp_path).known_hosts[0].exists()
+    assert rules.tried == []
+
+
+def test_a_changed_host_key_is_refused_with_both_fingerprints(rules: Rules, tmp_path: Path) -> None:
+    where = target(rules, tmp_path)
+    know(where, public(OTHER))
+    with pytest.raises(ConflictError) as caught:
+        log_in(rules, tmp_path, where=where, knows=False, ask=lambda _: True)
+    assert fingerprint(HOST.public) in caught.value.message
+    assert fingerprint(OTHER.public) in caught.value.message
+    assert f"{where.known_hosts[0]}:1" in caught.value.message
+    assert rules.tried == []
+
+
+def test_a_known_server_with_a_key_of_another_type_is_a_changed_one(rules: Rules, tmp_path: Path) -> None:
+    where = target(rules, tmp_path)
+    know(where, f"ssh-rsa {RSA.get_base64()}")
+    with pytest.raises(ConflictError, match="another host key"):
+        log_in(rules, tmp_path, where=where, knows=False, ask=lambda _: True)
+
+
+def test_a_revoked_host_key(rules: Rules, tmp_path: Path) -> None:
+    where = target(rules, tmp_path)
+    know(where, public(HOST), f"@revoked| {public(HOST)}")
+    with pytest.raises(ConflictError, match="revoked"):
+        log_in(rules, tmp_path, where=where, knows=False, ask=lambda _: True)
+
+
+def test_a_certificate_authority_is_no_host_key(rules: Rules, tmp_path: Path) -> None:
+    where = target(rules, tmp_path)
+    know(where, f"@cert-authority| {public(HOST)}")
+    with pytest.raises(MissingError, match="not known"):
+        log_in(rules, tmp_path, where=where, knows=False)
+
+
+def test_the_pinned_key_is_the_only_one(rules: Rules, tmp_path: Path) -> None:
+    log_in(rules, tmp_path, knows=False, pinned=HOST.public).close()
+    with pytest.raises(ConflictError, match="another host key"):
+        log_in(rules, tmp_path, knows=True, pinned=OTHER.public, fingerprint=fingerprint(HOST.public))
+
+
+def test_a_fingerprint_vouches_for_a_key_of_whatever_type(rules: Rules, tmp_path: Path) -> None:
+    rules.host_keys = (private(HOST), RSA)
+    log_in(rules, tmp_path, knows=False, fingerprint=fingerprint(HOST.public)).close()
+    with log_in(rules, tmp_path, knows=False, fingerprint=RSA.fingerprint) as session:
+        assert session.host_key.startswith("ssh-rsa ")
+    assert not target(rules, tmp_path).known_hosts[0].exists()
+
+
+def test_another_fingerprint(rules: Rules, tmp_path: Path) -> None:
+    with pytest.raises(ConflictError) as caught:
+        log_in(rules, tmp_path, fingerprint=fingerprint(OTHER.public))
+    assert fingerprint(HOST.public) in caught.value.message
+    assert fingerprint(OTHER.public) in caught.value.message
+    assert rules.tried == []
+
+
+def test_a_fingerprint_of_the_old_kind(rules: Rules, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="not a fingerprint"):
+        log_in(rules, tmp_path, fingerprint="MD5:aa:bb")
+
+
+# Who we are
+
+
+def test_a_password(rules: Rules, tmp_path: Path) -> None:
+    log_in(rules, tmp_path, password="right").close()
+    assert rules.tried == ["password"]
+
+
+@pytest.mark.parametrize("allows", ["publickey,password", "password,keyboard-interactive", "keyboard-interactive"])
+def test_a_wrong_password_is_one_attempt(rules: Rules, tmp_path: Path, allows: str) -> None:
+    rules.allows = allows
+    with pytest.raises(ssh.RefusedError, match="refuses the password for user root") as caught:
+        log_in(rules, tmp_path, password="wrong-secret")
+    assert len(rules.tried) == 1
+    assert "wrong-secret" not in f"{caught.value.message} {caught.value.hint}"
+
+
+def test_a_password_in_conversation(rules: Rules, tmp_path: Path) -> None:
+    rules.allows = "publickey,keyboard-interactive"
+    log_in(rules, tmp_path, password="right").close()
+    assert rules.tried == ["keyboard-interactive"]
+
+
+def test_a_server_that_takes_no_passwords(rules: Rules, tmp_path: Path) -> None:
+    rules.allows = "publickey"
+    with pytest.raises(ssh.RefusedError, match="takes no passwords"):
+        log_in(rules, tmp_path, password="right")
+    assert rules.tried == []
+
+
+def test_the_clusters_key_goes_before_all_else(rules: Rules, tmp_path: Path) -> None:
+    log_in(rules, tmp_path, cluster_key=USER.private, password="wrong").close()
+    assert set(rules.tried) == {"publickey"}
+    with pytest.raises(ssh.RefusedError, match="refuses the cluster's key"):
+        log_in(rules, tmp_path, knows=False, cluster_key=STRANGER.private, password="right")
+    assert "password" not in rules.tried
+
+
+def test_a_key_file(rules: Rules, tmp_path: Path) -> None:
+    log_in(rules, tmp_path, key=key_file(tmp_path)).close()
+    with pytest.raises(ssh.RefusedError, match=r"refuses the key .*stranger for user root") as caught:
+        log_in(rules, tmp_path, knows=False, key=key_file(tmp_path, STRANGER, "stranger"))
+    assert "ssh-copy-id" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda _: None, "there is no key"),
+        (lambda path: path.write_text("nonsense"), "not a private key"),
+        (lambda path: path.write_bytes(b"\xff\x00" * 40), "not a private key"),
+        (lambda path: path.mkdir(), "cannot be read"),
+        (
+            lambda path: subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "secret", "-f", path], check=True),
+            "locked by a passphrase",
+        ),
+        (
+            lambda path: subprocess.run(
+                ["ssh-keygen", "-q", "-t", "rsa", "-m", "PEM", "-N", "secret", "-f", path], check=True
+            ),
+            "locked by a passphrase",
+        ),
+    ],
+)
+def test_a_key_file_that_does_not_serve(
+    rules: Rules, tmp_path: Path, make: Callable[[Path], object], said: str
+) -> None:
+    make(tmp_path / "key")
+    with pytest.raises(MissingError, match=said):
+        log_in(rules, tmp_path, key=tmp_path / "key")
+
+
+def test_a_locked_key_that_the_agent_holds(rules: Rules, tmp_path: Path) -> None:
+    path = key_file(tmp_path)
+    with agent(tmp_path, path) as socket_path:
+        subprocess.run(
+            ["ssh-keygen", "-q", "-p", "-P", "", "-N", "secret", "-f", path], check=True, capture_output=True
+        )
+        where = with_agent(target(rules, tmp_path), socket_path)
+        log_in(rules, tmp_path, where=where, key=path).close()
+
+
+def test_identities_are_tried_as_ssh_does(rules: Rules, tmp_path: Path) -> None:
+    stranger, missing = key_file(tmp_path, STRANGER, "stranger"), tmp_path / "missing"
+    where = target(rules, tmp_path, identities=(missing, stranger, key_file(tmp_path)))
+    log_in(rules, tmp_path, where=where).close()
+    rules.authorized = OTHER
+    with pytest.raises(ssh.RefusedError, match="none of 2 keys"):
+        log_in(rules, tmp_path, where=where, knows=False)
+
+
+def test_the_agents_keys(rules: Rules, tmp_path: Path) -> None:
+    path = key_file(tmp_path)
+    with agent(tmp_path, path) as socket_path:
+        path.unlink()
+        where = with_agent(target(rules, tmp_path, identities=(path,)), socket_path)
+        log_in(rules, tmp_path, where=where).close()
+        path.with_name(path.name + ".pub").unlink()
+        only = with_agent(where, socket_path, identities_only=True)
+        with pytest.raises(ssh.RefusedError, match="there is no key to try"):
+            log_in(rules, tmp_path, where=only, knows=False)
+
+
+def with_agent(where: ssh_config.Target, socket_path: Path, **more: object) -> ssh_config.Target:
+    fields = {name: getattr(where, name) for name in where.__slots__}
+    return ssh_config.Target(**fields | {"agent_socket": str(socket_path)} | more)
+
+
+class agent:  # noqa: N801 - reads as a word of the with statement
+    """A real ssh-agent that holds a key."""
+
+    def __init__(self, folder: Path, key: Path) -> None:
+        self.path, self.key = folder / "agent", key
+
+    def __enter__(self) -> Path:
+        self.process = subprocess.Popen(["ssh-agent", "-D", "-a", self.path], stdout=subprocess.DEVNULL)
+        deadline = Deadline(10)
+        while not self.path.exists():
+            deadline.pause(0.02, "the agent")
+        environment = {**os.environ, "SSH_AUTH_SOCK": str(self.path)}
+        subprocess.run(["ssh-add", "-q", self.key], check=True, env=environment)
+        return self.path
+
+    def __exit__(self, *_: object) -> None:
+        self.process.terminate()
+        self.process.wait()
+
+
+# What goes wrong on the way
+
+
+def somewhere(port: int, hostname: str = "127.0.0.1") -> ssh_config.Target:
+    return ssh_config.Target(asked=hostname, hostname=hostname, user="root", port=port)
+
+
+def try_log_in(where: ssh_config.Target, timeout_s: float = 10) -> None:
+    ssh.connect_server("server2", where, cluster_key=USER.private, pinned=HOST.public, deadline=Deadline(timeout_s))
+
+
+def test_a_name_that_does_not_exist() -> None:
+    with pytest.raises(MissingError, match=r"server2 .*no-such-host.invalid cannot be resolved"):
+        try_log_in(somewhere(22, "no-such-host.invalid"))
+
+
+def test_nobody_listens() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with pytest.raises(MissingError, match="connection refused"):
+        try_log_in(somewhere(port))
+
+
+def test_a_server_that_accepts_and_says_nothing() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        begun = time.monotonic()
+        with pytest.raises(DeadlineError, match=r"server2 .*greeting by ssh did not come within 1 s"):
+            try_log_in(somewhere(listener.getsockname()[1]), timeout_s=1)
+        assert time.monotonic() - begun < 10
+
+
+def test_a_server_that_falls_silent_at_the_login(rules: Rules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    released = threading.Event()
+
+    def brood(*_: object) -> int:
+        released.wait(20)
+        return paramiko.AUTH_FAILED
+
+    monkeypatch.setattr("tests.ssh.server.Door.check_auth_publickey", brood)
+    with pytest.raises(DeadlineError, match="answer to the login"):
+        log_in(rules, tmp_path, timeout_s=2)
+    released.set()
+
+
+def test_a_server_that_speaks_something_else() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            client, _ = listener.accept()
+            with client:
+                client.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        threading.Thread(target=serve, daemon=True).start()
+        with pytest.raises(VclusterError, match="greeting"):
+            try_log_in(somewhere(listener.getsockname()[1]))
+
+
+def test_a_way_through_a_command_of_the_users_configuration(rules: Rules, tmp_path: Path) -> None:
+    config = tmp_path / "config"
+    relay = tmp_path / "relay.py"
+    relay.write_text(
+        "import socket, sys, threading, os\n"
+        "s = socket.create_connection((sys.argv[1], int(sys.argv[2])))\n"
+        "def out():\n    while d := os.read(0, 65536): s.sendall(d)\n    s.shutdown(1)\n"
+        "threading.Thread(target=out, daemon=True).start()\n"
+        "while d := s.recv(65536): os.write(1, d)\n"
+    )
+    config.write_text(
+        f"Host far\n HostName 127.0.0.1\n Port {rules.port}\n User root\n ProxyCommand python3 {relay} %h %p\n"
+        f" UserKnownHostsFile {tmp_path}/kh\n"
+    )
+    where = ssh.resolve("far", config=config)
+    with log_in(rules, tmp_path, where=where, knows=False, pinned=HOST.public, cluster_key=USER.private) as session:
+        assert session.address == ""
+        assert session.run(["echo", "hello"], awaited="echo").stdout == "hello\n"
+
+
+def test_a_proxy_that_fails_says_why(tmp_path: Path) -> None:
+    (tmp_path / "config").write_text("Host far\n ProxyCommand echo the way is shut >&2; exit 1\n")
+    with pytest.raises(VclusterError, match="the way is shut"):
+        try_log_in(ssh.resolve("far", config=tmp_path / "config"))
+
+
+# Through a server to a node
+
+
+def test_a_node_is_reached_through_its_server(rules: Rules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(Rules(host_keys=(private(OTHER),), authorized=STRANGER)) as node, log_in(rules, tmp_path) as server:
+        monkeypatch.setattr(ssh, "PORT", node.port)
+        how = {"user": "root", "private_key": STRANGER.private, "host_key": OTHER.public, "via": server}
+        with ssh.connect("node1", "127.0.0.1", **how, deadline=Deadline(20)) as session:
+            data = b"0123456789abcdef" * 65536
+            assert session.run(["cat"], stdin=data, awaited="cat").stdout.encode() == data
+        assert server.is_alive
+
+
+def test_a_node_that_is_not_up_yet_is_awaited_through_its_server(
+    rules: Rules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        monkeypatch.setattr(ssh, "PORT", listener.getsockname()[1])
+    with log_in(rules, tmp_path) as server, pytest.raises(DeadlineError, match="node1: a login by ssh"):
+        ssh.connect(
+            "node1", "127.0.0.1", user="root", private_key=USER.private, host_key=HOST.public,
+            deadline=Deadline(1), via=server,
+        )  # fmt: skip
+
+
+def test_a_server_that_forbids_forwarding(rules: Rules, tmp_path: Path) -> None:
+    rules.may_forward = False
+    with log_in(rules, tmp_path) as server, pytest.raises(MissingError, match="forbids") as caught:
+        ssh.connect(
+            "node1", "127.0.0.1", user="root", private_key=USER.private, host_key=HOST.public,
+            deadline=Deadline(5), via=server,
+        )  # fmt: skip
+    assert "AllowTcpForwarding" in str(caught.value.hint)
+
+
+# Programs on a server
+
+
+def test_a_conversation_with_a_program(rules: Rules, tmp_path: Path) -> None:
+    heard: list[bytes] = []
+    deadline = Deadline(20)
+    with log_in(rules, tmp_path) as session:
+        pipe = session.start(
+            ["sh", "-c", 'echo oops >&2; while read line; do echo "<$line>"; done; printf rest'],
+            on_error_output=lambda _, data: heard.append(data),
+        )
+        for word in (b"one", b"two"):
+            pipe.write(word + b"\n", deadline, "a word")
+            assert pipe.read_line(deadline, "a word") == b"<" + word + b">"
+        pipe.shut()
+        assert pipe.read(4, deadline, "the rest") == b"rest"
+        assert pipe.wait(10) == 0
+        assert b"".join(heard) == b"oops\n"
+
+
+def test_a_stream_that_ends_early_says_why(rules: Rules, tmp_path: Path) -> None:
+    with log_in(rules, tmp_path) as session:
+        pipe = session.start(["sh", "-c", "echo half; echo 'no more' >&2; exit 7"])
+        with pytest.raises(VclusterError, match="server2: the connection broke during the rest: no more"):
+            pipe.read(100, Deadline(20), "the rest")
+
+
+def test_a_connection_cut_while_something_is_awaited(rules: Rules, tmp_path: Path) -> None:
+    with log_in(rules, tmp_path) as session:
+        pipe = session.start(["cat"])
+        threading.Timer(0.3, rules.cut).start()
+        with pytest.raises(VclusterError, match="server2: the connection broke during an answer"):
+            pipe.read_line(Deadline(20), "an answer")
+        assert not session.is_alive
+
+
+def test_a_wait_is_called_off(rules: Rules, tmp_path: Path) -> None:
+    deadline = Deadline(20)
+    with log_in(rules, tmp_path) as session:
+        pipe = session.start(["cat"])
+        threading.Timer(0.2, deadline.cancel).start()
+        with pytest.raises(VclusterError, match="stopped while waiting for server2: an answer"):
+            pipe.read_line(deadline, "an answer")
+
+
+# Hosts as they are written
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("server2", ("", "server2", 0)),
+        ("root@server2", ("root", "server2", 0)),
+        ("me@example.org@server2:2222", ("me@example.org", "server2", 2222)),
+        ("server2:2222", ("", "server2", 2222)),
+        ("me@[2001:db8::1]:22", ("me", "2001:db8::1", 22)),
+        ("2001:db8::1", ("", "2001:db8::1", 0)),
+        ("fe80::1%eth0", ("", "fe80::1%eth0", 0)),
+        ("", None),
+        ("-oProxyCommand=id", None),
+        ("root@-oProxyCommand=id", None),
+        ("-l@server2", None),
+        ("server 2", None),
+        ("server2\n", None),
+        ("server2;id", None),
+        ("$(id)", None),
+        ("server2:", None),
+        ("server2:0", None),
+        ("server2:65536", None),
+        ("server2:x", None),
+        ("@server2", None),
+    ],
+)
+def test_hosts(text: str, parts: tuple[str, str, int] | None) -> None:
+    if parts is None:
+        with pytest.raises(RequestError):
+            ssh_config.split_host(text)
+    else:
+        assert ssh_config.split_host(text) == parts
+
+
+@given(st.one_of(st.text(), st.text(alphabet="-@:[]oProxyCommand= \n\0%$;`'\"ab1.", max_size=20)))
+def test_no_host_reaches_ssh_as_an_option_or_a_shell_as_code(text: str) -> None:
+    try:
+        user, host, port = ssh_config.split_host(text)
+    except RequestError:
+        return
+    for part in (user, host):
+        assert not part.startswith("-")
+        assert not set(part) & set(" \t\r\n\0;|&<>()$`'\"\\*?!#~{}[]=,/")
+        assert all(letter.isprintable() for letter in part)
+    assert 0 <= port < 65536
+
+
+def test_ssh_itself_says_what_a_host_means(tmp_path: Path) -> None:
+    config = tmp_path / "config"
+    config.write_text(
+        "Host sw\n HostName 192.0.2.7\n Port 2200\n User alice\n IdentityFile ~/keys/%h\n IdentitiesOnly yes\n"
+        " ProxyJump bob@gate:33,inner\n HostKeyAlias the-switch\n UserKnownHostsFile ~/kh /tmp/%r\n"
+    )
+    found = ssh.resolve("sw", config=config)
+    home = Path("~").expanduser()
+    assert (found.hostname, found.port, found.user, found.identities_only) == ("192.0.2.7", 2200, "alice", True)
+    assert found.identity_files == (home / "keys" / "192.0.2.7",)
+    assert found.known_hosts[:2] == (home / "kh", Path("/tmp/alice"))
+    assert found.key_name == "the-switch"
+    command = ssh_config.proxy_command(found)
+    assert command is not None
+    assert command.endswith("-J bob@gate:33 -W '[192.0.2.7]:2200' -- ssh://inner")
+    assert found.proxy_options == ("ProxyJump bob@gate:33,inner",)
+    said = ssh.resolve("carol@sw:44", config=config)
+    assert (said.user, said.port) == ("carol", 44)
+
+
+def test_a_configuration_that_ssh_does_not_accept(tmp_path: Path) -> None:
+    (tmp_path / "config").write_text("Nonsense yes\n")
+    with pytest.raises(RequestError, match="does not accept its configuration"):
+        ssh.resolve("server2", config=tmp_path / "config")
+
+
+def test_keys_are_spoken_of_as_openssh_does(tmp_path: Path) -> None:
+    (tmp_path / "key.pub").write_text(HOST.public)
+    done = subprocess.run(["ssh-keygen", "-l", "-f", tmp_path / "key.pub"], capture_output=True, text=True, check=True)
+    assert host_keys.spoken(public(HOST)).split()[1] in done.stdout
+    assert io.StringIO(USER.private).read().startswith("-----BEGIN OPENSSH")

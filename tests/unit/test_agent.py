@@ -1,0 +1,169 @@
+"""The agent's protocol, in memory: what is asked, what is answered, which errors come back."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vcluster import errors
+from vcluster.agent import serve, zipapp
+from vcluster.agent.door import Here
+from vcluster.errors import ConflictError, DeadlineError, MissingError, RequestError, VclusterError
+from vcluster.events import Cancelled, Deadline
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=10,
+)
+
+
+def echo(**arguments: Any) -> dict[str, Any]:
+    return arguments
+
+
+def refuse(kind: str) -> None:
+    raise getattr(errors, kind)("no", hint="try this")
+
+
+def fail() -> None:
+    raise KeyError("it")
+
+
+def miss() -> None:
+    raise FileNotFoundError(2, "No such file or directory", "/nowhere")
+
+
+def count(body: BinaryIO, size: int) -> list[int]:
+    read = 0
+    while chunk := body.read(7):
+        read += len(chunk)
+    return [read, size]
+
+
+def glance(body: BinaryIO, size: int) -> str:
+    return f"{body.read(3)!r} of {size}"
+
+
+def raw(size: int) -> bytes:
+    return b"\n" * size
+
+
+TABLE: dict[str, Callable[..., Any]] = {
+    function.__name__: function for function in (echo, refuse, fail, miss, count, glance, raw)
+}
+
+
+def request(number: int, operation: str, body: bytes | None = None, **arguments: Any) -> bytes:
+    header = {"id": number, "operation": operation, "arguments": arguments, "body": None if body is None else len(body)}
+    return json.dumps(header).encode() + b"\n" + (body or b"")
+
+
+def answers(*requests: bytes) -> list[dict[str, Any]]:
+    sink = io.BytesIO()
+    serve.serve(io.BytesIO(b"".join(requests)), sink, TABLE)
+    sink.seek(0)
+    found = []
+    while line := sink.readline():
+        found.append(json.loads(line))
+        if "body" in found[-1]:
+            found[-1]["content"] = sink.read(found[-1]["body"])
+    return found
+
+
+def test_requests_are_answered_in_order_until_the_input_ends() -> None:
+    assert answers(request(1, "echo", a=1), request(2, "echo", b=[None])) == [
+        {"id": 1, "result": {"a": 1}},
+        {"id": 2, "result": {"b": [None]}},
+    ]
+    assert answers() == []
+
+
+def test_bodies_are_streamed_and_what_is_left_of_them_is_no_request() -> None:
+    done = answers(request(1, "count", b"\n" * 100), request(2, "glance", b"{}\n{}\n"), request(3, "echo"))
+    assert [answer["result"] for answer in done] == [[100, 100], "b'{}\\n' of 6", {}]
+
+
+def test_a_result_of_bytes_follows_raw() -> None:
+    done = answers(request(1, "raw", size=3), request(2, "echo", x=1))
+    assert done == [{"id": 1, "body": 3, "content": b"\n\n\n"}, {"id": 2, "result": {"x": 1}}]
+
+
+def test_a_body_that_is_cut_short_is_an_error_and_the_end() -> None:
+    done = answers(request(1, "count", b"123456789")[:-4])
+    assert len(done) == 1
+    assert "cut short" in done[0]["error"]["message"]
+
+
+def test_a_refusal_before_the_body_was_read_leaves_the_next_request_whole() -> None:
+    done = answers(request(1, "refuse", b'{"id": 7}\n', kind="ConflictError"), request(2, "echo"))
+    assert [answer["id"] for answer in done] == [1, 2]
+
+
+@pytest.mark.parametrize("kind", [VclusterError, RequestError, MissingError, ConflictError, DeadlineError])
+def test_errors_come_back_as_what_they_were(kind: type[VclusterError]) -> None:
+    words = answers(request(1, "refuse", kind=kind.__name__))[0]["error"]
+    error = serve.error_from_json(words, "server2")
+    assert type(error) is kind
+    assert (error.message, error.hint) == ("server2: no", "try this")
+
+
+@pytest.mark.parametrize("name", ["SeveralErrors", "Cancelled", "annotations", "EXIT_INTERRUPTED", "", None])
+def test_errors_of_no_known_kind_are_still_errors(name: str | None) -> None:
+    assert type(serve.error_from_json({"class": name, "message": "no", "hint": None}, "server2")) is VclusterError
+
+
+@pytest.mark.parametrize(
+    ("operation", "said"),
+    [("fail", "fail: KeyError: 'it'"), ("miss", "miss: /nowhere: No such file or directory"), ("gone", "gone")],
+)
+def test_whatever_goes_wrong_is_one_clear_line(operation: str, said: str) -> None:
+    with pytest.raises(VclusterError, match=said) as caught:
+        Here(TABLE).call(operation, deadline=Deadline(5))
+    assert "\n" not in caught.value.message
+
+
+def test_here_is_what_there_would_be() -> None:
+    here = Here({**TABLE, "pair": lambda: (1, 2)})
+    assert here.call("pair", deadline=Deadline(5)) == [1, 2]
+    assert here.call("raw", deadline=Deadline(5), size=2) == b"\n\n"
+    with pytest.raises(ConflictError, match="no"):
+        here.call("refuse", deadline=Deadline(5), kind="ConflictError")
+    with pytest.raises(VclusterError, match="not JSON serializable"):
+        Here({"odd": object}).call("odd", deadline=Deadline(5))
+    here.uninstall(Deadline(5))
+    here.close()
+
+
+def test_here_streams_a_body_and_tells_how_far_it_is() -> None:
+    heard: list[int] = []
+    done = Here(TABLE).send("count", io.BytesIO(b"x" * 20), 20, progress=heard.append, deadline=Deadline(5))
+    assert done == [20, 20]
+    assert heard == [7, 14, 20]
+    with pytest.raises(VclusterError, match="cut short"):
+        Here(TABLE).send("count", io.BytesIO(b"x" * 19), 20, deadline=Deadline(5))
+
+
+def test_here_is_called_off() -> None:
+    deadline = Deadline(5)
+    deadline.cancel()
+    with pytest.raises(Cancelled, match="an answer"):
+        Here(TABLE).call("echo", deadline=deadline, awaited="an answer")
+
+
+@given(st.dictionaries(st.text(min_size=1), JSON, max_size=3))
+def test_whatever_json_can_hold_comes_back_the_same(arguments: dict[str, Any]) -> None:
+    assert answers(request(1, "echo", **arguments))[0]["result"] == arguments
+
+
+def test_the_same_files_give_the_same_archive() -> None:
+    files = {"b/c.py": b"two", "a.py": b"one"}
+    first, second = zipapp.pack(files), zipapp.pack(dict(reversed(files.items())))
+    assert first == second
+    assert first.digest != zipapp.pack({**files, "a.py": b"three"}).digest

@@ -1,0 +1,637 @@
+"""The configuration file: what is read from a good one, and every mistake of a bad one."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from vcluster import config, fields
+from vcluster.errors import RequestError
+from vcluster.model import Login, ServerSpec, Spec
+
+SOURCE = Path("config.ini")
+TEMPLATE = Path(__file__).parent.parent.parent / "config.template"
+
+SMALL = """\
+[cluster]
+nodes = 4
+[switch]
+host = server2
+[server server1]
+host = localhost
+[server server3]
+"""
+
+
+def parse(text: str, **overrides: str) -> config.Wishes:
+    return config.parse(text, source=SOURCE, overrides=overrides)
+
+
+def mistakes(text: str, *, is_private: bool = True, **overrides: str) -> list[str]:
+    with pytest.raises(RequestError) as raised:
+        config.parse(text, source=SOURCE, overrides=overrides, is_private=is_private)
+    return raised.value.message.splitlines()
+
+
+def changed(old: str, new: str) -> str:
+    assert old in SMALL
+    return SMALL.replace(old, new)
+
+
+@pytest.fixture
+def key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A private key below the home directory."""
+    path = tmp_path / ".ssh" / "id_ed25519"
+    path.parent.mkdir()
+    path.touch()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return path
+
+
+# Good files
+
+
+def test_a_small_file() -> None:
+    switch = ServerSpec("server2", Login("server2"))
+    assert parse(SMALL) == config.Wishes(
+        Spec(
+            name="lab",
+            mode="shared",
+            node_names=("node1", "node2", "node3", "node4"),
+            servers=(ServerSpec("server1"), ServerSpec("server3", Login("server3"))),
+            switch=switch,
+            timeout_s=900,
+        ),
+        image=None,
+        accel="auto",
+        boot="auto",
+    )
+
+
+def test_every_key(key: Path) -> None:
+    fingerprint = "SHA256:" + "x" * 43
+    wishes = parse(f"""\
+; all there is
+[cluster]
+name: blue
+nodes = 3
+names = head,red[01-02]
+image = alpine3
+vcpus = 2
+memory = 1G
+disk: 16 GiB
+subnet = 10.7.0.0/24
+mtu = 8950
+boot = cold
+accel = tcg
+timeout = 120.5 s
+policy = pack
+vni_base = 700
+vxlan_port = 8472
+
+[switch]
+host = student@10.0.7.2:2222
+password = env:LAB_PASSWORD
+fingerprint = {fingerprint}
+interface = eth1.7
+address = 192.168.7.2
+timeout = 5
+
+[server red]
+host = localhost
+address = 192.168.7.3
+nodes = 1
+[server blue]
+host = server3.example.org
+user = root
+port = 23
+key = ~/.ssh/id_ed25519
+cpu = 8
+ram = 4 GiB
+hdd = 1 TiB
+path = /srv/vms/
+""")
+    assert wishes == config.Wishes(
+        Spec(
+            name="blue",
+            mode="shared",
+            node_names=("head", "red01", "red02"),
+            servers=(
+                ServerSpec("red", nodes=1, address=IPv4Address("192.168.7.3")),
+                ServerSpec(
+                    "blue",
+                    Login("server3.example.org", "root", 23, key),
+                    cpus=8,
+                    memory_mib=4096,
+                    disk_gib=1024,
+                    path=Path("/srv/vms"),
+                ),
+            ),
+            switch=ServerSpec(
+                "switch",
+                Login("10.0.7.2", "student", 2222, None, "env:LAB_PASSWORD", fingerprint),
+                interface="eth1.7",
+                address=IPv4Address("192.168.7.2"),
+                timeout_s=5,
+            ),
+            vni_base=700,
+            vxlan_port=8472,
+            policy="pack",
+            vcpus=2,
+            memory_mib=1024,
+            disk_gib=16,
+            subnet=IPv4Network("10.7.0.0/24"),
+            mtu=8950,
+            timeout_s=120.5,
+        ),
+        image="alpine3",
+        accel="tcg",
+        boot="cold",
+    )
+
+
+@pytest.mark.parametrize("text", ["4096", "4096 MiB", "4096M", "4096mib", "4 GiB", "4G", "4g", "4\tGiB"])
+def test_sizes(text: str) -> None:
+    assert parse(changed("nodes = 4", f"nodes = 4\nmemory = {text}")).spec.memory_mib == 4096
+
+
+def test_what_editors_add_does_no_harm() -> None:
+    assert parse("\ufeff" + SMALL.replace("\n", "\r\n")) == parse(SMALL)
+    assert parse("\n  \n\t# x\n" + SMALL.replace(" = ", "\t:  ").replace("[switch]", "[ switch ]  ")) == parse(SMALL)
+
+
+@pytest.mark.parametrize(
+    ("switch", "server"),
+    [
+        ("server = server3", "host = a"),
+        ("server = server1", "host = a"),
+        ("host = a", "host = a"),
+        ("host = A", "host = root@a"),
+        ("host = root@a:22", "host = a\nuser = root\nport = 22\nnodes = 2"),
+        ("host = a\nuser = root\npassword = x", "host = a\nuser = root\npassword = x"),
+        ("host = a\naddress = 10.9.9.9", "host = a\naddress = 10.9.9.9"),
+        ("host = server1", "host = a"),
+    ],
+)
+def test_a_switch_on_a_server_that_carries_nodes_is_that_server(switch: str, server: str) -> None:
+    text = f"[cluster]\nnodes = 4\n[server server1]\n[server server3]\n{server}\n[switch]\n{switch}\n"
+    spec = parse(text).spec
+    assert any(spec.switch is one for one in spec.servers)
+
+
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [("server2", "server2"), ("localhost", "localhost"), ("10.0.0.2", "switch"), ("sw.example.org", "switch"),
+     ("red", "switch"), ("Server2", "switch")],
+)  # fmt: skip
+def test_what_a_switch_is_called(host: str, name: str) -> None:
+    text = f"[cluster]\nnodes = 1\n[switch]\nhost = {host}\n[server red]\nhost = elsewhere\n"
+    switch = parse(text).spec.switch
+    assert switch.name == name
+    assert switch.login == (None if host == "localhost" else Login(host))
+
+
+@pytest.mark.parametrize(
+    ("cluster", "red", "blue", "count"),
+    [
+        ("nodes = 3", "", "", 3),
+        ("names = a,b", "", "", 2),
+        ("", "nodes = 1", "nodes = 4", 5),
+        ("nodes = 5", "nodes = 1", "nodes = 4", 5),
+        ("nodes = 5", "nodes = 1", "", 5),
+        ("names = n[1-5]", "", "nodes = 4", 5),
+        ("", "cpu = 2\nram = 4G\nhdd = 80", "cpu = 8\nram = 1536\nhdd = 80", 5),
+        ("vcpus = 2", "cpu = 2\nram = 4G\nhdd = 80", "nodes = 2\ncpu = 4", 3),
+        ("disk = 40", "cpu = 9\nram = 9G\nhdd = 80", "nodes = 1", 3),
+    ],
+)
+def test_how_many_nodes(cluster: str, red: str, blue: str, count: int) -> None:
+    text = f"[cluster]\n{cluster}\n[switch]\nhost = s\n[server red]\n{red}\n[server blue]\n{blue}\n"
+    assert len(parse(text).spec.node_names) == count
+
+
+def test_options_win() -> None:
+    wishes = parse(SMALL, nodes="2", memory="1 GiB", image="other", policy="pack", name="mine")
+    assert (wishes.spec.name, len(wishes.spec.node_names), wishes.spec.memory_mib) == ("mine", 2, 1024)
+    assert (wishes.image, wishes.spec.policy) == ("other", "pack")
+    assert parse(SMALL, names="a,b").spec.node_names == ("a", "b")
+    assert parse(SMALL.removeprefix("[cluster]\nnodes = 4\n"), nodes="2").spec.node_names == ("node1", "node2")
+
+
+# Passwords
+
+
+@pytest.mark.parametrize(
+    ("password", "source"),
+    [
+        ("hunter2", "file:{}/config.ini#server server3"),
+        ("a # b ; c % d = e : [f] 'g' \"h\" $(i)", "file:{}/config.ini#server server3"),
+        ("file:/etc/shadow#x", "file:{}/config.ini#server server3"),
+        ("env:LAB", "env:LAB"),
+        ("ask", "ask"),
+    ],
+)
+def test_a_password_never_leaves_the_file(password: str, source: str) -> None:
+    spec = parse(f"{SMALL}password = {password}\n").spec
+    login = spec.servers[1].login
+    assert login is not None
+    assert login.password == source.format(Path.cwd())
+    assert "hunter2" not in repr(spec)
+
+
+def test_a_file_with_a_password_is_closed_to_others(tmp_path: Path) -> None:
+    path = tmp_path / "config.ini"
+    path.write_text(f"{SMALL}password = hunter2\n")
+    path.chmod(0o644)
+    with pytest.raises(RequestError) as raised:
+        config.read(path)
+    assert raised.value.exit_code == 2
+    assert raised.value.message == (
+        f"{path}:8: [server server3] password: stands in a file that others can read; chmod 600 {path}"
+    )
+    path.chmod(0o600)
+    login = config.read(path).spec.servers[1].login
+    assert login
+    assert login.password == f"file:{path}#server server3"
+
+
+@pytest.mark.parametrize("password", ["env:LAB", "ask"])
+def test_a_file_without_a_password_may_be_open(password: str) -> None:
+    assert config.parse(f"{SMALL}password = {password}\n", source=SOURCE, is_private=False)
+
+
+def test_no_message_and_no_repr_holds_a_password() -> None:
+    text = f"""{SMALL}password = hunter2
+password = hunter2
+passwort = hunter2
+ password = hunter2
+password hunter2
+password my=hunter2
+key = /nowhere
+[switch]
+password = env:hunter2!
+"""
+    lines = mistakes(text, is_private=False)
+    assert len(lines) == 11
+    assert "hunter2" not in "\n".join(lines)
+
+
+# Bad files
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        # lines
+        ("[switch]", "[switch", "3: this line has no ] behind the section's name"),
+        ("[switch]", "[switch] # it", "3: this line goes on behind the ]; comments stand on lines of their own"),
+        ("nodes = 4", "nodes = 4\nfour", "3: this line is neither [section] nor key = value"),
+        ("nodes = 4", "nodes = 4\n= 4", "3: this line is neither [section] nor key = value"),
+        ("nodes = 4", "nodes = 4\n  and more", "3: this line begins with a blank; keys begin at the margin, values "
+         "stay on one line"),
+        ("nodes = 4", "  nodes = 4", "2: this line begins with a blank; keys begin at the margin, values stay on one "
+         "line"),
+        ("nodes = 4", "nodes = 4\rx", "2: this line holds a control character"),
+        ("nodes = 4", "nodes = 4\nname = \x1b[1mx", "3: this line holds a control character"),
+        ("nodes = 4", "nodes = 4\u2028name = x", "2: this line holds a control character"),
+        ("[cluster]", "name = lab\n[cluster]", "1: this line stands before the first [section]"),
+        ("nodes = 4", "nodes = 4\nnodes = 5", "3: [cluster] nodes: is given a second time, first on line 2"),
+        ("[switch]", "[cluster]\n[switch]", "3: [cluster]: is given a second time, first on line 1"),
+        ("[server server3]", "[server server3]\n[server  server1]", "8: [server server1]: is given a second time, "
+         "first on line 5"),
+        # sections and keys
+        ("[cluster]", "[Cluster]\n[cluster]", "1: [Cluster]: is no section; did you mean [cluster]?"),
+        ("[cluster]", "[servers]\n[cluster]", "1: [servers]: is no section; did you mean [server NAME]?"),
+        ("[cluster]", "[server]\n[cluster]", "1: [server]: is no section; did you mean [server NAME]?"),
+        ("[cluster]", "[switch s]\n[cluster]", "1: [switch s]: is no section; did you mean [switch]?"),
+        ("[cluster]", "[]\n[cluster]", "1: []: is no section; known are [cluster], [switch] and [server NAME]"),
+        ("[cluster]", "[xyz]\n[cluster]", "1: [xyz]: is no section; known are [cluster], [switch] and [server NAME]"),
+        ("nodes = 4", "nodes = 4\nmemmory = 512", "3: [cluster] memmory: is not known here; did you mean memory?"),
+        ("nodes = 4", "node = 4", "2: [cluster] node: is not known here; did you mean nodes?"),
+        ("nodes = 4", "nodes = 4\nName = x", "3: [cluster] Name: is not known here; did you mean name?"),
+        ("nodes = 4", "nodes = 4\nram = 1G", "3: [cluster] ram: is not known here; did you mean memory?"),
+        ("host = localhost", "host = localhost\nmemory = 1G", "7: [server server1] memory: is not known here; did you "
+         "mean ram?"),
+        ("nodes = 4", "nodes = 4\nname =", "3: [cluster] name: is empty; leave the line out"),
+        ("host = server2", "", "3: [switch]: needs host = …, or server = NAME of one that carries nodes"),
+        ("host = server2", "hots = server2", "4: [switch] hots: is not known here; did you mean host?"),
+        # values of [cluster]
+        ("nodes = 4", "nodes = four", "2: [cluster] nodes: 'four' is not a number; 1 to 4094"),
+        ("nodes = 4", "nodes = 0", "2: [cluster] nodes: 0 is not possible; 1 to 4094"),
+        ("nodes = 4", "nodes = 4095", "2: [cluster] nodes: 4095 is not possible; 1 to 4094"),
+        ("nodes = 4", "nodes = -1", "2: [cluster] nodes: '-1' is not a number; 1 to 4094"),
+        ("nodes = 4", "nodes = ٤", "2: [cluster] nodes: '٤' is not a number; 1 to 4094"),
+        ("nodes = 4", "nodes = 4 # four", "2: [cluster] nodes: '4 # four' is not a number; 1 to 4094; comments stand "
+         "on lines of their own"),
+        ("nodes = 4", "nodes = 4\nname = My Lab", "3: [cluster] name: cluster name 'My Lab' is not a name; lower-case "
+         "letters, digits and hyphens, a letter first, at most 32 characters"),
+        ("nodes = 4", "names = red[1", "2: [cluster] names: 'red[1' is not a nodeset: "),
+        ("nodes = 4", "nodes = 4\nnames = a,b", "3: [cluster] names: gives 2 names, nodes (line 2) is 4"),
+        ("nodes = 4", "nodes = 4\nimage = ../x", "3: [cluster] image: '../x' is not an image; a name or digest of "
+         "`vcluster image list`"),
+        ("nodes = 4", "nodes = 4\nvcpus = 65", "3: [cluster] vcpus: 65 is not possible; 1 to 64"),
+        ("nodes = 4", "nodes = 4\nmemory = lots", "3: [cluster] memory: 'lots' is not a size; such as 4096 MiB or "
+         "4 GiB"),
+        ("nodes = 4", "nodes = 4\nmemory = 4 GB", "3: [cluster] memory: '4 GB' is not a size; such as 4096 MiB or "
+         "4 GiB"),
+        ("nodes = 4", "nodes = 4\nmemory = 64", "3: [cluster] memory: '64' is not possible; 256 to 1048576 MiB"),
+        ("nodes = 4", "nodes = 4\ndisk = 512 MiB", "3: [cluster] disk: '512 MiB' is no whole number of GiB; such as "
+         "20 GiB or 1 TiB"),
+        ("nodes = 4", "nodes = 4\nsubnet = 10.0.0.0", "3: [cluster] subnet: subnet 10.0.0.0 has no room for two nodes; "
+         "a prefix from /8 to /30"),
+        ("nodes = 4", "nodes = 4\nsubnet = 10.0.0.0/30", "3: [cluster] subnet: 4 nodes do not fit into 10.0.0.0/30; it "
+         "holds 2"),
+        ("nodes = 4", "nodes = 4\nmtu = 60", "3: [cluster] mtu: MTU 60 is not possible; 576 to 9216 bytes; 1450 leaves "
+         "room for VXLAN"),
+        ("nodes = 4", "nodes = 4\nboot = warm", "3: [cluster] boot: 'warm' is none of auto, cold"),
+        ("nodes = 4", "nodes = 4\naccel = xen", "3: [cluster] accel: 'xen' is none of auto, kvm, tcg"),
+        ("nodes = 4", "nodes = 4\npolicy = fair", "3: [cluster] policy: 'fair' is none of spread, pack"),
+        ("nodes = 4", "nodes = 4\ntimeout = inf", "3: [cluster] timeout: 'inf' is not a time; seconds, 1 to 1000000"),
+        ("nodes = 4", "nodes = 4\nvni_base = 16777213", "3: [cluster] vni_base: 16777213 leaves no room for 4 nodes; "
+         "VNIs end at 16777215"),
+        ("nodes = 4", "nodes = 4\nvxlan_port = 0", "3: [cluster] vxlan_port: 0 is not possible; 1 to 65535"),
+        # machines
+        ("host = server2", "host = -oProxyCommand=x", "4: [switch] host: '-oProxyCommand=x' is not a host; a name, an "
+         "IPv4 address or an alias of ssh, as in [user@]host[:port]"),
+        ("host = server2", "host = a b", "4: [switch] host: 'a b' is not a host; a name, an IPv4 address or an alias "
+         "of ssh, as in [user@]host[:port]"),
+        ("host = server2", "host = fd00::1", "4: [switch] host: 'fd00::1' is not [user@]host[:port]; a name or an "
+         "IPv4 address"),
+        ("host = server2", "host = 127.0.0.1", "4: [switch] host: 127.0.0.1 is this machine; write localhost"),
+        ("host = server2", "host = a:b", "4: [switch] host: 'b' is not a number; 1 to 65535"),
+        ("host = server2", "host = -l@a", "4: [switch] host: '-l' is not a user; letters, digits and _ . @ -, a letter "
+         "first"),
+        ("host = server2", "host = a@s:1\nuser = b", "5: [switch] user: is b here and a in host"),
+        ("host = server2", "host = a@s:1\nport = 2", "5: [switch] port: is 2 here and 1 in host"),
+        ("host = server2", "host = s\nuser = $(id)", "5: [switch] user: '$(id)' is not a user; letters, digits and "
+         "_ . @ -, a letter first"),
+        ("host = server2", "host = s\nfingerprint = MD5:00", "5: [switch] fingerprint: 'MD5:00' is not a fingerprint; "
+         "SHA256:… as `ssh-keygen -l` prints it"),
+        ("host = server2", "host = s\ninterface = a/b", "5: [switch] interface: 'a/b' is not an interface; as `ip link`"
+         " shows it, such as eth0"),
+        ("host = server2", "host = s\naddress = 127.0.0.1", "5: [switch] address: 127.0.0.1 is not a server's address; "
+         "the one its tunnels end at"),
+        ("host = server2", "host = s\naddress = x", "5: [switch] address: 'x' is not an IPv4 address; such as "
+         "192.168.1.7"),
+        ("host = server2", "host = s\npassword = env:", "5: [switch] password: env: is followed by the name of a "
+         "variable; such as env:LAB_PASSWORD"),
+        ("host = server2", "host = s\nkey = id", "5: [switch] key: 'id' begins neither with / nor with ~/; the whole "
+         "path of a private key, such as ~/.ssh/id_ed25519"),
+        ("host = server2", "host = s\nkey = /nowhere/id", "5: [switch] key: there is no file '/nowhere/id'; the whole "
+         "path of a private key, such as ~/.ssh/id_ed25519"),
+        ("host = localhost", "host = localhost\nuser = a", "7: [server server1] user: has no meaning for localhost, "
+         "which is this machine"),
+        ("host = localhost", "host = localhost\npassword = a", "7: [server server1] password: has no meaning for "
+         "localhost, which is this machine"),
+        ("host = localhost", "host = a@localhost", "6: [server server1] host: is this machine; write localhost alone"),
+        ("host = localhost", "host = localhost:2222", "6: [server server1] host: is this machine; write localhost "
+         "alone"),
+        ("host = localhost", "host = server3", "7: [server server3]: server3 is the host of [server server1] as well"),
+        ("host = localhost", "path = vms", "6: [server server1] path: 'vms' is not a folder that can be used; a whole "
+         "path of letters, digits and . _ + - /"),
+        ("host = localhost", "path = /srv/../etc", "6: [server server1] path: '/srv/../etc' is not a folder that can "
+         "be used; a whole path of letters, digits and . _ + - /"),
+        ("[server server3]", "[server Server3]", "7: [server Server3]: server name 'Server3' is not a name; lower-case "
+         "letters, digits and hyphens, a letter first, at most 63 characters"),
+        ("[server server3]", "[server localhost]", "7: [server localhost]: server name 'localhost' is reserved; take "
+         "another name, with host = localhost"),
+        ("[server server3]", "[server switch]", "7: [server switch]: switch is the name of the switch; take another, "
+         "with host = …"),
+        ("host = server2", "host = s\naddress = 10.9.9.9\n[server x]\naddress = 10.9.9.9", "5: [switch] address: "
+         "10.9.9.9 is the address of [server x] as well"),
+        # the switch that is a server
+        ("host = server2", "server = server4", "4: [switch] server: there is no [server server4]; did you mean "
+         "server3?"),
+        ("host = server2", "server = server1\nuser = a", "5: [switch] user: belongs into [server server1], which is "
+         "the switch"),
+        ("host = server2", "host = server3\ntimeout = 9", "5: [switch] timeout: is not that of [server server3], which "
+         "is the same machine; leave it out"),
+        ("host = server2", "host = bob@server3", "4: [switch] host: gives a user that is not that of [server server3], "
+         "which is the same machine; leave it out"),
+        # how many nodes
+        ("nodes = 4", "", "5: [server server1]: does not say how many nodes; give nodes here or in [cluster], or all "
+         "of cpu, ram and hdd here (cpu and ram and hdd missing)"),
+        ("[server server3]", "nodes = 1\n[server server3]\nnodes = 2", "2: [cluster] nodes: 4 nodes, but the servers' "
+         "nodes add up to 3"),
+        ("[server server3]", "[server server3]\nnodes = 4", "2: [cluster] nodes: 4 nodes, but servers are told to "
+         "carry 4, and [server server1] carries the head"),
+        ("[server server3]", "cpu = 1\n[server server3]\nram = 1G", "2: [cluster] nodes: 4 nodes, but the servers "
+         "declare room for 3"),
+        ("host = localhost", "host = localhost\nram = 1G\nnodes = 3", "7: [server server1] ram: 1024 MiB is too little "
+         "for the 3 nodes it is told to carry"),
+        ("host = localhost", "host = localhost\nhdd = 4", "7: [server server1] hdd: 4 GiB is too little for one node"),
+    ],
+)  # fmt: skip
+def test_a_mistake_has_its_line_and_says_what_is_allowed(old: str, new: str, line: str) -> None:
+    found = mistakes(changed(old, new))
+    assert any(one.startswith(f"config.ini:{line}") for one in found), found
+    # What follows from a mistake may be told as well, but never more than a line for each server.
+    assert len(found) <= 2, found
+
+
+def test_every_mistake_at_once() -> None:
+    assert mistakes("""\
+[cluster]
+nodes = x
+memmory = 1
+
+[switch]
+prot = 22
+[server red]
+ram = lots
+host = a
+[server blue]
+host = a
+password = p
+key = /nowhere/id
+[serve x]
+junk
+""") == [
+        "config.ini:2: [cluster] nodes: 'x' is not a number; 1 to 4094",
+        "config.ini:3: [cluster] memmory: is not known here; did you mean memory?",
+        "config.ini:5: [switch]: needs host = …, or server = NAME of one that carries nodes",
+        "config.ini:6: [switch] prot: is not known here; did you mean port?",
+        "config.ini:8: [server red] ram: 'lots' is not a size; such as 4096 MiB or 4 GiB",
+        "config.ini:11: [server blue] host: a is the host of [server red] as well",
+        "config.ini:12: [server blue] password: excludes key; give one of them",
+        "config.ini:13: [server blue] key: there is no file '/nowhere/id'; the whole path of a private key, "
+        "such as ~/.ssh/id_ed25519",
+        "config.ini:14: [serve x]: is no section; did you mean [server NAME]?",
+        "config.ini:15: this line is neither [section] nor key = value",
+    ]  # fmt: skip
+
+
+def test_an_empty_file() -> None:
+    assert mistakes("") == [
+        "config.ini: no server is described; such as [server server1]",
+        "config.ini: [switch]: is missing; it has host = …, or server = NAME of one that carries nodes",
+    ]
+
+
+def test_what_follows_from_a_line_that_is_lost_is_not_told() -> None:
+    assert mistakes(changed("nodes = 4", "nodes 4")) == ["config.ini:2: this line is neither [section] nor key = value"]
+
+
+def test_what_a_server_s_own_mistake_would_contradict_is_not_told() -> None:
+    (line,) = mistakes(changed("host = server2", "host = server3\nuser = root") + "user = $\n")
+    assert line.startswith("config.ini:9: [server server3] user: '$' is not a user")
+
+
+def test_mistakes_of_options_name_the_option() -> None:
+    assert mistakes(SMALL, memory="lots", vni_base="x") == [
+        "--memory: 'lots' is not a size; such as 4096 MiB or 4 GiB",
+        "--vni-base: 'x' is not a number; 1 to 16777215",
+    ]
+    assert mistakes(f"{SMALL}nodes = 2\n", nodes="2") == [
+        "--nodes: 2 nodes, but servers are told to carry 2, and [server server1] carries the head"
+    ]
+    assert mistakes(changed("nodes = 4", "names = a,b,c"), nodes="2") == [
+        "config.ini:2: [cluster] names: gives 3 names, nodes (--nodes) is 2"
+    ]
+
+
+def test_a_public_key_is_not_a_private_one(key: Path) -> None:
+    key.with_suffix(".pub").touch()
+    (line,) = mistakes(f"{SMALL}key = ~/.ssh/id_ed25519.pub\n")
+    assert "'~/.ssh/id_ed25519.pub' is a public key; the whole path of a private key" in line
+
+
+def test_a_nul_and_bytes_that_are_no_text(tmp_path: Path) -> None:
+    assert mistakes(f"{SMALL}\0") == ["config.ini:8: this line holds a NUL; save the file as plain text in UTF-8"]
+    path = tmp_path / "config.ini"
+    path.write_bytes(SMALL.encode() + b"name = \xff\n")
+    with pytest.raises(RequestError, match=r"config\.ini:8: this line is not UTF-8"):
+        config.read(path)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"config\.ini does not exist") as raised:
+        config.read(tmp_path / "config.ini")
+    assert raised.value.hint == "config.template shows what goes into one"
+    with pytest.raises(RequestError, match="is no ordinary file"):
+        config.read(tmp_path)
+    with pytest.raises(RequestError, match="is no ordinary file"):
+        config.read(Path("/dev/zero"))
+    with pytest.raises(RequestError, match="cannot be read"):
+        config.read(tmp_path / ("x" * 300))
+    with pytest.raises(RequestError, match=r"'a\\nb' does not exist"):
+        config.read(Path("a\nb"))
+    for path in ("a\0b", "\udcff\ud800"):
+        with pytest.raises(RequestError):
+            config.read(Path(path))
+    large = tmp_path / "large"
+    large.write_bytes(b"#" * 65537)
+    with pytest.raises(RequestError, match="more than 64 KiB"):
+        config.read(large)
+
+
+# The template
+
+
+def test_the_template_is_a_good_file() -> None:
+    spec = parse(TEMPLATE.read_text()).spec
+    assert [server.name for server in spec.servers] == ["server1", "server3"]
+    assert spec.switch.name == "server2"
+    assert len(spec.node_names) == 4
+
+
+EXAMPLES = [number for number, line in enumerate(TEMPLATE.read_text().splitlines()) if line.startswith(";")]
+
+
+@pytest.mark.parametrize("number", EXAMPLES)
+def test_each_example_of_the_template_is_good(number: int, key: Path) -> None:
+    del key
+    lines = TEMPLATE.read_text().splitlines()
+    lines[number] = lines[number].removeprefix(";")
+    parse("\n".join(lines))
+
+
+def test_the_template_shows_every_key() -> None:
+    shown = {match[1] for match in re.finditer(r"^;?([a-z_]+) = ", TEMPLATE.read_text(), re.MULTILINE)}
+    assert shown | {"server"} == {*fields.CLUSTER, *fields.SWITCH, *fields.SERVER}
+
+
+def test_what_the_template_shows_of_defaults_is_so() -> None:
+    text = TEMPLATE.read_text()
+    for name in ("image", "vcpus", "memory", "disk", "policy", "mtu", "vni_base", "vxlan_port", "accel", "boot",
+                 "timeout", "path"):  # fmt: skip
+        text = text.replace(f"\n;{name} = ", f"\n{name} = ")
+    asked, default = parse(text), parse(TEMPLATE.read_text())
+    assert asked.image == "debian12"
+    assert (asked.spec, asked.accel, asked.boot) == (default.spec, default.accel, default.boot)
+
+
+# Anything at all
+
+KEYS = st.sampled_from(sorted({*fields.CLUSTER, *fields.SWITCH, *fields.SERVER, "nonsense"}))
+VALUES = (
+    st.sampled_from(["4", "2 GiB", "100", "red[1-3]", "localhost", "a", "b@c:5", "env:X", "ask", "10.9.0.0/24", "pack"])
+    | st.integers(-1, 70000).map(str)
+    | st.text(max_size=12)
+)
+TITLES = st.sampled_from(["cluster", "switch", "server red", "server blue", "server", "x"]) | st.text(max_size=9)
+LINES = st.one_of(
+    st.builds("{} = {}".format, KEYS, VALUES),
+    st.builds("{}:{}".format, KEYS, VALUES),
+    st.builds("[{}]".format, TITLES),
+    st.text(max_size=20),
+)
+DANGEROUS = re.compile(r"[\x00-\x1f\x7f'\"\\$`;&|<>(){}\[\]*?!# \u0080-\U0010ffff]")
+
+
+def strings(value: object) -> list[str]:
+    """Every string within a value."""
+    if isinstance(value, dict):
+        return [text for one in value.values() for text in strings(one)]
+    if isinstance(value, list | tuple):
+        return [text for one in value for text in strings(one)]
+    return [str(value)]
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(LINES, max_size=14), st.booleans())
+@example(["[server red]", "[server red]", "[switch]", "server = blue"], True)
+@example(["[switch]", "host:\t \ud800"], True)
+@example(["[\u2028]"], True)
+def test_any_text_is_a_configuration_or_clear_lines(lines: list[str], is_private: bool) -> None:
+    for text in ("\n".join(lines), SMALL + "\n".join(lines)):
+        try:
+            wishes = config.parse(text, source=SOURCE, is_private=is_private)
+        except RequestError as error:
+            assert error.message.splitlines() == error.message.split("\n")
+            assert all(line.startswith("config.ini:") and line.isprintable() for line in error.message.split("\n"))
+            continue
+        values = asdict(wishes)
+        for server in (*values["spec"]["servers"], values["spec"]["switch"]):
+            (server["login"] or {}).pop("password", None)
+        assert not [text for text in strings(values) if DANGEROUS.search(text)]
+
+
+@settings(max_examples=400, deadline=None)
+@given(KEYS, st.text(max_size=30))
+@example("host", "-oX")
+@example("path", "/a/../b")
+@example("user", "a\n")
+def test_any_value_is_good_or_refused(key: str, text: str) -> None:
+    for table in (fields.CLUSTER, fields.SWITCH, fields.SERVER):
+        if key not in table or key == "password":
+            continue
+        try:
+            value = table[key](text)
+        except RequestError as error:
+            assert len(error.message.splitlines()) <= 1
+            continue
+        if key != "key":
+            shown = strings(asdict(value) if isinstance(value, fields.Host) else value)
+            assert not [text for text in shown if DANGEROUS.search(text) or text.startswith("-")]
+
+
+@pytest.mark.parametrize("lines", [["[s]"] * 16000, ["[cluster]", *[f"k{n}=" for n in range(8000)]], ["x"] * 30000])
+def test_a_file_of_nothing_but_mistakes_is_read_to_its_end(lines: list[str]) -> None:
+    assert len(mistakes("\n".join(lines))) >= len(lines) - 1

@@ -1,0 +1,169 @@
+"""Who is joined to what, in every mode, and the way a frame takes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import IPv4Address
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests import samples
+from tests.samples import BLUE, MIDDLE, RED
+from vcluster import codec, naming
+from vcluster.errors import ConflictError, MissingError, RequestError
+from vcluster.hops import hops
+from vcluster.model import LOCAL, Plan, Spec
+from vcluster.plan import make_plan
+
+REMOTE = {"mode": "remote", "servers": (LOCAL,), "switch": MIDDLE}
+
+
+def remote_plan(count: int = 2, **wishes: object) -> Plan:
+    asked = samples.spec(count, **{**REMOTE, **wishes})
+    return make_plan(asked, samples.shared_facts(asked), image=samples.DIRECT, owner=samples.OWNER)
+
+
+def test_local_nodes_share_the_switch() -> None:
+    plan = samples.plan(3)
+    assert [server.name for server in plan.servers] == ["localhost"]
+    assert [bridge.name for bridge in plan.servers[0].bridges] == ["vc-lab"]
+    assert plan.servers[0].tunnels == ()
+    assert {(node.bridge, node.vni) for node in plan.nodes} == {("vc-lab", None)}
+    assert not plan.has_tunnels
+
+
+def test_every_remote_node_has_a_bridge_and_a_tunnel_of_its_own() -> None:
+    plan = remote_plan(3)
+    here, there = plan.server("localhost"), plan.server("middle")
+    assert [bridge.name for bridge in here.bridges] == ["vb-lab-1", "vb-lab-2", "vb-lab-3"]
+    assert [bridge.name for bridge in there.bridges] == ["vc-lab"]
+    assert [(tunnel.bridge, tunnel.vni) for tunnel in here.tunnels] == [
+        ("vb-lab-1", 40),
+        ("vb-lab-2", 41),
+        ("vb-lab-3", 42),
+    ]
+    assert {tunnel.bridge for tunnel in there.tunnels} == {"vc-lab"}
+    assert [(node.bridge, node.vni) for node in plan.nodes] == [("vb-lab-1", 40), ("vb-lab-2", 41), ("vb-lab-3", 42)]
+    assert plan.switch.server == "middle"
+    assert there.pool is there.network is there.image is None
+    assert not there.carries_nodes
+
+
+@given(st.integers(1, 12), st.lists(st.integers(38, 60), max_size=12), st.lists(st.integers(38, 60), max_size=12))
+def test_tunnels_have_two_ends_that_agree(count: int, used_here: list[int], used_there: list[int]) -> None:
+    asked = samples.spec(count, **REMOTE)  # type: ignore[arg-type]
+    facts = samples.shared_facts(asked)
+    facts["localhost"] = replace(facts["localhost"], vnis=frozenset(used_here))
+    facts["middle"] = replace(facts["middle"], vnis=frozenset(used_there))
+    plan = make_plan(asked, facts, image=samples.DIRECT, owner=samples.OWNER)
+    here, there = plan.server("localhost").tunnels, plan.server("middle").tunnels
+    assert [(one.name, one.vni, one.local, one.remote) for one in here] == [
+        (one.name, one.vni, one.remote, one.local) for one in there
+    ]
+    vnis = [one.vni for one in here]
+    assert len(set(vnis)) == count
+    assert vnis == sorted(vnis)
+    assert min(vnis) >= 40
+    assert not set(vnis) & {*used_here, *used_there}
+
+
+def test_a_node_on_the_switchs_server_needs_no_tunnel() -> None:
+    plan = samples.shared_plan(RED, MIDDLE, count=4)
+    assert [(node.server, node.bridge, node.vni) for node in plan.nodes] == [
+        ("red", "vb-lab-1", 40),
+        ("red", "vb-lab-2", 41),
+        ("middle", "vc-lab", None),
+        ("middle", "vc-lab", None),
+    ]
+    assert [server.name for server in plan.servers] == ["red", "middle"]
+    assert plan.server("middle").carries_nodes
+
+
+def test_the_switchs_half_by_hand_is_left_out() -> None:
+    asked = samples.spec(2, **{**REMOTE, "sets_up_switch": False, "vni_base": 7})
+    facts = {"localhost": samples.shared_facts(asked)["localhost"]}
+    plan = make_plan(asked, facts, image=samples.DIRECT, owner=samples.OWNER)
+    assert [server.name for server in plan.servers] == ["localhost"]
+    assert [node.vni for node in plan.nodes] == [7, 8]
+    assert plan.switch.server == "middle"
+    facts["localhost"] = replace(facts["localhost"], vnis=frozenset({8}))
+    with pytest.raises(ConflictError, match="VNI 8 is in use here"):
+        make_plan(asked, facts, image=samples.DIRECT, owner=samples.OWNER)
+    with pytest.raises(RequestError, match="VNIs end"):
+        make_plan(replace(asked, vni_base=2**24 - 1), facts, image=samples.DIRECT, owner=samples.OWNER)
+
+
+@pytest.mark.parametrize(("underlay", "mtu", "fits"), [(1500, 1450, True), (1499, 1450, False), (9000, 8950, True)])
+def test_an_underlay_too_narrow_is_refused_with_what_fits(underlay: int, mtu: int, fits: bool) -> None:
+    asked: Spec = samples.spec(2, mtu=mtu, **REMOTE)  # type: ignore[arg-type]
+    facts = samples.shared_facts(asked)
+    ways = {name: replace(way, mtu=underlay) for name, way in facts["middle"].ways.items()}
+    facts["localhost"] = replace(
+        facts["localhost"], ways={name: replace(way, mtu=9000) for name, way in facts["localhost"].ways.items()}
+    )
+    facts["middle"] = replace(facts["middle"], ways=ways)
+    if fits:
+        assert make_plan(asked, facts, image=samples.DIRECT, owner=samples.OWNER).mtu == mtu
+        return
+    with pytest.raises(MissingError, match=f"from middle to localhost, eth0 carries packets of {underlay}") as raised:
+        make_plan(asked, facts, image=samples.DIRECT, owner=samples.OWNER)
+    assert f"--mtu {underlay - 50}" in str(raised.value.hint)
+
+
+def test_names_fit_into_the_kernels_fifteen_characters() -> None:
+    for cluster in ("lab", "x" * 32):
+        names = [naming.node_bridge_name(cluster, 4094), naming.tunnel_name(cluster, 4094)]
+        assert all(len(name) <= naming.INTERFACE_NAME_MAX for name in names)
+
+
+def test_management_networks_of_servers_differ() -> None:
+    plan = samples.shared_plan(RED, BLUE, count=4)
+    subnets = [server.network.subnet for server in plan.servers if server.network]
+    assert len(set(subnets)) == len(subnets) == 2
+    for node in plan.nodes:
+        assert node.management_address in plan.network_of(node).subnet
+    assert plan.nodes[2].management_address == plan.network_of(plan.nodes[2]).subnet[2]
+
+
+def test_a_plan_survives_the_ledger_and_has_no_password() -> None:
+    plan = samples.shared_plan(RED, BLUE)
+    text = codec.to_json(plan)
+    assert codec.from_json(text, Plan) == plan
+    assert "env:SECRET" in text
+
+
+def test_the_image_is_where_each_server_keeps_it() -> None:
+    plan = samples.shared_plan(LOCAL, RED)
+    here, away = plan.server("localhost").image, plan.server("red").image
+    assert here == samples.DIRECT
+    assert away is not None
+    assert str(away.disk) == f"/var/lib/libvirt/images/vcluster/images/{samples.DIRECT.digest}/disk.qcow2"
+
+
+# The way of a frame
+
+
+def test_hops_between_two_nodes_of_one_server_go_through_the_switch() -> None:
+    plan = remote_plan(3)
+    one, three = plan.nodes[0], plan.nodes[2]
+    assert [(hop.server, hop.link, hop.comes_in) for hop in hops(plan, one, three)] == [
+        ("localhost", "vt-lab-1", True),
+        ("localhost", "vx-lab-1", False),
+        ("middle", "vx-lab-1", True),
+        ("middle", "vx-lab-3", False),
+        ("localhost", "vx-lab-3", True),
+        ("localhost", "vt-lab-3", False),
+    ]
+
+
+def test_hops_of_a_local_cluster_are_two_ports_of_the_switch() -> None:
+    plan = samples.plan(2)
+    assert [(hop.link, hop.is_switch) for hop in hops(plan, *plan.nodes)] == [("vt-lab-1", True), ("vt-lab-2", True)]
+
+
+def test_addresses_of_ways_are_kept() -> None:
+    tunnel = remote_plan(1).server("localhost").tunnels[0]
+    assert (tunnel.local, tunnel.remote) == (IPv4Address("192.0.2.10"), IPv4Address("192.0.2.11"))
+    assert (tunnel.interface, tunnel.port, tunnel.mtu) == ("eth0", 4789, 1450)

@@ -1,0 +1,118 @@
+"""Is this server fit for nodes, or for a switch? Each finding says what is wrong and the command that mends it.
+
+Runs on the server, so nothing here but the standard library.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+OK, WARNING, ERROR = "ok", "warning", "error"
+KVM = Path("/dev/kvm")
+LIBVIRT_SOCKET = Path("/run/libvirt/libvirt-sock")
+
+# Program: Debian package, and what it is for.
+PROGRAMS = {
+    "qemu-system-x86_64": ("qemu-system-x86", "running nodes"),
+    "qemu-img": ("qemu-utils", "checking images"),
+    "dnsmasq": ("dnsmasq-base", "DNS of the management network"),
+    "iptables": ("iptables", "libvirt's NAT network"),
+}
+# What only the machine needs that commands are given on.
+CONTROLLER_PROGRAMS = {
+    "mmdebstrap": ("mmdebstrap", "building the guest image"),
+    "mke2fs": ("e2fsprogs", "building the guest image"),
+    "ssh": ("openssh-client", "vcluster ssh, and the way to other servers"),
+    "virsh": ("libvirt-clients", "vcluster console"),
+}
+
+Finding = dict[str, Any]
+
+
+def look_over(*, carries_nodes: bool, is_controller: bool) -> list[Finding]:
+    """Everything that can be looked at without changing anything."""
+    looks = [*_rights()]
+    if carries_nodes:
+        looks += [*_programs(PROGRAMS), *_socket(), *device_findings(KVM), *_mounts(), *_forwarding()]
+    if is_controller:
+        looks += _programs(CONTROLLER_PROGRAMS)
+    else:
+        looks.append(_finding(OK, "python3", platform.python_version()))
+    return looks
+
+
+def _finding(level: str, what: str, detail: str, mend: str = "") -> Finding:
+    return {"level": level, "what": what, "detail": detail, "mend": mend}
+
+
+def _rights() -> Iterator[Finding]:
+    if os.geteuid() == 0:
+        yield _finding(OK, "rights", "root")
+    else:
+        yield _finding(WARNING, "rights", "making and clearing clusters here needs root", "sudo vcluster …")
+
+
+def _programs(wanted: dict[str, tuple[str, str]]) -> Iterator[Finding]:
+    for program, (package, purpose) in wanted.items():
+        if shutil.which(program) or Path("/usr/sbin", program).exists():
+            yield _finding(OK, program, purpose)
+        else:
+            yield _finding(ERROR, program, f"missing; needed for {purpose}", f"apt-get install {package}")
+
+
+def _socket() -> Iterator[Finding]:
+    if not LIBVIRT_SOCKET.exists():
+        if shutil.which("libvirtd") or Path("/usr/sbin/libvirtd").exists():
+            yield _finding(ERROR, "libvirtd", "is not running", libvirt_start())
+        else:
+            yield _finding(ERROR, "libvirtd", "missing; it runs the nodes", "apt-get install libvirt-daemon-system")
+
+
+def libvirt_start() -> str:
+    """The command that starts libvirt here."""
+    has_systemd = Path("/run/systemd/system").is_dir()
+    return "systemctl start libvirtd" if has_systemd else "mkdir -p /var/log/libvirt/qemu; virtlogd -d; libvirtd -d"
+
+
+def device_findings(device: Path) -> Iterator[Finding]:
+    """/dev/kvm that exists but that QEMU, run by libvirt as another user, cannot open."""
+    if not device.exists():
+        return
+    state = device.stat()
+    everyone = state.st_mode & (stat.S_IROTH | stat.S_IWOTH) == stat.S_IROTH | stat.S_IWOTH
+    group = state.st_gid != 0 and state.st_mode & stat.S_IRGRP and state.st_mode & stat.S_IWGRP
+    if not (everyone or group):
+        yield _finding(
+            WARNING,
+            str(device),
+            f"mode {stat.S_IMODE(state.st_mode):04o}, group {state.st_gid}: libvirt's QEMU cannot "
+            "open it, and libvirt looks QEMU over again at every start of a node (some 16 s)",
+            f"chown root:kvm {device} && chmod 0660 {device}",
+        )
+
+
+def _mounts() -> Iterator[Finding]:
+    points = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    hidden = sorted({point for point in points if point.startswith("/dev/") and points.count(point) > 1})
+    settings = Path("/etc/libvirt/qemu.conf")
+    if hidden and not (settings.exists() and "\nnamespaces = [ ]" in settings.read_text()):
+        yield _finding(
+            ERROR,
+            "mounts",
+            f"two mounts at {hidden[0]}: libvirt cannot give QEMU a /dev of its own",
+            f"echo 'namespaces = [ ]' >>{settings}, and start libvirtd again",
+        )
+
+
+def _forwarding() -> Iterator[Finding]:
+    path = Path("/proc/sys/net/ipv4/ip_forward")
+    if path.exists() and path.read_text().strip() == "0":
+        yield _finding(
+            OK, "ip_forward", "off; libvirt turns it on for the management network", "sysctl net.ipv4.ip_forward=1"
+        )

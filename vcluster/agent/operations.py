@@ -1,0 +1,282 @@
+"""What the agent does on a server when it is asked: plain functions, with arguments and results that are JSON.
+
+They run in this process for this machine, and in a process on the server for any other. Nothing here but the standard
+library, pyroute2 and the doors that travel with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from vcluster.agent.looks import look_over
+from vcluster.errors import MissingError, VclusterError
+from vcluster.hosts import accel, firewall, frames, netlink
+
+LIBVIRT_SOCKET = Path("/run/libvirt/libvirt-sock")
+LIBVIRT_RUN = Path("/run/libvirt/network")
+LIBVIRT_LOGS = Path("/var/log/libvirt/qemu")
+MACHINE_ID = Path("/etc/machine-id")
+UNFINISHED = ".unfinished-"  # images/store.py removes what bears it
+CAP_NET_ADMIN = 12  # linux/capability.h
+
+
+# What it is like
+
+
+def identity() -> dict[str, Any]:
+    """Who this server is, and whether we may change it."""
+    status = Path("/proc/self/status").read_text()
+    capabilities = int(next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff:")), 16)
+    return {
+        "machine": MACHINE_ID.read_text().strip() if MACHINE_ID.exists() else "",
+        "hostname": platform.node(),
+        "has_rights": bool(capabilities >> CAP_NET_ADMIN & 1),
+        "has_libvirt": LIBVIRT_SOCKET.exists(),
+    }
+
+
+def observe(storage: str) -> dict[str, Any]:
+    """What planning must know: room on the disk that holds `storage`, CPUs, routes, names and VNIs in use."""
+    links = netlink.links()
+    place = Path(storage)
+    existing = next(path for path in (place, *place.parents) if path.exists())
+    return {
+        "disk_free_mib": shutil.disk_usage(existing).free // 2**20,
+        "cpus": os.cpu_count() or 1,
+        "routes": [[str(network), interface] for network, interface in netlink.routes()],
+        "vnis": sorted(link.vni for link in links if link.vni),
+    }
+
+
+def way_to(address: str, interface: str) -> dict[str, Any]:
+    """How this server reaches an address."""
+    return asdict(netlink.way_to(address, interface))
+
+
+def addresses() -> list[list[str]]:
+    """This server's own IPv4 addresses, each with its interface."""
+    return [[interface, str(address)] for interface, address in netlink.addresses()]
+
+
+# Links and rules
+
+
+def links() -> list[dict[str, Any]]:
+    """All links, with their marks and counters."""
+    return [asdict(link) for link in netlink.links()]
+
+
+def create_links(specs: Sequence[dict[str, Any]]) -> None:
+    """Make links as told; those that are there already are brought to it."""
+    netlink.create([netlink.LinkSpec(**spec) for spec in specs])
+
+
+def destroy_links(alias: str) -> list[str]:
+    """Remove every link with this mark."""
+    return list(netlink.destroy(alias))
+
+
+def attach(ports: dict[str, str]) -> list[str]:
+    """Put existing links into their bridges; returns those that were elsewhere."""
+    found = {link.name: link for link in netlink.links()}
+    astray = [port for port, master in ports.items() if port in found and found[port].master != master]
+    for port in astray:
+        netlink.attach(port, ports[port])
+    return astray
+
+
+def guard(table: str, tunnels: Sequence[Sequence[Any]], port: int) -> None:
+    """Let nobody but each tunnel's peer send into it."""
+    firewall.guard(table, [(int(vni), str(peer)) for vni, peer in tunnels], port)
+
+
+def remove_guard(table: str) -> None:
+    """Take that back."""
+    firewall.remove(table)
+
+
+def guards(prefix: str) -> list[str]:
+    """The names of the tables that begin so."""
+    return list(firewall.tables(prefix))
+
+
+def obstacles(port: int) -> list[dict[str, str]]:
+    """What on this server would silently eat the traffic of bridges and tunnels."""
+    return [dict(one) for one in firewall.obstacles(port)]
+
+
+# Frames
+
+
+def listen(interfaces: Sequence[str]) -> None:
+    """Note the probe frames that come in on these interfaces, from now on."""
+    frames.listen(interfaces)
+
+
+def send_frames(tokens: dict[str, str], size: int) -> None:
+    """Send a probe frame of `size` bytes out of each interface."""
+    for interface, token in tokens.items():
+        frames.send(interface, token, size)
+
+
+def heard(wanted: dict[str, list[str]], timeout_s: float) -> dict[str, list[str]]:
+    """What has come in, as soon as all that is wanted has, or when time is up."""
+    return frames.heard(timeout_s, wanted)
+
+
+def stop_listening() -> None:
+    """Listen no more."""
+    frames.close()
+
+
+# Files
+
+
+def folders(path: str) -> list[str]:
+    """The names of the folders in a folder."""
+    place = Path(path)
+    return sorted(entry.name for entry in place.iterdir() if entry.is_dir()) if place.is_dir() else []
+
+
+def remove_folder(path: str) -> None:
+    """Remove a folder of a cluster with all that is in it; the folders above it go too once they are empty."""
+    shutil.rmtree(path, ignore_errors=True)
+    for parent in list(Path(path).parents)[:2]:  # clusters/, and ours above it
+        try:
+            parent.rmdir()
+        except OSError:
+            return
+
+
+def remove_traces(networks: Sequence[str], domains: Sequence[str]) -> None:
+    """What libvirt keeps of things that are gone: the name server's process number, a folder of ports, logs."""
+    for name in networks:
+        (LIBVIRT_RUN / f"{name}.pid").unlink(missing_ok=True)
+        shutil.rmtree(LIBVIRT_RUN / name, ignore_errors=True)
+    for name in domains:
+        for log in LIBVIRT_LOGS.glob(f"{name}.log*"):
+            log.unlink(missing_ok=True)
+
+
+def tail(path: str, size: int) -> str:
+    """The last `size` bytes of a file as text; nothing when there is no such file."""
+    try:
+        return Path(path).read_bytes()[-size:].decode(errors="replace")
+    except OSError:
+        return ""
+
+
+# Images
+
+
+def image_state(root: str, digest: str) -> dict[str, Any]:
+    """Whether an image is there; else how much of each of its files has come already."""
+    if (Path(root) / digest / "manifest.json").exists():
+        return {"is_there": True, "partial": {}}
+    unfinished = Path(root) / f"{UNFINISHED}{digest}"
+    partial = {path.name: path.stat().st_size for path in unfinished.iterdir()} if unfinished.is_dir() else {}
+    return {"is_there": False, "partial": partial}
+
+
+def receive_image_file(root: str, digest: str, name: str, offset: int, body: BinaryIO, size: int) -> None:
+    """Take in `size` bytes of an image's file, from `offset` on."""
+    folder = Path(root) / f"{UNFINISHED}{digest}"
+    with _disk(f"image {digest[:19]}"):
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / name).open("r+b" if (folder / name).exists() else "wb") as file:
+            file.truncate(offset)
+            file.seek(offset)
+            while size:
+                chunk = body.read(min(size, 2**20))
+                if not chunk:
+                    raise VclusterError(
+                        f"image file {name} was cut off", hint="the same command again goes on from there"
+                    )
+                file.write(chunk)
+                size -= len(chunk)
+
+
+def finish_image(root: str, digest: str, files: dict[str, str], manifest: str) -> None:
+    """Compare what has come with its digests and give it its name."""
+    folder = Path(root) / f"{UNFINISHED}{digest}"
+    for name, wanted in files.items():
+        if _sha256(folder / name) != wanted:
+            shutil.rmtree(folder)
+            raise VclusterError(f"image file {name} came over changed", hint="the same command again sends it anew")
+    with _disk(f"image {digest[:19]}"):
+        (folder / "manifest.json").write_text(manifest)
+        for path in folder.iterdir():
+            path.chmod(0o644)
+        folder.chmod(0o755)
+        os.sync()
+        folder.rename(Path(root) / digest)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextmanager
+def _disk(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise MissingError(f"{what} cannot be stored: {error.strerror or error}", hint="make room there") from error
+
+
+# KVM
+
+
+def kvm_circumstances() -> dict[str, Any]:
+    """All that a verdict on KVM depends on, and a reason against it that needs no trying."""
+    return accel.circumstances()
+
+
+def try_kvm(body: BinaryIO, size: int) -> dict[str, Any]:
+    """Boot a kernel under KVM."""
+    return asdict(accel.boot(body.read(size)))
+
+
+OPERATIONS: dict[str, Callable[..., Any]] = {
+    function.__name__: function
+    for function in (
+        identity,
+        look_over,
+        observe,
+        way_to,
+        addresses,
+        links,
+        create_links,
+        destroy_links,
+        attach,
+        guard,
+        remove_guard,
+        guards,
+        obstacles,
+        listen,
+        send_frames,
+        heard,
+        stop_listening,
+        folders,
+        remove_folder,
+        remove_traces,
+        tail,
+        image_state,
+        receive_image_file,
+        finish_image,
+        kvm_circumstances,
+        try_kvm,
+    )
+}

@@ -1,0 +1,87 @@
+"""Which clusters there are, and what is there of each."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from vcluster import ledger, naming
+from vcluster.errors import RequestError, VclusterError
+from vcluster.ledger import ClusterFiles, Ledger
+from vcluster.resources import KINDS
+from vcluster.resources.found import Found
+from vcluster.servers import Fleet, Server
+from vcluster.site import Site
+from vcluster.status import Seen, Status, status_of
+
+
+def status(site: Site, name: str) -> Status:
+    """What is there of a cluster."""
+    kept = read_ledger(site.files(name))
+    with site.fleet_of(kept.plan, may_lose=True) as fleet:
+        return observe_status(fleet, site.files(name))
+
+
+def observe_status(fleet: Fleet, files: ClusterFiles) -> Status:
+    """Hold the ledger against what the servers really have."""
+    kept = read_ledger(files)
+    seen = {
+        server.name: Seen(
+            domains=domains_on(server),
+            links={link["name"]: link["master"] for link in server.call("links")},
+            networks={one.name for one in server.libvirt.networks() if one.is_active} if server.libvirt else set(),
+            pools={one.name for one in server.libvirt.pools() if one.is_active} if server.libvirt else set(),
+            tables=set(server.call("guards", prefix=naming.table_name(kept.plan.name, kept.plan.owner))),
+        )
+        for server in fleet.servers.values()
+    }
+    lost = {name: error.message for name, error in fleet.lost.items()}
+    return status_of(kept.plan, ledger_state=kept.state, is_being_changed=files.is_locked(), seen=seen, lost=lost)
+
+
+def cluster_names(site: Site) -> tuple[str, ...]:
+    """All clusters of this machine, by ledger or by mark."""
+    with site.here() as server:
+        marked = {found.cluster for found in survey(server)}
+    return tuple(sorted(marked | set(ledger.cluster_names(site.state_root))))
+
+
+def the_one(site: Site, name: str | None) -> str:
+    """The cluster a command is about: the one named, or the only one there is."""
+    if name is not None:
+        return naming.check_cluster_name(name)
+    names = ledger.cluster_names(site.state_root)
+    if len(names) == 1:
+        return names[0]
+    if names:
+        raise RequestError(f"there are {len(names)} clusters: {', '.join(names)}", hint="say which with --name")
+    raise RequestError("there is no cluster", hint="vcluster local create -n 4")
+
+
+def read_ledger(files: ClusterFiles) -> Ledger:
+    """The ledger of a cluster that must have one."""
+    kept = files.read_ledger()
+    if kept is None and files.folder.exists():
+        raise VclusterError(f"the ledger of cluster {files.name} is lost", hint=f"vcluster clear {files.name}")
+    if kept is None:
+        raise RequestError(f"there is no cluster {files.name}", hint="vcluster list")
+    return kept
+
+
+def survey(server: Server, name: str | None = None) -> tuple[Found, ...]:
+    """Everything on a server that carries our mark of the cluster, or of any."""
+    found = (thing for resource in KINDS.values() for thing in resource.observe(server))
+    where = server.name if server.session else ""
+    return tuple(replace(thing, server=where) for thing in found if name in (None, thing.cluster))
+
+
+def leftovers(site: Site, name: str | None) -> tuple[Found, ...]:
+    """What is left here of a cluster, or of any: marked things, and folders of state."""
+    with site.here() as server:
+        marked = survey(server, name)
+    names = [known for known in ledger.cluster_names(site.state_root) if name in (None, known)]
+    return marked + tuple(Found("state", str(site.files(known).folder), known) for known in names)
+
+
+def domains_on(server: Server) -> dict[str, bool]:
+    """The domains of ours on a server, and whether each runs."""
+    return {domain.name: domain.is_active for domain in server.libvirt.domains()} if server.libvirt else {}

@@ -1,0 +1,76 @@
+"""The one way down: a failed create, an interrupt and clear all come here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vcluster import parallel, servers
+from vcluster.errors import VclusterError
+from vcluster.inventory import survey
+from vcluster.keys import Keys
+from vcluster.ledger import ClusterFiles
+from vcluster.model import LOCAL, ServerSpec
+from vcluster.resources import KINDS, logins
+from vcluster.servers import Fleet, Server, Want
+from vcluster.site import Site
+
+
+def clear(site: Site, name: str, besides: Sequence[ServerSpec] = ()) -> bool:
+    """Remove all of a cluster. Returns whether there was anything.
+
+    Its ledger tells where it is; `besides` are servers to look on where that is lost. What cannot be reached is told
+    by the error, and stays in the ledger.
+    """
+    files = site.files(name)
+    kept = files.read_ledger()
+    key = files.server_key()
+    wants = [servers.want_plan(one, key) for one in kept.plan.servers] if kept else []
+    wants += [servers.want_spec(one, carries_nodes=False) for one in besides if one.name not in _names(wants)]
+    if kept is None:
+        wants.append(servers.want_spec(LOCAL, carries_nodes=site.doors.has_libvirt))
+    with site.fleet(wants, may_lose=True) as fleet:
+        found = any(survey(server, name) for server in fleet.servers.values())
+        if not files.folder.exists() and not found and not fleet.lost:
+            files.destroy()
+            return False
+        servers.require_rights(fleet)
+        with files.locked():
+            remove(site, fleet, files)
+        return True
+
+
+def _names(wants: Sequence[Want]) -> set[str]:
+    return {want.name for want in wants}
+
+
+def remove(site: Site, fleet: Fleet, files: ClusterFiles) -> None:
+    """The one way down: a failed create, an interrupt and clear all come here. Again and again is fine.
+
+    Everything is tried on every server; what fails is told together, and the ledger stays until nothing is left.
+    """
+    keys = files.find_keys()
+    outcomes = parallel.outcomes(
+        tuple(fleet.servers.values()), lambda server: _remove_from(site, server, files.name, keys)
+    )
+    failures = [error for error in outcomes if isinstance(error, VclusterError)]
+    failures += [
+        VclusterError(f"{name} was not reached, what is there stays in the ledger: {error.message}", hint=error.hint)
+        for name, error in fleet.lost.items()
+    ]
+    parallel.raise_all(failures)
+    files.destroy()
+
+
+def _remove_from(site: Site, server: Server, name: str, keys: Keys | None) -> None:
+    failures = []
+    for kind, resource in KINDS.items():
+        try:
+            with site.report.step(f"remove {kind}", server.label):
+                resource.destroy(server, name)
+        except VclusterError as error:
+            failures.append(error)
+    left = survey(server, name) if not failures else ()
+    if left:
+        failures.append(VclusterError(f"left of {name}: {', '.join(map(str, left))}"))
+    parallel.raise_all(failures)
+    logins.destroy(server, keys.admin.public if keys else None)

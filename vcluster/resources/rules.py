@@ -1,0 +1,32 @@
+"""VXLAN knows no passwords, so the packet filter lets nobody but its peer send into a tunnel of ours.
+
+A table for each cluster, marked by its name; it speaks of our own VNIs and leaves all other packets alone.
+"""
+
+from __future__ import annotations
+
+from vcluster import naming
+from vcluster.model import ServerPlan
+from vcluster.resources.found import Found
+from vcluster.servers import Server
+
+
+def create(server: Server, plan: ServerPlan, cluster: str) -> None:
+    """Guard the tunnels of one server."""
+    if plan.tunnels:
+        tunnels = [(tunnel.vni, str(tunnel.remote)) for tunnel in plan.tunnels]
+        server.call("guard", table=naming.table_name(cluster, server.owner), tunnels=tunnels, port=plan.tunnels[0].port)
+
+
+def destroy(server: Server, cluster: str) -> None:
+    """Remove the cluster's table."""
+    name = naming.table_name(cluster, server.owner)
+    if name in server.call("guards", prefix=name):
+        server.call("remove_guard", table=name)
+
+
+def observe(server: Server) -> tuple[Found, ...]:
+    """All tables of ours."""
+    names = server.call("guards", prefix=f"{naming.MARK}-")
+    marks = ((name, naming.parse_table_name(name)) for name in names)
+    return tuple(Found("table", name, mark[0]) for name, mark in marks if mark and mark[1] == server.owner)

@@ -1,0 +1,111 @@
+"""Real frames through every tunnel, before any node is made: what a firewall or a wrong MTU eats, is eaten here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+
+from vcluster.errors import MissingError, VclusterError
+from vcluster.model import Plan, ServerPlan, Tunnel
+from vcluster.servers import Fleet
+
+TRIES = 3
+TRY_TIMEOUT_S = 1.5
+
+# By server: by interface: the tokens to be heard there.
+Wanted = dict[str, dict[str, list[str]]]
+
+
+def prove(fleet: Fleet, plan: Plan) -> None:
+    """Send a full-size frame up and down every tunnel, and across the switch to all others.
+
+    Raises MissingError naming the tunnels nothing comes through, with what is known to eat such traffic.
+    """
+    wanted = expected(plan, has_switch=plan.switch.server in fleet)
+    for name, interfaces in wanted.items():
+        fleet[name].call("listen", interfaces=list(interfaces))
+    try:
+        silent = _try(fleet, plan, wanted)
+    finally:
+        for name in wanted:
+            with suppress(VclusterError):
+                fleet[name].call("stop_listening")
+    if silent:
+        raise MissingError(_complaint(fleet, plan, silent), hint=_hint(fleet, plan))
+
+
+def expected(plan: Plan, *, has_switch: bool) -> Wanted:
+    """What must be heard where, if every tunnel and the switch carry frames. Pure."""
+    wanted: Wanted = {}
+    ends = [(server, tunnel) for server in plan.servers if server.carries_nodes for tunnel in _away(plan, server)]
+    for server, tunnel in ends:
+        across = [up_token(other) for _, other in ends if other.name != tunnel.name]
+        down = [down_token(tunnel)] if has_switch else []
+        if across or down:
+            wanted.setdefault(server.name, {})[tunnel.name] = [*across, *down]
+    if has_switch:
+        ports = plan.server(plan.switch.server).tunnels
+        wanted[plan.switch.server] = {port.name: [up_token(port)] for port in ports}
+    return wanted
+
+
+def up_token(tunnel: Tunnel) -> str:
+    """What is sent from the node's end."""
+    return f"{tunnel.name}>{tunnel.vni}"
+
+
+def down_token(tunnel: Tunnel) -> str:
+    """What is sent from the switch's end."""
+    return f"{tunnel.name}<{tunnel.vni}"
+
+
+def _away(plan: Plan, server: ServerPlan) -> tuple[Tunnel, ...]:
+    return server.tunnels if server.name != plan.switch.server else ()
+
+
+def _try(fleet: Fleet, plan: Plan, wanted: Wanted) -> dict[str, Mapping[str, list[str]]]:
+    """What was not heard, by server and interface, after a few tries."""
+    silent: dict[str, Mapping[str, list[str]]] = {}
+    for _ in range(TRIES):
+        for server in plan.servers:
+            token = down_token if server.name == plan.switch.server else up_token
+            if server.tunnels:
+                fleet[server.name].call(
+                    "send_frames", tokens={one.name: token(one) for one in server.tunnels}, size=plan.mtu
+                )
+        silent = {}
+        for name, interfaces in wanted.items():
+            heard = fleet[name].call("heard", wanted=interfaces, timeout_s=TRY_TIMEOUT_S)
+            missing = {link: sorted(set(tokens) - set(heard.get(link, ()))) for link, tokens in interfaces.items()}
+            if any(missing.values()):
+                silent[name] = {link: tokens for link, tokens in missing.items() if tokens}
+        if not silent:
+            return {}
+    return silent
+
+
+def _complaint(fleet: Fleet, plan: Plan, silent: Mapping[str, Mapping[str, list[str]]]) -> str:
+    lines = []
+    for name, interfaces in silent.items():
+        for link, tokens in interfaces.items():
+            lines.append(f"  {name}: {link} hears nothing of {', '.join(tokens[:4])}{' …' if len(tokens) > 4 else ''}")
+    for server in plan.servers:
+        with suppress(VclusterError):
+            found = fleet[server.name].call("obstacles", port=_port(plan))
+            lines += [f"  {server.name}: {one['what']}: {one['detail']}; mend: {one['mend']}" for one in found]
+    return f"frames of {plan.mtu} bytes get lost in the tunnels:\n" + "\n".join(lines)
+
+
+def _port(plan: Plan) -> int:
+    return next(tunnel.port for server in plan.servers for tunnel in server.tunnels)
+
+
+def _hint(fleet: Fleet, plan: Plan) -> str:
+    first = next(tunnel for server in plan.servers for tunnel in server.tunnels)
+    if plan.switch.server not in fleet:
+        count = sum(node.vni is not None for node in plan.nodes)
+        return (
+            f"on the switch: vcluster switch up -n {count} --peer {first.local} --vni-base {first.vni} "
+            f"--vxlan-port {first.port} --mtu {first.mtu}"
+        )
+    return f"let UDP port {first.port} through the firewalls between {first.local} and {first.remote}, both ways"
