@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
 import subprocess
@@ -9,13 +10,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from tests import samples  # noqa: E402
-from tests.testbed import testbed  # noqa: E402
+from tests.inside import inside  # noqa: E402
+from tests.testbed import Server, kill, testbed  # noqa: E402
+from vcluster.hosts import netlink  # noqa: E402
+from vcluster.hosts.netlink import LinkSpec  # noqa: E402
 from vcluster.recipes import guest_file  # noqa: E402
 from vcluster.render.domain import domain_xml  # noqa: E402
 from vcluster.render.guest import mpi_actions, nfs_actions, ssh_actions  # noqa: E402
@@ -42,12 +47,21 @@ def compare(title: str, ours: Work, others: dict[str, Work], runs: int = 15) -> 
     for _ in range(runs):
         for name, work in sides.items():
             times[name].append(seconds(work))
+    say(title, times)
+
+
+def say(title: str, times: dict[str, list[float]]) -> None:
+    """Print our median of these seconds, and how many times as long each of the others took in the same round."""
     line = f"{title}: {statistics.median(times['vcluster']) * 1000:.1f} ms"
-    for name in others:
-        ratios = [other / mine for other, mine in zip(times[name], times["vcluster"], strict=True)]
-        low, middle, high = min(ratios), statistics.median(ratios), max(ratios)
-        line += f"; {name} takes {middle:.1f} times as long ({low:.1f} to {high:.1f})"
+    for name in times.keys() - {"vcluster"}:
+        line += f"; {name} takes {ratio(times[name], times['vcluster'])} times as long"
     print(line, flush=True)
+
+
+def ratio(these: list[float], those: list[float]) -> str:
+    """These over those, round by round: the median, and from the least to the most."""
+    found = [one / other for one, other in zip(these, those, strict=True)]
+    return f"{statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f})"
 
 
 def quiet(*argv: str) -> None:
@@ -83,31 +97,129 @@ def seed() -> None:
 
 
 LINKS = 64
-LINKS_PROGRAM = """
-import subprocess, sys
-from vcluster.hosts import netlink
-from vcluster.resources import links
-from scripts.measure import compare
-def ours():
-    for n in range({count}):
-        netlink.create_bridge(f"vc-{{n}}", mtu=1450, alias="vcluster:bench")
-    links.destroy(None, "bench")
-def batch():
-    make = "".join(
-        f"link add vc-{{n}} mtu 1450 alias vcluster:bench type bridge\\nlink set vc-{{n}} up\\n" for n in range({count})
-    )
-    gone = "".join(f"link del vc-{{n}}\\n" for n in range({count}))
-    for text in (make, gone):
-        subprocess.run(["ip", "-batch", "-"], input=text.encode(), check=True)
-compare("{count} bridges made and removed", ours, {{"ip -batch": batch}}, runs=5)
-"""
+ROUNDS = 5
+MARK = "vcluster:bench:00000000"
 
 
 def links() -> None:
-    """Bridges, in a server of the testbed, inside one process that has its libraries loaded."""
-    with testbed("bench") as (server,):
-        program = LINKS_PROGRAM.format(count=LINKS)
-        print(server.run([sys.executable, "-c", program], timeout_s=120, cwd=ROOT).stdout, end="")
+    """The links of many nodes on their server and on the switch, each inside one process with its libraries loaded."""
+    with testbed("nodes", "switch") as (nodes, switch):
+        for here, there, where in ((nodes, switch, "their server"), (switch, nodes, "the switch")):
+            code = "import sys; from scripts import measure; measure.links_here(*sys.argv[1:])"
+            argv = [sys.executable, "-c", code, here.address, there.address, where]
+            print(here.run(argv, timeout_s=180, cwd=ROOT).stdout, end="", flush=True)
+
+
+def links_here(here: str, there: str, where: str) -> None:
+    """One side of `links`, inside a server."""
+    names = [str(number) for number in range(LINKS)]
+    specs = tunnels(here, there, {name: "vc" if where == "the switch" else f"vb-{name}" for name in names})
+    up, down = "\n".join(line for spec in specs for line in batch(spec)), "\n".join(f"link del {s.name}" for s in specs)
+    sides: dict[str, tuple[Work, Work]] = {
+        "vcluster": (lambda: netlink.create(specs), lambda: netlink.destroy(MARK)),
+        "ip -batch": (lambda: ip_batch(up), lambda: ip_batch(down)),
+    }
+    made: dict[str, list[float]] = {name: [] for name in sides}
+    removed: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(ROUNDS):
+        for name, (make, remove) in sides.items():
+            made[name].append(seconds(make))
+            removed[name].append(seconds(remove))
+    say(f"links of {LINKS} nodes on {where} made", made)
+    say(f"links of {LINKS} nodes on {where} removed", removed)
+
+
+def tunnels(here: str, there: str, bridges: dict[str, str]) -> list[LinkSpec]:
+    """A tunnel for each node, in a bridge of its own or in one for all."""
+    specs = [LinkSpec(bridge, "bridge", 1450, MARK) for bridge in dict.fromkeys(bridges.values())]
+    for number, (name, bridge) in enumerate(bridges.items()):
+        specs.append(LinkSpec(f"vx-{name}", "vxlan", 1450, MARK, bridge, 40 + number, here, there, "eth0", 4789))
+    return specs
+
+
+def batch(spec: LinkSpec) -> list[str]:
+    """What makes the same link by `ip -batch`."""
+    tunnel = (
+        f"id {spec.vni} local {spec.local} remote {spec.remote} dev {spec.interface} dstport {spec.port} nolearning"
+    )
+    more = tunnel if spec.kind == "vxlan" else "stp_state 0 forward_delay 0 mcast_snooping 0"
+    return [
+        f"link add {spec.name} mtu {spec.mtu} type {spec.kind} {more}",
+        f"link set {spec.name} alias {spec.alias} {f'master {spec.master}' if spec.master else ''}",
+        f"link set {spec.name} addrgenmode none",
+        f"link set {spec.name} up",
+    ]
+
+
+def ip_batch(lines: str) -> None:
+    """Run lines of `ip` in one process."""
+    subprocess.run(["ip", "-batch", "-"], input=lines.encode(), check=True)
+
+
+FLOW_S = 2
+
+
+def traffic() -> None:
+    """Two nodes of one server through the switch on another, against the same two on one plain bridge."""
+    with testbed("nodes", "switch") as (nodes, switch), inside(nodes) as ours, inside(switch) as theirs:
+        homes = {"a": "vb-a", "b": "vb-b"}
+        for call, here, there, bridges in (
+            (ours, nodes, switch, homes),
+            (theirs, switch, nodes, dict.fromkeys(homes, "vc-bench")),
+        ):
+            call("netlink.create", specs=[asdict(one) for one in tunnels(here.address, there.address, bridges)])
+        nodes.run(["ip", "link", "add", "plain", "mtu", "1450", "type", "bridge", "forward_delay", "0"], timeout_s=10)
+        nodes.run(["ip", "link", "set", "plain", "up"], timeout_s=10)
+        ways = {"the switch": {"a": "vb-a", "b": "vb-b"}, "a plain bridge": {"c": "plain", "d": "plain"}}
+        for number, pair in enumerate(ways.values()):
+            for place, (name, bridge) in enumerate(pair.items()):
+                plug(nodes, name, bridge, f"10.0.{number}.{place + 1}/24")
+        with contextlib.ExitStack() as stack:
+            for name in ("b", "d"):
+                stack.callback(kill, listener(nodes, name))
+            measure_traffic(nodes, {"the switch": ("a", "10.0.0.2"), "a plain bridge": ("c", "10.0.1.2")})
+
+
+def plug(server: Server, name: str, bridge: str, address: str) -> None:
+    """A namespace that stands for a node, at a port of a bridge."""
+    server.run(["ip", "netns", "add", name], timeout_s=10)
+    lines = (
+        f"link add vt-{name} mtu 1450 type veth peer name lab0 netns {name}\nlink set vt-{name} master {bridge} up\n"
+    )
+    server.run(["ip", "-batch", "-"], input=lines, timeout_s=10)
+    lines = f"link set lab0 mtu 1450 up\naddress add {address} dev lab0\n"
+    server.run(["ip", "-n", name, "-batch", "-"], input=lines, timeout_s=10)
+
+
+def listener(server: Server, name: str) -> subprocess.Popen[str]:
+    """iperf3 that waits for callers in a namespace."""
+    process = server.popen(["ip", "netns", "exec", name, "iperf3", "--server", "--forceflush"])
+    assert process.stdout is not None
+    while "listening" not in (line := process.stdout.readline()):
+        if not line:
+            sys.exit("bench: iperf3 does not listen")
+    return process
+
+
+def measure_traffic(server: Server, ways: dict[str, tuple[str, str]]) -> None:
+    """Print throughput and round-trip time of the first way, and how they compare with the second."""
+    rates: dict[str, list[float]] = {way: [] for way in ways}
+    trips: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(ROUNDS):
+        for way, (name, target) in ways.items():
+            enter = ["ip", "netns", "exec", name]
+            flow = server.run([*enter, "iperf3", "-c", target, "-t", str(FLOW_S), "-J"], timeout_s=30).stdout
+            rates[way].append(json.loads(flow)["end"]["sum_received"]["bits_per_second"])
+            pings = server.run([*enter, "ping", "-q", "-c", "500", "-i", "0.002", target], timeout_s=30).stdout
+            trips[way].append(float(pings.rsplit(" = ", 1)[1].split("/")[1]))
+    (first, second), middle = ways, statistics.median
+    print(
+        f"throughput through {first}: {middle(rates[first]) / 1e9:.2f} Gbit/s, "
+        f"{ratio(rates[first], rates[second])} times that of {second}\n"
+        f"round trip through {first}: {middle(trips[first]) * 1000:.0f} µs, "
+        f"{ratio(trips[first], trips[second])} times that of {second}",
+        flush=True,
+    )
 
 
 def plan() -> None:
@@ -158,7 +270,7 @@ def create() -> None:
             print(f"clear: {gone:.1f} s", flush=True)
 
 
-MEASUREMENTS = {"seed": seed, "links": links, "plan": plan, "start": start, "create": create}
+MEASUREMENTS = {"seed": seed, "links": links, "traffic": traffic, "plan": plan, "start": start, "create": create}
 
 
 def main() -> None:

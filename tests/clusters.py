@@ -60,7 +60,7 @@ def survey(host: Host) -> dict[str, list[str]]:
         "domains": "virsh -q list --all --name",
         "networks": "virsh -q net-list --all --name",
         "pools": "virsh -q pool-list --all --name",
-        "links": "ip -o link | cut -d: -f2",
+        "links": "ip -o link | cut -d: -f2 | cut -d@ -f1",
         # The verdict on KVM and libvirt's knowledge of QEMU are the machine's, not a cluster's.
         "files": f"find {files} -not -path '*/vcluster/images/*' -not -name accel.json -not -path '*/capabilities/*'",
         "mounts": "cut -d' ' -f2 /proc/self/mounts",
@@ -70,3 +70,8 @@ def survey(host: Host) -> dict[str, list[str]]:
     said = host.sh("; ".join(f"echo '# {name}'; {line}" for name, line in lists.items()))
     parts = dict(part.split("\n", 1) for part in said.split("# ")[1:])
     return {name: sorted(set(parts[name].split("\n")) - {""}) for name in lists}
+
+
+def left_behind(now: dict[str, list[str]], before: dict[str, list[str]]) -> dict[str, list[str]]:
+    """What is on a server that was not there before. A reboot takes things away; that is not a cluster's doing."""
+    return {kind: extra for kind, found in now.items() if (extra := sorted(set(found) - set(before[kind])))}

@@ -60,7 +60,7 @@ def test_full_size_frames_pass_the_switch(calls: tuple[Call, Call]) -> None:
     nodes("frames.send", interface="vx-lab-0", token="up", size=MTU)
     switch("frames.send", interface="vx-lab-0", token="down", size=MTU, count=3)
     began = time.monotonic()
-    # What goes out is not heard where it goes out; the switch sends "up" on to the other tunnel, and "down" to one only.
+    # Nothing is heard where it goes out. The switch sends "up" on to the other tunnel; "down" goes into one alone.
     wanted = {"vx-lab-0": ["down"], "vx-lab-1": ["up"]}
     assert nodes("frames.heard", timeout_s=20, wanted=wanted) == wanted
     assert switch("frames.heard", timeout_s=20, wanted={"vx-lab-0": ["up"]}) == {"vx-lab-0": ["up"], "vx-lab-1": []}
@@ -118,5 +118,5 @@ def test_a_probe_is_a_packet_that_may_not_be_fragmented() -> None:
     assert header[6] & 0x40
     total = sum(int.from_bytes(header[at : at + 2], "big") for at in range(0, 20, 2))
     assert (total & 0xFFFF) + (total >> 16) == 0xFFFF
-    assert frames.token_of(frame[:60]) == "red>1"
+    assert frames.token_of(frame[:64]) == "red>1"
     assert frames.token_of(b"\xff" * 64) is None

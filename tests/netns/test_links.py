@@ -1,4 +1,4 @@
-"""Real links, in servers of the testbed: made as planned, observed, carrying frames, removed; what is not ours stays."""
+"""Real links, in servers of the testbed: made as planned, carrying frames, removed; what is not ours stays."""
 
 from __future__ import annotations
 

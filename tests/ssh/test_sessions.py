@@ -68,7 +68,7 @@ def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
                 transport.add_server_key(private(HOST))
                 try:
                     transport.start_server(server=Door())
-                except (paramiko.SSHException, EOFError):
+                except (paramiko.SSHException, EOFError, OSError):
                     continue
 
         thread = threading.Thread(target=serve, daemon=True)

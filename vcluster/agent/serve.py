@@ -50,6 +50,7 @@ def main(source: BinaryIO, sink: BinaryIO, order: Mapping[str, Any], lock: int) 
     """Do what the loader was told to: `serve` requests, or `relay` to a socket of this server."""
     with contextlib.suppress(BrokenPipeError):
         if "relay" in order:
+            os.close(lock)  # all it needs is loaded: it keeps nobody from removing the archive
             relay(source, sink, order["relay"])
         else:
             from vcluster.agent.operations import OPERATIONS  # noqa: PLC0415 - it loads what speaks to the kernel

@@ -7,6 +7,7 @@ close such sockets.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import hashlib
@@ -159,7 +160,8 @@ def _open_ear() -> socket.socket:
     except PermissionError as error:
         raise MissingError("hearing frames needs root", hint="run it with sudo") from error
     _attach_filter(ear)
-    ear.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
+    with contextlib.suppress(PermissionError):  # root of a container: less room will have to do
+        ear.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
     return ear
 
 

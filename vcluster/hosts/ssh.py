@@ -218,7 +218,8 @@ class ChannelPipe(Pipe):
     def reason(self) -> str:
         transport = self._channel.get_transport()
         if not transport.is_active():
-            return _said(transport.get_exception() or ConnectionError("the server hung up or fell silent"))
+            error = transport.get_exception()
+            return str(error or "") or "the server hung up or fell silent"
         code = self.wait(1.0)
         self._listener.join(1.0)
         return self.error_output or ("" if code is None else f"the program ended with exit code {code}")

@@ -1,0 +1,98 @@
+"""A real sshd, a real sudo, a real libvirt: the agent and the way to libvirt, as each kind of user."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from tests.testbed import Server, testbed
+
+pytestmark = pytest.mark.netns
+
+# Runs on the first server. Prints what it finds out, line by line.
+PROGRAM = """
+import os, sys, libvirt
+from vcluster.agent.door import There
+from vcluster.errors import VclusterError
+from vcluster.events import Deadline
+from vcluster.hosts import ssh
+from vcluster.hosts.tunnel import LibvirtTunnel
+
+host, user, password, for_sudo = (word if word != "-" else None for word in sys.argv[1:])
+libvirt.registerErrorHandler(lambda *_: None, None)
+
+def exercise(session, agent):
+    print(agent.call("identity", deadline=Deadline(20))["has_rights"])
+    with LibvirtTunnel(agent) as tunnel:
+        connection = libvirt.open(tunnel.uri)
+        print(connection.getHostname())
+        xml = "<pool type='dir'><name>p</name><target><path>/var/lib/libvirt/images</path></target></pool>"
+        pool = connection.storagePoolCreateXML(xml)
+        data = os.urandom(5 << 20)
+        volume = pool.createXML(f"<volume><name>v</name><capacity unit='B'>{len(data)}</capacity></volume>")
+        stream = connection.newStream()
+        volume.upload(stream, 0, len(data))
+        view = memoryview(data)
+        while view:
+            view = view[stream.send(bytes(view[:262144])):]
+        stream.finish()
+        stream, got = connection.newStream(), bytearray()
+        volume.download(stream, 0, len(data))
+        while part := stream.recv(262120):
+            got += part
+        stream.finish()
+        print(bytes(got) == data)
+        volume.delete()
+        pool.destroy()
+        connection.close()
+    agent.uninstall(Deadline(20))
+
+try:
+    target = ssh.resolve(host, user=user)
+    with ssh.connect_server("server2", target, password=password, deadline=Deadline(60)) as session:
+        agent = There(session, password=lambda: for_sudo, deadline=Deadline(60))
+        exercise(session, agent)
+except VclusterError as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[tuple[Server, ...]]:
+    with testbed("red", "blue", are_friends=True) as servers:
+        servers[1].set_password("student", "s e'c$r\\t")
+        yield servers
+
+
+def exercise(servers: tuple[Server, ...], user: str, password: str = "-", for_sudo: str = "-") -> list[str]:
+    red, blue = servers
+    done = red.run([sys.executable, "-c", PROGRAM, blue.name, user, password, for_sudo], timeout_s=150)
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("user", "password"), [("root", "-"), ("operator", "-"), ("student", "s e'c$r\\t")], ids=["root", "key", "password"]
+)
+def test_every_kind_of_user_reaches_libvirt_and_leaves_nothing(
+    servers: tuple[Server, ...], user: str, password: str
+) -> None:
+    blue = servers[1]
+    assert exercise(servers, user, password, password) == ["True", blue.name, "True"]
+    assert not blue.path("/var/lib/vcluster/agent").exists()
+
+
+@pytest.mark.parametrize(
+    ("password", "for_sudo", "said"),
+    [
+        ("s e'c$r\\t", "wrong", "MissingError server2: sudo refuses the password of user student"),
+        ("s e'c$r\\t", "-", "MissingError server2: sudo asks for the password of user student, and none was given"),
+        ("wrong", "-", "refuses the password for user student"),
+    ],
+)
+def test_a_wrong_password_is_told_by_who_refuses_it(
+    servers: tuple[Server, ...], password: str, for_sudo: str, said: str
+) -> None:
+    (line,) = exercise(servers, "student", password, for_sudo)
+    assert said in line
