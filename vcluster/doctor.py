@@ -38,11 +38,12 @@ class Finding:
     server: str = ""
 
 
-def examine(site: Site) -> tuple[Finding, ...]:
+def examine(site: Site, *, carries_nodes: bool = True) -> tuple[Finding, ...]:
     """This machine: everything that can be looked at without changing anything."""
     with site.doors.open(servers.want_spec(LOCAL, carries_nodes=False)) as server:
-        found = [*_of(server.call("look_over", carries_nodes=True, is_controller=True))]
-    found += _libvirt_here(site)
+        found = [*_of(server.call("look_over", carries_nodes=carries_nodes, is_controller=True))]
+    if carries_nodes:
+        found += _libvirt_here(site)
     return (*found, *_image(site), *_namesake())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 
 from vcluster import naming, parallel, passwords
 from vcluster.agent.door import Agent, Here, There
-from vcluster.agent.operations import MACHINE_ID
+from vcluster.agent.operations import LIBVIRT_SOCKET, MACHINE_ID
 from vcluster.errors import MissingError, VclusterError
 from vcluster.events import Deadline, Reporter
 from vcluster.hosts import ssh
@@ -122,8 +123,10 @@ class Doors:
 
     @property
     def has_libvirt(self) -> bool:
-        """Whether this machine could carry nodes; one that only controls others need not."""
-        return self.uri != SYSTEM_URI or shutil.which("libvirtd") is not None or shutil.which("virtqemud") is not None
+        """Whether this machine may carry nodes of this user's; one that only controls others need not."""
+        if self.uri != SYSTEM_URI or os.access(LIBVIRT_SOCKET, os.W_OK):
+            return True
+        return os.geteuid() == 0 and any(map(shutil.which, ("libvirtd", "virtqemud")))
 
     @property
     def owner(self) -> str:

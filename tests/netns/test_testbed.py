@@ -297,6 +297,7 @@ def test_commands_are_told_without_a_server() -> None:
     assert not any("shared" in line for line in told)
     told = manage("commands", "server1", "server2", "server3").splitlines()
     assert any(line.startswith("scripts/testbed exec server1 -- env SERVER3_PASSWORD=") for line in told)
+    assert "\n".join(told) in (SCRIPT.parent.parent / "README.md").read_text()
 
 
 def test_vcluster_of_the_checkout_is_found(pair: tuple[Server, ...]) -> None:

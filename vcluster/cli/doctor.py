@@ -33,8 +33,8 @@ def doctor(config: Path | None, host: str | None, output: str) -> None:
     from vcluster import doctor as examination
 
     site = common.site()
-    findings = examination.examine(site)
     spec = _spec(config, host)
+    findings = examination.examine(site, carries_nodes=not spec or any(one.login is None for one in spec.servers))
     if spec:
         findings += examination.examine_servers(site, spec)
     common.emit(output, findings, lambda: "\n".join(map(_line, findings)))

@@ -104,11 +104,13 @@ def _verify(site: Site, name: str | None) -> None:
 @common.output_option
 def list_clusters(output: str) -> None:
     """List the clusters of this machine."""
-    from vcluster import inventory
+    from vcluster import inventory, parallel
     from vcluster.cli import show
 
     site = common.site()
-    rows = [_row(site, name) for name in inventory.cluster_names(site)]
+    found = parallel.outcomes(inventory.cluster_names(site), lambda name: _row(site, name))
+    rows = [row for row in found if not isinstance(row, VclusterError)]
+    parallel.raise_all([row for row in found if isinstance(row, VclusterError)])
     common.emit(output, rows, lambda: show.clusters(rows))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -69,16 +69,6 @@ def errors(doing: str) -> Iterator[None]:
         raise VclusterError(f"{doing}: {text}") from error
 
 
-@contextmanager
-def _gone_is_fine(doing: str) -> Iterator[None]:
-    with errors(doing):
-        try:
-            yield
-        except libvirt.libvirtError as error:
-            if error.get_error_code() not in _GONE:
-                raise
-
-
 class Hypervisor:
     """A connection to the libvirt of one server. `owner` tells what is ours; `name` is for messages."""
 
@@ -104,21 +94,33 @@ class Hypervisor:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _errors(self, doing: str) -> AbstractContextManager[None]:
+        return errors(f"{self.name}: {doing}" if self.name else doing)
+
+    @contextmanager
+    def _gone_is_fine(self, doing: str) -> Iterator[None]:
+        with self._errors(doing):
+            try:
+                yield
+            except libvirt.libvirtError as error:
+                if error.get_error_code() not in _GONE:
+                    raise
+
     def memory_free_mib(self) -> int:
         """Memory that guests can have now, page cache included, in MiB."""
-        with errors("reading the server's memory"):
+        with self._errors("reading the server's memory"):
             stats = self._connection.getMemoryStats(libvirt.VIR_NODE_MEMORY_STATS_ALL_CELLS)
         return int(sum(stats.get(part, 0) for part in ("free", "buffers", "cached"))) // 1024
 
     def versions(self) -> dict[str, str]:
         """libvirt's and QEMU's versions."""
-        with errors("asking for versions"):
+        with self._errors("asking for versions"):
             found = {"libvirt": self._connection.getLibVersion(), "qemu": self._connection.getVersion()}
         return {name: f"{n // 1_000_000}.{n // 1000 % 1000}.{n % 1000}" for name, n in found.items()}
 
     def names(self) -> dict[str, frozenset[str]]:
         """Every name in use, whoever uses it, by kind: domain, network, pool."""
-        with errors("listing names"):
+        with self._errors("listing names"):
             found = {
                 "domain": self._connection.listAllDomains(),
                 "network": self._connection.listAllNetworks(),
@@ -130,36 +132,36 @@ class Hypervisor:
 
     def domains(self) -> tuple[OwnedDomain, ...]:
         """All domains of ours."""
-        with errors("listing domains"):
+        with self._errors("listing domains"):
             found = [_owned(domain, self.owner) for domain in self._connection.listAllDomains()]
         return tuple(domain for domain in found if domain)
 
     def define_domain(self, xml: str) -> None:
         """Define a domain; its XML is held against libvirt's schema, which otherwise ignores what it does not know."""
-        with errors("defining a domain"):
+        with self._errors("defining a domain"):
             self._connection.defineXMLFlags(xml, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
 
     def undefine_domain(self, name: str) -> None:
         """Remove the definition of a stopped domain."""
-        with _gone_is_fine(f"undefining {name}"):
+        with self._gone_is_fine(f"undefining {name}"):
             flags = libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
             self._connection.lookupByName(name).undefineFlags(flags)
 
     def start_domain(self, name: str) -> None:
         """Power a domain on, unless it runs."""
-        with errors(f"starting {name}"):
+        with self._errors(f"starting {name}"):
             domain = self._connection.lookupByName(name)
             if not domain.isActive():
                 domain.create()
 
     def stop_domain(self, name: str) -> None:
         """Cut a domain's power."""
-        with _gone_is_fine(f"stopping {name}"):
+        with self._gone_is_fine(f"stopping {name}"):
             self._connection.lookupByName(name).destroy()
 
     def words(self, domain: str, channel: str) -> Words:
         """What a running node says on one of its channels, from now on."""
-        with errors(f"listening to {domain}"):
+        with self._errors(f"listening to {domain}"):
             stream = self._connection.newStream(libvirt.VIR_STREAM_NONBLOCK)
             self._connection.lookupByName(domain).openChannel(channel, stream, 0)
         return Words(domain, stream)
@@ -168,33 +170,33 @@ class Hypervisor:
 
     def networks(self) -> tuple[OwnedThing, ...]:
         """All networks of ours."""
-        with errors("listing networks"):
+        with self._errors("listing networks"):
             return _ours("network", self._connection.listAllNetworks(), self.owner)
 
     def create_network(self, xml: str) -> None:
         """Define a network and start it, unless it runs; it does not start with the host by itself."""
-        with errors("making the management network"):
+        with self._errors("making the management network"):
             network = self._connection.networkDefineXML(xml)
             if not network.isActive():
                 network.create()
 
     def destroy_network(self, name: str) -> None:
         """Stop a network and remove its definition."""
-        with _gone_is_fine(f"stopping network {name}"):
+        with self._gone_is_fine(f"stopping network {name}"):
             self._connection.networkLookupByName(name).destroy()
-        with _gone_is_fine(f"undefining network {name}"):
+        with self._gone_is_fine(f"undefining network {name}"):
             self._connection.networkLookupByName(name).undefine()
 
     # Pools and volumes
 
     def pools(self) -> tuple[OwnedThing, ...]:
         """All pools of ours."""
-        with errors("listing pools"):
+        with self._errors("listing pools"):
             return _ours("pool", self._connection.listAllStoragePools(), self.owner)
 
     def create_pool(self, xml: str) -> None:
         """Define a pool, make its folder and start it, unless it runs."""
-        with errors("making the storage pool"):
+        with self._errors("making the storage pool"):
             pool = self._connection.storagePoolDefineXML(xml)
             if not pool.isActive():
                 pool.build()
@@ -202,26 +204,37 @@ class Hypervisor:
 
     def destroy_pool(self, name: str) -> None:
         """Remove a pool with every volume and the folder."""
-        with _gone_is_fine(f"removing pool {name}"):
+        with self._gone_is_fine(f"removing pool {name}"):
             pool = self._connection.storagePoolLookupByName(name)
-            _empty(pool)
-        with _gone_is_fine(f"stopping pool {name}"):
+            self._empty(pool)
+        with self._gone_is_fine(f"stopping pool {name}"):
             pool.destroy()
-        with _gone_is_fine(f"removing the folder of pool {name}"):
+        with self._gone_is_fine(f"removing the folder of pool {name}"):
             _delete_folder(pool)
-        with _gone_is_fine(f"undefining pool {name}"):
+        with self._gone_is_fine(f"undefining pool {name}"):
             pool.undefine()
+
+    def _empty(self, pool: libvirt.virStoragePool) -> None:
+        """Delete all volumes, also those of an upload that was cut off."""
+        if not pool.isActive():
+            # A pool whose folder was never made cannot be started; then it has no volumes either.
+            pool.build()
+            pool.create()
+        pool.refresh()
+        for volume in pool.listAllVolumes():
+            with self._gone_is_fine(f"deleting volume {volume.name()}"):
+                volume.delete()
 
     def create_volume(self, pool: str, xml: str, content: bytes = b"") -> None:
         """Make a volume and put content into it."""
-        with errors(f"making a volume in {pool}"):
+        with self._errors(f"making a volume in {pool}"):
             volume = self._connection.storagePoolLookupByName(pool).createXML(xml)
             if content:
                 self._upload(volume, content)
 
     def volumes(self, pool: str) -> tuple[str, ...]:
         """The names of a pool's volumes."""
-        with errors(f"listing the volumes of {pool}"):
+        with self._errors(f"listing the volumes of {pool}"):
             return tuple(self._connection.storagePoolLookupByName(pool).listVolumes())
 
     def _upload(self, volume: libvirt.virStorageVol, content: bytes) -> None:
@@ -305,18 +318,6 @@ def _ours(kind: str, things: list[Any], owner: str) -> tuple[OwnedThing, ...]:
         for thing, cluster in named
         if thing.UUIDString() == naming.uuid_for(kind, cluster, owner)
     )
-
-
-def _empty(pool: libvirt.virStoragePool) -> None:
-    """Delete all volumes, also those of an upload that was cut off."""
-    if not pool.isActive():
-        # A pool whose folder was never made cannot be started; then it has no volumes either.
-        pool.build()
-        pool.create()
-    pool.refresh()
-    for volume in pool.listAllVolumes():
-        with _gone_is_fine(f"deleting volume {volume.name()}"):
-            volume.delete()
 
 
 def _delete_folder(pool: libvirt.virStoragePool) -> None:

@@ -1,0 +1,283 @@
+"""Several servers at once: what is told of one that is lost, proofs by frames and by counters, images on their way."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests import samples
+from tests.samples import BLUE, MIDDLE, RED
+from vcluster import codec, parallel, servers
+from vcluster.agent.door import Here
+from vcluster.agent.operations import OPERATIONS
+from vcluster.cli import show
+from vcluster.errors import MissingError, SeveralErrors, VclusterError
+from vcluster.events import Deadline, Event, Reporter
+from vcluster.guest import authorize
+from vcluster.hops import hops
+from vcluster.images import deliver
+from vcluster.images.store import Manifest, Store
+from vcluster.model import LOCAL
+from vcluster.plan import make_plan
+from vcluster.render import ssh
+from vcluster.servers import Server, Want, want_plan, want_spec
+from vcluster.stages import tunnels
+from vcluster.stages.path import Counted
+from vcluster.stages.path import Path as FlowPath
+
+# Opening
+
+
+class Doors:
+    """Opens servers by name, but for those that are gone."""
+
+    def __init__(self, *gone: str) -> None:
+        self.gone = gone
+        self.closed: list[str] = []
+
+    @contextmanager
+    def open(self, want: Want) -> Iterator[Server]:
+        if want.name in self.gone:
+            raise MissingError(f"{want.name} is gone")
+        try:
+            yield Server(want.name, samples.OWNER, want.storage, Here({}))
+        finally:
+            self.closed.append(want.name)
+
+
+WANTS = [want_spec(spec, carries_nodes=False) for spec in (RED, BLUE, MIDDLE)]
+
+
+def test_all_servers_are_opened_and_closed() -> None:
+    doors = Doors()
+    with servers.fleet(doors, WANTS, Reporter()) as fleet:  # type: ignore[arg-type]
+        assert list(fleet.servers) == ["red", "blue", "middle"]
+        assert fleet.each(lambda server: server.name.upper(), deadline=Deadline(5)) == {
+            "red": "RED",
+            "blue": "BLUE",
+            "middle": "MIDDLE",
+        }
+    assert sorted(doors.closed) == ["blue", "middle", "red"]
+
+
+def test_one_that_is_gone_fails_a_create_and_closes_the_others() -> None:
+    doors = Doors("blue")
+    with pytest.raises(MissingError, match="blue is gone"), servers.fleet(doors, WANTS, Reporter()):  # type: ignore[arg-type]
+        pytest.fail("it was opened")
+    assert sorted(doors.closed) == ["middle", "red"]
+
+
+def test_clear_goes_on_with_those_it_reaches() -> None:
+    with servers.fleet(Doors("blue", "red"), WANTS, Reporter(), may_lose=True) as fleet:  # type: ignore[arg-type]
+        assert list(fleet.servers) == ["middle"]
+        assert "blue" not in fleet
+        with pytest.raises(MissingError, match="red is gone"):
+            fleet["red"]
+
+
+def test_outcomes_call_nobody_off() -> None:
+    def work(number: int) -> int:
+        if number % 2:
+            raise VclusterError(f"{number} is odd")
+        return number
+
+    found = parallel.outcomes(range(4), work)
+    assert [one if isinstance(one, int) else one.message for one in found] == [0, "1 is odd", 2, "3 is odd"]
+    with pytest.raises(SeveralErrors, match="1 is odd\n3 is odd"):
+        parallel.raise_all([one for one in found if isinstance(one, VclusterError)])
+    parallel.raise_all([])
+
+
+def test_the_clusters_key_opens_only_what_a_password_opened() -> None:
+    plan = samples.shared_plan(RED, replace(BLUE, login=replace(BLUE.login, password="")))  # type: ignore[type-var]
+    keys = {server.name: want_plan(server, "the key").key for server in plan.servers}
+    assert keys == {"red": "the key", "blue": None, "middle": "the key"}
+
+
+# Tunnels
+
+
+def test_frames_are_awaited_up_down_and_across() -> None:
+    plan = samples.shared_plan(RED, BLUE, count=3)
+    wanted = tunnels.expected(plan, has_switch=True)
+    assert wanted["middle"] == {"vx-lab-1": ["vx-lab-1>40"], "vx-lab-2": ["vx-lab-2>41"], "vx-lab-3": ["vx-lab-3>42"]}
+    assert wanted["red"]["vx-lab-1"] == ["vx-lab-2>41", "vx-lab-3>42", "vx-lab-1<40"]
+    assert wanted["blue"]["vx-lab-3"] == ["vx-lab-1>40", "vx-lab-2>41", "vx-lab-3<42"]
+
+
+def test_without_a_login_to_the_switch_only_what_crosses_it_is_awaited() -> None:
+    plan = samples.shared_plan(RED, BLUE, count=2)
+    assert tunnels.expected(plan, has_switch=False) == {
+        "red": {"vx-lab-1": ["vx-lab-2>41"]},
+        "blue": {"vx-lab-2": ["vx-lab-1>40"]},
+    }
+    assert tunnels.expected(samples.shared_plan(RED, count=1), has_switch=False) == {}
+
+
+# The path
+
+
+def flow(*counts: tuple[int | None, int | None], packets: int = 100, answered: int = 100) -> FlowPath:
+    plan = samples.shared_plan(RED, BLUE, count=2)
+    ports = hops(plan, plan.nodes[0], plan.nodes[1])
+    counts = counts or ((100, 100),) * len(ports)
+    counted = tuple(Counted(hop, 1450, there, back) for hop, (there, back) in zip(ports, counts, strict=True))
+    return FlowPath("node1", "node2", packets, answered, counted)
+
+
+def test_a_flow_that_every_port_counted_crossed() -> None:
+    found = flow()
+    assert found.crossed
+    assert "the frames crossed the switch" in show.path(found)
+
+
+@pytest.mark.parametrize("missed", range(6))
+@pytest.mark.parametrize("counts", [(0, 100), (100, 0), (99, 100)])
+def test_a_flow_that_one_port_has_not_counted_did_not_cross(missed: int, counts: tuple[int, int]) -> None:
+    found = flow(*((100, 100),) * missed, counts, *((100, 100),) * (5 - missed))
+    assert not found.crossed
+    assert f"counted {min(counts)} of 100" in found.detail
+    assert "NOT through the switch" in show.path(found)
+    assert "MISSED" in show.path(found)
+
+
+def test_a_flow_that_was_not_answered_proves_nothing() -> None:
+    found = flow(answered=99)
+    assert not found.crossed
+    assert found.detail == "99 of 100 packets came back"
+
+
+def test_a_port_nobody_can_look_at_is_told_as_such() -> None:
+    known = (100, 100)
+    found = flow(known, known, (None, None), (None, None), known, known)
+    assert found.crossed
+    assert show.path(found).count("not open to us") == 2
+    assert [hop["passed"] for hop in show.path_document(found)["hops"]] == [True, True, None, None, True, True]  # type: ignore[attr-defined, index]
+
+
+# Plans and configurations as people read them
+
+
+def test_a_plan_tells_what_each_server_is_asked_for() -> None:
+    asked = samples.spec(3, mode="shared", servers=(RED, BLUE), switch=MIDDLE)
+    facts = samples.shared_facts(asked, memory_free_mib=4096, disk_free_mib=51200, cpus=2)
+    text = show.plan(make_plan(asked, facts, image=samples.DIRECT, owner=samples.OWNER), facts)
+    rows = [line.split() for line in text.splitlines()]
+    assert ["red", "node[1-2]", "tcg", "2", "of", "2", "1024", "of", "4096", "16", "of", "50", "2", "40-41"] in [
+        row[:14] for row in rows
+    ]
+    assert ["middle", "switch", "-", "-", "-", "-", "3", "40-42", "-", "-"] in rows
+
+
+def test_a_node_elsewhere_is_reached_through_its_server(tmp_path: Path) -> None:
+    plan = samples.shared_plan(LOCAL, RED, count=2)
+    jumps = {"red": ssh.Jump("red.example", "student", 2222, (tmp_path / "key",), True, ("ProxyJump gate",))}
+    text = ssh.ssh_config(plan, identity=Path("/id"), known_hosts=Path("/known"), jumps=jumps)
+    blocks = {block.split("\n")[0]: block for block in text.split("\n\n")}
+    assert "ProxyJump" not in blocks["Host node1"]
+    assert "ProxyJump red.server" in blocks["Host node2"]
+    server = blocks["Host red.server"]
+    for line in ("HostName red.example", "User student", "Port 2222", "IdentitiesOnly yes", "ProxyJump gate"):
+        assert line in server
+    assert "red.server ssh-ed25519 AAAAred\n" in ssh.known_hosts(plan, samples.keys())
+
+
+# Images on their way
+
+
+def store_with_an_image(root: Path, content: bytes) -> tuple[Store, Manifest]:
+    digest = hashlib.sha256(content).hexdigest()
+    kernel = b"kernel" * 1000
+    files = {"disk.qcow2": digest, "vmlinuz": hashlib.sha256(kernel).hexdigest()}
+    manifest = Manifest("debian12", f"sha256-{digest}", "built", "today", 1 << 30, "", (), "", files)
+    folder = root / manifest.digest
+    folder.mkdir(parents=True)
+    (folder / "disk.qcow2").write_bytes(content)
+    (folder / "vmlinuz").write_bytes(kernel)
+    (folder / "manifest.json").write_text(codec.to_json(manifest))
+    return Store(root), manifest
+
+
+CONTENT = bytes(range(256)) * 40_000
+
+
+def send(store: Store, manifest: Manifest, there: Path, *events: list[Event]) -> None:
+    report = Reporter(tuple(each.append for each in events))
+    image = replace(samples.DIRECT, digest=manifest.digest)
+    deliver.deliver(store, image, Here(OPERATIONS), there, name="red", deadline=Deadline(30), report=report)
+
+
+def test_an_image_is_sent_once_with_progress(tmp_path: Path) -> None:
+    store, manifest = store_with_an_image(tmp_path / "here", CONTENT)
+    events: list[Event] = []
+    send(store, manifest, tmp_path / "there", events)
+    assert (tmp_path / "there" / manifest.digest / "disk.qcow2").read_bytes() == CONTENT
+    assert Store(tmp_path / "there").images() == (manifest,)
+    assert Store(tmp_path / "there").verify(manifest) == ()
+    shares = [event.fraction for event in events if event.fraction is not None]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+    again: list[Event] = []
+    send(store, manifest, tmp_path / "there", again)
+    assert again == []
+
+
+def test_an_image_that_was_cut_off_goes_on(tmp_path: Path) -> None:
+    store, manifest = store_with_an_image(tmp_path / "here", CONTENT)
+    unfinished = tmp_path / "there" / f".unfinished-{manifest.digest}"
+    unfinished.mkdir(parents=True)
+    (unfinished / "disk.qcow2").write_bytes(CONTENT[:5_000_000])
+    events: list[Event] = []
+    send(store, manifest, tmp_path / "there", events)
+    assert min(event.fraction for event in events if event.fraction) > 0.45
+    assert (tmp_path / "there" / manifest.digest / "disk.qcow2").read_bytes() == CONTENT
+    assert not unfinished.exists()
+
+
+def test_an_image_that_came_over_wrong_is_not_taken(tmp_path: Path) -> None:
+    store, manifest = store_with_an_image(tmp_path / "here", CONTENT)
+    unfinished = tmp_path / "there" / f".unfinished-{manifest.digest}"
+    unfinished.mkdir(parents=True)
+    (unfinished / "disk.qcow2").write_bytes(b"x" * 5_000_000)
+    with pytest.raises(VclusterError, match=r"disk\.qcow2 came over changed"):
+        send(store, manifest, tmp_path / "there")
+    assert not unfinished.exists()
+    send(store, manifest, tmp_path / "there")
+    assert Store(tmp_path / "there").verify(manifest) == ()
+
+
+# authorized_keys
+
+
+def run_authorize(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], do: str, line: str) -> bool:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps({"do": do, "line": line})))
+    authorize.main()
+    return bool(json.loads(capsys.readouterr().out)["changed"])
+
+
+@pytest.mark.parametrize("before", [None, "", "ssh-rsa AAAA mine\n", "# a comment\nssh-rsa AAAA mine"])
+def test_a_key_comes_and_goes_and_others_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], before: str | None
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = tmp_path / ".ssh/authorized_keys"
+    if before is not None:
+        path.parent.mkdir(mode=0o700)
+        path.write_text(before)
+    key = "ssh-ed25519 AAAAC3 vcluster-admin@lab"
+    assert run_authorize(monkeypatch, capsys, "add", key)
+    assert not run_authorize(monkeypatch, capsys, "add", key)
+    assert path.read_text().splitlines() == [*(before or "").splitlines(), key]
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert run_authorize(monkeypatch, capsys, "remove", key)
+    assert not run_authorize(monkeypatch, capsys, "remove", key)
+    assert path.read_text().splitlines() == (before or "").splitlines()
+    assert list(path.parent.iterdir()) == [path]
