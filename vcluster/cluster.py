@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime, timezone
 
-from vcluster import facts, ledger, parallel, servers
+from vcluster import facts, ledger, naming, parallel, servers
 from vcluster.errors import ConflictError, VclusterError
 from vcluster.events import Deadline
 from vcluster.hosts import ssh
@@ -57,7 +57,7 @@ def create(site: Site, spec: Spec, *, image_name: str, accel: str, keep: bool) -
             _refuse_foreign(fleet, decided)
             stack.enter_context(files.locked())
             stack.push(_way_down(site, fleet, files, keep=keep))
-            keys = make_keys(spec.name, spec.node_names)
+            keys = make_keys(spec.name, spec.node_names, mark=naming.alias(spec.name, decided.owner))
             _write_down(fleet, files, decided, keys)
         _tell_accel(site, fleet, decided, accel)
         _bring_up(site, fleet, decided, keys, deadline)
@@ -82,10 +82,10 @@ def _way_down(site: Site, fleet: Fleet, files: ClusterFiles, *, keep: bool) -> C
 def _refuse_existing(fleet: Fleet, files: ClusterFiles) -> None:
     found = next((server for server in fleet.servers.values() if survey(server, files.name)), None)
     if files.folder.exists() or found:
-        where = f" on {found.name}" if found and found.session else ""
+        away = found if found and found.session and not files.folder.exists() else None
         raise ConflictError(
-            f"cluster {files.name} exists{where}, or something is left of it",
-            hint=f"vcluster clear {files.name}, or take another --name",
+            f"cluster {files.name} exists{f' on {away.name}' if away else ''}, or something is left of it",
+            hint=f"vcluster clear {files.name}{f' --on {away.host}' if away else ''}, or take another --name",
         )
 
 

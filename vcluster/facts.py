@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from ipaddress import IPv4Address, IPv4Network
+from contextlib import suppress
+from ipaddress import AddressValueError, IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from vcluster import ledger
 from vcluster.addressing import routes_of_interest
 from vcluster.errors import ConflictError, MissingError
 from vcluster.events import Deadline
+from vcluster.hosts import ssh_config
 from vcluster.hosts.accel import Verdict
 from vcluster.model import Claim, Facts, Route, ServerSpec, Spec, Way
 from vcluster.servers import Fleet, Server
@@ -158,15 +160,23 @@ def way(server: Server, remote: IPv4Address, spec: ServerSpec, local: IPv4Addres
 
 
 def _address_of(fleet: Fleet, switch: ServerSpec, *, seen_from: Server) -> IPv4Address:
-    """Where tunnels to the switch go: as the file says, else where we reached it by SSH."""
+    """Where tunnels to the switch go: as the file says, else where we reached it by SSH, else what its name means."""
     if switch.address:
         return switch.address
+    if switch.name in fleet and fleet[switch.name].session is None:
+        # The switch is this machine: our address towards that server is where it reaches us.
+        there = _reached(seen_from)
+        found = fleet[switch.name].call("way_to", address=str(there), interface=switch.interface)
+        return IPv4Address(found["local"])
     if switch.name in fleet:
-        session = fleet[switch.name].session
-        if session and session.address:
-            return IPv4Address(session.address)
-        if session is None and seen_from.session and seen_from.session.address:
-            # The switch is this machine: our address towards that server is where it reaches us.
-            found = fleet[switch.name].call("way_to", address=seen_from.session.address, interface=switch.interface)
-            return IPv4Address(found["local"])
+        return _reached(fleet[switch.name])
     raise MissingError(f"the address of {switch.name} is not known", hint="address = … in [switch] gives it")
+
+
+def _reached(server: Server) -> IPv4Address:
+    """The IPv4 address that a server was reached at; through a proxy, or by IPv6, the one its name stands for."""
+    assert server.session is not None  # noqa: S101 - nobody reaches this machine
+    assert server.target is not None  # noqa: S101
+    with suppress(AddressValueError):
+        return IPv4Address(server.session.address)
+    return IPv4Address(ssh_config.address_of(server.target.asked))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vcluster import ledger, naming
+from vcluster import ledger, naming, parallel
 from vcluster.errors import RequestError, VclusterError
 from vcluster.ledger import ClusterFiles, Ledger
+from vcluster.model import Plan
 from vcluster.resources import KINDS
 from vcluster.resources.found import Found
 from vcluster.servers import Fleet, Server
@@ -24,18 +25,21 @@ def status(site: Site, name: str) -> Status:
 def observe_status(fleet: Fleet, files: ClusterFiles) -> Status:
     """Hold the ledger against what the servers really have."""
     kept = read_ledger(files)
-    seen = {
-        server.name: Seen(
-            domains=domains_on(server),
-            links={link["name"]: link["master"] for link in server.call("links")},
-            networks={one.name for one in server.libvirt.networks() if one.is_active} if server.libvirt else set(),
-            pools={one.name for one in server.libvirt.pools() if one.is_active} if server.libvirt else set(),
-            tables=set(server.call("guards", prefix=naming.table_name(kept.plan.name, kept.plan.owner))),
-        )
-        for server in fleet.servers.values()
-    }
-    lost = {name: error.message for name, error in fleet.lost.items()}
+    looked = parallel.outcomes(tuple(fleet.servers.values()), lambda server: _look(server, kept.plan))
+    found = dict(zip(fleet.servers, looked, strict=True)) | fleet.lost
+    seen = {name: one for name, one in found.items() if isinstance(one, Seen)}
+    lost = {name: one.message for name, one in found.items() if isinstance(one, VclusterError)}
     return status_of(kept.plan, ledger_state=kept.state, is_being_changed=files.is_locked(), seen=seen, lost=lost)
+
+
+def _look(server: Server, plan: Plan) -> Seen:
+    return Seen(
+        domains=domains_on(server),
+        links={link["name"]: link["master"] for link in server.call("links")},
+        networks={one.name for one in server.libvirt.networks() if one.is_active} if server.libvirt else set(),
+        pools={one.name for one in server.libvirt.pools() if one.is_active} if server.libvirt else set(),
+        tables=set(server.call("guards", prefix=naming.table_name(plan.name, plan.owner))),
+    )
 
 
 def cluster_names(site: Site) -> tuple[str, ...]:

@@ -32,10 +32,10 @@ class Keys:
     hosts: dict[str, KeyPair]
 
 
-def make_keys(cluster: str, node_names: Sequence[str]) -> Keys:
-    """New keys for a cluster."""
+def make_keys(cluster: str, node_names: Sequence[str], *, mark: str) -> Keys:
+    """New keys for a cluster. The admin's bears the cluster's mark, by which it is found again on servers."""
     return Keys(
-        admin=make_pair(f"vcluster-admin@{cluster}"),
+        admin=make_pair(mark),
         user=make_pair(f"mpiuser@{cluster}"),
         hosts={name: make_pair(f"root@{name}") for name in node_names},
     )

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vcluster import parallel, servers
-from vcluster.errors import VclusterError
+from vcluster.errors import ConflictError, VclusterError
+from vcluster.events import Deadline
 from vcluster.inventory import survey
-from vcluster.keys import Keys
 from vcluster.ledger import ClusterFiles
 from vcluster.model import LOCAL, ServerSpec
+from vcluster.plan import CLUSTERS_FOLDER, IMAGES_FOLDER
 from vcluster.resources import KINDS, logins
 from vcluster.servers import Fleet, Server, Want
 from vcluster.site import Site
+
+IMAGE_TIMEOUT_S = 60.0
 
 
 def clear(site: Site, name: str, besides: Sequence[ServerSpec] = ()) -> bool:
@@ -25,7 +28,7 @@ def clear(site: Site, name: str, besides: Sequence[ServerSpec] = ()) -> bool:
     kept = files.read_ledger()
     key = files.server_key()
     wants = [servers.want_plan(one, key) for one in kept.plan.servers] if kept else []
-    wants += [servers.want_spec(one, carries_nodes=False) for one in besides if one.name not in _names(wants)]
+    wants += [servers.want_spec(one, carries_nodes=None) for one in besides if one.name not in _names(wants)]
     if kept is None:
         wants.append(servers.want_spec(LOCAL, carries_nodes=site.doors.has_libvirt))
     with site.fleet(wants, may_lose=True) as fleet:
@@ -48,10 +51,7 @@ def remove(site: Site, fleet: Fleet, files: ClusterFiles) -> None:
 
     Everything is tried on every server; what fails is told together, and the ledger stays until nothing is left.
     """
-    keys = files.find_keys()
-    outcomes = parallel.outcomes(
-        tuple(fleet.servers.values()), lambda server: _remove_from(site, server, files.name, keys)
-    )
+    outcomes = parallel.outcomes(tuple(fleet.servers.values()), lambda server: _remove_from(site, server, files.name))
     failures = [error for error in outcomes if isinstance(error, VclusterError)]
     failures += [
         VclusterError(f"{name} was not reached, what is there stays in the ledger: {error.message}", hint=error.hint)
@@ -61,7 +61,7 @@ def remove(site: Site, fleet: Fleet, files: ClusterFiles) -> None:
     files.destroy()
 
 
-def _remove_from(site: Site, server: Server, name: str, keys: Keys | None) -> None:
+def _remove_from(site: Site, server: Server, name: str) -> None:
     failures = []
     for kind, resource in KINDS.items():
         try:
@@ -73,4 +73,25 @@ def _remove_from(site: Site, server: Server, name: str, keys: Keys | None) -> No
     if left:
         failures.append(VclusterError(f"left of {name}: {', '.join(map(str, left))}"))
     parallel.raise_all(failures)
-    logins.destroy(server, keys.admin.public if keys else None)
+    logins.destroy(server, name)
+
+
+def remove_image(site: Site, digest: str, specs: Sequence[ServerSpec]) -> dict[str, bool]:
+    """Remove an image from servers it was sent to. Returns for each, by name, whether it was there.
+
+    Raises ConflictError where there are clusters on a server: their disks may be built on it.
+    """
+
+    def remove_it(server: Server) -> bool:
+        users = server.call("folders", path=str(server.storage / CLUSTERS_FOLDER))
+        if users:
+            raise ConflictError(f"{server.name} carries {', '.join(users)}", hint="clear what is there first")
+        root = server.storage / IMAGES_FOLDER
+        names = [name for name in server.call("folders", path=str(root)) if name.endswith(digest)]
+        for name in names:
+            server.call("remove_folder", path=str(root / name))
+        server.leave_if_unused()
+        return bool(names)
+
+    with site.fleet([servers.want_spec(one, carries_nodes=False) for one in specs]) as fleet:
+        return fleet.each(remove_it, deadline=Deadline(IMAGE_TIMEOUT_S))

@@ -53,6 +53,11 @@ class Server:
         return self.libvirt
 
     @property
+    def host(self) -> str:
+        """How the user calls it, to be given to --on."""
+        return f"{self.session.user}@{self.target.asked}" if self.session and self.target else self.name
+
+    @property
     def label(self) -> str:
         """What it is called in progress: nothing for this machine."""
         return self.name if self.session else ""
@@ -87,18 +92,21 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """A server to be opened. `host_key` is the only one it may show; `key` is the cluster's own, once it is there."""
+    """A server to be opened. `host_key` is the only one it may show; `key` is the cluster's own, once it is there.
+
+    Where `carries_nodes` is None, its libvirt is opened if it has one.
+    """
 
     name: str
     login: Login | None
     storage: Path
     timeout_s: float
-    carries_nodes: bool
+    carries_nodes: bool | None
     host_key: str = ""
     key: str | None = None
 
 
-def want_spec(spec: ServerSpec, *, carries_nodes: bool) -> Want:
+def want_spec(spec: ServerSpec, *, carries_nodes: bool | None) -> Want:
     """A server as the user described it."""
     return Want(spec.name, spec.login, spec.path, spec.timeout_s, carries_nodes)
 
@@ -158,7 +166,7 @@ class Doors:
         agent, is_done = There(session, password=lambda: self.password(login), deadline=deadline), threading.Event()
         stack.callback(_leave, agent, is_done)
         libvirt = None
-        if want.carries_nodes:
+        if want.carries_nodes or (want.carries_nodes is None and _has_libvirt(agent, deadline)):
             tunnel = stack.enter_context(LibvirtTunnel(agent))
             libvirt = stack.enter_context(Hypervisor(tunnel.uri, self.owner, name=want.name))
         return Server(
@@ -199,6 +207,10 @@ class Doors:
         """The password of a login, from where it is kept."""
         what = f"password of {login.user + '@' if login.user else ''}{login.host}"
         return passwords.find(login.password, environment=self.environment, ask=self.ask, what=what)
+
+
+def _has_libvirt(agent: Agent, deadline: Deadline) -> bool:
+    return bool(agent.call("identity", deadline=deadline)["has_libvirt"])
 
 
 def _leave(agent: Agent, is_done: threading.Event) -> None:

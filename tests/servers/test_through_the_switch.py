@@ -149,7 +149,7 @@ def test_passwords_are_nowhere(bed: Bed, blue: Cluster) -> None:
 
 def test_the_clusters_key_is_with_the_user_who_has_a_password(bed: Bed, blue: Cluster) -> None:
     del blue
-    assert "vcluster-admin@blue" in (bed.three.server.home("student") / ".ssh/authorized_keys").read_text()
+    assert " vcluster:blue:" in (bed.three.server.home("student") / ".ssh/authorized_keys").read_text()
     assert "vcluster" not in (bed.four.server.home("operator") / ".ssh/authorized_keys").read_text()
 
 

@@ -257,8 +257,8 @@ def test_an_image_that_came_over_wrong_is_not_taken(tmp_path: Path) -> None:
 # authorized_keys
 
 
-def run_authorize(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], do: str, line: str) -> bool:
-    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps({"do": do, "line": line})))
+def run_authorize(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], **request: str) -> bool:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(request)))
     authorize.main()
     return bool(json.loads(capsys.readouterr().out)["changed"])
 
@@ -272,12 +272,12 @@ def test_a_key_comes_and_goes_and_others_stay(
     if before is not None:
         path.parent.mkdir(mode=0o700)
         path.write_text(before)
-    key = "ssh-ed25519 AAAAC3 vcluster-admin@lab"
-    assert run_authorize(monkeypatch, capsys, "add", key)
-    assert not run_authorize(monkeypatch, capsys, "add", key)
+    key = "ssh-ed25519 AAAAC3 vcluster:lab:0badcafe"
+    assert run_authorize(monkeypatch, capsys, do="add", line=key)
+    assert not run_authorize(monkeypatch, capsys, do="add", line=key)
     assert path.read_text().splitlines() == [*(before or "").splitlines(), key]
     assert path.stat().st_mode & 0o777 == 0o600
-    assert run_authorize(monkeypatch, capsys, "remove", key)
-    assert not run_authorize(monkeypatch, capsys, "remove", key)
+    assert run_authorize(monkeypatch, capsys, do="remove", mark="vcluster:lab:0badcafe")
+    assert not run_authorize(monkeypatch, capsys, do="remove", mark="vcluster:lab:0badcafe")
     assert path.read_text().splitlines() == (before or "").splitlines()
     assert list(path.parent.iterdir()) == [path]

@@ -147,9 +147,9 @@ def folders(path: str) -> list[str]:
 
 
 def remove_folder(path: str) -> None:
-    """Remove a folder of a cluster with all that is in it; the folders above it go too once they are empty."""
+    """Remove a folder with all that is in it; the two above it, which are ours too, go once they are empty."""
     shutil.rmtree(path, ignore_errors=True)
-    for parent in list(Path(path).parents)[:2]:  # clusters/, and ours above it
+    for parent in list(Path(path).parents)[:2]:
         try:
             parent.rmdir()
         except OSError:

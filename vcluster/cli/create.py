@@ -235,6 +235,16 @@ def server_of(host: str, *, ask_password: bool = False) -> ServerSpec:
     return ServerSpec(name, Login(name, user, port, password="ask" if ask_password else password))
 
 
+def servers_of(host: str) -> list[ServerSpec]:
+    """The other servers of a configuration file, or the one of that name."""
+    from vcluster import config
+
+    if not host.endswith(".ini"):
+        return [server_of(host)]
+    spec = config.read(Path(host)).spec
+    return [one for one in (*spec.servers, spec.switch) if one.login]
+
+
 @click.group()
 def shared() -> None:
     """Clusters whose nodes are spread over several servers, joined by a switch on one."""

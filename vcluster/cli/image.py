@@ -97,12 +97,20 @@ def verify(name: str) -> None:
 
 @image.command()
 @click.argument("name")
-def rm(name: str) -> None:
+@click.option("--on", "host", metavar="HOST|CONFIG.ini", help="Not here, but there, where it was sent.")
+def rm(name: str, host: str | None) -> None:
     """Remove an image that no cluster uses."""
+    from vcluster import removal
+    from vcluster.cli.create import servers_of
+
     store = _store()
     manifest = store.manifest(name)
-    store.remove(manifest, users=_users(manifest.digest))
-    click.echo(f"image {name}: removed")
+    if host is None:
+        store.remove(manifest, users=_users(manifest.digest))
+        click.echo(f"image {name}: removed")
+        return
+    for server, was_there in removal.remove_image(common.site(), manifest.digest, servers_of(host)).items():
+        click.echo(f"image {name} on {server}: {'removed' if was_there else 'it is not there'}")
 
 
 def _users(digest: str) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vcluster.cli import common
+from vcluster.cli.create import servers_of
 from vcluster.errors import RequestError, VclusterError
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def clear(
     name: str | None, name_option: str | None, everything: bool, verify: bool, hosts: tuple[str, ...], yes: bool
 ) -> None:
     """Remove a cluster without a trace, on every server it is on. A second time says there is nothing and is fine."""
-    besides = [server for host in hosts for server in _servers(host)]
+    besides = [server for host in hosts for server in servers_of(host)]
     with common.progress() as (site, _):
         names = _names_to_clear(site, name or name_option, everything)
         if names and not yes:
@@ -74,19 +75,6 @@ def _clear_all(site: Site, names: tuple[str, ...], besides: Sequence[ServerSpec]
         except VclusterError as error:
             failures.append(error)
     parallel.raise_all(failures)
-
-
-def _servers(host: str) -> list[ServerSpec]:
-    """The servers of a configuration file, or the one of that name."""
-    from pathlib import Path
-
-    from vcluster import config
-    from vcluster.cli.create import server_of
-
-    if not host.endswith(".ini"):
-        return [server_of(host)]
-    spec = config.read(Path(host)).spec
-    return [one for one in (*spec.servers, spec.switch) if one.login]
 
 
 def _verify(site: Site, name: str | None) -> None:

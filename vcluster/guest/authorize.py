@@ -1,6 +1,7 @@
-"""Adds a line to the user's own ~/.ssh/authorized_keys or removes it; run on a server as the user we log in as.
+"""Adds a key to the user's own ~/.ssh/authorized_keys or removes it; run on a server as the user we log in as.
 
-Reads a JSON request from standard input, {"do": "add" | "remove", "line"}, and writes {"changed": bool}.
+Reads a JSON request from standard input, {"do": "add", "line"} or {"do": "remove", "mark"}, and writes
+{"changed": bool}. A key's mark is its comment, the last word of its line.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ def main() -> None:
     if os.path.exists(path):
         with open(path) as file:
             lines = file.readlines()
-    others = [line for line in lines if line.strip() != request["line"].strip()]
+    mark = request["mark"] if request["do"] == "remove" else request["line"].split()[-1]
+    others = [line for line in lines if line.split()[-1:] != [mark] or line.startswith("#")]
     if others and not others[-1].endswith("\n"):
         others[-1] += "\n"
     wanted = [*others, request["line"].strip() + "\n"] if request["do"] == "add" else others

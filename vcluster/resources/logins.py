@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 
-from vcluster import guest
+from vcluster import guest, naming
 from vcluster.errors import VclusterError
 from vcluster.events import Deadline
 from vcluster.hosts.shell import last_words
@@ -19,24 +19,24 @@ TIMEOUT_S = 30.0
 def create(server: Server, public_key: str) -> None:
     """Let the cluster's key in where a password did, in the login user's own authorized_keys."""
     if server.has_password:
-        _authorize(server, "add", public_key)
+        _authorize(server, {"do": "add", "line": public_key})
 
 
-def destroy(server: Server, public_key: str | None) -> None:
+def destroy(server: Server, cluster: str) -> None:
     """Take key and program away again; called when nothing else of the cluster is left there."""
     if server.session is None:
         return
-    if server.has_password and public_key:
-        _authorize(server, "remove", public_key)
+    if server.has_password:
+        _authorize(server, {"do": "remove", "mark": naming.alias(cluster, server.owner)})
     server.leave_if_unused()
 
 
-def _authorize(server: Server, do: str, public_key: str) -> None:
+def _authorize(server: Server, request: dict[str, str]) -> None:
     """As the user we logged in as, who need not be root."""
     assert server.session is not None  # noqa: S101 - only a server reached by SSH has a password
-    request = json.dumps({"do": do, "line": public_key}).encode()
+    data = json.dumps(request).encode()
     done = server.session.run_program(
-        guest.program("authorize"), request, awaited="authorized_keys", deadline=Deadline(TIMEOUT_S)
+        guest.program("authorize"), data, awaited="authorized_keys", deadline=Deadline(TIMEOUT_S)
     )
     if done.exit_code != 0:
         raise VclusterError(f"{server.name}: ~/.ssh/authorized_keys cannot be written: {last_words(done, 1)}")
