@@ -59,9 +59,6 @@ def examine_servers(site: Site, spec: Spec) -> tuple[Finding, ...]:
             for one in spec.servers:
                 if one.name in fleet and one.name != spec.switch.name:
                     found += _tunnel(site, fleet, spec, one)
-        for server in fleet.servers.values():
-            if server.session:
-                server.leave_if_unused()
     return tuple(found)
 
 

@@ -90,7 +90,6 @@ def remove_image(site: Site, digest: str, specs: Sequence[ServerSpec]) -> dict[s
         names = [name for name in server.call("folders", path=str(root)) if name.endswith(digest)]
         for name in names:
             server.call("remove_folder", path=str(root / name))
-        server.leave_if_unused()
         return bool(names)
 
     with site.fleet([servers.want_spec(one, carries_nodes=False) for one in specs]) as fleet:

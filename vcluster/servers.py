@@ -24,15 +24,13 @@ from vcluster.render.ssh import Jump
 
 R = TypeVar("R")
 
+LEAVE_TIMEOUT_S = 5.0
 CALL_TIMEOUT_S = 60.0  # for what the agent is asked; each server's own time-out is for reaching it
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server that is open. `session` is None for this machine; one that is only a switch has no libvirt for us.
-
-    Once `is_done` is set, the agent's program is taken away when the server is closed.
-    """
+    """A server that is open. `session` is None for this machine; one that is only a switch has no libvirt for us."""
 
     name: str
     owner: str
@@ -43,7 +41,6 @@ class Server:
     identities: tuple[Path, ...] = ()
     libvirt: Hypervisor | None = None
     has_password: bool = False
-    is_done: threading.Event = field(default_factory=threading.Event)
 
     @property
     def hypervisor(self) -> Hypervisor:
@@ -79,11 +76,6 @@ class Server:
     def host_key(self) -> str:
         """The host key it has shown; empty for this machine."""
         return self.session.host_key if self.session else ""
-
-    def leave_if_unused(self) -> None:
-        """Have the agent's program taken away at the end, unless a cluster of anybody's is on this server."""
-        if not any(naming.parse_alias(link["alias"]) for link in self.call("links")):
-            self.is_done.set()
 
     def call(self, operation: str, **arguments: Any) -> Any:
         """Have the agent do something there, within a minute."""
@@ -163,8 +155,8 @@ class Doors:
         deadline = Deadline(want.timeout_s)
         target = ssh.resolve(login.host, user=login.user, port=login.port)
         session = stack.enter_context(self._log_in(want, login, target, deadline))
-        agent, is_done = There(session, password=lambda: self.password(login), deadline=deadline), threading.Event()
-        stack.callback(_leave, agent, is_done)
+        agent = There(session, password=lambda: self.password(login), deadline=deadline)
+        stack.callback(_leave, agent)
         libvirt = None
         if want.carries_nodes or (want.carries_nodes is None and _has_libvirt(agent, deadline)):
             tunnel = stack.enter_context(LibvirtTunnel(agent))
@@ -179,7 +171,6 @@ class Doors:
             identities=(login.key,) if login.key else target.identity_files,
             libvirt=libvirt,
             has_password=bool(login.password),
-            is_done=is_done,
         )
 
     def _log_in(self, want: Want, login: Login, target: ssh.Target, deadline: Deadline) -> ssh.Session:
@@ -213,12 +204,13 @@ def _has_libvirt(agent: Agent, deadline: Deadline) -> bool:
     return bool(agent.call("identity", deadline=deadline)["has_libvirt"])
 
 
-def _leave(agent: Agent, is_done: threading.Event) -> None:
-    """The last thing on a server, when nothing else of ours runs there any more."""
+def _leave(agent: Agent) -> None:
+    """The last thing on a server: unless a cluster of anybody's is there, the agent's program goes too."""
     try:
-        if is_done.is_set():
-            with suppress(VclusterError):  # what is left is a file that the next one finds and uses
-                agent.uninstall(Deadline(CALL_TIMEOUT_S))
+        with suppress(VclusterError):  # what is left is a file that the next agent finds and uses
+            links = agent.call("links", deadline=Deadline(LEAVE_TIMEOUT_S))
+            if not any(naming.parse_alias(link["alias"]) for link in links):
+                agent.uninstall(Deadline(LEAVE_TIMEOUT_S))
     finally:
         agent.close()
 

@@ -356,7 +356,8 @@ def connect_server(
 
 def _introduce(who: str, target: Target, public: str, ask: Callable[[str], bool] | None) -> None:
     """Have the user vouch for a server nothing is known of."""
-    if ask is None or not ask(f"{who}: {host_keys.spoken(public)}"):
+    question = f"{who} is not known yet. Its host key is {host_keys.spoken(public)}. Is that the one it should show?"
+    if ask is None or not ask(question):
         raise host_keys.unknown(who, target, public)
     if target.known_hosts:
         host_keys.remember(target, public)

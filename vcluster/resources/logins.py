@@ -1,7 +1,4 @@
-"""Our own way into a server: the cluster's key where a password was used, and the agent's program.
-
-Neither outlives the cluster: the key goes with it, the program with the last cluster of anybody's on that server.
-"""
+"""The cluster's key, which opens a server once a password did, for as long as the cluster is there."""
 
 from __future__ import annotations
 
@@ -23,12 +20,9 @@ def create(server: Server, public_key: str) -> None:
 
 
 def destroy(server: Server, cluster: str) -> None:
-    """Take key and program away again; called when nothing else of the cluster is left there."""
-    if server.session is None:
-        return
+    """Take it away again: the last thing, when nothing else of the cluster is left there."""
     if server.has_password:
         _authorize(server, {"do": "remove", "mark": naming.alias(cluster, server.owner)})
-    server.leave_if_unused()
 
 
 def _authorize(server: Server, request: dict[str, str]) -> None:
