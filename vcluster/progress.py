@@ -69,11 +69,15 @@ class Lines:
 
 
 class Bars:
-    """A bar for each node: its stage, how far it is, how long it has taken and what it waits for."""
+    """A bar for each node: its stage, how far it is, how long it has taken and what it waits for.
+
+    A server's bar appears when there is something to tell of it, and shows one stage after the other.
+    """
 
     def __init__(self, node_names: Sequence[str], stages: int, stream: TextIO = sys.stderr) -> None:
         width = max((len(name) for name in node_names), default=0)
         self._stages, self._stream, self._width = stages, stream, width
+        self._nodes = frozenset(node_names)
         self._bars: dict[str, tqdm[Any]] = {}
         self._waiting: dict[str, tuple[float, str]] = {}
         self._now_s, self._closed = 0.0, threading.Event()
@@ -97,13 +101,14 @@ class Bars:
             began = event.at_s if event.what == "start" else self._waiting.get(event.node, (event.at_s, ""))[0]
             awaiting = f": {event.text}" if event.text else ""
             self._waiting[event.node] = (began, f"{event.stage}{awaiting}")
-            if event.fraction is not None:
-                bar.n = event.fraction * self._stages
+            if event.node not in self._nodes:
+                bar.n = self._stages * (event.fraction or 0)
         else:
             self._waiting.pop(event.node, None)
             word = "failed" if event.what == "fail" else "done"
             bar.unit = colored(f"{event.stage} {word}", COLORS[event.what], no_color=not may_color(self._stream))
-            bar.n = min(bar.n + (event.what == "end"), self._stages)
+            done = bar.n + (event.what == "end") if event.node in self._nodes else self._stages
+            bar.n = min(done, self._stages)
         self._redraw(event.node)
 
     def _bar(self, node: str) -> tqdm[Any]:

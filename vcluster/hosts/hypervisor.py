@@ -76,6 +76,7 @@ class Hypervisor:
         self.uri = uri
         self.owner = owner
         self.name = name
+        self._defining = threading.Lock()
         _start_event_loop()
         with errors(f"connecting to {f'the libvirt of {name}' if name else uri}"):
             self._connection = libvirt.open(uri)
@@ -137,8 +138,12 @@ class Hypervisor:
         return tuple(domain for domain in found if domain)
 
     def define_domain(self, xml: str) -> None:
-        """Define a domain; its XML is held against libvirt's schema, which otherwise ignores what it does not know."""
-        with self._errors("defining a domain"):
+        """Define a domain; its XML is held against libvirt's schema, which otherwise ignores what it does not know.
+
+        One at a time: libvirtd's first two validations spoil each other when they come together (libxml2 sets up its
+        schema types without a lock).
+        """
+        with self._defining, self._errors("defining a domain"):
             self._connection.defineXMLFlags(xml, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
 
     def undefine_domain(self, name: str) -> None:
