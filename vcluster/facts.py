@@ -16,6 +16,7 @@ from vcluster.events import Deadline
 from vcluster.hosts import ssh_config
 from vcluster.hosts.accel import Verdict
 from vcluster.model import Claim, Facts, Route, ServerSpec, Spec, Way
+from vcluster.plan import CLUSTERS_FOLDER
 from vcluster.servers import Fleet, Server
 
 KVM_TIMEOUT_S = 60.0
@@ -36,7 +37,7 @@ def observe(
 
 
 def _facts(server: Server, claims: tuple[Claim, ...], accel: str, ways: dict[str, Way]) -> Facts:
-    seen = server.call("observe", storage=str(server.storage))
+    seen = server.call("observe", disks=str(server.storage / CLUSTERS_FOLDER))
     mine = {network for claim in claims for network in (claim.subnet, *claim.management)}
     where = server.name if server.session else "this machine"
     routes = tuple(Route(IPv4Network(network), interface, where) for network, interface in seen["routes"])

@@ -91,7 +91,7 @@ def check_room(spec: Spec, facts: Facts) -> None:
     if count > fit:
         raise MissingError(
             f"{count} nodes need {count * DISK_NODE_MIB + DISK_RESERVE_MIB} MiB on disk to begin with, "
-            f"{facts.disk_free_mib} MiB are free at {spec.servers[0].path}",
+            f"{facts.disk_free_mib} MiB are free at {spec.servers[0].path / CLUSTERS_FOLDER}",
             hint=f"the largest -n that fits is {fit}" if fit else "make room there",
         )
 

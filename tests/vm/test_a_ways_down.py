@@ -216,7 +216,7 @@ def test_no_room_for_disks(host: Host, bare: Survey) -> None:
         assert refused.returncode == 3
         assert "MiB on disk" in refused.stderr
     finally:
-        host.sh(f"umount {folder}")
+        host.sh(f"umount {folder} && rmdir {folder}")
     assert_unchanged(host, bare)
 
 

@@ -43,10 +43,10 @@ def identity() -> dict[str, Any]:
     }
 
 
-def observe(storage: str) -> dict[str, Any]:
-    """What planning must know: room on the disk that holds `storage`, CPUs, routes, names and VNIs in use."""
+def observe(disks: str) -> dict[str, Any]:
+    """What planning must know: room where `disks` will be, CPUs, routes, and VNIs in use."""
     links = netlink.links()
-    place = Path(storage)
+    place = Path(disks)
     existing = next(path for path in (place, *place.parents) if path.exists())
     return {
         "disk_free_mib": shutil.disk_usage(existing).free // 2**20,
