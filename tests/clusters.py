@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from typing import Any
 
-from tests.testbed import Server
+from tests.testbed import STATE, Server
 
 VCLUSTER = [sys.executable, "-c", "from vcluster.cli.main import run; run()"]
 
@@ -25,9 +26,9 @@ class Host:
         """Run vcluster there."""
         return self.server.run([*VCLUSTER, *arguments], timeout_s=timeout_s, check=check, env=env)
 
-    def popen(self, *arguments: str) -> subprocess.Popen[str]:
+    def popen(self, *arguments: str, **env: str) -> subprocess.Popen[str]:
         """Start vcluster there."""
-        return self.server.popen([*VCLUSTER, *arguments])
+        return self.server.popen([*VCLUSTER, *arguments], env=env)
 
     def json(self, *arguments: str, timeout_s: float = 60) -> Any:
         """What vcluster answers as JSON."""
@@ -36,6 +37,18 @@ class Host:
     def sh(self, line: str, *, timeout_s: float = 30, check: bool = True) -> str:
         """What a shell line prints on the server."""
         return self.server.run(["sh", "-c", line], timeout_s=timeout_s, check=check).stdout
+
+    def wait_for(self, line: str, timeout_s: float = 20) -> None:
+        """Run a shell line there again and again until it prints something."""
+        deadline = time.monotonic() + timeout_s
+        while not self.sh(f"{line} 2>/dev/null || true").strip():
+            assert time.monotonic() < deadline, f"{line} never printed anything"
+            time.sleep(0.1)
+
+    def heard(self, words: str) -> int:
+        """How many lines of what the server's sshd (and libvirtd) has said have these words in them."""
+        log = STATE / "servers" / self.server.name / "log"
+        return sum(words in line for line in log.read_text(errors="replace").splitlines())
 
 
 @dataclass(frozen=True)
@@ -64,7 +77,8 @@ def survey(host: Host) -> dict[str, list[str]]:
         # The verdict on KVM and libvirt's knowledge of QEMU are the machine's, not a cluster's.
         "files": f"find {files} -not -path '*/vcluster/images/*' -not -name accel.json -not -path '*/capabilities/*'",
         "mounts": "cut -d' ' -f2 /proc/self/mounts",
-        "processes": "ps -eo args= | grep -E '[q]emu-system|[d]nsmasq|vcluster[.]cli' || true",
+        "processes": "ps -eo args= | grep -E '[q]emu-system|[d]nsmasq|vcluster[.]cli|[v]cluster-[0-9a-f]{16}' || true",
+        "logins": "cat /run/home/*/.ssh/authorized_keys /root/.ssh/authorized_keys 2>/dev/null || true",
         "rules": "iptables-save | grep -E 'vn-|vc-|172[.]2[89]' || true; nft list ruleset | grep -E 'vn-|vc-' || true",
     }
     said = host.sh("; ".join(f"echo '# {name}'; {line}" for name, line in lists.items()))

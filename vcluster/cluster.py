@@ -50,6 +50,7 @@ def create(site: Site, spec: Spec, *, image_name: str, accel: str, keep: bool) -
     deadline = Deadline(spec.timeout_s)
     image = site.images.find(image_name)
     with site.fleet(wants_of(spec)) as fleet, ExitStack() as stack:
+        deadline = deadline.watching(fleet.check)
         servers.require_rights(fleet)
         with ledger.planning(site.state_root):
             _refuse_existing(fleet, files)
@@ -68,13 +69,16 @@ def create(site: Site, spec: Spec, *, image_name: str, accel: str, keep: bool) -
 def _way_down(site: Site, fleet: Fleet, files: ClusterFiles, *, keep: bool) -> Callable[..., None]:
     """What happens when a create ends by anything but success; an exit callback, so no failure can slip past it."""
 
-    def end(kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
+    def end(_: type[BaseException] | None, error: BaseException | None, *__: object) -> None:
+        if error is None:
             return
         if keep:
             site.report.note(f"kept as it is: vcluster clear {files.name} removes it")
-        else:
+            return
+        try:
             remove(site, fleet, files)
+        except VclusterError as left:
+            parallel.raise_all([one for one in (error, left) if isinstance(one, VclusterError)])
 
     return end
 
@@ -219,8 +223,9 @@ def repair(site: Site, name: str, *, timeout_s: float) -> tuple[str, ...]:
     """
     files = site.files(name)
     kept = read_ledger(files)
-    decided, deadline = kept.plan, Deadline(timeout_s)
+    decided = kept.plan
     with site.fleet_of(decided) as fleet, files.locked():
+        deadline = Deadline(timeout_s).watching(fleet.check)
         servers.require_rights(fleet)
         missing = observe_status(fleet, files).missing
         if missing:

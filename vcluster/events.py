@@ -77,12 +77,15 @@ class Deadline:
         self.timeout_s = timeout_s
         self._ends_s = time.monotonic() + timeout_s
         self._cancelled = threading.Event()
-        self._look: Callable[[], None] = lambda: None
+        self._looks: tuple[Callable[[str], None], ...] = ()
 
-    def watching(self, look: Callable[[], None]) -> Deadline:
-        """The same deadline, whose every check also calls `look`, which raises when there is no point in waiting on."""
+    def watching(self, look: Callable[[str], None]) -> Deadline:
+        """The same deadline, whose every check also calls `look`, which raises when there is no point in waiting on.
+
+        It is told what is awaited.
+        """
         watched = copy.copy(self)
-        watched._look = look
+        watched._looks = (*self._looks, look)
         return watched
 
     def cancel(self) -> None:
@@ -98,7 +101,8 @@ class Deadline:
         """Raise DeadlineError naming what was awaited when time is up, Cancelled when called off."""
         if self._cancelled.is_set():
             raise Cancelled(f"stopped while waiting for {awaited}")
-        self._look()
+        for look in self._looks:
+            look(awaited)
         if self.remaining_s() == 0:
             raise DeadlineError(
                 f"{awaited} did not come within {self.timeout_s:.0f} s", hint="--timeout gives more time"

@@ -50,8 +50,9 @@ def outcomes(items: Sequence[T], work: Callable[[T], R]) -> list[R | VclusterErr
 
 def raise_all(errors: Sequence[VclusterError]) -> None:
     """Raise the errors, if there are any: one as it is, several together."""
-    if len(errors) > 1:
-        raise SeveralErrors(errors)
+    single = [one for error in errors for one in (error.errors if isinstance(error, SeveralErrors) else (error,))]
+    if len(single) > 1:
+        raise SeveralErrors(single)
     for error in errors:
         raise error
 

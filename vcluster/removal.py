@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vcluster import parallel, servers
+from vcluster import naming, parallel, servers
 from vcluster.errors import ConflictError, VclusterError
 from vcluster.events import Deadline
 from vcluster.inventory import survey
@@ -37,9 +37,23 @@ def clear(site: Site, name: str, besides: Sequence[ServerSpec] = ()) -> bool:
             files.destroy()
             return False
         servers.require_rights(fleet)
+        if kept is None:
+            _tell_unlooked(site, fleet, name)
         with files.locked():
             remove(site, fleet, files)
         return True
+
+
+def _tell_unlooked(site: Site, fleet: Fleet, name: str) -> None:
+    """Without a ledger, tunnels still tell of servers at their other ends; say so while they are there to tell."""
+    own: set[str] = set()
+    ends: set[str] = set()
+    for server in fleet.servers.values():
+        mark = naming.alias(name, server.owner)
+        own |= {address for _, address in server.call("addresses")}
+        ends |= {link["remote"] for link in server.call("links") if link["alias"] == mark and link["remote"]}
+    for address in sorted(ends - own):
+        site.report.note(f"tunnels lead to {address}, where nobody looked: vcluster clear {name} --on {address}")
 
 
 def _names(wants: Sequence[Want]) -> set[str]:
@@ -53,12 +67,13 @@ def remove(site: Site, fleet: Fleet, files: ClusterFiles) -> None:
     """
     outcomes = parallel.outcomes(tuple(fleet.servers.values()), lambda server: _remove_from(site, server, files.name))
     failures = [error for error in outcomes if isinstance(error, VclusterError)]
-    failures += [
-        VclusterError(f"{name} was not reached, what is there stays in the ledger: {error.message}", hint=error.hint)
-        for name, error in fleet.lost.items()
-    ]
+    failures += [_not_reached(name, error) for name, error in fleet.lost.items()]
     parallel.raise_all(failures)
     files.destroy()
+
+
+def _not_reached(name: str, error: VclusterError) -> VclusterError:
+    return VclusterError(f"{name} was not reached, what is there stays in the ledger: {error.message}", hint=error.hint)
 
 
 def _remove_from(site: Site, server: Server, name: str) -> None:
@@ -68,6 +83,8 @@ def _remove_from(site: Site, server: Server, name: str) -> None:
             with site.report.step(f"remove {kind}", server.label):
                 resource.destroy(server, name)
         except VclusterError as error:
+            if not server.is_alive:
+                raise _not_reached(server.name, error) from error
             failures.append(error)
     left = survey(server, name) if not failures else ()
     if left:

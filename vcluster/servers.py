@@ -55,6 +55,11 @@ class Server:
         return f"{self.session.user}@{self.target.asked}" if self.session and self.target else self.name
 
     @property
+    def is_alive(self) -> bool:
+        """Whether the connection to it stands."""
+        return self.session is None or self.session.is_alive
+
+    @property
     def label(self) -> str:
         """What it is called in progress: nothing for this machine."""
         return self.name if self.session else ""
@@ -229,6 +234,12 @@ class Fleet:
 
     def __contains__(self, name: str) -> bool:
         return name in self.servers
+
+    def check(self, awaited: str) -> None:
+        """Raise VclusterError when a server is gone, without which nothing that is awaited will come."""
+        for server in self.servers.values():
+            if not server.is_alive:
+                raise VclusterError(f"{server.name}: the connection broke during {awaited}")
 
     def each(self, work: Callable[[Server], R], *, deadline: Deadline) -> dict[str, R]:
         """The results of `work` on every server, by name, side by side."""

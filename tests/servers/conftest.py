@@ -8,12 +8,13 @@ login and sudo, one as a user with a key.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
 
-from tests.clusters import Cluster, Host, survey
+from tests.clusters import Cluster, Host, left_behind, survey
 from tests.testbed import testbed
 
 PASSWORD = "correct horse; 'battery' $staple # %"
@@ -64,6 +65,19 @@ class Bed:
     def survey(self) -> Survey:
         """Everything on each server that a cluster could leave behind; images, sent once, stay."""
         return {host.server.name: survey(host) for host in self.all}
+
+    def logins(self) -> dict[str, int]:
+        """How often each server has let somebody in by SSH."""
+        return {host.server.name: host.heard("Accepted ") for host in self.all}
+
+    def assert_clean(self, bare: Survey, timeout_s: float = 10) -> None:
+        """Nothing is left anywhere of what was not there; what hangs up as it ends may take a moment."""
+        deadline = time.monotonic() + timeout_s
+        while left := {
+            name: extra for name, found in self.survey().items() if (extra := left_behind(found, bare[name]))
+        }:
+            assert time.monotonic() < deadline, left
+            time.sleep(0.2)
 
     @property
     def config(self) -> str:
@@ -117,7 +131,9 @@ def blue(bed: Bed, red: Cluster) -> Iterator[Cluster]:
     """Three nodes on two other servers, beside red and through the same switch."""
     del red
     config = bed.write("/root/.config/blue.ini", bed.config)
+    before = bed.logins()
     bed.control.vcluster("shared", "create", config, timeout_s=520, THREE_PASSWORD=PASSWORD)
+    assert all(count - before[name] <= 2 for name, count in bed.logins().items())  # sshd may penalise who knocks often
     path = bed.control.vcluster("ssh-config", "--name", "blue", "--path").stdout.strip()
     yield Cluster(bed.control, "blue", ("blue1", "blue2", "blue3"), path)
     bed.control.vcluster("clear", "blue", "-y", timeout_s=120, THREE_PASSWORD=PASSWORD)

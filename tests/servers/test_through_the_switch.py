@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import select
+import shlex
+import subprocess
 import time
 
 import pytest
 
-from tests.clusters import Cluster, left_behind
+from tests.clusters import VCLUSTER, Cluster, left_behind
 from tests.servers.conftest import PASSWORD, Bed, Survey
-from tests.testbed import Frame
+from tests.testbed import Frame, kill
 
 pytestmark = pytest.mark.vm
 
@@ -138,6 +142,39 @@ def test_commands_work_the_same(bed: Bed, blue: Cluster) -> None:
     names = run("mpiexec", "--name", "blue", "-n", "3", "hostname", timeout_s=90).stdout.split()
     assert sorted(names) == list(blue.names)
     assert "login:" in run("console", "--name", "blue", "--log", "blue3", THREE_PASSWORD=PASSWORD).stdout
+
+
+def test_a_console_on_another_server(bed: Bed, blue: Cluster) -> None:
+    """On a terminal, as a user would: a line is answered by the node, and Ctrl-] leaves."""
+    del blue
+    line = shlex.join([*VCLUSTER, "console", "--name", "blue", "blue3"])
+    process = bed.control.server.popen(
+        ["script", "-qec", line, "/dev/null"], env={"THREE_PASSWORD": PASSWORD}, takes_input=True
+    )
+    assert process.stdin is not None
+    try:
+        heard = hear(process, "Escape character")
+        process.stdin.write("\n")
+        process.stdin.flush()
+        heard += hear(process, "blue3")
+        process.stdin.write("\x1d")
+        process.stdin.flush()
+        assert process.wait(timeout=20) == 0
+    finally:
+        kill(process)
+    assert "Traceback" not in heard
+
+
+def hear(process: subprocess.Popen[str], words: str, timeout_s: float = 20) -> str:
+    """What a process says until it has said these words."""
+    assert process.stdout is not None
+    said, ends_s = "", time.monotonic() + timeout_s
+    while words not in said:
+        assert select.select([process.stdout], [], [], max(0, ends_s - time.monotonic()))[0], said
+        data = os.read(process.stdout.fileno(), 4096)
+        assert data, said
+        said += data.decode(errors="replace")
+    return said
 
 
 def test_passwords_are_nowhere(bed: Bed, blue: Cluster) -> None:

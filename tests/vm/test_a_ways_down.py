@@ -41,7 +41,7 @@ def test_kill_9_then_clear(host: Host, bare: Survey, after_s: float) -> None:
 
 def test_kill_9_then_clear_with_the_ledger_lost(host: Host, bare: Survey) -> None:
     process = host.popen("local", "create", "--name", "doomed", "-n", "1")
-    wait_for(host, "virsh -q list --name | grep doomed")
+    host.wait_for("virsh -q list --name | grep doomed")
     host.server.run(["pkill", "-KILL", "-f", "vcluster.*doomed"], timeout_s=10)
     kill(process)
     host.sh("rm -r /var/lib/vcluster/clusters/doomed")
@@ -55,7 +55,7 @@ def test_kill_9_then_clear_with_the_ledger_lost(host: Host, bare: Survey) -> Non
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupt_removes_everything(host: Host, bare: Survey, number: signal.Signals) -> None:
     process = host.popen("local", "create", "--name", "doomed", "-n", "2")
-    wait_for(host, "virsh -q list --name | grep doomed")
+    host.wait_for("virsh -q list --name | grep doomed")
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -75,7 +75,7 @@ def test_a_time_out_tells_node_stage_and_console(host: Host, bare: Survey) -> No
 @pytest.mark.parametrize("moment", ["virsh -q list --name | grep doomed", "grep -l ready {console}"])
 def test_a_node_that_stops_on_the_way_is_told_at_once(host: Host, bare: Survey, moment: str) -> None:
     process = host.popen("local", "create", "--name", "doomed", "-n", "1")
-    wait_for(host, moment.format(console="/var/lib/libvirt/images/vcluster/clusters/doomed/node1.console.log"))
+    host.wait_for(moment.format(console="/var/lib/libvirt/images/vcluster/clusters/doomed/node1.console.log"))
     host.sh("virsh -q destroy doomed.node1")
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
@@ -93,7 +93,7 @@ def test_keep_leaves_the_cluster_for_a_look(host: Host, bare: Survey) -> None:
 
 def test_two_creates_of_one_name(host: Host, bare: Survey) -> None:
     first = host.popen("local", "create", "--name", "doomed", "-n", "1")
-    wait_for(host, "ls /var/lib/vcluster/clusters/doomed/ledger.json")
+    host.wait_for("ls /var/lib/vcluster/clusters/doomed/ledger.json")
     second = host.vcluster("local", "create", "--name", "doomed", "-n", "1", check=False)
     assert second.returncode == 4
     busy = host.vcluster("clear", "doomed", "-y", check=False)
@@ -239,10 +239,3 @@ def assert_unchanged(host: Host, bare: Survey) -> None:
         assert "doomed" not in str(now)
         return
     assert {kind: sorted(set(now[kind]) ^ set(bare[kind])) for kind in bare} == {kind: [] for kind in bare}
-
-
-def wait_for(host: Host, line: str, timeout_s: float = 20) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not host.sh(f"{line} 2>/dev/null || true").strip():
-        assert time.monotonic() < deadline, f"{line} never printed anything"
-        time.sleep(0.1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 
 import pytest
@@ -33,7 +34,7 @@ def test_status_and_list(cluster: Cluster) -> None:
 def test_what_runs_is_what_the_plan_says(cluster: Cluster) -> None:
     ports = json.loads(cluster.host.sh("ip -j link show master vc-lab"))
     assert {port["ifname"] for port in ports} == {"vt-lab-1", "vt-lab-2", "vt-lab-3"}
-    assert cluster.host.sh("cat /sys/class/net/vc-lab/ifalias") == "vcluster:lab\n"
+    assert re.fullmatch("vcluster:lab:[0-9a-f]{8}\n", cluster.host.sh("cat /sys/class/net/vc-lab/ifalias"))
 
 
 def test_equal_outputs_are_folded_and_the_worst_exit_code_wins(cluster: Cluster) -> None:

@@ -128,17 +128,16 @@ def test_a_program_compiled_on_the_head_runs_on_all_and_its_traffic_uses_lab0(cl
 
 def test_the_stages_change_nothing_the_second_time(cluster: Cluster) -> None:
     code = """
-import os
-from vcluster import cluster
+from vcluster import nodes
 from vcluster.cli import common
 from vcluster.events import Deadline
 site = common.site()
 files = site.files('lab')
 plan, keys, deadline = files.read_ledger().plan, files.read_keys(), Deadline(120)
-with site.server() as server:
-    work = cluster.NodeWork(site, server, files, plan, keys, deadline)
+with site.fleet_of(plan) as fleet:
+    work = nodes.NodeWork(site, fleet, plan, keys, deadline)
     for node in plan.nodes:
-        with cluster.log_in(keys, node, user='root', deadline=deadline) as session:
+        with nodes.log_in(keys, None, node, user='root', deadline=deadline) as session:
             print(node.name, list(work.configure(node, session)))
 """
     from tests.clusters import VCLUSTER

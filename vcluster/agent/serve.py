@@ -21,6 +21,9 @@ from vcluster import errors
 from vcluster.errors import MissingError, VclusterError
 
 LINE_LIMIT = 1 << 26
+SILENCE_S = (
+    600.0  # a controller is gone after so much of it; sshd may take hours to notice, a new agent is soon started
+)
 Operations = Mapping[str, Callable[..., Any]]
 
 
@@ -61,8 +64,8 @@ def main(source: BinaryIO, sink: BinaryIO, order: Mapping[str, Any], lock: int) 
 
 
 def serve(source: BinaryIO, sink: BinaryIO, operations: Operations) -> None:
-    """Answer requests until the input ends."""
-    while line := source.readline(LINE_LIMIT):
+    """Answer requests until the input ends, or nothing comes for long."""
+    while line := _next_line(source):
         request = json.loads(line)
         body = None if request.get("body") is None else Body(source, request["body"])
         answer, content = _answer(request, body, operations)
@@ -73,6 +76,16 @@ def serve(source: BinaryIO, sink: BinaryIO, operations: Operations) -> None:
                 body.drain()
             except VclusterError:
                 return
+
+
+def _next_line(source: BinaryIO) -> bytes:
+    giving_up = threading.Timer(SILENCE_S, os._exit, [0])
+    giving_up.daemon = True
+    giving_up.start()
+    try:
+        return source.readline(LINE_LIMIT)
+    finally:
+        giving_up.cancel()
 
 
 def _answer(request: Mapping[str, Any], body: Body | None, operations: Operations) -> tuple[dict[str, Any], bytes]:

@@ -250,21 +250,48 @@ def shared() -> None:
     """Clusters whose nodes are spread over several servers, joined by a switch on one."""
 
 
+# Keys of the file's [cluster] section that options override.
+OVERRIDES = {
+    "nodes": "How many nodes.",
+    "name": "Name of the cluster.",
+    "names": "Node names, such as 'red[01-05]'.",
+    "image": "Guest image.",
+    "vcpus": "CPUs a node.",
+    "memory": "Memory a node, such as 512 MiB.",
+    "disk": "Disk a node, such as 8 GiB.",
+    "subnet": "Cluster network.",
+    "mtu": "MTU of the cluster network.",
+    "boot": "How nodes come up: auto or cold.",
+    "accel": "auto, kvm or tcg.",
+    "timeout": "Give up after so many seconds.",
+    "policy": "How nodes are laid over servers: spread or pack.",
+    "vni_base": "The first VXLAN network identifier to try.",
+    "vxlan_port": "UDP port of the tunnels.",
+}
+OVERRIDE_OPTIONS = tuple(
+    click.option(
+        *(["-n"] if key == "nodes" else []), f"--{key.replace('_', '-')}", key,
+        envvar=f"VCLUSTER_{key.upper()}", metavar=key.upper(), help=text,
+    )
+    for key, text in OVERRIDES.items()
+)  # fmt: skip
+
+
 @shared.command("create")
 @click.argument("config", type=click.Path(path_type=Path), metavar="CONFIG.ini")
-@click.option("-n", "--nodes", type=str, help="How many nodes, whatever the file says.")
-@click.option("--name", type=str, help="Name of the cluster, whatever the file says.")
-@with_options(RUN_OPTIONS)
-def create_shared(config: Path, nodes: str | None, name: str | None, plan_only: bool, keep: bool, output: str) -> None:
-    """Make the cluster that CONFIG.ini describes; config.template shows such a file."""
+@with_options(OVERRIDE_OPTIONS, RUN_OPTIONS)
+def create_shared(config: Path, plan_only: bool, keep: bool, output: str, **given: str | None) -> None:
+    """Make the cluster that CONFIG.ini describes; config.template shows such a file.
+
+    Options win over the file's [cluster] section.
+    """
     from vcluster import config as configuration
     from vcluster.images.store import DEFAULT_IMAGE
 
-    overrides = {key: value for key, value in (("nodes", nodes), ("name", name)) if value is not None}
+    overrides = {key: value for key, value in given.items() if value is not None}
     wishes: Wishes = configuration.read(config, overrides=overrides)
-    _make(
-        Order(wishes.spec, wishes.image or DEFAULT_IMAGE, wishes.accel), plan_only=plan_only, keep=keep, output=output
-    )
+    order = Order(wishes.spec, wishes.image or DEFAULT_IMAGE, wishes.accel)
+    _make(order, plan_only=plan_only, keep=keep, output=output)
 
 
 def _make(order: Order, *, plan_only: bool, keep: bool, output: str) -> None:

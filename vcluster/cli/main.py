@@ -83,7 +83,8 @@ def _complain(message: str, hint: str | None, exit_code: int) -> int:
     from vcluster.progress import may_color
 
     head = click.style("vcluster:", fg="red") if may_color(sys.stderr) else "vcluster:"
-    tail = f" ({hint})" if hint else ""
+    gap = "\n  " if "\n" in message else " "  # the last of several lines may be a command to be copied
+    tail = f"{gap}({hint})" if hint else ""
     click.echo(f"{head} {message}{tail}", err=True, color=may_color(sys.stderr))
     return exit_code
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -95,8 +95,22 @@ class Hypervisor:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _errors(self, doing: str) -> AbstractContextManager[None]:
-        return errors(f"{self.name}: {doing}" if self.name else doing)
+    @contextmanager
+    def _errors(self, doing: str) -> Iterator[None]:
+        where = f"{self.name}: " if self.name else ""
+        try:
+            with errors(where + doing):
+                yield
+        except VclusterError as error:
+            if self._is_alive():
+                raise
+            raise VclusterError(f"{where}the connection to libvirt broke while {doing}") from error
+
+    def _is_alive(self) -> bool:
+        try:
+            return bool(self._connection.isAlive())
+        except libvirt.libvirtError:
+            return False
 
     @contextmanager
     def _gone_is_fine(self, doing: str) -> Iterator[None]:
@@ -272,10 +286,10 @@ class Words:
             except queue.Empty:
                 continue
 
-    def check(self) -> None:
+    def check(self, awaited: str) -> None:
         """Raise VclusterError when the node has stopped running: its channel ends with it."""
         if self._has_ended:
-            raise VclusterError(f"{self.domain} stopped running")
+            raise VclusterError(f"{self.domain} stopped running, waiting for {awaited}")
 
     def close(self) -> None:
         """Stop listening."""
