@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import threading
@@ -153,14 +154,15 @@ class Doors:
         """A login to another server and no more: the way to its nodes, which needs no rights there."""
         assert want.login is not None  # noqa: S101 - nobody logs in to this machine
         target = ssh.resolve(want.login.host, user=want.login.user, port=want.login.port)
-        with self._log_in(want, want.login, target, Deadline(want.timeout_s)) as session:
+        with self._log_in(want, want.login, target, self._password_of(want.login), Deadline(want.timeout_s)) as session:
             yield session
 
     def _open_away(self, want: Want, login: Login, stack: ExitStack) -> Server:
         deadline = Deadline(want.timeout_s)
         target = ssh.resolve(login.host, user=login.user, port=login.port)
-        session = stack.enter_context(self._log_in(want, login, target, deadline))
-        agent = There(session, password=lambda: self.password(login), deadline=deadline)
+        password = self._password_of(login)
+        session = stack.enter_context(self._log_in(want, login, target, password, deadline))
+        agent = There(session, password=password, deadline=deadline)
         stack.callback(_leave, agent)
         libvirt = None
         if want.carries_nodes or (want.carries_nodes is None and _has_libvirt(agent, deadline)):
@@ -178,13 +180,15 @@ class Doors:
             has_password=bool(login.password),
         )
 
-    def _log_in(self, want: Want, login: Login, target: ssh.Target, deadline: Deadline) -> ssh.Session:
+    def _log_in(
+        self, want: Want, login: Login, target: ssh.Target, password: Callable[[], str | None], deadline: Deadline
+    ) -> ssh.Session:
         def connect(cluster_key: str | None) -> ssh.Session:
             return ssh.connect_server(
                 want.name,
                 target,
                 key=login.key,
-                password=None if cluster_key else self.password(login),
+                password=None if cluster_key else password(),
                 cluster_key=cluster_key,
                 fingerprint=login.fingerprint,
                 pinned=want.host_key,
@@ -199,10 +203,12 @@ class Doors:
         except ssh.RefusedError:
             return connect(None)  # a command that was killed may have taken the key away, or never have put it there
 
-    def password(self, login: Login) -> str | None:
-        """The password of a login, from where it is kept."""
+    def _password_of(self, login: Login) -> Callable[[], str | None]:
+        """The password of a login, from where it is kept, looked up when it is first needed: people are asked once."""
         what = f"password of {login.user + '@' if login.user else ''}{login.host}"
-        return passwords.find(login.password, environment=self.environment, ask=self.ask, what=what)
+        return functools.cache(
+            lambda: passwords.find(login.password, environment=self.environment, ask=self.ask, what=what)
+        )
 
 
 def _has_libvirt(agent: Agent, deadline: Deadline) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ from vcluster.hosts import accel, firewall, frames, netlink
 LIBVIRT_SOCKET = Path("/run/libvirt/libvirt-sock")
 LIBVIRT_RUN = Path("/run/libvirt/network")
 LIBVIRT_LOGS = Path("/var/log/libvirt/qemu")
+LIBVIRT_SOCKETS = (Path("/var/lib/libvirt/qemu"), Path("/var/lib/libvirt/qemu/channel/target"))
+LIBVIRT_NAME_CUT = 20  # so much of a domain's name is in such a folder's: one of that length may be another's
 MACHINE_ID = Path("/etc/machine-id")
 UNFINISHED = ".unfinished-"  # images/store.py removes what bears it
 CAP_NET_ADMIN = 12  # linux/capability.h
@@ -157,13 +160,21 @@ def remove_folder(path: str) -> None:
 
 
 def remove_traces(networks: Sequence[str], domains: Sequence[str]) -> None:
-    """What libvirt keeps of things that are gone: the name server's process number, a folder of ports, logs."""
+    """What libvirt keeps of things that are gone: the name server's process number, a folder of ports, logs.
+
+    And of domains that a power cut ended: folders with their sockets, which bear a number and the name.
+    """
     for name in networks:
         (LIBVIRT_RUN / f"{name}.pid").unlink(missing_ok=True)
         shutil.rmtree(LIBVIRT_RUN / name, ignore_errors=True)
     for name in domains:
         for log in LIBVIRT_LOGS.glob(f"{name}.log*"):
             log.unlink(missing_ok=True)
+        if len(name) < LIBVIRT_NAME_CUT:
+            for place in LIBVIRT_SOCKETS:
+                for folder in place.glob("domain-*"):
+                    if re.fullmatch(rf"domain-\d+-{re.escape(name)}", folder.name):
+                        shutil.rmtree(folder, ignore_errors=True)
 
 
 def tail(path: str, size: int) -> str:

@@ -21,9 +21,7 @@ from vcluster import errors
 from vcluster.errors import MissingError, VclusterError
 
 LINE_LIMIT = 1 << 26
-SILENCE_S = (
-    600.0  # a controller is gone after so much of it; sshd may take hours to notice, a new agent is soon started
-)
+SILENCE_S = 600.0  # whoever says nothing for so long is gone; sshd may take hours to notice
 Operations = Mapping[str, Callable[..., Any]]
 
 

@@ -105,7 +105,7 @@ def _hint(fleet: Fleet, plan: Plan) -> str:
     if plan.switch.server not in fleet:
         count = sum(node.vni is not None for node in plan.nodes)
         return (
-            f"on the switch: vcluster switch up -n {count} --peer {first.local} --vni-base {first.vni} "
-            f"--vxlan-port {first.port} --mtu {first.mtu}"
+            f"on the switch: vcluster switch up --name {plan.name} -n {count} --peer {first.local} "
+            f"--vni-base {first.vni} --vxlan-port {first.port} --mtu {first.mtu}"
         )
     return f"let UDP port {first.port} through the firewalls between {first.local} and {first.remote}, both ways"

@@ -1,0 +1,429 @@
+"""Every way a create on several servers can end, and that nothing is left of it on any of them, nor touched of others'.
+
+Named so that it runs while no other cluster is there.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from tests.clusters import Host
+from tests.servers.conftest import PASSWORD, Bed, Survey
+from tests.testbed import kill
+
+pytestmark = pytest.mark.vm
+
+LEDGER = "/var/lib/vcluster/clusters/doomed/ledger.json"
+KNOWN_HOSTS = "/root/.ssh/known_hosts"
+MIB = 2**20
+IMAGE_MIB = 192
+
+
+@dataclass
+class Doomed:
+    """A cluster that never lives to be ready, and every command that tried."""
+
+    bed: Bed
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    @property
+    def remote(self) -> list[str]:
+        """Two nodes on the machine itself, the switch elsewhere."""
+        switch = self.bed.switch.server.name
+        return ["remote", "create", "--switch", switch, "--name", "doomed", "-n", "2"]
+
+    def shared(self, timeout_s: int = 200) -> list[str]:
+        """A node on each of two other servers, the switch on a third."""
+        config = self.bed.config.replace("blue[1-3]", "doomed[1-2]").replace("blue", "doomed")
+        config = config.replace("nodes = 2", "nodes = 1").replace("timeout = 500", f"timeout = {timeout_s}")
+        return ["shared", "create", self.bed.write("/root/.config/doomed.ini", config)]
+
+    def start(self, *arguments: str, host: Host | None = None, **env: str) -> subprocess.Popen[str]:
+        """Start a command that is ended with the test, if not before."""
+        process = (host or self.bed.control).popen(*arguments, THREE_PASSWORD=PASSWORD, **env)
+        self.started.append(process)
+        return process
+
+    def clear(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Clear it, as the user would."""
+        return self.bed.control.vcluster(
+            "clear", "doomed", "-y", *arguments, check=check, timeout_s=120, THREE_PASSWORD=PASSWORD
+        )
+
+
+@pytest.fixture
+def doomed(bed: Bed, bare: Survey) -> Iterator[Doomed]:
+    """Nothing is left anywhere after any test; of one that fails, what would make others fail is removed."""
+    doomed = Doomed(bed)
+    yield doomed
+    for process in doomed.started:
+        kill(process)
+    try:
+        bed.assert_clean(bare)
+    except AssertionError:
+        doomed.clear("--on", doomed.shared()[-1], check=False)
+        raise
+
+
+def said(process: subprocess.Popen[str], *, timeout_s: float = 60) -> str:
+    """What a command that ends by itself has said on standard error, which is never a traceback."""
+    _, errors = process.communicate(timeout=timeout_s)
+    assert "Traceback" not in errors
+    return errors
+
+
+def refused(bed: Bed, *arguments: str, exit_code: int, host: Host | None = None, **env: str) -> str:
+    """The one line of complaint of a command that must be refused; a line may have indented ones below it."""
+    done = (host or bed.control).vcluster(*arguments, check=False, timeout_s=60, **{"THREE_PASSWORD": PASSWORD, **env})
+    assert done.returncode == exit_code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert len(re.findall(r"^vcluster: ", done.stderr, re.MULTILINE)) == 1, done.stderr
+    return done.stderr[done.stderr.index("vcluster: ") :]
+
+
+# Servers that go away
+
+
+@pytest.mark.parametrize(
+    ("lost", "sign"),
+    [("four", "virsh -q list --name | grep doomed"), ("switch", "ip -o link show vx-doomed-2")],
+    ids=["a server of nodes", "the switch"],
+)
+def test_a_server_that_vanishes(doomed: Doomed, lost: str, sign: str) -> None:
+    bed = doomed.bed
+    host: Host = getattr(bed, lost)
+    process = doomed.start(*doomed.shared())
+    host.wait_for(sign)
+    host.server.unplug()
+    began = time.monotonic()
+    try:
+        errors = said(process, timeout_s=120)
+        seconds = time.monotonic() - began
+        assert process.returncode == 1, errors
+        assert seconds < 90  # a server that acknowledges nothing for 20 s is dead
+        name = lost if lost == "four" else host.server.name
+        complaints = [line for line in errors.splitlines() if line.startswith("vcluster:")]
+        assert len(complaints) == 2, errors
+        assert re.search(rf"{name}: the connection (to libvirt )?broke (during|while) \S", complaints[0])
+        assert f"{name} was not reached, what is there stays in the ledger" in complaints[1]
+        assert bed.control.server.path(LEDGER).exists()
+        assert "doomed" not in str(bed.switch.sh("ip -o link") if lost == "four" else bed.four.sh("virsh list --all"))
+        assert "doomed" not in bed.three.sh("virsh -q list --all; ip -o link")
+    finally:
+        host.server.plug()
+    # Its sshd has not noticed that we went and keeps our agent; nothing but time, some minutes of it, would end that.
+    host.sh("pkill -KILL -f '[v]cluster-[0-9a-f]{16}' || true")
+    assert doomed.clear("--verify").stdout == "doomed: cleared\nnothing left\n"
+
+
+# Logins that are refused
+
+
+def test_a_wrong_password_is_given_once(doomed: Doomed) -> None:
+    bed = doomed.bed
+    before = bed.three.heard("Failed password")
+    line = refused(bed, *doomed.shared(), exit_code=3, THREE_PASSWORD="wrong")
+    assert "refuses the password for user student" in line
+    assert line.count("\n") == 1
+    assert bed.three.heard("Failed password") == before + 1
+
+
+def test_a_changed_host_key_is_refused(doomed: Doomed) -> None:
+    bed = doomed.bed
+    name = bed.switch.server.name
+    known = bed.control.server.path(KNOWN_HOSTS)
+    before = known.read_text()
+    others = [line for line in before.splitlines() if not line.startswith(f"{name},")]
+    other_key = next(line for line in others if line.startswith(bed.three.server.name)).split(" ", 1)[1]
+    try:
+        known.write_text("".join(f"{line}\n" for line in [*others, f"{name} {other_key}"]))
+        line = refused(bed, *doomed.remote, exit_code=4)
+        assert "shows another host key than is known" in line
+        for host in (bed.switch, bed.three):
+            assert fingerprint(host) in line
+        known.write_text("".join(f"{line}\n" for line in others))
+        line = refused(bed, *doomed.remote, exit_code=3)
+        assert "its host key is not known" in line
+        assert f"fingerprint = {fingerprint(bed.switch)}" in line
+    finally:
+        known.write_text(before)
+
+
+def fingerprint(host: Host) -> str:
+    return host.sh("ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub").split()[1]
+
+
+# Controllers that end
+
+
+@pytest.mark.parametrize(
+    ("where", "sign"),
+    [
+        ("control", f"ls {LEDGER}"),
+        ("switch", "ip -o link show vx-doomed-1"),
+        ("control", "virsh -q list --name | grep doomed"),
+    ],
+    ids=["ledger", "links", "boot"],
+)
+def test_kill_9_then_clear(doomed: Doomed, where: str, sign: str) -> None:
+    process = doomed.start(*doomed.remote)
+    getattr(doomed.bed, where).wait_for(sign)
+    kill(process)
+    assert doomed.clear("--verify").stdout == "doomed: cleared\nnothing left\n"
+    assert doomed.clear().stdout == "doomed: nothing to clear\n"
+
+
+def test_kill_9_then_clear_with_the_ledger_lost(doomed: Doomed) -> None:
+    """Marks tell what is ours on each server; which servers there are, only the user knows then."""
+    bed = doomed.bed
+    process = doomed.start(*doomed.remote)
+    bed.control.wait_for("virsh -q list --name | grep doomed")
+    kill(process)
+    bed.control.sh("rm -r /var/lib/vcluster/clusters/doomed")
+    done = doomed.clear()
+    assert done.stdout == "doomed: cleared\n"
+    assert f"vcluster clear doomed --on {bed.switch.server.address}" in done.stderr
+    assert "vc-doomed" not in bed.control.sh("ip -o link")
+    assert "vc-doomed" in bed.switch.sh("ip -o link")
+    switch = bed.switch.server.name
+    assert doomed.clear("--on", switch, "--verify").stdout == "doomed: cleared\nnothing left\n"
+    assert doomed.clear("--on", switch).stdout == "doomed: nothing to clear\n"
+
+
+def test_kill_9_of_a_shared_create_with_the_ledger_lost(doomed: Doomed) -> None:
+    """The file that the cluster was made from says where to look."""
+    bed = doomed.bed
+    command = doomed.shared()
+    process = doomed.start(*command)
+    bed.three.wait_for("virsh -q list --name | grep doomed")
+    kill(process)
+    bed.control.sh("rm -r /var/lib/vcluster/clusters/doomed")
+    assert doomed.clear("--on", command[-1], "--verify").stdout == "doomed: cleared\nnothing left\n"
+
+
+def test_an_interrupt_removes_everything(doomed: Doomed) -> None:
+    bed = doomed.bed
+    before = bed.logins()
+    process = doomed.start(*doomed.shared())
+    bed.three.wait_for("virsh -q list --name | grep doomed")
+    process.send_signal(signal.SIGINT)
+    errors = said(process)
+    assert process.returncode == 130
+    assert errors.strip().splitlines()[-1] == "vcluster: interrupted"
+    assert all(count - before[name] <= 2 for name, count in bed.logins().items())
+
+
+# Things in the way
+
+
+def test_a_narrow_way_to_the_switch(doomed: Doomed, bare: Survey) -> None:
+    bed = doomed.bed
+    bed.switch.server.set_mtu(1400)
+    try:
+        line = refused(bed, *doomed.remote, exit_code=3)
+        assert "--mtu 1350" in line
+        bed.assert_clean(bare)
+        plan = bed.control.json(*doomed.remote, "--mtu", "1350", "--plan")
+        assert plan["mtu"] == 1350
+    finally:
+        bed.switch.server.set_mtu(1500)
+
+
+FIREWALLS = {
+    "a policy": "{ type filter hook input priority 0; policy drop; tcp dport 22 accept; ct state established accept; }",
+    "a rule": "{ type filter hook input priority 0; policy accept; udp dport 4789 drop; }",
+}
+
+
+@pytest.mark.parametrize("kind", FIREWALLS)
+def test_a_firewall_on_the_switch(doomed: Doomed, bare: Survey, kind: str) -> None:
+    """Found before a node is made; what it says mends it where that can be known, and nobody else does."""
+    bed = doomed.bed
+    bed.switch.sh(f"nft 'table inet foreign {{ chain input {FIREWALLS[kind]}; }}'")
+    foreign = bed.switch.sh("nft list table inet foreign")
+    try:
+        error = refused(bed, *doomed.remote, exit_code=3)
+        assert "frames of 1450 bytes get lost in the tunnels" in error
+        assert f"{bed.switch.server.name}: vx-doomed-1 hears nothing of vx-doomed-1>40" in error
+        assert bed.switch.sh("nft list table inet foreign") == foreign
+        bed.assert_clean(bare)
+        if kind == "a policy":
+            doctor = ["doctor", "--switch", bed.switch.server.name]
+            found = bed.control.vcluster(*doctor, check=False)
+            assert found.returncode == 3
+            assert f"tunnel localhost to {bed.switch.server.name}: frames of 1450 bytes get lost" in found.stdout
+            mend = re.search(r"mend: (nft .*)", error)
+            assert mend
+            assert mend[1] in found.stdout
+            bed.switch.sh(mend[1])
+            assert "frames of 1450 bytes pass" in bed.control.vcluster(*doctor, check=False).stdout
+    finally:
+        bed.switch.sh("nft delete table inet foreign")
+
+
+def test_foreign_links_on_the_switch(doomed: Doomed) -> None:
+    bed = doomed.bed
+    bed.switch.sh("ip link add vc-doomed type bridge")
+    try:
+        line = refused(bed, *doomed.remote, exit_code=4)
+        assert f"link vc-doomed exists on {bed.switch.server.name} and is not ours" in line
+        assert doomed.clear("--on", bed.switch.server.name).stdout == "doomed: nothing to clear\n"
+    finally:
+        bed.switch.sh("ip link del vc-doomed")  # fails when it was harmed
+    bed.switch.sh("ip link add foreign type vxlan id 40 remote 192.0.2.1 dstport 4789 dev eth0")
+    try:
+        plan = bed.control.json(*doomed.remote, "--plan")
+        assert [node["vni"] for node in plan["nodes"]] == [41, 42]
+    finally:
+        bed.switch.sh("ip link del foreign")
+
+
+def test_another_machines_cluster_of_the_same_name(doomed: Doomed) -> None:
+    """Two machines from which clusters are made use the same switch."""
+    bed = doomed.bed
+    bed.control.vcluster(*doomed.remote, "--timeout", "6", "--keep", check=False)
+    links = "ip -o link | cut -d: -f2 | grep doomed"
+    first = bed.switch.sh(links)
+    keys = [bed.switch.server.path("/root/.ssh/authorized_keys"), bed.three.server.path(KNOWN_HOSTS)]
+    texts = [path.read_text() if path.exists() else None for path in keys]
+    bed.switch.server.lets_in(bed.three.server)
+    try:
+        line = refused(bed, *doomed.remote, exit_code=4, host=bed.three)
+        assert f"exists on {bed.switch.server.name} and is not ours" in line
+        on = ["--on", bed.switch.server.name]
+        assert bed.three.vcluster("clear", "doomed", "-y", *on).stdout == "doomed: nothing to clear\n"
+        assert bed.three.vcluster("clear", "doomed", "-y").stdout == "doomed: nothing to clear\n"
+    finally:
+        for path, text in zip(keys, texts, strict=True):
+            if text is None:
+                path.unlink()
+            else:
+                path.write_text(text)
+    assert "vc-doomed" in first
+    assert bed.switch.sh(links) == first
+    doomed.clear()
+
+
+# Images on their way
+
+
+@dataclass
+class Delivery:
+    """A shared create of an image that takes a moment to send to four, where nothing of it is."""
+
+    doomed: Doomed
+    command: list[str]
+    store: str
+    digest: str
+    images: Path
+
+    @property
+    def unfinished(self) -> Path:
+        """What has come over, until it is whole."""
+        return self.images / f".unfinished-{self.digest}" / "disk.qcow2"
+
+    @property
+    def whole(self) -> Path:
+        """The image that has come."""
+        return self.images / self.digest / "disk.qcow2"
+
+    @property
+    def received_mib(self) -> float:
+        """What four has received since it is up, of anything."""
+        return int(self.doomed.bed.four.server.path("/sys/class/net/eth0/statistics/rx_bytes").read_text()) / MIB
+
+    def start(self) -> subprocess.Popen[str]:
+        return self.doomed.start(*self.command, VCLUSTER_IMAGE_DIR=self.store)
+
+    def until_tunnels(self) -> tuple[float, str]:
+        """Create until the tunnels are there, which is after the image; the MiB received, and what was said."""
+        before = self.received_mib
+        process = self.start()
+        self.doomed.bed.four.wait_for("ip -o link show vx-doomed-2", timeout_s=60)
+        received = self.received_mib - before
+        process.send_signal(signal.SIGINT)
+        return received, said(process)
+
+
+@pytest.fixture
+def delivery(doomed: Doomed) -> Iterator[Delivery]:
+    bed, command = doomed.bed, doomed.shared()
+    store, elsewhere = "/var/lib/libvirt/images/other", "/var/lib/libvirt/images/elsewhere"
+    config = bed.control.server.path(command[-1])
+    config.write_text(config.read_text().replace("nodes = 1", f"nodes = 1\npath = {elsewhere}"))
+    digest = make_image(bed.control, store)
+    yield Delivery(doomed, command, store, digest, bed.four.server.path(f"{elsewhere}/images"))
+    for process in doomed.started:
+        kill(process)
+    doomed.clear(check=False)
+    for host in (bed.control, bed.three, bed.four):
+        host.sh(f"rm -rf {store} {elsewhere}")
+
+
+def make_image(host: Host, store: str) -> str:
+    """A store with one image, that would not boot, under the usual name; its digest."""
+    root = host.server.path(store)
+    (root / "names").mkdir(parents=True)
+    host.sh(f"qemu-img create -q -f qcow2 -o preallocation=falloc {store}/disk.qcow2 {IMAGE_MIB}M")
+    digest = sha256((root / "disk.qcow2").read_bytes()).hexdigest()
+    folder = root / f"sha256-{digest}"
+    folder.mkdir()
+    (root / "disk.qcow2").rename(folder / "disk.qcow2")
+    manifest = {
+        "name": "large", "digest": folder.name, "origin": "", "created": "", "virtual_size_bytes": IMAGE_MIB * MIB,
+        "kernel_cmdline": "", "features": [], "recipe": "", "files": {"disk.qcow2": digest},
+    }  # fmt: skip
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (root / "names" / "debian12").symlink_to(f"../{folder.name}")
+    return folder.name
+
+
+def test_an_image_is_sent_once_and_goes_on_where_it_was_cut(delivery: Delivery) -> None:
+    process = delivery.start()
+    until(lambda: delivery.unfinished.exists() and delivery.unfinished.stat().st_size > 32 * MIB)
+    kill(process)
+    until(lambda: not delivery.doomed.bed.four.sh("pgrep -f '[v]cluster-[0-9a-f]{16}' || true"))
+    sent = delivery.unfinished.stat().st_size / MIB
+    assert 32 <= sent < IMAGE_MIB
+    delivery.doomed.clear()
+
+    received, lines = delivery.until_tunnels()
+    assert IMAGE_MIB - sent - 1 < received < IMAGE_MIB - sent + 24
+    assert "four: image took" in lines
+    assert f"sha256-{sha256(delivery.whole.read_bytes()).hexdigest()}" == delivery.digest
+
+    received, lines = delivery.until_tunnels()
+    assert received < 8
+    assert "image took" not in lines
+
+
+def test_an_image_that_came_over_changed_is_sent_anew(delivery: Delivery) -> None:
+    delivery.unfinished.parent.mkdir(parents=True)
+    delivery.unfinished.write_bytes(b"!" * 100 * MIB)
+    bed = delivery.doomed.bed
+    error = refused(bed, *delivery.command, exit_code=1, VCLUSTER_IMAGE_DIR=delivery.store)
+    assert "four: image file disk.qcow2 came over changed (the same command again sends it anew)" in error
+    assert not delivery.unfinished.exists()
+    assert not delivery.whole.exists()
+
+    received, _ = delivery.until_tunnels()
+    assert received > IMAGE_MIB
+    assert f"sha256-{sha256(delivery.whole.read_bytes()).hexdigest()}" == delivery.digest
+
+
+def until(is_so: Callable[[], bool], timeout_s: float = 30) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
