@@ -365,6 +365,21 @@ def test_nothing_of_it_runs_on_when_the_connection_is_gone(
     number = start(session[0], deadline=soon()).call("number", deadline=soon())
     session[1].cut()
     deadline = Deadline(10)
-    while Path(f"/proc/{number}").exists() and "zombie" not in Path(f"/proc/{number}/status").read_text():
+    while is_running(number):
         deadline.pause(0.02, "its end")
     assert subprocess.run(["pgrep", "-f", str(tmp_path / "lib")], capture_output=True, check=False).stdout == b""
+
+
+def is_running(number: int) -> bool:
+    try:
+        return "zombie" not in Path(f"/proc/{number}/status").read_text()
+    except OSError:  # it ended while we looked
+        return False
+
+
+def test_an_agent_that_hears_nothing_ends() -> None:
+    """A controller that was cut off cannot say so, and sshd may take hours to notice."""
+    code = "import sys; from vcluster.agent import serve; serve.SILENCE_S = 0.3; "
+    code += "serve.serve(sys.stdin.buffer, sys.stdout.buffer, {})"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as process:
+        assert process.wait(timeout=20) == 0
