@@ -101,7 +101,9 @@ def _mounts() -> Iterator[Finding]:
     points = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
     hidden = sorted({point for point in points if point.startswith("/dev/") and points.count(point) > 1})
     settings = Path("/etc/libvirt/qemu.conf")
-    if hidden and not (settings.exists() and "\nnamespaces = [ ]" in settings.read_text()):
+    if not hidden or not os.access(settings, os.R_OK):  # root's alone to read
+        return
+    if "\nnamespaces = [ ]" not in settings.read_text():
         yield _finding(
             ERROR,
             "mounts",

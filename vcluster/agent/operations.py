@@ -36,14 +36,19 @@ CAP_NET_ADMIN = 12  # linux/capability.h
 
 def identity() -> dict[str, Any]:
     """Who this server is, and whether we may change it."""
-    status = Path("/proc/self/status").read_text()
-    capabilities = int(next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff:")), 16)
     return {
         "machine": MACHINE_ID.read_text().strip() if MACHINE_ID.exists() else "",
         "hostname": platform.node(),
-        "has_rights": bool(capabilities >> CAP_NET_ADMIN & 1),
+        "has_rights": has_rights(),
         "has_libvirt": LIBVIRT_SOCKET.exists(),
     }
+
+
+def has_rights() -> bool:
+    """Whether this process may make links and rules."""
+    status = Path("/proc/self/status").read_text()
+    capabilities = int(next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff:")), 16)
+    return bool(capabilities >> CAP_NET_ADMIN & 1)
 
 
 def observe(disks: str) -> dict[str, Any]:
@@ -107,13 +112,13 @@ def remove_guard(table: str) -> None:
 
 
 def guards(prefix: str) -> list[str]:
-    """The names of the tables that begin so."""
-    return list(firewall.tables(prefix))
+    """The names of the tables that begin so. Who may not make any may not see any either, and has none."""
+    return list(firewall.tables(prefix)) if has_rights() else []
 
 
 def obstacles(port: int) -> list[dict[str, str]]:
-    """What on this server would silently eat the traffic of bridges and tunnels."""
-    return [dict(one) for one in firewall.obstacles(port)]
+    """What on this server would silently eat the traffic of bridges and tunnels; only root may see that."""
+    return [dict(one) for one in firewall.obstacles(port)] if has_rights() else []
 
 
 # Frames
