@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -79,10 +80,11 @@ def _server(site: Site, server: Server, spec: Spec, *, carries_nodes: bool) -> I
 
 def _libvirt_here(site: Site) -> Iterator[Finding]:
     try:
-        with site.here() as server:
+        with site.doors.open(servers.want_spec(LOCAL, carries_nodes=True)) as server:
             yield from _libvirt(site, server)
     except VclusterError as error:
-        yield Finding(ERROR, "libvirt", error.message, libvirt_start())
+        mend = "sudo vcluster doctor" if os.geteuid() else libvirt_start()
+        yield Finding(ERROR, "libvirt", error.message, mend)
 
 
 def _libvirt_there(site: Site, spec: ServerSpec) -> Iterator[Finding]:
