@@ -154,9 +154,7 @@ def test_a_console_on_another_server(bed: Bed, blue: Cluster) -> None:
     assert process.stdin is not None
     try:
         heard = hear(process, "Escape character")
-        process.stdin.write("\n")
-        process.stdin.flush()
-        heard += hear(process, "blue3")
+        heard += hear(process, "blue3", nudge="\n")  # what is typed while the terminal is set up may be lost
         process.stdin.write("\x1d")
         process.stdin.flush()
         assert process.wait(timeout=20) == 0
@@ -165,12 +163,17 @@ def test_a_console_on_another_server(bed: Bed, blue: Cluster) -> None:
     assert "Traceback" not in heard
 
 
-def hear(process: subprocess.Popen[str], words: str, timeout_s: float = 20) -> str:
-    """What a process says until it has said these words."""
+def hear(process: subprocess.Popen[str], words: str, *, nudge: str = "", timeout_s: float = 40) -> str:
+    """What a process says until it has said these words; while it says nothing it is told `nudge` every second."""
     assert process.stdout is not None
+    assert process.stdin is not None
     said, ends_s = "", time.monotonic() + timeout_s
     while words not in said:
-        assert select.select([process.stdout], [], [], max(0, ends_s - time.monotonic()))[0], said
+        assert time.monotonic() < ends_s, said
+        if not select.select([process.stdout], [], [], 1.0)[0]:
+            process.stdin.write(nudge)
+            process.stdin.flush()
+            continue
         data = os.read(process.stdout.fileno(), 4096)
         assert data, said
         said += data.decode(errors="replace")

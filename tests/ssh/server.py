@@ -130,17 +130,18 @@ def execute(channel: paramiko.Channel, command: str, env: dict[str, str] | None)
 
 def join(channel: paramiko.Channel, far: socket.socket) -> None:
     def out() -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, EOFError):
             while data := channel.recv(65536):
                 far.sendall(data)
         with contextlib.suppress(OSError):
             far.shutdown(socket.SHUT_RDWR)
 
     threading.Thread(target=out, daemon=True).start()
-    with far, contextlib.suppress(OSError):
+    with far, contextlib.suppress(OSError, EOFError):
         while data := far.recv(65536):
             channel.sendall(data)
-    channel.close()
+    with contextlib.suppress(OSError, EOFError):
+        channel.close()
 
 
 @contextlib.contextmanager
