@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import subprocess
 import sys
@@ -45,10 +46,11 @@ def execute(channel: paramiko.Channel, command: str) -> None:
         ["sh", "-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
         done = process.communicate(b"".join(iter(lambda: channel.recv(65536), b"")))
-    channel.sendall(done[0])
-    channel.sendall_stderr(done[1])
-    channel.send_exit_status(process.returncode)
-    channel.close()
+    with contextlib.suppress(OSError, EOFError):  # the other side may have gone meanwhile
+        channel.sendall(done[0])
+        channel.sendall_stderr(done[1])
+        channel.send_exit_status(process.returncode)
+        channel.close()
 
 
 @pytest.fixture
