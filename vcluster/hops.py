@@ -17,7 +17,6 @@ class Hop:
     link: str
     bridge: str
     comes_in: bool
-    is_switch: bool = False
 
 
 def hops(plan: Plan, start: Node, end: Node) -> tuple[Hop, ...]:
@@ -28,11 +27,10 @@ def hops(plan: Plan, start: Node, end: Node) -> tuple[Hop, ...]:
 
 def _half(plan: Plan, node: Node, *, comes_in: bool) -> tuple[Hop, ...]:
     """From a node to the switch; the same ports, seen the other way, lead from the switch to it."""
-    at_switch = node.vni is None
-    tap = Hop(f"tap of {node.name}", node.server, node.port, node.bridge, comes_in, is_switch=at_switch)
-    if at_switch:
+    tap = Hop(f"tap of {node.name}", node.server, node.port, node.bridge, comes_in)
+    if node.vni is None:  # its tap is the switch's own port
         return (tap,)
     name = naming.tunnel_name(plan.name, node.index)
     tunnel = Hop(f"tunnel of {node.name}", node.server, name, node.bridge, not comes_in)
-    port = Hop(f"switch port of {node.name}", plan.switch.server, name, plan.switch.bridge, comes_in, is_switch=True)
+    port = Hop(f"switch port of {node.name}", plan.switch.server, name, plan.switch.bridge, comes_in)
     return (tap, tunnel, port)

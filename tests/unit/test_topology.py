@@ -160,7 +160,10 @@ def test_hops_between_two_nodes_of_one_server_go_through_the_switch() -> None:
 
 def test_hops_of_a_local_cluster_are_two_ports_of_the_switch() -> None:
     plan = samples.plan(2)
-    assert [(hop.link, hop.is_switch) for hop in hops(plan, *plan.nodes)] == [("vt-lab-1", True), ("vt-lab-2", True)]
+    assert [(hop.link, hop.bridge) for hop in hops(plan, *plan.nodes)] == [
+        ("vt-lab-1", "vc-lab"),
+        ("vt-lab-2", "vc-lab"),
+    ]
 
 
 def test_addresses_of_ways_are_kept() -> None:

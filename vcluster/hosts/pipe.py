@@ -45,12 +45,6 @@ class Pipe(ABC):
             self._pending += self._more(deadline, awaited)
         return self._take(size)
 
-    def read_some(self, limit: int, deadline: Deadline, awaited: str) -> bytes:
-        """What there is, at most `limit` bytes, and at least one."""
-        while not self._pending:
-            self._pending += self._more(deadline, awaited)
-        return self._take(min(limit, len(self._pending)))
-
     def read_line(self, deadline: Deadline, awaited: str) -> bytes:
         """The next line, without its end."""
         looked = 0

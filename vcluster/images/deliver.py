@@ -14,7 +14,6 @@ from vcluster.model import Image
 
 MIB = 2**20
 STAGE = "image"
-VERIFY_TIMEOUT_S = 300.0
 
 
 def deliver(

@@ -14,7 +14,6 @@ from vcluster.servers import Fleet
 from vcluster.stages.check import Check
 from vcluster.stages.configure import ask
 
-FLOW_PACKETS = 200
 CHECK_PACKETS = 40
 PAYLOAD_BYTES = 1000
 
