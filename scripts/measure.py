@@ -23,7 +23,7 @@ from vcluster.hosts import netlink  # noqa: E402
 from vcluster.hosts.netlink import LinkSpec  # noqa: E402
 from vcluster.recipes import guest_file  # noqa: E402
 from vcluster.render.domain import domain_xml  # noqa: E402
-from vcluster.render.guest import mpi_actions, nfs_actions, ssh_actions  # noqa: E402
+from vcluster.render.guest import actions, mount_actions  # noqa: E402
 from vcluster.render.seed import seed_files  # noqa: E402
 from vcluster.resources.seeds import seed_iso  # noqa: E402
 
@@ -239,7 +239,7 @@ def plan() -> None:
         )
     made, keys = samples.plan(1000, subnet=None), samples.keys(1000)
     node = made.workers[0]
-    files = seconds(lambda: (ssh_actions(made, node, keys), nfs_actions(made, node), mpi_actions(made)))
+    files = seconds(lambda: (actions(made, node, keys), mount_actions(made, node, watcher="")))
     print(f"guest files of one of 1000 nodes: {files * 1000:.1f} ms")
 
 

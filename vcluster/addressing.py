@@ -6,11 +6,12 @@ from collections.abc import Iterable, Sequence
 from ipaddress import AddressValueError, IPv4Address, IPv4Network, NetmaskValueError, ip_network
 
 from vcluster.errors import ConflictError, RequestError
-from vcluster.model import DEFAULT_SUBNET, Claim, Facts, Route
+from vcluster.model import DEFAULT_SUBNET, AddressRange, Claim, Facts, Route
 from vcluster.naming import one_line, shown
 
 MTU_MIN = 576  # the datagram every IPv4 host must accept, RFC 791 section 3.1
 MTU_MAX = 9216  # what common jumbo-frame hardware carries
+STRANGERS_MAX = 50  # how many addresses are kept for machines that are not the cluster's, where nothing is said
 # Management networks are cut from here: it is private (RFC 1918) and neither libvirt's nor Docker's first choice.
 MANAGEMENT_SPACE = IPv4Network("172.28.0.0/14")
 
@@ -56,6 +57,26 @@ def node_addresses(subnet: IPv4Network, count: int) -> tuple[IPv4Address, ...]:
             hint=f"it holds {hosts_max(subnet)}; take a larger --subnet or fewer nodes",
         )
     return tuple(subnet[number] for number in range(1, count + 1))
+
+
+def choose_dhcp_range(asked: AddressRange | None, subnet: IPv4Network, nodes: Sequence[IPv4Address]) -> AddressRange:
+    """The addresses for machines that are not the cluster's: those asked for, or the top of the subnet."""
+    if asked is None:
+        last = subnet.broadcast_address - 1
+        first = max(max(nodes) + 1, last - (STRANGERS_MAX - 1), key=int)
+        if first > last:
+            raise RequestError(
+                f"{subnet} has no address left for machines that are not the cluster's",
+                hint="take a larger --subnet, or a --dhcp-range",
+            )
+        return AddressRange(first, last)
+    if not subnet.network_address < asked.first <= asked.last < subnet.broadcast_address:
+        raise RequestError(f"--dhcp-range {asked} is not within {subnet}", hint="another --dhcp-range or --subnet")
+    if held := next((address for address in nodes if address in asked), None):
+        raise RequestError(
+            f"--dhcp-range {asked} holds {held}, the address of a node", hint="it is for machines that are no nodes"
+        )
+    return asked
 
 
 def choose_subnet(asked: IPv4Network | None, count: int, servers: Sequence[Facts]) -> IPv4Network:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import ExitStack
 from dataclasses import replace
@@ -11,11 +12,12 @@ from vcluster import facts, ledger, naming, parallel, servers
 from vcluster.errors import ConflictError, VclusterError
 from vcluster.events import Deadline
 from vcluster.hosts import ssh
+from vcluster.hosts.shell import last_words
 from vcluster.images import deliver
-from vcluster.inventory import domains_on, observe_status, read_ledger, survey
+from vcluster.inventory import domains_on, observe_status, read_ledger, status, survey
 from vcluster.keys import Keys, make_keys
 from vcluster.ledger import ClusterFiles, Ledger
-from vcluster.model import Facts, Image, Node, Plan, ServerPlan, Spec
+from vcluster.model import Facts, Image, ImageLogin, Node, Plan, ServerPlan, Spec
 from vcluster.nodes import NodeWork
 from vcluster.plan import make_plan
 from vcluster.removal import remove
@@ -23,8 +25,10 @@ from vcluster.render.ssh import known_hosts, ssh_config
 from vcluster.resources import links, logins, networks, rules, volumes
 from vcluster.servers import Fleet, Server, Want
 from vcluster.site import Site
-from vcluster.stages import check, path, tunnels
+from vcluster.stages import check, path, provision, tunnels
 from vcluster.status import Status
+
+SHUTDOWN_S, SHUTDOWN_LOOK_S = 60.0, 0.2
 
 # Create
 
@@ -44,11 +48,19 @@ def plan(site: Site, fleet: Fleet, spec: Spec, *, image: Image, accel: str) -> t
     return make_plan(spec, seen, image=image, owner=site.doors.owner), seen
 
 
-def create(site: Site, spec: Spec, *, image_name: str, accel: str, keep: bool) -> Status:
-    """Make a cluster and prove it ready. Whatever goes wrong, what was made is removed again, unless `keep`."""
+def create(
+    site: Site, spec: Spec, *, image_name: str, accel: str, keep: bool, job: provision.Job | None = None
+) -> Status:
+    """Make a cluster, prove it ready, and have the `job` done on every node.
+
+    Whatever goes wrong, what was made is removed again, unless `keep`.
+    """
     files = site.files(spec.name)
     deadline = Deadline(spec.timeout_s)
     image = site.images.find(image_name)
+    image_password = _image_password(site, spec.image_login)
+    if spec.image_login:
+        image_password()  # one that is missing is missed before anything is made
     with site.fleet(wants_of(spec)) as fleet, ExitStack() as stack:
         deadline = deadline.watching(fleet.check)
         servers.require_rights(fleet)
@@ -61,7 +73,11 @@ def create(site: Site, spec: Spec, *, image_name: str, accel: str, keep: bool) -
             keys = make_keys(spec.name, spec.node_names, mark=naming.alias(spec.name, decided.owner))
             _write_down(fleet, files, decided, keys)
         _tell_accel(site, fleet, decided, accel)
-        _bring_up(site, fleet, decided, keys, deadline)
+        with ExitStack() as open_sessions:
+            work = NodeWork(site, fleet, decided, keys, deadline, image_password=image_password)
+            sessions = _bring_up(site, fleet, decided, keys, work, open_sessions, deadline)
+            if job:
+                _provision(site, files, decided, job, sessions, deadline)
         files.write_ledger(_ledger("ready", decided))
         return observe_status(fleet, files)
 
@@ -111,10 +127,12 @@ def _names_on(decided: Plan, planned: ServerPlan) -> Iterator[tuple[str, str]]:
     for node in decided.nodes_on(planned.name):
         yield "domain", node.domain
         yield "link", node.port
-        yield "link", node.management_port
-    if planned.network and planned.pool:
+        if node.management:
+            yield "link", node.management.port
+    if planned.network:
         yield "network", planned.network.name
         yield "link", planned.network.bridge
+    if planned.pool:
         yield "pool", planned.pool.name
     for name in planned.link_names:
         yield "link", name
@@ -147,17 +165,44 @@ def _tell_accel(site: Site, fleet: Fleet, decided: Plan, asked: str) -> None:
                 site.report.note(remark)
 
 
-def _bring_up(site: Site, fleet: Fleet, decided: Plan, keys: Keys, deadline: Deadline) -> None:
+def _image_password(site: Site, login: ImageLogin | None) -> Callable[[], str]:
+    """The password of an image's own user, looked up when it is first needed: people are asked once."""
+    return functools.cache(lambda: site.doors.image_password(login) if login else "")
+
+
+def _bring_up(
+    site: Site,
+    fleet: Fleet,
+    decided: Plan,
+    keys: Keys,
+    work: NodeWork,
+    stack: ExitStack,
+    deadline: Deadline,
+) -> dict[str, ssh.Session]:
+    """From servers with nothing on them to a cluster that has passed the check."""
     _let_in(fleet, keys, deadline)
     _deliver_image(site, fleet, decided, deadline)
     _join_up(site, fleet, decided, deadline)
-    work = NodeWork(site, fleet, decided, keys, deadline)
-    with ExitStack() as open_sessions:
-        sessions = {
-            session.name: open_sessions.enter_context(session)
-            for session in parallel.each(decided.nodes, work.bring_up, deadline=deadline)
-        }
-        require_passed(examine(site, fleet, decided, sessions, deadline))
+    sessions = work.all_nodes(work.bring_up, stack)
+    require_passed(examine(site, fleet, decided, sessions, deadline))
+    return sessions
+
+
+def _provision(
+    site: Site,
+    files: ClusterFiles,
+    decided: Plan,
+    job: provision.Job,
+    sessions: Mapping[str, ssh.Session],
+    deadline: Deadline,
+) -> None:
+    """The last step: the user's own script on every node. The logs go with a cluster that fails, so it says why."""
+    logs = files.make_logs(job.log_name)
+    results = provision.run(decided, sessions, job, deadline=deadline, report=site.report, logs=logs)
+    failed = {name: done for name, done in results.items() if done and done.exit_code}
+    if failed:
+        words = "".join(f"\n  {name}: {last_words(done, 1)}" for name, done in failed.items())
+        raise VclusterError(f"{job.script.name} failed:{words}", hint="--keep leaves the cluster for a look")
 
 
 def _let_in(fleet: Fleet, keys: Keys, deadline: Deadline) -> None:
@@ -213,6 +258,48 @@ def require_passed(verdict: check.Verdict) -> None:
         raise VclusterError("the cluster is not ready:" + "".join(f"\n  {failure}" for failure in verdict.failed))
 
 
+# Stop and start
+
+
+def stop(site: Site, name: str, *, timeout_s: float) -> tuple[str, ...]:
+    """Shut all nodes down, those last that serve the others. Returns the ones that ran."""
+    files = site.files(name)
+    decided = read_ledger(files).plan
+    with site.fleet_of(decided) as fleet, files.locked():
+        deadline = Deadline(timeout_s).watching(fleet.check)
+        seen = {domain: runs for server in fleet.servers.values() for domain, runs in domains_on(server).items()}
+        running = [node for node in decided.nodes if seen.get(node.domain)]
+        serving = {decided.head.name, *decided.stores}
+        for group in (
+            [node for node in running if node.name not in serving],
+            [node for node in running if node.name in serving and not node.is_head],
+            [node for node in running if node.is_head],
+        ):
+            parallel.each(group, lambda node: _shut_down(site, fleet, node, deadline), deadline=deadline)
+    return tuple(node.name for node in running)
+
+
+def _shut_down(site: Site, fleet: Fleet, node: Node, deadline: Deadline) -> None:
+    """By the power button; a node that does not heed it has its power cut."""
+    libvirt = fleet[node.server].hypervisor
+    patience = Deadline(min(SHUTDOWN_S, deadline.remaining_s()))
+    with site.report.step("stop", node.name, awaiting="its shutdown"):
+        libvirt.shut_down_domain(node.domain)
+        while libvirt.is_active(node.domain):
+            deadline.pause(SHUTDOWN_LOOK_S, f"{node.name} to shut down")
+            if patience.remaining_s() == 0:
+                site.report.note(f"{node.name} did not shut down within {patience.timeout_s:.0f} s: its power is cut")
+                libvirt.stop_domain(node.domain)
+
+
+def start(site: Site, name: str, *, timeout_s: float) -> bool:
+    """Bring a stopped cluster up and prove it ready. Returns False where it was up already."""
+    if status(site, name).state == "ready":
+        return False
+    repair(site, name, timeout_s=timeout_s)
+    return True
+
+
 # Repair
 
 
@@ -240,7 +327,7 @@ def repair(site: Site, name: str, *, timeout_s: float) -> tuple[str, ...]:
 def _revive(site: Site, fleet: Fleet, decided: Plan, keys: Keys, deadline: Deadline) -> None:
     """Start the nodes that are off; then all nodes are brought to what the plan says and looked at."""
     seen = {name: runs for server in fleet.servers.values() for name, runs in domains_on(server).items()}
-    work = NodeWork(site, fleet, decided, keys, deadline)
+    work = NodeWork(site, fleet, decided, keys, deadline, image_password=_image_password(site, decided.image_login))
     if lost := [node.name for node in decided.nodes if node.domain not in seen]:
         raise VclusterError(
             f"gone for good: {', '.join(lost)}", hint=f"vcluster clear {decided.name}, and create it again"
@@ -249,9 +336,5 @@ def _revive(site: Site, fleet: Fleet, decided: Plan, keys: Keys, deadline: Deadl
     def bring_back(node: Node) -> ssh.Session:
         return work.settle(node) if seen[node.domain] else work.start_again(node)
 
-    with ExitStack() as open_sessions:
-        sessions = {
-            session.name: open_sessions.enter_context(session)
-            for session in parallel.each(decided.nodes, bring_back, deadline=deadline)
-        }
-        require_passed(examine(site, fleet, decided, sessions, deadline))
+    with ExitStack() as stack:
+        require_passed(examine(site, fleet, decided, work.all_nodes(bring_back, stack), deadline))

@@ -6,50 +6,23 @@ are whether others can read a file that holds a password, and whether the keys i
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any
 
-from vcluster import addressing, fields, ini, naming, passwords, placement
+from vcluster import fields, ini, passwords, placement, wishes
 from vcluster.errors import RequestError
-from vcluster.fields import Host, Table
-from vcluster.model import (
-    DEFAULT_MTU,
-    DEFAULT_NAME,
-    DEFAULT_POLICY,
-    DEFAULT_VNI,
-    DEFAULT_VXLAN_PORT,
-    LOCAL_SERVER,
-    SERVER_TIMEOUT_S,
-    STORAGE_PATH,
-    Login,
-    ServerSpec,
-    Spec,
-)
+from vcluster.fields import Host
+from vcluster.model import LOCAL_SERVER, SERVER_TIMEOUT_S, STORAGE_PATH, Login, ServerSpec
 from vcluster.naming import NODES_MAX
+from vcluster.sections import Complaints, Section
+from vcluster.wishes import Wishes
 
 SWITCH = "switch"
-# What a node has where nothing is said, as for a cluster on one machine.
-VCPUS, MEMORY_MIB, DISK_GIB = 1, 512, 8
-CREATE_TIMEOUT_S = 900.0
-_TRAILING_COMMENT = re.compile(r"[ \t][#;]")
-_SYNONYMS = {"memory": "ram", "ram": "memory", "disk": "hdd", "hdd": "disk"}
 _HARDWARE = ("cpu", "ram", "hdd")
 _LOGIN_KEYS = ("user", "port", "password", "key", "fingerprint")
-
-
-@dataclass(frozen=True, slots=True)
-class Wishes:
-    """What a file asks for. `image` is None where it names none."""
-
-    spec: Spec
-    image: str | None
-    accel: str
-    boot: str
 
 
 def read(path: Path, *, overrides: Mapping[str, str] | None = None) -> Wishes:
@@ -65,147 +38,53 @@ def parse(text: str, *, source: Path, overrides: Mapping[str, str] | None = None
     file's owner can read it. Raises RequestError with a line for each mistake.
     """
     sections, mistakes = ini.parse(text)
-    asked = _Asked(_Complaints(source), is_private, has_lost_lines=any(not mistake.about for mistake in mistakes))
+    complaints = Complaints(ini.path_shown(source))
+    asked = _Asked(source, complaints, is_private, has_lost_lines=any(not mistake.about for mistake in mistakes))
     for mistake in mistakes:
-        asked.complaints.add(mistake.line, mistake.about, mistake.text)
+        complaints.add(mistake.line, mistake.about, mistake.text)
     if not sections:
-        asked.complaints.raise_any()
+        complaints.raise_any()
     _sort(asked, sections, overrides or {})
     _compare(asked)
-    names = _names(asked) if not asked.is_count_unclear else ()
-    asked.complaints.raise_any()
-    return _wishes(asked, names)
+    count = _count(asked)
+    wishes.check(asked.cluster, count)
+    complaints.raise_any()
+    assert count is not None  # noqa: S101 - what leaves it open was complained of
+    servers = tuple(_server_spec(asked, server, server.name) for server in asked.servers)
+    switch = _switch_spec(asked, servers)
+    return wishes.make(asked.cluster, count, mode="shared", folder=source.parent, servers=servers, switch=switch)
 
 
-# Sections: what was read, and where it stands
-
-
-class _Complaints:
-    """All mistakes of a file."""
-
-    def __init__(self, source: Path) -> None:
-        self.source = source
-        self._lines: list[tuple[float, str]] = []
-
-    def add(self, line: int, about: str, text: str) -> None:
-        """A mistake on a line, or of the file as a whole (line 0)."""
-        head = f"{ini.path_shown(self.source)}:{line}" if line else ini.path_shown(self.source)
-        # A mistake as a whole may follow from another one: the reader should come to it last.
-        self._lines.append((line or float("inf"), ": ".join(filter(None, (head, about, text)))))
-
-    def add_option(self, key: str, text: str) -> None:
-        """A mistake in an option of the command."""
-        self._lines.append((0, f"--{key.replace('_', '-')}: {text}"))
-
-    def raise_any(self) -> None:
-        """Raise RequestError if there are any, in the order of the file."""
-        if self._lines:
-            raise RequestError("\n".join(text for _, text in sorted(self._lines, key=lambda line: line[0])))
-
-
-@dataclass(slots=True)
-class _Section:
-    """The good values of a section. A key that is `doubtful` was given, but what it is meant to be is not known."""
-
-    title: str
-    complaints: _Complaints
-    line: int = 0
-    entries: Mapping[str, ini.Entry] = field(default_factory=dict)
-    values: dict[str, Any] = field(default_factory=dict, repr=False)
-    doubtful: set[str] = field(default_factory=set)
-
-    @property
-    def name(self) -> str:
-        """NAME of [server NAME]."""
-        return self.title.partition(" ")[2]
-
-    def read(self, table: Table) -> None:
-        """Understand every entry."""
-        for key, entry in self.entries.items():
-            if key not in table:
-                self._refuse_unknown(key, table)
-            elif not entry.value:
-                self.doubtful.add(key)
-                self.complain(key, "is empty; leave the line out")
-            else:
-                self._understand(key, entry, table[key])
-
-    def _understand(self, key: str, entry: ini.Entry, parse_value: Callable[[str], Any]) -> None:
-        try:
-            self.values[key] = parse_value(entry.value)
-        except RequestError as error:
-            self.doubtful.add(key)
-            hints = [error.message.removeprefix("--names "), error.hint]
-            if key != "password" and _TRAILING_COMMENT.search(entry.value):
-                hints.append("comments stand on lines of their own")
-            self.complain(key, "; ".join(filter(None, hints)))
-
-    def _refuse_unknown(self, key: str, table: Table) -> None:
-        near = get_close_matches(key.lower(), table, n=1)
-        meant = _SYNONYMS.get(key.lower(), "") if not near else near[0]
-        if meant in table:
-            self.doubtful.add(meant)
-            self.complain(key, f"is not known here; did you mean {meant}?")
-        else:
-            self.complain(key, f"is not known here; known are {', '.join(table)}")
-
-    def complain(self, key: str, text: str) -> None:
-        """Tell what is wrong with a key, at its place; with the section where the key is not given."""
-        entry = self.entries.get(key)
-        if entry and entry.line is None:
-            self.complaints.add_option(key, text)
-        else:
-            self.complaints.add(
-                entry.line or 0 if entry else self.line, ini.about(self.title, key if entry else ""), text
-            )
-
-    def has_line(self, key: str) -> str:
-        """Where a key is given, for the text of a complaint."""
-        line = self.entries[key].line
-        return f"line {line}" if line else f"--{key.replace('_', '-')}"
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """A value, or what stands for one that is not given."""
-        return self.values.get(key, default)
-
-    @property
-    def host(self) -> Host:
-        """Where it is. A server's own name will do."""
-        host: Host = self.get("host", Host(self.name))
-        return Host(host.name, self.get("user", host.user), self.get("port", host.port))
-
-    @property
-    def is_local(self) -> bool:
-        """Whether it is this machine."""
-        return self.host.name.lower() == LOCAL_SERVER
+# Sections
 
 
 @dataclass(slots=True)
 class _Asked:
     """All that was read."""
 
-    complaints: _Complaints
+    source: Path
+    complaints: Complaints
     is_private: bool
     has_lost_lines: bool
-    cluster: _Section = field(init=False)
-    switch: _Section | None = None
-    servers: list[_Section] = field(default_factory=list)
+    cluster: Section = field(init=False)
+    switch: Section | None = None
+    servers: list[Section] = field(default_factory=list)
 
     @property
-    def is_count_unclear(self) -> bool:
-        """Whether the number of nodes rests on something that is not understood."""
+    def is_room_unclear(self) -> bool:
+        """Whether how many nodes the servers hold rests on something that is not understood."""
         sections = (self.cluster, *self.servers)
-        doubts = {"nodes", "names", "vcpus", "memory", "disk", *_HARDWARE}
+        doubts = {"nodes", "vcpus", "memory", "disk", *_HARDWARE}
         return not self.servers or any(doubts & section.doubtful for section in sections)
 
     @property
-    def machines(self) -> Iterator[_Section]:
+    def machines(self) -> Iterator[Section]:
         """The sections that describe one."""
         yield from self.servers
         if self.switch and not self.switch.get("server"):
             yield self.switch
 
-    def server(self, name: str) -> _Section | None:
+    def server(self, name: str) -> Section | None:
         """The section of a server."""
         return next((server for server in self.servers if server.name == name), None)
 
@@ -214,15 +93,10 @@ def _sort(asked: _Asked, sections: Sequence[ini.Section], overrides: Mapping[str
     """Each section to its place, understood."""
     known = {section.title: section for section in reversed(sections)}  # the first of each title
     cluster = known.get("cluster") or ini.Section("cluster", 0, {})
-    entries = dict(cluster.entries)
-    if "names" in overrides:
-        entries.pop("nodes", None)  # names say how many
-    given = {key: ini.Entry(value) for key, value in overrides.items()}
-    asked.cluster = _Section("cluster", asked.complaints, cluster.line, entries | given)
-    asked.cluster.read(fields.CLUSTER)
+    asked.cluster = wishes.read(cluster, asked.complaints, given=overrides)
     for section in sections:
         kind, _, name = section.title.partition(" ")
-        read = _Section(section.title, asked.complaints, section.line, section.entries)
+        read = Section(section.title, asked.complaints, section.line, section.entries)
         is_first = known[section.title] is section
         if kind == "server" and name:
             _read_server(asked, read, is_first=is_first)
@@ -232,10 +106,10 @@ def _sort(asked: _Asked, sections: Sequence[ini.Section], overrides: Mapping[str
         elif section.title != "cluster":
             _refuse_section(asked, section)
         elif not is_first:
-            read.read(fields.CLUSTER)
+            wishes.read(section, asked.complaints, given={})
 
 
-def _read_server(asked: _Asked, section: _Section, *, is_first: bool) -> None:
+def _read_server(asked: _Asked, section: Section, *, is_first: bool) -> None:
     try:
         fields.server_name(section.name)
         if section.name == SWITCH:
@@ -272,7 +146,7 @@ def _compare(asked: _Asked) -> None:
         _compare_switch(asked, asked.switch)
 
 
-def _compare_machine(asked: _Asked, machine: _Section) -> None:
+def _compare_machine(asked: _Asked, machine: Section) -> None:
     host = machine.get("host", Host(""))
     for key, other in (("user", host.user), ("port", host.port)):
         if other and machine.get(key, other) != other:
@@ -286,19 +160,19 @@ def _compare_machine(asked: _Asked, machine: _Section) -> None:
         if host.user or host.port:
             machine.complain("host", f"is this machine; write {LOCAL_SERVER} alone")
     if not asked.is_private and _holds_password(machine):
-        command = passwords.mending(asked.complaints.source)
+        command = passwords.mending(asked.source)
         machine.complain("password", f"stands in a file that others can read; {command}")
 
 
-def _holds_password(machine: _Section) -> bool:
+def _holds_password(machine: Section) -> bool:
     entry = machine.entries.get("password")
     return bool(entry and entry.value and fields.is_plain(entry.value))
 
 
 def _compare_hosts(asked: _Asked) -> None:
     """No two servers on one machine, no two machines with one address."""
-    hosts: dict[str, _Section] = {}
-    addresses: dict[IPv4Address, _Section] = {}
+    hosts: dict[str, Section] = {}
+    addresses: dict[IPv4Address, Section] = {}
     for machine in asked.machines:
         if machine is not asked.switch and "host" not in machine.doubtful:
             first = hosts.setdefault(machine.host.name.lower(), machine)
@@ -310,7 +184,7 @@ def _compare_hosts(asked: _Asked) -> None:
                 machine.complain("address", f"{address} is the address of {ini.about(first.title)} as well")
 
 
-def _compare_switch(asked: _Asked, switch: _Section) -> None:
+def _compare_switch(asked: _Asked, switch: Section) -> None:
     name = switch.get("server")
     if name:
         if not asked.server(name):
@@ -327,7 +201,7 @@ def _compare_switch(asked: _Asked, switch: _Section) -> None:
         _compare_with_carrier(switch, carrier)
 
 
-def _compare_with_carrier(switch: _Section, carrier: _Section) -> None:
+def _compare_with_carrier(switch: Section, carrier: Section) -> None:
     """What [switch] says of a server must be what the server's own section says."""
     ours = {"user": switch.host.user, "port": switch.host.port} | switch.values
     theirs = carrier.values | {"user": carrier.host.user, "port": carrier.host.port}
@@ -340,7 +214,7 @@ def _compare_with_carrier(switch: _Section, carrier: _Section) -> None:
             )
 
 
-def _carrier(asked: _Asked, switch: _Section) -> _Section | None:
+def _carrier(asked: _Asked, switch: Section) -> Section | None:
     """The server that the switch is on, if it carries nodes."""
     if switch is not asked.switch:
         return None
@@ -353,49 +227,31 @@ def _carrier(asked: _Asked, switch: _Section) -> _Section | None:
 # How many nodes
 
 
-def _names(asked: _Asked) -> tuple[str, ...]:
-    """The nodes' names, the head's first. What contradicts their number is told."""
-    count = _count(asked)
-    _check_promises(asked)
-    cluster, names = asked.cluster, asked.cluster.get("names")
-    if count is None or (names and len(names) != count):
-        return ()
-    vni_base = cluster.get("vni_base", DEFAULT_VNI)
-    if vni_base + count - 1 > fields.VNI_MAX:
-        cluster.complain("vni_base", f"{vni_base} leaves no room for {count} nodes; VNIs end at {fields.VNI_MAX}")
-    if subnet := cluster.get("subnet"):
-        try:
-            addressing.node_addresses(subnet, count)
-        except RequestError as error:
-            cluster.complain("subnet", f"{error.message}; it holds {addressing.hosts_max(subnet)}")
-    return names or naming.default_node_names(count)
-
-
 def _count(asked: _Asked) -> int | None:
-    """How many nodes are asked for, or None where that cannot be told."""
-    cluster = asked.cluster
-    told = [server.values["nodes"] for server in asked.servers if "nodes" in server.values]
-    count: int | None = cluster.get("nodes")
-    key = "nodes"
-    if names := cluster.get("names"):
-        if count not in (None, len(names)):
-            cluster.complain("names", f"gives {len(names)} names, nodes ({cluster.has_line('nodes')}) is {count}")
-            return None
-        count, key = len(names), "names"
-    if count is None:
+    """How many nodes are asked for, or None where that cannot be told. What contradicts it is told."""
+    told = wishes.count(asked.cluster)
+    if told is None or asked.is_room_unclear:
+        return None
+    _check_promises(asked)
+    if not told:
         return _count_of_servers(asked)
-    if len(told) == len(asked.servers) and sum(told) != count:
-        cluster.complain(key, f"{count} nodes, but the servers' nodes add up to {sum(told)}")
-        return None
-    if sum(told) + ("nodes" not in asked.servers[0].values) > count:
-        head = ini.about(asked.servers[0].title)
-        cluster.complain(key, f"{count} nodes, but servers are told to carry {sum(told)}, and {head} carries the head")
-        return None
-    limits = [_holds(asked, server) for server in asked.servers]
-    if None not in limits and sum(filter(None, limits)) < count:
-        cluster.complain(key, f"{count} nodes, but the servers declare room for {sum(filter(None, limits))}")
+    key, count = next(iter(told.items()))
+    if obstacle := _obstacle(asked, count):
+        asked.cluster.complain(key, f"{count} nodes, but {obstacle}")
         return None
     return count
+
+
+def _obstacle(asked: _Asked, count: int) -> str:
+    """What the servers say against so many nodes."""
+    told = [server.values["nodes"] for server in asked.servers if "nodes" in server.values]
+    if len(told) == len(asked.servers) and sum(told) != count:
+        return f"the servers' nodes add up to {sum(told)}"
+    if sum(told) + ("nodes" not in asked.servers[0].values) > count:
+        return f"servers are told to carry {sum(told)}, and {ini.about(asked.servers[0].title)} carries the head"
+    limits = [_holds(asked, server) for server in asked.servers]
+    room = sum(filter(None, limits))
+    return f"the servers declare room for {room}" if None not in limits and room < count else ""
 
 
 def _count_of_servers(asked: _Asked) -> int | None:
@@ -428,49 +284,26 @@ def _check_promises(asked: _Asked) -> None:
                 server.complain(limit.key, f"{limit.why.removesuffix(' declared')} is too little for {nodes}")
 
 
-def _holds(asked: _Asked, server: _Section) -> int | None:
+def _holds(asked: _Asked, server: Section) -> int | None:
     """How many nodes a server takes, or None where it does not say."""
     told: int | None = server.get("nodes")
     return told or min((limit.nodes for limit in _limits(asked, server)), default=None)
 
 
-def _limits(asked: _Asked, server: _Section) -> tuple[placement.Limit, ...]:
+def _limits(asked: _Asked, server: Section) -> tuple[placement.Limit, ...]:
     cluster = asked.cluster
     return placement.declared_limits(
         ServerSpec(server.name, cpus=server.get("cpu"), memory_mib=server.get("ram"), disk_gib=server.get("hdd")),
-        vcpus=cluster.get("vcpus", VCPUS),
-        memory_mib=cluster.get("memory", MEMORY_MIB),
-        disk_gib=cluster.get("disk", DISK_GIB),
+        vcpus=cluster.get("vcpus"),
+        memory_mib=cluster.get("memory"),
+        disk_gib=cluster.get("disk"),
     )
 
 
 # From what was read to what is asked for
 
 
-def _wishes(asked: _Asked, names: tuple[str, ...]) -> Wishes:
-    """All of it, once nothing is wrong."""
-    cluster = asked.cluster
-    servers = tuple(_server_spec(asked, server, server.name) for server in asked.servers)
-    spec = Spec(
-        name=cluster.get("name", DEFAULT_NAME),
-        mode="shared",
-        node_names=names,
-        servers=servers,
-        switch=_switch_spec(asked, servers),
-        vni_base=cluster.get("vni_base", DEFAULT_VNI),
-        vxlan_port=cluster.get("vxlan_port", DEFAULT_VXLAN_PORT),
-        policy=cluster.get("policy", DEFAULT_POLICY),
-        vcpus=cluster.get("vcpus", VCPUS),
-        memory_mib=cluster.get("memory", MEMORY_MIB),
-        disk_gib=cluster.get("disk", DISK_GIB),
-        subnet=cluster.get("subnet"),
-        mtu=cluster.get("mtu", DEFAULT_MTU),
-        timeout_s=cluster.get("timeout", CREATE_TIMEOUT_S),
-    )
-    return Wishes(spec, cluster.get("image"), cluster.get("accel", "auto"), cluster.get("boot", "auto"))
-
-
-def _server_spec(asked: _Asked, section: _Section, name: str) -> ServerSpec:
+def _server_spec(asked: _Asked, section: Section, name: str) -> ServerSpec:
     return ServerSpec(
         name=name,
         login=None if section.is_local else _login(asked, section),
@@ -485,10 +318,10 @@ def _server_spec(asked: _Asked, section: _Section, name: str) -> ServerSpec:
     )
 
 
-def _login(asked: _Asked, section: _Section) -> Login:
+def _login(asked: _Asked, section: Section) -> Login:
     host, source = section.host, ""
     if "password" in section.values:
-        source = fields.password_source(section.values["password"], file=asked.complaints.source, section=section.title)
+        source = fields.password_source(section.values["password"], file=asked.source, section=section.title)
     return Login(host.name, host.user, host.port, section.get("key"), source, section.get("fingerprint", ""))
 
 

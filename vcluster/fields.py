@@ -1,4 +1,4 @@
-"""The keys of a configuration file, and what the text of each stands for.
+"""What a text stands for: readers of all kinds, and the keys of the sections that describe machines.
 
 Each reader takes a text and returns its value, or raises RequestError. No value that passes holds what a shell, XML or
 YAML would act on; passwords alone are free, and where they come from is all that travels on.
@@ -14,15 +14,13 @@ from ipaddress import AddressValueError, IPv4Address
 from pathlib import Path
 from typing import Any
 
-from vcluster import addressing, naming, placement
+from vcluster import naming
 from vcluster.errors import RequestError
 from vcluster.model import LOCAL_SERVER
 from vcluster.naming import HOST_NAME_MAX, INTERFACE_NAME_MAX, NODES_MAX, shown
 
 VNI_MAX = 2**24 - 1  # RFC 7348
 PORT_MAX = 65535
-ACCELS = ("auto", "kvm", "tcg")
-BOOTS = ("auto", "cold")
 # What a password may be instead of itself: a question on the terminal, or a variable of the environment.
 ASK = "ask"
 ENVIRONMENT, FILE = "env:", "file:"
@@ -32,7 +30,6 @@ _SIZE = re.compile(r"([0-9]{1,12})[ \t]*(?:([MGT])(?:iB)?)?", re.IGNORECASE | re
 _SECONDS = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)[ \t]*s?")
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,252})")
 _USER = re.compile(r"[A-Za-z_][A-Za-z0-9_.@-]{0,63}")
-_IMAGE = re.compile(r"[a-z0-9][a-z0-9-]{0,79}")
 _INTERFACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
 _PATH = re.compile(r"(?:/[A-Za-z0-9_+-][A-Za-z0-9._+-]*)+/?")
@@ -62,10 +59,12 @@ def parse_host(text: str) -> Host:
         )
     if name.startswith("127."):
         raise RequestError(f"{name} is this machine", hint=f"write {LOCAL_SERVER}")
-    return Host(name, _user(user) if has_user else "", _number(1, PORT_MAX)(port) if has_port else 0)
+    return Host(name, login_name(user) if has_user else "", number(1, PORT_MAX)(port) if has_port else 0)
 
 
-def _number(low: int, high: int) -> Callable[[str], int]:
+def number(low: int, high: int) -> Callable[[str], int]:
+    """A whole number."""
+
     def parse_number(text: str) -> int:
         if not re.fullmatch(r"[0-9]{1,12}", text):
             raise RequestError(f"{shown(text)} is not a number", hint=f"{low} to {high}")
@@ -76,7 +75,7 @@ def _number(low: int, high: int) -> Callable[[str], int]:
     return parse_number
 
 
-def _size(unit: str, low: int, high: int) -> Callable[[str], int]:
+def size(unit: str, low: int, high: int) -> Callable[[str], int]:
     """A size in MiB or GiB, the unit also being that of a bare number."""
     unit_mib = _UNITS_MIB[unit[0].lower()]
     examples = "such as 4096 MiB or 4 GiB" if unit == "MiB" else "such as 20 GiB or 1 TiB"
@@ -95,7 +94,9 @@ def _size(unit: str, low: int, high: int) -> Callable[[str], int]:
     return parse_size
 
 
-def _seconds(high: float) -> Callable[[str], float]:
+def seconds(high: float) -> Callable[[str], float]:
+    """A time."""
+
     def parse_seconds(text: str) -> float:
         found = _SECONDS.fullmatch(text)
         if not found or not 1 <= float(found[1]) <= high:
@@ -105,7 +106,9 @@ def _seconds(high: float) -> Callable[[str], float]:
     return parse_seconds
 
 
-def _choice(*words: str) -> Callable[[str], str]:
+def choice(*words: str) -> Callable[[str], str]:
+    """One of these words."""
+
     def parse_choice(text: str) -> str:
         if text not in words:
             raise RequestError(f"{shown(text)} is none of {', '.join(words)}")
@@ -114,7 +117,9 @@ def _choice(*words: str) -> Callable[[str], str]:
     return parse_choice
 
 
-def _matching(pattern: re.Pattern[str], what: str, hint: str) -> Callable[[str], str]:
+def matching(pattern: re.Pattern[str], what: str, hint: str) -> Callable[[str], str]:
+    """A text of that form."""
+
     def parse_match(text: str) -> str:
         if not pattern.fullmatch(text):
             raise RequestError(f"{shown(text)} is not {what}", hint=hint)
@@ -123,11 +128,12 @@ def _matching(pattern: re.Pattern[str], what: str, hint: str) -> Callable[[str],
     return parse_match
 
 
-_user = _matching(_USER, "a user", "letters, digits and _ . @ -, a letter first")
+login_name = matching(_USER, "a user", "letters, digits and _ . @ -, a letter first")
 server_name = partial(naming.check_name, kind="server name", length_max=HOST_NAME_MAX)
 
 
-def _interface(text: str) -> str:
+def interface(text: str) -> str:
+    """A network interface of a server."""
     if len(text) > INTERFACE_NAME_MAX or not _INTERFACE.fullmatch(text):
         raise RequestError(f"{shown(text)} is not an interface", hint="as `ip link` shows it, such as eth0")
     return text
@@ -165,6 +171,13 @@ def _password(text: str) -> str:
     return text
 
 
+def password_elsewhere(text: str) -> str:
+    """Where a password comes from. What may be the password itself is refused, and told to nobody."""
+    if is_plain(text):
+        raise RequestError("is ask or env:NAME", hint="never the password itself")
+    return _password(text)
+
+
 def is_plain(text: str) -> bool:
     """Whether the value of a key `password` the password itself, and not where to find it."""
     return text != ASK and not text.startswith(ENVIRONMENT)
@@ -183,40 +196,23 @@ def _path(text: str) -> Path:
     return Path(text)
 
 
-CLUSTER: Table = {
-    "name": naming.check_cluster_name,
-    "nodes": _number(1, NODES_MAX),
-    "names": naming.expand,
-    "image": _matching(_IMAGE, "an image", "a name or digest of `vcluster image list`"),
-    "vcpus": _number(1, 64),
-    "memory": _size("MiB", 256, 1048576),
-    "disk": _size("GiB", 4, 65536),
-    "subnet": addressing.parse_subnet,
-    "mtu": lambda text: addressing.check_mtu(_number(0, 10**6)(text)),
-    "boot": _choice(*BOOTS),
-    "accel": _choice(*ACCELS),
-    "timeout": _seconds(1e6),
-    "policy": _choice(*placement.POLICIES),
-    "vni_base": _number(1, VNI_MAX),
-    "vxlan_port": _number(1, PORT_MAX),
-}
 MACHINE: Table = {
     "host": parse_host,
-    "user": _user,
-    "port": _number(1, PORT_MAX),
+    "user": login_name,
+    "port": number(1, PORT_MAX),
     "password": _password,
     "key": _key,
-    "fingerprint": _matching(_FINGERPRINT, "a fingerprint", "SHA256:… as `ssh-keygen -l` prints it"),
-    "interface": _interface,
+    "fingerprint": matching(_FINGERPRINT, "a fingerprint", "SHA256:… as `ssh-keygen -l` prints it"),
+    "interface": interface,
     "address": _address,
-    "timeout": _seconds(3600),
+    "timeout": seconds(3600),
 }
 SWITCH: Table = {"server": server_name, **MACHINE}
 SERVER: Table = {
     **MACHINE,
-    "cpu": _number(1, 4096),
-    "ram": _size("MiB", 256, 2**30),
-    "hdd": _size("GiB", 1, 2**20),
-    "nodes": _number(1, NODES_MAX),
+    "cpu": number(1, 4096),
+    "ram": size("MiB", 256, 2**30),
+    "hdd": size("GiB", 1, 2**20),
+    "nodes": number(1, NODES_MAX),
     "path": _path,
 }

@@ -29,10 +29,11 @@ _PAIR = re.compile(r"([A-Za-z_][A-Za-z0-9_-]{0,39})[ \t]*[=:](.*)")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A key's value and its line; None for one that no file gave. The value may be a secret and is in no repr."""
+    """A key's value, and its line or the option that gave it. The value may be a secret and is in no repr."""
 
     value: str = field(repr=False)
-    line: int | None = None
+    line: int = 0
+    option: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from vcluster.errors import ConflictError, MissingError, VclusterError
 from vcluster.keys import Keys
 from vcluster.model import Plan
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +192,13 @@ class ClusterFiles:
             return codec.from_json(self.timing.read_text(), tuple[StageTime, ...])
         except (OSError, ValueError):
             return ()
+
+    def make_logs(self, name: str) -> Path:
+        """The folder for the logs of that name, made if it is not there; it goes with the cluster."""
+        folder = self.folder / "logs" / name
+        with _writing(folder):
+            folder.mkdir(parents=True, mode=0o700, exist_ok=True)
+        return folder
 
     def destroy(self) -> None:
         """Remove the folder, and those above it once they are empty."""

@@ -15,6 +15,8 @@ DEFAULT_USER = "mpiuser"
 DEFAULT_VNI = 40
 DEFAULT_VXLAN_PORT = 4789  # RFC 7348
 DEFAULT_POLICY = "spread"
+DIRECT, PRIVATE = "direct", "private"
+STATIC, DHCP = "static", "dhcp"
 SERVER_TIMEOUT_S = 30.0
 STORAGE_PATH = Path("/var/lib/libvirt/images/vcluster")
 
@@ -74,12 +76,60 @@ LOCAL = ServerSpec(LOCAL_SERVER)
 
 
 @dataclass(frozen=True, slots=True)
+class Store:
+    """A node that serves a disk of its own by NFS, as asked."""
+
+    node: str
+    size_gib: int
+
+
+@dataclass(frozen=True, slots=True)
+class AddressRange:
+    """Addresses from the first to the last, both included."""
+
+    first: IPv4Address
+    last: IPv4Address
+
+    def __contains__(self, address: IPv4Address) -> bool:
+        return self.first <= address <= self.last
+
+    def __str__(self) -> str:
+        return f"{self.first}-{self.last}"
+
+
+@dataclass(frozen=True, slots=True)
+class PortRange:
+    """TCP ports from the first to the last, both included."""
+
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        return f"{self.first}:{self.last}"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLogin:
+    """Who may log in to a node made from an image of somebody else's, before our own keys are there.
+
+    `password` says where it comes from, `ask` or `env:NAME`; it is never the password itself.
+    """
+
+    user: str
+    password: str
+
+
+@dataclass(frozen=True, slots=True)
 class Spec:
     """What the user asked for. `subnet` is None where the default or the next free one may be taken.
 
     The modes differ in nothing but `servers`, which carry the nodes (the first carries the head), and `switch`, the
     server whose bridge their traffic crosses; it may be one of them. `sets_up_switch` is False where somebody makes the
     switch's half by hand.
+
+    In the `private` layout only the head has `mgmt0` and is the others' way out. `node_addresses` are empty where they
+    go from .1 on; `dhcp_range`, for strangers, is None where the top of the subnet will do; without `stores` the
+    head's folder is shared; `image_login` is None for images that need none; `mpi_ports` is None for any.
     """
 
     name: str
@@ -97,6 +147,15 @@ class Spec:
     subnet: IPv4Network | None = None
     mtu: int = DEFAULT_MTU
     timeout_s: float = 600.0
+    layout: str = DIRECT
+    addresses: str = STATIC
+    node_addresses: tuple[IPv4Address, ...] = ()
+    dhcp_range: AddressRange | None = None
+    stores: tuple[Store, ...] = ()
+    user: str = DEFAULT_USER
+    sudo_commands: tuple[str, ...] = ()
+    mpi_ports: PortRange | None = None
+    image_login: ImageLogin | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,11 +206,21 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True)
+class ManagementCard:
+    """A node's `mgmt0`: its address, its MAC, and the host's end of it."""
+
+    address: IPv4Address
+    mac: str
+    port: str
+
+
+@dataclass(frozen=True, slots=True)
 class Node:
     """A machine of the cluster, with everything that tells it from the others.
 
-    `port` is its place on `bridge`, the interface through which `lab0` joins the cluster network; `management_port` is
-    the same for `mgmt0`. `vni` is None where no tunnel carries the node's traffic.
+    `port` is its place on `bridge`, the interface through which `lab0` joins the cluster network. `management` is its
+    `mgmt0`, None for a node that has none. `vni` is None where no tunnel carries the node's traffic. `data_gib` is the
+    size of the disk it serves to the others, 0 where there is none.
     """
 
     name: str
@@ -164,15 +233,19 @@ class Node:
     mac: str
     bridge: str
     port: str
-    management_address: IPv4Address
-    management_mac: str
-    management_port: str
+    management: ManagementCard | None
     vni: int | None = None
+    data_gib: int = 0
 
     @property
     def is_head(self) -> bool:
-        """Whether this node serves NFS and launches MPI."""
+        """Whether this node launches MPI, and serves NFS where no other does."""
         return self.role == "head"
+
+    @property
+    def reached_at(self) -> IPv4Address:
+        """Where it is logged in to: from its server, or from the head where it has no `mgmt0`."""
+        return self.management.address if self.management else self.address
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +336,11 @@ class Switch:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Everything that will be, decided before the first effect. The first node is the head."""
+    """Everything that will be, decided before the first effect. The first node is the head.
+
+    `stores` are the nodes whose disks are shared, in order; without any the head's folder is. `dhcp_range` is None
+    where addresses are static. `is_gateway_open` says whether the head lets the others out, in the private layout.
+    """
 
     name: str
     owner: str
@@ -279,10 +356,22 @@ class Plan:
     servers: tuple[ServerPlan, ...]
     nodes: tuple[Node, ...]
     timeout_s: float
+    layout: str = DIRECT
+    dhcp_range: AddressRange | None = None
+    stores: tuple[str, ...] = ()
+    sudo_commands: tuple[str, ...] = ()
+    mpi_ports: PortRange | None = None
+    image_login: ImageLogin | None = None
+    is_gateway_open: bool = True
+
+    @property
+    def is_private(self) -> bool:
+        """Whether the head is the only way to and from the other nodes."""
+        return self.layout == PRIVATE
 
     @property
     def head(self) -> Node:
-        """The first node: NFS server and MPI launcher."""
+        """The first node: MPI launcher, and NFS server where no other node is."""
         return self.nodes[0]
 
     @property
@@ -294,6 +383,10 @@ class Plan:
     def workers(self) -> tuple[Node, ...]:
         """All nodes but the head."""
         return self.nodes[1:]
+
+    def node(self, name: str) -> Node:
+        """The node of that name."""
+        return next(node for node in self.nodes if node.name == name)
 
     def server(self, name: str) -> ServerPlan:
         """The plan of one server."""

@@ -10,10 +10,12 @@ from __future__ import annotations
 import hashlib
 import re
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import product
 from math import prod
 
-from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet, NodeSetException
+from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet
+from ClusterShell.RangeSet import RangeSet, RangeSetException
 
 from vcluster.errors import RequestError
 
@@ -22,6 +24,7 @@ CLUSTER_NAME_MAX = 32
 HOST_NAME_MAX = 63
 INTERFACE_NAME_MAX = 15  # IFNAMSIZ - 1, linux/if.h
 NODES_MAX = 4094
+NUMBER_WIDTH = 3  # the fewest digits of a node that is numbered on from cluster to cluster
 
 _NAME = re.compile(r"[a-z](?:[a-z0-9-]*[a-z0-9])?\Z")
 _OWNER = re.compile(r"[0-9a-f]{8}\Z")
@@ -63,32 +66,16 @@ def default_node_names(count: int) -> tuple[str, ...]:
     return tuple(f"node{number}" for number in range(1, count + 1))
 
 
-def node_names(count: int | None, nodeset: str | None, *, count_default: int) -> tuple[str, ...]:
-    """The node names that `--nodes` and `--names` ask for together, in order; the first is the head."""
-    if count is not None and not 1 <= count <= NODES_MAX:
-        raise RequestError(f"{count} nodes make no cluster", hint=f"-n takes a number from 1 to {NODES_MAX}")
-    if nodeset is None:
-        return default_node_names(count_default if count is None else count)
-    names = expand(nodeset)
-    if count is not None and count != len(names):
-        raise RequestError(f"--names gives {len(names)} names, -n asks for {count} nodes", hint="leave out -n")
-    return names
+def numbered_node_names(cluster_number: int, count: int) -> tuple[str, ...]:
+    """The names in one of many clusters of `count` nodes, numbered on from cluster to cluster: node006 … node010."""
+    last = cluster_number * count
+    width = max(NUMBER_WIDTH, len(str(last)))
+    return tuple(f"node{number:0{width}}" for number in range(last - count + 1, last + 1))
 
 
 def expand(nodeset: str) -> tuple[str, ...]:
-    """The names of a nodeset such as 'red[01-05]' or 'head,red[1-4]', in the order written."""
-    if re.search(r"\d{10}", nodeset):
-        raise RequestError(f"--names {shown(nodeset)} has a number of ten digits or more")
-    if (size := _size(nodeset)) > NODES_MAX:
-        raise RequestError(f"--names {shown(nodeset)} gives {size} names", hint=f"1 to {NODES_MAX} are possible")
-    try:
-        names = tuple(name for part in _parts(nodeset) for name in NodeSet(part, resolver=RESOLVER_NOGROUP))
-    except (NodeSetException, ValueError) as error:
-        raise RequestError(
-            f"--names {shown(nodeset)} is not a nodeset: {one_line(error)}", hint="such as 'red[01-05]'"
-        ) from error
-    if not names:
-        raise RequestError("--names gives no name", hint="such as 'red[01-05]'")
+    """The node names of a nodeset such as 'red[01-05]' or 'head,red[1-4]', in the order written."""
+    names = unfold(nodeset, example="red[01-05]")
     for name in names:
         check_name(name, kind="node name", length_max=HOST_NAME_MAX)
     if len(set(names)) < len(names):
@@ -97,19 +84,54 @@ def expand(nodeset: str) -> tuple[str, ...]:
     return names
 
 
-def _parts(nodeset: str) -> list[str]:
-    """The comma-separated parts of a nodeset; NodeSet itself would sort them and fold duplicates."""
-    return re.split(r",(?![^\[]*\])", nodeset)
+def unfold(nodeset: str, *, example: str) -> tuple[str, ...]:
+    """The words of a nodeset, whatever they stand for, in the order written. NodeSet itself would sort them."""
+    if re.search(r"\d{10}", nodeset):
+        raise RequestError(f"{shown(nodeset)} has a number of ten digits or more")
+    if (size := _size(nodeset)) > NODES_MAX:
+        raise RequestError(f"{shown(nodeset)} gives {size} names", hint=f"1 to {NODES_MAX} are possible")
+    try:
+        words = tuple(word for part in split(nodeset) for word in _words(part))
+    except (RangeSetException, ValueError) as error:
+        raise RequestError(
+            f"{shown(nodeset)} is not a nodeset: {one_line(error)}", hint=f"such as '{example}'"
+        ) from error
+    if not words:
+        raise RequestError(f"{shown(nodeset)} gives no name", hint=f"such as '{example}'")
+    return words
+
+
+def split(text: str) -> list[str]:
+    """The parts of a text between commas, but for those in brackets."""
+    return [part.strip() for part in re.split(r",(?![^\[]*\])", text)]
+
+
+def _words(part: str) -> Iterator[str]:
+    """The words of a nodeset without commas outside of brackets."""
+    pieces = [
+        [number for item in piece[1:-1].split(",") for number in RangeSet(item).striter()]
+        if piece[:1] == "["
+        else [piece]
+        for piece in re.split(r"(\[[^\[\]]*\])", part)
+    ]
+    if any(set("[]") & set(piece[0]) for piece in pieces if piece):
+        raise ValueError("a bracket without its other half")
+    return filter(None, map("".join, product(*pieces)))
 
 
 def _size(nodeset: str) -> int:
     """About how many names a nodeset gives, told without expanding it: 'x[1-99999999]' must not fill the memory."""
-    return sum(prod(_range_size(ranges) for ranges in re.findall(r"\[([^\]]*)", part)) for part in _parts(nodeset))
+    return sum(prod(_range_size(ranges) for ranges in re.findall(r"\[([^\]]*)", part)) for part in split(nodeset))
 
 
 def _range_size(ranges: str) -> int:
     bounds = [re.fullmatch(r"(\d+)-(\d+)(?:/\d+)?", item.strip()) for item in ranges.split(",")]
     return sum(abs(int(bound[2]) - int(bound[1])) + 1 if bound else 1 for bound in bounds)
+
+
+def folded(names: Iterable[str]) -> str:
+    """node1,node2,node3 as node[1-3]."""
+    return str(NodeSet.fromlist(list(names), resolver=RESOLVER_NOGROUP))
 
 
 def tag(cluster: str) -> str:

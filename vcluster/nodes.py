@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager, suppress
 
+from vcluster import parallel
 from vcluster.errors import DeadlineError, VclusterError
 from vcluster.events import Deadline
+from vcluster.guest import program
 from vcluster.hosts import ssh
 from vcluster.keys import Keys
-from vcluster.model import Node, Plan
+from vcluster.model import ImageLogin, Node, Plan
 from vcluster.recipes import guest_file
 from vcluster.render import guest
 from vcluster.render.domain import console_path
@@ -18,18 +19,41 @@ from vcluster.render.seed import seed_files
 from vcluster.resources import domains, seeds, volumes
 from vcluster.servers import Fleet, Server
 from vcluster.site import Site
-from vcluster.stages import boot, configure
+from vcluster.stages import admit, boot, configure
 
 CONSOLE_BYTES = 16384
+LOOK_S = 0.1
 
 
 class NodeWork:
-    """What happens to each node, beside the others; workers wait for the head's export and for nothing else."""
+    """What happens to each node, beside the others. A node that only the head reaches waits until the head is up.
 
-    def __init__(self, site: Site, fleet: Fleet, decided: Plan, keys: Keys, deadline: Deadline) -> None:
-        self._site, self._fleet = site, fleet
+    `image_password` is called where the image's own user must let us in.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        fleet: Fleet,
+        decided: Plan,
+        keys: Keys,
+        deadline: Deadline,
+        *,
+        image_password: Callable[[], str],
+    ) -> None:
+        self._site, self._fleet, self._image_password = site, fleet, image_password
         self._plan, self._keys, self._deadline = decided, keys, deadline
-        self._exported = threading.Event()
+        self._ways = Ways(decided, {name: server.session for name, server in fleet.servers.items()})
+
+    def all_nodes(self, work: Callable[[Node], ssh.Session], stack: ExitStack) -> dict[str, ssh.Session]:
+        """Sessions on all nodes, by name, after `work` on each, side by side; then every node mounts what others serve.
+
+        The sessions are closed with the stack.
+        """
+        made = parallel.each(self._plan.nodes, work, deadline=self._deadline)
+        sessions = {session.name: stack.enter_context(session) for session in made}
+        parallel.each(self._plan.nodes, lambda node: self.join(node, sessions[node.name]), deadline=self._deadline)
+        return sessions
 
     def bring_up(self, node: Node) -> ssh.Session:
         """From nothing to a configured node, logged in to. What takes too long shows the node's last words."""
@@ -50,10 +74,11 @@ class NodeWork:
 
     def settle(self, node: Node, deadline: Deadline | None = None) -> ssh.Session:
         """Log in to a node that is up and bring it to what the plan says."""
-        server = self._fleet[node.server]
         with self._site.report.step("login", node.name, awaiting="a login by ssh"):
-            session = log_in(self._keys, server.session, node, user="root", deadline=deadline or self._deadline)
+            session = self._log_in(node, deadline or self._deadline)
         try:
+            if node.is_head:
+                self._ways.open_by(session)
             self.configure(node, session)
         except BaseException:
             session.close()
@@ -61,25 +86,39 @@ class NodeWork:
         return session
 
     def configure(self, node: Node, session: ssh.Session) -> tuple[str, ...]:
-        """Bring a node to what the plan says; returns what had to be changed."""
-        report, decided = self._site.report, self._plan
-        changed = configure.apply(session, "ssh", guest.ssh_actions(decided, node, self._keys), report=report)
-        if not node.is_head:
-            self._await_export(node)
-        changed += configure.apply(session, "nfs", guest.nfs_actions(decided, node), report=report)
-        if node.is_head:
-            self._exported.set()
-        return changed + configure.apply(session, "mpi", guest.mpi_actions(decided), report=report)
+        """Bring a node to what the plan says of it alone; returns what had to be changed."""
+        actions = guest.actions(self._plan, node, self._keys)
+        return configure.apply(session, "configure", actions, report=self._site.report)
+
+    def join(self, node: Node, session: ssh.Session) -> tuple[str, ...]:
+        """Mount what the others serve; returns what had to be changed."""
+        actions = guest.mount_actions(self._plan, node, watcher=program("stores").decode())
+        return configure.apply(session, "nfs", actions, report=self._site.report) if actions else ()
 
     def _await_and_settle(self, node: Node) -> ssh.Session:
         with closing(boot.listen(self._fleet[node.server], node)) as words:
-            deadline = self._deadline.watching(words.check)
-            boot.wait_ready(words, node, deadline=deadline, report=self._site.report)
-            return self.settle(node, deadline)
+            boot.wait_ready(words, node, deadline=self._deadline, report=self._site.report)
+            # From here on the node's death shows at once, and not when the deadline passes.
+            return self.settle(node, self._deadline.watching(words.check))
 
-    def _await_export(self, node: Node) -> None:
-        while not self._exported.wait(0.2):
-            self._deadline.check(f"{node.name}: nfs: the head's export")
+    def _log_in(self, node: Node, deadline: Deadline) -> ssh.Session:
+        way = self._ways.to(node, deadline)
+        try:
+            return log_in(self._keys, way, node, user="root", deadline=deadline)
+        except ssh.RefusedError:
+            if not self._plan.image_login:
+                raise
+        self._be_admitted(self._plan.image_login, way, node, deadline)
+        return log_in(self._keys, way, node, user="root", deadline=deadline)
+
+    def _be_admitted(self, login: ImageLogin, way: ssh.Session | None, node: Node, deadline: Deadline) -> None:
+        """By the password of the image's own user our key is let in, once."""
+        password, host_key = self._image_password(), self._keys.hosts[node.name].public
+        address = str(node.reached_at)
+        with ssh.connect(
+            node.name, address, user=login.user, password=password, host_key=host_key, deadline=deadline, via=way
+        ) as session:
+            admit.admit(session, self._keys.admin.public, password)
 
     @contextmanager
     def _last_words(self, node: Node) -> Iterator[None]:
@@ -97,11 +136,31 @@ def console_log(server: Server, decided: Plan, node: Node, size: int = CONSOLE_B
     return str(server.call("tail", path=str(console_path(decided, node)), size=size))
 
 
+class Ways:
+    """Through whom nodes are reached: their server where that is not this machine, or the head where only it does."""
+
+    def __init__(self, decided: Plan, by_server: Mapping[str, ssh.Session | None]) -> None:
+        self._head, self._by_server = decided.head, by_server
+        self._by_head: ssh.Session | None = None
+
+    def open_by(self, head: ssh.Session) -> None:
+        """From now on nodes are reached through the head."""
+        self._by_head = head
+
+    def to(self, node: Node, deadline: Deadline) -> ssh.Session | None:
+        """The session that leads to a node, None where it is reached from here; waits for the head's."""
+        if node.management:
+            return self._by_server.get(node.server)
+        while self._by_head is None:
+            deadline.pause(LOOK_S, f"{self._head.name}, through which {node.name} is reached")
+        return self._by_head
+
+
 def log_in(keys: Keys, via: ssh.Session | None, node: Node, *, user: str, deadline: Deadline) -> ssh.Session:
-    """A session on a node, its host key pinned; `via` its server's where that is not this machine."""
+    """A session on a node, its host key pinned; `via` is what `Ways` tells."""
     return ssh.connect(
         node.name,
-        str(node.management_address),
+        str(node.reached_at),
         user=user,
         private_key=keys.admin.private,
         host_key=keys.hosts[node.name].public,

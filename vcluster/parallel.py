@@ -15,30 +15,32 @@ R = TypeVar("R")
 WORKERS_MAX = 32
 
 
-def each(items: Sequence[T], work: Callable[[T], R], *, deadline: Deadline) -> list[R]:
-    """The results of `work` for every item, in order, computed side by side.
+def each(items: Sequence[T], work: Callable[[T], R], *, deadline: Deadline, limit: int = WORKERS_MAX) -> list[R]:
+    """The results of `work` for every item, in order, computed side by side, at most `limit` at a time.
 
     The first failure, and an interrupt of the user's, call the others off through `deadline`; all are waited for.
     Raises the failure, or SeveralErrors when there are more; one that merely obeyed the calling-off does not count.
     """
     if not items:
         return []
-    with ThreadPoolExecutor(max_workers=min(len(items), WORKERS_MAX)) as pool:
+    with ThreadPoolExecutor(max_workers=min(len(items), limit)) as pool:
         futures = [pool.submit(_guarded, work, item, deadline) for item in items]
-        try:
-            wait(futures)
-        except BaseException:
-            deadline.cancel()
-            raise
+        _join(futures, deadline)
     return _results(futures)
 
 
-def outcomes(items: Sequence[T], work: Callable[[T], R]) -> list[R | VclusterError]:
-    """What became of `work` for every item, in order: its result, or the error. Nobody is called off by another."""
+def outcomes(
+    items: Sequence[T], work: Callable[[T], R], *, deadline: Deadline | None = None, limit: int = WORKERS_MAX
+) -> list[R | VclusterError]:
+    """What became of `work` for every item, in order: its result, or the error. Nobody is called off by another.
+
+    An interrupt of the user's calls all off through `deadline`, if there is one; all are waited for.
+    """
     if not items:
         return []
-    with ThreadPoolExecutor(max_workers=min(len(items), WORKERS_MAX)) as pool:
+    with ThreadPoolExecutor(max_workers=min(len(items), limit)) as pool:
         futures = [pool.submit(work, item) for item in items]
+        _join(futures, deadline)
     found: list[R | VclusterError] = []
     for future in futures:
         error = future.exception()
@@ -49,12 +51,24 @@ def outcomes(items: Sequence[T], work: Callable[[T], R]) -> list[R | VclusterErr
 
 
 def raise_all(errors: Sequence[VclusterError]) -> None:
-    """Raise the errors, if there are any: one as it is, several together."""
+    """Raise the errors, if there are any: one as it is, several together, the same one of several nodes once."""
     single = [one for error in errors for one in (error.errors if isinstance(error, SeveralErrors) else (error,))]
-    if len(single) > 1:
-        raise SeveralErrors(single)
-    for error in errors:
+    different = list(dict.fromkeys(single))
+    if len(different) > 1:
+        raise SeveralErrors(different)
+    for error in different:
         raise error
+
+
+def _join(futures: Sequence[Future[R]], deadline: Deadline | None) -> None:
+    try:
+        wait(futures)
+    except BaseException:
+        if deadline:
+            deadline.cancel()
+        for future in futures:
+            future.cancel()
+        raise
 
 
 def _guarded(work: Callable[[T], R], item: T, deadline: Deadline) -> R:

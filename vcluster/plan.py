@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 
 from vcluster import addressing, naming, placement, topology
 from vcluster.errors import ConflictError, MissingError, RequestError
-from vcluster.model import DEFAULT_USER, Facts, Image, Network, Node, Plan, Pool, ServerPlan, ServerSpec, Spec, Way
+from vcluster.model import (
+    DHCP,
+    PRIVATE,
+    AddressRange,
+    Facts,
+    Image,
+    ManagementCard,
+    Network,
+    Node,
+    Plan,
+    Pool,
+    ServerPlan,
+    ServerSpec,
+    Spec,
+    Way,
+)
 
 CLUSTERS_FOLDER, IMAGES_FOLDER = "clusters", "images"
 # What a guest costs beyond its own memory: QEMU itself, and under emulation its bounded translation cache
@@ -28,10 +43,14 @@ def make_plan(spec: Spec, facts: Mapping[str, Facts], *, image: Image, owner: st
     """
     carriers = [facts[server.name] for server in spec.servers]
     subnet = addressing.choose_subnet(spec.subnet, len(spec.node_names), carriers)
+    addresses = spec.node_addresses or addressing.node_addresses(subnet, len(spec.node_names))
     places = _place(spec, facts)
     links = _lay_out(spec, facts, places, owner)
-    networks = _networks(spec, facts, places, owner, besides=subnet)
-    servers = tuple(_server_plan(spec, server, facts, links, networks, image, owner) for server in _servers(spec))
+    networks = _networks(spec, facts, _management_places(spec, places), owner, besides=subnet)
+    servers = tuple(
+        _server_plan(spec, server, facts, links, networks, image if server.name in places else None, owner)
+        for server in _servers(spec)
+    )
     return Plan(
         name=spec.name,
         owner=owner,
@@ -41,13 +60,23 @@ def make_plan(spec: Spec, facts: Mapping[str, Facts], *, image: Image, owner: st
         vcpus=spec.vcpus,
         memory_mib=spec.memory_mib,
         disk_gib=spec.disk_gib,
-        user=DEFAULT_USER,
+        user=spec.user,
         image=image,
         switch=links.switch,
         servers=servers,
-        nodes=_nodes(spec, links, subnet, networks),
+        nodes=_nodes(spec, links, addresses, networks),
         timeout_s=spec.timeout_s,
+        layout=spec.layout,
+        dhcp_range=_dhcp_range(spec, subnet, addresses),
+        stores=tuple(store.node for store in spec.stores),
+        sudo_commands=spec.sudo_commands,
+        mpi_ports=spec.mpi_ports,
+        image_login=spec.image_login,
     )
+
+
+def _dhcp_range(spec: Spec, subnet: IPv4Network, addresses: Sequence[IPv4Address]) -> AddressRange | None:
+    return addressing.choose_dhcp_range(spec.dhcp_range, subnet, addresses) if spec.addresses == DHCP else None
 
 
 def _servers(spec: Spec) -> tuple[ServerSpec, ...]:
@@ -160,10 +189,15 @@ def _vnis_in_a_row(spec: Spec, facts: Mapping[str, Facts], away: Sequence[str]) 
 # What they are
 
 
+def _management_places(spec: Spec, places: Sequence[str]) -> Sequence[str]:
+    """The server of each node that has a `mgmt0`: in the private layout that is the head alone."""
+    return places[:1] if spec.layout == PRIVATE else places
+
+
 def _networks(
     spec: Spec, facts: Mapping[str, Facts], places: Sequence[str], owner: str, *, besides: IPv4Network
 ) -> dict[str, Network]:
-    """A management network on each server that carries nodes, none like another."""
+    """A management network on each server that carries nodes with a `mgmt0`, none like another."""
     chosen: dict[str, Network] = {}
     for server in dict.fromkeys(places):
         taken = (besides, *(network.subnet for network in chosen.values()))
@@ -180,10 +214,10 @@ def _server_plan(
     facts: Mapping[str, Facts],
     links: topology.Topology,
     networks: Mapping[str, Network],
-    image: Image,
+    image: Image | None,
     owner: str,
 ) -> ServerPlan:
-    carries_nodes = server.name in networks
+    """What a server carries; it needs an image only if nodes are among that."""
     return ServerPlan(
         name=server.name,
         login=server.login,
@@ -194,8 +228,8 @@ def _server_plan(
         tunnels=links.tunnels.get(server.name, ()),
         accel=facts[server.name].accel,
         network=networks.get(server.name),
-        pool=_pool(spec.name, server, owner) if carries_nodes else None,
-        image=_image_on(server, image) if carries_nodes else None,
+        pool=_pool(spec.name, server, owner) if image else None,
+        image=_image_on(server, image) if image else None,
     )
 
 
@@ -218,14 +252,11 @@ def _pool(cluster: str, server: ServerSpec, owner: str) -> Pool:
 
 
 def _nodes(
-    spec: Spec, links: topology.Topology, subnet: IPv4Network, networks: Mapping[str, Network]
+    spec: Spec, links: topology.Topology, addresses: Sequence[IPv4Address], networks: Mapping[str, Network]
 ) -> tuple[Node, ...]:
-    count = len(spec.node_names)
-    addresses = addressing.node_addresses(subnet, count)
-    management = {
-        server: iter(addressing.management_addresses(network.subnet, count)) for server, network in networks.items()
-    }
     macs = _macs(spec)
+    cards = _management_cards(spec, [one.server for one in links.attachments], macs, networks)
+    data_gib = {store.node: store.size_gib for store in spec.stores}
     return tuple(
         Node(
             name=name,
@@ -235,23 +266,40 @@ def _nodes(
             domain=naming.domain_name(spec.name, name),
             uuid=naming.uuid_for("domain", spec.name, name),
             address=addresses[position],
-            mac=next(macs),
+            mac=macs[name, "lab0"],
             bridge=attachment.bridge,
             port=attachment.port,
-            management_address=next(management[attachment.server]),
-            management_mac=next(macs),
-            management_port=naming.management_port_name(spec.name, position + 1),
+            management=cards.get(name),
             vni=attachment.vni,
+            data_gib=data_gib.get(name, 0),
         )
         for position, (name, attachment) in enumerate(zip(spec.node_names, links.attachments, strict=True))
     )
 
 
-def _macs(spec: Spec) -> Iterator[str]:
+def _management_cards(
+    spec: Spec, places: Sequence[str], macs: Mapping[tuple[str, str], str], networks: Mapping[str, Network]
+) -> dict[str, ManagementCard]:
+    """The `mgmt0` of each node that has one, by the node's name."""
+    carriers = _management_places(spec, places)  # of the first nodes, which are those with a card
+    free = {
+        server: iter(addressing.management_addresses(network.subnet, carriers.count(server)))
+        for server, network in networks.items()
+    }
+    return {
+        name: ManagementCard(
+            next(free[server]), macs[name, "mgmt0"], naming.management_port_name(spec.name, position + 1)
+        )
+        for position, (name, server) in enumerate(
+            zip(spec.node_names, carriers, strict=False)
+        )  # the first ones have one
+    }
+
+
+def _macs(spec: Spec) -> dict[tuple[str, str], str]:
     """For each node one for lab0, then one for mgmt0; no two the same."""
-    given: set[str] = set()
+    given: dict[tuple[str, str], str] = {}
     for name in spec.node_names:
         for interface in ("lab0", "mgmt0"):
-            mac = naming.mac_for(spec.name, name, interface, given)
-            given.add(mac)
-            yield mac
+            given[name, interface] = naming.mac_for(spec.name, name, interface, given.values())
+    return given

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from vcluster.events import EVERYONE, Event
 from vcluster.ledger import StageTime
 
 REFRESH_S = 0.5
+BAR_COLUMNS = 25  # what a bar takes beside its name and its words, and one to spare
 COLORS = {"fail": "red", "end": "green", "note": "yellow"}
 
 
@@ -42,8 +44,8 @@ class Timer:
 class Lines:
     """A line for each thing that is worth one: for logs and pipes."""
 
-    def __init__(self, stream: TextIO = sys.stderr) -> None:
-        self._stream = stream
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
         self._started: dict[tuple[str, str], float] = {}
 
     def __call__(self, event: Event) -> None:
@@ -74,9 +76,10 @@ class Bars:
     A server's bar appears when there is something to tell of it, and shows one stage after the other.
     """
 
-    def __init__(self, node_names: Sequence[str], stages: int, stream: TextIO = sys.stderr) -> None:
+    def __init__(self, node_names: Sequence[str], stages: int, stream: TextIO | None = None) -> None:
         width = max((len(name) for name in node_names), default=0)
-        self._stages, self._stream, self._width = stages, stream, width
+        self._stages, self._stream, self._width = stages, stream or sys.stderr, width
+        self._room = shutil.get_terminal_size().columns - width - BAR_COLUMNS
         self._nodes = frozenset(node_names)
         self._bars: dict[str, tqdm[Any]] = {}
         self._waiting: dict[str, tuple[float, str]] = {}
@@ -119,7 +122,7 @@ class Bars:
                 position=len(self._bars),
                 file=self._stream,
                 leave=True,
-                bar_format="{desc} |{bar:20}| {unit}",  # {postfix} would begin with a comma
+                bar_format="{desc} |{bar:20}| {unit}",  # see BAR_COLUMNS; {postfix} would begin with a comma
                 unit="",
             )
         return self._bars[node]
@@ -127,7 +130,8 @@ class Bars:
     def _redraw(self, node: str) -> None:
         if node in self._waiting:
             began, text = self._waiting[node]
-            self._bars[node].unit = f"{text} ({max(0.0, self._now_s - began):.0f} s)"
+            after = f" ({max(0.0, self._now_s - began):.0f} s)"
+            self._bars[node].unit = fit(text, self._room - len(after)) + after
         self._bars[node].refresh()
 
     def _tick(self) -> None:
@@ -143,6 +147,12 @@ class Bars:
         self._ticker.join()
         for bar in self._bars.values():
             bar.close()
+
+
+def fit(text: str, columns: int) -> str:
+    """A text that may be any program's, made fit for so many columns of a terminal."""
+    safe = "".join(letter if letter.isprintable() else " " for letter in text)
+    return safe if len(safe) <= columns else safe[: max(0, columns - 1)] + "…"
 
 
 def may_color(stream: TextIO) -> bool:

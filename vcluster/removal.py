@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from vcluster import naming, parallel, servers
 from vcluster.errors import ConflictError, VclusterError
 from vcluster.events import Deadline
+from vcluster.hosts import tmux
 from vcluster.inventory import survey
 from vcluster.ledger import ClusterFiles
 from vcluster.model import LOCAL, ServerSpec
@@ -69,6 +70,7 @@ def remove(site: Site, fleet: Fleet, files: ClusterFiles) -> None:
     failures = [error for error in outcomes if isinstance(error, VclusterError)]
     failures += [_not_reached(name, error) for name, error in fleet.lost.items()]
     parallel.raise_all(failures)
+    tmux.end(tmux.socket_name(files.name))
     files.destroy()
 
 

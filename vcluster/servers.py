@@ -20,7 +20,7 @@ from vcluster.events import Deadline, Reporter
 from vcluster.hosts import ssh
 from vcluster.hosts.hypervisor import SYSTEM_URI, Hypervisor
 from vcluster.hosts.tunnel import LibvirtTunnel
-from vcluster.model import Login, ServerPlan, ServerSpec
+from vcluster.model import ImageLogin, Login, ServerPlan, ServerSpec
 from vcluster.render.ssh import Jump
 
 R = TypeVar("R")
@@ -138,6 +138,11 @@ class Doors:
     def owner(self) -> str:
         """What stands for this machine in marks."""
         return naming.owner_of(MACHINE_ID.read_text() if MACHINE_ID.exists() else "")
+
+    def image_password(self, login: ImageLogin) -> str:
+        """The password of an image's own user, from where it is kept."""
+        what = f"password of {login.user} in the image"
+        return passwords.find(login.password, environment=self.environment, ask=self.ask, what=what) or ""
 
     @contextmanager
     def open(self, want: Want) -> Iterator[Server]:

@@ -18,7 +18,7 @@ class NodeStatus:
     server: str
     state: str
     address: str
-    management_address: str
+    management_address: str | None
     mac: str
     bridge: str
     port: str
@@ -58,7 +58,10 @@ def status_of(
 ) -> Status:
     """The status, from the plan and what was observed on each server; `lost` tells why one could not be reached."""
     nodes = tuple(_node(node, seen.get(node.server)) for node in plan.nodes)
-    missing = tuple(words for server in plan.servers for words in _missing(plan, server, seen, lost))
+    is_stopped = {node.state for node in nodes} == {"stopped"}
+    missing = tuple(
+        words for server in plan.servers for words in _missing(plan, server, seen, lost, is_stopped=is_stopped)
+    )
     return Status(
         name=plan.name,
         mode=plan.mode,
@@ -71,8 +74,10 @@ def status_of(
     )
 
 
-def _missing(plan: Plan, server: ServerPlan, observed: Mapping[str, Seen], lost: Mapping[str, str]) -> Iterator[str]:
-    """What is not there as planned, beside the nodes themselves."""
+def _missing(
+    plan: Plan, server: ServerPlan, observed: Mapping[str, Seen], lost: Mapping[str, str], *, is_stopped: bool
+) -> Iterator[str]:
+    """What is not there as planned. Nodes are not missed where the cluster as a whole was stopped."""
     where = f" on {server.name}" if server.login else ""
     seen = observed.get(server.name)
     if seen is None:
@@ -86,7 +91,7 @@ def _missing(plan: Plan, server: ServerPlan, observed: Mapping[str, Seen], lost:
     if server.pool and server.pool.name not in seen.pools:
         yield f"pool {server.pool.name}{where}"
     for node in plan.nodes_on(server.name):
-        if not seen.domains.get(node.domain):
+        if not seen.domains.get(node.domain) and not is_stopped:
             yield f"node {node.name}{where}"
 
 
@@ -109,7 +114,7 @@ def _node(node: Node, seen: Seen | None) -> NodeStatus:
         server=node.server,
         state="unknown" if seen is None else "missing" if running is None else "running" if running else "stopped",
         address=str(node.address),
-        management_address=str(node.management_address),
+        management_address=str(node.management.address) if node.management else None,
         mac=node.mac,
         bridge=node.bridge,
         port=node.port,

@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 # What commands import when they run is imported here, before sockets are forbidden: ssl builds on them.
-from vcluster import access, cluster, config, doctor, removal, switch  # noqa: F401
-from vcluster.cli import main
+from vcluster import access, cluster, config, doctor, options, removal, switch, wishes  # noqa: F401
+from vcluster.cli import create, main
+from vcluster.model import Login, ServerSpec, Spec
 
 
 @pytest.mark.parametrize(
@@ -23,7 +25,7 @@ from vcluster.cli import main
         (["remote", "create", "--switch", "server2", "--vni-base", "0"], "--vni-base"),
         (["remote", "create", "--switch", "server2", "--vxlan-port", "65536"], "--vxlan-port"),
         (["remote", "create", "--switch", "server2", "--mtu", "60"], "MTU 60"),
-        (["remote", "create", "--switch", "server2", "-n", "0"], "0 nodes make no cluster"),
+        (["remote", "create", "--switch", "server2", "-n", "0"], "--nodes: 0 is not possible; 1 to 4094"),
         (["shared", "create"], "Missing argument 'CONFIG.ini'"),
         (["shared", "create", "no-such.ini"], "no-such.ini does not exist"),
         (["shared", "create", "{config}", "--nodes", "many"], "--nodes: 'many'"),
@@ -31,7 +33,20 @@ from vcluster.cli import main
         (["shared", "create", "{config}", "--policy", "wild"], "--policy: 'wild'"),
         (["switch", "up", "-n", "2"], "Missing option '--peer'"),
         (["switch", "up", "-n", "2", "--peer", "server2"], "is not an IPv4 address"),
-        (["switch", "up", "-n", "0", "--peer", "192.0.2.1"], "0 tunnels make no switch"),
+        (["switch", "up", "-n", "0", "--peer", "192.0.2.1"], "--nodes: 0 is not possible; 1 to 4094"),
+        (["switch", "up", "--peer", "192.0.2.1"], "Missing option '-n' / '--nodes'"),
+        (["switch", "up", "-n", "2", "--peer", "192.0.2.1", "--mtu", "60"], "--mtu: MTU 60"),
+        (["local", "create", "--vni-base", "7"], "No such option"),
+        (["remote", "create", "--switch", "server2", "--policy", "pack"], "No such option"),
+        (["remote", "create", "--switch", "server2", "--interface", "a/b"], "--interface: 'a/b' is not an interface"),
+        (["local", "create", "-n", "3", "--names", "a,b"], "--names: gives 2 names, --nodes is 3"),
+        (["local", "create", "--memory", ""], "--memory: is empty; leave it out"),
+        (["local", "create", "--sudo-command", "/bin/ls", "--sudo-command", "sh"], "--sudo-command: 'sh' is not a"),
+        (["local", "create", "--sudo-command", ""], "--sudo-command: is empty; leave it out"),
+        (["local", "create", "--image-password", "hunter2"], "--image-password: is ask or env:NAME; never the"),
+        (["local", "create", "--provision", "no-such.sh"], "no-such.sh: No such file"),
+        (["local", "create", "--payload", "."], "--payload: needs a script: --provision"),
+        (["shared", "create", "{config}", "--storage", "b:1", "--names", "a"], "--storage: 'b' is no node"),
         (["switch", "down", "a b"], "is not a name"),
         (["doctor", "--switch", "server2", "config.ini"], "exclude each other"),
         (["clear", "lab", "--on", "a b"], "is not a host"),
@@ -56,3 +71,65 @@ def test_what_is_wrong_is_said_in_one_line(
     assert words in said.err
     assert said.err.startswith("vcluster: ")
     assert "Traceback" not in said.err
+
+
+def _order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *arguments: str) -> wishes.Wishes:
+    """What a command would make."""
+    orders: list[wishes.Wishes] = []
+    monkeypatch.setattr(create, "_make", lambda order, **_: orders.append(order))
+    monkeypatch.setattr(sys, "argv", ["vcluster", *arguments])
+    monkeypatch.chdir(tmp_path)
+    assert main._run() == 0
+    return orders[0]
+
+
+def test_options_and_variables_become_a_spec(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("VCLUSTER_NODES", "3")
+    monkeypatch.setenv("VCLUSTER_MEMORY", "1024")
+    monkeypatch.setenv("VCLUSTER_SUDO_COMMANDS", "/bin/ls, /bin/cat")
+    order = _order(
+        monkeypatch, tmp_path, "remote", "create", "--switch", "ada@server2:23", "--interface", "eth0", "--disk", "10",
+        "--memory", "2 GiB", "--vni-base", "700", "--cluster-number", "2", "--ask-password", "--provision", "setup.sh",
+    )  # fmt: skip
+    assert order.provision == tmp_path / "setup.sh"
+    assert order.spec == Spec(
+        name="lab2",
+        mode="remote",
+        node_names=("node004", "node005", "node006"),
+        servers=(ServerSpec("localhost", interface="eth0"),),
+        switch=ServerSpec("server2", Login("server2", "ada", 23, password="ask")),
+        memory_mib=2048,
+        disk_gib=10,
+        vni_base=700,
+        timeout_s=900,
+        sudo_commands=("/bin/ls", "/bin/cat"),
+    )
+    again = _order(monkeypatch, tmp_path, "local", "create", "--sudo-command", "/a", "--sudo-command", "/b,/c")
+    assert again.spec.sudo_commands == ("/a", "/b", "/c")
+
+
+def test_all_mistakes_of_a_command_at_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["remote", "create", "--switch", "a b", "--memory", "lots", "--interface", "a/b", "--user", "root"]
+    monkeypatch.setattr(sys, "argv", ["vcluster", *arguments])
+    assert main._run() == 2
+    said = capsys.readouterr().err
+    assert [line.removeprefix("vcluster: ").split(":")[0] for line in said.splitlines()] == [
+        "--memory", "--interface", "--user", "--switch",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", ["local", "remote", "shared"])
+def test_help_shows_every_key(mode: str) -> None:
+    command = {"local": create.create_local, "remote": create.create_remote, "shared": create.create_shared}[mode]
+    shown = {name for one in command.get_params(click.Context(command)) for name in one.opts}
+    missing = {options.option_name(key) for key in options.CLUSTER} - shown
+    assert missing == {
+        "local": {"--policy", "--vni-base", "--vxlan-port"}, "remote": {"--policy"}, "shared": set(),
+    }[mode]  # fmt: skip
+
+
+def test_what_is_slow_to_import_waits_for_the_command_that_needs_it() -> None:
+    # Modules of this process are there already: the source tells.
+    source = Path(create.__file__).read_text()
+    at_the_top = [line for line in source.splitlines() if line.startswith(("from vcluster", "import vcluster"))]
+    assert at_the_top == ["from vcluster.cli import common"]

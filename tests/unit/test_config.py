@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass, replace
+from dataclasses import fields as dataclass_fields
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -11,9 +12,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from vcluster import config, fields
+from vcluster import addressing, config, fields, options, wishes
 from vcluster.errors import RequestError
-from vcluster.model import Login, ServerSpec, Spec
+from vcluster.images.store import DEFAULT_IMAGE
+from vcluster.model import AddressRange, Facts, ImageLogin, Login, PortRange, ServerSpec, Spec, Store
 
 SOURCE = Path("config.ini")
 TEMPLATE = Path(__file__).parent.parent.parent / "config.template"
@@ -29,7 +31,7 @@ host = localhost
 """
 
 
-def parse(text: str, **overrides: str) -> config.Wishes:
+def parse(text: str, **overrides: str) -> wishes.Wishes:
     return config.parse(text, source=SOURCE, overrides=overrides)
 
 
@@ -59,7 +61,7 @@ def key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_small_file() -> None:
     switch = ServerSpec("server2", Login("server2"))
-    assert parse(SMALL) == config.Wishes(
+    assert parse(SMALL) == wishes.Wishes(
         Spec(
             name="lab",
             mode="shared",
@@ -68,7 +70,7 @@ def test_a_small_file() -> None:
             switch=switch,
             timeout_s=900,
         ),
-        image=None,
+        image=DEFAULT_IMAGE,
         accel="auto",
         boot="auto",
     )
@@ -76,7 +78,7 @@ def test_a_small_file() -> None:
 
 def test_every_key(key: Path) -> None:
     fingerprint = "SHA256:" + "x" * 43
-    wishes = parse(f"""\
+    asked = parse(f"""\
 ; all there is
 [cluster]
 name: blue
@@ -94,6 +96,18 @@ timeout = 120.5 s
 policy = pack
 vni_base = 700
 vxlan_port = 8472
+layout = private
+addresses = dhcp
+addresses_from = 10.7.0.[9,21-22]
+dhcp_range = 10.7.0.100 - 10.7.0.200
+storage = red[01-02]: 1TiB, head:20
+user = ada
+sudo_commands = /usr/bin/ls, /usr/sbin/tcpdump
+mpi_ports = 10000:10100
+image_user = root
+image_password = env:IMAGE_PASSWORD
+provision = setup.sh
+payload = /srv/my stuff
 
 [switch]
 host = student@10.0.7.2:2222
@@ -117,7 +131,7 @@ ram = 4 GiB
 hdd = 1 TiB
 path = /srv/vms/
 """)
-    assert wishes == config.Wishes(
+    assert asked == wishes.Wishes(
         Spec(
             name="blue",
             mode="shared",
@@ -149,10 +163,21 @@ path = /srv/vms/
             subnet=IPv4Network("10.7.0.0/24"),
             mtu=8950,
             timeout_s=120.5,
+            layout="private",
+            addresses="dhcp",
+            node_addresses=tuple(map(IPv4Address, ("10.7.0.9", "10.7.0.21", "10.7.0.22"))),
+            dhcp_range=AddressRange(IPv4Address("10.7.0.100"), IPv4Address("10.7.0.200")),
+            stores=(Store("red01", 1024), Store("red02", 1024), Store("head", 20)),
+            user="ada",
+            sudo_commands=("/usr/bin/ls", "/usr/sbin/tcpdump"),
+            mpi_ports=PortRange(10000, 10100),
+            image_login=ImageLogin("root", "env:IMAGE_PASSWORD"),
         ),
         image="alpine3",
         accel="tcg",
         boot="cold",
+        provision=Path.cwd() / "setup.sh",
+        payload=Path("/srv/my stuff"),
     )
 
 
@@ -217,9 +242,9 @@ def test_how_many_nodes(cluster: str, red: str, blue: str, count: int) -> None:
 
 
 def test_options_win() -> None:
-    wishes = parse(SMALL, nodes="2", memory="1 GiB", image="other", policy="pack", name="mine")
-    assert (wishes.spec.name, len(wishes.spec.node_names), wishes.spec.memory_mib) == ("mine", 2, 1024)
-    assert (wishes.image, wishes.spec.policy) == ("other", "pack")
+    asked = parse(SMALL, nodes="2", memory="1 GiB", image="other", policy="pack", name="mine")
+    assert (asked.spec.name, len(asked.spec.node_names), asked.spec.memory_mib) == ("mine", 2, 1024)
+    assert (asked.image, asked.spec.policy) == ("other", "pack")
     assert parse(SMALL, names="a,b").spec.node_names == ("a", "b")
     assert parse(SMALL.removeprefix("[cluster]\nnodes = 4\n"), nodes="2").spec.node_names == ("node1", "node2")
 
@@ -435,6 +460,248 @@ def test_a_mistake_has_its_line_and_says_what_is_allowed(old: str, new: str, lin
     assert len(found) <= 2, found
 
 
+# Keys of [cluster], which are options too: each case is a file's lines and, the same, options
+
+GOOD = [
+    ("layout = private", {"layout": "private"}),
+    ("layout = direct", {}),
+    ("addresses = static", {}),
+    ("addresses = dhcp", {"addresses": "dhcp"}),
+    ("addresses = dhcp\ndhcp_range = 10.0.0.200-10.0.0.200", {
+        "addresses": "dhcp", "dhcp_range": AddressRange(IPv4Address("10.0.0.200"), IPv4Address("10.0.0.200")),
+    }),
+    ("addresses = dhcp\nsubnet = 10.7.0.0/28\ndhcp_range = 10.7.0.5-10.7.0.14", {
+        "addresses": "dhcp", "subnet": IPv4Network("10.7.0.0/28"),
+        "dhcp_range": AddressRange(IPv4Address("10.7.0.5"), IPv4Address("10.7.0.14")),
+    }),
+    ("addresses_from = 10.0.0.[101-104]", {
+        "node_addresses": tuple(IPv4Address(f"10.0.0.{last}") for last in (101, 102, 103, 104)),
+        "subnet": IPv4Network("10.0.0.0/24"),
+    }),
+    ("addresses_from = 10.3.[2,0-1].7,10.3.9.9\nsubnet = 10.3.0.0/16", {
+        "node_addresses": tuple(map(IPv4Address, ("10.3.2.7", "10.3.0.7", "10.3.1.7", "10.3.9.9"))),
+        "subnet": IPv4Network("10.3.0.0/16"),
+    }),
+    ("cluster_number = 11", {
+        "name": "lab11", "node_names": ("node041", "node042", "node043", "node044"),
+    }),
+    ("cluster_number = 11\nname = red", {
+        "name": "red", "node_names": ("node041", "node042", "node043", "node044"),
+    }),
+    ("storage = node[2,4]:1TiB", {"stores": (Store("node2", 1024), Store("node4", 1024))}),
+    ("storage = node4:7 , node1: 2 TiB", {"stores": (Store("node4", 7), Store("node1", 2048))}),
+    ("cluster_number = 2\nstorage = node007:1", {
+        "name": "lab2", "node_names": ("node005", "node006", "node007", "node008"), "stores": (Store("node007", 1),),
+    }),
+    ("user = a", {"user": "a"}),
+    ("user = mpi_user-2", {"user": "mpi_user-2"}),
+    ("sudo_commands = /usr/bin/ls", {"sudo_commands": ("/usr/bin/ls",)}),
+    ("sudo_commands = /usr/bin/g++,  /opt/a.b/c_d-e", {"sudo_commands": ("/usr/bin/g++", "/opt/a.b/c_d-e")}),
+    ("mpi_ports = 1024:1039", {"mpi_ports": PortRange(1024, 1039)}),
+    ("mpi_ports = 1024:65535", {"mpi_ports": PortRange(1024, 65535)}),
+    ("image_user = debian\nimage_password = ask", {"image_login": ImageLogin("debian", "ask")}),
+    ("image_user = root\nimage_password = env:X_1", {"image_login": ImageLogin("root", "env:X_1")}),
+]  # fmt: skip
+BAD = [
+    ("layout = open", "layout", "'open' is none of direct, private"),
+    ("addresses = auto", "addresses", "'auto' is none of static, dhcp"),
+    ("addresses = dhcp\ndhcp_range = 10.0.0.200", "dhcp_range", "'10.0.0.200' is not a range of addresses; such as "
+     "10.0.0.200-10.0.0.250"),
+    ("addresses = dhcp\ndhcp_range = 10.0.0.200-250", "dhcp_range", "'250' is not an IPv4 address; such as "
+     "10.0.0.101"),
+    ("addresses = dhcp\ndhcp_range = 10.0.0.9-10.0.0.8", "dhcp_range", "10.0.0.9-10.0.0.8 ends before it begins; "
+     "10.0.0.8-10.0.0.9"),
+    ("addresses = dhcp\nsubnet = 10.7.0.0/24\ndhcp_range = 10.0.0.8-10.0.0.9", "dhcp_range", "10.0.0.8-10.0.0.9 is not "
+     "within 10.7.0.0/24"),
+    ("addresses = dhcp\nsubnet = 10.7.0.0/24\ndhcp_range = 10.7.0.8-10.7.0.255", "dhcp_range", "10.7.0.8-10.7.0.255 is "
+     "not within 10.7.0.0/24"),
+    ("addresses = dhcp\nsubnet = 10.7.0.0/24\ndhcp_range = 10.7.0.4-10.7.0.9", "dhcp_range", "10.7.0.4-10.7.0.9 holds "
+     "10.7.0.4, the address of a node"),
+    ("addresses = dhcp\naddresses_from = 10.0.0.[21-24]\ndhcp_range = 10.0.0.10-10.0.0.22", "dhcp_range",
+     "10.0.0.10-10.0.0.22 holds 10.0.0.21, the address of a node"),
+    ("addresses = dhcp\nsubnet = 10.7.0.0/30\nnodes = 2", "subnet", "10.7.0.0/30 has no address left for machines that "
+     "are not the cluster's"),
+    ("addresses = dhcp\naddresses_from = 10.0.0.[251-254]", "addresses_from", "10.0.0.0/24 has no address left for "
+     "machines that are not the cluster's"),
+    ("addresses_from = 10.0.0.[101-103]", "addresses_from", "gives 3 addresses, {nodes} is 4"),
+    ("addresses_from = 10.0.0.[101-103,102]", "addresses_from", "'10.0.0.102' is given twice"),
+    ("addresses_from = 10.0.0.[253-256]", "addresses_from", "'10.0.0.256' is not an IPv4 address; such as 10.0.0.101"),
+    ("addresses_from = fd00::[1-4]", "addresses_from", "'fd00::1' is not an IPv4 address; such as 10.0.0.101"),
+    ("addresses_from = 10.0.0.[1-", "addresses_from", "'10.0.0.[1-' is not a nodeset: a bracket without its other "
+     "half; such as '10.0.0.[101-105]'"),
+    ("addresses_from = 10.0.0.[1-99999]", "addresses_from", "'10.0.0.[1-99999]' gives 99999 names; 1 to 4094 are "
+     "possible"),
+    ("addresses_from = 127.0.0.[1-4]", "addresses_from", "127.0.0.1 is not for ordinary hosts; a private one, such as "
+     "10.0.0.101"),
+    ("addresses_from = 0.0.0.[1-4]", "addresses_from", "0.0.0.1 is not for ordinary hosts; a private one, such as "
+     "10.0.0.101"),
+    ("addresses_from = 10.0.0.[0-3]", "addresses_from", "10.0.0.0 is not an address for nodes of 10.0.0.0/24, where "
+     "10.0.0.0 is; a subnet can be given that holds all"),
+    ("addresses_from = 10.0.[0-1].[1-2]", "addresses_from", "10.0.1.1 is not an address for nodes of 10.0.0.0/24, "
+     "where 10.0.0.1 is; a subnet can be given that holds all"),
+    ("addresses_from = 10.0.0.[1-4]\nsubnet = 10.9.0.0/16", "addresses_from", "10.0.0.1 is not an address for nodes of "
+     "10.9.0.0/16"),
+    ("addresses_from = 10.9.0.[252-255]\nsubnet = 10.9.0.0/24", "addresses_from", "10.9.0.255 is not an address for "
+     "nodes of 10.9.0.0/24"),
+    ("cluster_number = 0", "cluster_number", "0 is not possible; 1 to 9999"),
+    ("cluster_number = 10000", "cluster_number", "10000 is not possible; 1 to 9999"),
+    ("cluster_number = eleven", "cluster_number", "'eleven' is not a number; 1 to 9999"),
+    ("storage = node2", "storage", "'node2' is not NODES:SIZE; such as 'node[7,15]:1 TiB'"),
+    ("storage = node2:big", "storage", "'big' is not a size; such as 20 GiB or 1 TiB"),
+    ("storage = node2:0", "storage", "'0' is not possible; 1 to 65536 GiB"),
+    ("storage = node2:1500 MiB", "storage", "'1500 MiB' is no whole number of GiB; such as 20 GiB or 1 TiB"),
+    ("storage = node[2-3]:1,node3:2", "storage", "node 'node3' is given twice"),
+    ("storage = node[4-5]:1", "storage", "'node5' is no node of the cluster; the first is node1, the last node4"),
+    ("storage = ,node1:1", "storage", "'' is not NODES:SIZE; such as 'node[7,15]:1 TiB'"),
+    ("storage = :1", "storage", "'' gives no name; such as 'red[01-05]'"),
+    ("user = Ada", "user", "'Ada' is not a user's name; lower-case letters, digits, _ and -, a letter first, at most "
+     "32 characters"),
+    ("user = -a", "user", "'-a' is not a user's name; lower-case letters, digits, _ and -, a letter first, at most 32 "
+     "characters"),
+    (f"user = {'a' * 33}", "user", f"'{'a' * 33}' is not a user's name; lower-case letters, digits, _ and -, a letter "
+     "first, at most 32 characters"),
+    *((f"user = {name}", "user", f"{name} is an account of the system's; take another, such as mpiuser") for name in
+      ("root", "daemon", "nobody", "www-data", "sshd", "systemd-resolve", "dnsmasq", "libvirt-qemu", "sudo", "wheel")),
+    *((f"sudo_commands = {path}", "sudo_commands", f"'{path}' is not a program; a whole path of letters, digits and "
+       ". _ + - /") for path in
+      ("ls", "ALL", "sudoedit", "/", "/usr/bin/", "/usr/../bin/sh", "/bin//sh", "/bin/./sh", "/bin/ls *", "!/bin/sh",
+       "/bin/a:b", "/bin/s\u00e9", "/bin/$SHELL", "/bin/x=y", "~/x")),
+    ("sudo_commands = /bin/ls,", "sudo_commands", "'' is not a program; a whole path of letters, digits and . _ + - /"),
+    ("sudo_commands = /bin/ls, /bin/ls", "sudo_commands", "'/bin/ls' is given twice"),
+    ("mpi_ports = 10000", "mpi_ports", "'10000' is not a range of ports; such as 10000:10100"),
+    ("mpi_ports = 10000-10100", "mpi_ports", "'10000-10100' is not a range of ports; such as 10000:10100"),
+    ("mpi_ports = 10000:10014", "mpi_ports", "10000:10014 has too few ports for MPI; at least 16, such as 10000:10100"),
+    ("mpi_ports = 10100:10000", "mpi_ports", "10100:10000 ends before it begins; at least 16, such as 10000:10100"),
+    ("mpi_ports = 1023:2000", "mpi_ports", "1023 is not possible; 1024 to 65535"),
+    ("mpi_ports = 65000:65536", "mpi_ports", "65536 is not possible; 1024 to 65535"),
+    ("mpi_ports = 10000:", "mpi_ports", "'' is not a number; 1024 to 65535"),
+    ("image_user = debian", "image_user", "needs a password: {image_password}"),
+    ("image_password = ask", "image_password", "needs a user: {image_user}"),
+    ("image_user = a b\nimage_password = ask", "image_user", "'a b' is not a user; letters, digits and _ . @ -, a "
+     "letter first"),
+    ("image_user = a\nimage_password = hunter2", "image_password", "is ask or env:NAME; never the password itself"),
+    ("image_user = a\nimage_password = env:hunter2!", "image_password", "env: is followed by the name of a variable; "
+     "such as env:LAB_PASSWORD"),
+    ("payload = here", "payload", "needs a script: {provision}"),
+    ("provision = a\tb", "provision", "'a\\tb' is not a path that can be used"),
+]  # fmt: skip
+
+
+def keys_of(lines: str) -> dict[str, str]:
+    """What the lines say, as options do."""
+    return dict(line.split(" = ", 1) for line in lines.split("\n"))
+
+
+def in_file(lines: str) -> str:
+    """A file with these lines in place of its own about the same."""
+    return changed("nodes = 4", lines if "nodes = " in lines else f"nodes = 4\n{lines}")
+
+
+@pytest.mark.parametrize(("lines", "fields_of_spec"), GOOD)
+def test_keys_of_the_cluster(lines: str, fields_of_spec: dict[str, object]) -> None:
+    plain_one = wishes.of_options(wishes.read_options({}), mode="local").spec
+    of_file = parse(in_file(lines)).spec
+    assert of_file == replace(parse(SMALL).spec, **fields_of_spec)
+    assert wishes.of_options(wishes.read_options(keys_of(lines)), mode="local").spec == replace(
+        plain_one, **fields_of_spec
+    )
+    assert parse(SMALL, **keys_of(lines)).spec == of_file
+
+
+@pytest.mark.parametrize(("lines", "key", "text"), BAD)
+def test_mistakes_in_keys_of_the_cluster(lines: str, key: str, text: str) -> None:
+    file = in_file(lines)
+    line = next(number for number, one in enumerate(file.split("\n"), start=1) if one.startswith(f"{key} = "))
+    others = {"nodes": "nodes (line 2)"} | {name: f"{name} = …" for name in options.CLUSTER if name != "nodes"}
+    assert mistakes(file) == [f"config.ini:{line}: [cluster] {key}: {text.format(**others)}"]
+    others = {name: f"{options.option_name(name)} …" for name in options.CLUSTER} | {"nodes": "--nodes"}
+    with pytest.raises(RequestError) as raised:
+        wishes.of_options(wishes.read_options({"nodes": "4"} | keys_of(lines)), mode="local")
+    assert raised.value.message == f"{options.option_name(key)}: {text.format(**others)}"
+    assert "hunter2" not in raised.value.message
+
+
+def test_addresses_of_strangers_need_dhcp() -> None:
+    assert mistakes(changed("nodes = 4", "nodes = 4\ndhcp_range = 10.0.0.8-10.0.0.9")) == [
+        "config.ini:3: [cluster] dhcp_range: has no meaning without addresses = dhcp"
+    ]
+    assert mistakes(SMALL, dhcp_range="10.0.0.8-10.0.0.9") == ["--dhcp-range: has no meaning without --addresses dhcp"]
+
+
+def test_a_number_excludes_names() -> None:
+    assert mistakes(changed("nodes = 4", "names = a,b\ncluster_number = 3\nstorage = c:1")) == [
+        "config.ini:3: [cluster] cluster_number: excludes names (line 2); it names the nodes itself"
+    ]
+    # An option takes the place of what stands in the file.
+    by_number = parse(changed("nodes = 4", "names = a,b"), cluster_number="3", nodes="2").spec
+    assert (by_number.name, by_number.node_names) == ("lab3", ("node005", "node006"))
+    by_names = parse(changed("nodes = 4", "nodes = 4\ncluster_number = 3"), names="a,b").spec
+    assert (by_names.name, by_names.node_names) == ("lab", ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "names", "addresses"),
+    [
+        ({"nodes": "5"}, "lab", "node1 node2 node3 node4 node5", "10.0.0.1 10.0.0.2 10.0.0.3 10.0.0.4 10.0.0.5"),
+        ({"nodes": "5", "cluster_number": "1"}, "lab1", "node001 node002 node003 node004 node005",
+         "10.0.0.1 10.0.0.2 10.0.0.3 10.0.0.4 10.0.0.5"),
+        ({"nodes": "5", "cluster_number": "11", "addresses_from": "10.0.0.[101-105]"}, "lab11",
+         "node051 node052 node053 node054 node055", "10.0.0.101 10.0.0.102 10.0.0.103 10.0.0.104 10.0.0.105"),
+        ({"cluster_number": "200", "addresses_from": "10.2.0.[9,1-4]", "name": "last"}, "last",
+         "node0996 node0997 node0998 node0999 node1000", "10.2.0.9 10.2.0.1 10.2.0.2 10.2.0.3 10.2.0.4"),
+        ({"nodes": "5", "cluster_number": "400"}, "lab400", "node1996 node1997 node1998 node1999 node2000",
+         "10.0.0.1 10.0.0.2 10.0.0.3 10.0.0.4 10.0.0.5"),
+        ({"names": "head,red[02-05]", "subnet": "172.20.0.0/16"}, "lab", "head red02 red03 red04 red05",
+         "172.20.0.1 172.20.0.2 172.20.0.3 172.20.0.4 172.20.0.5"),
+        ({"names": "z[5,1-3],a", "addresses_from": "10.1.[1-5].7", "subnet": "10.1.0.0/16"}, "lab",
+         "z5 z1 z2 z3 a", "10.1.1.7 10.1.2.7 10.1.3.7 10.1.4.7 10.1.5.7"),
+    ],
+)  # fmt: skip
+def test_how_five_nodes_are_called(given: dict[str, str], name: str, names: str, addresses: str) -> None:
+    for spec in (
+        wishes.of_options(wishes.read_options(given), mode="remote").spec,
+        parse(changed("nodes = 4\n", ""), **given).spec,
+    ):
+        chosen = spec.node_addresses or addressing.node_addresses(
+            addressing.choose_subnet(spec.subnet, 5, [Facts()]), 5
+        )
+        assert (spec.name, " ".join(spec.node_names), " ".join(map(str, chosen))) == (name, names, addresses)
+
+
+def test_paths_are_relative_to_where_they_are_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    text = changed("nodes = 4", "nodes = 4\nprovision = setup.sh\npayload = ~/stuff")
+    of_file = config.parse(text, source=Path("../lab/config.ini"))
+    assert (of_file.provision, of_file.payload) == (
+        tmp_path / "here" / "../lab/setup.sh",
+        tmp_path / "home" / "stuff",
+    )
+    mixed = config.parse(text, source=tmp_path / "lab.ini", overrides={"payload": "other"})
+    assert (mixed.provision, mixed.payload) == (tmp_path / "setup.sh", tmp_path / "here" / "other")
+    of_options = wishes.of_options(wishes.read_options({"provision": "setup.sh"}), mode="local")
+    assert (of_options.provision, of_options.payload) == (tmp_path / "here" / "setup.sh", None)
+
+
+def test_every_default_is_one_of_the_spec_s_own_kind() -> None:
+    asked = wishes.of_options(wishes.read_options({}), mode="local")
+    assert asked.spec == Spec("lab", "local", ("node1", "node2", "node3", "node4"), timeout_s=900)
+    assert (asked.image, asked.accel, asked.boot) == (DEFAULT_IMAGE, "auto", "auto")
+    said = wishes.read_options({key: one.default for key, one in options.CLUSTER.items() if one.default})
+    assert wishes.of_options(said, mode="local") == asked
+
+
+def test_every_key_of_the_cluster_goes_somewhere() -> None:
+    names = {one.name for one in dataclass_fields(Spec)}
+    assert {one.to for one in options.CLUSTER.values() if one.to} <= names
+    others = {key for key, one in options.CLUSTER.items() if not one.to}
+    assert others == {
+        "nodes", "names", "cluster_number", "image", "image_user", "image_password", "provision", "payload", "boot",
+        "accel",
+    }  # fmt: skip
+
+
 def test_every_mistake_at_once() -> None:
     assert mistakes("""\
 [cluster]
@@ -467,6 +734,47 @@ junk
     ]  # fmt: skip
 
 
+WRONG = """\
+nodes = 4
+name = My Lab
+cluster_number = 0
+image = ../x
+image_user = -a
+image_password = hunter2
+vcpus = 65
+memory = lots
+disk = 1
+storage = node2
+layout = open
+subnet = 10.0.0.0
+addresses = auto
+addresses_from = 10.0.0.1-4
+dhcp_range = 10.0.0.7
+mtu = 60
+user = root
+sudo_commands = ls
+mpi_ports = 1:9
+provision = a\tb
+boot = warm
+accel = xen
+timeout = inf
+vni_base = 0
+vxlan_port = 65536"""
+
+
+def test_every_mistake_in_the_cluster_s_keys_at_once() -> None:
+    found = mistakes(changed("nodes = 4", WRONG))
+    given = keys_of(WRONG)
+    assert [line.split(": ")[1] for line in found] == [f"[cluster] {key}" for key in given if key != "nodes"]
+    with pytest.raises(RequestError) as raised:
+        wishes.of_options(wishes.read_options(given), mode="local")
+    lines = raised.value.message.splitlines()
+    assert [line.split(": ")[0] for line in lines] == [options.option_name(key) for key in given if key != "nodes"]
+    # In both they are the same.
+    assert [line.split(": ", 2)[2] for line in found] == [line.split(": ", 1)[1] for line in lines]
+    assert "hunter2" not in raised.value.message
+
+
 def test_an_empty_file() -> None:
     assert mistakes("") == [
         "config.ini: no server is described; such as [server server1]",
@@ -492,7 +800,7 @@ def test_mistakes_of_options_name_the_option() -> None:
         "--nodes: 2 nodes, but servers are told to carry 2, and [server server1] carries the head"
     ]
     assert mistakes(changed("nodes = 4", "names = a,b,c"), nodes="2") == [
-        "config.ini:2: [cluster] names: gives 3 names, nodes (--nodes) is 2"
+        "config.ini:2: [cluster] names: gives 3 names, --nodes is 2"
     ]
 
 
@@ -541,6 +849,13 @@ def test_the_template_is_a_good_file() -> None:
     assert len(spec.node_names) == 4
 
 
+# What an example of the template needs beside it.
+COMPANY = {
+    "image_user": {";image_password": "image_password"},
+    "image_password": {";image_user": "image_user"},
+    "payload": {";provision": "provision"},
+    "dhcp_range": {";addresses = static": "addresses = dhcp"},
+}
 EXAMPLES = [number for number, line in enumerate(TEMPLATE.read_text().splitlines()) if line.startswith(";")]
 
 
@@ -549,19 +864,23 @@ def test_each_example_of_the_template_is_good(number: int, key: Path) -> None:
     del key
     lines = TEMPLATE.read_text().splitlines()
     lines[number] = lines[number].removeprefix(";")
-    parse("\n".join(lines))
+    text = "\n".join(lines)
+    for old, new in COMPANY.get(lines[number].partition(" = ")[0], {}).items():
+        text = text.replace(f"\n{old}", f"\n{new}")
+    parse(text)
 
 
 def test_the_template_shows_every_key() -> None:
     shown = {match[1] for match in re.finditer(r"^;?([a-z_]+) = ", TEMPLATE.read_text(), re.MULTILINE)}
-    assert shown | {"server"} == {*fields.CLUSTER, *fields.SWITCH, *fields.SERVER}
+    assert shown | {"server"} == {*options.CLUSTER, *fields.SWITCH, *fields.SERVER}
 
 
 def test_what_the_template_shows_of_defaults_is_so() -> None:
     text = TEMPLATE.read_text()
     for name in ("image", "vcpus", "memory", "disk", "policy", "mtu", "vni_base", "vxlan_port", "accel", "boot",
-                 "timeout", "path"):  # fmt: skip
+                 "timeout", "path", "layout", "addresses"):  # fmt: skip
         text = text.replace(f"\n;{name} = ", f"\n{name} = ")
+    text = text.replace("\n;user = mpiuser\n", "\nuser = mpiuser\n")  # those of servers have no default
     asked, default = parse(text), parse(TEMPLATE.read_text())
     assert asked.image == "debian12"
     assert (asked.spec, asked.accel, asked.boot) == (default.spec, default.accel, default.boot)
@@ -569,9 +888,12 @@ def test_what_the_template_shows_of_defaults_is_so() -> None:
 
 # Anything at all
 
-KEYS = st.sampled_from(sorted({*fields.CLUSTER, *fields.SWITCH, *fields.SERVER, "nonsense"}))
+KEYS = st.sampled_from(sorted({*options.CLUSTER, *fields.SWITCH, *fields.SERVER, "nonsense"}))
 VALUES = (
     st.sampled_from(["4", "2 GiB", "100", "red[1-3]", "localhost", "a", "b@c:5", "env:X", "ask", "10.9.0.0/24", "pack"])
+    | st.sampled_from(
+        ["private", "dhcp", "10.9.0.[1-4]", "10.9.0.7-10.9.0.9", "node[1-2]:4", "/bin/ls,/a", "9000:9099"]
+    )
     | st.integers(-1, 70000).map(str)
     | st.text(max_size=12)
 )
@@ -583,6 +905,13 @@ LINES = st.one_of(
     st.text(max_size=20),
 )
 DANGEROUS = re.compile(r"[\x00-\x1f\x7f'\"\\$`;&|<>(){}\[\]*?!# \u0080-\U0010ffff]")
+
+
+def plain(value: object) -> object:
+    """A value without our classes."""
+    if isinstance(value, tuple):
+        return [plain(one) for one in value]
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
 def strings(value: object) -> list[str]:
@@ -602,12 +931,14 @@ def strings(value: object) -> list[str]:
 def test_any_text_is_a_configuration_or_clear_lines(lines: list[str], is_private: bool) -> None:
     for text in ("\n".join(lines), SMALL + "\n".join(lines)):
         try:
-            wishes = config.parse(text, source=SOURCE, is_private=is_private)
+            asked = config.parse(text, source=SOURCE, is_private=is_private)
         except RequestError as error:
             assert error.message.splitlines() == error.message.split("\n")
             assert all(line.startswith("config.ini:") and line.isprintable() for line in error.message.split("\n"))
             continue
-        values = asdict(wishes)
+        values = asdict(asked)
+        assert values.pop("provision") or not values["payload"]
+        values.pop("payload")
         for server in (*values["spec"]["servers"], values["spec"]["switch"]):
             (server["login"] or {}).pop("password", None)
         assert not [text for text in strings(values) if DANGEROUS.search(text)]
@@ -619,7 +950,7 @@ def test_any_text_is_a_configuration_or_clear_lines(lines: list[str], is_private
 @example("path", "/a/../b")
 @example("user", "a\n")
 def test_any_value_is_good_or_refused(key: str, text: str) -> None:
-    for table in (fields.CLUSTER, fields.SWITCH, fields.SERVER):
+    for table in (options.READERS, fields.SWITCH, fields.SERVER):
         if key not in table or key == "password":
             continue
         try:
@@ -627,8 +958,8 @@ def test_any_value_is_good_or_refused(key: str, text: str) -> None:
         except RequestError as error:
             assert len(error.message.splitlines()) <= 1
             continue
-        if key != "key":
-            shown = strings(asdict(value) if isinstance(value, fields.Host) else value)
+        if key not in ("key", "provision", "payload"):  # files on this machine may be called anything
+            shown = strings(plain(value))
             assert not [text for text in shown if DANGEROUS.search(text) or text.startswith("-")]
 
 

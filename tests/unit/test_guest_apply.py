@@ -76,8 +76,12 @@ def test_a_user_of_another_uid_is_not_taken_over() -> None:
         apply.apply([{"do": "user", "name": ME, "uid": os.getuid() + 1, "home": "/"}])
 
 
+def test_the_images_own_user_may_have_any_uid() -> None:
+    assert apply.apply([{"do": "user", "name": ME, "uid": None, "home": "/"}]) == []
+
+
 def test_mounts_are_recognised() -> None:
     with Path("/proc/self/mounts").open() as mounts:
-        source, target = mounts.readline().split()[:2]
-    assert apply.mounted(target, source)
-    assert not apply.mounted(target, "elsewhere:/folder")
+        source, target = mounts.read().splitlines()[-1].split()[:2]
+    assert apply.mounts()[target] == source
+    assert "/no/such/folder" not in apply.mounts()

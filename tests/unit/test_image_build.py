@@ -142,7 +142,7 @@ def test_a_plain_seed_is_understood(seed: ModuleType) -> None:
         ({"users": [{"name": "debian"}]}, LINK),
         ({"users": [{"name": "root", "sudo": "ALL"}]}, LINK),
         ({"write_files": [{"path": "/x", "append": True}]}, LINK),
-        ({}, LINK | {"dhcp4": True}),
+        ({}, LINK | {"dhcp6": True}),
         ({}, LINK | {"match": {"name": "en*"}}),
         ({}, LINK | {"wakeonlan": True}),
     ],

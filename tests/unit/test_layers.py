@@ -13,11 +13,11 @@ PACKAGE = Path(__file__).parent.parent.parent / "vcluster"
 LAYERS = [
     ["errors", "model"],
     ["codec", "naming", "recipes", "events"],
-    ["addressing", "topology", "placement", "hops", "keys", "parallel", "status", "guest"],
+    ["addressing", "topology", "placement", "hops", "keys", "parallel", "status", "discover", "guest"],
     ["plan", "render"],
     ["ledger"],
     ["hosts", "progress"],
-    ["ini", "fields"],
+    ["ini", "fields", "options", "sections", "wishes"],
     ["config", "passwords"],
     ["agent"],
     ["images"],
@@ -27,7 +27,8 @@ LAYERS = [
     ["inventory", "nodes"],
     ["removal"],
     ["cluster"],
-    ["access", "doctor", "switch"],
+    ["access", "doctor", "power", "switch"],
+    ["gateway"],
     ["cli"],
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

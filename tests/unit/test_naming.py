@@ -53,44 +53,84 @@ def test_bad_cluster_names(name: str, words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "nodeset", "names"),
+    ("nodeset", "names"),
     [
-        (None, None, ("node1", "node2", "node3", "node4")),
-        (2, None, ("node1", "node2")),
-        (None, "red[01-03]", ("red01", "red02", "red03")),
-        (None, "a,,b", ("a", "b")),
-        (2, "head,red1", ("head", "red1")),
-        (None, "zeta,alpha", ("zeta", "alpha")),
-        (None, "r[1-2]b[1-2]", ("r1b1", "r1b2", "r2b1", "r2b2")),
+        ("red[01-03]", ("red01", "red02", "red03")),
+        ("a,,b", ("a", "b")),
+        ("head, red1", ("head", "red1")),
+        ("zeta,alpha", ("zeta", "alpha")),
+        ("r[1-2]b[1-2]", ("r1b1", "r1b2", "r2b1", "r2b2")),
+        ("r[9-11]", ("r9", "r10", "r11")),
+        ("r[09-11]x", ("r09x", "r10x", "r11x")),
+        ("r[3,1]b[2,1]", ("r3b2", "r3b1", "r1b2", "r1b1")),
+        ("r[5-9/2,1]", ("r5", "r7", "r9", "r1")),
     ],
 )
-def test_node_names(count: int | None, nodeset: str | None, names: tuple[str, ...]) -> None:
-    assert naming.node_names(count, nodeset, count_default=4) == names
+def test_node_names_of_a_nodeset_come_in_the_order_written(nodeset: str, names: tuple[str, ...]) -> None:
+    assert naming.expand(nodeset) == names
 
 
 @pytest.mark.parametrize(
-    ("count", "nodeset", "words"),
+    ("nodeset", "words"),
     [
-        (0, None, "0 nodes make no cluster"),
-        (-1, None, "-1 nodes make no cluster"),
-        (99999, None, "99999 nodes make no cluster"),
-        (3, "a,b", "--names gives 2 names, -n asks for 3 nodes"),
-        (None, "", "gives no name"),
-        (None, "red[1", "is not a nodeset"),
-        (None, "red[5-1]", "is not a nodeset"),
-        (None, "a,a", "is given twice"),
-        (None, "@all", "@all"),
-        (None, "red[1-99999999]", "gives 99999999 names"),
-        (None, "r[1-9999][1-9999]", "gives 99980001 names"),
-        (None, "red[1-" + "9" * 5000 + "]", "ten digits"),
-        (None, "a;rm -rf", "is not a name"),
-        (None, "x" * 64, "has 64 characters"),
-        (None, "nöde[1-2]", "is not a name"),
+        ("", "gives no name"),
+        (",", "gives no name"),
+        ("red[1", "is not a nodeset"),
+        ("red1]", "is not a nodeset"),
+        ("red[1]]", "is not a nodeset"),
+        ("red[[1]", "is not a nodeset"),
+        ("red[]", "is not a nodeset"),
+        ("red[1,]", "is not a nodeset"),
+        ("red[a-b]", "is not a nodeset"),
+        ("red[5-1]", "is not a nodeset"),
+        ("a,a", "is given twice"),
+        ("red[1-3],red2", "is given twice"),
+        ("@all", "@all"),
+        ("red[1-3]!red2", "is not a name"),
+        ("red*", "is not a name"),
+        ("red[1-99999999]", "gives 99999999 names"),
+        ("r[1-9999][1-9999]", "gives 99980001 names"),
+        ("red[1-" + "9" * 5000 + "]", "ten digits"),
+        ("a;rm -rf", "is not a name"),
+        ("x" * 64, "has 64 characters"),
+        ("nöde[1-2]", "is not a name"),
+        ("[1-2]", "is not a name"),
     ],
 )
-def test_bad_node_names(count: int | None, nodeset: str | None, words: str) -> None:
-    with pytest.raises(RequestError, match=re.escape(words)):
-        naming.node_names(count, nodeset, count_default=4)
+def test_bad_node_names(nodeset: str, words: str) -> None:
+    with pytest.raises(RequestError, match=re.escape(words)) as raised:
+        naming.expand(nodeset)
+    assert len(raised.value.message) < 140
+
+
+@pytest.mark.parametrize(
+    ("cluster_number", "count", "first", "last"),
+    [
+        (1, 5, "node001", "node005"),
+        (11, 5, "node051", "node055"),
+        (199, 5, "node991", "node995"),
+        (200, 5, "node0996", "node1000"),
+        (201, 5, "node1001", "node1005"),
+        (400, 5, "node1996", "node2000"),
+        (1, 1, "node001", "node001"),
+        (1, 999, "node001", "node999"),
+        (1, 1000, "node0001", "node1000"),
+        (9999, 4094, "node40931813", "node40935906"),
+    ],
+)
+def test_names_that_are_numbered_on_from_cluster_to_cluster(
+    cluster_number: int, count: int, first: str, last: str
+) -> None:
+    names = naming.numbered_node_names(cluster_number, count)
+    assert (names[0], names[-1], len(names)) == (first, last, count)
+
+
+@given(st.integers(1, 9998), st.integers(1, 300))
+def test_clusters_of_one_size_never_share_a_number(cluster_number: int, count: int) -> None:
+    here, next_ones = (naming.numbered_node_names(number, count) for number in (cluster_number, cluster_number + 1))
+    numbers = [int(name.removeprefix("node")) for name in (*here, *next_ones)]
+    assert numbers == list(range(numbers[0], numbers[0] + 2 * count))
+    assert len({len(name) for name in here}) == 1
 
 
 @given(st.text(max_size=60))

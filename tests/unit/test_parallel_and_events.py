@@ -47,6 +47,15 @@ def test_several_failures_are_told_together() -> None:
     assert raised.value.exit_code == 3
 
 
+def test_one_reason_of_several_nodes_is_told_once() -> None:
+    lost = MissingError("server2 is lost")
+    with pytest.raises(MissingError, match="server2 is lost"):
+        parallel.raise_all([lost, lost])
+    with pytest.raises(SeveralErrors) as raised:
+        parallel.raise_all([lost, ConflictError("other"), lost])
+    assert [error.message for error in raised.value.errors] == ["server2 is lost", "other"]
+
+
 def test_a_bug_is_not_hidden_among_failures() -> None:
     together = threading.Barrier(2)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 from hypothesis import given, settings
@@ -10,8 +11,8 @@ from hypothesis import strategies as st
 
 from tests import samples
 from vcluster import codec
-from vcluster.errors import MissingError
-from vcluster.model import Plan
+from vcluster.errors import MissingError, RequestError
+from vcluster.model import DHCP, PRIVATE, AddressRange, Plan
 from vcluster.naming import INTERFACE_NAME_MAX
 
 
@@ -20,16 +21,19 @@ from vcluster.naming import INTERFACE_NAME_MAX
 def test_nothing_is_given_twice(count: int) -> None:
     plan = samples.plan(count, subnet=None)
     nodes = plan.nodes
+    cards = [node.management for node in nodes if node.management]
+    assert len(cards) == count
+    ports = [node.port for node in nodes] + [card.port for card in cards]
     for values in (
         [node.name for node in nodes],
         [node.address for node in nodes],
-        [node.management_address for node in nodes],
-        [mac for node in nodes for mac in (node.mac, node.management_mac)],
-        [port for node in nodes for port in (node.port, node.management_port)],
+        [card.address for card in cards],
+        [node.mac for node in nodes] + [card.mac for card in cards],
+        ports,
         [node.uuid for node in nodes],
     ):
         assert len(set(values)) == len(values)
-    assert all(len(port) <= INTERFACE_NAME_MAX for node in nodes for port in (node.port, node.management_port))
+    assert all(len(port) <= INTERFACE_NAME_MAX for port in ports)
     assert [node.role for node in nodes] == ["head"] + ["worker"] * (count - 1)
 
 
@@ -77,3 +81,43 @@ def test_too_little_disk() -> None:
     with pytest.raises(MissingError, match="on disk") as raised:
         samples.plan(3, facts=facts)
     assert "the largest -n that fits is 2" in str(raised.value.hint)
+
+
+def test_in_the_private_layout_only_the_head_has_a_management_card() -> None:
+    plan = samples.plan(4, layout=PRIVATE)
+    assert [node.management is not None for node in plan.nodes] == [True, False, False, False]
+    assert [str(node.reached_at) for node in plan.workers] == ["10.0.0.2", "10.0.0.3", "10.0.0.4"]
+
+
+@pytest.mark.parametrize(
+    ("count", "subnet", "asked", "got"),
+    [
+        (4, "10.0.0.0/24", None, "10.0.0.205-10.0.0.254"),
+        (4, "10.0.0.0/24", ("10.0.0.100", "10.0.0.120"), "10.0.0.100-10.0.0.120"),
+        (4, "10.0.0.0/29", None, "10.0.0.5-10.0.0.6"),
+    ],
+)
+def test_addresses_for_strangers(count: int, subnet: str, asked: tuple[str, str] | None, got: str) -> None:
+    wanted = AddressRange(*map(IPv4Address, asked)) if asked else None
+    plan = samples.plan(count, subnet=IPv4Network(subnet), addresses=DHCP, dhcp_range=wanted)
+    assert str(plan.dhcp_range) == got
+
+
+@pytest.mark.parametrize(
+    ("count", "subnet", "asked", "words"),
+    [
+        (2, "10.0.0.0/30", None, "no address left"),
+        (4, "10.0.0.0/24", ("10.0.0.4", "10.0.0.20"), "holds 10.0.0.4, the address of a node"),
+        (4, "10.0.0.0/24", ("10.0.0.100", "10.0.0.255"), "not within"),
+        (4, "10.0.0.0/24", ("10.0.1.100", "10.0.1.200"), "not within"),
+    ],
+)
+def test_impossible_addresses_for_strangers(count: int, subnet: str, asked: tuple[str, str] | None, words: str) -> None:
+    wanted = AddressRange(*map(IPv4Address, asked)) if asked else None
+    with pytest.raises(RequestError, match=words):
+        samples.plan(count, subnet=IPv4Network(subnet), addresses=DHCP, dhcp_range=wanted)
+
+
+def test_nodes_have_the_addresses_that_were_asked_for() -> None:
+    wanted = tuple(IPv4Address(f"10.0.0.{number}") for number in (101, 103, 102))
+    assert [node.address for node in samples.plan(3, node_addresses=wanted).nodes] == list(wanted)

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import samples
+from vcluster.model import DHCP, PRIVATE, ImageLogin, Node, Plan, PortRange, Store
 from vcluster.recipes import guest_file
 from vcluster.render import guest, network, seed, ssh, xml
 from vcluster.render.domain import domain_xml
@@ -55,21 +56,65 @@ def test_seed(golden: Golden, name: str, image: object) -> None:
 
 def test_guest_files(golden: Golden) -> None:
     plan, keys = samples.plan(3), samples.keys(3)
+    share = guest.shares(plan)[0]
     golden("guest/hosts", guest.etc_hosts(plan))
-    golden("guest/known_hosts", guest.known_hosts(plan, keys))
+    golden("guest/known_hosts", guest.known_hosts(plan, plan.head, keys))
     golden("guest/hostfile", guest.hostfile(plan))
-    golden("guest/exports", guest.exports(plan))
-    golden("guest/nfs.conf", guest.nfs_server_settings(plan))
-    golden("guest/fstab", guest.mount_line(plan))
-    golden("guest/sshd.conf", guest.sshd_settings())
-    golden(
-        "guest/actions-head.json",
-        json.dumps(guest.ssh_actions(plan, plan.head, keys) + guest.nfs_actions(plan, plan.head), indent=1),
-    )
-    golden(
-        "guest/actions-worker.json",
-        json.dumps(guest.nfs_actions(plan, plan.workers[0]) + guest.mpi_actions(plan), indent=1),
-    )
+    golden("guest/exports", guest.exports(plan, share))
+    golden("guest/nfs.conf", guest.nfs_server_settings(plan, plan.head))
+    golden("guest/fstab", guest.mount_line(plan, plan.workers[0], share))
+    golden("guest/sshd.conf", guest.sshd_settings(plan))
+    golden("guest/groups", guest.clustershell_groups(plan))
+    golden("guest/genders", guest.genders(plan))
+    golden("guest/actions-head.json", actions_of(plan, plan.head))
+    golden("guest/actions-worker.json", actions_of(plan, plan.workers[0]))
+
+
+WISHES: dict[str, object] = {
+    "layout": PRIVATE,
+    "addresses": DHCP,
+    "stores": (Store("node4", 1024), Store("node2", 1)),
+    "user": "student",
+    "sudo_commands": ("/usr/bin/tcpdump", "/usr/sbin/ip"),
+    "mpi_ports": PortRange(10000, 10100),
+    "image_login": ImageLogin("debian", "env:IMAGE_PASSWORD"),
+}
+
+
+@pytest.mark.parametrize("node", ["node1", "node2", "node3"])
+def test_a_private_cluster_with_two_storage_nodes(golden: Golden, node: str) -> None:
+    plan, keys = samples.plan(5, **WISHES), samples.keys(5)
+    chosen = plan.node(node)
+    golden(f"private/domain-{node}.xml", domain_xml(plan, chosen))
+    for file, text in seed.seed_files(plan, chosen, keys, guest_file=guest_file).items():
+        golden(f"private/{file}-{node}", text)
+    golden(f"private/actions-{node}.json", actions_of(plan, chosen))
+
+
+def test_nodes_that_only_the_head_reaches(golden: Golden) -> None:
+    plan = samples.shared_plan(count=4, layout=PRIVATE)
+    jumps = {"red": ssh.Jump("192.0.2.10", "student", 22), "blue": ssh.Jump("192.0.2.11", "student", 22)}
+    config = ssh.ssh_config(plan, identity=Path("/id_ed25519"), known_hosts=Path("/known_hosts"), jumps=jumps)
+    golden("private/ssh_config", config)
+    assert [server.network is not None for server in plan.servers] == [True, False, False]
+    assert [server.pool is not None for server in plan.servers] == [True, True, False]
+
+
+def test_folders_are_found_in_the_order_they_were_asked_for() -> None:
+    plan = samples.plan(5, **WISHES)
+    assert [(share.node, share.target) for share in guest.shares(plan)] == [
+        ("node4", "/home/student/cloud/0"),
+        ("node2", "/home/student/cloud/1"),
+    ]
+
+
+def test_units_are_named_as_systemd_escapes_paths() -> None:
+    assert guest.automount_unit("/home/mpi-user/cloud/0") == "home-mpi\\x2duser-cloud-0.automount"
+
+
+def actions_of(plan: Plan, node: Node) -> str:
+    keys = samples.keys(len(plan.nodes))
+    return json.dumps([guest.actions(plan, node, keys), guest.mount_actions(plan, node, watcher="")], indent=1)
 
 
 def test_users_files(golden: Golden) -> None:
@@ -92,7 +137,7 @@ def test_the_admin_key_never_enters_a_guest() -> None:
     plan, keys = samples.plan(2), samples.keys()
     texts = [
         *seed.seed_files(plan, plan.head, keys, guest_file=guest_file).values(),
-        json.dumps(guest.ssh_actions(plan, plan.head, keys)),
+        json.dumps(guest.actions(plan, plan.head, keys)),
     ]
     assert not any(keys.admin.private.strip() in text for text in texts)
 

@@ -123,8 +123,9 @@ def test_management_networks_of_servers_differ() -> None:
     subnets = [server.network.subnet for server in plan.servers if server.network]
     assert len(set(subnets)) == len(subnets) == 2
     for node in plan.nodes:
-        assert node.management_address in plan.network_of(node).subnet
-    assert plan.nodes[2].management_address == plan.network_of(plan.nodes[2]).subnet[2]
+        assert node.management is not None
+        assert node.management.address in plan.network_of(node).subnet
+    assert plan.nodes[2].management.address == plan.network_of(plan.nodes[2]).subnet[2]
 
 
 def test_a_plan_survives_the_ledger_and_has_no_password() -> None:

@@ -79,7 +79,7 @@ def test_timing_tells_every_stage_of_every_node(cluster: Cluster) -> None:
     stages = cluster.host.json("timing")["stages"]
     for node in NODES:
         mine = {one["stage"] for one in stages if one["node"] == node}
-        assert {"create", "boot", "login", "ssh", "nfs", "mpi", "check"} <= mine
+        assert {"create", "boot", "login", "configure", "check"} <= mine
     assert all(one["seconds"] >= 0 for one in stages)
 
 

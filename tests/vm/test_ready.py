@@ -135,10 +135,10 @@ site = common.site()
 files = site.files('lab')
 plan, keys, deadline = files.read_ledger().plan, files.read_keys(), Deadline(120)
 with site.fleet_of(plan) as fleet:
-    work = nodes.NodeWork(site, fleet, plan, keys, deadline)
+    work = nodes.NodeWork(site, fleet, plan, keys, deadline, image_password=str)
     for node in plan.nodes:
         with nodes.log_in(keys, None, node, user='root', deadline=deadline) as session:
-            print(node.name, list(work.configure(node, session)))
+            print(node.name, list(work.configure(node, session) + work.join(node, session)))
 """
     from tests.clusters import VCLUSTER
 

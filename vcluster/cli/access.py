@@ -1,4 +1,4 @@
-"""vcluster ssh, exec, mpiexec, console, path, ssh-config."""
+"""vcluster ssh, shell, exec, copy, mpiexec, console, path, ssh-config."""
 
 from __future__ import annotations
 
@@ -6,22 +6,50 @@ import os
 import shlex
 import shutil
 import sys
-from typing import TYPE_CHECKING, NoReturn
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import click
 
 from vcluster.cli import common
-from vcluster.errors import MissingError, VclusterError
+from vcluster.errors import MissingError, RequestError, SeveralErrors, VclusterError
+from vcluster.events import Cancelled
 
 if TYPE_CHECKING:
-    from vcluster.model import Plan
+    from vcluster.hosts.shell import Completed
+    from vcluster.hosts.tmux import Pane, Screen
+    from vcluster.model import Node, Plan
     from vcluster.site import Site
+
+F = TypeVar("F", bound=Callable[..., object])
+
+FANOUT = 64
+ENVIRONMENT = ("VCLUSTER_STATE_DIR", "VCLUSTER_IMAGE_DIR", "LIBVIRT_DEFAULT_URI")
 
 # Everything from the first word that is no option of ours on belongs to the command that is run.
 REST = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 
 
-def _cluster(name: str | None) -> tuple[Site, Plan]:
+nodes_option: Callable[[F], F] = click.option(
+    "-w", "--nodes", "nodeset", metavar="NODES", help="On these nodes only, such as 'node[2-3]'."
+)
+fanout_option: Callable[[F], F] = click.option(
+    "--fanout", type=click.IntRange(min=1), default=FANOUT, show_default=True, help="On so many nodes at a time."
+)
+user_option: Callable[[F], F] = click.option(
+    "-l", "--user", metavar="USER", help="As this user; root works too.  [default: the cluster's own]"
+)
+all_option: Callable[[F], F] = click.option(
+    "--all", "everything", is_flag=True, help="On all nodes, each in a pane of tmux; with -w on some."
+)
+detach_option: Callable[[F], F] = click.option(
+    "--detach", is_flag=True, help="With --all: make the panes and say how to get there."
+)
+
+
+def cluster(name: str | None) -> tuple[Site, Plan]:
     from vcluster import inventory
 
     site = common.site()
@@ -36,22 +64,25 @@ def _become(program: str, *arguments: str, package: str) -> NoReturn:
     os.execvp(program, [program, *arguments])  # noqa: S606 - no shell is wanted
 
 
-def _ssh(site: Site, plan: Plan, node: str, user: str | None, *arguments: str) -> NoReturn:
-    config = str(site.files(plan.name).ssh_config)
+def _ssh_argv(site: Site, plan: Plan, node: str, user: str | None, *arguments: str) -> tuple[str, ...]:
     login = ["-l", user] if user else []
-    _become("ssh", "-F", config, *login, "--", node, *arguments, package="openssh-client")
+    return ("ssh", "-F", str(site.files(plan.name).ssh_config), *login, "--", node, *arguments)
+
+
+def _ssh(site: Site, plan: Plan, node: str, user: str | None, *arguments: str) -> NoReturn:
+    _become(*_ssh_argv(site, plan, node, user, *arguments), package="openssh-client")
 
 
 @click.command()
 @common.name_option
-@click.option("-l", "--user", metavar="USER", help="Log in as this user; root works too.  [default: mpiuser]")
+@user_option
 @click.argument("node")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def ssh(name: str | None, user: str | None, node: str, command: tuple[str, ...]) -> None:
     """Log in to a node, or run a command there: vcluster ssh node2 -- ls -l."""
     from vcluster import access
 
-    site, plan = _cluster(name)
+    site, plan = cluster(name)
     access.choose_node(plan, node)
     _ssh(site, plan, node, user, *([shlex.join(command)] if command else []))
 
@@ -60,48 +91,206 @@ def ssh(name: str | None, user: str | None, node: str, command: tuple[str, ...])
 @common.name_option
 @click.argument("arguments", nargs=-1, required=True, type=click.UNPROCESSED)
 def mpiexec(name: str | None, arguments: tuple[str, ...]) -> None:
-    """Run mpiexec on the head, as mpiuser, over the cluster's hostfile."""
-    site, plan = _cluster(name)
+    """Run mpiexec on the head, as the cluster's user, over the cluster's hostfile."""
+    site, plan = cluster(name)
     _ssh(site, plan, plan.head.name, None, shlex.join(["mpiexec", *arguments]))
+
+
+@click.command()
+@common.name_option
+@all_option
+@nodes_option
+@user_option
+@detach_option
+@click.argument("node", required=False)
+def shell(
+    name: str | None, everything: bool, nodeset: str | None, user: str | None, detach: bool, node: str | None
+) -> None:
+    """Log in to a node, or with --all to all of them at once: what is typed goes to every pane of the screen."""
+    from vcluster import access
+    from vcluster.hosts.tmux import Pane
+
+    _one_or_all(node, everything, nodeset, detach=detach)
+    site, plan = cluster(name)
+    if node:
+        access.choose_node(plan, node)
+        _ssh(site, plan, node, user)
+    nodes = access.choose_nodes(plan, nodeset)
+    panes = [Pane(one.name, _ssh_argv(site, plan, one.name, user)) for one in nodes]
+    broke = "#{==:#{pane_dead_status},255}"  # ssh's own exit code
+    _show(_screen(plan, nodes, panes, "", is_synchronized=True, stays=broke), detach=detach)
+
+
+def _one_or_all(node: str | None, everything: bool, nodeset: str | None, *, detach: bool = False) -> None:
+    is_many = everything or nodeset is not None
+    if node and is_many:
+        raise RequestError("a node and --all exclude each other")
+    if not node and not is_many:
+        raise RequestError("no node is named", hint="say which, or --all")
+    if detach and not is_many:
+        raise RequestError("--detach is for --all")
+
+
+def _screen(
+    plan: Plan, nodes: Sequence[Node], panes: Sequence[Pane], kind: str, *, is_synchronized: bool, stays: str
+) -> Screen:
+    """Each choice of nodes has a session of its own; all sessions of a cluster are on one socket."""
+    from vcluster import naming
+    from vcluster.hosts import tmux
+
+    some = "" if len(nodes) == len(plan.nodes) else "-" + naming.folded(node.name for node in nodes)
+    socket = tmux.socket_name(plan.name)
+    return tmux.Screen(socket, f"{socket}{kind}{some}", tuple(panes), is_synchronized, stays)
+
+
+def _show(screen: Screen, *, detach: bool) -> None:
+    from vcluster.hosts import tmux
+
+    if not detach and not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise MissingError("this is no terminal", hint="--detach makes the panes and says how to get there")
+    tmux.require()
+    tmux.make(screen)
+    if not detach:
+        sys.stdout.flush()
+        tmux.attach(screen)
+    click.echo(shlex.join(screen.attach_argv))
 
 
 @click.command("exec", context_settings=REST)
 @common.name_option
-@click.option("-w", "--nodes", "nodeset", metavar="NODES", help="On these nodes only, such as 'node[2-3]'.")
-@click.option("-l", "--user", default="mpiuser", show_default=True, help="As this user; root works too.")
+@nodes_option
+@user_option
+@fanout_option
+@click.option("--lines", is_flag=True, help="Print each line as it comes, behind its node's name.")
 @common.timeout_option(3600)
 @common.output_option
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def execute(
-    name: str | None, nodeset: str | None, user: str, timeout_s: float, output: str, command: tuple[str, ...]
+    name: str | None,
+    nodeset: str | None,
+    user: str | None,
+    fanout: int,
+    lines: bool,
+    timeout_s: float,
+    output: str,
+    command: tuple[str, ...],
 ) -> int:
     """Run a command on all nodes at once; equal outputs are shown once. Exits with the worst exit code."""
     from vcluster import access
     from vcluster.cli import show
 
-    site, plan = _cluster(name)
+    if lines and output == "json":
+        raise RequestError("--lines and -o json exclude each other")
+    site, plan = cluster(name)
     nodes = access.choose_nodes(plan, nodeset)
-    results = access.run_everywhere(site, plan, nodes, command, user=user, timeout_s=timeout_s)
-    common.emit(output, results, lambda: show.folded(results))
-    return max(result.exit_code for result in results.values())
+    printer = _Printer([node.name for node in nodes])
+    results = access.run_everywhere(
+        site, plan, nodes, command, user=user or plan.user, timeout_s=timeout_s, fanout=fanout,
+        hear=printer if lines else None,
+    )  # fmt: skip
+    printer.check()
+    ended = {node: one for node, one in results.items() if not isinstance(one, VclusterError)}
+    if lines:
+        _tell_exit_codes(ended)
+    elif ended or output == "json":
+        common.emit(output, show.ran(results), lambda: show.folded(ended))
+    return _worst(ended, [one for one in results.values() if isinstance(one, VclusterError)])
+
+
+def _worst(ended: Mapping[str, Completed], errors: Sequence[VclusterError]) -> int:
+    """The worst exit code of all; the errors are told, if there are any."""
+    worst = max((one.exit_code for one in ended.values()), default=0)
+    if errors:
+        together = SeveralErrors(list(dict.fromkeys(errors)))
+        together.exit_code = max(worst, *(one.exit_code for one in errors))
+        raise together
+    return worst
+
+
+def _tell_exit_codes(ended: Mapping[str, Completed]) -> None:
+    from vcluster.cli import show
+
+    if words := {name: f"exit code {one.exit_code}" for name, one in ended.items() if one.exit_code}:
+        click.echo(show.outcomes(words), err=True)
+
+
+class _Printer:
+    """Prints lines of several nodes as they come, each whole."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        from vcluster.cli import show
+
+        self._prefixes = show.prefixes(names)
+        self._lock = threading.Lock()
+        self._failure: OSError | None = None
+
+    def __call__(self, node: str, stream: str, line: str) -> None:
+        with self._lock:
+            try:
+                click.echo(self._prefixes[node] + line, err=stream == "stderr")
+            except OSError as error:  # whoever read it has gone; a connection would be blamed for it
+                self._failure = error
+                raise Cancelled("nobody reads the output any more") from error
+
+    def check(self) -> None:
+        """Raise what kept lines from being printed."""
+        if self._failure:
+            raise self._failure
 
 
 @click.command()
 @common.name_option
-@click.option("--log", is_flag=True, help="Print what the console has said since power-on.")
-@click.argument("node")
-def console(name: str | None, log: bool, node: str) -> int:
-    """Attach to a node's serial console; Ctrl-] leaves it."""
+@user_option
+@click.argument("source", metavar="SRC")
+@click.argument("destination", metavar="DST")
+def copy(name: str | None, user: str | None, source: str, destination: str) -> None:
+    """Copy a file or a folder to a node or from one, by scp: vcluster copy data node1:/tmp."""
     from vcluster import access
 
-    site, plan = _cluster(name)
+    site, plan = cluster(name)
+    access.choose_copy(plan, source, destination)
+    login = ["-o", f"User={user}"] if user else []
+    config = str(site.files(plan.name).ssh_config)
+    _become("scp", "-F", config, "-r", "-p", *login, "--", source, destination, package="openssh-client")
+
+
+@click.command()
+@common.name_option
+@all_option
+@nodes_option
+@detach_option
+@click.option("--log", is_flag=True, help="Print what the console has said since power-on.")
+@click.argument("node", required=False)
+def console(name: str | None, everything: bool, nodeset: str | None, detach: bool, log: bool, node: str | None) -> int:
+    """Attach to a node's serial console, which Ctrl-] leaves; with --all to each in a pane of its own."""
+    from vcluster import access
+
+    _one_or_all(node, everything, nodeset, detach=detach)
+    site, plan = cluster(name)
+    if log and not node:
+        raise RequestError("--log is for one node")
+    if not log and shutil.which("virsh") is None:
+        raise MissingError("virsh is not installed", hint="apt-get install libvirt-clients")
+    if not node:
+        _all_consoles(plan, access.choose_nodes(plan, nodeset), detach=detach)
+        return 0
     chosen = access.choose_node(plan, node)
     if log:
         click.echo(access.read_console(site, plan, chosen), nl=False)
         return 0
-    if shutil.which("virsh") is None:
-        raise MissingError("virsh is not installed", hint="apt-get install libvirt-clients")
+    click.echo(f"console of {node}; Ctrl-] leaves it", err=True)
     return access.attach_console(site, plan, chosen)
+
+
+def _all_consoles(plan: Plan, nodes: Sequence[Node], *, detach: bool) -> None:
+    from vcluster.hosts.tmux import Pane
+
+    # A server of tmux that runs already has an environment of its own.
+    kept = [f"{key}={value}" for key in ENVIRONMENT if (value := os.environ.get(key))]
+    us = ("env", *kept, sys.executable, str(Path(sys.argv[0]).absolute()), "console", "--name", plan.name)
+    panes = [Pane(node.name, (*us, node.name)) for node in nodes]
+    failed = "#{!=:#{pane_dead_status},0}"
+    _show(_screen(plan, nodes, panes, "-console", is_synchronized=False, stays=failed), detach=detach)
 
 
 @click.command()
@@ -116,7 +305,7 @@ def path(name: str | None, packets: int, timeout_s: float, output: str, start: s
     from vcluster import access
     from vcluster.cli import show
 
-    site, plan = _cluster(name)
+    site, plan = cluster(name)
     ends = access.choose_node(plan, start), access.choose_node(plan, end)
     found = access.trace(site, plan, *ends, packets=packets, timeout_s=timeout_s)
     common.emit(output, show.path_document(found), lambda: show.path(found))
@@ -129,9 +318,9 @@ def path(name: str | None, packets: int, timeout_s: float, output: str, start: s
 @click.option("--path", is_flag=True, help="Print where the file is instead.")
 def ssh_config(name: str | None, path: bool) -> None:
     """Print an ssh configuration of the nodes: ssh -F FILE node2."""
-    site, plan = _cluster(name)
+    site, plan = cluster(name)
     file = site.files(plan.name).ssh_config
     click.echo(str(file) if path else file.read_text(), nl=path)
 
 
-COMMANDS = (ssh, execute, mpiexec, console, path, ssh_config)
+COMMANDS = (ssh, shell, execute, copy, mpiexec, console, path, ssh_config)

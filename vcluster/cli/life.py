@@ -1,4 +1,4 @@
-"""vcluster clear, list, status, check, repair, timing."""
+"""vcluster clear, list, status, check, stop, start, repair, timing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import click
 
 from vcluster.cli import common
 from vcluster.cli.create import servers_of
-from vcluster.errors import RequestError, VclusterError
+from vcluster.errors import ConflictError, RequestError, VclusterError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,7 +35,7 @@ def clear(
     with common.progress() as (site, _):
         names = _names_to_clear(site, name or name_option, everything)
         if names and not yes:
-            _confirm(names)
+            _confirm(names, _data(site, names))
         _clear_all(site, names, besides)
         if not names:
             click.echo("nothing to clear")
@@ -56,12 +56,28 @@ def _names_to_clear(site: Site, name: str | None, everything: bool) -> tuple[str
     return names
 
 
-def _confirm(names: tuple[str, ...]) -> None:
-    """Ask on a terminal; a script that says clear means it."""
+def _data(site: Site, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The disks with people's data that go with these clusters."""
+    ledgers = [site.files(name).read_ledger() for name in names]
+    return tuple(
+        f"{kept.plan.name}: {node.name} serves a disk of {node.data_gib} GiB"
+        for kept in ledgers
+        if kept
+        for node in kept.plan.nodes
+        if node.data_gib
+    )
+
+
+def _confirm(names: tuple[str, ...], data: tuple[str, ...]) -> None:
+    """Ask on a terminal. A script that says clear means it, but data is deleted for nobody who was not told."""
     import sys
 
+    for words in data:
+        click.echo(f"{words}; what is on it will be deleted", err=True)
     if sys.stdin.isatty() and sys.stderr.isatty():
         click.confirm(f"Remove {', '.join(names)} with all nodes and their disks?", abort=True, err=True)
+    elif data:
+        raise ConflictError("there is data to be deleted and no terminal to ask", hint="-y deletes it")
 
 
 def _clear_all(site: Site, names: tuple[str, ...], besides: Sequence[ServerSpec]) -> None:
@@ -165,6 +181,34 @@ def repair(name: str | None, name_option: str | None, timeout_s: float) -> None:
 
 
 @click.command()
+@click.argument("name", required=False)
+@click.option("--name", "name_option", envvar="VCLUSTER_NAME", metavar="NAME", help="The same as the argument.")
+@common.timeout_option(300)
+def stop(name: str | None, name_option: str | None, timeout_s: float) -> None:
+    """Shut all nodes down, those last that serve the others; everything on their disks stays."""
+    from vcluster import cluster, inventory
+
+    with common.progress() as (site, _):
+        chosen = inventory.the_one(site, name or name_option)
+        stopped = cluster.stop(site, chosen, timeout_s=timeout_s)
+    click.echo(f"{chosen}: stopped" if stopped else f"{chosen}: nothing was running")
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--name", "name_option", envvar="VCLUSTER_NAME", metavar="NAME", help="The same as the argument.")
+@common.timeout_option(900)
+def start(name: str | None, name_option: str | None, timeout_s: float) -> None:
+    """Bring a stopped cluster up again, also after its server was rebooted, and prove it ready."""
+    from vcluster import cluster, inventory
+
+    with common.progress() as (site, _):
+        chosen = inventory.the_one(site, name or name_option)
+        was_down = cluster.start(site, chosen, timeout_s=timeout_s)
+    click.echo(f"{chosen}: ready" if was_down else f"{chosen}: was up already")
+
+
+@click.command()
 @common.name_option
 @common.output_option
 def timing(name: str | None, output: str) -> None:
@@ -181,4 +225,4 @@ def timing(name: str | None, output: str) -> None:
 
 destroy = click.Command("destroy", callback=clear.callback, params=clear.params, help=clear.help, hidden=True)
 
-COMMANDS = (clear, destroy, list_clusters, status, check, repair, timing)
+COMMANDS = (clear, destroy, list_clusters, status, check, stop, start, repair, timing)

@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ClusterShell.MsgTree import MsgTree
-from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet
 from ClusterShell.RangeSet import RangeSet
 
+from vcluster import naming
+from vcluster.errors import VclusterError
 from vcluster.model import Facts, Plan, ServerPlan
 
 if TYPE_CHECKING:
+    from vcluster.discover import Neighbour
     from vcluster.hosts.shell import Completed
     from vcluster.ledger import StageTime
     from vcluster.stages.check import Check, Verdict
@@ -29,12 +31,13 @@ STAGE_ORDER = (
     "start",
     "boot",
     "login",
-    "ssh",
+    "configure",
     "nfs",
-    "mpi",
     "check",
     "mpiexec",
     "path",
+    "payload",
+    "provision",
 )
 
 
@@ -47,11 +50,6 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     )
 
 
-def folded_names(names: Iterable[str]) -> str:
-    """node1,node2,node3 as node[1-3]."""
-    return str(NodeSet.fromlist(list(names), resolver=RESOLVER_NOGROUP))
-
-
 def status(found: Status) -> str:
     """A cluster and its nodes."""
     head = f"{found.name}: {found.state}, {found.mode}, {found.subnet}, MTU {found.mtu}"
@@ -59,8 +57,8 @@ def status(found: Status) -> str:
     header = ("NODE", "ROLE", "SERVER", "STATE", "ADDRESS", "MANAGEMENT", "MAC", "BRIDGE", "PORT", "VNI")
     rows = [
         (
-            node.name, node.role, node.server, node.state, node.address, node.management_address, node.mac, node.bridge,
-            node.port, node.vni or "-",
+            node.name, node.role, node.server, node.state, node.address, node.management_address or "-", node.mac,
+            node.bridge, node.port, node.vni or "-",
         )
         for node in found.nodes
     ]  # fmt: skip
@@ -68,6 +66,35 @@ def status(found: Status) -> str:
     if missing:
         missing.append(f"vcluster repair {found.name} puts it right")
     return "\n".join((head, switch, table(header, rows), *missing))
+
+
+def neighbours_document(found: Sequence[Neighbour]) -> list[dict[str, object]]:
+    """Who is on the cluster network, for scripts."""
+    return [
+        {
+            "name": one.name,
+            "address": str(one.address),
+            "mac": one.mac,
+            "found_by": list(one.found_by),
+            "stranger": one.is_stranger,
+            "misplaced": one.is_misplaced,
+        }
+        for one in found
+    ]
+
+
+def neighbours(found: Sequence[Neighbour]) -> str:
+    """Who is on the cluster network, for people."""
+    rows = [(one.name or "?", one.address, one.mac, ", ".join(one.found_by) or "-", _remark(one)) for one in found]
+    return table(("NAME", "ADDRESS", "MAC", "FOUND BY", ""), rows)
+
+
+def _remark(one: Neighbour) -> str:
+    if one.is_stranger:
+        return "stranger"
+    if one.is_misplaced:
+        return "not its own address"
+    return "" if one.is_there else "not there"
 
 
 def created(found: Status, times: Sequence[StageTime]) -> str:
@@ -82,6 +109,16 @@ def created(found: Status, times: Sequence[StageTime]) -> str:
     return "\n".join((status(found), f"ready after {seconds:.1f} s; try", *hints))
 
 
+def _wiring(decided: Plan) -> Iterable[str]:
+    """What is not as it is without any option."""
+    if decided.is_private:
+        yield f"private: {decided.head.name} is the others' way out, and the only way to them"
+    if decided.dhcp_range:
+        yield f"addresses by DHCP from {decided.head.name}, for strangers {decided.dhcp_range}"
+    for number, name in enumerate(decided.stores):
+        yield f"storage {number}: a disk of {decided.node(name).data_gib} GiB on {name}"
+
+
 def plan(decided: Plan, facts: Mapping[str, Facts]) -> str:
     """A plan, before anything is made: what each server is asked for and has free, then the nodes."""
     lines = [
@@ -89,13 +126,14 @@ def plan(decided: Plan, facts: Mapping[str, Facts]) -> str:
         f"{decided.disk_gib} GiB each, image {decided.image.name}",
         f"cluster network {decided.subnet}, MTU {decided.mtu}, "
         f"bridge {decided.switch.bridge} on {decided.switch.server}",
+        *_wiring(decided),
     ]
     servers = [_server_row(decided, server, facts.get(server.name, Facts())) for server in decided.servers]
     header = ("SERVER", "NODES", "ACCEL", "CPU", "MEMORY MIB", "DISK GIB", "TUNNELS", "VNI", "MANAGEMENT", "DISKS IN")
     nodes = [
         (
             node.name, node.role, node.server, node.address, node.mac, node.bridge, node.port, node.vni or "-",
-            node.management_address,
+            node.management.address if node.management else "-",
         )
         for node in decided.nodes
     ]  # fmt: skip
@@ -121,7 +159,7 @@ def _server_row(decided: Plan, server: ServerPlan, seen: Facts) -> tuple[object,
     )
     return (
         server.name,
-        " ".join([folded_names(node.name for node in nodes)] * bool(nodes) + role),
+        " ".join([naming.folded(node.name for node in nodes)] * bool(nodes) + role),
         *asked,
         len(server.tunnels),
         folded_numbers(vnis),
@@ -266,8 +304,8 @@ def matrix(title: str, names: Sequence[str], checks: Sequence[Check]) -> str:
 
 def summary(title: str, checks: Sequence[Check], who: Callable[[Check], str]) -> str:
     """One line: on which nodes it went well, and on which not."""
-    good = folded_names(who(one) for one in checks if one.passed)
-    bad = folded_names(who(one) for one in checks if not one.passed)
+    good = naming.folded(who(one) for one in checks if one.passed)
+    bad = naming.folded(who(one) for one in checks if not one.passed)
     return f"{title}: " + "; ".join(part for part in (good and f"ok on {good}", bad and f"FAIL on {bad}") if part)
 
 
@@ -312,17 +350,41 @@ def folded(results: Mapping[str, Completed]) -> str:
     for name, completed in results.items():
         for line in (completed.stdout + completed.stderr).splitlines():
             tree.add(name, line.encode())
-    blocks = [f"{folded_names(names)}:\n{_indented(message)}" for message, names in tree.walk()]
+    blocks = [f"{naming.folded(names)}:\n{_indented(message)}" for message, names in tree.walk()]
     said = {name for _, names in tree.walk() for name in names}
     silent = [name for name in results if name not in said]
     if silent:
-        blocks.append(f"{folded_names(silent)}: no output")
+        blocks.append(f"{naming.folded(silent)}: no output")
     codes = sorted({result.exit_code for result in results.values()} - {0})
     blocks += [
-        f"{folded_names(name for name, one in results.items() if one.exit_code == code)}: exit code {code}"
+        f"{naming.folded(name for name, one in results.items() if one.exit_code == code)}: exit code {code}"
         for code in codes
     ]
     return "\n".join(blocks)
+
+
+def ran(results: Mapping[str, Completed | VclusterError]) -> dict[str, object]:
+    """What became of a command on every node, as scripts read it; `error` says why there is no exit code."""
+    return {
+        name: {"exit_code": None, "stdout": "", "stderr": "", "error": one.message}
+        if isinstance(one, VclusterError)
+        else {"exit_code": one.exit_code, "stdout": one.stdout, "stderr": one.stderr, "error": None}
+        for name, one in results.items()
+    }
+
+
+def outcomes(words: Mapping[str, str]) -> str:
+    """Nodes with the same outcome in one line: node[1-3]: on."""
+    return "\n".join(
+        f"{naming.folded(name for name, one in words.items() if one == word)}: {word}"
+        for word in dict.fromkeys(words.values())
+    )
+
+
+def prefixes(names: Sequence[str]) -> dict[str, str]:
+    """What stands before each line of a node's output: its name, and all equally wide."""
+    width = max(map(len, names), default=0) + 1
+    return {name: f"{name}:".ljust(width) + " " for name in names}
 
 
 def _indented(message: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from vcluster.cli import common
-from vcluster.cli.create import TUNNEL_OPTIONS, with_options
+from vcluster.cli.create import KeysCommand, interface_option, texts
 
 
 class Address(click.ParamType):  # type: ignore[type-arg]
@@ -29,27 +29,27 @@ def switch() -> None:
     """The switch's half of a cluster by hand, on the switch's own machine."""
 
 
-@switch.command()
-@click.option(
-    "-n", "--nodes", "count", type=int, required=True, envvar="VCLUSTER_NODES", help="How many nodes: a tunnel each."
-)
+@switch.command(cls=KeysCommand, only={"nodes", "name", "mtu", "vni_base", "vxlan_port"}, required={"nodes"})
 @click.option("--peer", type=Address(), required=True, envvar="VCLUSTER_PEER", help="Address of the nodes' server.")
-@click.option("--name", default="lab", show_default=True, envvar="VCLUSTER_NAME", help="Name of the cluster.")
-@with_options(TUNNEL_OPTIONS)
-@click.option(
-    "--mtu", type=int, default=1450, show_default=True, envvar="VCLUSTER_MTU", help="MTU of the cluster network."
-)
+@interface_option
 @common.output_option
-def up(
-    name: str, count: int, peer: IPv4Address, vni_base: int, vxlan_port: int, mtu: int, interface: str, output: str
-) -> None:
+def up(peer: IPv4Address, output: str, **given: Any) -> None:
     """Make a switch with a tunnel to each node: then `vcluster remote create --no-switch-setup` on the other server."""
-    from vcluster import addressing, naming
+    from vcluster import fields, wishes
     from vcluster import switch as switches
     from vcluster.cli import show as text
 
-    addressing.check_mtu(mtu)
-    order = switches.Order(naming.check_cluster_name(name), count, peer, vni_base, vxlan_port, mtu, interface)
+    asked = wishes.read_options(texts(given), {"interface": fields.interface})
+    asked.complaints.raise_any()
+    order = switches.Order(
+        name=asked.get("name"),
+        count=asked.get("nodes"),
+        peer=peer,
+        vni_base=asked.get("vni_base"),
+        port=asked.get("vxlan_port"),
+        mtu=asked.get("mtu"),
+        interface=asked.get("interface", ""),
+    )
     half = switches.up(common.site(), order)
     common.emit(output, half, lambda: text.switches([half]))
 

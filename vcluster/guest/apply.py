@@ -4,10 +4,13 @@ Sent to a node and run there as root by its own python3. Reads {"actions": […]
 {"changed": […]}. Actions, told apart by "do":
   file       path, text, owner, mode           a file with exactly this content
   directory  path, owner, mode
-  user       name, uid, home                   an account that logs in by key only
+  user       name, uid, home                   an account that logs in by key only; of any uid where that is null
   line       path, key, text                   the one line of a table that has `key` as its second field
-  service    unit, restart_if                  running and started at boot; restarted if one of these paths was changed
+  service    unit, restart_if, reload          running and started at boot; restarted if one of these paths was changed,
+                                               else, where `reload` is true, told to read its settings again
   mount      source, target, type, options
+  automounts units                             by target: wait there for who uses it, as fstab says
+  data       serial, label, target, owner      the disk of that serial number, formatted if it is blank, and mounted
   run        argv, if_changed                  run only if one of these paths was changed
   resolver   text                              /etc/resolv.conf, unless a service of the system's own keeps it
 """
@@ -22,6 +25,8 @@ import sys
 from typing import Any, Dict
 
 Action = Dict[str, Any]
+
+UNITS = "/etc/systemd/system"
 
 
 def run(argv: list[str]) -> None:
@@ -70,7 +75,8 @@ def do_file(action: Action, changed: list[str]) -> None:
 
 def do_directory(action: Action, changed: list[str]) -> None:
     path, ids = action["path"], ids_of(action["owner"])
-    if os.path.isdir(path) and (os.path.ismount(path) or owned(path, action["mode"], ids)):
+    # To look into a mount is to wait for its server.
+    if path in mounts() or (os.path.isdir(path) and owned(path, action["mode"], ids)):
         return
     os.makedirs(path, exist_ok=True)
     os.chown(path, *ids)
@@ -80,7 +86,7 @@ def do_directory(action: Action, changed: list[str]) -> None:
 
 def do_user(action: Action, changed: list[str]) -> None:
     try:
-        if pwd.getpwnam(action["name"]).pw_uid != action["uid"]:
+        if action["uid"] not in (pwd.getpwnam(action["name"]).pw_uid, None):
             raise RuntimeError(f"user {action['name']} exists with another uid than {action['uid']}")
     except KeyError:
         # "*" is no password at all; "!" would lock the account for sshd without PAM.
@@ -119,21 +125,72 @@ def do_service(action: Action, changed: list[str]) -> None:
     unit = action["unit"]
     active = subprocess.run(["systemctl", "is-active", "--quiet", unit], check=False).returncode == 0
     if active and not set(action["restart_if"]) & set(changed):
+        if action.get("reload"):
+            run(["systemctl", "reload", unit])
         return
-    run(["systemctl", "enable", unit])
+    enable(unit)
+    if active and any(path.startswith(UNITS) for path in set(action["restart_if"]) & set(changed)):
+        run(["systemctl", "daemon-reload"])
     run(["systemctl", "restart" if active else "start", unit])
     changed.append(unit)
 
 
-def mounted(target: str, source: str) -> bool:
+def enable(unit: str) -> None:
+    """What systemctl enable does for a unit that multi-user.target wants, which under emulation takes a second."""
+    link = f"{UNITS}/multi-user.target.wants/{unit}"
+    places = [f"{folder}/{unit}" for folder in (UNITS, "/lib/systemd/system")]
+    os.makedirs(os.path.dirname(link), exist_ok=True)
+    if not os.path.islink(link):
+        os.symlink(next(place for place in places if os.path.exists(place)), link)
+
+
+def mounts() -> dict[str, str]:
+    """What is mounted where: the source by mount point, the topmost one."""
     with open("/proc/self/mounts") as file:
-        return any(line.split()[:2] == [source, target] for line in file)
+        return {line.split()[1]: line.split()[0] for line in file}
 
 
 def do_mount(action: Action, changed: list[str]) -> None:
-    if mounted(action["target"], action["source"]):
+    there = mounts()
+    # Of a folder that is mounted a second time the table tells the disk.
+    source = there.get(action["source"], "") if action["options"] == "bind" else action["source"]
+    if there.get(action["target"]) == source:
         return
     run(["mount", "-t", action["type"], "-o", action["options"], action["source"], action["target"]])
+    changed.append(f"mount {action['target']}")
+
+
+def do_automounts(action: Action, changed: list[str]) -> None:
+    there = mounts()
+    units = [unit for target, unit in action["units"].items() if target not in there]
+    if not units:
+        return
+    if "/etc/fstab" in changed:
+        run(["systemctl", "daemon-reload"])
+    run(["systemctl", "start", *units])
+    changed.extend(units)
+
+
+def disk_of(serial: str) -> str:
+    for name in os.listdir("/sys/block"):
+        if (read(f"/sys/block/{name}/serial") or "").strip() == serial:
+            return f"/dev/{name}"
+    raise RuntimeError(f"no disk has the serial number {serial}")
+
+
+def do_data(action: Action, changed: list[str]) -> None:
+    if action["target"] in mounts():
+        return
+    disk, label = disk_of(action["serial"]), action["label"]
+    probed = subprocess.run(["blkid", "-p", "-o", "export", disk], capture_output=True, text=True, check=False)
+    if probed.returncode == 2:  # nothing is on it that anybody knows
+        run(["mkfs.ext4", "-q", "-L", label, "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard", disk])
+        changed.append(f"file system {label}")
+    elif f"LABEL={label}" not in probed.stdout.split():
+        raise RuntimeError(f"{disk} holds something that is not ours: {' '.join(probed.stdout.split())}")
+    os.makedirs(action["target"], exist_ok=True)
+    run(["mount", disk, action["target"]])
+    os.chown(action["target"], *ids_of(action["owner"]))
     changed.append(f"mount {action['target']}")
 
 

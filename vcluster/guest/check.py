@@ -1,11 +1,12 @@
 """Tries, from inside one node, everything that "ready" means, and answers with one result for each try.
 
 Sent to a node and run there as root by its own python3. Reads a JSON request from standard input:
-  {"do": "write", "user", "file", "token"}                       write a file to the shared folder as the user
-  {"do": "probe", "user", "targets", "payload", "head", "file", "token", "mount"}
-                                                                 ping and log in to every target, read the file
-  {"do": "mpi", "user", "hostfile", "targets", "timeout", "file"} mpiexec hostname on all, then remove the file
-and writes {"results": [{"check", "to", "passed", "detail"}]}; and
+  {"do": "write", "user", "shares", "token"}                     write a file to every shared folder as the user
+  {"do": "probe", "user", "targets", "payload", "shares", "token"}
+                                                                 ping and log in to every target, read the files
+  {"do": "mpi", "user", "hostfile", "targets", "timeout", "shares"} mpiexec hostname on all, then remove the files
+where each of "shares" is {"node", "file", "mount"}, the mount null where the folder is the node's own; and writes
+{"results": [{"check", "to", "passed", "detail"}]}; and
   {"do": "flow", "address", "count", "payload"}                  send so many packets there and count the answers
 and writes {"answered": N}.
 """
@@ -66,31 +67,35 @@ def mounted(folder: str) -> bool:
         return any(line.split()[1] == folder for line in file)
 
 
-def shared(request: Request) -> Result:
-    head = request["head"]
-    if request["mount"] and not mounted(request["mount"]):
-        return result("nfs", head, False, f"{request['mount']} is not mounted")
+def shared(share: Request, token: str) -> Result:
+    if share["mount"] and not mounted(share["mount"]):
+        return result("nfs", share["node"], False, f"{share['mount']} is not mounted")
     try:
-        with open(request["file"]) as file:
+        with open(share["file"]) as file:
             found = file.read()
     except OSError as error:
-        return result("nfs", head, False, str(error))
-    return result("nfs", head, found == request["token"], f"{request['file']} holds something else")
+        return result("nfs", share["node"], False, str(error))
+    return result("nfs", share["node"], found == token, f"{share['file']} holds something else")
 
 
 def probe(request: Request) -> list[Result]:
-    return [*pings(request), *logins(request), shared(request)]
+    return [*pings(request), *logins(request), *(shared(share, request["token"]) for share in request["shares"])]
 
 
 def write(request: Request) -> list[Result]:
+    return [failure for share in request["shares"] for failure in put(request, share)]
+
+
+def put(request: Request, share: Request) -> Iterator[Result]:
     done = subprocess.run(
-        as_user(request["user"], ["tee", request["file"]]),
+        as_user(request["user"], ["tee", share["file"]]),
         input=request["token"],
         capture_output=True,
         text=True,
         check=False,
     )
-    return [] if done.returncode == 0 else [result("nfs", "", False, last_line(done.stderr))]
+    if done.returncode != 0:
+        yield result("nfs", share["node"], False, last_line(done.stderr))
 
 
 def mpi(request: Request) -> list[Result]:
@@ -113,7 +118,9 @@ def mpi(request: Request) -> list[Result]:
     except subprocess.TimeoutExpired:
         found, detail = [], f"mpiexec did not end within {request['timeout']} s"
     finally:
-        os.unlink(request["file"])
+        for share in request["shares"]:
+            # Root is nobody to the server of a mounted folder.
+            subprocess.run(as_user(request["user"], ["rm", "-f", share["file"]]), check=False)
     return [result("mpi", name, found.count(name) == 1, detail) for name in names]
 
 

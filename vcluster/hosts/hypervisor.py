@@ -173,6 +173,16 @@ class Hypervisor:
             if not domain.isActive():
                 domain.create()
 
+    def shut_down_domain(self, name: str) -> None:
+        """Press a domain's power button; when it heeds that is up to it."""
+        with self._gone_is_fine(f"shutting down {name}"):
+            self._connection.lookupByName(name).shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
+
+    def is_active(self, name: str) -> bool:
+        """Whether a domain runs."""
+        with self._errors(f"looking at {name}"):
+            return bool(self._connection.lookupByName(name).isActive())
+
     def stop_domain(self, name: str) -> None:
         """Cut a domain's power."""
         with self._gone_is_fine(f"stopping {name}"):

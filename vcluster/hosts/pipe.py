@@ -198,6 +198,33 @@ class LocalPipe(Pipe):
                 self.said(data)
 
 
+class Lines:
+    """Makes lines of what arrives in pieces on several streams, and passes each on with its stream's name.
+
+    `end` passes on what has come since the last line's end.
+    """
+
+    def __init__(self, hear: Callable[[str, str], None]) -> None:
+        self._hear = hear
+        self._rest: dict[str, bytes] = {}
+
+    def __call__(self, stream: str, data: bytes) -> None:
+        *lines, rest = (self._rest.get(stream, b"") + data).split(b"\n")
+        self._rest[stream] = rest
+        for line in lines:
+            self._pass_on(stream, line)
+
+    def end(self) -> None:
+        """Nothing more will come."""
+        for stream, rest in self._rest.items():
+            if rest:
+                self._pass_on(stream, rest)
+        self._rest.clear()
+
+    def _pass_on(self, stream: str, line: bytes) -> None:
+        self._hear(stream, line.rstrip(b"\r").decode(errors="backslashreplace"))
+
+
 def one_line(text: str) -> str:
     """The last lines of a text as one."""
     return " | ".join(line.strip() for line in text.splitlines()[-3:] if line.strip())

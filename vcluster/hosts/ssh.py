@@ -11,12 +11,12 @@ import contextlib
 import errno
 import io
 import logging
+import select
 import shlex
 import socket
 import subprocess
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,18 +32,21 @@ from vcluster.hosts.pipe import CHUNK, Listener, Pipe, one_line
 from vcluster.hosts.shell import Completed
 from vcluster.hosts.ssh_config import Target, resolve
 
-__all__ = ["RefusedError", "Session", "Target", "connect", "connect_server", "resolve"]
+__all__ = ["Output", "RefusedError", "Session", "Target", "connect", "connect_server", "resolve"]
 
 PORT = 22
 CONNECT_TIMEOUT_S = 30.0
 RETRY_S = 1.0  # OpenSSH from 9.8 on penalises clients that knock more often
 SILENCE_MS = 20_000  # a server that acknowledges nothing for so long is dead
+KILLED = 255  # the exit code of a program that a signal has ended, as ssh(1) has it
 _CIPHERS = ("aes128-ctr",)
 _KEX = ("curve25519-sha256@libssh.org",)
 # Fastest first: with GCM paramiko is spared a second pass over the data, for the digest.
 _SERVER_CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes128-ctr", "aes192-ctr", "aes256-ctr")
 _LOOK_S = 0.5
 _WINDOW = 1 << 23  # what a server may send before it hears from us, in bytes
+
+Output = Callable[[str, bytes], None]  # hears what a program prints: the stream's name, stdout or stderr, and bytes
 
 # paramiko logs to the root logger what it also raises.
 logging.getLogger("paramiko").addHandler(logging.NullHandler())
@@ -74,8 +77,8 @@ class Session:
         self.user = user
         self.address = address  # the other end's, empty when a proxy carries the connection
         self.host_key = host_key  # the public key that was accepted
+        self.deadline = deadline  # for programs that are not given another
         self._transport = transport
-        self._deadline = deadline
 
     def __enter__(self) -> Session:
         return self
@@ -95,22 +98,44 @@ class Session:
         self._transport.close()
 
     def run(
-        self, argv: Sequence[str], *, stdin: bytes = b"", awaited: str, deadline: Deadline | None = None
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: bytes = b"",
+        awaited: str,
+        deadline: Deadline | None = None,
+        on_output: Output | None = None,
     ) -> Completed:
-        """Run a program to its end, or to the deadline (the session's if none is given); `awaited` names it."""
-        deadline = deadline or self._deadline
-        try:
-            channel = self._open_session(deadline)
-            channel.exec_command(shlex.join(argv))
-            return self._converse(channel, stdin, awaited, deadline)
-        except (paramiko.SSHException, OSError, EOFError) as error:
-            raise VclusterError(f"{self.name}: the connection broke during {awaited}: {_said(error)}") from error
+        """Run a program to its end, or to the deadline (the session's if none is given); `awaited` names it.
 
-    def run_program(self, source: bytes, stdin: bytes, *, awaited: str, deadline: Deadline | None = None) -> Completed:
+        What it prints is passed to `on_output` as it comes, and returned as a whole.
+        """
+        deadline = deadline or self.deadline
+        with self._errors(awaited):
+            channel = self._open_session(deadline)
+            try:
+                channel.exec_command(shlex.join(argv))
+                return self._converse(channel, stdin, awaited, deadline, on_output)
+            finally:
+                channel.close()
+
+    def run_program(
+        self,
+        source: bytes,
+        stdin: bytes,
+        *,
+        awaited: str,
+        deadline: Deadline | None = None,
+        on_output: Output | None = None,
+    ) -> Completed:
         """Run a Python program on the node: its source travels ahead of its input, on the same stream."""
-        loader = f"import sys; exec(compile(sys.stdin.buffer.read({len(source)}), 'vcluster', 'exec'))"
-        argv = ["python3", "-I", "-S", "-c", loader]
-        return self.run(argv, stdin=source + stdin, awaited=awaited, deadline=deadline)
+        return self.run(_loader(source), stdin=source + stdin, awaited=awaited, deadline=deadline, on_output=on_output)
+
+    def start_program(self, source: bytes, *, awaited: str, deadline: Deadline | None = None) -> Pipe:
+        """Start a Python program on the node, and return its streams once its source is on the way."""
+        pipe = self.start(_loader(source), awaited=awaited, deadline=deadline)
+        pipe.write(source, deadline or self.deadline, awaited)
+        return pipe
 
     def start(
         self,
@@ -121,13 +146,10 @@ class Session:
         awaited: str = "",
     ) -> Pipe:
         """Start a program and return its streams. What it says on standard error goes to the listener."""
-        try:
-            channel = self._open_session(deadline or self._deadline)
+        with self._errors(awaited or f"the start of {argv[0]}"):
+            channel = self._open_session(deadline or self.deadline)
             pipe = ChannelPipe(self.name, channel, on_error_output)
             channel.exec_command(shlex.join(argv))
-        except (paramiko.SSHException, OSError, EOFError) as error:
-            doing = f"during {awaited}" if awaited else f"at the start of {argv[0]}"
-            raise VclusterError(f"{self.name}: the connection broke {doing}: {_said(error)}") from error
         return pipe
 
     def open_tcp(self, address: str, port: int, *, deadline: Deadline | None = None) -> paramiko.Channel:
@@ -135,7 +157,7 @@ class Session:
 
         Raises MissingError when the server forbids it, OSError when nothing answers at the address.
         """
-        timeout_s = (deadline or self._deadline).remaining_s(CONNECT_TIMEOUT_S)
+        timeout_s = (deadline or self.deadline).remaining_s(CONNECT_TIMEOUT_S)
         try:
             return self._transport.open_channel("direct-tcpip", (address, port), ("127.0.0.1", 0), timeout=timeout_s)
         except paramiko.ChannelException as error:
@@ -146,6 +168,13 @@ class Session:
                 ) from error
             raise ConnectionRefusedError(errno.ECONNREFUSED, f"no answer at {address} from {self.name}") from error
 
+    @contextmanager
+    def _errors(self, awaited: str) -> Iterator[None]:
+        try:
+            yield
+        except (paramiko.SSHException, OSError, EOFError) as error:
+            raise VclusterError(f"{self.name}: the connection broke during {awaited}: {_said(error)}") from error
+
     def _open_session(self, deadline: Deadline) -> paramiko.Channel:
         try:
             return self._transport.open_session(timeout=deadline.remaining_s(CONNECT_TIMEOUT_S))
@@ -155,16 +184,25 @@ class Session:
                 hint=f"see MaxSessions in /etc/ssh/sshd_config of {self.name} (10 is usual)",
             ) from error
 
-    def _converse(self, channel: paramiko.Channel, stdin: bytes, awaited: str, deadline: Deadline) -> Completed:
-        output, errors = io.BytesIO(), io.BytesIO()
+    def _converse(
+        self, channel: paramiko.Channel, stdin: bytes, awaited: str, deadline: Deadline, on_output: Output | None
+    ) -> Completed:
+        printed = {"stdout": bytearray(), "stderr": bytearray()}
         channel.settimeout(_LOOK_S)
         self._send(channel, stdin, awaited, deadline)
-        while not (channel.exit_status_ready() and channel.eof_received and _empty(channel)):
+        arrivals = select.poll()
+        arrivals.register(channel.fileno(), select.POLLIN)
+        while not (channel.exit_status_ready() and (channel.eof_received or channel.closed) and _empty(channel)):
             deadline.check(f"{self.name}: {awaited}")
-            _receive(channel, output, errors)
-        completed = Completed(channel.recv_exit_status(), output.getvalue().decode(), errors.getvalue().decode())
-        channel.close()
-        return completed
+            for stream, data in _arrived(channel, arrivals):
+                printed[stream] += data
+                if on_output:
+                    on_output(stream, data)
+        exit_code = channel.recv_exit_status()
+        if exit_code < 0 and not self.is_alive:
+            raise EOFError("it ended before the program did")
+        texts = {stream: data.decode(errors="backslashreplace") for stream, data in printed.items()}
+        return Completed(exit_code if exit_code >= 0 else KILLED, **texts)
 
     def _send(self, channel: paramiko.Channel, stdin: bytes, awaited: str, deadline: Deadline) -> None:
         view = memoryview(stdin)
@@ -245,26 +283,30 @@ def connect(
     address: str,
     *,
     user: str,
-    private_key: str,
+    private_key: str = "",
+    password: str = "",
     host_key: str,
     deadline: Deadline,
     via: Session | None = None,
 ) -> Session:
     """Log in to a node whose sshd is known to be up or about to be; refuses any host key but the pinned one.
 
-    `via` is the session of the server that the node is reached from, where that is not this machine. Raises
-    DeadlineError when nothing answers in time, VclusterError when the node is somebody else or refuses the key.
+    By the private key, or by the password where there is none. `via` is the session that the node is reached through,
+    where that is not this machine. Raises DeadlineError when nothing answers in time, RefusedError when the node
+    refuses the key or the password, VclusterError when it is somebody else.
     """
-    key = paramiko.Ed25519Key.from_private_key(io.StringIO(private_key))
+    key = paramiko.Ed25519Key.from_private_key(io.StringIO(private_key)) if private_key else None
     pinned = paramiko.Ed25519Key(data=base64.b64decode(host_key.split()[1]))
     while True:
         try:
-            transport = _log_in(name, address, user, key, pinned, via, deadline)
+            transport = _log_in(name, address, user, key or password, pinned, via, deadline)
         except paramiko.AuthenticationException as error:
-            raise VclusterError(f"{name} at {address} refuses the cluster's key for {user}") from error
+            raise RefusedError(f"{name} at {address} refuses the cluster's key for {user}") from error
         except (paramiko.SSHException, OSError, EOFError) as error:
             if via and not via.is_alive:
-                raise VclusterError(f"{name}: the connection to its server {via.name} broke") from error
+                raise VclusterError(
+                    f"{name}: the connection to {via.name}, through which it is reached, broke"
+                ) from error
             deadline.pause(RETRY_S, f"{name}: a login by ssh ({_said(error)})")
         else:
             return Session(name, transport, deadline, user=user, address=address, host_key=host_key)
@@ -274,7 +316,7 @@ def _log_in(
     name: str,
     address: str,
     user: str,
-    key: paramiko.PKey,
+    proof: paramiko.PKey | str,
     pinned: paramiko.PKey,
     via: Session | None,
     deadline: Deadline,
@@ -292,7 +334,10 @@ def _log_in(
         options.kex = [name for name in options.kex if name in _KEX]
         transport.start_client(timeout=CONNECT_TIMEOUT_S)
         _compare(transport.get_remote_server_key(), pinned, f"{name} at {address}")
-        transport.auth_publickey(user, key)
+        if isinstance(proof, str):
+            _give_password(name, transport, user, proof)
+        else:
+            transport.auth_publickey(user, proof)
     except BaseException:
         transport.close()
         raise
@@ -666,18 +711,22 @@ def _public(key: paramiko.PKey) -> str:
     return f"{key.get_name()} {key.get_base64()}"
 
 
-def _receive(channel: paramiko.Channel, output: io.BytesIO, errors: io.BytesIO) -> None:
+def _loader(source: bytes) -> list[str]:
+    program = f"import sys; exec(compile(sys.stdin.buffer.read({len(source)}), 'vcluster', 'exec'))"
+    return ["python3", "-I", "-S", "-c", program]
+
+
+def _arrived(channel: paramiko.Channel, arrivals: select.poll) -> Iterator[tuple[str, bytes]]:
+    """What has come on either stream; waits a moment for more where there is none."""
+    if _empty(channel):
+        if channel.eof_received:
+            channel.status_event.wait(_LOOK_S)
+        else:
+            arrivals.poll(_LOOK_S * 1000)
     if channel.recv_stderr_ready():
-        errors.write(channel.recv_stderr(65536))
+        yield "stderr", channel.recv_stderr(65536)
     if channel.recv_ready():
-        output.write(channel.recv(65536))
-    elif not channel.exit_status_ready():
-        try:
-            output.write(channel.recv(65536))
-        except TimeoutError:
-            return
-    else:
-        time.sleep(0.005)  # the exit status has come, the last bytes are on their way
+        yield "stdout", channel.recv(65536)
 
 
 def _empty(channel: paramiko.Channel) -> bool:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vcluster.model import Image, Node, Plan
+from vcluster.model import Image, ManagementCard, Node, Plan
 from vcluster.naming import libvirt_name
 from vcluster.render.xml import Element, element, text_of
 
 OWNER_NAMESPACE = "urn:vcluster:owner:1"
 READY_CHANNEL = "org.vcluster.0"
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
+# The guest finds the disk it serves by this; it has no other that tells a serial number.
+DATA_SERIAL = "vcluster-data"
+DATA_SUFFIX = ".data.qcow2"
 # QEMU's own default grows to 1 GiB a guest; guests of this size translate no more than this.
 TRANSLATION_CACHE_MIB = 128
 
@@ -23,6 +26,11 @@ def volume_path(plan: Plan, node: Node) -> Path:
 def seed_path(plan: Plan, node: Node) -> Path:
     """Where a node's seed is on its server."""
     return plan.pool_of(node).path / seed_name(node)
+
+
+def data_path(plan: Plan, node: Node) -> Path:
+    """Where the disk that a node serves is on its server."""
+    return plan.pool_of(node).path / data_name(node)
 
 
 def console_path(plan: Plan, node: Node) -> Path:
@@ -38,6 +46,11 @@ def volume_name(node: Node) -> str:
 def seed_name(node: Node) -> str:
     """The volume of a node's seed."""
     return f"{node.name}.seed.iso"
+
+
+def data_name(node: Node) -> str:
+    """The volume of the disk that a node serves."""
+    return f"{node.name}{DATA_SUFFIX}"
 
 
 def domain_xml(plan: Plan, node: Node) -> str:
@@ -101,8 +114,9 @@ def _devices(plan: Plan, node: Node) -> Element:
         _disk(volume_path(plan, node), "qcow2", "vda"),
         # A CD-ROM would need an AHCI driver, which Debian's cloud kernel lacks; a virtio disk it always sees.
         _disk(seed_path(plan, node), "raw", "vdb", read_only=True),
+        *([_disk(data_path(plan, node), "qcow2", "vdc", serial=DATA_SERIAL)] if node.data_gib else []),
         element("controller", type="usb", model="none"),
-        _management_card(plan, node),
+        *([_management_card(plan, node.management)] if node.management else []),
         _cluster_card(plan, node),
         _serial(console_path(plan, node)),
         element("console", element("target", type="serial", port=0), type="pty"),
@@ -114,7 +128,7 @@ def _devices(plan: Plan, node: Node) -> Element:
     )
 
 
-def _disk(path: Path, kind: str, target: str, *, read_only: bool = False) -> Element:
+def _disk(path: Path, kind: str, target: str, *, read_only: bool = False, serial: str = "") -> Element:
     disk = element(
         "disk",
         element("driver", name="qemu", type=kind),
@@ -125,15 +139,17 @@ def _disk(path: Path, kind: str, target: str, *, read_only: bool = False) -> Ele
     )
     if read_only:
         disk.append(element("readonly"))
+    if serial:
+        disk.append(element("serial", serial))
     return disk
 
 
-def _management_card(plan: Plan, node: Node) -> Element:
+def _management_card(plan: Plan, card: ManagementCard) -> Element:
     return element(
         "interface",
-        element("mac", address=node.management_mac),
+        element("mac", address=card.mac),
         element("source", network=libvirt_name(plan.name)),
-        element("target", dev=node.management_port),
+        element("target", dev=card.port),
         element("model", type="virtio"),
         type="network",
     )

@@ -5,20 +5,44 @@ Every action is a dictionary whose `do` names it; that program's docstring lists
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
+from vcluster import naming
 from vcluster.keys import Keys
-from vcluster.model import Node, Plan
+from vcluster.model import DEFAULT_USER, Node, Plan
+from vcluster.render import gateway
+from vcluster.render.domain import DATA_SERIAL
 
 Action = dict[str, Any]
 
-USER_UID = 2000  # the same on every node, so that NFS sees one owner; above what distributions hand out first
-# The first NFS mount spends most of its time on loading these.
+# The same on every node, so that NFS sees one owner; above what distributions hand out first. Our own image has the
+# default user already.
+USER_UID, OTHER_USER_UID = 2000, 2001
+SSHD_SETTINGS = "/etc/ssh/sshd_config.d/10-vcluster.conf"
+WATCHER, WATCHER_UNIT = "/usr/lib/vcluster/stores.py", "vcluster-stores.service"
+EXPORTS = "/exports"  # where a node that serves a disk has it mounted
 MPI_END = "/usr/lib/vcluster/mpi-end.so"
+# The first NFS mount spends most of its time on loading these.
 PROFILE_MODULES = "sunrpc\nnfsv4\nnfsd\n"
 # One login costs half as much without the post-quantum key exchange that OpenSSH prefers; these nodes share a host, and
 # their keys live as long as the cluster.
 _FAST_SSH = "KexAlgorithms curve25519-sha256,curve25519-sha256@libssh.org\nCiphers aes128-ctr,aes128-gcm@openssh.com\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A folder that a node serves and where all nodes find it."""
+
+    node: str
+    source: str
+    target: str
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the node that serves it has it there by itself."""
+        return self.source == self.target
 
 
 def home(plan: Plan) -> str:
@@ -26,9 +50,21 @@ def home(plan: Plan) -> str:
     return f"/home/{plan.user}"
 
 
-def shared_folder(plan: Plan) -> str:
-    """The folder all nodes share: the head's, mounted on the others."""
+def cloud(plan: Plan) -> str:
+    """The folder below which all that is shared is found."""
     return f"{home(plan)}/cloud"
+
+
+def shares(plan: Plan) -> tuple[Share, ...]:
+    """What is shared, in order: the disks of the nodes that serve one, or else a folder of the head's."""
+    if not plan.stores:
+        return (Share(plan.head.name, cloud(plan), cloud(plan)),)
+    return tuple(Share(node, EXPORTS, f"{cloud(plan)}/{number}") for number, node in enumerate(plan.stores))
+
+
+def shared_folder(plan: Plan) -> str:
+    """The first folder that all nodes share."""
+    return shares(plan)[0].target
 
 
 def hostfile_path(plan: Plan) -> str:
@@ -36,21 +72,31 @@ def hostfile_path(plan: Plan) -> str:
     return f"{home(plan)}/hostfile"
 
 
-def sshd_settings() -> str:
-    """sshd: keys only, no reverse look-ups. SetEnv needs no PAM and reaches commands as well as logins.
+def mpi_environment(plan: Plan) -> dict[str, str]:
+    """What MPI programs and their launcher must know.
 
     All MPI traffic leaves by lab0: HYDRA_IFACE is for MPICH's process manager; UCX_NET_DEVICES for UCX, which Debian's
     MPICH uses and which would take every card at once; FI_TCP_IFACE for libfabric (fi_tcp(7)), which others use.
-    HYDRA_HOST_FILE spares `-f hostfile`. Without LD_PRELOAD (images/guest/mpi-end.c) MPI programs do not end.
+    HYDRA_HOST_FILE spares `-f hostfile`. Without LD_PRELOAD (images/guest/mpi-end.c) MPI programs do not end. The ports
+    are Hydra's, UCX's and, for an MPICH of the older device, its own.
     """
     settings = {
-        "HYDRA_HOST_FILE": "/home/mpiuser/hostfile",
+        "HYDRA_HOST_FILE": hostfile_path(plan),
         "HYDRA_IFACE": "lab0",
         "UCX_NET_DEVICES": "lab0",
         "FI_TCP_IFACE": "lab0",
         "LD_PRELOAD": MPI_END,
     }
-    environment = " ".join(f"{name}={value}" for name, value in settings.items())
+    if plan.mpi_ports:
+        ports = f"{plan.mpi_ports.first}:{plan.mpi_ports.last}"
+        settings |= {"MPIEXEC_PORT_RANGE": ports, "MPICH_PORT_RANGE": ports}
+        settings |= {"UCX_TCP_PORT_RANGE": ports.replace(":", "-")}
+    return settings
+
+
+def sshd_settings(plan: Plan) -> str:
+    """sshd: keys only, no reverse look-ups. SetEnv needs no PAM and reaches commands as well as logins."""
+    environment = " ".join(f"{name}={value}" for name, value in mpi_environment(plan).items())
     return f"PasswordAuthentication no\nKbdInteractiveAuthentication no\nUseDNS no\nSetEnv {environment}\n"
 
 
@@ -61,11 +107,16 @@ def etc_hosts(plan: Plan) -> str:
     return "\n".join(lines) + "\n"
 
 
-def known_hosts(plan: Plan, keys: Keys) -> str:
-    """The host key of every node, by name and by cluster address."""
-    return "".join(
-        f"{node.name},{node.address} {' '.join(keys.hosts[node.name].public.split()[:2])}\n" for node in plan.nodes
-    )
+def known_hosts(plan: Plan, node: Node, keys: Keys) -> str:
+    """The host key of every node, by each name and address it can be called from `node`."""
+
+    def line(names: Iterable[object], owner: Node) -> str:
+        return f"{','.join(map(str, names))} {' '.join(keys.hosts[owner.name].public.split()[:2])}\n"
+
+    calls = [
+        (one, [one.name, one.address, *([one.management.address] if one.management else [])]) for one in plan.nodes
+    ]
+    return "".join(line(names, one) for one, names in calls) + line(["localhost", "127.0.0.1", "::1"], node)
 
 
 def hostfile(plan: Plan) -> str:
@@ -73,68 +124,195 @@ def hostfile(plan: Plan) -> str:
     return "".join(f"{node.name}:{plan.vcpus}\n" for node in plan.nodes)
 
 
-def exports(plan: Plan) -> str:
-    """The shared folder, for the cluster's subnet alone, root squashed."""
-    return f"{shared_folder(plan)} {plan.subnet}(rw,sync,root_squash,no_subtree_check)\n"
+def groups(plan: Plan) -> dict[str, tuple[str, ...]]:
+    """The groups of nodes that parallel shells know, by name."""
+    named = {
+        "all": tuple(node.name for node in plan.nodes),
+        "head": (plan.head.name,),
+        "workers": tuple(node.name for node in plan.workers),
+        "storage": plan.stores,
+    }
+    return {name: nodes for name, nodes in named.items() if nodes}
 
 
-def nfs_server_settings(plan: Plan) -> str:
-    """The NFS server: on the cluster network only, version 4 only, without the long grace period at start."""
-    return f"[nfsd]\nhost={plan.head.address}\nvers3=n\nthreads=8\ngrace-time=10\nlease-time=10\n"
+def clustershell_groups(plan: Plan) -> str:
+    """ClusterShell's groups, of which `all` is what `clush -a` means (groups.conf(5), file-based groups)."""
+    return "".join(f"{name}: {naming.folded(nodes)}\n" for name, nodes in groups(plan).items())
 
 
-def mount_line(plan: Plan) -> str:
-    """The worker's line of fstab: mounted when first used after a reboot, so that no boot waits for the head."""
-    options = f"{MOUNT_OPTIONS},noauto,x-systemd.automount,x-systemd.mount-timeout=30"
-    return f"{plan.head.name}:{shared_folder(plan)} {shared_folder(plan)} nfs4 {options} 0 0\n"
+def genders(plan: Plan) -> str:
+    """The same for pdsh, by its genders module: `pdsh -a`, `pdsh -g workers` (genders(3))."""
+    return "".join(
+        f"{node.name} {','.join(name for name, nodes in groups(plan).items() if node.name in nodes)}\n"
+        for node in plan.nodes
+    )
+
+
+def sudoers(plan: Plan) -> str:
+    """The commands the cluster's user may run as root without a password (sudoers(5))."""
+    return f"{plan.user} ALL=(root) NOPASSWD: {', '.join(plan.sudo_commands)}\n"
+
+
+def exports(plan: Plan, share: Share) -> str:
+    """A shared folder, for the cluster's subnet alone, root squashed."""
+    return f"{share.source} {plan.subnet}(rw,sync,root_squash,no_subtree_check)\n"
+
+
+def nfs_server_settings(plan: Plan, node: Node) -> str:
+    """The NFS server: on the cluster network only, version 4 only, without the long grace period at start.
+
+    Where the address comes by DHCP it may come later than the server starts; then /etc/exports alone says for whom.
+    """
+    host = f"host={node.address}\n" if node.is_head or not plan.dhcp_range else ""
+    return f"[nfsd]\n{host}vers3=n\nthreads=8\ngrace-time=10\nlease-time=10\n"
 
 
 MOUNT_OPTIONS = "rw,hard,proto=tcp,vers=4.2,_netdev"
+AUTOMOUNT = f"{MOUNT_OPTIONS},noauto,x-systemd.automount"
+
+
+def mount_line(plan: Plan, node: Node, share: Share) -> str:
+    """A line of fstab: mounted when first used after a reboot, so that no boot waits for another node."""
+    if share.node == node.name:
+        return f"{share.source} {share.target} none bind,nofail,x-systemd.requires-mounts-for={share.source} 0 0\n"
+    if plan.stores:
+        # A server that is down must not hang the others: see guest/stores.py too.
+        options = f"{AUTOMOUNT},x-systemd.mount-timeout=15,x-systemd.idle-timeout=60"
+    else:
+        options = f"{AUTOMOUNT},x-systemd.mount-timeout=30"
+    return f"{share.node}:{share.source} {share.target} nfs4 {options} 0 0\n"
+
+
+def automount_unit(target: str) -> str:
+    """systemd's name of the automount at a path (systemd-escape(1), for the characters our paths have)."""
+    return target.strip("/").replace("-", "\\x2d").replace("/", "-") + ".automount"
 
 
 def resolver(plan: Plan, node: Node) -> str:
-    """The management network's gateway answers DNS."""
-    return f"nameserver {plan.network_of(node).gateway}\n"
+    """The management network's gateway answers DNS; for a node that is not on it, the head."""
+    return f"nameserver {plan.network_of(node).gateway if node.management else plan.head.address}\n"
 
 
-def ssh_actions(plan: Plan, node: Node, keys: Keys) -> list[Action]:
+def actions(plan: Plan, node: Node, keys: Keys) -> list[Action]:
+    """All that a node needs of itself: accounts and names, its services, and what it serves to the others."""
+    return [
+        *account_actions(plan, node, keys),
+        *gateway.gateway_actions(plan, node),
+        *serve_actions(plan, node),
+        *mpi_actions(plan),
+    ]
+
+
+def account_actions(plan: Plan, node: Node, keys: Keys) -> list[Action]:
     """The user, its keys to and from every node, and the names of all nodes."""
     ssh = f"{home(plan)}/.ssh"
     authorized = f"{keys.user.public}\n{keys.admin.public}\n"
     return [
         _file("/etc/hosts", etc_hosts(plan)),
-        _file("/etc/ssh/ssh_known_hosts", known_hosts(plan, keys)),
+        _file("/etc/ssh/ssh_known_hosts", known_hosts(plan, node, keys)),
         _file("/etc/ssh/ssh_config.d/10-vcluster.conf", f"StrictHostKeyChecking yes\n{_FAST_SSH}"),
-        {"do": "user", "name": plan.user, "uid": USER_UID, "home": home(plan)},
+        {"do": "user", "name": plan.user, "uid": _uid(plan), "home": home(plan)},
         _directory(ssh, owner=plan.user, mode=0o700),
         _file(f"{ssh}/id_ed25519", keys.user.private, owner=plan.user, mode=0o600),
         _file(f"{ssh}/id_ed25519.pub", keys.user.public + "\n", owner=plan.user),
         _file(f"{ssh}/authorized_keys", authorized, owner=plan.user, mode=0o600),
-        _directory(shared_folder(plan), owner=plan.user, mode=0o755),
+        *([_file("/etc/sudoers.d/vcluster", sudoers(plan), mode=0o440)] if plan.sudo_commands else []),
         {"do": "resolver", "text": resolver(plan, node)},
+        *([_file(SSHD_SETTINGS, sshd_settings(plan)), _restart_sshd()] if plan.image_login else []),
     ]
 
 
-def nfs_actions(plan: Plan, node: Node) -> list[Action]:
-    """The head exports the shared folder, the others mount it."""
-    if not node.is_head:
-        mount = {"source": f"{plan.head.name}:{shared_folder(plan)}", "target": shared_folder(plan), "type": "nfs4"}
-        return [
-            {"do": "line", "path": "/etc/fstab", "key": shared_folder(plan), "text": mount_line(plan)},
-            {"do": "mount", **mount, "options": MOUNT_OPTIONS},
-        ]
+def _uid(plan: Plan) -> int | None:
+    """The number of the cluster's user; None where it is the image's own, which has one."""
+    if plan.image_login and plan.image_login.user == plan.user:
+        return None
+    return USER_UID if plan.user == DEFAULT_USER else OTHER_USER_UID
+
+
+def _restart_sshd() -> Action:
+    """The image's user has let us in by password; now passwords are closed. Sessions that are open stay."""
+    return {"do": "service", "unit": "ssh.service", "restart_if": [SSHD_SETTINGS]}
+
+
+def serve_actions(plan: Plan, node: Node) -> list[Action]:
+    """The folders others mount are there, and exported if they are this node's."""
+    folders = [_directory(path, owner=plan.user, mode=0o755) for path in (cloud(plan), *_targets(plan))]
+    mine = next((share for share in shares(plan) if share.node == node.name), None)
+    if mine is None:
+        return folders
     settings, table = "/etc/nfs.conf.d/vcluster.conf", "/etc/exports.d/vcluster.exports"
+    order = "/etc/systemd/system/nfs-server.service.d/vcluster.conf"
     return [
-        _file(settings, nfs_server_settings(plan)),
-        _file(table, exports(plan)),
+        *folders,
+        *([] if mine.is_in_place else _data_actions(plan, mine)),
+        _file(settings, nfs_server_settings(plan, node)),
+        _file(table, exports(plan, mine)),
+        # After a reboot the disk may come late; without it the empty folder below would be served.
+        *([] if mine.is_in_place else [_file(order, f"[Unit]\nRequiresMountsFor={mine.source}\n")]),
         {"do": "service", "unit": "nfs-server.service", "restart_if": [settings]},
         {"do": "run", "argv": ["exportfs", "-ra"], "if_changed": [table]},
     ]
 
 
+def _targets(plan: Plan) -> tuple[str, ...]:
+    return tuple(share.target for share in shares(plan) if share.target != cloud(plan))
+
+
+def _data_actions(plan: Plan, share: Share) -> list[Action]:
+    """A disk of its own, formatted once, found by its label ever after."""
+    label = f"cloud{plan.stores.index(share.node)}"
+    # Our image starts udev, which finds disks by their label, last of all.
+    line = f"LABEL={label} {share.source} ext4 defaults,nofail,x-systemd.device-timeout=0 0 2\n"
+    return [
+        {"do": "line", "path": "/etc/fstab", "key": share.source, "text": line},
+        {"do": "data", "serial": DATA_SERIAL, "label": label, "target": share.source, "owner": plan.user},
+    ]
+
+
+def mount_actions(plan: Plan, node: Node, *, watcher: str) -> list[Action]:
+    """What the others serve, mounted here; `watcher` is the program that lets go of what a silent server serves."""
+    found = [share for share in shares(plan) if not (share.node == node.name and share.is_in_place)]
+    lines = [
+        {"do": "line", "path": "/etc/fstab", "key": share.target, "text": mount_line(plan, node, share)}
+        for share in found
+    ]
+    mounts = [_mount(share) for share in found if share.node == node.name or not plan.stores]
+    others = [share for share in found if share.node != node.name]
+    automounts = [{"do": "automounts", "units": {share.target: automount_unit(share.target) for share in others}}]
+    return [*lines, *mounts, *([*automounts, *_watch(others, watcher)] if plan.stores and others else [])]
+
+
+def _watch(stores: Iterable[Share], watcher: str) -> list[Action]:
+    unit = f"/etc/systemd/system/{WATCHER_UNIT}"
+    words = " ".join(f"{share.node} {share.target}" for share in stores)
+    text = (
+        "[Unit]\nDescription=Let go of shared folders whose server is silent\nAfter=vcluster-ready.service\n\n"
+        f"[Service]\nExecStart=/usr/bin/python3 -ISB {WATCHER} {words}\nRestart=always\n\n"
+        "[Install]\nWantedBy=multi-user.target\n"
+    )
+    return [
+        _file(WATCHER, watcher),
+        _file(unit, text),
+        {"do": "service", "unit": WATCHER_UNIT, "restart_if": [WATCHER, unit]},
+    ]
+
+
+def _mount(share: Share) -> Action:
+    """At once: what this node serves itself at a second place, or the head's folder."""
+    if not share.is_in_place:
+        return {"do": "mount", "source": share.source, "target": share.target, "type": "none", "options": "bind"}
+    source = f"{share.node}:{share.source}"
+    return {"do": "mount", "source": source, "target": share.target, "type": "nfs4", "options": MOUNT_OPTIONS}
+
+
 def mpi_actions(plan: Plan) -> list[Action]:
-    """The hostfile, on every node, so that a run may start anywhere."""
-    return [_file(hostfile_path(plan), hostfile(plan), owner=plan.user)]
+    """The hostfile and the groups of parallel shells, on every node, so that a run may start anywhere."""
+    return [
+        _file(hostfile_path(plan), hostfile(plan), owner=plan.user),
+        _file("/etc/clustershell/groups.d/local.cfg", clustershell_groups(plan)),
+        _file("/etc/genders", genders(plan)),
+        _file("/etc/pdsh/rcmd_default", "ssh\n"),
+    ]
 
 
 def _file(path: str, text: str, *, owner: str = "root", mode: int = 0o644) -> Action:

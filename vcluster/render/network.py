@@ -51,6 +51,17 @@ def overlay_xml(name: str, *, size_bytes: int, backing: Path) -> str:
     return text_of(root)
 
 
+def disk_xml(name: str, *, size_bytes: int) -> str:
+    """An empty volume that takes room only as it fills."""
+    root = element(
+        "volume",
+        element("name", name),
+        element("capacity", str(size_bytes), unit="bytes"),
+        element("target", element("format", type="qcow2"), element("permissions", element("mode", "0600"))),
+    )
+    return text_of(root)
+
+
 def raw_xml(name: str, *, size_bytes: int) -> str:
     """A plain volume that content is uploaded into; readable by its owner alone, for a seed holds private keys."""
     root = element(

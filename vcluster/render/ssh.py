@@ -33,7 +33,8 @@ def jump_name(server: str) -> str:
 def ssh_config(plan: Plan, *, identity: Path, known_hosts: Path, jumps: Mapping[str, Jump]) -> str:
     """An OpenSSH client configuration with a block for each node; plain `ssh -F FILE node2` works.
 
-    A node on another server is reached through it: `jumps` tells how, by the servers' names.
+    A node on another server is reached through it: `jumps` tells how, by the servers' names. One without a `mgmt0` is
+    reached through the head.
     """
     common = [
         f"UserKnownHostsFile {quoted(known_hosts)}",
@@ -41,23 +42,24 @@ def ssh_config(plan: Plan, *, identity: Path, known_hosts: Path, jumps: Mapping[
         "StrictHostKeyChecking yes",
         "LogLevel ERROR",
     ]
-    blocks = [_node(node, plan.user, identity, common, is_away=node.server in jumps) for node in plan.nodes]
+    blocks = [_node(plan, node, identity, common, is_away=node.server in jumps) for node in plan.nodes]
     blocks += [_server(name, jump, common) for name, jump in jumps.items()]
     return "\n\n".join("\n    ".join(block) for block in blocks) + "\n"
 
 
-def _node(node: Node, user: str, identity: Path, common: Sequence[str], *, is_away: bool) -> list[str]:
+def _node(plan: Plan, node: Node, identity: Path, common: Sequence[str], *, is_away: bool) -> list[str]:
+    way = plan.head.name if not node.management else jump_name(node.server) if is_away else ""
     return [
         f"Host {node.name}",
-        f"HostName {node.management_address}",
+        f"HostName {node.reached_at}",
         f"HostKeyAlias {node.name}",
-        f"User {user}",
+        f"User {plan.user}",
         f"IdentityFile {quoted(identity)}",
         "IdentitiesOnly yes",
         "PasswordAuthentication no",
         "KexAlgorithms curve25519-sha256,curve25519-sha256@libssh.org",
         "Ciphers aes128-ctr,aes128-gcm@openssh.com",
-        *([f"ProxyJump {jump_name(node.server)}"] if is_away else []),
+        *([f"ProxyJump {way}"] if way else []),
         *common,
     ]
 
@@ -79,8 +81,7 @@ def _server(name: str, jump: Jump, common: Sequence[str]) -> list[str]:
 def known_hosts(plan: Plan, keys: Keys) -> str:
     """The pinned host key of every node and server, by its name in the ssh_config (HostKeyAlias) and by address."""
     nodes = "".join(
-        f"{node.name},{node.management_address} {' '.join(keys.hosts[node.name].public.split()[:2])}\n"
-        for node in plan.nodes
+        f"{node.name},{node.reached_at} {' '.join(keys.hosts[node.name].public.split()[:2])}\n" for node in plan.nodes
     )
     servers = "".join(
         f"{jump_name(server.name)} {' '.join(server.host_key.split()[:2])}\n"

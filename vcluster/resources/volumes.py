@@ -6,7 +6,7 @@ from vcluster import naming
 from vcluster.model import Node, Plan, ServerPlan
 from vcluster.plan import CLUSTERS_FOLDER
 from vcluster.render import domain as names
-from vcluster.render.network import overlay_xml, pool_xml, raw_xml
+from vcluster.render.network import disk_xml, overlay_xml, pool_xml, raw_xml
 from vcluster.resources.found import Found
 from vcluster.servers import Server
 
@@ -20,12 +20,14 @@ def create_pool(server: Server, plan: ServerPlan) -> None:
 
 
 def create(server: Server, plan: Plan, node: Node, seed: bytes) -> None:
-    """Make a node's disk, an overlay of the image, and its seed."""
+    """Make a node's disk, an overlay of the image, its seed, and the disk it serves to the others."""
     pool, image = plan.pool_of(node).name, plan.image_of(node)
     size_bytes = max(plan.disk_gib * GIB, image.virtual_size_bytes)
     disk = overlay_xml(names.volume_name(node), size_bytes=size_bytes, backing=image.disk)
     server.hypervisor.create_volume(pool, disk)
     server.hypervisor.create_volume(pool, raw_xml(names.seed_name(node), size_bytes=len(seed)), seed)
+    if node.data_gib:
+        server.hypervisor.create_volume(pool, disk_xml(names.data_name(node), size_bytes=node.data_gib * GIB))
 
 
 def destroy(server: Server, cluster: str) -> None:

@@ -58,8 +58,9 @@ def run(plan: Plan, sessions: Mapping[str, Session], *, deadline: Deadline, repo
         written = _results(plan.head, ask(head, "check", {"do": "write", **common}, awaited="check"))
 
     def probe(node: Node) -> tuple[Check, ...]:
+        request = _probe(plan, node, common, token)
         with report.step("check", node.name, awaiting="ping, ssh and NFS"):
-            return _results(node, ask(sessions[node.name], "check", _probe(plan, node, common), awaited="check"))
+            return _results(node, ask(sessions[node.name], "check", request, awaited="check"))
 
     probed = parallel.each(plan.nodes, probe, deadline=deadline)
     with report.step("mpiexec", plan.head.name, awaiting="mpiexec hostname"):
@@ -68,20 +69,31 @@ def run(plan: Plan, sessions: Mapping[str, Session], *, deadline: Deadline, repo
 
 
 def _common(plan: Plan, token: str) -> dict[str, object]:
-    return {"user": plan.user, "token": token, "file": f"{paths.shared_folder(plan)}/.check-{token[:8]}"}
+    return {"user": plan.user, "token": token, "shares": _shares(plan, plan.head, token)}
 
 
-def _probe(plan: Plan, node: Node, common: dict[str, object]) -> dict[str, object]:
+def _shares(plan: Plan, node: Node, token: str) -> list[dict[str, object]]:
+    """The file of this check on every shared folder, and where a mount must be for it to be the shared one."""
+    return [
+        {
+            "node": share.node,
+            "file": f"{share.target}/.check-{token[:8]}",
+            "mount": None if share.is_in_place and share.node == node.name else share.target,
+        }
+        for share in paths.shares(plan)
+    ]
+
+
+def _probe(plan: Plan, node: Node, common: dict[str, object], token: str) -> dict[str, object]:
     # Each node begins with itself, so that they do not all log in to the same one at the same time.
     start = node.index - 1
     order = plan.nodes[start:] + plan.nodes[:start]
     return {
-        "do": "probe",
         **common,
+        "do": "probe",
         "targets": [{"name": target.name, "address": str(target.address)} for target in order],
         "payload": plan.mtu - HEADERS_BYTES,
-        "head": plan.head.name,
-        "mount": None if node.is_head else paths.shared_folder(plan),
+        "shares": _shares(plan, node, token),
     }
 
 

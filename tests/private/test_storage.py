@@ -1,0 +1,92 @@
+"""Two nodes serve a disk each: what is on them survives, and a server that is down hangs nobody."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import pytest
+
+from tests.clusters import Cluster
+from tests.private.conftest import NODES, Place
+
+pytestmark = pytest.mark.vm
+
+CLOUD = "/home/mpiuser/cloud"
+SERVED = {"0": "w053", "1": "w052"}  # in the order of --storage
+
+
+def test_each_disk_is_where_it_was_asked_for(cluster: Cluster) -> None:
+    for folder, node in SERVED.items():
+        assert "ext4" in cluster.ssh(node, f"findmnt -n -o FSTYPE,LABEL /exports | grep cloud{folder}")
+        for other in NODES:
+            kind = cluster.ssh(other, f"ls {CLOUD}/{folder} >/dev/null; findmnt -n -o FSTYPE {CLOUD}/{folder}")
+            assert ("ext4" if other == node else "nfs4") in kind.split()
+
+
+def test_what_one_writes_the_others_read(cluster: Cluster) -> None:
+    for folder in SERVED:
+        cluster.ssh("w052", f"echo from w052 >{CLOUD}/{folder}/letter")
+        for node in NODES:
+            assert cluster.ssh(node, f"cat {CLOUD}/{folder}/letter; stat -c %U {CLOUD}/{folder}/letter").split() == [
+                "from", "w052", "mpiuser",
+            ]  # fmt: skip
+    assert cluster.ssh("w052", "ls /exports; ls ~/cloud").split() == ["letter", "lost+found", "0", "1"]
+
+
+def test_a_disk_that_is_not_blank_is_not_formatted(cluster: Cluster) -> None:
+    before = cluster.ssh("w053", "blkid -s UUID -o value /dev/vdc", user="root")
+    assert cluster.host.vcluster("repair", timeout_s=200).stdout == "lab: nothing was missing\n"
+    assert cluster.ssh("w053", "blkid -s UUID -o value /dev/vdc", user="root") == before
+
+
+def test_a_storage_node_that_is_down_hangs_nobody(cluster: Cluster) -> None:
+    host = cluster.host
+    for folder in SERVED:
+        cluster.ssh("w051", f"echo kept >{CLOUD}/{folder}/kept")
+    host.vcluster("stop", timeout_s=200)
+    assert host.json("status")["state"] == "stopped"
+    # One of them does not come back with the others.
+    host.vcluster("power", "on", "-w", "w051,w052", "--wait", timeout_s=200)
+    wait_for(cluster, "w051", f"cat {CLOUD}/1/kept", "kept")
+    began = time.monotonic()
+    assert "kept" not in cluster.ssh("w051", f"cat {CLOUD}/0/kept", timeout_s=90, check=False)
+    assert time.monotonic() - began < 60, "it hung"
+    assert cluster.ssh("w052", f"cat {CLOUD}/1/kept; ls {CLOUD}") == "kept\n0\n1\n"
+    host.vcluster("power", "on", "-w", "w053", "--wait", timeout_s=200)
+    wait_for(cluster, "w051", f"cat {CLOUD}/0/kept", "kept")
+    wait_for(cluster, "w052", f"cat {CLOUD}/0/kept", "kept")
+
+
+@pytest.mark.parametrize("order", [("w052", "w053", "w051"), ("w051", "w053", "w052")], ids="-".join)
+def test_mounts_come_back_after_reboots_in_any_order(cluster: Cluster, order: Sequence[str]) -> None:
+    for node in order:
+        before = cluster.ssh(node, "cat /proc/sys/kernel/random/boot_id")
+        cluster.host.vcluster("power", "cycle", "-w", node, "--wait", timeout_s=200)
+        wait_for(cluster, node, "cat /proc/sys/kernel/random/boot_id", "-", but_not=before)
+    for node in NODES:
+        for folder in SERVED:
+            wait_for(cluster, node, f"cat {CLOUD}/{folder}/kept", "kept")
+
+
+def test_the_whole_cluster_comes_back_after_its_server_was_rebooted(cluster: Cluster, place: Place) -> None:
+    host = cluster.host
+    host.vcluster("gateway", "off")
+    place.host.server.reboot()
+    host.vcluster("start", timeout_s=400)
+    assert host.json("status")["state"] == "ready"
+    assert host.json("check", timeout_s=200)["passed"] is True
+    assert host.vcluster("gateway", "status").stdout == "off\n"
+    assert cluster.ssh("w053", f"cat {CLOUD}/0/kept {CLOUD}/1/kept").split() == ["kept", "kept"]
+    assert host.vcluster("start").stdout == "lab: was up already\n"
+    host.vcluster("gateway", "on")
+
+
+def wait_for(
+    cluster: Cluster, node: str, line: str, words: str, *, but_not: str = "never said", timeout_s: float = 120
+) -> None:
+    """A shell line on a node until it prints what is awaited; meanwhile the node may be down."""
+    deadline = time.monotonic() + timeout_s
+    while words not in (said := cluster.ssh(node, line, check=False, timeout_s=90)) or but_not in said:
+        assert time.monotonic() < deadline, f"{node}: {line}: {said}"
+        time.sleep(0.5)

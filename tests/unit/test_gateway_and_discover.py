@@ -1,0 +1,184 @@
+"""The head as router and server, as text; the rules themselves are tried in tests/netns/test_gateway.py."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from ipaddress import IPv4Address
+
+import pytest
+
+from tests import samples
+from vcluster import discover
+from vcluster.discover import Neighbour
+from vcluster.model import DHCP, PRIVATE, Plan, PortRange, Store
+from vcluster.render import gateway
+
+Golden = Callable[[str, str], None]
+
+PORTS = PortRange(10000, 10100)
+STORES = (Store("node2", 1),)
+PRIVATE_PLAN = samples.plan(3, layout=PRIVATE)
+FULL = samples.plan(3, layout=PRIVATE, addresses=DHCP, mpi_ports=PORTS, stores=STORES)
+DIRECT_DHCP = samples.plan(3, addresses=DHCP, mpi_ports=PORTS)
+
+
+@pytest.mark.parametrize(
+    ("name", "plan", "node"),
+    [
+        ("open", PRIVATE_PLAN, "node1"),
+        ("closed", replace(PRIVATE_PLAN, is_gateway_open=False), "node1"),
+        ("full-head", FULL, "node1"),
+        ("full-storage", FULL, "node2"),
+        ("full-worker", FULL, "node3"),
+        ("direct-head", DIRECT_DHCP, "node1"),
+    ],
+)
+def test_rules(golden: Golden, name: str, plan: Plan, node: str) -> None:
+    golden(f"gateway/{name}.nft", gateway.firewall(plan, plan.node(node)))
+
+
+@pytest.mark.parametrize(
+    ("name", "plan"), [("private", PRIVATE_PLAN), ("private-dhcp", FULL), ("direct-dhcp", DIRECT_DHCP)]
+)
+def test_dnsmasq(golden: Golden, name: str, plan: Plan) -> None:
+    golden(f"gateway/dnsmasq-{name}.conf", gateway.dnsmasq_conf(plan))
+
+
+def test_units(golden: Golden) -> None:
+    golden("gateway/firewall-head.service", gateway.firewall_unit(routes=True))
+    golden("gateway/firewall.service", gateway.firewall_unit(routes=False))
+    golden("gateway/dnsmasq.service", gateway.dnsmasq_unit())
+
+
+def test_closed_is_without_exception() -> None:
+    closed = gateway.firewall(replace(PRIVATE_PLAN, is_gateway_open=False), PRIVATE_PLAN.head)
+    forward = closed.split("chain forward")[1].split("}")[0]
+    assert "accept" not in forward
+
+
+@pytest.mark.parametrize(
+    ("plan", "node", "units"),
+    [
+        (samples.plan(2), "node1", []),
+        (samples.plan(2), "node2", []),
+        (samples.plan(2, addresses=DHCP), "node1", [gateway.DNSMASQ_UNIT]),
+        (samples.plan(2, mpi_ports=PORTS), "node2", [gateway.FIREWALL_UNIT]),
+        (PRIVATE_PLAN, "node1", [gateway.FIREWALL_UNIT, gateway.DNSMASQ_UNIT]),
+        (PRIVATE_PLAN, "node2", []),
+        (FULL, "node1", [gateway.FIREWALL_UNIT, gateway.DNSMASQ_UNIT]),
+        (FULL, "node2", [gateway.FIREWALL_UNIT]),
+    ],
+)
+def test_each_node_gets_what_it_needs(plan: Plan, node: str, units: list[str]) -> None:
+    actions = gateway.gateway_actions(plan, plan.node(node))
+    assert [action["unit"] for action in actions if action["do"] == "service"] == units
+    for service in (action for action in actions if action["do"] == "service"):
+        before = [action["path"] for action in actions[: actions.index(service)] if action["do"] == "file"]
+        assert f"/etc/systemd/system/{service['unit']}" in before
+        assert set(service["restart_if"]) <= set(before)
+
+
+def test_opening_and_closing_change_the_rules_alone() -> None:
+    opened, closed = (
+        gateway.gateway_actions(replace(FULL, is_gateway_open=is_open), FULL.head) for is_open in (True, False)
+    )
+    different = [one for one, other in zip(opened, closed, strict=True) if one != other]
+    assert [action["path"] for action in different] == [gateway.FIREWALL]
+
+
+def listed(*rules: list[object]) -> str:
+    """As `nft -j list chain inet vcluster forward` tells it."""
+    here = {"family": "inet", "table": "vcluster"}
+    chain = {"chain": {**here, "name": "forward", "handle": 1, "type": "filter", "hook": "forward", "policy": "drop"}}
+    told = [{"rule": {**here, "chain": "forward", "handle": 2, "expr": expression}} for expression in rules]
+    return json.dumps({"nftables": [{"metainfo": {"version": "1.0.6"}}, chain, *told]})
+
+
+def interface(key: str, name: str) -> dict[str, object]:
+    return {"match": {"op": "==", "left": {"meta": {"key": key}}, "right": name}}
+
+
+OUT = [interface("iifname", "lab0"), interface("oifname", "mgmt0"), {"accept": None}]
+REJECTED = [interface("iifname", "lab0"), {"reject": {"type": "icmpx", "expr": "admin-prohibited"}}]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (listed(OUT, REJECTED), True),
+        (listed(REJECTED), False),
+        (listed(), False),
+        ('{"nftables": [{"metainfo": {}}]}', None),
+        ("[]", None),
+        ("{}", None),
+        ("", None),
+        ("Error: No such file or directory", None),
+    ],
+)
+def test_the_live_state_is_read(text: str, expected: bool | None) -> None:
+    assert gateway.is_open(text) is expected
+
+
+# Who is there
+
+NODES = PRIVATE_PLAN.nodes
+
+
+def entry(address: str, mac: str, *found_by: str, name: str = "") -> dict[str, object]:
+    return {"address": address, "mac": mac, "name": name, "found_by": list(found_by)}
+
+
+def found(number: int, *found_by: str) -> Neighbour:
+    node = NODES[number - 1]
+    return Neighbour(node.name, node.address, node.mac, found_by)
+
+
+SELF = entry("10.0.0.1", NODES[0].mac, "self")
+ALIEN = "02:00:00:00:00:99"
+
+
+@pytest.mark.parametrize(
+    ("entries", "expected"),
+    [
+        ([], [found(1), found(2), found(3)]),
+        ([SELF], [found(1, "self"), found(2), found(3)]),
+        (
+            [SELF, entry("10.0.0.2", NODES[1].mac.upper(), "lease", "neighbour", "ping", name="whatever")],
+            [found(1, "self"), found(2, "lease", "neighbour", "ping"), found(3)],
+        ),
+        (
+            [SELF, entry("10.0.0.200", ALIEN, "lease", "ping", name="laptop")],
+            [
+                *[found(1, "self"), found(2), found(3)],
+                Neighbour("laptop", IPv4Address("10.0.0.200"), ALIEN, ("lease", "ping"), is_stranger=True),
+            ],
+        ),
+        (  # a node at another address than its own
+            [SELF, entry("10.0.0.77", NODES[2].mac, "ping")],
+            [
+                *[found(1, "self"), found(2)],
+                replace(found(3, "ping"), address=IPv4Address("10.0.0.77"), is_misplaced=True),
+            ],
+        ),
+        (  # somebody at a node's address
+            [SELF, entry("10.0.0.2", ALIEN, "neighbour")],
+            [
+                *[found(1, "self"), found(2)],
+                Neighbour("", NODES[1].address, ALIEN, ("neighbour",), is_stranger=True),
+                found(3),
+            ],
+        ),
+    ],
+    ids=["nobody", "the head alone", "a node", "a stranger", "a node elsewhere", "a stranger in a node's place"],
+)
+def test_nodes_and_strangers_are_told_apart(entries: list[dict[str, object]], expected: list[Neighbour]) -> None:
+    assert list(discover.sort_out(PRIVATE_PLAN, {"found": entries})) == expected
+
+
+@pytest.mark.parametrize(
+    ("found_by", "is_there"), [((), False), (("lease",), False), (("self",), True), (("lease", "neighbour"), True)]
+)
+def test_a_lease_is_no_sign_of_life(found_by: tuple[str, ...], is_there: bool) -> None:
+    assert found(1, *found_by).is_there is is_there

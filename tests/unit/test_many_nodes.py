@@ -1,0 +1,293 @@
+"""Commands on many nodes: what is asked of tmux, what is copied, what is printed, what a script brings along."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests import samples
+from vcluster import access, cluster, naming, parallel, power, progress  # noqa: F401 - see test_cli
+from vcluster.cli import main, show
+from vcluster.errors import RequestError, VclusterError
+from vcluster.events import Deadline
+from vcluster.hosts import tmux
+from vcluster.hosts.pipe import Lines
+from vcluster.hosts.shell import Completed
+from vcluster.hosts.tmux import Pane, Screen
+from vcluster.ledger import VERSION, ClusterFiles, Ledger
+from vcluster.stages import payload, provision
+from vcluster.stages.provision import Job
+
+PLAN = samples.plan(3)
+
+
+# At most so many at a time
+
+
+@pytest.mark.parametrize("run", [parallel.each, parallel.outcomes])
+def test_no_more_than_the_limit_at_a_time(run: Callable[..., list[int]]) -> None:
+    lock, now, most = threading.Lock(), 0, 0
+
+    def work(number: int) -> int:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        threading.Event().wait(0.01)
+        with lock:
+            now -= 1
+        return number
+
+    assert run(list(range(12)), work, deadline=Deadline(20), limit=3) == list(range(12))
+    assert most == 3
+
+
+# Lines
+
+
+def test_pieces_become_lines_of_each_stream() -> None:
+    heard: list[tuple[str, str]] = []
+    lines = Lines(lambda stream, line: heard.append((stream, line)))
+    for stream, data in [
+        ("stdout", b"on"),
+        ("stderr", b"oops\r\n"),
+        ("stdout", b"e\ntwo\n\nth"),
+        ("stdout", b"ree"),
+        ("stderr", b"\xff\n"),
+    ]:
+        lines(stream, data)
+    assert heard == [("stderr", "oops"), ("stdout", "one"), ("stdout", "two"), ("stdout", ""), ("stderr", "\\xff")]
+    lines.end()
+    assert heard[5:] == [("stdout", "three")]
+
+
+def test_prefixes_are_equally_wide() -> None:
+    assert show.prefixes(["node9", "node10"]) == {"node9": "node9:  ", "node10": "node10: "}
+    assert show.prefixes([]) == {}
+
+
+def test_equal_outcomes_share_a_line() -> None:
+    assert show.outcomes({"node1": "on", "node2": "off", "node3": "on"}) == "node[1,3]: on\nnode2: off"
+
+
+def test_a_node_that_was_not_reached_has_an_error_and_no_exit_code() -> None:
+    document = show.ran({"node1": Completed(3, "a", "b"), "node2": VclusterError("no way")})
+    assert document == {
+        "node1": {"exit_code": 3, "stdout": "a", "stderr": "b", "error": None},
+        "node2": {"exit_code": None, "stdout": "", "stderr": "", "error": "no way"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "shown"),
+    [("abc", 3, "abc"), ("abcd", 3, "ab…"), ("a\tb\x1b[2J", 9, "a b [2J"), ("abc", 0, "…"), ("", 5, "")],
+)
+def test_words_fit_on_the_terminal(text: str, columns: int, shown: str) -> None:
+    assert progress.fit(text, columns) == shown
+
+
+# tmux
+
+
+def screen(*names: str, is_synchronized: bool = True) -> Screen:
+    panes = tuple(Pane(name, ("ssh", "-F", "/a b/config", "--", name)) for name in names)
+    return Screen("vcluster-lab", "vcluster-lab", panes, is_synchronized, "#{==:#{pane_dead_status},255}")
+
+
+def test_one_pane() -> None:
+    commands = tmux.layout(screen("node1"))
+    assert commands[0] == ["new-session", "-d", "-s", "vcluster-lab", "-x", "40", "-y", "10", "sleep", "60"]
+    assert [words[0] for words in commands[1:]] == [
+        "set-option", "set-option", "set-option", "set-option", "set-option", "set-hook", "respawn-pane", "set-option",
+        "set-option", "bind-key", "select-pane",
+    ]  # fmt: skip
+    assert commands[7][4:] == ["ssh", "-F", "/a b/config", "--", "node1"]
+    assert commands[8][-2:] == ["@node", "node1"]
+
+
+@pytest.mark.parametrize(("count", "side"), [(1, 1), (2, 2), (4, 2), (5, 3), (64, 8)])
+def test_every_node_has_a_pane_with_its_title(count: int, side: int) -> None:
+    names = [f"node{number}" for number in range(1, count + 1)]
+    commands = tmux.layout(screen(*names))
+    assert commands[0][5:8] == [str(side * 40), "-y", str(side * 10)]
+    assert [words[-1] for words in commands if "@node" in words and words[0] == "set-option" and "-p" in words] == names
+    assert [words[-1] for words in commands if words[0] in ("respawn-pane", "split-window")] == names
+    assert sum(words[0] == "select-layout" for words in commands) == count - 1
+
+
+@pytest.mark.parametrize(("is_synchronized", "word"), [(True, "on"), (False, "off")])
+def test_typing_goes_to_all_panes_or_to_one(is_synchronized: bool, word: str) -> None:
+    commands = tmux.layout(screen("node1", "node2", is_synchronized=is_synchronized))
+    assert ["set-option", "-w", "-t", "=vcluster-lab:", "synchronize-panes", word] in commands
+
+
+# Copy
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "a:b").write_text("x")
+    return tmp_path
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("source", "destination"),
+    [("data", "node1:/tmp"), ("node2:x", "."), ("./a:b", "node3:"), ("node1:a b", "new/a:b")],
+)
+def test_what_can_be_copied(source: str, destination: str) -> None:
+    access.choose_copy(PLAN, source, destination)
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("source", "destination", "words"),
+    [
+        ("data", "/tmp", "neither 'data' nor '/tmp' is on a node"),
+        ("node1:a", "node2:b", "both 'node1:a' and 'node2:b' are on nodes"),
+        ("a:b", "node1:", "both"),
+        ("data", "node9:", "cluster lab has no node 'node9'"),
+        ("data", ":x", "cluster lab has no node ''"),
+        ("data", "root@node1:", "'root@node1' is not a node"),
+        ("none", "node1:", "there is no 'none' here"),
+        ("-oProxyCommand=id", "node1:", "there is no '-oProxyCommand=id' here"),
+    ],
+)
+def test_what_cannot_be_copied(source: str, destination: str, words: str) -> None:
+    with pytest.raises(RequestError, match=words.replace("(", r"\(")):
+        access.choose_copy(PLAN, source, destination)
+
+
+# Scripts and what they bring along
+
+
+def script(folder: Path, text: bytes = b"#!/bin/sh\n", name: str = "setup.sh") -> Path:
+    path = folder / name
+    path.write_bytes(text)
+    return path
+
+
+@pytest.mark.parametrize("text", [b"", b"echo hello\n", b"#!\n", b"# /bin/sh\n", b"\x7fELF", b"\n#!/bin/sh\n"])
+def test_a_script_says_what_runs_it(tmp_path: Path, text: bytes) -> None:
+    with pytest.raises(RequestError, match="does not say what runs it"):
+        Job.read(script(tmp_path, text))
+
+
+@pytest.mark.parametrize(("name", "words"), [("none", "No such file"), ("folder", "Is a directory")])
+def test_a_script_that_is_none(tmp_path: Path, name: str, words: str) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(RequestError, match=f"script .*{name}: {words}"):
+        Job.read(tmp_path / name)
+
+
+def test_logs_are_called_by_the_script_whatever_it_is_called(tmp_path: Path) -> None:
+    assert Job.read(script(tmp_path, name="a b;$(id)\n.sh")).log_name == "provision-a_b___id__.sh"
+    assert len(Job.read(script(tmp_path, name="x" * 200)).log_name) < 120
+    assert Job.read(script(tmp_path, b"#! /usr/bin/env python3\n")).text == b"#! /usr/bin/env python3\n"
+
+
+def tree(folder: Path, *, text: str = "hello", mode: int = 0o600, name: str = "b") -> Path:
+    (folder / "deep" / "empty").mkdir(parents=True)
+    (folder / "deep" / name).write_text(text)
+    (folder / "deep" / name).chmod(mode)
+    (folder / "link").symlink_to("deep")
+    return folder
+
+
+def test_a_payload_is_told_by_names_modes_and_contents(tmp_path: Path) -> None:
+    first = payload.read(tree(tmp_path / "one"))
+    assert [(entry.name, entry.mode, entry.target) for entry in first.entries] == [
+        ("deep/", 0o755, ""), ("deep/b", 0o644, ""), ("deep/empty/", 0o755, ""), ("link", 0o777, "deep"),
+    ]  # fmt: skip
+    assert payload.read(tree(tmp_path / "same")).digest == first.digest
+    others = [
+        payload.read(tree(tmp_path / "text", text="hellO")),
+        payload.read(tree(tmp_path / "mode", mode=0o700)),
+        payload.read(tree(tmp_path / "name", name="c")),
+    ]
+    assert len({one.name for one in (first, *others)}) == 4
+    assert first.name == f"payload-{first.digest[:12]}"
+
+
+def test_a_file_is_a_payload_of_its_own(tmp_path: Path) -> None:
+    (entry,) = payload.read(script(tmp_path)).entries
+    assert (entry.name, entry.mode) == ("setup.sh", 0o644)
+
+
+def test_what_is_no_payload(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"--payload .*none: No such file"):
+        payload.read(tmp_path / "none")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(RequestError, match="pipe is no file, folder or link"):
+        payload.read(tmp_path)
+
+
+def test_a_failed_job_names_nodes_and_logs(tmp_path: Path) -> None:
+    job = Job(tmp_path / "setup.sh", b"")
+    good, bad = Completed(0, "", ""), Completed(1, "", "")
+    provision.require_passed({"node1": good, "node2": None}, job, tmp_path)
+    with pytest.raises(VclusterError) as raised:
+        provision.require_passed({"node1": bad, "node2": bad, "node3": good, "node4": None}, job, tmp_path)
+    assert raised.value.message == "setup.sh failed on node[1-2] and was not run on node4"
+    assert raised.value.hint == f"the logs are in {tmp_path}"
+
+
+# Requests that are wrong as written
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["exec", "--lines", "-o", "json", "--", "true"], "exclude each other"),
+        (["exec", "--fanout", "0", "--", "true"], "--fanout"),
+        (["exec", "-w", "node9", "--", "true"], "has no node 'node9'"),
+        (["shell"], "no node is named"),
+        (["shell", "node1", "--all"], "exclude each other"),
+        (["shell", "node1", "--detach"], "--detach is for --all"),
+        (["shell", "node9"], "has no node"),
+        (["shell", "--all", "-w", "node[", "--detach"], "is not a nodeset"),
+        (["console"], "no node is named"),
+        (["console", "--all", "--log"], "--log is for one node"),
+        (["copy", "data"], "Missing argument"),
+        (["copy", "data", "node9:"], "has no node"),
+        (["power"], ""),
+        (["power", "on", "-w", "node9"], "has no node"),
+        (["power", "status", "--name", "none"], "there is no cluster none"),
+        (["provision"], "Missing argument"),
+        (["provision", "none.sh"], "script none.sh: No such file"),
+        (["provision", "a:b"], "does not say what runs it"),
+        (["provision", "setup.sh", "--payload", "none"], "--payload none: No such file"),
+        (["provision", "setup.sh", "-w", "node9"], "has no node"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path, arguments: list[str], words: str
+) -> None:
+    script(folder)
+    ClusterFiles(folder / "state", "lab").folder.mkdir(parents=True)
+    ClusterFiles(folder / "state", "lab").write_ledger(Ledger(VERSION, "ready", "", PLAN))
+    monkeypatch.setenv("VCLUSTER_STATE_DIR", str(folder / "state"))
+    monkeypatch.setattr(sys, "argv", ["vcluster", *arguments])
+    assert main._run() == 2
+    said = capsys.readouterr()
+    assert words in said.err + said.out
+    assert "Traceback" not in said.err
+
+
+def test_panes_need_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    ClusterFiles(folder / "state", "lab").folder.mkdir(parents=True)
+    ClusterFiles(folder / "state", "lab").write_ledger(Ledger(VERSION, "ready", "", PLAN))
+    monkeypatch.setenv("VCLUSTER_STATE_DIR", str(folder / "state"))
+    monkeypatch.setattr(sys, "argv", ["vcluster", "shell", "--all"])
+    assert main._run() == 3
+    assert "this is no terminal (--detach makes the panes" in capsys.readouterr().err

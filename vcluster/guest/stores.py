@@ -1,0 +1,83 @@
+"""Lets go of mounted folders whose server is down, so that nobody who looks there hangs.
+
+Installed on a node and run there by systemd for as long as it is up: stores.py SERVER FOLDER [SERVER FOLDER …]. NFS
+version 4 has no such limit of its own: soft mounts (nfs(5)) end reads and writes in time, but whoever opens a file
+waits until the client's state is recovered, which needs the server. Here a server that does not answer for as long as
+`PATIENCE` looks has its folder unmounted by force, which ends what waits for it; the automount below it stays, and
+mounts the folder again for who comes next, once the server is back. Only folders in use are looked after: automount
+unmounts the others.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+NFS_PORT = 2049
+LOOK_S, ANSWER_S, PATIENCE = 5.0, 3.0, 3
+# Whoever opens a file waits for up to ten runs of the client's state manager (NFS4_MAX_LOOP_ON_RECOVER, fs/nfs/nfs4_fs.h).
+RECOVERIES, RECOVERY_S = 24, 0.5
+COMM_MAX = 15  # TASK_COMM_LEN - 1, linux/sched.h
+
+
+def is_mounted(folder: str) -> bool:
+    with open("/proc/self/mounts") as file:
+        return any(line.split()[1:3] == [folder, "nfs4"] for line in file)
+
+
+def answers(server: str) -> bool:
+    try:
+        socket.create_connection((server, NFS_PORT), timeout=ANSWER_S).close()
+    except OSError:
+        return False
+    return True
+
+
+def recoverers(server: str) -> list[int]:
+    """The kernel's threads that try to recover what the client had open on a server; they heed SIGKILL."""
+    comm = f"{socket.gethostbyname(server)}-manager"[:COMM_MAX]
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{name}/comm") as file, open(f"/proc/{name}/cmdline") as words:
+                if file.read().strip() == comm and not words.read():
+                    found.append(int(name))
+        except OSError:
+            continue
+    return found
+
+
+def let_go(server: str, folder: str) -> None:
+    print(f"{server} is silent: {folder} is let go of", flush=True)
+    subprocess.run(["umount", "-f", "-l", folder], check=False)
+    for _ in range(RECOVERIES):
+        for thread in recoverers(server):
+            os.kill(thread, signal.SIGKILL)
+        time.sleep(RECOVERY_S)
+
+
+def look(server: str, folder: str, silences: int) -> int:
+    """How often in a row a server has not answered, now that it was asked once more."""
+    if not is_mounted(folder) or answers(server):
+        return 0
+    if silences + 1 < PATIENCE:
+        return silences + 1
+    let_go(server, folder)
+    return 0
+
+
+def main(arguments: list[str]) -> None:
+    stores = {folder: server for server, folder in (arguments[at : at + 2] for at in range(0, len(arguments), 2))}
+    silences = dict.fromkeys(stores, 0)
+    while True:
+        for folder, server in stores.items():
+            silences[folder] = look(server, folder, silences[folder])
+        time.sleep(LOOK_S)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,187 @@
+"""A tree of files for all nodes: read and told apart here, put once where every node sees it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+import tarfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vcluster import guest
+from vcluster.errors import RequestError, VclusterError
+from vcluster.events import Deadline, Reporter
+from vcluster.guest.unpack import PLACE
+from vcluster.hosts.pipe import Pipe
+from vcluster.hosts.ssh import Session
+
+CHUNK = 1 << 18
+DIGEST_LENGTH = 12
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A file, a folder (its name ends with /) or a link (`target`) of a payload; `path` is where it is here.
+
+    `mode` is what it gets on the nodes: everybody may read, and nobody but its owner write.
+    """
+
+    name: str
+    path: Path
+    mode: int
+    size_bytes: int = 0
+    target: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """A file, or what is in a folder. The digest is of names, modes and contents."""
+
+    source: Path
+    entries: tuple[Entry, ...]
+    digest: str
+
+    @property
+    def name(self) -> str:
+        """What its folder on the nodes is called."""
+        return f"payload-{self.digest[:DIGEST_LENGTH]}"
+
+    @property
+    def size_bytes(self) -> int:
+        """About how much is to be sent."""
+        return sum(entry.size_bytes + tarfile.BLOCKSIZE for entry in self.entries)
+
+
+# Reading
+
+
+def read(source: Path) -> Payload:
+    """The payload at a path. Raises RequestError for what is not there, cannot be read or is no file at all."""
+    with _reading(source):
+        if source.is_dir():
+            entries = tuple(_entry(path, path.relative_to(source)) for path in _below(source))
+        else:
+            entries = (_entry(source.resolve(strict=True), Path(source.name)),)
+        digest = hashlib.sha256()
+        for entry in entries:
+            words = (os.fsencode(entry.name).hex(), entry.mode, os.fsencode(entry.target).hex(), _digest(entry))
+            digest.update(json.dumps(words).encode())
+    return Payload(source, entries, digest.hexdigest())
+
+
+@contextmanager
+def _reading(source: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RequestError(f"--payload {error.filename or source}: {error.strerror or error}") from error
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Everything below a folder, folders before what is in them, always in the same order."""
+    for path in sorted(folder.iterdir()):
+        yield path
+        if path.is_dir() and not path.is_symlink():
+            yield from _below(path)
+
+
+def _entry(path: Path, name: Path) -> Entry:
+    state = path.lstat()
+    if stat.S_ISLNK(state.st_mode):
+        return Entry(str(name), path, 0o777, target=str(path.readlink()))
+    if stat.S_ISDIR(state.st_mode):
+        return Entry(f"{name}/", path, 0o755)
+    if not stat.S_ISREG(state.st_mode):
+        raise RequestError(f"--payload: {path} is no file, folder or link", hint="leave it out")
+    return Entry(str(name), path, 0o755 if state.st_mode & 0o111 else 0o644, state.st_size)
+
+
+def _digest(entry: Entry) -> str:
+    digest = hashlib.sha256()
+    if entry.path.is_file() and not entry.target:
+        with entry.path.open("rb") as file:
+            while data := file.read(CHUNK):
+                digest.update(data)
+    return digest.hexdigest()
+
+
+# Sending
+
+
+def put(session: Session, payload: Payload, shared: str, *, deadline: Deadline, report: Reporter) -> str:
+    """Put a payload below the shared folder, unless it is there, and return its folder on the nodes."""
+    with (
+        report.step("payload", session.name, awaiting=f"{payload.source} on the shared folder"),
+        closing(session.start_program(guest.program("unpack"), awaited="the payload", deadline=deadline)) as pipe,
+    ):
+        request = json.dumps({"shared": shared, "name": payload.name}) + "\n"
+        pipe.write(request.encode(), deadline, "the payload")
+        if not _answer(pipe, deadline)["present"]:
+            _send(pipe, payload, deadline, report)
+            _answer(pipe, deadline)
+    return f"{shared}/{PLACE}/{payload.name}"
+
+
+def _answer(pipe: Pipe, deadline: Deadline) -> dict[str, Any]:
+    line = pipe.read_line(deadline, "the payload")
+    try:
+        answer: dict[str, Any] = json.loads(line)
+    except ValueError as error:
+        raise VclusterError(f"{pipe.name}: payload: {line.decode(errors='replace')}") from error
+    if "error" in answer:
+        raise VclusterError(f"{pipe.name}: payload: {answer['error']}")
+    return answer
+
+
+def _send(pipe: Pipe, payload: Payload, deadline: Deadline, report: Reporter) -> None:
+    pieces = _Pieces(pipe, payload, deadline, report)
+    try:
+        with tarfile.open(fileobj=pieces, mode="w|", bufsize=CHUNK, format=tarfile.PAX_FORMAT) as archive:  # type: ignore[call-overload]
+            for entry in payload.entries:
+                _add(archive, entry)
+        pieces.end()
+    except OSError as error:
+        where = error.filename or payload.source
+        raise VclusterError(f"{where} changed while it was sent: {error.strerror or error}") from error
+    except VclusterError:
+        if pipe.has_more():
+            _answer(pipe, deadline)  # why nobody reads any more
+        raise
+
+
+def _add(archive: tarfile.TarFile, entry: Entry) -> None:
+    info = archive.gettarinfo(entry.path, entry.name.rstrip("/"))
+    info.mode, info.uid, info.gid, info.uname, info.gname = entry.mode, 0, 0, "", ""
+    if not info.isreg():
+        archive.addfile(info)
+        return
+    with entry.path.open("rb") as file:
+        archive.addfile(info, file)
+
+
+class _Pieces:
+    """Takes an archive as a file does, and sends it in pieces, each behind its length."""
+
+    def __init__(self, pipe: Pipe, payload: Payload, deadline: Deadline, report: Reporter) -> None:
+        self._pipe, self._deadline, self._report = pipe, deadline, report
+        self._sent, self._told, self._size = 0, 0, max(1, payload.size_bytes)
+
+    def write(self, data: bytes) -> int:
+        """Send a piece."""
+        self._pipe.write(len(data).to_bytes(4, "big") + data, self._deadline, "the payload")
+        self._sent += len(data)
+        if (percent := min(100, 100 * self._sent // self._size)) > self._told:
+            self._told = percent
+            text = f"{min(self._sent, self._size) // MIB} of {self._size // MIB} MiB"
+            self._report.tell("progress", "payload", self._pipe.name, text, fraction=percent / 100)
+        return len(data)
+
+    def end(self) -> None:
+        """The archive is whole."""
+        self._pipe.write(bytes(4), self._deadline, "the payload")
