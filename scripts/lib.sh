@@ -20,6 +20,7 @@ nftables                later ones with this
 iproute2                ip and tc, which libvirt calls
 kmod                    loads the modules for bridges and tunnels
 openssh-client          the way to nodes and to other servers
+tmux                    a screen with a pane for each node: shell --all, console --all
 python3                 vcluster itself
 python3-venv            its virtual environment
 python3-libvirt         the libvirt binding, made for the libvirt installed here: pip would need a compiler

@@ -8,6 +8,7 @@ from vcluster import ledger, naming, parallel
 from vcluster.errors import RequestError, VclusterError
 from vcluster.ledger import ClusterFiles, Ledger
 from vcluster.model import Plan
+from vcluster.render.domain import DATA_SUFFIX
 from vcluster.resources import KINDS
 from vcluster.resources.found import Found
 from vcluster.servers import Fleet, Server
@@ -64,6 +65,11 @@ def the_one(site: Site, name: str | None) -> str:
 def read_ledger(files: ClusterFiles) -> Ledger:
     """The ledger of a cluster that must have one."""
     kept = files.read_ledger()
+    if kept is None and files.is_of_another_version():
+        raise VclusterError(
+            f"cluster {files.name} was made by another version of vcluster, whose ledger this one does not read",
+            hint=f"use that version, or vcluster clear {files.name}",
+        )
     if kept is None and files.folder.exists():
         raise VclusterError(f"the ledger of cluster {files.name} is lost", hint=f"vcluster clear {files.name}")
     if kept is None:
@@ -84,6 +90,24 @@ def leftovers(site: Site, name: str | None) -> tuple[Found, ...]:
         marked = survey(server, name)
     names = [known for known in ledger.cluster_names(site.state_root) if name in (None, known)]
     return marked + tuple(Found("state", str(site.files(known).folder), known) for known in names)
+
+
+def data_disks(site: Site, name: str) -> tuple[str, ...]:
+    """The disks with people's data that a cluster has, in words; where the ledger is lost, those on this machine."""
+    kept = site.files(name).read_ledger()
+    if kept:
+        return tuple(
+            f"a disk of {node.data_gib} GiB that {node.name} serves" for node in kept.plan.nodes if node.data_gib
+        )
+    with site.here() as server:
+        pools = [pool for pool in server.libvirt.pools() if pool.cluster == name] if server.libvirt else []
+        return tuple(
+            f"the disk {volume}"
+            for pool in pools
+            if pool.is_active
+            for volume in server.hypervisor.volumes(pool.name)
+            if volume.endswith(DATA_SUFFIX)
+        )
 
 
 def domains_on(server: Server) -> dict[str, bool]:

@@ -7,6 +7,7 @@ The ledger says where to look; the marks on things say what is ours. Losing eith
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -150,6 +151,14 @@ class ClusterFiles:
         except PermissionError as error:
             raise MissingError(f"{self.ledger} is not yours to read", hint="run it with sudo") from error
         return ledger if ledger.version == VERSION else None
+
+    def is_of_another_version(self) -> bool:
+        """Whether there is a ledger that another version of vcluster has written."""
+        try:
+            version = json.loads(self.ledger.read_text())["version"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        return bool(version != VERSION)
 
     def write_keys(self, keys: Keys) -> None:
         """Write all keys of the cluster, and the one ssh uses to a file of its own."""

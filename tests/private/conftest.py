@@ -35,8 +35,6 @@ def place() -> Iterator[Place]:
         pytest.skip("making network namespaces needs root")
     with testbed("wired", "outside") as (server, outside):
         host = Host(server)
-        with server.path("/etc/hosts").open("a") as hosts:
-            hosts.write("192.0.2.7 www.example.org\n")
         # libvirt makes its own chains and folders the first time; they are not a cluster's.
         host.vcluster("local", "create", "-n", "1", "--timeout", "3", timeout_s=60, check=False)
         host.vcluster("clear", "--all", "-y")
@@ -57,7 +55,7 @@ def cluster(place: Place, bare: dict[str, list[str]]) -> Iterator[Cluster]:
     yield Cluster(host, "lab", NODES, host.vcluster("ssh-config", "--path").stdout.strip())
     refused = host.vcluster("clear", "lab", check=False)
     assert refused.returncode == 4
-    assert "w053 serves a disk of 1 GiB; what is on it will be deleted" in refused.stderr
+    assert "lab: a disk of 1 GiB that w053 serves: what is on it will be deleted" in refused.stderr
     assert host.json("status")["state"] == "ready"
     host.vcluster("clear", "lab", "-y")
     assert survey(host) == bare

@@ -16,7 +16,6 @@ from tests.testbed import Server, kill
 pytestmark = pytest.mark.vm
 
 PORT = 8000
-OUTSIDE_NAME = "www.example.org"  # which the server's own /etc/hosts knows, and its DNS with it
 FETCH = "python3 -c \"import urllib.request as u; print(u.urlopen('http://{0}:{1}/', timeout=5).read().decode())\""
 # A line each tenth of a second over one connection, from whoever it hears them.
 LISTENER = """
@@ -78,9 +77,9 @@ def test_a_worker_reaches_the_outside_as_the_head(cluster: Cluster, web: str) ->
     assert "10.0.0.52" not in seen
 
 
-def test_the_head_answers_for_names_inside_and_outside(cluster: Cluster) -> None:
+def test_the_head_answers_for_names_inside_and_outside(cluster: Cluster, place: Place) -> None:
     assert "nameserver 10.0.0.51" in cluster.ssh("w052", "cat /etc/resolv.conf")
-    assert cluster.ssh("w052", f"getent hosts {OUTSIDE_NAME}").split()[:1] == ["192.0.2.7"]
+    assert cluster.ssh("w052", f"getent hosts {place.outside.name}").split()[:1] == [place.outside.address]
 
 
 def test_nothing_outside_reaches_a_worker(cluster: Cluster) -> None:
@@ -112,7 +111,7 @@ def test_closed_is_closed_for_what_was_open_too(cluster: Cluster, place: Place, 
             # What the open connection went on sending has not come through either.
             assert place.outside.packets("eth0") - before < 5
             assert host.json("gateway", "status")["gateway"] == "off"
-            assert cluster.ssh("w053", f"getent hosts {OUTSIDE_NAME}", check=False) == ""
+            assert cluster.ssh("w053", f"getent hosts {place.outside.name}", check=False) == ""
             assert host.vcluster("gateway", "on").stdout == "on\n"
             assert "Directory listing" in cluster.ssh("w053", FETCH.format(web, PORT))
 

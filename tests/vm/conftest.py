@@ -12,6 +12,10 @@ from tests.clusters import Cluster, Host, survey
 from tests.testbed import testbed
 
 NODES = ("red1", "red2", "red3")
+SUDO_COMMAND, MPI_PORTS = "/usr/bin/id", range(20000, 20201)
+OPTIONS = (
+    "--names", "red[1-3]", "--sudo-command", SUDO_COMMAND, "--mpi-ports", f"{MPI_PORTS[0]}:{MPI_PORTS[-1]}",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="package")
@@ -36,7 +40,7 @@ def bare(host: Host) -> dict[str, list[str]]:
 @pytest.fixture(scope="package")
 def cluster(host: Host, bare: dict[str, list[str]]) -> Iterator[Cluster]:
     """Three nodes; after the last test they are cleared, and nothing may be left."""
-    host.vcluster("local", "create", "--names", "red[1-3]", "--timeout", "400", timeout_s=420)
+    host.vcluster("local", "create", *OPTIONS, "--timeout", "400", timeout_s=420)
     config = host.vcluster("ssh-config", "--path").stdout.strip()
     assert Path(config).is_absolute()
     yield Cluster(host, "lab", NODES, config)

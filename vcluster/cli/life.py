@@ -58,14 +58,9 @@ def _names_to_clear(site: Site, name: str | None, everything: bool) -> tuple[str
 
 def _data(site: Site, names: tuple[str, ...]) -> tuple[str, ...]:
     """The disks with people's data that go with these clusters."""
-    ledgers = [site.files(name).read_ledger() for name in names]
-    return tuple(
-        f"{kept.plan.name}: {node.name} serves a disk of {node.data_gib} GiB"
-        for kept in ledgers
-        if kept
-        for node in kept.plan.nodes
-        if node.data_gib
-    )
+    from vcluster import inventory
+
+    return tuple(f"{name}: {disk}" for name in names for disk in inventory.data_disks(site, name))
 
 
 def _confirm(names: tuple[str, ...], data: tuple[str, ...]) -> None:
@@ -73,7 +68,7 @@ def _confirm(names: tuple[str, ...], data: tuple[str, ...]) -> None:
     import sys
 
     for words in data:
-        click.echo(f"{words}; what is on it will be deleted", err=True)
+        click.echo(f"{words}: what is on it will be deleted", err=True)
     if sys.stdin.isatty() and sys.stderr.isatty():
         click.confirm(f"Remove {', '.join(names)} with all nodes and their disks?", abort=True, err=True)
     elif data:

@@ -273,7 +273,7 @@ def check(decided: Plan, verdict: Verdict) -> str:
         ),
         matrix("ssh without password or prompt", names, [one for one in verdict.checks if one.check == "ssh"]),
         summary(
-            "nfs: a file written on the head is read",
+            "nfs: a file written on each shared folder is read",
             [one for one in verdict.checks if one.check == "nfs"],
             lambda one: one.from_node,
         ),

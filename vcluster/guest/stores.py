@@ -15,11 +15,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 NFS_PORT = 2049
 LOOK_S, ANSWER_S, PATIENCE = 5.0, 3.0, 3
-# Whoever opens a file waits for up to ten runs of the client's state manager (NFS4_MAX_LOOP_ON_RECOVER, fs/nfs/nfs4_fs.h).
+# Whoever opens a file waits for up to ten runs of the client's state manager (NFS4_MAX_LOOP_ON_RECOVER in the kernel).
 RECOVERIES, RECOVERY_S = 24, 0.5
 COMM_MAX = 15  # TASK_COMM_LEN - 1, linux/sched.h
 
@@ -60,23 +61,21 @@ def let_go(server: str, folder: str) -> None:
         time.sleep(RECOVERY_S)
 
 
-def look(server: str, folder: str, silences: int) -> int:
-    """How often in a row a server has not answered, now that it was asked once more."""
-    if not is_mounted(folder) or answers(server):
-        return 0
-    if silences + 1 < PATIENCE:
-        return silences + 1
-    let_go(server, folder)
-    return 0
+def watch(server: str, folder: str) -> None:
+    silences = 0
+    while True:
+        silences = silences + 1 if is_mounted(folder) and not answers(server) else 0
+        if silences == PATIENCE:
+            let_go(server, folder)
+            silences = 0
+        time.sleep(LOOK_S)
 
 
 def main(arguments: list[str]) -> None:
-    stores = {folder: server for server, folder in (arguments[at : at + 2] for at in range(0, len(arguments), 2))}
-    silences = dict.fromkeys(stores, 0)
-    while True:
-        for folder, server in stores.items():
-            silences[folder] = look(server, folder, silences[folder])
-        time.sleep(LOOK_S)
+    """Each store has a watcher of its own: one that is silent must not keep the others waiting."""
+    threads = [threading.Thread(target=watch, args=arguments[at : at + 2]) for at in range(0, len(arguments), 2)]
+    for thread in threads:
+        thread.start()
 
 
 if __name__ == "__main__":

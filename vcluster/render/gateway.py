@@ -143,9 +143,12 @@ def dnsmasq_conf(plan: Plan) -> str:
 
 
 def _names(plan: Plan) -> list[str]:
-    """The nodes' names from /etc/hosts, all others from the head's management network."""
+    """The nodes' names from /etc/hosts, all others from the head's management network.
+
+    Those without a dot too: the server may know them from its own /etc/hosts, and tells them to nodes that ask it.
+    """
     upstream = plan.network_of(plan.head).gateway
-    return ["no-resolv", f"server={upstream}", "domain-needed", "bogus-priv", "cache-size=1000"]
+    return ["no-resolv", f"server={upstream}", "bogus-priv", "cache-size=1000"]
 
 
 def _addresses(plan: Plan) -> list[str]:

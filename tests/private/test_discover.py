@@ -1,0 +1,61 @@
+"""Who is on the cluster network: the nodes, and a stranger whose cable somebody has plugged in."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+
+from tests.clusters import Cluster
+
+pytestmark = pytest.mark.vm
+
+ROOT = Path(__file__).parent.parent.parent
+MAC = "02:00:00:00:00:99"
+ASK = f"""
+import socket
+from tests import dhcp_client
+with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as wire:
+    wire.bind(("eth9", dhcp_client.ETH_P_IP))
+    print(dhcp_client.ask(wire, "{MAC}", name="passer-by").address)
+"""
+
+
+@pytest.fixture
+def stranger(cluster: Cluster) -> Iterator[str]:
+    """The address a machine that is not the cluster's has got there."""
+    host = cluster.host
+    host.sh(
+        "ip netns add stranger && ip link add st0 type veth peer name eth9 netns stranger && "
+        f"ip link set st0 master vc-lab up && ip -n stranger link set eth9 address {MAC} up"
+    )
+    try:
+        inside = ["ip", "netns", "exec", "stranger", "env", f"PYTHONPATH={ROOT}", sys.executable, "-c", ASK]
+        address = host.server.run(inside, timeout_s=30).stdout.strip()
+        host.sh(f"ip -n stranger addr add {address}/24 dev eth9")
+        yield address
+    finally:
+        host.sh("ip netns del stranger; ip link del st0 2>/dev/null || true")
+
+
+def test_a_stranger_gets_an_address_of_its_own_range_and_is_marked(cluster: Cluster, stranger: str) -> None:
+    assert IPv4Address("10.0.0.205") <= IPv4Address(stranger) <= IPv4Address("10.0.0.254")
+    found = {one["address"]: one for one in cluster.host.json("discover", timeout_s=60)}
+    assert found[stranger] | {"found_by": set(found[stranger]["found_by"])} == {
+        "name": "passer-by", "address": stranger, "mac": MAC, "found_by": {"lease", "neighbour", "ping"},
+        "stranger": True, "misplaced": False,
+    }  # fmt: skip
+    nodes = {node["address"]: node for node in cluster.host.json("status")["nodes"]}
+    assert set(found) == {*nodes, stranger}
+    for address, node in nodes.items():
+        assert (found[address]["name"], found[address]["mac"]) == (node["name"], node["mac"])
+        assert not found[address]["stranger"]
+    assert "stranger" in cluster.host.vcluster("discover").stdout
+
+
+def test_a_stranger_who_has_gone_has_left_a_lease(cluster: Cluster) -> None:
+    gone = next(one for one in cluster.host.json("discover", timeout_s=60) if one["mac"] == MAC)
+    assert gone["found_by"] == ["lease"]

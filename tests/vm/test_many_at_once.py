@@ -1,0 +1,294 @@
+"""Commands and people on several nodes at once: exec, terminals, parallel shells, scripts and what they bring along."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.clusters import Cluster
+from tests.testbed import kill
+from tests.vm.conftest import NODES, SUDO_COMMAND
+
+pytestmark = pytest.mark.vm
+
+HOSTNAMES = "red1: red1\nred2: red2\nred3: red3\n"
+
+
+def everywhere(cluster: Cluster, line: str, *options: str, user: str = "mpiuser") -> dict[str, str]:
+    """What a shell line prints on each node, by exec."""
+    said = cluster.host.json("exec", "-l", user, *options, "--", "sh", "-c", line)
+    assert all(one["exit_code"] == 0 for one in said.values()), said
+    return {node: one["stdout"] for node, one in said.items()}
+
+
+# exec
+
+
+def test_lines_are_printed_as_they_come_behind_their_nodes_name(cluster: Cluster) -> None:
+    waits = "echo begin; until [ -e go ]; do sleep 0.2; done; echo end >&2; [ $(hostname) != red2 ] || exit 7"
+    process = cluster.host.popen("exec", "--lines", "--timeout", "60", "--", "sh", "-c", waits)
+    try:
+        assert process.stdout is not None
+        assert sorted(process.stdout.readline() for _ in NODES) == [f"{node}: begin\n" for node in NODES]
+        assert process.poll() is None
+        everywhere(cluster, "touch go")
+        stdout, stderr = process.communicate(timeout=60)
+    finally:
+        kill(process)
+        everywhere(cluster, "rm -f go")
+    assert stdout == ""
+    *lines, last = stderr.splitlines()
+    assert sorted(lines) == [f"{node}: end" for node in NODES]
+    assert last == "red2: exit code 7"
+    assert process.returncode == 7
+
+
+def test_one_node_after_the_other(cluster: Cluster) -> None:
+    line = "echo $(hostname) in >>cloud/turns; sleep 0.5; echo $(hostname) out >>cloud/turns"
+    everywhere(cluster, line, "--fanout", "1")
+    turns = cluster.ssh("red1", "cat cloud/turns; rm cloud/turns").splitlines()
+    assert turns == [f"{node} {word}" for node in NODES for word in ("in", "out")]
+
+
+@pytest.mark.parametrize(
+    ("options", "exit_code", "stdout"),
+    [
+        ([], 3, "red[1-3]: no output\nred1: exit code 1\nred2: exit code 2\nred3: exit code 3\n"),
+        (["-w", "red[1-2]"], 2, "red[1-2]: no output\nred1: exit code 1\nred2: exit code 2\n"),
+        (["-w", "red1", "--lines"], 1, ""),
+    ],
+)
+def test_the_worst_exit_code_of_those_asked(cluster: Cluster, options: list[str], exit_code: int, stdout: str) -> None:
+    line = "name=$(hostname); exit ${name#red}"
+    ended = cluster.host.vcluster("exec", *options, "--", "sh", "-c", line, check=False)
+    assert (ended.returncode, ended.stdout) == (exit_code, stdout)
+
+
+# Terminals
+
+
+@pytest.fixture
+def panes(cluster: Cluster) -> Iterator[Panes]:
+    panes = Panes(cluster)
+    cluster.host.sh(f"mkdir -m 700 {panes.folder}")
+    yield panes
+    panes.tmux("kill-server", check=False)
+    cluster.host.sh(f"rm -r {panes.folder}")
+
+
+class Panes:
+    """Panes on tmux's socket of the cluster. Its folder is the server's own: servers of the testbed share /tmp."""
+
+    folder = "/run/vcluster-test-tmux"
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.host = cluster.host
+
+    def make(self, *arguments: str) -> str:
+        """What `vcluster` says, as installed: panes run it themselves."""
+        argv = ["vcluster", *arguments]
+        return self.host.server.run(argv, timeout_s=60, env={"TMUX_TMPDIR": self.folder}).stdout
+
+    def tmux(self, *arguments: str, check: bool = True) -> str:
+        """What tmux says."""
+        argv = ["tmux", "-L", "vcluster-lab", *arguments]
+        return self.host.server.run(argv, timeout_s=20, env={"TMUX_TMPDIR": self.folder}, check=check).stdout
+
+    def by_node(self, session: str) -> dict[str, str]:
+        """The panes of a session: tmux's name of each, by the node whose name stands above it."""
+        shown = self.tmux("list-panes", "-t", f"={session}:", "-F", "#{@node} #{pane_id}", check=False)
+        return dict(line.split() for line in shown.splitlines())
+
+    def wait_for(self, pane: str, words: str, timeout_s: float = 60) -> None:
+        """Until a pane shows these words."""
+        deadline = time.monotonic() + timeout_s
+        while words not in (shown := self.tmux("capture-pane", "-p", "-t", pane)):
+            assert time.monotonic() < deadline, shown
+            time.sleep(0.2)
+
+    def wait_for_end(self, session: str, timeout_s: float = 60) -> None:
+        """Until the last pane has closed."""
+        deadline = time.monotonic() + timeout_s
+        while left := self.by_node(session):
+            assert time.monotonic() < deadline, left
+            time.sleep(0.2)
+
+
+def test_what_is_typed_goes_to_all_shells(cluster: Cluster, panes: Panes) -> None:
+    said = panes.make("shell", "--all", "--detach")
+    assert said == "tmux -L vcluster-lab attach-session -t =vcluster-lab\n"
+    made = panes.by_node("vcluster-lab")
+    assert sorted(made) == list(NODES)
+    for node, pane in made.items():
+        panes.wait_for(pane, f"mpiuser@{node}:~$")
+    panes.tmux("send-keys", "-t", made["red2"], "hostname >/tmp/typed; exit", "Enter")
+    panes.wait_for_end("vcluster-lab")
+    assert everywhere(cluster, "cat /tmp/typed; rm /tmp/typed") == {node: f"{node}\n" for node in NODES}
+
+
+def test_each_console_has_a_pane_of_its_own(cluster: Cluster, panes: Panes) -> None:
+    said = panes.make("console", "--all", "-w", "red[2-3]", "--detach")
+    assert said == "tmux -L vcluster-lab attach-session -t '=vcluster-lab-console-red[2-3]'\n"
+    made = panes.by_node("vcluster-lab-console-red[2-3]")
+    assert sorted(made) == ["red2", "red3"]
+    for node, pane in made.items():
+        panes.wait_for(pane, f"console of {node}; Ctrl-] leaves it")
+        panes.wait_for(pane, "Escape character")
+    panes.tmux("send-keys", "-t", made["red3"], "Enter", "hostname >/tmp/typed; echo $((40 + 2))", "Enter")
+    panes.wait_for(made["red3"], "\n42\n")
+    found = everywhere(cluster, "cat /tmp/typed 2>/dev/null; rm -f /tmp/typed", user="root")
+    assert found == {"red1": "", "red2": "", "red3": "red3\n"}
+    for pane in made.values():
+        panes.tmux("send-keys", "-t", pane, "C-]")
+    panes.wait_for_end("vcluster-lab-console-red[2-3]")
+
+
+# Parallel shells and logins inside
+
+
+@pytest.mark.parametrize("node", ["red1", "red3"])
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("clush -a hostname", HOSTNAMES),
+        ("pdsh -a hostname", HOSTNAMES),
+        ("pdsh -g workers hostname", "red2: red2\nred3: red3\n"),
+        ("clush -b -g head hostname", "---------------\nred1\n---------------\nred1\n"),
+    ],
+)
+def test_parallel_shells_know_the_nodes(cluster: Cluster, node: str, command: str, expected: str) -> None:
+    said = cluster.ssh(node, f"{command} 2>&1")
+    assert "".join(sorted(said.splitlines(True))) == "".join(sorted(expected.splitlines(True)))
+
+
+@pytest.mark.parametrize("node", ["red1", "red3"])
+def test_a_node_is_logged_in_to_by_whatever_it_is_called(cluster: Cluster, node: str) -> None:
+    targets = {"localhost": node, "127.0.0.1": node}
+    for one in cluster.host.json("status")["nodes"]:
+        targets |= {one[key]: one["name"] for key in ("name", "address", "management_address")}
+    login = "ssh -n -o BatchMode=yes -o StrictHostKeyChecking=yes"
+    said = cluster.ssh(
+        node, f"for target in {' '.join(targets)}; do echo $target $({login} $target hostname 2>&1); done"
+    )
+    assert dict(line.split(" ", 1) for line in said.splitlines()) == targets
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (f"{SUDO_COMMAND} -u", "0"),
+        ("id -un", "root"),
+        ("true", "sudo: a password is required"),
+        ("sh -c id", "sudo: a password is required"),
+        (f"-u nobody {SUDO_COMMAND} -un", "sudo: a password is required"),
+    ],
+)
+def test_the_user_may_be_root_for_one_program(cluster: Cluster, command: str, expected: str) -> None:
+    assert cluster.ssh("red2", f"sudo -n {command} 2>&1", check=False) == f"{expected}\n"
+
+
+# provision
+
+SCRIPT = """\
+#!/bin/sh
+echo "$VCLUSTER_CLUSTER $VCLUSTER_HEAD $VCLUSTER_USER $(id -un)"
+[ "$VCLUSTER_NODE" = "$(hostname)" ] && [ "$VCLUSTER_PAYLOAD" = "$PWD" ] && echo told >&2
+cat data
+./tool
+"""
+
+
+def test_a_script_and_what_it_brings_along(cluster: Cluster, tmp_path: Path) -> None:
+    host = cluster.host
+    script, payload = tmp_path / "set up.sh", tmp_path / "payload"
+    payload.mkdir()
+    script.write_text(SCRIPT)
+    (payload / "data").write_text("data of the payload\n")
+    (payload / "tool").write_text("#!/bin/sh\necho tool runs\n")
+    (payload / "tool").chmod(0o755)
+    printed = "lab red1 mpiuser root\ntold\ndata of the payload\ntool runs\n"
+    folders = []
+    for _ in range(2):
+        done = host.vcluster("provision", str(script), "--payload", str(payload))
+        assert done.stdout == "red[1-3]:\n" + "".join(f"  {line}\n" for line in printed.splitlines())
+        folders.append(cluster.ssh("red1", "stat -c '%n %i %W %U' cloud/.vcluster/*"))
+        assert re.fullmatch(r"cloud/\.vcluster/payload-[0-9a-f]{12} \d+ \d+ mpiuser\n", folders[-1])
+        assert everywhere(cluster, "cat /var/log/vcluster/provision-set_up.sh.log", user="root") == dict.fromkeys(
+            NODES, printed
+        )
+    assert folders[0] == folders[1], "it was sent again"
+    logs = "/var/lib/vcluster/clusters/lab/logs/provision-set_up.sh"
+    assert host.sh(f"cd {logs}; head -n 99 *") == "\n".join(f"==> {node}.log <==\n{printed}" for node in NODES)
+    cluster.ssh("red1", "rm -r cloud/.vcluster")
+
+
+@pytest.mark.parametrize(
+    ("options", "ran", "words"),
+    [
+        (["--fanout", "1"], ["red1", "red2"], "bad.sh failed on red2 and was not run on red3 "),
+        (["--fanout", "1", "--keep-going"], list(NODES), "bad.sh failed on red2 "),
+        (["-w", "red[2-3]"], ["red2", "red3"], "bad.sh failed on red2 "),
+        (["-w", "red[1,3]"], ["red1", "red3"], ""),
+    ],
+)
+def test_a_script_that_fails_on_a_node(
+    cluster: Cluster, tmp_path: Path, options: list[str], ran: list[str], words: str
+) -> None:
+    script = tmp_path / "bad.sh"
+    script.write_text(
+        "#!/bin/sh\nhostname >>/tmp/ran\n[ $VCLUSTER_NODE != red2 ] || { sleep 2; echo no disk >&2; exit 9; }\n"
+    )
+    script.chmod(0o644)
+    done = cluster.host.vcluster("provision", str(script), *options, "-o", "json", check=False)
+    results = {node: one for node, one in json.loads(done.stdout).items() if one}
+    assert {node: one["exit_code"] for node, one in results.items()} == {node: 9 * (node == "red2") for node in ran}
+    assert done.returncode == (1 if words else 0)
+    *_, last = done.stderr.splitlines()
+    assert (
+        last.startswith(f"vcluster: {words}(the logs are in /var/lib/vcluster/") if words else "vcluster:" not in last
+    )
+    assert everywhere(cluster, "cat /tmp/ran 2>/dev/null; rm -f /tmp/ran", user="root") == {
+        node: f"{node}\n" * (node in ran) for node in NODES
+    }
+
+
+# copy
+
+
+def test_files_and_folders_go_to_a_node_and_come_back(cluster: Cluster, tmp_path: Path) -> None:
+    folder, back = tmp_path / "a folder", tmp_path / "back"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "deep" / "tool").write_text("#!/bin/sh\necho runs\n")
+    (folder / "deep" / "tool").chmod(0o755)
+    (folder / "note").write_text("a note\n")
+    back.mkdir()
+    cluster.host.vcluster("copy", str(folder), "red2:/tmp")
+    assert cluster.ssh("red2", "cd '/tmp/a folder'; cat note; deep/tool; stat -c %U note") == "a note\nruns\nmpiuser\n"
+    cluster.host.vcluster("copy", "red2:/tmp/a folder", str(back))
+    assert (back / "a folder" / "note").read_text() == "a note\n"
+    assert os.access(back / "a folder" / "deep" / "tool", os.X_OK)
+    cluster.host.vcluster("copy", "-l", "root", str(folder / "note"), "red2:/root/note")
+    assert cluster.ssh("red2", "cat /root/note; rm -r /root/note '/tmp/a folder'", user="root") == "a note\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "words"),
+    [
+        ("/etc/hosts", "/tmp/hosts", "neither '/etc/hosts' nor '/tmp/hosts' is on a node"),
+        ("red1:/etc/hosts", "red2:/tmp/hosts", "both 'red1:/etc/hosts' and 'red2:/tmp/hosts' are on nodes"),
+        ("red9:/etc/hosts", "/tmp", "cluster lab has no node 'red9'"),
+        ("root@red1:/etc/hosts", "/tmp", "'root@red1' is not a node (-l USER says as whom)"),
+        ("/no/such", "red1:/tmp", "there is no '/no/such' here to be copied"),
+    ],
+)
+def test_what_cannot_be_copied(cluster: Cluster, source: str, destination: str, words: str) -> None:
+    refused = cluster.host.vcluster("copy", source, destination, check=False)
+    assert refused.returncode == 2
+    assert words in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1

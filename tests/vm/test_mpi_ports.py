@@ -1,0 +1,101 @@
+"""--mpi-ports: MPI listens on no other ports of the cluster network, and no other ports are open there."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.clusters import Cluster
+from tests.testbed import kill
+from tests.vm.conftest import MPI_PORTS, NODES
+
+pytestmark = pytest.mark.vm
+
+LINGER = r"""
+#include <mpi.h>
+#include <stdio.h>
+#include <unistd.h>
+int main(int argc, char **argv) {
+    int rank, sum;
+    MPI_Init(&argc, &argv);
+    MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+    MPI_Allreduce(&rank, &sum, 1, MPI_INT, MPI_SUM, MPI_COMM_WORLD);
+    printf("%d\n", sum);
+    fflush(stdout);
+    sleep(100);
+    MPI_Finalize();
+    return 0;
+}
+"""
+MPI_PROGRAMS = {"mpiexec.hydra", "hydra_pmi_proxy", "linger"}
+INSIDE, OUTSIDE = MPI_PORTS[100], 30000
+
+LISTENER = f"""
+import socket, time
+held = [socket.create_server(('', port)) for port in ({INSIDE}, {OUTSIDE})]
+print('listening', flush=True)
+time.sleep(60)
+"""
+KNOCK = """
+import socket
+try:
+    socket.create_connection(('{}', {}), timeout=10)
+    print('reached')
+except OSError as error:
+    print(type(error).__name__)
+"""
+
+
+def test_what_mpi_listens_on(cluster: Cluster) -> None:
+    cluster.ssh(
+        "red1", f"cat >cloud/linger.c <<'END'\n{LINGER}\nEND\nmpicc -o cloud/linger cloud/linger.c", timeout_s=120
+    )
+    run = "timeout 90 mpiexec -n 3 cloud/linger"
+    process = cluster.host.server.popen(["ssh", "-F", cluster.config, "red1", run])
+    try:
+        assert process.stdout is not None
+        assert [process.stdout.readline() for _ in NODES] == ["3\n"] * 3
+        found = {node: listening(cluster, node) for node in NODES}
+    finally:
+        cluster.ssh("red1", "pkill -x linger", check=False)
+        process.communicate(timeout=60)
+        kill(process)
+    cluster.ssh("red1", "rm cloud/linger cloud/linger.c")
+    assert {program for program, _, _ in found["red1"]} == MPI_PROGRAMS
+    for node, sockets in found.items():
+        assert "linger" in {program for program, _, _ in sockets}, node
+        assert {(program, port) for program, _, port in sockets if port not in MPI_PORTS} == set(), node
+        assert {address for program, address, _ in sockets if program == "linger"} == {f"10.0.0.{node[-1]}"}
+
+
+def listening(cluster: Cluster, node: str) -> set[tuple[str, str, int]]:
+    """Which of MPI's programs listens at which address and port of a node."""
+    lines = cluster.ssh(node, "ss -Hltnp", user="root").splitlines()
+    found = {(match[1], line.split()[3]) for line in lines if (match := re.search(r'users:\(\("([^"]+)"', line))}
+    return {
+        (program, local.rpartition(":")[0], int(local.rpartition(":")[2]))
+        for program, local in found
+        if program in MPI_PROGRAMS
+    }
+
+
+def test_what_others_reach(cluster: Cluster) -> None:
+    management = cluster.host.json("status")["nodes"][1]["management_address"]
+    process = cluster.host.server.popen(["ssh", "-F", cluster.config, "red2", f'python3 -c "{LISTENER}"'])
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "listening\n"
+        said = {
+            (address, port): cluster.ssh("red1", f'python3 -c "{KNOCK.format(address, port)}"').strip()
+            for address in ("10.0.0.2", management)
+            for port in (INSIDE, OUTSIDE)
+        }
+    finally:
+        kill(process)
+    assert said == {
+        ("10.0.0.2", INSIDE): "reached",
+        ("10.0.0.2", OUTSIDE): "ConnectionRefusedError",
+        (management, INSIDE): "reached",
+        (management, OUTSIDE): "reached",
+    }

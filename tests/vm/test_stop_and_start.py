@@ -1,0 +1,56 @@
+"""Nodes that are switched off, one by one and all together, and are what they were when they come back."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.clusters import Cluster
+from tests.vm.conftest import NODES
+
+pytestmark = pytest.mark.vm
+
+
+def boot_ids(cluster: Cluster) -> dict[str, str]:
+    """By node what no two boots have in common."""
+    said = cluster.host.json("exec", "--", "cat", "/proc/sys/kernel/random/boot_id")
+    return {node: one["stdout"] for node, one in said.items()}
+
+
+def powers(cluster: Cluster) -> dict[str, str]:
+    """By node whether it is on."""
+    return {row["node"]: row["power"] for row in cluster.host.json("power", "status")}
+
+
+def test_stopped_and_started(cluster: Cluster) -> None:
+    host = cluster.host
+    before = boot_ids(cluster)
+    cluster.ssh("red2", "echo kept >cloud/kept; echo mine >mine")
+
+    assert host.vcluster("power", "off", "-w", "red[3]").stdout == "red3: off\n"
+    assert host.vcluster("power", "off", "-w", "red3").stdout == "red3: already off\n"
+    assert powers(cluster) == {"red1": "on", "red2": "on", "red3": "off"}
+    assert host.json("status")["state"] == "partial"
+
+    assert host.vcluster("stop", timeout_s=200).stdout == "lab: stopped\n"
+    assert host.vcluster("stop").stdout == "lab: nothing was running\n"
+    assert host.json("status")["state"] == "stopped"
+    assert powers(cluster) == dict.fromkeys(NODES, "off")
+    assert host.vcluster("power", "status").stdout == "red[1-3]: off\n"
+    refused = host.vcluster("check", check=False)
+    assert refused.returncode == 1
+    assert refused.stderr.strip().splitlines() == ["vcluster: not running: red1, red2, red3 (vcluster repair lab)"]
+
+    said = host.vcluster("power", "on", "-w", "red[1-2]", "--wait", timeout_s=200)
+    assert said.stdout == "red[1-2]: on\n"
+    assert host.vcluster("power", "on", "-w", "red1", "--wait").stdout == "red1: already on\n"
+    assert host.vcluster("start", timeout_s=300).stdout == "lab: ready\n"
+    assert host.vcluster("start").stdout == "lab: was up already\n"
+    assert host.json("status")["state"] == "ready"
+    assert host.json("check", timeout_s=120)["passed"] is True
+
+    after = boot_ids(cluster)
+    assert all(after[node] != before[node] for node in NODES)
+    assert cluster.ssh("red2", "cat cloud/kept mine; rm cloud/kept mine") == "kept\nmine\n"
+    for node in NODES[1:]:
+        mounted = cluster.ssh(node, "findmnt -n -t nfs4 -o SOURCE /home/mpiuser/cloud")
+        assert mounted == "red1:/home/mpiuser/cloud\n"
