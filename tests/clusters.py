@@ -59,10 +59,11 @@ class Cluster:
     name: str
     names: tuple[str, ...]
     config: str
+    user: str = "mpiuser"
 
-    def ssh(self, node: str, line: str, *, user: str = "mpiuser", timeout_s: float = 60, check: bool = True) -> str:
+    def ssh(self, node: str, line: str, *, user: str = "", timeout_s: float = 60, check: bool = True) -> str:
         """What a shell line prints on a node."""
-        argv = ["ssh", "-F", self.config, "-o", "BatchMode=yes", "-l", user, node, line]
+        argv = ["ssh", "-F", self.config, "-o", "BatchMode=yes", "-l", user or self.user, node, line]
         return self.host.server.run(argv, timeout_s=timeout_s, check=check).stdout
 
 

@@ -17,8 +17,13 @@ from tests.testbed import Server, testbed
 NODES = ("w051", "w052", "w053")
 OPTIONS = (
     "--layout", "private", "--addresses", "dhcp", "--names", "w[051-053]", "--addresses-from", "10.0.0.[51-53]",
-    "--storage", "w053:1GiB,w052:1GiB", "--sudo-command", "/usr/bin/id",
+    "--storage", "w053:1GiB,w052:1GiB", "--user", "student", "--provision", "/run/setup", "--payload", "/run/payload",
 )  # fmt: skip
+SETUP = """\
+#!/bin/sh
+cp letter /etc/letter
+echo "$VCLUSTER_NODE of $VCLUSTER_CLUSTER, for $VCLUSTER_USER"
+"""
 
 
 @dataclass(frozen=True)
@@ -51,8 +56,10 @@ def bare(place: Place) -> dict[str, list[str]]:
 def cluster(place: Place, bare: dict[str, list[str]]) -> Iterator[Cluster]:
     """Three nodes of which only the head can be reached; after the last test nothing of them may be left."""
     host = place.host
+    host.sh("mkdir /run/payload; echo from the payload >/run/payload/letter")
+    host.server.path("/run/setup").write_text(SETUP)
     host.vcluster("local", "create", *OPTIONS, "--timeout", "500", timeout_s=520)
-    yield Cluster(host, "lab", NODES, host.vcluster("ssh-config", "--path").stdout.strip())
+    yield Cluster(host, "lab", NODES, host.vcluster("ssh-config", "--path").stdout.strip(), user="student")
     refused = host.vcluster("clear", "lab", check=False)
     assert refused.returncode == 4
     assert "lab: a disk of 1 GiB that w053 serves: what is on it will be deleted" in refused.stderr

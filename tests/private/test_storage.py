@@ -12,7 +12,7 @@ from tests.private.conftest import NODES, Place
 
 pytestmark = pytest.mark.vm
 
-CLOUD = "/home/mpiuser/cloud"
+CLOUD = "/home/student/cloud"
 SERVED = {"0": "w053", "1": "w052"}  # in the order of --storage
 
 
@@ -29,9 +29,19 @@ def test_what_one_writes_the_others_read(cluster: Cluster) -> None:
         cluster.ssh("w052", f"echo from w052 >{CLOUD}/{folder}/letter")
         for node in NODES:
             assert cluster.ssh(node, f"cat {CLOUD}/{folder}/letter; stat -c %U {CLOUD}/{folder}/letter").split() == [
-                "from", "w052", "mpiuser",
+                "from", "w052", "student",
             ]  # fmt: skip
     assert cluster.ssh("w052", "ls /exports; ls ~/cloud").split() == ["letter", "lost+found", "0", "1"]
+
+
+def test_the_payload_came_once_and_the_script_ran_everywhere(cluster: Cluster) -> None:
+    """The script of create: its payload is on the first share, which is a worker's, and is not mounted there."""
+    for node in NODES:
+        assert cluster.ssh(node, "cat /etc/letter") == "from the payload\n"
+        said = cluster.ssh(node, "cat /var/log/vcluster/provision-setup.log", user="root")
+        assert said == f"{node} of lab, for student\n"
+    assert cluster.ssh("w053", "cat /exports/.vcluster/payload-*/letter") == "from the payload\n"
+    assert cluster.ssh("w053", "id -u").strip() == "2001"
 
 
 def test_a_disk_that_is_not_blank_is_not_formatted(cluster: Cluster) -> None:
@@ -44,9 +54,16 @@ def test_a_storage_node_that_is_down_hangs_nobody(cluster: Cluster) -> None:
     host = cluster.host
     for folder in SERVED:
         cluster.ssh("w051", f"echo kept >{CLOUD}/{folder}/kept")
+    # One of them dies while its folder is in use; whoever opens a file there waits for it, but not for ever.
+    host.vcluster("power", "off", "-w", "w053")
+    for line in (f"touch {CLOUD}/0/new", f"cat {CLOUD}/0/kept"):
+        said = cluster.ssh("w051", f"timeout -s KILL 100 {line} || echo exit code $?", timeout_s=120)
+        assert "exit code" in said
+        assert "137" not in said, "it hung"
+    assert cluster.ssh("w051", f"cat {CLOUD}/1/kept") == "kept\n"
     host.vcluster("stop", timeout_s=200)
     assert host.json("status")["state"] == "stopped"
-    # One of them does not come back with the others.
+    # It does not come back with the others.
     host.vcluster("power", "on", "-w", "w051,w052", "--wait", timeout_s=200)
     wait_for(cluster, "w051", f"cat {CLOUD}/1/kept", "kept")
     began = time.monotonic()
@@ -80,6 +97,7 @@ def test_the_whole_cluster_comes_back_after_its_server_was_rebooted(cluster: Clu
     assert cluster.ssh("w053", f"cat {CLOUD}/0/kept {CLOUD}/1/kept").split() == ["kept", "kept"]
     assert host.vcluster("start").stdout == "lab: was up already\n"
     host.vcluster("gateway", "on")
+    cluster.ssh("w052", f"ping -q -c 1 -W 5 {place.outside.address}")
 
 
 def wait_for(

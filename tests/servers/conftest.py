@@ -2,7 +2,8 @@
 
 Two clusters stand side by side for most tests of this folder and cross the same switch: red, `remote`, whose nodes are
 on the machine that commands are given on; and blue, `shared`, on two servers, one reached as a user with a password for
-login and sudo, one as a user with a key.
+login and sudo, one as a user with a key. Of blue only the head can be reached; it gives the others their addresses, and
+the node on the other server serves a disk.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ CONFIG = """\
 name = blue
 names = blue[1-3]
 timeout = 500
+layout = private
+addresses = dhcp
+storage = blue3: 1 GiB
 
 [switch]
 host = {switch}

@@ -135,6 +135,26 @@ def test_plain_ssh_jumps_through_the_servers(blue: Cluster) -> None:
         assert blue.ssh(name, "hostname").strip() == name
 
 
+def test_the_head_is_way_out_and_address_server_over_tunnels(bed: Bed, blue: Cluster) -> None:
+    nodes = status(bed, "blue")["nodes"]
+    assert [node["management_address"] is None for node in nodes] == [False, True, True]  # type: ignore[attr-defined]
+    found = json.loads(bed.control.vcluster("discover", "--name", "blue", "-o", "json").stdout)
+    assert [(one["name"], one["stranger"]) for one in found] == [(name, False) for name in blue.names]
+    assert all("lease" in one["found_by"] for one in found[1:])
+    knock = f"ping -q -c 1 -W 3 {bed.control.server.address}"
+    blue.ssh("blue3", knock)
+    assert bed.control.vcluster("gateway", "off", "--name", "blue").stdout == "off\n"
+    assert "100% packet loss" in blue.ssh("blue3", knock, check=False)
+    assert bed.control.vcluster("gateway", "on", "--name", "blue").stdout == "on\n"
+    blue.ssh("blue3", knock)
+
+
+def test_a_disk_is_served_over_tunnels(blue: Cluster) -> None:
+    blue.ssh("blue2", "echo here >~/cloud/0/letter")
+    assert blue.ssh("blue1", "cat ~/cloud/0/letter") == "here\n"
+    assert "ext4" in blue.ssh("blue3", "findmnt -n -o FSTYPE /exports")
+
+
 def test_commands_work_the_same(bed: Bed, blue: Cluster) -> None:
     run = bed.control.vcluster
     assert run("ssh", "--name", "blue", "blue3", "--", "hostname").stdout.strip() == "blue3"

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,12 +17,11 @@ from tests.vm.conftest import NODES, SUDO_COMMAND
 
 pytestmark = pytest.mark.vm
 
-HOSTNAMES = "red1: red1\nred2: red2\nred3: red3\n"
-
 
 def everywhere(cluster: Cluster, line: str, *options: str, user: str = "mpiuser") -> dict[str, str]:
     """What a shell line prints on each node, by exec."""
-    said = cluster.host.json("exec", "-l", user, *options, "--", "sh", "-c", line)
+    argv = ["exec", "-o", "json", "-l", user, *options, "--", "sh", "-c", line]
+    said = json.loads(cluster.host.vcluster(*argv).stdout)
     assert all(one["exit_code"] == 0 for one in said.values()), said
     return {node: one["stdout"] for node, one in said.items()}
 
@@ -152,31 +151,27 @@ def test_each_console_has_a_pane_of_its_own(cluster: Cluster, panes: Panes) -> N
 # Parallel shells and logins inside
 
 
-@pytest.mark.parametrize("node", ["red1", "red3"])
 @pytest.mark.parametrize(
-    ("command", "expected"),
+    ("node", "command", "nodes"),
     [
-        ("clush -a hostname", HOSTNAMES),
-        ("pdsh -a hostname", HOSTNAMES),
-        ("pdsh -g workers hostname", "red2: red2\nred3: red3\n"),
-        ("clush -b -g head hostname", "---------------\nred1\n---------------\nred1\n"),
+        ("red1", "clush -a", NODES),
+        ("red1", "pdsh -g workers", NODES[1:]),
+        ("red3", "clush -g workers", NODES[1:]),
+        ("red3", "pdsh -a", NODES),
     ],
 )
-def test_parallel_shells_know_the_nodes(cluster: Cluster, node: str, command: str, expected: str) -> None:
-    said = cluster.ssh(node, f"{command} 2>&1")
-    assert "".join(sorted(said.splitlines(True))) == "".join(sorted(expected.splitlines(True)))
+def test_parallel_shells_know_the_nodes(cluster: Cluster, node: str, command: str, nodes: Sequence[str]) -> None:
+    said = cluster.ssh(node, f"{command} hostname 2>&1")
+    assert sorted(said.splitlines()) == [f"{one}: {one}" for one in nodes]
 
 
-@pytest.mark.parametrize("node", ["red1", "red3"])
-def test_a_node_is_logged_in_to_by_whatever_it_is_called(cluster: Cluster, node: str) -> None:
-    targets = {"localhost": node, "127.0.0.1": node}
-    for one in cluster.host.json("status")["nodes"]:
-        targets |= {one[key]: one["name"] for key in ("name", "address", "management_address")}
+@pytest.mark.parametrize(("node", "other"), [("red1", "red1"), ("red1", "red2"), ("red3", "red1")])
+def test_a_node_is_logged_in_to_by_whatever_it_is_called(cluster: Cluster, node: str, other: str) -> None:
+    one = next(one for one in cluster.host.json("status")["nodes"] if one["name"] == other)
+    names = [one["name"], one["address"], one["management_address"], *["localhost"] * (node == other)]
     login = "ssh -n -o BatchMode=yes -o StrictHostKeyChecking=yes"
-    said = cluster.ssh(
-        node, f"for target in {' '.join(targets)}; do echo $target $({login} $target hostname 2>&1); done"
-    )
-    assert dict(line.split(" ", 1) for line in said.splitlines()) == targets
+    said = cluster.ssh(node, f"for name in {' '.join(names)}; do {login} $name hostname 2>&1; done")
+    assert said.splitlines() == [other] * len(names)
 
 
 @pytest.mark.parametrize(
@@ -231,10 +226,9 @@ def test_a_script_and_what_it_brings_along(cluster: Cluster, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("options", "ran", "words"),
     [
-        (["--fanout", "1"], ["red1", "red2"], "bad.sh failed on red2 and was not run on red3 "),
-        (["--fanout", "1", "--keep-going"], list(NODES), "bad.sh failed on red2 "),
-        (["-w", "red[2-3]"], ["red2", "red3"], "bad.sh failed on red2 "),
-        (["-w", "red[1,3]"], ["red1", "red3"], ""),
+        (["--fanout", "1"], ["red1", "red2"], "bad.sh failed on red2 and was not run on red3"),
+        (["--fanout", "1", "--keep-going"], list(NODES), "bad.sh failed on red2"),
+        (["-w", "red[2-3]"], ["red2", "red3"], "bad.sh failed on red2"),
     ],
 )
 def test_a_script_that_fails_on_a_node(
@@ -248,11 +242,9 @@ def test_a_script_that_fails_on_a_node(
     done = cluster.host.vcluster("provision", str(script), *options, "-o", "json", check=False)
     results = {node: one for node, one in json.loads(done.stdout).items() if one}
     assert {node: one["exit_code"] for node, one in results.items()} == {node: 9 * (node == "red2") for node in ran}
-    assert done.returncode == (1 if words else 0)
+    assert done.returncode == 1
     *_, last = done.stderr.splitlines()
-    assert (
-        last.startswith(f"vcluster: {words}(the logs are in /var/lib/vcluster/") if words else "vcluster:" not in last
-    )
+    assert last.startswith(f"vcluster: {words} (the logs are in /var/lib/vcluster/")
     assert everywhere(cluster, "cat /tmp/ran 2>/dev/null; rm -f /tmp/ran", user="root") == {
         node: f"{node}\n" * (node in ran) for node in NODES
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tests.clusters import VCLUSTER, Cluster
@@ -9,6 +11,7 @@ from tests.vm.terminal import CTRL_BRACKET, CTRL_C, terminal
 
 pytestmark = pytest.mark.vm
 
+CONTROL = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]\r?")  # what readline tells the terminal
 PROMPT = "root@red3:~# "
 KILL = "ip link set lab0 down; ip link set mgmt0 down"
 LOOK = 'for card in lab0 mgmt0; do echo "$card is $(cat /sys/class/net/$card/operstate)"; done'
@@ -45,4 +48,4 @@ def on_console(cluster: Cluster, *lines: str) -> list[str]:
             said = console.read_until(PROMPT).removesuffix(PROMPT)
         console.type(CTRL_BRACKET)
         assert console.process.wait(20) == 0
-    return said.split("\r\n")[:-1]
+    return CONTROL.sub("", said).splitlines()

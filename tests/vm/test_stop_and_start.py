@@ -12,8 +12,7 @@ pytestmark = pytest.mark.vm
 
 def boot_ids(cluster: Cluster) -> dict[str, str]:
     """By node what no two boots have in common."""
-    said = cluster.host.json("exec", "--", "cat", "/proc/sys/kernel/random/boot_id")
-    return {node: one["stdout"] for node, one in said.items()}
+    return {node: cluster.ssh(node, "cat /proc/sys/kernel/random/boot_id") for node in NODES}
 
 
 def powers(cluster: Cluster) -> dict[str, str]:

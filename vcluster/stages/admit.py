@@ -1,6 +1,11 @@
-"""An image of somebody else's knows its own user and not us: by that user's password and sudo our key is let in."""
+"""An image of somebody else's knows its own user and not us: by that user's password and sudo our key is let in.
+
+From then on no password is: the image's own settings may allow them in a file that comes before all others of ours.
+"""
 
 from __future__ import annotations
+
+import shlex
 
 from vcluster.errors import MissingError
 from vcluster.hosts.shell import last_words
@@ -8,10 +13,18 @@ from vcluster.hosts.ssh import Session
 
 # Before any other setting of the image's, for sshd takes the first one it reads.
 SETTINGS = "/etc/ssh/sshd_config.d/0-vcluster.conf"
+_KEYS_ONLY = (
+    "PermitRootLogin prohibit-password",
+    "PubkeyAuthentication yes",
+    "PasswordAuthentication no",
+    "KbdInteractiveAuthentication no",
+)
 _LET_IN = f"""\
 read -r key
-mkdir -p -m 700 /root/.ssh && printf '%s\\n' "$key" >/root/.ssh/authorized_keys && chmod 600 /root/.ssh/authorized_keys
-printf 'PermitRootLogin prohibit-password\\nPubkeyAuthentication yes\\n' >{SETTINGS}
+mkdir -p -m 700 /root/.ssh
+printf '%s\\n' "$key" >/root/.ssh/authorized_keys
+chmod 600 /root/.ssh/authorized_keys
+printf '%s\\n' {shlex.join(_KEYS_ONLY)} >{SETTINGS}
 systemctl reload ssh.service 2>/dev/null || systemctl reload sshd.service
 """
 
