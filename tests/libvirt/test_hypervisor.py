@@ -95,7 +95,7 @@ def test_pools_and_volumes(hypervisor: Hypervisor) -> None:
     plan = samples.plan(1)
     pool = plan.servers[0].pool
     hypervisor.create_pool(network.pool_xml(pool))
-    hypervisor.create_volume(pool.name, network.raw_xml("node1.seed.iso", size_bytes=4096))
+    hypervisor.create_volume(pool.name, network.blank_xml("node1.seed.iso", kind="raw", size_bytes=4096))
     assert [found.cluster for found in hypervisor.pools()] == ["lab"]
     assert hypervisor.volumes(pool.name) == ("node1.seed.iso",)
 

@@ -39,7 +39,7 @@ def test_network_pool_volumes(golden: Golden) -> None:
     golden("network.xml", network.network_xml(plan.name, server.network))
     golden("pool.xml", network.pool_xml(server.pool))
     golden("overlay.xml", network.overlay_xml("node1.qcow2", size_bytes=8 * 2**30, backing=plan.image.disk))
-    golden("seed-volume.xml", network.raw_xml("node1.seed.iso", size_bytes=400_000))
+    golden("seed-volume.xml", network.blank_xml("node1.seed.iso", kind="raw", size_bytes=400_000))
 
 
 @pytest.mark.parametrize(("name", "image"), [("direct", samples.DIRECT), ("ordinary", samples.ORDINARY)])

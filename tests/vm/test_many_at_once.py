@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from tests.clusters import Cluster
 from tests.testbed import kill
 from tests.vm.conftest import NODES, SUDO_COMMAND
+from tests.vm.terminal import terminal
 
 pytestmark = pytest.mark.vm
 
@@ -72,36 +76,25 @@ def test_the_worst_exit_code_of_those_asked(cluster: Cluster, options: list[str]
 # Terminals
 
 
-@pytest.fixture
-def panes(cluster: Cluster) -> Iterator[Panes]:
-    panes = Panes(cluster)
-    cluster.host.sh(f"mkdir -m 700 {panes.folder}")
-    yield panes
-    panes.tmux("kill-server", check=False)
-    cluster.host.sh(f"rm -r {panes.folder}")
-
-
 class Panes:
     """Panes on tmux's socket of the cluster. Its folder is the server's own: servers of the testbed share /tmp."""
 
-    folder = "/run/vcluster-test-tmux"
+    env: ClassVar = {"TMUX_TMPDIR": "/run/vcluster-test-tmux", "TERM": "xterm"}
 
     def __init__(self, cluster: Cluster) -> None:
-        self.host = cluster.host
+        self.server = cluster.host.server
 
-    def make(self, *arguments: str) -> str:
-        """What `vcluster` says, as installed: panes run it themselves."""
-        argv = ["vcluster", *arguments]
-        return self.host.server.run(argv, timeout_s=60, env={"TMUX_TMPDIR": self.folder}).stdout
+    def run(self, *argv: str, check: bool = True) -> str:
+        """What a program says that finds this tmux. vcluster is the one on the PATH: panes run it themselves."""
+        return self.server.run(argv, timeout_s=60, env=self.env, check=check).stdout
 
     def tmux(self, *arguments: str, check: bool = True) -> str:
         """What tmux says."""
-        argv = ["tmux", "-L", "vcluster-lab", *arguments]
-        return self.host.server.run(argv, timeout_s=20, env={"TMUX_TMPDIR": self.folder}, check=check).stdout
+        return self.run("tmux", "-L", "vcluster-lab", *arguments, check=check)
 
     def by_node(self, session: str) -> dict[str, str]:
         """The panes of a session: tmux's name of each, by the node whose name stands above it."""
-        shown = self.tmux("list-panes", "-t", f"={session}:", "-F", "#{@node} #{pane_id}", check=False)
+        shown = self.tmux("list-panes", "-t", f"={session}:", "-F", "#{@node} #{pane_id}")
         return dict(line.split() for line in shown.splitlines())
 
     def wait_for(self, pane: str, words: str, timeout_s: float = 60) -> None:
@@ -111,41 +104,51 @@ class Panes:
             assert time.monotonic() < deadline, shown
             time.sleep(0.2)
 
-    def wait_for_end(self, session: str, timeout_s: float = 60) -> None:
-        """Until the last pane has closed."""
-        deadline = time.monotonic() + timeout_s
-        while left := self.by_node(session):
-            assert time.monotonic() < deadline, left
-            time.sleep(0.2)
+    @contextlib.contextmanager
+    def watched(self, command: str) -> Iterator[None]:
+        """Somebody looks at a session, by this command, until its last pane has closed."""
+        words = [f"{name}={value}" for name, value in self.env.items()]
+        with terminal(self.server, ["env", *words, *shlex.split(command)]) as screen:
+            yield
+            screen.read_until("[exited]")
+
+
+@pytest.fixture
+def panes(cluster: Cluster) -> Iterator[Panes]:
+    panes = Panes(cluster)
+    panes.run("mkdir", "-m", "700", panes.env["TMUX_TMPDIR"])
+    yield panes
+    panes.tmux("kill-server", check=False)
+    panes.run("rm", "-r", panes.env["TMUX_TMPDIR"])
 
 
 def test_what_is_typed_goes_to_all_shells(cluster: Cluster, panes: Panes) -> None:
-    said = panes.make("shell", "--all", "--detach")
+    said = panes.run("vcluster", "shell", "--all", "--detach")
     assert said == "tmux -L vcluster-lab attach-session -t =vcluster-lab\n"
     made = panes.by_node("vcluster-lab")
     assert sorted(made) == list(NODES)
     for node, pane in made.items():
         panes.wait_for(pane, f"mpiuser@{node}:~$")
-    panes.tmux("send-keys", "-t", made["red2"], "hostname >/tmp/typed; exit", "Enter")
-    panes.wait_for_end("vcluster-lab")
+    with panes.watched(said):
+        panes.tmux("send-keys", "-t", made["red2"], "hostname >/tmp/typed; exit", "Enter")
     assert everywhere(cluster, "cat /tmp/typed; rm /tmp/typed") == {node: f"{node}\n" for node in NODES}
 
 
 def test_each_console_has_a_pane_of_its_own(cluster: Cluster, panes: Panes) -> None:
-    said = panes.make("console", "--all", "-w", "red[2-3]", "--detach")
+    said = panes.run("vcluster", "console", "--all", "-w", "red[2-3]", "--detach")
     assert said == "tmux -L vcluster-lab attach-session -t '=vcluster-lab-console-red[2-3]'\n"
     made = panes.by_node("vcluster-lab-console-red[2-3]")
     assert sorted(made) == ["red2", "red3"]
     for node, pane in made.items():
         panes.wait_for(pane, f"console of {node}; Ctrl-] leaves it")
         panes.wait_for(pane, "Escape character")
-    panes.tmux("send-keys", "-t", made["red3"], "Enter", "hostname >/tmp/typed; echo $((40 + 2))", "Enter")
+    panes.tmux("send-keys", "-t", made["red3"], "Enter", "hostname >/tmp/seen; echo $((40 + 2))", "Enter")
     panes.wait_for(made["red3"], "\n42\n")
-    found = everywhere(cluster, "cat /tmp/typed 2>/dev/null; rm -f /tmp/typed", user="root")
+    found = everywhere(cluster, "cat /tmp/seen 2>/dev/null; rm -f /tmp/seen", user="root")
     assert found == {"red1": "", "red2": "", "red3": "red3\n"}
-    for pane in made.values():
-        panes.tmux("send-keys", "-t", pane, "C-]")
-    panes.wait_for_end("vcluster-lab-console-red[2-3]")
+    with panes.watched(said):
+        for pane in made.values():
+            panes.tmux("send-keys", "-t", pane, "C-]")
 
 
 # Parallel shells and logins inside

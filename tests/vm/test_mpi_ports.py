@@ -70,7 +70,7 @@ def test_what_mpi_listens_on(cluster: Cluster) -> None:
 
 
 def listening(cluster: Cluster, node: str) -> set[tuple[str, str, int]]:
-    """Which of MPI's programs listens at which address and port of a node; who has inherited a socket does not count."""
+    """Which of MPI's programs listens at which address and port of a node; an heir of a socket does not count."""
     found = set()
     for line in cluster.ssh(node, "ss -Hltnp", user="root").splitlines():
         address, _, port = line.split()[3].rpartition(":")

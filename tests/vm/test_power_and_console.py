@@ -38,8 +38,8 @@ def on_console(cluster: Cluster, *lines: str) -> list[str]:
         console.type("\r")
         console.read_until(PROMPT)
         # Ctrl-C is the console's, and ends what runs there and not what shows it.
-        console.type("sleep 100\r")
-        console.read_until("sleep 100\r\n")
+        console.type("sh -c 'echo $((40 + 2)); exec sleep 100'\r")
+        console.read_until("42\r\n")
         console.type(CTRL_C)
         console.read_until(PROMPT)
         for line in lines:

@@ -30,6 +30,21 @@ def name_option(function: F) -> F:
     )(function)
 
 
+def cluster_argument(function: F) -> F:
+    """NAME as an argument, or as --name; `chosen` tells which of all clusters that is."""
+    option = click.option(
+        "--name", "name_option", envvar="VCLUSTER_NAME", metavar="NAME", help="The same as the argument."
+    )
+    return click.argument("name", required=False)(option(function))
+
+
+def chosen(site: Site, name: str | None, name_option: str | None) -> str:
+    """The cluster a command is about."""
+    from vcluster import inventory
+
+    return inventory.the_one(site, name or name_option)
+
+
 def output_option(function: F) -> F:
     """-o text|json."""
     return click.option(

@@ -129,8 +129,7 @@ def _row(site: Site, name: str) -> dict[str, object]:
 
 
 @click.command()
-@click.argument("name", required=False)
-@click.option("--name", "name_option", envvar="VCLUSTER_NAME", metavar="NAME", help="The same as the argument.")
+@common.cluster_argument
 @common.output_option
 def status(name: str | None, name_option: str | None, output: str) -> None:
     """Show what is there of a cluster."""
@@ -138,7 +137,7 @@ def status(name: str | None, name_option: str | None, output: str) -> None:
     from vcluster.cli import show
 
     site = common.site()
-    found = inventory.status(site, inventory.the_one(site, name or name_option))
+    found = inventory.status(site, common.chosen(site, name, name_option))
     common.emit(output, found, lambda: show.status(found))
 
 
@@ -160,15 +159,14 @@ def check(name: str | None, timeout_s: float, output: str) -> None:
 
 
 @click.command()
-@click.argument("name", required=False)
-@click.option("--name", "name_option", envvar="VCLUSTER_NAME", metavar="NAME", help="The same as the argument.")
+@common.cluster_argument
 @common.timeout_option(900)
 def repair(name: str | None, name_option: str | None, timeout_s: float) -> None:
     """Put right what is missing, after a reboot of a server for one, and prove the cluster ready again."""
-    from vcluster import cluster, inventory
+    from vcluster import cluster
 
     with common.progress() as (site, _):
-        chosen = inventory.the_one(site, name or name_option)
+        chosen = common.chosen(site, name, name_option)
         mended = cluster.repair(site, chosen, timeout_s=timeout_s)
     for words in mended:
         click.echo(f"mended: {words}")
@@ -176,29 +174,27 @@ def repair(name: str | None, name_option: str | None, timeout_s: float) -> None:
 
 
 @click.command()
-@click.argument("name", required=False)
-@click.option("--name", "name_option", envvar="VCLUSTER_NAME", metavar="NAME", help="The same as the argument.")
+@common.cluster_argument
 @common.timeout_option(300)
 def stop(name: str | None, name_option: str | None, timeout_s: float) -> None:
     """Shut all nodes down, those last that serve the others; everything on their disks stays."""
-    from vcluster import cluster, inventory
+    from vcluster import cluster
 
     with common.progress() as (site, _):
-        chosen = inventory.the_one(site, name or name_option)
+        chosen = common.chosen(site, name, name_option)
         stopped = cluster.stop(site, chosen, timeout_s=timeout_s)
     click.echo(f"{chosen}: stopped" if stopped else f"{chosen}: nothing was running")
 
 
 @click.command()
-@click.argument("name", required=False)
-@click.option("--name", "name_option", envvar="VCLUSTER_NAME", metavar="NAME", help="The same as the argument.")
+@common.cluster_argument
 @common.timeout_option(900)
 def start(name: str | None, name_option: str | None, timeout_s: float) -> None:
     """Bring a stopped cluster up again, also after its server was rebooted, and prove it ready."""
-    from vcluster import cluster, inventory
+    from vcluster import cluster
 
     with common.progress() as (site, _):
-        chosen = inventory.the_one(site, name or name_option)
+        chosen = common.chosen(site, name, name_option)
         was_down = cluster.start(site, chosen, timeout_s=timeout_s)
     click.echo(f"{chosen}: ready" if was_down else f"{chosen}: was up already")
 

@@ -51,23 +51,15 @@ def overlay_xml(name: str, *, size_bytes: int, backing: Path) -> str:
     return text_of(root)
 
 
-def disk_xml(name: str, *, size_bytes: int) -> str:
-    """An empty volume that takes room only as it fills."""
+def blank_xml(name: str, *, kind: str, size_bytes: int) -> str:
+    """A volume with nothing on it: qcow2, which takes room only as it fills, or raw, for content to be uploaded.
+
+    Readable by its owner alone: a seed holds private keys, a disk people's data.
+    """
     root = element(
         "volume",
         element("name", name),
         element("capacity", str(size_bytes), unit="bytes"),
-        element("target", element("format", type="qcow2"), element("permissions", element("mode", "0600"))),
-    )
-    return text_of(root)
-
-
-def raw_xml(name: str, *, size_bytes: int) -> str:
-    """A plain volume that content is uploaded into; readable by its owner alone, for a seed holds private keys."""
-    root = element(
-        "volume",
-        element("name", name),
-        element("capacity", str(size_bytes), unit="bytes"),
-        element("target", element("format", type="raw"), element("permissions", element("mode", "0600"))),
+        element("target", element("format", type=kind), element("permissions", element("mode", "0600"))),
     )
     return text_of(root)

@@ -6,7 +6,7 @@ from vcluster import naming
 from vcluster.model import Node, Plan, ServerPlan
 from vcluster.plan import CLUSTERS_FOLDER
 from vcluster.render import domain as names
-from vcluster.render.network import disk_xml, overlay_xml, pool_xml, raw_xml
+from vcluster.render.network import blank_xml, overlay_xml, pool_xml
 from vcluster.resources.found import Found
 from vcluster.servers import Server
 
@@ -25,9 +25,10 @@ def create(server: Server, plan: Plan, node: Node, seed: bytes) -> None:
     size_bytes = max(plan.disk_gib * GIB, image.virtual_size_bytes)
     disk = overlay_xml(names.volume_name(node), size_bytes=size_bytes, backing=image.disk)
     server.hypervisor.create_volume(pool, disk)
-    server.hypervisor.create_volume(pool, raw_xml(names.seed_name(node), size_bytes=len(seed)), seed)
+    server.hypervisor.create_volume(pool, blank_xml(names.seed_name(node), kind="raw", size_bytes=len(seed)), seed)
     if node.data_gib:
-        server.hypervisor.create_volume(pool, disk_xml(names.data_name(node), size_bytes=node.data_gib * GIB))
+        data = blank_xml(names.data_name(node), kind="qcow2", size_bytes=node.data_gib * GIB)
+        server.hypervisor.create_volume(pool, data)
 
 
 def destroy(server: Server, cluster: str) -> None:
