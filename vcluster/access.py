@@ -99,7 +99,7 @@ def check_cluster(site: Site, plan: Plan, *, timeout_s: float) -> check.Verdict:
         state = observe_status(fleet, site.files(plan.name))
         down = [node.name for node in state.nodes if node.state != "running"]
         if down:
-            raise VclusterError(f"not running: {', '.join(down)}", hint=f"vcluster repair {plan.name}")
+            raise VclusterError(f"not running: {', '.join(down)}", hint=f"vcluster start {plan.name}")
         deadline = Deadline(timeout_s).watching(fleet.check)
         with sessions(site, plan, plan.nodes, user="root", deadline=deadline, fleet=fleet) as opened:
             return cluster.examine(site, fleet, plan, opened, deadline)

@@ -23,6 +23,7 @@ from vcluster.stages import admit, boot, configure
 
 CONSOLE_BYTES = 16384
 LOOK_S = 0.1
+RELOAD_LOOKS, RELOAD_S = 10, 0.5
 
 
 class NodeWork:
@@ -109,6 +110,11 @@ class NodeWork:
             if not self._plan.image_login:
                 raise
         self._be_admitted(self._plan.image_login, way, node, deadline)
+        for _ in range(RELOAD_LOOKS):
+            try:
+                return log_in(self._keys, way, node, user="root", deadline=deadline)
+            except ssh.RefusedError:  # its sshd has not read its settings again yet
+                deadline.pause(RELOAD_S, f"{node.name} to let root in")
         return log_in(self._keys, way, node, user="root", deadline=deadline)
 
     def _be_admitted(self, login: ImageLogin, way: ssh.Session | None, node: Node, deadline: Deadline) -> None:

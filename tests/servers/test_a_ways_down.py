@@ -45,6 +45,7 @@ class Doomed:
     def shared(self, timeout_s: int = 200) -> list[str]:
         """A node on each of two other servers, the switch on a third."""
         config = self.bed.config.replace("blue[1-3]", "doomed[1-2]").replace("blue", "doomed")
+        config = config.replace("storage = doomed3", "storage = doomed2")
         config = config.replace("nodes = 2", "nodes = 1").replace("timeout = 500", f"timeout = {timeout_s}")
         return ["shared", "create", self.bed.write("/root/.config/doomed.ini", config)]
 
