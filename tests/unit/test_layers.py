@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent.parent / "vcluster"
 # From the bottom up. A module may import from its own layer and those below.
 LAYERS = [
     ["errors", "model"],
-    ["codec", "naming", "recipes", "events"],
+    ["codec", "naming", "recipes", "events", "savefile"],
     ["addressing", "topology", "placement", "hops", "keys", "parallel", "status", "discover", "guest"],
     ["plan", "render"],
     ["ledger"],

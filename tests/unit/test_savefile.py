@@ -1,0 +1,104 @@
+"""The head of a saved domain's file: read as libvirt wrote it, written as libvirt reads it, refused in other forms."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vcluster import savefile
+from vcluster.savefile import HEADER_BYTES, SaveFileError
+
+# Written by libvirt 9.0.0 (Debian 12), without the zeros that fill it up to its length.
+RECORDED = (Path(__file__).parent.parent / "golden" / "savefile" / "libvirt-9.0.0.head").read_bytes()
+HEAD = RECORDED.ljust(HEADER_BYTES + savefile.data_bytes_of(RECORDED), b"\0")
+STREAM = b"QEVM\0\0\0\3"  # what QEMU's own format begins with
+
+
+def test_what_libvirt_has_written_is_understood() -> None:
+    head = savefile.read(HEAD + STREAM)
+    domain = ET.fromstring(head.xml)
+    assert domain.findtext("name") == "lab.template"
+    assert domain.findtext("uuid") == "6e6e6d0c-6a5b-5d3c-9c43-0c1f0f5a3a01"
+    assert ET.fromstring(head.cookie).tag == "cookie"
+    assert head.was_running
+    assert (head.data_bytes, head.size_bytes) == (66970, len(HEAD))
+
+
+def test_what_is_read_is_written_the_same() -> None:
+    assert savefile.write(savefile.read(HEAD)) == HEAD
+
+
+@pytest.mark.parametrize("name", ["x", "lab.node1", "lab." + "n" * 5000])
+def test_another_name_moves_the_cookie_and_nothing_else(name: str) -> None:
+    head = savefile.read(HEAD)
+    renamed = replace(head, xml=head.xml.replace("lab.template", name))
+    written = savefile.write(renamed)
+    assert len(written) == len(HEAD)
+    assert savefile.read(written + STREAM) == renamed
+
+
+def test_xml_that_is_too_long_is_refused() -> None:
+    head = savefile.read(HEAD)
+    with pytest.raises(SaveFileError, match="do not fit into the 66970"):
+        savefile.write(replace(head, xml=head.xml.replace("lab.template", "x" * 70000)))
+
+
+@given(st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=200), st.booleans())
+def test_any_text_in_the_xml_comes_back(text: str, was_running: bool) -> None:
+    element = ET.Element("domain")
+    element.text = text
+    head = savefile.SaveHead(ET.tostring(element, "unicode"), "", 4096, was_running)
+    assert savefile.read(savefile.write(head)) == head
+
+
+def numbers(**changed: int) -> Callable[[bytes], bytes]:
+    """The head with other numbers in its header."""
+    places = {"version": 16, "data_bytes": 20, "was_running": 24, "compression": 28, "cookie_at": 32, "reserved": 88}
+
+    def change(head: bytes) -> bytes:
+        altered = bytearray(head)
+        for name, value in changed.items():
+            struct.pack_into("<I", altered, places[name], value)
+        return bytes(altered)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda _: b"", "cut off: 0 bytes"),
+        (lambda head: head[: HEADER_BYTES - 1], "cut off: 91 bytes"),
+        (lambda head: head[:-1], "cut off: 66969 of 66970"),
+        (lambda head: b"LibvirtQemudPart" + head[16:], "never finished"),
+        (lambda head: b"QEVM" + head[4:], "no saved domain"),
+        (lambda head: b"\0" * len(head), "no saved domain"),
+        (numbers(version=1), "of version 1; 2 is known"),
+        (numbers(version=3), "of version 3"),
+        (numbers(version=0x02000000), "of version 33554432"),  # of a machine with the other byte order
+        (numbers(data_bytes=0), "0 bytes of XML"),
+        (numbers(data_bytes=2**32 - 1), "4294967295 bytes of XML"),
+        (numbers(data_bytes=100, cookie_at=0), "the XML of the saved domain has no end"),
+        (numbers(was_running=2), "not known"),
+        (numbers(compression=1), "not known"),
+        (numbers(reserved=1), "not known"),
+        (numbers(cookie_at=66970), "not known"),
+        (numbers(cookie_at=10), "within the XML"),
+        (numbers(cookie_at=2000), "the cookie of the saved domain has no end, or is not there"),
+        (numbers(cookie_at=0), "something behind its XML"),
+        (lambda head: head.replace(b"<domain", b"<\xff\xfe----", 1), "the XML of the saved domain is none"),
+        (lambda head: head.replace(b"</domain>", b"</nothing>", 1), "the XML of the saved domain is none"),
+        (lambda head: head[:HEADER_BYTES] + b"\0" + head[HEADER_BYTES + 1 :], "the XML of the saved domain has no end"),
+        (lambda head: head[:-1] + b"x", "something behind"),
+    ],
+)
+def test_what_is_not_known_is_refused(spoil: Callable[[bytes], bytes], words: str) -> None:
+    with pytest.raises(SaveFileError, match=words):
+        savefile.read(spoil(HEAD))
