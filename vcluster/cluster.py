@@ -1,4 +1,4 @@
-"""The spine: create and repair. Each reads like its description."""
+"""The spine: create, stop, start and repair. Each reads like its description."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from vcluster import facts, ledger, naming, parallel, servers
 from vcluster.errors import ConflictError, VclusterError
 from vcluster.events import Deadline
 from vcluster.hosts import ssh
-from vcluster.hosts.shell import last_words
 from vcluster.images import deliver
-from vcluster.inventory import domains_on, observe_status, read_ledger, status, survey
+from vcluster.inventory import domains_on, observe_status, read_ledger, survey
 from vcluster.keys import Keys, make_keys
 from vcluster.ledger import ClusterFiles, Ledger
 from vcluster.model import Facts, Image, ImageLogin, Node, Plan, ServerPlan, Spec
@@ -199,10 +198,7 @@ def _provision(
     """The last step: the user's own script on every node. The logs go with a cluster that fails, so it says why."""
     logs = files.make_logs(job.log_name)
     results = provision.run(decided, sessions, job, deadline=deadline, report=site.report, logs=logs)
-    failed = {name: done for name, done in results.items() if done and done.exit_code}
-    if failed:
-        words = "".join(f"\n  {name}: {last_words(done, 1)}" for name, done in failed.items())
-        raise VclusterError(f"{job.script.name} failed:{words}", hint="--keep leaves the cluster for a look")
+    provision.require_passed(results, job, hint="--keep leaves the cluster for a look", with_words=True)
 
 
 def _let_in(fleet: Fleet, keys: Keys, deadline: Deadline) -> None:
@@ -294,10 +290,7 @@ def _shut_down(site: Site, fleet: Fleet, node: Node, deadline: Deadline) -> None
 
 def start(site: Site, name: str, *, timeout_s: float) -> bool:
     """Bring a stopped cluster up and prove it ready. Returns False where it was up already."""
-    if status(site, name).state == "ready":
-        return False
-    repair(site, name, timeout_s=timeout_s)
-    return True
+    return _put_right(site, name, timeout_s=timeout_s, unless_ready=True) is not None
 
 
 # Repair
@@ -308,10 +301,19 @@ def repair(site: Site, name: str, *, timeout_s: float) -> tuple[str, ...]:
 
     What is right is left alone. Returns what was put right, in words.
     """
+    return _put_right(site, name, timeout_s=timeout_s, unless_ready=False) or ()
+
+
+def _put_right(site: Site, name: str, *, timeout_s: float, unless_ready: bool) -> tuple[str, ...] | None:
+    """What `repair` does and returns; None where a cluster is ready that is to be left alone then."""
     files = site.files(name)
     kept = read_ledger(files)
     decided = kept.plan
-    with site.fleet_of(decided) as fleet, files.locked():
+    with site.fleet_of(decided) as fleet, ExitStack() as stack:
+        # What is up is told so even to those who may not change it, or while another command does.
+        if unless_ready and observe_status(fleet, files).state == "ready":
+            return None
+        stack.enter_context(files.locked())
         deadline = Deadline(timeout_s).watching(fleet.check)
         servers.require_rights(fleet)
         missing = observe_status(fleet, files).missing

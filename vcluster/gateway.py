@@ -19,8 +19,8 @@ from vcluster.stages import configure
 SWEEP_MAX, SWEEP_TIMEOUT_S = 4094, 2.0
 
 
-def set_open(site: Site, name: str, *, is_open: bool, timeout_s: float) -> bool:
-    """Open or close the way out, now and for every later start. Returns whether that changed anything."""
+def set_open(site: Site, name: str, *, is_open: bool, timeout_s: float) -> None:
+    """Open or close the way out, now and for every later start."""
     files = site.files(name)
     kept = read_ledger(files)
     decided = _private(kept.plan)
@@ -28,11 +28,10 @@ def set_open(site: Site, name: str, *, is_open: bool, timeout_s: float) -> bool:
     with ExitStack() as stack, files.locked():
         head = _head(site, decided, stack, timeout_s)
         actions = gateway.gateway_actions(wanted, wanted.head)
-        changed = configure.apply(head, "gateway", actions, report=site.report)
+        configure.apply(head, "gateway", actions, report=site.report)
         if _is_open(head) is not is_open:
             raise VclusterError(f"{head.name}: its packet filter does not do what it was told")
         files.write_ledger(replace(kept, plan=wanted))
-    return bool(changed)
 
 
 def is_open(site: Site, name: str, *, timeout_s: float) -> bool:

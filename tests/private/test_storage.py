@@ -76,7 +76,7 @@ def test_a_storage_node_that_is_down_hangs_nobody(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize("order", [("w052", "w053", "w051"), ("w051", "w053", "w052")], ids="-".join)
-def test_mounts_come_back_after_reboots_in_any_order(cluster: Cluster, order: Sequence[str]) -> None:
+def test_all_comes_back_after_reboots_in_any_order(cluster: Cluster, place: Place, order: Sequence[str]) -> None:
     for node in order:
         before = cluster.ssh(node, "cat /proc/sys/kernel/random/boot_id")
         cluster.host.vcluster("power", "cycle", "-w", node, "--wait", timeout_s=200)
@@ -84,6 +84,7 @@ def test_mounts_come_back_after_reboots_in_any_order(cluster: Cluster, order: Se
     for node in NODES:
         for folder in SERVED:
             wait_for(cluster, node, f"cat {CLOUD}/{folder}/kept", "kept")
+    cluster.ssh("w052", f"ping -q -c 1 -W 5 {place.outside.address}")
 
 
 def test_the_whole_cluster_comes_back_after_its_server_was_rebooted(cluster: Cluster, place: Place) -> None:

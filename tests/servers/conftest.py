@@ -1,9 +1,9 @@
 """Four servers of the testbed: from one a cluster is made, one is the switch, two carry nodes for it.
 
 Two clusters stand side by side for most tests of this folder and cross the same switch: red, `remote`, whose nodes are
-on the machine that commands are given on; and blue, `shared`, on two servers, one reached as a user with a password for
-login and sudo, one as a user with a key. Of blue only the head can be reached; it gives the others their addresses, and
-the node on the other server serves a disk.
+on the machine that commands are given on, the head giving the other its address; and blue, `shared`, on two servers,
+one reached as a user with a password for login and sudo, one as a user with a key. Of blue only the head can be
+reached; it gives the others their addresses, and the node on the other server serves a disk.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def red(bed: Bed, bare: Survey) -> Iterator[Cluster]:
     del bare
     bed.control.vcluster(
         "remote", "create", "--switch", bed.switch.server.name, "--name", "red", "--names", "red[1-2]",
-        "--timeout", "400", timeout_s=420,
+        "--addresses", "dhcp", "--timeout", "400", timeout_s=420,
     )  # fmt: skip
     yield Cluster(bed.control, "red", ("red1", "red2"), bed.control.vcluster("ssh-config", "--path").stdout.strip())
     bed.control.vcluster("clear", "red", "-y", timeout_s=120)

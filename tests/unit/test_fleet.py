@@ -10,25 +10,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tests import samples
 from tests.samples import BLUE, MIDDLE, RED
-from vcluster import codec, parallel, servers
+from vcluster import cluster, codec, parallel, servers
 from vcluster.agent.door import Here
 from vcluster.agent.operations import OPERATIONS
 from vcluster.cli import show
-from vcluster.errors import MissingError, SeveralErrors, VclusterError
+from vcluster.errors import ConflictError, MissingError, SeveralErrors, VclusterError
 from vcluster.events import Deadline, Event, Reporter
 from vcluster.guest import authorize
 from vcluster.hops import hops
 from vcluster.images import deliver
 from vcluster.images.store import Manifest, Store
+from vcluster.ledger import VERSION, Ledger
 from vcluster.model import LOCAL
 from vcluster.plan import make_plan
 from vcluster.render import ssh
 from vcluster.servers import Server, Want, want_plan, want_spec
+from vcluster.site import Site
 from vcluster.stages import tunnels
 from vcluster.stages.path import Counted
 from vcluster.stages.path import Path as FlowPath
@@ -100,6 +103,68 @@ def test_the_clusters_key_opens_only_what_a_password_opened() -> None:
     plan = samples.shared_plan(RED, replace(BLUE, login=replace(BLUE.login, password="")))  # type: ignore[type-var]
     keys = {server.name: want_plan(server, "the key").key for server in plan.servers}
     assert keys == {"red": "the key", "blue": None, "middle": "the key"}
+
+
+# Start and repair
+
+
+@pytest.fixture
+def doors() -> Doors:
+    return Doors()
+
+
+@pytest.fixture
+def site(tmp_path: Path, doors: Doors) -> Site:
+    """The ledger and the keys of a cluster over two servers and a switch."""
+    site = Site(tmp_path, doors, Store(tmp_path / "images"), Reporter())  # type: ignore[arg-type]
+    files = site.files("lab")
+    files.folder.mkdir(parents=True)
+    files.write_ledger(Ledger(VERSION, "ready", "", samples.shared_plan(RED, BLUE)))
+    files.write_keys(samples.keys(3))
+    return site
+
+
+def put_right(monkeypatch: pytest.MonkeyPatch, state: str, *missing: str) -> list[str]:
+    """The steps that start and repair take on a cluster in that state."""
+    taken: list[str] = []
+    found = SimpleNamespace(state=state, missing=missing)
+    monkeypatch.setattr(cluster, "observe_status", lambda *_: found)
+    monkeypatch.setattr(cluster.servers, "require_rights", lambda _: taken.append("rights"))
+    monkeypatch.setattr(cluster, "_join_up", lambda *_: taken.append("join up"))
+    monkeypatch.setattr(cluster.links, "attach", lambda *_: None)
+    monkeypatch.setattr(cluster, "_revive", lambda *_: taken.append("revive"))
+    return taken
+
+
+def test_start_leaves_alone_what_is_up(monkeypatch: pytest.MonkeyPatch, site: Site, doors: Doors) -> None:
+    taken = put_right(monkeypatch, "ready")
+    with site.files("lab").locked():
+        assert cluster.start(site, "lab", timeout_s=5) is False
+    assert taken == []
+    assert sorted(doors.closed) == ["blue", "middle", "red"]
+
+
+@pytest.mark.parametrize(
+    ("state", "missing", "steps"),
+    [("stopped", (), ["rights", "revive"]), ("partial", ("node node1",), ["rights", "join up", "revive"])],
+)
+def test_start_opens_every_server_once(
+    monkeypatch: pytest.MonkeyPatch, site: Site, doors: Doors, state: str, missing: tuple[str, ...], steps: list[str]
+) -> None:
+    taken = put_right(monkeypatch, state, *missing)
+    assert cluster.start(site, "lab", timeout_s=5) is True
+    assert taken == steps
+    assert sorted(doors.closed) == ["blue", "middle", "red"]
+
+
+def test_repair_looks_at_what_is_up_too(monkeypatch: pytest.MonkeyPatch, site: Site) -> None:
+    taken = put_right(monkeypatch, "ready")
+    assert cluster.repair(site, "lab", timeout_s=5) == ()
+    assert taken == ["rights", "revive"]
+    put_right(monkeypatch, "partial", "bridge vc-lab")
+    assert cluster.repair(site, "lab", timeout_s=5) == ("bridge vc-lab",)
+    with site.files("lab").locked(), pytest.raises(ConflictError, match="being changed"):
+        cluster.repair(site, "lab", timeout_s=5)
 
 
 # Tunnels

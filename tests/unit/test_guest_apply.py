@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pwd
+import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -78,6 +81,58 @@ def test_a_user_of_another_uid_is_not_taken_over() -> None:
 
 def test_the_images_own_user_may_have_any_uid() -> None:
     assert apply.apply([{"do": "user", "name": ME, "uid": None, "home": "/"}]) == []
+
+
+class Probe:
+    """A socket of a machine that has only the address 10.0.0.2."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __enter__(self) -> Probe:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def bind(self, address: tuple[str, int]) -> None:
+        if address != ("10.0.0.2", 0):
+            raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
+
+
+def test_an_address_of_this_machine_is_no_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "socket", Probe)
+    assert apply.apply([{"do": "address", "address": "10.0.0.2"}]) == []
+
+
+def test_an_address_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = iter([False, False, True])
+    monkeypatch.setattr(apply, "is_own", lambda _: next(looks))
+    monkeypatch.setattr(apply, "ADDRESS_LOOK_S", 0.0)
+    assert apply.apply([{"do": "address", "address": "10.0.0.2"}]) == []
+    assert list(looks) == []
+
+
+def test_an_address_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 1000, 30))
+    monkeypatch.setattr(socket, "socket", Probe)
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    with pytest.raises(RuntimeError, match=r"the address 10\.0\.0\.3 has not come within 60 s"):
+        apply.apply([{"do": "address", "address": "10.0.0.3"}])
+
+
+def test_a_unit_is_enabled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(apply, "UNITS", str(tmp_path))
+    (tmp_path / "my.service").touch()
+    for _ in range(2):
+        apply.enable("my.service")
+        assert (tmp_path / "multi-user.target.wants/my.service").readlink() == tmp_path / "my.service"
+
+
+def test_a_unit_that_is_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(apply, "UNITS", str(tmp_path))
+    with pytest.raises(RuntimeError, match=r"there is no none\.service on this system"):
+        apply.enable("none.service")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_mounts_are_recognised() -> None:

@@ -232,11 +232,24 @@ def test_what_is_no_payload(tmp_path: Path) -> None:
 def test_a_failed_job_names_nodes_and_logs(tmp_path: Path) -> None:
     job = Job(tmp_path / "setup.sh", b"")
     good, bad = Completed(0, "", ""), Completed(1, "", "")
-    provision.require_passed({"node1": good, "node2": None}, job, tmp_path)
+    hint = f"the logs are in {tmp_path}"
+    provision.require_passed({"node1": good, "node2": None}, job, hint=hint, with_words=True)
     with pytest.raises(VclusterError) as raised:
-        provision.require_passed({"node1": bad, "node2": bad, "node3": good, "node4": None}, job, tmp_path)
+        provision.require_passed(
+            {"node1": bad, "node2": bad, "node3": good, "node4": None}, job, hint=hint, with_words=False
+        )
     assert raised.value.message == "setup.sh failed on node[1-2] and was not run on node4"
-    assert raised.value.hint == f"the logs are in {tmp_path}"
+    assert raised.value.hint == hint
+
+
+def test_a_job_that_failed_where_no_logs_stay_says_why(tmp_path: Path) -> None:
+    job = Job(tmp_path / "setup.sh", b"")
+    results = {"node1": Completed(1, "one\ntwo\n", ""), "node2": Completed(255, "", "it broke"), "node3": None}
+    with pytest.raises(VclusterError) as raised:
+        provision.require_passed(results, job, hint="--keep", with_words=True)
+    assert raised.value.message.splitlines() == [
+        "setup.sh failed on node[1-2] and was not run on node3:", "  node1: two", "  node2: it broke",
+    ]  # fmt: skip
 
 
 # Requests that are wrong as written

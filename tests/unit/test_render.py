@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import samples
-from vcluster.model import DHCP, PRIVATE, ImageLogin, Node, Plan, PortRange, Store
+from vcluster.model import DHCP, DIRECT, PRIVATE, ImageLogin, Node, Plan, PortRange, Store
 from vcluster.recipes import guest_file
-from vcluster.render import guest, network, seed, ssh, xml
+from vcluster.render import actions, guest, network, seed, ssh, xml
 from vcluster.render.domain import domain_xml
 
 Golden = Callable[[str, str], None]
@@ -110,6 +110,33 @@ def test_folders_are_found_in_the_order_they_were_asked_for() -> None:
 
 def test_units_are_named_as_systemd_escapes_paths() -> None:
     assert guest.automount_unit("/home/mpi-user/cloud/0") == "home-mpi\\x2duser-cloud-0.automount"
+
+
+def test_a_unit_has_all_its_sections() -> None:
+    text = actions.unit_text(["Description=it"], ["ExecStart=/bin/it", "Restart=always"])
+    assert text == (
+        "[Unit]\nDescription=it\n\n[Service]\nExecStart=/bin/it\nRestart=always\n\n"
+        "[Install]\nWantedBy=multi-user.target\n"
+    )
+
+
+@pytest.mark.parametrize("layout", [DIRECT, PRIVATE])
+def test_nothing_is_mounted_before_the_lease(layout: str) -> None:
+    plan, fixed = samples.plan(2, layout=layout, addresses=DHCP), samples.plan(2, layout=layout)
+    found = guest.mount_actions(plan, plan.workers[0], watcher="")
+    assert found[0] == {"do": "address", "address": "10.0.0.2"}
+    assert "mount" in [action["do"] for action in found[1:]]
+    for here, node in ((plan, plan.head), (fixed, fixed.workers[0])):
+        assert "address" not in [action["do"] for action in guest.mount_actions(here, node, watcher="")]
+
+
+def test_sshd_of_a_foreign_image_reads_its_settings_again_once_they_changed() -> None:
+    plan = samples.plan(2, image_login=ImageLogin("debian", "env:IMAGE_PASSWORD"))
+    found = guest.account_actions(plan, plan.head, samples.keys())
+    (settings,) = (action for action in found if action.get("path") == guest.SSHD_SETTINGS)
+    argv = ["systemctl", "reload-or-restart", "ssh.service"]
+    after = found[found.index(settings) + 1 :]
+    assert {"do": "run", "argv": argv, "if_changed": [guest.SSHD_SETTINGS]} in after
 
 
 def actions_of(plan: Plan, node: Node) -> str:

@@ -52,7 +52,7 @@ def provision(
         results = access.provision(site, plan, nodes, job, timeout_s=timeout_s, logs=logs)
     ran = {node: one for node, one in results.items() if one}
     common.emit(output, results, lambda: show.folded(ran))
-    stage.require_passed(results, job, logs)
+    stage.require_passed(results, job, hint=f"the logs are in {logs}", with_words=False)
 
 
 COMMANDS = (provision,)

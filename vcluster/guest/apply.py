@@ -12,6 +12,7 @@ Sent to a node and run there as root by its own python3. Reads {"actions": […]
   automounts units                             by target: wait there for who uses it, as fstab says
   data       serial, label, target, owner      the disk of that serial number, formatted if it is blank, and mounted
   run        argv, if_changed                  run only if one of these paths was changed
+  address    address                           wait until this is one of the machine's own; that changes nothing
   resolver   text                              /etc/resolv.conf, unless a service of the system's own keeps it
 """
 
@@ -22,11 +23,13 @@ import os
 import pwd
 import subprocess
 import sys
+import time
 from typing import Any, Dict
 
 Action = Dict[str, Any]
 
 UNITS = "/etc/systemd/system"
+ADDRESS_TIMEOUT_S, ADDRESS_LOOK_S = 60.0, 0.1
 
 
 def run(argv: list[str]) -> None:
@@ -138,10 +141,14 @@ def do_service(action: Action, changed: list[str]) -> None:
 def enable(unit: str) -> None:
     """What systemctl enable does for a unit that multi-user.target wants, which under emulation takes a second."""
     link = f"{UNITS}/multi-user.target.wants/{unit}"
+    if os.path.islink(link):
+        return
     places = [f"{folder}/{unit}" for folder in (UNITS, "/lib/systemd/system")]
+    found = [place for place in places if os.path.exists(place)]
+    if not found:
+        raise RuntimeError(f"there is no {unit} on this system")
     os.makedirs(os.path.dirname(link), exist_ok=True)
-    if not os.path.islink(link):
-        os.symlink(next(place for place in places if os.path.exists(place)), link)
+    os.symlink(found[0], link)
 
 
 def mounts() -> dict[str, str]:
@@ -197,6 +204,25 @@ def do_data(action: Action, changed: list[str]) -> None:
 def do_run(action: Action, changed: list[str]) -> None:
     if set(action["if_changed"]) & set(changed):
         run(action["argv"])
+
+
+def is_own(address: str) -> bool:
+    import socket  # noqa: PLC0415 - slow to import, and most lists do not need it
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+    return True
+
+
+def do_address(action: Action, _changed: list[str]) -> None:
+    deadline = time.monotonic() + ADDRESS_TIMEOUT_S
+    while not is_own(action["address"]):
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"the address {action['address']} has not come within {ADDRESS_TIMEOUT_S:.0f} s")
+        time.sleep(ADDRESS_LOOK_S)
 
 
 def do_resolver(action: Action, changed: list[str]) -> None:

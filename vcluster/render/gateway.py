@@ -7,18 +7,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Any
 
 from vcluster.model import Node, Plan, PortRange
-
-Action = dict[str, Any]
+from vcluster.render.actions import UNITS, Action, file, unit_text
 
 FIREWALL = "/etc/vcluster/firewall.nft"
 # Not below /etc/dnsmasq.d: a dnsmasq of the node's own reads that.
 DNSMASQ = "/etc/vcluster/dnsmasq.conf"
 LEASES = "/var/lib/misc/vcluster.leases"
 FIREWALL_UNIT, DNSMASQ_UNIT = "vcluster-firewall.service", "vcluster-dnsmasq.service"
-_UNITS = "/etc/systemd/system"
 _PID_FILE = "/run/vcluster-dnsmasq.pid"
 _TABLE = "inet vcluster"
 _SSH, _DNS, _DHCP_SERVER, _DHCP_CLIENT, _NFS = 22, 53, 67, 68, 2049
@@ -188,7 +185,7 @@ def firewall_unit(*, routes: bool) -> str:
         *(["/usr/sbin/sysctl -q net.ipv4.ip_forward=0"] if routes else []),
         f"/usr/sbin/nft delete table {_TABLE}",
     ]
-    return _unit(
+    return unit_text(
         [
             "Description=Packet filter of the cluster network",
             "DefaultDependencies=no",
@@ -208,7 +205,7 @@ def firewall_unit(*, routes: bool) -> str:
 
 def dnsmasq_unit() -> str:
     """It has started when it serves; a reload reads /etc/hosts again and forgets what was learnt from outside."""
-    return _unit(
+    return unit_text(
         ["Description=Names and addresses of the cluster network", f"After={FIREWALL_UNIT}"],
         [
             "Type=forking",
@@ -219,11 +216,6 @@ def dnsmasq_unit() -> str:
             "RestartSec=1",
         ],
     )
-
-
-def _unit(unit: list[str], service: list[str]) -> str:
-    sections = {"Unit": unit, "Service": service, "Install": ["WantedBy=multi-user.target"]}
-    return "\n".join(f"[{name}]\n" + "".join(f"{line}\n" for line in lines) for name, lines in sections.items())
 
 
 # All of it
@@ -243,20 +235,16 @@ def _filter_actions(plan: Plan, node: Node) -> list[Action]:
     if not rules:
         return []
     return [
-        _file(FIREWALL, rules),
-        _file(f"{_UNITS}/{FIREWALL_UNIT}", firewall_unit(routes=_routes(plan, node))),
+        file(FIREWALL, rules),
+        file(f"{UNITS}/{FIREWALL_UNIT}", firewall_unit(routes=_routes(plan, node))),
         {"do": "service", "unit": FIREWALL_UNIT, "restart_if": [], "reload": True},
     ]
 
 
 def _server_actions(plan: Plan) -> list[Action]:
-    unit = f"{_UNITS}/{DNSMASQ_UNIT}"
+    unit = f"{UNITS}/{DNSMASQ_UNIT}"
     return [
-        _file(DNSMASQ, dnsmasq_conf(plan)),
-        _file(unit, dnsmasq_unit()),
+        file(DNSMASQ, dnsmasq_conf(plan)),
+        file(unit, dnsmasq_unit()),
         {"do": "service", "unit": DNSMASQ_UNIT, "restart_if": [DNSMASQ, unit], "reload": True},
     ]
-
-
-def _file(path: str, text: str) -> Action:
-    return {"do": "file", "path": path, "text": text, "owner": "root", "mode": 0o644}

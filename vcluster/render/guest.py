@@ -1,21 +1,16 @@
-"""What the stages put on a node: files and actions, as data that the guest program (guest/apply.py) makes true. Pure.
-
-Every action is a dictionary whose `do` names it; that program's docstring lists them.
-"""
+"""What the stages put on a node: files and actions, as data for the guest program (guest/apply.py). Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from vcluster import naming
 from vcluster.keys import Keys
 from vcluster.model import DEFAULT_USER, Node, Plan
 from vcluster.render import gateway
+from vcluster.render.actions import UNITS, Action, directory, file, unit_text
 from vcluster.render.domain import DATA_SERIAL
-
-Action = dict[str, Any]
 
 # The same on every node, so that NFS sees one owner; above what distributions hand out first. Our own image has the
 # default user already.
@@ -208,17 +203,17 @@ def account_actions(plan: Plan, node: Node, keys: Keys) -> list[Action]:
     ssh = f"{home(plan)}/.ssh"
     authorized = f"{keys.user.public}\n{keys.admin.public}\n"
     return [
-        _file("/etc/hosts", etc_hosts(plan)),
-        _file("/etc/ssh/ssh_known_hosts", known_hosts(plan, node, keys)),
-        _file("/etc/ssh/ssh_config.d/10-vcluster.conf", f"StrictHostKeyChecking yes\n{_FAST_SSH}"),
+        file("/etc/hosts", etc_hosts(plan)),
+        file("/etc/ssh/ssh_known_hosts", known_hosts(plan, node, keys)),
+        file("/etc/ssh/ssh_config.d/10-vcluster.conf", f"StrictHostKeyChecking yes\n{_FAST_SSH}"),
         {"do": "user", "name": plan.user, "uid": _uid(plan), "home": home(plan)},
-        _directory(ssh, owner=plan.user, mode=0o700),
-        _file(f"{ssh}/id_ed25519", keys.user.private, owner=plan.user, mode=0o600),
-        _file(f"{ssh}/id_ed25519.pub", keys.user.public + "\n", owner=plan.user),
-        _file(f"{ssh}/authorized_keys", authorized, owner=plan.user, mode=0o600),
-        *([_file("/etc/sudoers.d/vcluster", sudoers(plan), mode=0o440)] if plan.sudo_commands else []),
+        directory(ssh, owner=plan.user, mode=0o700),
+        file(f"{ssh}/id_ed25519", keys.user.private, owner=plan.user, mode=0o600),
+        file(f"{ssh}/id_ed25519.pub", keys.user.public + "\n", owner=plan.user),
+        file(f"{ssh}/authorized_keys", authorized, owner=plan.user, mode=0o600),
+        *([file("/etc/sudoers.d/vcluster", sudoers(plan), mode=0o440)] if plan.sudo_commands else []),
         {"do": "resolver", "text": resolver(plan, node)},
-        *([_file(SSHD_SETTINGS, sshd_settings(plan)), _restart_sshd()] if plan.image_login else []),
+        *([file(SSHD_SETTINGS, sshd_settings(plan)), _reload_sshd()] if plan.image_login else []),
     ]
 
 
@@ -229,26 +224,29 @@ def _uid(plan: Plan) -> int | None:
     return USER_UID if plan.user == DEFAULT_USER else OTHER_USER_UID
 
 
-def _restart_sshd() -> Action:
-    """The image's user has let us in by password; now passwords are closed. Sessions that are open stay."""
-    return {"do": "service", "unit": "ssh.service", "restart_if": [SSHD_SETTINGS]}
+def _reload_sshd() -> Action:
+    """The image's user has let us in by password; now passwords are closed. Sessions that are open stay.
+
+    Whether and how sshd starts with the system, by a socket for one, is the image's affair.
+    """
+    return {"do": "run", "argv": ["systemctl", "reload-or-restart", "ssh.service"], "if_changed": [SSHD_SETTINGS]}
 
 
 def serve_actions(plan: Plan, node: Node) -> list[Action]:
     """The folders others mount are there, and exported if they are this node's."""
-    folders = [_directory(path, owner=plan.user, mode=0o755) for path in (cloud(plan), *_targets(plan))]
+    folders = [directory(path, owner=plan.user, mode=0o755) for path in (cloud(plan), *_targets(plan))]
     mine = next((share for share in shares(plan) if share.node == node.name), None)
     if mine is None:
         return folders
     settings, table = "/etc/nfs.conf.d/vcluster.conf", "/etc/exports.d/vcluster.exports"
-    order = "/etc/systemd/system/nfs-server.service.d/vcluster.conf"
+    order = f"{UNITS}/nfs-server.service.d/vcluster.conf"
     return [
         *folders,
         *([] if mine.is_in_place else _data_actions(plan, mine)),
-        _file(settings, nfs_server_settings(plan, node)),
-        _file(table, exports(plan, mine)),
+        file(settings, nfs_server_settings(plan, node)),
+        file(table, exports(plan, mine)),
         # After a reboot the disk may come late; without it the empty folder below would be served.
-        *([] if mine.is_in_place else [_file(order, f"[Unit]\nRequiresMountsFor={mine.source}\n")]),
+        *([] if mine.is_in_place else [file(order, f"[Unit]\nRequiresMountsFor={mine.source}\n")]),
         {"do": "service", "unit": "nfs-server.service", "restart_if": [settings]},
         {"do": "run", "argv": ["exportfs", "-ra"], "if_changed": [table]},
     ]
@@ -279,20 +277,25 @@ def mount_actions(plan: Plan, node: Node, *, watcher: str) -> list[Action]:
     mounts = [_mount(share) for share in found if share.node == node.name or not plan.stores]
     others = [share for share in found if share.node != node.name]
     automounts = [{"do": "automounts", "units": {share.target: automount_unit(share.target) for share in others}}]
-    return [*lines, *mounts, *([*automounts, *_watch(others, watcher)] if plan.stores and others else [])]
+    return [
+        # Without the address the mount could leave by the default route, and nothing else waits for the lease.
+        *([{"do": "address", "address": str(node.address)}] if plan.dhcp_range and not node.is_head else []),
+        *lines,
+        *mounts,
+        *([*automounts, *_watch(others, watcher)] if plan.stores and others else []),
+    ]
 
 
 def _watch(stores: Iterable[Share], watcher: str) -> list[Action]:
-    unit = f"/etc/systemd/system/{WATCHER_UNIT}"
+    unit = f"{UNITS}/{WATCHER_UNIT}"
     words = " ".join(f"{share.node} {share.target}" for share in stores)
-    text = (
-        "[Unit]\nDescription=Let go of shared folders whose server is silent\nAfter=vcluster-ready.service\n\n"
-        f"[Service]\nExecStart=/usr/bin/python3 -ISB {WATCHER} {words}\nRestart=always\n\n"
-        "[Install]\nWantedBy=multi-user.target\n"
+    text = unit_text(
+        ["Description=Let go of shared folders whose server is silent", "After=vcluster-ready.service"],
+        [f"ExecStart=/usr/bin/python3 -ISB {WATCHER} {words}", "Restart=always"],
     )
     return [
-        _file(WATCHER, watcher),
-        _file(unit, text),
+        file(WATCHER, watcher),
+        file(unit, text),
         {"do": "service", "unit": WATCHER_UNIT, "restart_if": [WATCHER, unit]},
     ]
 
@@ -308,16 +311,8 @@ def _mount(share: Share) -> Action:
 def mpi_actions(plan: Plan) -> list[Action]:
     """The hostfile and the groups of parallel shells, on every node, so that a run may start anywhere."""
     return [
-        _file(hostfile_path(plan), hostfile(plan), owner=plan.user),
-        _file("/etc/clustershell/groups.d/local.cfg", clustershell_groups(plan)),
-        _file("/etc/genders", genders(plan)),
-        _file("/etc/pdsh/rcmd_default", "ssh\n"),
+        file(hostfile_path(plan), hostfile(plan), owner=plan.user),
+        file("/etc/clustershell/groups.d/local.cfg", clustershell_groups(plan)),
+        file("/etc/genders", genders(plan)),
+        file("/etc/pdsh/rcmd_default", "ssh\n"),
     ]
-
-
-def _file(path: str, text: str, *, owner: str = "root", mode: int = 0o644) -> Action:
-    return {"do": "file", "path": path, "text": text, "owner": owner, "mode": mode}
-
-
-def _directory(path: str, *, owner: str, mode: int) -> Action:
-    return {"do": "directory", "path": path, "owner": owner, "mode": mode}

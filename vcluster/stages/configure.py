@@ -10,7 +10,7 @@ from vcluster import guest
 from vcluster.errors import VclusterError
 from vcluster.events import Reporter
 from vcluster.hosts.ssh import Session
-from vcluster.render.guest import Action
+from vcluster.render.actions import Action
 
 
 def apply(session: Session, stage: str, actions: Sequence[Action], *, report: Reporter) -> tuple[str, ...]:

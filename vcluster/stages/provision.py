@@ -13,7 +13,7 @@ from pathlib import Path
 from vcluster import guest, parallel
 from vcluster.errors import RequestError, VclusterError
 from vcluster.events import Cancelled, Deadline, Reporter
-from vcluster.hosts.shell import Completed
+from vcluster.hosts.shell import Completed, last_words
 from vcluster.hosts.ssh import Session
 from vcluster.model import Node, Plan
 from vcluster.naming import folded
@@ -103,14 +103,19 @@ def run(
     return {node.name: completed for node, completed in zip(nodes, done, strict=True)}
 
 
-def require_passed(results: Mapping[str, Completed | None], job: Job, logs: Path) -> None:
-    """Raise VclusterError with the nodes that a job has failed on and those it was not run on, unless all went well."""
-    failed = [name for name, completed in results.items() if completed and completed.exit_code]
+def require_passed(results: Mapping[str, Completed | None], job: Job, *, hint: str, with_words: bool) -> None:
+    """Raise VclusterError with the nodes that a job has failed on and those it was not run on, unless all went well.
+
+    `with_words` adds the last thing it said on each, for where neither its output is shown nor its logs are kept.
+    """
+    failed = {name: completed for name, completed in results.items() if completed and completed.exit_code}
     if not failed:
         return
     left = [name for name, completed in results.items() if completed is None]
     rest = f" and was not run on {folded(left)}" if left else ""
-    raise VclusterError(f"{job.script.name} failed on {folded(failed)}{rest}", hint=f"the logs are in {logs}")
+    said = [f"\n  {name}: {last_words(completed, 1)}" for name, completed in failed.items()] if with_words else []
+    words = f":{''.join(said)}" if said else ""
+    raise VclusterError(f"{job.script.name} failed on {folded(failed)}{rest}{words}", hint=hint)
 
 
 def _request(job: Job) -> dict[str, object]:
