@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from scripts import measure_clones  # noqa: E402
 from tests import samples  # noqa: E402
 from tests.inside import inside  # noqa: E402
 from tests.testbed import Server, kill, testbed  # noqa: E402
@@ -255,11 +258,11 @@ def start() -> None:
 def create() -> None:
     """Real clusters, in servers of the testbed; counted only when ready, which `create` proves by its check."""
     with testbed("bench", "switch", are_friends=True) as (server, switch):
-        command = [str(BIN / "vcluster")]
+        command, cold = [str(BIN / "vcluster")], ["--boot", "cold"]
         server.run([*command, "doctor"], timeout_s=60, check=False)
         for wish in (["local", "create", "-n", "1"], ["local", "create", "-n", "4"],
                      ["remote", "create", "--switch", switch.name, "-n", "4"]):  # fmt: skip
-            took = seconds(lambda wish=wish: server.run([*command, *wish], timeout_s=900))  # type: ignore[misc]
+            took = seconds(lambda wish=wish: server.run([*command, *wish, *cold], timeout_s=900))  # type: ignore[misc]
             print(f"{' '.join(wish)}, cold, to ready: {took:.1f} s")
             print(server.run([*command, "timing"], timeout_s=30).stdout, end="")
             stages = json.loads(server.run([*command, "timing", "-o", "json"], timeout_s=30).stdout)["stages"]
@@ -270,16 +273,29 @@ def create() -> None:
 
 
 MEASUREMENTS = {"seed": seed, "links": links, "traffic": traffic, "plan": plan, "start": start, "create": create}
+CLONES = "clones"
+NEED_IMAGE = {"create", CLONES}
 
 
 def main() -> None:
     """Run the measurements named on the command line, or all."""
-    wanted = sys.argv[1:] or list(MEASUREMENTS)
-    unknown = [name for name in wanted if name not in MEASUREMENTS]
-    if unknown:
-        sys.exit(f"bench: there is no measurement {unknown[0]}; there are {', '.join(MEASUREMENTS)}")
+    parser = argparse.ArgumentParser(prog="bench", description="Measure vcluster on this machine.")
+    parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help=", ".join([*MEASUREMENTS, CLONES]))
+    parser.add_argument("--rounds", type=int, default=3, help=f"{CLONES}: how often copies are made  [default: 3]")
+    parser.add_argument("--cold-rounds", type=int, default=2, help=f"{CLONES}: how often nodes boot  [default: 2]")
+    parser.add_argument("--json", type=lambda path: Path(path).resolve(), metavar="FILE", help=f"{CLONES}: raw numbers")
+    asked = parser.parse_args()
+    wanted = asked.subjects or [*MEASUREMENTS, CLONES]
+    if unknown := [name for name in wanted if name not in {*MEASUREMENTS, CLONES}]:
+        parser.error(f"there is no measurement {unknown[0]}; there are {', '.join([*MEASUREMENTS, CLONES])}")
+    os.chdir(ROOT)
+    if NEED_IMAGE & set(wanted):
+        subprocess.run([str(BIN / "vcluster"), "image", "build"], check=True)
     for name in wanted:
-        MEASUREMENTS[name]()
+        if name == CLONES:
+            measure_clones.clones(rounds=asked.rounds, cold_rounds=asked.cold_rounds, json_file=asked.json)
+        else:
+            MEASUREMENTS[name]()
 
 
 if __name__ == "__main__":

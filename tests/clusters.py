@@ -12,6 +12,9 @@ from typing import Any
 from tests.testbed import STATE, Server
 
 VCLUSTER = [sys.executable, "-c", "from vcluster.cli.main import run; run()"]
+# Nothing goes on behind a test's back, unless it says so.
+ENVIRONMENT = {"VCLUSTER_NO_WARM": "1"}
+SNAPSHOTS = "/var/lib/libvirt/images/vcluster/snapshots"
 
 
 @dataclass(frozen=True)
@@ -24,11 +27,11 @@ class Host:
         self, *arguments: str, timeout_s: float = 60, check: bool = True, **env: str
     ) -> subprocess.CompletedProcess[str]:
         """Run vcluster there."""
-        return self.server.run([*VCLUSTER, *arguments], timeout_s=timeout_s, check=check, env=env)
+        return self.server.run([*VCLUSTER, *arguments], timeout_s=timeout_s, check=check, env=ENVIRONMENT | env)
 
     def popen(self, *arguments: str, **env: str) -> subprocess.Popen[str]:
         """Start vcluster there."""
-        return self.server.popen([*VCLUSTER, *arguments], env=env)
+        return self.server.popen([*VCLUSTER, *arguments], env=ENVIRONMENT | env)
 
     def json(self, *arguments: str, timeout_s: float = 60) -> Any:
         """What vcluster answers as JSON."""
@@ -44,6 +47,15 @@ class Host:
         while not self.sh(f"{line} 2>/dev/null || true").strip():
             assert time.monotonic() < deadline, f"{line} never printed anything"
             time.sleep(0.1)
+
+    def snapshots(self) -> list[str]:
+        """The memories that the server keeps, by their keys, and what there is of unfinished ones."""
+        return self.sh(f"ls -A {SNAPSHOTS} 2>/dev/null || true").split()
+
+    def stages(self, cluster: str, node: str) -> list[str]:
+        """The stages that a node went through when its cluster was made."""
+        timed = self.json("timing", "--name", cluster)["stages"]
+        return [one["stage"] for one in timed if one["node"] == node]
 
     def heard(self, words: str) -> int:
         """How many lines of what the server's sshd (and libvirtd) has said have these words in them."""
@@ -75,8 +87,9 @@ def survey(host: Host) -> dict[str, list[str]]:
         "networks": "virsh -q net-list --all --name",
         "pools": "virsh -q pool-list --all --name",
         "links": "ip -o link | cut -d: -f2 | cut -d@ -f1",
-        # The verdict on KVM and libvirt's knowledge of QEMU are the machine's, not a cluster's.
-        "files": f"find {files} -not -path '*/vcluster/images/*' -not -name accel.json -not -path '*/capabilities/*'",
+        # The verdict on KVM and libvirt's knowledge of QEMU are the machine's, not a cluster's; whole memories stay.
+        "files": f"find {files} -not -path '*/vcluster/images/*' -not -name accel.json -not -path '*/capabilities/*'"
+        f" -not -path {SNAPSHOTS} -not -path '{SNAPSHOTS}/[!.]*'",
         "mounts": "cut -d' ' -f2 /proc/self/mounts",
         "processes": "ps -eo args= | grep -E '[q]emu-system|[d]nsmasq|vcluster[.]cli|[v]cluster-[0-9a-f]{16}' || true",
         "logins": "cat /run/home/*/.ssh/authorized_keys /root/.ssh/authorized_keys 2>/dev/null || true",

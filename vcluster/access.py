@@ -93,8 +93,11 @@ def _log_in_to_servers(
     return {want.name: one for want, one in zip(away, opened, strict=True)}
 
 
-def check_cluster(site: Site, plan: Plan, *, timeout_s: float) -> check.Verdict:
-    """Run the whole check on a cluster. Raises VclusterError when a node is not even running."""
+def check_cluster(site: Site, plan: Plan, *, timeout_s: float, pairs: bool = False) -> check.Verdict:
+    """Run the whole check on a cluster, with every login between two nodes for `pairs`.
+
+    Raises VclusterError when a node is not even running.
+    """
     with site.fleet_of(plan) as fleet:
         state = observe_status(fleet, site.files(plan.name))
         down = [node.name for node in state.nodes if node.state != "running"]
@@ -102,7 +105,7 @@ def check_cluster(site: Site, plan: Plan, *, timeout_s: float) -> check.Verdict:
             raise VclusterError(f"not running: {', '.join(down)}", hint=f"vcluster start {plan.name}")
         deadline = Deadline(timeout_s).watching(fleet.check)
         with sessions(site, plan, plan.nodes, user="root", deadline=deadline, fleet=fleet) as opened:
-            return cluster.examine(site, fleet, plan, opened, deadline)
+            return cluster.examine(site, fleet, plan, opened, deadline, pairs=pairs)
 
 
 def trace(site: Site, plan: Plan, start: Node, end: Node, *, packets: int, timeout_s: float) -> path.Path:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from ipaddress import AddressValueError, IPv4Address, IPv4Network, NetmaskValueError, ip_network
+from itertools import chain, islice
 
 from vcluster.errors import ConflictError, RequestError
 from vcluster.model import DEFAULT_SUBNET, AddressRange, Claim, Facts, Route
@@ -100,9 +101,42 @@ def choose_management(count: int, facts: Facts, *, besides: Iterable[IPv4Network
     return _first_free(size, MANAGEMENT_SPACE, (*_taken(facts), *besides))
 
 
-def management_addresses(subnet: IPv4Network, count: int) -> tuple[IPv4Address, ...]:
-    """The management addresses of `count` nodes; .1 is the gateway."""
-    return tuple(subnet[number] for number in range(2, count + 2))
+def management_addresses(
+    subnet: IPv4Network, count: int, taken: Collection[IPv4Address] = ()
+) -> tuple[IPv4Address, ...]:
+    """The management addresses of `count` nodes, beside those that are taken; .1 is the gateway."""
+    free = (subnet[number] for number in range(2, subnet.num_addresses - 1) if subnet[number] not in taken)
+    return _first(count, free, f"the management network {subnet}")
+
+
+def more_addresses(
+    subnet: IPv4Network, count: int, *, nodes: Collection[IPv4Address], strangers: AddressRange | None
+) -> tuple[IPv4Address, ...]:
+    """The addresses of `count` more nodes: the free ones from the lowest of the `nodes` on, then those below it."""
+    free = (address for address in _from_lowest(subnet, min(nodes), strangers) if address not in nodes)
+    besides = f" beside {strangers}, which is for machines that are no nodes" if strangers else ""
+    return _first(count, free, f"{subnet}{besides}")
+
+
+def _first(count: int, free: Iterator[IPv4Address], where: str) -> tuple[IPv4Address, ...]:
+    found = tuple(islice(free, count))
+    if len(found) < count:
+        raise RequestError(
+            f"{count} more nodes do not fit into {where}", hint=f"{len(found)} more fit" if found else "it is full"
+        )
+    return found
+
+
+def _from_lowest(subnet: IPv4Network, lowest: IPv4Address, strangers: AddressRange | None) -> Iterator[IPv4Address]:
+    """Every address for a node, without looking at each of a range for strangers, which may be long."""
+    first, start, end = int(subnet.network_address) + 1, int(lowest), int(subnet.broadcast_address)
+    for part in (range(start, end), range(first, start)):
+        if strangers is None:
+            pieces: tuple[range, ...] = (part,)
+        else:
+            low, high = int(strangers.first), int(strangers.last)
+            pieces = (range(part.start, min(part.stop, low)), range(max(part.start, high + 1), part.stop))
+        yield from map(IPv4Address, chain(*pieces))
 
 
 def _network_for(count: int, start: IPv4Network) -> IPv4Network:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime, timezone
 
-from vcluster import facts, ledger, naming, parallel, servers
+from vcluster import facts, ledger, naming, parallel, servers, warming
 from vcluster.errors import ConflictError, VclusterError
 from vcluster.events import Deadline
 from vcluster.hosts import ssh
+from vcluster.hosts.pipe import Door
 from vcluster.images import deliver
 from vcluster.inventory import domains_on, observe_status, read_ledger, survey
 from vcluster.keys import Keys, make_keys
@@ -21,9 +22,11 @@ from vcluster.nodes import NodeWork
 from vcluster.plan import make_plan
 from vcluster.removal import remove
 from vcluster.render.ssh import known_hosts, ssh_config
+from vcluster.resize import shrink
 from vcluster.resources import links, logins, networks, rules, volumes
 from vcluster.servers import Fleet, Server, Want
 from vcluster.site import Site
+from vcluster.snapshots import AtHand
 from vcluster.stages import check, path, provision, tunnels
 from vcluster.status import Status
 
@@ -48,16 +51,24 @@ def plan(site: Site, fleet: Fleet, spec: Spec, *, image: Image, accel: str) -> t
 
 
 def create(
-    site: Site, spec: Spec, *, image_name: str, accel: str, keep: bool, job: provision.Job | None = None
-) -> Status:
+    site: Site,
+    spec: Spec,
+    *,
+    image_name: str,
+    accel: str,
+    keep: bool,
+    boot: str = "auto",
+    job: provision.Job | None = None,
+) -> tuple[Status, bool]:
     """Make a cluster, prove it ready, and have the `job` done on every node.
 
-    Whatever goes wrong, what was made is removed again, unless `keep`.
+    Nodes are copies of a memory that is kept, where `boot` is auto and one is at hand, or is clone. Whatever goes
+    wrong, what was made is removed again, unless `keep`. Returns also whether a memory is lacking that could be kept.
     """
     files = site.files(spec.name)
     deadline = Deadline(spec.timeout_s)
     image = site.images.find(image_name)
-    image_password = _image_password(site, spec.image_login)
+    image_password = ask_image_password(site, spec.image_login)
     if spec.image_login:
         image_password()  # one that is missing is missed before anything is made
     with site.fleet(wants_of(spec)) as fleet, ExitStack() as stack:
@@ -66,19 +77,24 @@ def create(
         with ledger.planning(site.state_root):
             _refuse_existing(fleet, files)
             decided, _ = plan(site, fleet, spec, image=image, accel=accel)
-            _refuse_foreign(fleet, decided)
+            refuse_foreign(fleet, decided)
             stack.enter_context(files.locked())
             stack.push(_way_down(site, fleet, files, keep=keep))
             keys = make_keys(spec.name, spec.node_names, mark=naming.alias(spec.name, decided.owner))
-            _write_down(fleet, files, decided, keys)
+            write_down(fleet, files, _ledger("creating", decided), keys)
         _tell_accel(site, fleet, decided, accel)
         with ExitStack() as open_sessions:
-            work = NodeWork(site, fleet, decided, keys, deadline, image_password=image_password)
-            sessions = _bring_up(site, fleet, decided, keys, work, open_sessions, deadline)
+            _let_in(fleet, keys, deadline)
+            deliver_image(site, fleet, decided, deadline)
+            kept = _memories(site, fleet, decided, boot, deadline)
+            join_up(site, fleet, decided, deadline)
+            work = NodeWork(site, fleet, decided, keys, deadline, image_password=image_password, kept=kept)
+            doors = work.all_nodes(work.bring_up, open_sessions)
+            require_passed(examine(site, fleet, decided, doors, deadline))
             if job:
-                _provision(site, files, decided, job, sessions, deadline)
+                _provision(site, files, decided, job, work.sessions(doors, open_sessions), deadline)
         files.write_ledger(_ledger("ready", decided))
-        return observe_status(fleet, files)
+        return observe_status(fleet, files), boot == "auto" and warming.lacks(decided, kept)
 
 
 def _way_down(site: Site, fleet: Fleet, files: ClusterFiles, *, keep: bool) -> Callable[..., None]:
@@ -108,15 +124,16 @@ def _refuse_existing(fleet: Fleet, files: ClusterFiles) -> None:
         )
 
 
-def _refuse_foreign(fleet: Fleet, decided: Plan) -> None:
-    """Nothing of ours bears these names; whatever does is somebody else's."""
+def refuse_foreign(fleet: Fleet, decided: Plan, present: Plan | None = None) -> None:
+    """Nothing of ours bears these names, but for what is `present`; whatever does is somebody else's."""
     for planned in decided.servers:
         server = fleet[planned.name]
         taken: dict[str, Set[str]] = {"link": {link["name"] for link in server.call("links")}}
         if server.libvirt:
             taken |= server.libvirt.names()
+        ours = {*_names_on(present, present.server(planned.name))} if present else set()
         for kind, name in _names_on(decided, planned):
-            if name in taken[kind]:
+            if name in taken[kind] and (kind, name) not in ours:
                 where = f" on {server.name}" if server.session else ""
                 raise ConflictError(f"{kind} {name} exists{where} and is not ours", hint="take another --name")
 
@@ -137,9 +154,10 @@ def _names_on(decided: Plan, planned: ServerPlan) -> Iterator[tuple[str, str]]:
         yield "link", name
 
 
-def _write_down(fleet: Fleet, files: ClusterFiles, decided: Plan, keys: Keys) -> None:
+def write_down(fleet: Fleet, files: ClusterFiles, kept: Ledger, keys: Keys) -> None:
     """The ledger first: from here on a killed command leaves a trace to follow."""
-    files.write_ledger(_ledger("creating", decided))
+    decided = kept.plan
+    files.write_ledger(kept)
     files.write_keys(keys)
     jumps = {
         server.name: server.jump_by(files.identity)
@@ -164,27 +182,35 @@ def _tell_accel(site: Site, fleet: Fleet, decided: Plan, asked: str) -> None:
                 site.report.note(remark)
 
 
-def _image_password(site: Site, login: ImageLogin | None) -> Callable[[], str]:
+def ask_image_password(site: Site, login: ImageLogin | None) -> Callable[[], str]:
     """The password of an image's own user, looked up when it is first needed: people are asked once."""
     return functools.cache(lambda: site.doors.image_password(login) if login else "")
 
 
-def _bring_up(
-    site: Site,
-    fleet: Fleet,
-    decided: Plan,
-    keys: Keys,
-    work: NodeWork,
-    stack: ExitStack,
-    deadline: Deadline,
-) -> dict[str, ssh.Session]:
-    """From servers with nothing on them to a cluster that has passed the check."""
-    _let_in(fleet, keys, deadline)
-    _deliver_image(site, fleet, decided, deadline)
-    _join_up(site, fleet, decided, deadline)
-    sessions = work.all_nodes(work.bring_up, stack)
-    require_passed(examine(site, fleet, decided, sessions, deadline))
-    return sessions
+def warm(site: Site, spec: Spec, *, image_name: str, accel: str, is_gentle: bool) -> tuple[str, ...]:
+    """Make the memories that such a cluster's nodes would be made from; returns the servers where some were made."""
+    image, deadline = site.images.find(image_name), Deadline(spec.timeout_s)
+    with site.fleet(wants_of(spec)) as fleet:
+        servers.require_rights(fleet)
+        decided, _ = plan(site, fleet, spec, image=image, accel=accel)
+        return warming.make(fleet, decided, deadline=deadline, report=site.report, is_gentle=is_gentle)
+
+
+def warm_for(site: Site, name: str, *, is_gentle: bool) -> tuple[str, ...]:
+    """The same for more nodes like those of a cluster, on every server of its."""
+    decided = read_ledger(site.files(name)).plan
+    with site.fleet_of(decided) as fleet:
+        deadline = Deadline(decided.timeout_s).watching(fleet.check)
+        return warming.make(fleet, decided, deadline=deadline, report=site.report, is_gentle=is_gentle)
+
+
+def _memories(site: Site, fleet: Fleet, decided: Plan, boot: str, deadline: Deadline) -> AtHand:
+    """What nodes can be made from, rather than booted; for `clone` it is made if need be."""
+    if boot == "cold":
+        return {}
+    if boot == "clone":
+        warming.make(fleet, decided, deadline=deadline, report=site.report)
+    return warming.find(fleet, decided, deadline=deadline, report=site.report)
 
 
 def _provision(
@@ -206,7 +232,7 @@ def _let_in(fleet: Fleet, keys: Keys, deadline: Deadline) -> None:
     fleet.each(lambda server: logins.create(server, keys.admin.public), deadline=deadline)
 
 
-def _deliver_image(site: Site, fleet: Fleet, decided: Plan, deadline: Deadline) -> None:
+def deliver_image(site: Site, fleet: Fleet, decided: Plan, deadline: Deadline) -> None:
     """The image to every server that has not got it, each once."""
 
     def send(server: Server) -> None:
@@ -220,7 +246,7 @@ def _deliver_image(site: Site, fleet: Fleet, decided: Plan, deadline: Deadline) 
     fleet.each(send, deadline=deadline)
 
 
-def _join_up(site: Site, fleet: Fleet, decided: Plan, deadline: Deadline) -> None:
+def join_up(site: Site, fleet: Fleet, decided: Plan, deadline: Deadline) -> None:
     """Rules, bridges, tunnels, networks and pools on every server; then real frames through every tunnel."""
 
     def join(server: Server) -> None:
@@ -238,10 +264,16 @@ def _join_up(site: Site, fleet: Fleet, decided: Plan, deadline: Deadline) -> Non
 
 
 def examine(
-    site: Site, fleet: Fleet, decided: Plan, sessions: Mapping[str, ssh.Session], deadline: Deadline
+    site: Site,
+    fleet: Fleet,
+    decided: Plan,
+    sessions: Mapping[str, Door],
+    deadline: Deadline,
+    *,
+    pairs: bool = False,
 ) -> check.Verdict:
     """Everything that "ready" means: from inside the nodes, and by the counters of the switch."""
-    verdict = check.run(decided, sessions, deadline=deadline, report=site.report)
+    verdict = check.run(decided, sessions, deadline=deadline, report=site.report, pairs=pairs)
     if decided.has_tunnels:
         crossed = path.check_all(fleet, decided, sessions, deadline=deadline, report=site.report)
         verdict = replace(verdict, checks=(*verdict.checks, *crossed))
@@ -307,36 +339,55 @@ def repair(site: Site, name: str, *, timeout_s: float) -> tuple[str, ...]:
 def _put_right(site: Site, name: str, *, timeout_s: float, unless_ready: bool) -> tuple[str, ...] | None:
     """What `repair` does and returns; None where a cluster is ready that is to be left alone then."""
     files = site.files(name)
-    kept = read_ledger(files)
-    decided = kept.plan
-    with site.fleet_of(decided) as fleet, ExitStack() as stack:
+    with site.fleet_of(read_ledger(files).plan) as fleet, ExitStack() as stack:
         # What is up is told so even to those who may not change it, or while another command does.
         if unless_ready and observe_status(fleet, files).state == "ready":
             return None
         stack.enter_context(files.locked())
+        kept = read_ledger(files)  # another command may have changed the nodes meanwhile, but never the servers
+        decided = kept.plan
         deadline = Deadline(timeout_s).watching(fleet.check)
         servers.require_rights(fleet)
         missing = observe_status(fleet, files).missing
         if missing:
-            _join_up(site, fleet, decided, deadline)
+            join_up(site, fleet, decided, deadline)
             fleet.each(lambda server: links.attach(server, decided), deadline=deadline)
-        _revive(site, fleet, decided, files.read_keys(), deadline)
+        keys = files.read_keys()
+        _revive(site, fleet, kept, keys, deadline)
         if kept.state != "ready":
-            files.write_ledger(replace(kept, state="ready"))
+            write_down(fleet, files, replace(kept, state="ready"), keys)
         return missing
 
 
-def _revive(site: Site, fleet: Fleet, decided: Plan, keys: Keys, deadline: Deadline) -> None:
+def _revive(site: Site, fleet: Fleet, kept: Ledger, keys: Keys, deadline: Deadline) -> None:
     """Start the nodes that are off; then all nodes are brought to what the plan says and looked at."""
+    decided = kept.plan
     seen = {name: runs for server in fleet.servers.values() for name, runs in domains_on(server).items()}
-    work = NodeWork(site, fleet, decided, keys, deadline, image_password=_image_password(site, decided.image_login))
-    if lost := [node.name for node in decided.nodes if node.domain not in seen]:
-        raise VclusterError(
-            f"gone for good: {', '.join(lost)}", hint=f"vcluster clear {decided.name}, and create it again"
-        )
+    work = NodeWork(site, fleet, decided, keys, deadline, image_password=ask_image_password(site, decided.image_login))
+    if lost := [node for node in decided.nodes if node.domain not in seen]:
+        _make_way(site, fleet, kept, lost, deadline)
 
-    def bring_back(node: Node) -> ssh.Session:
+    def bring_back(node: Node) -> Door:
+        if node in lost:
+            return work.bring_up_beside(node)
         return work.settle(node) if seen[node.domain] else work.start_again(node)
 
     with ExitStack() as stack:
         require_passed(examine(site, fleet, decided, work.all_nodes(bring_back, stack), deadline))
+
+
+def _make_way(site: Site, fleet: Fleet, kept: Ledger, lost: Sequence[Node], deadline: Deadline) -> None:
+    """Nodes that a killed command has not come to make can be made now; those that were there once are not replaced.
+
+    What there is of their disks holds nothing of anybody's.
+    """
+    decided, names = kept.plan, [node.name for node in lost]
+    others_need = any(node.is_head or node.data_gib for node in lost)
+    if kept.state == "ready" or others_need:
+        without = "" if others_need else f"vcluster remove {naming.folded(names)} --name {decided.name}, or "
+        raise VclusterError(
+            f"gone for good: {', '.join(names)}", hint=f"{without}vcluster clear {decided.name}, and create it again"
+        )
+    rest = shrink(decided, names)
+    fleet.each(lambda server: volumes.reduce(server, decided, rest), deadline=deadline)
+    deliver_image(site, fleet, decided, deadline)

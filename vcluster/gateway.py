@@ -22,10 +22,11 @@ SWEEP_MAX, SWEEP_TIMEOUT_S = 4094, 2.0
 def set_open(site: Site, name: str, *, is_open: bool, timeout_s: float) -> None:
     """Open or close the way out, now and for every later start."""
     files = site.files(name)
-    kept = read_ledger(files)
-    decided = _private(kept.plan)
-    wanted = replace(decided, is_gateway_open=is_open)
+    _private(read_ledger(files).plan)
     with ExitStack() as stack, files.locked():
+        kept = read_ledger(files)  # as no other command changes it meanwhile
+        decided = kept.plan
+        wanted = replace(decided, is_gateway_open=is_open)
         head = _head(site, decided, stack, timeout_s)
         actions = gateway.gateway_actions(wanted, wanted.head)
         configure.apply(head, "gateway", actions, report=site.report)

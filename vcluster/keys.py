@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
@@ -39,6 +39,16 @@ def make_keys(cluster: str, node_names: Sequence[str], *, mark: str) -> Keys:
         user=make_pair(f"mpiuser@{cluster}"),
         hosts={name: make_pair(f"root@{name}") for name in node_names},
     )
+
+
+def more_keys(keys: Keys, node_names: Iterable[str]) -> Keys:
+    """The keys, with new ones for these nodes."""
+    return replace(keys, hosts=keys.hosts | {name: make_pair(f"root@{name}") for name in node_names})
+
+
+def fewer_keys(keys: Keys, node_names: Container[str]) -> Keys:
+    """The keys of these nodes, and the cluster's own."""
+    return replace(keys, hosts={name: pair for name, pair in keys.hosts.items() if name in node_names})
 
 
 def make_pair(comment: str) -> KeyPair:

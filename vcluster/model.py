@@ -363,6 +363,7 @@ class Plan:
     mpi_ports: PortRange | None = None
     image_login: ImageLogin | None = None
     is_gateway_open: bool = True
+    vxlan_port: int = DEFAULT_VXLAN_PORT
 
     @property
     def is_private(self) -> bool:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 
 from vcluster import parallel
 from vcluster.errors import DeadlineError, VclusterError
-from vcluster.events import Deadline
+from vcluster.events import Cancelled, Deadline
 from vcluster.guest import program
 from vcluster.hosts import ssh
+from vcluster.hosts.pipe import Door
+from vcluster.hosts.serial import SerialDoor
 from vcluster.keys import Keys
 from vcluster.model import ImageLogin, Node, Plan
 from vcluster.recipes import guest_file
@@ -19,9 +22,12 @@ from vcluster.render.seed import seed_files
 from vcluster.resources import domains, seeds, volumes
 from vcluster.servers import Fleet, Server
 from vcluster.site import Site
+from vcluster.snapshots import AtHand, Kept, template_of
 from vcluster.stages import admit, boot, configure
 
 CONSOLE_BYTES = 16384
+SSH_PORT = 22
+IDENTITY_S = 120.0  # many side by side may need some of it; one that never wakes is not waited for any longer
 LOOK_S = 0.1
 RELOAD_LOOKS, RELOAD_S = 10, 0.5
 
@@ -41,30 +47,107 @@ class NodeWork:
         deadline: Deadline,
         *,
         image_password: Callable[[], str],
+        kept: AtHand | None = None,
     ) -> None:
         self._site, self._fleet, self._image_password = site, fleet, image_password
         self._plan, self._keys, self._deadline = decided, keys, deadline
+        self._kept = dict(kept or {})
+        self._head_knows = threading.Event()
         self._ways = Ways(decided, {name: server.session for name, server in fleet.servers.items()})
 
-    def all_nodes(self, work: Callable[[Node], ssh.Session], stack: ExitStack) -> dict[str, ssh.Session]:
-        """Sessions on all nodes, by name, after `work` on each, side by side; then every node mounts what others serve.
+    def all_nodes(self, work: Callable[[Node], Door], stack: ExitStack) -> dict[str, Door]:
+        """Doors to all nodes, by name, after `work` on each, side by side; then every node mounts what others serve.
 
-        The sessions are closed with the stack.
+        The doors are closed with the stack.
         """
+        stack.callback(self._ways.close)
         made = parallel.each(self._plan.nodes, work, deadline=self._deadline)
-        sessions = {session.name: stack.enter_context(session) for session in made}
-        parallel.each(self._plan.nodes, lambda node: self.join(node, sessions[node.name]), deadline=self._deadline)
-        return sessions
+        for door in made:
+            stack.callback(door.close)
+        doors = {door.name: door for door in made}
+        parallel.each(self._plan.nodes, lambda node: self.join(node, doors[node.name]), deadline=self._deadline)
+        return doors
 
-    def bring_up(self, node: Node) -> ssh.Session:
-        """From nothing to a configured node, logged in to. What takes too long shows the node's last words."""
+    def sessions(self, doors: Mapping[str, Door], stack: ExitStack) -> dict[str, ssh.Session]:
+        """Sessions on all nodes, by name, also on those that were reached by another door; closed with the stack."""
+
+        def session_on(node: Node) -> ssh.Session:
+            door = doors[node.name]
+            if isinstance(door, ssh.Session):
+                return door
+            session = self._log_in(node, self._deadline)
+            if node.is_head:
+                self._ways.open_by(session)
+            return session
+
+        # The head's first: it may be the way to the others.
+        opened = parallel.each(self._plan.nodes, session_on, deadline=self._deadline)
+        return {session.name: stack.enter_context(session) for session in opened}
+
+    def bring_up(self, node: Node) -> Door:
+        """From nothing to a configured node, as a copy of one that runs already or by booting it.
+
+        What takes too long shows the node's last words.
+        """
         with self._last_words(node):
-            with self._site.report.step("create", node.name, awaiting="its disk, seed and domain"):
-                seed = seed_files(self._plan, node, self._keys, guest_file=guest_file)
-                server = self._fleet[node.server]
-                volumes.create(server, self._plan, node, seeds.seed_iso(seed))
-                domains.create(server, self._plan, node)
-            return self._await_and_settle(node)
+            return self._copy(node) or self._boot(node)
+
+    def _boot(self, node: Node) -> Door:
+        with self._site.report.step("create", node.name, awaiting="its disk, seed and domain"):
+            server, seed = self._fleet[node.server], self._seed(node)
+            volumes.create(server, self._plan, node, seeds.seed_iso(seed))
+            domains.create(server, self._plan, node)
+        return self._await_and_settle(node)
+
+    def _copy(self, node: Node) -> Door | None:
+        """A node made from a memory that is kept; None where there is none, or it is no good after all."""
+        kept = self._kept.get((node.server, template_of(self._plan, node)))
+        if kept is None:
+            return None
+        server = self._fleet[node.server]
+        try:
+            return self._wake(server, node, kept)
+        except Cancelled:
+            raise
+        except VclusterError as error:
+            if isinstance(error, DeadlineError) and not self._deadline.remaining_s():
+                raise
+            self._deadline.check(f"{node.name}: a boot instead")
+            self._site.report.note(f"{node.name} is booted, as it could not be made from the snapshot: {error.message}")
+            self._kept.clear()
+            server.call("drop_snapshot", root=kept.root, key=kept.key)
+            domains.discard(server, node)
+            volumes.discard(server, self._plan, node)
+            return None
+
+    def _wake(self, server: Server, node: Node, kept: Kept) -> Door:
+        seed = self._seed(node)
+        with self._site.report.step("clone", node.name, awaiting="its disk, seed and memory"):
+            volumes.create(server, self._plan, node, seeds.seed_iso(seed), kept)
+            domains.wake(server, self._plan, node, kept)
+        door = SerialDoor(node.name, boot.listen(server, node), self._deadline)
+        try:
+            with self._site.report.step("identity", node.name, awaiting="its name, keys and addresses"):
+                within = Deadline(self._deadline.remaining_s(IDENTITY_S)).watching(self._deadline.check)
+                door.ask(boot.identity(seed), within, "its identity")
+            self.configure(node, door)
+            with self._site.report.step("sshd", node.name, awaiting="sshd with its keys"):
+                door.ask({"do": "listening", "port": SSH_PORT}, self._deadline, "sshd with its keys")
+        except BaseException:
+            door.close()
+            raise
+        if node.is_head:
+            self._ways.open_when_needed(lambda: self._log_in(node, self._deadline))
+        return door
+
+    def _seed(self, node: Node) -> dict[str, str]:
+        return seed_files(self._plan, node, self._keys, guest_file=guest_file)
+
+    def bring_up_beside(self, node: Node) -> Door:
+        """The same where the head is up: before a node asks it for an address, it has to know of that node."""
+        while self._plan.dhcp_range and not self._head_knows.is_set():
+            self._deadline.pause(LOOK_S, f"{self._plan.head.name} to know of {node.name}")
+        return self.bring_up(node)
 
     def start_again(self, node: Node) -> ssh.Session:
         """Power a stopped node on and bring it to what the plan says."""
@@ -81,17 +164,19 @@ class NodeWork:
             if node.is_head:
                 self._ways.open_by(session)
             self.configure(node, session)
+            if node.is_head:
+                self._head_knows.set()
         except BaseException:
             session.close()
             raise
         return session
 
-    def configure(self, node: Node, session: ssh.Session) -> tuple[str, ...]:
+    def configure(self, node: Node, session: Door) -> tuple[str, ...]:
         """Bring a node to what the plan says of it alone; returns what had to be changed."""
         actions = guest.actions(self._plan, node, self._keys)
         return configure.apply(session, "configure", actions, report=self._site.report)
 
-    def join(self, node: Node, session: ssh.Session) -> tuple[str, ...]:
+    def join(self, node: Node, session: Door) -> tuple[str, ...]:
         """Mount what the others serve; returns what had to be changed."""
         actions = guest.mount_actions(self._plan, node, watcher=program("stores").decode())
         return configure.apply(session, "nfs", actions, report=self._site.report) if actions else ()
@@ -148,10 +233,22 @@ class Ways:
     def __init__(self, decided: Plan, by_server: Mapping[str, ssh.Session | None]) -> None:
         self._head, self._by_server = decided.head, by_server
         self._by_head: ssh.Session | None = None
+        self._lock = threading.Lock()
+        self._log_in: Callable[[], ssh.Session] | None = None
+        self._own: ssh.Session | None = None
 
     def open_by(self, head: ssh.Session) -> None:
         """From now on nodes are reached through the head."""
         self._by_head = head
+
+    def open_when_needed(self, log_in: Callable[[], ssh.Session]) -> None:
+        """The same, by a session that is opened for the first who needs it."""
+        self._log_in = log_in
+
+    def close(self) -> None:
+        """Close a session that was opened so."""
+        if self._own:
+            self._own.close()
 
     def to(self, node: Node, deadline: Deadline) -> ssh.Session | None:
         """The session that leads to a node, None where it is reached from here; waits for the head's."""
@@ -159,6 +256,9 @@ class Ways:
             return self._by_server.get(node.server)
         while self._by_head is None:
             deadline.pause(LOOK_S, f"{self._head.name}, through which {node.name} is reached")
+            with self._lock:
+                if self._by_head is None and self._log_in:
+                    self._by_head = self._own = self._log_in()
         return self._by_head
 
 

@@ -224,7 +224,10 @@ CLUSTER: Mapping[str, Key] = {
     "mpi_ports": Key("FIRST:LAST", "TCP ports that MPI may use.  [default: any]", _port_range, "mpi_ports"),
     "provision": Key("SCRIPT", "A script to run on every node, as root, once the cluster is up.", _path),
     "payload": Key("PATH", "A file or folder that the script finds on every node.", _path),
-    "boot": Key("auto|cold", "How nodes come up.", choice("auto", "cold"), default="auto"),
+    "boot": Key(
+        "auto|clone|cold", "Whether nodes are copies of a running one, or boot: as can be had at once, or always.",
+        choice("auto", "clone", "cold"), default="auto",
+    ),
     "accel": Key(
         "auto|kvm|tcg", "Hardware virtualisation, emulation, or what works.", choice("auto", "kvm", "tcg"),
         default="auto",

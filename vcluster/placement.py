@@ -68,6 +68,32 @@ def place(spec: Spec, free: Mapping[str, Room], *, node_mib: int, node_disk_mib:
     return tuple(offer.name for offer, count in zip(offers, counts, strict=True) for _ in range(count))
 
 
+def place_more(
+    count: int, carried: Mapping[str, int], free: Mapping[str, Room], *, node_mib: Mapping[str, int], node_disk_mib: int
+) -> tuple[str, ...]:
+    """The server of each of `count` more nodes: every time the one that carries the fewest, among equals the first.
+
+    All mappings are by server; `carried` is how many nodes of the cluster there are, `free` what is left beside them.
+    Raises MissingError where there is not room for all.
+    """
+    tightest = {
+        name: min(_observed(free[name], node_mib[name], node_disk_mib), key=lambda limit: limit.nodes)
+        for name in carried
+    }
+    most = sum(limit.nodes for limit in tightest.values())
+    if count > most:
+        why = (f"{name}: at most {one.nodes} more, by {one.key} ({one.why})" for name, one in tightest.items())
+        raise MissingError(
+            "\n".join([f"{count} more nodes do not fit on the servers; the most is {most}", *why]),
+            hint="fewer nodes, or vcluster clear of a cluster in the way",
+        )
+    places: list[str] = []
+    for _ in range(count):
+        open_ones = [name for name, limit in tightest.items() if places.count(name) < limit.nodes]
+        places.append(min(open_ones, key=lambda name: carried[name] + places.count(name)))
+    return tuple(places)
+
+
 def declared_limits(server: ServerSpec, *, vcpus: int, memory_mib: int, disk_gib: int) -> tuple[Limit, ...]:
     """What a server's own declarations hold, of nodes of that size."""
     limits = []
@@ -100,11 +126,15 @@ def _refuse_empty_promises(servers: Sequence[ServerSpec], free: Mapping[str, Roo
         raise MissingError("\n".join(lines), hint="declare less, or make room there")
 
 
-def _offer(spec: Spec, server: ServerSpec, room: Room, node_mib: int, node_disk_mib: int) -> _Offer:
-    observed = (
+def _observed(room: Room, node_mib: int, node_disk_mib: int) -> tuple[Limit, ...]:
+    return (
         Limit("ram", room.memory_free_mib // node_mib, f"{room.memory_free_mib} MiB free, a node takes {node_mib}"),
         Limit("hdd", room.disk_free_mib // node_disk_mib, f"{room.disk_free_mib} MiB free, one takes {node_disk_mib}"),
     )
+
+
+def _offer(spec: Spec, server: ServerSpec, room: Room, node_mib: int, node_disk_mib: int) -> _Offer:
+    observed = _observed(room, node_mib, node_disk_mib)
     declared = declared_limits(server, vcpus=spec.vcpus, memory_mib=spec.memory_mib, disk_gib=spec.disk_gib)
     size = [
         Fraction(max(1, room.cpus if server.cpus is None else server.cpus), spec.vcpus),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
+from itertools import chain, count, islice
 
 from vcluster import addressing, naming, placement, topology
 from vcluster.errors import ConflictError, MissingError, RequestError
@@ -45,7 +46,7 @@ def make_plan(spec: Spec, facts: Mapping[str, Facts], *, image: Image, owner: st
     subnet = addressing.choose_subnet(spec.subnet, len(spec.node_names), carriers)
     addresses = spec.node_addresses or addressing.node_addresses(subnet, len(spec.node_names))
     places = _place(spec, facts)
-    links = _lay_out(spec, facts, places, owner)
+    links = lay_out(spec, facts, places, owner)
     networks = _networks(spec, facts, _management_places(spec, places), owner, besides=subnet)
     servers = tuple(
         _server_plan(spec, server, facts, links, networks, image if server.name in places else None, owner)
@@ -64,8 +65,9 @@ def make_plan(spec: Spec, facts: Mapping[str, Facts], *, image: Image, owner: st
         image=image,
         switch=links.switch,
         servers=servers,
-        nodes=_nodes(spec, links, addresses, networks),
+        nodes=make_nodes(spec, links, addresses, networks),
         timeout_s=spec.timeout_s,
+        vxlan_port=spec.vxlan_port,
         layout=spec.layout,
         dhcp_range=_dhcp_range(spec, subnet, addresses),
         stores=tuple(store.node for store in spec.stores),
@@ -93,33 +95,35 @@ def _place(spec: Spec, facts: Mapping[str, Facts]) -> tuple[str, ...]:
     if len(spec.servers) == 1:
         server = spec.servers[0]
         check_room(spec, facts[server.name])
-    rooms = {
-        server.name: placement.Room(
-            memory_free_mib=max(0, facts[server.name].memory_free_mib - MEMORY_RESERVE_MIB),
-            disk_free_mib=max(0, facts[server.name].disk_free_mib - DISK_RESERVE_MIB),
-            cpus=facts[server.name].cpus,
-        )
-        for server in spec.servers
-    }
+    rooms = {server.name: room_on(facts[server.name]) for server in spec.servers}
     overhead_mib = max(QEMU_OVERHEAD_MIB[facts[server.name].accel] for server in spec.servers)
     return placement.place(spec, rooms, node_mib=spec.memory_mib + overhead_mib, node_disk_mib=DISK_NODE_MIB)
 
 
+def room_on(facts: Facts) -> placement.Room:
+    """What a server has for nodes."""
+    return placement.Room(
+        memory_free_mib=max(0, facts.memory_free_mib - MEMORY_RESERVE_MIB),
+        disk_free_mib=max(0, facts.disk_free_mib - DISK_RESERVE_MIB),
+        cpus=facts.cpus,
+    )
+
+
 def check_room(spec: Spec, facts: Facts) -> None:
     """Raise MissingError, with the largest N that fits, when the one server's memory or disk cannot hold the nodes."""
-    count = len(spec.node_names)
+    number = len(spec.node_names)
     node_mib = spec.memory_mib + QEMU_OVERHEAD_MIB[facts.accel]
     fit = max(0, facts.memory_free_mib - MEMORY_RESERVE_MIB) // node_mib
-    if count > fit:
+    if number > fit:
         raise MissingError(
-            f"{count} nodes of {spec.memory_mib} MiB need {count * node_mib} MiB of memory, "
+            f"{number} nodes of {spec.memory_mib} MiB need {number * node_mib} MiB of memory, "
             f"{facts.memory_free_mib} MiB are free",
             hint=f"the largest -n that fits is {fit}" if fit else "take a smaller --memory",
         )
     fit = max(0, facts.disk_free_mib - DISK_RESERVE_MIB) // DISK_NODE_MIB
-    if count > fit:
+    if number > fit:
         raise MissingError(
-            f"{count} nodes need {count * DISK_NODE_MIB + DISK_RESERVE_MIB} MiB on disk to begin with, "
+            f"{number} nodes need {number * DISK_NODE_MIB + DISK_RESERVE_MIB} MiB on disk to begin with, "
             f"{facts.disk_free_mib} MiB are free at {spec.servers[0].path / CLUSTERS_FOLDER}",
             hint=f"the largest -n that fits is {fit}" if fit else "make room there",
         )
@@ -128,7 +132,10 @@ def check_room(spec: Spec, facts: Facts) -> None:
 # What joins them
 
 
-def _lay_out(spec: Spec, facts: Mapping[str, Facts], places: Sequence[str], owner: str) -> topology.Topology:
+def lay_out(
+    spec: Spec, facts: Mapping[str, Facts], places: Sequence[str], owner: str, *, present: Sequence[Node] = ()
+) -> topology.Topology:
+    """The links for nodes on these servers, in order, beside those of the nodes that are `present` already."""
     switch = spec.switch.name
     away = [server for server in places if server != switch]
     ways: dict[tuple[str, str], Way] = {}
@@ -138,11 +145,13 @@ def _lay_out(spec: Spec, facts: Mapping[str, Facts], places: Sequence[str], owne
             ways[switch, server] = facts[switch].ways[server]
     for (start, end), way in ways.items():
         check_mtu(spec.mtu, start, end, way)
+    taken = {node.index for node in present}
+    indices = islice((index for index in count(1) if index not in taken), len(places))
     return topology.lay_out(
         topology.Fabric(spec.name, owner, spec.mtu, spec.vxlan_port),
-        places,
+        dict(zip(indices, places, strict=True)),
         switch,
-        vnis=_choose_vnis(spec, facts, away),
+        vnis=_choose_vnis(spec, facts, away, {node.vni for node in present}),
         ways=ways,
     )
 
@@ -158,11 +167,13 @@ def check_mtu(mtu: int, start: str, end: str, way: Way) -> None:
         )
 
 
-def _choose_vnis(spec: Spec, facts: Mapping[str, Facts], away: Sequence[str]) -> tuple[int, ...]:
+def _choose_vnis(
+    spec: Spec, facts: Mapping[str, Facts], away: Sequence[str], taken: Collection[int | None]
+) -> tuple[int, ...]:
     """For each node with a tunnel the first network identifier that is free at both ends and not given yet."""
     if not spec.sets_up_switch:
         return _vnis_in_a_row(spec, facts, away)
-    at_switch = facts[spec.switch.name].vnis
+    at_switch = {*facts[spec.switch.name].vnis, *taken}
     chosen: list[int] = []
     candidate = spec.vni_base
     for server in away:
@@ -251,17 +262,23 @@ def _pool(cluster: str, server: ServerSpec, owner: str) -> Pool:
     return Pool(naming.libvirt_name(cluster), naming.uuid_for("pool", cluster, owner), path)
 
 
-def _nodes(
-    spec: Spec, links: topology.Topology, addresses: Sequence[IPv4Address], networks: Mapping[str, Network]
+def make_nodes(
+    spec: Spec,
+    links: topology.Topology,
+    addresses: Sequence[IPv4Address],
+    networks: Mapping[str, Network],
+    *,
+    present: Sequence[Node] = (),
 ) -> tuple[Node, ...]:
-    macs = _macs(spec)
-    cards = _management_cards(spec, [one.server for one in links.attachments], macs, networks)
+    """The nodes of these names, attached so, in order; nothing of theirs is what a node that is `present` has."""
+    macs = _macs(spec, present)
+    cards = _management_cards(spec, links.attachments, macs, networks, present)
     data_gib = {store.node: store.size_gib for store in spec.stores}
     return tuple(
         Node(
             name=name,
-            index=position + 1,
-            role="worker" if position else "head",
+            index=attachment.index,
+            role="worker" if position or present else "head",
             server=attachment.server,
             domain=naming.domain_name(spec.name, name),
             uuid=naming.uuid_for("domain", spec.name, name),
@@ -278,28 +295,34 @@ def _nodes(
 
 
 def _management_cards(
-    spec: Spec, places: Sequence[str], macs: Mapping[tuple[str, str], str], networks: Mapping[str, Network]
+    spec: Spec,
+    attachments: Sequence[topology.Attachment],
+    macs: Mapping[tuple[str, str], str],
+    networks: Mapping[str, Network],
+    present: Sequence[Node],
 ) -> dict[str, ManagementCard]:
     """The `mgmt0` of each node that has one, by the node's name."""
-    carriers = _management_places(spec, places)  # of the first nodes, which are those with a card
+    places = [one.server for one in attachments]
+    # Of the first nodes, which are those with a card; in the private layout the head, which is present, has the only.
+    carriers = () if present and spec.layout == PRIVATE else _management_places(spec, places)
+    held = {node.management.address for node in present if node.management}
     free = {
-        server: iter(addressing.management_addresses(network.subnet, carriers.count(server)))
-        for server, network in networks.items()
+        server: iter(addressing.management_addresses(networks[server].subnet, carriers.count(server), held))
+        for server in dict.fromkeys(carriers)
     }
     return {
         name: ManagementCard(
-            next(free[server]), macs[name, "mgmt0"], naming.management_port_name(spec.name, position + 1)
+            next(free[one.server]), macs[name, "mgmt0"], naming.management_port_name(spec.name, one.index)
         )
-        for position, (name, server) in enumerate(
-            zip(spec.node_names, carriers, strict=False)
-        )  # the first ones have one
+        for name, one in zip(spec.node_names, attachments[: len(carriers)], strict=False)
     }
 
 
-def _macs(spec: Spec) -> dict[tuple[str, str], str]:
-    """For each node one for lab0, then one for mgmt0; no two the same."""
+def _macs(spec: Spec, present: Sequence[Node]) -> dict[tuple[str, str], str]:
+    """For each node one for lab0, then one for mgmt0; no two the same, and none that is in use."""
+    taken = {mac for node in present for mac in (node.mac, node.management.mac if node.management else "")}
     given: dict[tuple[str, str], str] = {}
     for name in spec.node_names:
         for interface in ("lab0", "mgmt0"):
-            given[name, interface] = naming.mac_for(spec.name, name, interface, given.values())
+            given[name, interface] = naming.mac_for(spec.name, name, interface, chain(taken, given.values()))
     return given

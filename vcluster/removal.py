@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
-from vcluster import naming, parallel, servers
+from vcluster import naming, parallel, servers, warming
 from vcluster.errors import ConflictError, VclusterError
 from vcluster.events import Deadline
 from vcluster.hosts import tmux
 from vcluster.inventory import survey
 from vcluster.ledger import ClusterFiles
-from vcluster.model import LOCAL, ServerSpec
+from vcluster.model import LOCAL, Plan, ServerSpec
 from vcluster.plan import CLUSTERS_FOLDER, IMAGES_FOLDER
-from vcluster.resources import KINDS, logins
+from vcluster.resources import KINDS, PARTS, logins
 from vcluster.servers import Fleet, Server, Want
 from vcluster.site import Site
+from vcluster.snapshots import root_on
+
+Kind = TypeVar("Kind")
 
 IMAGE_TIMEOUT_S = 60.0
 
@@ -33,6 +37,7 @@ def clear(site: Site, name: str, besides: Sequence[ServerSpec] = ()) -> bool:
     if kept is None:
         wants.append(servers.want_spec(LOCAL, carries_nodes=site.doors.has_libvirt))
     with site.fleet(wants, may_lose=True) as fleet:
+        warming.remove_unfinished(fleet.servers.values())
         found = any(survey(server, name) for server in fleet.servers.values())
         if not files.folder.exists() and not found and not fleet.lost:
             files.destroy()
@@ -66,12 +71,35 @@ def remove(site: Site, fleet: Fleet, files: ClusterFiles) -> None:
 
     Everything is tried on every server; what fails is told together, and the ledger stays until nothing is left.
     """
-    outcomes = parallel.outcomes(tuple(fleet.servers.values()), lambda server: _remove_from(site, server, files.name))
+    _on_each(fleet, lambda server: _remove_from(site, server, files.name))
+    tmux.end(tmux.socket_name(files.name))
+    files.destroy()
+
+
+def remove_nodes(site: Site, fleet: Fleet, before: Plan, after: Plan) -> None:
+    """The same for the nodes that are in one plan and not in the next, with all that servers have for them."""
+
+    def work(server: Server) -> None:
+        failures = _try_each(site, server, PARTS, lambda part: part.reduce(server, before, after))
+        gone = _names_on(before, server.name) - _names_on(after, server.name)
+        left = [found for found in survey(server, before.name) if found.name in gone] if not failures else ()
+        if left:
+            failures.append(VclusterError(f"left of {before.name}: {', '.join(map(str, left))}"))
+        parallel.raise_all(failures)
+
+    _on_each(fleet, work)
+
+
+def _names_on(plan: Plan, server: str) -> set[str]:
+    return {*plan.server(server).link_names, *(node.domain for node in plan.nodes_on(server))}
+
+
+def _on_each(fleet: Fleet, work: Callable[[Server], None]) -> None:
+    """On every server side by side, whatever becomes of the others."""
+    outcomes = parallel.outcomes(tuple(fleet.servers.values()), work)
     failures = [error for error in outcomes if isinstance(error, VclusterError)]
     failures += [_not_reached(name, error) for name, error in fleet.lost.items()]
     parallel.raise_all(failures)
-    tmux.end(tmux.socket_name(files.name))
-    files.destroy()
 
 
 def _not_reached(name: str, error: VclusterError) -> VclusterError:
@@ -79,20 +107,28 @@ def _not_reached(name: str, error: VclusterError) -> VclusterError:
 
 
 def _remove_from(site: Site, server: Server, name: str) -> None:
-    failures = []
-    for kind, resource in KINDS.items():
-        try:
-            with site.report.step(f"remove {kind}", server.label):
-                resource.destroy(server, name)
-        except VclusterError as error:
-            if not server.is_alive:
-                raise _not_reached(server.name, error) from error
-            failures.append(error)
+    failures = _try_each(site, server, KINDS, lambda kind: kind.destroy(server, name))
     left = survey(server, name) if not failures else ()
     if left:
         failures.append(VclusterError(f"left of {name}: {', '.join(map(str, left))}"))
     parallel.raise_all(failures)
     logins.destroy(server, name)
+
+
+def _try_each(
+    site: Site, server: Server, kinds: Mapping[str, Kind], work: Callable[[Kind], None]
+) -> list[VclusterError]:
+    """Work on one kind of things after the other; what failed, unless the server is gone."""
+    failures = []
+    for name, kind in kinds.items():
+        try:
+            with site.report.step(f"remove {name}", server.label):
+                work(kind)
+        except VclusterError as error:
+            if not server.is_alive:
+                raise _not_reached(server.name, error) from error
+            failures.append(error)
+    return failures
 
 
 def remove_image(site: Site, digest: str, specs: Sequence[ServerSpec]) -> dict[str, bool]:
@@ -107,6 +143,7 @@ def remove_image(site: Site, digest: str, specs: Sequence[ServerSpec]) -> dict[s
             raise ConflictError(f"{server.name} carries {', '.join(users)}", hint="clear what is there first")
         root = server.storage / IMAGES_FOLDER
         names = [name for name in server.call("folders", path=str(root)) if name.endswith(digest)]
+        server.call("remove_snapshots", root=str(root_on(server.storage)), image_digest=digest)
         for name in names:
             server.call("remove_folder", path=str(root / name))
         return bool(names)

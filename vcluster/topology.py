@@ -19,6 +19,7 @@ from vcluster.model import Bridge, Switch, Tunnel, Way
 class Attachment:
     """Where a node joins the cluster network: a port of a bridge, on a server; `vni` None without a tunnel."""
 
+    index: int
     server: str
     bridge: str
     port: str
@@ -57,32 +58,32 @@ class Fabric:
 
 def lay_out(
     fabric: Fabric,
-    node_servers: Sequence[str],
+    places: Mapping[int, str],
     switch: str,
     *,
     vnis: Sequence[int],
     ways: Mapping[tuple[str, str], Way],
 ) -> Topology:
-    """The links for nodes on these servers, in the nodes' order, joined by a switch on that server.
+    """The links for nodes on these servers, by the nodes' indices and in their order, joined by a switch on another.
 
     `vnis` are for the nodes that need a tunnel, in order; `ways` are keyed by both servers' names. A way that leads
     from the switch may be missing: then the switch's half is somebody else's, and is left out.
     """
     middle = fabric.bridge(naming.bridge_name(fabric.cluster))
-    bridges: dict[str, list[Bridge]] = {server: [] for server in node_servers}
-    tunnels: dict[str, list[Tunnel]] = {server: [] for server in node_servers}
+    bridges: dict[str, list[Bridge]] = {server: [] for server in places.values()}
+    tunnels: dict[str, list[Tunnel]] = {server: [] for server in places.values()}
     attachments, numbers = [], iter(vnis)
-    is_ours = switch in node_servers or any(start == switch for start, _ in ways)
+    is_ours = switch in places.values() or any(start == switch for start, _ in ways)
     if is_ours:
         bridges[switch] = [middle]
         tunnels[switch] = []
-    for index, server in enumerate(node_servers, start=1):
+    for index, server in places.items():
         port = naming.port_name(fabric.cluster, index)
         if server == switch:
-            attachments.append(Attachment(server, middle.name, port))
+            attachments.append(Attachment(index, server, middle.name, port))
             continue
         own, vni = fabric.bridge(naming.node_bridge_name(fabric.cluster, index)), next(numbers)
-        attachments.append(Attachment(server, own.name, port, vni))
+        attachments.append(Attachment(index, server, own.name, port, vni))
         there = ways[server, switch]
         bridges[server].append(own)
         tunnels[server].append(fabric.tunnel(index, vni, own.name, there.local, there.remote, there.interface))

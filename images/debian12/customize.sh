@@ -9,7 +9,7 @@ in_root() { chroot "$root" env DEBIAN_FRONTEND=noninteractive "$@"; }
 
 # --- files of ours --------------------------------------------------------------------------------
 cp -R --no-preserve=mode,ownership "$here/overlay/." "$root/"
-chmod 755 "$root/usr/lib/vcluster/seed" "$root/usr/lib/vcluster/dhcp"
+chmod 755 "$root/usr/lib/vcluster/seed" "$root/usr/lib/vcluster/dhcp" "$root/usr/lib/vcluster/clone"
 install -m 644 "$here/../guest/vcluster-ready.service" "$root/etc/systemd/system/"
 
 # --- MPI -------------------------------------------------------------------------------------------------------------------

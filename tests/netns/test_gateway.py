@@ -65,7 +65,7 @@ def head(net: Lan) -> Iterator[Callable[[Plan], None]]:
                 path = net.server.path(action["path"])
                 path.parent.mkdir(exist_ok=True)
                 path.write_text(action["text"].replace(gateway.LEASES, LEASES))
-            else:
+            elif action["do"] == "service":
                 unit = net.server.path(f"/etc/systemd/system/{action['unit']}").read_text()
                 execute(net, "head", unit, "ExecReload" if action["unit"] in is_running else "ExecStart")
                 is_running.add(action["unit"])
@@ -360,6 +360,19 @@ def test_addresses(
         assert lease.options[dhcp_client.MTU] == struct.pack("!H", plan.mtu)
     wait_until(lambda: "passer-by" in net.server.path(LEASES).read_text())
     assert f"0 {plan.workers[0].mac} {WORKER} node2" in net.server.path(LEASES).read_text()
+
+
+def test_a_node_that_comes_has_its_address_after_a_reload(net: Lan, head: Callable[[Plan], None]) -> None:
+    smaller, new = replace(PLAN, nodes=PLAN.nodes[:2]), PLAN.nodes[2]
+    head(smaller)
+    with wire(net, "worker") as one:
+        assert dhcp_client.ask(one, smaller.workers[0].mac).address == WORKER
+        assert dhcp_client.ask(one, "02:00:00:00:00:98").address != OTHER
+        head(PLAN)
+        assert dhcp_client.ask(one, new.mac).address == OTHER
+        head(smaller)
+        head(replace(PLAN, nodes=(*smaller.nodes, replace(new, mac="02:00:00:00:00:97"))))
+        assert dhcp_client.ask(one, "02:00:00:00:00:97").address != OTHER  # as long as there is the other's lease
 
 
 def test_nodes_with_one_client_identifier_are_several(net: Lan, head: Callable[[Plan], None]) -> None:

@@ -118,6 +118,22 @@ def test_links_are_made_as_asked_and_removed(
         assert links(server).keys() == before.keys()
 
 
+def test_some_links_go_and_the_others_stay(servers: tuple[Server, Server], call: Call) -> None:
+    before = links(servers[0])
+    make(call, *sides(servers, 3)[0])
+    made = links(servers[0])
+    assert set(call("netlink.destroy", alias=MARK, names=["vb-lab-1", "vx-lab-1", "eth0"])) == {"vb-lab-1", "vx-lab-1"}
+    assert call("netlink.destroy", alias=MARK, names=["vb-lab-1"]) == []
+    assert call("netlink.destroy", alias=MARK, names=[]) == []
+    left = links(servers[0])
+    assert left.keys() == made.keys() - {"vb-lab-1", "vx-lab-1"}
+    assert left.keys() > before.keys()
+    make(call, *sides(servers, 3)[0])
+    again = links(servers[0])
+    assert again.keys() == made.keys()
+    assert all(again[name]["ifindex"] == made[name]["ifindex"] for name in left)
+
+
 @pytest.fixture
 def two_nodes(servers: tuple[Server, Server], calls: tuple[Call, Call], call: Call) -> Iterator[Server]:
     """Two nodes on one server, namespaces n0 and n1 with 10.0.0.1 and 10.0.0.2, each on a bridge of its own."""

@@ -120,8 +120,9 @@ def bare(bed: Bed) -> Survey:
 
 @pytest.fixture(scope="package")
 def red(bed: Bed, bare: Survey) -> Iterator[Cluster]:
-    """Two nodes on the machine itself, the switch elsewhere."""
+    """Two nodes on the machine itself, the switch elsewhere; they are copies of a memory that is kept there."""
     del bare
+    bed.control.vcluster("image", "warm", timeout_s=120)
     bed.control.vcluster(
         "remote", "create", "--switch", bed.switch.server.name, "--name", "red", "--names", "red[1-2]",
         "--addresses", "dhcp", "--timeout", "400", timeout_s=420,

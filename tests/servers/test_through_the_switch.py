@@ -48,6 +48,14 @@ def test_both_are_ready_and_share_nothing(bed: Bed, red: Cluster, blue: Cluster)
     assert [node["bridge"] for node in one["nodes"]] == ["vb-red-1", "vb-red-2"]  # type: ignore[attr-defined]
 
 
+def test_copies_and_nodes_that_booted_cross_the_switch_alike(bed: Bed, red: Cluster, blue: Cluster) -> None:
+    assert all("clone" in bed.control.stages("red", node) for node in red.names)
+    assert all("boot" in bed.control.stages("blue", node) for node in blue.names)
+    _, worker = status(bed, "red")["nodes"]  # type: ignore[misc]
+    leases = red.ssh("red1", "cat /var/lib/misc/*.leases", user="root")
+    assert f"{worker['mac']} {worker['address']} red2" in leases
+
+
 @pytest.mark.parametrize("name", ["red", "blue"])
 def test_the_check_passes_and_proves_the_path(bed: Bed, red: Cluster, blue: Cluster, name: str) -> None:
     del red, blue

@@ -374,7 +374,7 @@ password = env:hunter2!
          "holds 2"),
         ("nodes = 4", "nodes = 4\nmtu = 60", "3: [cluster] mtu: MTU 60 is not possible; 576 to 9216 bytes; 1450 leaves "
          "room for VXLAN"),
-        ("nodes = 4", "nodes = 4\nboot = warm", "3: [cluster] boot: 'warm' is none of auto, cold"),
+        ("nodes = 4", "nodes = 4\nboot = warm", "3: [cluster] boot: 'warm' is none of auto, clone, cold"),
         ("nodes = 4", "nodes = 4\naccel = xen", "3: [cluster] accel: 'xen' is none of auto, kvm, tcg"),
         ("nodes = 4", "nodes = 4\npolicy = fair", "3: [cluster] policy: 'fair' is none of spread, pack"),
         ("nodes = 4", "nodes = 4\ntimeout = inf", "3: [cluster] timeout: 'inf' is not a time; seconds, 1 to 1000000"),

@@ -130,7 +130,7 @@ def put_right(monkeypatch: pytest.MonkeyPatch, state: str, *missing: str) -> lis
     found = SimpleNamespace(state=state, missing=missing)
     monkeypatch.setattr(cluster, "observe_status", lambda *_: found)
     monkeypatch.setattr(cluster.servers, "require_rights", lambda _: taken.append("rights"))
-    monkeypatch.setattr(cluster, "_join_up", lambda *_: taken.append("join up"))
+    monkeypatch.setattr(cluster, "join_up", lambda *_: taken.append("join up"))
     monkeypatch.setattr(cluster.links, "attach", lambda *_: None)
     monkeypatch.setattr(cluster, "_revive", lambda *_: taken.append("revive"))
     return taken

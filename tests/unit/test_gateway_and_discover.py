@@ -46,6 +46,15 @@ def test_dnsmasq(golden: Golden, name: str, plan: Plan) -> None:
     golden(f"gateway/dnsmasq-{name}.conf", gateway.dnsmasq_conf(plan))
 
 
+def test_who_comes_and_goes_makes_dnsmasq_read_again_and_not_start_again() -> None:
+    larger, smaller = (gateway.gateway_actions(samples.plan(n, addresses=DHCP), DIRECT_DHCP.head) for n in (4, 3))
+    different = [one for one, other in zip(larger, smaller, strict=True) if one != other]
+    assert [action["path"] for action in different] == [gateway.DHCP_HOSTS, gateway.LEASES]
+    (service,) = (action for action in larger if action["do"] == "service")
+    assert service["reload"]
+    assert not {gateway.DHCP_HOSTS, gateway.LEASES} & {*service["restart_if"]}
+
+
 def test_units(golden: Golden) -> None:
     golden("gateway/firewall-head.service", gateway.firewall_unit(routes=True))
     golden("gateway/firewall.service", gateway.firewall_unit(routes=False))

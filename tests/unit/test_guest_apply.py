@@ -140,3 +140,37 @@ def test_mounts_are_recognised() -> None:
         source, target = mounts.read().splitlines()[-1].split()[:2]
     assert apply.mounts()[target] == source
     assert "/no/such/folder" not in apply.mounts()
+
+
+LEASES = [
+    "0 02:00:00:00:00:02 10.0.0.2 node2 *\n",
+    "0 02:00:00:00:00:03 10.0.0.3 node3 *\n",
+    "1700000000 02:00:00:00:00:99 10.0.0.210 passer-by ff:00\n",
+    "duid 00:01:00:01\n",
+]
+
+
+@pytest.mark.parametrize(
+    ("hosts", "left"),
+    [
+        ({"10.0.0.2": "02:00:00:00:00:02", "10.0.0.3": "02:00:00:00:00:03"}, [0, 1, 2, 3]),
+        ({"10.0.0.2": "02:00:00:00:00:02"}, [0, 2, 3]),
+        ({"10.0.0.2": "02:00:00:00:00:02", "10.0.0.3": "02:00:00:00:00:04"}, [0, 2, 3]),
+        ({}, [2, 3]),
+    ],
+)
+def test_leases_of_nodes_that_are_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hosts: dict[str, str], left: list[int]
+) -> None:
+    path = tmp_path / "leases"
+    ran: list[list[str]] = []
+    monkeypatch.setattr(apply, "run", ran.append)
+    strangers = ["10.0.0.205", "10.0.0.254"]
+    action = {"do": "leases", "path": str(path), "unit": "x.service", "hosts": hosts, "strangers": strangers}
+    assert apply.apply([action]) == []  # nobody has asked yet
+    path.write_text("".join(LEASES))
+    is_less = len(left) < len(LEASES)
+    assert apply.apply([action]) == ([str(path)] if is_less else [])
+    assert path.read_text() == "".join(LEASES[at] for at in left)
+    assert ran == ([["systemctl", "stop", "x.service"]] if is_less else [])
+    assert apply.apply([action]) == []

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import struct
+import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from vcluster.agent import snapshots
+from vcluster.cli import image, main
 from vcluster.errors import ConflictError, RequestError
 from vcluster.images.store import Store
 from vcluster.images.verify import SECTOR, partitions_end
@@ -80,6 +85,28 @@ def test_an_image_in_use_is_not_removed(tmp_path: Path) -> None:
     store.remove(manifest, users=())
     assert store.images() == ()
     assert store.names() == {}
+
+
+def test_an_image_goes_with_the_memories_that_are_kept_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, kept = stored(tmp_path / "images"), tmp_path / "snapshots"
+    for key, digest in {"mine": store.manifest("demo").digest, "anothers": "sha256-" + "0" * 64}.items():
+        keep(kept / key, digest)
+    monkeypatch.setattr(image, "_snapshots_root", lambda: str(kept))
+    monkeypatch.setattr(image, "_users", lambda _: ())
+    monkeypatch.setenv("VCLUSTER_IMAGE_DIR", str(store.root))
+    assert [row["key"] for row in snapshots.list_snapshots(str(kept))] == ["anothers", "mine"]
+    monkeypatch.setattr(sys, "argv", ["vcluster", "image", "rm", "demo"])
+    assert main._run() == 0
+    assert store.images() == ()
+    assert [path.name for path in kept.iterdir()] == ["anothers"]
+
+
+def keep(folder: Path, digest: str) -> None:
+    """What a memory that was made from an image is known by."""
+    folder.mkdir(parents=True)
+    files = {name: snapshots._File(0, "") for name in ("disk.qcow2", "ram", "state")}
+    manifest = snapshots._Manifest(folder.name, "", digest, {}, "pc", "", "", 0, True, [0, 0], 0, files)
+    (folder / "manifest.json").write_text(json.dumps({"format": snapshots.FORMAT, **asdict(manifest)}))
 
 
 def test_what_failed_or_was_killed_leaves_no_image(tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ PACKAGE = Path(__file__).parent.parent.parent / "vcluster"
 # From the bottom up. A module may import from its own layer and those below.
 LAYERS = [
     ["errors", "model"],
-    ["codec", "naming", "recipes", "events", "savefile"],
+    ["codec", "naming", "recipes", "events", "savefile", "ramstream"],
     ["addressing", "topology", "placement", "hops", "keys", "parallel", "status", "discover", "guest"],
     ["plan", "render"],
+    ["resize", "snapshots"],
     ["ledger"],
     ["hosts", "progress"],
     ["ini", "fields", "options", "sections", "wishes"],
@@ -23,11 +24,11 @@ LAYERS = [
     ["images"],
     ["servers"],
     ["facts", "resources"],
-    ["site", "stages"],
+    ["site", "stages", "warming"],
     ["inventory", "nodes"],
     ["removal"],
     ["cluster"],
-    ["access", "doctor", "power", "switch"],
+    ["access", "doctor", "members", "power", "switch"],
     ["gateway"],
     ["cli"],
 ]

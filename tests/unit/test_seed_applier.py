@@ -43,6 +43,13 @@ def test_such_a_link_is_renamed_and_raised_with_the_mtu_of_the_seed(seed: Module
     ]
 
 
+def test_the_links_of_a_node_whose_memory_is_kept_stay_down(seed: ModuleType) -> None:
+    assert list(seed.link_commands("eth0", "mgmt0", OTHER, up=False)) == [
+        "link set dev eth0 name mgmt0",
+        "link set dev mgmt0 mtu 1500",
+    ]
+
+
 @pytest.mark.parametrize(
     "links",
     [

@@ -1,4 +1,7 @@
-"""One server of the testbed for all tests of this folder, and one cluster of three nodes for most of them."""
+"""One server of the testbed for all tests of this folder, and one cluster of three nodes for most of them.
+
+The server keeps the memory of a node, so nodes are copies of that wherever a test does not say that they boot.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +30,7 @@ def host() -> Iterator[Host]:
         # libvirt makes its own chains and folders the first time; they are not a cluster's.
         host.vcluster("local", "create", "-n", "1", "--timeout", "3", timeout_s=60, check=False)
         host.vcluster("clear", "--all", "-y")
+        host.vcluster("image", "warm", timeout_s=120)
         yield host
 
 

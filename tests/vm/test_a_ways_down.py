@@ -25,9 +25,11 @@ def _nothing_stays(host: Host) -> Iterator[None]:
     host.vcluster("clear", "doomed", "-y", check=False)
 
 
-@pytest.mark.parametrize("after_s", [0.2, 0.6, 0.9, 1.2, 2.5, 9.0])
-def test_kill_9_then_clear(host: Host, bare: Survey, after_s: float) -> None:
-    process = host.popen("local", "create", "--name", "doomed", "-n", "2")
+@pytest.mark.parametrize(
+    ("after_s", "boot"), [(0.2, "auto"), (0.6, "auto"), (0.9, "auto"), (1.2, "cold"), (2.5, "auto"), (9.0, "cold")]
+)
+def test_kill_9_then_clear(host: Host, bare: Survey, after_s: float, boot: str) -> None:
+    process = host.popen("local", "create", "--name", "doomed", "-n", "2", "--boot", boot)
     time.sleep(after_s)  # the moment of death is the subject of the test
     assert process.poll() is None, process.communicate()
     host.server.run(["pkill", "-KILL", "-f", "vcluster.*doomed"], timeout_s=10)
@@ -65,7 +67,8 @@ def test_an_interrupt_removes_everything(host: Host, bare: Survey, number: signa
 
 
 def test_a_time_out_tells_node_stage_and_console(host: Host, bare: Survey) -> None:
-    failed = host.vcluster("local", "create", "--name", "doomed", "-n", "1", "--timeout", "4", check=False)
+    wishes = ("-n", "1", "--boot", "cold", "--timeout", "4")
+    failed = host.vcluster("local", "create", "--name", "doomed", *wishes, check=False)
     assert failed.returncode == 1
     assert "node1: boot: ready did not come within 4 s" in failed.stderr
     assert "console" in failed.stderr
@@ -74,7 +77,7 @@ def test_a_time_out_tells_node_stage_and_console(host: Host, bare: Survey) -> No
 
 @pytest.mark.parametrize("moment", ["virsh -q list --name | grep doomed", "grep -l ready {console}"])
 def test_a_node_that_stops_on_the_way_is_told_at_once(host: Host, bare: Survey, moment: str) -> None:
-    process = host.popen("local", "create", "--name", "doomed", "-n", "1")
+    process = host.popen("local", "create", "--name", "doomed", "-n", "1", "--boot", "cold")
     host.wait_for(moment.format(console="/var/lib/libvirt/images/vcluster/clusters/doomed/node1.console.log"))
     host.sh("virsh -q destroy doomed.node1")
     _, errors = process.communicate(timeout=60)
@@ -84,7 +87,8 @@ def test_a_node_that_stops_on_the_way_is_told_at_once(host: Host, bare: Survey, 
 
 
 def test_keep_leaves_the_cluster_for_a_look(host: Host, bare: Survey) -> None:
-    failed = host.vcluster("local", "create", "--name", "doomed", "-n", "1", "--timeout", "4", "--keep", check=False)
+    wishes = ("-n", "1", "--boot", "cold", "--timeout", "4", "--keep")
+    failed = host.vcluster("local", "create", "--name", "doomed", *wishes, check=False)
     assert failed.returncode == 1
     assert host.json("status", "doomed")["state"] == "partial"
     host.vcluster("clear", "doomed", "-y", "--verify")
@@ -162,7 +166,7 @@ def test_nothing_to_clear(host: Host, bare: Survey) -> None:
         (["--image", "../../etc"], 2, "is not an image"),
         (["--memory", "1"], 2, "--memory"),
         (["--accel", "fast"], 2, "--accel"),
-        (["--boot", "clone"], 2, "--boot"),
+        (["--boot", "warm"], 2, "--boot"),
         (["surplus"], 2, "surplus"),
         (["--no-such-option"], 2, "no-such-option"),
     ],

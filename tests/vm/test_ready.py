@@ -158,8 +158,9 @@ def test_a_lost_file_fails_the_check_which_names_the_pairs(cluster: Cluster) -> 
     cluster.ssh("red3", f"cat > /etc/ssh/ssh_known_hosts <<'END'\n{known_hosts}END", user="root")
 
 
-def test_every_pair_is_told_by_the_check(cluster: Cluster) -> None:
-    document = cluster.host.json("check", timeout_s=120)
+@pytest.mark.parametrize("options", [[], ["--pairs"]], ids=["concluded", "tried"])
+def test_every_pair_is_told_by_the_check(cluster: Cluster, options: list[str]) -> None:
+    document = cluster.host.json("check", *options, timeout_s=120)
     assert document["passed"] is True
     told = {(one["check"], one["from"], one["to"]) for one in document["checks"]}
     pairs = set(product(NODES, NODES))

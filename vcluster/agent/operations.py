@@ -6,6 +6,7 @@ library, pyroute2 and the doors that travel with it.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
 import platform
@@ -17,16 +18,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from vcluster.agent import snapshots
 from vcluster.agent.looks import look_over
 from vcluster.errors import MissingError, VclusterError
 from vcluster.hosts import accel, firewall, frames, netlink
+from vcluster.hosts.shell import run
 
 LIBVIRT_SOCKET = Path("/run/libvirt/libvirt-sock")
 LIBVIRT_RUN = Path("/run/libvirt/network")
+LIBVIRT_DOMAINS = Path("/run/libvirt/qemu")
+NICEST = 19
 LIBVIRT_LOGS = Path("/var/log/libvirt/qemu")
 LIBVIRT_SOCKETS = (Path("/var/lib/libvirt/qemu"), Path("/var/lib/libvirt/qemu/channel/target"))
 LIBVIRT_NAME_CUT = 20  # so much of a domain's name is in such a folder's: one of that length may be another's
 MACHINE_ID = Path("/etc/machine-id")
+CPU_INFO = Path("/proc/cpuinfo")
+IMAGE_TOOL_TIMEOUT_S = 30.0
 UNFINISHED = ".unfinished-"  # images/store.py removes what bears it
 CAP_NET_ADMIN = 12  # linux/capability.h
 
@@ -87,9 +94,9 @@ def create_links(specs: Sequence[dict[str, Any]]) -> None:
     netlink.create([netlink.LinkSpec(**spec) for spec in specs])
 
 
-def destroy_links(alias: str) -> list[str]:
-    """Remove every link with this mark."""
-    return list(netlink.destroy(alias))
+def destroy_links(alias: str, names: Sequence[str] | None = None) -> list[str]:
+    """Remove the links with this mark, all of them or those of these names."""
+    return list(netlink.destroy(alias, names))
 
 
 def attach(ports: dict[str, str]) -> list[str]:
@@ -252,6 +259,38 @@ def _disk(what: str) -> Iterator[None]:
         raise MissingError(f"{what} cannot be stored: {error.strerror or error}", hint="make room there") from error
 
 
+# Templates
+
+
+def prepare_template(folder: str, backing: str, size_bytes: int, seed: str) -> None:
+    """Put a disk over an image, and a seed (in base64), into a folder."""
+    disk, place = f"{folder}/disk.qcow2", Path(folder)
+    argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", backing, disk, str(size_bytes)]
+    run(argv, timeout_s=IMAGE_TOOL_TIMEOUT_S)
+    (place / "seed.iso").write_bytes(base64.b64decode(seed))
+
+
+def processor() -> str:
+    """What guests see of the processor where they are shown all of it (proc(5), /proc/cpuinfo)."""
+    told = dict(line.split(":", 1) for line in CPU_INFO.read_text().split("\n\n")[0].splitlines() if ":" in line)
+    words = {name.strip(): value.strip() for name, value in told.items()}
+    flags = hashlib.sha256(words.get("flags", "").encode()).hexdigest()[:12]
+    return " ".join((*(words.get(name, "?") for name in ("vendor_id", "cpu family", "model", "stepping")), flags))
+
+
+def owner_of(path: str) -> list[int]:
+    """The user and the group that own a file."""
+    state = Path(path).stat()
+    return [state.st_uid, state.st_gid]
+
+
+def yield_to_others(domain: str) -> None:
+    """Have a domain's processor give way to all else that wants the server's."""
+    pid = (LIBVIRT_DOMAINS / f"{domain}.pid").read_text().strip()
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        os.setpriority(os.PRIO_PROCESS, int(task.name), NICEST)
+
+
 # KVM
 
 
@@ -292,7 +331,11 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
         image_state,
         receive_image_file,
         finish_image,
+        prepare_template,
+        processor,
+        owner_of,
+        yield_to_others,
         kvm_circumstances,
         try_kvm,
     )
-}
+} | {function.__name__: function for function in snapshots.OPERATIONS}

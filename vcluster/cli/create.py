@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-# create, boot, login, configure, nfs, check
+# create, boot, login, configure, nfs, check; of copies: clone, identity, configure, sshd, nfs, check
 STAGES = 6
 # Keys that mean nothing to nodes which are all on this machine, and to a switch on this machine as well.
 PLACING = frozenset({"policy"})
@@ -33,9 +33,15 @@ interface_option = click.option(
 
 
 def run_options(function: F) -> F:
-    """--plan, --keep and -o."""
+    """--plan, --keep, --no-warm and -o."""
     for option in (
         common.output_option,
+        click.option(
+            "--no-warm",
+            is_flag=True,
+            envvar="VCLUSTER_NO_WARM",
+            help="Do not keep the memory of a node, in the background, for the next create.",
+        ),
         click.option("--keep", is_flag=True, help="Leave a failed cluster for a look."),
         click.option("--plan", "plan_only", is_flag=True, help="Print the plan and change nothing."),
     ):
@@ -110,12 +116,12 @@ def local() -> None:
 
 @local.command("create", cls=KeysCommand, but=PLACING | TUNNELLING)
 @run_options
-def create_local(plan_only: bool, keep: bool, output: str, **given: Any) -> None:
+def create_local(plan_only: bool, keep: bool, no_warm: bool, output: str, **given: Any) -> None:
     """Make a cluster on this machine and prove it ready: SSH, NFS and MPI between all nodes."""
     from vcluster import wishes
 
     order = wishes.of_options(wishes.read_options(texts(given)), mode="local")
-    _make(order, plan_only=plan_only, keep=keep, output=output)
+    _make(order, plan_only=plan_only, keep=keep, warm=not no_warm, output=output)
 
 
 @click.group()
@@ -135,7 +141,14 @@ def remote() -> None:
 @click.option("--no-switch-setup", is_flag=True, help="The switch's half is made by hand: vcluster switch up.")
 @run_options
 def create_remote(
-    switch: str, ask_password: bool, no_switch_setup: bool, plan_only: bool, keep: bool, output: str, **given: Any
+    switch: str,
+    ask_password: bool,
+    no_switch_setup: bool,
+    plan_only: bool,
+    keep: bool,
+    no_warm: bool,
+    output: str,
+    **given: Any,
 ) -> None:
     """Make a cluster here whose nodes talk through the switch on HOST, also to each other.
 
@@ -153,7 +166,7 @@ def create_remote(
         switch=_switch(asked.get("switch"), switch, ask_password=ask_password, is_reached=not no_switch_setup),
         sets_up_switch=not no_switch_setup,
     )
-    _make(replace(order, spec=spec), plan_only=plan_only, keep=keep, output=output)
+    _make(replace(order, spec=spec), plan_only=plan_only, keep=keep, warm=not no_warm, output=output)
 
 
 def _switch(server: ServerSpec, host: str, *, ask_password: bool, is_reached: bool) -> ServerSpec:
@@ -199,7 +212,7 @@ def shared() -> None:
 @shared.command("create", cls=KeysCommand)
 @click.argument("config", type=click.Path(path_type=Path), metavar="CONFIG.ini")
 @run_options
-def create_shared(config: Path, plan_only: bool, keep: bool, output: str, **given: Any) -> None:
+def create_shared(config: Path, plan_only: bool, keep: bool, no_warm: bool, output: str, **given: Any) -> None:
     """Make the cluster that CONFIG.ini describes; config.template shows such a file.
 
     Options win over the file's [cluster] section.
@@ -207,15 +220,15 @@ def create_shared(config: Path, plan_only: bool, keep: bool, output: str, **give
     from vcluster import config as configuration
 
     order = configuration.read(config, overrides=texts(given))
-    _make(order, plan_only=plan_only, keep=keep, output=output)
+    _make(order, plan_only=plan_only, keep=keep, warm=not no_warm, output=output)
 
 
-def _make(order: Wishes, *, plan_only: bool, keep: bool, output: str) -> None:
+def _make(order: Wishes, *, plan_only: bool, keep: bool, warm: bool, output: str) -> None:
     job = _job(order)
     if plan_only:
         _show_plan(order, output)
     else:
-        _create(order, job, output, keep=keep)
+        _create(order, job, output, keep=keep, warm=warm)
 
 
 def _job(order: Wishes) -> Job | None:
@@ -225,14 +238,19 @@ def _job(order: Wishes) -> Job | None:
     return Job.read(order.provision, order.payload) if order.provision else None
 
 
-def _create(order: Wishes, job: Job | None, output: str, *, keep: bool) -> None:
-    from vcluster import cluster
+def _create(order: Wishes, job: Job | None, output: str, *, keep: bool, warm: bool) -> None:
+    from vcluster import cluster, warming
     from vcluster.cli import show
 
     spec = order.spec
     with common.progress(spec.node_names, stages=STAGES) as (site, timer):
-        status = cluster.create(site, spec, image_name=order.image, accel=order.accel, keep=keep, job=job)
+        status, is_cold = cluster.create(
+            site, spec, image_name=order.image, accel=order.accel, keep=keep, boot=order.boot, job=job
+        )
         site.files(spec.name).write_timing(timer.times)
+        if is_cold and warm:
+            site.report.note("the next ones will be copies of a node that is kept in the background from now on")
+            warming.start_in_background(spec.name)
     common.emit(output, status, lambda: show.created(status, timer.times))
 
 

@@ -1,13 +1,14 @@
-"""vcluster image build, import, list, verify, rm."""
+"""vcluster image build, import, list, warm, verify, rm."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from vcluster.cli import common
-from vcluster.errors import VclusterError
+from vcluster.cli.create import KeysCommand
+from vcluster.errors import RequestError, VclusterError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,10 +16,21 @@ if TYPE_CHECKING:
     from vcluster.images.store import Store
 
 
+WARM_KEYS = frozenset({"image", "vcpus", "memory", "disk", "mtu", "layout", "accel", "timeout"})
+
+
 def _store() -> Store:
     from vcluster.images.store import Store
 
     return Store(common.images_root())
+
+
+def _snapshots_root() -> str:
+    """Where this machine keeps the memories of nodes."""
+    from vcluster.model import LOCAL
+    from vcluster.snapshots import root_on
+
+    return str(root_on(LOCAL.path))
 
 
 def _report() -> Callable[[str], None]:
@@ -64,10 +76,11 @@ def import_image(source: str, name: str | None, sha256: str | None, output: str)
 @image.command("list")
 @common.output_option
 def list_images(output: str) -> None:
-    """List the images, what they take on the disk and who uses them."""
+    """List the images, what they take on the disk and who uses them, and the memories that are kept of nodes."""
+    from vcluster.agent import snapshots
     from vcluster.cli import show
 
-    store = _store()
+    store, kept = _store(), snapshots.list_snapshots(_snapshots_root())
     names = {digest: name for name, digest in store.names().items()}
     rows = [
         {
@@ -77,10 +90,34 @@ def list_images(output: str) -> None:
             "origin": one.origin,
             "bytes": store.size_bytes(one),
             "used_by": list(_users(one.digest)),
+            "snapshots": [snapshot for snapshot in kept if snapshot["image"] == one.digest],
         }
         for one in store.images()
     ]
     common.emit(output, rows, lambda: show.images(rows))
+
+
+@image.command(cls=KeysCommand, only=WARM_KEYS)
+@click.option(
+    "--name", envvar="VCLUSTER_NAME", metavar="NAME",
+    help="For more nodes like those of this cluster, on every server of its; instead of the options above.",
+)  # fmt: skip
+@click.option("--gently", is_flag=True, help="Give way to all else that wants the processor.")
+def warm(name: str | None, gently: bool, **given: Any) -> None:
+    """Boot a node and keep its memory, so that nodes like it are copies of it, in seconds."""
+    from vcluster import cluster, wishes
+    from vcluster.cli.create import texts
+
+    asked = texts(given)
+    if name and asked:
+        raise RequestError("--name says already what nodes are like", hint="leave it out, or all but it")
+    with common.progress() as (site, _):
+        if name:
+            made = cluster.warm_for(site, name, is_gentle=gently)
+        else:
+            order = wishes.of_options(wishes.read_options({"nodes": "2"} | asked), mode="local")
+            made = cluster.warm(site, order.spec, image_name=order.image, accel=order.accel, is_gentle=gently)
+    click.echo(f"kept, on {', '.join(made)}" if made else "all is kept already")
 
 
 @image.command()
@@ -101,12 +138,14 @@ def verify(name: str) -> None:
 def rm(name: str, host: str | None) -> None:
     """Remove an image that no cluster uses."""
     from vcluster import removal
+    from vcluster.agent import snapshots
     from vcluster.cli.create import servers_of
 
     store = _store()
     manifest = store.manifest(name)
     if host is None:
         store.remove(manifest, users=_users(manifest.digest))
+        snapshots.remove_snapshots(_snapshots_root(), manifest.digest)
         click.echo(f"image {name}: removed")
         return
     for server, was_there in removal.remove_image(common.site(), manifest.digest, servers_of(host)).items():

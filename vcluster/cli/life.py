@@ -143,16 +143,17 @@ def status(name: str | None, name_option: str | None, output: str) -> None:
 
 @click.command()
 @common.name_option
+@click.option("--pairs", is_flag=True, help="Make every login between two nodes, one by one: with N nodes, N² of them.")
 @common.timeout_option(600)
 @common.output_option
-def check(name: str | None, timeout_s: float, output: str) -> None:
+def check(name: str | None, pairs: bool, timeout_s: float, output: str) -> None:
     """Prove that every node reaches every other: full-size packets, SSH, NFS, MPI."""
     from vcluster import access, inventory
     from vcluster.cli import show
 
     with common.progress() as (site, _):
         plan = inventory.read_ledger(site.files(inventory.the_one(site, name))).plan
-        verdict = access.check_cluster(site, plan, timeout_s=timeout_s)
+        verdict = access.check_cluster(site, plan, timeout_s=timeout_s, pairs=pairs)
     common.emit(output, show.check_document(verdict), lambda: show.check(plan, verdict))
     if not verdict.passed:
         raise VclusterError(f"{len(verdict.failed)} of {len(verdict.checks)} checks failed")

@@ -10,7 +10,7 @@ from types import FrameType
 import click
 
 from vcluster import __version__
-from vcluster.cli import access, create, doctor, image, life, network, power, provision, switch
+from vcluster.cli import access, create, doctor, image, life, members, network, power, provision, switch
 from vcluster.errors import EXIT_INTERRUPTED, SeveralErrors, VclusterError
 
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -25,6 +25,7 @@ def main() -> None:
 for command in (
     *create.COMMANDS,
     *life.COMMANDS,
+    *members.COMMANDS,
     *access.COMMANDS,
     *power.COMMANDS,
     *provision.COMMANDS,

@@ -28,10 +28,13 @@ STAGE_ORDER = (
     "network",
     "tunnels",
     "create",
+    "clone",
+    "identity",
     "start",
     "boot",
     "login",
     "configure",
+    "sshd",
     "nfs",
     "check",
     "mpiexec",
@@ -259,7 +262,17 @@ def images(rows: Sequence[Mapping[str, Any]]) -> str:
         )
         for row in rows
     ]
-    return table(("NAME", "DIGEST", "SIZE", "CREATED", "ORIGIN", "USED BY"), cells)
+    images_table = table(("NAME", "DIGEST", "SIZE", "CREATED", "ORIGIN", "USED BY"), cells)
+    kept = [_snapshot(row["name"] or "-", one) for row in rows for one in row["snapshots"]]
+    if not kept:
+        return images_table
+    heads = ("SNAPSHOT", "IMAGE", "SIZE", "CREATED", "MEMORY", "VCPUS", "DISK", "CARDS", "MTU")
+    return f"{images_table}\n\n{table(heads, kept)}"
+
+
+def _snapshot(image: str, one: Mapping[str, Any]) -> tuple[str, ...]:
+    told = [one["circumstances"].get(name, "?") for name in ("memory", "vcpus", "disk", "cards", "mtu")]
+    return (one["key"], image, f"{one['bytes'] / 2**20:.0f} MiB", one["created"], *told)
 
 
 def check(decided: Plan, verdict: Verdict) -> str:

@@ -12,6 +12,8 @@ Sent to a node and run there as root by its own python3. Reads {"actions": […]
   automounts units                             by target: wait there for who uses it, as fstab says
   data       serial, label, target, owner      the disk of that serial number, formatted if it is blank, and mounted
   run        argv, if_changed                  run only if one of these paths was changed
+  leases     path, unit, hosts, strangers      dnsmasq's leases, its service stopped if one goes: those of `hosts`, MACs
+                                               by address, and those from the first to the last of `strangers`
   address    address                           wait until this is one of the machine's own; that changes nothing
   resolver   text                              /etc/resolv.conf, unless a service of the system's own keeps it
 """
@@ -130,6 +132,7 @@ def do_service(action: Action, changed: list[str]) -> None:
     if active and not set(action["restart_if"]) & set(changed):
         if action.get("reload"):
             run(["systemctl", "reload", unit])
+        enable(unit)
         return
     enable(unit)
     if active and any(path.startswith(UNITS) for path in set(action["restart_if"]) & set(changed)):
@@ -215,6 +218,27 @@ def is_own(address: str) -> bool:
         except OSError:
             return False
     return True
+
+
+def number(address: str) -> int:
+    return int.from_bytes(bytes(map(int, address.split("."))), "big")
+
+
+def do_leases(action: Action, changed: list[str]) -> None:
+    first, last = map(number, action["strangers"])
+
+    def stays(line: str) -> bool:
+        _, mac, address, *_ = [*line.split(), "", ""]
+        is_one = address.count(".") == 3
+        return not is_one or action["hosts"].get(address) == mac or first <= number(address) <= last
+
+    if all(map(stays, (read(action["path"]) or "").splitlines())):
+        return
+    run(["systemctl", "stop", action["unit"]])  # it has read them, and would write them again
+    state = os.stat(action["path"])
+    lines = [line for line in (read(action["path"]) or "").splitlines(keepends=True) if stays(line)]
+    write(action["path"], "".join(lines), state.st_mode & 0o7777, (state.st_uid, state.st_gid))
+    changed.append(action["path"])
 
 
 def do_address(action: Action, _changed: list[str]) -> None:

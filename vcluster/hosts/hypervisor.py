@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +22,8 @@ from vcluster.events import Deadline
 from vcluster.render.domain import OWNER_NAMESPACE
 
 SYSTEM_URI = "qemu:///system"
+_PIECE = 1 << 16  # of what is sent to a node's channel goes out at once, in bytes
+_ROOM_S = 0.02  # how often a full channel is tried again
 
 _GONE = {
     libvirt.VIR_ERR_NO_DOMAIN,
@@ -173,6 +175,26 @@ class Hypervisor:
             if not domain.isActive():
                 domain.create()
 
+    def run_for_now(self, xml: str) -> None:
+        """Start a domain that libvirt ends when this connection does, whatever ends it, and forgets."""
+        with self._errors("starting a domain"):
+            self._connection.createXML(xml, libvirt.VIR_DOMAIN_START_AUTODESTROY)
+
+    def save_domain(self, name: str, path: str) -> None:
+        """Write a running domain's memory to a file of its server; it does not run any more then."""
+        with self._errors(f"saving {name}"):
+            self._connection.lookupByName(name).save(path)
+
+    def restore_domain(self, path: str) -> None:
+        """Have the domain run that a file of its server was written from."""
+        with self._errors("restoring a domain"):
+            self._connection.restore(path)
+
+    def plug_in(self, name: str, xml: str) -> None:
+        """Give a running domain one more device, until its power is cut."""
+        with self._errors(f"plugging a device into {name}"):
+            self._connection.lookupByName(name).attachDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
     def shut_down_domain(self, name: str) -> None:
         """Press a domain's power button; when it heeds that is up to it."""
         with self._gone_is_fine(f"shutting down {name}"):
@@ -243,14 +265,19 @@ class Hypervisor:
         with self._gone_is_fine(f"undefining pool {name}"):
             pool.undefine()
 
-    def _empty(self, pool: libvirt.virStoragePool) -> None:
-        """Delete all volumes, also those of an upload that was cut off."""
+    def delete_volumes(self, pool: str, is_meant: Callable[[str], bool]) -> None:
+        """Delete volumes of a pool, by their names."""
+        with self._gone_is_fine(f"removing volumes of {pool}"):
+            self._empty(self._connection.storagePoolLookupByName(pool), is_meant)
+
+    def _empty(self, pool: libvirt.virStoragePool, is_meant: Callable[[str], bool] = lambda _: True) -> None:
+        """Delete all volumes that are meant, also those of an upload that was cut off."""
         if not pool.isActive():
             # A pool whose folder was never made cannot be started; then it has no volumes either.
             pool.build()
             pool.create()
         pool.refresh()
-        for volume in pool.listAllVolumes():
+        for volume in filter(lambda volume: is_meant(volume.name()), pool.listAllVolumes()):
             with self._gone_is_fine(f"deleting volume {volume.name()}"):
                 volume.delete()
 
@@ -276,7 +303,10 @@ class Hypervisor:
 
 
 class Words:
-    """Lines that a node writes to one of its channels. They arrive on libvirt's event loop and are awaited here."""
+    """Lines that a node writes to one of its channels. They arrive on libvirt's event loop and are awaited here.
+
+    And what is said to it there.
+    """
 
     def __init__(self, domain: str, stream: libvirt.virStream) -> None:
         self.domain = domain
@@ -295,6 +325,19 @@ class Words:
                 return self._lines.get(timeout=deadline.remaining_s(0.5))
             except queue.Empty:
                 continue
+
+    def say(self, text: str | bytes, deadline: Deadline, awaited: str) -> None:
+        """Send all of it to the node; one thread at a time. Raises DeadlineError in time, VclusterError at the end."""
+        view = memoryview(text.encode() if isinstance(text, str) else text)
+        while view:
+            deadline.check(awaited)
+            self.check(awaited)
+            with errors(f"{self.domain}: {awaited}"):
+                sent = self._stream.send(bytes(view[:_PIECE]))
+            if sent > 0:
+                view = view[sent:]
+            else:  # it would block
+                deadline.pause(_ROOM_S, awaited)
 
     def check(self, awaited: str) -> None:
         """Raise VclusterError when the node has stopped running: its channel ends with it."""

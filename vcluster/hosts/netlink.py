@@ -6,7 +6,7 @@ import errno
 import ipaddress
 import secrets
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
@@ -234,12 +234,12 @@ def create(specs: Sequence[LinkSpec]) -> None:
                 channel.change([one for spec in part for one in _making(spec, exists=spec.name in left)])
 
 
-def destroy(alias: str) -> tuple[str, ...]:
-    """Remove every link with this mark; returns their names. None left is a success."""
+def destroy(alias: str, names: Collection[str] | None = None) -> tuple[str, ...]:
+    """Remove the links with this mark, all or those of these `names`; returns their names. None left is a success."""
     if not alias:
         raise RequestError("links without a mark are nobody's to remove")
     with _channel("links") as channel:
-        marked = [link for link in _links(channel) if link.alias == alias]
+        marked = [link for link in _links(channel) if link.alias == alias and (names is None or link.name in names)]
         _remove(channel, marked)
         return tuple(link.name for link in marked)
 

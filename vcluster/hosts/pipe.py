@@ -9,9 +9,11 @@ import subprocess
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from vcluster.errors import VclusterError
 from vcluster.events import Deadline
+from vcluster.hosts.shell import Completed, Output
 
 CHUNK = 1 << 18
 LINE_LIMIT = 1 << 26  # a line longer than this is not one of ours
@@ -131,6 +133,34 @@ class Pipe(ABC):
         del self._tail[:-_TAIL]
         if self._on_error_output:
             self._on_error_output(self, data)
+
+
+class Door(Protocol):
+    """A connection to a node on which guest programs run: a session, or the node's serial port. Closed by who has it.
+
+    `deadline` is the connection's own where none is given; `awaited` names a program in messages.
+    """
+
+    @property
+    def name(self) -> str:
+        """The node's."""
+
+    def run_program(
+        self,
+        source: bytes,
+        stdin: bytes,
+        *,
+        awaited: str,
+        deadline: Deadline | None = None,
+        on_output: Output | None = None,
+    ) -> Completed:
+        """Run a Python program to its end; what it prints is passed on as it comes, and returned as a whole."""
+
+    def start_program(self, source: bytes, *, awaited: str, deadline: Deadline | None = None) -> Pipe:
+        """Start a Python program and return its streams."""
+
+    def close(self) -> None:
+        """Hang up. A second time does nothing."""
 
 
 class LocalPipe(Pipe):

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from vcluster.errors import DeadlineError, MissingError, VclusterError
+
+KILLED = 255  # the exit code of a program that a signal has ended, as ssh(1) has it
+
+Output = Callable[[str, bytes], None]  # hears what a program prints: the stream's name, stdout or stderr, and bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ from vcluster.errors import DeadlineError, MissingError, VclusterError
 from vcluster.events import Deadline
 from vcluster.hosts import host_keys, ssh_config
 from vcluster.hosts.pipe import CHUNK, Listener, Pipe, one_line
-from vcluster.hosts.shell import Completed
+from vcluster.hosts.shell import KILLED, Completed, Output
 from vcluster.hosts.ssh_config import Target, resolve
 
 __all__ = ["Output", "RefusedError", "Session", "Target", "connect", "connect_server", "resolve"]
@@ -38,15 +38,12 @@ PORT = 22
 CONNECT_TIMEOUT_S = 30.0
 RETRY_S = 1.0  # OpenSSH from 9.8 on penalises clients that knock more often
 SILENCE_MS = 20_000  # a server that acknowledges nothing for so long is dead
-KILLED = 255  # the exit code of a program that a signal has ended, as ssh(1) has it
 _CIPHERS = ("aes128-ctr",)
 _KEX = ("curve25519-sha256@libssh.org",)
 # Fastest first: with GCM paramiko is spared a second pass over the data, for the digest.
 _SERVER_CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes128-ctr", "aes192-ctr", "aes256-ctr")
 _LOOK_S = 0.5
 _WINDOW = 1 << 23  # what a server may send before it hears from us, in bytes
-
-Output = Callable[[str, bytes], None]  # hears what a program prints: the stream's name, stdout or stderr, and bytes
 
 # paramiko logs to the root logger what it also raises.
 logging.getLogger("paramiko").addHandler(logging.NullHandler())

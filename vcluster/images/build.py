@@ -34,7 +34,7 @@ KERNEL_CMDLINE = (
     f"root=UUID={ROOT_UUID} rw rootfstype=ext4 rootflags=noatime console=ttyS0 quiet"
     " mitigations=off tsc=reliable no_timer_check nokaslr"
 )
-FEATURES = ("mpich", "nfs", "ready", "mpiuser")
+FEATURES = ("mpich", "nfs", "ready", "mpiuser", "clone")
 # Program to Debian package, for the message that tells what is missing.
 PROGRAMS = {"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "qemu-img": "qemu-utils"}
 INSTALL_TIMEOUT_S = 1800

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from vcluster.model import Image, ManagementCard, Node, Plan
 from vcluster.naming import libvirt_name
 from vcluster.render.xml import Element, element, text_of
 
-OWNER_NAMESPACE = "urn:vcluster:owner:1"
+OWNER_NAMESPACE, TEMPLATE_NAMESPACE = "urn:vcluster:owner:1", "urn:vcluster:template:1"
 READY_CHANNEL = "org.vcluster.0"
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
 # The guest finds the disk it serves by this; it has no other that tells a serial number.
@@ -33,6 +35,11 @@ def data_path(plan: Plan, node: Node) -> Path:
     return plan.pool_of(node).path / data_name(node)
 
 
+def memory_path(plan: Plan, node: Node) -> Path:
+    """Where the file is, for a moment, that a node wakes from on its server."""
+    return plan.pool_of(node).path / f"{node.name}.memory"
+
+
 def console_path(plan: Plan, node: Node) -> Path:
     """Where a node's serial console is logged, on its server, from power-on."""
     return plan.pool_of(node).path / f"{node.name}.console.log"
@@ -53,28 +60,98 @@ def data_name(node: Node) -> str:
     return f"{node.name}{DATA_SUFFIX}"
 
 
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What a domain is, whoever it is: its image, how it runs, and the files it works on."""
+
+    image: Image
+    accel: str
+    memory_mib: int
+    vcpus: int
+    disk: Path
+    seed: Path
+    console: Path
+
+
+def machine_of(plan: Plan, node: Node) -> Machine:
+    """A node's machine."""
+    return Machine(
+        plan.image_of(node),
+        plan.server(node.server).accel,
+        plan.memory_mib,
+        plan.vcpus,
+        volume_path(plan, node),
+        seed_path(plan, node),
+        console_path(plan, node),
+    )
+
+
 def domain_xml(plan: Plan, node: Node) -> str:
     """The definition of a node's domain."""
-    accel = plan.server(node.server).accel
-    domain = element(
-        "domain",
+    data = [data_disk(plan, node)] if node.data_gib else []
+    devices = [*data, element("controller", type="usb", model="none"), *cards(plan, node).values()]
+    return text_of(_domain(machine_of(plan, node), identity(plan, node), devices))
+
+
+def identity(plan: Plan, node: Node) -> list[Element]:
+    """What a domain says of the node it is."""
+    return [
         element("name", node.domain),
         element("uuid", node.uuid),
         element("title", f"{node.name} of cluster {plan.name}"),
         element("metadata", _owner(plan, node)),
-        element("memory", str(plan.memory_mib), unit="MiB"),
-        element("vcpu", str(plan.vcpus)),
-        _os(plan.image_of(node)),
-        _features(accel),
-        *_cpu(accel),
+    ]
+
+
+def cards(plan: Plan, node: Node) -> dict[str, Element]:
+    """A node's network cards, by the names it gives them."""
+    management = {"mgmt0": _management_card(plan, node.management)} if node.management else {}
+    return management | {"lab0": _cluster_card(plan, node)}
+
+
+def data_disk(plan: Plan, node: Node) -> Element:
+    """The disk that a node serves to the others."""
+    return _disk(data_path(plan, node), "qcow2", "vdc", serial=DATA_SERIAL)
+
+
+def template_xml(machine: Machine, name: str, *, by: str, macs: Mapping[str, str], mtu: int) -> str:
+    """The node whose memory is kept: cards with MACs that no node has, and nothing at their other end."""
+    owner = element(f"{{{TEMPLATE_NAMESPACE}}}template")
+    owner.attrib.update(by=by)
+    links = [_loose_card(mac, mtu if card == "lab0" else None) for card, mac in macs.items()]
+    head = [element("name", name), element("title", "a node to make others from"), element("metadata", owner)]
+    return text_of(_domain(machine, head, [element("controller", type="usb", model="none"), *links]))
+
+
+def _domain(machine: Machine, head: Sequence[Element], devices: Sequence[Element]) -> Element:
+    return element(
+        "domain",
+        *head,
+        element("memory", str(machine.memory_mib), unit="MiB"),
+        element("vcpu", str(machine.vcpus)),
+        _os(machine.image),
+        _features(machine.accel),
+        *_cpu(machine.accel),
         element("clock", offset="utc"),
         element("on_poweroff", "destroy"),
         element("on_reboot", "restart"),
         element("on_crash", "destroy"),
-        _devices(plan, node),
-        type="kvm" if accel == "kvm" else "qemu",
+        element(
+            "devices",
+            _disk(machine.disk, "qcow2", "vda"),
+            # A CD-ROM would need an AHCI driver, which Debian's cloud kernel lacks; a virtio disk it always sees.
+            _disk(machine.seed, "raw", "vdb", read_only=True),
+            *devices,
+            _serial(machine.console),
+            element("console", element("target", type="serial", port=0), type="pty"),
+            _channel(READY_CHANNEL),
+            _channel(AGENT_CHANNEL),
+            element("input", type="keyboard", bus="ps2"),
+            element("memballoon", model="none"),
+            element("rng", element("backend", "/dev/urandom", model="random"), model="virtio"),
+        ),
+        type="kvm" if machine.accel == "kvm" else "qemu",
     )
-    return text_of(domain)
 
 
 def _owner(plan: Plan, node: Node) -> Element:
@@ -108,26 +185,6 @@ def _cpu(accel: str) -> list[Element]:
     return [element("cpu", mode="host-passthrough")] if accel == "kvm" else []
 
 
-def _devices(plan: Plan, node: Node) -> Element:
-    return element(
-        "devices",
-        _disk(volume_path(plan, node), "qcow2", "vda"),
-        # A CD-ROM would need an AHCI driver, which Debian's cloud kernel lacks; a virtio disk it always sees.
-        _disk(seed_path(plan, node), "raw", "vdb", read_only=True),
-        *([_disk(data_path(plan, node), "qcow2", "vdc", serial=DATA_SERIAL)] if node.data_gib else []),
-        element("controller", type="usb", model="none"),
-        *([_management_card(plan, node.management)] if node.management else []),
-        _cluster_card(plan, node),
-        _serial(console_path(plan, node)),
-        element("console", element("target", type="serial", port=0), type="pty"),
-        _channel(READY_CHANNEL),
-        _channel(AGENT_CHANNEL),
-        element("input", type="keyboard", bus="ps2"),
-        element("memballoon", model="none"),
-        element("rng", element("backend", "/dev/urandom", model="random"), model="virtio"),
-    )
-
-
 def _disk(path: Path, kind: str, target: str, *, read_only: bool = False, serial: str = "") -> Element:
     disk = element(
         "disk",
@@ -153,6 +210,14 @@ def _management_card(plan: Plan, card: ManagementCard) -> Element:
         element("model", type="virtio"),
         type="network",
     )
+
+
+def _loose_card(mac: str, mtu: int | None) -> Element:
+    """A card like the others for its guest, whose state they take over; libvirt names and removes the tap."""
+    card = element("interface", element("mac", address=mac), element("model", type="virtio"), type="ethernet")
+    if mtu:
+        card.append(element("mtu", size=mtu))
+    return card
 
 
 def _cluster_card(plan: Plan, node: Node) -> Element:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
-from vcluster.model import Node, Plan, PortRange
+from vcluster.model import AddressRange, Node, Plan, PortRange
 from vcluster.render.actions import UNITS, Action, file, unit_text
 
 FIREWALL = "/etc/vcluster/firewall.nft"
 # Not below /etc/dnsmasq.d: a dnsmasq of the node's own reads that.
 DNSMASQ = "/etc/vcluster/dnsmasq.conf"
+# In a file of their own, as a reload reads those again, and a restart would leave the nodes without answers.
+DHCP_HOSTS = "/etc/vcluster/dhcp-hosts"
 LEASES = "/var/lib/misc/vcluster.leases"
 FIREWALL_UNIT, DNSMASQ_UNIT = "vcluster-firewall.service", "vcluster-dnsmasq.service"
 _PID_FILE = "/run/vcluster-dnsmasq.pid"
@@ -149,7 +151,7 @@ def _names(plan: Plan) -> list[str]:
 
 
 def _addresses(plan: Plan) -> list[str]:
-    """Each worker's own address by its MAC, and a range for strangers.
+    """Where each worker's own address is found, and a range for strangers.
 
     An address of the range is pinged first, which takes three seconds once; those of nodes are not. An option without
     a value is not sent: nobody is to take a head for a gateway that is none.
@@ -167,8 +169,13 @@ def _addresses(plan: Plan) -> list[str]:
         f"dhcp-option=option:router{here}",
         f"dhcp-option=option:dns-server{here}",
         f"dhcp-option=option:mtu,{plan.mtu}",
-        *(f"dhcp-host={node.mac},{node.address},{node.name},infinite" for node in plan.workers),
+        f"dhcp-hostsfile={DHCP_HOSTS}",
     ]
+
+
+def dhcp_hosts(plan: Plan) -> str:
+    """Each worker's own address by its MAC, for ever."""
+    return "".join(f"{node.mac},{node.address},{node.name},infinite\n" for node in plan.workers)
 
 
 # Units
@@ -245,6 +252,17 @@ def _server_actions(plan: Plan) -> list[Action]:
     unit = f"{UNITS}/{DNSMASQ_UNIT}"
     return [
         file(DNSMASQ, dnsmasq_conf(plan)),
+        *(_lease_actions(plan, plan.dhcp_range) if plan.dhcp_range else []),
         file(unit, dnsmasq_unit()),
         {"do": "service", "unit": DNSMASQ_UNIT, "restart_if": [DNSMASQ, unit], "reload": True},
+    ]
+
+
+def _lease_actions(plan: Plan, strangers: AddressRange) -> list[Action]:
+    """Leases of nodes that were removed never end: who comes after one of them would not get its address."""
+    hosts = {str(node.address): node.mac for node in plan.workers}
+    ends = [str(strangers.first), str(strangers.last)]
+    return [
+        file(DHCP_HOSTS, dhcp_hosts(plan)),
+        {"do": "leases", "path": LEASES, "unit": DNSMASQ_UNIT, "hosts": hosts, "strangers": ends},
     ]

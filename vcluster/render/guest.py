@@ -153,13 +153,23 @@ def exports(plan: Plan, share: Share) -> str:
     return f"{share.source} {plan.subnet}(rw,sync,root_squash,no_subtree_check)\n"
 
 
-def nfs_server_settings(plan: Plan, node: Node) -> str:
-    """The NFS server: on the cluster network only, version 4 only, without the long grace period at start.
+NFS_SETTINGS = "/etc/nfs.conf.d/vcluster.conf"
 
-    Where the address comes by DHCP it may come later than the server starts; then /etc/exports alone says for whom.
+
+def nfs_server_settings() -> str:
+    """The NFS server: version 4 only, without the long grace period at start.
+
+    The same for all nodes, so one made from a kept memory has it already. Whom it serves is for the exports to say.
     """
-    host = f"host={node.address}\n" if node.is_head or not plan.dhcp_range else ""
-    return f"[nfsd]\n{host}vers3=n\nthreads=8\ngrace-time=10\nlease-time=10\n"
+    return "[nfsd]\nvers3=n\nthreads=8\ngrace-time=10\nlease-time=10\n"
+
+
+def template_actions() -> list[Action]:
+    """What is ready in a node whose memory is kept: an NFS server that serves nothing, and is gone at the next boot."""
+    return [
+        file(NFS_SETTINGS, nfs_server_settings()),
+        {"do": "run", "argv": ["systemctl", "start", "nfs-server.service"], "if_changed": [NFS_SETTINGS]},
+    ]
 
 
 MOUNT_OPTIONS = "rw,hard,proto=tcp,vers=4.2,_netdev"
@@ -238,16 +248,21 @@ def serve_actions(plan: Plan, node: Node) -> list[Action]:
     mine = next((share for share in shares(plan) if share.node == node.name), None)
     if mine is None:
         return folders
-    settings, table = "/etc/nfs.conf.d/vcluster.conf", "/etc/exports.d/vcluster.exports"
+    table = "/etc/exports.d/vcluster.exports"
     order = f"{UNITS}/nfs-server.service.d/vcluster.conf"
     return [
         *folders,
         *([] if mine.is_in_place else _data_actions(plan, mine)),
-        file(settings, nfs_server_settings(plan, node)),
+        file(NFS_SETTINGS, nfs_server_settings()),
         file(table, exports(plan, mine)),
         # After a reboot the disk may come late; without it the empty folder below would be served.
         *([] if mine.is_in_place else [file(order, f"[Unit]\nRequiresMountsFor={mine.source}\n")]),
-        {"do": "service", "unit": "nfs-server.service", "restart_if": [settings]},
+        # Of several servers each must have started under its own name: clients tell them apart by that.
+        {
+            "do": "service",
+            "unit": "nfs-server.service",
+            "restart_if": [NFS_SETTINGS, *([table] if plan.stores else [])],
+        },
         {"do": "run", "argv": ["exportfs", "-ra"], "if_changed": [table]},
     ]
 

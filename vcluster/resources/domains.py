@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from vcluster import parallel
 from vcluster.events import Deadline
+from vcluster.hosts.hypervisor import Hypervisor
 from vcluster.model import Node, Plan
-from vcluster.render.domain import domain_xml
+from vcluster.render.clone import clone_xml
+from vcluster.render.domain import data_disk, domain_xml, memory_path
+from vcluster.render.xml import text_of
 from vcluster.resources.found import Found
 from vcluster.servers import Server
+from vcluster.snapshots import Kept
 
 REMOVAL_TIMEOUT_S = 60.0
 
@@ -18,20 +24,50 @@ def create(server: Server, plan: Plan, node: Node) -> None:
     server.hypervisor.start_domain(node.domain)
 
 
+def wake(server: Server, plan: Plan, node: Node, kept: Kept) -> None:
+    """Define a node and have it wake with a kept memory, which does not know yet that it is that node.
+
+    What is defined is as for any other node: when its power was cut, it boots.
+    """
+    libvirt, path = server.hypervisor, str(memory_path(plan, node))
+    libvirt.define_domain(domain_xml(plan, node))
+    xml = clone_xml(kept.xml, plan, node, ram=kept.ram, macs=kept.macs)
+    server.call("write_clone", root=kept.root, key=kept.key, path=path, xml=xml)
+    try:
+        libvirt.restore_domain(path)
+    finally:
+        server.call("remove_file", path=path)
+    if node.data_gib:
+        libvirt.plug_in(node.domain, text_of(data_disk(plan, node)))
+
+
+def discard(server: Server, node: Node) -> None:
+    """The power of one node is cut, and it is forgotten."""
+    server.hypervisor.stop_domain(node.domain)
+    server.hypervisor.undefine_domain(node.domain)
+
+
 def destroy(server: Server, cluster: str) -> None:
     """Cut the power of every node of the cluster and remove it, with the log that libvirt keeps of it."""
-    if server.libvirt is None:
-        return
-    libvirt = server.libvirt
-    mine = [domain.name for domain in libvirt.domains() if domain.cluster == cluster]
+    if server.libvirt:
+        _end(server.libvirt, server, [one.name for one in server.libvirt.domains() if one.cluster == cluster])
 
+
+def reduce(server: Server, before: Plan, after: Plan) -> None:
+    """The same with the nodes that are in one plan and not in the next."""
+    if server.libvirt:
+        gone = {node.domain for node in before.nodes_on(server.name)} - {node.domain for node in after.nodes}
+        _end(server.libvirt, server, [one.name for one in server.libvirt.domains() if one.name in gone])
+
+
+def _end(libvirt: Hypervisor, server: Server, names: Sequence[str]) -> None:
     def end(name: str) -> None:
         libvirt.stop_domain(name)
         libvirt.undefine_domain(name)
 
-    parallel.each(mine, end, deadline=Deadline(REMOVAL_TIMEOUT_S))
-    if mine:
-        server.call("remove_traces", networks=[], domains=mine)
+    parallel.each(names, end, deadline=Deadline(REMOVAL_TIMEOUT_S))
+    if names:
+        server.call("remove_traces", networks=[], domains=list(names))
 
 
 def observe(server: Server) -> tuple[Found, ...]:

@@ -29,6 +29,13 @@ def destroy(server: Server, cluster: str) -> None:
     server.call("destroy_links", alias=naming.alias(cluster, server.owner))
 
 
+def reduce(server: Server, before: Plan, after: Plan) -> None:
+    """Remove the bridges and tunnels that are in one plan and not in the next."""
+    gone = {*before.server(server.name).link_names} - {*after.server(server.name).link_names}
+    if gone:
+        server.call("destroy_links", alias=naming.alias(before.name, server.owner), names=sorted(gone))
+
+
 def observe(server: Server) -> tuple[Found, ...]:
     """All links of ours."""
     marks = ((link["name"], naming.parse_alias(link["alias"])) for link in server.call("links"))

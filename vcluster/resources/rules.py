@@ -6,7 +6,7 @@ A table for each cluster, marked by its name; it speaks of our own VNIs and leav
 from __future__ import annotations
 
 from vcluster import naming
-from vcluster.model import ServerPlan
+from vcluster.model import Plan, ServerPlan
 from vcluster.resources.found import Found
 from vcluster.servers import Server
 
@@ -23,6 +23,17 @@ def destroy(server: Server, cluster: str) -> None:
     name = naming.table_name(cluster, server.owner)
     if name in server.call("guards", prefix=name):
         server.call("remove_guard", table=name)
+
+
+def reduce(server: Server, before: Plan, after: Plan) -> None:
+    """Guard what is left of the tunnels, if that is less."""
+    left = after.server(server.name)
+    if left.tunnels == before.server(server.name).tunnels:
+        return
+    if left.tunnels:
+        create(server, left, after.name)
+    else:
+        destroy(server, after.name)
 
 
 def observe(server: Server) -> tuple[Found, ...]:

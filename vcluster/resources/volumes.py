@@ -9,6 +9,7 @@ from vcluster.render import domain as names
 from vcluster.render.network import blank_xml, overlay_xml, pool_xml
 from vcluster.resources.found import Found
 from vcluster.servers import Server
+from vcluster.snapshots import Kept
 
 GIB = 2**30
 
@@ -19,16 +20,29 @@ def create_pool(server: Server, plan: ServerPlan) -> None:
         server.hypervisor.create_pool(pool_xml(plan.pool))
 
 
-def create(server: Server, plan: Plan, node: Node, seed: bytes) -> None:
-    """Make a node's disk, an overlay of the image, its seed, and the disk it serves to the others."""
+def create(server: Server, plan: Plan, node: Node, seed: bytes, kept: Kept | None = None) -> None:
+    """Make a node's disk, its seed, and the disk it serves to the others.
+
+    The disk is an overlay of the image: a new one, or a copy of the small one that a kept memory goes with, which may
+    then be thrown away.
+    """
     pool, image = plan.pool_of(node).name, plan.image_of(node)
-    size_bytes = max(plan.disk_gib * GIB, image.virtual_size_bytes)
-    disk = overlay_xml(names.volume_name(node), size_bytes=size_bytes, backing=image.disk)
-    server.hypervisor.create_volume(pool, disk)
+    if kept:
+        path = str(names.volume_path(plan, node))
+        server.call("copy_disk", root=kept.root, key=kept.key, path=path)
+    else:
+        size_bytes = max(plan.disk_gib * GIB, image.virtual_size_bytes)
+        disk = overlay_xml(names.volume_name(node), size_bytes=size_bytes, backing=image.disk)
+        server.hypervisor.create_volume(pool, disk)
     server.hypervisor.create_volume(pool, blank_xml(names.seed_name(node), kind="raw", size_bytes=len(seed)), seed)
     if node.data_gib:
         data = blank_xml(names.data_name(node), kind="qcow2", size_bytes=node.data_gib * GIB)
         server.hypervisor.create_volume(pool, data)
+
+
+def discard(server: Server, plan: Plan, node: Node) -> None:
+    """Remove all that is in the pool of one node."""
+    server.hypervisor.delete_volumes(plan.pool_of(node).name, lambda volume: volume.split(".")[0] == node.name)
 
 
 def destroy(server: Server, cluster: str) -> None:
@@ -41,6 +55,17 @@ def destroy(server: Server, cluster: str) -> None:
     if naming.libvirt_name(cluster) not in server.libvirt.names()["pool"]:
         # libvirt may have forgotten the pool; the folder is ours by its place.
         server.call("remove_folder", path=str(server.storage / CLUSTERS_FOLDER / cluster))
+
+
+def reduce(server: Server, before: Plan, after: Plan) -> None:
+    """Remove all that is in the pool of nodes that are in one plan and not in the next, consoles' logs as well."""
+    gone = {node.name for node in before.nodes_on(server.name)} - {node.name for node in after.nodes}
+    if server.libvirt is None or not gone:
+        return
+    for pool in server.libvirt.pools():
+        if pool.cluster == before.name:
+            # No node's name has a dot; what its files are called goes on behind one.
+            server.libvirt.delete_volumes(pool.name, lambda volume: volume.split(".")[0] in gone)
 
 
 def observe(server: Server) -> tuple[Found, ...]:

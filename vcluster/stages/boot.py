@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import secrets
+import time
+import uuid
+from collections.abc import Mapping
+
 from vcluster.events import Deadline, Reporter
 from vcluster.hosts.hypervisor import Words
 from vcluster.model import Node
@@ -9,6 +14,7 @@ from vcluster.render.domain import READY_CHANNEL
 from vcluster.servers import Server
 
 CONSOLE_LINES = 5
+RANDOM_BYTES = 256
 
 
 def listen(server: Server, node: Node) -> Words:
@@ -21,6 +27,18 @@ def wait_ready(words: Words, node: Node, *, deadline: Deadline, report: Reporter
     with report.step("boot", node.name, awaiting="the node's word that it is up"):
         while (said := words.next(deadline, f"{node.name}: boot: ready").split(" ")[0]) != "ready":
             report.tell("progress", "boot", node.name, said)
+
+
+def identity(seed: Mapping[str, str]) -> dict[str, object]:
+    """What a copy is told to become a node of its own: its seed, and what no seed can hold."""
+    return {
+        "do": "become",
+        "seed": dict(seed),
+        "time_s": time.time(),
+        "machine_id": uuid.uuid4().hex,
+        "boot_id": str(uuid.uuid4()),
+        "random": secrets.token_hex(RANDOM_BYTES),
+    }
 
 
 def last_words(node: Node, console: str) -> str:

@@ -1,21 +1,33 @@
-"""Is the cluster ready? Tried from inside the nodes, every pair of them."""
+"""Is the cluster ready? Tried from inside the nodes, all of them side by side.
+
+A login costs a second of CPU under emulation, and there are N² of them. So each node is logged in to and from at least
+once, along a ring and by mpiexec, and what else logins depend on is compared; `logins` concludes from that how each of
+the others would go. With `pairs` all of them are tried.
+"""
 
 from __future__ import annotations
 
+import json
 import secrets
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from vcluster import parallel
+from vcluster import guest, parallel
+from vcluster.errors import VclusterError
 from vcluster.events import Deadline, Reporter
-from vcluster.hosts.ssh import Session
+from vcluster.hosts.pipe import Door, Pipe
 from vcluster.model import Node, Plan
 from vcluster.render import guest as paths
 from vcluster.stages.configure import ask
 
 HEADERS_BYTES = 28  # IPv4 (20) and ICMP (8) before the payload of a ping
 MPI_TIMEOUT_S = 120
+LOOK_S = 0.1
+END_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,27 +61,103 @@ class Verdict:
         return tuple(check for check in self.checks if not check.passed)
 
 
-def run(plan: Plan, sessions: Mapping[str, Session], *, deadline: Deadline, report: Reporter) -> Verdict:
-    """Ping, log in, share files and run MPI between all nodes."""
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a program on a node found; `same` are digests, by path, of what has to be the same on all nodes."""
+
+    node: str
+    checks: tuple[Check, ...]
+    same: Mapping[str, str]
+
+
+def run(
+    plan: Plan, sessions: Mapping[str, Door], *, deadline: Deadline, report: Reporter, pairs: bool = False
+) -> Verdict:
+    """Ping, log in, share files and run MPI between all nodes; with `pairs` every login between two is made."""
     token = secrets.token_hex(16)
-    common = _common(plan, token)
-    head = sessions[plan.head.name]
-    with report.step("check", plan.head.name, awaiting="a file on the shared folder"):
-        written = _results(plan.head, ask(head, "check", {"do": "write", **common}, awaited="check"))
+    written, read = threading.Event(), threading.Semaphore(0)
 
-    def probe(node: Node) -> tuple[Check, ...]:
-        request = _probe(plan, node, common, token)
-        with report.step("check", node.name, awaiting="ping, ssh and NFS"):
-            return _results(node, ask(sessions[node.name], "check", request, awaited="check"))
+    @contextmanager
+    def start(node: Node) -> Iterator[Pipe]:
+        session = sessions[node.name]
+        with closing(session.start_program(guest.program("check"), awaited="check", deadline=deadline)) as pipe:
+            pipe.write(json.dumps(_probe(plan, node, token, pairs=pairs)).encode() + b"\n", deadline, "check")
+            yield pipe
 
-    probed = parallel.each(plan.nodes, probe, deadline=deadline)
-    with report.step("mpiexec", plan.head.name, awaiting="mpiexec hostname"):
-        launched = _results(plan.head, ask(head, "check", _mpi(plan, common), awaited="mpiexec"))
-    return Verdict((*written, *(check for checks in probed for check in checks), *launched))
+    def lead() -> Answer:
+        """The head's part. The shared files are there while its program's input is open."""
+        with start(plan.head) as pipe:
+            with report.step("check", plan.head.name, awaiting="ping, ssh and NFS"):
+                _hear(pipe, deadline)
+                written.set()
+                answer = _answer(plan.head, _hear(pipe, deadline))
+            for _ in plan.workers:
+                _wait(read.acquire, deadline)
+            pipe.shut()
+            pipe.wait(deadline.remaining_s(END_S))
+        return answer
+
+    def follow(node: Node) -> Answer:
+        with report.step("check", node.name, awaiting="ping, ssh and NFS"), start(node) as pipe:
+            _wait(written.wait, deadline)
+            pipe.shut()
+            answer = _answer(node, _hear(pipe, deadline))
+        read.release()
+        return answer
+
+    def launch() -> Answer:
+        with report.step("mpiexec", plan.head.name, awaiting="mpiexec hostname"):
+            return _answer(plan.head, ask(sessions[plan.head.name], "check", _mpi(plan), awaited="mpiexec"))
+
+    # The head's first: all others wait for it, and not all may fit beside each other.
+    works: list[Callable[[], Answer]] = [lead, launch, *(partial(follow, node) for node in plan.workers)]
+    led, launched, *followed = parallel.each(works, lambda work: work(), deadline=deadline)
+    return judge((led, *followed), launched.checks)
 
 
-def _common(plan: Plan, token: str) -> dict[str, object]:
-    return {"user": plan.user, "token": token, "shares": _shares(plan, plan.head, token)}
+def _wait(ready: Callable[..., bool], deadline: Deadline) -> None:
+    while not ready(timeout=LOOK_S):
+        deadline.check("the other nodes' part of the check")
+
+
+def _hear(pipe: Pipe, deadline: Deadline) -> dict[str, Any]:
+    line = pipe.read_line(deadline, "check")
+    try:
+        answer: dict[str, Any] = json.loads(line)
+    except ValueError as error:
+        raise VclusterError(f"{pipe.name}: check: {line.decode(errors='replace')}") from error
+    return answer
+
+
+def _answer(node: Node, answer: dict[str, Any]) -> Answer:
+    found = (Check(one["check"], node.name, one["to"], one["passed"], one["detail"]) for one in answer["results"])
+    return Answer(node.name, tuple(found), answer.get("same", {}))
+
+
+# What is asked
+
+
+def _probe(plan: Plan, node: Node, token: str, *, pairs: bool) -> dict[str, object]:
+    return {
+        "do": "probe_first" if node.is_head else "probe",
+        "user": plan.user,
+        "targets": [{"name": target.name, "address": str(target.address)} for target in plan.nodes],
+        "payload": plan.mtu - HEADERS_BYTES,
+        "logins": [target.name for target in targets(plan, node, pairs=pairs)],
+        "shares": _shares(plan, node, token),
+        "token": token,
+    }
+
+
+def targets(plan: Plan, node: Node, *, pairs: bool) -> tuple[Node, ...]:
+    """To whom a node logs in: to the next one, the last to the head; the head, unless it is alone, by mpiexec.
+
+    For `pairs` to all. Each begins with itself then, so that they do not all log in to the same one at the same time.
+    """
+    place = plan.nodes.index(node)
+    if pairs:
+        return plan.nodes[place:] + plan.nodes[:place]
+    return () if node.is_head and plan.workers else (plan.nodes[(place + 1) % len(plan.nodes)],)
 
 
 def _shares(plan: Plan, node: Node, token: str) -> list[dict[str, object]]:
@@ -84,30 +172,65 @@ def _shares(plan: Plan, node: Node, token: str) -> list[dict[str, object]]:
     ]
 
 
-def _probe(plan: Plan, node: Node, common: dict[str, object], token: str) -> dict[str, object]:
-    # Each node begins with itself, so that they do not all log in to the same one at the same time.
-    start = node.index - 1
-    order = plan.nodes[start:] + plan.nodes[:start]
-    return {
-        **common,
-        "do": "probe",
-        "targets": [{"name": target.name, "address": str(target.address)} for target in order],
-        "payload": plan.mtu - HEADERS_BYTES,
-        "shares": _shares(plan, node, token),
-    }
-
-
-def _mpi(plan: Plan, common: dict[str, object]) -> dict[str, object]:
+def _mpi(plan: Plan) -> dict[str, object]:
     return {
         "do": "mpi",
-        **common,
+        "user": plan.user,
         "hostfile": paths.hostfile_path(plan),
         "targets": [{"name": node.name} for node in plan.nodes],
         "timeout": MPI_TIMEOUT_S,
     }
 
 
-def _results(node: Node, answer: dict[str, Any]) -> tuple[Check, ...]:
-    return tuple(
-        Check(entry["check"], node.name, entry["to"], entry["passed"], entry["detail"]) for entry in answer["results"]
-    )
+# What is concluded
+
+
+def judge(answers: Sequence[Answer], launched: Sequence[Check]) -> Verdict:
+    """All tries, and a login from every node to every other; `launched` says where mpiexec came from the head."""
+    checks = [check for answer in answers for check in answer.checks]
+    tried = [check for check in checks if check.check == "ssh"]
+    logins = conclude({answer.node: answer.same for answer in answers}, [*_logins_of_mpiexec(launched), *tried])
+    return Verdict((*(check for check in checks if check.check != "ssh"), *logins, *launched))
+
+
+def _logins_of_mpiexec(launched: Sequence[Check]) -> Iterator[Check]:
+    """It logs in to every node but its own."""
+    for one in launched:
+        if one.from_node != one.to_node:
+            yield Check("ssh", one.from_node, one.to_node, one.passed, one.detail and f"mpiexec: {one.detail}")
+
+
+def conclude(same: Mapping[str, Mapping[str, str]], tried: Iterable[Check]) -> Iterator[Check]:
+    """A login from every node to every other: as it went, or, where it was not made, as it must go.
+
+    It goes well from a node that could log in somewhere to one where somebody could log in, if the first knows all
+    nodes, and is known to them, just as the others do.
+    """
+    known = {(one.from_node, one.to_node): one for one in tried}  # the later of two
+    odd = _odd(same)
+    for start in same:
+        leaving = [one for (one_start, _), one in known.items() if one_start == start]
+        for end in same:
+            arriving = [one for (_, one_end), one in known.items() if one_end == end]
+            detail = odd.get(start) or _none_passed(leaving) or _none_passed(arriving)
+            yield known.get((start, end)) or Check("ssh", start, end, not detail, detail)
+
+
+def _none_passed(tried: Sequence[Check]) -> str:
+    """Why there is no hope for another login after those, of which there is one at least; empty where there is."""
+    if any(one.passed for one in tried):
+        return ""
+    return f"not tried, as the one from {tried[0].from_node} to {tried[0].to_node} failed"
+
+
+def _odd(same: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """What is wrong, by node, with those that do not have what most have, and the first among equals."""
+    found: dict[str, str] = {}
+    for path in next(iter(same.values())):
+        digests = {node: seen[path] for node, seen in same.items()}
+        usual = max(digests.values(), key=list(digests.values()).count)
+        model = next(node for node, digest in digests.items() if digest == usual)
+        for node, digest in digests.items():
+            if digest != usual:
+                found.setdefault(node, f"{path} is not as on {model}")
+    return found

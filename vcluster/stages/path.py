@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from vcluster import parallel
 from vcluster.events import Deadline, Reporter
 from vcluster.hops import Hop, hops
-from vcluster.hosts.ssh import Session
+from vcluster.hosts.pipe import Door
 from vcluster.model import Node, Plan
 from vcluster.servers import Fleet
 from vcluster.stages.check import Check
@@ -68,7 +68,7 @@ class Path:
 
 
 def trace(
-    fleet: Fleet, plan: Plan, pairs: Sequence[tuple[Node, Node]], sessions: Mapping[str, Session], *, packets: int,
+    fleet: Fleet, plan: Plan, pairs: Sequence[tuple[Node, Node]], sessions: Mapping[str, Door], *, packets: int,
     deadline: Deadline,
 ) -> tuple[Path, ...]:  # fmt: skip
     """Send a flow for each pair, all at once, and read the counters of all ports before and after."""
@@ -88,7 +88,7 @@ def trace(
 
 
 def check_all(
-    fleet: Fleet, plan: Plan, sessions: Mapping[str, Session], *, deadline: Deadline, report: Reporter
+    fleet: Fleet, plan: Plan, sessions: Mapping[str, Door], *, deadline: Deadline, report: Reporter
 ) -> tuple[Check, ...]:
     """A flow from each node to the next, so that every port carries one; one result for each."""
     if len(plan.nodes) == 1:

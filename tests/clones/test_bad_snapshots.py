@@ -1,0 +1,89 @@
+"""A memory that is no good costs a line and the seconds of a boot, and is thrown away."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.clones.conftest import Survey
+from tests.clusters import SNAPSHOTS, Host, left_behind, survey
+from vcluster.agent import sparse
+
+pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("put_back")]
+
+BOOTS = "virsh -q list --name | grep doomed.node1"
+
+
+def flip(folder: Path) -> None:
+    """One bit is another, in the middle of some data."""
+    with (folder / "ram").open("r+b") as ram:
+        ram.seek(64 << 20)
+        byte = ram.read(1)[0]
+        ram.seek(64 << 20)
+        ram.write(bytes([byte ^ 1]))
+
+
+def cut(folder: Path) -> None:
+    with (folder / "state").open("r+b") as state:
+        state.truncate(100_000)
+
+
+def age(folder: Path) -> None:
+    """It was made with another QEMU."""
+
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["circumstances"]["qemu"] = "0.1.0"
+
+    rewrite(folder, change)
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [(flip, "/ram has changed"), (cut, "/state has 100000 bytes, not"), (age, 'was made with qemu 0.1.0, not')],
+)  # fmt: skip
+def test_one_that_has_changed_is_found_before_it_is_used(
+    host: Host, kept: str, bare: Survey, spoil: Callable[[Path], None], words: str
+) -> None:
+    spoil(host.server.path(f"{SNAPSHOTS}/{kept}"))
+    process = host.popen("local", "create", "-n", "1", "--name", "doomed")
+    host.wait_for(BOOTS)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    (line,) = (line for line in errors.splitlines() if "is thrown away" in line)
+    assert f"snapshot {kept} is thrown away: " in line
+    assert words in line
+    assert "clone took" not in errors
+    assert not host.snapshots()
+    assert "doomed" not in str(left_behind(survey(host), bare))
+
+
+def test_one_that_qemu_does_not_take_is_told_of_and_the_node_is_booted(host: Host, kept: str, bare: Survey) -> None:
+    """All digests are right, but what they are of is nothing that a node could wake with."""
+    folder = host.server.path(f"{SNAPSHOTS}/{kept}")
+    (folder / "state").write_bytes(b"garbage" * 10_000)
+
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["files"]["state"] = {"size": 70_000, "sha256": sparse.digest(folder / "state")}
+
+    rewrite(folder, change)
+    made = host.vcluster("local", "create", "-n", "1", "--name", "doomed", timeout_s=120)
+    assert "node1 is booted, as it could not be made from the snapshot: " in made.stderr
+    assert "Traceback" not in made.stderr
+    assert host.json("status", "doomed")["state"] == "ready"
+    assert {"clone", "boot", "login", "configure", "check"} <= set(host.stages("doomed", "node1"))
+    assert not host.snapshots()
+    assert host.vcluster("clear", "doomed", "-y", "--verify").stdout == "doomed: cleared\nnothing left\n"
+    assert "doomed" not in str(left_behind(survey(host), bare))

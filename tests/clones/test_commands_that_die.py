@@ -1,0 +1,77 @@
+"""Commands that are killed while they make a memory, or nodes from one, leave nothing that is not found and removed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.clusters import SNAPSHOTS, Host, survey
+from tests.testbed import kill
+
+pytestmark = pytest.mark.vm
+
+OTHER = ("--memory", "500")  # a memory of its own, which no other test knows
+UNFINISHED = f"{SNAPSHOTS}/.unfinished-*"
+WITHOUT_TEMPLATES = "virsh -q list --all --name | grep -q template || echo none"
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays(host: Host, kept: str) -> Iterator[None]:
+    """A test that fails must not make those after it fail."""
+    yield
+    host.vcluster("clear", "doomed", "-y", check=False)
+    for left in set(host.snapshots()) - {kept}:
+        host.sh(f"rm -rf {SNAPSHOTS}/{left}")
+
+
+@pytest.mark.parametrize(
+    ("command", "sign", "end"),
+    [
+        (["image", "warm"], "virsh -q list --name | grep template", ["image", "warm"]),
+        (["image", "warm"], f"ls {UNFINISHED}/save", ["clear", "doomed", "-y"]),
+        (["local", "create", "--boot", "clone", "-n", "1", "--name", "doomed"], f"ls {UNFINISHED}/ram",
+         ["clear", "doomed", "-y"]),
+    ],
+    ids=["while it boots", "while it is saved", "while it is split"],
+)  # fmt: skip
+def test_kill_9_while_a_memory_is_made(host: Host, kept: str, command: list[str], sign: str, end: list[str]) -> None:
+    before = survey(host)
+    process = host.popen(*command, *OTHER)
+    host.wait_for(sign, timeout_s=60)
+    kill(process)
+    host.wait_for(WITHOUT_TEMPLATES)  # by itself: its libvirt has noticed
+    assert [name for name in host.snapshots() if name.startswith(".unfinished-")]
+
+    if end[0] == "clear":
+        host.vcluster(*end)
+        assert host.snapshots() == [kept]
+    else:
+        again = host.popen(*end, *OTHER)
+        host.wait_for("virsh -q list --name | grep template")  # whoever is next is not stopped by what is left
+        kill(again)
+        host.wait_for(WITHOUT_TEMPLATES)
+        host.vcluster("clear", "doomed", "-y")
+    assert survey(host) == before
+
+
+@pytest.mark.parametrize("moment", ["ls {clusters}/doomed/*.memory", "virsh -q list --name | grep doomed"])
+def test_kill_9_while_copies_wake(host: Host, kept: str, moment: str) -> None:
+    before = survey(host)
+    process = host.popen("local", "create", "-n", "2", "--name", "doomed")
+    host.wait_for(moment.format(clusters="/var/lib/libvirt/images/vcluster/clusters"))
+    kill(process)
+    cleared = host.vcluster("clear", "doomed", "-y", "--verify")
+    assert cleared.stdout == "doomed: cleared\nnothing left\n"
+    assert survey(host) == before
+    assert host.snapshots() == [kept]
+
+
+def test_a_template_that_does_not_come_to_rest_in_time(host: Host, kept: str) -> None:
+    before = survey(host)
+    failed = host.vcluster("image", "warm", *OTHER, "--timeout", "4", check=False)
+    assert failed.returncode == 1
+    assert "within 4 s" in failed.stderr
+    assert len([line for line in failed.stderr.splitlines() if line.startswith("vcluster:")]) == 1
+    assert survey(host) == before
+    assert host.snapshots() == [kept]

@@ -1,0 +1,132 @@
+"""Some nodes of a cluster are removed, on libvirt's own test driver; the others have all that they had."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import samples
+from vcluster import naming, removal
+from vcluster.agent.door import Here
+from vcluster.errors import VclusterError
+from vcluster.events import Reporter
+from vcluster.hosts.hypervisor import Hypervisor
+from vcluster.model import Plan, Store
+from vcluster.render import network
+from vcluster.render.domain import domain_xml
+from vcluster.resize import shrink
+from vcluster.resources import domains, volumes
+from vcluster.servers import Fleet, Server
+
+pytestmark = pytest.mark.libvirt
+
+PLAN = samples.plan(3, stores=(Store("node3", 1),))
+FOREIGN = "<domain type='test'><name>lab.node2</name><memory>1024</memory><os><type>hvm</type></os></domain>"
+
+
+class World:
+    """A server with the nodes of a plan; what the agent is asked is noted and not done."""
+
+    def __init__(self, libvirt: Hypervisor, root: Path) -> None:
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.libvirt = libvirt
+        names = ("remove_traces", "destroy_links", "links", "guards", "folders")
+        here = Here({name: self._operation(name) for name in names})
+        self.server = Server("localhost", samples.OWNER, root, here, libvirt=libvirt)
+        self.fleet = Fleet({"localhost": self.server}, {})
+
+    def _operation(self, name: str) -> Any:
+        def work(**arguments: Any) -> list[Any]:
+            self.asked.append((name, arguments))
+            return []
+
+        return work
+
+    def make(self, plan: Plan) -> None:
+        pool = plan.servers[0].pool
+        assert pool
+        self.libvirt.create_pool(network.pool_xml(pool))
+        for node in plan.nodes:
+            self.libvirt.define_domain(domain_xml(plan, node).replace('type="qemu"', 'type="test"'))
+            self.libvirt.start_domain(node.domain)
+            # Logs, of which there may be older ones, are volumes of the pool as well.
+            for suffix in ("qcow2", "seed.iso", "console.log", "console.log.0", *["data.qcow2"] * bool(node.data_gib)):
+                xml = network.blank_xml(f"{node.name}.{suffix}", kind="raw", size_bytes=512)
+                self.libvirt.create_volume(pool.name, xml)
+
+    def left(self) -> dict[str, int]:
+        """How many volumes there are of each node."""
+        owners = [volume.split(".")[0] for volume in self.libvirt.volumes("vcluster-lab")]
+        return {owner: owners.count(owner) for owner in sorted(set(owners))}
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    node = tmp_path / "node.xml"
+    node.write_text(
+        "<node><cpu><mhz>2000</mhz><model>x86_64</model><active>2</active></cpu><memory>8388608</memory></node>"
+    )
+    with Hypervisor(f"test://{node}", samples.OWNER) as libvirt:
+        yield World(libvirt, tmp_path)
+
+
+def test_one_node_goes_and_going_twice_is_fine(world: World) -> None:
+    world.make(PLAN)
+    rest = shrink(PLAN, ["node2"])
+    for _ in range(2):
+        domains.reduce(world.server, PLAN, rest)
+        volumes.reduce(world.server, PLAN, rest)
+    assert [(one.node, one.is_active) for one in sorted(world.libvirt.domains(), key=lambda one: one.node)] == [
+        ("node1", True), ("node3", True),
+    ]  # fmt: skip
+    assert world.left() == {"node1": 4, "node3": 5}
+    assert world.asked == [("remove_traces", {"networks": [], "domains": ["lab.node2"]})]
+
+
+def test_all_that_a_server_has_for_a_node(world: World) -> None:
+    grown = samples.plan(12)
+    world.make(grown)
+    removal.remove_nodes(_site(), world.fleet, grown, shrink(grown, ["node1" + str(at) for at in range(3)]))  # type: ignore[arg-type]
+    assert "node1" in world.left()
+    assert len(world.left()) == len(world.libvirt.domains()) == 9
+    assert not [name for name, _ in world.asked if name in ("destroy_links", "remove_guard")]
+
+
+def test_what_is_not_ours_stays(world: World) -> None:
+    world.libvirt.define_domain(FOREIGN)
+    foreign = network.pool_xml(PLAN.servers[0].pool).replace(  # type: ignore[arg-type]
+        naming.uuid_for("pool", "lab", samples.OWNER), "11111111-2222-3333-4444-555555555555"
+    )
+    world.libvirt.create_pool(foreign)
+    world.libvirt.create_volume("vcluster-lab", network.blank_xml("node2.qcow2", kind="raw", size_bytes=512))
+    removal.remove_nodes(_site(), world.fleet, PLAN, shrink(PLAN, ["node2"]))  # type: ignore[arg-type]
+    assert world.libvirt.names()["domain"] >= {"lab.node2"}
+    assert world.left() == {"node2": 1}
+
+
+def test_a_pool_that_is_asleep_or_gone(world: World) -> None:
+    world.make(PLAN)
+    rest = shrink(PLAN, ["node2"])
+    world.libvirt._connection.storagePoolLookupByName("vcluster-lab").destroy()
+    volumes.reduce(world.server, PLAN, rest)
+    world.libvirt.destroy_pool("vcluster-lab")
+    volumes.reduce(world.server, PLAN, rest)
+    assert world.libvirt.pools() == ()
+
+
+def test_what_is_left_is_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.make(PLAN)
+    monkeypatch.setattr(Hypervisor, "undefine_domain", lambda *_: None)
+    with pytest.raises(VclusterError, match=r"left of lab: domain lab\.node2"):
+        removal.remove_nodes(_site(), world.fleet, PLAN, shrink(PLAN, ["node2"]))  # type: ignore[arg-type]
+
+
+class _Site:
+    report = Reporter()
+
+
+def _site() -> _Site:
+    return _Site()

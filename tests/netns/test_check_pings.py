@@ -1,0 +1,166 @@
+"""What the guest program of the check finds of the network and of files, as it runs on a node."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from tests.lan import Lan, lan
+from tests.testbed import kill
+from vcluster import guest
+
+pytestmark = [
+    pytest.mark.netns,
+    pytest.mark.skipif(os.geteuid() != 0, reason="making network namespaces needs root"),
+]
+
+NODES = {"head": "10.0.0.1", "worker": "10.0.0.2", "silent": "10.0.0.3", "cutter": "10.0.0.4", "nobody": "10.0.0.99"}
+TARGETS = [{"name": name, "address": address} for name, address in NODES.items()]
+MTU = 1450
+USER = "student"
+FOLDER = "/run/shared"
+
+
+@pytest.fixture(scope="module")
+def net() -> Iterator[Lan]:
+    """Nodes, of which one ignores pings, and one answers and loses what does not fit into a smaller packet."""
+    with lan(*(name for name in NODES if name != "nobody")) as one:
+        for name in ("head", "worker", "silent", "cutter"):
+            one.plug(name, "lab0", "lan", [f"{NODES[name]}/24"])
+            one.run(name, ["ip", "link", "set", "lab0", "mtu", str(MTU)])
+        one.run("silent", ["sh", "-c", "echo 1 >/proc/sys/net/ipv4/icmp_echo_ignore_all"])
+        one.run("cutter", ["ip", "link", "set", "lab0", "mtu", str(MTU - 50)])
+        one.server.run(["install", "-d", "-o", USER, "-m", "700", FOLDER], timeout_s=10)
+        yield one
+
+
+def request(do: str = "probe", **differences: object) -> dict[str, object]:
+    asked = {"do": do, "user": USER, "targets": TARGETS[:2], "payload": MTU - 28, "logins": [], "shares": []}
+    return {**asked, "token": "secret", **differences}
+
+
+def probe(net: Lan, **differences: object) -> dict[str, Any]:
+    program = guest.program("check").decode()
+    asked = json.dumps(request(**differences))
+    done = net.run("head", ["/usr/bin/python3", "-IS", "-c", program], input=asked + "\n")
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+def pings(net: Lan, **differences: object) -> dict[str, str]:
+    results = probe(net, **differences)["results"]
+    assert all(one["check"] == "ping" and one["passed"] == (not one["detail"]) for one in results)
+    return {one["to"]: one["detail"] for one in results}
+
+
+@contextmanager
+def running(net: Lan, asked: dict[str, object]) -> Iterator[subprocess.Popen[str]]:
+    """The program on the head, which has been asked and whose input is still open."""
+    program = guest.program("check").decode()
+    argv = ["ip", "netns", "exec", "head", "/usr/bin/python3", "-IS", "-c", program]
+    process = net.server.popen(argv, takes_input=True)
+    try:
+        assert process.stdin
+        process.stdin.write(json.dumps(asked) + "\n")
+        process.stdin.flush()
+        yield process
+    finally:
+        kill(process)
+
+
+def end_input(process: subprocess.Popen[str]) -> None:
+    assert process.stdin
+    process.stdin.close()
+    process.stdin = None  # kill() would flush it
+
+
+def heard(process: subprocess.Popen[str]) -> dict[str, Any]:
+    assert process.stdout
+    answer: dict[str, Any] = json.loads(process.stdout.readline())
+    return answer
+
+
+def test_all_answer_at_once(net: Lan) -> None:
+    started = time.monotonic()
+    assert pings(net) == {"head": "", "worker": ""}
+    assert time.monotonic() - started < 1
+
+
+def test_who_does_not_answer(net: Lan) -> None:
+    assert pings(net, targets=TARGETS) == {
+        "head": "",
+        "worker": "",
+        **dict.fromkeys(("silent", "cutter", "nobody"), "no answer within 5 s"),
+    }
+
+
+def test_a_smaller_packet_comes_back_from_where_a_full_one_is_lost(net: Lan) -> None:
+    assert pings(net, targets=[TARGETS[3]], payload=MTU - 78) == {"cutter": ""}
+
+
+def test_a_packet_that_does_not_fit_is_not_fragmented(net: Lan) -> None:
+    # What a node sends to itself crosses no link.
+    assert pings(net, payload=MTU - 27) == {"head": "", "worker": "Message too long"}
+
+
+def test_without_a_way_it_is_said_why(net: Lan) -> None:
+    assert pings(net, targets=[{"name": "far", "address": "192.0.2.1"}]) == {"far": "Network is unreachable"}
+
+
+def test_the_last_of_several_tries_is_enough(net: Lan) -> None:
+    net.run("worker", ["ip", "link", "set", "lab0", "down"])
+    with running(net, request()) as process:
+        time.sleep(1.5)
+        net.run("worker", ["ip", "link", "set", "lab0", "up"])
+        end_input(process)
+        assert [one["detail"] for one in heard(process)["results"]] == ["", ""]
+
+
+def test_digests_are_of_what_concerns_nodes(net: Lan) -> None:
+    etc = "10.0.0.2 worker\n10.0.0.1 head\n"
+    net.hosts_file("head", etc)
+    first = probe(net)["same"]
+    net.hosts_file("head", f"# words\n127.0.0.1 localhost\n\n{etc}")
+    assert probe(net)["same"] == first
+    net.hosts_file("head", "10.0.0.7 worker\n10.0.0.1 head\n")
+    changed = probe(net)["same"]
+    assert {path for path, digest in changed.items() if digest != first[path]} == {"/etc/hosts"}
+    assert "No such file" in first["/etc/ssh/ssh_known_hosts"]
+
+
+def test_shared_files_are_read_when_the_input_ends(net: Lan) -> None:
+    path = f"{FOLDER}/note"
+    shares = [{"node": "head", "file": path, "mount": None}, {"node": "worker", "file": path, "mount": "/no/mount"}]
+    with running(net, request(shares=shares)) as process:
+        time.sleep(0.5)
+        net.server.path(path).write_text("secret")
+        end_input(process)
+        results = heard(process)["results"][2:]
+    net.server.path(path).unlink()
+    assert [(one["to"], one["detail"]) for one in results] == [("head", ""), ("worker", "/no/mount is not mounted")]
+
+
+def test_the_first_writes_as_the_user_and_removes_once_the_input_ends(net: Lan) -> None:
+    path = net.server.path(f"{FOLDER}/note")
+    shares = [
+        {"node": "head", "file": f"{FOLDER}/note", "mount": None},
+        {"node": "worker", "file": "/run/not-the-users", "mount": None},
+    ]
+    with running(net, request("probe_first", shares=shares)) as process:
+        assert heard(process) == {"written": True}
+        assert path.read_text() == "secret"
+        assert net.server.run(["stat", "-c", "%U", f"{FOLDER}/note"], timeout_s=10).stdout.strip() == USER
+        results = [one for one in heard(process)["results"] if one["check"] == "nfs"]
+        assert path.exists()
+        end_input(process)
+        assert process.wait(10) == 0
+    assert not path.exists()
+    assert [(one["to"], one["passed"]) for one in results] == [("worker", False), ("head", True), ("worker", False)]
+    assert "Permission denied" in results[0]["detail"]

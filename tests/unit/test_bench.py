@@ -1,0 +1,48 @@
+"""What scripts/bench makes of its numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from scripts import measure_clones
+from scripts.measure_clones import BOOTED, COPIED, Addition, Create, Found, report
+
+SNAPSHOT = "/var/lib/libvirt/images/vcluster/snapshots/0123-4567/ram"
+SMAPS = f"""\
+7f0000000000-7f0020000000 rw-p 00000000 08:01 42  {SNAPSHOT}
+Size:             524288 kB
+Rss:                 300 kB
+Pss:                 150 kB
+Anonymous:           100 kB
+VmFlags: rd wr mr mw
+7f0030000000-7f0040000000 rw-p 00000000 00:00 0
+Rss:                1000 kB
+Anonymous:          1000 kB
+"""
+
+
+def test_numbers_become_text() -> None:
+    creates = [Create(COPIED, nodes, 2.0 + nodes, "", 1.0) for nodes in (1, 4, 16)]
+    creates += [Create(COPIED, 4, 99.0, "exit code 1: no", None), Create(BOOTED, 4, 46.0, "", 1.0)]
+    text = report(Found(2, "tcg", 0.1, 30.0, creates, [Addition(3.0, 2.0)]))
+    assert "copied: t = 2.00 s + 1.00 s · n, least squares over 3 runs" in text
+    assert "t(16) / t(4), copied: 3.00" in text
+    assert "creates of 4: a copy spares 10.0 s a node; image warm pays after 3.0 nodes, 0.8 such creates" in text
+    row = next(line.split() for line in text.splitlines() if line.startswith("4 "))
+    assert row == ["4", "6.0", "6.0", "6.0", "1", "of", "2", "46.0", "46.0", "46.0", "1", "of", "1", "7.7", "1.0"]
+
+
+def test_what_failed_is_left_out() -> None:
+    text = report(Found(2, creates=[Create(COPIED, 1, 5.0, "exit code 1", None)]))
+    assert "0 of 1" in text
+    assert "t =" not in text
+
+
+def test_what_a_guest_has_written_to_is_told_from_what_it_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = {"smaps": SMAPS, "smaps_rollup": "7f00-7fff ---p 0 00:00 0 [rollup]\nRss: 1300 kB\nPss: 1150 kB\n"}
+    monkeypatch.setattr(Path, "read_text", lambda path: texts[path.name])
+    found = measure_clones._memory_of(1)
+    assert (found["ram_own"], found["ram_clean"], found["ram_clean_pss"]) == (100 * 1024, 200 * 1024, 50 * 1024)
+    assert (found["rss"], found["pss"]) == (1300 * 1024, 1150 * 1024)

@@ -1,0 +1,133 @@
+"""How nodes are reached that only the head reaches, and when a copy is given up for a boot."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import samples
+from vcluster import nodes
+from vcluster.agent.door import Here
+from vcluster.errors import DeadlineError, VclusterError
+from vcluster.events import Cancelled, Deadline, Reporter
+from vcluster.model import PRIVATE
+from vcluster.nodes import NodeWork, Ways
+from vcluster.progress import Lines
+from vcluster.servers import Fleet, Server
+from vcluster.snapshots import Kept, template_of
+
+PLAN = samples.plan(3, layout=PRIVATE)
+HEAD, WORKER, OTHER = PLAN.nodes
+
+
+class Session:
+    """A session on the head."""
+
+    is_closed = False
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+# Ways
+
+
+def test_the_head_is_reached_by_its_server() -> None:
+    assert Ways(PLAN, {"localhost": None}).to(HEAD, Deadline(1)) is None
+
+
+def test_the_others_wait_for_the_heads_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodes, "LOOK_S", 0.001)
+    ways, session = Ways(PLAN, {"localhost": None}), Session()
+    with pytest.raises(DeadlineError, match="node1, through which node2 is reached"):
+        ways.to(WORKER, Deadline(0.01))
+    ways.open_by(session)  # type: ignore[arg-type]
+    assert ways.to(WORKER, Deadline(1)) is session
+    ways.close()
+    assert not session.is_closed
+
+
+def test_a_head_that_was_not_logged_in_to_is_once_somebody_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodes, "LOOK_S", 0.001)
+    ways, opened = Ways(PLAN, {"localhost": None}), []
+
+    def log_in() -> Any:
+        opened.append(Session())
+        return opened[-1]
+
+    ways.open_when_needed(log_in)
+    assert opened == []
+    assert ways.to(WORKER, Deadline(1)) is ways.to(OTHER, Deadline(1)) is opened[0]
+    assert len(opened) == 1
+    ways.close()
+    assert opened[0].is_closed
+
+
+# Copies
+
+
+class World:
+    """Nodes of which each wakes as it is told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked: list[str] = []
+        self.wakes: Any = None
+        self.said = io.StringIO()
+        self.deadline = Deadline(60)
+        here = Here({"drop_snapshot": lambda **_: self.asked.append("drop")})
+        server = Server("localhost", samples.OWNER, Path("/storage"), here)
+        kept = {
+            ("localhost", template_of(PLAN, node)): Kept("key", "/root", "", Path("/ram"), {}) for node in PLAN.nodes
+        }
+        site: Any = type("Site", (), {"report": Reporter((Lines(self.said),))})
+        fleet = Fleet({"localhost": server}, {})
+        self.work = NodeWork(site, fleet, PLAN, samples.keys(3), self.deadline, image_password=str, kept=kept)
+        monkeypatch.setattr(nodes.domains, "discard", lambda *_: self.asked.append("domain"))
+        monkeypatch.setattr(nodes.volumes, "discard", lambda *_: self.asked.append("disks"))
+        monkeypatch.setattr(NodeWork, "_wake", lambda *_: self._wake())
+
+    def _wake(self) -> Any:
+        if isinstance(self.wakes, BaseException):
+            raise self.wakes
+        return self.wakes
+
+    @property
+    def notes(self) -> list[str]:
+        return [line.split(" s  ", 1)[1] for line in self.said.getvalue().splitlines()]
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    return World(monkeypatch)
+
+
+@pytest.mark.parametrize("error", [VclusterError("QEMU refuses"), DeadlineError("node2: its identity did not come")])
+def test_what_does_not_wake_is_booted_and_so_are_all_that_come_later(world: World, error: Exception) -> None:
+    world.wakes = error
+    assert world.work._copy(WORKER) is None
+    assert world.asked == ["drop", "domain", "disks"]
+    assert world.notes == [f"node2 is booted, as it could not be made from the snapshot: {error}"]
+    world.wakes = "a door"
+    assert world.work._copy(OTHER) is None
+    assert len(world.asked) == 3
+
+
+def test_when_time_is_up_nothing_is_booted_instead(world: World) -> None:
+    world.wakes, world.deadline._ends_s = DeadlineError("node2: its identity did not come"), 0.0
+    with pytest.raises(DeadlineError, match="its identity"):
+        world.work._copy(WORKER)
+    assert world.asked == []
+
+
+def test_nor_when_it_is_called_off(world: World) -> None:
+    world.wakes = Cancelled("stopped")
+    with pytest.raises(Cancelled):
+        world.work._copy(WORKER)
+    world.wakes = VclusterError("the connection broke")
+    world.deadline.cancel()
+    with pytest.raises(Cancelled):
+        world.work._copy(WORKER)
+    assert world.asked == []

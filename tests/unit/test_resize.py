@@ -1,0 +1,364 @@
+"""More nodes and fewer: those that stay are as they were, and nothing is given twice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests import samples
+from tests.samples import BLUE, MIDDLE, RED
+from vcluster import addressing, codec
+from vcluster.errors import ConflictError, MissingError, RequestError, VclusterError
+from vcluster.keys import fewer_keys, more_keys
+from vcluster.model import DHCP, LOCAL, PRIVATE, AddressRange, Facts, Plan, ServerSpec, Spec, Store
+from vcluster.naming import expand
+from vcluster.plan import make_plan
+from vcluster.render import guest
+from vcluster.resize import as_spec, grow, new_names, shrink
+
+HERE = {LOCAL.name: samples.ROOMY}
+
+
+def larger(plan: Plan, number: int = 1, asked: Sequence[str] = (), facts: dict[str, Facts] | None = None) -> Plan:
+    return grow(plan, facts or HERE, new_names(plan, number, asked))
+
+
+def names(plan: Plan) -> list[str]:
+    return [node.name for node in plan.nodes]
+
+
+def shared(*servers: ServerSpec, count: int = 4, **wishes: object) -> tuple[Plan, dict[str, Facts]]:
+    """A plan over servers with the switch on `middle`, and their facts, which know of its VNIs."""
+    carriers = servers or (RED, BLUE)
+    asked: Spec = samples.spec(count, mode="shared", servers=carriers, switch=MIDDLE)
+    plan = samples.shared_plan(*carriers, count=count, **wishes)
+    facts = samples.shared_facts(asked)
+    held = {one.name: frozenset(tunnel.vni for tunnel in one.tunnels) for one in plan.servers}
+    return plan, {name: replace(one, vnis=held[name]) for name, one in facts.items()}
+
+
+# Growing
+
+
+@pytest.mark.parametrize("wishes", [{}, {"layout": PRIVATE}, {"addresses": DHCP, "layout": PRIVATE}])
+def test_a_grown_cluster_is_like_one_that_was_made_so(wishes: dict[str, object]) -> None:
+    plan = samples.plan(3, **wishes)  # type: ignore[arg-type]
+    grown = larger(plan, 2)
+    assert grown == replace(samples.plan(5, **wishes), dhcp_range=plan.dhcp_range)  # type: ignore[arg-type]
+    assert grown.nodes[:3] == plan.nodes
+    assert codec.from_json(codec.to_json(grown), Plan) == grown
+
+
+def test_growing_over_servers() -> None:
+    plan, facts = shared()
+    grown = larger(plan, 3, facts=facts)
+    assert grown.nodes[:4] == plan.nodes
+    assert [(node.name, node.server, node.vni, node.bridge) for node in grown.nodes[4:]] == [
+        ("node5", "red", 44, "vb-lab-5"),
+        ("node6", "blue", 45, "vb-lab-6"),
+        ("node7", "red", 46, "vb-lab-7"),
+    ]
+    for server in plan.servers:
+        now = grown.server(server.name)
+        assert now.bridges[: len(server.bridges)] == server.bridges
+        assert now.tunnels[: len(server.tunnels)] == server.tunnels
+        assert replace(now, bridges=server.bridges, tunnels=server.tunnels) == server
+    there = {tunnel.vni: tunnel for tunnel in grown.server("middle").tunnels}
+    assert len(grown.server("middle").bridges) == 1
+    for tunnel in (*grown.server("red").tunnels, *grown.server("blue").tunnels):
+        other = there[tunnel.vni]
+        assert (tunnel.name, tunnel.local, tunnel.remote) == (other.name, other.remote, other.local)
+    assert sorted(there) == [40, 41, 42, 43, 44, 45, 46]
+
+
+def test_growing_here_with_the_switch_elsewhere() -> None:
+    asked: Spec = samples.spec(2, mode="remote", servers=(LOCAL,), switch=MIDDLE, vxlan_port=5000, vni_base=7)
+    facts = samples.shared_facts(asked)
+    plan = make_plan(asked, facts, image=samples.DIRECT, owner=samples.OWNER)
+    facts["middle"] = replace(facts["middle"], vnis=frozenset({7, 8, 9}))
+    facts[LOCAL.name] = replace(facts[LOCAL.name], vnis=frozenset({7, 8, 10}))
+    grown = larger(plan, facts=facts)
+    assert [node.vni for node in grown.nodes] == [7, 8, 11]
+    assert grown.server("middle").tunnels[-1].port == 5000
+    # What nobody has at the moment, for the servers were started anew, is not free for that.
+    bare = {name: replace(one, vnis=frozenset()) for name, one in facts.items()}
+    assert [node.vni for node in larger(plan, facts=bare).nodes] == [7, 8, 9]
+
+
+def test_nodes_on_the_switchs_server_need_no_tunnels_when_they_come_either() -> None:
+    plan, facts = shared(RED, MIDDLE, count=3)
+    grown = larger(plan, 2, facts=facts)
+    assert [(node.server, node.vni) for node in grown.nodes] == [
+        ("red", 40), ("red", 41), ("middle", None), ("middle", None), ("red", 42),
+    ]  # fmt: skip
+    assert [bridge.name for bridge in grown.server("middle").bridges] == ["vc-lab"]
+
+
+def test_new_tunnels_have_the_ends_that_the_old_ones_have() -> None:
+    plan, _ = shared(RED, BLUE, LOCAL, count=3)
+    spec = as_spec(plan)
+    assert [(one.name, str(one.address), one.interface, one.login) for one in spec.servers] == [
+        ("red", "192.0.2.10", "eth0", RED.login),
+        ("blue", "192.0.2.11", "eth0", BLUE.login),
+        ("localhost", "192.0.2.12", "eth0", None),
+    ]
+    assert (str(spec.switch.address), spec.switch.interface) == ("192.0.2.13", "eth0")
+    alone = as_spec(samples.plan(2))
+    assert (alone.servers, alone.switch) == ((LOCAL,), LOCAL)
+
+
+def test_the_emptiest_server_with_room_is_taken() -> None:
+    plan, facts = shared(count=3)  # two on red, one on blue
+    assert [node.server for node in larger(plan, 2, facts=facts).nodes[3:]] == ["blue", "red"]
+    facts["blue"] = replace(facts["blue"], memory_free_mib=512 + 700)
+    assert [node.server for node in larger(plan, 2, facts=facts).nodes[3:]] == ["red", "red"]
+    facts["red"] = replace(facts["red"], memory_free_mib=512 + 704)
+    with pytest.raises(MissingError) as raised:
+        larger(plan, 2, facts=facts)
+    assert raised.value.message.splitlines() == [
+        "2 more nodes do not fit on the servers; the most is 1",
+        "red: at most 1 more, by ram (704 MiB free, a node takes 704)",
+        "blue: at most 0 more, by ram (700 MiB free, a node takes 704)",
+    ]
+
+
+def test_memory_is_counted_as_nodes_run_there() -> None:
+    plan = samples.plan(2, accel="kvm")
+    facts = {LOCAL.name: replace(samples.ROOMY, memory_free_mib=512 + 576, accel="tcg")}
+    assert len(larger(plan, facts=facts).nodes) == 3
+
+
+def test_in_the_private_layout_no_other_node_gets_a_management_card() -> None:
+    plan, facts = shared(layout=PRIVATE)
+    grown = larger(plan, 4, facts=facts)
+    assert [node.management is not None for node in grown.nodes] == [True] + [False] * 7
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("nodeset", "number", "come"),
+    [
+        ("node[1-4]", 2, "node[5-6]"),
+        ("w[051-053]", 1, "w054"),
+        ("w[098-099]", 2, "w[100-101]"),
+        ("w[8-9]", 1, "w10"),
+        ("head,red[1-2]", 1, "red3"),
+        ("head1,red[1-2]", 1, "red3"),
+        ("a-1-lab,a-2-lab", 1, "a-3-lab"),
+        ("node1", 1, "node2"),
+        ("node[1-2],gpu", 1, "node3"),
+    ],
+)
+def test_names_go_on_as_they_began(nodeset: str, number: int, come: str) -> None:
+    plan = make_plan(
+        replace(samples.spec(), node_names=expand(nodeset)), HERE, image=samples.DIRECT, owner=samples.OWNER
+    )
+    assert new_names(plan, number) == expand(come)
+
+
+@pytest.mark.parametrize("nodeset", ["head,alice", "red,blue", "a1,b1,c1"])
+def test_names_that_do_not_go_on(nodeset: str) -> None:
+    plan = make_plan(
+        replace(samples.spec(), node_names=expand(nodeset)), HERE, image=samples.DIRECT, owner=samples.OWNER
+    )
+    with pytest.raises(RequestError, match="do not tell how the next one is called") as raised:
+        new_names(plan, 1)
+    assert raised.value.hint == "--names says it"
+    assert names(larger(plan, asked=("eve",)))[-1] == "eve"
+
+
+@pytest.mark.parametrize(
+    ("number", "asked", "error", "words"),
+    [
+        (1, ("node2",), RequestError, "cluster lab has node2 already"),
+        (4093, (), RequestError, "4093 more nodes are too many"),
+        (1, tuple(f"x{at}" for at in range(4093)), RequestError, "4093 more nodes are too many"),
+    ],
+)
+def test_impossible_names(number: int, asked: tuple[str, ...], error: type[VclusterError], words: str) -> None:
+    with pytest.raises(error, match=words):
+        new_names(samples.plan(2), number, asked)
+
+
+def test_a_name_that_would_be_too_long() -> None:
+    long = "a" * 62 + "9"
+    plan = make_plan(replace(samples.spec(1), node_names=(long,)), HERE, image=samples.DIRECT, owner=samples.OWNER)
+    with pytest.raises(RequestError, match="has 64 characters"):
+        new_names(plan, 1)
+
+
+def test_a_switch_by_hand_does_not_grow() -> None:
+    asked: Spec = samples.spec(2, mode="remote", servers=(LOCAL,), switch=MIDDLE, sets_up_switch=False)
+    facts = {LOCAL.name: samples.shared_facts(asked)[LOCAL.name]}
+    plan = make_plan(asked, facts, image=samples.DIRECT, owner=samples.OWNER)
+    with pytest.raises(ConflictError, match="was set up by hand") as raised:
+        new_names(plan, 1)
+    assert "vcluster clear lab" in str(raised.value.hint)
+    assert names(shrink(plan, ["node2"])) == ["node1"]
+
+
+# Addresses
+
+
+def test_addresses_go_on_from_the_first_node_and_leave_out_strangers() -> None:
+    wanted = tuple(IPv4Address(f"10.0.0.{last}") for last in (101, 103))
+    strangers = AddressRange(IPv4Address("10.0.0.105"), IPv4Address("10.0.0.253"))
+    plan = samples.plan(2, node_addresses=wanted, addresses=DHCP, dhcp_range=strangers)
+    assert [str(node.address) for node in larger(plan, 5).nodes[2:]] == [
+        "10.0.0.102", "10.0.0.104", "10.0.0.254", "10.0.0.1", "10.0.0.2",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("subnet", "wishes", "fits"),
+    [("10.0.0.0/29", {}, 4), ("10.0.0.0/30", {}, 0), ("10.0.0.0/29", {"addresses": DHCP}, 0)],
+)
+def test_a_full_subnet(subnet: str, wishes: dict[str, object], fits: int) -> None:
+    plan = samples.plan(2, subnet=IPv4Network(subnet), **wishes)  # type: ignore[arg-type]
+    if fits:
+        assert len(larger(plan, fits).nodes) == fits + 2
+    with pytest.raises(RequestError, match=f"{fits + 1} more nodes do not fit into {subnet}") as raised:
+        larger(plan, fits + 1)
+    assert raised.value.hint == (f"{fits} more fit" if fits else "it is full")
+
+
+def test_a_full_management_network() -> None:
+    plan = samples.plan(250, subnet=IPv4Network("10.0.0.0/16"))
+    assert len(larger(plan, 3).nodes) == 253
+    with pytest.raises(
+        RequestError, match=r"4 more nodes do not fit into the management network 172.28.0.0/24"
+    ) as raised:
+        larger(plan, 4)
+    assert raised.value.hint == "3 more fit"
+
+
+@given(st.sets(st.integers(1, 14), min_size=1), st.integers(1, 14), st.integers(1, 14))
+def test_free_addresses(held: set[int], one: int, other: int) -> None:
+    subnet = IPv4Network("10.0.0.0/28")
+    nodes = {subnet[last] for last in held}
+    strangers = AddressRange(subnet[min(one, other)], subnet[max(one, other)])
+    usable = [address for address in subnet.hosts() if address not in nodes and address not in strangers]
+    found = addressing.more_addresses(subnet, len(usable), nodes=nodes, strangers=strangers)
+    assert sorted(found) == usable
+    above = [address for address in usable if address > min(nodes)]
+    assert list(found[: len(above)]) == above
+
+
+# Shrinking
+
+
+def test_what_was_removed_comes_back_as_it_was() -> None:
+    plan = samples.plan(4)
+    rest = shrink(plan, ["node3"])
+    assert rest.nodes == (*plan.nodes[:2], plan.nodes[3])
+    assert larger(rest) == plan
+    assert names(larger(shrink(plan, ["node2", "node3"]), 3)) == ["node1", "node2", "node3", "node4", "node5"]
+
+
+def test_the_first_worker_comes_back_too() -> None:
+    spec = replace(samples.spec(), node_names=expand("head,red[1-3]"))
+    plan = make_plan(spec, HERE, image=samples.DIRECT, owner=samples.OWNER)
+    assert larger(shrink(plan, ["red1"])) == plan
+
+
+def test_a_hole_is_filled_by_another_name() -> None:
+    plan = larger(shrink(samples.plan(4), ["node3"]), asked=("gpu",))
+    assert names(plan) == ["node1", "node2", "gpu", "node4"]
+    assert (plan.node("gpu").index, str(plan.node("gpu").address), plan.node("gpu").port) == (3, "10.0.0.3", "vt-lab-3")
+
+
+def test_links_go_with_their_nodes_and_servers_stay() -> None:
+    plan, facts = shared()
+    rest = shrink(plan, ["node3", "node4"])
+    assert rest.nodes_on("blue") == ()
+    assert rest.server("blue").link_names == ()
+    assert rest.server("blue").carries_nodes
+    assert [tunnel.vni for tunnel in rest.server("middle").tunnels] == [40, 41]
+    assert [bridge.name for bridge in rest.server("middle").bridges] == ["vc-lab"]
+    assert rest.server("red") == plan.server("red")
+    assert codec.from_json(codec.to_json(rest), Plan) == rest
+    free = {name: replace(one, vnis=frozenset({40, 41})) for name, one in facts.items()}
+    assert larger(rest, 2, facts=free) == plan
+
+
+def test_ports_are_remembered_without_any_tunnel() -> None:
+    plan, facts = shared(MIDDLE, RED, count=2, vxlan_port=5000)
+    rest = shrink(plan, ["node2"])
+    assert not rest.has_tunnels
+    free = {name: replace(one, vnis=frozenset()) for name, one in facts.items()}
+    assert larger(rest, facts=free) == plan
+
+
+@pytest.mark.parametrize(
+    ("gone", "error", "words"),
+    [
+        (["node1"], RequestError, "node1 is the head"),
+        (["node2", "node1"], RequestError, "node1 is the head"),
+        (["node9"], RequestError, "cluster lab has no node 'node9'"),
+        (["node4"], ConflictError, "the others have a shared folder on the disk of node4"),
+    ],
+)
+def test_who_cannot_go(gone: list[str], error: type[VclusterError], words: str) -> None:
+    plan = samples.plan(4, stores=(Store("node4", 1),))
+    with pytest.raises(error, match=words) as raised:
+        shrink(plan, gone)
+    assert raised.value.hint
+
+
+@settings(max_examples=50)
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 4)), max_size=6))
+def test_nothing_is_given_twice_whatever_comes_and_goes(steps: list[tuple[bool, int]]) -> None:
+    plan, facts = shared(RED, MIDDLE, count=3)
+    for comes, number in steps:
+        before = plan
+        plan = larger(plan, number, facts=facts) if comes else shrink(plan, names(plan)[1:][-number:])
+        stayed = {node.name for node in before.nodes} & {node.name for node in plan.nodes}
+        assert all(before.node(name) == plan.node(name) for name in stayed)
+    cards = [node.management for node in plan.nodes if node.management]
+    for values in (
+        names(plan),
+        [node.index for node in plan.nodes],
+        [node.address for node in plan.nodes],
+        [node.mac for node in plan.nodes] + [card.mac for card in cards],
+        [(node.server, card.address) for node, card in zip(plan.nodes, cards, strict=True)],
+        [node.vni for node in plan.nodes if node.vni],
+        [node.port for node in plan.nodes] + [card.port for card in cards],
+        *[server.link_names for server in plan.servers],
+    ):
+        assert len(set(values)) == len(values)
+    assert [node.index for node in plan.nodes] == sorted(node.index for node in plan.nodes)
+    assert [node.role for node in plan.nodes] == ["head"] + ["worker"] * len(plan.workers)
+    tunnels = {tunnel.vni for tunnel in plan.server("middle").tunnels}
+    assert tunnels == {tunnel.vni for tunnel in plan.server("red").tunnels} == {n.vni for n in plan.nodes if n.vni}
+
+
+# What follows
+
+
+def test_keys_come_and_go_with_nodes() -> None:
+    keys = samples.keys(3)
+    more = more_keys(keys, ["node4"])
+    assert list(more.hosts) == ["node1", "node2", "node3", "node4"]
+    assert more.hosts["node3"] == keys.hosts["node3"]
+    assert (more.admin, more.user) == (keys.admin, keys.user)
+    assert fewer_keys(more, {"node1", "node2", "node3"}) == keys
+
+
+def test_those_that_stay_are_told_of_the_change_by_files_alone() -> None:
+    plan, keys = samples.plan(3), samples.keys(4)
+    grown = larger(plan)
+    for node in plan.nodes:
+        before, after = guest.actions(plan, node, keys), guest.actions(grown, node, keys)
+        different = [one for one, other in zip(after, before, strict=True) if one != other]
+        assert {action["do"] for action in different} == {"file"}
+        changed = {action["path"] for action in different}
+        assert {"/etc/hosts", "/etc/ssh/ssh_known_hosts", "/home/mpiuser/hostfile", "/etc/genders"} <= changed
+        restarts = [path for action in after for path in action.get("restart_if", action.get("if_changed", ()))]
+        assert not changed & set(restarts)

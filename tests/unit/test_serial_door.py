@@ -1,0 +1,585 @@
+"""The serial port as a door: the node's own program, on pipes in the place of its port."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import select
+import signal
+import struct
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import libvirt
+import pytest
+
+from vcluster.errors import DeadlineError, VclusterError
+from vcluster.events import Cancelled, Deadline
+from vcluster.hosts.hypervisor import Words
+from vcluster.hosts.pipe import Door
+from vcluster.hosts.serial import SerialDoor, SerialPipe
+
+CLONE = Path(__file__).resolve().parents[2] / "images/debian12/overlay/usr/lib/vcluster/clone"
+LOADER = """
+import importlib.machinery, importlib.util, sys
+loader = importlib.machinery.SourceFileLoader("clone", sys.argv[1])
+clone = importlib.util.module_from_spec(importlib.util.spec_from_loader("clone", loader))
+loader.exec_module(clone)
+clone.GRACE_S, clone.STALE_S, clone.GONE_S, clone.LINGER_S, clone.LATER_MAX_S = 0.3, 0.2, 0.3, 0.1, 0.3
+clone.ENVIRONMENT["HOME"] = sys.argv[4]
+clone.Clone(int(sys.argv[2]), int(sys.argv[3]), clone.load_seed()).serve()
+"""
+CAT = b"import sys\nfor line in sys.stdin: print(line.upper(), end='', flush=True)\nprint('end', file=sys.stderr)"
+SLEEPER = b"import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(60)"
+
+
+class PipeWords:
+    """What hypervisor.Words is over a stream of libvirt's, over pipes."""
+
+    def __init__(self, incoming: int, outgoing: int) -> None:
+        self.incoming, self.outgoing = incoming, outgoing
+        self.lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self.has_ended, self.is_closed = False, False
+        os.set_blocking(outgoing, False)
+        self.thread = threading.Thread(target=self._read, daemon=True)
+        self.thread.start()
+
+    def next(self, deadline: Deadline, awaited: str) -> str:
+        while True:
+            deadline.check(awaited)
+            with contextlib.suppress(queue.Empty):
+                return self.lines.get(timeout=deadline.remaining_s(0.02))
+
+    def say(self, text: str | bytes, deadline: Deadline, awaited: str) -> None:
+        view = memoryview(text.encode() if isinstance(text, str) else text)
+        while view:
+            deadline.check(awaited)
+            self.check(awaited)
+            if select.select([], [self.outgoing], [], 0.02)[1]:
+                try:
+                    view = view[os.write(self.outgoing, view) :]
+                except OSError as error:
+                    raise VclusterError(str(error)) from error
+
+    def check(self, awaited: str) -> None:
+        if self.has_ended and self.lines.empty():
+            raise VclusterError(f"node1 stopped running, waiting for {awaited}")
+
+    def close(self) -> None:
+        if not self.is_closed:
+            self.is_closed = True
+            os.close(self.outgoing)
+
+    def _read(self) -> None:
+        rest = b""
+        while data := os.read(self.incoming, 65536):
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                self.lines.put(line.decode().strip())
+        self.has_ended = True
+        os.close(self.incoming)
+
+
+class Node:
+    """The node's program in a process of its own, and the words to it."""
+
+    def __init__(self, home: Path) -> None:
+        theirs_in, ours_out = os.pipe()
+        ours_in, theirs_out = os.pipe()
+        for end in (theirs_in, theirs_out):
+            os.set_inheritable(end, True)
+        argv = [sys.executable, "-ISB", "-c", LOADER, str(CLONE), str(theirs_in), str(theirs_out), str(home)]
+        self.pid = os.posix_spawn(sys.executable, argv, dict(os.environ))
+        for end in (theirs_in, theirs_out):
+            os.close(end)
+        self.words = PipeWords(ours_in, ours_out)
+        self.exit_code: int | None = None
+
+    def wait(self, seconds: float = 10) -> int | None:
+        ends = time.monotonic() + seconds
+        while self.exit_code is None and time.monotonic() < ends:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.exit_code = os.waitstatus_to_exitcode(status)
+            else:
+                time.sleep(0.01)
+        return self.exit_code
+
+    def end(self) -> None:
+        if self.wait(0) is None and self.exit_code is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+        self.words.close()
+        self.words.thread.join(5)
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    node = Node(tmp_path)
+    try:
+        yield node
+    finally:
+        node.end()
+
+
+@pytest.fixture
+def door(node: Node) -> Iterator[SerialDoor]:
+    with SerialDoor("node1", node.words, Deadline(20)) as door:
+        yield door
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def await_end(pid: int, seconds: float = 10) -> bool:
+    ends = time.monotonic() + seconds
+    while is_running(pid) and time.monotonic() < ends:
+        time.sleep(0.01)
+    return not is_running(pid)
+
+
+# Programs
+
+
+def test_a_program_runs_to_its_end(door: SerialDoor) -> None:
+    heard: list[tuple[str, bytes]] = []
+    door_like: Door = door
+    done = door_like.run_program(
+        b"import sys\nprint(sys.stdin.read()[::-1])\nprint('\\xe4rgh \xc3\xa4', file=sys.stderr)\nsys.exit(3)",
+        "näht".encode(),
+        awaited="a program",
+        on_output=lambda *piece: heard.append(piece),
+    )
+    assert (done.exit_code, done.stdout, done.stderr) == (3, "thän\n", "ärgh ä\n")
+    assert sorted(heard, reverse=True) == [("stdout", "thän\n".encode()), ("stderr", "ärgh ä\n".encode())]
+
+
+@pytest.mark.parametrize(
+    ("source", "exit_code", "stderr"),
+    [
+        (b"", 0, ""),
+        (b"raise SystemExit", 0, ""),
+        (b"import sys; sys.exit('no')", 1, "no\n"),
+        (b"print(1/0)", 1, "ZeroDivisionError: division by zero\n"),
+        (b"print(", 1, "SyntaxError: '(' was never closed\n"),
+        (b"# \xff", 1, "surrogates not allowed\n"),
+        (b"import os, signal; os.kill(os.getpid(), signal.SIGTERM)", 255, ""),
+        (b"import threading, time, sys\nthreading.Thread(target=lambda: (time.sleep(.1), sys.exit())).start()", 0, ""),
+    ],
+)
+def test_how_programs_end(door: SerialDoor, source: bytes, exit_code: int, stderr: str) -> None:
+    done = door.run_program(source, b"", awaited="a program")
+    assert (done.exit_code, done.stdout) == (exit_code, "")
+    assert done.stderr.endswith(stderr)
+
+
+def test_a_program_is_the_main_one_alone_with_its_streams(door: SerialDoor, tmp_path: Path) -> None:
+    source = b"""
+from __future__ import annotations
+import dataclasses, json, os, sys
+@dataclasses.dataclass
+class A:
+    b: int
+is_leader = os.getpgid(0) == os.getpid() == os.getsid(0)
+descriptors = sorted(os.listdir("/proc/self/fd"))
+print(json.dumps([__name__, os.getcwd(), is_leader, descriptors, os.environ["USER"], A(1).b, sys.argv]))
+"""
+    answer = json.loads(door.run_program(source, b"", awaited="a program").stdout)
+    descriptors = answer.pop(3)
+    assert descriptors[:3] == ["0", "1", "2"] and len(descriptors) == 4  # the last is the folder's own
+    assert answer == ["__main__", str(tmp_path), True, "root", 1, ["vcluster"]]
+
+
+def test_input_stays_open_until_it_is_ended(door: SerialDoor) -> None:
+    deadline = Deadline(20)
+    with contextlib.closing(door.start_program(CAT, awaited="cat")) as pipe:
+        pipe.write(b"one\n", deadline, "cat")
+        assert pipe.read_line(deadline, "cat") == b"ONE"
+        assert not pipe.has_more() and pipe.is_alive
+        with pytest.raises(TimeoutError):
+            pipe.receive(0.01)
+        assert pipe.wait(0) is None
+        pipe.write(b"two\nthree", deadline, "cat")
+        pipe.shut()
+        assert pipe.read(9, deadline, "cat") == b"TWO\nTHREE"
+        assert pipe.wait(10) == 0
+        with pytest.raises(VclusterError, match="the connection broke during more: end"):
+            pipe.read(1, deadline, "more")
+        assert pipe.error_output == "end"
+        with pytest.raises(VclusterError, match="the connection broke during more"):
+            pipe.write(b"more", deadline, "more")
+
+
+def test_two_programs_at_once(door: SerialDoor) -> None:
+    deadline = Deadline(20)
+    with (
+        contextlib.closing(door.start_program(CAT, awaited="cat")) as one,
+        contextlib.closing(door.start_program(CAT, awaited="cat")) as two,
+    ):
+        two.write(b"b\n", deadline, "cat")
+        one.write(b"a\n", deadline, "cat")
+        assert (one.read_line(deadline, "cat"), two.read_line(deadline, "cat")) == (b"A", b"B")
+        one.shut()
+        assert one.wait(10) == 0 and two.wait(0) is None
+        two.write(b"c\n", deadline, "cat")
+        assert two.read_line(deadline, "cat") == b"C"
+
+
+def test_a_program_that_is_not_there_is_sent_with_what_was_written_to_it_kept(node: Node, door: SerialDoor) -> None:
+    said: list[dict[str, Any]] = []
+    say = node.words.say
+
+    def listen(text: str | bytes, deadline: Deadline, awaited: str) -> None:
+        said.extend(json.loads(line) for line in text.split() and [text])
+        say(text, deadline, awaited)
+
+    node.words.say = listen  # type: ignore[method-assign]
+    assert door.run_program(CAT, b"x", awaited="cat").stdout == "X"
+    sent = [request["do"] for request in said if "source" in request]
+    assert sent == ["start"]
+    said.clear()
+    assert door.run_program(CAT, b"y", awaited="cat").stdout == "Y"
+    assert [request["do"] for request in said] == ["start", "write", "end"]
+
+
+def test_loading_loads_modules_and_does_no_work(door: SerialDoor, tmp_path: Path) -> None:
+    guarded = b"import colorsys\nopen(%r, 'w')\nif __name__ == '__main__': print('\xe2\x80\xa6')"
+    eager = b"import wave; open(%r, 'w')"
+    faulty = b"import nothing_of_that_name\nif __name__ == '__main__': pass"
+    sources = [guarded % str(tmp_path / "a"), eager % str(tmp_path / "b"), faulty, b"print("]
+    door.load(sources, Deadline(20), "programs")
+    assert (tmp_path / "a").exists() and not (tmp_path / "b").exists()
+    loaded = door.run_program(b"import sys; print('colorsys' in sys.modules, 'wave' in sys.modules)", b"", awaited="it")
+    assert loaded.stdout == "True False\n"
+    assert door.run_program(sources[0], b"", awaited="it").stdout == "…\n"
+    assert "nothing_of_that_name" in door.run_program(faulty, b"", awaited="it").stderr
+
+
+def test_much_input_and_output(door: SerialDoor) -> None:
+    data = bytes(range(256)) * 4096
+    source = b"import sys; d = sys.stdin.buffer.read(); sys.stdout.buffer.write(d); sys.stderr.buffer.write(d[::-1])"
+    heard = {"stdout": b"", "stderr": b""}
+
+    def hear(stream: str, piece: bytes) -> None:
+        heard[stream] += piece
+
+    assert door.run_program(source, data, awaited="a program", on_output=hear).exit_code == 0
+    assert heard == {"stdout": data, "stderr": data[::-1]}
+
+
+def test_input_that_nobody_reads(door: SerialDoor) -> None:
+    done = door.run_program(b"import os; os.close(0); print('done')", bytes(1 << 20), awaited="a program")
+    assert (done.exit_code, done.stdout) == (0, "done\n")
+
+
+def test_a_program_that_does_not_read_does_not_hold_up_others(door: SerialDoor) -> None:
+    with contextlib.closing(door.start_program(SLEEPER, awaited="a sleeper")) as pipe:
+        pipe.write(bytes(1 << 20), Deadline(20), "a sleeper")
+        assert door.run_program(CAT, b"x", awaited="cat").stdout == "X"
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_program_that_is_closed_ends(door: SerialDoor, *, told: bool) -> None:
+    """By the end of its input, or, if it does not look, by force."""
+    source = b"import sys\n" + SLEEPER.replace(b"time.sleep(60)", b"sys.stdin.read()") if told else SLEEPER
+    pipe = door.start_program(source, awaited="a program")
+    pid = int(pipe.read_line(Deadline(20), "its number"))
+    pipe.close()
+    pipe.close()
+    assert not pipe.is_alive
+    assert pipe.wait(10) == (0 if told else 255)
+    assert await_end(pid)
+    with pytest.raises(VclusterError, match="the connection broke"):
+        pipe.read(1, Deadline(20), "a program")
+
+
+def test_a_deadline_ends_the_wait_for_a_program(door: SerialDoor) -> None:
+    with pytest.raises(DeadlineError, match="node1: a sleeper did not come"):
+        door.run_program(SLEEPER, b"", awaited="a sleeper", deadline=Deadline(0.3))
+
+
+def test_work_that_is_called_off_ends_its_program(door: SerialDoor) -> None:
+    deadline, pids = Deadline(20), []
+
+    def hear(_stream: str, data: bytes) -> None:
+        pids.append(int(data))
+        deadline.cancel()
+
+    with pytest.raises(Cancelled):
+        door.run_program(SLEEPER, b"", awaited="a sleeper", deadline=deadline, on_output=hear)
+    assert await_end(*pids)
+
+
+def test_a_child_that_outlives_a_program_does_not_hold_up_its_end(door: SerialDoor) -> None:
+    source = b"import os, time\npid = os.fork()\nif pid: print(pid)\nelse: time.sleep(60)"
+    done = door.run_program(source, b"", awaited="a program", deadline=Deadline(10))
+    assert done.exit_code == 0
+    os.kill(int(done.stdout), signal.SIGKILL)
+
+
+# The connection
+
+
+def test_the_host_that_vanishes_takes_its_programs_along(node: Node) -> None:
+    door = SerialDoor("node1", node.words, Deadline(20))
+    pipe = door.start_program(SLEEPER, awaited="a sleeper")
+    pid = int(pipe.read_line(Deadline(20), "its number"))
+    door.hang_up()
+    assert await_end(pid)
+    assert node.wait(0.1) is None  # it waits for another
+    with pytest.raises(VclusterError, match="the connection broke during more: we hung up"):
+        pipe.read(1, Deadline(20), "more")
+    with pytest.raises(VclusterError, match="the connection broke during more: we hung up"):
+        door.run_program(CAT, b"", awaited="more")
+    door.close()
+    assert not door.is_alive
+
+
+def test_leaving_ends_the_nodes_program(node: Node) -> None:
+    with SerialDoor("node1", node.words, Deadline(20)) as door:
+        pipe = door.start_program(SLEEPER, awaited="a sleeper")
+        pid = int(pipe.read_line(Deadline(20), "its number"))
+        assert door.is_alive
+    assert node.wait() == 0
+    assert await_end(pid)
+    door.close()
+
+
+def test_a_node_that_dies_ends_all_that_wait_for_it(node: Node, door: SerialDoor) -> None:
+    pipe = door.start_program(SLEEPER, awaited="a sleeper")
+    pid = int(pipe.read_line(Deadline(20), "its number"))
+    os.kill(node.pid, signal.SIGKILL)
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(VclusterError, match="the connection broke during more: node1 stopped running"):
+        pipe.read(1, Deadline(20), "more")
+    with pytest.raises(VclusterError, match="the connection broke during a question: node1 stopped running"):
+        door.ask({"do": "rest"}, Deadline(20), "a question")
+    assert not door.is_alive
+    node.wait()
+
+
+def test_errors_come_with_the_nodes_words(door: SerialDoor) -> None:
+    with pytest.raises(VclusterError, match="node1: a question: KeyError: 'nonsense'"):
+        door.ask({"do": "nonsense"}, Deadline(20), "a question")
+    with pytest.raises(VclusterError, match="node1: its identity: KeyError: 'user-data'"):
+        door.ask({"do": "become", "seed": {}}, Deadline(20), "its identity")
+    with pytest.raises(VclusterError, match="node1: sshd: listening: nothing within 0 s"):
+        door.ask({"do": "listening", "port": 1}, Deadline(20), "sshd")
+
+
+def test_an_answer_that_came_too_late_is_not_the_next_ones(door: SerialDoor) -> None:
+    with pytest.raises(DeadlineError):
+        door.ask({"do": "listening", "port": 1}, Deadline(0.05), "sshd")
+    door.load([], Deadline(20), "programs")
+
+
+def test_programs_run_while_an_answer_is_awaited(door: SerialDoor) -> None:
+    answers: list[str] = []
+
+    def ask() -> None:
+        try:
+            door.ask({"do": "listening", "port": 1}, Deadline(20), "sshd")
+        except VclusterError as error:
+            answers.append(error.message)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    assert door.run_program(b"print(1)", b"", awaited="a program").stdout == "1\n"
+    asking.join()
+    assert len(answers) == 1
+
+
+def test_words_for_others_are_passed_over(node: Node, door: SerialDoor) -> None:
+    for line in ("ready 5.6", "7", '{"id": 1, "out": "x"}', '{"here": true}', '{"id"', ""):
+        node.words.lines.put(line)
+    assert door.run_program(b"print(1)", b"", awaited="a program").stdout == "1\n"
+
+
+def test_half_a_line_of_somebody_before_is_forgotten(node: Node) -> None:
+    os.write(node.words.outgoing, b'{"do": "leave"')
+    with SerialDoor("node1", node.words, Deadline(20)) as door:
+        assert door.run_program(b"print(1)", b"", awaited="a program").stdout == "1\n"
+
+
+class Deaf(PipeWords):
+    """Nobody reads what is said."""
+
+    def __init__(self) -> None:
+        self.lines, self.has_ended = queue.SimpleQueue(), False
+
+    def say(self, text: str | bytes, deadline: Deadline, awaited: str) -> None:  # noqa: ARG002
+        while True:
+            deadline.pause(0.02, awaited)
+
+    def close(self) -> None:
+        pass
+
+
+def test_who_writes_waits_for_room_and_heeds_the_deadline() -> None:
+    door = SerialDoor("node1", Deaf(), Deadline(20))
+    pipe = door.start_program(CAT, awaited="cat")
+    assert isinstance(pipe, SerialPipe)
+    with pytest.raises(DeadlineError):
+        pipe.write(bytes(1 << 22), Deadline(0.3), "cat")
+    with pytest.raises(DeadlineError):
+        pipe.feed(bytes(1 << 22), Deadline(0.3), "cat")
+    door.hang_up()
+
+
+class Stream:
+    """A stream of libvirt's that takes a little at a time, and then breaks."""
+
+    def __init__(self, room: int) -> None:
+        self.room, self.taken, self.is_full = room, b"", False
+
+    def eventAddCallback(self, *_: object) -> None:  # noqa: N802 - libvirt's name
+        pass
+
+    def send(self, data: bytes) -> int:
+        if len(self.taken) >= self.room:
+            raise libvirt.libvirtError("the stream is broken")
+        self.is_full = not self.is_full
+        if self.is_full:
+            return -2
+        self.taken += data[:1000]
+        return len(data[:1000])
+
+
+def test_what_is_said_to_a_node_goes_out_as_it_can() -> None:
+    stream = Stream(2500)
+    words = Words("node1", stream)
+    words.say("ä" * 1250, Deadline(20), "a word")
+    assert stream.taken == ("ä" * 1250).encode()
+    with pytest.raises(VclusterError, match="node1: a word: the stream is broken"):
+        words.say(b"x", Deadline(20), "a word")
+    with pytest.raises(DeadlineError):
+        words.say(b"x", Deadline(0), "a word")
+
+
+# A copy becomes somebody
+
+
+@pytest.fixture
+def clone(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    spec = spec_from_loader("clone", SourceFileLoader("clone", str(CLONE)))
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+MAC = "52:54:00:00:00:0a"
+
+
+def test_a_hardware_address_for_the_kernel(clone: ModuleType) -> None:
+    packed = clone.hardware_address("lab0", MAC)
+    assert len(packed) == 40
+    assert struct.unpack("16sH6s", packed[:24]) == (b"lab0" + bytes(12), 1, bytes.fromhex("52540000000a"))
+
+
+HEAD = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
+LINE = "   0: {}:{:04X} 00000000:0000 {} 00000000:00000000 00:00000000 00000000     0        0 {} 1 ffff 100 0 0 10 0\n"
+
+
+def test_who_listens(clone: ModuleType) -> None:
+    sockets = [("00000000", 22, "0A", 1), ("0100007F", 22, "01", 2), ("00000000", 2222, "0A", 3)]
+    table = HEAD + "".join(LINE.format(*one) for one in [*sockets, ("0100007F", 22, "0A", 4)])
+    assert clone.listening_at(22, table) == {"1", "4"}
+    assert clone.listening_at(22, "") == set()
+    tables = {"/proc/net/tcp": table, "/proc/net/tcp6": HEAD + LINE.format("0" * 32, 22, "0A", 9)}
+    assert clone.listeners(22, tables.__getitem__) == {"1", "4", "9"}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "there", "words"),
+    [
+        ({"lab0"}, {"lab0"}, None),
+        ({"lab0", "mgmt0"}, {"lab0"}, "there is no link mgmt0"),
+        ({"lab0"}, {"lab0", "mgmt0"}, "the link mgmt0 is more than the seed knows"),
+    ],
+)
+def test_cards_are_those_of_the_seed(clone: ModuleType, wanted: set[str], there: set[str], words: str | None) -> None:
+    with pytest.raises(RuntimeError, match=words) if words else contextlib.nullcontext():
+        clone.require_cards(wanted, there)
+
+
+class Effects:
+    """Writes down what would be done, in order."""
+
+    def __init__(self) -> None:
+        self.done: list[Any] = []
+
+    def noting(self, what: str, answer: object = None) -> Callable[..., Any]:
+        def note(*arguments: object) -> object:
+            self.done.append((what, *arguments[:1]))
+            return answer
+
+        return note
+
+
+@pytest.mark.parametrize("dhcp", ["", "LINK=lab0\n"])
+def test_a_copy_becomes_a_node(clone: ModuleType, monkeypatch: pytest.MonkeyPatch, dhcp: str) -> None:
+    effects, seed = Effects(), clone.load_seed()
+    sshd, socket_line = {"/run/sshd.pid": "77\n"}, HEAD + LINE.format("00000000", 22, "0A", 5)
+    texts = {**sshd, "/proc/net/tcp": socket_line, seed.DHCP: dhcp}
+    for name in ("write", "apply_network", "settle"):
+        monkeypatch.setattr(seed, name, effects.noting(name, ["172.28.0.1"] if name == "apply_network" else None))
+    monkeypatch.setattr(seed, "read_text", lambda path: texts.get(path, ""))
+    for name in ("renew_random", "bind", "set_addresses", "forget", "begin"):
+        monkeypatch.setattr(clone, name, effects.noting(name))
+    monkeypatch.setattr(clone, "LINKS", "/links")
+    monkeypatch.setattr(os, "listdir", lambda _: ["lo", "lab0"])
+    monkeypatch.setattr(time, "clock_settime", effects.noting("clock"))
+    monkeypatch.setattr(os, "kill", lambda *what: effects.done.append(("kill", *what)))
+    ethernets = {"lab0": {"match": {"macaddress": MAC}, "set-name": "lab0", "addresses": ["10.0.0.3/24"]}}
+    files = {
+        "meta-data": json.dumps({"instance-id": "i", "local-hostname": "node3"}),
+        "user-data": "#cloud-config\n{}",
+        "network-config": json.dumps({"version": 2, "ethernets": ethernets}),
+    }
+    request = {"seed": files, "time_s": 12.5, "machine_id": "ab" * 16, "boot_id": "cd", "random": "00ff"}
+    assert clone.become(request, seed) == ("node3", {"5"})
+    started = [("begin", "systemctl")] if dhcp else []
+    assert effects.done == [
+        ("clock", time.CLOCK_REALTIME),
+        ("renew_random", b"\x00\xff"),
+        ("write", "/etc/machine-id"),
+        ("write", "/run/vcluster/boot_id"),
+        ("bind", "/run/vcluster/boot_id"),
+        ("set_addresses", {"lab0": MAC}),
+        ("apply_network", ethernets),
+        ("settle", files),
+        ("forget", "/run/vcluster/template"),
+        ("kill", 77, signal.SIGHUP),
+        *started,
+    ]
+
+
+def test_listening_is_for_somebody_new(clone: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    seed, tables = clone.load_seed(), {"/proc/net/tcp": HEAD + LINE.format("00000000", 22, "0A", 5)}
+    monkeypatch.setattr(seed, "read_text", lambda path: tables.get(path, ""))
+    monkeypatch.setattr(clone, "become", lambda *_: ("node3", {"5"}))
+    ours_in, theirs_out = os.pipe()
+    theirs_in, ours_out = os.pipe()
+    copy = clone.Clone(theirs_in, theirs_out, seed)
+    assert copy.become({}) == "node3"
+    assert copy.listening({"port": 22}) is clone.LATER
+    tables["/proc/net/tcp"] += LINE.format("00000000", 22, "0A", 6)
+    assert copy.listening({"port": 22}) is True
+    for end in (ours_in, theirs_out, theirs_in, ours_out):
+        os.close(end)

@@ -1,0 +1,233 @@
+"""Memories on servers: found, waited for, thrown away, and made once, whoever asks and whatever goes wrong."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import samples
+from vcluster import warming
+from vcluster.agent.door import Here
+from vcluster.errors import DeadlineError, MissingError, VclusterError
+from vcluster.events import Deadline, Reporter
+from vcluster.model import PRIVATE, Plan
+from vcluster.progress import Lines
+from vcluster.servers import Fleet, Server
+from vcluster.snapshots import FEATURE, Template, template_of
+
+IMAGE = replace(samples.DIRECT, features=(*samples.DIRECT.features, FEATURE))
+PLAN = samples.plan(3, image=IMAGE)
+THERE = {"is_there": True, "is_busy": False, "wrong": "", "xml": "<domain/>", "ram": "/kept/ram"}
+NOTHING = {**THERE, "is_there": False}
+BUSY = {**NOTHING, "is_busy": True}
+WRONG = {**THERE, "wrong": "/kept/ram has changed"}
+MINE, DONE, ANOTHERS = (
+    {"folder": folder, "is_there": is_there, "is_busy": is_busy}
+    for folder, is_there, is_busy in (("/kept/.unfinished", False, False), ("", True, False), ("", False, True))
+)
+
+
+class Libvirt:
+    """Notes what it is asked for; saving a domain may fail."""
+
+    def __init__(self, asked: list[str]) -> None:
+        self.asked = asked
+        self.failure: Exception | None = None
+
+    def versions(self) -> dict[str, str]:
+        return {"libvirt": "9.0.0", "qemu": "7.2.5"}
+
+    def stop_domain(self, _: str) -> None:
+        self.asked.append("stop")
+
+    def run_for_now(self, _: str) -> None:
+        self.asked.append("run")
+
+    def words(self, *_: str) -> None:
+        self.asked.append("listen")
+
+    def save_domain(self, *_: str) -> None:
+        if self.failure:
+            raise self.failure
+        self.asked.append("save")
+
+
+class World:
+    """A server whose agent says what it is told to say."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked: list[str] = []
+        self.answers: dict[str, list[Any]] = {}
+        self.libvirt = Libvirt(self.asked)
+        self.said = io.StringIO()
+        self.report = Reporter((Lines(self.said),))
+        self.deadline = Deadline(60)
+        names = ("check_snapshot", "drop_snapshot", "begin_snapshot", "finish_snapshot", "prepare_template",
+                 "owner_of", "yield_to_others", "sweep_snapshots", "remove_traces")  # fmt: skip
+        here = Here({name: self._operation(name) for name in names} | {"processor": lambda: "one"})
+        self.server = Server("localhost", samples.OWNER, Path("/storage"), here, libvirt=self.libvirt)  # type: ignore[arg-type]
+        self.fleet = Fleet({"localhost": self.server}, {})
+        monkeypatch.setattr(warming, "BUSY_LOOK_S", 0.001)
+        monkeypatch.setattr(warming, "_bring_to_rest", lambda *_: None)
+
+    def _operation(self, name: str) -> Callable[..., Any]:
+        def work(**_: Any) -> Any:
+            self.asked.append(name)
+            answers = self.answers.get(name, [None])
+            return answers.pop(0) if len(answers) > 1 else answers[0]
+
+        return work
+
+    def find(self, plan: Plan = PLAN) -> Any:
+        return warming.find(self.fleet, plan, deadline=self.deadline, report=self.report)
+
+    def make(self, plan: Plan = PLAN, **how: bool) -> tuple[str, ...]:
+        return warming.make(self.fleet, plan, deadline=self.deadline, report=self.report, **how)
+
+    @property
+    def lines(self) -> list[str]:
+        """What was said, without the seconds."""
+        return [line.split(" s  ", 1)[1] for line in self.said.getvalue().splitlines()]
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    return World(monkeypatch)
+
+
+def kinds(plan: Plan) -> list[Template]:
+    return list(dict.fromkeys(template_of(plan, node) for node in plan.nodes))
+
+
+# Found
+
+
+def test_one_that_is_at_hand(world: World) -> None:
+    world.answers["check_snapshot"] = [THERE]
+    found = world.find()
+    ((place, kept),) = found.items()
+    assert place == ("localhost", *kinds(PLAN))
+    assert (kept.root, kept.ram, kept.xml) == ("/storage/snapshots", Path("/kept/ram"), "<domain/>")
+    assert not warming.lacks(PLAN, found)
+    assert world.lines == []
+
+
+def test_none(world: World) -> None:
+    world.answers["check_snapshot"] = [NOTHING]
+    assert world.find() == {}
+    assert warming.lacks(PLAN, {})
+    assert world.lines == []
+
+
+def test_one_that_another_makes_is_waited_for_with_one_line(world: World) -> None:
+    world.answers["check_snapshot"] = [BUSY, BUSY, BUSY, THERE]
+    assert len(world.find()) == 1
+    assert world.lines == ["waiting for the snapshot that another command makes"]
+
+
+def test_one_that_another_fails_to_make(world: World) -> None:
+    world.answers["check_snapshot"] = [BUSY, NOTHING]
+    assert world.find() == {}
+
+
+def test_nobody_waits_longer_than_the_deadline(world: World) -> None:
+    world.answers["check_snapshot"] = [BUSY]
+    world.deadline = Deadline(0.05)
+    with pytest.raises(DeadlineError, match="the snapshot that another command makes"):
+        world.find()
+
+
+def test_one_that_is_no_good_is_thrown_away_with_one_line(world: World) -> None:
+    world.answers["check_snapshot"] = [WRONG]
+    assert world.find() == {}
+    assert world.asked == ["check_snapshot", "drop_snapshot"]
+    (line,) = world.lines
+    assert line.startswith("snapshot 111111111111-")
+    assert line.endswith(" is thrown away: /kept/ram has changed")
+
+
+def test_head_and_workers_of_a_private_cluster_need_one_each(world: World) -> None:
+    plan = samples.plan(3, image=IMAGE, layout=PRIVATE)
+    world.answers["check_snapshot"] = [THERE, NOTHING]
+    found = world.find(plan)
+    assert len(kinds(plan)) == 2
+    assert len(found) == 1
+    assert warming.lacks(plan, found)
+
+
+@pytest.mark.parametrize("image", [samples.DIRECT, samples.ORDINARY])
+def test_of_an_image_that_cannot_be_copied_nothing_is_looked_for(world: World, image: Any) -> None:
+    plan = samples.plan(2, image=image)
+    assert world.find(plan) == {}
+    assert not warming.lacks(plan, {})
+    assert world.asked == []
+
+
+# Made
+
+
+def test_it_is_made_once_for_all_nodes(world: World) -> None:
+    world.answers.update(begin_snapshot=[MINE], owner_of=[[64055, 64055]])
+    assert world.make() == ("localhost",)
+    known = [
+        "begin_snapshot",
+        "prepare_template",
+        "stop",
+        "run",
+        "listen",
+        "owner_of",
+        "save",
+        "stop",
+        "finish_snapshot",
+    ]
+    assert [asked for asked in world.asked if asked in known] == known
+
+
+def test_one_that_is_there_is_not_made_again(world: World) -> None:
+    world.answers["begin_snapshot"] = [ANOTHERS, ANOTHERS, DONE]
+    assert world.make() == ()
+    assert set(world.asked) == {"begin_snapshot"}
+    assert world.lines == ["waiting for the snapshot that another command makes"]
+
+
+@pytest.mark.parametrize("is_gentle", [False, True])
+def test_others_go_first_where_that_is_asked(world: World, is_gentle: bool) -> None:
+    world.answers.update(begin_snapshot=[MINE], owner_of=[[0, 0]])
+    world.make(is_gentle=is_gentle)
+    assert ("yield_to_others" in world.asked) == is_gentle
+
+
+@pytest.mark.parametrize("failure", [VclusterError("saving: no space"), KeyboardInterrupt()])
+def test_nothing_is_left_of_one_that_fails(world: World, failure: Exception) -> None:
+    world.answers["begin_snapshot"] = [MINE]
+    world.libvirt.failure = failure
+    with pytest.raises(type(failure)):
+        world.make()
+    end = [asked for asked in world.asked if asked in ("stop", "drop_snapshot", "finish_snapshot")]
+    assert end == ["stop", "stop", "drop_snapshot"]
+
+
+def test_what_goes_on_in_the_background_is_told_the_cluster_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the environment says of nodes would be refused beside --name; passwords and places it needs."""
+    for name in ("VCLUSTER_MEMORY", "VCLUSTER_NAME", "VCLUSTER_TIMEOUT", "VCLUSTER_STATE_DIR", "SECRET"):
+        monkeypatch.setenv(name, "1")
+    begun: list[tuple[list[str], dict[str, Any]]] = []
+    monkeypatch.setattr(subprocess, "Popen", lambda argv, **how: begun.append((argv, how)))
+    warming.start_in_background("lab")
+    ((argv, how),) = begun
+    assert argv[-5:] == ["image", "warm", "--name", "lab", "--gently"]
+    assert {"VCLUSTER_STATE_DIR", "SECRET", "PATH"} <= set(how["env"])
+    assert {"VCLUSTER_MEMORY", "VCLUSTER_NAME", "VCLUSTER_TIMEOUT"}.isdisjoint(how["env"])
+
+
+def test_an_image_that_cannot_be_copied_is_refused(world: World) -> None:
+    template = replace(kinds(PLAN)[0], image=samples.DIRECT)
+    with pytest.raises(MissingError, match="image debian12 cannot be copied while it runs"):
+        warming.keep(world.server, template, deadline=world.deadline, report=world.report)
+    assert world.asked == []

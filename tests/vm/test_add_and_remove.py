@@ -1,0 +1,182 @@
+"""Nodes that come and go while others compute, and every way in which their coming can end."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from subprocess import Popen
+from typing import Any
+
+import pytest
+
+from tests.clusters import Cluster, Host, survey
+from tests.testbed import kill
+from tests.vm.conftest import NODES
+
+pytestmark = pytest.mark.vm
+
+# Two ranks that meet twenty times a second until they are told to stop, and know how long they had to wait at most.
+STEADY = r"""
+#include <mpi.h>
+#include <stdio.h>
+#include <unistd.h>
+int main(int argc, char **argv) {
+    int rank, size, sum, steps = 0, stop = 0;
+    double longest = 0, before;
+    MPI_Init(&argc, &argv);
+    MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+    MPI_Comm_size(MPI_COMM_WORLD, &size);
+    if (rank == 0) { printf("begun %d\n", size); fflush(stdout); }
+    while (!stop) {
+        before = MPI_Wtime();
+        MPI_Allreduce(&rank, &sum, 1, MPI_INT, MPI_SUM, MPI_COMM_WORLD);
+        stop = rank == 0 && access("cloud/stop", F_OK) == 0;
+        MPI_Bcast(&stop, 1, MPI_INT, 0, MPI_COMM_WORLD);
+        if (MPI_Wtime() - before > longest) longest = MPI_Wtime() - before;
+        steps++;
+        usleep(50000);
+    }
+    if (rank == 0) printf("%d %f\n", steps, longest);
+    MPI_Finalize();
+    return 0;
+}
+"""
+PATIENCE = ("--timeout", "300")
+
+
+def nodes(host: Host) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = host.json("status")["nodes"]
+    return found
+
+
+def names(host: Host) -> list[str]:
+    return [node["name"] for node in nodes(host)]
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was(cluster: Cluster) -> Iterator[None]:
+    """A test that fails must not make those after it fail."""
+    before = nodes(cluster.host)
+    yield
+    present = names(cluster.host)
+    if extra := [name for name in present if name not in NODES]:
+        cluster.host.vcluster("remove", *extra, "-y", *PATIENCE, timeout_s=320)
+    if missing := [name for name in NODES if name not in present]:
+        cluster.host.vcluster("add", "--names", ",".join(missing), *PATIENCE, timeout_s=320)
+    assert nodes(cluster.host) == before
+    assert cluster.host.json("status")["state"] == "ready"
+
+
+@contextmanager
+def job(cluster: Cluster) -> Iterator[Popen[str]]:
+    """An MPI job on the first two nodes, until the end."""
+    cluster.ssh(
+        "red1", f"cat >cloud/steady.c <<'END'\n{STEADY}\nEND\nmpicc -o cloud/steady cloud/steady.c", timeout_s=120
+    )
+    run = "mpiexec -hosts red1,red2 -n 2 cloud/steady"
+    process = cluster.host.server.popen(["ssh", "-F", cluster.config, "red1", run])
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun 2\n"
+        yield process
+    finally:
+        cluster.ssh("red1", "touch cloud/stop", check=False)
+        kill(process)
+        cluster.ssh("red1", "pkill -x steady; rm -f cloud/stop cloud/steady cloud/steady.c", check=False)
+
+
+def test_a_job_goes_on_while_nodes_come_and_go(cluster: Cluster) -> None:
+    host, before = cluster.host, nodes(cluster.host)
+    boots = {node: cluster.ssh(node, "cat /proc/sys/kernel/random/boot_id") for node in NODES[:2]}
+    with job(cluster) as running:
+        grown = host.json("add", *PATIENCE, timeout_s=320)
+        assert [node["name"] for node in grown["nodes"]] == [*NODES, "red4"]
+        assert (grown["state"], grown["nodes"][:3]) == ("ready", before)
+        assert running.poll() is None
+
+        shrunk = host.json("remove", "red3", "-y", *PATIENCE, timeout_s=320)
+        assert [node["name"] for node in shrunk["nodes"]] == ["red1", "red2", "red4"]
+        assert running.poll() is None
+        cluster.ssh("red1", "touch cloud/stop")
+        said, errors = running.communicate(timeout=60)
+        assert running.returncode == 0, errors
+    steps, longest = said.split()
+    assert int(steps) > 100
+    assert float(longest) < 10
+    assert {node: cluster.ssh(node, "cat /proc/sys/kernel/random/boot_id") for node in NODES[:2]} == boots
+
+    assert host.json("check", timeout_s=120)["passed"] is True
+    assert sorted(host.vcluster("mpiexec", "-n", "3", "hostname").stdout.split()) == ["red1", "red2", "red4"]
+    assert cluster.ssh("red4", "ssh red2 hostname; ls -d cloud; nodeset -e @all") == "red2\ncloud\nred1 red2 red4\n"
+    for trace in ("domains", "files", "links"):
+        assert not [line for line in survey(host)[trace] if "red3" in line or line in ("vt-lab-3", "vm-lab-3")]
+    assert "red3" not in host.vcluster("ssh-config").stdout
+    for path in ("/etc/hosts", "/etc/ssh/ssh_known_hosts", "hostfile", "/etc/genders"):
+        assert "red3" not in cluster.ssh("red2", f"cat {path}")
+
+    # Who was removed comes back to its place, with a key of its own.
+    back = host.vcluster("add", *PATIENCE, timeout_s=320).stdout
+    assert back.splitlines()[0] == "lab: added red3"
+    gone = host.vcluster("remove", "red4", "-y", *PATIENCE, timeout_s=320).stdout
+    assert gone.splitlines()[0] == "lab: removed red4"
+    assert nodes(host) == before
+    assert host.json("check", timeout_s=120)["passed"] is True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "words"),
+    [
+        (["remove", "red1", "-y"], 2, "red1 is the head"),
+        (["remove", "red[2-9]", "-y"], 2, "has no node"),
+        (["remove", "red3"], 4, "no terminal to ask"),
+        (["add", "--names", "red2"], 2, "has red2 already"),
+        (["add", "4000"], 3, "more nodes do not fit on the servers"),
+    ],
+)
+def test_what_cannot_be_is_refused(cluster: Cluster, arguments: list[str], exit_code: int, words: str) -> None:
+    refused = cluster.host.vcluster(*arguments, check=False)
+    assert refused.returncode == exit_code
+    assert words in refused.stderr
+    assert names(cluster.host) == list(NODES)
+
+
+def test_a_name_that_is_somebody_elses(cluster: Cluster) -> None:
+    foreign = "<domain type='qemu'><name>lab.red4</name><memory>1024</memory><os><type>hvm</type></os></domain>"
+    cluster.host.sh(f'echo "{foreign}" >/run/foreign.xml && virsh -q define /run/foreign.xml')
+    try:
+        refused = cluster.host.vcluster("add", check=False)
+        assert refused.returncode == 4
+        assert "domain lab.red4 exists and is not ours" in refused.stderr
+    finally:
+        cluster.host.sh("virsh -q undefine lab.red4; rm /run/foreign.xml")
+
+
+def test_an_interrupt_takes_the_new_nodes_away(cluster: Cluster) -> None:
+    host, before, there = cluster.host, nodes(cluster.host), survey(cluster.host)
+    process = host.popen("add", "2")
+    host.wait_for("virsh -q list --name | grep red5")
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert errors.strip().splitlines()[-1] == "vcluster: interrupted"
+    assert nodes(host) == before
+    assert survey(host) == there
+    assert host.json("check", timeout_s=120)["passed"] is True
+
+
+@pytest.mark.parametrize(
+    ("moment", "mending"),
+    [("grep -l red4 {ledger}", ["repair"]), ("virsh -q list --name | grep red4", ["remove", "red4", "-y"])],
+    ids=["mended", "removed"],
+)
+def test_kill_9_while_a_node_comes(cluster: Cluster, moment: str, mending: list[str]) -> None:
+    host = cluster.host
+    process = host.popen("add")
+    host.wait_for(moment.format(ledger="/var/lib/vcluster/clusters/lab/ledger.json"))
+    kill(process)
+    assert host.json("status")["state"] == "partial"
+    host.vcluster(*mending, *PATIENCE, timeout_s=320)
+    assert host.json("status")["state"] == "ready"
+    assert names(host) == [*NODES, *["red4"] * (mending == ["repair"])]
+    assert host.json("check", timeout_s=120)["passed"] is True

@@ -1,0 +1,142 @@
+"""A cluster that is up gets more nodes, or loses some; those that stay go on with what they do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+
+from vcluster import cluster, facts, ledger, parallel, removal, resize, servers, warming
+from vcluster.errors import ConflictError, VclusterError
+from vcluster.events import Deadline
+from vcluster.hosts.pipe import Door
+from vcluster.inventory import observe_status, read_ledger
+from vcluster.keys import Keys, fewer_keys, more_keys
+from vcluster.ledger import ClusterFiles, Ledger
+from vcluster.model import Node, Plan
+from vcluster.naming import folded
+from vcluster.nodes import NodeWork
+from vcluster.servers import Fleet
+from vcluster.site import Site
+from vcluster.snapshots import AtHand
+from vcluster.status import Status
+
+BACK_TIMEOUT_S = 120.0
+
+
+def add(site: Site, name: str, *, number: int = 1, asked: Sequence[str] = (), timeout_s: float) -> Status:
+    """Make more nodes, of the names `asked` for or `number` of them, and prove the cluster ready with them.
+
+    Whatever goes wrong, they are taken away again, and the others are as they were.
+    """
+    files = site.files(name)
+    resize.new_names(read_ledger(files).plan, number, asked)  # what cannot be is said before servers are opened
+    deadline = Deadline(timeout_s)
+    with site.fleet_of(read_ledger(files).plan) as fleet, ExitStack() as stack:
+        deadline = deadline.watching(fleet.check)
+        servers.require_rights(fleet)
+        with ledger.planning(site.state_root):
+            stack.enter_context(files.locked())
+            kept = read_ledger(files)
+            _require_up(fleet, files, kept.plan.nodes)
+            grown = _grow(site, fleet, kept.plan, resize.new_names(kept.plan, number, asked), deadline)
+            cluster.refuse_foreign(fleet, grown, kept.plan)
+            keys = more_keys(files.read_keys(), _names(grown, besides=kept.plan))
+            stack.push(_way_back(site, fleet, files, kept, grown))
+            files.write_keys(keys)  # ahead of the ledger: no command can deal with a node whose key is not there
+            cluster.write_down(fleet, files, replace(kept, state="creating", plan=grown), keys)
+        cluster.deliver_image(site, fleet, grown, deadline)
+        memories = warming.find(fleet, grown, deadline=deadline, report=site.report)
+        cluster.join_up(site, fleet, grown, deadline)
+        _settle(site, fleet, grown, keys, deadline, made=kept.plan.nodes, memories=memories)
+        files.write_ledger(replace(kept, state="ready", plan=grown))
+        return observe_status(fleet, files)
+
+
+def _grow(site: Site, fleet: Fleet, plan: Plan, names: Sequence[str], deadline: Deadline) -> Plan:
+    """How the nodes of a server run was found out when the first ones were made there."""
+    spec = resize.as_spec(plan)
+    seen = facts.observe(fleet, spec, site.state_root, accel="tcg", kernel=None, deadline=deadline)
+    return resize.grow(plan, seen, names)
+
+
+def _require_up(fleet: Fleet, files: ClusterFiles, nodes: Sequence[Node], going: Sequence[str] = ()) -> None:
+    """Raise ConflictError unless these nodes run; with the `going`, those that are gone can go."""
+    states = {node.name: node.state for node in observe_status(fleet, files).nodes}
+    if missing := [node.name for node in nodes if states[node.name] == "missing"]:
+        raise ConflictError(
+            f"not there: {folded(missing)}",
+            hint=f"vcluster repair {files.name}, or vcluster remove {folded([*going, *missing])} --name {files.name}",
+        )
+    if down := [node.name for node in nodes if states[node.name] != "running"]:
+        raise ConflictError(f"not running: {folded(down)}", hint=f"vcluster start {files.name}")
+
+
+def _names(plan: Plan, *, besides: Plan) -> list[str]:
+    known = {node.name for node in besides.nodes}
+    return [node.name for node in plan.nodes if node.name not in known]
+
+
+def _settle(
+    site: Site,
+    fleet: Fleet,
+    plan: Plan,
+    keys: Keys,
+    deadline: Deadline,
+    *,
+    made: Sequence[Node],
+    memories: AtHand | None = None,
+    look: bool = True,
+) -> None:
+    """Bring all nodes to what the plan says, and those to life that are not among the `made`; then look at them."""
+    password = cluster.ask_image_password(site, plan.image_login)
+    work = NodeWork(site, fleet, plan, keys, deadline, image_password=password, kept=memories)
+
+    def bring(node: Node) -> Door:
+        return work.settle(node) if node in made else work.bring_up_beside(node)
+
+    with ExitStack() as stack:
+        sessions = work.all_nodes(bring, stack)
+        if look:
+            cluster.require_passed(cluster.examine(site, fleet, plan, sessions, deadline))
+
+
+def _way_back(site: Site, fleet: Fleet, files: ClusterFiles, kept: Ledger, grown: Plan) -> Callable[..., None]:
+    """What happens when nodes cannot be added; an exit callback, so no failure can slip past it."""
+
+    def end(_: type[BaseException] | None, error: BaseException | None, *__: object) -> None:
+        if error is None:
+            return
+        try:
+            _take_away(site, fleet, files, replace(kept, plan=grown), replace(kept, state="creating"))
+            deadline = Deadline(BACK_TIMEOUT_S).watching(fleet.check)
+            _settle(site, fleet, kept.plan, files.read_keys(), deadline, made=kept.plan.nodes, look=False)
+            files.write_ledger(kept)
+        except VclusterError as failure:
+            what = f"{files.name} is not yet as it was: {failure.message}"
+            left = VclusterError(what, hint=f"vcluster repair {files.name}")
+            parallel.raise_all([one for one in (error, left) if isinstance(one, VclusterError)])
+
+    return end
+
+
+def _take_away(site: Site, fleet: Fleet, files: ClusterFiles, before: Ledger, after: Ledger) -> None:
+    """The nodes first, then what is written of them: until then a killed command can be given again."""
+    removal.remove_nodes(site, fleet, before.plan, after.plan)
+    cluster.write_down(fleet, files, after, fewer_keys(files.read_keys(), {node.name for node in after.plan.nodes}))
+
+
+def remove(site: Site, name: str, names: Sequence[str], *, timeout_s: float) -> Status:
+    """Remove nodes, and prove the cluster ready without them. Given again it goes on where it was killed."""
+    files = site.files(name)
+    resize.shrink(read_ledger(files).plan, names)
+    with site.fleet_of(read_ledger(files).plan) as fleet, files.locked():
+        deadline = Deadline(timeout_s).watching(fleet.check)
+        servers.require_rights(fleet)
+        kept = read_ledger(files)
+        rest = replace(kept, state="creating", plan=resize.shrink(kept.plan, names))
+        _require_up(fleet, files, rest.plan.nodes, going=names)
+        _take_away(site, fleet, files, kept, rest)
+        _settle(site, fleet, rest.plan, files.read_keys(), deadline, made=rest.plan.nodes)
+        files.write_ledger(replace(rest, state="ready"))
+        return observe_status(fleet, files)
