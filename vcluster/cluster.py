@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -271,9 +271,13 @@ def examine(
     deadline: Deadline,
     *,
     pairs: bool = False,
+    proven: Collection[str] = (),
 ) -> check.Verdict:
-    """Everything that "ready" means: from inside the nodes, and by the counters of the switch."""
-    verdict = check.run(decided, sessions, deadline=deadline, report=site.report, pairs=pairs)
+    """Everything that "ready" means: from inside the nodes, and by the counters of the switch.
+
+    `proven` are nodes that were found so before and have not been changed.
+    """
+    verdict = check.run(decided, sessions, deadline=deadline, report=site.report, pairs=pairs, proven=proven)
     if decided.has_tunnels:
         crossed = path.check_all(fleet, decided, sessions, deadline=deadline, report=site.report)
         verdict = replace(verdict, checks=(*verdict.checks, *crossed))

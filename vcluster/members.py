@@ -88,17 +88,21 @@ def _settle(
     memories: AtHand | None = None,
     look: bool = True,
 ) -> None:
-    """Bring all nodes to what the plan says, and those to life that are not among the `made`; then look at them."""
+    """Bring all nodes to what the plan says, and those to life that are not among the `made`; then look at them.
+
+    Logins are tried from and to the new ones: those among the others were, and what they depend on is compared.
+    """
     password = cluster.ask_image_password(site, plan.image_login)
     work = NodeWork(site, fleet, plan, keys, deadline, image_password=password, kept=memories)
 
     def bring(node: Node) -> Door:
-        return work.settle(node) if node in made else work.bring_up_beside(node)
+        return work.settle_beside(node) if node in made else work.bring_up_beside(node)
 
     with ExitStack() as stack:
         sessions = work.all_nodes(bring, stack)
         if look:
-            cluster.require_passed(cluster.examine(site, fleet, plan, sessions, deadline))
+            proven = {node.name for node in made}
+            cluster.require_passed(cluster.examine(site, fleet, plan, sessions, deadline, proven=proven))
 
 
 def _way_back(site: Site, fleet: Fleet, files: ClusterFiles, kept: Ledger, grown: Plan) -> Callable[..., None]:

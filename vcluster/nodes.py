@@ -17,7 +17,7 @@ from vcluster.keys import Keys
 from vcluster.model import ImageLogin, Node, Plan
 from vcluster.recipes import guest_file
 from vcluster.render import guest
-from vcluster.render.domain import console_path
+from vcluster.render.domain import READY_CHANNEL, console_path
 from vcluster.render.seed import seed_files
 from vcluster.resources import domains, seeds, volumes
 from vcluster.servers import Fleet, Server
@@ -27,6 +27,7 @@ from vcluster.stages import admit, boot, configure
 
 CONSOLE_BYTES = 16384
 SSH_PORT = 22
+CALL_S = 5.0
 IDENTITY_S = 120.0  # many side by side may need some of it; one that never wakes is not waited for any longer
 LOOK_S = 0.1
 RELOAD_LOOKS, RELOAD_S = 10, 0.5
@@ -62,8 +63,7 @@ class NodeWork:
         """
         stack.callback(self._ways.close)
         made = parallel.each(self._plan.nodes, work, deadline=self._deadline)
-        for door in made:
-            stack.callback(door.close)
+        stack.callback(parallel.outcomes, made, lambda door: door.close())
         doors = {door.name: door for door in made}
         parallel.each(self._plan.nodes, lambda node: self.join(node, doors[node.name]), deadline=self._deadline)
         return doors
@@ -170,6 +170,33 @@ class NodeWork:
             session.close()
             raise
         return session
+
+    def settle_beside(self, node: Node) -> Door:
+        """The same with a node that has been up for a while: if somebody waits at its serial port, without a login."""
+        door = self._call(node)
+        if door is None:
+            return self.settle(node)
+        try:
+            self.configure(node, door)
+        except BaseException:
+            door.close()
+            raise
+        if node.is_head:
+            self._ways.open_when_needed(lambda: self._log_in(node, self._deadline))
+            self._head_knows.set()
+        return door
+
+    def _call(self, node: Node) -> Door | None:
+        server = self._fleet[node.server]
+        if not server.hypervisor.is_listened_to(node.domain, READY_CHANNEL):
+            return None
+        door = SerialDoor(node.name, boot.listen(server, node), self._deadline)
+        try:
+            door.ask({"do": "here"}, Deadline(CALL_S), "a word that somebody is there")
+        except VclusterError:  # whoever it is does not speak with us
+            door.hang_up()
+            return None
+        return door
 
     def configure(self, node: Node, session: Door) -> tuple[str, ...]:
         """Bring a node to what the plan says of it alone; returns what had to be changed."""

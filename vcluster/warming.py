@@ -193,6 +193,7 @@ def _boot_and_save(
         libvirt.save_domain(name, str(folder / "save"))
     finally:
         libvirt.stop_domain(name)
+        server.call("remove_traces", networks=[], domains=[name])
     return owner
 
 
@@ -235,4 +236,6 @@ def start_in_background(cluster: str) -> None:
 def remove_unfinished(servers: Iterable[Server]) -> None:
     """Take away what killed commands have left of memories that were being made."""
     for server in servers:
-        server.call("sweep_snapshots", root=str(root_on(server.storage)))
+        swept = server.call("sweep_snapshots", root=str(root_on(server.storage)))
+        keys = {folder.split("-", 1)[1].partition(".")[0] for folder in swept}  # .unfinished-KEY, with digits behind it
+        server.call("remove_traces", networks=[], domains=sorted(map(naming_of, keys)))

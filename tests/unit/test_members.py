@@ -101,7 +101,7 @@ def world(site: Site, monkeypatch: pytest.MonkeyPatch) -> World:
             world.take("work " + ", ".join(did))
             return did
 
-        def settle(self, node: Node) -> str:
+        def settle_beside(self, node: Node) -> str:
             return f"settle {node.name}"
 
         def bring_up_beside(self, node: Node) -> str:

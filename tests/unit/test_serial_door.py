@@ -36,7 +36,7 @@ clone = importlib.util.module_from_spec(importlib.util.spec_from_loader("clone",
 loader.exec_module(clone)
 clone.GRACE_S, clone.STALE_S, clone.GONE_S, clone.LINGER_S, clone.LATER_MAX_S = 0.3, 0.2, 0.3, 0.1, 0.3
 clone.ENVIRONMENT["HOME"] = sys.argv[4]
-clone.Clone(int(sys.argv[2]), int(sys.argv[3]), clone.load_seed()).serve()
+clone.Clone(int(sys.argv[2]), int(sys.argv[3]), clone.load_seed(), sys.exit).serve()
 """
 CAT = b"import sys\nfor line in sys.stdin: print(line.upper(), end='', flush=True)\nprint('end', file=sys.stderr)"
 SLEEPER = b"import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(60)"
@@ -576,7 +576,7 @@ def test_listening_is_for_somebody_new(clone: ModuleType, monkeypatch: pytest.Mo
     monkeypatch.setattr(clone, "become", lambda *_: ("node3", {"5"}))
     ours_in, theirs_out = os.pipe()
     theirs_in, ours_out = os.pipe()
-    copy = clone.Clone(theirs_in, theirs_out, seed)
+    copy = clone.Clone(theirs_in, theirs_out, seed, lambda: None)
     assert copy.become({}) == "node3"
     assert copy.listening({"port": 22}) is clone.LATER
     tables["/proc/net/tcp"] += LINE.format("00000000", 22, "0A", 6)

@@ -5,8 +5,8 @@ Sent to a node and run there as root by its own python3. Reads a JSON request, o
       ping all targets, log in to those named, and read the shared files once the input ends: then they are there
   {"do": "probe_first", …}
       write the shared files, say {"written": true}, do the same without a wait, and remove them once the input ends
-  {"do": "mpi", "user", "hostfile", "targets", "timeout"}
-      mpiexec hostname on all targets
+  {"do": "mpi", "user", "home", "hosts", "targets", "timeout"}
+      mpiexec hostname on all targets, which "hosts" tells it, as its arguments
 where each of "targets" is {"name", "address"} and each of "shares" {"node", "file", "mount"}, the mount null where the
 folder is the node's own; and writes a line {"results": [{"check", "to", "passed", "detail"}]}, for a probe with
 "same" as well: digests, by path, of what has to be the same on all nodes for their logins. And
@@ -220,8 +220,8 @@ def probe_first(request: Request) -> None:
 
 def mpi(request: Request) -> None:
     names = [target["name"] for target in request["targets"]]
-    home = os.path.dirname(request["hostfile"])
-    argv = ["mpiexec", "-f", request["hostfile"], "-ppn", "1", "-n", str(len(names)), "hostname"]
+    home = request["home"]
+    argv = ["mpiexec", *request["hosts"], "-ppn", "1", "-n", str(len(names)), "hostname"]
     try:
         done = subprocess.run(
             as_user(request["user"], argv),

@@ -210,6 +210,15 @@ class Hypervisor:
         with self._gone_is_fine(f"stopping {name}"):
             self._connection.lookupByName(name).destroy()
 
+    def is_listened_to(self, name: str, channel: str) -> bool:
+        """Whether somebody in a running domain has opened one of its channels (https://libvirt.org/formatdomain.html)."""
+        with self._errors(f"looking at {name}"):
+            root = ET.fromstring(self._connection.lookupByName(name).XMLDesc())  # noqa: S314 - libvirt has written it
+        return any(
+            target.get("name") == channel and target.get("state") == "connected"
+            for target in root.iterfind("devices/channel/target")
+        )
+
     def words(self, domain: str, channel: str) -> Words:
         """What a running node says on one of its channels, from now on."""
         with self._errors(f"listening to {domain}"):

@@ -85,7 +85,7 @@ class SerialDoor:
         return self._broken is None
 
     def close(self) -> None:
-        """Tell the node that nothing more will come, and hang up: there is no second such door to it."""
+        """Tell the node that we wait for nothing more, and hang up; it may be called again."""
         with self._lock:
             is_first, self._has_left = not self._has_left, True
         if is_first and self.is_alive:
@@ -94,7 +94,7 @@ class SerialDoor:
         self.hang_up()
 
     def hang_up(self) -> None:
-        """Hang up and leave the node waiting for the next to call. A second time does nothing."""
+        """Hang up without a word. A second time does nothing."""
         with self._lock:
             is_first, self._has_hung_up = not self._has_hung_up, True
         if not is_first:

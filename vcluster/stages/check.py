@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import secrets
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -71,9 +71,19 @@ class Answer:
 
 
 def run(
-    plan: Plan, sessions: Mapping[str, Door], *, deadline: Deadline, report: Reporter, pairs: bool = False
+    plan: Plan,
+    sessions: Mapping[str, Door],
+    *,
+    deadline: Deadline,
+    report: Reporter,
+    pairs: bool = False,
+    proven: Collection[str] = (),
 ) -> Verdict:
-    """Ping, log in, share files and run MPI between all nodes; with `pairs` every login between two is made."""
+    """Ping, log in, share files and run MPI between all nodes; with `pairs` every login between two is made.
+
+    Between nodes that are `proven` logins and MPI are taken as they were found when the last of them came, as long as
+    what they depend on is the same on all.
+    """
     token = secrets.token_hex(16)
     written, read = threading.Event(), threading.Semaphore(0)
 
@@ -81,7 +91,9 @@ def run(
     def start(node: Node) -> Iterator[Pipe]:
         session = sessions[node.name]
         with closing(session.start_program(guest.program("check"), awaited="check", deadline=deadline)) as pipe:
-            pipe.write(json.dumps(_probe(plan, node, token, pairs=pairs)).encode() + b"\n", deadline, "check")
+            pipe.write(
+                json.dumps(_probe(plan, node, token, pairs=pairs, proven=proven)).encode() + b"\n", deadline, "check"
+            )
             yield pipe
 
     def lead() -> Answer:
@@ -107,12 +119,12 @@ def run(
 
     def launch() -> Answer:
         with report.step("mpiexec", plan.head.name, awaiting="mpiexec hostname"):
-            return _answer(plan.head, ask(sessions[plan.head.name], "check", _mpi(plan), awaited="mpiexec"))
+            return _answer(plan.head, ask(sessions[plan.head.name], "check", _mpi(plan, proven), awaited="mpiexec"))
 
     # The head's first: all others wait for it, and not all may fit beside each other.
     works: list[Callable[[], Answer]] = [lead, launch, *(partial(follow, node) for node in plan.workers)]
     led, launched, *followed = parallel.each(works, lambda work: work(), deadline=deadline)
-    return judge((led, *followed), launched.checks)
+    return judge((led, *followed), launched.checks, proven)
 
 
 def _wait(ready: Callable[..., bool], deadline: Deadline) -> None:
@@ -137,23 +149,27 @@ def _answer(node: Node, answer: dict[str, Any]) -> Answer:
 # What is asked
 
 
-def _probe(plan: Plan, node: Node, token: str, *, pairs: bool) -> dict[str, object]:
+def _probe(plan: Plan, node: Node, token: str, *, pairs: bool, proven: Collection[str]) -> dict[str, object]:
     return {
         "do": "probe_first" if node.is_head else "probe",
         "user": plan.user,
         "targets": [{"name": target.name, "address": str(target.address)} for target in plan.nodes],
         "payload": plan.mtu - HEADERS_BYTES,
-        "logins": [target.name for target in targets(plan, node, pairs=pairs)],
+        "logins": [target.name for target in targets(plan, node, pairs=pairs, proven=proven)],
         "shares": _shares(plan, node, token),
         "token": token,
     }
 
 
-def targets(plan: Plan, node: Node, *, pairs: bool) -> tuple[Node, ...]:
+def targets(plan: Plan, node: Node, *, pairs: bool, proven: Collection[str] = ()) -> tuple[Node, ...]:
     """To whom a node logs in: to the next one, the last to the head; the head, unless it is alone, by mpiexec.
+
+    Those that are proven have done so before.
 
     For `pairs` to all. Each begins with itself then, so that they do not all log in to the same one at the same time.
     """
+    if node.name in proven:
+        return ()
     place = plan.nodes.index(node)
     if pairs:
         return plan.nodes[place:] + plan.nodes[:place]
@@ -172,12 +188,15 @@ def _shares(plan: Plan, node: Node, token: str) -> list[dict[str, object]]:
     ]
 
 
-def _mpi(plan: Plan) -> dict[str, object]:
+def _mpi(plan: Plan, proven: Collection[str]) -> dict[str, object]:
+    """From the head to itself and all nodes that are not proven."""
+    names = [node.name for node in plan.nodes if node.is_head or node.name not in proven]
     return {
         "do": "mpi",
         "user": plan.user,
-        "hostfile": paths.hostfile_path(plan),
-        "targets": [{"name": node.name} for node in plan.nodes],
+        "home": paths.home(plan),
+        "hosts": ["-hosts", ",".join(names)] if proven else ["-f", paths.hostfile_path(plan)],
+        "targets": [{"name": name} for name in names],
         "timeout": MPI_TIMEOUT_S,
     }
 
@@ -185,11 +204,11 @@ def _mpi(plan: Plan) -> dict[str, object]:
 # What is concluded
 
 
-def judge(answers: Sequence[Answer], launched: Sequence[Check]) -> Verdict:
+def judge(answers: Sequence[Answer], launched: Sequence[Check], proven: Collection[str] = ()) -> Verdict:
     """All tries, and a login from every node to every other; `launched` says where mpiexec came from the head."""
     checks = [check for answer in answers for check in answer.checks]
     tried = [check for check in checks if check.check == "ssh"]
-    logins = conclude({answer.node: answer.same for answer in answers}, [*_logins_of_mpiexec(launched), *tried])
+    logins = conclude({answer.node: answer.same for answer in answers}, [*_logins_of_mpiexec(launched), *tried], proven)
     return Verdict((*(check for check in checks if check.check != "ssh"), *logins, *launched))
 
 
@@ -200,11 +219,13 @@ def _logins_of_mpiexec(launched: Sequence[Check]) -> Iterator[Check]:
             yield Check("ssh", one.from_node, one.to_node, one.passed, one.detail and f"mpiexec: {one.detail}")
 
 
-def conclude(same: Mapping[str, Mapping[str, str]], tried: Iterable[Check]) -> Iterator[Check]:
+def conclude(
+    same: Mapping[str, Mapping[str, str]], tried: Iterable[Check], proven: Collection[str] = ()
+) -> Iterator[Check]:
     """A login from every node to every other: as it went, or, where it was not made, as it must go.
 
     It goes well from a node that could log in somewhere to one where somebody could log in, if the first knows all
-    nodes, and is known to them, just as the others do.
+    nodes, and is known to them, just as the others do. Nodes that are proven have done both.
     """
     known = {(one.from_node, one.to_node): one for one in tried}  # the later of two
     odd = _odd(same)
@@ -212,7 +233,9 @@ def conclude(same: Mapping[str, Mapping[str, str]], tried: Iterable[Check]) -> I
         leaving = [one for (one_start, _), one in known.items() if one_start == start]
         for end in same:
             arriving = [one for (_, one_end), one in known.items() if one_end == end]
-            detail = odd.get(start) or _none_passed(leaving) or _none_passed(arriving)
+            detail = odd.get(start, "")
+            detail = detail or ("" if start in proven else _none_passed(leaving))
+            detail = detail or ("" if end in proven else _none_passed(arriving))
             yield known.get((start, end)) or Check("ssh", start, end, not detail, detail)
 
 
