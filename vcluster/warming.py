@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -87,20 +87,31 @@ def _facts(server: Server, template: Template) -> tuple[str, str, dict[str, str]
 
 def _find(server: Server, template: Template, *, deadline: Deadline, report: Reporter) -> Kept | None:
     root, key, found = _facts(server, template)
+
+    def look() -> Any:
+        return _call(server, "check_snapshot", deadline, root=root, key=key, circumstances=found)
+
+    state = _when_free(server, look, deadline, report)
+    if state["wrong"]:
+        drop(server, root, key, state["wrong"], report=report)
+        return None
+    return Kept(key, root, state["xml"], Path(state["ram"]), template.macs) if state["is_there"] else None
+
+
+def _when_free(server: Server, look: Callable[[], Any], deadline: Deadline, report: Reporter) -> Any:
+    """What is seen once no other command is making the snapshot; its user is told of the wait."""
     is_told = False
-    while True:
-        state = server.call("check_snapshot", root=root, key=key, circumstances=found)
-        if state["wrong"]:
-            drop(server, root, key, state["wrong"], report=report)
-            return None
-        if state["is_there"]:
-            return Kept(key, root, state["xml"], Path(state["ram"]), template.macs)
-        if not state["is_busy"]:
-            return None
+    while (seen := look())["is_busy"]:
         if not is_told:
             report.note(f"waiting for the snapshot that another command makes{_where(server)}")
             is_told = True
         deadline.pause(BUSY_LOOK_S, "the snapshot that another command makes")
+    return seen
+
+
+def _call(server: Server, operation: str, deadline: Deadline, **arguments: Any) -> Any:
+    """What goes through all of a node's memory takes as long as that is large."""
+    return server.agent.call(operation, deadline=deadline, awaited=operation, **arguments)
 
 
 def drop(server: Server, root: str, key: str, why: str, *, report: Reporter) -> None:
@@ -120,15 +131,17 @@ def keep(server: Server, template: Template, *, deadline: Deadline, report: Repo
             f"image {template.image.name} cannot be copied while it runs",
             hint="vcluster image build makes one that can",
         )
-    begun = _begin(server, root, key, deadline, report)
+    begun = _when_free(server, lambda: server.call("begin_snapshot", root=root, key=key), deadline, report)
     if begun["is_there"]:
         return False
     folder = Path(begun["folder"])
     try:
         with report.step("warm", server.label, awaiting="a node at rest, and its memory"):
-            owner = _boot_and_save(server, template, naming_of(key), folder, deadline, report, is_gentle=is_gentle)
-            server.call(
+            owner = _boot_and_save(server, template, domain_of(key), folder, deadline, report, is_gentle=is_gentle)
+            _call(
+                server,
                 "finish_snapshot",
+                deadline,
                 folder=str(folder),
                 key=key,
                 circumstances=found,
@@ -141,21 +154,9 @@ def keep(server: Server, template: Template, *, deadline: Deadline, report: Repo
     return True
 
 
-def naming_of(key: str) -> str:
+def domain_of(key: str) -> str:
     """The domain of a template."""
     return f"vcluster-{NAME}-{key}"
-
-
-def _begin(server: Server, root: str, key: str, deadline: Deadline, report: Reporter) -> dict[str, Any]:
-    is_told = False
-    while True:
-        begun: dict[str, Any] = server.call("begin_snapshot", root=root, key=key)
-        if not begun["is_busy"]:
-            return begun
-        if not is_told:
-            report.note(f"waiting for the snapshot that another command makes{_where(server)}")
-            is_told = True
-        deadline.pause(BUSY_LOOK_S, "the snapshot that another command makes")
 
 
 def _boot_and_save(
@@ -238,4 +239,4 @@ def remove_unfinished(servers: Iterable[Server]) -> None:
     for server in servers:
         swept = server.call("sweep_snapshots", root=str(root_on(server.storage)))
         keys = {folder.split("-", 1)[1].partition(".")[0] for folder in swept}  # .unfinished-KEY, with digits behind it
-        server.call("remove_traces", networks=[], domains=sorted(map(naming_of, keys)))
+        server.call("remove_traces", networks=[], domains=sorted(map(domain_of, keys)))

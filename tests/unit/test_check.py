@@ -49,6 +49,13 @@ def test_all_pairs_begin_with_themselves() -> None:
     assert [made[number] for number in (0, 3, 6)] == [(name, name) for name in names(3)]
 
 
+def test_only_those_that_came_log_in_again() -> None:
+    plan = samples.plan(4)
+    proven = {"node1", "node2", "node4"}
+    made = [(node.name, to.name) for node in plan.nodes for to in check.targets(plan, node, pairs=False, proven=proven)]
+    assert made == [("node3", "node4")]
+
+
 # What is concluded
 
 
@@ -152,6 +159,30 @@ def test_whatever_failed_fails_the_check(count: int, data: st.DataObject) -> Non
     ring = dict(tried(samples.plan(count)))
     is_odd = 0 < len(odd) < count
     assert bool(found) == (any(name in ring for name in failed) or is_odd)
+
+
+def came(passed: bool, *, odd: dict[str, str] | None = None) -> dict[tuple[str, str], str]:
+    """The failures after node3 came to two that are proven; it logged in to the head, mpiexec reached it or did not."""
+    found = [Answer(name, (), (odd or {}).get(name, {}) or {HOSTS: "a"}) for name in ("node1", "node2")]
+    found.append(Answer("node3", (login("node3", "node1"),), {HOSTS: "a"}))
+    launch = [Check("mpi", "node1", name, passed, "" if passed else "oops") for name in ("node1", "node3")]
+    verdict = check.judge(found, launch, {"node1", "node2"})
+    assert {(one.from_node, one.to_node) for one in verdict.checks if one.check == "ssh"} == set(
+        product(names(3), repeat=2)
+    )
+    return {(one.from_node, one.to_node): one.detail for one in verdict.failed if one.check == "ssh"}
+
+
+def test_between_those_that_are_proven_logins_are_taken_as_they_were() -> None:
+    assert not came(passed=True)
+
+
+def test_who_came_and_is_not_reached_fails_from_all() -> None:
+    assert set(came(passed=False)) == {(name, "node3") for name in names(3)}
+
+
+def test_one_that_is_proven_and_was_changed_since_fails() -> None:
+    assert set(came(passed=True, odd={"node2": {HOSTS: "b"}})) == {("node2", name) for name in names(3)}
 
 
 def test_other_tries_are_told_as_they_are() -> None:
