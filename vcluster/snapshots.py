@@ -18,6 +18,7 @@ from vcluster.model import Image, Node, Plan
 FEATURE = "clone"  # an image with it waits, told to, for who it is to be
 FOLDER = "snapshots"  # beside the images, on every server
 FORMAT = 1  # of all that is kept
+_KIND = ("image", "accelerator", "memory", "vcpus", "disk", "cards", "mtu")  # what users choose; the rest just changes
 INSTANCE_ID = "vcluster-template"  # images/debian12: a seed of that instance is a template's
 NAME = "template"
 # Locally administered, as no node's are (naming.mac_for).
@@ -86,6 +87,11 @@ def circumstances(
         "programs": ready,
         "format": str(FORMAT),
     }
+
+
+def is_outdated(kept: Mapping[str, object], now: Mapping[str, str]) -> bool:
+    """Whether a memory is of the same kind of node as another, and of circumstances that are no more."""
+    return kept != now and all(kept.get(name) == now[name] for name in _KIND)
 
 
 def key_of(found: Mapping[str, str]) -> str:

@@ -31,6 +31,7 @@ from vcluster.snapshots import (
     Kept,
     Template,
     circumstances,
+    is_outdated,
     key_of,
     root_on,
     template_of,
@@ -123,7 +124,7 @@ def drop(server: Server, root: str, key: str, why: str, *, report: Reporter) -> 
 def keep(server: Server, template: Template, *, deadline: Deadline, report: Reporter, is_gentle: bool = False) -> bool:
     """Boot a node, let it come to rest and keep its memory. Returns False where that is at hand already.
 
-    Where `is_gentle`, all else on the server goes first. Raises VclusterError; nothing is left then.
+    Others of the same kind, made by another QEMU for one, are of no use any more and go. Where `is_gentle`, all else on the server goes first. Raises VclusterError; nothing is left then.
     """
     root, key, found = _facts(server, template)
     if FEATURE not in template.image.features:
@@ -151,6 +152,9 @@ def keep(server: Server, template: Template, *, deadline: Deadline, report: Repo
     except BaseException:
         server.call("drop_snapshot", root=root, key=key)
         raise
+    for one in server.call("list_snapshots", root=root):
+        if is_outdated(one["circumstances"], found):
+            server.call("drop_snapshot", root=root, key=one["key"])
     return True
 
 

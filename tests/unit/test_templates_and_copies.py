@@ -23,7 +23,16 @@ from vcluster.model import DHCP, PRIVATE, Plan
 from vcluster.naming import mac_for
 from vcluster.render.clone import RAM, clone_xml
 from vcluster.render.domain import Machine, domain_xml, template_xml
-from vcluster.snapshots import MACS, Template, circumstances, key_of, root_on, template_of, template_seed
+from vcluster.snapshots import (
+    MACS,
+    Template,
+    circumstances,
+    is_outdated,
+    key_of,
+    root_on,
+    template_of,
+    template_seed,
+)
 
 Golden = Callable[[str, str], None]
 
@@ -103,6 +112,15 @@ def test_another_processor_makes_another_key_where_guests_see_it() -> None:
     seen = replace(TEMPLATE, accel="kvm")
     assert known_by(seen, processor="another") != known_by(seen)
     assert known_by(processor="another") == known_by()
+
+
+def test_one_of_the_same_kind_is_outdated_when_something_else_has_changed() -> None:
+    now = circumstances(TEMPLATE, versions=VERSIONS, processor="one", programs=PROGRAMS)
+    assert is_outdated(now | {"qemu": "7.2.4"}, now)
+    assert is_outdated(now | {"programs": "others"}, now)
+    assert not is_outdated(now, now)
+    assert not is_outdated(now | {"memory": "1024 MiB", "qemu": "7.2.4"}, now)
+    assert not is_outdated({}, now)
 
 
 def test_the_order_of_things_does_not_matter() -> None:

@@ -63,6 +63,7 @@ class World:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked: list[str] = []
+        self.kept: list[dict[str, Any]] = []
         self.answers: dict[str, list[Any]] = {}
         self.libvirt = Libvirt(self.asked)
         self.said = io.StringIO()
@@ -70,7 +71,10 @@ class World:
         self.deadline = Deadline(60)
         names = ("check_snapshot", "drop_snapshot", "begin_snapshot", "finish_snapshot", "prepare_template",
                  "owner_of", "yield_to_others", "sweep_snapshots", "remove_traces")  # fmt: skip
-        here = Here({name: self._operation(name) for name in names} | {"processor": lambda: "one"})
+        here = Here(
+            {name: self._operation(name) for name in names}
+            | {"processor": lambda: "one", "list_snapshots": lambda root: self.kept}
+        )
         self.server = Server("localhost", samples.OWNER, Path("/storage"), here, libvirt=self.libvirt)  # type: ignore[arg-type]
         self.fleet = Fleet({"localhost": self.server}, {})
         monkeypatch.setattr(warming, "BUSY_LOOK_S", 0.001)
