@@ -18,7 +18,7 @@ from vcluster.inventory import domains_on, observe_status, read_ledger, survey
 from vcluster.keys import Keys, make_keys
 from vcluster.ledger import ClusterFiles, Ledger
 from vcluster.model import Facts, Image, ImageLogin, Node, Plan, ServerPlan, Spec
-from vcluster.nodes import NodeWork
+from vcluster.nodes import NodeWork, at_once
 from vcluster.plan import make_plan
 from vcluster.removal import remove
 from vcluster.render.ssh import known_hosts, ssh_config
@@ -277,7 +277,15 @@ def examine(
 
     `proven` are nodes that were found so before and have not been changed.
     """
-    verdict = check.run(decided, sessions, deadline=deadline, report=site.report, pairs=pairs, proven=proven)
+    verdict = check.run(
+        decided,
+        sessions,
+        deadline=deadline,
+        report=site.report,
+        pairs=pairs,
+        proven=proven,
+        limit=at_once(fleet, decided),
+    )
     if decided.has_tunnels:
         crossed = path.check_all(fleet, decided, sessions, deadline=deadline, report=site.report)
         verdict = replace(verdict, checks=(*verdict.checks, *crossed))

@@ -62,10 +62,15 @@ class NodeWork:
         The doors are closed with the stack.
         """
         stack.callback(self._ways.close)
-        made = parallel.each(self._plan.nodes, work, deadline=self._deadline)
+        limit = at_once(self._fleet, self._plan)
+        made = parallel.each(
+            self._plan.nodes, work, deadline=self._deadline, limit=limit if self._kept else parallel.WORKERS_MAX
+        )
         stack.callback(parallel.outcomes, made, lambda door: door.close())
         doors = {door.name: door for door in made}
-        parallel.each(self._plan.nodes, lambda node: self.join(node, doors[node.name]), deadline=self._deadline)
+        parallel.each(
+            self._plan.nodes, lambda node: self.join(node, doors[node.name]), deadline=self._deadline, limit=limit
+        )
         return doors
 
     def sessions(self, doors: Mapping[str, Door], stack: ExitStack) -> dict[str, ssh.Session]:
@@ -247,6 +252,17 @@ class NodeWork:
             with suppress(VclusterError):
                 words = boot.last_words(node, console_log(self._fleet[node.server], self._plan, node))
             raise DeadlineError(error.message + words, hint=error.hint) from error
+
+
+def at_once(fleet: Fleet, decided: Plan) -> int:
+    """How many nodes to have at work at once: emulated ones that share too few processors only get in each other's way.
+
+    Boots are another matter, they wait a lot. The head has its turn first, whatever the others do.
+    """
+    emulated = [one for one in decided.servers if one.carries_nodes and one.accel == "tcg"]
+    if len(emulated) < sum(one.carries_nodes for one in decided.servers):
+        return parallel.WORKERS_MAX
+    return sum(int(fleet[one.name].call("identity")["cpus"]) + 1 for one in emulated)
 
 
 def console_log(server: Server, decided: Plan, node: Node, size: int = CONSOLE_BYTES) -> str:

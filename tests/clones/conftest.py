@@ -1,9 +1,10 @@
-"""One server of the testbed that keeps the memory of a node, and one cluster of three copies of that node."""
+"""One server of the testbed that keeps the memory of a node, and one cluster of three copies of it for most tests."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import pytest
 
@@ -34,26 +35,45 @@ def bare(host: Host) -> Survey:
     return survey(host)
 
 
+@dataclass(frozen=True)
+class Beginning:
+    """A cluster that was made first, of a node that booted, and one that was wanted at once behind it, of copies."""
+
+    cluster: Cluster
+    first: str
+    second: str
+    stages: list[str]
+
+
 @pytest.fixture(scope="package")
-def kept(host: Host, bare: Survey) -> str:
-    """The key of the memory that the server keeps."""
-    said = host.vcluster("image", "warm", timeout_s=120)
-    assert said.stdout == "kept, on localhost\n"
+def beginning(host: Host, bare: Survey) -> Iterator[Beginning]:
+    """The second waits for the memory that is kept in the background; after the last test nothing else may be left."""
+    patience, goes_on = ("--timeout", "300"), {"VCLUSTER_NO_WARM": "0"}
+    first = host.vcluster("local", "create", "-n", "1", "--name", "first", *patience, timeout_s=320, **goes_on)
+    host.wait_for(f"ls -d {SNAPSHOTS}/.unfinished-*")
+    second = host.vcluster("local", "create", "-n", "3", *patience, timeout_s=320, **goes_on)
+    stages = host.stages("first", "node1")
+    host.vcluster("clear", "first", "-y")
+    cluster = Cluster(host, "lab", NODES, host.vcluster("ssh-config", "--path").stdout.strip())
+    yield Beginning(cluster, first.stderr, second.stderr, stages)
+    host.vcluster("clear", "lab", "-y")
     assert left_behind(survey(host), bare) == {}
+    assert host.snapshots()
+
+
+@pytest.fixture(scope="package")
+def cluster(beginning: Beginning) -> Cluster:
+    """Three copies."""
+    return beginning.cluster
+
+
+@pytest.fixture(scope="package")
+def kept(host: Host, beginning: Beginning) -> str:
+    """The key of the memory that the server keeps."""
+    del beginning
     (key,) = host.snapshots()
     assert host.vcluster("image", "warm").stdout == "all is kept already\n"
     return key
-
-
-@pytest.fixture(scope="package")
-def cluster(host: Host, kept: str) -> Iterator[Cluster]:
-    """Three copies; after the last test they are cleared, and the memory that they were made from stays."""
-    before = survey(host)
-    host.vcluster("local", "create", "-n", "3", "--timeout", "200", timeout_s=220)
-    yield Cluster(host, "lab", NODES, host.vcluster("ssh-config", "--path").stdout.strip())
-    host.vcluster("clear", "lab", "-y")
-    assert survey(host) == before
-    assert kept in host.snapshots()
 
 
 @pytest.fixture
@@ -62,4 +82,5 @@ def put_back(host: Host, kept: str) -> Iterator[None]:
     folder, copy = f"{SNAPSHOTS}/{kept}", "/var/lib/vcluster-kept"
     host.sh(f"cp -a --reflink=auto --sparse=always {folder} {copy}")
     yield
+    host.vcluster("clear", "doomed", "-y", check=False)
     host.sh(f"mkdir -pm 711 {SNAPSHOTS} && rm -rf {folder} && mv {copy} {folder}")

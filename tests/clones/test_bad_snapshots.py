@@ -76,11 +76,11 @@ def test_one_that_qemu_does_not_take_is_told_of_and_the_node_is_booted(host: Hos
     (folder / "state").write_bytes(b"garbage" * 10_000)
 
     def change(manifest: dict[str, Any]) -> None:
-        manifest["files"]["state"] = {"size": 70_000, "sha256": sparse.digest(folder / "state")}
+        manifest["files"]["state"] = {"size": 70_000, "digest": sparse.digest(folder / "state")}
 
     rewrite(folder, change)
     made = host.vcluster("local", "create", "-n", "1", "--name", "doomed", timeout_s=120)
-    assert "node1 is booted, as it could not be made from the snapshot: " in made.stderr
+    assert "node1 is booted, as it could not be made from the snapshot: " in made.stderr, made.stderr
     assert "Traceback" not in made.stderr
     assert host.json("status", "doomed")["state"] == "ready"
     assert {"clone", "boot", "login", "configure", "check"} <= set(host.stages("doomed", "node1"))

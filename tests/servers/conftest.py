@@ -122,7 +122,7 @@ def bare(bed: Bed) -> Survey:
 def red(bed: Bed, bare: Survey) -> Iterator[Cluster]:
     """Two nodes on the machine itself, the switch elsewhere; they are copies of a memory that is kept there."""
     del bare
-    bed.control.vcluster("image", "warm", timeout_s=120)
+    bed.control.vcluster("image", "warm", timeout_s=200)
     bed.control.vcluster(
         "remote", "create", "--switch", bed.switch.server.name, "--name", "red", "--names", "red[1-2]",
         "--addresses", "dhcp", "--timeout", "400", timeout_s=420,

@@ -30,7 +30,7 @@ def host() -> Iterator[Host]:
         # libvirt makes its own chains and folders the first time; they are not a cluster's.
         host.vcluster("local", "create", "-n", "1", "--timeout", "3", timeout_s=60, check=False)
         host.vcluster("clear", "--all", "-y")
-        host.vcluster("image", "warm", timeout_s=120)
+        host.vcluster("image", "warm", timeout_s=200)
         yield host
 
 

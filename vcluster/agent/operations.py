@@ -47,6 +47,7 @@ def identity() -> dict[str, Any]:
         "machine": MACHINE_ID.read_text().strip() if MACHINE_ID.exists() else "",
         "hostname": platform.node(),
         "has_rights": has_rights(),
+        "cpus": os.cpu_count() or 1,
         "has_libvirt": LIBVIRT_SOCKET.exists(),
     }
 

@@ -78,11 +78,12 @@ def run(
     report: Reporter,
     pairs: bool = False,
     proven: Collection[str] = (),
+    limit: int = parallel.WORKERS_MAX,
 ) -> Verdict:
     """Ping, log in, share files and run MPI between all nodes; with `pairs` every login between two is made.
 
     Between nodes that are `proven` logins and MPI are taken as they were found when the last of them came, as long as
-    what they depend on is the same on all.
+    what they depend on is the same on all. So many as `limit` nodes are at work at once, beside the head.
     """
     token = secrets.token_hex(16)
     written, read = threading.Event(), threading.Semaphore(0)
@@ -123,7 +124,7 @@ def run(
 
     # The head's first: all others wait for it, and not all may fit beside each other.
     works: list[Callable[[], Answer]] = [lead, launch, *(partial(follow, node) for node in plan.workers)]
-    led, launched, *followed = parallel.each(works, lambda work: work(), deadline=deadline)
+    led, launched, *followed = parallel.each(works, lambda work: work(), deadline=deadline, limit=limit + 2)
     return judge((led, *followed), launched.checks, proven)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.clones.conftest import NODES
+from tests.clones.conftest import NODES, Beginning
 from tests.clusters import SNAPSHOTS, Cluster, Host
 
 pytestmark = pytest.mark.vm
@@ -51,6 +51,14 @@ def facts(cluster: Cluster) -> Facts:
     """What each node says of itself, soon after it woke."""
     line = f"python3 - <<'END'\n{FACTS}\nEND"
     return {node: json.loads(cluster.ssh(node, line, user="root")) for node in NODES}
+
+
+def test_the_second_create_has_waited_for_what_the_first_began(host: Host, beginning: Beginning) -> None:
+    assert "in the background" in beginning.first
+    assert {"create", "boot", "login"} <= set(beginning.stages)
+    assert "waiting for the snapshot that another command makes" in beginning.second
+    assert "in the background" not in beginning.second
+    assert host.sh("pgrep -f '[i]mage warm' || true") == ""
 
 
 def test_they_were_not_booted(cluster: Cluster) -> None:
