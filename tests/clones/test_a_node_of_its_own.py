@@ -16,7 +16,7 @@ from tests.clusters import SNAPSHOTS, Cluster, Host
 pytestmark = pytest.mark.vm
 
 FACTS = r"""
-import glob, hashlib, json, os, subprocess
+import glob, hashlib, json, os, subprocess, time
 
 def text(path):
     with open(path) as file:
@@ -28,7 +28,11 @@ def said(*argv):
 drawn = os.urandom(32).hex()
 with open("/var/lib/systemd/random-seed", "rb") as file:
     seed = file.read()
-entry = json.loads(said("journalctl", "-o", "json", "-n", "1", "--no-pager"))
+for _ in range(60):  # the journal follows a while later
+    entry = json.loads(said("journalctl", "-o", "json", "-n", "1", "--no-pager"))
+    if entry["_MACHINE_ID"] == text("/etc/machine-id"):
+        break
+    time.sleep(2)
 print(json.dumps({
     "names": [os.uname().nodename, text("/etc/hostname"), entry["_HOSTNAME"]],
     "machine ids": [text("/etc/machine-id"), entry["_MACHINE_ID"]],
