@@ -54,7 +54,7 @@ Facts = dict[str, dict[str, Any]]
 def facts(cluster: Cluster) -> Facts:
     """What each node says of itself, soon after it woke."""
     line = f"python3 - <<'END'\n{FACTS}\nEND"
-    return {node: json.loads(cluster.ssh(node, line, user="root")) for node in NODES}
+    return {node: json.loads(cluster.ssh(node, line, user="root", timeout_s=180)) for node in NODES}
 
 
 def test_the_second_create_has_waited_for_what_the_first_began(host: Host, beginning: Beginning) -> None:

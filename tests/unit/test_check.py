@@ -16,8 +16,9 @@ from vcluster import guest
 from vcluster.errors import VclusterError
 from vcluster.events import Deadline, Reporter
 from vcluster.hosts.shell import Completed
-from vcluster.model import Plan
+from vcluster.model import Plan, PortRange
 from vcluster.progress import Timer
+from vcluster.render import guest as rendered
 from vcluster.stages import check
 from vcluster.stages.check import Answer, Check
 
@@ -298,3 +299,11 @@ def test_words_that_are_no_answer_end_it_for_all(node: str) -> None:
     with pytest.raises(VclusterError, match=f"{node}: check: no JSON"):
         run(3, log, **{node: b"no JSON"})
     assert {(name, "closed") for name, what in log.events if what == "asked"} <= set(log.events)
+
+
+def test_mpiexec_has_the_environment_that_logins_have() -> None:
+    """Without it, it would listen where the packet filter lets nobody in."""
+    plan = samples.plan(3, mpi_ports=PortRange(20000, 20200))
+    environment = check._mpi(plan, ())["environment"]
+    assert environment == rendered.mpi_environment(plan)
+    assert environment["MPIEXEC_PORT_RANGE"] == "20000:20200"  # type: ignore[index]

@@ -5,7 +5,7 @@ Sent to a node and run there as root by its own python3. Reads a JSON request, o
       ping all targets, log in to those named, and read the shared files once the input ends: then they are there
   {"do": "probe_first", …}
       write the shared files, say {"written": true}, do the same without a wait, and remove them once the input ends
-  {"do": "mpi", "user", "home", "hosts", "targets", "timeout"}
+  {"do": "mpi", "user", "home", "hosts", "environment", "targets", "timeout"}
       mpiexec hostname on all targets, which "hosts" tells it, as its arguments
 where each of "targets" is {"name", "address"} and each of "shares" {"node", "file", "mount"}, the mount null where the
 folder is the node's own; and writes a line {"results": [{"check", "to", "passed", "detail"}]}, for a probe with
@@ -229,7 +229,7 @@ def mpi(request: Request) -> None:
             capture_output=True,
             text=True,
             timeout=request["timeout"],
-            env=dict(os.environ, HOME=home, HYDRA_IFACE="lab0"),
+            env=dict(os.environ, HOME=home, **request["environment"]),
             check=False,
             cwd=home,
         )

@@ -197,6 +197,7 @@ def _mpi(plan: Plan, proven: Collection[str]) -> dict[str, object]:
         "user": plan.user,
         "home": paths.home(plan),
         "hosts": ["-hosts", ",".join(names)] if proven else ["-f", paths.hostfile_path(plan)],
+        "environment": paths.mpi_environment(plan),  # which sshd gives to logins, and a serial port does not
         "targets": [{"name": name} for name in names],
         "timeout": MPI_TIMEOUT_S,
     }
