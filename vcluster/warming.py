@@ -67,7 +67,14 @@ def lacks(plan: Plan, kept: AtHand) -> bool:
 
 
 def make(fleet: Fleet, plan: Plan, *, deadline: Deadline, report: Reporter, is_gentle: bool = False) -> tuple[str, ...]:
-    """Make the memories that this plan's nodes could be made from, unless they are at hand; returns where some were."""
+    """Make the memories that this plan's nodes could be made from, unless they are at hand; returns where some were.
+
+    Raises MissingError for an image whose nodes cannot be copied while they run.
+    """
+    if FEATURE not in plan.image.features:
+        raise MissingError(
+            f"image {plan.image.name} cannot be copied while it runs", hint="vcluster image build makes one that can"
+        )
     made = [
         name
         for name, templates in templates_of(plan).items()
@@ -124,14 +131,10 @@ def drop(server: Server, root: str, key: str, why: str, *, report: Reporter) -> 
 def keep(server: Server, template: Template, *, deadline: Deadline, report: Reporter, is_gentle: bool = False) -> bool:
     """Boot a node, let it come to rest and keep its memory. Returns False where that is at hand already.
 
-    Others of the same kind, made by another QEMU for one, are of no use any more and go. Where `is_gentle`, all else on the server goes first. Raises VclusterError; nothing is left then.
+    Others of the same kind, made by another QEMU for one, are of no use any more and go. Where `is_gentle`, all else on
+    the server goes first. Raises VclusterError; nothing is left then.
     """
     root, key, found = _facts(server, template)
-    if FEATURE not in template.image.features:
-        raise MissingError(
-            f"image {template.image.name} cannot be copied while it runs",
-            hint="vcluster image build makes one that can",
-        )
     begun = _when_free(server, lambda: server.call("begin_snapshot", root=root, key=key), deadline, report)
     if begun["is_there"]:
         return False

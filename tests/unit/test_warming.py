@@ -73,7 +73,7 @@ class World:
                  "owner_of", "yield_to_others", "sweep_snapshots", "remove_traces")  # fmt: skip
         here = Here(
             {name: self._operation(name) for name in names}
-            | {"processor": lambda: "one", "list_snapshots": lambda root: self.kept}
+            | {"processor": lambda: "one", "list_snapshots": lambda **_: self.kept}
         )
         self.server = Server("localhost", samples.OWNER, Path("/storage"), here, libvirt=self.libvirt)  # type: ignore[arg-type]
         self.fleet = Fleet({"localhost": self.server}, {})
@@ -231,7 +231,6 @@ def test_what_goes_on_in_the_background_is_told_the_cluster_and_no_more(monkeypa
 
 
 def test_an_image_that_cannot_be_copied_is_refused(world: World) -> None:
-    template = replace(kinds(PLAN)[0], image=samples.DIRECT)
     with pytest.raises(MissingError, match="image debian12 cannot be copied while it runs"):
-        warming.keep(world.server, template, deadline=world.deadline, report=world.report)
+        world.make(samples.plan(2, image=samples.DIRECT))
     assert world.asked == []
