@@ -262,7 +262,7 @@ def at_once(fleet: Fleet, decided: Plan) -> int:
     emulated = [one for one in decided.servers if one.carries_nodes and one.accel == "tcg"]
     if len(emulated) < sum(one.carries_nodes for one in decided.servers):
         return parallel.WORKERS_MAX
-    return sum(int(fleet[one.name].call("identity")["cpus"]) + 1 for one in emulated)
+    return sum(2 * int(fleet[one.name].call("identity")["cpus"]) for one in emulated)
 
 
 def console_log(server: Server, decided: Plan, node: Node, size: int = CONSOLE_BYTES) -> str:
