@@ -22,7 +22,7 @@ from vcluster.render.seed import seed_files
 from vcluster.resources import domains, seeds, volumes
 from vcluster.servers import Fleet, Server
 from vcluster.site import Site
-from vcluster.snapshots import AtHand, Kept, template_of
+from vcluster.snapshots import REFUSED, AtHand, Kept, template_of
 from vcluster.stages import admit, boot, configure
 
 CONSOLE_BYTES = 16384
@@ -31,6 +31,10 @@ CALL_S = 5.0
 IDENTITY_S = 120.0  # many side by side may need some of it; one that never wakes is not waited for any longer
 LOOK_S = 0.1
 RELOAD_LOOKS, RELOAD_S = 10, 0.5
+
+
+class RefusedError(VclusterError):
+    """A memory that is whole, and that libvirt or QEMU does not take, here and now; the next would fare no better."""
 
 
 class NodeWork:
@@ -106,8 +110,8 @@ class NodeWork:
 
     def _copy(self, node: Node) -> Door | None:
         """A node made from a memory that is kept; None where there is none, or it is no good after all."""
-        kept = self._kept.get((node.server, template_of(self._plan, node)))
-        if kept is None:
+        kept = self._kept.get((node.server, template_of(self._plan, node)), REFUSED)
+        if kept is REFUSED:
             return None
         server = self._fleet[node.server]
         try:
@@ -120,7 +124,8 @@ class NodeWork:
             self._deadline.check(f"{node.name}: a boot instead")
             self._site.report.note(f"{node.name} is booted, as it could not be made from the snapshot: {error.message}")
             self._kept.clear()
-            server.call("drop_snapshot", root=kept.root, key=kept.key)
+            refused = error.message if isinstance(error, RefusedError) else ""
+            server.call("drop_snapshot", root=kept.root, key=kept.key, refused=refused)
             domains.discard(server, node)
             volumes.discard(server, self._plan, node)
             return None
@@ -129,7 +134,12 @@ class NodeWork:
         seed = self._seed(node)
         with self._site.report.step("clone", node.name, awaiting="its disk, seed and memory"):
             volumes.create(server, self._plan, node, seeds.seed_iso(seed), kept)
-            domains.wake(server, self._plan, node, kept)
+            try:
+                domains.wake(server, self._plan, node, kept)
+            except VclusterError as error:
+                if type(error) is not VclusterError:  # it says who must act, and may go better the next time
+                    raise
+                raise RefusedError(error.message) from error
         door = SerialDoor(node.name, boot.listen(server, node), self._deadline)
         try:
             with self._site.report.step("identity", node.name, awaiting="its name, keys and addresses"):

@@ -54,6 +54,9 @@ class Kept:
     macs: Mapping[str, str]
 
 
+# In the place of one that no node could be made from: none is to be made again unasked.
+REFUSED = Kept("", "", "", Path(), {})
+
 # By server and kind of node.
 AtHand = Mapping[tuple[str, Template], Kept]
 

@@ -27,6 +27,7 @@ from vcluster.servers import Fleet, Server
 from vcluster.snapshots import (
     FEATURE,
     NAME,
+    REFUSED,
     AtHand,
     Kept,
     Template,
@@ -100,6 +101,10 @@ def _find(server: Server, template: Template, *, deadline: Deadline, report: Rep
         return _call(server, "check_snapshot", deadline, root=root, key=key, circumstances=found)
 
     state = _when_free(server, look, deadline, report)
+    if state["refused"]:
+        why = f"{state['refused']} (vcluster image warm has it tried again)"
+        report.note(f"nodes boot{_where(server)}, as copies were refused before: {why}")
+        return REFUSED
     if state["wrong"]:
         drop(server, root, key, state["wrong"], report=report)
         return None
@@ -135,6 +140,7 @@ def keep(server: Server, template: Template, *, deadline: Deadline, report: Repo
     the server goes first. Raises VclusterError; nothing is left then.
     """
     root, key, found = _facts(server, template)
+    server.call("permit_snapshot", root=root, key=key)
     begun = _when_free(server, lambda: server.call("begin_snapshot", root=root, key=key), deadline, report)
     if begun["is_there"]:
         return False

@@ -84,6 +84,12 @@ def test_one_that_qemu_does_not_take_is_told_of_and_the_node_is_booted(host: Hos
     assert "Traceback" not in made.stderr
     assert host.json("status", "doomed")["state"] == "ready"
     assert {"clone", "boot", "login", "configure", "check"} <= set(host.stages("doomed", "node1"))
-    assert not host.snapshots()
+    assert host.snapshots() == [f"{kept}.refused"]
     assert host.vcluster("clear", "doomed", "-y", "--verify").stdout == "doomed: cleared\nnothing left\n"
+    # Nobody tries it again unasked.
+    process = host.popen("local", "create", "-n", "1", "--name", "doomed")
+    host.wait_for(BOOTS)
+    process.send_signal(signal.SIGINT)
+    assert "nodes boot, as copies were refused before: " in process.communicate(timeout=60)[1]
+    host.sh(f"rm {SNAPSHOTS}/{kept}.refused")
     assert "doomed" not in str(left_behind(survey(host), bare))

@@ -77,7 +77,8 @@ class World:
         self.wakes: Any = None
         self.said = io.StringIO()
         self.deadline = Deadline(60)
-        here = Here({"drop_snapshot": lambda **_: self.asked.append("drop")})
+        self.refused = ""
+        here = Here({"drop_snapshot": self._drop})
         server = Server("localhost", samples.OWNER, Path("/storage"), here)
         kept = {
             ("localhost", template_of(PLAN, node)): Kept("key", "/root", "", Path("/ram"), {}) for node in PLAN.nodes
@@ -88,6 +89,10 @@ class World:
         monkeypatch.setattr(nodes.domains, "discard", lambda *_: self.asked.append("domain"))
         monkeypatch.setattr(nodes.volumes, "discard", lambda *_: self.asked.append("disks"))
         monkeypatch.setattr(NodeWork, "_wake", lambda *_: self._wake())
+
+    def _drop(self, refused: str, **_: str) -> None:
+        self.asked.append("drop")
+        self.refused = refused
 
     def _wake(self) -> Any:
         if isinstance(self.wakes, BaseException):
@@ -113,6 +118,15 @@ def test_what_does_not_wake_is_booted_and_so_are_all_that_come_later(world: Worl
     world.wakes = "a door"
     assert world.work._copy(OTHER) is None
     assert len(world.asked) == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "refused"), [(nodes.RefusedError("may not open it"), "may not open it"), (VclusterError("no word"), "")]
+)
+def test_only_what_qemu_does_not_take_is_not_tried_again(world: World, error: Exception, refused: str) -> None:
+    world.wakes = error
+    assert world.work._copy(WORKER) is None
+    assert world.refused == refused
 
 
 def test_when_time_is_up_nothing_is_booted_instead(world: World) -> None:

@@ -112,7 +112,7 @@ def mode(path: Path) -> int:
 
 def test_a_snapshot_from_its_beginning_to_its_end(root: str, tmp_path: Path) -> None:
     assert check(root) | {"ram": "", "disk": ""} == {
-        **dict.fromkeys(("wrong", "xml", "cookie", "machine", "image", "ram", "disk"), ""),
+        **dict.fromkeys(("refused", "wrong", "xml", "cookie", "machine", "image", "ram", "disk"), ""),
         **dict.fromkeys(("is_there", "is_busy", "was_running"), False),
         **dict.fromkeys(("ram_bytes", "disk_virtual_bytes"), 0),
     }
@@ -134,6 +134,7 @@ def test_a_snapshot_from_its_beginning_to_its_end(root: str, tmp_path: Path) -> 
     assert check(root) == {
         "is_there": True,
         "is_busy": False,
+        "refused": "",
         "wrong": "",
         "xml": HEAD.xml,
         "cookie": HEAD.cookie,
@@ -409,3 +410,24 @@ def test_equal_blocks_elsewhere_are_another_content(tmp_path: Path) -> None:
         (tmp_path / f"{number}").write_bytes(content)
         seen.add(sparse.digest(tmp_path / f"{number}"))
     assert len(seen) == 3
+
+
+def test_one_that_is_refused_is_not_made_again_unasked(root: str) -> None:
+    snapshots.begin_snapshot(root, KEY)
+    snapshots.drop_snapshot(root, KEY, refused="QEMU may not open it")
+    seen = snapshots.check_snapshot(root, KEY, {})
+    assert not seen["is_there"]
+    assert seen["refused"] == "QEMU may not open it"
+    assert snapshots.list_snapshots(root) == []
+    snapshots.permit_snapshot(root, KEY)
+    snapshots.permit_snapshot(root, KEY)
+    assert snapshots.check_snapshot(root, KEY, {})["refused"] == ""
+    assert not Path(root).exists()
+
+
+def test_a_refusal_goes_with_its_image(root: str) -> None:
+    key = f"{'1' * 12}-{'2' * 16}"
+    snapshots.begin_snapshot(root, key)
+    snapshots.drop_snapshot(root, key, refused="QEMU may not open it")
+    snapshots.remove_snapshots(root, f"sha256-{'1' * 64}")
+    assert not Path(root).exists()

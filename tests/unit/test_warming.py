@@ -19,11 +19,11 @@ from vcluster.events import Deadline, Reporter
 from vcluster.model import PRIVATE, Plan
 from vcluster.progress import Lines
 from vcluster.servers import Fleet, Server
-from vcluster.snapshots import FEATURE, Template, template_of
+from vcluster.snapshots import FEATURE, REFUSED, Template, template_of
 
 IMAGE = replace(samples.DIRECT, features=(*samples.DIRECT.features, FEATURE))
 PLAN = samples.plan(3, image=IMAGE)
-THERE = {"is_there": True, "is_busy": False, "wrong": "", "xml": "<domain/>", "ram": "/kept/ram"}
+THERE = {"is_there": True, "is_busy": False, "refused": "", "wrong": "", "xml": "<domain/>", "ram": "/kept/ram"}
 NOTHING = {**THERE, "is_there": False}
 BUSY = {**NOTHING, "is_busy": True}
 WRONG = {**THERE, "wrong": "/kept/ram has changed"}
@@ -70,7 +70,7 @@ class World:
         self.report = Reporter((Lines(self.said),))
         self.deadline = Deadline(60)
         names = ("check_snapshot", "drop_snapshot", "begin_snapshot", "finish_snapshot", "prepare_template",
-                 "owner_of", "yield_to_others", "sweep_snapshots", "remove_traces")  # fmt: skip
+                 "owner_of", "yield_to_others", "permit_snapshot", "sweep_snapshots", "remove_traces")  # fmt: skip
         here = Here(
             {name: self._operation(name) for name in names}
             | {"processor": lambda: "one", "list_snapshots": lambda **_: self.kept}
@@ -156,6 +156,16 @@ def test_one_that_is_no_good_is_thrown_away_with_one_line(world: World) -> None:
     assert line.endswith(" is thrown away: /kept/ram has changed")
 
 
+def test_what_was_refused_is_told_and_not_made_again_unasked(world: World) -> None:
+    world.answers["check_snapshot"] = [{**NOTHING, "refused": "QEMU may not open it"}]
+    found = world.find()
+    assert list(found.values()) == [REFUSED]
+    assert not warming.lacks(PLAN, found)
+    assert world.asked == ["check_snapshot"]
+    again = "(vcluster image warm has it tried again)"
+    assert world.lines == [f"nodes boot, as copies were refused before: QEMU may not open it {again}"]
+
+
 def test_head_and_workers_of_a_private_cluster_need_one_each(world: World) -> None:
     plan = samples.plan(3, image=IMAGE, layout=PRIVATE)
     world.answers["check_snapshot"] = [THERE, NOTHING]
@@ -196,7 +206,7 @@ def test_it_is_made_once_for_all_nodes(world: World) -> None:
 def test_one_that_is_there_is_not_made_again(world: World) -> None:
     world.answers["begin_snapshot"] = [ANOTHERS, ANOTHERS, DONE]
     assert world.make() == ()
-    assert set(world.asked) == {"begin_snapshot"}
+    assert set(world.asked) == {"permit_snapshot", "begin_snapshot"}
     assert world.lines == ["waiting for the snapshot that another command makes"]
 
 

@@ -34,6 +34,7 @@ DISK, RAM, STATE, SAVE = "disk.qcow2", "ram", "state", "save"
 _MANIFEST = "manifest.json"
 _FILES = (DISK, RAM, STATE)
 _UNFINISHED = ".unfinished-"
+_REFUSED = ".refused"
 _KEY = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,127}\Z")
 _WAY_MODE = 0o711  # QEMU's user reaches its files through the folder; nobody lists it
 _CHUNK_BYTES = 1 << 20
@@ -172,8 +173,11 @@ def finish_snapshot(
         _sync(place.parent)
 
 
-def drop_snapshot(root: str, key: str) -> None:
-    """Remove a snapshot, and what there is of an unfinished one unless another makes it."""
+def drop_snapshot(root: str, key: str, refused: str = "") -> None:
+    """Remove a snapshot, and what there is of an unfinished one unless another makes it.
+
+    `refused` says why no node could be made from a whole one: until somebody asks for it, none is to be made again.
+    """
     final, unfinished = _place(root, key), _unfinished_place(root, key)
     if unfinished in _ours:
         _remove_folder(unfinished)
@@ -181,6 +185,15 @@ def drop_snapshot(root: str, key: str) -> None:
     else:
         _remove_unfinished(unfinished)
     _remove_folder(final)
+    if refused:
+        with _storing(key):
+            _refusal(root, key).write_text(refused)
+    _remove_empty(root)
+
+
+def permit_snapshot(root: str, key: str) -> None:
+    """Let one be made again that was refused."""
+    _refusal(root, key).unlink(missing_ok=True)
     _remove_empty(root)
 
 
@@ -190,12 +203,14 @@ def drop_snapshot(root: str, key: str) -> None:
 def check_snapshot(root: str, key: str, circumstances: Mapping[str, Any]) -> dict[str, Any]:
     """Whether a snapshot is there, and why it must not be used: `wrong`, empty when it is as it was made, under these.
 
-    With what a clone of it is made from: the XML of the domain that was saved, and where things are.
+    `refused` says why one that is not there is not to be made again unasked. With what a clone of it is made from: the
+    XML of the domain that was saved, and where things are.
     """
     folder = _place(root, key)
     found = {
         "is_there": folder.is_dir(),
         "is_busy": False,
+        "refused": "",
         "wrong": "",
         "xml": "",
         "cookie": "",
@@ -208,7 +223,9 @@ def check_snapshot(root: str, key: str, circumstances: Mapping[str, Any]) -> dic
         "disk_virtual_bytes": 0,
     }
     if not found["is_there"]:
-        return {**found, "is_busy": _is_busy(_unfinished_place(root, key))}
+        refusal = _refusal(root, key)
+        refused = refusal.read_text() if refusal.is_file() else ""
+        return {**found, "is_busy": _is_busy(_unfinished_place(root, key)), "refused": refused}
     try:
         manifest = _read_manifest(folder)
         _compare(manifest, key, circumstances)
@@ -280,6 +297,9 @@ def remove_snapshots(root: str, image_digest: str) -> list[str]:
     keys = [entry["key"] for entry in list_snapshots(root) if entry["image"] == image_digest]
     for key in keys:
         _remove_folder(_place(root, key))
+    # They have no manifest; their keys begin as their image's digest does (snapshots.key_of).
+    for refusal in Path(root).glob(f"{image_digest.removeprefix('sha256-')[:12]}-*{_REFUSED}"):
+        refusal.unlink(missing_ok=True)
     _remove_empty(root)
     return keys
 
@@ -288,6 +308,7 @@ OPERATIONS: tuple[Callable[..., Any], ...] = (
     begin_snapshot,
     finish_snapshot,
     drop_snapshot,
+    permit_snapshot,
     check_snapshot,
     write_clone,
     copy_disk,
@@ -309,6 +330,10 @@ def _place(root: str, key: str) -> Path:
 
 def _unfinished_place(root: str, key: str) -> Path:
     return Path(root) / f"{_UNFINISHED}{_place(root, key).name}"
+
+
+def _refusal(root: str, key: str) -> Path:
+    return Path(root) / f"{_place(root, key).name}{_REFUSED}"
 
 
 def _folders(root: str) -> list[Path]:
