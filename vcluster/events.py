@@ -92,6 +92,11 @@ class Deadline:
         """Tell all who wait on this deadline to stop."""
         self._cancelled.set()
 
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether the work was called off."""
+        return self._cancelled.is_set()
+
     def remaining_s(self, at_most_s: float | None = None) -> float:
         """Seconds left, never negative; `at_most_s` bounds one wait among several."""
         left_s = max(0.0, self._ends_s - time.monotonic())

@@ -236,6 +236,11 @@ class NodeWork:
         except ssh.RefusedError:
             if not self._plan.image_login:
                 raise
+        except VclusterError as error:
+            if self._deadline.is_cancelled and not node.management:
+                # The head was left, through which this one is reached; why that was is told by its own error.
+                raise Cancelled(error.message) from error
+            raise
         self._be_admitted(self._plan.image_login, way, node, deadline)
         for _ in range(RELOAD_LOOKS):
             try:
