@@ -182,6 +182,8 @@ class NodeWork:
             if node.is_head:
                 self._head_knows.set()
         except BaseException:
+            if node.is_head:
+                self._deadline.cancel()  # ahead of those whose way is closed with it
             session.close()
             raise
         return session
