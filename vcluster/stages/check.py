@@ -234,7 +234,12 @@ def conclude(
     for start in same:
         leaving = [one for (one_start, _), one in known.items() if one_start == start]
         for end in same:
-            arriving = [one for (_, one_end), one in known.items() if one_end == end]
+            # One that fails from an odd node says nothing of where it went.
+            arriving = [
+                one
+                for (_, one_end), one in known.items()
+                if one_end == end and (one.passed or one.from_node not in odd)
+            ]
             detail = odd.get(start, "")
             detail = detail or ("" if start in proven else _none_passed(leaving))
             detail = detail or ("" if end in proven else _none_passed(arriving))
@@ -242,8 +247,8 @@ def conclude(
 
 
 def _none_passed(tried: Sequence[Check]) -> str:
-    """Why there is no hope for another login after those, of which there is one at least; empty where there is."""
-    if any(one.passed for one in tried):
+    """Why there is no hope for another login after those; empty where there is, or none of them says anything."""
+    if not tried or any(one.passed for one in tried):
         return ""
     return f"not tried, as the one from {tried[0].from_node} to {tried[0].to_node} failed"
 
