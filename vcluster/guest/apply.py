@@ -31,6 +31,7 @@ from typing import Any, Dict
 Action = Dict[str, Any]
 
 UNITS = "/etc/systemd/system"
+MOUNT_TRIES = 2
 ADDRESS_TIMEOUT_S, ADDRESS_LOOK_S = 60.0, 0.1
 
 
@@ -173,12 +174,26 @@ def do_mount(action: Action, changed: list[str]) -> None:
 def do_automounts(action: Action, changed: list[str]) -> None:
     there = mounts()
     units = [unit for target, unit in action["units"].items() if target not in there]
-    if not units:
+    if units:
+        if "/etc/fstab" in changed:
+            run(["systemctl", "daemon-reload"])
+        run(["systemctl", "start", *units])
+        changed.extend(units)
+    for target in action["units"]:
+        look_into(target)
+
+
+def look_into(target: str) -> None:
+    """Have it mounted now: later others want the processor too, and a mount that takes too long fails.
+
+    What a silent server serves is mounted for who comes when it is back.
+    """
+    for _ in range(MOUNT_TRIES):
+        try:
+            os.listdir(target)
+        except OSError:
+            continue
         return
-    if "/etc/fstab" in changed:
-        run(["systemctl", "daemon-reload"])
-    run(["systemctl", "start", *units])
-    changed.extend(units)
 
 
 def disk_of(serial: str) -> str:
