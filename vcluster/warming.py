@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vcluster import guest, parallel
+from vcluster.agent.snapshots import DISK, SAVE, SEED
 from vcluster.errors import MissingError
 from vcluster.events import Deadline, Reporter
 from vcluster.hosts.hypervisor import Words
@@ -183,7 +184,7 @@ def _boot_and_save(
     is_gentle: bool,
 ) -> list[int]:
     """Leaves the memory in the folder's file `save`. Returns the user and group that QEMU runs as."""
-    image, disk = template.image, folder / "disk.qcow2"
+    image, disk = template.image, folder / DISK
     seed = seed_iso(template_seed(template, make_pair(NAME)))
     server.call(
         "prepare_template",
@@ -193,7 +194,7 @@ def _boot_and_save(
         seed=base64.b64encode(seed).decode(),
     )
     machine = Machine(
-        image, template.accel, template.memory_mib, template.vcpus, disk, folder / "seed.iso", folder / "console.log"
+        image, template.accel, template.memory_mib, template.vcpus, disk, folder / SEED, folder / "console.log"
     )
     libvirt = server.hypervisor
     libvirt.stop_domain(name)  # one whose libvirtd was killed, for nobody else makes this one now
@@ -204,7 +205,7 @@ def _boot_and_save(
         words = libvirt.words(name, READY_CHANNEL)
         _bring_to_rest(words, deadline, report)
         owner: list[int] = server.call("owner_of", path=str(disk))
-        libvirt.save_domain(name, str(folder / "save"))
+        libvirt.save_domain(name, str(folder / SAVE))
     finally:
         libvirt.stop_domain(name)
         server.call("remove_traces", networks=[], domains=[name])

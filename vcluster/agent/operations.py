@@ -265,10 +265,10 @@ def _disk(what: str) -> Iterator[None]:
 
 def prepare_template(folder: str, backing: str, size_bytes: int, seed: str) -> None:
     """Put a disk over an image, and a seed (in base64), into a folder."""
-    disk, place = f"{folder}/disk.qcow2", Path(folder)
-    argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", backing, disk, str(size_bytes)]
-    run(argv, timeout_s=IMAGE_TOOL_TIMEOUT_S)
-    (place / "seed.iso").write_bytes(base64.b64decode(seed))
+    place = Path(folder)
+    argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", backing, str(place / snapshots.DISK)]
+    run([*argv, str(size_bytes)], timeout_s=IMAGE_TOOL_TIMEOUT_S)
+    (place / snapshots.SEED).write_bytes(base64.b64decode(seed))
 
 
 def processor() -> str:

@@ -30,7 +30,8 @@ from vcluster.agent import sparse
 from vcluster.errors import MissingError, VclusterError
 
 FORMAT = 1
-DISK, RAM, STATE, SAVE = "disk.qcow2", "ram", "state", "save"
+DISK, RAM, STATE = "disk.qcow2", "ram", "state"
+SAVE, SEED = "save", "seed.iso"  # only while it is being made
 _MANIFEST = "manifest.json"
 _FILES = (DISK, RAM, STATE)
 _UNFINISHED = ".unfinished-"
@@ -39,7 +40,7 @@ _KEY = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,127}\Z")
 _WAY_MODE = 0o711  # QEMU's user reaches its files through the folder; nobody lists it
 _CHUNK_BYTES = 1 << 20
 _ATTEMPTS = 100  # others may remove a folder between its making and its locking, not so often
-_QCOW2 = b"QFI\xfb"  # docs/interop/qcow2.txt in QEMU: the size is a big-endian number at byte 24
+_QCOW2 = b"QFI\xfb"  # docs/interop/qcow2.txt in QEMU
 _SHOWN_MAX = 60
 
 # The unfinished snapshots of this process: their folders' descriptors, which bear the locks.
@@ -145,7 +146,7 @@ def finish_snapshot(
         for left in list(place.iterdir()):
             if left.name not in _FILES:
                 _remove(left)
-        _disk_bytes(place / DISK)
+        _require_qcow2(place / DISK)
         for name, mode, (user, group) in (
             (DISK, 0o600, (os.geteuid(), os.getegid())),
             (RAM, 0o600, qemu_owner),
@@ -204,7 +205,7 @@ def check_snapshot(root: str, key: str, circumstances: Mapping[str, Any]) -> dic
     """Whether a snapshot is there, and why it must not be used: `wrong`, empty when it is as it was made, under these.
 
     `refused` says why one that is not there is not to be made again unasked. With what a clone of it is made from: the
-    XML of the domain that was saved, and where things are.
+    XML of the domain that was saved, and where its memory is.
     """
     folder = _place(root, key)
     found = {
@@ -213,14 +214,7 @@ def check_snapshot(root: str, key: str, circumstances: Mapping[str, Any]) -> dic
         "refused": "",
         "wrong": "",
         "xml": "",
-        "cookie": "",
-        "was_running": False,
-        "machine": "",
-        "image": "",
         "ram": str(folder / RAM),
-        "ram_bytes": 0,
-        "disk": str(folder / DISK),
-        "disk_virtual_bytes": 0,
     }
     if not found["is_there"]:
         refusal = _refusal(root, key)
@@ -232,17 +226,11 @@ def check_snapshot(root: str, key: str, circumstances: Mapping[str, Any]) -> dic
         for name, file in manifest.files.items():
             _compare_file(folder / name, file)
         _compare_owner(folder / RAM, manifest.owner)
-        disk_bytes = _disk_bytes(folder / DISK)
     except VclusterError as error:
         return {**found, "wrong": error.message}
     except OSError as error:
         return {**found, "wrong": f"{error.filename or folder}: {error.strerror or error}"}
-    return {
-        **found,
-        **{name: getattr(manifest, name) for name in ("xml", "cookie", "was_running", "machine", "image")},
-        "ram_bytes": manifest.files[RAM].size,
-        "disk_virtual_bytes": disk_bytes,
-    }
+    return {**found, "xml": manifest.xml}
 
 
 def write_clone(root: str, key: str, path: str, xml: str) -> None:
@@ -437,13 +425,10 @@ def _copy(source: Path, path: Path, *, behind: bytes = b"") -> None:
             raise
 
 
-def _disk_bytes(path: Path) -> int:
-    """The size of the disk that a qcow2 file shows."""
+def _require_qcow2(path: Path) -> None:
     with path.open("rb") as file:
-        start = file.read(32)
-    if len(start) < 32 or not start.startswith(_QCOW2):
-        raise VclusterError(f"{path} is no qcow2 file")
-    return int.from_bytes(start[24:32], "big")
+        if file.read(len(_QCOW2)) != _QCOW2:
+            raise VclusterError(f"{path} is no qcow2 file")
 
 
 def _read_manifest(folder: Path) -> _Manifest:

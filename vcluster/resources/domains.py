@@ -43,8 +43,7 @@ def wake(server: Server, plan: Plan, node: Node, kept: Kept) -> None:
 
 def discard(server: Server, node: Node) -> None:
     """The power of one node is cut, and it is forgotten."""
-    server.hypervisor.stop_domain(node.domain)
-    server.hypervisor.undefine_domain(node.domain)
+    _end(server.hypervisor, server, [node.domain])
 
 
 def destroy(server: Server, cluster: str) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from vcluster import naming
+from vcluster.hosts.hypervisor import Hypervisor
 from vcluster.model import Node, Plan, ServerPlan
 from vcluster.plan import CLUSTERS_FOLDER
 from vcluster.render import domain as names
@@ -42,7 +45,7 @@ def create(server: Server, plan: Plan, node: Node, seed: bytes, kept: Kept | Non
 
 def discard(server: Server, plan: Plan, node: Node) -> None:
     """Remove all that is in the pool of one node."""
-    server.hypervisor.delete_volumes(plan.pool_of(node).name, lambda volume: volume.split(".")[0] == node.name)
+    _remove_files(server.hypervisor, plan.pool_of(node).name, {node.name})
 
 
 def destroy(server: Server, cluster: str) -> None:
@@ -64,8 +67,12 @@ def reduce(server: Server, before: Plan, after: Plan) -> None:
         return
     for pool in server.libvirt.pools():
         if pool.cluster == before.name:
-            # No node's name has a dot; what its files are called goes on behind one.
-            server.libvirt.delete_volumes(pool.name, lambda volume: volume.split(".")[0] in gone)
+            _remove_files(server.libvirt, pool.name, gone)
+
+
+def _remove_files(libvirt: Hypervisor, pool: str, nodes: Collection[str]) -> None:
+    """No node's name has a dot; what its files are called goes on behind one."""
+    libvirt.delete_volumes(pool, lambda volume: volume.split(".")[0] in nodes)
 
 
 def observe(server: Server) -> tuple[Found, ...]:
