@@ -140,19 +140,14 @@ class NodeWork:
                 if type(error) is not VclusterError:  # it says who must act, and may go better the next time
                     raise
                 raise RefusedError(error.message) from error
-        door = SerialDoor(node.name, boot.listen(server, node), self._deadline)
-        try:
+        with kept_open(SerialDoor(node.name, boot.listen(server, node), self._deadline)) as door:
             with self._site.report.step("identity", node.name, awaiting="its name, keys and addresses"):
                 within = Deadline(self._deadline.remaining_s(IDENTITY_S)).watching(self._deadline.check)
                 door.ask(boot.identity(seed), within, "its identity")
             self.configure(node, door)
             with self._site.report.step("sshd", node.name, awaiting="sshd with its keys"):
                 door.ask({"do": "listening", "port": SSH_PORT}, self._deadline, "sshd with its keys")
-        except BaseException:
-            door.close()
-            raise
-        if node.is_head:
-            self._ways.open_when_needed(lambda: self._log_in(node, self._deadline))
+        self._lead_by(node)
         return door
 
     def _seed(self, node: Node) -> dict[str, str]:
@@ -193,17 +188,18 @@ class NodeWork:
         door = self._call(node)
         if door is None:
             return self.settle(node)
-        try:
+        with kept_open(door):
             self.configure(node, door)
-        except BaseException:
-            door.close()
-            raise
+        self._lead_by(node)
+        return door
+
+    def _lead_by(self, node: Node) -> None:
+        """Through the head others are reached, by a login that is made once somebody needs it."""
         if node.is_head:
             self._ways.open_when_needed(lambda: self._log_in(node, self._deadline))
             self._head_knows.set()
-        return door
 
-    def _call(self, node: Node) -> Door | None:
+    def _call(self, node: Node) -> SerialDoor | None:
         server = self._fleet[node.server]
         if not server.hypervisor.is_listened_to(node.domain, READY_CHANNEL):
             return None
@@ -269,6 +265,16 @@ class NodeWork:
             with suppress(VclusterError):
                 words = boot.last_words(node, console_log(self._fleet[node.server], self._plan, node))
             raise DeadlineError(error.message + words, hint=error.hint) from error
+
+
+@contextmanager
+def kept_open(door: SerialDoor) -> Iterator[SerialDoor]:
+    """A door that is closed if the block fails, and only then."""
+    try:
+        yield door
+    except BaseException:
+        door.close()
+        raise
 
 
 def at_once(fleet: Fleet, decided: Plan) -> int:
