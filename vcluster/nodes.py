@@ -63,15 +63,19 @@ class NodeWork:
     def all_nodes(self, work: Callable[[Node], Door], stack: ExitStack) -> dict[str, Door]:
         """Doors to all nodes, by name, after `work` on each, side by side; then every node mounts what others serve.
 
-        The doors are closed with the stack.
+        The doors are closed with the stack, those of the first when a later one fails as well.
         """
+        doors: dict[str, Door] = {}
+
+        def open_door(node: Node) -> None:
+            doors[node.name] = work(node)
+
         stack.callback(self._ways.close)
+        stack.callback(lambda: parallel.outcomes([*doors.values()], lambda door: door.close()))
         limit = at_once(self._fleet, self._plan)
-        made = parallel.each(
-            self._plan.nodes, work, deadline=self._deadline, limit=limit if self._kept else parallel.WORKERS_MAX
+        parallel.each(
+            self._plan.nodes, open_door, deadline=self._deadline, limit=limit if self._kept else parallel.WORKERS_MAX
         )
-        stack.callback(parallel.outcomes, made, lambda door: door.close())
-        doors = {door.name: door for door in made}
         parallel.each(
             self._plan.nodes, lambda node: self.join(node, doors[node.name]), deadline=self._deadline, limit=limit
         )
@@ -203,7 +207,11 @@ class NodeWork:
         server = self._fleet[node.server]
         if not server.hypervisor.is_listened_to(node.domain, READY_CHANNEL):
             return None
-        door = SerialDoor(node.name, boot.listen(server, node), self._deadline)
+        try:
+            words = boot.listen(server, node)
+        except VclusterError:  # another command speaks with it just now
+            return None
+        door = SerialDoor(node.name, words, self._deadline)
         try:
             door.ask({"do": "here"}, Deadline(CALL_S), "a word that somebody is there")
         except VclusterError:  # whoever it is does not speak with us

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from vcluster import nodes
 from vcluster.agent.door import Here
 from vcluster.errors import DeadlineError, VclusterError
 from vcluster.events import Cancelled, Deadline, Reporter
-from vcluster.model import PRIVATE
+from vcluster.model import PRIVATE, Node
 from vcluster.nodes import NodeWork, Ways
 from vcluster.progress import Lines
 from vcluster.servers import Fleet, Server
@@ -24,9 +25,12 @@ HEAD, WORKER, OTHER = PLAN.nodes
 
 
 class Session:
-    """A session on the head."""
+    """A session on a node."""
 
     is_closed = False
+
+    def __init__(self, name: str = HEAD.name) -> None:
+        self.name = name
 
     def close(self) -> None:
         self.is_closed = True
@@ -66,6 +70,26 @@ def test_a_head_that_was_not_logged_in_to_is_once_somebody_needs_it(monkeypatch:
     assert opened[0].is_closed
 
 
+# All of them
+
+
+def test_doors_are_closed_when_another_node_fails(world: World) -> None:
+    """The way back from it opens them again, and a serial port has room for one."""
+    doors: list[Session] = []
+
+    def work(node: Node) -> Any:
+        if node is OTHER:
+            while len(doors) < 2:
+                world.deadline.pause(0.001, "the other doors")
+            raise VclusterError("no word")
+        doors.append(Session(node.name))
+        return doors[-1]
+
+    with pytest.raises(VclusterError, match="no word"), ExitStack() as stack:
+        world.work.all_nodes(work, stack)
+    assert [door.is_closed for door in doors] == [True, True]
+
+
 # Copies
 
 
@@ -78,7 +102,7 @@ class World:
         self.said = io.StringIO()
         self.deadline = Deadline(60)
         self.refused = ""
-        here = Here({"drop_snapshot": self._drop})
+        here = Here({"drop_snapshot": self._drop, "identity": lambda: {"cpus": 2}})
         server = Server("localhost", samples.OWNER, Path("/storage"), here)
         kept = {
             ("localhost", template_of(PLAN, node)): Kept("key", "/root", "", Path("/ram"), {}) for node in PLAN.nodes

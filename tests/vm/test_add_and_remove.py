@@ -158,7 +158,7 @@ def test_an_interrupt_takes_the_new_nodes_away(cluster: Cluster) -> None:
     host.wait_for("virsh -q list --name | grep red5")
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130
+    assert process.returncode == 130, errors
     assert errors.strip().splitlines()[-1] == "vcluster: interrupted"
     assert nodes(host) == before
     assert survey(host) == there
