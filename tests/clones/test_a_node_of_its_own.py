@@ -132,7 +132,7 @@ def addresses(link: dict[str, Any], family: str) -> list[str]:
 
 @pytest.mark.parametrize(("bridge", "card"), [("vc-lab", "lab0"), ("vn-lab", "mgmt0")])
 def test_bridges_have_heard_each_from_its_own_port_only(cluster: Cluster, facts: Facts, bridge: str, card: str) -> None:
-    cluster.ssh("node1", "ping -q -c 1 -W 5 10.0.0.2 && ping -q -c 1 -W 5 10.0.0.3")
+    cluster.ssh("node1", "ping -q -c 1 -W 5 node2 && ping -q -c 1 -W 5 node3")
     entries = json.loads(cluster.host.sh(f"bridge -j fdb show br {bridge}"))
     heard: dict[str, set[str]] = {}
     for entry in entries:
