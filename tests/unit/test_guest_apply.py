@@ -135,6 +135,17 @@ def test_a_unit_that_is_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("server", [{}, {"address": "192.0.2.1"}])
+def test_what_the_kernel_does_not_mount_is_left_to_mount(
+    server: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[list[str]] = []
+    monkeypatch.setattr(apply, "run", ran.append)
+    action = {"do": "mount", "source": "a:/b", "target": "/no/such/folder", "type": "nfs4", "options": "rw,hard"}
+    assert apply.apply([action | server]) == ["mount /no/such/folder"]
+    assert ran == [["mount", "-t", "nfs4", "-o", "rw,hard", "a:/b", "/no/such/folder"]]
+
+
 def test_mounts_are_recognised() -> None:
     with Path("/proc/self/mounts").open() as mounts:
         source, target = mounts.read().splitlines()[-1].split()[:2]

@@ -8,7 +8,8 @@ Sent to a node and run there as root by its own python3. Reads {"actions": […]
   line       path, key, text                   the one line of a table that has `key` as its second field
   service    unit, restart_if, reload          running and started at boot; restarted if one of these paths was changed,
                                                else, where `reload` is true, told to read its settings again
-  mount      source, target, type, options
+  mount      source, target, type, options, address
+                                               the address is that of the server, if there is one
   automounts units                             by target: wait there for who uses it, as fstab says
   data       serial, label, target, owner      the disk of that serial number, formatted if it is blank, and mounted
   run        argv, if_changed                  run only if one of these paths was changed
@@ -167,8 +168,25 @@ def do_mount(action: Action, changed: list[str]) -> None:
     source = there.get(action["source"], "") if action["options"] == "bind" else action["source"]
     if there.get(action["target"]) == source:
         return
-    run(["mount", "-t", action["type"], "-o", action["options"], action["source"], action["target"]])
+    if not is_mounted_by_the_kernel(action):
+        run(["mount", "-t", action["type"], "-o", action["options"], action["source"], action["target"]])
     changed.append(f"mount {action['target']}")
+
+
+def is_mounted_by_the_kernel(action: Action) -> bool:
+    """What mount(8) comes to, without its two processes; where it fails, that one has the patience, and the words.
+
+    The kernel is told the server's address, `addr` of nfs(5), and nothing that only mount(8) understands.
+    """
+    if not action.get("address"):
+        return False
+    import ctypes  # noqa: PLC0415 - most lists of actions do not need it
+
+    options = [option for option in action["options"].split(",") if option not in ("rw", "_netdev")]
+    texts = [action["source"], action["target"], action["type"], ",".join([*options, f"addr={action['address']}"])]
+    source, target, kind, data = (text.encode() for text in texts)
+    failed: int = ctypes.CDLL(None).mount(source, target, kind, ctypes.c_ulong(0), data)
+    return not failed
 
 
 def do_automounts(action: Action, changed: list[str]) -> None:

@@ -289,7 +289,7 @@ def mount_actions(plan: Plan, node: Node, *, watcher: str) -> list[Action]:
         {"do": "line", "path": "/etc/fstab", "key": share.target, "text": mount_line(plan, node, share)}
         for share in found
     ]
-    mounts = [_mount(share) for share in found if share.node == node.name or not plan.stores]
+    mounts = [_mount(plan, share) for share in found if share.node == node.name or not plan.stores]
     others = [share for share in found if share.node != node.name]
     automounts = [{"do": "automounts", "units": {share.target: automount_unit(share.target) for share in others}}]
     return [
@@ -315,12 +315,18 @@ def _watch(stores: Iterable[Share], watcher: str) -> list[Action]:
     ]
 
 
-def _mount(share: Share) -> Action:
+def _mount(plan: Plan, share: Share) -> Action:
     """At once: what this node serves itself at a second place, or the head's folder."""
     if not share.is_in_place:
         return {"do": "mount", "source": share.source, "target": share.target, "type": "none", "options": "bind"}
-    source = f"{share.node}:{share.source}"
-    return {"do": "mount", "source": source, "target": share.target, "type": "nfs4", "options": MOUNT_OPTIONS}
+    return {
+        "do": "mount",
+        "source": f"{share.node}:{share.source}",
+        "target": share.target,
+        "type": "nfs4",
+        "options": MOUNT_OPTIONS,
+        "address": str(plan.head.address),
+    }
 
 
 def mpi_actions(plan: Plan) -> list[Action]:
