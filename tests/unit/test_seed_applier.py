@@ -36,20 +36,6 @@ def test_one_link_may_get_its_address_by_dhcp(seed: ModuleType) -> None:
     assert seed.parse(files(**links))[2] == links
 
 
-def test_such_a_link_is_renamed_and_raised_with_the_mtu_of_the_seed(seed: ModuleType) -> None:
-    assert list(seed.link_commands("eth1", "lab0", LINK)) == [
-        "link set dev eth1 name lab0",
-        "link set dev lab0 mtu 1450 up",
-    ]
-
-
-def test_the_links_of_a_node_whose_memory_is_kept_stay_down(seed: ModuleType) -> None:
-    assert list(seed.link_commands("eth0", "mgmt0", OTHER, up=False)) == [
-        "link set dev eth0 name mgmt0",
-        "link set dev mgmt0 mtu 1500",
-    ]
-
-
 @pytest.mark.parametrize(
     "links",
     [
