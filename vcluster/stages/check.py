@@ -85,47 +85,72 @@ def run(
     Between nodes that are `proven` logins and MPI are taken as they were found when the last of them came, as long as
     what they depend on is the same on all. So many as `limit` nodes are at work at once, beside the head.
     """
-    token = secrets.token_hex(16)
-    written, read = threading.Event(), threading.Semaphore(0)
+    tries = _Tries(plan, sessions, deadline, report, pairs, proven)
+    # The head's first: all others wait for it, and not all may fit beside each other.
+    works: list[Callable[[], Answer]] = [
+        tries.lead,
+        tries.launch,
+        *(partial(tries.follow, node) for node in plan.workers),
+    ]
+    led, launched, *followed = parallel.each(works, lambda work: work(), deadline=deadline, limit=limit + 2)
+    return judge((led, *followed), launched.checks, proven)
 
-    @contextmanager
-    def start(node: Node) -> Iterator[Pipe]:
-        session = sessions[node.name]
-        with closing(session.start_program(guest.program("check"), awaited="check", deadline=deadline)) as pipe:
-            pipe.write(
-                json.dumps(_probe(plan, node, token, pairs=pairs, proven=proven)).encode() + b"\n", deadline, "check"
-            )
-            yield pipe
 
-    def lead() -> Answer:
+class _Tries:
+    """What happens on each node; arguments as those of `run`."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        sessions: Mapping[str, Door],
+        deadline: Deadline,
+        report: Reporter,
+        pairs: bool,
+        proven: Collection[str],
+    ) -> None:
+        self._plan, self._sessions, self._deadline, self._report = plan, sessions, deadline, report
+        self._pairs, self._proven = pairs, proven
+        self._token = secrets.token_hex(16)
+        self._written, self._read = threading.Event(), threading.Semaphore(0)
+
+    def lead(self) -> Answer:
         """The head's part. The shared files are there while its program's input is open."""
-        with start(plan.head) as pipe:
-            with report.step("check", plan.head.name, awaiting="ping, ssh and NFS"):
+        head, deadline = self._plan.head, self._deadline
+        with self._start(head) as pipe:
+            with self._report.step("check", head.name, awaiting="ping, ssh and NFS"):
                 _hear(pipe, deadline)
-                written.set()
-                answer = _answer(plan.head, _hear(pipe, deadline))
-            for _ in plan.workers:
-                _wait(read.acquire, deadline)
+                self._written.set()
+                answer = _answer(head, _hear(pipe, deadline))
+            for _ in self._plan.workers:
+                _wait(self._read.acquire, deadline)
             pipe.shut()
             pipe.wait(deadline.remaining_s(END_S))
         return answer
 
-    def follow(node: Node) -> Answer:
-        with report.step("check", node.name, awaiting="ping, ssh and NFS"), start(node) as pipe:
-            _wait(written.wait, deadline)
+    def follow(self, node: Node) -> Answer:
+        """Another node's, which reads the files once they are there."""
+        with self._report.step("check", node.name, awaiting="ping, ssh and NFS"), self._start(node) as pipe:
+            _wait(self._written.wait, self._deadline)
             pipe.shut()
-            answer = _answer(node, _hear(pipe, deadline))
-        read.release()
+            answer = _answer(node, _hear(pipe, self._deadline))
+        self._read.release()
         return answer
 
-    def launch() -> Answer:
-        with report.step("mpiexec", plan.head.name, awaiting="mpiexec hostname"):
-            return _answer(plan.head, ask(sessions[plan.head.name], "check", _mpi(plan, proven), awaited="mpiexec"))
+    def launch(self) -> Answer:
+        """MPI, from the head."""
+        head, asked = self._plan.head, _mpi(self._plan, self._proven)
+        with self._report.step("mpiexec", head.name, awaiting="mpiexec hostname"):
+            return _answer(head, ask(self._sessions[head.name], "check", asked, awaited="mpiexec"))
 
-    # The head's first: all others wait for it, and not all may fit beside each other.
-    works: list[Callable[[], Answer]] = [lead, launch, *(partial(follow, node) for node in plan.workers)]
-    led, launched, *followed = parallel.each(works, lambda work: work(), deadline=deadline, limit=limit + 2)
-    return judge((led, *followed), launched.checks, proven)
+    @contextmanager
+    def _start(self, node: Node) -> Iterator[Pipe]:
+        asked = _probe(self._plan, node, self._token, pairs=self._pairs, proven=self._proven)
+        program = self._sessions[node.name].start_program(
+            guest.program("check"), awaited="check", deadline=self._deadline
+        )
+        with closing(program) as pipe:
+            pipe.write(json.dumps(asked).encode() + b"\n", self._deadline, "check")
+            yield pipe
 
 
 def _wait(ready: Callable[..., bool], deadline: Deadline) -> None:
