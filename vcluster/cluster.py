@@ -23,7 +23,7 @@ from vcluster.plan import make_plan
 from vcluster.removal import remove
 from vcluster.render.ssh import known_hosts, ssh_config
 from vcluster.resize import shrink
-from vcluster.resources import links, logins, networks, rules, volumes
+from vcluster.resources import domains, links, logins, networks, rules, volumes
 from vcluster.servers import Fleet, Server, Want
 from vcluster.site import Site
 from vcluster.snapshots import AtHand
@@ -376,7 +376,10 @@ def _revive(site: Site, fleet: Fleet, kept: Ledger, keys: Keys, deadline: Deadli
     decided = kept.plan
     seen = {name: runs for server in fleet.servers.values() for name, runs in domains_on(server).items()}
     work = NodeWork(site, fleet, decided, keys, deadline, image_password=ask_image_password(site, decided.image_login))
-    if lost := [node for node in decided.nodes if node.domain not in seen]:
+    lost = [node for node in decided.nodes if node.domain not in seen]
+    if kept.state != "ready":
+        lost += [node for node in decided.nodes if seen.get(node.domain) and work.is_nobody(node)]
+    if lost:
         _make_way(site, fleet, kept, lost, deadline)
 
     def bring_back(node: Node) -> Door:
@@ -391,7 +394,7 @@ def _revive(site: Site, fleet: Fleet, kept: Ledger, keys: Keys, deadline: Deadli
 def _make_way(site: Site, fleet: Fleet, kept: Ledger, lost: Sequence[Node], deadline: Deadline) -> None:
     """Nodes that a killed command has not come to make can be made now; those that were there once are not replaced.
 
-    What there is of their disks holds nothing of anybody's.
+    What there is of them, disks or a copy that knows not who it is, holds nothing of anybody's.
     """
     decided, names = kept.plan, [node.name for node in lost]
     others_need = any(node.is_head or node.data_gib for node in lost)
@@ -401,5 +404,6 @@ def _make_way(site: Site, fleet: Fleet, kept: Ledger, lost: Sequence[Node], dead
             f"gone for good: {', '.join(names)}", hint=f"{without}vcluster clear {decided.name}, and create it again"
         )
     rest = shrink(decided, names)
-    fleet.each(lambda server: volumes.reduce(server, decided, rest), deadline=deadline)
+    for kind in (domains, volumes):
+        fleet.each(lambda server, kind=kind: kind.reduce(server, decided, rest), deadline=deadline)  # type: ignore[misc]
     deliver_image(site, fleet, decided, deadline)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -48,7 +48,7 @@ def add(site: Site, name: str, *, number: int = 1, asked: Sequence[str] = (), ti
         cluster.deliver_image(site, fleet, grown, deadline)
         memories = warming.find(fleet, grown, deadline=deadline, report=site.report)
         cluster.join_up(site, fleet, grown, deadline)
-        _settle(site, fleet, grown, keys, deadline, made=kept.plan.nodes, memories=memories)
+        _settle(site, fleet, grown, keys, deadline, made=kept.plan.nodes, proven=_proven(kept), memories=memories)
         files.write_ledger(replace(kept, state="ready", plan=grown))
         return observe_status(fleet, files)
 
@@ -85,12 +85,14 @@ def _settle(
     deadline: Deadline,
     *,
     made: Sequence[Node],
+    proven: Collection[str] = (),
     memories: AtHand | None = None,
     look: bool = True,
 ) -> None:
     """Bring all nodes to what the plan says, and those to life that are not among the `made`; then look at them.
 
-    Logins are tried from and to the new ones: those among the others were, and what they depend on is compared.
+    Logins are tried from and to those that are not `proven`: among the others they were, and what they depend on is
+    compared.
     """
     password = cluster.ask_image_password(site, plan.image_login)
     work = NodeWork(site, fleet, plan, keys, deadline, image_password=password, kept=memories)
@@ -101,8 +103,12 @@ def _settle(
     with ExitStack() as stack:
         sessions = work.all_nodes(bring, stack)
         if look:
-            proven = {node.name for node in made}
             cluster.require_passed(cluster.examine(site, fleet, plan, sessions, deadline, proven=proven))
+
+
+def _proven(kept: Ledger) -> set[str]:
+    """The nodes whose logins were tried: all that were there when the cluster was last found ready."""
+    return {node.name for node in kept.plan.nodes} if kept.state == "ready" else set()
 
 
 def _way_back(site: Site, fleet: Fleet, files: ClusterFiles, kept: Ledger, grown: Plan) -> Callable[..., None]:
@@ -131,7 +137,10 @@ def _take_away(site: Site, fleet: Fleet, files: ClusterFiles, before: Ledger, af
 
 
 def remove(site: Site, name: str, names: Sequence[str], *, timeout_s: float) -> Status:
-    """Remove nodes, and prove the cluster ready without them. Given again it goes on where it was killed."""
+    """Remove nodes, and look whether the cluster is ready without them.
+
+    Where it was killed before it had taken them away it can be given again; after that, repair does the rest.
+    """
     files = site.files(name)
     resize.shrink(read_ledger(files).plan, names)
     with site.fleet_of(read_ledger(files).plan) as fleet, files.locked():
@@ -141,6 +150,6 @@ def remove(site: Site, name: str, names: Sequence[str], *, timeout_s: float) -> 
         rest = replace(kept, state="creating", plan=resize.shrink(kept.plan, names))
         _require_up(fleet, files, rest.plan.nodes, going=names)
         _take_away(site, fleet, files, kept, rest)
-        _settle(site, fleet, rest.plan, files.read_keys(), deadline, made=rest.plan.nodes)
+        _settle(site, fleet, rest.plan, files.read_keys(), deadline, made=rest.plan.nodes, proven=_proven(kept))
         files.write_ledger(replace(rest, state="ready"))
         return observe_status(fleet, files)

@@ -33,10 +33,6 @@ LOOK_S = 0.1
 RELOAD_LOOKS, RELOAD_S = 10, 0.5
 
 
-class RefusedError(VclusterError):
-    """A memory that is whole, and that libvirt or QEMU does not take, here and now; the next would fare no better."""
-
-
 class NodeWork:
     """What happens to each node, beside the others. A node that only the head reaches waits until the head is up.
 
@@ -56,7 +52,7 @@ class NodeWork:
     ) -> None:
         self._site, self._fleet, self._image_password = site, fleet, image_password
         self._plan, self._keys, self._deadline = decided, keys, deadline
-        self._kept = dict(kept or {})
+        self._kept = {key: one for key, one in (kept or {}).items() if one is not REFUSED}
         self._head_knows = threading.Event()
         self._ways = Ways(decided, {name: server.session for name, server in fleet.servers.items()})
 
@@ -83,19 +79,21 @@ class NodeWork:
 
     def sessions(self, doors: Mapping[str, Door], stack: ExitStack) -> dict[str, ssh.Session]:
         """Sessions on all nodes, by name, also on those that were reached by another door; closed with the stack."""
+        sessions = {name: door for name, door in doors.items() if isinstance(door, ssh.Session)}
+        opened: list[ssh.Session] = []
 
-        def session_on(node: Node) -> ssh.Session:
-            door = doors[node.name]
-            if isinstance(door, ssh.Session):
-                return door
-            session = self._log_in(node, self._deadline)
+        def open_session(node: Node) -> None:
+            if node.name in sessions:
+                return
+            session = sessions[node.name] = self._log_in(node, self._deadline)
+            opened.append(session)
             if node.is_head:
                 self._ways.open_by(session)
-            return session
 
+        stack.callback(lambda: parallel.outcomes(opened, lambda session: session.close()))
         # The head's first: it may be the way to the others.
-        opened = parallel.each(self._plan.nodes, session_on, deadline=self._deadline)
-        return {session.name: stack.enter_context(session) for session in opened}
+        parallel.each(self._plan.nodes, open_session, deadline=self._deadline)
+        return sessions
 
     def bring_up(self, node: Node) -> Door:
         """From nothing to a configured node, as a copy of one that runs already or by booting it.
@@ -114,8 +112,8 @@ class NodeWork:
 
     def _copy(self, node: Node) -> Door | None:
         """A node made from a memory that is kept; None where there is none, or it is no good after all."""
-        kept = self._kept.get((node.server, template_of(self._plan, node)), REFUSED)
-        if kept is REFUSED:
+        kept = self._kept.get((node.server, template_of(self._plan, node)))
+        if kept is None:
             return None
         server = self._fleet[node.server]
         try:
@@ -128,7 +126,7 @@ class NodeWork:
             self._deadline.check(f"{node.name}: a boot instead")
             self._site.report.note(f"{node.name} is booted, as it could not be made from the snapshot: {error.message}")
             self._kept.clear()
-            refused = error.message if isinstance(error, RefusedError) else ""
+            refused = error.message if isinstance(error, domains.RefusedError) else ""
             server.call("drop_snapshot", root=kept.root, key=kept.key, refused=refused)
             domains.discard(server, node)
             volumes.discard(server, self._plan, node)
@@ -138,12 +136,7 @@ class NodeWork:
         seed = self._seed(node)
         with self._site.report.step("clone", node.name, awaiting="its disk, seed and memory"):
             volumes.create(server, self._plan, node, seeds.seed_iso(seed), kept)
-            try:
-                domains.wake(server, self._plan, node, kept)
-            except VclusterError as error:
-                if type(error) is not VclusterError:  # it says who must act, and may go better the next time
-                    raise
-                raise RefusedError(error.message) from error
+            domains.wake(server, self._plan, node, kept)
         with kept_open(SerialDoor(node.name, boot.listen(server, node), self._deadline)) as door:
             with self._site.report.step("identity", node.name, awaiting="its name, keys and addresses"):
                 within = Deadline(self._deadline.remaining_s(IDENTITY_S)).watching(self._deadline.check)
@@ -218,6 +211,14 @@ class NodeWork:
             door.hang_up()
             return None
         return door
+
+    def is_nobody(self, node: Node) -> bool:
+        """Whether it is a copy that was not told who it is: the command that woke it was killed."""
+        door = self._call(node)
+        if door is None:
+            return False
+        with door:
+            return bool(door.ask({"do": "here"}, Deadline(CALL_S), "its name") == "")
 
     def configure(self, node: Node, session: Door) -> tuple[str, ...]:
         """Bring a node to what the plan says of it alone; returns what had to be changed."""

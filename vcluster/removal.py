@@ -37,10 +37,10 @@ def clear(site: Site, name: str, besides: Sequence[ServerSpec] = ()) -> bool:
     if kept is None:
         wants.append(servers.want_spec(LOCAL, carries_nodes=site.doors.has_libvirt))
     with site.fleet(wants, may_lose=True) as fleet:
-        warming.remove_unfinished(fleet.servers.values())
         found = any(survey(server, name) for server in fleet.servers.values())
         if not files.folder.exists() and not found and not fleet.lost:
             files.destroy()
+            _on_each(fleet, warming.remove_unfinished)
             return False
         servers.require_rights(fleet)
         if kept is None:
@@ -112,6 +112,7 @@ def _remove_from(site: Site, server: Server, name: str) -> None:
     if left:
         failures.append(VclusterError(f"left of {name}: {', '.join(map(str, left))}"))
     parallel.raise_all(failures)
+    warming.remove_unfinished(server)
     logins.destroy(server, name)
 
 

@@ -64,7 +64,7 @@ def lay_out(
     vnis: Sequence[int],
     ways: Mapping[tuple[str, str], Way],
 ) -> Topology:
-    """The links for nodes on these servers, by the nodes' indices and in their order, joined by a switch on another.
+    """The links for nodes on these servers, by the nodes' indices and in their order, joined by the switch.
 
     `vnis` are for the nodes that need a tunnel, in order; `ways` are keyed by both servers' names. A way that leads
     from the switch may be missing: then the switch's half is somebody else's, and is left out.

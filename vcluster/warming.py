@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from vcluster import guest, parallel
 from vcluster.agent.snapshots import DISK, SAVE, SEED
-from vcluster.errors import MissingError
+from vcluster.errors import MissingError, VclusterError
 from vcluster.events import Deadline, Reporter
 from vcluster.hosts.hypervisor import Words
 from vcluster.hosts.serial import SerialDoor
@@ -23,7 +25,7 @@ from vcluster.options import CLUSTER
 from vcluster.render.domain import READY_CHANNEL, Machine, template_xml
 from vcluster.render.guest import template_actions
 from vcluster.resources.seeds import seed_iso
-from vcluster.resources.volumes import GIB
+from vcluster.resources.volumes import disk_bytes
 from vcluster.servers import Fleet, Server
 from vcluster.snapshots import (
     FEATURE,
@@ -148,7 +150,9 @@ def keep(server: Server, template: Template, *, deadline: Deadline, report: Repo
     folder = Path(begun["folder"])
     try:
         with report.step("warm", server.label, awaiting="a node at rest, and its memory"):
-            owner = _boot_and_save(server, template, domain_of(key), folder, deadline, report, is_gentle=is_gentle)
+            owner = _boot_and_save(
+                server, template, domain_of(root, key), folder, deadline, report, is_gentle=is_gentle
+            )
             _call(
                 server,
                 "finish_snapshot",
@@ -168,9 +172,9 @@ def keep(server: Server, template: Template, *, deadline: Deadline, report: Repo
     return True
 
 
-def domain_of(key: str) -> str:
-    """The domain of a template."""
-    return f"vcluster-{NAME}-{key}"
+def domain_of(root: str, key: str) -> str:
+    """The domain of a template: one for each folder that memories are kept in, as the lock on it is."""
+    return f"vcluster-{NAME}-{key}-{hashlib.sha256(root.encode()).hexdigest()[:6]}"
 
 
 def _boot_and_save(
@@ -190,7 +194,7 @@ def _boot_and_save(
         "prepare_template",
         folder=str(folder),
         backing=str(image.disk),
-        size_bytes=max(template.disk_gib * GIB, image.virtual_size_bytes),
+        size_bytes=disk_bytes(template.disk_gib, image),
         seed=base64.b64encode(seed).decode(),
     )
     machine = Machine(
@@ -202,8 +206,8 @@ def _boot_and_save(
     try:
         if is_gentle:
             server.call("yield_to_others", domain=name)
-        words = libvirt.words(name, READY_CHANNEL)
-        _bring_to_rest(words, deadline, report)
+        with closing(libvirt.words(name, READY_CHANNEL)) as words:
+            _bring_to_rest(words, deadline, report)
         owner: list[int] = server.call("owner_of", path=str(disk))
         libvirt.save_domain(name, str(folder / SAVE))
     finally:
@@ -221,7 +225,8 @@ def _bring_to_rest(words: Words, deadline: Deadline, report: Reporter) -> None:
     try:
         door.load([guest.program(name) for name in PROGRAMS], watched, "its programs")
         configure.apply(door, "warm", template_actions(), report=report)
-        door.ask({"do": "rest"}, watched, "its rest")
+        if failed := door.ask({"do": "rest"}, watched, "its rest"):
+            raise VclusterError(f"of a node to make others from failed: {', '.join(failed)}")
     finally:
         door.hang_up()
 
@@ -243,14 +248,14 @@ def start_in_background(cluster: str) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
-        cwd="/",
         env={name: value for name, value in os.environ.items() if name not in said},
     )
 
 
-def remove_unfinished(servers: Iterable[Server]) -> None:
+def remove_unfinished(server: Server) -> None:
     """Take away what killed commands have left of memories that were being made."""
-    for server in servers:
-        swept = server.call("sweep_snapshots", root=str(root_on(server.storage)))
-        keys = {folder.split("-", 1)[1].partition(".")[0] for folder in swept}  # .unfinished-KEY, with digits behind it
-        server.call("remove_traces", networks=[], domains=sorted(map(domain_of, keys)))
+    root = str(root_on(server.storage))
+    swept = server.call("sweep_snapshots", root=root)
+    keys = {folder.split("-", 1)[1].partition(".")[0] for folder in swept}  # .unfinished-KEY, with digits behind it
+    if keys:
+        server.call("remove_traces", networks=[], domains=sorted(domain_of(root, key) for key in keys))

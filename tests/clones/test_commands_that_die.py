@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.clusters import SNAPSHOTS, Host, survey
+from tests.clusters import SNAPSHOTS, Cluster, Host, survey
 from tests.testbed import kill
 
 pytestmark = pytest.mark.vm
@@ -64,6 +64,21 @@ def test_kill_9_while_copies_wake(host: Host, kept: str, moment: str) -> None:
     assert cleared.stdout == "doomed: cleared\nnothing left\n"
     assert survey(host) == before
     assert host.snapshots() == [kept]
+
+
+def test_kill_9_while_a_copy_is_added(cluster: Cluster) -> None:
+    """It runs, and may not know who it is; its disk is of no use then, and it is made anew."""
+    host = cluster.host
+    process = host.popen("add", "--name", "lab")
+    host.wait_for("virsh -q list --name | grep lab.node4")
+    kill(process)
+    assert host.json("status", "lab")["state"] == "partial"
+    host.vcluster("repair", "lab", "--timeout", "300", timeout_s=320)
+    cluster.ssh("node4", "true")
+    ids = {cluster.ssh(node, "cat /etc/machine-id") for node in (*cluster.names, "node4")}
+    assert len(ids) == 4
+    host.vcluster("remove", "node4", "--name", "lab", "-y", "--timeout", "300", timeout_s=320)
+    assert host.json("status", "lab")["state"] == "ready"
 
 
 def test_a_template_that_does_not_come_to_rest_in_time(host: Host, kept: str) -> None:

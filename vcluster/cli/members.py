@@ -45,7 +45,7 @@ def add(number: int | None, name: str | None, nodeset: str | None, timeout_s: fl
 @common.timeout_option(600)
 @common.output_option
 def remove(nodes: tuple[str, ...], name: str | None, yes: bool, timeout_s: float, output: str) -> None:
-    """Remove nodes with their disks, such as 'node[3-4]', and prove the cluster ready without them.
+    """Remove nodes with their disks, such as 'node[3-4]', and check the others.
 
     Their power is cut; the others go on with what they do. The head and nodes with a shared disk stay.
     """

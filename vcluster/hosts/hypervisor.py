@@ -104,11 +104,13 @@ class Hypervisor:
             with errors(where + doing):
                 yield
         except VclusterError as error:
-            if self._is_alive():
+            if self.is_alive:
                 raise
             raise VclusterError(f"{where}the connection to libvirt broke while {doing}") from error
 
-    def _is_alive(self) -> bool:
+    @property
+    def is_alive(self) -> bool:
+        """Whether the connection stands."""
         try:
             return bool(self._connection.isAlive())
         except libvirt.libvirtError:

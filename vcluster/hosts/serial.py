@@ -312,7 +312,7 @@ class SerialPipe(Pipe):
         try:
             self._door.post(request, "a write", room_s=max(timeout_s, _ROOM_S))
         except VclusterError as error:
-            raise BrokenPipeError(errno.EPIPE, error.message) from error
+            raise _NobodyReadsError(errno.EPIPE, error.message) from error
         return len(piece)
 
     def feed(self, stdin: bytes, deadline: Deadline, awaited: str) -> None:

@@ -13,11 +13,12 @@ from xml.etree import ElementTree as ET
 
 from vcluster.errors import VclusterError
 from vcluster.model import Node, Plan
+from vcluster.ramstream import BLOCK
 from vcluster.render.domain import cards, console_path, identity, seed_path, volume_path
 from vcluster.render.xml import Element, element, text_of
 
 QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
-RAM = "vcluster.ram"  # what the block of memory is called in the state that is kept
+RAM = BLOCK.decode()
 ET.register_namespace("qemu", QEMU_NAMESPACE)
 
 

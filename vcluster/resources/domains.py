@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vcluster import parallel
+from vcluster.errors import VclusterError
 from vcluster.events import Deadline
 from vcluster.hosts.hypervisor import Hypervisor
 from vcluster.model import Node, Plan
@@ -18,6 +19,10 @@ from vcluster.snapshots import Kept
 REMOVAL_TIMEOUT_S = 60.0
 
 
+class RefusedError(VclusterError):
+    """A memory that is whole, and that libvirt or QEMU does not take, here and now; the next would fare no better."""
+
+
 def create(server: Server, plan: Plan, node: Node) -> None:
     """Define a node and power it on."""
     server.hypervisor.define_domain(domain_xml(plan, node))
@@ -27,7 +32,7 @@ def create(server: Server, plan: Plan, node: Node) -> None:
 def wake(server: Server, plan: Plan, node: Node, kept: Kept) -> None:
     """Define a node and have it wake with a kept memory, which does not know yet that it is that node.
 
-    What is defined is as for any other node: when its power was cut, it boots.
+    What is defined is as for any other node: when its power was cut, it boots. Raises RefusedError.
     """
     libvirt, path = server.hypervisor, str(memory_path(plan, node))
     libvirt.define_domain(domain_xml(plan, node))
@@ -35,6 +40,10 @@ def wake(server: Server, plan: Plan, node: Node, kept: Kept) -> None:
     server.call("write_clone", root=kept.root, key=kept.key, path=path, xml=xml)
     try:
         libvirt.restore_domain(path)
+    except VclusterError as error:
+        if type(error) is not VclusterError or not libvirt.is_alive:  # it may go better the next time
+            raise
+        raise RefusedError(error.message) from error
     finally:
         server.call("remove_file", path=path)
     if node.data_gib:

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from vcluster import naming
 from vcluster.hosts.hypervisor import Hypervisor
-from vcluster.model import Node, Plan, ServerPlan
+from vcluster.model import Image, Node, Plan, ServerPlan
 from vcluster.plan import CLUSTERS_FOLDER
 from vcluster.render import domain as names
 from vcluster.render.network import blank_xml, overlay_xml, pool_xml
@@ -15,6 +15,11 @@ from vcluster.servers import Server
 from vcluster.snapshots import Kept
 
 GIB = 2**30
+
+
+def disk_bytes(asked_gib: int, image: Image) -> int:
+    """The size of a node's disk: what is asked for, and not less than its image has."""
+    return max(asked_gib * GIB, image.virtual_size_bytes)
 
 
 def create_pool(server: Server, plan: ServerPlan) -> None:
@@ -34,7 +39,7 @@ def create(server: Server, plan: Plan, node: Node, seed: bytes, kept: Kept | Non
         path = str(names.volume_path(plan, node))
         server.call("copy_disk", root=kept.root, key=kept.key, path=path)
     else:
-        size_bytes = max(plan.disk_gib * GIB, image.virtual_size_bytes)
+        size_bytes = disk_bytes(plan.disk_gib, image)
         disk = overlay_xml(names.volume_name(node), size_bytes=size_bytes, backing=image.disk)
         server.hypervisor.create_volume(pool, disk)
     server.hypervisor.create_volume(pool, blank_xml(names.seed_name(node), kind="raw", size_bytes=len(seed)), seed)

@@ -117,14 +117,16 @@ class _Tries:
         """The head's part. The shared files are there while its program's input is open."""
         head, deadline = self._plan.head, self._deadline
         with self._start(head) as pipe:
-            with self._report.step("check", head.name, awaiting="ping, ssh and NFS"):
-                _hear(pipe, deadline)
-                self._written.set()
-                answer = _answer(head, _hear(pipe, deadline))
-            for _ in self._plan.workers:
-                _wait(self._read.acquire, deadline)
-            pipe.shut()
-            pipe.wait(deadline.remaining_s(END_S))
+            try:
+                with self._report.step("check", head.name, awaiting="ping, ssh and NFS"):
+                    _hear(pipe, deadline)
+                    self._written.set()
+                    answer = _answer(head, _hear(pipe, deadline))
+                for _ in self._plan.workers:
+                    _wait(self._read.acquire, deadline)
+            finally:  # it removes the files, whatever has failed
+                pipe.shut()
+                pipe.wait(END_S)
         return answer
 
     def follow(self, node: Node) -> Answer:
