@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,9 @@ from typing import Any
 import pytest
 
 from tests import samples
-from vcluster import warming
+from vcluster import cluster, warming
 from vcluster.agent.door import Here
+from vcluster.cli import main
 from vcluster.errors import DeadlineError, MissingError, VclusterError
 from vcluster.events import Deadline, Reporter
 from vcluster.model import PRIVATE, Plan
@@ -245,3 +247,35 @@ def test_an_image_that_cannot_be_copied_is_refused(world: World) -> None:
     with pytest.raises(MissingError, match="image debian12 cannot be copied while it runs"):
         world.make(samples.plan(2, image=samples.DIRECT))
     assert world.asked == []
+
+
+@pytest.mark.parametrize(
+    ("environment", "arguments", "asked"),
+    [
+        ({}, ["--memory", "1024"], "1024"),
+        ({}, ["--name", "lab"], "lab"),
+        ({"VCLUSTER_MEMORY": "1024", "VCLUSTER_TIMEOUT": "9"}, ["--name", "lab"], "lab"),
+        ({"VCLUSTER_NAME": "lab"}, ["--memory", "1024"], "1024"),
+        ({"VCLUSTER_NAME": "lab", "VCLUSTER_MEMORY": "1024"}, [], "lab"),
+        ({}, ["--name", "lab", "--memory", "1024"], "--name says already what nodes are like"),
+    ],
+)
+def test_what_was_typed_goes_before_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    environment: dict[str, str],
+    arguments: list[str],
+    asked: str,
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(cluster, "warm_for", lambda _, name, **__: [name])
+    monkeypatch.setattr(cluster, "warm", lambda _, spec, **__: [str(spec.memory_mib)])
+    monkeypatch.setattr(sys, "argv", ["vcluster", "image", "warm", *arguments])
+    exit_code = main._run()
+    said = capsys.readouterr()
+    if asked.startswith("--"):
+        assert exit_code == 2
+        assert asked in said.err
+    else:
+        assert (exit_code, said.out) == (0, f"kept, on {asked}\n")
