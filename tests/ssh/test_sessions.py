@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import paramiko
 import pytest
@@ -154,6 +154,20 @@ def test_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(ssh, "PORT", closed.getsockname()[1])
     with pytest.raises(DeadlineError, match="a login by ssh"):
         connect(timeout_s=0.5)
+
+
+@pytest.mark.usefixtures("port")
+def test_the_way_to_a_node_may_end_before_its_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both are closed side by side, and paramiko then says that it cannot say farewell."""
+    session = connect()
+
+    def close(really: Callable[[], None] = session._transport.close) -> None:
+        really()
+        raise EOFError
+
+    monkeypatch.setattr(session._transport, "close", close)
+    session.close()
+    assert not session.is_alive
 
 
 def test_keys_are_what_openssh_reads() -> None:

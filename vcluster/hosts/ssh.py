@@ -92,7 +92,8 @@ class Session:
 
     def close(self) -> None:
         """Hang up. A second time does nothing."""
-        self._transport.close()
+        with contextlib.suppress(OSError, EOFError):  # the session that led here may be closed at the same time
+            self._transport.close()
 
     def run(
         self,
