@@ -304,8 +304,8 @@ def require_passed(verdict: check.Verdict) -> None:
 def stop(site: Site, name: str, *, timeout_s: float) -> tuple[str, ...]:
     """Shut all nodes down, those last that serve the others. Returns the ones that ran."""
     files = site.files(name)
-    decided = read_ledger(files).plan
-    with site.fleet_of(decided) as fleet, files.locked():
+    with site.fleet_of(read_ledger(files).plan) as fleet, files.locked():
+        decided = read_ledger(files).plan  # others may have changed it meanwhile
         deadline = Deadline(timeout_s).watching(fleet.check)
         seen = {domain: runs for server in fleet.servers.values() for domain, runs in domains_on(server).items()}
         running = [node for node in decided.nodes if seen.get(node.domain)]
