@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 
 import pytest
 
@@ -78,9 +77,9 @@ def test_a_storage_node_that_is_down_hangs_nobody(cluster: Cluster) -> None:
     wait_for(cluster, "w052", f"cat {CLOUD}/0/kept", "kept")
 
 
-@pytest.mark.parametrize("order", [("w052", "w053", "w051"), ("w051", "w053", "w052")], ids="-".join)
-def test_all_comes_back_after_reboots_in_any_order(cluster: Cluster, place: Place, order: Sequence[str]) -> None:
-    for node in order:
+def test_all_comes_back_after_one_reboot_after_the_other(cluster: Cluster, place: Place) -> None:
+    """First those that serve, then the head. Above one that serves came after the head, below all come at once."""
+    for node in ("w052", "w053", "w051"):
         before = cluster.ssh(node, "cat /proc/sys/kernel/random/boot_id")
         cluster.host.vcluster("power", "cycle", "-w", node, "--wait", timeout_s=200)
         wait_for(cluster, node, "cat /proc/sys/kernel/random/boot_id", "-", but_not=before)
