@@ -146,9 +146,10 @@ def test_a_plain_seed_is_understood(seed: ModuleType) -> None:
         ({}, LINK | {"match": {"name": "en*"}}),
         ({}, LINK | {"wakeonlan": True}),
         ({}, LINK | {"addresses": ["10.0.0/24"]}),
+        ({}, LINK | {"addresses": ["10.0.0.1/40"]}),
         ({}, LINK | {"routes": [{"to": "default", "via": "nowhere"}]}),
     ],
 )
 def test_a_seed_with_more_is_left_to_cloud_init(seed: ModuleType, user: dict[str, Any], link: dict[str, Any]) -> None:
-    with pytest.raises((seed.UnknownSeed, OSError)):
+    with pytest.raises((seed.UnknownSeed, OSError, ValueError)):
         seed.parse(files(user, link))
