@@ -22,12 +22,12 @@ from scripts import measure_clones  # noqa: E402
 from tests import samples  # noqa: E402
 from tests.inside import inside  # noqa: E402
 from tests.testbed import Server, kill, testbed  # noqa: E402
-from vcluster.hosts import netlink  # noqa: E402
-from vcluster.hosts.netlink import LinkSpec  # noqa: E402
-from vcluster.recipes import guest_file  # noqa: E402
-from vcluster.render.domain import domain_xml  # noqa: E402
-from vcluster.render.guest import actions, mount_actions  # noqa: E402
-from vcluster.render.seed import seed_files  # noqa: E402
+from vcluster.adapters.network import netlink  # noqa: E402
+from vcluster.adapters.network.netlink import LinkSpec  # noqa: E402
+from vcluster.images.recipes import guest_file  # noqa: E402
+from vcluster.render.domain_xml import domain_xml  # noqa: E402
+from vcluster.render.node_actions import actions, mount_actions  # noqa: E402
+from vcluster.render.seed_files import seed_files  # noqa: E402
 from vcluster.resources.seeds import seed_iso  # noqa: E402
 
 Work = Callable[[], object]

@@ -56,9 +56,9 @@ def _serve() -> None:
     """The other side: a request a line."""
     from dataclasses import asdict, is_dataclass
 
-    from vcluster.hosts import firewall, frames, netlink
+    from vcluster.adapters.network import netlink, nftables, raw_frames
 
-    modules = {"firewall": firewall, "frames": frames, "netlink": netlink}
+    modules = {"firewall": nftables, "frames": raw_frames, "netlink": netlink}
 
     def plain(value: object) -> object:
         return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)

@@ -6,10 +6,12 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
-from vcluster.keys import KeyPair, Keys
-from vcluster.model import LOCAL, Facts, Image, Login, Plan, ServerSpec, Spec, Way
-from vcluster.naming import default_node_names
-from vcluster.plan import make_plan
+from vcluster.model.facts import Facts, Way
+from vcluster.model.keys import KeyPair, Keys
+from vcluster.model.naming import default_node_names
+from vcluster.model.plan import Plan
+from vcluster.model.spec import LOCAL, Image, Login, ServerSpec, Spec
+from vcluster.planning.planner import make_plan
 
 OWNER = "0badcafe"
 ROOMY = Facts(memory_free_mib=10_000_000, disk_free_mib=10_000_000, cpus=64)

@@ -12,7 +12,7 @@ import pytest
 
 from tests.clones.conftest import Survey
 from tests.clusters import SNAPSHOTS, Host, left_behind, survey
-from vcluster.agent import sparse
+from vcluster.agent import sparse_digest
 
 pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("put_back")]
 
@@ -76,7 +76,7 @@ def test_one_that_qemu_does_not_take_is_told_of_and_the_node_is_booted(host: Hos
     (folder / "state").write_bytes(b"garbage" * 10_000)
 
     def change(manifest: dict[str, Any]) -> None:
-        manifest["files"]["state"] = {"size": 70_000, "digest": sparse.digest(folder / "state")}
+        manifest["files"]["state"] = {"size": 70_000, "digest": sparse_digest.digest(folder / "state")}
 
     rewrite(folder, change)
     made = host.vcluster("local", "create", "-n", "1", "--name", "doomed", timeout_s=120)

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests import samples
+from vcluster.adapters.libvirt.hypervisor import Hypervisor
 from vcluster.errors import MissingError, VclusterError
-from vcluster.hosts.hypervisor import Hypervisor
-from vcluster.model import Image
-from vcluster.render import network
-from vcluster.render.domain import domain_xml
+from vcluster.model.spec import Image
+from vcluster.render import network_xml
+from vcluster.render.domain_xml import domain_xml
 
 pytestmark = pytest.mark.libvirt
 
@@ -77,7 +77,7 @@ def test_somebody_elses_domain_is_not_ours(hypervisor: Hypervisor) -> None:
 def test_networks(hypervisor: Hypervisor) -> None:
     plan = samples.plan(1)
     wanted = plan.servers[0].network
-    hypervisor.create_network(network.network_xml("lab", wanted))
+    hypervisor.create_network(network_xml.network_xml("lab", wanted))
     (found,) = hypervisor.networks()
     assert (found.name, found.cluster, found.is_active) == ("vcluster-lab", "lab", True)
     hypervisor.destroy_network("vcluster-lab")
@@ -87,15 +87,15 @@ def test_networks(hypervisor: Hypervisor) -> None:
 
 def test_a_network_of_our_name_but_not_our_uuid_is_not_ours(hypervisor: Hypervisor) -> None:
     foreign = replace(samples.plan(1).servers[0].network, uuid="11111111-2222-3333-4444-555555555555")
-    hypervisor.create_network(network.network_xml("lab", foreign))
+    hypervisor.create_network(network_xml.network_xml("lab", foreign))
     assert hypervisor.networks() == ()
 
 
 def test_pools_and_volumes(hypervisor: Hypervisor) -> None:
     plan = samples.plan(1)
     pool = plan.servers[0].pool
-    hypervisor.create_pool(network.pool_xml(pool))
-    hypervisor.create_volume(pool.name, network.blank_xml("node1.seed.iso", kind="raw", size_bytes=4096))
+    hypervisor.create_pool(network_xml.pool_xml(pool))
+    hypervisor.create_volume(pool.name, network_xml.blank_xml("node1.seed.iso", kind="raw", size_bytes=4096))
     assert [found.cluster for found in hypervisor.pools()] == ["lab"]
     assert hypervisor.volumes(pool.name) == ("node1.seed.iso",)
 

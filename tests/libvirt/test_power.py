@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 
 from tests import samples
-from vcluster import power
-from vcluster.agent.door import Here
+from vcluster.adapters.libvirt.hypervisor import Hypervisor
+from vcluster.agent.client import Here
 from vcluster.cli import common, main
+from vcluster.commands import power
 from vcluster.errors import VclusterError
-from vcluster.events import Reporter
-from vcluster.hosts.hypervisor import Hypervisor
-from vcluster.ledger import VERSION, ClusterFiles, Ledger
-from vcluster.model import Plan
-from vcluster.render.domain import domain_xml
-from vcluster.servers import Fleet, Server
+from vcluster.fleet.ledger import VERSION, ClusterFiles, Ledger
+from vcluster.fleet.servers import Fleet, Server
+from vcluster.model.plan import Plan
+from vcluster.render.domain_xml import domain_xml
+from vcluster.util.events import Reporter
 
 pytestmark = pytest.mark.libvirt
 

@@ -9,17 +9,19 @@ from typing import Any
 import pytest
 
 from tests import samples
-from vcluster import naming, removal
-from vcluster.agent.door import Here
+from vcluster.adapters.libvirt.hypervisor import Hypervisor
+from vcluster.agent.client import Here
+from vcluster.commands import teardown
 from vcluster.errors import VclusterError
-from vcluster.events import Reporter
-from vcluster.hosts.hypervisor import Hypervisor
-from vcluster.model import Plan, Store
-from vcluster.render import network
-from vcluster.render.domain import domain_xml
-from vcluster.resize import shrink
+from vcluster.fleet.servers import Fleet, Server
+from vcluster.model import naming
+from vcluster.model.plan import Plan
+from vcluster.model.spec import Store
+from vcluster.planning.resize import shrink
+from vcluster.render import network_xml
+from vcluster.render.domain_xml import domain_xml
 from vcluster.resources import domains, volumes
-from vcluster.servers import Fleet, Server
+from vcluster.util.events import Reporter
 
 pytestmark = pytest.mark.libvirt
 
@@ -48,13 +50,13 @@ class World:
     def make(self, plan: Plan) -> None:
         pool = plan.servers[0].pool
         assert pool
-        self.libvirt.create_pool(network.pool_xml(pool))
+        self.libvirt.create_pool(network_xml.pool_xml(pool))
         for node in plan.nodes:
             self.libvirt.define_domain(domain_xml(plan, node).replace('type="qemu"', 'type="test"'))
             self.libvirt.start_domain(node.domain)
             # Logs, of which there may be older ones, are volumes of the pool as well.
             for suffix in ("qcow2", "seed.iso", "console.log", "console.log.0", *["data.qcow2"] * bool(node.data_gib)):
-                xml = network.blank_xml(f"{node.name}.{suffix}", kind="raw", size_bytes=512)
+                xml = network_xml.blank_xml(f"{node.name}.{suffix}", kind="raw", size_bytes=512)
                 self.libvirt.create_volume(pool.name, xml)
 
     def left(self) -> dict[str, int]:
@@ -89,7 +91,7 @@ def test_one_node_goes_and_going_twice_is_fine(world: World) -> None:
 def test_all_that_a_server_has_for_a_node(world: World) -> None:
     grown = samples.plan(12)
     world.make(grown)
-    removal.remove_nodes(_site(), world.fleet, grown, shrink(grown, ["node1" + str(at) for at in range(3)]))  # type: ignore[arg-type]
+    teardown.remove_nodes(_site(), world.fleet, grown, shrink(grown, ["node1" + str(at) for at in range(3)]))  # type: ignore[arg-type]
     assert "node1" in world.left()
     assert len(world.left()) == len(world.libvirt.domains()) == 9
     assert not [name for name, _ in world.asked if name in ("destroy_links", "remove_guard")]
@@ -97,12 +99,12 @@ def test_all_that_a_server_has_for_a_node(world: World) -> None:
 
 def test_what_is_not_ours_stays(world: World) -> None:
     world.libvirt.define_domain(FOREIGN)
-    foreign = network.pool_xml(PLAN.servers[0].pool).replace(  # type: ignore[arg-type]
+    foreign = network_xml.pool_xml(PLAN.servers[0].pool).replace(  # type: ignore[arg-type]
         naming.uuid_for("pool", "lab", samples.OWNER), "11111111-2222-3333-4444-555555555555"
     )
     world.libvirt.create_pool(foreign)
-    world.libvirt.create_volume("vcluster-lab", network.blank_xml("node2.qcow2", kind="raw", size_bytes=512))
-    removal.remove_nodes(_site(), world.fleet, PLAN, shrink(PLAN, ["node2"]))  # type: ignore[arg-type]
+    world.libvirt.create_volume("vcluster-lab", network_xml.blank_xml("node2.qcow2", kind="raw", size_bytes=512))
+    teardown.remove_nodes(_site(), world.fleet, PLAN, shrink(PLAN, ["node2"]))  # type: ignore[arg-type]
     assert world.libvirt.names()["domain"] >= {"lab.node2"}
     assert world.left() == {"node2": 1}
 
@@ -121,7 +123,7 @@ def test_what_is_left_is_told(world: World, monkeypatch: pytest.MonkeyPatch) -> 
     world.make(PLAN)
     monkeypatch.setattr(Hypervisor, "undefine_domain", lambda *_: None)
     with pytest.raises(VclusterError, match=r"left of lab: domain lab\.node2"):
-        removal.remove_nodes(_site(), world.fleet, PLAN, shrink(PLAN, ["node2"]))  # type: ignore[arg-type]
+        teardown.remove_nodes(_site(), world.fleet, PLAN, shrink(PLAN, ["node2"]))  # type: ignore[arg-type]
 
 
 class _Site:

@@ -11,9 +11,9 @@ import pytest
 
 from tests.inside import Call, inside
 from tests.testbed import Server, testbed
+from vcluster.adapters.network import raw_frames
+from vcluster.adapters.network.netlink import LinkSpec
 from vcluster.errors import MissingError, RequestError, VclusterError
-from vcluster.hosts import frames
-from vcluster.hosts.netlink import LinkSpec
 
 pytestmark = [
     pytest.mark.netns,
@@ -107,16 +107,16 @@ def test_what_cannot_be_sent_or_heard_is_told(calls: tuple[Call, Call]) -> None:
 
 
 def test_a_probe_is_a_packet_that_may_not_be_fragmented() -> None:
-    frame = frames.probe("red>1", 1450)
+    frame = raw_frames.probe("red>1", 1450)
     assert len(frame) == 14 + 1450
-    assert frames.token_of(frame) == "red>1"
+    assert raw_frames.token_of(frame) == "red>1"
     assert frame[:6] == b"\xff" * 6
     assert frame[6] == 0x02
-    assert frame[6:12] != frames.probe("red>2", 1450)[6:12]
+    assert frame[6:12] != raw_frames.probe("red>2", 1450)[6:12]
     header = frame[14:34]
     assert int.from_bytes(header[2:4], "big") == 1450
     assert header[6] & 0x40
     total = sum(int.from_bytes(header[at : at + 2], "big") for at in range(0, 20, 2))
     assert (total & 0xFFFF) + (total >> 16) == 0xFFFF
-    assert frames.token_of(frame[:64]) == "red>1"
-    assert frames.token_of(b"\xff" * 64) is None
+    assert raw_frames.token_of(frame[:64]) == "red>1"
+    assert raw_frames.token_of(b"\xff" * 64) is None

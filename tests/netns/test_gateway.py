@@ -15,8 +15,9 @@ import pytest
 
 from tests import dhcp_client, samples
 from tests.lan import Lan, lan
-from vcluster.model import DHCP, PRIVATE, Plan, PortRange
-from vcluster.render import gateway, guest
+from vcluster.model.plan import Plan
+from vcluster.model.spec import DHCP, PRIVATE, PortRange
+from vcluster.render import gateway_actions, node_actions
 
 pytestmark = [
     pytest.mark.netns,
@@ -46,7 +47,7 @@ def net() -> Iterator[Lan]:
         one.run("head", ["ip", "route", "add", "default", "via", OUTSIDE])
         one.run("worker", ["ip", "route", "add", "default", "via", HEAD])
         one.run("outside", ["ip", "route", "add", str(PLAN.subnet), "via", HEAD_OUTSIDE])
-        one.hosts_file("head", guest.etc_hosts(PLAN))
+        one.hosts_file("head", node_actions.etc_hosts(PLAN))
         one.hosts_file("outside", f"127.0.0.1 localhost\n{WORLD} world.example later.example printer\n")
         upstream = ["--conf-file=/dev/null", "--no-resolv", "--bind-interfaces", f"--listen-address={OUTSIDE}"]
         upstream.append("--local-ttl=600")  # what it says may be remembered
@@ -60,21 +61,23 @@ def head(net: Lan) -> Iterator[Callable[[Plan], None]]:
     is_running = set()
 
     def put(plan: Plan) -> None:
-        for action in gateway.gateway_actions(plan, plan.head):
+        for action in gateway_actions.gateway_actions(plan, plan.head):
             if action["do"] == "file":
                 path = net.server.path(action["path"])
                 path.parent.mkdir(exist_ok=True)
-                path.write_text(action["text"].replace(gateway.LEASES, LEASES))
+                path.write_text(action["text"].replace(gateway_actions.LEASES, LEASES))
             elif action["do"] == "service":
                 unit = net.server.path(f"/etc/systemd/system/{action['unit']}").read_text()
                 execute(net, "head", unit, "ExecReload" if action["unit"] in is_running else "ExecStart")
                 is_running.add(action["unit"])
 
     yield put
-    if gateway.DNSMASQ_UNIT in is_running:
+    if gateway_actions.DNSMASQ_UNIT in is_running:
         stop(net)
-    if gateway.FIREWALL_UNIT in is_running:
-        execute(net, "head", net.server.path(f"/etc/systemd/system/{gateway.FIREWALL_UNIT}").read_text(), "ExecStop")
+    if gateway_actions.FIREWALL_UNIT in is_running:
+        execute(
+            net, "head", net.server.path(f"/etc/systemd/system/{gateway_actions.FIREWALL_UNIT}").read_text(), "ExecStop"
+        )
     assert net.run("head", ["nft", "list", "ruleset"]).stdout == ""
     assert net.run("head", ["cat", "/proc/sys/net/ipv4/ip_forward"]).stdout == "0\n"
 
@@ -143,7 +146,7 @@ def is_refused(net: Lan, host: str, address: str, port: int) -> bool:
 
 
 def live_state(net: Lan) -> bool | None:
-    return gateway.is_open(net.run("head", gateway.live_state_argv(), check=False).stdout)
+    return gateway_actions.is_open(net.run("head", gateway_actions.live_state_argv(), check=False).stdout)
 
 
 def test_the_outside_sees_the_head(net: Lan, head: Callable[[Plan], None]) -> None:
@@ -210,9 +213,9 @@ def test_closed_cuts_what_is_open(net: Lan, head: Callable[[Plan], None]) -> Non
 
 def test_rules_are_replaced_in_one_step(net: Lan, head: Callable[[Plan], None]) -> None:
     head(PLAN)
-    path = net.server.path(gateway.FIREWALL)
+    path = net.server.path(gateway_actions.FIREWALL)
     path.write_text(path.read_text().replace("masquerade", "no such thing"))
-    assert net.run("head", ["nft", "-f", gateway.FIREWALL], check=False).returncode != 0
+    assert net.run("head", ["nft", "-f", gateway_actions.FIREWALL], check=False).returncode != 0
     assert live_state(net) is True
     net.run("head", ["nft", "flush", "ruleset"])
     assert live_state(net) is None

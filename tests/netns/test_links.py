@@ -12,8 +12,8 @@ import pytest
 
 from tests.inside import Call, inside
 from tests.testbed import Server, testbed
+from vcluster.adapters.network.netlink import LinkSpec
 from vcluster.errors import ConflictError, MissingError, RequestError
-from vcluster.hosts.netlink import LinkSpec
 
 pytestmark = [
     pytest.mark.netns,

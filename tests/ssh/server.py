@@ -14,10 +14,9 @@ from pathlib import Path
 
 import paramiko
 
-from vcluster import keys
-from vcluster.hosts import ssh
-from vcluster.hosts.ssh_config import Target
-from vcluster.keys import KeyPair
+from vcluster.adapters.ssh.openssh_config import Target
+from vcluster.model import keys
+from vcluster.model.keys import KeyPair
 
 HOST, OTHER, USER, STRANGER = (keys.make_pair(name) for name in ("host", "other", "user", "stranger"))
 RSA = paramiko.RSAKey.generate(2048)
@@ -207,4 +206,4 @@ def know(target: Target, *lines: str) -> None:
             file.write(f"{marker} {target.key_name} {key}\n".lstrip())
 
 
-__all__ = ["HOST", "OTHER", "RSA", "STRANGER", "USER", "Rules", "know", "private", "public", "serving", "ssh", "target"]
+__all__ = ["HOST", "OTHER", "RSA", "STRANGER", "USER", "Rules", "know", "private", "public", "serving", "ssh_session", "target"]

@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 
 from tests.ssh.server import HOST, USER, Rules, serving, target
-from vcluster.agent import zipapp
-from vcluster.agent.door import There
+from vcluster.adapters.pipe import Listener, LocalPipe, Pipe
+from vcluster.adapters.ssh import ssh_session
+from vcluster.agent import bundle
+from vcluster.agent.client import There
 from vcluster.errors import ConflictError, DeadlineError, MissingError, VclusterError
-from vcluster.events import Cancelled, Deadline
-from vcluster.hosts import ssh
-from vcluster.hosts.pipe import Listener, LocalPipe, Pipe
+from vcluster.util.deadline import Cancelled, Deadline
 
 pytestmark = pytest.mark.ssh
 
@@ -52,9 +52,9 @@ OPERATIONS = {f.__name__: f for f in (echo, count, reject, pause, shout, number)
 
 
 @functools.cache
-def archive(flavour: str = "") -> zipapp.Archive:
-    files = zipapp.files(["vcluster", "vcluster.errors", "vcluster.agent", "vcluster.agent.serve"])
-    return zipapp.pack({**files, "vcluster/agent/operations.py": OPERATIONS + flavour.encode()})
+def archive(flavour: str = "") -> bundle.Archive:
+    files = bundle.files(["vcluster", "vcluster.errors", "vcluster.agent", "vcluster.agent.request_loop"])
+    return bundle.pack({**files, "vcluster/agent/operations.py": OPERATIONS + flavour.encode()})
 
 
 class Local:
@@ -317,16 +317,16 @@ def test_no_sudo_no_python_an_old_python(start: Start, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def session(tmp_path: Path) -> Iterator[tuple[ssh.Session, Rules]]:
+def session(tmp_path: Path) -> Iterator[tuple[ssh_session.Session, Rules]]:
     with serving(Rules()) as rules:
         where = target(rules, tmp_path)
-        with ssh.connect_server(
+        with ssh_session.connect_server(
             "server2", where, cluster_key=USER.private, pinned=HOST.public, deadline=Deadline(20)
         ) as session:
             yield session, rules
 
 
-def test_over_ssh(start: Start, session: tuple[ssh.Session, Rules]) -> None:
+def test_over_ssh(start: Start, session: tuple[ssh_session.Session, Rules]) -> None:
     agent = start(session[0])
     size = 5 << 20
     assert agent.send("count", io.BytesIO(bytes(size)), size, deadline=soon()) == size
@@ -334,7 +334,7 @@ def test_over_ssh(start: Start, session: tuple[ssh.Session, Rules]) -> None:
 
 
 def test_a_connection_cut_in_the_middle_of_a_call(
-    start: Start, session: tuple[ssh.Session, Rules], tmp_path: Path
+    start: Start, session: tuple[ssh_session.Session, Rules], tmp_path: Path
 ) -> None:
     agent = start(session[0], deadline=soon())
     threading.Timer(0.3, session[1].cut).start()
@@ -345,7 +345,7 @@ def test_a_connection_cut_in_the_middle_of_a_call(
         agent.call("pause", deadline=soon(), awaited="the bell", path=str(tmp_path / "bell"))
 
 
-def test_a_connection_cut_in_the_middle_of_an_upload(start: Start, session: tuple[ssh.Session, Rules]) -> None:
+def test_a_connection_cut_in_the_middle_of_an_upload(start: Start, session: tuple[ssh_session.Session, Rules]) -> None:
     agent = start(session[0], deadline=soon())
 
     def cut(sent: int) -> None:
@@ -360,7 +360,7 @@ def test_a_connection_cut_in_the_middle_of_an_upload(start: Start, session: tupl
 
 
 def test_nothing_of_it_runs_on_when_the_connection_is_gone(
-    start: Start, session: tuple[ssh.Session, Rules], tmp_path: Path
+    start: Start, session: tuple[ssh_session.Session, Rules], tmp_path: Path
 ) -> None:
     number = start(session[0], deadline=soon()).call("number", deadline=soon())
     session[1].cut()
@@ -379,7 +379,7 @@ def is_running(number: int) -> bool:
 
 def test_an_agent_that_hears_nothing_ends() -> None:
     """A controller that was cut off cannot say so, and sshd may take hours to notice."""
-    code = "import sys; from vcluster.agent import serve; serve.SILENCE_S = 0.3; "
-    code += "serve.serve(sys.stdin.buffer, sys.stdout.buffer, {})"
+    code = "import sys; from vcluster.agent import request_loop as loop; loop.SILENCE_S = 0.3; "
+    code += "loop.serve(sys.stdin.buffer, sys.stdout.buffer, {})"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as process:
         assert process.wait(timeout=20) == 0

@@ -20,21 +20,23 @@ import pytest
 
 from tests import samples
 from tests.ssh.server import HOST, OTHER, USER, Rules, serving
-from vcluster import access
+from vcluster.adapters import tmux
+from vcluster.adapters.ssh import ssh_session
+from vcluster.adapters.tmux import Pane, Screen
 from vcluster.cli import main
+from vcluster.commands import access
 from vcluster.errors import VclusterError
-from vcluster.events import Deadline, Event, Reporter
+from vcluster.fleet.context import Site
+from vcluster.fleet.ledger import VERSION, ClusterFiles, Ledger
+from vcluster.fleet.servers import Doors
 from vcluster.guest import program
-from vcluster.hosts import ssh, tmux
-from vcluster.hosts.tmux import Pane, Screen
 from vcluster.images.store import Store
-from vcluster.keys import Keys
-from vcluster.ledger import VERSION, ClusterFiles, Ledger
-from vcluster.model import Node, Plan
-from vcluster.servers import Doors
-from vcluster.site import Site
+from vcluster.model.keys import Keys
+from vcluster.model.plan import Node, Plan
 from vcluster.stages import provision
 from vcluster.stages.provision import Job
+from vcluster.util.deadline import Deadline
+from vcluster.util.events import Event, Reporter
 
 pytestmark = pytest.mark.ssh
 
@@ -55,7 +57,7 @@ def plan_of(count: int, *, lost: tuple[int, ...] = ()) -> Plan:
 @pytest.fixture
 def rules(monkeypatch: pytest.MonkeyPatch) -> Iterator[Rules]:
     with serving(Rules()) as rules:
-        monkeypatch.setattr(ssh, "PORT", rules.port)
+        monkeypatch.setattr(ssh_session, "PORT", rules.port)
         monkeypatch.setattr(access, "LOGIN_TIMEOUT_S", 2.0)
         yield rules
 
@@ -85,7 +87,7 @@ def vcluster(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 @pytest.mark.usefixtures("rules")
 def test_output_is_heard_while_the_program_runs() -> None:
     heard: list[tuple[float, str, bytes]] = []
-    with ssh.connect(
+    with ssh_session.connect(
         "node1", "127.0.0.1", user="root", private_key=USER.private, host_key=HOST.public, deadline=Deadline(20)
     ) as session:
         done = session.run(
@@ -101,7 +103,7 @@ def test_output_is_heard_while_the_program_runs() -> None:
 
 @pytest.mark.usefixtures("rules")
 def test_output_that_is_no_text() -> None:
-    with ssh.connect(
+    with ssh_session.connect(
         "node1", "127.0.0.1", user="root", private_key=USER.private, host_key=HOST.public, deadline=Deadline(20)
     ) as session:
         assert session.run(["printf", r"\377"], awaited="it").stdout == r"\xff"

@@ -18,10 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.ssh.server import HOST, OTHER, RSA, STRANGER, USER, Rules, know, private, public, serving, target
+from vcluster.adapters.ssh import host_keys, openssh_config, ssh_session
 from vcluster.errors import ConflictError, DeadlineError, MissingError, RequestError, VclusterError
-from vcluster.events import Deadline
-from vcluster.hosts import host_keys, ssh, ssh_config
-from vcluster.keys import KeyPair, fingerprint
+from vcluster.model.keys import KeyPair, fingerprint
+from vcluster.util.deadline import Deadline
 
 pytestmark = pytest.mark.ssh
 
@@ -32,13 +32,15 @@ def rules() -> Iterator[Rules]:
         yield rules
 
 
-def log_in(rules: Rules, folder: Path, *, knows: bool = True, timeout_s: float = 20, **how: object) -> ssh.Session:
+def log_in(
+    rules: Rules, folder: Path, *, knows: bool = True, timeout_s: float = 20, **how: object
+) -> ssh_session.Session:
     where = how.pop("where", None) or target(rules, folder)
     if knows:
         know(where, public(HOST))
     if not {"password", "key", "cluster_key"} & set(how) and not where.identity_files:
         how["cluster_key"] = USER.private
-    return ssh.connect_server("server2", where, deadline=Deadline(timeout_s), **how)
+    return ssh_session.connect_server("server2", where, deadline=Deadline(timeout_s), **how)
 
 
 def key_file(folder: Path, pair: KeyPair = USER, name: str = "id_ed25519") -> Path:
@@ -70,7 +72,9 @@ def test_a_known_server_by_hashed_name(rules: Rules, tmp_path: Path) -> None:
 
 def test_a_server_known_by_its_alias(rules: Rules, tmp_path: Path) -> None:
     plain = target(rules, tmp_path)
-    where = ssh_config.Target(**{name: getattr(plain, name) for name in plain.__slots__} | {"known_as": "the-switch"})
+    where = openssh_config.Target(
+        **{name: getattr(plain, name) for name in plain.__slots__} | {"known_as": "the-switch"}
+    )
     know(where, public(HOST))
     assert where.known_hosts[0].read_text().startswith("the-switch ")
     log_in(rules, tmp_path, where=where, knows=False).close()
@@ -95,7 +99,7 @@ def test_an_unknown_server_is_refused_when_nobody_can_be_asked(rules: Rules, tmp
 @pytest.mark.parametrize("hashes_names", [False, True])
 def test_an_unknown_server_is_asked_about_and_kept(rules: Rules, tmp_path: Path, hashes_names: bool) -> None:
     plain = target(rules, tmp_path)
-    where = ssh_config.Target(
+    where = openssh_config.Target(
         **{name: getattr(plain, name) for name in plain.__slots__} | {"hashes_names": hashes_names}
     )
     questions: list[str] = []
@@ -192,7 +196,7 @@ def test_a_password(rules: Rules, tmp_path: Path) -> None:
 @pytest.mark.parametrize("allows", ["publickey,password", "password,keyboard-interactive", "keyboard-interactive"])
 def test_a_wrong_password_is_one_attempt(rules: Rules, tmp_path: Path, allows: str) -> None:
     rules.allows = allows
-    with pytest.raises(ssh.RefusedError, match="refuses the password for user root") as caught:
+    with pytest.raises(ssh_session.RefusedError, match="refuses the password for user root") as caught:
         log_in(rules, tmp_path, password="wrong-secret")
     assert len(rules.tried) == 1
     assert "wrong-secret" not in f"{caught.value.message} {caught.value.hint}"
@@ -206,7 +210,7 @@ def test_a_password_in_conversation(rules: Rules, tmp_path: Path) -> None:
 
 def test_a_server_that_takes_no_passwords(rules: Rules, tmp_path: Path) -> None:
     rules.allows = "publickey"
-    with pytest.raises(ssh.RefusedError, match="takes no passwords"):
+    with pytest.raises(ssh_session.RefusedError, match="takes no passwords"):
         log_in(rules, tmp_path, password="right")
     assert rules.tried == []
 
@@ -214,14 +218,14 @@ def test_a_server_that_takes_no_passwords(rules: Rules, tmp_path: Path) -> None:
 def test_the_clusters_key_goes_before_all_else(rules: Rules, tmp_path: Path) -> None:
     log_in(rules, tmp_path, cluster_key=USER.private, password="wrong").close()
     assert set(rules.tried) == {"publickey"}
-    with pytest.raises(ssh.RefusedError, match="refuses the cluster's key"):
+    with pytest.raises(ssh_session.RefusedError, match="refuses the cluster's key"):
         log_in(rules, tmp_path, knows=False, cluster_key=STRANGER.private, password="right")
     assert "password" not in rules.tried
 
 
 def test_a_key_file(rules: Rules, tmp_path: Path) -> None:
     log_in(rules, tmp_path, key=key_file(tmp_path)).close()
-    with pytest.raises(ssh.RefusedError, match=r"refuses the key .*stranger for user root") as caught:
+    with pytest.raises(ssh_session.RefusedError, match=r"refuses the key .*stranger for user root") as caught:
         log_in(rules, tmp_path, knows=False, key=key_file(tmp_path, STRANGER, "stranger"))
     assert "ssh-copy-id" in str(caught.value.hint)
 
@@ -268,7 +272,7 @@ def test_identities_are_tried_as_ssh_does(rules: Rules, tmp_path: Path) -> None:
     where = target(rules, tmp_path, identities=(missing, stranger, key_file(tmp_path)))
     log_in(rules, tmp_path, where=where).close()
     rules.authorized = OTHER
-    with pytest.raises(ssh.RefusedError, match="none of 2 keys"):
+    with pytest.raises(ssh_session.RefusedError, match="none of 2 keys"):
         log_in(rules, tmp_path, where=where, knows=False)
 
 
@@ -280,13 +284,13 @@ def test_the_agents_keys(rules: Rules, tmp_path: Path) -> None:
         log_in(rules, tmp_path, where=where).close()
         path.with_name(path.name + ".pub").unlink()
         only = with_agent(where, socket_path, identities_only=True)
-        with pytest.raises(ssh.RefusedError, match="there is no key to try"):
+        with pytest.raises(ssh_session.RefusedError, match="there is no key to try"):
             log_in(rules, tmp_path, where=only, knows=False)
 
 
-def with_agent(where: ssh_config.Target, socket_path: Path, **more: object) -> ssh_config.Target:
+def with_agent(where: openssh_config.Target, socket_path: Path, **more: object) -> openssh_config.Target:
     fields = {name: getattr(where, name) for name in where.__slots__}
-    return ssh_config.Target(**fields | {"agent_socket": str(socket_path)} | more)
+    return openssh_config.Target(**fields | {"agent_socket": str(socket_path)} | more)
 
 
 class agent:  # noqa: N801 - reads as a word of the with statement
@@ -312,12 +316,14 @@ class agent:  # noqa: N801 - reads as a word of the with statement
 # What goes wrong on the way
 
 
-def somewhere(port: int, hostname: str = "127.0.0.1") -> ssh_config.Target:
-    return ssh_config.Target(asked=hostname, hostname=hostname, user="root", port=port)
+def somewhere(port: int, hostname: str = "127.0.0.1") -> openssh_config.Target:
+    return openssh_config.Target(asked=hostname, hostname=hostname, user="root", port=port)
 
 
-def try_log_in(where: ssh_config.Target, timeout_s: float = 10) -> None:
-    ssh.connect_server("server2", where, cluster_key=USER.private, pinned=HOST.public, deadline=Deadline(timeout_s))
+def try_log_in(where: openssh_config.Target, timeout_s: float = 10) -> None:
+    ssh_session.connect_server(
+        "server2", where, cluster_key=USER.private, pinned=HOST.public, deadline=Deadline(timeout_s)
+    )
 
 
 def test_a_name_that_does_not_exist() -> None:
@@ -380,7 +386,7 @@ def test_a_way_through_a_command_of_the_users_configuration(rules: Rules, tmp_pa
         f"Host far\n HostName 127.0.0.1\n Port {rules.port}\n User root\n ProxyCommand python3 {relay} %h %p\n"
         f" UserKnownHostsFile {tmp_path}/kh\n"
     )
-    where = ssh.resolve("far", config=config)
+    where = ssh_session.resolve("far", config=config)
     with log_in(rules, tmp_path, where=where, knows=False, pinned=HOST.public, cluster_key=USER.private) as session:
         assert session.address == ""
         assert session.run(["echo", "hello"], awaited="echo").stdout == "hello\n"
@@ -389,7 +395,7 @@ def test_a_way_through_a_command_of_the_users_configuration(rules: Rules, tmp_pa
 def test_a_proxy_that_fails_says_why(tmp_path: Path) -> None:
     (tmp_path / "config").write_text("Host far\n ProxyCommand echo the way is shut >&2; exit 1\n")
     with pytest.raises(VclusterError, match="the way is shut"):
-        try_log_in(ssh.resolve("far", config=tmp_path / "config"))
+        try_log_in(ssh_session.resolve("far", config=tmp_path / "config"))
 
 
 # Through a server to a node
@@ -397,9 +403,9 @@ def test_a_proxy_that_fails_says_why(tmp_path: Path) -> None:
 
 def test_a_node_is_reached_through_its_server(rules: Rules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(Rules(host_keys=(private(OTHER),), authorized=STRANGER)) as node, log_in(rules, tmp_path) as server:
-        monkeypatch.setattr(ssh, "PORT", node.port)
+        monkeypatch.setattr(ssh_session, "PORT", node.port)
         how = {"user": "root", "private_key": STRANGER.private, "host_key": OTHER.public, "via": server}
-        with ssh.connect("node1", "127.0.0.1", **how, deadline=Deadline(20)) as session:
+        with ssh_session.connect("node1", "127.0.0.1", **how, deadline=Deadline(20)) as session:
             data = b"0123456789abcdef" * 65536
             assert session.run(["cat"], stdin=data, awaited="cat").stdout.encode() == data
         assert server.is_alive
@@ -409,9 +415,9 @@ def test_a_node_that_is_not_up_yet_is_awaited_through_its_server(
     rules: Rules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        monkeypatch.setattr(ssh, "PORT", listener.getsockname()[1])
+        monkeypatch.setattr(ssh_session, "PORT", listener.getsockname()[1])
     with log_in(rules, tmp_path) as server, pytest.raises(DeadlineError, match="node1: a login by ssh"):
-        ssh.connect(
+        ssh_session.connect(
             "node1", "127.0.0.1", user="root", private_key=USER.private, host_key=HOST.public,
             deadline=Deadline(1), via=server,
         )  # fmt: skip
@@ -420,7 +426,7 @@ def test_a_node_that_is_not_up_yet_is_awaited_through_its_server(
 def test_a_server_that_forbids_forwarding(rules: Rules, tmp_path: Path) -> None:
     rules.may_forward = False
     with log_in(rules, tmp_path) as server, pytest.raises(MissingError, match="forbids") as caught:
-        ssh.connect(
+        ssh_session.connect(
             "node1", "127.0.0.1", user="root", private_key=USER.private, host_key=HOST.public,
             deadline=Deadline(5), via=server,
         )  # fmt: skip
@@ -503,15 +509,15 @@ def test_a_wait_is_called_off(rules: Rules, tmp_path: Path) -> None:
 def test_hosts(text: str, parts: tuple[str, str, int] | None) -> None:
     if parts is None:
         with pytest.raises(RequestError):
-            ssh_config.split_host(text)
+            openssh_config.split_host(text)
     else:
-        assert ssh_config.split_host(text) == parts
+        assert openssh_config.split_host(text) == parts
 
 
 @given(st.one_of(st.text(), st.text(alphabet="-@:[]oProxyCommand= \n\0%$;`'\"ab1.", max_size=20)))
 def test_no_host_reaches_ssh_as_an_option_or_a_shell_as_code(text: str) -> None:
     try:
-        user, host, port = ssh_config.split_host(text)
+        user, host, port = openssh_config.split_host(text)
     except RequestError:
         return
     for part in (user, host):
@@ -527,24 +533,24 @@ def test_ssh_itself_says_what_a_host_means(tmp_path: Path) -> None:
         "Host sw\n HostName 192.0.2.7\n Port 2200\n User alice\n IdentityFile ~/keys/%h\n IdentitiesOnly yes\n"
         " ProxyJump bob@gate:33,inner\n HostKeyAlias the-switch\n UserKnownHostsFile ~/kh /tmp/%r\n"
     )
-    found = ssh.resolve("sw", config=config)
+    found = ssh_session.resolve("sw", config=config)
     home = Path("~").expanduser()
     assert (found.hostname, found.port, found.user, found.identities_only) == ("192.0.2.7", 2200, "alice", True)
     assert found.identity_files == (home / "keys" / "192.0.2.7",)
     assert found.known_hosts[:2] == (home / "kh", Path("/tmp/alice"))
     assert found.key_name == "the-switch"
-    command = ssh_config.proxy_command(found)
+    command = openssh_config.proxy_command(found)
     assert command is not None
     assert command.endswith("-J bob@gate:33 -W '[192.0.2.7]:2200' -- ssh://inner")
     assert found.proxy_options == ("ProxyJump bob@gate:33,inner",)
-    said = ssh.resolve("carol@sw:44", config=config)
+    said = ssh_session.resolve("carol@sw:44", config=config)
     assert (said.user, said.port) == ("carol", 44)
 
 
 def test_a_configuration_that_ssh_does_not_accept(tmp_path: Path) -> None:
     (tmp_path / "config").write_text("Nonsense yes\n")
     with pytest.raises(RequestError, match="does not accept its configuration"):
-        ssh.resolve("server2", config=tmp_path / "config")
+        ssh_session.resolve("server2", config=tmp_path / "config")
 
 
 def test_keys_are_spoken_of_as_openssh_does(tmp_path: Path) -> None:

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator
 import paramiko
 import pytest
 
-from vcluster import keys
+from vcluster.adapters.ssh import ssh_session
 from vcluster.errors import DeadlineError, VclusterError
-from vcluster.events import Deadline
-from vcluster.hosts import ssh
-from vcluster.keys import KeyPair
+from vcluster.model import keys
+from vcluster.model.keys import KeyPair
+from vcluster.util.deadline import Deadline
 
 pytestmark = pytest.mark.ssh
 
@@ -76,7 +76,7 @@ def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
         number = listener.getsockname()[1]
-        monkeypatch.setattr(ssh, "PORT", number)
+        monkeypatch.setattr(ssh_session, "PORT", number)
         yield number
         stopping.set()
         listener.shutdown(socket.SHUT_RDWR)
@@ -91,8 +91,8 @@ def private(pair: KeyPair) -> paramiko.PKey:
     return paramiko.Ed25519Key.from_private_key(io.StringIO(pair.private))
 
 
-def connect(*, key: KeyPair = USER, host: KeyPair = HOST, timeout_s: float = 20) -> ssh.Session:
-    return ssh.connect(
+def connect(*, key: KeyPair = USER, host: KeyPair = HOST, timeout_s: float = 20) -> ssh_session.Session:
+    return ssh_session.connect(
         "node1", "127.0.0.1", user="root", private_key=key.private, host_key=host.public, deadline=Deadline(timeout_s)
     )
 
@@ -151,7 +151,7 @@ def test_a_program_that_does_not_end() -> None:
 
 def test_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
-        monkeypatch.setattr(ssh, "PORT", closed.getsockname()[1])
+        monkeypatch.setattr(ssh_session, "PORT", closed.getsockname()[1])
     with pytest.raises(DeadlineError, match="a login by ssh"):
         connect(timeout_s=0.5)
 

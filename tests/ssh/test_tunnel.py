@@ -15,12 +15,12 @@ import pytest
 
 from tests.ssh.server import HOST, USER, Rules, serving, target
 from tests.ssh.test_agent_start import archive
-from vcluster.agent.door import There
+from vcluster.adapters.libvirt.libvirt_proxy import LibvirtTunnel
+from vcluster.adapters.pipe import Pipe
+from vcluster.adapters.ssh import ssh_session
+from vcluster.agent.client import There
 from vcluster.errors import MissingError, RequestError
-from vcluster.events import Deadline
-from vcluster.hosts import ssh
-from vcluster.hosts.pipe import Pipe
-from vcluster.hosts.tunnel import LibvirtTunnel
+from vcluster.util.deadline import Deadline
 
 pytestmark = pytest.mark.ssh
 
@@ -75,7 +75,7 @@ def rules() -> Iterator[Rules]:
 @pytest.fixture
 def relays(rules: Rules, tmp_path: Path) -> Iterator[Relays]:
     where = target(rules, tmp_path)
-    with ssh.connect_server(
+    with ssh_session.connect_server(
         "server2", where, cluster_key=USER.private, pinned=HOST.public, deadline=Deadline(20)
     ) as session:
         agent = There(session, folder=tmp_path / "lib" / "agent", archive=archive())

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vcluster import addressing
 from vcluster.errors import ConflictError, RequestError, VclusterError
-from vcluster.model import Claim, Facts, Route
+from vcluster.model.facts import Claim, Facts, Route
+from vcluster.planning import addressing
 
 SUBNETS = st.builds(
     lambda address, prefix: IPv4Network((address, prefix), strict=False),

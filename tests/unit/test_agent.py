@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vcluster import errors
-from vcluster.agent import serve, zipapp
-from vcluster.agent.door import Here
+from vcluster.agent import bundle, request_loop
+from vcluster.agent.client import Here
 from vcluster.errors import ConflictError, DeadlineError, MissingError, RequestError, VclusterError
-from vcluster.events import Cancelled, Deadline
+from vcluster.util.deadline import Cancelled, Deadline
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -67,7 +67,7 @@ def request(number: int, operation: str, body: bytes | None = None, **arguments:
 
 def answers(*requests: bytes) -> list[dict[str, Any]]:
     sink = io.BytesIO()
-    serve.serve(io.BytesIO(b"".join(requests)), sink, TABLE)
+    request_loop.serve(io.BytesIO(b"".join(requests)), sink, TABLE)
     sink.seek(0)
     found = []
     while line := sink.readline():
@@ -109,14 +109,16 @@ def test_a_refusal_before_the_body_was_read_leaves_the_next_request_whole() -> N
 @pytest.mark.parametrize("kind", [VclusterError, RequestError, MissingError, ConflictError, DeadlineError])
 def test_errors_come_back_as_what_they_were(kind: type[VclusterError]) -> None:
     words = answers(request(1, "refuse", kind=kind.__name__))[0]["error"]
-    error = serve.error_from_json(words, "server2")
+    error = request_loop.error_from_json(words, "server2")
     assert type(error) is kind
     assert (error.message, error.hint) == ("server2: no", "try this")
 
 
 @pytest.mark.parametrize("name", ["SeveralErrors", "Cancelled", "annotations", "EXIT_INTERRUPTED", "", None])
 def test_errors_of_no_known_kind_are_still_errors(name: str | None) -> None:
-    assert type(serve.error_from_json({"class": name, "message": "no", "hint": None}, "server2")) is VclusterError
+    assert (
+        type(request_loop.error_from_json({"class": name, "message": "no", "hint": None}, "server2")) is VclusterError
+    )
 
 
 @pytest.mark.parametrize(
@@ -164,6 +166,6 @@ def test_whatever_json_can_hold_comes_back_the_same(arguments: dict[str, Any]) -
 
 def test_the_same_files_give_the_same_archive() -> None:
     files = {"b/c.py": b"two", "a.py": b"one"}
-    first, second = zipapp.pack(files), zipapp.pack(dict(reversed(files.items())))
+    first, second = bundle.pack(files), bundle.pack(dict(reversed(files.items())))
     assert first == second
-    assert first.digest != zipapp.pack({**files, "a.py": b"three"}).digest
+    assert first.digest != bundle.pack({**files, "a.py": b"three"}).digest

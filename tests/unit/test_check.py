@@ -13,14 +13,16 @@ from hypothesis import strategies as st
 
 from tests import samples
 from vcluster import guest
+from vcluster.adapters.process import Completed
+from vcluster.cli.output.progress import Timer
 from vcluster.errors import VclusterError
-from vcluster.events import Deadline, Reporter
-from vcluster.hosts.shell import Completed
-from vcluster.model import Plan, PortRange
-from vcluster.progress import Timer
-from vcluster.render import guest as rendered
+from vcluster.model.plan import Plan
+from vcluster.model.spec import PortRange
+from vcluster.render import node_actions as rendered
 from vcluster.stages import check
 from vcluster.stages.check import Answer, Check
+from vcluster.util.deadline import Deadline
+from vcluster.util.events import Reporter
 
 HOSTS, KNOWN = "/etc/hosts", "/etc/ssh/ssh_known_hosts"
 

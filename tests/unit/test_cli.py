@@ -8,10 +8,9 @@ from pathlib import Path
 import click
 import pytest
 
-# What commands import when they run is imported here, before sockets are forbidden: ssl builds on them.
-from vcluster import access, cluster, config, doctor, options, removal, switch, wishes  # noqa: F401
 from vcluster.cli import create, main
-from vcluster.model import Login, ServerSpec, Spec
+from vcluster.config import options, request
+from vcluster.model.spec import Login, ServerSpec, Spec
 
 
 @pytest.mark.parametrize(
@@ -73,9 +72,9 @@ def test_what_is_wrong_is_said_in_one_line(
     assert "Traceback" not in said.err
 
 
-def _order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *arguments: str) -> wishes.Wishes:
+def _order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *arguments: str) -> request.Wishes:
     """What a command would make."""
-    orders: list[wishes.Wishes] = []
+    orders: list[request.Wishes] = []
     monkeypatch.setattr(create, "_make", lambda order, **_: orders.append(order))
     monkeypatch.setattr(sys, "argv", ["vcluster", *arguments])
     monkeypatch.chdir(tmp_path)

@@ -12,10 +12,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from vcluster import addressing, config, fields, options, wishes
+from vcluster.config import config_file, options, readers, request
 from vcluster.errors import RequestError
 from vcluster.images.store import DEFAULT_IMAGE
-from vcluster.model import AddressRange, Facts, ImageLogin, Login, PortRange, ServerSpec, Spec, Store
+from vcluster.model.facts import Facts
+from vcluster.model.spec import AddressRange, ImageLogin, Login, PortRange, ServerSpec, Spec, Store
+from vcluster.planning import addressing
 
 SOURCE = Path("config.ini")
 TEMPLATE = Path(__file__).parent.parent.parent / "config.template"
@@ -31,13 +33,13 @@ host = localhost
 """
 
 
-def parse(text: str, **overrides: str) -> wishes.Wishes:
-    return config.parse(text, source=SOURCE, overrides=overrides)
+def parse(text: str, **overrides: str) -> request.Wishes:
+    return config_file.parse(text, source=SOURCE, overrides=overrides)
 
 
 def mistakes(text: str, *, is_private: bool = True, **overrides: str) -> list[str]:
     with pytest.raises(RequestError) as raised:
-        config.parse(text, source=SOURCE, overrides=overrides, is_private=is_private)
+        config_file.parse(text, source=SOURCE, overrides=overrides, is_private=is_private)
     return raised.value.message.splitlines()
 
 
@@ -61,7 +63,7 @@ def key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_small_file() -> None:
     switch = ServerSpec("server2", Login("server2"))
-    assert parse(SMALL) == wishes.Wishes(
+    assert parse(SMALL) == request.Wishes(
         Spec(
             name="lab",
             mode="shared",
@@ -131,7 +133,7 @@ ram = 4 GiB
 hdd = 1 TiB
 path = /srv/vms/
 """)
-    assert asked == wishes.Wishes(
+    assert asked == request.Wishes(
         Spec(
             name="blue",
             mode="shared",
@@ -275,20 +277,20 @@ def test_a_file_with_a_password_is_closed_to_others(tmp_path: Path) -> None:
     path.write_text(f"{SMALL}password = hunter2\n")
     path.chmod(0o644)
     with pytest.raises(RequestError) as raised:
-        config.read(path)
+        config_file.read(path)
     assert raised.value.exit_code == 2
     assert raised.value.message == (
         f"{path}:8: [server server3] password: stands in a file that others can read; chmod 600 {path}"
     )
     path.chmod(0o600)
-    login = config.read(path).spec.servers[1].login
+    login = config_file.read(path).spec.servers[1].login
     assert login
     assert login.password == f"file:{path}#server server3"
 
 
 @pytest.mark.parametrize("password", ["env:LAB", "ask"])
 def test_a_file_without_a_password_may_be_open(password: str) -> None:
-    assert config.parse(f"{SMALL}password = {password}\n", source=SOURCE, is_private=False)
+    assert config_file.parse(f"{SMALL}password = {password}\n", source=SOURCE, is_private=False)
 
 
 def test_no_message_and_no_repr_holds_a_password() -> None:
@@ -599,10 +601,10 @@ def in_file(lines: str) -> str:
 
 @pytest.mark.parametrize(("lines", "fields_of_spec"), GOOD)
 def test_keys_of_the_cluster(lines: str, fields_of_spec: dict[str, object]) -> None:
-    plain_one = wishes.of_options(wishes.read_options({}), mode="local").spec
+    plain_one = request.of_options(request.read_options({}), mode="local").spec
     of_file = parse(in_file(lines)).spec
     assert of_file == replace(parse(SMALL).spec, **fields_of_spec)
-    assert wishes.of_options(wishes.read_options(keys_of(lines)), mode="local").spec == replace(
+    assert request.of_options(request.read_options(keys_of(lines)), mode="local").spec == replace(
         plain_one, **fields_of_spec
     )
     assert parse(SMALL, **keys_of(lines)).spec == of_file
@@ -616,7 +618,7 @@ def test_mistakes_in_keys_of_the_cluster(lines: str, key: str, text: str) -> Non
     assert mistakes(file) == [f"config.ini:{line}: [cluster] {key}: {text.format(**others)}"]
     others = {name: f"{options.option_name(name)} …" for name in options.CLUSTER} | {"nodes": "--nodes"}
     with pytest.raises(RequestError) as raised:
-        wishes.of_options(wishes.read_options({"nodes": "4"} | keys_of(lines)), mode="local")
+        request.of_options(request.read_options({"nodes": "4"} | keys_of(lines)), mode="local")
     assert raised.value.message == f"{options.option_name(key)}: {text.format(**others)}"
     assert "hunter2" not in raised.value.message
 
@@ -659,7 +661,7 @@ def test_a_number_excludes_names() -> None:
 )  # fmt: skip
 def test_how_five_nodes_are_called(given: dict[str, str], name: str, names: str, addresses: str) -> None:
     for spec in (
-        wishes.of_options(wishes.read_options(given), mode="remote").spec,
+        request.of_options(request.read_options(given), mode="remote").spec,
         parse(changed("nodes = 4\n", ""), **given).spec,
     ):
         chosen = spec.node_addresses or addressing.node_addresses(
@@ -673,23 +675,23 @@ def test_paths_are_relative_to_where_they_are_given(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     text = changed("nodes = 4", "nodes = 4\nprovision = setup.sh\npayload = ~/stuff")
-    of_file = config.parse(text, source=Path("../lab/config.ini"))
+    of_file = config_file.parse(text, source=Path("../lab/config.ini"))
     assert (of_file.provision, of_file.payload) == (
         tmp_path / "here" / "../lab/setup.sh",
         tmp_path / "home" / "stuff",
     )
-    mixed = config.parse(text, source=tmp_path / "lab.ini", overrides={"payload": "other"})
+    mixed = config_file.parse(text, source=tmp_path / "lab.ini", overrides={"payload": "other"})
     assert (mixed.provision, mixed.payload) == (tmp_path / "setup.sh", tmp_path / "here" / "other")
-    of_options = wishes.of_options(wishes.read_options({"provision": "setup.sh"}), mode="local")
+    of_options = request.of_options(request.read_options({"provision": "setup.sh"}), mode="local")
     assert (of_options.provision, of_options.payload) == (tmp_path / "here" / "setup.sh", None)
 
 
 def test_every_default_is_one_of_the_spec_s_own_kind() -> None:
-    asked = wishes.of_options(wishes.read_options({}), mode="local")
+    asked = request.of_options(request.read_options({}), mode="local")
     assert asked.spec == Spec("lab", "local", ("node1", "node2", "node3", "node4"), timeout_s=900)
     assert (asked.image, asked.accel, asked.boot) == (DEFAULT_IMAGE, "auto", "auto")
-    said = wishes.read_options({key: one.default for key, one in options.CLUSTER.items() if one.default})
-    assert wishes.of_options(said, mode="local") == asked
+    said = request.read_options({key: one.default for key, one in options.CLUSTER.items() if one.default})
+    assert request.of_options(said, mode="local") == asked
 
 
 def test_every_key_of_the_cluster_goes_somewhere() -> None:
@@ -767,7 +769,7 @@ def test_every_mistake_in_the_cluster_s_keys_at_once() -> None:
     given = keys_of(WRONG)
     assert [line.split(": ")[1] for line in found] == [f"[cluster] {key}" for key in given if key != "nodes"]
     with pytest.raises(RequestError) as raised:
-        wishes.of_options(wishes.read_options(given), mode="local")
+        request.of_options(request.read_options(given), mode="local")
     lines = raised.value.message.splitlines()
     assert [line.split(": ")[0] for line in lines] == [options.option_name(key) for key in given if key != "nodes"]
     # In both they are the same.
@@ -815,28 +817,28 @@ def test_a_nul_and_bytes_that_are_no_text(tmp_path: Path) -> None:
     path = tmp_path / "config.ini"
     path.write_bytes(SMALL.encode() + b"name = \xff\n")
     with pytest.raises(RequestError, match=r"config\.ini:8: this line is not UTF-8"):
-        config.read(path)
+        config_file.read(path)
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"config\.ini does not exist") as raised:
-        config.read(tmp_path / "config.ini")
+        config_file.read(tmp_path / "config.ini")
     assert raised.value.hint == "config.template shows what goes into one"
     with pytest.raises(RequestError, match="is no ordinary file"):
-        config.read(tmp_path)
+        config_file.read(tmp_path)
     with pytest.raises(RequestError, match="is no ordinary file"):
-        config.read(Path("/dev/zero"))
+        config_file.read(Path("/dev/zero"))
     with pytest.raises(RequestError, match="cannot be read"):
-        config.read(tmp_path / ("x" * 300))
+        config_file.read(tmp_path / ("x" * 300))
     with pytest.raises(RequestError, match=r"'a\\nb' does not exist"):
-        config.read(Path("a\nb"))
+        config_file.read(Path("a\nb"))
     for path in ("a\0b", "\udcff\ud800"):
         with pytest.raises(RequestError):
-            config.read(Path(path))
+            config_file.read(Path(path))
     large = tmp_path / "large"
     large.write_bytes(b"#" * 65537)
     with pytest.raises(RequestError, match="more than 64 KiB"):
-        config.read(large)
+        config_file.read(large)
 
 
 # The template
@@ -872,7 +874,7 @@ def test_each_example_of_the_template_is_good(number: int, key: Path) -> None:
 
 def test_the_template_shows_every_key() -> None:
     shown = {match[1] for match in re.finditer(r"^;?([a-z_]+) = ", TEMPLATE.read_text(), re.MULTILINE)}
-    assert shown | {"server"} == {*options.CLUSTER, *fields.SWITCH, *fields.SERVER}
+    assert shown | {"server"} == {*options.CLUSTER, *readers.SWITCH, *readers.SERVER}
 
 
 def test_what_the_template_shows_of_defaults_is_so() -> None:
@@ -888,7 +890,7 @@ def test_what_the_template_shows_of_defaults_is_so() -> None:
 
 # Anything at all
 
-KEYS = st.sampled_from(sorted({*options.CLUSTER, *fields.SWITCH, *fields.SERVER, "nonsense"}))
+KEYS = st.sampled_from(sorted({*options.CLUSTER, *readers.SWITCH, *readers.SERVER, "nonsense"}))
 VALUES = (
     st.sampled_from(["4", "2 GiB", "100", "red[1-3]", "localhost", "a", "b@c:5", "env:X", "ask", "10.9.0.0/24", "pack"])
     | st.sampled_from(
@@ -931,7 +933,7 @@ def strings(value: object) -> list[str]:
 def test_any_text_is_a_configuration_or_clear_lines(lines: list[str], is_private: bool) -> None:
     for text in ("\n".join(lines), SMALL + "\n".join(lines)):
         try:
-            asked = config.parse(text, source=SOURCE, is_private=is_private)
+            asked = config_file.parse(text, source=SOURCE, is_private=is_private)
         except RequestError as error:
             assert error.message.splitlines() == error.message.split("\n")
             assert all(line.startswith("config.ini:") and line.isprintable() for line in error.message.split("\n"))
@@ -950,7 +952,7 @@ def test_any_text_is_a_configuration_or_clear_lines(lines: list[str], is_private
 @example("path", "/a/../b")
 @example("user", "a\n")
 def test_any_value_is_good_or_refused(key: str, text: str) -> None:
-    for table in (options.READERS, fields.SWITCH, fields.SERVER):
+    for table in (options.READERS, readers.SWITCH, readers.SERVER):
         if key not in table or key == "password":
             continue
         try:

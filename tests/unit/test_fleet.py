@@ -16,25 +16,29 @@ import pytest
 
 from tests import samples
 from tests.samples import BLUE, MIDDLE, RED
-from vcluster import cluster, codec, parallel, servers
-from vcluster.agent.door import Here
+from vcluster.agent.client import Here
 from vcluster.agent.operations import OPERATIONS
-from vcluster.cli import show
+from vcluster.cli.output import text_output
+from vcluster.commands import create
 from vcluster.errors import ConflictError, MissingError, SeveralErrors, VclusterError
-from vcluster.events import Deadline, Event, Reporter
+from vcluster.fleet import servers
+from vcluster.fleet.context import Site
+from vcluster.fleet.ledger import VERSION, Ledger
+from vcluster.fleet.servers import Server, Want, want_plan, want_spec
 from vcluster.guest import authorize
-from vcluster.hops import hops
 from vcluster.images import deliver
 from vcluster.images.store import Manifest, Store
-from vcluster.ledger import VERSION, Ledger
-from vcluster.model import LOCAL
-from vcluster.plan import make_plan
-from vcluster.render import ssh
-from vcluster.servers import Server, Want, want_plan, want_spec
-from vcluster.site import Site
+from vcluster.model import codec
+from vcluster.model.spec import LOCAL
+from vcluster.planning.hops import hops
+from vcluster.planning.planner import make_plan
+from vcluster.render import ssh_files
 from vcluster.stages import tunnels
 from vcluster.stages.path import Counted
 from vcluster.stages.path import Path as FlowPath
+from vcluster.util import parallel
+from vcluster.util.deadline import Deadline
+from vcluster.util.events import Event, Reporter
 
 # Opening
 
@@ -128,18 +132,18 @@ def put_right(monkeypatch: pytest.MonkeyPatch, state: str, *missing: str) -> lis
     """The steps that start and repair take on a cluster in that state."""
     taken: list[str] = []
     found = SimpleNamespace(state=state, missing=missing)
-    monkeypatch.setattr(cluster, "observe_status", lambda *_: found)
-    monkeypatch.setattr(cluster.servers, "require_rights", lambda _: taken.append("rights"))
-    monkeypatch.setattr(cluster, "join_up", lambda *_: taken.append("join up"))
-    monkeypatch.setattr(cluster.links, "attach", lambda *_: None)
-    monkeypatch.setattr(cluster, "_revive", lambda *_: taken.append("revive"))
+    monkeypatch.setattr(create, "observe_status", lambda *_: found)
+    monkeypatch.setattr(create.servers, "require_rights", lambda _: taken.append("rights"))
+    monkeypatch.setattr(create, "join_up", lambda *_: taken.append("join up"))
+    monkeypatch.setattr(create.interfaces, "attach", lambda *_: None)
+    monkeypatch.setattr(create, "_revive", lambda *_: taken.append("revive"))
     return taken
 
 
 def test_start_leaves_alone_what_is_up(monkeypatch: pytest.MonkeyPatch, site: Site, doors: Doors) -> None:
     taken = put_right(monkeypatch, "ready")
     with site.files("lab").locked():
-        assert cluster.start(site, "lab", timeout_s=5) is False
+        assert create.start(site, "lab", timeout_s=5) is False
     assert taken == []
     assert sorted(doors.closed) == ["blue", "middle", "red"]
 
@@ -152,19 +156,19 @@ def test_start_opens_every_server_once(
     monkeypatch: pytest.MonkeyPatch, site: Site, doors: Doors, state: str, missing: tuple[str, ...], steps: list[str]
 ) -> None:
     taken = put_right(monkeypatch, state, *missing)
-    assert cluster.start(site, "lab", timeout_s=5) is True
+    assert create.start(site, "lab", timeout_s=5) is True
     assert taken == steps
     assert sorted(doors.closed) == ["blue", "middle", "red"]
 
 
 def test_repair_looks_at_what_is_up_too(monkeypatch: pytest.MonkeyPatch, site: Site) -> None:
     taken = put_right(monkeypatch, "ready")
-    assert cluster.repair(site, "lab", timeout_s=5) == ()
+    assert create.repair(site, "lab", timeout_s=5) == ()
     assert taken == ["rights", "revive"]
     put_right(monkeypatch, "partial", "bridge vc-lab")
-    assert cluster.repair(site, "lab", timeout_s=5) == ("bridge vc-lab",)
+    assert create.repair(site, "lab", timeout_s=5) == ("bridge vc-lab",)
     with site.files("lab").locked(), pytest.raises(ConflictError, match="being changed"):
-        cluster.repair(site, "lab", timeout_s=5)
+        create.repair(site, "lab", timeout_s=5)
 
 
 # Tunnels
@@ -201,7 +205,7 @@ def flow(*counts: tuple[int | None, int | None], packets: int = 100, answered: i
 def test_a_flow_that_every_port_counted_crossed() -> None:
     found = flow()
     assert found.crossed
-    assert "the frames crossed the switch" in show.path(found)
+    assert "the frames crossed the switch" in text_output.path(found)
 
 
 @pytest.mark.parametrize("missed", range(6))
@@ -210,8 +214,8 @@ def test_a_flow_that_one_port_has_not_counted_did_not_cross(missed: int, counts:
     found = flow(*((100, 100),) * missed, counts, *((100, 100),) * (5 - missed))
     assert not found.crossed
     assert f"counted {min(counts)} of 100" in found.detail
-    assert "NOT through the switch" in show.path(found)
-    assert "MISSED" in show.path(found)
+    assert "NOT through the switch" in text_output.path(found)
+    assert "MISSED" in text_output.path(found)
 
 
 def test_a_flow_that_was_not_answered_proves_nothing() -> None:
@@ -224,8 +228,8 @@ def test_a_port_nobody_can_look_at_is_told_as_such() -> None:
     known = (100, 100)
     found = flow(known, known, (None, None), (None, None), known, known)
     assert found.crossed
-    assert show.path(found).count("not open to us") == 2
-    assert [hop["passed"] for hop in show.path_document(found)["hops"]] == [True, True, None, None, True, True]  # type: ignore[attr-defined, index]
+    assert text_output.path(found).count("not open to us") == 2
+    assert [hop["passed"] for hop in text_output.path_document(found)["hops"]] == [True, True, None, None, True, True]  # type: ignore[attr-defined, index]
 
 
 # Plans and configurations as people read them
@@ -234,7 +238,7 @@ def test_a_port_nobody_can_look_at_is_told_as_such() -> None:
 def test_a_plan_tells_what_each_server_is_asked_for() -> None:
     asked = samples.spec(3, mode="shared", servers=(RED, BLUE), switch=MIDDLE)
     facts = samples.shared_facts(asked, memory_free_mib=4096, disk_free_mib=51200, cpus=2)
-    text = show.plan(make_plan(asked, facts, image=samples.DIRECT, owner=samples.OWNER), facts)
+    text = text_output.plan(make_plan(asked, facts, image=samples.DIRECT, owner=samples.OWNER), facts)
     rows = [line.split() for line in text.splitlines()]
     assert ["red", "node[1-2]", "tcg", "2", "of", "2", "1024", "of", "4096", "16", "of", "50", "2", "40-41"] in [
         row[:14] for row in rows
@@ -244,15 +248,15 @@ def test_a_plan_tells_what_each_server_is_asked_for() -> None:
 
 def test_a_node_elsewhere_is_reached_through_its_server(tmp_path: Path) -> None:
     plan = samples.shared_plan(LOCAL, RED, count=2)
-    jumps = {"red": ssh.Jump("red.example", "student", 2222, (tmp_path / "key",), True, ("ProxyJump gate",))}
-    text = ssh.ssh_config(plan, identity=Path("/id"), known_hosts=Path("/known"), jumps=jumps)
+    jumps = {"red": ssh_files.Jump("red.example", "student", 2222, (tmp_path / "key",), True, ("ProxyJump gate",))}
+    text = ssh_files.ssh_config(plan, identity=Path("/id"), known_hosts=Path("/known"), jumps=jumps)
     blocks = {block.split("\n")[0]: block for block in text.split("\n\n")}
     assert "ProxyJump" not in blocks["Host node1"]
     assert "ProxyJump red.server" in blocks["Host node2"]
     server = blocks["Host red.server"]
     for line in ("HostName red.example", "User student", "Port 2222", "IdentitiesOnly yes", "ProxyJump gate"):
         assert line in server
-    assert "red.server ssh-ed25519 AAAAred\n" in ssh.known_hosts(plan, samples.keys())
+    assert "red.server ssh-ed25519 AAAAred\n" in ssh_files.known_hosts(plan, samples.keys())
 
 
 # Images on their way

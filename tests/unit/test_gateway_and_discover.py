@@ -10,10 +10,11 @@ from ipaddress import IPv4Address
 import pytest
 
 from tests import samples
-from vcluster import discover
-from vcluster.discover import Neighbour
-from vcluster.model import DHCP, PRIVATE, Plan, PortRange, Store
-from vcluster.render import gateway
+from vcluster.model.plan import Plan
+from vcluster.model.spec import DHCP, PRIVATE, PortRange, Store
+from vcluster.planning import neighbours
+from vcluster.planning.neighbours import Neighbour
+from vcluster.render import gateway_actions
 
 Golden = Callable[[str, str], None]
 
@@ -36,33 +37,35 @@ DIRECT_DHCP = samples.plan(3, addresses=DHCP, mpi_ports=PORTS)
     ],
 )
 def test_rules(golden: Golden, name: str, plan: Plan, node: str) -> None:
-    golden(f"gateway/{name}.nft", gateway.firewall(plan, plan.node(node)))
+    golden(f"gateway/{name}.nft", gateway_actions.firewall(plan, plan.node(node)))
 
 
 @pytest.mark.parametrize(
     ("name", "plan"), [("private", PRIVATE_PLAN), ("private-dhcp", FULL), ("direct-dhcp", DIRECT_DHCP)]
 )
 def test_dnsmasq(golden: Golden, name: str, plan: Plan) -> None:
-    golden(f"gateway/dnsmasq-{name}.conf", gateway.dnsmasq_conf(plan))
+    golden(f"gateway/dnsmasq-{name}.conf", gateway_actions.dnsmasq_conf(plan))
 
 
 def test_who_comes_and_goes_makes_dnsmasq_read_again_and_not_start_again() -> None:
-    larger, smaller = (gateway.gateway_actions(samples.plan(n, addresses=DHCP), DIRECT_DHCP.head) for n in (4, 3))
+    larger, smaller = (
+        gateway_actions.gateway_actions(samples.plan(n, addresses=DHCP), DIRECT_DHCP.head) for n in (4, 3)
+    )
     different = [one for one, other in zip(larger, smaller, strict=True) if one != other]
-    assert [action["path"] for action in different] == [gateway.DHCP_HOSTS, gateway.LEASES]
+    assert [action["path"] for action in different] == [gateway_actions.DHCP_HOSTS, gateway_actions.LEASES]
     (service,) = (action for action in larger if action["do"] == "service")
     assert service["reload"]
-    assert not {gateway.DHCP_HOSTS, gateway.LEASES} & {*service["restart_if"]}
+    assert not {gateway_actions.DHCP_HOSTS, gateway_actions.LEASES} & {*service["restart_if"]}
 
 
 def test_units(golden: Golden) -> None:
-    golden("gateway/firewall-head.service", gateway.firewall_unit(routes=True))
-    golden("gateway/firewall.service", gateway.firewall_unit(routes=False))
-    golden("gateway/dnsmasq.service", gateway.dnsmasq_unit())
+    golden("gateway/firewall-head.service", gateway_actions.firewall_unit(routes=True))
+    golden("gateway/firewall.service", gateway_actions.firewall_unit(routes=False))
+    golden("gateway/dnsmasq.service", gateway_actions.dnsmasq_unit())
 
 
 def test_closed_is_without_exception() -> None:
-    closed = gateway.firewall(replace(PRIVATE_PLAN, is_gateway_open=False), PRIVATE_PLAN.head)
+    closed = gateway_actions.firewall(replace(PRIVATE_PLAN, is_gateway_open=False), PRIVATE_PLAN.head)
     forward = closed.split("chain forward")[1].split("}")[0]
     assert "accept" not in forward
 
@@ -72,16 +75,16 @@ def test_closed_is_without_exception() -> None:
     [
         (samples.plan(2), "node1", []),
         (samples.plan(2), "node2", []),
-        (samples.plan(2, addresses=DHCP), "node1", [gateway.DNSMASQ_UNIT]),
-        (samples.plan(2, mpi_ports=PORTS), "node2", [gateway.FIREWALL_UNIT]),
-        (PRIVATE_PLAN, "node1", [gateway.FIREWALL_UNIT, gateway.DNSMASQ_UNIT]),
+        (samples.plan(2, addresses=DHCP), "node1", [gateway_actions.DNSMASQ_UNIT]),
+        (samples.plan(2, mpi_ports=PORTS), "node2", [gateway_actions.FIREWALL_UNIT]),
+        (PRIVATE_PLAN, "node1", [gateway_actions.FIREWALL_UNIT, gateway_actions.DNSMASQ_UNIT]),
         (PRIVATE_PLAN, "node2", []),
-        (FULL, "node1", [gateway.FIREWALL_UNIT, gateway.DNSMASQ_UNIT]),
-        (FULL, "node2", [gateway.FIREWALL_UNIT]),
+        (FULL, "node1", [gateway_actions.FIREWALL_UNIT, gateway_actions.DNSMASQ_UNIT]),
+        (FULL, "node2", [gateway_actions.FIREWALL_UNIT]),
     ],
 )
 def test_each_node_gets_what_it_needs(plan: Plan, node: str, units: list[str]) -> None:
-    actions = gateway.gateway_actions(plan, plan.node(node))
+    actions = gateway_actions.gateway_actions(plan, plan.node(node))
     assert [action["unit"] for action in actions if action["do"] == "service"] == units
     for service in (action for action in actions if action["do"] == "service"):
         before = [action["path"] for action in actions[: actions.index(service)] if action["do"] == "file"]
@@ -91,10 +94,10 @@ def test_each_node_gets_what_it_needs(plan: Plan, node: str, units: list[str]) -
 
 def test_opening_and_closing_change_the_rules_alone() -> None:
     opened, closed = (
-        gateway.gateway_actions(replace(FULL, is_gateway_open=is_open), FULL.head) for is_open in (True, False)
+        gateway_actions.gateway_actions(replace(FULL, is_gateway_open=is_open), FULL.head) for is_open in (True, False)
     )
     different = [one for one, other in zip(opened, closed, strict=True) if one != other]
-    assert [action["path"] for action in different] == [gateway.FIREWALL]
+    assert [action["path"] for action in different] == [gateway_actions.FIREWALL]
 
 
 def listed(*rules: list[object]) -> str:
@@ -127,7 +130,7 @@ REJECTED = [interface("iifname", "lab0"), {"reject": {"type": "icmpx", "expr": "
     ],
 )
 def test_the_live_state_is_read(text: str, expected: bool | None) -> None:
-    assert gateway.is_open(text) is expected
+    assert gateway_actions.is_open(text) is expected
 
 
 # Who is there
@@ -183,7 +186,7 @@ ALIEN = "02:00:00:00:00:99"
     ids=["nobody", "the head alone", "a node", "a stranger", "a node elsewhere", "a stranger in a node's place"],
 )
 def test_nodes_and_strangers_are_told_apart(entries: list[dict[str, object]], expected: list[Neighbour]) -> None:
-    assert list(discover.sort_out(PRIVATE_PLAN, {"found": entries})) == expected
+    assert list(neighbours.sort_out(PRIVATE_PLAN, {"found": entries})) == expected
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from vcluster.agent import snapshots
+from vcluster.agent import snapshot_store
 from vcluster.cli import image, main
 from vcluster.errors import ConflictError, RequestError
 from vcluster.images.store import Store
@@ -94,7 +94,7 @@ def test_an_image_goes_with_the_memories_that_are_kept_of_it(tmp_path: Path, mon
     monkeypatch.setattr(image, "_snapshots_root", lambda: str(kept))
     monkeypatch.setattr(image, "_users", lambda _: ())
     monkeypatch.setenv("VCLUSTER_IMAGE_DIR", str(store.root))
-    assert [row["key"] for row in snapshots.list_snapshots(str(kept))] == ["anothers", "mine"]
+    assert [row["key"] for row in snapshot_store.list_snapshots(str(kept))] == ["anothers", "mine"]
     monkeypatch.setattr(sys, "argv", ["vcluster", "image", "rm", "demo"])
     assert main._run() == 0
     assert store.images() == ()
@@ -104,9 +104,9 @@ def test_an_image_goes_with_the_memories_that_are_kept_of_it(tmp_path: Path, mon
 def keep(folder: Path, digest: str) -> None:
     """What a memory that was made from an image is known by."""
     folder.mkdir(parents=True)
-    files = {name: snapshots._File(0, "") for name in ("disk.qcow2", "ram", "state")}
-    manifest = snapshots._Manifest(folder.name, "", digest, {}, "pc", "", "", 0, True, [0, 0], 0, files)
-    (folder / "manifest.json").write_text(json.dumps({"format": snapshots.FORMAT, **asdict(manifest)}))
+    files = {name: snapshot_store._File(0, "") for name in ("disk.qcow2", "ram", "state")}
+    manifest = snapshot_store._Manifest(folder.name, "", digest, {}, "pc", "", "", 0, True, [0, 0], 0, files)
+    (folder / "manifest.json").write_text(json.dumps({"format": snapshot_store.FORMAT, **asdict(manifest)}))
 
 
 def test_what_failed_or_was_killed_leaves_no_image(tmp_path: Path) -> None:

@@ -1,51 +1,50 @@
-"""Imports go down only."""
+"""The layout: each package is a layer, imports go down only, and each name is used once."""
 
 from __future__ import annotations
 
 import ast
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent.parent / "vcluster"
+ROOT = Path(__file__).parent.parent.parent
+PACKAGE = ROOT / "vcluster"
 
-# From the bottom up. A module may import from its own layer and those below.
+# From top to bottom. A module may import from its own layer and from those below it.
 LAYERS = [
-    ["errors", "model"],
-    ["codec", "naming", "recipes", "events", "savefile", "ramstream"],
-    ["addressing", "topology", "placement", "hops", "keys", "parallel", "status", "discover", "guest"],
-    ["plan", "render"],
-    ["resize", "snapshots"],
-    ["ledger"],
-    ["hosts", "progress"],
-    ["ini", "fields", "options", "sections", "wishes"],
-    ["config", "passwords"],
-    ["agent"],
-    ["images"],
-    ["servers"],
-    ["facts", "resources"],
-    ["site", "stages", "warming"],
-    ["inventory", "nodes"],
-    ["removal"],
-    ["cluster"],
-    ["access", "doctor", "members", "power", "switch"],
-    ["gateway"],
-    ["cli"],
-]
-RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
+    "cli", "commands", "stages", "resources", "guest", "fleet", "images", "config", "planning", "agent", "adapters",
+    "render", "snapshots", "util", "model", "errors",
+]  # fmt: skip
+RANK = {name: rank for rank, name in enumerate(LAYERS)}
 
-# Each library that reaches the outside is imported in one place.
-DOORS = {
-    "libvirt": ["hosts/hypervisor.py"],
-    "paramiko": ["hosts/ssh.py"],
-    "pyroute2": ["hosts/firewall.py", "hosts/netlink.py"],
+# Each library that reaches outside Python is imported in one module or sub-package.
+ADAPTERS = {
+    "libvirt": ["adapters/libvirt"],
+    "paramiko": ["adapters/ssh"],
+    "pyroute2": ["adapters/network"],
     "pycdlib": ["resources/seeds.py"],
-    "tqdm": ["progress.py"],
-    "cryptography": ["keys.py"],
-    "cattrs": ["codec.py"],
+    "tqdm": ["cli/output/progress.py"],
+    "cryptography": ["model/keys.py"],
+    "cattrs": ["model/codec.py"],
 }
 
-MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "recipes" not in path.relative_to(PACKAGE).parts)
+TOP_LEVEL_MODULES = {"__init__", "__main__", "errors"}
+FOLDER_MODULES_MAX = 15
+FILE_LINES_MAX = 400
+SAME_NAME_LAYERS = {"cli", "commands", "stages", "guest"}  # a feature may have one module of its name in each
+
+MODULES = sorted(PACKAGE.rglob("*.py"))
+NAMED = [path for path in MODULES if path.stem != "__init__"]
+SCRIPTS = sorted(path for path in (ROOT / "scripts").rglob("*") if path.is_file() and path.suffix != ".pyc")
+
+
+def shown(path: Path) -> str:
+    return str(path.relative_to(PACKAGE if path.is_relative_to(PACKAGE) else ROOT))
+
+
+def layer(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
 def imported(path: Path) -> set[str]:
@@ -59,25 +58,75 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-def top(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def is_in(path: Path, places: list[str]) -> bool:
+    return any(shown(path) == place or shown(path).startswith(f"{place}/") for place in places)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+@pytest.mark.parametrize("path", [path for path in MODULES if len(path.relative_to(PACKAGE).parts) > 1], ids=shown)
 def test_imports_go_down_only(path: Path) -> None:
-    if top(path) == "__init__":
-        return
-    assert top(path) in RANK, f"{path.name} has no layer"
     used = {name.split(".")[1] for name in imported(path) if name.startswith("vcluster.")} & set(RANK)
-    above = {name for name in used if RANK[name] > RANK[top(path)]}
-    assert not above, f"{path.name} imports {above} from above"
+    above = {name for name in used if RANK[name] < RANK[layer(path)]}
+    assert not above, f"{shown(path)} imports {above} from above"
 
 
-@pytest.mark.parametrize(("library", "allowed"), DOORS.items())
-def test_each_library_has_one_door(library: str, allowed: list[str]) -> None:
-    users = [
-        str(path.relative_to(PACKAGE))
-        for path in MODULES
-        if any(name == library or name.startswith(f"{library}.") for name in imported(path))
+@pytest.mark.parametrize("path", MODULES, ids=shown)
+def test_no_module_uses_a_private_name_of_another(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    modules = {path.stem for path in MODULES}
+    froms = [one for one in ast.walk(tree) if isinstance(one, ast.ImportFrom) and (one.module or "").startswith("vclu")]
+    private = [alias.name for one in froms for alias in one.names if alias.name.startswith("_")]
+    private += [
+        f"{one.value.id}.{one.attr}"
+        for one in ast.walk(tree)
+        if isinstance(one, ast.Attribute) and isinstance(one.value, ast.Name) and one.attr.startswith("_")
+        if one.value.id in modules and one.value.id in {alias.name for each in froms for alias in each.names}
     ]
-    assert users == allowed
+    assert [name for name in private if name != "__version__"] == []
+
+
+@pytest.mark.parametrize(("library", "places"), ADAPTERS.items())
+def test_each_library_has_one_adapter(library: str, places: list[str]) -> None:
+    users = [path for path in MODULES if {name for name in imported(path) if f"{name}.".startswith(f"{library}.")}]
+    assert users
+    assert [shown(path) for path in users if not is_in(path, places)] == []
+
+
+def test_the_top_level_shows_the_layers() -> None:
+    modules = {path.stem for path in PACKAGE.glob("*.py")}
+    packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert modules == TOP_LEVEL_MODULES
+    assert packages == set(LAYERS) - {"errors"}
+
+
+def test_folders_are_small() -> None:
+    folders: dict[Path, int] = defaultdict(int)
+    for path in NAMED:
+        folders[path.parent] += 1
+    assert {shown(folder): count for folder, count in folders.items() if count > FOLDER_MODULES_MAX} == {}
+
+
+def test_no_two_modules_share_a_name() -> None:
+    layers: dict[str, list[str]] = defaultdict(list)
+    for path in NAMED:
+        layers[path.stem].append(layer(path))
+    twice = {
+        name: found
+        for name, found in layers.items()
+        if len(found) > len(set(found)) or (len(found) > 1 and not set(found) <= SAME_NAME_LAYERS)
+    }
+    assert twice == {}
+
+
+def test_no_two_public_classes_share_a_name() -> None:
+    places: dict[str, list[str]] = defaultdict(list)
+    for path in MODULES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places[node.name].append(shown(path))
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
+def test_no_file_is_long() -> None:
+    programs = [path for path in MODULES if layer(path) == "guest"]  # each of them is one file in the node
+    counts = {shown(path): len(path.read_text().splitlines()) for path in (*MODULES, *SCRIPTS) if path not in programs}
+    assert {name: count for name, count in counts.items() if count > FILE_LINES_MAX} == {}

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests import samples
-from vcluster import ledger
 from vcluster.errors import ConflictError, VclusterError
-from vcluster.ledger import ClusterFiles, Ledger, StageTime
+from vcluster.fleet import ledger
+from vcluster.fleet.ledger import ClusterFiles, Ledger, StageTime
 
 
 @pytest.fixture

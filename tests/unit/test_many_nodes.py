@@ -11,17 +11,19 @@ from pathlib import Path
 import pytest
 
 from tests import samples
-from vcluster import access, cluster, naming, parallel, power, progress  # noqa: F401 - see test_cli
-from vcluster.cli import main, show
+from vcluster.adapters import tmux
+from vcluster.adapters.pipe import Lines
+from vcluster.adapters.process import Completed
+from vcluster.adapters.tmux import Pane, Screen
+from vcluster.cli import main
+from vcluster.cli.output import progress, text_output
+from vcluster.commands import access
 from vcluster.errors import RequestError, VclusterError
-from vcluster.events import Deadline
-from vcluster.hosts import tmux
-from vcluster.hosts.pipe import Lines
-from vcluster.hosts.shell import Completed
-from vcluster.hosts.tmux import Pane, Screen
-from vcluster.ledger import VERSION, ClusterFiles, Ledger
+from vcluster.fleet.ledger import VERSION, ClusterFiles, Ledger
 from vcluster.stages import payload, provision
 from vcluster.stages.provision import Job
+from vcluster.util import parallel
+from vcluster.util.deadline import Deadline
 
 PLAN = samples.plan(3)
 
@@ -67,16 +69,16 @@ def test_pieces_become_lines_of_each_stream() -> None:
 
 
 def test_prefixes_are_equally_wide() -> None:
-    assert show.prefixes(["node9", "node10"]) == {"node9": "node9:  ", "node10": "node10: "}
-    assert show.prefixes([]) == {}
+    assert text_output.prefixes(["node9", "node10"]) == {"node9": "node9:  ", "node10": "node10: "}
+    assert text_output.prefixes([]) == {}
 
 
 def test_equal_outcomes_share_a_line() -> None:
-    assert show.outcomes({"node1": "on", "node2": "off", "node3": "on"}) == "node[1,3]: on\nnode2: off"
+    assert text_output.outcomes({"node1": "on", "node2": "off", "node3": "on"}) == "node[1,3]: on\nnode2: off"
 
 
 def test_a_node_that_was_not_reached_has_an_error_and_no_exit_code() -> None:
-    document = show.ran({"node1": Completed(3, "a", "b"), "node2": VclusterError("no way")})
+    document = text_output.ran({"node1": Completed(3, "a", "b"), "node2": VclusterError("no way")})
     assert document == {
         "node1": {"exit_code": 3, "stdout": "a", "stderr": "b", "error": None},
         "node2": {"exit_code": None, "stdout": "", "stderr": "", "error": "no way"},

@@ -13,18 +13,19 @@ from typing import Any
 import pytest
 
 from tests import samples
-from vcluster import cluster, members
-from vcluster.agent.door import Here
+from vcluster.agent.client import Here
 from vcluster.cli import main
+from vcluster.commands import create, scale
 from vcluster.errors import ConflictError, RequestError, SeveralErrors, VclusterError
-from vcluster.events import Reporter
+from vcluster.fleet.context import Site
+from vcluster.fleet.ledger import VERSION, ClusterFiles, Ledger
+from vcluster.fleet.servers import Server, Want
 from vcluster.images.store import Store
-from vcluster.ledger import VERSION, ClusterFiles, Ledger
-from vcluster.model import LOCAL, Node, Plan
-from vcluster.resize import shrink
-from vcluster.resources import links, rules
-from vcluster.servers import Server, Want
-from vcluster.site import Site
+from vcluster.model.plan import Node, Plan
+from vcluster.model.spec import LOCAL
+from vcluster.planning.resize import shrink
+from vcluster.resources import interfaces, rules
+from vcluster.util.events import Reporter
 
 PLAN = samples.plan(3)
 KEPT = Ledger(VERSION, "ready", "then", PLAN)
@@ -112,14 +113,14 @@ def world(site: Site, monkeypatch: pytest.MonkeyPatch) -> World:
     def remove_nodes(_: object, __: object, before: Plan, after: Plan) -> None:
         world.take("remove " + ",".join(node.name for node in before.nodes if node not in after.nodes))
 
-    monkeypatch.setattr(members, "observe_status", observe)
-    monkeypatch.setattr(members.servers, "require_rights", lambda _: None)
-    monkeypatch.setattr(members.facts, "observe", lambda *_, **__: {LOCAL.name: samples.ROOMY})
-    monkeypatch.setattr(members.removal, "remove_nodes", remove_nodes)
-    monkeypatch.setattr(members, "NodeWork", Work)
+    monkeypatch.setattr(scale, "observe_status", observe)
+    monkeypatch.setattr(scale.servers, "require_rights", lambda _: None)
+    monkeypatch.setattr(scale.observation, "observe", lambda *_, **__: {LOCAL.name: samples.ROOMY})
+    monkeypatch.setattr(scale.teardown, "remove_nodes", remove_nodes)
+    monkeypatch.setattr(scale, "NodeWork", Work)
     for name in ("refuse_foreign", "deliver_image", "join_up", "examine"):
-        monkeypatch.setattr(cluster, name, step(name))
-    monkeypatch.setattr(cluster, "require_passed", lambda _: None)
+        monkeypatch.setattr(create, name, step(name))
+    monkeypatch.setattr(create, "require_passed", lambda _: None)
     return world
 
 
@@ -132,16 +133,16 @@ def test_logins_are_taken_as_proven_where_the_cluster_was_ready(
 ) -> None:
     """Those of nodes that a killed command has left were never tried."""
     seen = []
-    monkeypatch.setattr(cluster, "examine", lambda *_, proven: seen.append(proven))
+    monkeypatch.setattr(create, "examine", lambda *_, proven: seen.append(proven))
     world.files.write_ledger(replace(KEPT, state=state))
-    members.add(site, "lab", timeout_s=5)
+    scale.add(site, "lab", timeout_s=5)
     world.files.write_ledger(replace(KEPT, state=state))
-    members.remove(site, "lab", ["node3"], timeout_s=5)
+    scale.remove(site, "lab", ["node3"], timeout_s=5)
     assert seen == [proven, proven]
 
 
 def test_what_is_done_to_add_nodes(site: Site, world: World) -> None:
-    members.add(site, "lab", number=2, timeout_s=5)
+    scale.add(site, "lab", number=2, timeout_s=5)
     assert world.steps == [
         "refuse_foreign: ready 3",
         "deliver_image: creating 5",
@@ -162,7 +163,7 @@ def test_what_is_done_to_add_nodes(site: Site, world: World) -> None:
 def test_the_way_back(site: Site, world: World, where: str, error: BaseException) -> None:
     world.failing[where] = error
     with pytest.raises(type(error)) as raised:
-        members.add(site, "lab", number=1, timeout_s=5)
+        scale.add(site, "lab", number=1, timeout_s=5)
     assert raised.value is error
     assert world.steps[-2:] == ["remove node4: creating 4", "work settle node1, settle node2, settle node3: creating 3"]
     world.ends("ready", "node1", "node2", "node3")
@@ -171,7 +172,7 @@ def test_the_way_back(site: Site, world: World, where: str, error: BaseException
 def test_what_could_not_be_taken_back_is_told_and_written(site: Site, world: World) -> None:
     world.failing |= {"examine": VclusterError("it failed"), "remove node4": VclusterError("red is gone")}
     with pytest.raises(SeveralErrors) as raised:
-        members.add(site, "lab", timeout_s=5)
+        scale.add(site, "lab", timeout_s=5)
     assert [(one.message, one.hint) for one in raised.value.errors] == [
         ("it failed", None),
         ("lab is not yet as it was: red is gone", "vcluster repair lab"),
@@ -179,7 +180,7 @@ def test_what_could_not_be_taken_back_is_told_and_written(site: Site, world: Wor
     kept = world.files.read_ledger()
     assert kept
     assert (kept.state, len(kept.plan.nodes)) == ("creating", 4)
-    members.remove(site, "lab", ["node4"], timeout_s=5)
+    scale.remove(site, "lab", ["node4"], timeout_s=5)
     world.ends("ready", "node1", "node2", "node3")
 
 
@@ -187,7 +188,7 @@ def test_nodes_that_were_not_brought_back_are_for_repair(site: Site, world: Worl
     world.failing["work settle node1, settle node2, settle node3"] = VclusterError("node2 is silent")
     world.failing["join_up"] = KeyboardInterrupt()
     with pytest.raises(VclusterError, match="lab is not yet as it was: node2 is silent"):
-        members.add(site, "lab", timeout_s=5)
+        scale.add(site, "lab", timeout_s=5)
     world.ends("creating", "node1", "node2", "node3")
 
 
@@ -205,7 +206,7 @@ def test_nodes_that_were_not_brought_back_are_for_repair(site: Site, world: Worl
 def test_only_what_is_up_grows(site: Site, world: World, states: dict[str, str], words: str, hint: str) -> None:
     world.states = states
     with pytest.raises(ConflictError, match=words) as raised:
-        members.add(site, "lab", timeout_s=5)
+        scale.add(site, "lab", timeout_s=5)
     assert str(raised.value.hint).startswith(hint)
     assert world.steps == []
     assert world.files.read_ledger() == KEPT
@@ -214,8 +215,8 @@ def test_only_what_is_up_grows(site: Site, world: World, states: dict[str, str],
 def test_nobody_changes_it_meanwhile(site: Site, world: World) -> None:
     with world.files.locked():
         for work in (
-            lambda: members.add(site, "lab", timeout_s=5),
-            lambda: members.remove(site, "lab", ["node2"], timeout_s=5),
+            lambda: scale.add(site, "lab", timeout_s=5),
+            lambda: scale.remove(site, "lab", ["node2"], timeout_s=5),
         ):
             with pytest.raises(ConflictError, match="being changed"):
                 work()
@@ -227,7 +228,7 @@ def test_nobody_changes_it_meanwhile(site: Site, world: World) -> None:
 
 def test_what_is_done_to_remove_nodes(site: Site, world: World) -> None:
     world.states = {"node3": "missing"}  # it is no matter what the node itself is like
-    members.remove(site, "lab", ["node3"], timeout_s=5)
+    scale.remove(site, "lab", ["node3"], timeout_s=5)
     assert world.steps == [
         "remove node3: ready 3",
         "work settle node1, settle node2: creating 2",
@@ -239,22 +240,22 @@ def test_what_is_done_to_remove_nodes(site: Site, world: World) -> None:
 def test_a_removal_that_failed_is_given_again(site: Site, world: World) -> None:
     world.failing["remove node2"] = VclusterError("left")
     with pytest.raises(VclusterError, match="left"):
-        members.remove(site, "lab", ["node2"], timeout_s=5)
+        scale.remove(site, "lab", ["node2"], timeout_s=5)
     assert world.files.read_ledger() == KEPT
-    members.remove(site, "lab", ["node2"], timeout_s=5)
+    scale.remove(site, "lab", ["node2"], timeout_s=5)
     world.ends("ready", "node1", "node3")
 
 
 def test_the_others_must_be_up(site: Site, world: World) -> None:
     world.states = {"node2": "stopped"}
     with pytest.raises(ConflictError, match="not running: node2"):
-        members.remove(site, "lab", ["node3"], timeout_s=5)
+        scale.remove(site, "lab", ["node3"], timeout_s=5)
     world.states = {"node2": "missing", "node3": "missing"}
     with pytest.raises(ConflictError, match="not there: node2") as raised:
-        members.remove(site, "lab", ["node3"], timeout_s=5)
+        scale.remove(site, "lab", ["node3"], timeout_s=5)
     assert raised.value.hint == "vcluster repair lab, or vcluster remove node[2-3] --name lab"
     with pytest.raises(RequestError, match="is the head"):
-        members.remove(site, "lab", ["node1"], timeout_s=5)
+        scale.remove(site, "lab", ["node1"], timeout_s=5)
     assert world.steps == []
 
 
@@ -266,7 +267,7 @@ def test_links_and_rules_of_those_that_stay() -> None:
         for planned in before.servers:
             did = asked.setdefault(f"{planned.name} {' '.join(names)}", [])
             server = Server(planned.name, samples.OWNER, planned.storage, Here(_operations(did)))
-            links.reduce(server, before, after)
+            interfaces.reduce(server, before, after)
             rules.reduce(server, before, after)
     table = f"vcluster-lab-{samples.OWNER}"
     assert asked == {
@@ -310,7 +311,7 @@ def _operations(did: list[tuple[str, object]]) -> dict[str, Callable[..., object
 def test_what_is_gone_for_good(state: str, lost: tuple[str, ...], hint: str) -> None:
     kept = Ledger(VERSION, state, "", PLAN)
     with pytest.raises(VclusterError, match="gone for good") as raised:
-        cluster._make_way(None, None, kept, [PLAN.node(name) for name in lost], None)  # type: ignore[arg-type]
+        create._make_way(None, None, kept, [PLAN.node(name) for name in lost], None)  # type: ignore[arg-type]
     assert raised.value.hint == hint
 
 
@@ -319,10 +320,10 @@ def test_what_was_never_made_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     fleet = SimpleNamespace(each=lambda work, **_: work("server"))
     for kind in ("domains", "volumes"):
         reduce = lambda *plans, kind=kind: did.append((kind, *(len(one.nodes) for one in plans[1:])))  # noqa: E731
-        monkeypatch.setattr(getattr(cluster, kind), "reduce", reduce)
-    monkeypatch.setattr(cluster, "deliver_image", lambda *_: did.append("image"))
+        monkeypatch.setattr(getattr(create, kind), "reduce", reduce)
+    monkeypatch.setattr(create, "deliver_image", lambda *_: did.append("image"))
     kept = Ledger(VERSION, "creating", "", PLAN)
-    cluster._make_way(None, fleet, kept, PLAN.nodes[1:], None)  # type: ignore[arg-type]
+    create._make_way(None, fleet, kept, PLAN.nodes[1:], None)  # type: ignore[arg-type]
     assert did == [("domains", 3, 1), ("volumes", 3, 1), "image"]
 
 
@@ -376,10 +377,11 @@ def test_what_is_wrong_is_said_in_one_line(
 def test_what_is_printed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], site: Site, world: World
 ) -> None:
-    from vcluster.cli import common, show
+    from vcluster.cli import common
+    from vcluster.cli.output import text_output
 
     monkeypatch.setattr(common, "site", lambda *_: site)
-    monkeypatch.setattr(show, "status", lambda found: f"{len(found.nodes)} nodes")
+    monkeypatch.setattr(text_output, "status", lambda found: f"{len(found.nodes)} nodes")
     for arguments, said in (
         (["add", "2"], "lab: added node[4-5]\n5 nodes\n"),
         (["remove", "node[2,4]", "-y"], "lab: removed node[2,4]\n3 nodes\n"),

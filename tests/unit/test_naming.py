@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from vcluster import naming
 from vcluster.errors import RequestError
+from vcluster.model import naming
 
 NAMES = st.from_regex(r"[a-z]([a-z0-9-]{0,30}[a-z0-9])?", fullmatch=True).filter(
     lambda name: name not in naming._RESERVED

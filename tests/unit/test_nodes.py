@@ -10,16 +10,18 @@ from typing import Any
 import pytest
 
 from tests import samples
-from vcluster import nodes
-from vcluster.agent.door import Here
+from vcluster.agent.client import Here
+from vcluster.cli.output.progress import Lines
+from vcluster.commands import node_lifecycle
+from vcluster.commands.node_lifecycle import NodeWork, Ways
 from vcluster.errors import DeadlineError, VclusterError
-from vcluster.events import Cancelled, Deadline, Reporter
-from vcluster.model import PRIVATE, Node
-from vcluster.nodes import NodeWork, Ways
-from vcluster.progress import Lines
+from vcluster.fleet.servers import Fleet, Server
+from vcluster.model.plan import Node
+from vcluster.model.spec import PRIVATE
 from vcluster.resources import domains
-from vcluster.servers import Fleet, Server
-from vcluster.snapshots import REFUSED, Kept, template_of
+from vcluster.snapshots.template import REFUSED, Kept, template_of
+from vcluster.util.deadline import Cancelled, Deadline
+from vcluster.util.events import Reporter
 
 PLAN = samples.plan(3, layout=PRIVATE)
 HEAD, WORKER, OTHER = PLAN.nodes
@@ -45,7 +47,7 @@ def test_the_head_is_reached_by_its_server() -> None:
 
 
 def test_the_others_wait_for_the_heads_session(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nodes, "LOOK_S", 0.001)
+    monkeypatch.setattr(node_lifecycle, "LOOK_S", 0.001)
     ways, session = Ways(PLAN, {"localhost": None}), Session()
     with pytest.raises(DeadlineError, match="node1, through which node2 is reached"):
         ways.to(WORKER, Deadline(0.01))
@@ -56,7 +58,7 @@ def test_the_others_wait_for_the_heads_session(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_head_that_was_not_logged_in_to_is_once_somebody_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nodes, "LOOK_S", 0.001)
+    monkeypatch.setattr(node_lifecycle, "LOOK_S", 0.001)
     ways, opened = Ways(PLAN, {"localhost": None}), []
 
     def log_in() -> Any:
@@ -111,8 +113,8 @@ class World:
         site: Any = type("Site", (), {"report": Reporter((Lines(self.said),))})
         fleet = Fleet({"localhost": server}, {})
         self.work = NodeWork(site, fleet, PLAN, samples.keys(3), self.deadline, image_password=str, kept=kept)
-        monkeypatch.setattr(nodes.domains, "discard", lambda *_: self.asked.append("domain"))
-        monkeypatch.setattr(nodes.volumes, "discard", lambda *_: self.asked.append("disks"))
+        monkeypatch.setattr(node_lifecycle.domains, "discard", lambda *_: self.asked.append("domain"))
+        monkeypatch.setattr(node_lifecycle.volumes, "discard", lambda *_: self.asked.append("disks"))
         monkeypatch.setattr(NodeWork, "_wake", lambda *_: self._wake())
 
     def _drop(self, refused: str, **_: str) -> None:

@@ -6,10 +6,11 @@ import threading
 
 import pytest
 
-from vcluster import parallel
+from vcluster.cli.output.progress import Timer
 from vcluster.errors import ConflictError, DeadlineError, MissingError, SeveralErrors
-from vcluster.events import Cancelled, Deadline, Event, Reporter
-from vcluster.progress import Timer
+from vcluster.util import parallel
+from vcluster.util.deadline import Cancelled, Deadline
+from vcluster.util.events import Event, Reporter
 
 
 def test_results_come_in_order() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vcluster import fields, passwords
+from vcluster.config import passwords, readers
 from vcluster.errors import MissingError, RequestError, VclusterError
 
 SECRET = "hunter2 # ; % = 'x' [y]"
@@ -98,7 +98,7 @@ def test_sources_are_told_from_values() -> None:
         (SECRET, "server red", "file:/etc/config.ini#server red"),
         ("file:/x#y", "switch", "file:/etc/config.ini#switch"),
     ]:
-        assert fields.password_source(text, file=file, section=section) == expected
+        assert readers.password_source(text, file=file, section=section) == expected
 
 
 def test_a_source_nobody_knows() -> None:

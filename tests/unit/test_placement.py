@@ -10,9 +10,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from vcluster.errors import MissingError, RequestError, VclusterError
-from vcluster.model import ServerSpec, Spec
-from vcluster.naming import default_node_names
-from vcluster.placement import Room, declared_limits, place
+from vcluster.model.naming import default_node_names
+from vcluster.model.spec import ServerSpec, Spec
+from vcluster.planning.placement import Room, declared_limits, place
 
 ROOMY = Room(memory_free_mib=1_000_000, disk_free_mib=1_000_000, cpus=64)
 NODE_MIB, NODE_DISK_MIB = 704, 256

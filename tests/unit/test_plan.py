@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import samples
-from vcluster import codec
 from vcluster.errors import MissingError, RequestError
-from vcluster.model import DHCP, PRIVATE, AddressRange, Plan
-from vcluster.naming import INTERFACE_NAME_MAX
+from vcluster.model import codec
+from vcluster.model.naming import INTERFACE_NAME_MAX
+from vcluster.model.plan import Plan
+from vcluster.model.spec import DHCP, PRIVATE, AddressRange
 
 
 @settings(max_examples=20, deadline=None)

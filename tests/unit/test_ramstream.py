@@ -29,8 +29,8 @@ from tests.migration import (
     stream,
     zero,
 )
-from vcluster import ramstream
-from vcluster.ramstream import BLOCK, Split, StreamError, split
+from vcluster.snapshots import qemu_stream
+from vcluster.snapshots.qemu_stream import BLOCK, Split, StreamError, split
 
 SIZE = 16 * PAGE_BYTES
 
@@ -230,4 +230,4 @@ def test_a_stream_that_is_cut_off_anywhere_is_refused() -> None:
 def test_long_and_odd_devices_are_copied(change: Callable[[bytes], bytes]) -> None:
     content = WHOLE.removesuffix(devices()) + change(devices())
     assert done(content)[2].endswith(change(devices()))
-    assert ramstream.PAGE_BYTES == PAGE_BYTES
+    assert qemu_stream.PAGE_BYTES == PAGE_BYTES

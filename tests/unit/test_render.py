@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import samples
-from vcluster.model import DHCP, DIRECT, PRIVATE, ImageLogin, Node, Plan, PortRange, Store
-from vcluster.recipes import guest_file
-from vcluster.render import actions, guest, network, seed, ssh, xml
-from vcluster.render.domain import domain_xml
+from vcluster.images.recipes import guest_file
+from vcluster.model.plan import Node, Plan
+from vcluster.model.spec import DHCP, DIRECT, PRIVATE, ImageLogin, PortRange, Store
+from vcluster.render import actions, network_xml, node_actions, seed_files, ssh_files, xml_tree
+from vcluster.render.domain_xml import domain_xml
 
 Golden = Callable[[str, str], None]
 
@@ -36,16 +37,16 @@ def test_domain(golden: Golden, name: str, image: object, accel: str) -> None:
 def test_network_pool_volumes(golden: Golden) -> None:
     plan = samples.plan(2)
     server = plan.servers[0]
-    golden("network.xml", network.network_xml(plan.name, server.network))
-    golden("pool.xml", network.pool_xml(server.pool))
-    golden("overlay.xml", network.overlay_xml("node1.qcow2", size_bytes=8 * 2**30, backing=plan.image.disk))
-    golden("seed-volume.xml", network.blank_xml("node1.seed.iso", kind="raw", size_bytes=400_000))
+    golden("network.xml", network_xml.network_xml(plan.name, server.network))
+    golden("pool.xml", network_xml.pool_xml(server.pool))
+    golden("overlay.xml", network_xml.overlay_xml("node1.qcow2", size_bytes=8 * 2**30, backing=plan.image.disk))
+    golden("seed-volume.xml", network_xml.blank_xml("node1.seed.iso", kind="raw", size_bytes=400_000))
 
 
 @pytest.mark.parametrize(("name", "image"), [("direct", samples.DIRECT), ("ordinary", samples.ORDINARY)])
 def test_seed(golden: Golden, name: str, image: object) -> None:
     plan = samples.plan(2, image=image)  # type: ignore[arg-type]
-    files = seed.seed_files(plan, plan.workers[0], samples.keys(), guest_file=guest_file)
+    files = seed_files.seed_files(plan, plan.workers[0], samples.keys(), guest_file=guest_file)
     for file, text in files.items():
         golden(f"seed-{name}/{file}", text)
     assert files["user-data"].startswith("#cloud-config\n")
@@ -56,16 +57,16 @@ def test_seed(golden: Golden, name: str, image: object) -> None:
 
 def test_guest_files(golden: Golden) -> None:
     plan, keys = samples.plan(3), samples.keys(3)
-    share = guest.shares(plan)[0]
-    golden("guest/hosts", guest.etc_hosts(plan))
-    golden("guest/known_hosts", guest.known_hosts(plan, plan.head, keys))
-    golden("guest/hostfile", guest.hostfile(plan))
-    golden("guest/exports", guest.exports(plan, share))
-    golden("guest/nfs.conf", guest.nfs_server_settings())
-    golden("guest/fstab", guest.mount_line(plan, plan.workers[0], share))
-    golden("guest/sshd.conf", guest.sshd_settings(plan))
-    golden("guest/groups", guest.clustershell_groups(plan))
-    golden("guest/genders", guest.genders(plan))
+    share = node_actions.shares(plan)[0]
+    golden("guest/hosts", node_actions.etc_hosts(plan))
+    golden("guest/known_hosts", node_actions.known_hosts(plan, plan.head, keys))
+    golden("guest/hostfile", node_actions.hostfile(plan))
+    golden("guest/exports", node_actions.exports(plan, share))
+    golden("guest/nfs.conf", node_actions.nfs_server_settings())
+    golden("guest/fstab", node_actions.mount_line(plan, plan.workers[0], share))
+    golden("guest/sshd.conf", node_actions.sshd_settings(plan))
+    golden("guest/groups", node_actions.clustershell_groups(plan))
+    golden("guest/genders", node_actions.genders(plan))
     golden("guest/actions-head.json", actions_of(plan, plan.head))
     golden("guest/actions-worker.json", actions_of(plan, plan.workers[0]))
 
@@ -86,15 +87,15 @@ def test_a_private_cluster_with_two_storage_nodes(golden: Golden, node: str) -> 
     plan, keys = samples.plan(5, **WISHES), samples.keys(5)
     chosen = plan.node(node)
     golden(f"private/domain-{node}.xml", domain_xml(plan, chosen))
-    for file, text in seed.seed_files(plan, chosen, keys, guest_file=guest_file).items():
+    for file, text in seed_files.seed_files(plan, chosen, keys, guest_file=guest_file).items():
         golden(f"private/{file}-{node}", text)
     golden(f"private/actions-{node}.json", actions_of(plan, chosen))
 
 
 def test_nodes_that_only_the_head_reaches(golden: Golden) -> None:
     plan = samples.shared_plan(count=4, layout=PRIVATE)
-    jumps = {"red": ssh.Jump("192.0.2.10", "student", 22), "blue": ssh.Jump("192.0.2.11", "student", 22)}
-    config = ssh.ssh_config(plan, identity=Path("/id_ed25519"), known_hosts=Path("/known_hosts"), jumps=jumps)
+    jumps = {"red": ssh_files.Jump("192.0.2.10", "student", 22), "blue": ssh_files.Jump("192.0.2.11", "student", 22)}
+    config = ssh_files.ssh_config(plan, identity=Path("/id_ed25519"), known_hosts=Path("/known_hosts"), jumps=jumps)
     golden("private/ssh_config", config)
     assert [server.network is not None for server in plan.servers] == [True, False, False]
     assert [server.pool is not None for server in plan.servers] == [True, True, False]
@@ -102,14 +103,14 @@ def test_nodes_that_only_the_head_reaches(golden: Golden) -> None:
 
 def test_folders_are_found_in_the_order_they_were_asked_for() -> None:
     plan = samples.plan(5, **WISHES)
-    assert [(share.node, share.target) for share in guest.shares(plan)] == [
+    assert [(share.node, share.target) for share in node_actions.shares(plan)] == [
         ("node4", "/home/student/cloud/0"),
         ("node2", "/home/student/cloud/1"),
     ]
 
 
 def test_units_are_named_as_systemd_escapes_paths() -> None:
-    assert guest.automount_unit("/home/mpi-user/cloud/0") == "home-mpi\\x2duser-cloud-0.automount"
+    assert node_actions.automount_unit("/home/mpi-user/cloud/0") == "home-mpi\\x2duser-cloud-0.automount"
 
 
 def test_a_unit_has_all_its_sections() -> None:
@@ -123,39 +124,41 @@ def test_a_unit_has_all_its_sections() -> None:
 @pytest.mark.parametrize("layout", [DIRECT, PRIVATE])
 def test_nothing_is_mounted_before_the_lease(layout: str) -> None:
     plan, fixed = samples.plan(2, layout=layout, addresses=DHCP), samples.plan(2, layout=layout)
-    found = guest.mount_actions(plan, plan.workers[0], watcher="")
+    found = node_actions.mount_actions(plan, plan.workers[0], watcher="")
     assert found[0] == {"do": "address", "address": "10.0.0.2"}
     assert "mount" in [action["do"] for action in found[1:]]
     for here, node in ((plan, plan.head), (fixed, fixed.workers[0])):
-        assert "address" not in [action["do"] for action in guest.mount_actions(here, node, watcher="")]
+        assert "address" not in [action["do"] for action in node_actions.mount_actions(here, node, watcher="")]
 
 
 def test_sshd_of_a_foreign_image_reads_its_settings_again_once_they_changed() -> None:
     plan = samples.plan(2, image_login=ImageLogin("debian", "env:IMAGE_PASSWORD"))
-    found = guest.account_actions(plan, plan.head, samples.keys())
-    (settings,) = (action for action in found if action.get("path") == guest.SSHD_SETTINGS)
+    found = node_actions.account_actions(plan, plan.head, samples.keys())
+    (settings,) = (action for action in found if action.get("path") == node_actions.SSHD_SETTINGS)
     argv = ["systemctl", "reload-or-restart", "ssh.service"]
     after = found[found.index(settings) + 1 :]
-    assert {"do": "run", "argv": argv, "if_changed": [guest.SSHD_SETTINGS]} in after
+    assert {"do": "run", "argv": argv, "if_changed": [node_actions.SSHD_SETTINGS]} in after
 
 
 def actions_of(plan: Plan, node: Node) -> str:
     keys = samples.keys(len(plan.nodes))
-    return json.dumps([guest.actions(plan, node, keys), guest.mount_actions(plan, node, watcher="")], indent=1)
+    return json.dumps(
+        [node_actions.actions(plan, node, keys), node_actions.mount_actions(plan, node, watcher="")], indent=1
+    )
 
 
 def test_users_files(golden: Golden) -> None:
     plan = samples.plan(2)
-    config = ssh.ssh_config(
+    config = ssh_files.ssh_config(
         plan, identity=Path("/state/clusters/lab/id_ed25519"), known_hosts=Path("/st ate/known_hosts"), jumps={}
     )
     golden("ssh_config", config)
-    golden("known_hosts", ssh.known_hosts(plan, samples.keys()))
+    golden("known_hosts", ssh_files.known_hosts(plan, samples.keys()))
 
 
 def test_no_node_has_its_own_name_on_loopback() -> None:
     plan = samples.plan(4)
-    lines = [line.split() for line in guest.etc_hosts(plan).splitlines()]
+    lines = [line.split() for line in node_actions.etc_hosts(plan).splitlines()]
     for node in plan.nodes:
         assert [line[0] for line in lines if node.name in line[1:]] == [str(node.address)]
 
@@ -163,22 +166,22 @@ def test_no_node_has_its_own_name_on_loopback() -> None:
 def test_the_admin_key_never_enters_a_guest() -> None:
     plan, keys = samples.plan(2), samples.keys()
     texts = [
-        *seed.seed_files(plan, plan.head, keys, guest_file=guest_file).values(),
-        json.dumps(guest.actions(plan, plan.head, keys)),
+        *seed_files.seed_files(plan, plan.head, keys, guest_file=guest_file).values(),
+        json.dumps(node_actions.actions(plan, plan.head, keys)),
     ]
     assert not any(keys.admin.private.strip() in text for text in texts)
 
 
 def test_each_seed_holds_only_its_own_host_key() -> None:
     plan, keys = samples.plan(2), samples.keys()
-    text = "".join(seed.seed_files(plan, plan.head, keys, guest_file=guest_file).values())
+    text = "".join(seed_files.seed_files(plan, plan.head, keys, guest_file=guest_file).values())
     assert "private node1" in text
     assert "private node2" not in text
 
 
 @given(st.text(st.characters(exclude_categories=("Cs", "Cc", "Cn")), max_size=50))
 def test_no_text_breaks_out_of_xml(text: str) -> None:
-    tree = ET.fromstring(xml.text_of(xml.element("a", xml.element("b", text, c=text))))
+    tree = ET.fromstring(xml_tree.text_of(xml_tree.element("a", xml_tree.element("b", text, c=text))))
     assert [child.tag for child in tree.iter()] == ["a", "b"]
     assert (tree[0].text or "") == text
     assert tree[0].attrib == {"c": text}

@@ -12,14 +12,17 @@ from hypothesis import strategies as st
 
 from tests import samples
 from tests.samples import BLUE, MIDDLE, RED
-from vcluster import addressing, codec
 from vcluster.errors import ConflictError, MissingError, RequestError, VclusterError
-from vcluster.keys import fewer_keys, more_keys
-from vcluster.model import DHCP, LOCAL, PRIVATE, AddressRange, Facts, Plan, ServerSpec, Spec, Store
-from vcluster.naming import expand
-from vcluster.plan import make_plan
-from vcluster.render import guest
-from vcluster.resize import as_spec, grow, new_names, shrink
+from vcluster.model import codec
+from vcluster.model.facts import Facts
+from vcluster.model.keys import fewer_keys, more_keys
+from vcluster.model.naming import expand
+from vcluster.model.plan import Plan
+from vcluster.model.spec import DHCP, LOCAL, PRIVATE, AddressRange, ServerSpec, Spec, Store
+from vcluster.planning import addressing
+from vcluster.planning.planner import make_plan
+from vcluster.planning.resize import as_spec, grow, new_names, shrink
+from vcluster.render import node_actions
 
 HERE = {LOCAL.name: samples.ROOMY}
 
@@ -355,7 +358,7 @@ def test_those_that_stay_are_told_of_the_change_by_files_alone() -> None:
     plan, keys = samples.plan(3), samples.keys(4)
     grown = larger(plan)
     for node in plan.nodes:
-        before, after = guest.actions(plan, node, keys), guest.actions(grown, node, keys)
+        before, after = node_actions.actions(plan, node, keys), node_actions.actions(grown, node, keys)
         different = [one for one, other in zip(after, before, strict=True) if one != other]
         assert {action["do"] for action in different} == {"file"}
         changed = {action["path"] for action in different}

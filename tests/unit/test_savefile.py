@@ -12,17 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vcluster import savefile
-from vcluster.savefile import HEADER_BYTES, SaveFileError
+from vcluster.snapshots import save_file
+from vcluster.snapshots.save_file import HEADER_BYTES, SaveFileError
 
 # Written by libvirt 9.0.0 (Debian 12), without the zeros that fill it up to its length.
 RECORDED = (Path(__file__).parent.parent / "golden" / "savefile" / "libvirt-9.0.0.head").read_bytes()
-HEAD = RECORDED.ljust(HEADER_BYTES + savefile.data_bytes_of(RECORDED), b"\0")
+HEAD = RECORDED.ljust(HEADER_BYTES + save_file.data_bytes_of(RECORDED), b"\0")
 STREAM = b"QEVM\0\0\0\3"  # what QEMU's own format begins with
 
 
 def test_what_libvirt_has_written_is_understood() -> None:
-    head = savefile.read(HEAD + STREAM)
+    head = save_file.read(HEAD + STREAM)
     domain = ET.fromstring(head.xml)
     assert domain.findtext("name") == "lab.template"
     assert domain.findtext("uuid") == "6e6e6d0c-6a5b-5d3c-9c43-0c1f0f5a3a01"
@@ -32,30 +32,30 @@ def test_what_libvirt_has_written_is_understood() -> None:
 
 
 def test_what_is_read_is_written_the_same() -> None:
-    assert savefile.write(savefile.read(HEAD)) == HEAD
+    assert save_file.write(save_file.read(HEAD)) == HEAD
 
 
 @pytest.mark.parametrize("name", ["x", "lab.node1", "lab." + "n" * 5000])
 def test_another_name_moves_the_cookie_and_nothing_else(name: str) -> None:
-    head = savefile.read(HEAD)
+    head = save_file.read(HEAD)
     renamed = replace(head, xml=head.xml.replace("lab.template", name))
-    written = savefile.write(renamed)
+    written = save_file.write(renamed)
     assert len(written) == len(HEAD)
-    assert savefile.read(written + STREAM) == renamed
+    assert save_file.read(written + STREAM) == renamed
 
 
 def test_xml_that_is_too_long_is_refused() -> None:
-    head = savefile.read(HEAD)
+    head = save_file.read(HEAD)
     with pytest.raises(SaveFileError, match="do not fit into the 66970"):
-        savefile.write(replace(head, xml=head.xml.replace("lab.template", "x" * 70000)))
+        save_file.write(replace(head, xml=head.xml.replace("lab.template", "x" * 70000)))
 
 
 @given(st.text(st.characters(exclude_categories=("Cs", "Cc", "Cn")), max_size=200), st.booleans())
 def test_any_text_in_the_xml_comes_back(text: str, was_running: bool) -> None:
     element = ET.Element("domain")
     element.text = text
-    head = savefile.SaveHead(ET.tostring(element, "unicode"), "", 4096, was_running)
-    assert savefile.read(savefile.write(head)) == head
+    head = save_file.SaveHead(ET.tostring(element, "unicode"), "", 4096, was_running)
+    assert save_file.read(save_file.write(head)) == head
 
 
 def numbers(**changed: int) -> Callable[[bytes], bytes]:
@@ -101,4 +101,4 @@ def numbers(**changed: int) -> Callable[[bytes], bytes]:
 )
 def test_what_is_not_known_is_refused(spoil: Callable[[bytes], bytes], words: str) -> None:
     with pytest.raises(SaveFileError, match=words):
-        savefile.read(spoil(HEAD))
+        save_file.read(spoil(HEAD))

@@ -22,11 +22,11 @@ from typing import Any
 import libvirt
 import pytest
 
+from vcluster.adapters.libvirt.hypervisor import Words
+from vcluster.adapters.pipe import Door
+from vcluster.adapters.serial_connection import SerialDoor, SerialPipe
 from vcluster.errors import DeadlineError, VclusterError
-from vcluster.events import Cancelled, Deadline
-from vcluster.hosts.hypervisor import Words
-from vcluster.hosts.pipe import Door
-from vcluster.hosts.serial import SerialDoor, SerialPipe
+from vcluster.util.deadline import Cancelled, Deadline
 
 CLONE = Path(__file__).resolve().parents[2] / "images/debian12/overlay/usr/lib/vcluster/clone"
 LOADER = """

@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 
 from tests.migration import BIOS, PAGE_BYTES, RAM, be, blocks, page, stream, zero
-from vcluster import savefile
-from vcluster.agent import snapshots, sparse
-from vcluster.agent.door import Here
+from vcluster.agent import snapshot_store, sparse_digest
+from vcluster.agent.client import Here
 from vcluster.agent.operations import OPERATIONS
 from vcluster.errors import MissingError, VclusterError
-from vcluster.events import Deadline
-from vcluster.savefile import SaveFileError, SaveHead
+from vcluster.snapshots import save_file
+from vcluster.snapshots.save_file import SaveFileError, SaveHead
+from vcluster.util.deadline import Deadline
 
 FORK = get_context("fork")
 KEY, OTHER = "0123456789ab-fedcba9876543210", "0123456789ab-other"
@@ -41,44 +41,44 @@ DISK = b"QFI\xfb" + be(3, 4) + bytes(16) + be(10 * 2**30, 8) + bytes(100)
 @pytest.fixture
 def root(tmp_path: Path) -> Iterator[str]:
     yield str(tmp_path / "snapshots")
-    for folder in list(snapshots._ours):
-        os.close(snapshots._ours.pop(folder))
+    for folder in list(snapshot_store._ours):
+        os.close(snapshot_store._ours.pop(folder))
 
 
 def filled(folder: Path, *, save: bytes | None = None, disk: bytes = DISK) -> Path:
     """With what a template leaves in it."""
     assert list(folder.iterdir()) == []
     (folder / "disk.qcow2").write_bytes(disk)
-    (folder / "save").write_bytes(savefile.write(HEAD) + STREAM if save is None else save)
+    (folder / "save").write_bytes(save_file.write(HEAD) + STREAM if save is None else save)
     (folder / "seed.iso").write_bytes(b"seed")
     return folder
 
 
 def begin(root: str, key: str = KEY, *, save: bytes | None = None, disk: bytes = DISK) -> Path:
     """The folder of an unfinished one."""
-    return filled(Path(snapshots.begin_snapshot(root, key)["folder"]), save=save, disk=disk)
+    return filled(Path(snapshot_store.begin_snapshot(root, key)["folder"]), save=save, disk=disk)
 
 
 def make(root: str, key: str = KEY, *, image: str = IMAGE) -> Path:
     """A whole snapshot."""
-    snapshots.finish_snapshot(str(begin(root, key)), key, UNDER, image, OURS)
+    snapshot_store.finish_snapshot(str(begin(root, key)), key, UNDER, image, OURS)
     return Path(root) / key
 
 
 def check(root: str, key: str = KEY, under: dict[str, str] = UNDER) -> dict[str, Any]:
-    return snapshots.check_snapshot(root, key, under)
+    return snapshot_store.check_snapshot(root, key, under)
 
 
 def hold(root: str, line: Connection) -> None:
-    line.send(snapshots.begin_snapshot(root, KEY))
+    line.send(snapshot_store.begin_snapshot(root, KEY))
     signal.pause()
 
 
 def make_or_wait(root: str, line: Connection) -> None:
-    while (begun := snapshots.begin_snapshot(root, KEY))["is_busy"]:
+    while (begun := snapshot_store.begin_snapshot(root, KEY))["is_busy"]:
         time.sleep(0.001)
     if begun["folder"]:
-        snapshots.finish_snapshot(str(filled(Path(begun["folder"]))), KEY, UNDER, IMAGE, OURS)
+        snapshot_store.finish_snapshot(str(filled(Path(begun["folder"]))), KEY, UNDER, IMAGE, OURS)
     line.send([bool(begun["folder"]), check(root)["wrong"]])
 
 
@@ -116,9 +116,9 @@ def test_a_snapshot_from_its_beginning_to_its_end(root: str, tmp_path: Path) -> 
     folder = begin(root)
     assert mode(folder) == mode(folder.parent) == 0o711
     assert not check(root)["is_there"]
-    snapshots.finish_snapshot(str(folder), KEY, UNDER, IMAGE, OURS)
+    snapshot_store.finish_snapshot(str(folder), KEY, UNDER, IMAGE, OURS)
     assert not folder.exists()
-    assert snapshots.begin_snapshot(root, KEY) == {"folder": "", "is_there": True, "is_busy": False}
+    assert snapshot_store.begin_snapshot(root, KEY) == {"folder": "", "is_there": True, "is_busy": False}
 
     place = Path(root) / KEY
     assert sorted(path.name for path in place.iterdir()) == ["disk.qcow2", "manifest.json", "ram", "state"]
@@ -138,25 +138,25 @@ def test_a_snapshot_from_its_beginning_to_its_end(root: str, tmp_path: Path) -> 
     }
 
     clone = tmp_path / "clone.save"
-    snapshots.write_clone(root, KEY, str(clone), "<domain><name>node1</name></domain>")
+    snapshot_store.write_clone(root, KEY, str(clone), "<domain><name>node1</name></domain>")
     assert mode(clone) == 0o600
     written = clone.read_bytes()
-    head = savefile.read(written)
+    head = save_file.read(written)
     assert head == SaveHead("<domain><name>node1</name></domain>", "<cookie/>", 4096, was_running=True)
     assert written[head.size_bytes :] == (place / "state").read_bytes()
     with pytest.raises(MissingError, match=r"cannot be stored: .*clone.save: File exists"):
-        snapshots.write_clone(root, KEY, str(clone), HEAD.xml)
+        snapshot_store.write_clone(root, KEY, str(clone), HEAD.xml)
     assert clone.read_bytes() == written
-    snapshots.remove_file(str(clone))
-    snapshots.remove_file(str(clone))
+    snapshot_store.remove_file(str(clone))
+    snapshot_store.remove_file(str(clone))
     with pytest.raises(SaveFileError, match="do not fit"):
-        snapshots.write_clone(root, KEY, str(clone), "<a>" + "x" * 5000 + "</a>")
+        snapshot_store.write_clone(root, KEY, str(clone), "<a>" + "x" * 5000 + "</a>")
     assert not clone.exists()
-    snapshots.copy_disk(root, KEY, str(clone))
+    snapshot_store.copy_disk(root, KEY, str(clone))
     assert (clone.read_bytes(), mode(clone)) == (DISK, 0o600)
 
-    snapshots.drop_snapshot(root, KEY)
-    snapshots.drop_snapshot(root, KEY)
+    snapshot_store.drop_snapshot(root, KEY)
+    snapshot_store.drop_snapshot(root, KEY)
     assert not Path(root).exists()
 
 
@@ -188,21 +188,21 @@ def test_it_is_all_json_and_errors_are_ours(root: str) -> None:
 @pytest.mark.parametrize(
     ("save", "disk", "words"),
     [
-        (savefile.write(HEAD) + STREAM[:-1], DISK, "QEMU's stream is cut off"),
-        (savefile.write(HEAD), DISK, "QEMU's stream is cut off"),
-        (b"LibvirtQemudPart" + savefile.write(HEAD)[16:] + STREAM, DISK, "never finished"),
+        (save_file.write(HEAD) + STREAM[:-1], DISK, "QEMU's stream is cut off"),
+        (save_file.write(HEAD), DISK, "QEMU's stream is cut off"),
+        (b"LibvirtQemudPart" + save_file.write(HEAD)[16:] + STREAM, DISK, "never finished"),
         (b"", DISK, "cut off: 0 bytes"),
-        (savefile.write(HEAD) + STREAM, b"", "is no qcow2 file"),
-        (savefile.write(HEAD) + STREAM, b"\0" * 100, "is no qcow2 file"),
+        (save_file.write(HEAD) + STREAM, b"", "is no qcow2 file"),
+        (save_file.write(HEAD) + STREAM, b"\0" * 100, "is no qcow2 file"),
     ],
 )
 def test_what_is_no_good_is_never_whole(root: str, save: bytes, disk: bytes, words: str) -> None:
     folder = begin(root, save=save, disk=disk)
     with pytest.raises(VclusterError, match=words):
-        snapshots.finish_snapshot(str(folder), KEY, UNDER, IMAGE, OURS)
+        snapshot_store.finish_snapshot(str(folder), KEY, UNDER, IMAGE, OURS)
     assert not check(root)["is_there"]
-    assert snapshots.begin_snapshot(root, KEY)["is_busy"]  # it is ours still
-    snapshots.drop_snapshot(root, KEY)
+    assert snapshot_store.begin_snapshot(root, KEY)["is_busy"]  # it is ours still
+    snapshot_store.drop_snapshot(root, KEY)
     assert begin(root).exists()
 
 
@@ -272,7 +272,7 @@ def test_whatever_has_changed_is_seen(root: str, spoil: Callable[[Path], None], 
     assert words in found["wrong"]
     assert "\n" not in found["wrong"]
     assert found["xml"] == ""
-    assert [entry["key"] for entry in snapshots.list_snapshots(root)] == [KEY]
+    assert [entry["key"] for entry in snapshot_store.list_snapshots(root)] == [KEY]
 
 
 @pytest.mark.parametrize(
@@ -294,19 +294,19 @@ def test_other_circumstances_are_named(root: str, under: dict[str, Any], words: 
 
 
 def test_one_that_is_made_elsewhere_is_left_alone(root: str, maker: ForkProcess) -> None:
-    assert snapshots.begin_snapshot(root, KEY) == {"folder": "", "is_there": False, "is_busy": True}
+    assert snapshot_store.begin_snapshot(root, KEY) == {"folder": "", "is_there": False, "is_busy": True}
     assert check(root)["is_busy"]
-    assert snapshots.sweep_snapshots(root) == []
-    snapshots.drop_snapshot(root, KEY)
+    assert snapshot_store.sweep_snapshots(root) == []
+    snapshot_store.drop_snapshot(root, KEY)
     with pytest.raises(VclusterError, match="is not being made here"):
-        snapshots.finish_snapshot(f"{root}/.unfinished-{KEY}", KEY, UNDER, IMAGE, OURS)
+        snapshot_store.finish_snapshot(f"{root}/.unfinished-{KEY}", KEY, UNDER, IMAGE, OURS)
     make(root, OTHER)  # others can be made meanwhile
     assert (Path(root) / f".unfinished-{KEY}").exists()
 
     end(maker)
     assert not check(root)["is_busy"]
     (Path(root) / f".unfinished-{KEY}" / "left").mkdir()
-    folder = Path(snapshots.begin_snapshot(root, KEY)["folder"])
+    folder = Path(snapshot_store.begin_snapshot(root, KEY)["folder"])
     assert list(folder.iterdir()) == []
 
 
@@ -325,12 +325,12 @@ def test_sweeping_takes_what_nobody_works_on(root: str, maker: ForkProcess) -> N
     begin(root, "ours")
     for name in (".unfinished-killed", ".unfinished-whole.12345678"):
         (Path(root) / name / "deep").mkdir(parents=True)
-    assert snapshots.sweep_snapshots(root) == [".unfinished-killed", ".unfinished-whole.12345678"]
-    assert snapshots.sweep_snapshots(root) == []
+    assert snapshot_store.sweep_snapshots(root) == [".unfinished-killed", ".unfinished-whole.12345678"]
+    assert snapshot_store.sweep_snapshots(root) == []
     left = sorted(path.name for path in Path(root).iterdir())
     assert left == [f".unfinished-{KEY}", ".unfinished-ours", "whole"]
     end(maker)
-    assert snapshots.sweep_snapshots(root) == [f".unfinished-{KEY}"]
+    assert snapshot_store.sweep_snapshots(root) == [f".unfinished-{KEY}"]
 
 
 def test_those_of_an_image_are_listed_and_removed(root: str) -> None:
@@ -338,7 +338,7 @@ def test_those_of_an_image_are_listed_and_removed(root: str) -> None:
     make(root, "two", image="sha256-other")
     garbage("?")(make(root, "three"))
     begin(root, "four")
-    found = {entry["key"]: entry for entry in snapshots.list_snapshots(root)}
+    found = {entry["key"]: entry for entry in snapshot_store.list_snapshots(root)}
     assert list(found) == ["one", "three", "two"]
     one = found["one"]
     assert (one["image"], one["memory_mib"], one["circumstances"]) == (IMAGE, 2, UNDER)
@@ -346,17 +346,17 @@ def test_those_of_an_image_are_listed_and_removed(root: str) -> None:
     assert 2 * PAGE_BYTES < one["bytes"] < SIZE // 2
     assert (found["three"]["image"], found["three"]["memory_mib"]) == ("", 0)
     assert found["three"]["bytes"] > PAGE_BYTES
-    assert snapshots.remove_snapshots(root, IMAGE) == ["one"]
-    assert snapshots.remove_snapshots(root, IMAGE) == []
+    assert snapshot_store.remove_snapshots(root, IMAGE) == ["one"]
+    assert snapshot_store.remove_snapshots(root, IMAGE) == []
     assert sorted(path.name for path in Path(root).iterdir()) == [".unfinished-four", "three", "two"]
 
 
 def test_nothing_but_a_key_is_a_key(root: str) -> None:
     for key in ("", ".", "..", "a/b", "../a", ".unfinished-a", "a.b", "a\n", "-a", "a" * 129):
         with pytest.raises(VclusterError, match="is no key of a snapshot"):
-            snapshots.begin_snapshot(root, key)
+            snapshot_store.begin_snapshot(root, key)
         with pytest.raises(VclusterError, match="is no key of a snapshot"):
-            snapshots.drop_snapshot(root, key)
+            snapshot_store.drop_snapshot(root, key)
 
 
 def test_the_digest_is_that_of_what_is_read_and_not_of_how_it_is_kept(tmp_path: Path) -> None:
@@ -373,11 +373,11 @@ def test_the_digest_is_that_of_what_is_read_and_not_of_how_it_is_kept(tmp_path: 
                     file.write(content[at : at + step])
             file.truncate(len(content))
     assert holes.stat().st_blocks < dense.stat().st_blocks
-    assert sparse.digest(dense) == sparse.digest(holes) == sparse.digest(paged)
-    seen = {sparse.digest(dense)}
+    assert sparse_digest.digest(dense) == sparse_digest.digest(holes) == sparse_digest.digest(paged)
+    seen = {sparse_digest.digest(dense)}
     for at in (1, 70_000, 2**23, 12 * 2**20, len(content) - 1):
         flip("dense", at)(tmp_path)
-        seen.add(sparse.digest(dense))
+        seen.add(sparse_digest.digest(dense))
     assert len(seen) == 6
 
 
@@ -388,36 +388,36 @@ def test_the_digest_of_nothing_is_that_of_its_size(tmp_path: Path) -> None:
         path.write_bytes(bytes(size))
         hole.touch()
         os.truncate(hole, size)
-        assert sparse.digest(path) == sparse.digest(hole)
-        seen.add(sparse.digest(path))
+        assert sparse_digest.digest(path) == sparse_digest.digest(hole)
+        seen.add(sparse_digest.digest(path))
     assert len(seen) == 4
 
 
 def test_equal_blocks_elsewhere_are_another_content(tmp_path: Path) -> None:
-    block, hole = b"x" * sparse.BLOCK_BYTES, bytes(sparse.BLOCK_BYTES)
+    block, hole = b"x" * sparse_digest.BLOCK_BYTES, bytes(sparse_digest.BLOCK_BYTES)
     seen = set()
     for number, content in enumerate([block + hole * 200, hole + block + hole * 199, hole * 200 + block]):
         (tmp_path / f"{number}").write_bytes(content)
-        seen.add(sparse.digest(tmp_path / f"{number}"))
+        seen.add(sparse_digest.digest(tmp_path / f"{number}"))
     assert len(seen) == 3
 
 
 def test_one_that_is_refused_is_not_made_again_unasked(root: str) -> None:
-    snapshots.begin_snapshot(root, KEY)
-    snapshots.drop_snapshot(root, KEY, refused="QEMU may not open it")
-    seen = snapshots.check_snapshot(root, KEY, {})
+    snapshot_store.begin_snapshot(root, KEY)
+    snapshot_store.drop_snapshot(root, KEY, refused="QEMU may not open it")
+    seen = snapshot_store.check_snapshot(root, KEY, {})
     assert not seen["is_there"]
     assert seen["refused"] == "QEMU may not open it"
-    assert snapshots.list_snapshots(root) == []
-    snapshots.permit_snapshot(root, KEY)
-    snapshots.permit_snapshot(root, KEY)
-    assert snapshots.check_snapshot(root, KEY, {})["refused"] == ""
+    assert snapshot_store.list_snapshots(root) == []
+    snapshot_store.permit_snapshot(root, KEY)
+    snapshot_store.permit_snapshot(root, KEY)
+    assert snapshot_store.check_snapshot(root, KEY, {})["refused"] == ""
     assert not Path(root).exists()
 
 
 def test_a_refusal_goes_with_its_image(root: str) -> None:
     key = f"{'1' * 12}-{'2' * 16}"
-    snapshots.begin_snapshot(root, key)
-    snapshots.drop_snapshot(root, key, refused="QEMU may not open it")
-    snapshots.remove_snapshots(root, f"sha256-{'1' * 64}")
+    snapshot_store.begin_snapshot(root, key)
+    snapshot_store.drop_snapshot(root, key, refused="QEMU may not open it")
+    snapshot_store.remove_snapshots(root, f"sha256-{'1' * 64}")
     assert not Path(root).exists()

@@ -8,13 +8,13 @@ from dataclasses import replace
 import pytest
 
 from tests import samples
-from vcluster import codec
-from vcluster.cli import show
-from vcluster.hosts.shell import Completed
-from vcluster.ledger import StageTime
-from vcluster.model import Plan
+from vcluster.adapters.process import Completed
+from vcluster.cli.output import text_output
+from vcluster.fleet.ledger import StageTime
+from vcluster.model import codec
+from vcluster.model.plan import Plan
+from vcluster.model.status import Seen, Status, status_of
 from vcluster.stages.check import Check, Verdict
-from vcluster.status import Seen, Status, status_of
 
 PLAN = samples.plan(2)
 BOTH_RUN = {"lab.node1": True, "lab.node2": True}
@@ -91,7 +91,7 @@ def test_what_is_missing_is_said(server: str, change: dict[str, object] | None, 
     found = status_of(SHARED, ledger_state="ready", is_being_changed=False, seen=servers, lost={"blue": "no answer"})
     assert found.state == "partial"
     assert words in found.missing
-    assert f"missing: {words}" in show.status(found)
+    assert f"missing: {words}" in text_output.status(found)
 
 
 def test_the_json_contract() -> None:
@@ -119,7 +119,7 @@ def verdict(*, ssh_back: bool) -> Verdict:
 
 
 def test_a_passed_check() -> None:
-    text = show.check(PLAN, verdict(ssh_back=True))
+    text = text_output.check(PLAN, verdict(ssh_back=True))
     assert "all 12 checks passed" in text
     assert "FAIL" not in text
     assert "mpi: mpiexec hostname: ok on node[1-2]" in text
@@ -128,12 +128,12 @@ def test_a_passed_check() -> None:
 def test_a_failed_check_names_the_pair() -> None:
     failed = verdict(ssh_back=False)
     assert not failed.passed
-    text = show.check(PLAN, failed)
+    text = text_output.check(PLAN, failed)
     rows = [line.split() for line in text.splitlines() if line.startswith("node2 ")]
     assert rows == [["node2", "ok", "ok"], ["node2", "FAIL", "ok"]]
     assert "1 of 12 checks failed" in text
     assert "ssh from node2 to node1: refused" in text
-    document = show.check_document(failed)
+    document = text_output.check_document(failed)
     assert document["passed"] is False
     assert set(document["checks"][0]) == {"check", "from", "to", "passed", "detail"}  # type: ignore[index]
 
@@ -145,7 +145,7 @@ def test_equal_outputs_are_folded() -> None:
         "node3": Completed(3, "", "no such file\n"),
         "node4": Completed(0, "", ""),
     }
-    text = show.folded(results)
+    text = text_output.folded(results)
     assert "node[1-2]:\n  6.1" in text
     assert "node3:\n  no such file" in text
     assert "node4: no output" in text
@@ -159,7 +159,7 @@ def test_timing_is_a_table_of_nodes_and_stages() -> None:
         StageTime("boot", "node1", 1.0, 20.0),
         StageTime("check", "node1", 21.0, 4.0),
     )
-    lines = [line.split() for line in show.timing(times).splitlines()]
+    lines = [line.split() for line in text_output.timing(times).splitlines()]
     assert lines == [
         ["SECONDS", "network", "boot", "check", "until"],
         ["(all)", "0.5", "-", "-", "0.5"],

@@ -16,14 +16,15 @@ import pytest
 
 from tests import samples
 from tests.conftest import GOLDEN
-from vcluster import ramstream
-from vcluster.agent import snapshots as kept_on_servers
+from vcluster.agent import snapshot_store as kept_on_servers
 from vcluster.errors import VclusterError
-from vcluster.model import DHCP, PRIVATE, Plan
-from vcluster.naming import mac_for
-from vcluster.render.clone import RAM, clone_xml
-from vcluster.render.domain import Machine, domain_xml, template_xml
-from vcluster.snapshots import (
+from vcluster.model.naming import mac_for
+from vcluster.model.plan import Plan
+from vcluster.model.spec import DHCP, PRIVATE
+from vcluster.render.clone_xml import RAM, clone_xml
+from vcluster.render.domain_xml import Machine, domain_xml, template_xml
+from vcluster.snapshots import qemu_stream
+from vcluster.snapshots.template import (
     MACS,
     Template,
     circumstances,
@@ -245,7 +246,7 @@ def test_its_memory_is_a_file_that_it_does_not_write_to() -> None:
     assert settings["mem-path"] == str(FILE)
     assert settings["share"] == "off"
     assert settings["size"] == str(512 * 2**20)
-    assert settings["id"] == RAM == ramstream.BLOCK.decode()
+    assert settings["id"] == RAM == qemu_stream.BLOCK.decode()
     assert words[3] == f"memory-backend={RAM}"
 
 

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from tests import samples
 from tests.samples import BLUE, MIDDLE, RED
-from vcluster import codec, naming
 from vcluster.errors import ConflictError, MissingError, RequestError
-from vcluster.hops import hops
-from vcluster.model import LOCAL, Plan, Spec
-from vcluster.plan import make_plan
+from vcluster.model import codec, naming
+from vcluster.model.plan import Plan
+from vcluster.model.spec import LOCAL, Spec
+from vcluster.planning.hops import hops
+from vcluster.planning.planner import make_plan
 
 REMOTE = {"mode": "remote", "servers": (LOCAL,), "switch": MIDDLE}
 

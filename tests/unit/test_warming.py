@@ -13,15 +13,17 @@ from typing import Any
 import pytest
 
 from tests import samples
-from vcluster import cluster, warming
-from vcluster.agent.door import Here
+from vcluster.agent.client import Here
 from vcluster.cli import main
+from vcluster.cli.output.progress import Lines
+from vcluster.commands import create, snapshot_build
 from vcluster.errors import DeadlineError, MissingError, VclusterError
-from vcluster.events import Deadline, Reporter
-from vcluster.model import PRIVATE, Plan
-from vcluster.progress import Lines
-from vcluster.servers import Fleet, Server
-from vcluster.snapshots import FEATURE, REFUSED, Template, template_of
+from vcluster.fleet.servers import Fleet, Server
+from vcluster.model.plan import Plan
+from vcluster.model.spec import PRIVATE
+from vcluster.snapshots.template import FEATURE, REFUSED, Template, template_of
+from vcluster.util.deadline import Deadline
+from vcluster.util.events import Reporter
 
 IMAGE = replace(samples.DIRECT, features=(*samples.DIRECT.features, FEATURE))
 PLAN = samples.plan(3, image=IMAGE)
@@ -80,8 +82,8 @@ class World:
         )
         self.server = Server("localhost", samples.OWNER, Path("/storage"), here, libvirt=self.libvirt)  # type: ignore[arg-type]
         self.fleet = Fleet({"localhost": self.server}, {})
-        monkeypatch.setattr(warming, "BUSY_LOOK_S", 0.001)
-        monkeypatch.setattr(warming, "_bring_to_rest", lambda *_: None)
+        monkeypatch.setattr(snapshot_build, "BUSY_LOOK_S", 0.001)
+        monkeypatch.setattr(snapshot_build, "_bring_to_rest", lambda *_: None)
 
     def _operation(self, name: str) -> Callable[..., Any]:
         def work(**_: Any) -> Any:
@@ -92,10 +94,10 @@ class World:
         return work
 
     def find(self, plan: Plan = PLAN) -> Any:
-        return warming.find(self.fleet, plan, deadline=self.deadline, report=self.report)
+        return snapshot_build.find(self.fleet, plan, deadline=self.deadline, report=self.report)
 
     def make(self, plan: Plan = PLAN, **how: bool) -> tuple[str, ...]:
-        return warming.make(self.fleet, plan, deadline=self.deadline, report=self.report, **how)
+        return snapshot_build.make(self.fleet, plan, deadline=self.deadline, report=self.report, **how)
 
     @property
     def lines(self) -> list[str]:
@@ -121,14 +123,14 @@ def test_one_that_is_at_hand(world: World) -> None:
     ((place, kept),) = found.items()
     assert place == ("localhost", *kinds(PLAN))
     assert (kept.root, kept.ram, kept.xml) == ("/storage/snapshots", Path("/kept/ram"), "<domain/>")
-    assert not warming.lacks(PLAN, found)
+    assert not snapshot_build.lacks(PLAN, found)
     assert world.lines == []
 
 
 def test_none(world: World) -> None:
     world.answers["check_snapshot"] = [NOTHING]
     assert world.find() == {}
-    assert warming.lacks(PLAN, {})
+    assert snapshot_build.lacks(PLAN, {})
     assert world.lines == []
 
 
@@ -163,7 +165,7 @@ def test_what_was_refused_is_told_and_not_made_again_unasked(world: World) -> No
     world.answers["check_snapshot"] = [{**NOTHING, "refused": "QEMU may not open it"}]
     found = world.find()
     assert list(found.values()) == [REFUSED]
-    assert not warming.lacks(PLAN, found)
+    assert not snapshot_build.lacks(PLAN, found)
     assert world.asked == ["check_snapshot"]
     again = "(vcluster image warm has it tried again)"
     assert world.lines == [f"nodes boot, as copies were refused before: QEMU may not open it {again}"]
@@ -175,14 +177,14 @@ def test_head_and_workers_of_a_private_cluster_need_one_each(world: World) -> No
     found = world.find(plan)
     assert len(kinds(plan)) == 2
     assert len(found) == 1
-    assert warming.lacks(plan, found)
+    assert snapshot_build.lacks(plan, found)
 
 
 @pytest.mark.parametrize("image", [samples.DIRECT, samples.ORDINARY])
 def test_of_an_image_that_cannot_be_copied_nothing_is_looked_for(world: World, image: Any) -> None:
     plan = samples.plan(2, image=image)
     assert world.find(plan) == {}
-    assert not warming.lacks(plan, {})
+    assert not snapshot_build.lacks(plan, {})
     assert world.asked == []
 
 
@@ -236,7 +238,7 @@ def test_what_goes_on_in_the_background_is_told_the_cluster_and_no_more(monkeypa
         monkeypatch.setenv(name, "1")
     begun: list[tuple[list[str], dict[str, Any]]] = []
     monkeypatch.setattr(subprocess, "Popen", lambda argv, **how: begun.append((argv, how)))
-    warming.start_in_background("lab")
+    snapshot_build.start_in_background("lab")
     ((argv, how),) = begun
     assert argv[-5:] == ["image", "warm", "--name", "lab", "--gently"]
     assert {"VCLUSTER_STATE_DIR", "SECRET", "PATH"} <= set(how["env"])
@@ -269,8 +271,8 @@ def test_what_was_typed_goes_before_the_environment(
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(cluster, "warm_for", lambda _, name, **__: [name])
-    monkeypatch.setattr(cluster, "warm", lambda _, spec, **__: [str(spec.memory_mib)])
+    monkeypatch.setattr(create, "warm_for", lambda _, name, **__: [name])
+    monkeypatch.setattr(create, "warm", lambda _, spec, **__: [str(spec.memory_mib)])
     monkeypatch.setattr(sys, "argv", ["vcluster", "image", "warm", *arguments])
     exit_code = main._run()
     said = capsys.readouterr()

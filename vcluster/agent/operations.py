@@ -18,11 +18,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vcluster.agent import snapshots
-from vcluster.agent.looks import look_over
+from vcluster.adapters import kvm_probe
+from vcluster.adapters.network import netlink, nftables, raw_frames
+from vcluster.adapters.process import run
+from vcluster.agent import snapshot_store
+from vcluster.agent.diagnostics import look_over
 from vcluster.errors import MissingError, VclusterError
-from vcluster.hosts import accel, firewall, frames, netlink
-from vcluster.hosts.shell import run
 
 LIBVIRT_SOCKET = Path("/run/libvirt/libvirt-sock")
 LIBVIRT_RUN = Path("/run/libvirt/network")
@@ -111,22 +112,22 @@ def attach(ports: dict[str, str]) -> list[str]:
 
 def guard(table: str, tunnels: Sequence[Sequence[Any]], port: int) -> None:
     """Let nobody but each tunnel's peer send into it."""
-    firewall.guard(table, [(int(vni), str(peer)) for vni, peer in tunnels], port)
+    nftables.guard(table, [(int(vni), str(peer)) for vni, peer in tunnels], port)
 
 
 def remove_guard(table: str) -> None:
     """Take that back."""
-    firewall.remove(table)
+    nftables.remove(table)
 
 
 def guards(prefix: str) -> list[str]:
     """The names of the tables that begin so. Who may not make any may not see any either, and has none."""
-    return list(firewall.tables(prefix)) if has_rights() else []
+    return list(nftables.tables(prefix)) if has_rights() else []
 
 
 def obstacles(port: int) -> list[dict[str, str]]:
     """What on this server would silently eat the traffic of bridges and tunnels; only root may see that."""
-    return [dict(one) for one in firewall.obstacles(port)] if has_rights() else []
+    return [dict(one) for one in nftables.obstacles(port)] if has_rights() else []
 
 
 # Frames
@@ -134,23 +135,23 @@ def obstacles(port: int) -> list[dict[str, str]]:
 
 def listen(interfaces: Sequence[str]) -> None:
     """Note the probe frames that come in on these interfaces, from now on."""
-    frames.listen(interfaces)
+    raw_frames.listen(interfaces)
 
 
 def send_frames(tokens: dict[str, str], size: int) -> None:
     """Send a probe frame of `size` bytes out of each interface."""
     for interface, token in tokens.items():
-        frames.send(interface, token, size)
+        raw_frames.send(interface, token, size)
 
 
 def heard(wanted: dict[str, list[str]], timeout_s: float) -> dict[str, list[str]]:
     """What has come in, as soon as all that is wanted has, or when time is up."""
-    return frames.heard(timeout_s, wanted)
+    return raw_frames.heard(timeout_s, wanted)
 
 
 def stop_listening() -> None:
     """Listen no more."""
-    frames.close()
+    raw_frames.close()
 
 
 # Files
@@ -266,9 +267,9 @@ def _disk(what: str) -> Iterator[None]:
 def prepare_template(folder: str, backing: str, size_bytes: int, seed: str) -> None:
     """Put a disk over an image, and a seed (in base64), into a folder."""
     place = Path(folder)
-    argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", backing, str(place / snapshots.DISK)]
+    argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", backing, str(place / snapshot_store.DISK)]
     run([*argv, str(size_bytes)], timeout_s=IMAGE_TOOL_TIMEOUT_S)
-    (place / snapshots.SEED).write_bytes(base64.b64decode(seed))
+    (place / snapshot_store.SEED).write_bytes(base64.b64decode(seed))
 
 
 def processor() -> str:
@@ -298,12 +299,12 @@ def yield_to_others(domain: str) -> None:
 
 def kvm_circumstances() -> dict[str, Any]:
     """All that a verdict on KVM depends on, and a reason against it that needs no trying."""
-    return accel.circumstances()
+    return kvm_probe.circumstances()
 
 
 def try_kvm(body: BinaryIO, size: int) -> dict[str, Any]:
     """Boot a kernel under KVM."""
-    return asdict(accel.boot(body.read(size)))
+    return asdict(kvm_probe.boot(body.read(size)))
 
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
@@ -340,4 +341,4 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
         kvm_circumstances,
         try_kvm,
     )
-} | {function.__name__: function for function in snapshots.OPERATIONS}
+} | {function.__name__: function for function in snapshot_store.OPERATIONS}

@@ -15,13 +15,13 @@ import click
 
 from vcluster.cli import common
 from vcluster.errors import MissingError, RequestError, SeveralErrors, VclusterError
-from vcluster.events import Cancelled
+from vcluster.util.deadline import Cancelled
 
 if TYPE_CHECKING:
-    from vcluster.hosts.shell import Completed
-    from vcluster.hosts.tmux import Pane, Screen
-    from vcluster.model import Node, Plan
-    from vcluster.site import Site
+    from vcluster.adapters.process import Completed
+    from vcluster.adapters.tmux import Pane, Screen
+    from vcluster.fleet.context import Site
+    from vcluster.model.plan import Node, Plan
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -50,7 +50,7 @@ detach_option: Callable[[F], F] = click.option(
 
 
 def cluster(name: str | None) -> tuple[Site, Plan]:
-    from vcluster import inventory
+    from vcluster.commands import inventory
 
     site = common.site()
     return site, inventory.read_ledger(site.files(inventory.the_one(site, name))).plan
@@ -80,7 +80,7 @@ def _ssh(site: Site, plan: Plan, node: str, user: str | None, *arguments: str) -
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def ssh(name: str | None, user: str | None, node: str, command: tuple[str, ...]) -> None:
     """Log in to a node, or run a command there: vcluster ssh node2 -- ls -l."""
-    from vcluster import access
+    from vcluster.commands import access
 
     site, plan = cluster(name)
     access.choose_node(plan, node)
@@ -107,8 +107,8 @@ def shell(
     name: str | None, everything: bool, nodeset: str | None, user: str | None, detach: bool, node: str | None
 ) -> None:
     """Log in to a node, or with --all to all of them at once: what is typed goes to every pane of the screen."""
-    from vcluster import access
-    from vcluster.hosts.tmux import Pane
+    from vcluster.adapters.tmux import Pane
+    from vcluster.commands import access
 
     _one_or_all(node, everything, nodeset, detach=detach)
     site, plan = cluster(name)
@@ -135,8 +135,8 @@ def _screen(
     plan: Plan, nodes: Sequence[Node], panes: Sequence[Pane], kind: str, *, is_synchronized: bool, stays: str
 ) -> Screen:
     """Each choice of nodes has a session of its own; all sessions of a cluster are on one socket."""
-    from vcluster import naming
-    from vcluster.hosts import tmux
+    from vcluster.adapters import tmux
+    from vcluster.model import naming
 
     some = "" if len(nodes) == len(plan.nodes) else "-" + naming.folded(node.name for node in nodes)
     socket = tmux.socket_name(plan.name)
@@ -144,7 +144,7 @@ def _screen(
 
 
 def _show(screen: Screen, *, detach: bool) -> None:
-    from vcluster.hosts import tmux
+    from vcluster.adapters import tmux
 
     if not detach and not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise MissingError("this is no terminal", hint="--detach makes the panes and says how to get there")
@@ -176,8 +176,8 @@ def execute(
     command: tuple[str, ...],
 ) -> int:
     """Run a command on all nodes at once; equal outputs are shown once. Exits with the worst exit code."""
-    from vcluster import access
-    from vcluster.cli import show
+    from vcluster.cli.output import text_output
+    from vcluster.commands import access
 
     if lines and output == "json":
         raise RequestError("--lines and -o json exclude each other")
@@ -193,7 +193,7 @@ def execute(
     if lines:
         _tell_exit_codes(ended)
     elif ended or output == "json":
-        common.emit(output, show.ran(results), lambda: show.folded(ended))
+        common.emit(output, text_output.ran(results), lambda: text_output.folded(ended))
     return _worst(ended, [one for one in results.values() if isinstance(one, VclusterError)])
 
 
@@ -208,19 +208,19 @@ def _worst(ended: Mapping[str, Completed], errors: Sequence[VclusterError]) -> i
 
 
 def _tell_exit_codes(ended: Mapping[str, Completed]) -> None:
-    from vcluster.cli import show
+    from vcluster.cli.output import text_output
 
     if words := {name: f"exit code {one.exit_code}" for name, one in ended.items() if one.exit_code}:
-        click.echo(show.outcomes(words), err=True)
+        click.echo(text_output.outcomes(words), err=True)
 
 
 class _Printer:
     """Prints lines of several nodes as they come, each whole."""
 
     def __init__(self, names: Sequence[str]) -> None:
-        from vcluster.cli import show
+        from vcluster.cli.output import text_output
 
-        self._prefixes = show.prefixes(names)
+        self._prefixes = text_output.prefixes(names)
         self._lock = threading.Lock()
         self._failure: OSError | None = None
 
@@ -245,7 +245,7 @@ class _Printer:
 @click.argument("destination", metavar="DST")
 def copy(name: str | None, user: str | None, source: str, destination: str) -> None:
     """Copy a file or a folder to a node or from one, by scp: vcluster copy data node1:/tmp."""
-    from vcluster import access
+    from vcluster.commands import access
 
     site, plan = cluster(name)
     access.choose_copy(plan, source, destination)
@@ -263,7 +263,7 @@ def copy(name: str | None, user: str | None, source: str, destination: str) -> N
 @click.argument("node", required=False)
 def console(name: str | None, everything: bool, nodeset: str | None, detach: bool, log: bool, node: str | None) -> int:
     """Attach to a node's serial console, which Ctrl-] leaves; with --all to each in a pane of its own."""
-    from vcluster import access
+    from vcluster.commands import access
 
     _one_or_all(node, everything, nodeset, detach=detach)
     site, plan = cluster(name)
@@ -283,7 +283,7 @@ def console(name: str | None, everything: bool, nodeset: str | None, detach: boo
 
 
 def _all_consoles(plan: Plan, nodes: Sequence[Node], *, detach: bool) -> None:
-    from vcluster.hosts.tmux import Pane
+    from vcluster.adapters.tmux import Pane
 
     # A server of tmux that runs already has an environment of its own.
     kept = [f"{key}={value}" for key in ENVIRONMENT if (value := os.environ.get(key))]
@@ -302,13 +302,13 @@ def _all_consoles(plan: Plan, nodes: Sequence[Node], *, detach: bool) -> None:
 @click.argument("end", metavar="NODE")
 def path(name: str | None, packets: int, timeout_s: float, output: str, start: str, end: str) -> None:
     """Prove by counters which way frames go from one node to another: exit 1 unless through the switch."""
-    from vcluster import access
-    from vcluster.cli import show
+    from vcluster.cli.output import text_output
+    from vcluster.commands import access
 
     site, plan = cluster(name)
     ends = access.choose_node(plan, start), access.choose_node(plan, end)
     found = access.trace(site, plan, *ends, packets=packets, timeout_s=timeout_s)
-    common.emit(output, show.path_document(found), lambda: show.path(found))
+    common.emit(output, text_output.path_document(found), lambda: text_output.path(found))
     if not found.crossed:
         raise VclusterError(f"the frames from {start} to {end} did not cross the switch: {found.detail}")
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from vcluster.events import Listener
-    from vcluster.progress import Timer
-    from vcluster.servers import Doors
-    from vcluster.site import Site
+    from vcluster.cli.output.progress import Timer
+    from vcluster.fleet.context import Site
+    from vcluster.fleet.servers import Doors
+    from vcluster.util.events import Listener
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -40,7 +40,7 @@ def cluster_argument(function: F) -> F:
 
 def chosen(site: Site, name: str | None, name_option: str | None) -> str:
     """The cluster a command is about."""
-    from vcluster import inventory
+    from vcluster.commands import inventory
 
     return inventory.the_one(site, name or name_option)
 
@@ -85,10 +85,10 @@ def images_root() -> Path:
 
 def site(*listeners: Listener) -> Site:
     """The site of this command, as the environment tells it."""
-    from vcluster import ledger
-    from vcluster.events import Reporter
+    from vcluster.fleet import ledger
+    from vcluster.fleet.context import Site
     from vcluster.images.store import Store
-    from vcluster.site import Site
+    from vcluster.util.events import Reporter
 
     environment = dict(os.environ)
     return Site(
@@ -101,8 +101,8 @@ def site(*listeners: Listener) -> Site:
 
 def _doors(environment: dict[str, str]) -> Doors:
     """On a terminal, people are asked about unknown host keys and for passwords."""
-    from vcluster.hosts.hypervisor import SYSTEM_URI
-    from vcluster.servers import Doors
+    from vcluster.adapters.libvirt.hypervisor import SYSTEM_URI
+    from vcluster.fleet.servers import Doors
 
     is_terminal = sys.stdin.isatty() and sys.stderr.isatty()
     return Doors(
@@ -130,7 +130,7 @@ def _ask(question: str) -> str:
 @contextmanager
 def progress(node_names: Sequence[str] = (), *, stages: int = 1) -> Iterator[tuple[Site, Timer]]:
     """The site of a command that takes its time, with progress on standard error."""
-    from vcluster.progress import Bars, Lines, Timer
+    from vcluster.cli.output.progress import Bars, Lines, Timer
 
     timer = Timer()
     use_bars = sys.stderr.isatty() and 0 < len(node_names) <= BAR_NODES_MAX
@@ -144,7 +144,7 @@ def progress(node_names: Sequence[str] = (), *, stages: int = 1) -> Iterator[tup
 def emit(output: str, value: object, text: Callable[[], str]) -> None:
     """Print a result on standard output, as JSON or as text."""
     if output == "json":
-        from vcluster import codec
+        from vcluster.model import codec
 
         click.echo(codec.to_json(value), nl=False)
     else:

@@ -14,9 +14,9 @@ import click
 from vcluster.cli import common
 
 if TYPE_CHECKING:
-    from vcluster.model import ServerSpec
+    from vcluster.config.request import Wishes
+    from vcluster.model.spec import ServerSpec
     from vcluster.stages.provision import Job
-    from vcluster.wishes import Wishes
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -78,7 +78,7 @@ class KeysCommand(click.Command):
 
     @cached_property
     def _options(self) -> list[click.Option]:
-        from vcluster.options import CLUSTER
+        from vcluster.config.options import CLUSTER
 
         keys = [key for key in CLUSTER if key not in self._but and (not self._only or key in self._only)]
         return [_option(key, is_required=key in self._required) for key in keys]
@@ -86,7 +86,7 @@ class KeysCommand(click.Command):
 
 def _option(key: str, *, is_required: bool) -> click.Option:
     """The option for a key. Its text is read together with all others, so that every mistake is told."""
-    from vcluster.options import CLUSTER, option_name
+    from vcluster.config.options import CLUSTER, option_name
 
     one = CLUSTER[key]
     return click.Option(
@@ -118,9 +118,9 @@ def local() -> None:
 @run_options
 def create_local(plan_only: bool, keep: bool, no_warm: bool, output: str, **given: Any) -> None:
     """Make a cluster on this machine and prove it ready: SSH, NFS and MPI between all nodes."""
-    from vcluster import wishes
+    from vcluster.config import request
 
-    order = wishes.of_options(wishes.read_options(texts(given)), mode="local")
+    order = request.of_options(request.read_options(texts(given)), mode="local")
     _make(order, plan_only=plan_only, keep=keep, warm=not no_warm, output=output)
 
 
@@ -154,12 +154,12 @@ def create_remote(
 
     Each node has a bridge and a VXLAN tunnel of its own; on HOST one bridge joins all tunnels.
     """
-    from vcluster import fields, wishes
-    from vcluster.model import LOCAL_SERVER, ServerSpec
+    from vcluster.config import readers, request
+    from vcluster.model.spec import LOCAL_SERVER, ServerSpec
 
-    others = {"switch": server_of, "interface": fields.interface}
-    asked = wishes.read_options(texts(given) | {"switch": switch}, others)
-    order = wishes.of_options(asked, mode="remote")
+    others = {"switch": server_of, "interface": readers.interface}
+    asked = request.read_options(texts(given) | {"switch": switch}, others)
+    order = request.of_options(asked, mode="remote")
     spec = replace(
         order.spec,
         servers=(ServerSpec(LOCAL_SERVER, interface=asked.get("interface", "")),),
@@ -171,11 +171,11 @@ def create_remote(
 
 def _switch(server: ServerSpec, host: str, *, ask_password: bool, is_reached: bool) -> ServerSpec:
     """The server of --switch. One that is not logged in to needs no more than an address."""
-    from vcluster.fields import ASK
-    from vcluster.hosts import ssh_config
+    from vcluster.adapters.ssh import openssh_config
+    from vcluster.config.readers import ASK
 
     if not is_reached:
-        return replace(server, address=IPv4Address(ssh_config.address_of(host)))
+        return replace(server, address=IPv4Address(openssh_config.address_of(host)))
     return replace(server, login=replace(server.login, password=ASK)) if ask_password and server.login else server
 
 
@@ -183,11 +183,11 @@ def server_of(host: str) -> ServerSpec:
     """Another server, by [user@]host[:port]."""
     import os
 
+    from vcluster.adapters.ssh import openssh_config
     from vcluster.errors import RequestError
-    from vcluster.hosts import ssh_config
-    from vcluster.model import LOCAL_SERVER, Login, ServerSpec
+    from vcluster.model.spec import LOCAL_SERVER, Login, ServerSpec
 
-    user, name, port = ssh_config.split_host(host)
+    user, name, port = openssh_config.split_host(host)
     if name == LOCAL_SERVER:
         raise RequestError("the switch is this machine itself", hint="vcluster local create does that")
     password = "env:VCLUSTER_SWITCH_PASSWORD" if "VCLUSTER_SWITCH_PASSWORD" in os.environ else ""
@@ -196,11 +196,11 @@ def server_of(host: str) -> ServerSpec:
 
 def servers_of(host: str) -> list[ServerSpec]:
     """The other servers of a configuration file, or the one of that name."""
-    from vcluster import config
+    from vcluster.config import config_file
 
     if not host.endswith(".ini"):
         return [server_of(host)]
-    spec = config.read(Path(host)).spec
+    spec = config_file.read(Path(host)).spec
     return [one for one in (*spec.servers, spec.switch) if one.login]
 
 
@@ -217,7 +217,7 @@ def create_shared(config: Path, plan_only: bool, keep: bool, no_warm: bool, outp
 
     Options win over the file's [cluster] section.
     """
-    from vcluster import config as configuration
+    from vcluster.config import config_file as configuration
 
     order = configuration.read(config, overrides=texts(given))
     _make(order, plan_only=plan_only, keep=keep, warm=not no_warm, output=output)
@@ -239,30 +239,30 @@ def _job(order: Wishes) -> Job | None:
 
 
 def _create(order: Wishes, job: Job | None, output: str, *, keep: bool, warm: bool) -> None:
-    from vcluster import cluster, warming
-    from vcluster.cli import show
+    from vcluster.cli.output import text_output
+    from vcluster.commands import create, snapshot_build
 
     spec = order.spec
     with common.progress(spec.node_names, stages=STAGES) as (site, timer):
-        status, is_cold = cluster.create(
+        status, is_cold = create.create(
             site, spec, image_name=order.image, accel=order.accel, keep=keep, boot=order.boot, job=job
         )
         site.files(spec.name).write_timing(timer.times)
         if is_cold and warm:
             site.report.note("the next ones will be copies of a node that is kept in the background from now on")
-            warming.start_in_background(spec.name)
-    common.emit(output, status, lambda: show.created(status, timer.times))
+            snapshot_build.start_in_background(spec.name)
+    common.emit(output, status, lambda: text_output.created(status, timer.times))
 
 
 def _show_plan(order: Wishes, output: str) -> None:
-    from vcluster import cluster
-    from vcluster.cli import show
+    from vcluster.cli.output import text_output
+    from vcluster.commands import create
 
     site = common.site()
     image = site.images.find(order.image)
-    with site.fleet(cluster.wants_of(order.spec)) as fleet:
-        plan, facts = cluster.plan(site, fleet, order.spec, image=image, accel=order.accel)
-    common.emit(output, plan, lambda: show.plan(plan, facts))
+    with site.fleet(create.wants_of(order.spec)) as fleet:
+        plan, facts = create.plan(site, fleet, order.spec, image=image, accel=order.accel)
+    common.emit(output, plan, lambda: text_output.plan(plan, facts))
 
 
 COMMANDS = (local, remote, shared)

@@ -11,8 +11,8 @@ from vcluster.cli import common
 from vcluster.errors import MissingError, RequestError
 
 if TYPE_CHECKING:
-    from vcluster.doctor import Finding
-    from vcluster.model import Spec
+    from vcluster.commands.doctor import Finding
+    from vcluster.model.spec import Spec
 
 
 @click.command()
@@ -30,7 +30,7 @@ def doctor(config: Path | None, host: str | None, output: str) -> None:
 
     Each finding comes with the command that mends it.
     """
-    from vcluster import doctor as examination
+    from vcluster.commands import doctor as examination
 
     site = common.site()
     spec = _spec(config, host)
@@ -45,9 +45,9 @@ def doctor(config: Path | None, host: str | None, output: str) -> None:
 
 def _spec(config: Path | None, host: str | None) -> Spec | None:
     """The cluster to be that is asked about."""
-    from vcluster import config as configuration
     from vcluster.cli.create import server_of
-    from vcluster.model import Spec
+    from vcluster.config import config_file as configuration
+    from vcluster.model.spec import Spec
 
     if config and host:
         raise RequestError("a file and --switch exclude each other")

@@ -27,15 +27,15 @@ def _store() -> Store:
 
 def _snapshots_root() -> str:
     """Where this machine keeps the memories of nodes."""
-    from vcluster.model import LOCAL
-    from vcluster.snapshots import root_on
+    from vcluster.model.spec import LOCAL
+    from vcluster.snapshots.template import root_on
 
     return str(root_on(LOCAL.path))
 
 
 def _report() -> Callable[[str], None]:
-    from vcluster.events import Reporter
-    from vcluster.progress import Lines
+    from vcluster.cli.output.progress import Lines
+    from vcluster.util.events import Reporter
 
     return Reporter((Lines(),)).note
 
@@ -53,8 +53,8 @@ def image() -> None:
 def build(recipe: str, name: str | None, again: bool, output: str) -> None:
     """Build a guest image from Debian's packages. Takes a minute or two, once."""
     from vcluster.errors import RequestError
-    from vcluster.naming import shown
-    from vcluster.recipes import recipe_names, recipes_path
+    from vcluster.images.recipes import recipe_names, recipes_path
+    from vcluster.model.naming import shown
 
     if recipe not in recipe_names():
         raise RequestError(f"there is no recipe {shown(recipe)}", hint=f"there is {', '.join(recipe_names())}")
@@ -77,10 +77,10 @@ def import_image(source: str, name: str | None, sha256: str | None, output: str)
 @common.output_option
 def list_images(output: str) -> None:
     """List the images, what they take on the disk and who uses them, and the memories that are kept of nodes."""
-    from vcluster.agent import snapshots
-    from vcluster.cli import show
+    from vcluster.agent import snapshot_store
+    from vcluster.cli.output import text_output
 
-    store, kept = _store(), snapshots.list_snapshots(_snapshots_root())
+    store, kept = _store(), snapshot_store.list_snapshots(_snapshots_root())
     names = {digest: name for name, digest in store.names().items()}
     rows = [
         {
@@ -94,7 +94,7 @@ def list_images(output: str) -> None:
         }
         for one in store.images()
     ]
-    common.emit(output, rows, lambda: show.images(rows))
+    common.emit(output, rows, lambda: text_output.images(rows))
 
 
 @image.command(cls=KeysCommand, only=WARM_KEYS)
@@ -105,8 +105,9 @@ def list_images(output: str) -> None:
 @click.option("--gently", is_flag=True, help="Give way to all else that wants the processor.")
 def warm(name: str | None, gently: bool, **given: Any) -> None:
     """Boot a node and keep its memory, so that nodes like it are copies of it, in seconds."""
-    from vcluster import cluster, wishes
     from vcluster.cli.create import texts
+    from vcluster.commands import create
+    from vcluster.config import request
 
     asked = texts(given)
     if name and asked:  # the environment is for whoever gives neither, or the other
@@ -118,10 +119,10 @@ def warm(name: str | None, gently: bool, **given: Any) -> None:
             asked = {}
     with common.progress() as (site, _):
         if name:
-            made = cluster.warm_for(site, name, is_gentle=gently)
+            made = create.warm_for(site, name, is_gentle=gently)
         else:
-            order = wishes.of_options(wishes.read_options({"nodes": "2"} | asked), mode="local")
-            made = cluster.warm(site, order.spec, image_name=order.image, accel=order.accel, is_gentle=gently)
+            order = request.of_options(request.read_options({"nodes": "2"} | asked), mode="local")
+            made = create.warm(site, order.spec, image_name=order.image, accel=order.accel, is_gentle=gently)
     click.echo(f"kept, on {', '.join(made)}" if made else "all is kept already")
 
 
@@ -146,25 +147,25 @@ def verify(name: str) -> None:
 @click.option("--on", "host", metavar="HOST|CONFIG.ini", help="Not here, but there, where it was sent.")
 def rm(name: str, host: str | None) -> None:
     """Remove an image that no cluster uses."""
-    from vcluster import removal
-    from vcluster.agent import snapshots
+    from vcluster.agent import snapshot_store
     from vcluster.cli.create import servers_of
+    from vcluster.commands import teardown
 
     store = _store()
     manifest = store.manifest(name)
     if host is None:
         store.remove(manifest, users=_users(manifest.digest))
-        snapshots.remove_snapshots(_snapshots_root(), manifest.digest)
+        snapshot_store.remove_snapshots(_snapshots_root(), manifest.digest)
         click.echo(f"image {name}: removed")
         return
-    for server, was_there in removal.remove_image(common.site(), manifest.digest, servers_of(host)).items():
+    for server, was_there in teardown.remove_image(common.site(), manifest.digest, servers_of(host)).items():
         click.echo(f"image {name} on {server}: {'removed' if was_there else 'it is not there'}")
 
 
 def _users(digest: str) -> tuple[str, ...]:
     """The clusters that use an image, by their ledgers and, where libvirt answers, by their domains' marks."""
-    from vcluster import ledger
     from vcluster.errors import MissingError
+    from vcluster.fleet import ledger
 
     site = common.site()
     kept = ((name, site.files(name).read_ledger()) for name in ledger.cluster_names(site.state_root))

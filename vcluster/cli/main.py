@@ -10,7 +10,7 @@ from types import FrameType
 import click
 
 from vcluster import __version__
-from vcluster.cli import access, create, doctor, image, life, members, network, power, provision, switch
+from vcluster.cli import access, create, doctor, gateway, image, lifecycle, power, provision, scale, switch
 from vcluster.errors import EXIT_INTERRUPTED, SeveralErrors, VclusterError
 
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -24,12 +24,12 @@ def main() -> None:
 
 for command in (
     *create.COMMANDS,
-    *life.COMMANDS,
-    *members.COMMANDS,
+    *lifecycle.COMMANDS,
+    *scale.COMMANDS,
     *access.COMMANDS,
     *power.COMMANDS,
     *provision.COMMANDS,
-    *network.COMMANDS,
+    *gateway.COMMANDS,
     *switch.COMMANDS,
     *image.COMMANDS,
     *doctor.COMMANDS,
@@ -84,7 +84,7 @@ def _usage_hint(error: click.ClickException) -> str | None:
 
 
 def _complain(message: str, hint: str | None, exit_code: int) -> int:
-    from vcluster.progress import may_color
+    from vcluster.cli.output.progress import may_color
 
     head = click.style("vcluster:", fg="red") if may_color(sys.stderr) else "vcluster:"
     gap = "\n  " if "\n" in message else " "  # the last of several lines may be a command to be copied

@@ -12,10 +12,10 @@ from vcluster.cli.access import cluster, nodes_option
 from vcluster.errors import VclusterError
 
 if TYPE_CHECKING:
-    from vcluster.events import Deadline
-    from vcluster.model import Node, Plan
-    from vcluster.power import Outcomes
-    from vcluster.site import Site
+    from vcluster.commands.power import Outcomes
+    from vcluster.fleet.context import Site
+    from vcluster.model.plan import Node, Plan
+    from vcluster.util.deadline import Deadline
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -34,7 +34,7 @@ def power() -> None:
 @common.timeout_option(600)
 def on(name: str | None, nodeset: str | None, wait: bool, timeout_s: float) -> None:
     """Power nodes on."""
-    from vcluster import power
+    from vcluster.commands import power
 
     _switch(name, nodeset, lambda *where: power.turn_on(*where, ready_by=_ready_by(wait, timeout_s)))
 
@@ -44,7 +44,7 @@ def on(name: str | None, nodeset: str | None, wait: bool, timeout_s: float) -> N
 @nodes_option
 def off(name: str | None, nodeset: str | None) -> None:
     """Cut the power of nodes; what they have not written is lost."""
-    from vcluster import power
+    from vcluster.commands import power
 
     _switch(name, nodeset, power.turn_off)
 
@@ -56,21 +56,22 @@ def off(name: str | None, nodeset: str | None) -> None:
 @common.timeout_option(600)
 def cycle(name: str | None, nodeset: str | None, wait: bool, timeout_s: float) -> None:
     """Cut the power of nodes and give it back."""
-    from vcluster import power
+    from vcluster.commands import power
 
     _switch(name, nodeset, lambda *where: power.cycle(*where, ready_by=_ready_by(wait, timeout_s)))
 
 
 def _ready_by(wait: bool, timeout_s: float) -> Deadline | None:
-    from vcluster.events import Deadline
+    from vcluster.util.deadline import Deadline
 
     return Deadline(timeout_s) if wait else None
 
 
 def _switch(name: str | None, nodeset: str | None, work: Callable[[Site, Plan, tuple[Node, ...]], Outcomes]) -> None:
     """Do it, and say what became of every node."""
-    from vcluster import access, parallel
-    from vcluster.cli import show
+    from vcluster.cli.output import text_output
+    from vcluster.commands import access
+    from vcluster.util import parallel
 
     _, plan = cluster(name)
     nodes = access.choose_nodes(plan, nodeset)
@@ -78,7 +79,7 @@ def _switch(name: str | None, nodeset: str | None, work: Callable[[Site, Plan, t
         done = work(site, plan, nodes)
     words = {node: one for node, one in done.items() if isinstance(one, str)}
     if words:
-        click.echo(show.outcomes(words))
+        click.echo(text_output.outcomes(words))
     parallel.raise_all([one for one in done.values() if isinstance(one, VclusterError)])
 
 
@@ -88,14 +89,15 @@ def _switch(name: str | None, nodeset: str | None, work: Callable[[Site, Plan, t
 @common.output_option
 def status(name: str | None, nodeset: str | None, output: str) -> None:
     """Say of every node whether it is on, off, gone, or unknown because its server does not answer."""
-    from vcluster import access, parallel
-    from vcluster import power as work
-    from vcluster.cli import show
+    from vcluster.cli.output import text_output
+    from vcluster.commands import access
+    from vcluster.commands import power as work
+    from vcluster.util import parallel
 
     site, plan = cluster(name)
     found, errors = work.status(site, plan, access.choose_nodes(plan, nodeset))
     rows = [{"node": node, "power": word} for node, word in found.items()]
-    common.emit(output, rows, lambda: show.outcomes(found))
+    common.emit(output, rows, lambda: text_output.outcomes(found))
     parallel.raise_all(errors)
 
 

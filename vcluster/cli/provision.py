@@ -40,8 +40,8 @@ def provision(
     node in /var/log/vcluster, and on this machine beside the cluster's other files. After a failure no further node
     begins.
     """
-    from vcluster import access
-    from vcluster.cli import show
+    from vcluster.cli.output import text_output
+    from vcluster.commands import access
     from vcluster.stages import provision as stage
 
     job = stage.Job.read(script, payload, keep_going=keep_going, fanout=fanout)
@@ -51,7 +51,7 @@ def provision(
         logs = site.files(plan.name).make_logs(job.log_name)
         results = access.provision(site, plan, nodes, job, timeout_s=timeout_s, logs=logs)
     ran = {node: one for node, one in results.items() if one}
-    common.emit(output, results, lambda: show.folded(ran))
+    common.emit(output, results, lambda: text_output.folded(ran))
     stage.require_passed(results, job, hint=f"the logs are in {logs}", with_words=False)
 
 

@@ -35,11 +35,11 @@ def switch() -> None:
 @common.output_option
 def up(peer: IPv4Address, output: str, **given: Any) -> None:
     """Make a switch with a tunnel to each node: then `vcluster remote create --no-switch-setup` on the other server."""
-    from vcluster import fields, wishes
-    from vcluster import switch as switches
-    from vcluster.cli import show as text
+    from vcluster.cli.output import text_output as text
+    from vcluster.commands import switch as switches
+    from vcluster.config import readers, request
 
-    asked = wishes.read_options(texts(given), {"interface": fields.interface})
+    asked = request.read_options(texts(given), {"interface": readers.interface})
     asked.complaints.raise_any()
     order = switches.Order(
         name=asked.get("name"),
@@ -58,8 +58,8 @@ def up(peer: IPv4Address, output: str, **given: Any) -> None:
 @common.output_option
 def show(output: str) -> None:
     """Show the switches on this machine, their ports and what these have counted."""
-    from vcluster import switch as switches
-    from vcluster.cli import show as text
+    from vcluster.cli.output import text_output as text
+    from vcluster.commands import switch as switches
 
     halves = switches.show(common.site())
     common.emit(output, halves, lambda: text.switches(halves))
@@ -69,8 +69,8 @@ def show(output: str) -> None:
 @click.argument("name", default="lab", envvar="VCLUSTER_NAME")
 def down(name: str) -> None:
     """Remove a switch that was made here by hand. A second time says there is nothing and is fine."""
-    from vcluster import naming
-    from vcluster import switch as switches
+    from vcluster.commands import switch as switches
+    from vcluster.model import naming
 
     done = switches.down(common.site(), naming.check_cluster_name(name))
     click.echo(f"{name}: cleared" if done else f"{name}: nothing to clear")

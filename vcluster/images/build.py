@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from vcluster.adapters.process import last_words, run
 from vcluster.errors import MissingError, VclusterError
-from vcluster.hosts.shell import last_words, run
 
 SUITE = "bookworm"
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")

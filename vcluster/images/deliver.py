@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from vcluster import codec
-from vcluster.agent.door import Agent
-from vcluster.events import Deadline, Reporter
+from vcluster.agent.client import Agent
 from vcluster.images.store import Store
-from vcluster.model import Image
+from vcluster.model import codec
+from vcluster.model.spec import Image
+from vcluster.util.deadline import Deadline
+from vcluster.util.events import Reporter
 
 MIB = 2**20
 STAGE = "image"

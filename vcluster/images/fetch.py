@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from vcluster.adapters.process import run
 from vcluster.errors import RequestError, VclusterError
-from vcluster.hosts.shell import run
-from vcluster.naming import shown
+from vcluster.model.naming import shown
 
 CHUNK_BYTES = 2**20
 TIMEOUT_S = 60.0

@@ -17,11 +17,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from tempfile import mkdtemp
 
-from vcluster import codec
 from vcluster.errors import ConflictError, MissingError, RequestError, VclusterError
 from vcluster.images import build, fetch, verify
-from vcluster.model import Image
-from vcluster.naming import check_name, shown
+from vcluster.model import codec
+from vcluster.model.naming import check_name, shown
+from vcluster.model.spec import Image
 
 DEFAULT_ROOT = Path("/var/lib/libvirt/images/vcluster/images")
 DEFAULT_IMAGE = "debian12"

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vcluster.adapters.process import run
 from vcluster.errors import RequestError
-from vcluster.hosts.shell import run
 
 SECTOR = 512
 CHECK_TIMEOUT_S = 300.0

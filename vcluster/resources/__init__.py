@@ -5,8 +5,8 @@ missing and leaves what is right; `destroy` and `observe` find things by their m
 each node has its own, removes what one plan has there and the next has not.
 """
 
-from vcluster.resources import domains, links, networks, rules, volumes
+from vcluster.resources import domains, interfaces, networks, rules, volumes
 
 # In the order of removal; creation goes the other way.
-KINDS = {"domains": domains, "volumes": volumes, "networks": networks, "links": links, "rules": rules}
-PARTS = {"domains": domains, "volumes": volumes, "links": links, "rules": rules}
+KINDS = {"domains": domains, "volumes": volumes, "networks": networks, "links": interfaces, "rules": rules}
+PARTS = {"domains": domains, "volumes": volumes, "links": interfaces, "rules": rules}

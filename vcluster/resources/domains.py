@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vcluster import parallel
+from vcluster.adapters.libvirt.hypervisor import Hypervisor
 from vcluster.errors import VclusterError
-from vcluster.events import Deadline
-from vcluster.hosts.hypervisor import Hypervisor
-from vcluster.model import Node, Plan
-from vcluster.render.clone import clone_xml
-from vcluster.render.domain import data_disk, domain_xml, memory_path
-from vcluster.render.xml import text_of
-from vcluster.resources.found import Found
-from vcluster.servers import Server
-from vcluster.snapshots import Kept
+from vcluster.fleet.servers import Server
+from vcluster.model.plan import Node, Plan
+from vcluster.render.clone_xml import clone_xml
+from vcluster.render.domain_xml import data_disk, domain_xml, memory_path
+from vcluster.render.xml_tree import text_of
+from vcluster.resources.owned import Found
+from vcluster.snapshots.template import Kept
+from vcluster.util import parallel
+from vcluster.util.deadline import Deadline
 
 REMOVAL_TIMEOUT_S = 60.0
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from vcluster.model import ServerPlan
-from vcluster.render.network import network_xml
-from vcluster.resources.found import Found
-from vcluster.servers import Server
+from vcluster.fleet.servers import Server
+from vcluster.model.plan import ServerPlan
+from vcluster.render.network_xml import network_xml
+from vcluster.resources.owned import Found
 
 
 def create(server: Server, plan: ServerPlan, cluster: str) -> None:

@@ -5,10 +5,10 @@ A table for each cluster, marked by its name; it speaks of our own VNIs and leav
 
 from __future__ import annotations
 
-from vcluster import naming
-from vcluster.model import Plan, ServerPlan
-from vcluster.resources.found import Found
-from vcluster.servers import Server
+from vcluster.fleet.servers import Server
+from vcluster.model import naming
+from vcluster.model.plan import Plan, ServerPlan
+from vcluster.resources.owned import Found
 
 
 def create(server: Server, plan: ServerPlan, cluster: str) -> None:

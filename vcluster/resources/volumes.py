@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from vcluster import naming
-from vcluster.hosts.hypervisor import Hypervisor
-from vcluster.model import Image, Node, Plan, ServerPlan
-from vcluster.plan import CLUSTERS_FOLDER
-from vcluster.render import domain as names
-from vcluster.render.network import blank_xml, overlay_xml, pool_xml
-from vcluster.resources.found import Found
-from vcluster.servers import Server
-from vcluster.snapshots import Kept
+from vcluster.adapters.libvirt.hypervisor import Hypervisor
+from vcluster.fleet.servers import Server
+from vcluster.model import naming
+from vcluster.model.plan import Node, Plan, ServerPlan
+from vcluster.model.spec import Image
+from vcluster.planning.planner import CLUSTERS_FOLDER
+from vcluster.render import domain_xml as names
+from vcluster.render.network_xml import blank_xml, overlay_xml, pool_xml
+from vcluster.resources.owned import Found
+from vcluster.snapshots.template import Kept
 
 GIB = 2**30
 

@@ -7,11 +7,12 @@ import time
 import uuid
 from collections.abc import Mapping
 
-from vcluster.events import Deadline, Reporter
-from vcluster.hosts.hypervisor import Words
-from vcluster.model import Node
-from vcluster.render.domain import READY_CHANNEL
-from vcluster.servers import Server
+from vcluster.adapters.libvirt.hypervisor import Words
+from vcluster.fleet.servers import Server
+from vcluster.model.plan import Node
+from vcluster.render.domain_xml import READY_CHANNEL
+from vcluster.util.deadline import Deadline
+from vcluster.util.events import Reporter
 
 CONSOLE_LINES = 5
 RANDOM_BYTES = 256

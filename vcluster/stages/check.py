@@ -16,13 +16,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from vcluster import guest, parallel
+from vcluster import guest
+from vcluster.adapters.pipe import Door, Pipe
 from vcluster.errors import VclusterError
-from vcluster.events import Deadline, Reporter
-from vcluster.hosts.pipe import Door, Pipe
-from vcluster.model import Node, Plan
-from vcluster.render import guest as paths
+from vcluster.model.plan import Node, Plan
+from vcluster.render import node_actions as paths
 from vcluster.stages.configure import ask
+from vcluster.util import parallel
+from vcluster.util.deadline import Deadline
+from vcluster.util.events import Reporter
 
 HEADERS_BYTES = 28  # IPv4 (20) and ICMP (8) before the payload of a ping
 MPI_TIMEOUT_S = 120

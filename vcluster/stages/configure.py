@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from vcluster import guest
+from vcluster.adapters.pipe import Door
 from vcluster.errors import VclusterError
-from vcluster.events import Reporter
-from vcluster.hosts.pipe import Door
 from vcluster.render.actions import Action
+from vcluster.util.events import Reporter
 
 
 def apply(session: Door, stage: str, actions: Sequence[Action], *, report: Reporter) -> tuple[str, ...]:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from vcluster import parallel
-from vcluster.events import Deadline, Reporter
-from vcluster.hops import Hop, hops
-from vcluster.hosts.pipe import Door
-from vcluster.model import Node, Plan
-from vcluster.servers import Fleet
+from vcluster.adapters.pipe import Door
+from vcluster.fleet.servers import Fleet
+from vcluster.model.plan import Node, Plan
+from vcluster.planning.hops import Hop, hops
 from vcluster.stages.check import Check
 from vcluster.stages.configure import ask
+from vcluster.util import parallel
+from vcluster.util.deadline import Deadline
+from vcluster.util.events import Reporter
 
 CHECK_PACKETS = 40
 PAYLOAD_BYTES = 1000

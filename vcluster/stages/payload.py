@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from vcluster import guest
+from vcluster.adapters.pipe import Pipe
+from vcluster.adapters.ssh.ssh_session import Session
 from vcluster.errors import RequestError, VclusterError
-from vcluster.events import Deadline, Reporter
 from vcluster.guest.unpack import PLACE
-from vcluster.hosts.pipe import Pipe
-from vcluster.hosts.ssh import Session
+from vcluster.util.deadline import Deadline
+from vcluster.util.events import Reporter
 
 CHUNK = 1 << 18
 DIGEST_LENGTH = 12

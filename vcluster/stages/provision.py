@@ -10,16 +10,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vcluster import guest, parallel
+from vcluster import guest
+from vcluster.adapters.process import Completed, last_words
+from vcluster.adapters.ssh.ssh_session import Session
 from vcluster.errors import RequestError, VclusterError
-from vcluster.events import Cancelled, Deadline, Reporter
-from vcluster.hosts.shell import Completed, last_words
-from vcluster.hosts.ssh import Session
-from vcluster.model import Node, Plan
-from vcluster.naming import folded
-from vcluster.render import guest as paths
+from vcluster.model.naming import folded
+from vcluster.model.plan import Node, Plan
+from vcluster.render import node_actions as paths
 from vcluster.stages import payload
 from vcluster.stages.payload import Payload
+from vcluster.util import parallel
+from vcluster.util.deadline import Cancelled, Deadline
+from vcluster.util.events import Reporter
 
 FANOUT = 64
 NODE_LOGS = "/var/log/vcluster"

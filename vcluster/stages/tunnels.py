@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from vcluster.errors import MissingError, VclusterError
-from vcluster.model import Plan, ServerPlan, Tunnel
-from vcluster.servers import Fleet
+from vcluster.fleet.servers import Fleet
+from vcluster.model.plan import Plan, ServerPlan, Tunnel
 
 TRIES = 3
 TRY_TIMEOUT_S = 1.5

@@ -1,0 +1,7 @@
+"""`python -m vcluster` is the command `vcluster`."""
+
+from __future__ import annotations
+
+from vcluster.cli.main import run
+
+run()

@@ -1,0 +1,1 @@
+"""One module or sub-package for each outside library or tool. Its errors are translated there."""

@@ -1,0 +1,93 @@
+"""Whether a server's KVM works: told by booting a kernel under it, for everything less has been seen to lie.
+
+/dev/kvm can open, answer its API version, be listed by libvirt and even run the firmware, and a guest kernel still
+prints nothing for ever. So a kernel is booted and its first line awaited. The verdict holds until the machine, its
+kernel or QEMU changes; whoever asks keeps it. This module travels to servers.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import selectors
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from vcluster.adapters.process import run
+from vcluster.errors import MissingError
+
+DEVICE = Path("/dev/kvm")
+QEMU = "qemu-system-x86_64"
+CPU = "host"  # what render/domain.py's host-passthrough becomes
+FIRST_LINE_TIMEOUT_S = 5.0
+_SERIAL = "console=ttyS0 earlyprintk=ttyS0 panic=-1"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether KVM works here, and the reason in words."""
+
+    kvm_works: bool
+    reason: str
+
+
+def circumstances() -> dict[str, str]:
+    """All that a verdict depends on; `against` is a reason that makes trying needless."""
+    if not DEVICE.exists():
+        return {"against": "there is no /dev/kvm"}
+    if not os.access(DEVICE, os.R_OK | os.W_OK):
+        return {"against": "/dev/kvm cannot be opened by this user"}
+    try:
+        qemu = run([QEMU, "--version"], timeout_s=10).stdout.splitlines()[0]
+    except MissingError as error:
+        return {"against": error.message}
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return {
+        "against": "",
+        "boot": boot_id,
+        "kernel": platform.release(),
+        "qemu": qemu,
+        "cpu": CPU,
+        "device": f"{DEVICE.stat().st_rdev}",
+    }
+
+
+def boot(kernel: bytes) -> Verdict:
+    """Boot a kernel under KVM and wait for its first line. Takes up to 5 seconds."""
+    with tempfile.NamedTemporaryFile(prefix="vcluster-kernel-") as file:
+        file.write(kernel)
+        file.flush()
+        return _boot(Path(file.name))
+
+
+def _boot(kernel: Path) -> Verdict:
+    argv = [QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
+    argv += ["-machine", "pc,accel=kvm", "-cpu", CPU, "-m", "256", "-serial", "stdio"]
+    argv += ["-kernel", str(kernel), "-append", _SERIAL]
+    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            if _says(process, b"Linux version", FIRST_LINE_TIMEOUT_S):
+                return Verdict(True, "a kernel boots under it")
+        finally:
+            process.kill()
+        complaint = process.stderr.read().decode(errors="replace").strip() if process.stderr else ""
+    if complaint:
+        return Verdict(False, f"QEMU refuses it: {complaint.splitlines()[0]}")
+    return Verdict(False, f"/dev/kvm is there, but a kernel prints nothing under it for {FIRST_LINE_TIMEOUT_S:.0f} s")
+
+
+def _says(process: subprocess.Popen[bytes], words: bytes, timeout_s: float) -> bool:
+    """Whether the process prints the words in time; an early end counts as no."""
+    ends_s, seen = time.monotonic() + timeout_s, b""
+    assert process.stdout is not None  # noqa: S101 - asked for above
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        while words not in seen and selector.select(max(0.0, ends_s - time.monotonic())):
+            chunk = os.read(process.stdout.fileno(), 4096)
+            if not chunk:
+                return False
+            seen = (seen + chunk)[-65536:]
+    return words in seen

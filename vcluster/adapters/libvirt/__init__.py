@@ -1,0 +1,1 @@
+"""libvirt, on this machine and through the connection to a server."""

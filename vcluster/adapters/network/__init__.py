@@ -1,0 +1,1 @@
+"""The kernel's network: interfaces, packet filters and raw frames, by netlink and sockets."""

@@ -1,0 +1,225 @@
+"""What OpenSSH knows of a host: where it is, who logs in, by which keys, and which host keys are on file.
+
+OpenSSH itself is asked (`ssh -G`, `ssh-keygen -F`), so that what works with plain ssh works here.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import shlex
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from vcluster.adapters import process
+from vcluster.errors import MissingError, RequestError
+
+_TIMEOUT_S = 15.0  # `Match exec` and `Match host` of somebody's configuration may take their time
+_HOST = re.compile(r"[\w.:][\w.:%-]*", re.ASCII)  # a name, an address, an alias
+_USER = re.compile(r"[\w.][\w.@+-]*", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where and as whom to log in.
+
+    `asked` is the host as the user wrote it; `known_as` the name host keys are filed under; `proxy` a command line of
+    the user's own configuration that carries the connection, for a shell, or empty; `jump` the way through other
+    hosts, as ssh -J takes it, or empty. The first of `known_hosts` is where new keys go.
+    """
+
+    asked: str
+    hostname: str
+    user: str
+    port: int = 22
+    identity_files: tuple[Path, ...] = ()
+    identities_only: bool = False
+    agent_socket: str = ""
+    proxy: str = ""
+    jump: str = ""
+    known_as: str = ""
+    known_hosts: tuple[Path, ...] = ()
+    hashes_names: bool = False
+
+    @property
+    def address(self) -> str:
+        """The host, with its port where that is not the usual one."""
+        return self.hostname if self.port == 22 else f"[{self.hostname}]:{self.port}"
+
+    @property
+    def proxy_options(self) -> tuple[str, ...]:
+        """The same way to it as lines of ssh_config(5)."""
+        if self.proxy:
+            return (f"ProxyCommand {self.proxy.replace('%', '%%')}",)
+        return (f"ProxyJump {self.jump}",) if self.jump else ()
+
+    @property
+    def key_name(self) -> str:
+        """The name that its host keys bear in a known_hosts file."""
+        return self.known_as or self.address.lower()
+
+
+@dataclass(frozen=True, slots=True)
+class KnownKey:
+    """A line of a known_hosts file: the public key as text, and where it stands. `mark` is empty, REVOKED or CA."""
+
+    public: str
+    where: str
+    mark: str = ""
+
+
+def split_host(text: str) -> tuple[str, str, int]:
+    """`[user@]host[:port]` as user, host, port; empty and 0 where they are left out. An IPv6 address with a port
+    stands in brackets. Raises RequestError for what cannot be a host, an option in disguise above all.
+    """
+    user, at, rest = text.rpartition("@")
+    bracketed = re.fullmatch(r"\[([^\[\]]*)\](?::(.*))?", rest)
+    if bracketed:
+        host, port = bracketed[1], bracketed[2]
+    elif rest.count(":") == 1:
+        host, port = rest.split(":")
+    else:
+        host, port = rest, None
+    if not _HOST.fullmatch(host) or (at and not _USER.fullmatch(user)):
+        raise RequestError(f"{text!r} is not a host", hint="such as server2, root@server2, 192.0.2.7 or server2:2222")
+    if port is not None and not (re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 65536):
+        raise RequestError(f"{text!r}: {port!r} is not a port", hint="a number from 1 to 65535")
+    return user, host, int(port or 0)
+
+
+def resolve(host: str, *, user: str = "", port: int = 0, config: Path | None = None) -> Target:
+    """Where `[user@]host[:port]`, or an alias of ssh's configuration, leads; `user` and `port` say it apart.
+
+    `config` stands in for the user's configuration file. Raises RequestError for what cannot be a host and for a
+    configuration that ssh does not accept, MissingError without ssh.
+    """
+    own_user, name, own_port = split_host(host)
+    user, port = user or own_user, port or own_port
+    if user and not _USER.fullmatch(user):
+        raise RequestError(f"{user!r} is not a user name")
+    options = [*(["-F", str(config)] if config else []), *(["-p", str(port)] if port else [])]
+    asked = ["ssh", "-G", "-T", *options, *(["-l", user] if user else []), "--", name]
+    done = process.run(asked, timeout_s=_TIMEOUT_S, may_fail=True)
+    if done.exit_code != 0:
+        raise RequestError(f"ssh does not accept its configuration for {name}: {process.last_words(done)}")
+    return _target(name, done.stdout)
+
+
+def address_of(host: str) -> str:
+    """The IPv4 address of a host that is not logged in to. Raises MissingError where its name stands for none."""
+    name = resolve(host).hostname
+    try:
+        found = socket.getaddrinfo(name, None, family=socket.AF_INET, type=socket.SOCK_DGRAM)
+    except OSError as error:
+        raise MissingError(f"{name} has no IPv4 address: {error.strerror or error}", hint="give its address") from error
+    return str(found[0][4][0])
+
+
+def known_keys(target: Target) -> tuple[KnownKey, ...]:
+    """The keys on file for a host, hashed and patterned names included, in the order of the files."""
+    found = [key for path in target.known_hosts if path.is_file() for key in _search(path, target.key_name)]
+    return tuple(found)
+
+
+def remember(target: Target, line: str) -> Path:
+    """Append a known_hosts line to the user's own file, as ssh does. Returns which file that is."""
+    path = target.known_hosts[0]
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        ends_well = not path.exists() or path.read_bytes()[-1:] in (b"", b"\n")
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        with os.fdopen(descriptor, "a") as file:
+            file.write(("" if ends_well else "\n") + line + "\n")
+    except OSError as error:
+        raise MissingError(f"the host key cannot be kept in {path}: {error.strerror}") from error
+    return path
+
+
+def proxy_command(target: Target) -> str | None:
+    """The shell line that carries the connection, None where it goes directly."""
+    if target.proxy:
+        return target.proxy
+    if not target.jump:
+        return None
+    *through, last = target.jump.split(",")
+    before = ["-J", ",".join(through)] if through else []
+    alive = ["-o", "BatchMode=yes", "-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=4"]
+    way = last if last.startswith("ssh://") else f"ssh://{last}"
+    return shlex.join(["ssh", *alive, *before, "-W", f"[{target.hostname}]:{target.port}", "--", way])
+
+
+def _target(asked: str, answer: str) -> Target:
+    pairs = [(key, value) for key, _, value in (line.partition(" ") for line in answer.splitlines())]
+    first = dict(reversed(pairs))
+    identities = [value for key, value in pairs if key == "identityfile"]
+    tokens = {
+        "%": "%",
+        "d": _home(),
+        "h": first.get("hostname", asked),
+        "i": str(os.getuid()),
+        "k": first.get("hostkeyalias") or first.get("hostname", asked),
+        "l": socket.gethostname(),
+        "L": socket.gethostname().partition(".")[0],
+        "n": asked,
+        "p": first.get("port", "22"),
+        "r": first.get("user", ""),
+        "u": pwd.getpwuid(os.getuid()).pw_name,
+    }
+    files = f"{first.get('userknownhostsfile', '')} {first.get('globalknownhostsfile', '')}".split()
+    return Target(
+        asked=asked,
+        hostname=tokens["h"],
+        user=tokens["r"],
+        port=int(tokens["p"]),
+        identity_files=tuple(_path(text, tokens) for text in identities if text != "none"),
+        identities_only=first.get("identitiesonly") == "yes",
+        agent_socket=_agent(first.get("identityagent", "SSH_AUTH_SOCK"), tokens),
+        proxy=_fill(_none(first.get("proxycommand", "")), tokens),
+        jump=_none(first.get("proxyjump", "")),
+        known_as=first.get("hostkeyalias", ""),
+        known_hosts=tuple(_path(text, tokens) for text in files if text not in ("none", "/dev/null")),
+        hashes_names=first.get("hashknownhosts") == "yes",
+    )
+
+
+def _none(text: str) -> str:
+    return "" if text == "none" else text
+
+
+def _agent(text: str, tokens: dict[str, str]) -> str:
+    if text == "none":
+        return ""
+    if text == "SSH_AUTH_SOCK" or text.startswith("$"):
+        return os.environ.get(text.lstrip("$"), "")
+    return str(_path(text, tokens))
+
+
+def _path(text: str, tokens: dict[str, str]) -> Path:
+    home = _home()
+    text = home + text[1:] if text == "~" or text.startswith("~/") else text
+    return Path(_fill(text, tokens)).expanduser()
+
+
+def _fill(text: str, tokens: dict[str, str]) -> str:
+    return re.sub("%(.)", lambda match: tokens.get(match[1], match[0]), text)
+
+
+def _home() -> str:
+    """Where ssh looks for the user's files: the account's home, whatever $HOME says."""
+    return pwd.getpwuid(os.getuid()).pw_dir
+
+
+def _search(path: Path, name: str) -> list[KnownKey]:
+    done = process.run(["ssh-keygen", "-F", name, "-f", str(path)], timeout_s=_TIMEOUT_S, may_fail=True)
+    found, number, mark = [], "", ""
+    for line in done.stdout.splitlines():
+        heading = re.fullmatch(r"# Host .* found: line (\d+)(?: (\w+))?\s*", line)
+        if heading:
+            number, mark = heading[1], heading[2] or ""
+        elif line and not line.startswith("#"):
+            fields = [field for field in line.split() if not field.startswith("@")]
+            if len(fields) >= 3:
+                found.append(KnownKey(" ".join(fields[1:3]), f"{path}:{number}", mark))
+    return found

@@ -1,0 +1,99 @@
+"""The first thing that runs on a server: it sees to it that the agent's archive is there, then starts the agent.
+
+It travels as text ahead of everything else, so it needs nothing but the standard library. Its input goes on with one
+line of JSON, the order: `folder`, `digest` and `size` of the archive, and what `serve` is to do. It answers whether the
+archive is there already; if not, the archive follows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import stat
+import sys
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+def main(source: BinaryIO) -> None:
+    """Start the agent as ordered. Whoever runs holds a lock on the archive, so that nobody takes it away."""
+    sink = _own_output()
+    order = json.loads(source.readline())
+    path = Path(order["folder"], order["digest"] + ".pyz")
+    try:
+        _make_folder(path.parent)
+        lock = _open(path, order["digest"])
+        _say(sink, {"have": lock is not None})
+        if lock is None:
+            lock = _keep(path, source.read(order["size"]), order["digest"])
+            _say(sink, {"have": True})
+    except OSError as error:
+        _say(sink, {"refused": f"{error.filename or path}: {error.strerror or error}"})
+        return
+    sys.path.insert(0, str(path))
+    from vcluster.agent import request_loop  # noqa: PLC0415 - it is in the archive
+
+    request_loop.main(source, sink, order, lock)
+
+
+def _own_output() -> BinaryIO:
+    """The way back to the controller, for us alone: what programs print goes to standard error."""
+    sink = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    return sink
+
+
+def _say(sink: BinaryIO, words: dict[str, Any]) -> None:
+    sink.write(json.dumps(words).encode() + b"\n")
+    sink.flush()
+
+
+def _make_folder(folder: Path) -> None:
+    folder.parent.mkdir(0o755, parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise PermissionError(1, "somebody else may write here; remove it", str(folder))
+
+
+def _open(path: Path, digest: str) -> int | None:
+    """The archive, locked against removal, if it is there and as it should be."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    with os.fdopen(os.dup(descriptor), "rb") as file:
+        is_right = hashlib.sha256(file.read()).hexdigest() == digest
+    with contextlib.suppress(FileNotFoundError):
+        if is_right and path.stat().st_ino == os.fstat(descriptor).st_ino:
+            return descriptor
+    os.close(descriptor)
+    return None
+
+
+def _keep(path: Path, archive: bytes, digest: str) -> int:
+    """Write the archive, whole or not at all, and lock it as `_open` does."""
+    if hashlib.sha256(archive).hexdigest() != digest:
+        raise OSError(5, "the agent's archive arrived damaged", str(path))
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    draft.unlink(missing_ok=True)
+    descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        with os.fdopen(os.dup(descriptor), "wb") as file:
+            file.write(archive)
+            file.flush()
+            os.fsync(descriptor)
+        draft.rename(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    return descriptor

@@ -1,0 +1,1 @@
+"""Results, progress and errors as text for people."""

@@ -1,0 +1,1 @@
+"""Options and the configuration file: from their text to a request."""

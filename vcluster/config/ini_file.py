@@ -1,0 +1,169 @@
+"""Lines of a configuration file: sections, keys, values, and where each stands.
+
+Python's configparser knows no line numbers and stops at the first mistake; people mend a file faster when they see all
+of them. One line is one thing here: `[section]`, `key = value`, `key: value`, or a comment that begins with # or ;.
+A value is taken as it stands, without the blanks around it: a password may hold # ; % = and quotes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vcluster.errors import RequestError
+from vcluster.model.naming import one_line, shown
+
+SIZE_MAX_BYTES = 65536
+TITLE_SHOWN_MAX = 60
+
+# What a terminal, a log or another line-based file would act on: controls, line separators, halves of characters.
+CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+_HEADER = re.compile(r"\[([^\[\]]*)\](.*)")
+# Messages name keys, so a key is a word: in `password my=secret` the words before = are not one.
+_PAIR = re.compile(r"([A-Za-z_][A-Za-z0-9_-]{0,39})[ \t]*[=:](.*)")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A key's value, and its line or the option that gave it. The value may be a secret and is in no repr."""
+
+    value: str = field(repr=False)
+    line: int = 0
+    option: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A section, with the first entry of each key."""
+
+    title: str
+    line: int
+    entries: dict[str, Entry]
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """What is wrong with a line, and the section and key it is about, if it is about one. Never a value."""
+
+    line: int
+    about: str
+    text: str
+
+
+def load(path: Path) -> tuple[str, bool]:
+    """The text of a file, and whether it is closed to the group and to others. RequestError where there is none."""
+    try:
+        if not path.is_file():
+            what = "is no ordinary file" if path.exists() else "does not exist"
+            raise RequestError(f"{path_shown(path)} {what}", hint="config.template shows what goes into one")
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            content = file.read(SIZE_MAX_BYTES + 1)
+    except OSError as error:
+        raise RequestError(f"{path_shown(path)} cannot be read: {error.strerror}") from error
+    except ValueError as error:  # a path that no file can have
+        raise RequestError(f"{path_shown(path)} is not a path: {one_line(error)}") from error
+    if len(content) > SIZE_MAX_BYTES:
+        raise RequestError(
+            f"{path_shown(path)} has more than {SIZE_MAX_BYTES // 1024} KiB and is no configuration file"
+        )
+    return _decode(content, path), not mode & (stat.S_IRWXG | stat.S_IRWXO)
+
+
+def _decode(content: bytes, path: Path) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise RequestError(
+            f"{path_shown(path)}:{line}: this line is not UTF-8", hint="save the file as plain text in UTF-8"
+        ) from None
+
+
+def path_shown(path: Path) -> str:
+    """A path, made safe for a line of a message."""
+    return str(path) if str(path).isprintable() else shown(str(path), length_max=200)
+
+
+def parse(text: str) -> tuple[list[Section], list[Mistake]]:
+    """The sections of a text in order, repeated ones too, and all that is wrong with its lines."""
+    reader = _Reader()
+    if "\0" in text:
+        return [], [
+            Mistake(
+                text.count("\n", 0, text.index("\0")) + 1,
+                "",
+                "this line holds a NUL; save the file as plain text in UTF-8",
+            )
+        ]
+    for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), start=1):
+        reader.read(number, line.removesuffix("\r"))
+    return reader.sections, reader.mistakes
+
+
+def value(text: str, title: str, key: str) -> str | None:
+    """One value of a text, or None."""
+    sections, _ = parse(text)
+    found = (section.entries[key].value for section in sections if section.title == title and key in section.entries)
+    return next(found, None)
+
+
+class _Reader:
+    """Takes one line after another."""
+
+    def __init__(self) -> None:
+        self.sections: list[Section] = []
+        self.mistakes: list[Mistake] = []
+        self._first_lines: dict[str, int] = {}
+
+    def read(self, number: int, line: str) -> None:
+        content = line.strip(" \t")
+        if not content or content[0] in "#;":
+            return
+        if CONTROL.search(content):
+            self._refuse(number, "this line holds a control character")
+            return
+        is_indented = line[0] in " \t"
+        if is_indented:
+            self._refuse(number, "this line begins with a blank; keys begin at the margin, values stay on one line")
+        if content[0] == "[":
+            self._open(number, content)
+        elif pair := _PAIR.fullmatch(content):
+            self._add(number, pair[1], pair[2].strip(" \t"))
+        elif not is_indented:
+            self._refuse(number, "this line is neither [section] nor key = value")
+
+    def _open(self, number: int, content: str) -> None:
+        header = _HEADER.fullmatch(content)
+        title = " ".join((header[1] if header else content.strip("[")).split())
+        if not header:
+            self._refuse(number, "this line has no ] behind the section's name")
+        elif header[2]:
+            self._refuse(number, "this line goes on behind the ]; comments stand on lines of their own")
+        if title in self._first_lines:
+            self._refuse(number, f"is given a second time, first on line {self._first_lines[title]}", of=title)
+        self._first_lines.setdefault(title, number)
+        self.sections.append(Section(title, number, {}))
+
+    def _add(self, number: int, key: str, value: str) -> None:
+        if not self.sections:
+            self._refuse(number, "this line stands before the first [section]")
+            return
+        title, entries = self.sections[-1].title, self.sections[-1].entries
+        if key in entries:
+            self._refuse(number, f"is given a second time, first on line {entries[key].line}", of=title, key=key)
+            return
+        entries[key] = Entry(value, number)
+
+    def _refuse(self, number: int, text: str, *, of: str = "", key: str = "") -> None:
+        self.mistakes.append(Mistake(number, about(of, key) if of else "", text))
+
+
+def about(title: str, key: str = "") -> str:
+    """A section, or a key of it, as messages name it: fit for one line."""
+    short = title if len(title) <= TITLE_SHOWN_MAX else f"{title[:TITLE_SHOWN_MAX]}…"
+    return f"[{short if short.isprintable() else shown(short, TITLE_SHOWN_MAX)}] {key}".rstrip()

@@ -1,0 +1,1 @@
+"""Servers and the connections to them, facts about them, and the ledger."""

@@ -1,0 +1,244 @@
+"""The cluster on disk: its plan, written and synced before the first effect, its keys, and the files users and ssh
+read.
+
+The ledger says where to look; the marks on things say what is ours. Losing either one is survivable.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from vcluster.errors import ConflictError, MissingError, VclusterError
+from vcluster.model import codec
+from vcluster.model.keys import Keys
+from vcluster.model.plan import Plan
+
+VERSION = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """What the ledger file holds. `state` is creating until the check has passed, then ready."""
+
+    version: int
+    state: str
+    created: str
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True)
+class StageTime:
+    """How long a node (empty: the cluster) spent in a stage, in seconds; counted from the start of the command."""
+
+    stage: str
+    node: str
+    started_s: float
+    seconds: float
+
+
+def state_root(environment: dict[str, str]) -> Path:
+    """The folder of all state: VCLUSTER_STATE_DIR, /var/lib/vcluster for root, else below XDG's state directory."""
+    if chosen := environment.get("VCLUSTER_STATE_DIR"):
+        return Path(chosen).absolute()
+    if os.geteuid() == 0:
+        return Path("/var/lib/vcluster")
+    home = Path(environment.get("XDG_STATE_HOME") or Path.home() / ".local/state")
+    return home / "vcluster"
+
+
+def cluster_names(root: Path) -> tuple[str, ...]:
+    """The clusters that have a folder here, whole or not."""
+    folder = root / "clusters"
+    return tuple(sorted(path.name for path in folder.iterdir() if path.is_dir())) if folder.is_dir() else ()
+
+
+@contextmanager
+def planning(root: Path) -> Iterator[None]:
+    """Let one command at a time choose names and subnets, from looking at what is taken to writing its own ledger."""
+    folder = root / "clusters"
+    try:
+        while True:
+            with _writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+            with _locked_folder(folder, wait=True) as got_it:
+                if got_it:
+                    yield
+                    return
+    finally:
+        _tidy(root)
+
+
+@contextmanager
+def _locked_folder(folder: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Lock a folder by its own descriptor, which leaves no file behind; yields whether we have it.
+
+    Not when another has it and we would not wait, and not when the folder was removed while we did.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield (
+            _flock(descriptor, wait=wait) and folder.exists() and os.path.samestat(os.fstat(descriptor), folder.stat())
+        )
+    finally:
+        os.close(descriptor)
+
+
+def _flock(descriptor: int, *, wait: bool) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _tidy(root: Path) -> None:
+    """Remove the folders above the clusters' once they are empty."""
+    for folder in (root / "clusters", root):
+        with suppress(OSError):
+            folder.rmdir()
+
+
+class ClusterFiles:
+    """The folder of one cluster."""
+
+    def __init__(self, root: Path, name: str) -> None:
+        self.root = root
+        self.name = name
+        self.folder = root / "clusters" / name
+        self.ledger = self.folder / "ledger.json"
+        self.keys = self.folder / "keys.json"
+        self.identity = self.folder / "id_ed25519"
+        self.known_hosts = self.folder / "known_hosts"
+        self.ssh_config = self.folder / "ssh_config"
+        self.timing = self.folder / "timing.json"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other commands from changing this cluster meanwhile. A killed command leaves no lock behind."""
+        with _writing(self.folder):
+            self.folder.mkdir(parents=True, mode=0o700, exist_ok=True)
+        with _locked_folder(self.folder) as got_it:
+            if not got_it:
+                raise ConflictError(
+                    f"cluster {self.name} is being changed by another command", hint="wait for it, or interrupt it"
+                )
+            yield
+
+    def is_locked(self) -> bool:
+        """Whether a command is changing this cluster now."""
+        if not self.folder.is_dir():
+            return False
+        with _locked_folder(self.folder) as got_it:
+            return not got_it
+
+    def write_ledger(self, ledger: Ledger) -> None:
+        """Write the ledger so that it is whole, and on the disk, when this returns."""
+        self._write(self.ledger, codec.to_json(ledger))
+
+    def read_ledger(self) -> Ledger | None:
+        """The ledger, or None where there is none that can be read."""
+        try:
+            ledger = codec.from_json(self.ledger.read_text(), Ledger)
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            return None
+        except PermissionError as error:
+            raise MissingError(f"{self.ledger} is not yours to read", hint="run it with sudo") from error
+        return ledger if ledger.version == VERSION else None
+
+    def is_of_another_version(self) -> bool:
+        """Whether there is a ledger that another version of vcluster has written."""
+        try:
+            version = json.loads(self.ledger.read_text())["version"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        return bool(version != VERSION)
+
+    def write_keys(self, keys: Keys) -> None:
+        """Write all keys of the cluster, and the one ssh uses to a file of its own."""
+        self._write(self.keys, codec.to_json(keys))
+        self._write(self.identity, keys.admin.private)
+
+    def read_keys(self) -> Keys:
+        """The keys of the cluster."""
+        try:
+            return codec.from_json(self.keys.read_text(), Keys)
+        except (OSError, ValueError) as error:
+            raise VclusterError(
+                f"the keys of cluster {self.name} cannot be read: {error}", hint=f"vcluster clear {self.name}"
+            ) from error
+
+    def find_keys(self) -> Keys | None:
+        """The keys of the cluster, or None where there are none that can be read."""
+        try:
+            return self.read_keys()
+        except VclusterError:
+            return None
+
+    def server_key(self) -> str | None:
+        """The private key that opens servers which a password opened first."""
+        keys = self.find_keys()
+        return keys.admin.private if keys else None
+
+    def write_ssh(self, *, config: str, known_hosts: str) -> None:
+        """Write what plain ssh needs."""
+        self._write(self.known_hosts, known_hosts)
+        self._write(self.ssh_config, config)
+
+    def write_timing(self, times: tuple[StageTime, ...]) -> None:
+        """Keep where the time went."""
+        self._write(self.timing, codec.to_json(times))
+
+    def read_timing(self) -> tuple[StageTime, ...]:
+        """Where the time of the last create went; empty when that is not known."""
+        try:
+            return codec.from_json(self.timing.read_text(), tuple[StageTime, ...])
+        except (OSError, ValueError):
+            return ()
+
+    def make_logs(self, name: str) -> Path:
+        """The folder for the logs of that name, made if it is not there; it goes with the cluster."""
+        folder = self.folder / "logs" / name
+        with _writing(folder):
+            folder.mkdir(parents=True, mode=0o700, exist_ok=True)
+        return folder
+
+    def destroy(self) -> None:
+        """Remove the folder, and those above it once they are empty."""
+        if self.folder.exists():
+            # The ledger goes first: a folder without one is known to be on its way out.
+            self.ledger.unlink(missing_ok=True)
+            shutil.rmtree(self.folder)
+        _tidy(self.root)
+
+    def _write(self, path: Path, text: str) -> None:
+        with _writing(path):
+            new = path.with_name(f".{path.name}.new")
+            with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            new.replace(path)
+            directory = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except PermissionError as error:
+        raise MissingError(f"{path} cannot be written by this user", hint="run it with sudo") from error
+    except OSError as error:
+        raise MissingError(
+            f"{path} cannot be written: {error.strerror}", hint="VCLUSTER_STATE_DIR names another place"
+        ) from error

@@ -1,0 +1,220 @@
+"""What a cluster will be: frozen data and look-ups."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+from vcluster.model.spec import DEFAULT_VXLAN_PORT, DIRECT, PRIVATE, AddressRange, Image, ImageLogin, Login, PortRange
+
+
+@dataclass(frozen=True, slots=True)
+class ManagementCard:
+    """A node's `mgmt0`: its address, its MAC, and the host's end of it."""
+
+    address: IPv4Address
+    mac: str
+    port: str
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A machine of the cluster, with everything that tells it from the others.
+
+    `port` is its place on `bridge`, the interface through which `lab0` joins the cluster network. `management` is its
+    `mgmt0`, None for a node that has none. `vni` is None where no tunnel carries the node's traffic. `data_gib` is the
+    size of the disk it serves to the others, 0 where there is none.
+    """
+
+    name: str
+    index: int
+    role: str
+    server: str
+    domain: str
+    uuid: str
+    address: IPv4Address
+    mac: str
+    bridge: str
+    port: str
+    management: ManagementCard | None
+    vni: int | None = None
+    data_gib: int = 0
+
+    @property
+    def is_head(self) -> bool:
+        """Whether this node launches MPI, and serves NFS where no other does."""
+        return self.role == "head"
+
+    @property
+    def reached_at(self) -> IPv4Address:
+        """Where it is logged in to: from its server, or from the head where it has no `mgmt0`."""
+        return self.management.address if self.management else self.address
+
+
+@dataclass(frozen=True, slots=True)
+class Bridge:
+    """A software switch on a server. `alias` is the owner's mark that tells it from everybody else's."""
+
+    name: str
+    mtu: int
+    alias: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tunnel:
+    """One end of a VXLAN tunnel, a port of a bridge. It has one fixed peer, `remote`, and a VNI of its own."""
+
+    name: str
+    bridge: str
+    vni: int
+    local: IPv4Address
+    remote: IPv4Address
+    interface: str
+    port: int
+    mtu: int
+    alias: str
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """The management network of a cluster on one server: NAT, static addresses, DNS from its gateway."""
+
+    name: str
+    uuid: str
+    bridge: str
+    subnet: IPv4Network
+
+    @property
+    def gateway(self) -> IPv4Address:
+        """The server's own address on it."""
+        return self.subnet[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """The storage pool that holds a cluster's disks and seeds on one server."""
+
+    name: str
+    uuid: str
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class ServerPlan:
+    """What one server carries, and how it is reached (`login` None: it is this machine).
+
+    `host_key` is the only one it may show. One that carries no node has no network, no pool and no image.
+    """
+
+    name: str
+    login: Login | None
+    host_key: str
+    timeout_s: float
+    storage: Path
+    bridges: tuple[Bridge, ...]
+    tunnels: tuple[Tunnel, ...]
+    accel: str
+    network: Network | None = None
+    pool: Pool | None = None
+    image: Image | None = None
+
+    @property
+    def link_names(self) -> tuple[str, ...]:
+        """Its bridges and tunnels."""
+        return (*(bridge.name for bridge in self.bridges), *(tunnel.name for tunnel in self.tunnels))
+
+    @property
+    def carries_nodes(self) -> bool:
+        """Whether it is more than a switch."""
+        return self.pool is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """The bridge that all cluster traffic crosses, and the server it is on."""
+
+    server: str
+    bridge: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that will be, decided before the first effect. The first node is the head.
+
+    `stores` are the nodes whose disks are shared, in order; without any the head's folder is. `dhcp_range` is None
+    where addresses are static. `is_gateway_open` says whether the head lets the others out, in the private layout.
+    """
+
+    name: str
+    owner: str
+    mode: str
+    subnet: IPv4Network
+    mtu: int
+    vcpus: int
+    memory_mib: int
+    disk_gib: int
+    user: str
+    image: Image
+    switch: Switch
+    servers: tuple[ServerPlan, ...]
+    nodes: tuple[Node, ...]
+    timeout_s: float
+    layout: str = DIRECT
+    dhcp_range: AddressRange | None = None
+    stores: tuple[str, ...] = ()
+    sudo_commands: tuple[str, ...] = ()
+    mpi_ports: PortRange | None = None
+    image_login: ImageLogin | None = None
+    is_gateway_open: bool = True
+    vxlan_port: int = DEFAULT_VXLAN_PORT
+
+    @property
+    def is_private(self) -> bool:
+        """Whether the head is the only way to and from the other nodes."""
+        return self.layout == PRIVATE
+
+    @property
+    def head(self) -> Node:
+        """The first node: MPI launcher, and NFS server where no other node is."""
+        return self.nodes[0]
+
+    @property
+    def has_tunnels(self) -> bool:
+        """Whether any node's traffic leaves its server."""
+        return any(node.vni is not None for node in self.nodes)
+
+    @property
+    def workers(self) -> tuple[Node, ...]:
+        """All nodes but the head."""
+        return self.nodes[1:]
+
+    def node(self, name: str) -> Node:
+        """The node of that name."""
+        return next(node for node in self.nodes if node.name == name)
+
+    def server(self, name: str) -> ServerPlan:
+        """The plan of one server."""
+        return next(server for server in self.servers if server.name == name)
+
+    def nodes_on(self, server: str) -> tuple[Node, ...]:
+        """The nodes that a server carries."""
+        return tuple(node for node in self.nodes if node.server == server)
+
+    def network_of(self, node: Node) -> Network:
+        """The management network a node is on."""
+        network = self.server(node.server).network
+        assert network is not None  # noqa: S101 - a server that carries a node has one
+        return network
+
+    def pool_of(self, node: Node) -> Pool:
+        """The pool that holds a node's disk."""
+        pool = self.server(node.server).pool
+        assert pool is not None  # noqa: S101 - a server that carries a node has one
+        return pool
+
+    def image_of(self, node: Node) -> Image:
+        """The image a node is made from, where its server keeps it."""
+        image = self.server(node.server).image
+        assert image is not None  # noqa: S101 - a server that carries a node has one
+        return image

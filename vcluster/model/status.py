@@ -1,0 +1,131 @@
+"""What is there of a cluster, as people and scripts are told it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Set
+from dataclasses import dataclass
+
+from vcluster.model.naming import table_name
+from vcluster.model.plan import Node, Plan, ServerPlan, Switch
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """One node; `state` is running, stopped, missing, or unknown where its server does not answer."""
+
+    name: str
+    role: str
+    server: str
+    state: str
+    address: str
+    management_address: str | None
+    mac: str
+    bridge: str
+    port: str
+    vni: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A cluster; `state` is creating, ready, partial or stopped. The field names are a contract with scripts.
+
+    `missing` says in words what is not as planned.
+    """
+
+    name: str
+    mode: str
+    state: str
+    subnet: str
+    mtu: int
+    switch: Switch
+    nodes: tuple[NodeStatus, ...]
+    missing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a server really has: whether each domain runs, each link with the bridge it is a port of, and the rest."""
+
+    domains: Mapping[str, bool]
+    links: Mapping[str, str]
+    networks: Set[str]
+    pools: Set[str]
+    tables: Set[str]
+
+
+def status_of(
+    plan: Plan, *, ledger_state: str, is_being_changed: bool, seen: Mapping[str, Seen], lost: Mapping[str, str]
+) -> Status:
+    """The status, from the plan and what was observed on each server; `lost` tells why one could not be reached."""
+    nodes = tuple(_node(node, seen.get(node.server)) for node in plan.nodes)
+    is_stopped = {node.state for node in nodes} == {"stopped"}
+    missing = tuple(
+        words for server in plan.servers for words in _missing(plan, server, seen, lost, is_stopped=is_stopped)
+    )
+    return Status(
+        name=plan.name,
+        mode=plan.mode,
+        state=_state(nodes, ledger_state, is_being_changed=is_being_changed, is_whole=not missing),
+        subnet=str(plan.subnet),
+        mtu=plan.mtu,
+        switch=plan.switch,
+        nodes=nodes,
+        missing=missing,
+    )
+
+
+def _missing(
+    plan: Plan, server: ServerPlan, observed: Mapping[str, Seen], lost: Mapping[str, str], *, is_stopped: bool
+) -> Iterator[str]:
+    """What is not there as planned. Nodes are not missed where the cluster as a whole was stopped."""
+    where = f" on {server.name}" if server.login else ""
+    seen = observed.get(server.name)
+    if seen is None:
+        yield f"server {server.name}: {lost.get(server.name, 'it was not reached')}"
+        return
+    yield from (f"{words}{where}" for words in _missing_links(plan, server, seen))
+    if server.tunnels and table_name(plan.name, plan.owner) not in seen.tables:
+        yield f"the rules that guard the tunnels{where}"
+    if server.network and server.network.name not in seen.networks:
+        yield f"network {server.network.name}{where}"
+    if server.pool and server.pool.name not in seen.pools:
+        yield f"pool {server.pool.name}{where}"
+    for node in plan.nodes_on(server.name):
+        if not seen.domains.get(node.domain) and not is_stopped:
+            yield f"node {node.name}{where}"
+
+
+def _missing_links(plan: Plan, server: ServerPlan, seen: Seen) -> Iterator[str]:
+    for bridge in server.bridges:
+        if bridge.name not in seen.links:
+            yield f"bridge {bridge.name}"
+    ports = {tunnel.name: tunnel.bridge for tunnel in server.tunnels}
+    ports |= {node.port: node.bridge for node in plan.nodes_on(server.name) if seen.domains.get(node.domain)}
+    for port, bridge_name in ports.items():
+        if seen.links.get(port) != bridge_name:
+            yield f"port {port} of bridge {bridge_name}"
+
+
+def _node(node: Node, seen: Seen | None) -> NodeStatus:
+    running = seen.domains.get(node.domain) if seen else None
+    return NodeStatus(
+        name=node.name,
+        role=node.role,
+        server=node.server,
+        state="unknown" if seen is None else "missing" if running is None else "running" if running else "stopped",
+        address=str(node.address),
+        management_address=str(node.management.address) if node.management else None,
+        mac=node.mac,
+        bridge=node.bridge,
+        port=node.port,
+        vni=node.vni,
+    )
+
+
+def _state(nodes: tuple[NodeStatus, ...], ledger_state: str, *, is_being_changed: bool, is_whole: bool) -> str:
+    states = {node.state for node in nodes}
+    if ledger_state == "creating":
+        return "creating" if is_being_changed else "partial"
+    if states == {"running"} and is_whole:
+        return "ready"
+    return "stopped" if states == {"stopped"} else "partial"

@@ -1,0 +1,1 @@
+"""Pure decisions: from a request and facts to a plan."""

@@ -1,0 +1,246 @@
+"""Domain XML: one kind of domain, a headless virtio machine with two network cards and a serial console."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vcluster.model.naming import libvirt_name
+from vcluster.model.plan import ManagementCard, Node, Plan
+from vcluster.model.spec import Image
+from vcluster.render.xml_tree import Element, element, text_of
+
+OWNER_NAMESPACE, TEMPLATE_NAMESPACE = "urn:vcluster:owner:1", "urn:vcluster:template:1"
+READY_CHANNEL = "org.vcluster.0"
+AGENT_CHANNEL = "org.qemu.guest_agent.0"
+# The guest finds the disk it serves by this; it has no other that tells a serial number.
+DATA_SERIAL = "vcluster-data"
+DATA_SUFFIX = ".data.qcow2"
+# QEMU's own default grows to 1 GiB a guest; guests of this size translate no more than this.
+TRANSLATION_CACHE_MIB = 128
+
+
+def volume_path(plan: Plan, node: Node) -> Path:
+    """Where a node's disk is on its server."""
+    return plan.pool_of(node).path / volume_name(node)
+
+
+def seed_path(plan: Plan, node: Node) -> Path:
+    """Where a node's seed is on its server."""
+    return plan.pool_of(node).path / seed_name(node)
+
+
+def data_path(plan: Plan, node: Node) -> Path:
+    """Where the disk that a node serves is on its server."""
+    return plan.pool_of(node).path / data_name(node)
+
+
+def memory_path(plan: Plan, node: Node) -> Path:
+    """Where the file is, for a moment, that a node wakes from on its server."""
+    return plan.pool_of(node).path / f"{node.name}.memory"
+
+
+def console_path(plan: Plan, node: Node) -> Path:
+    """Where a node's serial console is logged, on its server, from power-on."""
+    return plan.pool_of(node).path / f"{node.name}.console.log"
+
+
+def volume_name(node: Node) -> str:
+    """The volume of a node's disk."""
+    return f"{node.name}.qcow2"
+
+
+def seed_name(node: Node) -> str:
+    """The volume of a node's seed."""
+    return f"{node.name}.seed.iso"
+
+
+def data_name(node: Node) -> str:
+    """The volume of the disk that a node serves."""
+    return f"{node.name}{DATA_SUFFIX}"
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What a domain is, whoever it is: its image, how it runs, and the files it works on."""
+
+    image: Image
+    accel: str
+    memory_mib: int
+    vcpus: int
+    disk: Path
+    seed: Path
+    console: Path
+
+
+def machine_of(plan: Plan, node: Node) -> Machine:
+    """A node's machine."""
+    return Machine(
+        plan.image_of(node),
+        plan.server(node.server).accel,
+        plan.memory_mib,
+        plan.vcpus,
+        volume_path(plan, node),
+        seed_path(plan, node),
+        console_path(plan, node),
+    )
+
+
+def domain_xml(plan: Plan, node: Node) -> str:
+    """The definition of a node's domain."""
+    data = [data_disk(plan, node)] if node.data_gib else []
+    devices = [*data, element("controller", type="usb", model="none"), *cards(plan, node).values()]
+    return text_of(_domain(machine_of(plan, node), identity(plan, node), devices))
+
+
+def identity(plan: Plan, node: Node) -> list[Element]:
+    """What a domain says of the node it is."""
+    return [
+        element("name", node.domain),
+        element("uuid", node.uuid),
+        element("title", f"{node.name} of cluster {plan.name}"),
+        element("metadata", _owner(plan, node)),
+    ]
+
+
+def cards(plan: Plan, node: Node) -> dict[str, Element]:
+    """A node's network cards, by the names it gives them."""
+    management = {"mgmt0": _management_card(plan, node.management)} if node.management else {}
+    return management | {"lab0": _cluster_card(plan, node)}
+
+
+def data_disk(plan: Plan, node: Node) -> Element:
+    """The disk that a node serves to the others."""
+    return _disk(data_path(plan, node), "qcow2", "vdc", serial=DATA_SERIAL)
+
+
+def template_xml(machine: Machine, name: str, *, by: str, macs: Mapping[str, str], mtu: int) -> str:
+    """The node whose memory is kept: cards with MACs that no node has, and nothing at their other end."""
+    owner = element(f"{{{TEMPLATE_NAMESPACE}}}template")
+    owner.attrib.update(by=by)
+    links = [_loose_card(mac, mtu if card == "lab0" else None) for card, mac in macs.items()]
+    head = [element("name", name), element("title", "a node to make others from"), element("metadata", owner)]
+    return text_of(_domain(machine, head, [element("controller", type="usb", model="none"), *links]))
+
+
+def _domain(machine: Machine, head: Sequence[Element], devices: Sequence[Element]) -> Element:
+    return element(
+        "domain",
+        *head,
+        element("memory", str(machine.memory_mib), unit="MiB"),
+        element("vcpu", str(machine.vcpus)),
+        _os(machine.image),
+        _features(machine.accel),
+        *_cpu(machine.accel),
+        element("clock", offset="utc"),
+        element("on_poweroff", "destroy"),
+        element("on_reboot", "restart"),
+        element("on_crash", "destroy"),
+        element(
+            "devices",
+            _disk(machine.disk, "qcow2", "vda"),
+            # A CD-ROM would need an AHCI driver, which Debian's cloud kernel lacks; a virtio disk it always sees.
+            _disk(machine.seed, "raw", "vdb", read_only=True),
+            *devices,
+            _serial(machine.console),
+            element("console", element("target", type="serial", port=0), type="pty"),
+            _channel(READY_CHANNEL),
+            _channel(AGENT_CHANNEL),
+            element("input", type="keyboard", bus="ps2"),
+            element("memballoon", model="none"),
+            element("rng", element("backend", "/dev/urandom", model="random"), model="virtio"),
+        ),
+        type="kvm" if machine.accel == "kvm" else "qemu",
+    )
+
+
+def _owner(plan: Plan, node: Node) -> Element:
+    owner = element(f"{{{OWNER_NAMESPACE}}}owner")
+    owner.attrib.update(cluster=plan.name, node=node.name, image=plan.image.digest, by=plan.owner)
+    return owner
+
+
+def _os(image: Image) -> Element:
+    machine = element("type", "hvm", arch="x86_64", machine="pc")
+    if image.kernel is None:
+        return element("os", machine, element("boot", dev="hd"))
+    return element(
+        "os",
+        machine,
+        element("kernel", str(image.kernel)),
+        element("initrd", str(image.initrd)),
+        element("cmdline", image.kernel_cmdline),
+    )
+
+
+def _features(accel: str) -> Element:
+    features = element("features", element("acpi"), element("apic"))
+    if accel == "tcg":
+        features.append(element("tcg", element("tb-cache", str(TRANSLATION_CACHE_MIB), unit="MiB")))
+    return features
+
+
+def _cpu(accel: str) -> list[Element]:
+    # Under emulation QEMU's default model is as fast as any other.
+    return [element("cpu", mode="host-passthrough")] if accel == "kvm" else []
+
+
+def _disk(path: Path, kind: str, target: str, *, read_only: bool = False, serial: str = "") -> Element:
+    disk = element(
+        "disk",
+        element("driver", name="qemu", type=kind),
+        element("source", file=path),
+        element("target", dev=target, bus="virtio"),
+        type="file",
+        device="disk",
+    )
+    if read_only:
+        disk.append(element("readonly"))
+    if serial:
+        disk.append(element("serial", serial))
+    return disk
+
+
+def _management_card(plan: Plan, card: ManagementCard) -> Element:
+    return element(
+        "interface",
+        element("mac", address=card.mac),
+        element("source", network=libvirt_name(plan.name)),
+        element("target", dev=card.port),
+        element("model", type="virtio"),
+        type="network",
+    )
+
+
+def _loose_card(mac: str, mtu: int | None) -> Element:
+    """A card like the others for its guest, whose state they take over; libvirt names and removes the tap."""
+    card = element("interface", element("mac", address=mac), element("model", type="virtio"), type="ethernet")
+    if mtu:
+        card.append(element("mtu", size=mtu))
+    return card
+
+
+def _cluster_card(plan: Plan, node: Node) -> Element:
+    return element(
+        "interface",
+        element("mac", address=node.mac),
+        element("source", bridge=node.bridge),
+        element("target", dev=node.port),
+        element("model", type="virtio"),
+        element("mtu", size=plan.mtu),
+        type="bridge",
+    )
+
+
+def _serial(console_log: Path) -> Element:
+    return element(
+        "serial",
+        element("log", file=console_log, append="on"),
+        element("target", type="isa-serial", port=0),
+        type="pty",
+    )
+
+
+def _channel(name: str) -> Element:
+    return element("channel", element("target", type="virtio", name=name), type="unix")

@@ -1,0 +1,65 @@
+"""XML of the management network, the storage pool and its volumes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vcluster.model.naming import MARK
+from vcluster.model.plan import Network, Pool
+from vcluster.render.xml_tree import element, text_of
+
+
+def network_xml(cluster: str, network: Network) -> str:
+    """The NAT network of a cluster. No DHCP: every address is decided beforehand and comes with the seed.
+
+    libvirt has no metadata on networks before 9.7, so the owner's mark is a TXT record of the network's own DNS,
+    beside the UUID.
+    """
+    root = element(
+        "network",
+        element("name", network.name),
+        element("uuid", network.uuid),
+        element("forward", mode="nat"),
+        element("bridge", name=network.bridge, stp="off", delay=0),
+        element("dns", element("txt", name=MARK, value=f"cluster={cluster}")),
+        element("ip", address=network.gateway, netmask=network.subnet.netmask),
+    )
+    return text_of(root)
+
+
+def pool_xml(pool: Pool) -> str:
+    """A directory pool; qemu may pass through it but not list it."""
+    root = element(
+        "pool",
+        element("name", pool.name),
+        element("uuid", pool.uuid),
+        element("target", element("path", str(pool.path)), element("permissions", element("mode", "0711"))),
+        type="dir",
+    )
+    return text_of(root)
+
+
+def overlay_xml(name: str, *, size_bytes: int, backing: Path) -> str:
+    """A copy-on-write volume over an image."""
+    root = element(
+        "volume",
+        element("name", name),
+        element("capacity", str(size_bytes), unit="bytes"),
+        element("target", element("format", type="qcow2"), element("permissions", element("mode", "0600"))),
+        element("backingStore", element("path", str(backing)), element("format", type="qcow2")),
+    )
+    return text_of(root)
+
+
+def blank_xml(name: str, *, kind: str, size_bytes: int) -> str:
+    """A volume with nothing on it: qcow2, which takes room only as it fills, or raw, for content to be uploaded.
+
+    Readable by its owner alone: a seed holds private keys, a disk people's data.
+    """
+    root = element(
+        "volume",
+        element("name", name),
+        element("capacity", str(size_bytes), unit="bytes"),
+        element("target", element("format", type=kind), element("permissions", element("mode", "0600"))),
+    )
+    return text_of(root)

@@ -1,0 +1,97 @@
+"""The user's own view of the nodes: an ssh_config and a known_hosts file. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vcluster.model.keys import Keys
+from vcluster.model.plan import Node, Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Jump:
+    """How ssh reaches a server that nodes are on: `is_strict` with these identities and no other.
+
+    `options` are lines of ssh_config(5), such as ProxyJump.
+    """
+
+    hostname: str
+    user: str
+    port: int
+    identities: tuple[Path, ...] = ()
+    is_strict: bool = False
+    options: tuple[str, ...] = ()
+
+
+def jump_name(server: str) -> str:
+    """What a server is called in the ssh_config; no node's name has a dot."""
+    return f"{server}.server"
+
+
+def ssh_config(plan: Plan, *, identity: Path, known_hosts: Path, jumps: Mapping[str, Jump]) -> str:
+    """An OpenSSH client configuration with a block for each node; plain `ssh -F FILE node2` works.
+
+    A node on another server is reached through it: `jumps` tells how, by the servers' names. One without a `mgmt0` is
+    reached through the head.
+    """
+    common = [
+        f"UserKnownHostsFile {quoted(known_hosts)}",
+        "GlobalKnownHostsFile none",
+        "StrictHostKeyChecking yes",
+        "LogLevel ERROR",
+    ]
+    blocks = [_node(plan, node, identity, common, is_away=node.server in jumps) for node in plan.nodes]
+    blocks += [_server(name, jump, common) for name, jump in jumps.items()]
+    return "\n\n".join("\n    ".join(block) for block in blocks) + "\n"
+
+
+def _node(plan: Plan, node: Node, identity: Path, common: Sequence[str], *, is_away: bool) -> list[str]:
+    way = plan.head.name if not node.management else jump_name(node.server) if is_away else ""
+    return [
+        f"Host {node.name}",
+        f"HostName {node.reached_at}",
+        f"HostKeyAlias {node.name}",
+        f"User {plan.user}",
+        f"IdentityFile {quoted(identity)}",
+        "IdentitiesOnly yes",
+        "PasswordAuthentication no",
+        "KexAlgorithms curve25519-sha256,curve25519-sha256@libssh.org",
+        "Ciphers aes128-ctr,aes128-gcm@openssh.com",
+        *([f"ProxyJump {way}"] if way else []),
+        *common,
+    ]
+
+
+def _server(name: str, jump: Jump, common: Sequence[str]) -> list[str]:
+    return [
+        f"Host {jump_name(name)}",
+        f"HostName {jump.hostname}",
+        f"HostKeyAlias {jump_name(name)}",
+        f"User {jump.user}",
+        f"Port {jump.port}",
+        *(f"IdentityFile {quoted(path)}" for path in jump.identities),
+        *(["IdentitiesOnly yes"] if jump.is_strict else []),
+        *jump.options,
+        *common,
+    ]
+
+
+def known_hosts(plan: Plan, keys: Keys) -> str:
+    """The pinned host key of every node and server, by its name in the ssh_config (HostKeyAlias) and by address."""
+    nodes = "".join(
+        f"{node.name},{node.reached_at} {' '.join(keys.hosts[node.name].public.split()[:2])}\n" for node in plan.nodes
+    )
+    servers = "".join(
+        f"{jump_name(server.name)} {' '.join(server.host_key.split()[:2])}\n"
+        for server in plan.servers
+        if server.host_key
+    )
+    return nodes + servers
+
+
+def quoted(path: Path) -> str:
+    """A path as ssh_config(5) takes it: quoted when it has a space, percent signs doubled."""
+    text = str(path).replace("%", "%%")
+    return f'"{text}"' if " " in text else text

@@ -1,0 +1,1 @@
+"""What every layer uses: events, deadlines and parallel work."""
