@@ -23,7 +23,7 @@ from tests import samples  # noqa: E402
 from tests.inside import inside  # noqa: E402
 from tests.testbed import Server, kill, testbed  # noqa: E402
 from vcluster.adapters.network import netlink  # noqa: E402
-from vcluster.adapters.network.netlink import LinkSpec  # noqa: E402
+from vcluster.adapters.network.netlink import InterfaceSpec  # noqa: E402
 from vcluster.images.recipes import guest_file  # noqa: E402
 from vcluster.render.domain_xml import domain_xml  # noqa: E402
 from vcluster.render.node_actions import actions, mount_actions  # noqa: E402
@@ -132,15 +132,15 @@ def links_here(here: str, there: str, where: str) -> None:
     say(f"links of {LINKS} nodes on {where} removed", removed)
 
 
-def tunnels(here: str, there: str, bridges: dict[str, str]) -> list[LinkSpec]:
+def tunnels(here: str, there: str, bridges: dict[str, str]) -> list[InterfaceSpec]:
     """A tunnel for each node, in a bridge of its own or in one for all."""
-    specs = [LinkSpec(bridge, "bridge", 1450, MARK) for bridge in dict.fromkeys(bridges.values())]
+    specs = [InterfaceSpec(bridge, "bridge", 1450, MARK) for bridge in dict.fromkeys(bridges.values())]
     for number, (name, bridge) in enumerate(bridges.items()):
-        specs.append(LinkSpec(f"vx-{name}", "vxlan", 1450, MARK, bridge, 40 + number, here, there, "eth0", 4789))
+        specs.append(InterfaceSpec(f"vx-{name}", "vxlan", 1450, MARK, bridge, 40 + number, here, there, "eth0", 4789))
     return specs
 
 
-def batch(spec: LinkSpec) -> list[str]:
+def batch(spec: InterfaceSpec) -> list[str]:
     """What makes the same link by `ip -batch`."""
     tunnel = (
         f"id {spec.vni} local {spec.local} remote {spec.remote} dev {spec.interface} dstport {spec.port} nolearning"

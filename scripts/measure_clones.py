@@ -61,7 +61,7 @@ class Addition:
 
 
 @dataclass
-class Found:
+class OwnedItem:
     """All numbers, raw. What failed before it came to its number is None or missing.
 
     `weights` are what `look_here` tells of the first cluster of each way; `entry_s` is what it takes to start a command
@@ -81,7 +81,7 @@ class Found:
 
 def clones(*, rounds: int = 3, cold_rounds: int = 2, json_file: Path | None = None) -> None:
     """Measure, print, and write the raw numbers to a file, also where it was interrupted."""
-    found = Found(processors=len(os.sched_getaffinity(0)))
+    found = OwnedItem(processors=len(os.sched_getaffinity(0)))
     try:
         with testbed("bench") as (server,):
             _Work(server, found).all_rounds({COPIED: rounds, BOOTED: cold_rounds})
@@ -94,7 +94,7 @@ def clones(*, rounds: int = 3, cold_rounds: int = 2, json_file: Path | None = No
 class _Work:
     """Measures in a server, and says what it does."""
 
-    def __init__(self, server: Server, found: Found) -> None:
+    def __init__(self, server: Server, found: OwnedItem) -> None:
         self._server, self._found = server, found
 
     def all_rounds(self, rounds: Mapping[str, int]) -> None:
@@ -286,7 +286,7 @@ def _cached(path: Path) -> int:
 # What it comes to
 
 
-def report(found: Found) -> str:
+def report(found: OwnedItem) -> str:
     """The numbers as text for people; what there are no numbers for is left out."""
     entry = f"; {found.entry_s:.2f} s of each are the start of a command in it" if found.entry_s is not None else ""
     parts = [
@@ -299,7 +299,7 @@ def report(found: Found) -> str:
     return "\n\n".join(filter(None, parts))
 
 
-def _sizes(found: Found) -> str:
+def _sizes(found: OwnedItem) -> str:
     header = ["NODES", "COPIED", "FROM TO", "RUNS", "BOOTED", "FROM TO", "RUNS", "BOOTED/COPIED", "CLEAR OF COPIES"]
     rows = []
     for nodes in sorted({one.nodes for one in found.creates}):
@@ -326,7 +326,7 @@ def _spread(times: Sequence[float], tried: int) -> list[str]:
     return [f"{_median(times):.1f}", f"{min(times):.1f} {max(times):.1f}", f"{len(times)} of {tried}"]
 
 
-def _relations(found: Found) -> Iterable[str]:
+def _relations(found: OwnedItem) -> Iterable[str]:
     for way, word in ((COPIED, "copied"), (BOOTED, "booted")):
         points = [(one.nodes, one.seconds) for one in found.creates if one.way == way and not one.why]
         if len({nodes for nodes, _ in points}) > 1:
@@ -358,7 +358,7 @@ def _break_even(warm_s: float, nodes: int, spared_s: float) -> str:
     )
 
 
-def _weights(found: Found) -> Iterable[str]:
+def _weights(found: OwnedItem) -> Iterable[str]:
     for way, word in ((COPIED, "copied"), (BOOTED, "booted")):
         if way not in found.weights:
             continue
@@ -385,7 +385,7 @@ def _snapshot(files: Mapping[str, Mapping[str, int]]) -> Iterable[str]:
         yield f"  {name}: {size:.1f} MiB, {allocated:.1f} on the disk, {cached:.1f} in the page cache"
 
 
-def _times(found: Found, way: str, nodes: int) -> list[float]:
+def _times(found: OwnedItem, way: str, nodes: int) -> list[float]:
     """The times that count."""
     return [one.seconds for one in found.creates if (one.way, one.nodes) == (way, nodes) and not one.why]
 

@@ -24,7 +24,7 @@ TIMEOUT_S = 60
 
 
 class Call(Protocol):
-    """Calls MODULE.FUNCTION of vcluster.hosts by keyword."""
+    """Calls MODULE.FUNCTION of vcluster.adapters.network by keyword."""
 
     def __call__(self, function: str, /, **arguments: Any) -> Any: ...
 
@@ -58,7 +58,7 @@ def _serve() -> None:
 
     from vcluster.adapters.network import netlink, nftables, raw_frames
 
-    modules = {"firewall": nftables, "frames": raw_frames, "netlink": netlink}
+    modules = {"nftables": nftables, "raw_frames": raw_frames, "netlink": netlink}
 
     def plain(value: object) -> object:
         return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
@@ -67,7 +67,7 @@ def _serve() -> None:
         function, arguments = json.loads(line)
         module, name = function.split(".")
         if function == "netlink.create":
-            arguments["specs"] = [netlink.LinkSpec(**spec) for spec in arguments["specs"]]
+            arguments["specs"] = [netlink.InterfaceSpec(**spec) for spec in arguments["specs"]]
         try:
             answer = {"result": getattr(modules[module], name)(**arguments)}
         except errors.VclusterError as error:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
-from vcluster.model.facts import Facts, Way
+from vcluster.model.facts import Facts, UnderlayRoute
 from vcluster.model.keys import KeyPair, Keys
 from vcluster.model.naming import default_node_names
 from vcluster.model.plan import Plan
@@ -62,7 +62,11 @@ def shared_facts(asked: Spec, **seen: object) -> dict[str, Facts]:
         name: replace(
             ROOMY,
             host_key=f"ssh-ed25519 AAAA{name}" if everyone[name].login else "",
-            ways={other: Way(addresses[name], addresses[other], "eth0", 1500) for other in everyone if other != name},
+            ways={
+                other: UnderlayRoute(addresses[name], addresses[other], "eth0", 1500)
+                for other in everyone
+                if other != name
+            },
             **seen,  # type: ignore[arg-type]
         )
         for name in everyone

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from vcluster.errors import RequestError, VclusterError
-from vcluster.images.store import Store
+from vcluster.images.store import ImageStore
 from vcluster.images.verify import sha256
 
 MIB = 2**20
@@ -49,7 +49,7 @@ def compressed(folder: Path) -> Path:
 @pytest.mark.parametrize("make", [good_raw, good_qcow2, compressed])
 def test_a_good_image_is_taken_whole(tmp_path: Path, make: Callable[[Path], Path]) -> None:
     source = make(tmp_path)
-    store = Store(tmp_path / "store")
+    store = ImageStore(tmp_path / "store")
     taken = store.import_image(str(source), name=None, sha256=sha256(source), report=lambda _: None)
     assert taken.virtual_size_bytes == 8 * MIB
     image = store.find(taken.name)
@@ -125,7 +125,7 @@ def with_data_file(folder: Path) -> Path:
     ],
 )
 def test_a_bad_image_is_refused_with_the_reason(tmp_path: Path, make: Callable[[Path], Path], words: str) -> None:
-    store = Store(tmp_path / "store")
+    store = ImageStore(tmp_path / "store")
     with pytest.raises(RequestError, match=words) as raised:
         store.import_image(str(make(tmp_path)), name="bad", sha256=None, report=lambda _: None)
     assert len(raised.value.message.splitlines()) == 1
@@ -140,7 +140,7 @@ def test_a_rotten_image_is_told_by_its_digest(tmp_path: Path) -> None:
         file.seek(-100, 2)
         file.write(b"rot")
     with pytest.raises(RequestError, match="not what was promised"):
-        Store(tmp_path / "store").import_image(str(source), name="x", sha256=promised, report=lambda _: None)
+        ImageStore(tmp_path / "store").import_image(str(source), name="x", sha256=promised, report=lambda _: None)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_a_rotten_image_is_told_by_its_digest(tmp_path: Path) -> None:
 )
 def test_a_bad_request(tmp_path: Path, source: str, name: str, digest: str | None, words: str) -> None:
     with pytest.raises(RequestError, match=words):
-        Store(tmp_path / "store").import_image(source, name=name, sha256=digest, report=lambda _: None)
+        ImageStore(tmp_path / "store").import_image(source, name=name, sha256=digest, report=lambda _: None)
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -180,14 +180,14 @@ def web(tmp_path: Path) -> Iterator[str]:
 
 def test_an_image_from_a_url(tmp_path: Path, web: str) -> None:
     good_qcow2(tmp_path)
-    store = Store(tmp_path / "store")
+    store = ImageStore(tmp_path / "store")
     assert store.import_image(f"{web}/good.qcow2", name=None, sha256=None, report=lambda _: None).name == "good"
 
 
 @pytest.mark.parametrize(("path", "words"), [("none.img", "answers 404"), ("cut.qcow2", "was cut off")])
 def test_a_url_that_fails(tmp_path: Path, web: str, path: str, words: str) -> None:
     good_qcow2(tmp_path).rename(tmp_path / "cut.qcow2")
-    store = Store(tmp_path / "store")
+    store = ImageStore(tmp_path / "store")
     with pytest.raises(VclusterError, match=words):
         store.import_image(f"{web}/{path}", name="x", sha256=None, report=lambda _: None)
     assert store.images() == ()
@@ -195,4 +195,6 @@ def test_a_url_that_fails(tmp_path: Path, web: str, path: str, words: str) -> No
 
 def test_nobody_answers(tmp_path: Path) -> None:
     with pytest.raises(VclusterError, match="cannot be fetched"):
-        Store(tmp_path / "store").import_image("http://127.0.0.1:9/x", name="x", sha256=None, report=lambda _: None)
+        ImageStore(tmp_path / "store").import_image(
+            "http://127.0.0.1:9/x", name="x", sha256=None, report=lambda _: None
+        )

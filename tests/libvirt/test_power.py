@@ -12,7 +12,7 @@ import pytest
 
 from tests import samples
 from vcluster.adapters.libvirt.hypervisor import Hypervisor
-from vcluster.agent.client import Here
+from vcluster.agent.client import LocalAgent
 from vcluster.cli import common, main
 from vcluster.commands import power
 from vcluster.errors import VclusterError
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.libvirt
 PLAN = samples.plan(3)
 
 
-class Site:
+class Context:
     """A site whose servers are open already."""
 
     def __init__(self, fleet: Fleet, root: Path) -> None:
@@ -42,7 +42,7 @@ class Site:
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
+def context(tmp_path: Path) -> Iterator[Context]:
     """Three nodes, none of which is on."""
     node = tmp_path / "node.xml"
     node.write_text(
@@ -52,56 +52,56 @@ def site(tmp_path: Path) -> Iterator[Site]:
         for one in PLAN.nodes:
             xml = domain_xml(PLAN, one).replace("type='qemu'", "type='test'").replace('type="qemu"', 'type="test"')
             libvirt.define_domain(xml)
-        here = Server("localhost", samples.OWNER, tmp_path, Here(), libvirt=libvirt)
-        yield Site(Fleet({"localhost": here}, {}), tmp_path)
+        here = Server("localhost", samples.OWNER, tmp_path, LocalAgent(), libvirt=libvirt)
+        yield Context(Fleet({"localhost": here}, {}), tmp_path)
 
 
 def words(outcomes: power.Outcomes) -> list[str]:
     return [one if isinstance(one, str) else one.message for one in outcomes.values()]
 
 
-def test_on_and_off_and_again(site: Site) -> None:
-    assert words(power.turn_on(site, PLAN, PLAN.nodes[:2])) == ["on", "on"]  # type: ignore[arg-type]
-    assert words(power.turn_on(site, PLAN, PLAN.nodes)) == ["already on", "already on", "on"]  # type: ignore[arg-type]
-    assert words(power.turn_off(site, PLAN, PLAN.workers)) == ["off", "off"]  # type: ignore[arg-type]
-    assert words(power.turn_off(site, PLAN, PLAN.nodes)) == ["off", "already off", "already off"]  # type: ignore[arg-type]
-    assert words(power.cycle(site, PLAN, PLAN.nodes[:1])) == ["on"]  # type: ignore[arg-type]
-    assert words(power.cycle(site, PLAN, PLAN.nodes[:2])) == ["off and on", "on"]  # type: ignore[arg-type]
-    states, errors = power.status(site, PLAN, PLAN.nodes)  # type: ignore[arg-type]
+def test_on_and_off_and_again(context: Context) -> None:
+    assert words(power.turn_on(context, PLAN, PLAN.nodes[:2])) == ["on", "on"]  # type: ignore[arg-type]
+    assert words(power.turn_on(context, PLAN, PLAN.nodes)) == ["already on", "already on", "on"]  # type: ignore[arg-type]
+    assert words(power.turn_off(context, PLAN, PLAN.workers)) == ["off", "off"]  # type: ignore[arg-type]
+    assert words(power.turn_off(context, PLAN, PLAN.nodes)) == ["off", "already off", "already off"]  # type: ignore[arg-type]
+    assert words(power.cycle(context, PLAN, PLAN.nodes[:1])) == ["on"]  # type: ignore[arg-type]
+    assert words(power.cycle(context, PLAN, PLAN.nodes[:2])) == ["off and on", "on"]  # type: ignore[arg-type]
+    states, errors = power.status(context, PLAN, PLAN.nodes)  # type: ignore[arg-type]
     assert (states, errors) == ({"node1": "on", "node2": "on", "node3": "off"}, [])
 
 
-def test_a_node_that_is_gone_keeps_no_other_from_its_turn(site: Site) -> None:
-    site.fleet["localhost"].hypervisor.undefine_domain(PLAN.nodes[1].domain)
-    done = power.turn_on(site, PLAN, PLAN.nodes)  # type: ignore[arg-type]
+def test_a_node_that_is_gone_keeps_no_other_from_its_turn(context: Context) -> None:
+    context.fleet["localhost"].hypervisor.undefine_domain(PLAN.nodes[1].domain)
+    done = power.turn_on(context, PLAN, PLAN.nodes)  # type: ignore[arg-type]
     assert words(done) == ["on", "node2 is gone from localhost: there is no lab.node2", "on"]
     gone = done["node2"]
     assert isinstance(gone, VclusterError)
     assert gone.hint == "vcluster clear lab, and create it again"
-    assert power.status(site, PLAN, PLAN.nodes)[0]["node2"] == "gone"  # type: ignore[arg-type]
+    assert power.status(context, PLAN, PLAN.nodes)[0]["node2"] == "gone"  # type: ignore[arg-type]
 
 
-def test_a_server_that_does_not_answer(site: Site) -> None:
-    lost = Site(Fleet({}, {"localhost": VclusterError("localhost: no answer")}), site.root)
+def test_a_server_that_does_not_answer(context: Context) -> None:
+    lost = Context(Fleet({}, {"localhost": VclusterError("localhost: no answer")}), context.root)
     states, errors = power.status(lost, PLAN, PLAN.nodes)  # type: ignore[arg-type]
     assert set(states.values()) == {"unknown"}
     assert [error.message for error in errors] == ["localhost: no answer"]
     assert words(power.turn_off(lost, PLAN, PLAN.nodes)) == ["localhost: no answer"] * 3  # type: ignore[arg-type]
 
 
-def test_the_command(site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    site.files("lab").folder.mkdir(parents=True)
-    site.files("lab").write_ledger(Ledger(VERSION, "ready", "", PLAN))
-    monkeypatch.setattr(common, "site", lambda *_: site)
+def test_the_command(context: Context, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    context.files("lab").folder.mkdir(parents=True)
+    context.files("lab").write_ledger(Ledger(VERSION, "ready", "", PLAN))
+    monkeypatch.setattr(common, "site", lambda *_: context)
 
     def vcluster(*arguments: str) -> int:
         monkeypatch.setattr(sys, "argv", ["vcluster", "power", *arguments, "--name", "lab"])
         return main._run()
 
-    monkeypatch.setattr(Site, "state_root", site.root, raising=False)
+    monkeypatch.setattr(Context, "state_root", context.root, raising=False)
     assert vcluster("on", "-w", "node[1,3]") == 0
     assert capsys.readouterr().out == "node[1,3]: on\n"
-    site.fleet["localhost"].hypervisor.undefine_domain("lab.node2")
+    context.fleet["localhost"].hypervisor.undefine_domain("lab.node2")
     assert vcluster("cycle") == 1
     said = capsys.readouterr()
     assert said.out == "node[1,3]: off and on\n"

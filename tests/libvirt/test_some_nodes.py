@@ -10,13 +10,13 @@ import pytest
 
 from tests import samples
 from vcluster.adapters.libvirt.hypervisor import Hypervisor
-from vcluster.agent.client import Here
+from vcluster.agent.client import LocalAgent
 from vcluster.commands import teardown
 from vcluster.errors import VclusterError
 from vcluster.fleet.servers import Fleet, Server
 from vcluster.model import naming
 from vcluster.model.plan import Plan
-from vcluster.model.spec import Store
+from vcluster.model.spec import StorageNode
 from vcluster.planning.resize import shrink
 from vcluster.render import network_xml
 from vcluster.render.domain_xml import domain_xml
@@ -25,7 +25,7 @@ from vcluster.util.events import Reporter
 
 pytestmark = pytest.mark.libvirt
 
-PLAN = samples.plan(3, stores=(Store("node3", 1),))
+PLAN = samples.plan(3, stores=(StorageNode("node3", 1),))
 FOREIGN = "<domain type='test'><name>lab.node2</name><memory>1024</memory><os><type>hvm</type></os></domain>"
 
 
@@ -35,8 +35,8 @@ class World:
     def __init__(self, libvirt: Hypervisor, root: Path) -> None:
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.libvirt = libvirt
-        names = ("remove_traces", "destroy_links", "links", "guards", "folders")
-        here = Here({name: self._operation(name) for name in names})
+        names = ("remove_traces", "destroy_interfaces", "interfaces", "guards", "folders")
+        here = LocalAgent({name: self._operation(name) for name in names})
         self.server = Server("localhost", samples.OWNER, root, here, libvirt=libvirt)
         self.fleet = Fleet({"localhost": self.server}, {})
 
@@ -94,7 +94,7 @@ def test_all_that_a_server_has_for_a_node(world: World) -> None:
     teardown.remove_nodes(_site(), world.fleet, grown, shrink(grown, ["node1" + str(at) for at in range(3)]))  # type: ignore[arg-type]
     assert "node1" in world.left()
     assert len(world.left()) == len(world.libvirt.domains()) == 9
-    assert not [name for name, _ in world.asked if name in ("destroy_links", "remove_guard")]
+    assert not [name for name, _ in world.asked if name in ("destroy_interfaces", "remove_guard")]
 
 
 def test_what_is_not_ours_stays(world: World) -> None:

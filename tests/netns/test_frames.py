@@ -12,7 +12,7 @@ import pytest
 from tests.inside import Call, inside
 from tests.testbed import Server, testbed
 from vcluster.adapters.network import raw_frames
-from vcluster.adapters.network.netlink import LinkSpec
+from vcluster.adapters.network.netlink import InterfaceSpec
 from vcluster.errors import MissingError, RequestError, VclusterError
 
 pytestmark = [
@@ -40,14 +40,14 @@ def calls(servers: tuple[Server, ...]) -> Iterator[tuple[Call, Call]]:
         make(other, switch, nodes, dict.fromkeys(NAMES, "vc-lab"))
         yield one, other
         for call in (one, other):
-            call("frames.close")
+            call("raw_frames.close")
             call("netlink.destroy", alias=MARK)
 
 
 def make(call: Call, here: Server, there: Server, ports: dict[str, str]) -> None:
-    specs = [LinkSpec(name, "bridge", MTU, MARK) for name in dict.fromkeys(ports.values())]
+    specs = [InterfaceSpec(name, "bridge", MTU, MARK) for name in dict.fromkeys(ports.values())]
     specs += [
-        LinkSpec(name, "vxlan", MTU, MARK, bridge, 40 + number, here.address, there.address, "eth0", 4789)
+        InterfaceSpec(name, "vxlan", MTU, MARK, bridge, 40 + number, here.address, there.address, "eth0", 4789)
         for number, (name, bridge) in enumerate(ports.items())
     ]
     call("netlink.create", specs=[asdict(spec) for spec in specs])
@@ -56,14 +56,17 @@ def make(call: Call, here: Server, there: Server, ports: dict[str, str]) -> None
 def test_full_size_frames_pass_the_switch(calls: tuple[Call, Call]) -> None:
     nodes, switch = calls
     for call in calls:
-        call("frames.listen", interfaces=NAMES)
-    nodes("frames.send", interface="vx-lab-0", token="up", size=MTU)
-    switch("frames.send", interface="vx-lab-0", token="down", size=MTU, count=3)
+        call("raw_frames.listen", interfaces=NAMES)
+    nodes("raw_frames.send", interface="vx-lab-0", token="up", size=MTU)
+    switch("raw_frames.send", interface="vx-lab-0", token="down", size=MTU, count=3)
     began = time.monotonic()
     # Nothing is heard where it goes out. The switch sends "up" on to the other tunnel; "down" goes into one alone.
     wanted = {"vx-lab-0": ["down"], "vx-lab-1": ["up"]}
-    assert nodes("frames.heard", timeout_s=20, wanted=wanted) == wanted
-    assert switch("frames.heard", timeout_s=20, wanted={"vx-lab-0": ["up"]}) == {"vx-lab-0": ["up"], "vx-lab-1": []}
+    assert nodes("raw_frames.received", timeout_s=20, wanted=wanted) == wanted
+    assert switch("raw_frames.received", timeout_s=20, wanted={"vx-lab-0": ["up"]}) == {
+        "vx-lab-0": ["up"],
+        "vx-lab-1": [],
+    }
     assert time.monotonic() - began < 10, "it waited although all had come"
 
 
@@ -71,39 +74,39 @@ def test_what_does_not_come_is_not_heard(servers: tuple[Server, ...], calls: tup
     nodes, switch = calls
     servers[1].run(["ip", "link", "set", "vc-lab", "down"], timeout_s=10)
     for call in calls:
-        call("frames.listen", interfaces=NAMES)
-    nodes("frames.send", interface="vx-lab-0", token="up", size=MTU)
-    assert switch("frames.heard", timeout_s=20, wanted={"vx-lab-0": ["up"]})["vx-lab-0"] == ["up"]
-    assert nodes("frames.heard", timeout_s=0.2, wanted={"vx-lab-1": ["up"]}) == {"vx-lab-0": [], "vx-lab-1": []}
+        call("raw_frames.listen", interfaces=NAMES)
+    nodes("raw_frames.send", interface="vx-lab-0", token="up", size=MTU)
+    assert switch("raw_frames.received", timeout_s=20, wanted={"vx-lab-0": ["up"]})["vx-lab-0"] == ["up"]
+    assert nodes("raw_frames.received", timeout_s=0.2, wanted={"vx-lab-1": ["up"]}) == {"vx-lab-0": [], "vx-lab-1": []}
     servers[1].run(["ip", "link", "set", "vc-lab", "up"], timeout_s=10)
-    nodes("frames.send", interface="vx-lab-0", token="again", size=MTU)
-    assert nodes("frames.heard", timeout_s=20, wanted={"vx-lab-1": ["again"]})["vx-lab-1"] == ["again"]
+    nodes("raw_frames.send", interface="vx-lab-0", token="again", size=MTU)
+    assert nodes("raw_frames.received", timeout_s=20, wanted={"vx-lab-1": ["again"]})["vx-lab-1"] == ["again"]
 
 
 def test_many_tokens_wait_until_they_are_asked_for(calls: tuple[Call, Call]) -> None:
     nodes, switch = calls
-    switch("frames.listen", interfaces=NAMES)
+    switch("raw_frames.listen", interfaces=NAMES)
     tokens = [f"token {number}" for number in range(200)]
     for token in tokens:
-        nodes("frames.send", interface="vx-lab-0", token=token, size=MTU, count=20)
-    heard = switch("frames.heard", timeout_s=0, wanted={"vx-lab-0": tokens})
+        nodes("raw_frames.send", interface="vx-lab-0", token=token, size=MTU, count=20)
+    heard = switch("raw_frames.received", timeout_s=0, wanted={"vx-lab-0": tokens})
     assert set(heard["vx-lab-0"]) == set(tokens)
-    switch("frames.listen", interfaces=NAMES)
-    assert switch("frames.heard", timeout_s=0, wanted={}) == {"vx-lab-0": [], "vx-lab-1": []}
+    switch("raw_frames.listen", interfaces=NAMES)
+    assert switch("raw_frames.received", timeout_s=0, wanted={}) == {"vx-lab-0": [], "vx-lab-1": []}
 
 
 def test_what_cannot_be_sent_or_heard_is_told(calls: tuple[Call, Call]) -> None:
     nodes, _ = calls
     with pytest.raises(RequestError, match=f"{MTU + 1} bytes is too large for vx-lab-0"):
-        nodes("frames.send", interface="vx-lab-0", token="up", size=MTU + 1)
+        nodes("raw_frames.send", interface="vx-lab-0", token="up", size=MTU + 1)
     with pytest.raises(RequestError, match="cannot hold its token"):
-        nodes("frames.send", interface="vx-lab-0", token="up", size=30)
+        nodes("raw_frames.send", interface="vx-lab-0", token="up", size=30)
     with pytest.raises(MissingError, match="no interface vx-none"):
-        nodes("frames.send", interface="vx-none", token="up", size=MTU)
+        nodes("raw_frames.send", interface="vx-none", token="up", size=MTU)
     with pytest.raises(MissingError, match="no interface vx-none"):
-        nodes("frames.listen", interfaces=["vx-none"])
+        nodes("raw_frames.listen", interfaces=["vx-none"])
     with pytest.raises(VclusterError, match="nobody listens"):
-        nodes("frames.heard", timeout_s=1, wanted={})
+        nodes("raw_frames.received", timeout_s=1, wanted={})
 
 
 def test_a_probe_is_a_packet_that_may_not_be_fragmented() -> None:

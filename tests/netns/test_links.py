@@ -12,7 +12,7 @@ import pytest
 
 from tests.inside import Call, inside
 from tests.testbed import Server, testbed
-from vcluster.adapters.network.netlink import LinkSpec
+from vcluster.adapters.network.netlink import InterfaceSpec
 from vcluster.errors import ConflictError, MissingError, RequestError
 
 pytestmark = [
@@ -56,21 +56,21 @@ def links(server: Server) -> dict[str, dict[str, Any]]:
     return {link["ifname"]: link for link in shown}
 
 
-def make(call: Call, *specs: LinkSpec) -> None:
+def make(call: Call, *specs: InterfaceSpec) -> None:
     call("netlink.create", specs=[asdict(spec) for spec in specs])
 
 
-def bridge(name: str, **wishes: Any) -> LinkSpec:
-    return LinkSpec(name, "bridge", MTU, MARK, **wishes)
+def bridge(name: str, **wishes: Any) -> InterfaceSpec:
+    return InterfaceSpec(name, "bridge", MTU, MARK, **wishes)
 
 
-def tunnel(number: int, here: Server, there: Server, master: str) -> LinkSpec:
-    return LinkSpec(
+def tunnel(number: int, here: Server, there: Server, master: str) -> InterfaceSpec:
+    return InterfaceSpec(
         f"vx-lab-{number}", "vxlan", MTU, MARK, master, BASE + number, here.address, there.address, "eth0", PORT
     )
 
 
-def sides(servers: tuple[Server, Server], count: int) -> tuple[list[LinkSpec], list[LinkSpec]]:
+def sides(servers: tuple[Server, Server], count: int) -> tuple[list[InterfaceSpec], list[InterfaceSpec]]:
     """A bridge and a tunnel for each node; on the switch one bridge with all tunnels."""
     nodes, switch = servers
     ours = [bridge(f"vb-lab-{n}") for n in range(count)]
@@ -78,7 +78,7 @@ def sides(servers: tuple[Server, Server], count: int) -> tuple[list[LinkSpec], l
     return ours, [bridge("vc-lab"), *(tunnel(n, switch, nodes, "vc-lab") for n in range(count))]
 
 
-def assert_as_asked(shown: dict[str, dict[str, Any]], specs: Sequence[LinkSpec]) -> None:
+def assert_as_asked(shown: dict[str, dict[str, Any]], specs: Sequence[InterfaceSpec]) -> None:
     for spec in specs:
         link, data = shown[spec.name], shown[spec.name]["linkinfo"]["info_data"]
         assert link["mtu"] == MTU
@@ -106,7 +106,7 @@ def test_links_are_made_as_asked_and_removed(
         made = {name: link for name, link in links(server).items() if name not in before}
         assert set(made) == {spec.name for spec in specs}
         assert_as_asked(made, specs)
-        seen = {link["name"]: link for link in call("netlink.links")}
+        seen = {link["name"]: link for link in call("netlink.interfaces")}
         for spec in specs:
             assert {key: seen[spec.name][key] for key in asdict(spec)} == asdict(spec)
         make(call, *specs)
@@ -168,9 +168,9 @@ def test_nodes_of_one_server_meet_on_the_switch_alone(
 ) -> None:
     assert pings(two_nodes)
     assert not pings(two_nodes, size=MTU + 1)
-    before = {link["name"]: link for link in calls[1]("netlink.links")}
+    before = {link["name"]: link for link in calls[1]("netlink.interfaces")}
     assert pings(two_nodes, count=50)
-    after = {link["name"]: link for link in calls[1]("netlink.links")}
+    after = {link["name"]: link for link in calls[1]("netlink.interfaces")}
     for port in ("vx-lab-0", "vx-lab-1"):
         assert after[port]["rx_packets"] - before[port]["rx_packets"] >= 50
         assert after[port]["tx_bytes"] - before[port]["tx_bytes"] >= 50 * MTU
@@ -295,26 +295,26 @@ def test_routes_and_addresses_are_told_with_their_interfaces(call: Call, server:
 
 def test_the_way_to_an_address_is_the_kernels_own(servers: tuple[Server, Server], call: Call, server: Server) -> None:
     there = servers[1].address
-    assert call("netlink.way_to", address=there) == {
+    assert call("netlink.route_to", address=there) == {
         "local": server.address, "interface": "eth0", "mtu": 1500, "is_local": False,
     }  # fmt: skip
     for own in (server.address, "127.0.0.1"):
-        assert call("netlink.way_to", address=own)["is_local"]
+        assert call("netlink.route_to", address=own)["is_local"]
     server.run(["ip", "route", "add", there, "dev", "eth0", "mtu", "1400"], timeout_s=10)
     server.run(["ip", "link", "add", "up0", "type", "bridge"], timeout_s=10)
     server.run(["ip", "address", "add", "198.51.100.1/24", "dev", "up0"], timeout_s=10)
     server.run(["ip", "link", "set", "up0", "up"], timeout_s=10)
     try:
-        assert call("netlink.way_to", address=there, interface="eth0")["mtu"] == 1400
-        assert call("netlink.way_to", address="198.51.100.9", interface="up0")["local"] == "198.51.100.1"
+        assert call("netlink.route_to", address=there, interface="eth0")["mtu"] == 1400
+        assert call("netlink.route_to", address="198.51.100.9", interface="up0")["local"] == "198.51.100.1"
         with pytest.raises(MissingError, match=f"no route to {there} through up0"):
-            call("netlink.way_to", address=there, interface="up0")
+            call("netlink.route_to", address=there, interface="up0")
     finally:
         server.run(["ip", "link", "del", "up0"], timeout_s=10)
         server.run(["ip", "route", "del", there, "dev", "eth0", "mtu", "1400"], timeout_s=10)
     with pytest.raises(MissingError, match="no route to 203\\.0\\.113\\.1"):
-        call("netlink.way_to", address="203.0.113.1")
+        call("netlink.route_to", address="203.0.113.1")
     with pytest.raises(RequestError, match="no interface 'eth7'; there are lo, "):
-        call("netlink.way_to", address=there, interface="eth7")
+        call("netlink.route_to", address=there, interface="eth7")
     with pytest.raises(RequestError, match="not an IPv4 address"):
-        call("netlink.way_to", address="fe80::1")
+        call("netlink.route_to", address="fe80::1")

@@ -114,10 +114,10 @@ def test_a_server_that_vanishes(doomed: Doomed, lost: str, sign: str) -> None:
         assert process.returncode == 1, errors
         assert seconds < 90  # a server that acknowledges nothing for 20 s is dead
         name = lost if lost == "four" else host.server.name
-        complaints = [line for line in errors.splitlines() if line.startswith("vcluster:")]
-        assert len(complaints) == 2, errors
-        assert re.search(rf"{name}: the connection (to libvirt )?broke (during|while) \S", complaints[0])
-        assert f"{name} was not reached, what is there stays in the ledger" in complaints[1]
+        errors = [line for line in errors.splitlines() if line.startswith("vcluster:")]
+        assert len(errors) == 2, errors
+        assert re.search(rf"{name}: the connection (to libvirt )?broke (during|while) \S", errors[0])
+        assert f"{name} was not reached, what is there stays in the ledger" in errors[1]
         assert bed.control.server.path(LEDGER).exists()
         assert "doomed" not in str(bed.switch.sh("ip -o link") if lost == "four" else bed.four.sh("virsh list --all"))
         assert "doomed" not in bed.three.sh("virsh -q list --all; ip -o link")
@@ -264,10 +264,10 @@ def test_a_firewall_on_the_switch(doomed: Doomed, bare: Survey, kind: str) -> No
             found = bed.control.vcluster(*doctor, check=False)
             assert found.returncode == 3
             assert f"tunnel localhost to {bed.switch.server.name}: frames of 1450 bytes get lost" in found.stdout
-            mend = re.search(r"mend: (nft .*)", error)
-            assert mend
-            assert mend[1] in found.stdout
-            bed.switch.sh(mend[1])
+            fix = re.search(r"mend: (nft .*)", error)
+            assert fix
+            assert fix[1] in found.stdout
+            bed.switch.sh(fix[1])
             assert "frames of 1450 bytes pass" in bed.control.vcluster(*doctor, check=False).stdout
     finally:
         bed.switch.sh("nft delete table inet foreign")

@@ -29,7 +29,7 @@ def switch_command(bed: Bed) -> list[str]:
     return ["switch", "up", "--peer", bed.control.server.address, *wishes]
 
 
-def halves(bed: Bed) -> Any:
+def sides(bed: Bed) -> Any:
     return bed.switch.json("switch", "show")
 
 
@@ -60,11 +60,11 @@ def test_without_a_switch_the_command_to_make_one_is_told(bed: Bed, bare: Survey
 
 def test_one_name_twice(bed: Bed) -> None:
     bed.switch.vcluster(*switch_command(bed))
-    before = halves(bed)
+    before = sides(bed)
     again = bed.switch.vcluster(*switch_command(bed), check=False)
     assert again.returncode == 4
     assert "cluster doomed has things on this machine already" in again.stderr
-    assert halves(bed) == before
+    assert sides(bed) == before
 
 
 def test_a_cluster_through_a_switch_made_by_hand(bed: Bed) -> None:
@@ -76,9 +76,9 @@ def test_a_cluster_through_a_switch_made_by_hand(bed: Bed) -> None:
 
     config = bed.control.vcluster("ssh-config", "--path").stdout.strip()
     cluster = Cluster(bed.control, "doomed", ("node1", "node2"), config)
-    counted = {port["name"]: port["received_packets"] for port in halves(bed)[0]["ports"]}
+    counted = {port["name"]: port["received_packets"] for port in sides(bed)[0]["ports"]}
     cluster.ssh("node1", "ping -q -c 100 -i 0.01 10.0.0.2")
-    after = {port["name"]: port["received_packets"] for port in halves(bed)[0]["ports"]}
+    after = {port["name"]: port["received_packets"] for port in sides(bed)[0]["ports"]}
     assert all(after[name] - counted[name] >= 100 for name in ("vx-doomed-1", "vx-doomed-2"))
 
     path = json.loads(bed.control.vcluster("path", "--name", "doomed", "node1", "node2", "-o", "json").stdout)
@@ -88,6 +88,6 @@ def test_a_cluster_through_a_switch_made_by_hand(bed: Bed) -> None:
     assert re.search(r"vx-doomed-1 +\S+ +\? +\? +\? +not open to us", shown), shown
 
     assert bed.control.vcluster("clear", "doomed", "-y", "--verify").stdout == "doomed: cleared\nnothing left\n"
-    assert [half["cluster"] for half in halves(bed)] == ["doomed"]
+    assert [half["cluster"] for half in sides(bed)] == ["doomed"]
     assert bed.switch.vcluster("switch", "down", "doomed").stdout == "doomed: cleared\n"
     assert bed.switch.vcluster("switch", "down", "doomed").stdout == "doomed: nothing to clear\n"

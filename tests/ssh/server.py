@@ -50,7 +50,7 @@ class Rules:
             transport.sock.shutdown(socket.SHUT_RDWR)
 
 
-class Door(paramiko.ServerInterface):
+class NodeConnection(paramiko.ServerInterface):
     """One client's server: it really runs what it is told and connects where it is told."""
 
     def __init__(self, rules: Rules) -> None:
@@ -109,12 +109,12 @@ def execute(channel: paramiko.Channel, command: str, env: dict[str, str] | None)
                 while data := channel.recv(65536):
                     os.write(process.stdin.fileno(), data)
 
-        def complain() -> None:
+        def add_error() -> None:
             with contextlib.suppress(OSError, EOFError):
                 while data := os.read(process.stderr.fileno(), 65536):
                     channel.sendall_stderr(data)
 
-        threads = [threading.Thread(target=work, daemon=True) for work in (take_in, complain)]
+        threads = [threading.Thread(target=work, daemon=True) for work in (take_in, add_error)]
         for thread in threads:
             thread.start()
         with contextlib.suppress(OSError, EOFError):
@@ -152,7 +152,7 @@ def serving(rules: Rules) -> Iterator[Rules]:
         rules.transports.append(transport)
         for key in rules.host_keys:
             transport.add_server_key(key)
-        door = Door(rules)
+        door = NodeConnection(rules)
         try:
             transport.start_server(server=door)
             kept = []  # a channel that nobody refers to is closed
@@ -206,4 +206,16 @@ def know(target: Target, *lines: str) -> None:
             file.write(f"{marker} {target.key_name} {key}\n".lstrip())
 
 
-__all__ = ["HOST", "OTHER", "RSA", "STRANGER", "USER", "Rules", "know", "private", "public", "serving", "ssh_session", "target"]
+__all__ = [
+    "HOST",
+    "OTHER",
+    "RSA",
+    "STRANGER",
+    "USER",
+    "Rules",
+    "know",
+    "private",
+    "public",
+    "serving",
+    "target",
+]

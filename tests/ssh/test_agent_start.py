@@ -18,7 +18,7 @@ from tests.ssh.server import HOST, USER, Rules, serving, target
 from vcluster.adapters.pipe import Listener, LocalPipe, Pipe
 from vcluster.adapters.ssh import ssh_session
 from vcluster.agent import bundle
-from vcluster.agent.client import There
+from vcluster.agent.client import RemoteAgent
 from vcluster.errors import ConflictError, DeadlineError, MissingError, VclusterError
 from vcluster.util.deadline import Cancelled, Deadline
 
@@ -79,15 +79,17 @@ class Local:
         return self.pipes[-1]
 
 
-Start = Callable[..., There]
+Start = Callable[..., RemoteAgent]
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    made: list[There] = []
+    made: list[RemoteAgent] = []
 
-    def start(session: object = None, flavour: str = "", **more: object) -> There:
-        made.append(There(session or Local(), folder=tmp_path / "lib" / "agent", archive=archive(flavour), **more))
+    def start(session: object = None, flavour: str = "", **more: object) -> RemoteAgent:
+        made.append(
+            RemoteAgent(session or Local(), folder=tmp_path / "lib" / "agent", archive=archive(flavour), **more)
+        )
         return made[-1]
 
     yield start

@@ -26,11 +26,11 @@ from vcluster.adapters.tmux import Pane, Screen
 from vcluster.cli import main
 from vcluster.commands import access
 from vcluster.errors import VclusterError
-from vcluster.fleet.context import Site
+from vcluster.fleet.context import Context
 from vcluster.fleet.ledger import VERSION, ClusterFiles, Ledger
-from vcluster.fleet.servers import Doors
+from vcluster.fleet.servers import Connector
 from vcluster.guest import program
-from vcluster.images.store import Store
+from vcluster.images.store import ImageStore
 from vcluster.model.keys import Keys
 from vcluster.model.plan import Node, Plan
 from vcluster.stages import provision
@@ -141,7 +141,7 @@ def test_programs_may_take_longer_than_a_login(state: Path) -> None:
     plan = plan_of(1)
     write(state, plan)
     deadline = Deadline(20)
-    with access.sessions(site(state), plan, plan.nodes, user="root", deadline=deadline) as opened:
+    with access.sessions(context(state), plan, plan.nodes, user="root", deadline=deadline) as opened:
         assert opened["node1"].run(["sleep", "2.5"], awaited="it").exit_code == 0
 
 
@@ -157,7 +157,7 @@ def test_a_connection_that_breaks_is_an_error_of_its_node(rules: Rules, state: P
 
     threading.Thread(target=cut, daemon=True).start()
     argv = ["sh", "-c", f"touch {flag}; sleep 3"]
-    found = access.run_everywhere(site(state), plan, plan.nodes, argv, user="root", timeout_s=20)
+    found = access.run_everywhere(context(state), plan, plan.nodes, argv, user="root", timeout_s=20)
     assert isinstance(found["node1"], VclusterError)
     assert "the connection broke during sh to end" in found["node1"].message
 
@@ -169,7 +169,7 @@ def test_fanout(state: Path, tmp_path: Path, fanout: int, most: int) -> None:
     write(state, plan)
     log = tmp_path / "log"
     argv = ["sh", "-c", f"echo + >>{log}; sleep 1; echo - >>{log}"]
-    found = access.run_everywhere(site(state), plan, plan.nodes, argv, user="root", timeout_s=60, fanout=fanout)
+    found = access.run_everywhere(context(state), plan, plan.nodes, argv, user="root", timeout_s=60, fanout=fanout)
     assert [one.exit_code for one in found.values() if not isinstance(one, VclusterError)] == [0] * 4
     now, peak = 0, 0
     for line in log.read_text().split():
@@ -185,15 +185,17 @@ def test_nodes_behind_the_head_are_reached_through_it(state: Path) -> None:
     plan = replace(plan, nodes=nodes)
     write(state, plan)
     # One after the other: the server takes one connection through it at a time.
-    found = access.run_everywhere(site(state), plan, plan.workers, ["echo", "hi"], user="root", timeout_s=20, fanout=1)
+    found = access.run_everywhere(
+        context(state), plan, plan.workers, ["echo", "hi"], user="root", timeout_s=20, fanout=1
+    )
     assert {name: one.stdout for name, one in found.items() if not isinstance(one, VclusterError)} == {
         "node2": "hi\n",
         "node3": "hi\n",
     }
 
 
-def site(state: Path, *listeners: object) -> Site:
-    return Site(state, Doors(), Store(state / "images"), Reporter(tuple(listeners)))  # type: ignore[arg-type]
+def context(state: Path, *listeners: object) -> Context:
+    return Context(state, Connector(), ImageStore(state / "images"), Reporter(tuple(listeners)))  # type: ignore[arg-type]
 
 
 # provision
@@ -237,7 +239,7 @@ def run(
     if not files.folder.exists():
         write(state, plan)
     logs = files.make_logs(job.log_name)
-    done = access.provision(site(state, *listeners), plan, nodes or plan.nodes, job, timeout_s=30, logs=logs)
+    done = access.provision(context(state, *listeners), plan, nodes or plan.nodes, job, timeout_s=30, logs=logs)
     return dict(done), logs
 
 

@@ -196,7 +196,7 @@ def test_a_password(rules: Rules, tmp_path: Path) -> None:
 @pytest.mark.parametrize("allows", ["publickey,password", "password,keyboard-interactive", "keyboard-interactive"])
 def test_a_wrong_password_is_one_attempt(rules: Rules, tmp_path: Path, allows: str) -> None:
     rules.allows = allows
-    with pytest.raises(ssh_session.RefusedError, match="refuses the password for user root") as caught:
+    with pytest.raises(ssh_session.LoginRefusedError, match="refuses the password for user root") as caught:
         log_in(rules, tmp_path, password="wrong-secret")
     assert len(rules.tried) == 1
     assert "wrong-secret" not in f"{caught.value.message} {caught.value.hint}"
@@ -210,7 +210,7 @@ def test_a_password_in_conversation(rules: Rules, tmp_path: Path) -> None:
 
 def test_a_server_that_takes_no_passwords(rules: Rules, tmp_path: Path) -> None:
     rules.allows = "publickey"
-    with pytest.raises(ssh_session.RefusedError, match="takes no passwords"):
+    with pytest.raises(ssh_session.LoginRefusedError, match="takes no passwords"):
         log_in(rules, tmp_path, password="right")
     assert rules.tried == []
 
@@ -218,14 +218,14 @@ def test_a_server_that_takes_no_passwords(rules: Rules, tmp_path: Path) -> None:
 def test_the_clusters_key_goes_before_all_else(rules: Rules, tmp_path: Path) -> None:
     log_in(rules, tmp_path, cluster_key=USER.private, password="wrong").close()
     assert set(rules.tried) == {"publickey"}
-    with pytest.raises(ssh_session.RefusedError, match="refuses the cluster's key"):
+    with pytest.raises(ssh_session.LoginRefusedError, match="refuses the cluster's key"):
         log_in(rules, tmp_path, knows=False, cluster_key=STRANGER.private, password="right")
     assert "password" not in rules.tried
 
 
 def test_a_key_file(rules: Rules, tmp_path: Path) -> None:
     log_in(rules, tmp_path, key=key_file(tmp_path)).close()
-    with pytest.raises(ssh_session.RefusedError, match=r"refuses the key .*stranger for user root") as caught:
+    with pytest.raises(ssh_session.LoginRefusedError, match=r"refuses the key .*stranger for user root") as caught:
         log_in(rules, tmp_path, knows=False, key=key_file(tmp_path, STRANGER, "stranger"))
     assert "ssh-copy-id" in str(caught.value.hint)
 
@@ -272,7 +272,7 @@ def test_identities_are_tried_as_ssh_does(rules: Rules, tmp_path: Path) -> None:
     where = target(rules, tmp_path, identities=(missing, stranger, key_file(tmp_path)))
     log_in(rules, tmp_path, where=where).close()
     rules.authorized = OTHER
-    with pytest.raises(ssh_session.RefusedError, match="none of 2 keys"):
+    with pytest.raises(ssh_session.LoginRefusedError, match="none of 2 keys"):
         log_in(rules, tmp_path, where=where, knows=False)
 
 
@@ -284,7 +284,7 @@ def test_the_agents_keys(rules: Rules, tmp_path: Path) -> None:
         log_in(rules, tmp_path, where=where).close()
         path.with_name(path.name + ".pub").unlink()
         only = with_agent(where, socket_path, identities_only=True)
-        with pytest.raises(ssh_session.RefusedError, match="there is no key to try"):
+        with pytest.raises(ssh_session.LoginRefusedError, match="there is no key to try"):
             log_in(rules, tmp_path, where=only, knows=False)
 
 
@@ -556,5 +556,5 @@ def test_a_configuration_that_ssh_does_not_accept(tmp_path: Path) -> None:
 def test_keys_are_spoken_of_as_openssh_does(tmp_path: Path) -> None:
     (tmp_path / "key.pub").write_text(HOST.public)
     done = subprocess.run(["ssh-keygen", "-l", "-f", tmp_path / "key.pub"], capture_output=True, text=True, check=True)
-    assert host_keys.spoken(public(HOST)).split()[1] in done.stdout
+    assert host_keys.described(public(HOST)).split()[1] in done.stdout
     assert io.StringIO(USER.private).read().startswith("-----BEGIN OPENSSH")

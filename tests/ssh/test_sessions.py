@@ -23,7 +23,7 @@ pytestmark = pytest.mark.ssh
 HOST, USER, OTHER = (keys.make_pair(name) for name in ("host", "user", "other"))
 
 
-class Door(paramiko.ServerInterface):
+class NodeConnection(paramiko.ServerInterface):
     """Lets one key in and really runs what it is told."""
 
     def get_allowed_auths(self, username: str) -> str:  # noqa: ARG002
@@ -69,7 +69,7 @@ def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
                 transports.append(transport)
                 transport.add_server_key(private(HOST))
                 try:
-                    transport.start_server(server=Door())
+                    transport.start_server(server=NodeConnection())
                 except (paramiko.SSHException, EOFError, OSError):
                     continue
 

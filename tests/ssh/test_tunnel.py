@@ -15,10 +15,10 @@ import pytest
 
 from tests.ssh.server import HOST, USER, Rules, serving, target
 from tests.ssh.test_agent_start import archive
-from vcluster.adapters.libvirt.libvirt_proxy import LibvirtTunnel
+from vcluster.adapters.libvirt.libvirt_proxy import LibvirtProxy
 from vcluster.adapters.pipe import Pipe
 from vcluster.adapters.ssh import ssh_session
-from vcluster.agent.client import There
+from vcluster.agent.client import RemoteAgent
 from vcluster.errors import MissingError, RequestError
 from vcluster.util.deadline import Deadline
 
@@ -54,12 +54,12 @@ class Libvirt:
             line.close()
 
 
-class Relays:
+class RelayStarter:
     """The agent, with another path for libvirt's socket."""
 
     name = "server2"
 
-    def __init__(self, agent: There, path: Path) -> None:
+    def __init__(self, agent: RemoteAgent, path: Path) -> None:
         self.agent, self.path = agent, path
 
     def start_relay(self, deadline: Deadline) -> Pipe:
@@ -73,13 +73,13 @@ def rules() -> Iterator[Rules]:
 
 
 @pytest.fixture
-def relays(rules: Rules, tmp_path: Path) -> Iterator[Relays]:
+def relays(rules: Rules, tmp_path: Path) -> Iterator[RelayStarter]:
     where = target(rules, tmp_path)
     with ssh_session.connect_server(
         "server2", where, cluster_key=USER.private, pinned=HOST.public, deadline=Deadline(20)
     ) as session:
-        agent = There(session, folder=tmp_path / "lib" / "agent", archive=archive())
-        yield Relays(agent, tmp_path / "libvirt")
+        agent = RemoteAgent(session, folder=tmp_path / "lib" / "agent", archive=archive())
+        yield RelayStarter(agent, tmp_path / "libvirt")
         agent.close()
 
 
@@ -90,12 +90,12 @@ def libvirt(tmp_path: Path) -> Iterator[Libvirt]:
     libvirt.close()
 
 
-def path_of(tunnel: LibvirtTunnel) -> Path:
+def path_of(tunnel: LibvirtProxy) -> Path:
     assert tunnel.uri.startswith("qemu+unix:///system?socket=")
     return Path(unquote(tunnel.uri.partition("=")[2]))
 
 
-def connect(tunnel: LibvirtTunnel) -> socket.socket:
+def connect(tunnel: LibvirtProxy) -> socket.socket:
     line = socket.socket(socket.AF_UNIX)
     line.settimeout(20)
     line.connect(str(path_of(tunnel)))
@@ -111,16 +111,16 @@ def exchange(line: socket.socket, data: bytes) -> bytes:
 
 
 @pytest.mark.usefixtures("libvirt")
-def test_bytes_go_both_ways_on_several_connections_at_once(relays: Relays) -> None:
+def test_bytes_go_both_ways_on_several_connections_at_once(relays: RelayStarter) -> None:
     data = os.urandom(3 << 20)
-    with LibvirtTunnel(relays) as tunnel, connect(tunnel) as one, connect(tunnel) as two:
+    with LibvirtProxy(relays) as tunnel, connect(tunnel) as one, connect(tunnel) as two:
         assert exchange(two, b"hello") == b"hello"
         assert exchange(one, data) == data
 
 
 @pytest.mark.usefixtures("libvirt")
-def test_the_socket_is_the_users_alone_and_goes_away(relays: Relays) -> None:
-    with LibvirtTunnel(relays) as tunnel:
+def test_the_socket_is_the_users_alone_and_goes_away(relays: RelayStarter) -> None:
+    with LibvirtProxy(relays) as tunnel:
         path = path_of(tunnel)
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
@@ -132,15 +132,15 @@ def test_the_socket_is_the_users_alone_and_goes_away(relays: Relays) -> None:
     tunnel.close()
 
 
-def test_when_libvirt_hangs_up_so_does_the_tunnel(relays: Relays, libvirt: Libvirt) -> None:
-    with LibvirtTunnel(relays) as tunnel, connect(tunnel) as line:
+def test_when_libvirt_hangs_up_so_does_the_tunnel(relays: RelayStarter, libvirt: Libvirt) -> None:
+    with LibvirtProxy(relays) as tunnel, connect(tunnel) as line:
         assert exchange(line, b"x") == b"x"
         libvirt.connections[0].shutdown(socket.SHUT_RDWR)
         assert line.recv(1) == b""
 
 
-def test_when_the_client_hangs_up_the_server_sees_it(relays: Relays, libvirt: Libvirt) -> None:
-    with LibvirtTunnel(relays) as tunnel:
+def test_when_the_client_hangs_up_the_server_sees_it(relays: RelayStarter, libvirt: Libvirt) -> None:
+    with LibvirtProxy(relays) as tunnel:
         with connect(tunnel) as line:
             assert exchange(line, b"x") == b"x"
         deadline = Deadline(10)
@@ -149,24 +149,24 @@ def test_when_the_client_hangs_up_the_server_sees_it(relays: Relays, libvirt: Li
 
 
 @pytest.mark.usefixtures("libvirt")
-def test_when_the_connection_breaks_all_sockets_close_at_once(relays: Relays, rules: Rules) -> None:
-    with LibvirtTunnel(relays) as tunnel, connect(tunnel) as one, connect(tunnel) as two:
+def test_when_the_connection_breaks_all_sockets_close_at_once(relays: RelayStarter, rules: Rules) -> None:
+    with LibvirtProxy(relays) as tunnel, connect(tunnel) as one, connect(tunnel) as two:
         assert exchange(one, b"x") + exchange(two, b"y") == b"xy"
         rules.cut()
         one.settimeout(5)
         assert (one.recv(1), two.recv(1)) == (b"", b"")
 
 
-def test_no_libvirt_there(relays: Relays) -> None:
-    with LibvirtTunnel(relays) as tunnel, connect(tunnel) as line:
+def test_no_libvirt_there(relays: RelayStarter) -> None:
+    with LibvirtProxy(relays) as tunnel, connect(tunnel) as line:
         assert line.recv(1) == b""
         assert isinstance(tunnel.failure, MissingError)
         assert "server2" in tunnel.failure.message
 
 
-def test_a_path_that_no_socket_can_have(relays: Relays, tmp_path: Path) -> None:
+def test_a_path_that_no_socket_can_have(relays: RelayStarter, tmp_path: Path) -> None:
     folder = tmp_path / ("x" * 100)
     folder.mkdir()
     with pytest.raises(RequestError, match="too long"):
-        LibvirtTunnel(relays, folder)
+        LibvirtProxy(relays, folder)
     assert not list(folder.iterdir())

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from vcluster import errors
 from vcluster.agent import bundle, request_loop
-from vcluster.agent.client import Here
+from vcluster.agent.client import LocalAgent
 from vcluster.errors import ConflictError, DeadlineError, MissingError, RequestError, VclusterError
 from vcluster.util.deadline import Cancelled, Deadline
 
@@ -127,36 +127,36 @@ def test_errors_of_no_known_kind_are_still_errors(name: str | None) -> None:
 )
 def test_whatever_goes_wrong_is_one_clear_line(operation: str, said: str) -> None:
     with pytest.raises(VclusterError, match=said) as caught:
-        Here(TABLE).call(operation, deadline=Deadline(5))
+        LocalAgent(TABLE).call(operation, deadline=Deadline(5))
     assert "\n" not in caught.value.message
 
 
 def test_here_is_what_there_would_be() -> None:
-    here = Here({**TABLE, "pair": lambda: (1, 2)})
+    here = LocalAgent({**TABLE, "pair": lambda: (1, 2)})
     assert here.call("pair", deadline=Deadline(5)) == [1, 2]
     assert here.call("raw", deadline=Deadline(5), size=2) == b"\n\n"
     with pytest.raises(ConflictError, match="no"):
         here.call("refuse", deadline=Deadline(5), kind="ConflictError")
     with pytest.raises(VclusterError, match="not JSON serializable"):
-        Here({"odd": object}).call("odd", deadline=Deadline(5))
+        LocalAgent({"odd": object}).call("odd", deadline=Deadline(5))
     here.uninstall(Deadline(5))
     here.close()
 
 
 def test_here_streams_a_body_and_tells_how_far_it_is() -> None:
     heard: list[int] = []
-    done = Here(TABLE).send("count", io.BytesIO(b"x" * 20), 20, progress=heard.append, deadline=Deadline(5))
+    done = LocalAgent(TABLE).send("count", io.BytesIO(b"x" * 20), 20, progress=heard.append, deadline=Deadline(5))
     assert done == [20, 20]
     assert heard == [7, 14, 20]
     with pytest.raises(VclusterError, match="cut short"):
-        Here(TABLE).send("count", io.BytesIO(b"x" * 19), 20, deadline=Deadline(5))
+        LocalAgent(TABLE).send("count", io.BytesIO(b"x" * 19), 20, deadline=Deadline(5))
 
 
 def test_here_is_called_off() -> None:
     deadline = Deadline(5)
     deadline.cancel()
     with pytest.raises(Cancelled, match="an answer"):
-        Here(TABLE).call("echo", deadline=deadline, awaited="an answer")
+        LocalAgent(TABLE).call("echo", deadline=deadline, awaited="an answer")
 
 
 @given(st.dictionaries(st.text(min_size=1), JSON, max_size=3))

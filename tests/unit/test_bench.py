@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from scripts import measure_clones
-from scripts.measure_clones import BOOTED, COPIED, Addition, Create, Found, report
+from scripts.measure_clones import BOOTED, COPIED, Addition, Create, OwnedItem, report
 
 SNAPSHOT = "/var/lib/libvirt/images/vcluster/snapshots/0123-4567/ram"
 SMAPS = f"""\
@@ -26,7 +26,7 @@ Anonymous:          1000 kB
 def test_numbers_become_text() -> None:
     creates = [Create(COPIED, nodes, 2.0 + nodes, "", 1.0) for nodes in (1, 4, 16)]
     creates += [Create(COPIED, 4, 99.0, "exit code 1: no", None), Create(BOOTED, 4, 46.0, "", 1.0)]
-    text = report(Found(2, "tcg", 0.1, 30.0, creates, [Addition(3.0, 2.0)]))
+    text = report(OwnedItem(2, "tcg", 0.1, 30.0, creates, [Addition(3.0, 2.0)]))
     assert "copied: t = 2.00 s + 1.00 s · n, least squares over 3 runs" in text
     assert "t(16) / t(4), copied: 3.00" in text
     assert "creates of 4: a copy spares 10.0 s a node; image warm pays after 3.0 nodes, 0.8 such creates" in text
@@ -35,7 +35,7 @@ def test_numbers_become_text() -> None:
 
 
 def test_what_failed_is_left_out() -> None:
-    text = report(Found(2, creates=[Create(COPIED, 1, 5.0, "exit code 1", None)]))
+    text = report(OwnedItem(2, creates=[Create(COPIED, 1, 5.0, "exit code 1", None)]))
     assert "0 of 1" in text
     assert "t =" not in text
 

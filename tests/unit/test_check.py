@@ -272,7 +272,7 @@ class FakeSession:
         return Completed(0, json.dumps({"results": results}), "")
 
 
-def run(count: int, log: Log, *, timer: Timer | None = None, **words: bytes) -> check.Verdict:
+def run(count: int, log: Log, *, timer: Timer | None = None, **words: bytes) -> check.CheckReport:
     sessions = {name: FakeSession(name, log, words=words.get(name, b"")) for name in names(count)}
     report = Reporter((timer,) if timer else ())
     return check.run(samples.plan(count), sessions, deadline=Deadline(20), report=report)  # type: ignore[arg-type]

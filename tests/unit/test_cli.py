@@ -72,9 +72,9 @@ def test_what_is_wrong_is_said_in_one_line(
     assert "Traceback" not in said.err
 
 
-def _order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *arguments: str) -> request.Wishes:
+def _order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *arguments: str) -> request.CreateRequest:
     """What a command would make."""
-    orders: list[request.Wishes] = []
+    orders: list[request.CreateRequest] = []
     monkeypatch.setattr(create, "_make", lambda order, **_: orders.append(order))
     monkeypatch.setattr(sys, "argv", ["vcluster", *arguments])
     monkeypatch.chdir(tmp_path)

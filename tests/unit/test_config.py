@@ -16,7 +16,7 @@ from vcluster.config import config_file, options, readers, request
 from vcluster.errors import RequestError
 from vcluster.images.store import DEFAULT_IMAGE
 from vcluster.model.facts import Facts
-from vcluster.model.spec import AddressRange, ImageLogin, Login, PortRange, ServerSpec, Spec, Store
+from vcluster.model.spec import AddressRange, ImageLogin, Login, PortRange, ServerSpec, Spec, StorageNode
 from vcluster.planning import addressing
 
 SOURCE = Path("config.ini")
@@ -33,7 +33,7 @@ host = localhost
 """
 
 
-def parse(text: str, **overrides: str) -> request.Wishes:
+def parse(text: str, **overrides: str) -> request.CreateRequest:
     return config_file.parse(text, source=SOURCE, overrides=overrides)
 
 
@@ -63,7 +63,7 @@ def key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_small_file() -> None:
     switch = ServerSpec("server2", Login("server2"))
-    assert parse(SMALL) == request.Wishes(
+    assert parse(SMALL) == request.CreateRequest(
         Spec(
             name="lab",
             mode="shared",
@@ -133,7 +133,7 @@ ram = 4 GiB
 hdd = 1 TiB
 path = /srv/vms/
 """)
-    assert asked == request.Wishes(
+    assert asked == request.CreateRequest(
         Spec(
             name="blue",
             mode="shared",
@@ -169,7 +169,7 @@ path = /srv/vms/
             addresses="dhcp",
             node_addresses=tuple(map(IPv4Address, ("10.7.0.9", "10.7.0.21", "10.7.0.22"))),
             dhcp_range=AddressRange(IPv4Address("10.7.0.100"), IPv4Address("10.7.0.200")),
-            stores=(Store("red01", 1024), Store("red02", 1024), Store("head", 20)),
+            stores=(StorageNode("red01", 1024), StorageNode("red02", 1024), StorageNode("head", 20)),
             user="ada",
             sudo_commands=("/usr/bin/ls", "/usr/sbin/tcpdump"),
             mpi_ports=PortRange(10000, 10100),
@@ -490,10 +490,11 @@ GOOD = [
     ("cluster_number = 11\nname = red", {
         "name": "red", "node_names": ("node041", "node042", "node043", "node044"),
     }),
-    ("storage = node[2,4]:1TiB", {"stores": (Store("node2", 1024), Store("node4", 1024))}),
-    ("storage = node4:7 , node1: 2 TiB", {"stores": (Store("node4", 7), Store("node1", 2048))}),
+    ("storage = node[2,4]:1TiB", {"stores": (StorageNode("node2", 1024), StorageNode("node4", 1024))}),
+    ("storage = node4:7 , node1: 2 TiB", {"stores": (StorageNode("node4", 7), StorageNode("node1", 2048))}),
     ("cluster_number = 2\nstorage = node007:1", {
-        "name": "lab2", "node_names": ("node005", "node006", "node007", "node008"), "stores": (Store("node007", 1),),
+        "name": "lab2", "node_names": ("node005", "node006", "node007", "node008"),
+        "stores": (StorageNode("node007", 1),),
     }),
     ("user = a", {"user": "a"}),
     ("user = mpi_user-2", {"user": "mpi_user-2"}),

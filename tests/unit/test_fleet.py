@@ -16,18 +16,18 @@ import pytest
 
 from tests import samples
 from tests.samples import BLUE, MIDDLE, RED
-from vcluster.agent.client import Here
+from vcluster.agent.client import LocalAgent
 from vcluster.agent.operations import OPERATIONS
 from vcluster.cli.output import text_output
 from vcluster.commands import create
 from vcluster.errors import ConflictError, MissingError, SeveralErrors, VclusterError
 from vcluster.fleet import servers
-from vcluster.fleet.context import Site
+from vcluster.fleet.context import Context
 from vcluster.fleet.ledger import VERSION, Ledger
-from vcluster.fleet.servers import Server, Want, want_plan, want_spec
+from vcluster.fleet.servers import Server, ServerRequest, request_for_plan, request_for_spec
 from vcluster.guest import authorize
 from vcluster.images import deliver
-from vcluster.images.store import Manifest, Store
+from vcluster.images.store import ImageStore, Manifest
 from vcluster.model import codec
 from vcluster.model.spec import LOCAL
 from vcluster.planning.hops import hops
@@ -43,7 +43,7 @@ from vcluster.util.events import Event, Reporter
 # Opening
 
 
-class Doors:
+class Connector:
     """Opens servers by name, but for those that are gone."""
 
     def __init__(self, *gone: str) -> None:
@@ -51,39 +51,39 @@ class Doors:
         self.closed: list[str] = []
 
     @contextmanager
-    def open(self, want: Want) -> Iterator[Server]:
-        if want.name in self.gone:
-            raise MissingError(f"{want.name} is gone")
+    def open(self, request: ServerRequest) -> Iterator[Server]:
+        if request.name in self.gone:
+            raise MissingError(f"{request.name} is gone")
         try:
-            yield Server(want.name, samples.OWNER, want.storage, Here({}))
+            yield Server(request.name, samples.OWNER, request.storage, LocalAgent({}))
         finally:
-            self.closed.append(want.name)
+            self.closed.append(request.name)
 
 
-WANTS = [want_spec(spec, carries_nodes=False) for spec in (RED, BLUE, MIDDLE)]
+WANTS = [request_for_spec(spec, carries_nodes=False) for spec in (RED, BLUE, MIDDLE)]
 
 
 def test_all_servers_are_opened_and_closed() -> None:
-    doors = Doors()
-    with servers.fleet(doors, WANTS, Reporter()) as fleet:  # type: ignore[arg-type]
+    connector = Connector()
+    with servers.fleet(connector, WANTS, Reporter()) as fleet:  # type: ignore[arg-type]
         assert list(fleet.servers) == ["red", "blue", "middle"]
         assert fleet.each(lambda server: server.name.upper(), deadline=Deadline(5)) == {
             "red": "RED",
             "blue": "BLUE",
             "middle": "MIDDLE",
         }
-    assert sorted(doors.closed) == ["blue", "middle", "red"]
+    assert sorted(connector.closed) == ["blue", "middle", "red"]
 
 
 def test_one_that_is_gone_fails_a_create_and_closes_the_others() -> None:
-    doors = Doors("blue")
-    with pytest.raises(MissingError, match="blue is gone"), servers.fleet(doors, WANTS, Reporter()):  # type: ignore[arg-type]
+    connector = Connector("blue")
+    with pytest.raises(MissingError, match="blue is gone"), servers.fleet(connector, WANTS, Reporter()):  # type: ignore[arg-type]
         pytest.fail("it was opened")
-    assert sorted(doors.closed) == ["middle", "red"]
+    assert sorted(connector.closed) == ["middle", "red"]
 
 
 def test_clear_goes_on_with_those_it_reaches() -> None:
-    with servers.fleet(Doors("blue", "red"), WANTS, Reporter(), may_lose=True) as fleet:  # type: ignore[arg-type]
+    with servers.fleet(Connector("blue", "red"), WANTS, Reporter(), may_lose=True) as fleet:  # type: ignore[arg-type]
         assert list(fleet.servers) == ["middle"]
         assert "blue" not in fleet
         with pytest.raises(MissingError, match="red is gone"):
@@ -105,7 +105,7 @@ def test_outcomes_call_nobody_off() -> None:
 
 def test_the_clusters_key_opens_only_what_a_password_opened() -> None:
     plan = samples.shared_plan(RED, replace(BLUE, login=replace(BLUE.login, password="")))  # type: ignore[type-var]
-    keys = {server.name: want_plan(server, "the key").key for server in plan.servers}
+    keys = {server.name: request_for_plan(server, "the key").key for server in plan.servers}
     assert keys == {"red": "the key", "blue": None, "middle": "the key"}
 
 
@@ -113,19 +113,19 @@ def test_the_clusters_key_opens_only_what_a_password_opened() -> None:
 
 
 @pytest.fixture
-def doors() -> Doors:
-    return Doors()
+def connector() -> Connector:
+    return Connector()
 
 
 @pytest.fixture
-def site(tmp_path: Path, doors: Doors) -> Site:
+def context(tmp_path: Path, connector: Connector) -> Context:
     """The ledger and the keys of a cluster over two servers and a switch."""
-    site = Site(tmp_path, doors, Store(tmp_path / "images"), Reporter())  # type: ignore[arg-type]
-    files = site.files("lab")
+    context = Context(tmp_path, connector, ImageStore(tmp_path / "images"), Reporter())  # type: ignore[arg-type]
+    files = context.files("lab")
     files.folder.mkdir(parents=True)
     files.write_ledger(Ledger(VERSION, "ready", "", samples.shared_plan(RED, BLUE)))
     files.write_keys(samples.keys(3))
-    return site
+    return context
 
 
 def put_right(monkeypatch: pytest.MonkeyPatch, state: str, *missing: str) -> list[str]:
@@ -134,18 +134,18 @@ def put_right(monkeypatch: pytest.MonkeyPatch, state: str, *missing: str) -> lis
     found = SimpleNamespace(state=state, missing=missing)
     monkeypatch.setattr(create, "observe_status", lambda *_: found)
     monkeypatch.setattr(create.servers, "require_rights", lambda _: taken.append("rights"))
-    monkeypatch.setattr(create, "join_up", lambda *_: taken.append("join up"))
+    monkeypatch.setattr(create, "create_networks", lambda *_: taken.append("join up"))
     monkeypatch.setattr(create.interfaces, "attach", lambda *_: None)
-    monkeypatch.setattr(create, "_revive", lambda *_: taken.append("revive"))
+    monkeypatch.setattr(create, "_restore_nodes", lambda *_: taken.append("revive"))
     return taken
 
 
-def test_start_leaves_alone_what_is_up(monkeypatch: pytest.MonkeyPatch, site: Site, doors: Doors) -> None:
+def test_start_leaves_alone_what_is_up(monkeypatch: pytest.MonkeyPatch, context: Context, connector: Connector) -> None:
     taken = put_right(monkeypatch, "ready")
-    with site.files("lab").locked():
-        assert create.start(site, "lab", timeout_s=5) is False
+    with context.files("lab").locked():
+        assert create.start(context, "lab", timeout_s=5) is False
     assert taken == []
-    assert sorted(doors.closed) == ["blue", "middle", "red"]
+    assert sorted(connector.closed) == ["blue", "middle", "red"]
 
 
 @pytest.mark.parametrize(
@@ -153,22 +153,27 @@ def test_start_leaves_alone_what_is_up(monkeypatch: pytest.MonkeyPatch, site: Si
     [("stopped", (), ["rights", "revive"]), ("partial", ("node node1",), ["rights", "join up", "revive"])],
 )
 def test_start_opens_every_server_once(
-    monkeypatch: pytest.MonkeyPatch, site: Site, doors: Doors, state: str, missing: tuple[str, ...], steps: list[str]
+    monkeypatch: pytest.MonkeyPatch,
+    context: Context,
+    connector: Connector,
+    state: str,
+    missing: tuple[str, ...],
+    steps: list[str],
 ) -> None:
     taken = put_right(monkeypatch, state, *missing)
-    assert create.start(site, "lab", timeout_s=5) is True
+    assert create.start(context, "lab", timeout_s=5) is True
     assert taken == steps
-    assert sorted(doors.closed) == ["blue", "middle", "red"]
+    assert sorted(connector.closed) == ["blue", "middle", "red"]
 
 
-def test_repair_looks_at_what_is_up_too(monkeypatch: pytest.MonkeyPatch, site: Site) -> None:
+def test_repair_looks_at_what_is_up_too(monkeypatch: pytest.MonkeyPatch, context: Context) -> None:
     taken = put_right(monkeypatch, "ready")
-    assert create.repair(site, "lab", timeout_s=5) == ()
+    assert create.repair(context, "lab", timeout_s=5) == ()
     assert taken == ["rights", "revive"]
     put_right(monkeypatch, "partial", "bridge vc-lab")
-    assert create.repair(site, "lab", timeout_s=5) == ("bridge vc-lab",)
-    with site.files("lab").locked(), pytest.raises(ConflictError, match="being changed"):
-        create.repair(site, "lab", timeout_s=5)
+    assert create.repair(context, "lab", timeout_s=5) == ("bridge vc-lab",)
+    with context.files("lab").locked(), pytest.raises(ConflictError, match="being changed"):
+        create.repair(context, "lab", timeout_s=5)
 
 
 # Tunnels
@@ -262,7 +267,7 @@ def test_a_node_elsewhere_is_reached_through_its_server(tmp_path: Path) -> None:
 # Images on their way
 
 
-def store_with_an_image(root: Path, content: bytes) -> tuple[Store, Manifest]:
+def store_with_an_image(root: Path, content: bytes) -> tuple[ImageStore, Manifest]:
     digest = hashlib.sha256(content).hexdigest()
     kernel = b"kernel" * 1000
     files = {"disk.qcow2": digest, "vmlinuz": hashlib.sha256(kernel).hexdigest()}
@@ -272,16 +277,16 @@ def store_with_an_image(root: Path, content: bytes) -> tuple[Store, Manifest]:
     (folder / "disk.qcow2").write_bytes(content)
     (folder / "vmlinuz").write_bytes(kernel)
     (folder / "manifest.json").write_text(codec.to_json(manifest))
-    return Store(root), manifest
+    return ImageStore(root), manifest
 
 
 CONTENT = bytes(range(256)) * 40_000
 
 
-def send(store: Store, manifest: Manifest, there: Path, *events: list[Event]) -> None:
+def send(store: ImageStore, manifest: Manifest, there: Path, *events: list[Event]) -> None:
     report = Reporter(tuple(each.append for each in events))
     image = replace(samples.DIRECT, digest=manifest.digest)
-    deliver.deliver(store, image, Here(OPERATIONS), there, name="red", deadline=Deadline(30), report=report)
+    deliver.deliver(store, image, LocalAgent(OPERATIONS), there, name="red", deadline=Deadline(30), report=report)
 
 
 def test_an_image_is_sent_once_with_progress(tmp_path: Path) -> None:
@@ -289,8 +294,8 @@ def test_an_image_is_sent_once_with_progress(tmp_path: Path) -> None:
     events: list[Event] = []
     send(store, manifest, tmp_path / "there", events)
     assert (tmp_path / "there" / manifest.digest / "disk.qcow2").read_bytes() == CONTENT
-    assert Store(tmp_path / "there").images() == (manifest,)
-    assert Store(tmp_path / "there").verify(manifest) == ()
+    assert ImageStore(tmp_path / "there").images() == (manifest,)
+    assert ImageStore(tmp_path / "there").verify(manifest) == ()
     shares = [event.fraction for event in events if event.fraction is not None]
     assert shares == sorted(shares)
     assert shares[-1] == 1
@@ -320,7 +325,7 @@ def test_an_image_that_came_over_wrong_is_not_taken(tmp_path: Path) -> None:
         send(store, manifest, tmp_path / "there")
     assert not unfinished.exists()
     send(store, manifest, tmp_path / "there")
-    assert Store(tmp_path / "there").verify(manifest) == ()
+    assert ImageStore(tmp_path / "there").verify(manifest) == ()
 
 
 # authorized_keys

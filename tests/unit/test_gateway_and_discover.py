@@ -11,7 +11,7 @@ import pytest
 
 from tests import samples
 from vcluster.model.plan import Plan
-from vcluster.model.spec import DHCP, PRIVATE, PortRange, Store
+from vcluster.model.spec import DHCP, PRIVATE, PortRange, StorageNode
 from vcluster.planning import neighbours
 from vcluster.planning.neighbours import Neighbour
 from vcluster.render import gateway_actions
@@ -19,7 +19,7 @@ from vcluster.render import gateway_actions
 Golden = Callable[[str, str], None]
 
 PORTS = PortRange(10000, 10100)
-STORES = (Store("node2", 1),)
+STORES = (StorageNode("node2", 1),)
 PRIVATE_PLAN = samples.plan(3, layout=PRIVATE)
 FULL = samples.plan(3, layout=PRIVATE, addresses=DHCP, mpi_ports=PORTS, stores=STORES)
 DIRECT_DHCP = samples.plan(3, addresses=DHCP, mpi_ports=PORTS)
@@ -164,7 +164,7 @@ ALIEN = "02:00:00:00:00:99"
             [SELF, entry("10.0.0.200", ALIEN, "lease", "ping", name="laptop")],
             [
                 *[found(1, "self"), found(2), found(3)],
-                Neighbour("laptop", IPv4Address("10.0.0.200"), ALIEN, ("lease", "ping"), is_stranger=True),
+                Neighbour("laptop", IPv4Address("10.0.0.200"), ALIEN, ("lease", "ping"), is_unknown=True),
             ],
         ),
         (  # a node at another address than its own
@@ -178,7 +178,7 @@ ALIEN = "02:00:00:00:00:99"
             [SELF, entry("10.0.0.2", ALIEN, "neighbour")],
             [
                 *[found(1, "self"), found(2)],
-                Neighbour("", NODES[1].address, ALIEN, ("neighbour",), is_stranger=True),
+                Neighbour("", NODES[1].address, ALIEN, ("neighbour",), is_unknown=True),
                 found(3),
             ],
         ),
@@ -186,7 +186,7 @@ ALIEN = "02:00:00:00:00:99"
     ids=["nobody", "the head alone", "a node", "a stranger", "a node elsewhere", "a stranger in a node's place"],
 )
 def test_nodes_and_strangers_are_told_apart(entries: list[dict[str, object]], expected: list[Neighbour]) -> None:
-    assert list(neighbours.sort_out(PRIVATE_PLAN, {"found": entries})) == expected
+    assert list(neighbours.classify(PRIVATE_PLAN, {"found": entries})) == expected
 
 
 @pytest.mark.parametrize(

@@ -176,8 +176,8 @@ def test_leases_of_nodes_that_are_gone(
     path = tmp_path / "leases"
     ran: list[list[str]] = []
     monkeypatch.setattr(apply, "run", ran.append)
-    strangers = ["10.0.0.205", "10.0.0.254"]
-    action = {"do": "leases", "path": str(path), "unit": "x.service", "hosts": hosts, "strangers": strangers}
+    unknown_hosts = ["10.0.0.205", "10.0.0.254"]
+    action = {"do": "leases", "path": str(path), "unit": "x.service", "hosts": hosts, "unknown_hosts": unknown_hosts}
     assert apply.apply([action]) == []  # nobody has asked yet
     path.write_text("".join(LEASES))
     is_less = len(left) < len(LEASES)

@@ -13,7 +13,7 @@ import pytest
 from vcluster.agent import snapshot_store
 from vcluster.cli import image, main
 from vcluster.errors import ConflictError, RequestError
-from vcluster.images.store import Store
+from vcluster.images.store import ImageStore
 from vcluster.images.verify import SECTOR, partitions_end
 
 
@@ -44,8 +44,8 @@ def test_the_end_of_the_partitions(head: bytes, end: int | None) -> None:
     assert partitions_end(head) == end
 
 
-def stored(root: Path, name: str = "demo") -> Store:
-    store = Store(root)
+def stored(root: Path, name: str = "demo") -> ImageStore:
+    store = ImageStore(root)
     with store._unfinished() as folder:
         (folder / "disk.qcow2").write_bytes(name.encode() * 100)
         store._finish(folder, name=name, origin="test", virtual_size_bytes=1, kernel_cmdline="", features=(), recipe="")
@@ -121,7 +121,7 @@ def test_what_failed_or_was_killed_leaves_no_image(tmp_path: Path) -> None:
 
 
 def test_one_builder_at_a_time(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = ImageStore(tmp_path)
     with store._unfinished(), pytest.raises(ConflictError, match="another command"), store._unfinished():
         pass
 

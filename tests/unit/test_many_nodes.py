@@ -12,7 +12,7 @@ import pytest
 
 from tests import samples
 from vcluster.adapters import tmux
-from vcluster.adapters.pipe import Lines
+from vcluster.adapters.pipe import LineSplitter
 from vcluster.adapters.process import Completed
 from vcluster.adapters.tmux import Pane, Screen
 from vcluster.cli import main
@@ -54,7 +54,7 @@ def test_no_more_than_the_limit_at_a_time(run: Callable[..., list[int]]) -> None
 
 def test_pieces_become_lines_of_each_stream() -> None:
     heard: list[tuple[str, str]] = []
-    lines = Lines(lambda stream, line: heard.append((stream, line)))
+    lines = LineSplitter(lambda stream, line: heard.append((stream, line)))
     for stream, data in [
         ("stdout", b"on"),
         ("stderr", b"oops\r\n"),

@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 
 from tests import samples
-from vcluster.agent.client import Here
+from vcluster.agent.client import LocalAgent
 from vcluster.cli import main
 from vcluster.commands import create, scale
 from vcluster.errors import ConflictError, RequestError, SeveralErrors, VclusterError
-from vcluster.fleet.context import Site
+from vcluster.fleet.context import Context
 from vcluster.fleet.ledger import VERSION, ClusterFiles, Ledger
-from vcluster.fleet.servers import Server, Want
-from vcluster.images.store import Store
+from vcluster.fleet.servers import Server, ServerRequest
+from vcluster.images.store import ImageStore
 from vcluster.model.plan import Node, Plan
 from vcluster.model.spec import LOCAL
 from vcluster.planning.resize import shrink
@@ -31,12 +31,12 @@ PLAN = samples.plan(3)
 KEPT = Ledger(VERSION, "ready", "then", PLAN)
 
 
-class Doors:
+class Connector:
     """Opens this machine, on which nothing is done."""
 
     @contextmanager
-    def open(self, want: Want) -> Iterator[Server]:
-        yield Server(want.name, samples.OWNER, want.storage, Here({}))
+    def open(self, request: ServerRequest) -> Iterator[Server]:
+        yield Server(request.name, samples.OWNER, request.storage, LocalAgent({}))
 
 
 @dataclass
@@ -70,14 +70,14 @@ class World:
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Site:
-    return Site(tmp_path, Doors(), Store(tmp_path / "images"), Reporter())  # type: ignore[arg-type]
+def context(tmp_path: Path) -> Context:
+    return Context(tmp_path, Connector(), ImageStore(tmp_path / "images"), Reporter())  # type: ignore[arg-type]
 
 
 @pytest.fixture
-def world(site: Site, monkeypatch: pytest.MonkeyPatch) -> World:
+def world(context: Context, monkeypatch: pytest.MonkeyPatch) -> World:
     """A cluster of three nodes that are up, where nodes and links are made in words only."""
-    world = World(site.files("lab"))
+    world = World(context.files("lab"))
     world.files.folder.mkdir(parents=True)
     world.files.write_ledger(KEPT)
     world.files.write_keys(samples.keys(3))
@@ -103,10 +103,10 @@ def world(site: Site, monkeypatch: pytest.MonkeyPatch) -> World:
             world.take("work " + ", ".join(did))
             return did
 
-        def settle_beside(self, node: Node) -> str:
+        def configure_via_serial(self, node: Node) -> str:
             return f"settle {node.name}"
 
-        def bring_up_beside(self, node: Node) -> str:
+        def bring_up_during_add(self, node: Node) -> str:
             world.take("bring up")
             return f"make {node.name}"
 
@@ -117,8 +117,8 @@ def world(site: Site, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(scale.servers, "require_rights", lambda _: None)
     monkeypatch.setattr(scale.observation, "observe", lambda *_, **__: {LOCAL.name: samples.ROOMY})
     monkeypatch.setattr(scale.teardown, "remove_nodes", remove_nodes)
-    monkeypatch.setattr(scale, "NodeWork", Work)
-    for name in ("refuse_foreign", "deliver_image", "join_up", "examine"):
+    monkeypatch.setattr(scale, "NodeLifecycle", Work)
+    for name in ("refuse_foreign", "deliver_image", "create_networks", "prove_ready"):
         monkeypatch.setattr(create, name, step(name))
     monkeypatch.setattr(create, "require_passed", lambda _: None)
     return world
@@ -129,28 +129,28 @@ def world(site: Site, monkeypatch: pytest.MonkeyPatch) -> World:
 
 @pytest.mark.parametrize(("state", "proven"), [("ready", {"node1", "node2", "node3"}), ("creating", set())])
 def test_logins_are_taken_as_proven_where_the_cluster_was_ready(
-    site: Site, world: World, monkeypatch: pytest.MonkeyPatch, state: str, proven: set[str]
+    context: Context, world: World, monkeypatch: pytest.MonkeyPatch, state: str, proven: set[str]
 ) -> None:
     """Those of nodes that a killed command has left were never tried."""
     seen = []
-    monkeypatch.setattr(create, "examine", lambda *_, proven: seen.append(proven))
+    monkeypatch.setattr(create, "prove_ready", lambda *_, proven: seen.append(proven))
     world.files.write_ledger(replace(KEPT, state=state))
-    scale.add(site, "lab", timeout_s=5)
+    scale.add(context, "lab", timeout_s=5)
     world.files.write_ledger(replace(KEPT, state=state))
-    scale.remove(site, "lab", ["node3"], timeout_s=5)
+    scale.remove(context, "lab", ["node3"], timeout_s=5)
     assert seen == [proven, proven]
 
 
-def test_what_is_done_to_add_nodes(site: Site, world: World) -> None:
-    scale.add(site, "lab", number=2, timeout_s=5)
+def test_what_is_done_to_add_nodes(context: Context, world: World) -> None:
+    scale.add(context, "lab", number=2, timeout_s=5)
     assert world.steps == [
         "refuse_foreign: ready 3",
         "deliver_image: creating 5",
-        "join_up: creating 5",
+        "create_networks: creating 5",
         "bring up: creating 5",
         "bring up: creating 5",
         "work settle node1, settle node2, settle node3, make node4, make node5: creating 5",
-        "examine: creating 5",
+        "prove_ready: creating 5",
     ]
     world.ends("ready", "node1", "node2", "node3", "node4", "node5")
     assert world.files.read_keys().hosts["node3"] == samples.keys(3).hosts["node3"]
@@ -159,20 +159,20 @@ def test_what_is_done_to_add_nodes(site: Site, world: World) -> None:
 @pytest.mark.parametrize(
     "error", [VclusterError("it failed"), ConflictError("in the way"), KeyboardInterrupt(), RuntimeError("a mistake")]
 )
-@pytest.mark.parametrize("where", ["deliver_image", "join_up", "bring up", "examine"])
-def test_the_way_back(site: Site, world: World, where: str, error: BaseException) -> None:
+@pytest.mark.parametrize("where", ["deliver_image", "create_networks", "bring up", "prove_ready"])
+def test_the_way_back(context: Context, world: World, where: str, error: BaseException) -> None:
     world.failing[where] = error
     with pytest.raises(type(error)) as raised:
-        scale.add(site, "lab", number=1, timeout_s=5)
+        scale.add(context, "lab", number=1, timeout_s=5)
     assert raised.value is error
     assert world.steps[-2:] == ["remove node4: creating 4", "work settle node1, settle node2, settle node3: creating 3"]
     world.ends("ready", "node1", "node2", "node3")
 
 
-def test_what_could_not_be_taken_back_is_told_and_written(site: Site, world: World) -> None:
-    world.failing |= {"examine": VclusterError("it failed"), "remove node4": VclusterError("red is gone")}
+def test_what_could_not_be_taken_back_is_told_and_written(context: Context, world: World) -> None:
+    world.failing |= {"prove_ready": VclusterError("it failed"), "remove node4": VclusterError("red is gone")}
     with pytest.raises(SeveralErrors) as raised:
-        scale.add(site, "lab", timeout_s=5)
+        scale.add(context, "lab", timeout_s=5)
     assert [(one.message, one.hint) for one in raised.value.errors] == [
         ("it failed", None),
         ("lab is not yet as it was: red is gone", "vcluster repair lab"),
@@ -180,15 +180,15 @@ def test_what_could_not_be_taken_back_is_told_and_written(site: Site, world: Wor
     kept = world.files.read_ledger()
     assert kept
     assert (kept.state, len(kept.plan.nodes)) == ("creating", 4)
-    scale.remove(site, "lab", ["node4"], timeout_s=5)
+    scale.remove(context, "lab", ["node4"], timeout_s=5)
     world.ends("ready", "node1", "node2", "node3")
 
 
-def test_nodes_that_were_not_brought_back_are_for_repair(site: Site, world: World) -> None:
+def test_nodes_that_were_not_brought_back_are_for_repair(context: Context, world: World) -> None:
     world.failing["work settle node1, settle node2, settle node3"] = VclusterError("node2 is silent")
-    world.failing["join_up"] = KeyboardInterrupt()
+    world.failing["create_networks"] = KeyboardInterrupt()
     with pytest.raises(VclusterError, match="lab is not yet as it was: node2 is silent"):
-        scale.add(site, "lab", timeout_s=5)
+        scale.add(context, "lab", timeout_s=5)
     world.ends("creating", "node1", "node2", "node3")
 
 
@@ -203,20 +203,20 @@ def test_nodes_that_were_not_brought_back_are_for_repair(site: Site, world: Worl
         ),
     ],
 )
-def test_only_what_is_up_grows(site: Site, world: World, states: dict[str, str], words: str, hint: str) -> None:
+def test_only_what_is_up_grows(context: Context, world: World, states: dict[str, str], words: str, hint: str) -> None:
     world.states = states
     with pytest.raises(ConflictError, match=words) as raised:
-        scale.add(site, "lab", timeout_s=5)
+        scale.add(context, "lab", timeout_s=5)
     assert str(raised.value.hint).startswith(hint)
     assert world.steps == []
     assert world.files.read_ledger() == KEPT
 
 
-def test_nobody_changes_it_meanwhile(site: Site, world: World) -> None:
+def test_nobody_changes_it_meanwhile(context: Context, world: World) -> None:
     with world.files.locked():
         for work in (
-            lambda: scale.add(site, "lab", timeout_s=5),
-            lambda: scale.remove(site, "lab", ["node2"], timeout_s=5),
+            lambda: scale.add(context, "lab", timeout_s=5),
+            lambda: scale.remove(context, "lab", ["node2"], timeout_s=5),
         ):
             with pytest.raises(ConflictError, match="being changed"):
                 work()
@@ -226,36 +226,36 @@ def test_nobody_changes_it_meanwhile(site: Site, world: World) -> None:
 # Removing
 
 
-def test_what_is_done_to_remove_nodes(site: Site, world: World) -> None:
+def test_what_is_done_to_remove_nodes(context: Context, world: World) -> None:
     world.states = {"node3": "missing"}  # it is no matter what the node itself is like
-    scale.remove(site, "lab", ["node3"], timeout_s=5)
+    scale.remove(context, "lab", ["node3"], timeout_s=5)
     assert world.steps == [
         "remove node3: ready 3",
         "work settle node1, settle node2: creating 2",
-        "examine: creating 2",
+        "prove_ready: creating 2",
     ]
     world.ends("ready", "node1", "node2")
 
 
-def test_a_removal_that_failed_is_given_again(site: Site, world: World) -> None:
+def test_a_removal_that_failed_is_given_again(context: Context, world: World) -> None:
     world.failing["remove node2"] = VclusterError("left")
     with pytest.raises(VclusterError, match="left"):
-        scale.remove(site, "lab", ["node2"], timeout_s=5)
+        scale.remove(context, "lab", ["node2"], timeout_s=5)
     assert world.files.read_ledger() == KEPT
-    scale.remove(site, "lab", ["node2"], timeout_s=5)
+    scale.remove(context, "lab", ["node2"], timeout_s=5)
     world.ends("ready", "node1", "node3")
 
 
-def test_the_others_must_be_up(site: Site, world: World) -> None:
+def test_the_others_must_be_up(context: Context, world: World) -> None:
     world.states = {"node2": "stopped"}
     with pytest.raises(ConflictError, match="not running: node2"):
-        scale.remove(site, "lab", ["node3"], timeout_s=5)
+        scale.remove(context, "lab", ["node3"], timeout_s=5)
     world.states = {"node2": "missing", "node3": "missing"}
     with pytest.raises(ConflictError, match="not there: node2") as raised:
-        scale.remove(site, "lab", ["node3"], timeout_s=5)
+        scale.remove(context, "lab", ["node3"], timeout_s=5)
     assert raised.value.hint == "vcluster repair lab, or vcluster remove node[2-3] --name lab"
     with pytest.raises(RequestError, match="is the head"):
-        scale.remove(site, "lab", ["node1"], timeout_s=5)
+        scale.remove(context, "lab", ["node1"], timeout_s=5)
     assert world.steps == []
 
 
@@ -266,32 +266,32 @@ def test_links_and_rules_of_those_that_stay() -> None:
         after = shrink(before, names)
         for planned in before.servers:
             did = asked.setdefault(f"{planned.name} {' '.join(names)}", [])
-            server = Server(planned.name, samples.OWNER, planned.storage, Here(_operations(did)))
+            server = Server(planned.name, samples.OWNER, planned.storage, LocalAgent(_operations(did)))
             interfaces.reduce(server, before, after)
             rules.reduce(server, before, after)
     table = f"vcluster-lab-{samples.OWNER}"
     assert asked == {
         "red node3": [],
-        "blue node3": [("destroy_links", ["vb-lab-3", "vx-lab-3"]), ("remove_guard", table)],
-        "middle node3": [("destroy_links", ["vx-lab-3"]), ("guard", [40, 41])],
-        "red node2": [("destroy_links", ["vb-lab-2", "vx-lab-2"]), ("guard", [40])],
+        "blue node3": [("destroy_interfaces", ["vb-lab-3", "vx-lab-3"]), ("remove_guard", table)],
+        "middle node3": [("destroy_interfaces", ["vx-lab-3"]), ("guard", [40, 41])],
+        "red node2": [("destroy_interfaces", ["vb-lab-2", "vx-lab-2"]), ("guard", [40])],
         "blue node2": [],
-        "middle node2": [("destroy_links", ["vx-lab-2"]), ("guard", [40, 42])],
-        "red node2 node3": [("destroy_links", ["vb-lab-2", "vx-lab-2"]), ("guard", [40])],
-        "blue node2 node3": [("destroy_links", ["vb-lab-3", "vx-lab-3"]), ("remove_guard", table)],
-        "middle node2 node3": [("destroy_links", ["vx-lab-2", "vx-lab-3"]), ("guard", [40])],
+        "middle node2": [("destroy_interfaces", ["vx-lab-2"]), ("guard", [40, 42])],
+        "red node2 node3": [("destroy_interfaces", ["vb-lab-2", "vx-lab-2"]), ("guard", [40])],
+        "blue node2 node3": [("destroy_interfaces", ["vb-lab-3", "vx-lab-3"]), ("remove_guard", table)],
+        "middle node2 node3": [("destroy_interfaces", ["vx-lab-2", "vx-lab-3"]), ("guard", [40])],
     }
 
 
 def _operations(did: list[tuple[str, object]]) -> dict[str, Callable[..., object]]:
     """An agent that notes what it is asked."""
 
-    def destroy_links(alias: str, names: list[str]) -> None:
+    def destroy_interfaces(alias: str, names: list[str]) -> None:
         assert alias == f"vcluster:lab:{samples.OWNER}"
-        did.append(("destroy_links", names))
+        did.append(("destroy_interfaces", names))
 
     return {
-        "destroy_links": destroy_links,
+        "destroy_interfaces": destroy_interfaces,
         "guard": lambda table, tunnels, port: did.append(("guard", [vni for vni, _ in tunnels])),  # noqa: ARG005
         "guards": lambda prefix: [prefix],
         "remove_guard": lambda table: did.append(("remove_guard", table)),
@@ -311,7 +311,7 @@ def _operations(did: list[tuple[str, object]]) -> dict[str, Callable[..., object
 def test_what_is_gone_for_good(state: str, lost: tuple[str, ...], hint: str) -> None:
     kept = Ledger(VERSION, state, "", PLAN)
     with pytest.raises(VclusterError, match="gone for good") as raised:
-        create._make_way(None, None, kept, [PLAN.node(name) for name in lost], None)  # type: ignore[arg-type]
+        create._discard_unfinished(None, None, kept, [PLAN.node(name) for name in lost], None)  # type: ignore[arg-type]
     assert raised.value.hint == hint
 
 
@@ -323,7 +323,7 @@ def test_what_was_never_made_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(getattr(create, kind), "reduce", reduce)
     monkeypatch.setattr(create, "deliver_image", lambda *_: did.append("image"))
     kept = Ledger(VERSION, "creating", "", PLAN)
-    create._make_way(None, fleet, kept, PLAN.nodes[1:], None)  # type: ignore[arg-type]
+    create._discard_unfinished(None, fleet, kept, PLAN.nodes[1:], None)  # type: ignore[arg-type]
     assert did == [("domains", 3, 1), ("volumes", 3, 1), "image"]
 
 
@@ -375,12 +375,12 @@ def test_what_is_wrong_is_said_in_one_line(
 
 
 def test_what_is_printed(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], site: Site, world: World
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], context: Context, world: World
 ) -> None:
     from vcluster.cli import common
     from vcluster.cli.output import text_output
 
-    monkeypatch.setattr(common, "site", lambda *_: site)
+    monkeypatch.setattr(common, "context", lambda *_: context)
     monkeypatch.setattr(text_output, "status", lambda found: f"{len(found.nodes)} nodes")
     for arguments, said in (
         (["add", "2"], "lab: added node[4-5]\n5 nodes\n"),

@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 
 from tests import samples
-from vcluster.agent.client import Here
-from vcluster.cli.output.progress import Lines
+from vcluster.agent.client import LocalAgent
+from vcluster.cli.output.progress import ProgressLines
 from vcluster.commands import node_lifecycle
-from vcluster.commands.node_lifecycle import NodeWork, Ways
+from vcluster.commands.node_lifecycle import JumpHosts, NodeLifecycle
 from vcluster.errors import DeadlineError, VclusterError
 from vcluster.fleet.servers import Fleet, Server
 from vcluster.model.plan import Node
 from vcluster.model.spec import PRIVATE
 from vcluster.resources import domains
-from vcluster.snapshots.template import REFUSED, Kept, template_of
+from vcluster.snapshots.template import REFUSED, Snapshot, template_of
 from vcluster.util.deadline import Cancelled, Deadline
 from vcluster.util.events import Reporter
 
@@ -43,15 +43,15 @@ class Session:
 
 
 def test_the_head_is_reached_by_its_server() -> None:
-    assert Ways(PLAN, {"localhost": None}).to(HEAD, Deadline(1)) is None
+    assert JumpHosts(PLAN, {"localhost": None}).to(HEAD, Deadline(1)) is None
 
 
 def test_the_others_wait_for_the_heads_session(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(node_lifecycle, "LOOK_S", 0.001)
-    ways, session = Ways(PLAN, {"localhost": None}), Session()
+    ways, session = JumpHosts(PLAN, {"localhost": None}), Session()
     with pytest.raises(DeadlineError, match="node1, through which node2 is reached"):
         ways.to(WORKER, Deadline(0.01))
-    ways.open_by(session)  # type: ignore[arg-type]
+    ways.set_head(session)  # type: ignore[arg-type]
     assert ways.to(WORKER, Deadline(1)) is session
     ways.close()
     assert not session.is_closed
@@ -59,13 +59,13 @@ def test_the_others_wait_for_the_heads_session(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_head_that_was_not_logged_in_to_is_once_somebody_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(node_lifecycle, "LOOK_S", 0.001)
-    ways, opened = Ways(PLAN, {"localhost": None}), []
+    ways, opened = JumpHosts(PLAN, {"localhost": None}), []
 
     def log_in() -> Any:
         opened.append(Session())
         return opened[-1]
 
-    ways.open_when_needed(log_in)
+    ways.set_head_later(log_in)
     assert opened == []
     assert ways.to(WORKER, Deadline(1)) is ways.to(OTHER, Deadline(1)) is opened[0]
     assert len(opened) == 1
@@ -78,19 +78,19 @@ def test_a_head_that_was_not_logged_in_to_is_once_somebody_needs_it(monkeypatch:
 
 def test_doors_are_closed_when_another_node_fails(world: World) -> None:
     """The way back from it opens them again, and a serial port has room for one."""
-    doors: list[Session] = []
+    connections: list[Session] = []
 
     def work(node: Node) -> Any:
         if node is OTHER:
-            while len(doors) < 2:
+            while len(connections) < 2:
                 world.deadline.pause(0.001, "the other doors")
             raise VclusterError("no word")
-        doors.append(Session(node.name))
-        return doors[-1]
+        connections.append(Session(node.name))
+        return connections[-1]
 
     with pytest.raises(VclusterError, match="no word"), ExitStack() as stack:
         world.work.all_nodes(work, stack)
-    assert [door.is_closed for door in doors] == [True, True]
+    assert [connection.is_closed for connection in connections] == [True, True]
 
 
 # Copies
@@ -105,23 +105,24 @@ class World:
         self.said = io.StringIO()
         self.deadline = Deadline(60)
         self.refused = ""
-        here = Here({"drop_snapshot": self._drop, "identity": lambda: {"cpus": 2}})
+        here = LocalAgent({"drop_snapshot": self._drop, "identity": lambda: {"cpus": 2}})
         server = Server("localhost", samples.OWNER, Path("/storage"), here)
         kept = {
-            ("localhost", template_of(PLAN, node)): Kept("key", "/root", "", Path("/ram"), {}) for node in PLAN.nodes
+            ("localhost", template_of(PLAN, node)): Snapshot("key", "/root", "", Path("/ram"), {})
+            for node in PLAN.nodes
         }
-        site: Any = type("Site", (), {"report": Reporter((Lines(self.said),))})
+        context: Any = type("Context", (), {"report": Reporter((ProgressLines(self.said),))})
         fleet = Fleet({"localhost": server}, {})
-        self.work = NodeWork(site, fleet, PLAN, samples.keys(3), self.deadline, image_password=str, kept=kept)
+        self.work = NodeLifecycle(context, fleet, PLAN, samples.keys(3), self.deadline, image_password=str, kept=kept)
         monkeypatch.setattr(node_lifecycle.domains, "discard", lambda *_: self.asked.append("domain"))
         monkeypatch.setattr(node_lifecycle.volumes, "discard", lambda *_: self.asked.append("disks"))
-        monkeypatch.setattr(NodeWork, "_wake", lambda *_: self._wake())
+        monkeypatch.setattr(NodeLifecycle, "_restore_clone", lambda *_: self._restore_clone())
 
     def _drop(self, refused: str, **_: str) -> None:
         self.asked.append("drop")
         self.refused = refused
 
-    def _wake(self) -> Any:
+    def _restore_clone(self) -> Any:
         if isinstance(self.wakes, BaseException):
             raise self.wakes
         return self.wakes
@@ -138,7 +139,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
 
 def test_where_copies_were_refused_nodes_do_not_take_turns(world: World) -> None:
     refused = {("localhost", template_of(PLAN, node)): REFUSED for node in PLAN.nodes}
-    work = NodeWork(
+    work = NodeLifecycle(
         world.work._site, world.work._fleet, PLAN, samples.keys(3), world.deadline, image_password=str, kept=refused
     )
     assert not work._kept
@@ -158,7 +159,7 @@ def test_what_does_not_wake_is_booted_and_so_are_all_that_come_later(world: Worl
 
 @pytest.mark.parametrize(
     ("error", "refused"),
-    [(domains.RefusedError("may not open it"), "may not open it"), (VclusterError("no word"), "")],
+    [(domains.CloneRefusedError("may not open it"), "may not open it"), (VclusterError("no word"), "")],
 )
 def test_only_what_qemu_does_not_take_is_not_tried_again(world: World, error: Exception, refused: str) -> None:
     world.wakes = error

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests import samples
 from vcluster.images.recipes import guest_file
 from vcluster.model.plan import Node, Plan
-from vcluster.model.spec import DHCP, DIRECT, PRIVATE, ImageLogin, PortRange, Store
+from vcluster.model.spec import DHCP, DIRECT, PRIVATE, ImageLogin, PortRange, StorageNode
 from vcluster.render import actions, network_xml, node_actions, seed_files, ssh_files, xml_tree
 from vcluster.render.domain_xml import domain_xml
 
@@ -74,7 +74,7 @@ def test_guest_files(golden: Golden) -> None:
 WISHES: dict[str, object] = {
     "layout": PRIVATE,
     "addresses": DHCP,
-    "stores": (Store("node4", 1024), Store("node2", 1)),
+    "stores": (StorageNode("node4", 1024), StorageNode("node2", 1)),
     "user": "student",
     "sudo_commands": ("/usr/bin/tcpdump", "/usr/sbin/ip"),
     "mpi_ports": PortRange(10000, 10100),

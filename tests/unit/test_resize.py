@@ -15,10 +15,10 @@ from tests.samples import BLUE, MIDDLE, RED
 from vcluster.errors import ConflictError, MissingError, RequestError, VclusterError
 from vcluster.model import codec
 from vcluster.model.facts import Facts
-from vcluster.model.keys import fewer_keys, more_keys
+from vcluster.model.keys import add_keys, drop_keys
 from vcluster.model.naming import expand
 from vcluster.model.plan import Plan
-from vcluster.model.spec import DHCP, LOCAL, PRIVATE, AddressRange, ServerSpec, Spec, Store
+from vcluster.model.spec import DHCP, LOCAL, PRIVATE, AddressRange, ServerSpec, Spec, StorageNode
 from vcluster.planning import addressing
 from vcluster.planning.planner import make_plan
 from vcluster.planning.resize import as_spec, grow, new_names, shrink
@@ -212,8 +212,8 @@ def test_a_switch_by_hand_does_not_grow() -> None:
 
 def test_addresses_go_on_from_the_first_node_and_leave_out_strangers() -> None:
     wanted = tuple(IPv4Address(f"10.0.0.{last}") for last in (101, 103))
-    strangers = AddressRange(IPv4Address("10.0.0.105"), IPv4Address("10.0.0.253"))
-    plan = samples.plan(2, node_addresses=wanted, addresses=DHCP, dhcp_range=strangers)
+    unknown_hosts = AddressRange(IPv4Address("10.0.0.105"), IPv4Address("10.0.0.253"))
+    plan = samples.plan(2, node_addresses=wanted, addresses=DHCP, dhcp_range=unknown_hosts)
     assert [str(node.address) for node in larger(plan, 5).nodes[2:]] == [
         "10.0.0.102", "10.0.0.104", "10.0.0.254", "10.0.0.1", "10.0.0.2",
     ]  # fmt: skip
@@ -246,9 +246,9 @@ def test_a_full_management_network() -> None:
 def test_free_addresses(held: set[int], one: int, other: int) -> None:
     subnet = IPv4Network("10.0.0.0/28")
     nodes = {subnet[last] for last in held}
-    strangers = AddressRange(subnet[min(one, other)], subnet[max(one, other)])
-    usable = [address for address in subnet.hosts() if address not in nodes and address not in strangers]
-    found = addressing.more_addresses(subnet, len(usable), nodes=nodes, strangers=strangers)
+    unknown_hosts = AddressRange(subnet[min(one, other)], subnet[max(one, other)])
+    usable = [address for address in subnet.hosts() if address not in nodes and address not in unknown_hosts]
+    found = addressing.more_addresses(subnet, len(usable), nodes=nodes, unknown_hosts=unknown_hosts)
     assert sorted(found) == usable
     above = [address for address in usable if address > min(nodes)]
     assert list(found[: len(above)]) == above
@@ -281,7 +281,7 @@ def test_links_go_with_their_nodes_and_servers_stay() -> None:
     plan, facts = shared()
     rest = shrink(plan, ["node3", "node4"])
     assert rest.nodes_on("blue") == ()
-    assert rest.server("blue").link_names == ()
+    assert rest.server("blue").interface_names == ()
     assert rest.server("blue").carries_nodes
     assert [tunnel.vni for tunnel in rest.server("middle").tunnels] == [40, 41]
     assert [bridge.name for bridge in rest.server("middle").bridges] == ["vc-lab"]
@@ -309,7 +309,7 @@ def test_ports_are_remembered_without_any_tunnel() -> None:
     ],
 )
 def test_who_cannot_go(gone: list[str], error: type[VclusterError], words: str) -> None:
-    plan = samples.plan(4, stores=(Store("node4", 1),))
+    plan = samples.plan(4, stores=(StorageNode("node4", 1),))
     with pytest.raises(error, match=words) as raised:
         shrink(plan, gone)
     assert raised.value.hint
@@ -333,7 +333,7 @@ def test_nothing_is_given_twice_whatever_comes_and_goes(steps: list[tuple[bool, 
         [(node.server, card.address) for node, card in zip(plan.nodes, cards, strict=True)],
         [node.vni for node in plan.nodes if node.vni],
         [node.port for node in plan.nodes] + [card.port for card in cards],
-        *[server.link_names for server in plan.servers],
+        *[server.interface_names for server in plan.servers],
     ):
         assert len(set(values)) == len(values)
     assert [node.index for node in plan.nodes] == sorted(node.index for node in plan.nodes)
@@ -347,11 +347,11 @@ def test_nothing_is_given_twice_whatever_comes_and_goes(steps: list[tuple[bool, 
 
 def test_keys_come_and_go_with_nodes() -> None:
     keys = samples.keys(3)
-    more = more_keys(keys, ["node4"])
+    more = add_keys(keys, ["node4"])
     assert list(more.hosts) == ["node1", "node2", "node3", "node4"]
     assert more.hosts["node3"] == keys.hosts["node3"]
     assert (more.admin, more.user) == (keys.admin, keys.user)
-    assert fewer_keys(more, {"node1", "node2", "node3"}) == keys
+    assert drop_keys(more, {"node1", "node2", "node3"}) == keys
 
 
 def test_those_that_stay_are_told_of_the_change_by_files_alone() -> None:

@@ -22,9 +22,9 @@ from typing import Any
 import libvirt
 import pytest
 
-from vcluster.adapters.libvirt.hypervisor import Words
-from vcluster.adapters.pipe import Door
-from vcluster.adapters.serial_connection import SerialDoor, SerialPipe
+from vcluster.adapters.libvirt.hypervisor import SerialChannel
+from vcluster.adapters.pipe import NodeConnection
+from vcluster.adapters.serial_connection import SerialConnection, SerialPipe
 from vcluster.errors import DeadlineError, VclusterError
 from vcluster.util.deadline import Cancelled, Deadline
 
@@ -133,9 +133,9 @@ def node(tmp_path: Path) -> Iterator[Node]:
 
 
 @pytest.fixture
-def door(node: Node) -> Iterator[SerialDoor]:
-    with SerialDoor("node1", node.words, Deadline(20)) as door:
-        yield door
+def connection(node: Node) -> Iterator[SerialConnection]:
+    with SerialConnection("node1", node.words, Deadline(20)) as connection:
+        yield connection
 
 
 def is_running(pid: int) -> bool:
@@ -155,9 +155,9 @@ def await_end(pid: int, seconds: float = 10) -> bool:
 # Programs
 
 
-def test_a_program_runs_to_its_end(door: SerialDoor) -> None:
+def test_a_program_runs_to_its_end(connection: SerialConnection) -> None:
     heard: list[tuple[str, bytes]] = []
-    door_like: Door = door
+    door_like: NodeConnection = connection
     done = door_like.run_program(
         b"import sys\nprint(sys.stdin.read()[::-1])\nprint('\\xe4rgh \xc3\xa4', file=sys.stderr)\nsys.exit(3)",
         "näht".encode(),
@@ -181,13 +181,13 @@ def test_a_program_runs_to_its_end(door: SerialDoor) -> None:
         (b"import threading, time, sys\nthreading.Thread(target=lambda: (time.sleep(.1), sys.exit())).start()", 0, ""),
     ],
 )
-def test_how_programs_end(door: SerialDoor, source: bytes, exit_code: int, stderr: str) -> None:
-    done = door.run_program(source, b"", awaited="a program")
+def test_how_programs_end(connection: SerialConnection, source: bytes, exit_code: int, stderr: str) -> None:
+    done = connection.run_program(source, b"", awaited="a program")
     assert (done.exit_code, done.stdout) == (exit_code, "")
     assert done.stderr.endswith(stderr)
 
 
-def test_a_program_is_the_main_one_alone_with_its_streams(door: SerialDoor, tmp_path: Path) -> None:
+def test_a_program_is_the_main_one_alone_with_its_streams(connection: SerialConnection, tmp_path: Path) -> None:
     source = b"""
 from __future__ import annotations
 import dataclasses, json, os, sys
@@ -198,15 +198,15 @@ is_leader = os.getpgid(0) == os.getpid() == os.getsid(0)
 descriptors = sorted(os.listdir("/proc/self/fd"))
 print(json.dumps([__name__, os.getcwd(), is_leader, descriptors, os.environ["USER"], A(1).b, sys.argv]))
 """
-    answer = json.loads(door.run_program(source, b"", awaited="a program").stdout)
+    answer = json.loads(connection.run_program(source, b"", awaited="a program").stdout)
     descriptors = answer.pop(3)
     assert descriptors[:3] == ["0", "1", "2"] and len(descriptors) == 4  # the last is the folder's own
     assert answer == ["__main__", str(tmp_path), True, "root", 1, ["vcluster"]]
 
 
-def test_input_stays_open_until_it_is_ended(door: SerialDoor) -> None:
+def test_input_stays_open_until_it_is_ended(connection: SerialConnection) -> None:
     deadline = Deadline(20)
-    with contextlib.closing(door.start_program(CAT, awaited="cat")) as pipe:
+    with contextlib.closing(connection.start_program(CAT, awaited="cat")) as pipe:
         pipe.write(b"one\n", deadline, "cat")
         assert pipe.read_line(deadline, "cat") == b"ONE"
         assert not pipe.has_more() and pipe.is_alive
@@ -224,11 +224,11 @@ def test_input_stays_open_until_it_is_ended(door: SerialDoor) -> None:
             pipe.write(b"more", deadline, "more")
 
 
-def test_two_programs_at_once(door: SerialDoor) -> None:
+def test_two_programs_at_once(connection: SerialConnection) -> None:
     deadline = Deadline(20)
     with (
-        contextlib.closing(door.start_program(CAT, awaited="cat")) as one,
-        contextlib.closing(door.start_program(CAT, awaited="cat")) as two,
+        contextlib.closing(connection.start_program(CAT, awaited="cat")) as one,
+        contextlib.closing(connection.start_program(CAT, awaited="cat")) as two,
     ):
         two.write(b"b\n", deadline, "cat")
         one.write(b"a\n", deadline, "cat")
@@ -239,7 +239,9 @@ def test_two_programs_at_once(door: SerialDoor) -> None:
         assert two.read_line(deadline, "cat") == b"C"
 
 
-def test_a_program_that_is_not_there_is_sent_with_what_was_written_to_it_kept(node: Node, door: SerialDoor) -> None:
+def test_a_program_that_is_not_there_is_sent_with_what_was_written_to_it_kept(
+    node: Node, connection: SerialConnection
+) -> None:
     said: list[dict[str, Any]] = []
     say = node.words.say
 
@@ -248,28 +250,30 @@ def test_a_program_that_is_not_there_is_sent_with_what_was_written_to_it_kept(no
         say(text, deadline, awaited)
 
     node.words.say = listen  # type: ignore[method-assign]
-    assert door.run_program(CAT, b"x", awaited="cat").stdout == "X"
+    assert connection.run_program(CAT, b"x", awaited="cat").stdout == "X"
     sent = [request["do"] for request in said if "source" in request]
     assert sent == ["start"]
     said.clear()
-    assert door.run_program(CAT, b"y", awaited="cat").stdout == "Y"
+    assert connection.run_program(CAT, b"y", awaited="cat").stdout == "Y"
     assert [request["do"] for request in said] == ["start", "write", "end"]
 
 
-def test_loading_loads_modules_and_does_no_work(door: SerialDoor, tmp_path: Path) -> None:
+def test_loading_loads_modules_and_does_no_work(connection: SerialConnection, tmp_path: Path) -> None:
     guarded = b"import colorsys\nopen(%r, 'w')\nif __name__ == '__main__': print('\xe2\x80\xa6')"
     eager = b"import wave; open(%r, 'w')"
     faulty = b"import nothing_of_that_name\nif __name__ == '__main__': pass"
     sources = [guarded % str(tmp_path / "a"), eager % str(tmp_path / "b"), faulty, b"print("]
-    door.load(sources, Deadline(20), "programs")
+    connection.load(sources, Deadline(20), "programs")
     assert (tmp_path / "a").exists() and not (tmp_path / "b").exists()
-    loaded = door.run_program(b"import sys; print('colorsys' in sys.modules, 'wave' in sys.modules)", b"", awaited="it")
+    loaded = connection.run_program(
+        b"import sys; print('colorsys' in sys.modules, 'wave' in sys.modules)", b"", awaited="it"
+    )
     assert loaded.stdout == "True False\n"
-    assert door.run_program(sources[0], b"", awaited="it").stdout == "…\n"
-    assert "nothing_of_that_name" in door.run_program(faulty, b"", awaited="it").stderr
+    assert connection.run_program(sources[0], b"", awaited="it").stdout == "…\n"
+    assert "nothing_of_that_name" in connection.run_program(faulty, b"", awaited="it").stderr
 
 
-def test_much_input_and_output(door: SerialDoor) -> None:
+def test_much_input_and_output(connection: SerialConnection) -> None:
     data = bytes(range(256)) * 4096
     source = b"import sys; d = sys.stdin.buffer.read(); sys.stdout.buffer.write(d); sys.stderr.buffer.write(d[::-1])"
     heard = {"stdout": b"", "stderr": b""}
@@ -277,26 +281,26 @@ def test_much_input_and_output(door: SerialDoor) -> None:
     def hear(stream: str, piece: bytes) -> None:
         heard[stream] += piece
 
-    assert door.run_program(source, data, awaited="a program", on_output=hear).exit_code == 0
+    assert connection.run_program(source, data, awaited="a program", on_output=hear).exit_code == 0
     assert heard == {"stdout": data, "stderr": data[::-1]}
 
 
-def test_input_that_nobody_reads(door: SerialDoor) -> None:
-    done = door.run_program(b"import os; os.close(0); print('done')", bytes(1 << 20), awaited="a program")
+def test_input_that_nobody_reads(connection: SerialConnection) -> None:
+    done = connection.run_program(b"import os; os.close(0); print('done')", bytes(1 << 20), awaited="a program")
     assert (done.exit_code, done.stdout) == (0, "done\n")
 
 
-def test_a_program_that_does_not_read_does_not_hold_up_others(door: SerialDoor) -> None:
-    with contextlib.closing(door.start_program(SLEEPER, awaited="a sleeper")) as pipe:
+def test_a_program_that_does_not_read_does_not_hold_up_others(connection: SerialConnection) -> None:
+    with contextlib.closing(connection.start_program(SLEEPER, awaited="a sleeper")) as pipe:
         pipe.write(bytes(1 << 20), Deadline(20), "a sleeper")
-        assert door.run_program(CAT, b"x", awaited="cat").stdout == "X"
+        assert connection.run_program(CAT, b"x", awaited="cat").stdout == "X"
 
 
 @pytest.mark.parametrize("told", [True, False])
-def test_a_program_that_is_closed_ends(door: SerialDoor, *, told: bool) -> None:
+def test_a_program_that_is_closed_ends(connection: SerialConnection, *, told: bool) -> None:
     """By the end of its input, or, if it does not look, by force."""
     source = b"import sys\n" + SLEEPER.replace(b"time.sleep(60)", b"sys.stdin.read()") if told else SLEEPER
-    pipe = door.start_program(source, awaited="a program")
+    pipe = connection.start_program(source, awaited="a program")
     pid = int(pipe.read_line(Deadline(20), "its number"))
     pipe.close()
     pipe.close()
@@ -307,12 +311,12 @@ def test_a_program_that_is_closed_ends(door: SerialDoor, *, told: bool) -> None:
         pipe.read(1, Deadline(20), "a program")
 
 
-def test_a_deadline_ends_the_wait_for_a_program(door: SerialDoor) -> None:
+def test_a_deadline_ends_the_wait_for_a_program(connection: SerialConnection) -> None:
     with pytest.raises(DeadlineError, match="node1: a sleeper did not come"):
-        door.run_program(SLEEPER, b"", awaited="a sleeper", deadline=Deadline(0.3))
+        connection.run_program(SLEEPER, b"", awaited="a sleeper", deadline=Deadline(0.3))
 
 
-def test_work_that_is_called_off_ends_its_program(door: SerialDoor) -> None:
+def test_work_that_is_called_off_ends_its_program(connection: SerialConnection) -> None:
     deadline, pids = Deadline(20), []
 
     def hear(_stream: str, data: bytes) -> None:
@@ -320,13 +324,13 @@ def test_work_that_is_called_off_ends_its_program(door: SerialDoor) -> None:
         deadline.cancel()
 
     with pytest.raises(Cancelled):
-        door.run_program(SLEEPER, b"", awaited="a sleeper", deadline=deadline, on_output=hear)
+        connection.run_program(SLEEPER, b"", awaited="a sleeper", deadline=deadline, on_output=hear)
     assert await_end(*pids)
 
 
-def test_a_child_that_outlives_a_program_does_not_hold_up_its_end(door: SerialDoor) -> None:
+def test_a_child_that_outlives_a_program_does_not_hold_up_its_end(connection: SerialConnection) -> None:
     source = b"import os, time\npid = os.fork()\nif pid: print(pid)\nelse: time.sleep(60)"
-    done = door.run_program(source, b"", awaited="a program", deadline=Deadline(10))
+    done = connection.run_program(source, b"", awaited="a program", deadline=Deadline(10))
     assert done.exit_code == 0
     os.kill(int(done.stdout), signal.SIGKILL)
 
@@ -335,84 +339,84 @@ def test_a_child_that_outlives_a_program_does_not_hold_up_its_end(door: SerialDo
 
 
 def test_the_host_that_vanishes_takes_its_programs_along(node: Node) -> None:
-    door = SerialDoor("node1", node.words, Deadline(20))
-    pipe = door.start_program(SLEEPER, awaited="a sleeper")
+    connection = SerialConnection("node1", node.words, Deadline(20))
+    pipe = connection.start_program(SLEEPER, awaited="a sleeper")
     pid = int(pipe.read_line(Deadline(20), "its number"))
-    door.hang_up()
+    connection.disconnect()
     assert await_end(pid)
     assert node.wait(0.1) is None  # it waits for another
     with pytest.raises(VclusterError, match="the connection broke during more: we hung up"):
         pipe.read(1, Deadline(20), "more")
     with pytest.raises(VclusterError, match="the connection broke during more: we hung up"):
-        door.run_program(CAT, b"", awaited="more")
-    door.close()
-    assert not door.is_alive
+        connection.run_program(CAT, b"", awaited="more")
+    connection.close()
+    assert not connection.is_alive
 
 
 def test_leaving_ends_the_nodes_program(node: Node) -> None:
-    with SerialDoor("node1", node.words, Deadline(20)) as door:
-        pipe = door.start_program(SLEEPER, awaited="a sleeper")
+    with SerialConnection("node1", node.words, Deadline(20)) as connection:
+        pipe = connection.start_program(SLEEPER, awaited="a sleeper")
         pid = int(pipe.read_line(Deadline(20), "its number"))
-        assert door.is_alive
+        assert connection.is_alive
     assert node.wait() == 0
     assert await_end(pid)
-    door.close()
+    connection.close()
 
 
-def test_a_node_that_dies_ends_all_that_wait_for_it(node: Node, door: SerialDoor) -> None:
-    pipe = door.start_program(SLEEPER, awaited="a sleeper")
+def test_a_node_that_dies_ends_all_that_wait_for_it(node: Node, connection: SerialConnection) -> None:
+    pipe = connection.start_program(SLEEPER, awaited="a sleeper")
     pid = int(pipe.read_line(Deadline(20), "its number"))
     os.kill(node.pid, signal.SIGKILL)
     os.kill(pid, signal.SIGKILL)
     with pytest.raises(VclusterError, match="the connection broke during more: node1 stopped running"):
         pipe.read(1, Deadline(20), "more")
     with pytest.raises(VclusterError, match="the connection broke during a question: node1 stopped running"):
-        door.ask({"do": "rest"}, Deadline(20), "a question")
-    assert not door.is_alive
+        connection.ask({"do": "rest"}, Deadline(20), "a question")
+    assert not connection.is_alive
     node.wait()
 
 
-def test_errors_come_with_the_nodes_words(door: SerialDoor) -> None:
+def test_errors_come_with_the_nodes_words(connection: SerialConnection) -> None:
     with pytest.raises(VclusterError, match="node1: a question: KeyError: 'nonsense'"):
-        door.ask({"do": "nonsense"}, Deadline(20), "a question")
+        connection.ask({"do": "nonsense"}, Deadline(20), "a question")
     with pytest.raises(VclusterError, match="node1: its identity: KeyError: 'user-data'"):
-        door.ask({"do": "become", "seed": {}}, Deadline(20), "its identity")
+        connection.ask({"do": "become", "seed": {}}, Deadline(20), "its identity")
     with pytest.raises(VclusterError, match="node1: sshd: listening: nothing within 0 s"):
-        door.ask({"do": "listening", "port": 1}, Deadline(20), "sshd")
+        connection.ask({"do": "listening", "port": 1}, Deadline(20), "sshd")
 
 
-def test_an_answer_that_came_too_late_is_not_the_next_ones(door: SerialDoor) -> None:
+def test_an_answer_that_came_too_late_is_not_the_next_ones(connection: SerialConnection) -> None:
     with pytest.raises(DeadlineError):
-        door.ask({"do": "listening", "port": 1}, Deadline(0.05), "sshd")
-    door.load([], Deadline(20), "programs")
+        connection.ask({"do": "listening", "port": 1}, Deadline(0.05), "sshd")
+    connection.load([], Deadline(20), "programs")
 
 
-def test_programs_run_while_an_answer_is_awaited(door: SerialDoor) -> None:
+def test_programs_run_while_an_answer_is_awaited(connection: SerialConnection) -> None:
     answers: list[str] = []
 
     def ask() -> None:
         try:
-            door.ask({"do": "listening", "port": 1}, Deadline(20), "sshd")
+            connection.ask({"do": "listening", "port": 1}, Deadline(20), "sshd")
         except VclusterError as error:
             answers.append(error.message)
 
     asking = threading.Thread(target=ask)
     asking.start()
-    assert door.run_program(b"print(1)", b"", awaited="a program").stdout == "1\n"
+    assert connection.run_program(b"print(1)", b"", awaited="a program").stdout == "1\n"
     asking.join()
     assert len(answers) == 1
 
 
-def test_words_for_others_are_passed_over(node: Node, door: SerialDoor) -> None:
+def test_words_for_others_are_passed_over(node: Node, connection: SerialConnection) -> None:
     for line in ("ready 5.6", "7", '{"id": 1, "out": "x"}', '{"here": true}', '{"id"', ""):
         node.words.lines.put(line)
-    assert door.run_program(b"print(1)", b"", awaited="a program").stdout == "1\n"
+    assert connection.run_program(b"print(1)", b"", awaited="a program").stdout == "1\n"
 
 
 def test_half_a_line_of_somebody_before_is_forgotten(node: Node) -> None:
     os.write(node.words.outgoing, b'{"do": "leave"')
-    with SerialDoor("node1", node.words, Deadline(20)) as door:
-        assert door.run_program(b"print(1)", b"", awaited="a program").stdout == "1\n"
+    with SerialConnection("node1", node.words, Deadline(20)) as connection:
+        assert connection.run_program(b"print(1)", b"", awaited="a program").stdout == "1\n"
 
 
 class Deaf(PipeWords):
@@ -430,14 +434,14 @@ class Deaf(PipeWords):
 
 
 def test_who_writes_waits_for_room_and_heeds_the_deadline() -> None:
-    door = SerialDoor("node1", Deaf(), Deadline(20))
-    pipe = door.start_program(CAT, awaited="cat")
+    connection = SerialConnection("node1", Deaf(), Deadline(20))
+    pipe = connection.start_program(CAT, awaited="cat")
     assert isinstance(pipe, SerialPipe)
     with pytest.raises(DeadlineError):
         pipe.write(bytes(1 << 22), Deadline(0.3), "cat")
     with pytest.raises(DeadlineError):
         pipe.feed(bytes(1 << 22), Deadline(0.3), "cat")
-    door.hang_up()
+    connection.disconnect()
 
 
 class Stream:
@@ -461,7 +465,7 @@ class Stream:
 
 def test_what_is_said_to_a_node_goes_out_as_it_can() -> None:
     stream = Stream(2500)
-    words = Words("node1", stream)
+    words = SerialChannel("node1", stream)
     words.say("ä" * 1250, Deadline(20), "a word")
     assert stream.taken == ("ä" * 1250).encode()
     with pytest.raises(VclusterError, match="node1: a word: the stream is broken"):

@@ -17,7 +17,7 @@ import pytest
 
 from tests.migration import BIOS, PAGE_BYTES, RAM, be, blocks, page, stream, zero
 from vcluster.agent import snapshot_store, sparse_digest
-from vcluster.agent.client import Here
+from vcluster.agent.client import LocalAgent
 from vcluster.agent.operations import OPERATIONS
 from vcluster.errors import MissingError, VclusterError
 from vcluster.snapshots import save_file
@@ -161,7 +161,7 @@ def test_a_snapshot_from_its_beginning_to_its_end(root: str, tmp_path: Path) -> 
 
 
 def test_it_is_all_json_and_errors_are_ours(root: str) -> None:
-    here = Here(OPERATIONS)
+    here = LocalAgent(OPERATIONS)
     deadline = Deadline(30)
     begun = here.call("begin_snapshot", root=root, key=KEY, deadline=deadline)
     folder = Path(begun["folder"])

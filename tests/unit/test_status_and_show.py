@@ -13,8 +13,8 @@ from vcluster.cli.output import text_output
 from vcluster.fleet.ledger import StageTime
 from vcluster.model import codec
 from vcluster.model.plan import Plan
-from vcluster.model.status import Seen, Status, status_of
-from vcluster.stages.check import Check, Verdict
+from vcluster.model.status import Observed, Status, status_of
+from vcluster.stages.check import Check, CheckReport
 
 PLAN = samples.plan(2)
 BOTH_RUN = {"lab.node1": True, "lab.node2": True}
@@ -43,19 +43,19 @@ def seen(
 ) -> Status:
     """The status of a cluster on this machine with these domains, their taps, and these other links."""
     ports = {node.port: node.bridge for node in PLAN.nodes}
-    here = Seen(domains, ports | dict.fromkeys(links, ""), {"vcluster-lab"}, {"vcluster-lab"}, set())
+    here = Observed(domains, ports | dict.fromkeys(links, ""), {"vcluster-lab"}, {"vcluster-lab"}, set())
     return status_of(
         PLAN, ledger_state=ledger_state, is_being_changed=is_being_changed, seen={"localhost": here}, lost={}
     )
 
 
-def whole(plan: Plan, server: str) -> Seen:
+def whole(plan: Plan, server: str) -> Observed:
     """A server with everything that is planned for it."""
     planned, nodes = plan.server(server), plan.nodes_on(server)
     links = {bridge.name: "" for bridge in planned.bridges}
     links |= {tunnel.name: tunnel.bridge for tunnel in planned.tunnels} | {node.port: node.bridge for node in nodes}
     names = {"vcluster-lab"} if nodes else set()
-    return Seen({node.domain: True for node in nodes}, links, names, names, {f"vcluster-lab-{samples.OWNER}"})
+    return Observed({node.domain: True for node in nodes}, links, names, names, {f"vcluster-lab-{samples.OWNER}"})
 
 
 SHARED = samples.shared_plan()
@@ -73,9 +73,9 @@ def test_a_whole_shared_cluster() -> None:
 @pytest.mark.parametrize(
     ("server", "change", "words"),
     [
-        ("middle", {"links": {}}, "bridge vc-lab on middle"),
+        ("middle", {"interfaces": {}}, "bridge vc-lab on middle"),
         ("middle", {"tables": set()}, "the rules that guard the tunnels on middle"),
-        ("red", {"links": {}}, "port vx-lab-1 of bridge vb-lab-1 on red"),
+        ("red", {"interfaces": {}}, "port vx-lab-1 of bridge vb-lab-1 on red"),
         ("red", {"networks": set()}, "network vcluster-lab on red"),
         ("blue", {"pools": set()}, "pool vcluster-lab on blue"),
         ("blue", {"domains": {"lab.node3": False}}, "node node3 on blue"),
@@ -106,7 +106,7 @@ def test_the_json_contract() -> None:
     assert document["nodes"][0]["vni"] is None
 
 
-def verdict(*, ssh_back: bool) -> Verdict:
+def verdict(*, ssh_back: bool) -> CheckReport:
     pairs = [(one, other) for one in ("node1", "node2") for other in ("node1", "node2")]
     checks = [Check("ping", one, other, True, "") for one, other in pairs]
     checks += [
@@ -115,7 +115,7 @@ def verdict(*, ssh_back: bool) -> Verdict:
     ]
     checks += [Check("nfs", name, "node1", True, "") for name in ("node1", "node2")]
     checks += [Check("mpi", "node1", name, True, "") for name in ("node1", "node2")]
-    return Verdict(tuple(checks))
+    return CheckReport(tuple(checks))
 
 
 def test_a_passed_check() -> None:

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from tests import samples
-from vcluster.agent.client import Here
+from vcluster.agent.client import LocalAgent
 from vcluster.cli import main
-from vcluster.cli.output.progress import Lines
+from vcluster.cli.output.progress import ProgressLines
 from vcluster.commands import create, snapshot_build
 from vcluster.errors import DeadlineError, MissingError, VclusterError
 from vcluster.fleet.servers import Fleet, Server
@@ -50,7 +50,7 @@ class Libvirt:
     def stop_domain(self, _: str) -> None:
         self.asked.append("stop")
 
-    def run_for_now(self, _: str) -> None:
+    def start_transient_domain(self, _: str) -> None:
         self.asked.append("run")
 
     def words(self, *_: str) -> Any:
@@ -72,18 +72,18 @@ class World:
         self.answers: dict[str, list[Any]] = {}
         self.libvirt = Libvirt(self.asked)
         self.said = io.StringIO()
-        self.report = Reporter((Lines(self.said),))
+        self.report = Reporter((ProgressLines(self.said),))
         self.deadline = Deadline(60)
         names = ("check_snapshot", "drop_snapshot", "begin_snapshot", "finish_snapshot", "prepare_template",
-                 "owner_of", "yield_to_others", "permit_snapshot", "sweep_snapshots", "remove_traces")  # fmt: skip
-        here = Here(
+                 "owner_of", "lower_priority", "permit_snapshot", "sweep_snapshots", "remove_traces")  # fmt: skip
+        here = LocalAgent(
             {name: self._operation(name) for name in names}
             | {"processor": lambda: "one", "list_snapshots": lambda **_: self.kept}
         )
         self.server = Server("localhost", samples.OWNER, Path("/storage"), here, libvirt=self.libvirt)  # type: ignore[arg-type]
         self.fleet = Fleet({"localhost": self.server}, {})
         monkeypatch.setattr(snapshot_build, "BUSY_LOOK_S", 0.001)
-        monkeypatch.setattr(snapshot_build, "_bring_to_rest", lambda *_: None)
+        monkeypatch.setattr(snapshot_build, "_wait_until_idle", lambda *_: None)
 
     def _operation(self, name: str) -> Callable[..., Any]:
         def work(**_: Any) -> Any:
@@ -219,7 +219,7 @@ def test_one_that_is_there_is_not_made_again(world: World) -> None:
 def test_others_go_first_where_that_is_asked(world: World, is_gentle: bool) -> None:
     world.answers.update(begin_snapshot=[MINE], owner_of=[[0, 0]])
     world.make(is_gentle=is_gentle)
-    assert ("yield_to_others" in world.asked) == is_gentle
+    assert ("lower_priority" in world.asked) == is_gentle
 
 
 @pytest.mark.parametrize("failure", [VclusterError("saving: no space"), KeyboardInterrupt()])
@@ -271,7 +271,7 @@ def test_what_was_typed_goes_before_the_environment(
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(create, "warm_for", lambda _, name, **__: [name])
+    monkeypatch.setattr(create, "build_snapshots_for", lambda _, name, **__: [name])
     monkeypatch.setattr(create, "warm", lambda _, spec, **__: [str(spec.memory_mib)])
     monkeypatch.setattr(sys, "argv", ["vcluster", "image", "warm", *arguments])
     exit_code = main._run()

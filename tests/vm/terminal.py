@@ -34,19 +34,19 @@ class Terminal:
         """What has come since the last time, up to these words, which must come."""
         deadline = time.monotonic() + timeout_s
         while words not in self._seen:
-            assert select.select([self._descriptor], [], [], max(0.0, deadline - time.monotonic()))[0], self._told(
-                words
+            assert select.select([self._descriptor], [], [], max(0.0, deadline - time.monotonic()))[0], (
+                self._translate_error(words)
             )
             try:
                 data = os.read(self._descriptor, 1 << 16)
             except OSError:  # the program has ended, and nobody else has the terminal
                 data = b""
-            assert data, self._told(words)
+            assert data, self._translate_error(words)
             self._seen += data.decode(errors="replace")
         before, _, self._seen = self._seen.partition(words)
         return before + words
 
-    def _told(self, words: str) -> str:
+    def _translate_error(self, words: str) -> str:
         return f"{words!r} did not come, but {self._seen!r}"
 
 

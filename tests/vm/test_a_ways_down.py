@@ -173,10 +173,10 @@ def test_nothing_to_clear(host: Host, bare: Survey) -> None:
 )
 def test_bad_requests(host: Host, bare: Survey, arguments: list[str], exit_code: int, words: str) -> None:
     refused = host.vcluster("local", "create", *arguments, check=False)
-    complaints = [line for line in refused.stderr.splitlines() if line.startswith("vcluster:")]
+    errors = [line for line in refused.stderr.splitlines() if line.startswith("vcluster:")]
     assert refused.returncode == exit_code, refused.stderr
-    assert len(complaints) == 1
-    assert words in complaints[0].replace("No such option", "no-such-option")
+    assert len(errors) == 1
+    assert words in errors[0].replace("No such option", "no-such-option")
     assert "Traceback" not in refused.stderr
     assert refused.stdout == ""
     assert_unchanged(host, bare)

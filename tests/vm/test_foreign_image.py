@@ -109,10 +109,10 @@ CREATE = (
 def test_without_the_password_nothing_is_made(theirs: Host, env: dict[str, str], exit_code: int, words: str) -> None:
     before = survey(theirs)
     refused = theirs.vcluster(*CREATE, timeout_s=220, check=False, VCLUSTER_IMAGE_DIR=IMAGES, **env)
-    complaints = [line for line in refused.stderr.splitlines() if line.startswith("vcluster:")]
+    errors = [line for line in refused.stderr.splitlines() if line.startswith("vcluster:")]
     assert refused.returncode == exit_code, refused.stderr
-    assert len(complaints) == 1
-    assert words in complaints[0]
+    assert len(errors) == 1
+    assert words in errors[0]
     assert ("boot" in refused.stderr) == bool(env), "a password that is missing is missed before anything is made"
     assert survey(theirs) == before
 

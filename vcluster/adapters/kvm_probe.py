@@ -27,14 +27,14 @@ _SERIAL = "console=ttyS0 earlyprintk=ttyS0 panic=-1"
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class KvmVerdict:
     """Whether KVM works here, and the reason in words."""
 
     kvm_works: bool
     reason: str
 
 
-def circumstances() -> dict[str, str]:
+def conditions() -> dict[str, str]:
     """All that a verdict depends on; `against` is a reason that makes trying needless."""
     if not DEVICE.exists():
         return {"against": "there is no /dev/kvm"}
@@ -55,7 +55,7 @@ def circumstances() -> dict[str, str]:
     }
 
 
-def boot(kernel: bytes) -> Verdict:
+def boot(kernel: bytes) -> KvmVerdict:
     """Boot a kernel under KVM and wait for its first line. Takes up to 5 seconds."""
     with tempfile.NamedTemporaryFile(prefix="vcluster-kernel-") as file:
         file.write(kernel)
@@ -63,20 +63,22 @@ def boot(kernel: bytes) -> Verdict:
         return _boot(Path(file.name))
 
 
-def _boot(kernel: Path) -> Verdict:
+def _boot(kernel: Path) -> KvmVerdict:
     argv = [QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
     argv += ["-machine", "pc,accel=kvm", "-cpu", CPU, "-m", "256", "-serial", "stdio"]
     argv += ["-kernel", str(kernel), "-append", _SERIAL]
     with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         try:
             if _says(process, b"Linux version", FIRST_LINE_TIMEOUT_S):
-                return Verdict(True, "a kernel boots under it")
+                return KvmVerdict(True, "a kernel boots under it")
         finally:
             process.kill()
         complaint = process.stderr.read().decode(errors="replace").strip() if process.stderr else ""
     if complaint:
-        return Verdict(False, f"QEMU refuses it: {complaint.splitlines()[0]}")
-    return Verdict(False, f"/dev/kvm is there, but a kernel prints nothing under it for {FIRST_LINE_TIMEOUT_S:.0f} s")
+        return KvmVerdict(False, f"QEMU refuses it: {complaint.splitlines()[0]}")
+    return KvmVerdict(
+        False, f"/dev/kvm is there, but a kernel prints nothing under it for {FIRST_LINE_TIMEOUT_S:.0f} s"
+    )
 
 
 def _says(process: subprocess.Popen[bytes], words: bytes, timeout_s: float) -> bool:

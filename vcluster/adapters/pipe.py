@@ -135,7 +135,7 @@ class Pipe(ABC):
             self._on_error_output(self, data)
 
 
-class Door(Protocol):
+class NodeConnection(Protocol):
     """A connection to a node on which guest programs run: a session, or the node's serial port. Closed by who has it.
 
     `deadline` is the connection's own where none is given; `awaited` names a program in messages.
@@ -228,14 +228,14 @@ class LocalPipe(Pipe):
                 self.said(data)
 
 
-class Lines:
+class LineSplitter:
     """Makes lines of what arrives in pieces on several streams, and passes each on with its stream's name.
 
     `end` passes on what has come since the last line's end.
     """
 
     def __init__(self, hear: Callable[[str, str], None]) -> None:
-        self._hear = hear
+        self._receive = hear
         self._rest: dict[str, bytes] = {}
 
     def __call__(self, stream: str, data: bytes) -> None:
@@ -252,7 +252,7 @@ class Lines:
         self._rest.clear()
 
     def _pass_on(self, stream: str, line: bytes) -> None:
-        self._hear(stream, line.rstrip(b"\r").decode(errors="backslashreplace"))
+        self._receive(stream, line.rstrip(b"\r").decode(errors="backslashreplace"))
 
 
 def one_line(text: str) -> str:

@@ -33,7 +33,7 @@ _PIECE = 1 << 15  # of a program's input goes out in one line, in bytes
 _QUEUED_MAX = 32  # so many lines wait to go out before who writes has to
 
 
-class Wire(Protocol):
+class LineChannel(Protocol):
     """What lines go over, as hypervisor.Words does."""
 
     def next(self, deadline: Deadline, awaited: str) -> str:
@@ -49,13 +49,13 @@ class Wire(Protocol):
         """Hang up."""
 
 
-class SerialDoor:
+class SerialConnection:
     """A connection to a node by its serial port; several threads may use it. Use as a context manager, or close it.
 
     `deadline` is for programs that are not given another.
     """
 
-    def __init__(self, name: str, words: Wire, deadline: Deadline) -> None:
+    def __init__(self, name: str, words: LineChannel, deadline: Deadline) -> None:
         self.name = name
         self.deadline = deadline
         self._words = words
@@ -71,7 +71,7 @@ class SerialDoor:
         for work in (self._listen, self._speak):
             threading.Thread(target=work, name=f"serial port of {name}", daemon=True).start()
 
-    def __enter__(self) -> SerialDoor:
+    def __enter__(self) -> SerialConnection:
         return self
 
     def __exit__(
@@ -91,9 +91,9 @@ class SerialDoor:
         if is_first and self.is_alive:
             with suppress(VclusterError):
                 self.ask({"do": "leave"}, Deadline(LEAVE_S), "its leave")
-        self.hang_up()
+        self.disconnect()
 
-    def hang_up(self) -> None:
+    def disconnect(self) -> None:
         """Hang up without a word. A second time does nothing."""
         with self._lock:
             is_first, self._has_hung_up = not self._has_hung_up, True
@@ -136,7 +136,7 @@ class SerialDoor:
         deadline = deadline or self.deadline
         printed = {"stdout": bytearray(), "stderr": bytearray()}
         with closing(self._start(source, awaited, deadline)) as pipe:
-            with suppress(_NobodyReadsError):
+            with suppress(_NoReaderError):
                 pipe.feed(stdin, deadline, awaited)
             while piece := pipe.next_piece(deadline, awaited):
                 stream, data = piece
@@ -233,9 +233,9 @@ class SerialDoor:
             asked, pipes = list(self._asked), list(self._pipes.values())
         self._outgoing.put(None)
         for answer in asked:
-            answer.break_off(error)
+            answer.abort(error)
         for pipe in pipes:
-            pipe.break_off(error)
+            pipe.abort(error)
 
     def _lost(self, awaited: str, error: VclusterError) -> VclusterError:
         return VclusterError(f"{self.name}: the connection broke during {awaited}: {one_line(error.message)}")
@@ -253,21 +253,21 @@ class _Answer:
         self.words = words
         self.is_there.set()
 
-    def break_off(self, error: VclusterError) -> None:
+    def abort(self, error: VclusterError) -> None:
         self.broken = error
         self.is_there.set()
 
 
-class _NobodyReadsError(BrokenPipeError):
+class _NoReaderError(BrokenPipeError):
     """The program has ended."""
 
 
 class SerialPipe(Pipe):
     """A program at the other end of a serial port. What it says on standard error is heard by who reads."""
 
-    def __init__(self, door: SerialDoor, number: int, source: bytes) -> None:
-        super().__init__(door.name)
-        self._door, self._number, self._source = door, number, source
+    def __init__(self, connection: SerialConnection, number: int, source: bytes) -> None:
+        super().__init__(connection.name)
+        self._door, self._number, self._source = connection, number, source
         self._changed = threading.Condition()
         self._pieces: deque[tuple[str, bytes]] = deque()
         self._exit_code: int | None = None
@@ -306,13 +306,13 @@ class SerialPipe(Pipe):
 
     def transmit(self, data: memoryview, timeout_s: float) -> int:
         if self._has_ended:
-            raise _NobodyReadsError(errno.EPIPE, "the program has ended")
+            raise _NoReaderError(errno.EPIPE, "the program has ended")
         piece = bytes(data[:_PIECE])
         request: dict[str, object] = {"do": "write", "id": self._number, "data": piece.decode("latin-1")}
         try:
             self._door.post(request, "a write", room_s=max(timeout_s, _ROOM_S))
         except VclusterError as error:
-            raise _NobodyReadsError(errno.EPIPE, error.message) from error
+            raise _NoReaderError(errno.EPIPE, error.message) from error
         return len(piece)
 
     def feed(self, stdin: bytes, deadline: Deadline, awaited: str) -> None:
@@ -366,7 +366,7 @@ class SerialPipe(Pipe):
                 self._pieces.append((stream, message.get("out", message.get("err", "")).encode("latin-1")))
             self._changed.notify_all()
 
-    def break_off(self, error: VclusterError) -> None:
+    def abort(self, error: VclusterError) -> None:
         """Nothing more will come."""
         with self._changed:
             self._broken = error

@@ -91,7 +91,7 @@ _STATUS = (
 def make(screen: Screen) -> None:
     """Make a session unless it is there; panes of one that is there whose programs have ended start again."""
     if _run(screen.socket, ["has-session", "-t", f"={screen.session}"]).exit_code == 0:
-        _revive(screen)
+        _restore_nodes(screen)
         return
     for command in layout(screen):
         done = _run(screen.socket, command)
@@ -100,7 +100,7 @@ def make(screen: Screen) -> None:
             raise VclusterError(f"tmux {command[0]}: {process.last_words(done)}")
 
 
-def _revive(screen: Screen) -> None:
+def _restore_nodes(screen: Screen) -> None:
     panes = _run(screen.socket, ["list-panes", "-t", f"={screen.session}:", "-F", "#{pane_dead} #{pane_id}"]).stdout
     for dead, pane in (line.split() for line in panes.splitlines()):
         if dead == "1":

@@ -85,7 +85,7 @@ class Agent(ABC):
         """End it. A second time does nothing."""
 
 
-class Here(Agent):
+class LocalAgent(Agent):
     """This machine: the operations are called in this process."""
 
     name = "this machine"
@@ -144,7 +144,7 @@ class _Watched(Body):
         return data
 
 
-class There(Agent):
+class RemoteAgent(Agent):
     """A server: a process of ours on it, as root, that a session starts and that ends with the session.
 
     `password` is asked for when sudo asks, and given once. An answer that did not come in time is awaited by the next
@@ -195,13 +195,13 @@ class There(Agent):
             try:
                 is_whole = self._pour(pipe, source, size, progress, deadline, awaited)
             except BaseException:
-                self._hang_up()
+                self._disconnect()
                 raise
             try:
                 return self._answer(pipe, deadline, awaited)
             finally:
                 if not is_whole:
-                    self._hang_up()
+                    self._disconnect()
 
     def start_relay(self, deadline: Deadline, path: Path = LIBVIRT_SOCKET) -> Pipe:
         """A stream to a socket of the server that only root may open."""
@@ -222,9 +222,9 @@ class There(Agent):
 
     def close(self) -> None:
         with self._lock:
-            self._hang_up()
+            self._disconnect()
 
-    def _hang_up(self) -> None:
+    def _disconnect(self) -> None:
         pipe, self._pipe = self._pipe, None
         if pipe:
             pipe.close()
@@ -236,14 +236,14 @@ class There(Agent):
     ) -> Pipe:
         pipe = self._pipe
         if pipe is None or not pipe.is_alive:
-            self._hang_up()
+            self._disconnect()
             pipe = self._pipe = self._start({}, deadline, awaited)
         self._number += 1
         request = {"id": self._number, "operation": operation, "arguments": arguments, "body": body}
         try:
             pipe.write(json.dumps(request).encode() + b"\n", deadline, awaited)
         except BaseException:
-            self._hang_up()
+            self._disconnect()
             raise
         return pipe
 
@@ -258,7 +258,7 @@ class There(Agent):
         except (DeadlineError, Cancelled):
             raise  # the answer is still owed: see above
         except BaseException:
-            self._hang_up()
+            self._disconnect()
             raise
         if "error" in answer:
             raise request_loop.error_from_json(answer["error"], self.name)

@@ -35,7 +35,7 @@ CONTROLLER_PROGRAMS = {
 Finding = dict[str, Any]
 
 
-def look_over(*, carries_nodes: bool, is_controller: bool) -> list[Finding]:
+def diagnose(*, carries_nodes: bool, is_controller: bool) -> list[Finding]:
     """Everything that can be looked at without changing anything."""
     looks = [*_rights()]
     if carries_nodes:
@@ -47,8 +47,8 @@ def look_over(*, carries_nodes: bool, is_controller: bool) -> list[Finding]:
     return looks
 
 
-def _finding(level: str, what: str, detail: str, mend: str = "") -> Finding:
-    return {"level": level, "what": what, "detail": detail, "mend": mend}
+def _finding(level: str, what: str, detail: str, fix: str = "") -> Finding:
+    return {"level": level, "what": what, "detail": detail, "fix": fix}
 
 
 def _rights() -> Iterator[Finding]:

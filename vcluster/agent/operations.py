@@ -22,7 +22,7 @@ from vcluster.adapters import kvm_probe
 from vcluster.adapters.network import netlink, nftables, raw_frames
 from vcluster.adapters.process import run
 from vcluster.agent import snapshot_store
-from vcluster.agent.diagnostics import look_over
+from vcluster.agent.diagnostics import diagnose
 from vcluster.errors import MissingError, VclusterError
 
 LIBVIRT_SOCKET = Path("/run/libvirt/libvirt-sock")
@@ -62,7 +62,7 @@ def has_rights() -> bool:
 
 def observe(disks: str) -> dict[str, Any]:
     """What planning must know: room where `disks` will be, CPUs, routes, and VNIs in use."""
-    links = netlink.links()
+    links = netlink.interfaces()
     place = Path(disks)
     existing = next(path for path in (place, *place.parents) if path.exists())
     return {
@@ -73,9 +73,9 @@ def observe(disks: str) -> dict[str, Any]:
     }
 
 
-def way_to(address: str, interface: str) -> dict[str, Any]:
+def route_to(address: str, interface: str) -> dict[str, Any]:
     """How this server reaches an address."""
-    return asdict(netlink.way_to(address, interface))
+    return asdict(netlink.route_to(address, interface))
 
 
 def addresses() -> list[list[str]]:
@@ -86,24 +86,24 @@ def addresses() -> list[list[str]]:
 # Links and rules
 
 
-def links() -> list[dict[str, Any]]:
+def interfaces() -> list[dict[str, Any]]:
     """All links, with their marks and counters."""
-    return [asdict(link) for link in netlink.links()]
+    return [asdict(link) for link in netlink.interfaces()]
 
 
-def create_links(specs: Sequence[dict[str, Any]]) -> None:
+def create_interfaces(specs: Sequence[dict[str, Any]]) -> None:
     """Make links as told; those that are there already are brought to it."""
-    netlink.create([netlink.LinkSpec(**spec) for spec in specs])
+    netlink.create([netlink.InterfaceSpec(**spec) for spec in specs])
 
 
-def destroy_links(alias: str, names: Sequence[str] | None = None) -> list[str]:
+def destroy_interfaces(alias: str, names: Sequence[str] | None = None) -> list[str]:
     """Remove the links with this mark, all of them or those of these names."""
     return list(netlink.destroy(alias, names))
 
 
 def attach(ports: dict[str, str]) -> list[str]:
     """Put existing links into their bridges; returns those that were elsewhere."""
-    found = {link.name: link for link in netlink.links()}
+    found = {link.name: link for link in netlink.interfaces()}
     astray = [port for port, master in ports.items() if port in found and found[port].master != master]
     for port in astray:
         netlink.attach(port, ports[port])
@@ -144,9 +144,9 @@ def send_frames(tokens: dict[str, str], size: int) -> None:
         raw_frames.send(interface, token, size)
 
 
-def heard(wanted: dict[str, list[str]], timeout_s: float) -> dict[str, list[str]]:
+def received_probes(wanted: dict[str, list[str]], timeout_s: float) -> dict[str, list[str]]:
     """What has come in, as soon as all that is wanted has, or when time is up."""
-    return raw_frames.heard(timeout_s, wanted)
+    return raw_frames.received(timeout_s, wanted)
 
 
 def stop_listening() -> None:
@@ -286,7 +286,7 @@ def owner_of(path: str) -> list[int]:
     return [state.st_uid, state.st_gid]
 
 
-def yield_to_others(domain: str) -> None:
+def lower_priority(domain: str) -> None:
     """Have a domain's processor give way to all else that wants the server's."""
     pid = (LIBVIRT_DOMAINS / f"{domain}.pid").read_text().strip()
     for task in Path(f"/proc/{pid}/task").iterdir():
@@ -297,9 +297,9 @@ def yield_to_others(domain: str) -> None:
 # KVM
 
 
-def kvm_circumstances() -> dict[str, Any]:
+def kvm_conditions() -> dict[str, Any]:
     """All that a verdict on KVM depends on, and a reason against it that needs no trying."""
-    return kvm_probe.circumstances()
+    return kvm_probe.conditions()
 
 
 def try_kvm(body: BinaryIO, size: int) -> dict[str, Any]:
@@ -311,13 +311,13 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
         identity,
-        look_over,
+        diagnose,
         observe,
-        way_to,
+        route_to,
         addresses,
-        links,
-        create_links,
-        destroy_links,
+        interfaces,
+        create_interfaces,
+        destroy_interfaces,
         attach,
         guard,
         remove_guard,
@@ -325,7 +325,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
         obstacles,
         listen,
         send_frames,
-        heard,
+        received_probes,
         stop_listening,
         folders,
         remove_folder,
@@ -337,8 +337,8 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
         prepare_template,
         processor,
         owner_of,
-        yield_to_others,
-        kvm_circumstances,
+        lower_priority,
+        kvm_conditions,
         try_kvm,
     )
 } | {function.__name__: function for function in snapshot_store.OPERATIONS}

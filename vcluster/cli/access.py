@@ -20,7 +20,7 @@ from vcluster.util.deadline import Cancelled
 if TYPE_CHECKING:
     from vcluster.adapters.process import Completed
     from vcluster.adapters.tmux import Pane, Screen
-    from vcluster.fleet.context import Site
+    from vcluster.fleet.context import Context
     from vcluster.model.plan import Node, Plan
 
 F = TypeVar("F", bound=Callable[..., object])
@@ -49,11 +49,11 @@ detach_option: Callable[[F], F] = click.option(
 )
 
 
-def cluster(name: str | None) -> tuple[Site, Plan]:
+def cluster(name: str | None) -> tuple[Context, Plan]:
     from vcluster.commands import inventory
 
-    site = common.site()
-    return site, inventory.read_ledger(site.files(inventory.the_one(site, name))).plan
+    context = common.context()
+    return context, inventory.read_ledger(context.files(inventory.only_cluster(context, name))).plan
 
 
 def _become(program: str, *arguments: str, package: str) -> NoReturn:
@@ -64,13 +64,13 @@ def _become(program: str, *arguments: str, package: str) -> NoReturn:
     os.execvp(program, [program, *arguments])  # noqa: S606 - no shell is wanted
 
 
-def _ssh_argv(site: Site, plan: Plan, node: str, user: str | None, *arguments: str) -> tuple[str, ...]:
+def _ssh_argv(context: Context, plan: Plan, node: str, user: str | None, *arguments: str) -> tuple[str, ...]:
     login = ["-l", user] if user else []
-    return ("ssh", "-F", str(site.files(plan.name).ssh_config), *login, "--", node, *arguments)
+    return ("ssh", "-F", str(context.files(plan.name).ssh_config), *login, "--", node, *arguments)
 
 
-def _ssh(site: Site, plan: Plan, node: str, user: str | None, *arguments: str) -> NoReturn:
-    _become(*_ssh_argv(site, plan, node, user, *arguments), package="openssh-client")
+def _ssh(context: Context, plan: Plan, node: str, user: str | None, *arguments: str) -> NoReturn:
+    _become(*_ssh_argv(context, plan, node, user, *arguments), package="openssh-client")
 
 
 @click.command()
@@ -82,9 +82,9 @@ def ssh(name: str | None, user: str | None, node: str, command: tuple[str, ...])
     """Log in to a node, or run a command there: vcluster ssh node2 -- ls -l."""
     from vcluster.commands import access
 
-    site, plan = cluster(name)
+    context, plan = cluster(name)
     access.choose_node(plan, node)
-    _ssh(site, plan, node, user, *([shlex.join(command)] if command else []))
+    _ssh(context, plan, node, user, *([shlex.join(command)] if command else []))
 
 
 @click.command(context_settings=REST)
@@ -92,8 +92,8 @@ def ssh(name: str | None, user: str | None, node: str, command: tuple[str, ...])
 @click.argument("arguments", nargs=-1, required=True, type=click.UNPROCESSED)
 def mpiexec(name: str | None, arguments: tuple[str, ...]) -> None:
     """Run mpiexec on the head, as the cluster's user, over the cluster's hostfile."""
-    site, plan = cluster(name)
-    _ssh(site, plan, plan.head.name, None, shlex.join(["mpiexec", *arguments]))
+    context, plan = cluster(name)
+    _ssh(context, plan, plan.head.name, None, shlex.join(["mpiexec", *arguments]))
 
 
 @click.command()
@@ -111,12 +111,12 @@ def shell(
     from vcluster.commands import access
 
     _one_or_all(node, everything, nodeset, detach=detach)
-    site, plan = cluster(name)
+    context, plan = cluster(name)
     if node:
         access.choose_node(plan, node)
-        _ssh(site, plan, node, user)
+        _ssh(context, plan, node, user)
     nodes = access.choose_nodes(plan, nodeset)
-    panes = [Pane(one.name, _ssh_argv(site, plan, one.name, user)) for one in nodes]
+    panes = [Pane(one.name, _ssh_argv(context, plan, one.name, user)) for one in nodes]
     broke = "#{==:#{pane_dead_status},255}"  # ssh's own exit code
     _show(_screen(plan, nodes, panes, "", is_synchronized=True, stays=broke), detach=detach)
 
@@ -181,11 +181,11 @@ def execute(
 
     if lines and output == "json":
         raise RequestError("--lines and -o json exclude each other")
-    site, plan = cluster(name)
+    context, plan = cluster(name)
     nodes = access.choose_nodes(plan, nodeset)
     printer = _Printer([node.name for node in nodes])
     results = access.run_everywhere(
-        site, plan, nodes, command, user=user or plan.user, timeout_s=timeout_s, fanout=fanout,
+        context, plan, nodes, command, user=user or plan.user, timeout_s=timeout_s, fanout=fanout,
         hear=printer if lines else None,
     )  # fmt: skip
     printer.check()
@@ -247,10 +247,10 @@ def copy(name: str | None, user: str | None, source: str, destination: str) -> N
     """Copy a file or a folder to a node or from one, by scp: vcluster copy data node1:/tmp."""
     from vcluster.commands import access
 
-    site, plan = cluster(name)
+    context, plan = cluster(name)
     access.choose_copy(plan, source, destination)
     login = ["-o", f"User={user}"] if user else []
-    config = str(site.files(plan.name).ssh_config)
+    config = str(context.files(plan.name).ssh_config)
     _become("scp", "-F", config, "-r", "-p", *login, "--", source, destination, package="openssh-client")
 
 
@@ -266,7 +266,7 @@ def console(name: str | None, everything: bool, nodeset: str | None, detach: boo
     from vcluster.commands import access
 
     _one_or_all(node, everything, nodeset, detach=detach)
-    site, plan = cluster(name)
+    context, plan = cluster(name)
     if log and not node:
         raise RequestError("--log is for one node")
     if not log and shutil.which("virsh") is None:
@@ -276,10 +276,10 @@ def console(name: str | None, everything: bool, nodeset: str | None, detach: boo
         return 0
     chosen = access.choose_node(plan, node)
     if log:
-        click.echo(access.read_console(site, plan, chosen), nl=False)
+        click.echo(access.read_console(context, plan, chosen), nl=False)
         return 0
     click.echo(f"console of {node}; Ctrl-] leaves it", err=True)
-    return access.attach_console(site, plan, chosen)
+    return access.attach_console(context, plan, chosen)
 
 
 def _all_consoles(plan: Plan, nodes: Sequence[Node], *, detach: bool) -> None:
@@ -305,9 +305,9 @@ def path(name: str | None, packets: int, timeout_s: float, output: str, start: s
     from vcluster.cli.output import text_output
     from vcluster.commands import access
 
-    site, plan = cluster(name)
+    context, plan = cluster(name)
     ends = access.choose_node(plan, start), access.choose_node(plan, end)
-    found = access.trace(site, plan, *ends, packets=packets, timeout_s=timeout_s)
+    found = access.trace(context, plan, *ends, packets=packets, timeout_s=timeout_s)
     common.emit(output, text_output.path_document(found), lambda: text_output.path(found))
     if not found.crossed:
         raise VclusterError(f"the frames from {start} to {end} did not cross the switch: {found.detail}")
@@ -318,8 +318,8 @@ def path(name: str | None, packets: int, timeout_s: float, output: str, start: s
 @click.option("--path", is_flag=True, help="Print where the file is instead.")
 def ssh_config(name: str | None, path: bool) -> None:
     """Print an ssh configuration of the nodes: ssh -F FILE node2."""
-    site, plan = cluster(name)
-    file = site.files(plan.name).ssh_config
+    context, plan = cluster(name)
+    file = context.files(plan.name).ssh_config
     click.echo(str(file) if path else file.read_text(), nl=path)
 
 

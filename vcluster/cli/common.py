@@ -14,8 +14,8 @@ import click
 
 if TYPE_CHECKING:
     from vcluster.cli.output.progress import Timer
-    from vcluster.fleet.context import Site
-    from vcluster.fleet.servers import Doors
+    from vcluster.fleet.context import Context
+    from vcluster.fleet.servers import Connector
     from vcluster.util.events import Listener
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -38,11 +38,11 @@ def cluster_argument(function: F) -> F:
     return click.argument("name", required=False)(option(function))
 
 
-def chosen(site: Site, name: str | None, name_option: str | None) -> str:
+def chosen(context: Context, name: str | None, name_option: str | None) -> str:
     """The cluster a command is about."""
     from vcluster.commands import inventory
 
-    return inventory.the_one(site, name or name_option)
+    return inventory.only_cluster(context, name or name_option)
 
 
 def output_option(function: F) -> F:
@@ -83,29 +83,29 @@ def images_root() -> Path:
     return Path(os.environ.get("VCLUSTER_IMAGE_DIR") or DEFAULT_ROOT).absolute()
 
 
-def site(*listeners: Listener) -> Site:
+def context(*listeners: Listener) -> Context:
     """The site of this command, as the environment tells it."""
     from vcluster.fleet import ledger
-    from vcluster.fleet.context import Site
-    from vcluster.images.store import Store
+    from vcluster.fleet.context import Context
+    from vcluster.images.store import ImageStore
     from vcluster.util.events import Reporter
 
     environment = dict(os.environ)
-    return Site(
+    return Context(
         state_root=ledger.state_root(environment),
-        doors=_doors(environment),
-        images=Store(images_root()),
+        connector=_connector(environment),
+        images=ImageStore(images_root()),
         report=Reporter(listeners),
     )
 
 
-def _doors(environment: dict[str, str]) -> Doors:
+def _connector(environment: dict[str, str]) -> Connector:
     """On a terminal, people are asked about unknown host keys and for passwords."""
     from vcluster.adapters.libvirt.hypervisor import SYSTEM_URI
-    from vcluster.fleet.servers import Doors
+    from vcluster.fleet.servers import Connector
 
     is_terminal = sys.stdin.isatty() and sys.stderr.isatty()
-    return Doors(
+    return Connector(
         uri=environment.get("LIBVIRT_DEFAULT_URI") or SYSTEM_URI,
         environment=environment,
         confirm=_confirm if is_terminal else None,
@@ -128,15 +128,15 @@ def _ask(question: str) -> str:
 
 
 @contextmanager
-def progress(node_names: Sequence[str] = (), *, stages: int = 1) -> Iterator[tuple[Site, Timer]]:
+def progress(node_names: Sequence[str] = (), *, stages: int = 1) -> Iterator[tuple[Context, Timer]]:
     """The site of a command that takes its time, with progress on standard error."""
-    from vcluster.cli.output.progress import Bars, Lines, Timer
+    from vcluster.cli.output.progress import ProgressBars, ProgressLines, Timer
 
     timer = Timer()
     use_bars = sys.stderr.isatty() and 0 < len(node_names) <= BAR_NODES_MAX
-    display = Bars(node_names, stages) if use_bars else Lines()
+    display = ProgressBars(node_names, stages) if use_bars else ProgressLines()
     try:
-        yield site(timer, display), timer
+        yield context(timer, display), timer
     finally:
         display.close()
 

@@ -14,7 +14,7 @@ import click
 from vcluster.cli import common
 
 if TYPE_CHECKING:
-    from vcluster.config.request import Wishes
+    from vcluster.config.request import CreateRequest
     from vcluster.model.spec import ServerSpec
     from vcluster.stages.provision import Job
 
@@ -223,7 +223,7 @@ def create_shared(config: Path, plan_only: bool, keep: bool, no_warm: bool, outp
     _make(order, plan_only=plan_only, keep=keep, warm=not no_warm, output=output)
 
 
-def _make(order: Wishes, *, plan_only: bool, keep: bool, warm: bool, output: str) -> None:
+def _make(order: CreateRequest, *, plan_only: bool, keep: bool, warm: bool, output: str) -> None:
     job = _job(order)
     if plan_only:
         _show_plan(order, output)
@@ -231,37 +231,37 @@ def _make(order: Wishes, *, plan_only: bool, keep: bool, warm: bool, output: str
         _create(order, job, output, keep=keep, warm=warm)
 
 
-def _job(order: Wishes) -> Job | None:
+def _job(order: CreateRequest) -> Job | None:
     """What is to be done on every node, read in whole before anything is made."""
     from vcluster.stages.provision import Job
 
     return Job.read(order.provision, order.payload) if order.provision else None
 
 
-def _create(order: Wishes, job: Job | None, output: str, *, keep: bool, warm: bool) -> None:
+def _create(order: CreateRequest, job: Job | None, output: str, *, keep: bool, warm: bool) -> None:
     from vcluster.cli.output import text_output
     from vcluster.commands import create, snapshot_build
 
     spec = order.spec
-    with common.progress(spec.node_names, stages=STAGES) as (site, timer):
+    with common.progress(spec.node_names, stages=STAGES) as (context, timer):
         status, is_cold = create.create(
-            site, spec, image_name=order.image, accel=order.accel, keep=keep, boot=order.boot, job=job
+            context, spec, image_name=order.image, accel=order.accel, keep=keep, boot=order.boot, job=job
         )
-        site.files(spec.name).write_timing(timer.times)
+        context.files(spec.name).write_timing(timer.times)
         if is_cold and warm:
-            site.report.note("the next ones will be copies of a node that is kept in the background from now on")
+            context.report.note("the next ones will be copies of a node that is kept in the background from now on")
             snapshot_build.start_in_background(spec.name)
     common.emit(output, status, lambda: text_output.created(status, timer.times))
 
 
-def _show_plan(order: Wishes, output: str) -> None:
+def _show_plan(order: CreateRequest, output: str) -> None:
     from vcluster.cli.output import text_output
     from vcluster.commands import create
 
-    site = common.site()
-    image = site.images.find(order.image)
-    with site.fleet(create.wants_of(order.spec)) as fleet:
-        plan, facts = create.plan(site, fleet, order.spec, image=image, accel=order.accel)
+    context = common.context()
+    image = context.images.find(order.image)
+    with context.fleet(create.server_requests(order.spec)) as fleet:
+        plan, facts = create.plan(context, fleet, order.spec, image=image, accel=order.accel)
     common.emit(output, plan, lambda: text_output.plan(plan, facts))
 
 

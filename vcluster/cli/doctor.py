@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,12 +33,14 @@ def doctor(config: Path | None, host: str | None, output: str) -> None:
     """
     from vcluster.commands import doctor as examination
 
-    site = common.site()
+    context = common.context()
     spec = _spec(config, host)
-    findings = examination.examine(site, carries_nodes=not spec or any(one.login is None for one in spec.servers))
+    findings = examination.check_this_machine(
+        context, carries_nodes=not spec or any(one.login is None for one in spec.servers)
+    )
     if spec:
-        findings += examination.examine_servers(site, spec)
-    common.emit(output, findings, lambda: "\n".join(map(_line, findings)))
+        findings += examination.check_servers(context, spec)
+    common.emit(output, [_document(one) for one in findings], lambda: "\n".join(map(_line, findings)))
     errors = [finding for finding in findings if finding.level == "error"]
     if errors:
         raise MissingError(f"{len(errors)} things are missing", hint="the commands above mend them")
@@ -56,10 +59,15 @@ def _spec(config: Path | None, host: str | None) -> Spec | None:
     return Spec(name="doctor", mode="remote", node_names=("node1",), switch=server_of(host)) if host else None
 
 
+def _document(finding: Finding) -> dict[str, str]:
+    """`mend` is the former name of `fix`, kept for scripts."""
+    return {**asdict(finding), "mend": finding.fix}
+
+
 def _line(finding: Finding) -> str:
     where = f"{finding.server}: " if finding.server else ""
-    mend = f"\n        mend: {finding.mend}" if finding.mend and finding.level != "ok" else ""
-    return f"{finding.level:8}{where}{finding.what}: {finding.detail}{mend}"
+    fix = f"\n        fix: {finding.fix}" if finding.fix and finding.level != "ok" else ""
+    return f"{finding.level:8}{where}{finding.what}: {finding.detail}{fix}"
 
 
 COMMANDS = (doctor,)

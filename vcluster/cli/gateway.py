@@ -17,13 +17,13 @@ def gateway(wish: str, name: str | None, timeout_s: float, output: str) -> None:
     from vcluster.commands import gateway as way_out
     from vcluster.commands import inventory
 
-    site = common.site()
-    chosen = inventory.the_one(site, name)
+    context = common.context()
+    chosen = inventory.only_cluster(context, name)
     if wish != "status":
-        way_out.set_open(site, chosen, is_open=wish == "on", timeout_s=timeout_s)
+        way_out.set_open(context, chosen, is_open=wish == "on", timeout_s=timeout_s)
         is_open = wish == "on"
     else:
-        is_open = way_out.is_open(site, chosen, timeout_s=timeout_s)
+        is_open = way_out.is_open(context, chosen, timeout_s=timeout_s)
     word = "on" if is_open else "off"
     common.emit(output, {"name": chosen, "gateway": word}, lambda: word)
 
@@ -38,8 +38,8 @@ def discover(name: str | None, timeout_s: float, output: str) -> None:
     from vcluster.commands import gateway as way_out
     from vcluster.commands import inventory
 
-    with common.progress() as (site, _):
-        found = way_out.discover(site, inventory.the_one(site, name), timeout_s=timeout_s)
+    with common.progress() as (context, _):
+        found = way_out.discover(context, inventory.only_cluster(context, name), timeout_s=timeout_s)
     common.emit(output, text_output.neighbours_document(found), lambda: text_output.neighbours(found))
 
 

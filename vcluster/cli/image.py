@@ -13,16 +13,16 @@ from vcluster.errors import RequestError, VclusterError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vcluster.images.store import Store
+    from vcluster.images.store import ImageStore
 
 
 WARM_KEYS = frozenset({"image", "vcpus", "memory", "disk", "mtu", "layout", "accel", "timeout"})
 
 
-def _store() -> Store:
-    from vcluster.images.store import Store
+def _store() -> ImageStore:
+    from vcluster.images.store import ImageStore
 
-    return Store(common.images_root())
+    return ImageStore(common.images_root())
 
 
 def _snapshots_root() -> str:
@@ -34,10 +34,10 @@ def _snapshots_root() -> str:
 
 
 def _report() -> Callable[[str], None]:
-    from vcluster.cli.output.progress import Lines
+    from vcluster.cli.output.progress import ProgressLines
     from vcluster.util.events import Reporter
 
-    return Reporter((Lines(),)).note
+    return Reporter((ProgressLines(),)).note
 
 
 @click.group()
@@ -117,12 +117,12 @@ def warm(name: str | None, gently: bool, **given: Any) -> None:
             name = None
         else:
             asked = {}
-    with common.progress() as (site, _):
+    with common.progress() as (context, _):
         if name:
-            made = create.warm_for(site, name, is_gentle=gently)
+            made = create.build_snapshots_for(context, name, is_gentle=gently)
         else:
             order = request.of_options(request.read_options({"nodes": "2"} | asked), mode="local")
-            made = create.warm(site, order.spec, image_name=order.image, accel=order.accel, is_gentle=gently)
+            made = create.warm(context, order.spec, image_name=order.image, accel=order.accel, is_gentle=gently)
     click.echo(f"kept, on {', '.join(made)}" if made else "all is kept already")
 
 
@@ -158,7 +158,7 @@ def rm(name: str, host: str | None) -> None:
         snapshot_store.remove_snapshots(_snapshots_root(), manifest.digest)
         click.echo(f"image {name}: removed")
         return
-    for server, was_there in teardown.remove_image(common.site(), manifest.digest, servers_of(host)).items():
+    for server, was_there in teardown.remove_image(common.context(), manifest.digest, servers_of(host)).items():
         click.echo(f"image {name} on {server}: {'removed' if was_there else 'it is not there'}")
 
 
@@ -167,11 +167,11 @@ def _users(digest: str) -> tuple[str, ...]:
     from vcluster.errors import MissingError
     from vcluster.fleet import ledger
 
-    site = common.site()
-    kept = ((name, site.files(name).read_ledger()) for name in ledger.cluster_names(site.state_root))
+    context = common.context()
+    kept = ((name, context.files(name).read_ledger()) for name in ledger.cluster_names(context.state_root))
     users = {name for name, one in kept if one and one.plan.image.digest == digest}
     try:
-        with site.here() as server:
+        with context.here() as server:
             users |= {
                 one.cluster for one in (server.libvirt.domains() if server.libvirt else ()) if one.image == digest
             }

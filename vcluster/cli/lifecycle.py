@@ -13,7 +13,7 @@ from vcluster.errors import ConflictError, RequestError, VclusterError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vcluster.fleet.context import Site
+    from vcluster.fleet.context import Context
     from vcluster.model.spec import ServerSpec
 
 
@@ -32,18 +32,18 @@ def clear(
 ) -> None:
     """Remove a cluster without a trace, on every server it is on. A second time says there is nothing and is fine."""
     besides = [server for host in hosts for server in servers_of(host)]
-    with common.progress() as (site, _):
-        names = _names_to_clear(site, name or name_option, everything)
+    with common.progress() as (context, _):
+        names = _names_to_clear(context, name or name_option, everything)
         if names and not yes:
-            _confirm(names, _data(site, names))
-        _clear_all(site, names, besides)
+            _confirm(names, _data(context, names))
+        _clear_all(context, names, besides)
         if not names:
             click.echo("nothing to clear")
         if verify:
-            _verify(site, None if everything or not names else names[0])
+            _verify(context, None if everything or not names else names[0])
 
 
-def _names_to_clear(site: Site, name: str | None, everything: bool) -> tuple[str, ...]:
+def _names_to_clear(context: Context, name: str | None, everything: bool) -> tuple[str, ...]:
     from vcluster.commands import inventory
     from vcluster.model import naming
 
@@ -51,17 +51,17 @@ def _names_to_clear(site: Site, name: str | None, everything: bool) -> tuple[str
         raise RequestError("a name and --all exclude each other")
     if name:
         return (naming.check_cluster_name(name),)
-    names = inventory.cluster_names(site)
+    names = inventory.cluster_names(context)
     if len(names) > 1 and not everything:
         raise RequestError(f"there are {len(names)} clusters: {', '.join(names)}", hint="say which, or --all")
     return names
 
 
-def _data(site: Site, names: tuple[str, ...]) -> tuple[str, ...]:
+def _data(context: Context, names: tuple[str, ...]) -> tuple[str, ...]:
     """The disks with people's data that go with these clusters."""
     from vcluster.commands import inventory
 
-    return tuple(f"{name}: {disk}" for name in names for disk in inventory.data_disks(site, name))
+    return tuple(f"{name}: {disk}" for name in names for disk in inventory.data_disks(context, name))
 
 
 def _confirm(names: tuple[str, ...], data: tuple[str, ...]) -> None:
@@ -76,7 +76,7 @@ def _confirm(names: tuple[str, ...], data: tuple[str, ...]) -> None:
         raise ConflictError("there is data to be deleted and no terminal to ask", hint="-y deletes it")
 
 
-def _clear_all(site: Site, names: tuple[str, ...], besides: Sequence[ServerSpec]) -> None:
+def _clear_all(context: Context, names: tuple[str, ...], besides: Sequence[ServerSpec]) -> None:
     """Every one of them is tried; what fails is told together."""
     from vcluster.commands import teardown
     from vcluster.util import parallel
@@ -84,16 +84,16 @@ def _clear_all(site: Site, names: tuple[str, ...], besides: Sequence[ServerSpec]
     failures = []
     for name in names:
         try:
-            click.echo(f"{name}: cleared" if teardown.clear(site, name, besides) else f"{name}: nothing to clear")
+            click.echo(f"{name}: cleared" if teardown.clear(context, name, besides) else f"{name}: nothing to clear")
         except VclusterError as error:
             failures.append(error)
     parallel.raise_all(failures)
 
 
-def _verify(site: Site, name: str | None) -> None:
+def _verify(context: Context, name: str | None) -> None:
     from vcluster.commands import inventory
 
-    left = inventory.leftovers(site, name)
+    left = inventory.leftovers(context, name)
     for thing in left:
         click.echo(f"left: {thing} of cluster {thing.cluster}")
     if left:
@@ -109,19 +109,19 @@ def list_clusters(output: str) -> None:
     from vcluster.commands import inventory
     from vcluster.util import parallel
 
-    site = common.site()
-    found = parallel.outcomes(inventory.cluster_names(site), lambda name: _row(site, name))
+    context = common.context()
+    found = parallel.outcomes(inventory.cluster_names(context), lambda name: _row(context, name))
     rows = [row for row in found if not isinstance(row, VclusterError)]
     parallel.raise_all([row for row in found if isinstance(row, VclusterError)])
     common.emit(output, rows, lambda: text_output.clusters(rows))
 
 
-def _row(site: Site, name: str) -> dict[str, object]:
+def _row(context: Context, name: str) -> dict[str, object]:
     from vcluster.commands import inventory
 
-    if site.files(name).read_ledger() is None:
+    if context.files(name).read_ledger() is None:
         return {"name": name, "mode": None, "state": "partial", "subnet": None, "nodes": None}
-    status = inventory.status(site, name)
+    status = inventory.status(context, name)
     return {
         "name": name,
         "mode": status.mode,
@@ -139,8 +139,8 @@ def status(name: str | None, name_option: str | None, output: str) -> None:
     from vcluster.cli.output import text_output
     from vcluster.commands import inventory
 
-    site = common.site()
-    found = inventory.status(site, common.chosen(site, name, name_option))
+    context = common.context()
+    found = inventory.status(context, common.chosen(context, name, name_option))
     common.emit(output, found, lambda: text_output.status(found))
 
 
@@ -154,9 +154,9 @@ def check(name: str | None, pairs: bool, timeout_s: float, output: str) -> None:
     from vcluster.cli.output import text_output
     from vcluster.commands import access, inventory
 
-    with common.progress() as (site, _):
-        plan = inventory.read_ledger(site.files(inventory.the_one(site, name))).plan
-        verdict = access.check_cluster(site, plan, timeout_s=timeout_s, pairs=pairs)
+    with common.progress() as (context, _):
+        plan = inventory.read_ledger(context.files(inventory.only_cluster(context, name))).plan
+        verdict = access.check_cluster(context, plan, timeout_s=timeout_s, pairs=pairs)
     common.emit(output, text_output.check_document(verdict), lambda: text_output.check(plan, verdict))
     if not verdict.passed:
         raise VclusterError(f"{len(verdict.failed)} of {len(verdict.checks)} checks failed")
@@ -169,9 +169,9 @@ def repair(name: str | None, name_option: str | None, timeout_s: float) -> None:
     """Put right what is missing, after a reboot of a server for one, and prove the cluster ready again."""
     from vcluster.commands import create
 
-    with common.progress() as (site, _):
-        chosen = common.chosen(site, name, name_option)
-        mended = create.repair(site, chosen, timeout_s=timeout_s)
+    with common.progress() as (context, _):
+        chosen = common.chosen(context, name, name_option)
+        mended = create.repair(context, chosen, timeout_s=timeout_s)
     for words in mended:
         click.echo(f"mended: {words}")
     click.echo(f"{chosen}: ready" if mended else f"{chosen}: nothing was missing")
@@ -184,9 +184,9 @@ def stop(name: str | None, name_option: str | None, timeout_s: float) -> None:
     """Shut all nodes down, those last that serve the others; everything on their disks stays."""
     from vcluster.commands import create
 
-    with common.progress() as (site, _):
-        chosen = common.chosen(site, name, name_option)
-        stopped = create.stop(site, chosen, timeout_s=timeout_s)
+    with common.progress() as (context, _):
+        chosen = common.chosen(context, name, name_option)
+        stopped = create.stop(context, chosen, timeout_s=timeout_s)
     click.echo(f"{chosen}: stopped" if stopped else f"{chosen}: nothing was running")
 
 
@@ -197,9 +197,9 @@ def start(name: str | None, name_option: str | None, timeout_s: float) -> None:
     """Bring a stopped cluster up again, also after its server was rebooted, and prove it ready."""
     from vcluster.commands import create
 
-    with common.progress() as (site, _):
-        chosen = common.chosen(site, name, name_option)
-        was_down = create.start(site, chosen, timeout_s=timeout_s)
+    with common.progress() as (context, _):
+        chosen = common.chosen(context, name, name_option)
+        was_down = create.start(context, chosen, timeout_s=timeout_s)
     click.echo(f"{chosen}: ready" if was_down else f"{chosen}: was up already")
 
 
@@ -211,8 +211,8 @@ def timing(name: str | None, output: str) -> None:
     from vcluster.cli.output import text_output
     from vcluster.commands import inventory
 
-    site = common.site()
-    times = site.files(inventory.the_one(site, name)).read_timing()
+    context = common.context()
+    times = context.files(inventory.only_cluster(context, name)).read_timing()
     if not times:
         raise VclusterError("no times are known of this cluster")
     common.emit(output, {"stages": times}, lambda: text_output.timing(times))

@@ -13,7 +13,7 @@ from vcluster.errors import VclusterError
 
 if TYPE_CHECKING:
     from vcluster.commands.power import Outcomes
-    from vcluster.fleet.context import Site
+    from vcluster.fleet.context import Context
     from vcluster.model.plan import Node, Plan
     from vcluster.util.deadline import Deadline
 
@@ -67,7 +67,7 @@ def _ready_by(wait: bool, timeout_s: float) -> Deadline | None:
     return Deadline(timeout_s) if wait else None
 
 
-def _switch(name: str | None, nodeset: str | None, work: Callable[[Site, Plan, tuple[Node, ...]], Outcomes]) -> None:
+def _switch(name: str | None, nodeset: str | None, work: Callable[[Context, Plan, tuple[Node, ...]], Outcomes]) -> None:
     """Do it, and say what became of every node."""
     from vcluster.cli.output import text_output
     from vcluster.commands import access
@@ -75,8 +75,8 @@ def _switch(name: str | None, nodeset: str | None, work: Callable[[Site, Plan, t
 
     _, plan = cluster(name)
     nodes = access.choose_nodes(plan, nodeset)
-    with common.progress() as (site, _):
-        done = work(site, plan, nodes)
+    with common.progress() as (context, _):
+        done = work(context, plan, nodes)
     words = {node: one for node, one in done.items() if isinstance(one, str)}
     if words:
         click.echo(text_output.outcomes(words))
@@ -94,8 +94,8 @@ def status(name: str | None, nodeset: str | None, output: str) -> None:
     from vcluster.commands import power as work
     from vcluster.util import parallel
 
-    site, plan = cluster(name)
-    found, errors = work.status(site, plan, access.choose_nodes(plan, nodeset))
+    context, plan = cluster(name)
+    found, errors = work.status(context, plan, access.choose_nodes(plan, nodeset))
     rows = [{"node": node, "power": word} for node, word in found.items()]
     common.emit(output, rows, lambda: text_output.outcomes(found))
     parallel.raise_all(errors)

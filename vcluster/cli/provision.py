@@ -47,9 +47,9 @@ def provision(
     job = stage.Job.read(script, payload, keep_going=keep_going, fanout=fanout)
     _, plan = cluster(name)
     nodes = access.choose_nodes(plan, nodeset)
-    with common.progress([node.name for node in nodes]) as (site, _):
-        logs = site.files(plan.name).make_logs(job.log_name)
-        results = access.provision(site, plan, nodes, job, timeout_s=timeout_s, logs=logs)
+    with common.progress([node.name for node in nodes]) as (context, _):
+        logs = context.files(plan.name).make_logs(job.log_name)
+        results = access.provision(context, plan, nodes, job, timeout_s=timeout_s, logs=logs)
     ran = {node: one for node, one in results.items() if one}
     common.emit(output, results, lambda: text_output.folded(ran))
     stage.require_passed(results, job, hint=f"the logs are in {logs}", with_words=False)

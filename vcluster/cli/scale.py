@@ -32,10 +32,10 @@ def add(number: int | None, name: str | None, nodeset: str | None, timeout_s: fl
     asked = () if nodeset is None else naming.expand(nodeset)
     if asked and number not in (None, len(asked)):
         raise RequestError(f"--names gives {len(asked)} names, N is {number}")
-    with common.progress() as (site, _):
-        chosen = inventory.the_one(site, name)
-        before = {node.name for node in inventory.read_ledger(site.files(chosen)).plan.nodes}
-        found = scale.add(site, chosen, number=number or 1, asked=asked, timeout_s=timeout_s)
+    with common.progress() as (context, _):
+        chosen = inventory.only_cluster(context, name)
+        before = {node.name for node in inventory.read_ledger(context.files(chosen)).plan.nodes}
+        found = scale.add(context, chosen, number=number or 1, asked=asked, timeout_s=timeout_s)
     _tell(output, found, "added", [node.name for node in found.nodes if node.name not in before])
 
 
@@ -55,12 +55,12 @@ def remove(nodes: tuple[str, ...], name: str | None, yes: bool, timeout_s: float
     from vcluster.planning import resize
 
     names = naming.expand(",".join(nodes))
-    with common.progress() as (site, _):
-        chosen = inventory.the_one(site, name)
-        resize.shrink(inventory.read_ledger(site.files(chosen)).plan, names)
+    with common.progress() as (context, _):
+        chosen = inventory.only_cluster(context, name)
+        resize.shrink(inventory.read_ledger(context.files(chosen)).plan, names)
         if not yes:
             _confirm(chosen, names)
-        found = scale.remove(site, chosen, names, timeout_s=timeout_s)
+        found = scale.remove(context, chosen, names, timeout_s=timeout_s)
     _tell(output, found, "removed", names)
 
 

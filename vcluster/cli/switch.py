@@ -40,8 +40,8 @@ def up(peer: IPv4Address, output: str, **given: Any) -> None:
     from vcluster.config import readers, request
 
     asked = request.read_options(texts(given), {"interface": readers.interface})
-    asked.complaints.raise_any()
-    order = switches.Order(
+    asked.errors.raise_any()
+    order = switches.SwitchRequest(
         name=asked.get("name"),
         count=asked.get("nodes"),
         peer=peer,
@@ -50,7 +50,7 @@ def up(peer: IPv4Address, output: str, **given: Any) -> None:
         mtu=asked.get("mtu"),
         interface=asked.get("interface", ""),
     )
-    half = switches.up(common.site(), order)
+    half = switches.up(common.context(), order)
     common.emit(output, half, lambda: text.switches([half]))
 
 
@@ -61,8 +61,8 @@ def show(output: str) -> None:
     from vcluster.cli.output import text_output as text
     from vcluster.commands import switch as switches
 
-    halves = switches.show(common.site())
-    common.emit(output, halves, lambda: text.switches(halves))
+    sides = switches.show(common.context())
+    common.emit(output, sides, lambda: text.switches(sides))
 
 
 @switch.command()
@@ -72,7 +72,7 @@ def down(name: str) -> None:
     from vcluster.commands import switch as switches
     from vcluster.model import naming
 
-    done = switches.down(common.site(), naming.check_cluster_name(name))
+    done = switches.down(common.context(), naming.check_cluster_name(name))
     click.echo(f"{name}: cleared" if done else f"{name}: nothing to clear")
 
 

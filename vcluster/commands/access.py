@@ -10,15 +10,15 @@ from pathlib import Path
 
 from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet, NodeSetException
 
-from vcluster.adapters.pipe import Lines
+from vcluster.adapters.pipe import LineSplitter
 from vcluster.adapters.process import Completed
 from vcluster.adapters.ssh.ssh_session import Session
 from vcluster.commands import create
 from vcluster.commands import node_lifecycle as nodes_work
 from vcluster.commands.inventory import observe_status
 from vcluster.errors import DeadlineError, RequestError, VclusterError
-from vcluster.fleet.context import Site
-from vcluster.fleet.servers import Fleet, want_plan
+from vcluster.fleet.context import Context
+from vcluster.fleet.servers import Fleet, request_for_plan
 from vcluster.model.naming import folded, one_line, shown
 from vcluster.model.plan import Node, Plan
 from vcluster.stages import check, path
@@ -37,27 +37,27 @@ Reach = Callable[[Node, str], Session]  # logs in to a node as a user
 
 @contextmanager
 def sessions(
-    site: Site, plan: Plan, nodes: Sequence[Node], *, user: str, deadline: Deadline, fleet: Fleet | None = None
+    context: Context, plan: Plan, nodes: Sequence[Node], *, user: str, deadline: Deadline, fleet: Fleet | None = None
 ) -> Iterator[dict[str, Session]]:
     """Logged-in sessions on nodes, by name, closed at the end; through servers, or the head, where that is the way.
 
     Without an open `fleet` the servers are logged in to for that and nothing else: it needs no rights there.
     """
     with ExitStack() as stack:
-        reach = stack.enter_context(_ways(site, plan, nodes, deadline, fleet))
+        reach = stack.enter_context(_jump_hosts(context, plan, nodes, deadline, fleet))
         made = parallel.each(nodes, lambda node: stack.enter_context(reach(node, user)), deadline=deadline)
         yield {session.name: session for session in made}
 
 
 @contextmanager
-def _ways(
-    site: Site, plan: Plan, nodes: Sequence[Node], deadline: Deadline, fleet: Fleet | None = None
+def _jump_hosts(
+    context: Context, plan: Plan, nodes: Sequence[Node], deadline: Deadline, fleet: Fleet | None = None
 ) -> Iterator[Reach]:
     """How to log in to nodes: what leads there is opened before, and closed at the end.
 
     A server that is lost fails the logins of its nodes only.
     """
-    keys = site.files(plan.name).read_keys()
+    keys = context.files(plan.name).read_keys()
     by_head = any(node.management is None for node in nodes)
     ways: dict[str, Session | VclusterError | None] = {}  # by server; the way by the head has no name
 
@@ -79,57 +79,57 @@ def _ways(
             ways |= fleet.lost
         else:
             first = [plan.head] if by_head else []
-            ways |= _log_in_to_servers(site, plan, {node.server for node in (*first, *nodes)}, stack)
+            ways |= _log_in_to_servers(context, plan, {node.server for node in (*first, *nodes)}, stack)
         if by_head:
             (ways[""],) = parallel.outcomes([plan.head], lambda head: stack.enter_context(reach(head, "root")))
         yield reach
 
 
 def _log_in_to_servers(
-    site: Site, plan: Plan, wanted: Set[str], stack: ExitStack
+    context: Context, plan: Plan, wanted: Set[str], stack: ExitStack
 ) -> dict[str, Session | VclusterError]:
-    key = site.files(plan.name).server_key()
-    away = [want_plan(one, key) for one in plan.servers if one.login and one.name in wanted]
-    opened = parallel.outcomes(away, lambda want: stack.enter_context(site.doors.log_in(want)))
-    return {want.name: one for want, one in zip(away, opened, strict=True)}
+    key = context.files(plan.name).server_key()
+    away = [request_for_plan(one, key) for one in plan.servers if one.login and one.name in wanted]
+    opened = parallel.outcomes(away, lambda request: stack.enter_context(context.connector.log_in(request)))
+    return {request.name: one for request, one in zip(away, opened, strict=True)}
 
 
-def check_cluster(site: Site, plan: Plan, *, timeout_s: float, pairs: bool = False) -> check.Verdict:
+def check_cluster(context: Context, plan: Plan, *, timeout_s: float, pairs: bool = False) -> check.CheckReport:
     """Run the whole check on a cluster, with every login between two nodes for `pairs`.
 
     Raises VclusterError when a node is not even running.
     """
-    with site.fleet_of(plan) as fleet:
-        state = observe_status(fleet, site.files(plan.name))
+    with context.fleet_of(plan) as fleet:
+        state = observe_status(fleet, context.files(plan.name))
         down = [node.name for node in state.nodes if node.state != "running"]
         if down:
             raise VclusterError(f"not running: {', '.join(down)}", hint=f"vcluster start {plan.name}")
         deadline = Deadline(timeout_s).watching(fleet.check)
-        with sessions(site, plan, plan.nodes, user="root", deadline=deadline, fleet=fleet) as opened:
-            return create.examine(site, fleet, plan, opened, deadline, pairs=pairs)
+        with sessions(context, plan, plan.nodes, user="root", deadline=deadline, fleet=fleet) as opened:
+            return create.prove_ready(context, fleet, plan, opened, deadline, pairs=pairs)
 
 
-def trace(site: Site, plan: Plan, start: Node, end: Node, *, packets: int, timeout_s: float) -> path.Path:
+def trace(context: Context, plan: Plan, start: Node, end: Node, *, packets: int, timeout_s: float) -> path.Path:
     """Send a marked flow from one node to another, and read what every port on the way has counted."""
     if start.name == end.name:
         raise RequestError(f"a frame of {start.name} to itself crosses nothing", hint="name two nodes")
     deadline = Deadline(timeout_s)
     with (
-        site.fleet_of(plan) as fleet,
-        sessions(site, plan, [start], user="root", deadline=deadline, fleet=fleet) as opened,
+        context.fleet_of(plan) as fleet,
+        sessions(context, plan, [start], user="root", deadline=deadline, fleet=fleet) as opened,
     ):
         return path.trace(fleet, plan, [(start, end)], opened, packets=packets, deadline=deadline)[0]
 
 
-def read_console(site: Site, plan: Plan, node: Node) -> str:
+def read_console(context: Context, plan: Plan, node: Node) -> str:
     """What a node's console has said since power-on."""
-    with site.fleet_of(plan, may_lose=True) as fleet:
+    with context.fleet_of(plan, may_lose=True) as fleet:
         return nodes_work.console_log(fleet[node.server], plan, node, size=CONSOLE_BYTES)
 
 
-def attach_console(site: Site, plan: Plan, node: Node) -> int:
+def attach_console(context: Context, plan: Plan, node: Node) -> int:
     """Let virsh have the terminal, on the node's console, until the user leaves it; returns its exit code."""
-    with site.fleet_of(plan, may_lose=True) as fleet:
+    with context.fleet_of(plan, may_lose=True) as fleet:
         uri = fleet[node.server].hypervisor.uri
         # Ctrl-C is the console's, not ours, for as long as virsh has the terminal.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -140,7 +140,7 @@ def attach_console(site: Site, plan: Plan, node: Node) -> int:
 
 
 def run_everywhere(
-    site: Site,
+    context: Context,
     plan: Plan,
     nodes: Sequence[Node],
     argv: Sequence[str],
@@ -156,10 +156,10 @@ def run_everywhere(
     `hear` as it comes.
     """
     deadline = Deadline(timeout_s)
-    with _ways(site, plan, nodes, deadline) as reach:
+    with _jump_hosts(context, plan, nodes, deadline) as reach:
 
         def work(node: Node) -> Completed:
-            lines = Lines(lambda stream, line: hear(node.name, stream, line) if hear else None)
+            lines = LineSplitter(lambda stream, line: hear(node.name, stream, line) if hear else None)
             with reach(node, user) as session:
                 ended = session.run(argv, awaited=f"{argv[0]} to end", on_output=lines if hear else None)
             lines.end()
@@ -170,16 +170,16 @@ def run_everywhere(
 
 
 def provision(
-    site: Site, plan: Plan, nodes: Sequence[Node], job: Job, *, timeout_s: float, logs: Path
+    context: Context, plan: Plan, nodes: Sequence[Node], job: Job, *, timeout_s: float, logs: Path
 ) -> dict[str, Completed | None]:
     """Run a job on nodes; see vcluster.stages.provision."""
     deadline = Deadline(timeout_s)
     opened = [node for node in plan.nodes if node in nodes or (node.is_head and job.payload)]
     with (
-        site.files(plan.name).locked(),
-        sessions(site, plan, opened, user="root", deadline=deadline) as by_name,
+        context.files(plan.name).locked(),
+        sessions(context, plan, opened, user="root", deadline=deadline) as by_name,
     ):
-        return stage.run(plan, by_name, job, nodes=nodes, deadline=deadline, report=site.report, logs=logs)
+        return stage.run(plan, by_name, job, nodes=nodes, deadline=deadline, report=context.report, logs=logs)
 
 
 def choose_copy(plan: Plan, source: str, destination: str) -> None:

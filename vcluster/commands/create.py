@@ -8,17 +8,17 @@ from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime, timezone
 
-from vcluster.adapters.pipe import Door
+from vcluster.adapters.pipe import NodeConnection
 from vcluster.adapters.ssh import ssh_session
 from vcluster.commands import snapshot_build
 from vcluster.commands.inventory import domains_on, observe_status, read_ledger, survey
-from vcluster.commands.node_lifecycle import NodeWork, at_once
+from vcluster.commands.node_lifecycle import NodeLifecycle, concurrency_limit
 from vcluster.commands.teardown import remove
 from vcluster.errors import ConflictError, VclusterError
 from vcluster.fleet import ledger, observation, servers
-from vcluster.fleet.context import Site
+from vcluster.fleet.context import Context
 from vcluster.fleet.ledger import ClusterFiles, Ledger
-from vcluster.fleet.servers import Fleet, Server, Want
+from vcluster.fleet.servers import Fleet, Server, ServerRequest
 from vcluster.images import deliver
 from vcluster.model import naming
 from vcluster.model.facts import Facts
@@ -30,7 +30,7 @@ from vcluster.planning.planner import make_plan
 from vcluster.planning.resize import shrink
 from vcluster.render.ssh_files import known_hosts, ssh_config
 from vcluster.resources import domains, interfaces, networks, rules, server_keys, volumes
-from vcluster.snapshots.template import AtHand
+from vcluster.snapshots.template import SnapshotIndex
 from vcluster.stages import check, path, provision, tunnels
 from vcluster.util import parallel
 from vcluster.util.deadline import Deadline
@@ -40,25 +40,25 @@ SHUTDOWN_S, SHUTDOWN_LOOK_S = 60.0, 0.2
 # Create
 
 
-def wants_of(spec: Spec) -> list[Want]:
+def server_requests(spec: Spec) -> list[ServerRequest]:
     """The servers that a create needs open."""
-    wants = {server.name: servers.want_spec(server, carries_nodes=True) for server in spec.servers}
+    requests = {server.name: servers.request_for_spec(server, carries_nodes=True) for server in spec.servers}
     if spec.sets_up_switch:
-        wants.setdefault(spec.switch.name, servers.want_spec(spec.switch, carries_nodes=False))
-    return list(wants.values())
+        requests.setdefault(spec.switch.name, servers.request_for_spec(spec.switch, carries_nodes=False))
+    return list(requests.values())
 
 
-def plan(site: Site, fleet: Fleet, spec: Spec, *, image: Image, accel: str) -> tuple[Plan, dict[str, Facts]]:
+def plan(context: Context, fleet: Fleet, spec: Spec, *, image: Image, accel: str) -> tuple[Plan, dict[str, Facts]]:
     """Decide everything a cluster will be, and touch nothing. With the facts that it was decided from, by server."""
-    kernel = image.kernel or site.images.any_kernel()
+    kernel = image.kernel or context.images.any_kernel()
     seen = observation.observe(
-        fleet, spec, site.state_root, accel=accel, kernel=kernel, deadline=Deadline(spec.timeout_s)
+        fleet, spec, context.state_root, accel=accel, kernel=kernel, deadline=Deadline(spec.timeout_s)
     )
-    return make_plan(spec, seen, image=image, owner=site.doors.owner), seen
+    return make_plan(spec, seen, image=image, owner=context.connector.owner), seen
 
 
 def create(
-    site: Site,
+    context: Context,
     spec: Spec,
     *,
     image_name: str,
@@ -72,49 +72,49 @@ def create(
     Nodes are copies of a memory that is kept, where `boot` is auto and one is at hand, or is clone. Whatever goes
     wrong, what was made is removed again, unless `keep`. Returns also whether a memory is lacking that could be kept.
     """
-    files = site.files(spec.name)
+    files = context.files(spec.name)
     deadline = Deadline(spec.timeout_s)
-    image = site.images.find(image_name)
-    image_password = ask_image_password(site, spec.image_login)
+    image = context.images.find(image_name)
+    image_password = ask_image_password(context, spec.image_login)
     if spec.image_login:
         image_password()  # one that is missing is missed before anything is made
-    with site.fleet(wants_of(spec)) as fleet, ExitStack() as stack:
+    with context.fleet(server_requests(spec)) as fleet, ExitStack() as stack:
         deadline = deadline.watching(fleet.check)
         servers.require_rights(fleet)
-        with ledger.planning(site.state_root):
+        with ledger.planning(context.state_root):
             _refuse_existing(fleet, files)
-            decided, _ = plan(site, fleet, spec, image=image, accel=accel)
+            decided, _ = plan(context, fleet, spec, image=image, accel=accel)
             refuse_foreign(fleet, decided)
             stack.enter_context(files.locked())
-            stack.push(_way_down(site, fleet, files, keep=keep))
+            stack.push(_rollback(context, fleet, files, keep=keep))
             keys = make_keys(spec.name, spec.node_names, mark=naming.alias(spec.name, decided.owner))
-            write_down(fleet, files, _ledger("creating", decided), keys)
-        _tell_accel(site, fleet, decided, accel)
+            save_plan(fleet, files, _ledger("creating", decided), keys)
+        _report_emulation(context, fleet, decided, accel)
         with ExitStack() as open_sessions:
-            _let_in(fleet, keys, deadline)
-            deliver_image(site, fleet, decided, deadline)
-            kept = _memories(site, fleet, decided, boot, deadline)
-            join_up(site, fleet, decided, deadline)
-            work = NodeWork(site, fleet, decided, keys, deadline, image_password=image_password, kept=kept)
-            doors = work.all_nodes(work.bring_up, open_sessions)
-            require_passed(examine(site, fleet, decided, doors, deadline))
+            _authorize_cluster_key(fleet, keys, deadline)
+            deliver_image(context, fleet, decided, deadline)
+            kept = _find_snapshots(context, fleet, decided, boot, deadline)
+            create_networks(context, fleet, decided, deadline)
+            work = NodeLifecycle(context, fleet, decided, keys, deadline, image_password=image_password, kept=kept)
+            connections = work.all_nodes(work.bring_up, open_sessions)
+            require_passed(prove_ready(context, fleet, decided, connections, deadline))
             if job:
-                _provision(site, files, decided, job, work.sessions(doors, open_sessions), deadline)
+                _provision(context, files, decided, job, work.sessions(connections, open_sessions), deadline)
         files.write_ledger(_ledger("ready", decided))
         return observe_status(fleet, files), boot == "auto" and snapshot_build.lacks(decided, kept)
 
 
-def _way_down(site: Site, fleet: Fleet, files: ClusterFiles, *, keep: bool) -> Callable[..., None]:
+def _rollback(context: Context, fleet: Fleet, files: ClusterFiles, *, keep: bool) -> Callable[..., None]:
     """What happens when a create ends by anything but success; an exit callback, so no failure can slip past it."""
 
     def end(_: type[BaseException] | None, error: BaseException | None, *__: object) -> None:
         if error is None:
             return
         if keep:
-            site.report.note(f"kept as it is: vcluster clear {files.name} removes it")
+            context.report.note(f"kept as it is: vcluster clear {files.name} removes it")
             return
         try:
-            remove(site, fleet, files)
+            remove(context, fleet, files)
         except VclusterError as left:
             parallel.raise_all([one for one in (error, left) if isinstance(one, VclusterError)])
 
@@ -135,7 +135,7 @@ def refuse_foreign(fleet: Fleet, decided: Plan, present: Plan | None = None) -> 
     """Nothing of ours bears these names, but for what is `present`; whatever does is somebody else's."""
     for planned in decided.servers:
         server = fleet[planned.name]
-        taken: dict[str, Set[str]] = {"link": {link["name"] for link in server.call("links")}}
+        taken: dict[str, Set[str]] = {"link": {link["name"] for link in server.call("interfaces")}}
         if server.libvirt:
             taken |= server.libvirt.names()
         ours = {*_names_on(present, present.server(planned.name))} if present else set()
@@ -157,11 +157,11 @@ def _names_on(decided: Plan, planned: ServerPlan) -> Iterator[tuple[str, str]]:
         yield "link", planned.network.bridge
     if planned.pool:
         yield "pool", planned.pool.name
-    for name in planned.link_names:
+    for name in planned.interface_names:
         yield "link", name
 
 
-def write_down(fleet: Fleet, files: ClusterFiles, kept: Ledger, keys: Keys) -> None:
+def save_plan(fleet: Fleet, files: ClusterFiles, kept: Ledger, keys: Keys) -> None:
     """The ledger first: from here on a killed command leaves a trace to follow."""
     decided = kept.plan
     files.write_ledger(kept)
@@ -179,49 +179,49 @@ def _ledger(state: str, decided: Plan) -> Ledger:
     return Ledger(ledger.VERSION, state, datetime.now(timezone.utc).isoformat(timespec="seconds"), decided)
 
 
-def _tell_accel(site: Site, fleet: Fleet, decided: Plan, asked: str) -> None:
+def _report_emulation(context: Context, fleet: Fleet, decided: Plan, asked: str) -> None:
     """Say once for each server that nodes are emulated there, where that was not asked for."""
     for planned in decided.servers:
         if planned.image:
-            kernel = decided.image.kernel or site.images.any_kernel()
-            remark = observation.choose_accel(fleet[planned.name], asked, kernel, site.state_root)[1]
+            kernel = decided.image.kernel or context.images.any_kernel()
+            remark = observation.choose_accel(fleet[planned.name], asked, kernel, context.state_root)[1]
             if remark:
-                site.report.note(remark)
+                context.report.note(remark)
 
 
-def ask_image_password(site: Site, login: ImageLogin | None) -> Callable[[], str]:
+def ask_image_password(context: Context, login: ImageLogin | None) -> Callable[[], str]:
     """The password of an image's own user, looked up when it is first needed: people are asked once."""
-    return functools.cache(lambda: site.doors.image_password(login) if login else "")
+    return functools.cache(lambda: context.connector.image_password(login) if login else "")
 
 
-def warm(site: Site, spec: Spec, *, image_name: str, accel: str, is_gentle: bool) -> tuple[str, ...]:
+def warm(context: Context, spec: Spec, *, image_name: str, accel: str, is_gentle: bool) -> tuple[str, ...]:
     """Make the memories that such a cluster's nodes would be made from; returns the servers where some were made."""
-    image, deadline = site.images.find(image_name), Deadline(spec.timeout_s)
-    with site.fleet(wants_of(spec)) as fleet:
+    image, deadline = context.images.find(image_name), Deadline(spec.timeout_s)
+    with context.fleet(server_requests(spec)) as fleet:
         servers.require_rights(fleet)
-        decided, _ = plan(site, fleet, spec, image=image, accel=accel)
-        return snapshot_build.make(fleet, decided, deadline=deadline, report=site.report, is_gentle=is_gentle)
+        decided, _ = plan(context, fleet, spec, image=image, accel=accel)
+        return snapshot_build.make(fleet, decided, deadline=deadline, report=context.report, is_gentle=is_gentle)
 
 
-def warm_for(site: Site, name: str, *, is_gentle: bool) -> tuple[str, ...]:
+def build_snapshots_for(context: Context, name: str, *, is_gentle: bool) -> tuple[str, ...]:
     """The same for more nodes like those of a cluster, on every server of its."""
-    decided = read_ledger(site.files(name)).plan
-    with site.fleet_of(decided) as fleet:
+    decided = read_ledger(context.files(name)).plan
+    with context.fleet_of(decided) as fleet:
         deadline = Deadline(decided.timeout_s).watching(fleet.check)
-        return snapshot_build.make(fleet, decided, deadline=deadline, report=site.report, is_gentle=is_gentle)
+        return snapshot_build.make(fleet, decided, deadline=deadline, report=context.report, is_gentle=is_gentle)
 
 
-def _memories(site: Site, fleet: Fleet, decided: Plan, boot: str, deadline: Deadline) -> AtHand:
+def _find_snapshots(context: Context, fleet: Fleet, decided: Plan, boot: str, deadline: Deadline) -> SnapshotIndex:
     """What nodes can be made from, rather than booted; for `clone` it is made if need be."""
     if boot == "cold":
         return {}
     if boot == "clone":
-        snapshot_build.make(fleet, decided, deadline=deadline, report=site.report)
-    return snapshot_build.find(fleet, decided, deadline=deadline, report=site.report)
+        snapshot_build.make(fleet, decided, deadline=deadline, report=context.report)
+    return snapshot_build.find(fleet, decided, deadline=deadline, report=context.report)
 
 
 def _provision(
-    site: Site,
+    context: Context,
     files: ClusterFiles,
     decided: Plan,
     job: provision.Job,
@@ -230,16 +230,16 @@ def _provision(
 ) -> None:
     """The last step: the user's own script on every node. The logs go with a cluster that fails, so it says why."""
     logs = files.make_logs(job.log_name)
-    results = provision.run(decided, sessions, job, deadline=deadline, report=site.report, logs=logs)
+    results = provision.run(decided, sessions, job, deadline=deadline, report=context.report, logs=logs)
     provision.require_passed(results, job, hint="--keep leaves the cluster for a look", with_words=True)
 
 
-def _let_in(fleet: Fleet, keys: Keys, deadline: Deadline) -> None:
+def _authorize_cluster_key(fleet: Fleet, keys: Keys, deadline: Deadline) -> None:
     """Where a password let us in, the cluster's own key does from now on, until clear takes it away."""
     fleet.each(lambda server: server_keys.create(server, keys.admin.public), deadline=deadline)
 
 
-def deliver_image(site: Site, fleet: Fleet, decided: Plan, deadline: Deadline) -> None:
+def deliver_image(context: Context, fleet: Fleet, decided: Plan, deadline: Deadline) -> None:
     """The image to every server that has not got it, each once."""
 
     def send(server: Server) -> None:
@@ -247,18 +247,24 @@ def deliver_image(site: Site, fleet: Fleet, decided: Plan, deadline: Deadline) -
         if planned.image and server.session:
             root = planned.image.disk.parent.parent
             deliver.deliver(
-                site.images, planned.image, server.agent, root, name=server.name, deadline=deadline, report=site.report
+                context.images,
+                planned.image,
+                server.agent,
+                root,
+                name=server.name,
+                deadline=deadline,
+                report=context.report,
             )
 
     fleet.each(send, deadline=deadline)
 
 
-def join_up(site: Site, fleet: Fleet, decided: Plan, deadline: Deadline) -> None:
+def create_networks(context: Context, fleet: Fleet, decided: Plan, deadline: Deadline) -> None:
     """Rules, bridges, tunnels, networks and pools on every server; then real frames through every tunnel."""
 
     def join(server: Server) -> None:
         planned = decided.server(server.name)
-        with site.report.step("network", server.label, awaiting="bridges, tunnels, networks and pools"):
+        with context.report.step("network", server.label, awaiting="bridges, tunnels, networks and pools"):
             rules.create(server, planned, decided.name)
             interfaces.create(server, planned)
             networks.create(server, planned, decided.name)
@@ -266,20 +272,20 @@ def join_up(site: Site, fleet: Fleet, decided: Plan, deadline: Deadline) -> None
 
     fleet.each(join, deadline=deadline)
     if decided.has_tunnels:
-        with site.report.step("tunnels", awaiting="frames through every tunnel, both ways"):
+        with context.report.step("tunnels", awaiting="frames through every tunnel, both ways"):
             tunnels.prove(fleet, decided)
 
 
-def examine(
-    site: Site,
+def prove_ready(
+    context: Context,
     fleet: Fleet,
     decided: Plan,
-    sessions: Mapping[str, Door],
+    sessions: Mapping[str, NodeConnection],
     deadline: Deadline,
     *,
     pairs: bool = False,
     proven: Collection[str] = (),
-) -> check.Verdict:
+) -> check.CheckReport:
     """Everything that "ready" means: from inside the nodes, and by the counters of the switch.
 
     `proven` are nodes that were found so before and have not been changed.
@@ -288,18 +294,18 @@ def examine(
         decided,
         sessions,
         deadline=deadline,
-        report=site.report,
+        report=context.report,
         pairs=pairs,
         proven=proven,
-        limit=at_once(fleet, decided),
+        limit=concurrency_limit(fleet, decided),
     )
     if decided.has_tunnels:
-        crossed = path.check_all(fleet, decided, sessions, deadline=deadline, report=site.report)
+        crossed = path.check_all(fleet, decided, sessions, deadline=deadline, report=context.report)
         verdict = replace(verdict, checks=(*verdict.checks, *crossed))
     return verdict
 
 
-def require_passed(verdict: check.Verdict) -> None:
+def require_passed(verdict: check.CheckReport) -> None:
     """Raise VclusterError with every failure, unless all went well."""
     if not verdict.passed:
         raise VclusterError("the cluster is not ready:" + "".join(f"\n  {failure}" for failure in verdict.failed))
@@ -308,10 +314,10 @@ def require_passed(verdict: check.Verdict) -> None:
 # Stop and start
 
 
-def stop(site: Site, name: str, *, timeout_s: float) -> tuple[str, ...]:
+def stop(context: Context, name: str, *, timeout_s: float) -> tuple[str, ...]:
     """Shut all nodes down, those last that serve the others. Returns the ones that ran."""
-    files = site.files(name)
-    with site.fleet_of(read_ledger(files).plan) as fleet, files.locked():
+    files = context.files(name)
+    with context.fleet_of(read_ledger(files).plan) as fleet, files.locked():
         decided = read_ledger(files).plan  # others may have changed it meanwhile
         deadline = Deadline(timeout_s).watching(fleet.check)
         seen = {domain: runs for server in fleet.servers.values() for domain, runs in domains_on(server).items()}
@@ -322,43 +328,45 @@ def stop(site: Site, name: str, *, timeout_s: float) -> tuple[str, ...]:
             [node for node in running if node.name in serving and not node.is_head],
             [node for node in running if node.is_head],
         ):
-            parallel.each(group, lambda node: _shut_down(site, fleet, node, deadline), deadline=deadline)
+            parallel.each(group, lambda node: _shut_down(context, fleet, node, deadline), deadline=deadline)
     return tuple(node.name for node in running)
 
 
-def _shut_down(site: Site, fleet: Fleet, node: Node, deadline: Deadline) -> None:
+def _shut_down(context: Context, fleet: Fleet, node: Node, deadline: Deadline) -> None:
     """By the power button; a node that does not heed it has its power cut."""
     libvirt = fleet[node.server].hypervisor
     patience = Deadline(min(SHUTDOWN_S, deadline.remaining_s()))
-    with site.report.step("stop", node.name, awaiting="its shutdown"):
+    with context.report.step("stop", node.name, awaiting="its shutdown"):
         libvirt.shut_down_domain(node.domain)
         while libvirt.is_active(node.domain):
             deadline.pause(SHUTDOWN_LOOK_S, f"{node.name} to shut down")
             if patience.remaining_s() == 0:
-                site.report.note(f"{node.name} did not shut down within {patience.timeout_s:.0f} s: its power is cut")
+                context.report.note(
+                    f"{node.name} did not shut down within {patience.timeout_s:.0f} s: its power is cut"
+                )
                 libvirt.stop_domain(node.domain)
 
 
-def start(site: Site, name: str, *, timeout_s: float) -> bool:
+def start(context: Context, name: str, *, timeout_s: float) -> bool:
     """Bring a stopped cluster up and prove it ready. Returns False where it was up already."""
-    return _put_right(site, name, timeout_s=timeout_s, unless_ready=True) is not None
+    return _repair(context, name, timeout_s=timeout_s, unless_ready=True) is not None
 
 
 # Repair
 
 
-def repair(site: Site, name: str, *, timeout_s: float) -> tuple[str, ...]:
+def repair(context: Context, name: str, *, timeout_s: float) -> tuple[str, ...]:
     """Put right what is missing of a cluster, after a reboot of a server for one, and prove it ready.
 
     What is right is left alone. Returns what was put right, in words.
     """
-    return _put_right(site, name, timeout_s=timeout_s, unless_ready=False) or ()
+    return _repair(context, name, timeout_s=timeout_s, unless_ready=False) or ()
 
 
-def _put_right(site: Site, name: str, *, timeout_s: float, unless_ready: bool) -> tuple[str, ...] | None:
+def _repair(context: Context, name: str, *, timeout_s: float, unless_ready: bool) -> tuple[str, ...] | None:
     """What `repair` does and returns; None where a cluster is ready that is to be left alone then."""
-    files = site.files(name)
-    with site.fleet_of(read_ledger(files).plan) as fleet, ExitStack() as stack:
+    files = context.files(name)
+    with context.fleet_of(read_ledger(files).plan) as fleet, ExitStack() as stack:
         # What is up is told so even to those who may not change it, or while another command does.
         if unless_ready and observe_status(fleet, files).state == "ready":
             return None
@@ -369,36 +377,38 @@ def _put_right(site: Site, name: str, *, timeout_s: float, unless_ready: bool) -
         servers.require_rights(fleet)
         missing = observe_status(fleet, files).missing
         if missing:
-            join_up(site, fleet, decided, deadline)
+            create_networks(context, fleet, decided, deadline)
             fleet.each(lambda server: interfaces.attach(server, decided), deadline=deadline)
         keys = files.read_keys()
-        _revive(site, fleet, kept, keys, deadline)
+        _restore_nodes(context, fleet, kept, keys, deadline)
         if kept.state != "ready":
-            write_down(fleet, files, replace(kept, state="ready"), keys)
+            save_plan(fleet, files, replace(kept, state="ready"), keys)
         return missing
 
 
-def _revive(site: Site, fleet: Fleet, kept: Ledger, keys: Keys, deadline: Deadline) -> None:
+def _restore_nodes(context: Context, fleet: Fleet, kept: Ledger, keys: Keys, deadline: Deadline) -> None:
     """Start the nodes that are off; then all nodes are brought to what the plan says and looked at."""
     decided = kept.plan
     seen = {name: runs for server in fleet.servers.values() for name, runs in domains_on(server).items()}
-    work = NodeWork(site, fleet, decided, keys, deadline, image_password=ask_image_password(site, decided.image_login))
+    work = NodeLifecycle(
+        context, fleet, decided, keys, deadline, image_password=ask_image_password(context, decided.image_login)
+    )
     lost = [node for node in decided.nodes if node.domain not in seen]
     if kept.state != "ready":
-        lost += [node for node in decided.nodes if seen.get(node.domain) and work.is_nobody(node)]
+        lost += [node for node in decided.nodes if seen.get(node.domain) and work.has_no_identity(node)]
     if lost:
-        _make_way(site, fleet, kept, lost, deadline)
+        _discard_unfinished(context, fleet, kept, lost, deadline)
 
-    def bring_back(node: Node) -> Door:
+    def bring_back(node: Node) -> NodeConnection:
         if node in lost:
-            return work.bring_up_beside(node)
-        return work.settle(node) if seen[node.domain] else work.start_again(node)
+            return work.bring_up_during_add(node)
+        return work.configure_running(node) if seen[node.domain] else work.start_again(node)
 
     with ExitStack() as stack:
-        require_passed(examine(site, fleet, decided, work.all_nodes(bring_back, stack), deadline))
+        require_passed(prove_ready(context, fleet, decided, work.all_nodes(bring_back, stack), deadline))
 
 
-def _make_way(site: Site, fleet: Fleet, kept: Ledger, lost: Sequence[Node], deadline: Deadline) -> None:
+def _discard_unfinished(context: Context, fleet: Fleet, kept: Ledger, lost: Sequence[Node], deadline: Deadline) -> None:
     """Nodes that a killed command has not come to make can be made now; those that were there once are not replaced.
 
     What there is of them, disks or a copy that knows not who it is, holds nothing of anybody's.
@@ -413,4 +423,4 @@ def _make_way(site: Site, fleet: Fleet, kept: Ledger, lost: Sequence[Node], dead
     rest = shrink(decided, names)
     for kind in (domains, volumes):
         fleet.each(lambda server, kind=kind: kind.reduce(server, decided, rest), deadline=deadline)  # type: ignore[misc]
-    deliver_image(site, fleet, decided, deadline)
+    deliver_image(context, fleet, decided, deadline)

@@ -13,7 +13,7 @@ from typing import Any
 from vcluster.agent.diagnostics import ERROR, OK, WARNING, libvirt_start
 from vcluster.errors import VclusterError
 from vcluster.fleet import observation, servers
-from vcluster.fleet.context import Site
+from vcluster.fleet.context import Context
 from vcluster.fleet.servers import Fleet, Server
 from vcluster.images.store import DEFAULT_IMAGE
 from vcluster.model.spec import LOCAL, Image, ServerSpec, Spec
@@ -35,31 +35,31 @@ class Finding:
     level: str
     what: str
     detail: str
-    mend: str = ""
+    fix: str = ""
     server: str = ""
 
 
-def examine(site: Site, *, carries_nodes: bool = True) -> tuple[Finding, ...]:
+def check_this_machine(context: Context, *, carries_nodes: bool = True) -> tuple[Finding, ...]:
     """This machine: everything that can be looked at without changing anything."""
-    with site.doors.open(servers.want_spec(LOCAL, carries_nodes=False)) as server:
-        found = [*_of(server.call("look_over", carries_nodes=carries_nodes, is_controller=True))]
+    with context.connector.open(servers.request_for_spec(LOCAL, carries_nodes=False)) as server:
+        found = [*_of(server.call("diagnose", carries_nodes=carries_nodes, is_controller=True))]
     if carries_nodes:
-        found += _libvirt_here(site)
-    return (*found, *_image(site), *_namesake())
+        found += _libvirt_here(context)
+    return (*found, *_image(context), *_namesake())
 
 
-def examine_servers(site: Site, spec: Spec) -> tuple[Finding, ...]:
+def check_servers(context: Context, spec: Spec) -> tuple[Finding, ...]:
     """Every server of a cluster to be, and real frames through a tunnel between each and the switch, and back."""
-    wants = {one.name: servers.want_spec(one, carries_nodes=False) for one in (*spec.servers, spec.switch)}
-    with site.fleet(list(wants.values()), may_lose=True) as fleet:
+    requests = {one.name: servers.request_for_spec(one, carries_nodes=False) for one in (*spec.servers, spec.switch)}
+    with context.fleet(list(requests.values()), may_lose=True) as fleet:
         found = [Finding(ERROR, "ssh", error.message, error.hint or "", name) for name, error in fleet.lost.items()]
         carriers = {server.name for server in spec.servers}
         for server in fleet.servers.values():
-            found += _server(site, server, spec, carries_nodes=server.name in carriers)
+            found += _server(context, server, spec, carries_nodes=server.name in carriers)
         if spec.switch.name in fleet:
             for one in spec.servers:
                 if one.name in fleet and one.name != spec.switch.name:
-                    found += _tunnel(site, fleet, spec, one)
+                    found += _tunnel(context, fleet, spec, one)
     return tuple(found)
 
 
@@ -67,48 +67,48 @@ def _of(found: Sequence[dict[str, Any]], server: str = "") -> Iterator[Finding]:
     return (Finding(**{"level": WARNING, **one}, server=server) for one in found)
 
 
-def _server(site: Site, server: Server, spec: Spec, *, carries_nodes: bool) -> Iterator[Finding]:
+def _server(context: Context, server: Server, spec: Spec, *, carries_nodes: bool) -> Iterator[Finding]:
     where = server.label
     if server.session:
         yield Finding(OK, "ssh", f"logged in as {server.session.user}", server=where)
-        yield from _of(server.call("look_over", carries_nodes=carries_nodes, is_controller=False), where)
+        yield from _of(server.call("diagnose", carries_nodes=carries_nodes, is_controller=False), where)
     yield from _of(server.call("obstacles", port=spec.vxlan_port), where)
     if carries_nodes and server.session:
         one = next(one for one in spec.servers if one.name == server.name)
-        yield from _libvirt_there(site, one)
+        yield from _libvirt_there(context, one)
 
 
-def _libvirt_here(site: Site) -> Iterator[Finding]:
+def _libvirt_here(context: Context) -> Iterator[Finding]:
     try:
-        with site.doors.open(servers.want_spec(LOCAL, carries_nodes=True)) as server:
-            yield from _libvirt(site, server)
+        with context.connector.open(servers.request_for_spec(LOCAL, carries_nodes=True)) as server:
+            yield from _libvirt(context, server)
     except VclusterError as error:
-        mend = "sudo vcluster doctor" if os.geteuid() else libvirt_start()
-        yield Finding(ERROR, "libvirt", error.message, mend)
+        fix = "sudo vcluster doctor" if os.geteuid() else libvirt_start()
+        yield Finding(ERROR, "libvirt", error.message, fix)
 
 
-def _libvirt_there(site: Site, spec: ServerSpec) -> Iterator[Finding]:
+def _libvirt_there(context: Context, spec: ServerSpec) -> Iterator[Finding]:
     try:
-        with site.doors.open(servers.want_spec(spec, carries_nodes=True)) as server:
-            yield from _libvirt(site, server)
+        with context.connector.open(servers.request_for_spec(spec, carries_nodes=True)) as server:
+            yield from _libvirt(context, server)
     except VclusterError as error:
         yield Finding(ERROR, "libvirt", error.message, error.hint or "", spec.name)
 
 
-def _libvirt(site: Site, server: Server) -> Iterator[Finding]:
+def _libvirt(context: Context, server: Server) -> Iterator[Finding]:
     versions, free = server.hypervisor.versions(), server.hypervisor.memory_free_mib()
     where = server.label
     yield Finding(OK, "libvirt", f"libvirt {versions['libvirt']}, QEMU {versions['qemu']}", server=where)
     yield Finding(OK if free > MEMORY_LOW_MIB else WARNING, "memory", f"{free} MiB free", server=where)
-    verdict = observation.kvm_verdict(server, site.images.any_kernel(), site.state_root / "accel.json")
+    verdict = observation.kvm_verdict(server, context.images.any_kernel(), context.state_root / "accel.json")
     if verdict.kvm_works:
         yield Finding(OK, "KVM", verdict.reason, server=where)
     else:
         yield Finding(WARNING, "KVM", f"nodes are emulated, several times slower: {verdict.reason}", server=where)
 
 
-def _image(site: Site) -> Iterator[Finding]:
-    if DEFAULT_IMAGE in site.images.names():
+def _image(context: Context) -> Iterator[Finding]:
+    if DEFAULT_IMAGE in context.images.names():
         yield Finding(OK, "image", f"{DEFAULT_IMAGE} is there")
     else:
         yield Finding(WARNING, "image", f"{DEFAULT_IMAGE} is not built yet", "vcluster image build")
@@ -122,7 +122,7 @@ def _namesake() -> Iterator[Finding]:
         yield Finding(OK, "~/.vcluster", "belongs to another tool of the same name; it is left alone")
 
 
-def _tunnel(site: Site, fleet: Fleet, spec: Spec, one: ServerSpec) -> Iterator[Finding]:
+def _tunnel(context: Context, fleet: Fleet, spec: Spec, one: ServerSpec) -> Iterator[Finding]:
     """A tunnel between a server and the switch, for as long as frames are tried through it."""
     pair, where = (
         Fleet({name: fleet[name] for name in (one.name, spec.switch.name)}, {}),
@@ -133,11 +133,11 @@ def _tunnel(site: Site, fleet: Fleet, spec: Spec, one: ServerSpec) -> Iterator[F
     )
     try:
         seen = observation.observe(
-            pair, asked, site.state_root, accel="tcg", kernel=None, deadline=Deadline(one.timeout_s)
+            pair, asked, context.state_root, accel="tcg", kernel=None, deadline=Deadline(one.timeout_s)
         )
         seen = {name: replace(facts_of, memory_free_mib=2**20, disk_free_mib=2**20) for name, facts_of in seen.items()}
         way = seen[one.name].ways[spec.switch.name]
-        plan = make_plan(asked, seen, image=NO_IMAGE, owner=site.doors.owner)
+        plan = make_plan(asked, seen, image=NO_IMAGE, owner=context.connector.owner)
         try:
             for planned in plan.servers:
                 rules.create(pair[planned.name], planned, TRIAL)

@@ -9,9 +9,9 @@ from vcluster.adapters.ssh.ssh_session import Session
 from vcluster.commands import access
 from vcluster.commands.inventory import read_ledger
 from vcluster.errors import RequestError, VclusterError
-from vcluster.fleet.context import Site
+from vcluster.fleet.context import Context
 from vcluster.model.plan import Plan
-from vcluster.planning.neighbours import Neighbour, sort_out
+from vcluster.planning.neighbours import Neighbour, classify
 from vcluster.render import gateway_actions
 from vcluster.stages import configure
 from vcluster.util.deadline import Deadline
@@ -19,36 +19,36 @@ from vcluster.util.deadline import Deadline
 SWEEP_MAX, SWEEP_TIMEOUT_S = 4094, 2.0
 
 
-def set_open(site: Site, name: str, *, is_open: bool, timeout_s: float) -> None:
+def set_open(context: Context, name: str, *, is_open: bool, timeout_s: float) -> None:
     """Open or close the way out, now and for every later start."""
-    files = site.files(name)
+    files = context.files(name)
     _private(read_ledger(files).plan)
     with ExitStack() as stack, files.locked():
         kept = read_ledger(files)  # as no other command changes it meanwhile
         decided = kept.plan
         wanted = replace(decided, is_gateway_open=is_open)
-        head = _head(site, decided, stack, timeout_s)
+        head = _head(context, decided, stack, timeout_s)
         actions = gateway_actions.gateway_actions(wanted, wanted.head)
-        configure.apply(head, "gateway", actions, report=site.report)
+        configure.apply(head, "gateway", actions, report=context.report)
         if _is_open(head) is not is_open:
             raise VclusterError(f"{head.name}: its packet filter does not do what it was told")
         files.write_ledger(replace(kept, plan=wanted))
 
 
-def is_open(site: Site, name: str, *, timeout_s: float) -> bool:
+def is_open(context: Context, name: str, *, timeout_s: float) -> bool:
     """Whether the way out is open, as the head's packet filter has it."""
-    decided = _private(read_ledger(site.files(name)).plan)
+    decided = _private(read_ledger(context.files(name)).plan)
     with ExitStack() as stack:
-        head = _head(site, decided, stack, timeout_s)
+        head = _head(context, decided, stack, timeout_s)
         found = _is_open(head)
     if found is None:
         raise VclusterError(f"{decided.head.name}: the rules of the gateway are gone", hint=f"vcluster repair {name}")
     return found
 
 
-def discover(site: Site, name: str, *, timeout_s: float) -> tuple[Neighbour, ...]:
+def discover(context: Context, name: str, *, timeout_s: float) -> tuple[Neighbour, ...]:
     """Who is on the cluster network, as the head finds out by leases, its neighbour table and a ping to everybody."""
-    decided = read_ledger(site.files(name)).plan
+    decided = read_ledger(context.files(name)).plan
     request = {
         "interface": "lab0",
         "subnet": str(decided.subnet),
@@ -58,12 +58,12 @@ def discover(site: Site, name: str, *, timeout_s: float) -> tuple[Neighbour, ...
         "timeout": SWEEP_TIMEOUT_S,
     }
     with ExitStack() as stack:
-        head = _head(site, decided, stack, timeout_s)
+        head = _head(context, decided, stack, timeout_s)
         answer = configure.ask(head, "discover", request, awaited="discover")
     if "error" in answer:
         raise VclusterError(f"{head.name}: discover: {answer['error']}")
-    site.report.note(f"asked {answer['swept']}")
-    return sort_out(decided, answer)
+    context.report.note(f"asked {answer['swept']}")
+    return classify(decided, answer)
 
 
 def _private(decided: Plan) -> Plan:
@@ -75,9 +75,9 @@ def _private(decided: Plan) -> Plan:
     return decided
 
 
-def _head(site: Site, decided: Plan, stack: ExitStack, timeout_s: float) -> Session:
+def _head(context: Context, decided: Plan, stack: ExitStack, timeout_s: float) -> Session:
     deadline = Deadline(timeout_s)
-    opened = stack.enter_context(access.sessions(site, decided, [decided.head], user="root", deadline=deadline))
+    opened = stack.enter_context(access.sessions(context, decided, [decided.head], user="root", deadline=deadline))
     return opened[decided.head.name]
 
 

@@ -6,57 +6,57 @@ from dataclasses import replace
 
 from vcluster.errors import RequestError, VclusterError
 from vcluster.fleet import ledger
-from vcluster.fleet.context import Site
+from vcluster.fleet.context import Context
 from vcluster.fleet.ledger import ClusterFiles, Ledger
 from vcluster.fleet.servers import Fleet, Server
 from vcluster.model import naming
 from vcluster.model.plan import Plan
-from vcluster.model.status import Seen, Status, status_of
+from vcluster.model.status import Observed, Status, status_of
 from vcluster.render.domain_xml import DATA_SUFFIX
 from vcluster.resources import KINDS
-from vcluster.resources.owned import Found
+from vcluster.resources.owned import OwnedItem
 from vcluster.util import parallel
 
 
-def status(site: Site, name: str) -> Status:
+def status(context: Context, name: str) -> Status:
     """What is there of a cluster."""
-    kept = read_ledger(site.files(name))
-    with site.fleet_of(kept.plan, may_lose=True) as fleet:
-        return observe_status(fleet, site.files(name))
+    kept = read_ledger(context.files(name))
+    with context.fleet_of(kept.plan, may_lose=True) as fleet:
+        return observe_status(fleet, context.files(name))
 
 
 def observe_status(fleet: Fleet, files: ClusterFiles) -> Status:
     """Hold the ledger against what the servers really have."""
     kept = read_ledger(files)
-    looked = parallel.outcomes(tuple(fleet.servers.values()), lambda server: _look(server, kept.plan))
+    looked = parallel.outcomes(tuple(fleet.servers.values()), lambda server: _observe_server(server, kept.plan))
     found = dict(zip(fleet.servers, looked, strict=True)) | fleet.lost
-    seen = {name: one for name, one in found.items() if isinstance(one, Seen)}
+    seen = {name: one for name, one in found.items() if isinstance(one, Observed)}
     lost = {name: one.message for name, one in found.items() if isinstance(one, VclusterError)}
     return status_of(kept.plan, ledger_state=kept.state, is_being_changed=files.is_locked(), seen=seen, lost=lost)
 
 
-def _look(server: Server, plan: Plan) -> Seen:
-    return Seen(
+def _observe_server(server: Server, plan: Plan) -> Observed:
+    return Observed(
         domains=domains_on(server),
-        links={link["name"]: link["master"] for link in server.call("links")},
+        interfaces={link["name"]: link["master"] for link in server.call("interfaces")},
         networks={one.name for one in server.libvirt.networks() if one.is_active} if server.libvirt else set(),
         pools={one.name for one in server.libvirt.pools() if one.is_active} if server.libvirt else set(),
         tables=set(server.call("guards", prefix=naming.table_name(plan.name, plan.owner))),
     )
 
 
-def cluster_names(site: Site) -> tuple[str, ...]:
+def cluster_names(context: Context) -> tuple[str, ...]:
     """All clusters of this machine, by ledger or by mark."""
-    with site.here() as server:
+    with context.here() as server:
         marked = {found.cluster for found in survey(server)}
-    return tuple(sorted(marked | set(ledger.cluster_names(site.state_root))))
+    return tuple(sorted(marked | set(ledger.cluster_names(context.state_root))))
 
 
-def the_one(site: Site, name: str | None) -> str:
+def only_cluster(context: Context, name: str | None) -> str:
     """The cluster a command is about: the one named, or the only one there is."""
     if name is not None:
         return naming.check_cluster_name(name)
-    names = ledger.cluster_names(site.state_root)
+    names = ledger.cluster_names(context.state_root)
     if len(names) == 1:
         return names[0]
     if names:
@@ -79,29 +79,29 @@ def read_ledger(files: ClusterFiles) -> Ledger:
     return kept
 
 
-def survey(server: Server, name: str | None = None) -> tuple[Found, ...]:
+def survey(server: Server, name: str | None = None) -> tuple[OwnedItem, ...]:
     """Everything on a server that carries our mark of the cluster, or of any."""
     found = (thing for resource in KINDS.values() for thing in resource.observe(server))
     where = server.name if server.session else ""
     return tuple(replace(thing, server=where) for thing in found if name in (None, thing.cluster))
 
 
-def leftovers(site: Site, name: str | None) -> tuple[Found, ...]:
+def leftovers(context: Context, name: str | None) -> tuple[OwnedItem, ...]:
     """What is left here of a cluster, or of any: marked things, and folders of state."""
-    with site.here() as server:
+    with context.here() as server:
         marked = survey(server, name)
-    names = [known for known in ledger.cluster_names(site.state_root) if name in (None, known)]
-    return marked + tuple(Found("state", str(site.files(known).folder), known) for known in names)
+    names = [known for known in ledger.cluster_names(context.state_root) if name in (None, known)]
+    return marked + tuple(OwnedItem("state", str(context.files(known).folder), known) for known in names)
 
 
-def data_disks(site: Site, name: str) -> tuple[str, ...]:
+def data_disks(context: Context, name: str) -> tuple[str, ...]:
     """The disks with people's data that a cluster has, in words; where the ledger is lost, those on this machine."""
-    kept = site.files(name).read_ledger()
+    kept = context.files(name).read_ledger()
     if kept:
         return tuple(
             f"a disk of {node.data_gib} GiB that {node.name} serves" for node in kept.plan.nodes if node.data_gib
         )
-    with site.here() as server:
+    with context.here() as server:
         pools = [pool for pool in server.libvirt.pools() if pool.cluster == name] if server.libvirt else []
         return tuple(
             f"the disk {volume}"

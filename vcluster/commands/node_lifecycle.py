@@ -6,11 +6,11 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 
-from vcluster.adapters.pipe import Door
-from vcluster.adapters.serial_connection import SerialDoor
+from vcluster.adapters.pipe import NodeConnection
+from vcluster.adapters.serial_connection import SerialConnection
 from vcluster.adapters.ssh import ssh_session
 from vcluster.errors import DeadlineError, VclusterError
-from vcluster.fleet.context import Site
+from vcluster.fleet.context import Context
 from vcluster.fleet.servers import Fleet, Server
 from vcluster.guest import program
 from vcluster.images.recipes import guest_file
@@ -21,7 +21,7 @@ from vcluster.render import node_actions
 from vcluster.render.domain_xml import READY_CHANNEL, console_path
 from vcluster.render.seed_files import seed_files
 from vcluster.resources import domains, seeds, volumes
-from vcluster.snapshots.template import REFUSED, AtHand, Kept, template_of
+from vcluster.snapshots.template import REFUSED, Snapshot, SnapshotIndex, template_of
 from vcluster.stages import boot, configure, key_install
 from vcluster.util import parallel
 from vcluster.util.deadline import Cancelled, Deadline
@@ -34,7 +34,7 @@ LOOK_S = 0.1
 RELOAD_LOOKS, RELOAD_S = 10, 0.5
 
 
-class NodeWork:
+class NodeLifecycle:
     """What happens to each node, beside the others. A node that only the head reaches waits until the head is up.
 
     `image_password` is called where the image's own user must let us in.
@@ -42,45 +42,50 @@ class NodeWork:
 
     def __init__(
         self,
-        site: Site,
+        context: Context,
         fleet: Fleet,
         decided: Plan,
         keys: Keys,
         deadline: Deadline,
         *,
         image_password: Callable[[], str],
-        kept: AtHand | None = None,
+        kept: SnapshotIndex | None = None,
     ) -> None:
-        self._site, self._fleet, self._image_password = site, fleet, image_password
+        self._site, self._fleet, self._image_password = context, fleet, image_password
         self._plan, self._keys, self._deadline = decided, keys, deadline
         self._kept = {key: one for key, one in (kept or {}).items() if one is not REFUSED}
         self._head_knows = threading.Event()
-        self._ways = Ways(decided, {name: server.session for name, server in fleet.servers.items()})
+        self._jump_hosts = JumpHosts(decided, {name: server.session for name, server in fleet.servers.items()})
 
-    def all_nodes(self, work: Callable[[Node], Door], stack: ExitStack) -> dict[str, Door]:
+    def all_nodes(self, work: Callable[[Node], NodeConnection], stack: ExitStack) -> dict[str, NodeConnection]:
         """Doors to all nodes, by name, after `work` on each, side by side; then every node mounts what others serve.
 
         The doors are closed with the stack, those of the first when a later one fails as well.
         """
-        doors: dict[str, Door] = {}
+        connections: dict[str, NodeConnection] = {}
 
         def open_door(node: Node) -> None:
-            doors[node.name] = work(node)
+            connections[node.name] = work(node)
 
-        stack.callback(self._ways.close)
-        stack.callback(lambda: parallel.outcomes([*doors.values()], lambda door: door.close()))
-        limit = at_once(self._fleet, self._plan)
+        stack.callback(self._jump_hosts.close)
+        stack.callback(lambda: parallel.outcomes([*connections.values()], lambda connection: connection.close()))
+        limit = concurrency_limit(self._fleet, self._plan)
         parallel.each(
             self._plan.nodes, open_door, deadline=self._deadline, limit=limit if self._kept else parallel.WORKERS_MAX
         )
         parallel.each(
-            self._plan.nodes, lambda node: self.join(node, doors[node.name]), deadline=self._deadline, limit=limit
+            self._plan.nodes,
+            lambda node: self.mount_shares(node, connections[node.name]),
+            deadline=self._deadline,
+            limit=limit,
         )
-        return doors
+        return connections
 
-    def sessions(self, doors: Mapping[str, Door], stack: ExitStack) -> dict[str, ssh_session.Session]:
+    def sessions(self, connections: Mapping[str, NodeConnection], stack: ExitStack) -> dict[str, ssh_session.Session]:
         """Sessions on all nodes, by name, also on those that were reached by another door; closed with the stack."""
-        sessions = {name: door for name, door in doors.items() if isinstance(door, ssh_session.Session)}
+        sessions = {
+            name: connection for name, connection in connections.items() if isinstance(connection, ssh_session.Session)
+        }
         opened: list[ssh_session.Session] = []
 
         def open_session(node: Node) -> None:
@@ -89,36 +94,36 @@ class NodeWork:
             session = sessions[node.name] = self._log_in(node, self._deadline)
             opened.append(session)
             if node.is_head:
-                self._ways.open_by(session)
+                self._jump_hosts.set_head(session)
 
         stack.callback(lambda: parallel.outcomes(opened, lambda session: session.close()))
         # The head's first: it may be the way to the others.
         parallel.each(self._plan.nodes, open_session, deadline=self._deadline)
         return sessions
 
-    def bring_up(self, node: Node) -> Door:
+    def bring_up(self, node: Node) -> NodeConnection:
         """From nothing to a configured node, as a copy of one that runs already or by booting it.
 
         What takes too long shows the node's last words.
         """
-        with self._last_words(node):
+        with self.console_on_timeout(node):
             return self._copy(node) or self._boot(node)
 
-    def _boot(self, node: Node) -> Door:
+    def _boot(self, node: Node) -> NodeConnection:
         with self._site.report.step("create", node.name, awaiting="its disk, seed and domain"):
             server, seed = self._fleet[node.server], self._seed(node)
             volumes.create(server, self._plan, node, seeds.seed_iso(seed))
             domains.create(server, self._plan, node)
-        return self._await_and_settle(node)
+        return self._await_boot(node)
 
-    def _copy(self, node: Node) -> Door | None:
+    def _copy(self, node: Node) -> NodeConnection | None:
         """A node made from a memory that is kept; None where there is none, or it is no good after all."""
         kept = self._kept.get((node.server, template_of(self._plan, node)))
         if kept is None:
             return None
         server = self._fleet[node.server]
         try:
-            return self._wake(server, node, kept)
+            return self._restore_clone(server, node, kept)
         except Cancelled:
             raise
         except VclusterError as error:
@@ -127,31 +132,31 @@ class NodeWork:
             self._deadline.check(f"{node.name}: a boot instead")
             self._site.report.note(f"{node.name} is booted, as it could not be made from the snapshot: {error.message}")
             self._kept.clear()
-            refused = error.message if isinstance(error, domains.RefusedError) else ""
+            refused = error.message if isinstance(error, domains.CloneRefusedError) else ""
             server.call("drop_snapshot", root=kept.root, key=kept.key, refused=refused)
             domains.discard(server, node)
             volumes.discard(server, self._plan, node)
             return None
 
-    def _wake(self, server: Server, node: Node, kept: Kept) -> Door:
+    def _restore_clone(self, server: Server, node: Node, kept: Snapshot) -> NodeConnection:
         seed = self._seed(node)
         with self._site.report.step("clone", node.name, awaiting="its disk, seed and memory"):
             volumes.create(server, self._plan, node, seeds.seed_iso(seed), kept)
             domains.wake(server, self._plan, node, kept)
-        with kept_open(SerialDoor(node.name, boot.listen(server, node), self._deadline)) as door:
+        with closed_on_error(SerialConnection(node.name, boot.listen(server, node), self._deadline)) as connection:
             with self._site.report.step("identity", node.name, awaiting="its name, keys and addresses"):
                 within = Deadline(self._deadline.remaining_s(IDENTITY_S)).watching(self._deadline.check)
-                door.ask(boot.identity(seed), within, "its identity")
-            self.configure(node, door)
+                connection.ask(boot.identity(seed), within, "its identity")
+            self.configure(node, connection)
             with self._site.report.step("sshd", node.name, awaiting="sshd with its keys"):
-                door.ask({"do": "listening", "port": SSH_PORT}, self._deadline, "sshd with its keys")
-        self._lead_by(node)
-        return door
+                connection.ask({"do": "listening", "port": SSH_PORT}, self._deadline, "sshd with its keys")
+        self._provide_jump_host(node)
+        return connection
 
     def _seed(self, node: Node) -> dict[str, str]:
         return seed_files(self._plan, node, self._keys, guest_file=guest_file)
 
-    def bring_up_beside(self, node: Node) -> Door:
+    def bring_up_during_add(self, node: Node) -> NodeConnection:
         """The same where the head is up: before a node asks it for an address, it has to know of that node."""
         while self._plan.dhcp_range and not self._head_knows.is_set():
             self._deadline.pause(LOOK_S, f"{self._plan.head.name} to know of {node.name}")
@@ -159,18 +164,18 @@ class NodeWork:
 
     def start_again(self, node: Node) -> ssh_session.Session:
         """Power a stopped node on and bring it to what the plan says."""
-        with self._last_words(node):
+        with self.console_on_timeout(node):
             with self._site.report.step("start", node.name, awaiting="its power"):
                 self._fleet[node.server].hypervisor.start_domain(node.domain)
-            return self._await_and_settle(node)
+            return self._await_boot(node)
 
-    def settle(self, node: Node, deadline: Deadline | None = None) -> ssh_session.Session:
+    def configure_running(self, node: Node, deadline: Deadline | None = None) -> ssh_session.Session:
         """Log in to a node that is up and bring it to what the plan says."""
         with self._site.report.step("login", node.name, awaiting="a login by ssh"):
             session = self._log_in(node, deadline or self._deadline)
         try:
             if node.is_head:
-                self._ways.open_by(session)
+                self._jump_hosts.set_head(session)
             self.configure(node, session)
             if node.is_head:
                 self._head_knows.set()
@@ -181,67 +186,67 @@ class NodeWork:
             raise
         return session
 
-    def settle_beside(self, node: Node) -> Door:
+    def configure_via_serial(self, node: Node) -> NodeConnection:
         """The same with a node that has been up for a while: if somebody waits at its serial port, without a login."""
-        door = self._call(node)
-        if door is None:
-            return self.settle(node)
-        with kept_open(door):
-            self.configure(node, door)
-        self._lead_by(node)
-        return door
+        connection = self._call(node)
+        if connection is None:
+            return self.configure_running(node)
+        with closed_on_error(connection):
+            self.configure(node, connection)
+        self._provide_jump_host(node)
+        return connection
 
-    def _lead_by(self, node: Node) -> None:
+    def _provide_jump_host(self, node: Node) -> None:
         """Through the head others are reached, by a login that is made once somebody needs it."""
         if node.is_head:
-            self._ways.open_when_needed(lambda: self._log_in(node, self._deadline))
+            self._jump_hosts.set_head_later(lambda: self._log_in(node, self._deadline))
             self._head_knows.set()
 
-    def _call(self, node: Node) -> SerialDoor | None:
+    def _call(self, node: Node) -> SerialConnection | None:
         server = self._fleet[node.server]
-        if not server.hypervisor.is_listened_to(node.domain, READY_CHANNEL):
+        if not server.hypervisor.is_channel_open(node.domain, READY_CHANNEL):
             return None
         try:
             words = boot.listen(server, node)
         except VclusterError:  # another command speaks with it just now
             return None
-        door = SerialDoor(node.name, words, self._deadline)
+        connection = SerialConnection(node.name, words, self._deadline)
         try:
-            door.ask({"do": "here"}, Deadline(CALL_S), "a word that somebody is there")
+            connection.ask({"do": "here"}, Deadline(CALL_S), "a word that somebody is there")
         except VclusterError:  # whoever it is does not speak with us
-            door.hang_up()
+            connection.disconnect()
             return None
-        return door
+        return connection
 
-    def is_nobody(self, node: Node) -> bool:
+    def has_no_identity(self, node: Node) -> bool:
         """Whether it is a copy that was not told who it is: the command that woke it was killed."""
-        door = self._call(node)
-        if door is None:
+        connection = self._call(node)
+        if connection is None:
             return False
-        with door:
-            return bool(door.ask({"do": "here"}, Deadline(CALL_S), "its name") == "")
+        with connection:
+            return bool(connection.ask({"do": "here"}, Deadline(CALL_S), "its name") == "")
 
-    def configure(self, node: Node, session: Door) -> tuple[str, ...]:
+    def configure(self, node: Node, session: NodeConnection) -> tuple[str, ...]:
         """Bring a node to what the plan says of it alone; returns what had to be changed."""
         actions = node_actions.actions(self._plan, node, self._keys)
         return configure.apply(session, "configure", actions, report=self._site.report)
 
-    def join(self, node: Node, session: Door) -> tuple[str, ...]:
+    def mount_shares(self, node: Node, session: NodeConnection) -> tuple[str, ...]:
         """Mount what the others serve; returns what had to be changed."""
         actions = node_actions.mount_actions(self._plan, node, watcher=program("storage_watch").decode())
         return configure.apply(session, "nfs", actions, report=self._site.report) if actions else ()
 
-    def _await_and_settle(self, node: Node) -> ssh_session.Session:
+    def _await_boot(self, node: Node) -> ssh_session.Session:
         with closing(boot.listen(self._fleet[node.server], node)) as words:
             boot.wait_ready(words, node, deadline=self._deadline, report=self._site.report)
             # From here on the node's death shows at once, and not when the deadline passes.
-            return self.settle(node, self._deadline.watching(words.check))
+            return self.configure_running(node, self._deadline.watching(words.check))
 
     def _log_in(self, node: Node, deadline: Deadline) -> ssh_session.Session:
-        way = self._ways.to(node, deadline)
+        way = self._jump_hosts.to(node, deadline)
         try:
             return log_in(self._keys, way, node, user="root", deadline=deadline)
-        except ssh_session.RefusedError:
+        except ssh_session.LoginRefusedError:
             if not self._plan.image_login:
                 raise
         except VclusterError as error:
@@ -249,25 +254,25 @@ class NodeWork:
                 # The head was left, through which this one is reached; why that was is told by its own error.
                 raise Cancelled(error.message) from error
             raise
-        self._be_admitted(self._plan.image_login, way, node, deadline)
+        self._install_key(self._plan.image_login, way, node, deadline)
         for _ in range(RELOAD_LOOKS):
             try:
                 return log_in(self._keys, way, node, user="root", deadline=deadline)
-            except ssh_session.RefusedError:  # its sshd has not read its settings again yet
+            except ssh_session.LoginRefusedError:  # its sshd has not read its settings again yet
                 deadline.pause(RELOAD_S, f"{node.name} to let root in")
         return log_in(self._keys, way, node, user="root", deadline=deadline)
 
-    def _be_admitted(self, login: ImageLogin, way: ssh_session.Session | None, node: Node, deadline: Deadline) -> None:
+    def _install_key(self, login: ImageLogin, way: ssh_session.Session | None, node: Node, deadline: Deadline) -> None:
         """By the password of the image's own user our key is let in, once."""
         password, host_key = self._image_password(), self._keys.hosts[node.name].public
         address = str(node.reached_at)
         with ssh_session.connect(
             node.name, address, user=login.user, password=password, host_key=host_key, deadline=deadline, via=way
         ) as session:
-            key_install.admit(session, self._keys.admin.public, password)
+            key_install.install_key(session, self._keys.admin.public, password)
 
     @contextmanager
-    def _last_words(self, node: Node) -> Iterator[None]:
+    def console_on_timeout(self, node: Node) -> Iterator[None]:
         try:
             yield
         except DeadlineError as error:
@@ -278,16 +283,16 @@ class NodeWork:
 
 
 @contextmanager
-def kept_open(door: SerialDoor) -> Iterator[SerialDoor]:
+def closed_on_error(connection: SerialConnection) -> Iterator[SerialConnection]:
     """A door that is closed if the block fails, and only then."""
     try:
-        yield door
+        yield connection
     except BaseException:
-        door.close()
+        connection.close()
         raise
 
 
-def at_once(fleet: Fleet, decided: Plan) -> int:
+def concurrency_limit(fleet: Fleet, decided: Plan) -> int:
     """How many nodes to have at work at once: emulated ones that share too few processors only get in each other's way.
 
     Boots are another matter, they wait a lot. The head has its turn first, whatever the others do.
@@ -303,7 +308,7 @@ def console_log(server: Server, decided: Plan, node: Node, size: int = CONSOLE_B
     return str(server.call("tail", path=str(console_path(decided, node)), size=size))
 
 
-class Ways:
+class JumpHosts:
     """Through whom nodes are reached: their server where that is not this machine, or the head where only it does."""
 
     def __init__(self, decided: Plan, by_server: Mapping[str, ssh_session.Session | None]) -> None:
@@ -313,11 +318,11 @@ class Ways:
         self._log_in: Callable[[], ssh_session.Session] | None = None
         self._own: ssh_session.Session | None = None
 
-    def open_by(self, head: ssh_session.Session) -> None:
+    def set_head(self, head: ssh_session.Session) -> None:
         """From now on nodes are reached through the head."""
         self._by_head = head
 
-    def open_when_needed(self, log_in: Callable[[], ssh_session.Session]) -> None:
+    def set_head_later(self, log_in: Callable[[], ssh_session.Session]) -> None:
         """The same, by a session that is opened for the first who needs it."""
         self._log_in = log_in
 

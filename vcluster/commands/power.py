@@ -8,7 +8,7 @@ from contextlib import closing, suppress
 from vcluster.commands import node_lifecycle as nodes_work
 from vcluster.commands.inventory import domains_on
 from vcluster.errors import DeadlineError, VclusterError
-from vcluster.fleet.context import Site
+from vcluster.fleet.context import Context
 from vcluster.fleet.servers import Fleet, Server
 from vcluster.model.plan import Node, Plan
 from vcluster.stages import boot
@@ -20,9 +20,9 @@ ON, OFF, GONE, UNKNOWN = "on", "off", "gone", "unknown"
 Outcomes = dict[str, str | VclusterError]  # by node
 
 
-def status(site: Site, plan: Plan, nodes: Sequence[Node]) -> tuple[dict[str, str], list[VclusterError]]:
+def status(context: Context, plan: Plan, nodes: Sequence[Node]) -> tuple[dict[str, str], list[VclusterError]]:
     """By node whether it is on, off, gone, or unknown for its server cannot be asked; and why those cannot."""
-    with site.fleet_of(plan, may_lose=True) as fleet:
+    with context.fleet_of(plan, may_lose=True) as fleet:
         looked = parallel.outcomes(tuple(fleet.servers.values()), domains_on)
         found = dict(zip(fleet.servers, looked, strict=True)) | fleet.lost
     concerned = {node.server for node in nodes}
@@ -38,19 +38,19 @@ def _word(found: dict[str, bool] | VclusterError, node: Node) -> str:
     return {True: ON, False: OFF, None: GONE}[found.get(node.domain)]
 
 
-def turn_on(site: Site, plan: Plan, nodes: Sequence[Node], *, ready_by: Deadline | None = None) -> Outcomes:
+def turn_on(context: Context, plan: Plan, nodes: Sequence[Node], *, ready_by: Deadline | None = None) -> Outcomes:
     """Power nodes on; with `ready_by`, wait until each of them has said that it is ready."""
 
     def work(server: Server, node: Node, is_on: bool) -> str:
         if is_on:
             return "already on"
-        _start(site, plan, server, node, ready_by)
+        _start(context, plan, server, node, ready_by)
         return ON
 
-    return _on_each(site, plan, nodes, work, ready_by)
+    return _on_each(context, plan, nodes, work, ready_by)
 
 
-def turn_off(site: Site, plan: Plan, nodes: Sequence[Node]) -> Outcomes:
+def turn_off(context: Context, plan: Plan, nodes: Sequence[Node]) -> Outcomes:
     """Cut the power of nodes."""
 
     def work(server: Server, node: Node, is_on: bool) -> str:
@@ -59,30 +59,30 @@ def turn_off(site: Site, plan: Plan, nodes: Sequence[Node]) -> Outcomes:
         server.hypervisor.stop_domain(node.domain)
         return OFF
 
-    return _on_each(site, plan, nodes, work)
+    return _on_each(context, plan, nodes, work)
 
 
-def cycle(site: Site, plan: Plan, nodes: Sequence[Node], *, ready_by: Deadline | None = None) -> Outcomes:
+def cycle(context: Context, plan: Plan, nodes: Sequence[Node], *, ready_by: Deadline | None = None) -> Outcomes:
     """Cut the power of nodes and give it back; with `ready_by` as `turn_on`."""
 
     def work(server: Server, node: Node, is_on: bool) -> str:
         if is_on:
             server.hypervisor.stop_domain(node.domain)
-        _start(site, plan, server, node, ready_by)
+        _start(context, plan, server, node, ready_by)
         return "off and on" if is_on else ON
 
-    return _on_each(site, plan, nodes, work, ready_by)
+    return _on_each(context, plan, nodes, work, ready_by)
 
 
 def _on_each(
-    site: Site,
+    context: Context,
     plan: Plan,
     nodes: Sequence[Node],
     work: Callable[[Server, Node, bool], str],
     ready_by: Deadline | None = None,
 ) -> Outcomes:
     """Nodes side by side; what became of each. One that fails keeps no other from its turn."""
-    with site.fleet_of(plan, may_lose=True) as fleet:
+    with context.fleet_of(plan, may_lose=True) as fleet:
         asked = parallel.outcomes(tuple(fleet.servers.values()), domains_on)
         domains = dict(zip(fleet.servers, asked, strict=True))
         done = parallel.outcomes(
@@ -103,7 +103,7 @@ def _is_on(plan: Plan, fleet: Fleet, domains: dict[str, dict[str, bool] | Vclust
     return found[node.domain]
 
 
-def _start(site: Site, plan: Plan, server: Server, node: Node, ready_by: Deadline | None) -> None:
+def _start(context: Context, plan: Plan, server: Server, node: Node, ready_by: Deadline | None) -> None:
     try:
         server.hypervisor.start_domain(node.domain)
     except VclusterError as error:
@@ -112,7 +112,7 @@ def _start(site: Site, plan: Plan, server: Server, node: Node, ready_by: Deadlin
         return
     try:
         with closing(boot.listen(server, node)) as words:
-            boot.wait_ready(words, node, deadline=ready_by.watching(words.check), report=site.report)
+            boot.wait_ready(words, node, deadline=ready_by.watching(words.check), report=context.report)
     except DeadlineError as error:
         said = ""
         with suppress(VclusterError):

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from vcluster import guest
-from vcluster.adapters.libvirt.hypervisor import Words
-from vcluster.adapters.serial_connection import SerialDoor
+from vcluster.adapters.libvirt.hypervisor import SerialChannel
+from vcluster.adapters.serial_connection import SerialConnection
 from vcluster.agent.snapshot_store import DISK, SAVE, SEED
 from vcluster.config.options import CLUSTER
 from vcluster.errors import MissingError, VclusterError
@@ -30,8 +30,8 @@ from vcluster.snapshots.template import (
     FEATURE,
     NAME,
     REFUSED,
-    AtHand,
-    Kept,
+    Snapshot,
+    SnapshotIndex,
     Template,
     circumstances,
     is_outdated,
@@ -60,14 +60,14 @@ def templates_of(plan: Plan) -> dict[str, tuple[Template, ...]]:
     }
 
 
-def find(fleet: Fleet, plan: Plan, *, deadline: Deadline, report: Reporter) -> AtHand:
+def find(fleet: Fleet, plan: Plan, *, deadline: Deadline, report: Reporter) -> SnapshotIndex:
     """The memories that this plan's nodes can be made from; one that is being made is waited for."""
     wanted = [(fleet[name], template) for name, templates in templates_of(plan).items() for template in templates]
     found = parallel.each(wanted, lambda one: _find(*one, deadline=deadline, report=report), deadline=deadline)
     return {(server.name, template): kept for (server, template), kept in zip(wanted, found, strict=True) if kept}
 
 
-def lacks(plan: Plan, kept: AtHand) -> bool:
+def lacks(plan: Plan, kept: SnapshotIndex) -> bool:
     """Whether a memory could be kept for nodes like these that is not at hand."""
     return any((name, template) not in kept for name, found in templates_of(plan).items() for template in found)
 
@@ -99,7 +99,7 @@ def _facts(server: Server, template: Template) -> tuple[str, str, dict[str, str]
     return str(root_on(server.storage)), key_of(found), found
 
 
-def _find(server: Server, template: Template, *, deadline: Deadline, report: Reporter) -> Kept | None:
+def _find(server: Server, template: Template, *, deadline: Deadline, report: Reporter) -> Snapshot | None:
     root, key, found = _facts(server, template)
 
     def look() -> Any:
@@ -113,7 +113,7 @@ def _find(server: Server, template: Template, *, deadline: Deadline, report: Rep
     if state["wrong"]:
         drop(server, root, key, state["wrong"], report=report)
         return None
-    return Kept(key, root, state["xml"], Path(state["ram"]), template.macs) if state["is_there"] else None
+    return Snapshot(key, root, state["xml"], Path(state["ram"]), template.macs) if state["is_there"] else None
 
 
 def _when_free(server: Server, look: Callable[[], Any], deadline: Deadline, report: Reporter) -> Any:
@@ -204,12 +204,12 @@ def _boot_and_save(
     )
     libvirt = server.hypervisor
     libvirt.stop_domain(name)  # one whose libvirtd was killed, for nobody else makes this one now
-    libvirt.run_for_now(template_xml(machine, name, by=server.owner, macs=template.macs, mtu=template.mtu))
+    libvirt.start_transient_domain(template_xml(machine, name, by=server.owner, macs=template.macs, mtu=template.mtu))
     try:
         if is_gentle:
-            server.call("yield_to_others", domain=name)
+            server.call("lower_priority", domain=name)
         with closing(libvirt.words(name, READY_CHANNEL)) as words:
-            _bring_to_rest(words, deadline, report)
+            _wait_until_idle(words, deadline, report)
         owner: list[int] = server.call("owner_of", path=str(disk))
         libvirt.save_domain(name, str(folder / SAVE))
     finally:
@@ -218,19 +218,19 @@ def _boot_and_save(
     return owner
 
 
-def _bring_to_rest(words: Words, deadline: Deadline, report: Reporter) -> None:
+def _wait_until_idle(words: SerialChannel, deadline: Deadline, report: Reporter) -> None:
     """What nodes run first is read and compiled; then nothing is left to be done."""
     watched = deadline.watching(words.check)
     while not words.next(watched, "a node to make others from").startswith("{"):
         pass  # its boot's words; a line of JSON says that somebody listens
-    door = SerialDoor(NAME, words, watched)
+    connection = SerialConnection(NAME, words, watched)
     try:
-        door.load([guest.program(name) for name in PROGRAMS], watched, "its programs")
-        configure.apply(door, "warm", template_actions(), report=report)
-        if failed := door.ask({"do": "rest"}, watched, "its rest"):
+        connection.load([guest.program(name) for name in PROGRAMS], watched, "its programs")
+        configure.apply(connection, "warm", template_actions(), report=report)
+        if failed := connection.ask({"do": "rest"}, watched, "its rest"):
             raise VclusterError(f"of a node to make others from failed: {', '.join(failed)}")
     finally:
-        door.hang_up()
+        connection.disconnect()
 
 
 def _where(server: Server) -> str:

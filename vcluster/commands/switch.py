@@ -10,7 +10,7 @@ from typing import Any
 from vcluster.commands.inventory import survey
 from vcluster.errors import ConflictError, MissingError, RequestError
 from vcluster.fleet import ledger, servers
-from vcluster.fleet.context import Site
+from vcluster.fleet.context import Context
 from vcluster.fleet.observation import way
 from vcluster.fleet.servers import Server
 from vcluster.model import naming
@@ -34,7 +34,7 @@ class Port:
 
 
 @dataclass(frozen=True, slots=True)
-class Half:
+class SwitchSide:
     """A switch on this machine, `is_ours` if it was made from here."""
 
     cluster: str
@@ -45,7 +45,7 @@ class Half:
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class SwitchRequest:
     """What `switch up` is told; `count` tunnels to `peer`, with VNIs from `vni_base` on."""
 
     name: str
@@ -57,15 +57,15 @@ class Order:
     interface: str = ""
 
 
-def up(site: Site, order: Order) -> Half:
+def up(context: Context, order: SwitchRequest) -> SwitchSide:
     """Make a switch with a tunnel for each node of the peer's."""
     if not 1 <= order.count <= naming.NODES_MAX:
         raise RequestError(
             f"{order.count} tunnels make no switch", hint=f"-n takes a number from 1 to {naming.NODES_MAX}"
         )
-    with site.here() as server, ledger.planning(site.state_root):
+    with context.here() as server, ledger.planning(context.state_root):
         servers.require_rights_on(server)
-        if survey(server, order.name) or site.files(order.name).folder.exists():
+        if survey(server, order.name) or context.files(order.name).folder.exists():
             raise ConflictError(
                 f"cluster {order.name} has things on this machine already",
                 hint=f"vcluster switch down {order.name}, or take another --name",
@@ -78,15 +78,15 @@ def up(site: Site, order: Order) -> Half:
         except BaseException:
             _remove(server, order.name)
             raise
-        return next(half for half in _halves(server) if half.cluster == order.name and half.is_ours)
+        return next(half for half in _sides(server) if half.cluster == order.name and half.is_ours)
 
 
-def down(site: Site, name: str) -> bool:
+def down(context: Context, name: str) -> bool:
     """Remove the switch of that name that was made here by hand. Returns whether there was anything."""
-    with site.here() as server:
+    with context.here() as server:
         if not survey(server, name):
             return False
-        if site.files(name).folder.exists():
+        if context.files(name).folder.exists():
             raise ConflictError(f"{name} is a cluster made from this machine", hint=f"vcluster clear {name}")
         servers.require_rights_on(server)
         _remove(server, name)
@@ -96,13 +96,13 @@ def down(site: Site, name: str) -> bool:
         return True
 
 
-def show(site: Site) -> tuple[Half, ...]:
+def show(context: Context) -> tuple[SwitchSide, ...]:
     """Every switch that has our mark, whoever made it."""
-    with site.here() as server:
-        return tuple(_halves(server))
+    with context.here() as server:
+        return tuple(_sides(server))
 
 
-def _plan(server: Server, order: Order) -> ServerPlan:
+def _plan(server: Server, order: SwitchRequest) -> ServerPlan:
     there = way(server, order.peer, ServerSpec(LOCAL.name, interface=order.interface))
     check_mtu(order.mtu, "this machine", str(order.peer), there)
     mark = naming.alias(order.name, server.owner)
@@ -118,9 +118,9 @@ def _plan(server: Server, order: Order) -> ServerPlan:
 
 
 def _refuse_taken(server: Server, planned: ServerPlan) -> None:
-    found = server.call("links")
+    found = server.call("interfaces")
     names, vnis = {link["name"] for link in found}, {link["vni"] for link in found}
-    for name in planned.link_names:
+    for name in planned.interface_names:
         if name in names:
             raise ConflictError(f"link {name} exists and is not ours", hint="take another --name")
     taken = next((tunnel.vni for tunnel in planned.tunnels if tunnel.vni in vnis), None)
@@ -133,13 +133,13 @@ def _remove(server: Server, name: str) -> None:
     rules.destroy(server, name)
 
 
-def _halves(server: Server) -> Iterator[Half]:
-    found: list[dict[str, Any]] = server.call("links")
+def _sides(server: Server) -> Iterator[SwitchSide]:
+    found: list[dict[str, Any]] = server.call("interfaces")
     for link in found:
         mark = naming.parse_alias(link["alias"])
         if mark and link["kind"] == "bridge" and link["name"] == naming.bridge_name(mark[0]):
             ports = tuple(_port(one) for one in found if one["master"] == link["name"] and one["vni"])
-            yield Half(mark[0], mark[1] == server.owner, link["name"], link["mtu"], ports)
+            yield SwitchSide(mark[0], mark[1] == server.owner, link["name"], link["mtu"], ports)
 
 
 def _port(link: dict[str, Any]) -> Port:

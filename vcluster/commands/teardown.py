@@ -10,9 +10,9 @@ from vcluster.commands import snapshot_build
 from vcluster.commands.inventory import survey
 from vcluster.errors import ConflictError, VclusterError
 from vcluster.fleet import servers
-from vcluster.fleet.context import Site
+from vcluster.fleet.context import Context
 from vcluster.fleet.ledger import ClusterFiles
-from vcluster.fleet.servers import Fleet, Server, Want
+from vcluster.fleet.servers import Fleet, Server, ServerRequest
 from vcluster.model import naming
 from vcluster.model.plan import Plan
 from vcluster.model.spec import LOCAL, ServerSpec
@@ -27,20 +27,22 @@ Kind = TypeVar("Kind")
 IMAGE_TIMEOUT_S = 60.0
 
 
-def clear(site: Site, name: str, besides: Sequence[ServerSpec] = ()) -> bool:
+def clear(context: Context, name: str, besides: Sequence[ServerSpec] = ()) -> bool:
     """Remove all of a cluster. Returns whether there was anything.
 
     Its ledger tells where it is; `besides` are servers to look on where that is lost. What cannot be reached is told
     by the error, and stays in the ledger.
     """
-    files = site.files(name)
+    files = context.files(name)
     kept = files.read_ledger()
     key = files.server_key()
-    wants = [servers.want_plan(one, key) for one in kept.plan.servers] if kept else []
-    wants += [servers.want_spec(one, carries_nodes=None) for one in besides if one.name not in _names(wants)]
+    requests = [servers.request_for_plan(one, key) for one in kept.plan.servers] if kept else []
+    requests += [
+        servers.request_for_spec(one, carries_nodes=None) for one in besides if one.name not in _names(requests)
+    ]
     if kept is None:
-        wants.append(servers.want_spec(LOCAL, carries_nodes=site.doors.has_libvirt))
-    with site.fleet(wants, may_lose=True) as fleet:
+        requests.append(servers.request_for_spec(LOCAL, carries_nodes=context.connector.has_libvirt))
+    with context.fleet(requests, may_lose=True) as fleet:
         found = any(survey(server, name) for server in fleet.servers.values())
         if not files.folder.exists() and not found and not fleet.lost:
             files.destroy()
@@ -48,43 +50,43 @@ def clear(site: Site, name: str, besides: Sequence[ServerSpec] = ()) -> bool:
             return False
         servers.require_rights(fleet)
         if kept is None:
-            _tell_unlooked(site, fleet, name)
+            _report_unvisited(context, fleet, name)
         with files.locked():
-            remove(site, fleet, files)
+            remove(context, fleet, files)
         return True
 
 
-def _tell_unlooked(site: Site, fleet: Fleet, name: str) -> None:
+def _report_unvisited(context: Context, fleet: Fleet, name: str) -> None:
     """Without a ledger, tunnels still tell of servers at their other ends; say so while they are there to tell."""
     own: set[str] = set()
     ends: set[str] = set()
     for server in fleet.servers.values():
         mark = naming.alias(name, server.owner)
         own |= {address for _, address in server.call("addresses")}
-        ends |= {link["remote"] for link in server.call("links") if link["alias"] == mark and link["remote"]}
+        ends |= {link["remote"] for link in server.call("interfaces") if link["alias"] == mark and link["remote"]}
     for address in sorted(ends - own):
-        site.report.note(f"tunnels lead to {address}, where nobody looked: vcluster clear {name} --on {address}")
+        context.report.note(f"tunnels lead to {address}, where nobody looked: vcluster clear {name} --on {address}")
 
 
-def _names(wants: Sequence[Want]) -> set[str]:
-    return {want.name for want in wants}
+def _names(requests: Sequence[ServerRequest]) -> set[str]:
+    return {request.name for request in requests}
 
 
-def remove(site: Site, fleet: Fleet, files: ClusterFiles) -> None:
+def remove(context: Context, fleet: Fleet, files: ClusterFiles) -> None:
     """The one way down: a failed create, an interrupt and clear all come here. Again and again is fine.
 
     Everything is tried on every server; what fails is told together, and the ledger stays until nothing is left.
     """
-    _on_each(fleet, lambda server: _remove_from(site, server, files.name))
+    _on_each(fleet, lambda server: _remove_from(context, server, files.name))
     tmux.end(tmux.socket_name(files.name))
     files.destroy()
 
 
-def remove_nodes(site: Site, fleet: Fleet, before: Plan, after: Plan) -> None:
+def remove_nodes(context: Context, fleet: Fleet, before: Plan, after: Plan) -> None:
     """The same for the nodes that are in one plan and not in the next, with all that servers have for them."""
 
     def work(server: Server) -> None:
-        failures = _try_each(site, server, PARTS, lambda part: part.reduce(server, before, after))
+        failures = _try_each(context, server, PARTS, lambda part: part.reduce(server, before, after))
         gone = _names_on(before, server.name) - _names_on(after, server.name)
         left = [found for found in survey(server, before.name) if found.name in gone] if not failures else ()
         if left:
@@ -95,7 +97,7 @@ def remove_nodes(site: Site, fleet: Fleet, before: Plan, after: Plan) -> None:
 
 
 def _names_on(plan: Plan, server: str) -> set[str]:
-    return {*plan.server(server).link_names, *(node.domain for node in plan.nodes_on(server))}
+    return {*plan.server(server).interface_names, *(node.domain for node in plan.nodes_on(server))}
 
 
 def _on_each(fleet: Fleet, work: Callable[[Server], None]) -> None:
@@ -110,8 +112,8 @@ def _not_reached(name: str, error: VclusterError) -> VclusterError:
     return VclusterError(f"{name} was not reached, what is there stays in the ledger: {error.message}", hint=error.hint)
 
 
-def _remove_from(site: Site, server: Server, name: str) -> None:
-    failures = _try_each(site, server, KINDS, lambda kind: kind.destroy(server, name))
+def _remove_from(context: Context, server: Server, name: str) -> None:
+    failures = _try_each(context, server, KINDS, lambda kind: kind.destroy(server, name))
     left = survey(server, name) if not failures else ()
     if left:
         failures.append(VclusterError(f"left of {name}: {', '.join(map(str, left))}"))
@@ -121,13 +123,13 @@ def _remove_from(site: Site, server: Server, name: str) -> None:
 
 
 def _try_each(
-    site: Site, server: Server, kinds: Mapping[str, Kind], work: Callable[[Kind], None]
+    context: Context, server: Server, kinds: Mapping[str, Kind], work: Callable[[Kind], None]
 ) -> list[VclusterError]:
     """Work on one kind of things after the other; what failed, unless the server is gone."""
     failures = []
     for name, kind in kinds.items():
         try:
-            with site.report.step(f"remove {name}", server.label):
+            with context.report.step(f"remove {name}", server.label):
                 work(kind)
         except VclusterError as error:
             if not server.is_alive:
@@ -136,7 +138,7 @@ def _try_each(
     return failures
 
 
-def remove_image(site: Site, digest: str, specs: Sequence[ServerSpec]) -> dict[str, bool]:
+def remove_image(context: Context, digest: str, specs: Sequence[ServerSpec]) -> dict[str, bool]:
     """Remove an image from servers it was sent to. Returns for each, by name, whether it was there.
 
     Raises ConflictError where there are clusters on a server: their disks may be built on it.
@@ -153,5 +155,5 @@ def remove_image(site: Site, digest: str, specs: Sequence[ServerSpec]) -> dict[s
             server.call("remove_folder", path=str(root / name))
         return bool(names)
 
-    with site.fleet([servers.want_spec(one, carries_nodes=False) for one in specs]) as fleet:
+    with context.fleet([servers.request_for_spec(one, carries_nodes=False) for one in specs]) as fleet:
         return fleet.each(remove_it, deadline=Deadline(IMAGE_TIMEOUT_S))

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from vcluster.config import ini_file, passwords, readers, request
 from vcluster.config.readers import Host
-from vcluster.config.request import Wishes
-from vcluster.config.sections import Complaints, Section
+from vcluster.config.request import CreateRequest
+from vcluster.config.sections import SectionReader, ValidationErrors
 from vcluster.errors import RequestError
 from vcluster.model.naming import NODES_MAX
 from vcluster.model.spec import LOCAL_SERVER, SERVER_TIMEOUT_S, STORAGE_PATH, Login, ServerSpec
@@ -26,30 +26,32 @@ _HARDWARE = ("cpu", "ram", "hdd")
 _LOGIN_KEYS = ("user", "port", "password", "key", "fingerprint")
 
 
-def read(path: Path, *, overrides: Mapping[str, str] | None = None) -> Wishes:
+def read(path: Path, *, overrides: Mapping[str, str] | None = None) -> CreateRequest:
     """What a configuration file asks for. See `parse`."""
     text, is_private = ini_file.load(path)
     return parse(text, source=path, overrides=overrides, is_private=is_private)
 
 
-def parse(text: str, *, source: Path, overrides: Mapping[str, str] | None = None, is_private: bool = True) -> Wishes:
+def parse(
+    text: str, *, source: Path, overrides: Mapping[str, str] | None = None, is_private: bool = True
+) -> CreateRequest:
     """What a configuration file's text asks for.
 
     `overrides` are keys of [cluster] given as options; they win over the file's. `is_private` says whether only the
     file's owner can read it. Raises RequestError with a line for each mistake.
     """
     sections, mistakes = ini_file.parse(text)
-    complaints = Complaints(ini_file.path_shown(source))
-    asked = _Asked(source, complaints, is_private, has_lost_lines=any(not mistake.about for mistake in mistakes))
+    errors = ValidationErrors(ini_file.path_shown(source))
+    asked = _Asked(source, errors, is_private, has_lost_lines=any(not mistake.about for mistake in mistakes))
     for mistake in mistakes:
-        complaints.add(mistake.line, mistake.about, mistake.text)
+        errors.add(mistake.line, mistake.about, mistake.text)
     if not sections:
-        complaints.raise_any()
+        errors.raise_any()
     _sort(asked, sections, overrides or {})
     _compare(asked)
     count = _count(asked)
     request.check(asked.cluster, count)
-    complaints.raise_any()
+    errors.raise_any()
     assert count is not None  # noqa: S101 - what leaves it open was complained of
     servers = tuple(_server_spec(asked, server, server.name) for server in asked.servers)
     switch = _switch_spec(asked, servers)
@@ -64,40 +66,40 @@ class _Asked:
     """All that was read."""
 
     source: Path
-    complaints: Complaints
+    errors: ValidationErrors
     is_private: bool
     has_lost_lines: bool
-    cluster: Section = field(init=False)
-    switch: Section | None = None
-    servers: list[Section] = field(default_factory=list)
+    cluster: SectionReader = field(init=False)
+    switch: SectionReader | None = None
+    servers: list[SectionReader] = field(default_factory=list)
 
     @property
     def is_room_unclear(self) -> bool:
         """Whether how many nodes the servers hold rests on something that is not understood."""
         sections = (self.cluster, *self.servers)
         doubts = {"nodes", "vcpus", "memory", "disk", *_HARDWARE}
-        return not self.servers or any(doubts & section.doubtful for section in sections)
+        return not self.servers or any(doubts & section.invalid for section in sections)
 
     @property
-    def machines(self) -> Iterator[Section]:
+    def machines(self) -> Iterator[SectionReader]:
         """The sections that describe one."""
         yield from self.servers
         if self.switch and not self.switch.get("server"):
             yield self.switch
 
-    def server(self, name: str) -> Section | None:
+    def server(self, name: str) -> SectionReader | None:
         """The section of a server."""
         return next((server for server in self.servers if server.name == name), None)
 
 
-def _sort(asked: _Asked, sections: Sequence[ini_file.Section], overrides: Mapping[str, str]) -> None:
+def _sort(asked: _Asked, sections: Sequence[ini_file.IniSection], overrides: Mapping[str, str]) -> None:
     """Each section to its place, understood."""
     known = {section.title: section for section in reversed(sections)}  # the first of each title
-    cluster = known.get("cluster") or ini_file.Section("cluster", 0, {})
-    asked.cluster = request.read(cluster, asked.complaints, given=overrides)
+    cluster = known.get("cluster") or ini_file.IniSection("cluster", 0, {})
+    asked.cluster = request.read(cluster, asked.errors, given=overrides)
     for section in sections:
         kind, _, name = section.title.partition(" ")
-        read = Section(section.title, asked.complaints, section.line, section.entries)
+        read = SectionReader(section.title, asked.errors, section.line, section.entries)
         is_first = known[section.title] is section
         if kind == "server" and name:
             _read_server(asked, read, is_first=is_first)
@@ -107,10 +109,10 @@ def _sort(asked: _Asked, sections: Sequence[ini_file.Section], overrides: Mappin
         elif section.title != "cluster":
             _refuse_section(asked, section)
         elif not is_first:
-            request.read(section, asked.complaints, given={})
+            request.read(section, asked.errors, given={})
 
 
-def _read_server(asked: _Asked, section: Section, *, is_first: bool) -> None:
+def _read_server(asked: _Asked, section: SectionReader, *, is_first: bool) -> None:
     try:
         readers.server_name(section.name)
         if section.name == SWITCH:
@@ -118,20 +120,18 @@ def _read_server(asked: _Asked, section: Section, *, is_first: bool) -> None:
     except RequestError as error:
         is_reserved = section.name == LOCAL_SERVER
         hint = f"take another name, with host = {LOCAL_SERVER}" if is_reserved else error.hint
-        asked.complaints.add(
-            section.line, ini_file.about(section.title), "; ".join(filter(None, (error.message, hint)))
-        )
+        asked.errors.add(section.line, ini_file.about(section.title), "; ".join(filter(None, (error.message, hint))))
     section.read(readers.SERVER)
     if is_first:
         asked.servers.append(section)
 
 
-def _refuse_section(asked: _Asked, section: ini_file.Section) -> None:
+def _refuse_section(asked: _Asked, section: ini_file.IniSection) -> None:
     word = section.title.partition(" ")[0]
     near = get_close_matches(word.lower(), ("cluster", SWITCH, "server"), n=1, cutoff=0.5)
     meant = {"server": "[server NAME]"}.get(near[0], f"[{near[0]}]") if near else ""
     tail = f"did you mean {meant}?" if meant else "known are [cluster], [switch] and [server NAME]"
-    asked.complaints.add(section.line, ini_file.about(section.title), f"is no section; {tail}")
+    asked.errors.add(section.line, ini_file.about(section.title), f"is no section; {tail}")
 
 
 # What only shows when values are seen together
@@ -139,9 +139,9 @@ def _refuse_section(asked: _Asked, section: ini_file.Section) -> None:
 
 def _compare(asked: _Asked) -> None:
     if not asked.servers:
-        asked.complaints.add(0, "", "no server is described; such as [server server1]")
+        asked.errors.add(0, "", "no server is described; such as [server server1]")
     if asked.switch is None:
-        asked.complaints.add(0, "[switch]", "is missing; it has host = …, or server = NAME of one that carries nodes")
+        asked.errors.add(0, "[switch]", "is missing; it has host = …, or server = NAME of one that carries nodes")
     for machine in asked.machines:
         _compare_machine(asked, machine)
     _compare_hosts(asked)
@@ -149,75 +149,75 @@ def _compare(asked: _Asked) -> None:
         _compare_switch(asked, asked.switch)
 
 
-def _compare_machine(asked: _Asked, machine: Section) -> None:
+def _compare_machine(asked: _Asked, machine: SectionReader) -> None:
     host = machine.get("host", Host(""))
     for key, other in (("user", host.user), ("port", host.port)):
         if other and machine.get(key, other) != other:
-            machine.complain(key, f"is {machine.get(key)} here and {other} in host")
+            machine.add_error(key, f"is {machine.get(key)} here and {other} in host")
     if "password" in machine.entries and "key" in machine.entries:
-        machine.complain("password", "excludes key; give one of them")
+        machine.add_error("password", "excludes key; give one of them")
     if machine.is_local:
         for key in _LOGIN_KEYS:
             if key in machine.entries:
-                machine.complain(key, f"has no meaning for {LOCAL_SERVER}, which is this machine")
+                machine.add_error(key, f"has no meaning for {LOCAL_SERVER}, which is this machine")
         if host.user or host.port:
-            machine.complain("host", f"is this machine; write {LOCAL_SERVER} alone")
+            machine.add_error("host", f"is this machine; write {LOCAL_SERVER} alone")
     if not asked.is_private and _holds_password(machine):
         command = passwords.mending(asked.source)
-        machine.complain("password", f"stands in a file that others can read; {command}")
+        machine.add_error("password", f"stands in a file that others can read; {command}")
 
 
-def _holds_password(machine: Section) -> bool:
+def _holds_password(machine: SectionReader) -> bool:
     entry = machine.entries.get("password")
     return bool(entry and entry.value and readers.is_plain(entry.value))
 
 
 def _compare_hosts(asked: _Asked) -> None:
     """No two servers on one machine, no two machines with one address."""
-    hosts: dict[str, Section] = {}
-    addresses: dict[IPv4Address, Section] = {}
+    hosts: dict[str, SectionReader] = {}
+    addresses: dict[IPv4Address, SectionReader] = {}
     for machine in asked.machines:
-        if machine is not asked.switch and "host" not in machine.doubtful:
+        if machine is not asked.switch and "host" not in machine.invalid:
             first = hosts.setdefault(machine.host.name.lower(), machine)
             if first is not machine:
-                machine.complain("host", f"{machine.host.name} is the host of {ini_file.about(first.title)} as well")
+                machine.add_error("host", f"{machine.host.name} is the host of {ini_file.about(first.title)} as well")
         if address := machine.get("address"):
             first = addresses.setdefault(address, machine)
             if first is not machine and _carrier(asked, machine) is not first:
-                machine.complain("address", f"{address} is the address of {ini_file.about(first.title)} as well")
+                machine.add_error("address", f"{address} is the address of {ini_file.about(first.title)} as well")
 
 
-def _compare_switch(asked: _Asked, switch: Section) -> None:
+def _compare_switch(asked: _Asked, switch: SectionReader) -> None:
     name = switch.get("server")
     if name:
         if not asked.server(name):
             near = get_close_matches(name, [server.name for server in asked.servers], n=1)
-            switch.complain("server", f"there is no [server {name}]" + (f"; did you mean {near[0]}?" if near else ""))
+            switch.add_error("server", f"there is no [server {name}]" + (f"; did you mean {near[0]}?" if near else ""))
         for key in switch.entries:
             if key in readers.MACHINE:
-                switch.complain(key, f"belongs into [server {name}], which is the switch")
+                switch.add_error(key, f"belongs into [server {name}], which is the switch")
         return
-    if "host" not in switch.entries and not {"host", "server"} & switch.doubtful:
-        switch.complain("", "needs host = …, or server = NAME of one that carries nodes")
+    if "host" not in switch.entries and not {"host", "server"} & switch.invalid:
+        switch.add_error("", "needs host = …, or server = NAME of one that carries nodes")
     carrier = _carrier(asked, switch)
     if carrier:
         _compare_with_carrier(switch, carrier)
 
 
-def _compare_with_carrier(switch: Section, carrier: Section) -> None:
+def _compare_with_carrier(switch: SectionReader, carrier: SectionReader) -> None:
     """What [switch] says of a server must be what the server's own section says."""
     ours = {"user": switch.host.user, "port": switch.host.port} | switch.values
     theirs = carrier.values | {"user": carrier.host.user, "port": carrier.host.port}
     for key, value in ours.items():
-        if key != "host" and value and key not in carrier.doubtful and value != theirs.get(key):
+        if key != "host" and value and key not in carrier.invalid and value != theirs.get(key):
             place = key if key in switch.entries else "host"
             what = "" if place == key else f"gives a {key} that "
-            switch.complain(
+            switch.add_error(
                 place, f"{what}is not that of {ini_file.about(carrier.title)}, which is the same machine; leave it out"
             )
 
 
-def _carrier(asked: _Asked, switch: Section) -> Section | None:
+def _carrier(asked: _Asked, switch: SectionReader) -> SectionReader | None:
     """The server that the switch is on, if it carries nodes."""
     if switch is not asked.switch:
         return None
@@ -235,12 +235,12 @@ def _count(asked: _Asked) -> int | None:
     told = request.count(asked.cluster)
     if told is None or asked.is_room_unclear:
         return None
-    _check_promises(asked)
+    _check_limits(asked)
     if not told:
         return _count_of_servers(asked)
     key, count = next(iter(told.items()))
     if obstacle := _obstacle(asked, count):
-        asked.cluster.complain(key, f"{count} nodes, but {obstacle}")
+        asked.cluster.add_error(key, f"{count} nodes, but {obstacle}")
         return None
     return count
 
@@ -266,34 +266,34 @@ def _count_of_servers(asked: _Asked) -> int | None:
             unclear = True
             if asked.has_lost_lines:
                 continue  # it may have stood there
-            server.complain(
+            server.add_error(
                 "",
                 "does not say how many nodes; give nodes here or in [cluster], or all of cpu, ram and hdd here "
                 f"({' and '.join(missing)} missing)",
             )
     count = sum(_holds(asked, server) or 0 for server in asked.servers)
     if count > NODES_MAX:
-        asked.complaints.add(0, "", f"the servers hold {count} nodes; give nodes in [cluster], {NODES_MAX} at most")
+        asked.errors.add(0, "", f"the servers hold {count} nodes; give nodes in [cluster], {NODES_MAX} at most")
     return None if unclear or count > NODES_MAX else count
 
 
-def _check_promises(asked: _Asked) -> None:
+def _check_limits(asked: _Asked) -> None:
     """What a server declares must hold the nodes it is told to carry, and one at least."""
     for server in asked.servers:
         wanted = server.get("nodes", 1)
         for limit in _limits(asked, server):
             if limit.nodes < wanted:
                 nodes = f"the {wanted} nodes it is told to carry" if "nodes" in server.values else "one node"
-                server.complain(limit.key, f"{limit.why.removesuffix(' declared')} is too little for {nodes}")
+                server.add_error(limit.key, f"{limit.why.removesuffix(' declared')} is too little for {nodes}")
 
 
-def _holds(asked: _Asked, server: Section) -> int | None:
+def _holds(asked: _Asked, server: SectionReader) -> int | None:
     """How many nodes a server takes, or None where it does not say."""
     told: int | None = server.get("nodes")
     return told or min((limit.nodes for limit in _limits(asked, server)), default=None)
 
 
-def _limits(asked: _Asked, server: Section) -> tuple[placement.Limit, ...]:
+def _limits(asked: _Asked, server: SectionReader) -> tuple[placement.Limit, ...]:
     cluster = asked.cluster
     return placement.declared_limits(
         ServerSpec(server.name, cpus=server.get("cpu"), memory_mib=server.get("ram"), disk_gib=server.get("hdd")),
@@ -306,7 +306,7 @@ def _limits(asked: _Asked, server: Section) -> tuple[placement.Limit, ...]:
 # From what was read to what is asked for
 
 
-def _server_spec(asked: _Asked, section: Section, name: str) -> ServerSpec:
+def _server_spec(asked: _Asked, section: SectionReader, name: str) -> ServerSpec:
     return ServerSpec(
         name=name,
         login=None if section.is_local else _login(asked, section),
@@ -321,7 +321,7 @@ def _server_spec(asked: _Asked, section: Section, name: str) -> ServerSpec:
     )
 
 
-def _login(asked: _Asked, section: Section) -> Login:
+def _login(asked: _Asked, section: SectionReader) -> Login:
     host, source = section.host, ""
     if "password" in section.values:
         source = readers.password_source(section.values["password"], file=asked.source, section=section.title)

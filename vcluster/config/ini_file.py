@@ -28,7 +28,7 @@ _PAIR = re.compile(r"([A-Za-z_][A-Za-z0-9_-]{0,39})[ \t]*[=:](.*)")
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class IniEntry:
     """A key's value, and its line or the option that gave it. The value may be a secret and is in no repr."""
 
     value: str = field(repr=False)
@@ -37,12 +37,12 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Section:
+class IniSection:
     """A section, with the first entry of each key."""
 
     title: str
     line: int
-    entries: dict[str, Entry]
+    entries: dict[str, IniEntry]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ def path_shown(path: Path) -> str:
     return str(path) if str(path).isprintable() else shown(str(path), length_max=200)
 
 
-def parse(text: str) -> tuple[list[Section], list[Mistake]]:
+def parse(text: str) -> tuple[list[IniSection], list[Mistake]]:
     """The sections of a text in order, repeated ones too, and all that is wrong with its lines."""
     reader = _Reader()
     if "\0" in text:
@@ -116,7 +116,7 @@ class _Reader:
     """Takes one line after another."""
 
     def __init__(self) -> None:
-        self.sections: list[Section] = []
+        self.sections: list[IniSection] = []
         self.mistakes: list[Mistake] = []
         self._first_lines: dict[str, int] = {}
 
@@ -147,7 +147,7 @@ class _Reader:
         if title in self._first_lines:
             self._refuse(number, f"is given a second time, first on line {self._first_lines[title]}", of=title)
         self._first_lines.setdefault(title, number)
-        self.sections.append(Section(title, number, {}))
+        self.sections.append(IniSection(title, number, {}))
 
     def _add(self, number: int, key: str, value: str) -> None:
         if not self.sections:
@@ -157,7 +157,7 @@ class _Reader:
         if key in entries:
             self._refuse(number, f"is given a second time, first on line {entries[key].line}", of=title, key=key)
             return
-        entries[key] = Entry(value, number)
+        entries[key] = IniEntry(value, number)
 
     def _refuse(self, number: int, text: str, *, of: str = "", key: str = "") -> None:
         self.mistakes.append(Mistake(number, about(of, key) if of else "", text))

@@ -27,7 +27,7 @@ from vcluster.config.readers import (
 from vcluster.errors import RequestError
 from vcluster.model import naming
 from vcluster.model.naming import NODES_MAX, shown
-from vcluster.model.spec import DHCP, DIRECT, PRIVATE, STATIC, AddressRange, PortRange, Store
+from vcluster.model.spec import DHCP, DIRECT, PRIVATE, STATIC, AddressRange, PortRange, StorageNode
 from vcluster.planning import addressing, placement
 
 T = TypeVar("T", bound=tuple[Any, ...])
@@ -122,18 +122,18 @@ def _port_range(text: str) -> PortRange:
     return found
 
 
-def _stores(text: str) -> tuple[Store, ...]:
+def _stores(text: str) -> tuple[StorageNode, ...]:
     stores = tuple(store for item in naming.split(text) for store in _stores_of(item))
     _distinct(tuple(store.node for store in stores), "node ")
     return stores
 
 
-def _stores_of(item: str) -> tuple[Store, ...]:
+def _stores_of(item: str) -> tuple[StorageNode, ...]:
     nodes, colon, size_text = item.rpartition(":")
     if not colon:
         raise RequestError(f"{shown(item)} is not NODES:SIZE", hint="such as 'node[7,15]:1 TiB'")
     size_gib = size("GiB", 1, 65536)(size_text.strip())
-    return tuple(Store(node, size_gib) for node in naming.expand(nodes.strip()))
+    return tuple(StorageNode(node, size_gib) for node in naming.expand(nodes.strip()))
 
 
 def _account(text: str) -> str:

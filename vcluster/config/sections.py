@@ -20,7 +20,7 @@ _TRAILING_COMMENT = re.compile(r"[ \t][#;]")
 _SYNONYMS = {"memory": "ram", "ram": "memory", "disk": "hdd", "hdd": "disk"}
 
 
-class Complaints:
+class ValidationErrors:
     """All mistakes of a file, which is called `where`, and of the options that go with it."""
 
     def __init__(self, where: str = "") -> None:
@@ -44,16 +44,16 @@ class Complaints:
 
 
 @dataclass(slots=True)
-class Section:
+class SectionReader:
     """The good values of a section. `defaults` stand for keys that are not given."""
 
     title: str
-    complaints: Complaints
+    errors: ValidationErrors
     line: int = 0
-    entries: Mapping[str, ini_file.Entry] = field(default_factory=dict)
+    entries: Mapping[str, ini_file.IniEntry] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict, repr=False)
-    doubtful: set[str] = field(default_factory=set)
+    invalid: set[str] = field(default_factory=set)
 
     @property
     def name(self) -> str:
@@ -70,7 +70,7 @@ class Section:
             else:
                 self._understand(key, entry, table)
 
-    def _understand(self, key: str, entry: ini_file.Entry, table: Table) -> None:
+    def _understand(self, key: str, entry: ini_file.IniEntry, table: Table) -> None:
         try:
             self.values[key] = table[key](entry.value)
         except RequestError as error:
@@ -83,25 +83,23 @@ class Section:
         near = get_close_matches(key.lower(), table, n=1)
         meant = _SYNONYMS.get(key.lower(), "") if not near else near[0]
         if meant in table:
-            self.doubtful.add(meant)
-            self.complain(key, f"is not known here; did you mean {meant}?")
+            self.invalid.add(meant)
+            self.add_error(key, f"is not known here; did you mean {meant}?")
         else:
-            self.complain(key, f"is not known here; known are {', '.join(table)}")
+            self.add_error(key, f"is not known here; known are {', '.join(table)}")
 
-    def complain(self, key: str, text: str) -> None:
+    def add_error(self, key: str, text: str) -> None:
         """Tell what is wrong with a key, at its place; with the section where the key is not given."""
         entry = self.entries.get(key)
         if entry and entry.option:
-            self.complaints.add_option(entry.option, text)
+            self.errors.add_option(entry.option, text)
         else:
-            self.complaints.add(
-                entry.line if entry else self.line, ini_file.about(self.title, key if entry else ""), text
-            )
+            self.errors.add(entry.line if entry else self.line, ini_file.about(self.title, key if entry else ""), text)
 
     def doubt(self, key: str, text: str) -> None:
         """Tell what is wrong with a key, and conclude nothing from it."""
-        self.doubtful.add(key)
-        self.complain(key, text)
+        self.invalid.add(key)
+        self.add_error(key, text)
 
     def place(self, key: str) -> str:
         """A key that is given, with its place, for the text of a complaint about another."""

@@ -9,20 +9,20 @@ from pathlib import Path
 
 from vcluster.fleet import servers
 from vcluster.fleet.ledger import ClusterFiles
-from vcluster.fleet.servers import Doors, Fleet, Server, Want
-from vcluster.images.store import Store
+from vcluster.fleet.servers import Connector, Fleet, Server, ServerRequest
+from vcluster.images.store import ImageStore
 from vcluster.model.plan import Plan
 from vcluster.model.spec import LOCAL
 from vcluster.util.events import Reporter
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
+class Context:
     """Where a command works: the state on disk, the doors to servers, the images, and who listens."""
 
     state_root: Path
-    doors: Doors
-    images: Store
+    connector: Connector
+    images: ImageStore
     report: Reporter
 
     def files(self, name: str) -> ClusterFiles:
@@ -32,18 +32,18 @@ class Site:
     @contextmanager
     def here(self) -> Iterator[Server]:
         """This machine, opened."""
-        with self.doors.open(servers.want_spec(LOCAL, carries_nodes=self.doors.has_libvirt)) as server:
+        with self.connector.open(servers.request_for_spec(LOCAL, carries_nodes=self.connector.has_libvirt)) as server:
             yield server
 
     @contextmanager
-    def fleet(self, wants: Sequence[Want], *, may_lose: bool = False) -> Iterator[Fleet]:
+    def fleet(self, requests: Sequence[ServerRequest], *, may_lose: bool = False) -> Iterator[Fleet]:
         """Servers, opened side by side."""
-        with servers.fleet(self.doors, wants, self.report, may_lose=may_lose) as opened:
+        with servers.fleet(self.connector, requests, self.report, may_lose=may_lose) as opened:
             yield opened
 
     @contextmanager
     def fleet_of(self, plan: Plan, *, may_lose: bool = False) -> Iterator[Fleet]:
         """The servers of a cluster, opened as its ledger tells."""
         key = self.files(plan.name).server_key()
-        with self.fleet([servers.want_plan(one, key) for one in plan.servers], may_lose=may_lose) as opened:
+        with self.fleet([servers.request_for_plan(one, key) for one in plan.servers], may_lose=may_lose) as opened:
             yield opened

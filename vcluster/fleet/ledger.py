@@ -72,7 +72,7 @@ def planning(root: Path) -> Iterator[None]:
                     yield
                     return
     finally:
-        _tidy(root)
+        _remove_stale(root)
 
 
 @contextmanager
@@ -98,7 +98,7 @@ def _flock(descriptor: int, *, wait: bool) -> bool:
     return True
 
 
-def _tidy(root: Path) -> None:
+def _remove_stale(root: Path) -> None:
     """Remove the folders above the clusters' once they are empty."""
     for folder in (root / "clusters", root):
         with suppress(OSError):
@@ -215,7 +215,7 @@ class ClusterFiles:
             # The ledger goes first: a folder without one is known to be on its way out.
             self.ledger.unlink(missing_ok=True)
             shutil.rmtree(self.folder)
-        _tidy(self.root)
+        _remove_stale(self.root)
 
     def _write(self, path: Path, text: str) -> None:
         with _writing(path):

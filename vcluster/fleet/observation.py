@@ -9,12 +9,12 @@ from ipaddress import AddressValueError, IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 
-from vcluster.adapters.kvm_probe import Verdict
+from vcluster.adapters.kvm_probe import KvmVerdict
 from vcluster.adapters.ssh import openssh_config
 from vcluster.errors import ConflictError, MissingError
 from vcluster.fleet import ledger
 from vcluster.fleet.servers import Fleet, Server
-from vcluster.model.facts import Claim, Facts, Route, Way
+from vcluster.model.facts import Claim, Facts, Route, UnderlayRoute
 from vcluster.model.spec import ServerSpec, Spec
 from vcluster.planning.addressing import routes_of_interest
 from vcluster.planning.planner import CLUSTERS_FOLDER
@@ -28,7 +28,7 @@ def observe(
 ) -> dict[str, Facts]:
     """What planning must know of every server, by name. `accel` is auto, kvm or tcg; `kernel` is to try KVM with."""
     claims = tuple(claim for name in ledger.cluster_names(state_root) if (claim := _claim(state_root, name)))
-    ways = _ways(fleet, spec)
+    ways = _jump_hosts(fleet, spec)
 
     def look(server: Server) -> Facts:
         chosen = choose_accel(server, accel, kernel, state_root)[0] if server.libvirt else "tcg"
@@ -37,7 +37,7 @@ def observe(
     return fleet.each(look, deadline=deadline)
 
 
-def _facts(server: Server, claims: tuple[Claim, ...], accel: str, ways: dict[str, Way]) -> Facts:
+def _facts(server: Server, claims: tuple[Claim, ...], accel: str, ways: dict[str, UnderlayRoute]) -> Facts:
     seen = server.call("observe", disks=str(server.storage / CLUSTERS_FOLDER))
     mine = {network for claim in claims for network in (claim.subnet, *claim.management)}
     where = server.name if server.session else "this machine"
@@ -83,22 +83,22 @@ def choose_accel(server: Server, asked: str, kernel: Path | None, state_root: Pa
     return "tcg", f"KVM does not work {where} ({verdict.reason}): nodes are emulated (TCG), several times slower"
 
 
-def kvm_verdict(server: Server, kernel: Path | None, cache: Path) -> Verdict:
+def kvm_verdict(server: Server, kernel: Path | None, cache: Path) -> KvmVerdict:
     """Whether KVM works on a server: what was found before if nothing has changed, else by booting a kernel there."""
-    circumstances = server.call("kvm_circumstances")
-    if circumstances["against"]:
-        return Verdict(False, circumstances["against"])
+    conditions = server.call("kvm_conditions")
+    if conditions["against"]:
+        return KvmVerdict(False, conditions["against"])
     if kernel is None:
-        return Verdict(False, "no kernel is at hand to try it with: vcluster image build")
-    known = _read(cache).get(json.dumps(circumstances, sort_keys=True))
+        return KvmVerdict(False, "no kernel is at hand to try it with: vcluster image build")
+    known = _read(cache).get(json.dumps(conditions, sort_keys=True))
     if known is not None:
-        return Verdict(**known)
+        return KvmVerdict(**known)
     with kernel.open("rb") as file:
         said = server.agent.send(
             "try_kvm", file, kernel.stat().st_size, deadline=Deadline(KVM_TIMEOUT_S), awaited="a kernel under KVM"
         )
-    _keep(cache, json.dumps(circumstances, sort_keys=True), said)
-    return Verdict(**said)
+    _keep(cache, json.dumps(conditions, sort_keys=True), said)
+    return KvmVerdict(**said)
 
 
 def _read(cache: Path) -> dict[str, Any]:
@@ -120,21 +120,23 @@ def _keep(cache: Path, key: str, verdict: Mapping[str, object]) -> None:
 # Ways between servers
 
 
-def _ways(fleet: Fleet, spec: Spec) -> dict[str, dict[str, Way]]:
+def _jump_hosts(fleet: Fleet, spec: Spec) -> dict[str, dict[str, UnderlayRoute]]:
     """From each server that carries nodes to the switch and back, by both names."""
-    ways: dict[str, dict[str, Way]] = {server.name: {} for server in spec.servers}
+    ways: dict[str, dict[str, UnderlayRoute]] = {server.name: {} for server in spec.servers}
     ways.setdefault(spec.switch.name, {})
     for one in spec.servers:
         if one.name == spec.switch.name:
             continue
-        there, back = way_between(fleet, one, spec.switch)
+        there, back = underlay_between(fleet, one, spec.switch)
         ways[one.name][spec.switch.name] = there
         if back:
             ways[spec.switch.name][one.name] = back
     return ways
 
 
-def way_between(fleet: Fleet, node_server: ServerSpec, switch: ServerSpec) -> tuple[Way, Way | None]:
+def underlay_between(
+    fleet: Fleet, node_server: ServerSpec, switch: ServerSpec
+) -> tuple[UnderlayRoute, UnderlayRoute | None]:
     """The underlay's way from a server that carries nodes to the switch, and back if the switch is open to us."""
     start = fleet[node_server.name]
     target = _address_of(fleet, switch, seen_from=start)
@@ -144,9 +146,9 @@ def way_between(fleet: Fleet, node_server: ServerSpec, switch: ServerSpec) -> tu
     return there, way(fleet[switch.name], there.local, switch, local=target)
 
 
-def way(server: Server, remote: IPv4Address, spec: ServerSpec, local: IPv4Address | None = None) -> Way:
+def way(server: Server, remote: IPv4Address, spec: ServerSpec, local: IPv4Address | None = None) -> UnderlayRoute:
     """The underlay's way from a server to an address; `local` is the server's own address if the other end knows it."""
-    found = server.call("way_to", address=str(remote), interface=spec.interface)
+    found = server.call("route_to", address=str(remote), interface=spec.interface)
     if found["is_local"]:
         raise ConflictError(
             f"{remote}, the other end of the tunnels, is an address of {server.name} itself",
@@ -158,7 +160,7 @@ def way(server: Server, remote: IPv4Address, spec: ServerSpec, local: IPv4Addres
             f"{server.name} has no address {own}, which the other end would send to (is there NAT between them?)",
             hint="address = … in its section of the file gives its own",
         )
-    return Way(own, remote, found["interface"], found["mtu"])
+    return UnderlayRoute(own, remote, found["interface"], found["mtu"])
 
 
 def _address_of(fleet: Fleet, switch: ServerSpec, *, seen_from: Server) -> IPv4Address:
@@ -168,7 +170,7 @@ def _address_of(fleet: Fleet, switch: ServerSpec, *, seen_from: Server) -> IPv4A
     if switch.name in fleet and fleet[switch.name].session is None:
         # The switch is this machine: our address towards that server is where it reaches us.
         there = _reached(seen_from)
-        found = fleet[switch.name].call("way_to", address=str(there), interface=switch.interface)
+        found = fleet[switch.name].call("route_to", address=str(there), interface=switch.interface)
         return IPv4Address(found["local"])
     if switch.name in fleet:
         return _reached(fleet[switch.name])

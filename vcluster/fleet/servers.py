@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vcluster.adapters.libvirt.hypervisor import SYSTEM_URI, Hypervisor
-from vcluster.adapters.libvirt.libvirt_proxy import LibvirtTunnel
+from vcluster.adapters.libvirt.libvirt_proxy import LibvirtProxy
 from vcluster.adapters.ssh import ssh_session
-from vcluster.agent.client import Agent, Here, There
+from vcluster.agent.client import Agent, LocalAgent, RemoteAgent
 from vcluster.agent.operations import LIBVIRT_SOCKET, MACHINE_ID
 from vcluster.config import passwords
 from vcluster.errors import MissingError, VclusterError
@@ -93,7 +93,7 @@ class Server:
 
 
 @dataclass(frozen=True, slots=True)
-class Want:
+class ServerRequest:
     """A server to be opened. `host_key` is the only one it may show; `key` is the cluster's own, once it is there.
 
     Where `carries_nodes` is None, its libvirt is opened if it has one.
@@ -108,19 +108,19 @@ class Want:
     key: str | None = None
 
 
-def want_spec(spec: ServerSpec, *, carries_nodes: bool | None) -> Want:
+def request_for_spec(spec: ServerSpec, *, carries_nodes: bool | None) -> ServerRequest:
     """A server as the user described it."""
-    return Want(spec.name, spec.login, spec.path, spec.timeout_s, carries_nodes)
+    return ServerRequest(spec.name, spec.login, spec.path, spec.timeout_s, carries_nodes)
 
 
-def want_plan(plan: ServerPlan, key: str | None) -> Want:
+def request_for_plan(plan: ServerPlan, key: str | None) -> ServerRequest:
     """A server of a plan. Where a password let us in, the cluster's key does from then on."""
     key = key if plan.login and plan.login.password else None
-    return Want(plan.name, plan.login, plan.storage, plan.timeout_s, plan.carries_nodes, plan.host_key, key)
+    return ServerRequest(plan.name, plan.login, plan.storage, plan.timeout_s, plan.carries_nodes, plan.host_key, key)
 
 
 @dataclass(frozen=True, slots=True)
-class Doors:
+class Connector:
     """How servers are opened from here: this machine's libvirt, whom to ask, and where passwords come from.
 
     `confirm` and `ask` are None where nobody can be asked.
@@ -149,38 +149,40 @@ class Doors:
         return passwords.find(login.password, environment=self.environment, ask=self.ask, what=what) or ""
 
     @contextmanager
-    def open(self, want: Want) -> Iterator[Server]:
+    def open(self, request: ServerRequest) -> Iterator[Server]:
         """One server, with all doors to it."""
         with ExitStack() as stack:
-            if want.login is None:
-                libvirt = stack.enter_context(Hypervisor(self.uri, self.owner)) if want.carries_nodes else None
-                yield Server(want.name, self.owner, want.storage, Here(), libvirt=libvirt)
+            if request.login is None:
+                libvirt = stack.enter_context(Hypervisor(self.uri, self.owner)) if request.carries_nodes else None
+                yield Server(request.name, self.owner, request.storage, LocalAgent(), libvirt=libvirt)
             else:
-                yield self._open_away(want, want.login, stack)
+                yield self._open_remote(request, request.login, stack)
 
     @contextmanager
-    def log_in(self, want: Want) -> Iterator[ssh_session.Session]:
+    def log_in(self, request: ServerRequest) -> Iterator[ssh_session.Session]:
         """A login to another server and no more: the way to its nodes, which needs no rights there."""
-        assert want.login is not None  # noqa: S101 - nobody logs in to this machine
-        target = ssh_session.resolve(want.login.host, user=want.login.user, port=want.login.port)
-        with self._log_in(want, want.login, target, self._password_of(want.login), Deadline(want.timeout_s)) as session:
+        assert request.login is not None  # noqa: S101 - nobody logs in to this machine
+        target = ssh_session.resolve(request.login.host, user=request.login.user, port=request.login.port)
+        with self._log_in(
+            request, request.login, target, self._password_of(request.login), Deadline(request.timeout_s)
+        ) as session:
             yield session
 
-    def _open_away(self, want: Want, login: Login, stack: ExitStack) -> Server:
-        deadline = Deadline(want.timeout_s)
+    def _open_remote(self, request: ServerRequest, login: Login, stack: ExitStack) -> Server:
+        deadline = Deadline(request.timeout_s)
         target = ssh_session.resolve(login.host, user=login.user, port=login.port)
         password = self._password_of(login)
-        session = stack.enter_context(self._log_in(want, login, target, password, deadline))
-        agent = There(session, password=password, deadline=deadline)
-        stack.callback(_leave, agent)
+        session = stack.enter_context(self._log_in(request, login, target, password, deadline))
+        agent = RemoteAgent(session, password=password, deadline=deadline)
+        stack.callback(_uninstall_if_unused, agent)
         libvirt = None
-        if want.carries_nodes or (want.carries_nodes is None and _has_libvirt(agent, deadline)):
-            tunnel = stack.enter_context(LibvirtTunnel(agent))
-            libvirt = stack.enter_context(Hypervisor(tunnel.uri, self.owner, name=want.name))
+        if request.carries_nodes or (request.carries_nodes is None and _has_libvirt(agent, deadline)):
+            tunnel = stack.enter_context(LibvirtProxy(agent))
+            libvirt = stack.enter_context(Hypervisor(tunnel.uri, self.owner, name=request.name))
         return Server(
-            want.name,
+            request.name,
             self.owner,
-            want.storage,
+            request.storage,
             agent,
             session,
             target,
@@ -191,7 +193,7 @@ class Doors:
 
     def _log_in(
         self,
-        want: Want,
+        request: ServerRequest,
         login: Login,
         target: ssh_session.Target,
         password: Callable[[], str | None],
@@ -199,22 +201,22 @@ class Doors:
     ) -> ssh_session.Session:
         def connect(cluster_key: str | None) -> ssh_session.Session:
             return ssh_session.connect_server(
-                want.name,
+                request.name,
                 target,
                 key=login.key,
                 password=None if cluster_key else password(),
                 cluster_key=cluster_key,
                 fingerprint=login.fingerprint,
-                pinned=want.host_key,
+                pinned=request.host_key,
                 ask=self.confirm,
                 deadline=deadline,
             )
 
-        if want.key is None:
+        if request.key is None:
             return connect(None)
         try:
-            return connect(want.key)
-        except ssh_session.RefusedError:
+            return connect(request.key)
+        except ssh_session.LoginRefusedError:
             return connect(None)  # a command that was killed may have taken the key away, or never have put it there
 
     def _password_of(self, login: Login) -> Callable[[], str | None]:
@@ -229,11 +231,11 @@ def _has_libvirt(agent: Agent, deadline: Deadline) -> bool:
     return bool(agent.call("identity", deadline=deadline)["has_libvirt"])
 
 
-def _leave(agent: Agent) -> None:
+def _uninstall_if_unused(agent: Agent) -> None:
     """The last thing on a server: unless a cluster of anybody's is there, the agent's program goes too."""
     try:
         with suppress(VclusterError):  # what is left is a file that the next agent finds and uses
-            links = agent.call("links", deadline=Deadline(LEAVE_TIMEOUT_S))
+            links = agent.call("interfaces", deadline=Deadline(LEAVE_TIMEOUT_S))
             if not any(naming.parse_alias(link["alias"]) for link in links):
                 agent.uninstall(Deadline(LEAVE_TIMEOUT_S))
     finally:
@@ -268,30 +270,32 @@ class Fleet:
 
 
 @contextmanager
-def fleet(doors: Doors, wants: Sequence[Want], report: Reporter, *, may_lose: bool = False) -> Iterator[Fleet]:
+def fleet(
+    connector: Connector, requests: Sequence[ServerRequest], report: Reporter, *, may_lose: bool = False
+) -> Iterator[Fleet]:
     """Open servers side by side. Raises what went wrong with any of them, unless `may_lose`."""
     with ExitStack() as stack:
         lock = threading.Lock()
 
-        def open_one(want: Want) -> Server:
-            context = doors.open(want)
-            with report.step("connect", want.name, "a login by ssh") if want.login else nullcontext():
+        def open_one(request: ServerRequest) -> Server:
+            context = connector.open(request)
+            with report.step("connect", request.name, "a login by ssh") if request.login else nullcontext():
                 server = context.__enter__()
             with lock:
                 stack.push(context.__exit__)
             return server
 
-        outcomes = parallel.outcomes(wants, open_one)
-        lost = {name: error for name, error in outcomes_by_name(wants, outcomes) if isinstance(error, VclusterError)}
+        outcomes = parallel.outcomes(requests, open_one)
+        lost = {name: error for name, error in outcomes_by_name(requests, outcomes) if isinstance(error, VclusterError)}
         if lost and not may_lose:
             parallel.raise_all(list(lost.values()))
-        found = {name: one for name, one in outcomes_by_name(wants, outcomes) if isinstance(one, Server)}
+        found = {name: one for name, one in outcomes_by_name(requests, outcomes) if isinstance(one, Server)}
         yield Fleet(found, lost)
 
 
-def outcomes_by_name(wants: Sequence[Want], outcomes: Sequence[R]) -> Iterator[tuple[str, R]]:
+def outcomes_by_name(requests: Sequence[ServerRequest], outcomes: Sequence[R]) -> Iterator[tuple[str, R]]:
     """Each want's name with what became of it."""
-    return zip((want.name for want in wants), outcomes, strict=True)
+    return zip((request.name for request in requests), outcomes, strict=True)
 
 
 def require_rights(fleet: Fleet) -> None:

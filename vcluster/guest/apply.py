@@ -198,10 +198,10 @@ def do_automounts(action: Action, changed: list[str]) -> None:
         run(["systemctl", "start", *units])
         changed.extend(units)
     for target in action["units"]:
-        look_into(target)
+        trigger_automount(target)
 
 
-def look_into(target: str) -> None:
+def trigger_automount(target: str) -> None:
     """Have it mounted now: later others want the processor too, and a mount that takes too long fails.
 
     What a silent server serves is mounted for who comes when it is back.
@@ -258,7 +258,7 @@ def number(address: str) -> int:
 
 
 def do_leases(action: Action, changed: list[str]) -> None:
-    first, last = map(number, action["strangers"])
+    first, last = map(number, action["unknown_hosts"])
 
     def stays(line: str) -> bool:
         _, mac, address, *_ = [*line.split(), "", ""]

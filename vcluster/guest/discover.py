@@ -25,7 +25,7 @@ import time
 from typing import Any, Dict
 
 Request = Dict[str, Any]
-Found = Dict[str, Dict[str, Any]]
+OwnedItem = Dict[str, Dict[str, Any]]
 
 # Who does not answer ARP stays in the neighbour table, which holds 1024 (net.ipv4.neigh.default.gc_thresh3), for 3 s.
 BATCH, PAUSE_S = 256, 1.0
@@ -114,7 +114,7 @@ def targets(request: Request) -> list[str]:
     return [str(address) for address in itertools.islice(hosts, request["sweep_max"])]
 
 
-def note(found: Found, address: str, by: str, mac: str = "", name: str = "") -> None:
+def note(found: OwnedItem, address: str, by: str, mac: str = "", name: str = "") -> None:
     entry = found.setdefault(address, {"address": address, "mac": mac, "name": name, "found_by": []})
     entry["found_by"].append(by)
     if mac and mac != entry["mac"]:  # another machine than the one that has the lease
@@ -125,7 +125,7 @@ def discover(request: Request) -> dict[str, Any]:
     interface, addresses = request["interface"], targets(request)
     forget(interface)
     answered = sweep(interface, [one for one in addresses if one != request["own"]], request["timeout"])
-    found: Found = {}
+    found: OwnedItem = {}
     note(found, request["own"], "self", mac_of(interface))
     for address, (mac, name) in leases(request["leases"]).items():
         note(found, address, "lease", mac, name)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vcluster.agent.client import Agent
-from vcluster.images.store import Store
+from vcluster.images.store import ImageStore
 from vcluster.model import codec
 from vcluster.model.spec import Image
 from vcluster.util.deadline import Deadline
@@ -18,7 +18,7 @@ STAGE = "image"
 
 
 def deliver(
-    store: Store, image: Image, agent: Agent, root: Path, *, name: str, deadline: Deadline, report: Reporter
+    store: ImageStore, image: Image, agent: Agent, root: Path, *, name: str, deadline: Deadline, report: Reporter
 ) -> None:
     """Bring an image of the store to the store below `root` on the agent's server, unless it is there."""
     state = agent.call("image_state", root=str(root), digest=image.digest, deadline=deadline, awaited=STAGE)
@@ -59,6 +59,6 @@ class _Progress:
             now = self.done + offset + sent
             seconds = max(time.monotonic() - self._began_s, 0.001)
             text = f"{now // MIB} of {self._total // MIB} MiB, {now / MIB / seconds:.0f} MiB/s"
-            self._report.tell("progress", STAGE, self._name, text, fraction=now / max(self._total, 1))
+            self._report.emit("progress", STAGE, self._name, text, fraction=now / max(self._total, 1))
 
         return listen

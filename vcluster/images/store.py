@@ -49,7 +49,7 @@ class Manifest:
     files: dict[str, str]
 
 
-class Store:
+class ImageStore:
     """The images below one folder."""
 
     def __init__(self, root: Path = DEFAULT_ROOT) -> None:

@@ -25,7 +25,7 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class UnderlayRoute:
     """How a server reaches the other end of its tunnels: both addresses, its own interface, and the bytes that fit."""
 
     local: IPv4Address
@@ -49,5 +49,5 @@ class Facts:
     routes: tuple[Route, ...] = ()
     claims: tuple[Claim, ...] = ()
     vnis: frozenset[int] = frozenset()
-    ways: dict[str, Way] = field(default_factory=dict)
+    ways: dict[str, UnderlayRoute] = field(default_factory=dict)
     host_key: str = ""

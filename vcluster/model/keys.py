@@ -41,12 +41,12 @@ def make_keys(cluster: str, node_names: Sequence[str], *, mark: str) -> Keys:
     )
 
 
-def more_keys(keys: Keys, node_names: Iterable[str]) -> Keys:
+def add_keys(keys: Keys, node_names: Iterable[str]) -> Keys:
     """The keys, with new ones for these nodes."""
     return replace(keys, hosts=keys.hosts | {name: make_pair(f"root@{name}") for name in node_names})
 
 
-def fewer_keys(keys: Keys, node_names: Container[str]) -> Keys:
+def drop_keys(keys: Keys, node_names: Container[str]) -> Keys:
     """The keys of these nodes, and the cluster's own."""
     return replace(keys, hosts={name: pair for name, pair in keys.hosts.items() if name in node_names})
 

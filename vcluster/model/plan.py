@@ -10,7 +10,7 @@ from vcluster.model.spec import DEFAULT_VXLAN_PORT, DIRECT, PRIVATE, AddressRang
 
 
 @dataclass(frozen=True, slots=True)
-class ManagementCard:
+class ManagementInterface:
     """A node's `mgmt0`: its address, its MAC, and the host's end of it."""
 
     address: IPv4Address
@@ -37,7 +37,7 @@ class Node:
     mac: str
     bridge: str
     port: str
-    management: ManagementCard | None
+    management: ManagementInterface | None
     vni: int | None = None
     data_gib: int = 0
 
@@ -120,7 +120,7 @@ class ServerPlan:
     image: Image | None = None
 
     @property
-    def link_names(self) -> tuple[str, ...]:
+    def interface_names(self) -> tuple[str, ...]:
         """Its bridges and tunnels."""
         return (*(bridge.name for bridge in self.bridges), *(tunnel.name for tunnel in self.tunnels))
 

@@ -76,7 +76,7 @@ LOCAL = ServerSpec(LOCAL_SERVER)
 
 
 @dataclass(frozen=True, slots=True)
-class Store:
+class StorageNode:
     """A node that serves a disk of its own by NFS, as asked."""
 
     node: str
@@ -151,7 +151,7 @@ class Spec:
     addresses: str = STATIC
     node_addresses: tuple[IPv4Address, ...] = ()
     dhcp_range: AddressRange | None = None
-    stores: tuple[Store, ...] = ()
+    stores: tuple[StorageNode, ...] = ()
     user: str = DEFAULT_USER
     sudo_commands: tuple[str, ...] = ()
     mpi_ports: PortRange | None = None

@@ -43,18 +43,18 @@ class Status:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class Observed:
     """What a server really has: whether each domain runs, each link with the bridge it is a port of, and the rest."""
 
     domains: Mapping[str, bool]
-    links: Mapping[str, str]
+    interfaces: Mapping[str, str]
     networks: Set[str]
     pools: Set[str]
     tables: Set[str]
 
 
 def status_of(
-    plan: Plan, *, ledger_state: str, is_being_changed: bool, seen: Mapping[str, Seen], lost: Mapping[str, str]
+    plan: Plan, *, ledger_state: str, is_being_changed: bool, seen: Mapping[str, Observed], lost: Mapping[str, str]
 ) -> Status:
     """The status, from the plan and what was observed on each server; `lost` tells why one could not be reached."""
     nodes = tuple(_node(node, seen.get(node.server)) for node in plan.nodes)
@@ -75,7 +75,7 @@ def status_of(
 
 
 def _missing(
-    plan: Plan, server: ServerPlan, observed: Mapping[str, Seen], lost: Mapping[str, str], *, is_stopped: bool
+    plan: Plan, server: ServerPlan, observed: Mapping[str, Observed], lost: Mapping[str, str], *, is_stopped: bool
 ) -> Iterator[str]:
     """What is not there as planned. Nodes are not missed where the cluster as a whole was stopped."""
     where = f" on {server.name}" if server.login else ""
@@ -83,7 +83,7 @@ def _missing(
     if seen is None:
         yield f"server {server.name}: {lost.get(server.name, 'it was not reached')}"
         return
-    yield from (f"{words}{where}" for words in _missing_links(plan, server, seen))
+    yield from (f"{words}{where}" for words in _missing_interfaces(plan, server, seen))
     if server.tunnels and table_name(plan.name, plan.owner) not in seen.tables:
         yield f"the rules that guard the tunnels{where}"
     if server.network and server.network.name not in seen.networks:
@@ -95,18 +95,18 @@ def _missing(
             yield f"node {node.name}{where}"
 
 
-def _missing_links(plan: Plan, server: ServerPlan, seen: Seen) -> Iterator[str]:
+def _missing_interfaces(plan: Plan, server: ServerPlan, seen: Observed) -> Iterator[str]:
     for bridge in server.bridges:
-        if bridge.name not in seen.links:
+        if bridge.name not in seen.interfaces:
             yield f"bridge {bridge.name}"
     ports = {tunnel.name: tunnel.bridge for tunnel in server.tunnels}
     ports |= {node.port: node.bridge for node in plan.nodes_on(server.name) if seen.domains.get(node.domain)}
     for port, bridge_name in ports.items():
-        if seen.links.get(port) != bridge_name:
+        if seen.interfaces.get(port) != bridge_name:
             yield f"port {port} of bridge {bridge_name}"
 
 
-def _node(node: Node, seen: Seen | None) -> NodeStatus:
+def _node(node: Node, seen: Observed | None) -> NodeStatus:
     running = seen.domains.get(node.domain) if seen else None
     return NodeStatus(
         name=node.name,

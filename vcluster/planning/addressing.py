@@ -111,11 +111,11 @@ def management_addresses(
 
 
 def more_addresses(
-    subnet: IPv4Network, count: int, *, nodes: Collection[IPv4Address], strangers: AddressRange | None
+    subnet: IPv4Network, count: int, *, nodes: Collection[IPv4Address], unknown_hosts: AddressRange | None
 ) -> tuple[IPv4Address, ...]:
     """The addresses of `count` more nodes: the free ones from the lowest of the `nodes` on, then those below it."""
-    free = (address for address in _from_lowest(subnet, min(nodes), strangers) if address not in nodes)
-    besides = f" beside {strangers}, which is for machines that are no nodes" if strangers else ""
+    free = (address for address in _from_lowest(subnet, min(nodes), unknown_hosts) if address not in nodes)
+    besides = f" beside {unknown_hosts}, which is for machines that are no nodes" if unknown_hosts else ""
     return _first(count, free, f"{subnet}{besides}")
 
 
@@ -128,14 +128,14 @@ def _first(count: int, free: Iterator[IPv4Address], where: str) -> tuple[IPv4Add
     return found
 
 
-def _from_lowest(subnet: IPv4Network, lowest: IPv4Address, strangers: AddressRange | None) -> Iterator[IPv4Address]:
+def _from_lowest(subnet: IPv4Network, lowest: IPv4Address, unknown_hosts: AddressRange | None) -> Iterator[IPv4Address]:
     """Every address for a node, without looking at each of a range for strangers, which may be long."""
     first, start, end = int(subnet.network_address) + 1, int(lowest), int(subnet.broadcast_address)
     for part in (range(start, end), range(first, start)):
-        if strangers is None:
+        if unknown_hosts is None:
             pieces: tuple[range, ...] = (part,)
         else:
-            low, high = int(strangers.first), int(strangers.last)
+            low, high = int(unknown_hosts.first), int(unknown_hosts.last)
             pieces = (range(part.start, min(part.stop, low)), range(max(part.start, high + 1), part.stop))
         yield from map(IPv4Address, chain(*pieces))
 

@@ -21,11 +21,11 @@ class Hop:
 
 def hops(plan: Plan, start: Node, end: Node) -> tuple[Hop, ...]:
     """The ports from `start` to `end`, in order; the way back passes them the other way round."""
-    out, back = _half(plan, start, comes_in=True), _half(plan, end, comes_in=False)
+    out, back = _side(plan, start, comes_in=True), _side(plan, end, comes_in=False)
     return (*out, *reversed(back))
 
 
-def _half(plan: Plan, node: Node, *, comes_in: bool) -> tuple[Hop, ...]:
+def _side(plan: Plan, node: Node, *, comes_in: bool) -> tuple[Hop, ...]:
     """From a node to the switch; the same ports, seen the other way, lead from the switch to it."""
     tap = Hop(f"tap of {node.name}", node.server, node.port, node.bridge, comes_in)
     if node.vni is None:  # its tap is the switch's own port

@@ -22,7 +22,7 @@ class Neighbour:
     address: IPv4Address
     mac: str
     found_by: tuple[str, ...]
-    is_stranger: bool = False
+    is_unknown: bool = False
     is_misplaced: bool = False
 
     @property
@@ -31,20 +31,20 @@ class Neighbour:
         return bool({*self.found_by} - {"lease"})
 
 
-def sort_out(plan: Plan, answer: Mapping[str, Any]) -> tuple[Neighbour, ...]:
+def classify(plan: Plan, answer: Mapping[str, Any]) -> tuple[Neighbour, ...]:
     """The plan's nodes, found or not, and strangers, by address. A node is known by its MAC, whatever its address."""
     nodes = {node.mac: node for node in plan.nodes}
     found = [_neighbour(nodes.get(entry["mac"].lower()), entry) for entry in answer["found"]]
     missing = [
         Neighbour(node.name, node.address, node.mac, ()) for mac, node in nodes.items() if mac not in _macs(found)
     ]
-    return tuple(sorted([*found, *missing], key=lambda one: (one.address, one.is_stranger)))
+    return tuple(sorted([*found, *missing], key=lambda one: (one.address, one.is_unknown)))
 
 
 def _neighbour(node: Node | None, entry: Mapping[str, Any]) -> Neighbour:
     address, mac, found_by = IPv4Address(entry["address"]), entry["mac"].lower(), tuple(entry["found_by"])
     if node is None:
-        return Neighbour(entry["name"], address, mac, found_by, is_stranger=True)
+        return Neighbour(entry["name"], address, mac, found_by, is_unknown=True)
     return Neighbour(node.name, address, mac, found_by, is_misplaced=address != node.address)
 
 

@@ -62,7 +62,7 @@ def place(spec: Spec, free: Mapping[str, Room], *, node_mib: int, node_disk_mib:
     `free` is by server. `node_mib` and `node_disk_mib` are what a node really takes of its memory and, to begin with,
     of its disk. Raises MissingError where a server has less than it declares, or all together have not enough.
     """
-    _refuse_empty_promises(spec.servers, free)
+    _refuse_unmet_limits(spec.servers, free)
     offers = [_offer(spec, server, free[server.name], node_mib, node_disk_mib) for server in spec.servers]
     counts = _counts(spec, offers)
     return tuple(offer.name for offer, count in zip(offers, counts, strict=True) for _ in range(count))
@@ -106,7 +106,7 @@ def declared_limits(server: ServerSpec, *, vcpus: int, memory_mib: int, disk_gib
     return tuple(limits)
 
 
-def _refuse_empty_promises(servers: Sequence[ServerSpec], free: Mapping[str, Room]) -> None:
+def _refuse_unmet_limits(servers: Sequence[ServerSpec], free: Mapping[str, Room]) -> None:
     lines = []
     for server in servers:
         room = free[server.name]

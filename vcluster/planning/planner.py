@@ -9,8 +9,8 @@ from itertools import chain, count, islice
 
 from vcluster.errors import ConflictError, MissingError, RequestError
 from vcluster.model import naming
-from vcluster.model.facts import Facts, Way
-from vcluster.model.plan import ManagementCard, Network, Node, Plan, Pool, ServerPlan
+from vcluster.model.facts import Facts, UnderlayRoute
+from vcluster.model.plan import ManagementInterface, Network, Node, Plan, Pool, ServerPlan
 from vcluster.model.spec import DHCP, PRIVATE, AddressRange, Image, ServerSpec, Spec
 from vcluster.planning import addressing, placement, topology
 
@@ -126,7 +126,7 @@ def lay_out(
     """The links for nodes on these servers, in order, beside those of the nodes that are `present` already."""
     switch = spec.switch.name
     away = [server for server in places if server != switch]
-    ways: dict[tuple[str, str], Way] = {}
+    ways: dict[tuple[str, str], UnderlayRoute] = {}
     for server in dict.fromkeys(away):
         ways[server, switch] = facts[server].ways[switch]
         if spec.sets_up_switch:
@@ -144,7 +144,7 @@ def lay_out(
     )
 
 
-def check_mtu(mtu: int, start: str, end: str, way: Way) -> None:
+def check_mtu(mtu: int, start: str, end: str, way: UnderlayRoute) -> None:
     """Raise MissingError with the largest MTU that fits, when a way between servers is too narrow for the tunnels."""
     fits = way.mtu - VXLAN_OVERHEAD_BYTES
     if mtu > fits:
@@ -160,7 +160,7 @@ def _choose_vnis(
 ) -> tuple[int, ...]:
     """For each node with a tunnel the first network identifier that is free at both ends and not given yet."""
     if not spec.sets_up_switch:
-        return _vnis_in_a_row(spec, facts, away)
+        return _consecutive_vnis(spec, facts, away)
     at_switch = {*facts[spec.switch.name].vnis, *taken}
     chosen: list[int] = []
     candidate = spec.vni_base
@@ -174,7 +174,7 @@ def _choose_vnis(
     return tuple(chosen)
 
 
-def _vnis_in_a_row(spec: Spec, facts: Mapping[str, Facts], away: Sequence[str]) -> tuple[int, ...]:
+def _consecutive_vnis(spec: Spec, facts: Mapping[str, Facts], away: Sequence[str]) -> tuple[int, ...]:
     """The ones that `vcluster switch up` takes as well, told the same number of nodes and the same base."""
     wanted = range(spec.vni_base, spec.vni_base + len(away))
     if wanted and wanted[-1] > VNI_MAX:
@@ -260,7 +260,7 @@ def make_nodes(
 ) -> tuple[Node, ...]:
     """The nodes of these names, attached so, in order; nothing of theirs is what a node that is `present` has."""
     macs = _macs(spec, present)
-    cards = _management_cards(spec, links.attachments, macs, networks, present)
+    cards = _management_interfaces(spec, links.attachments, macs, networks, present)
     data_gib = {store.node: store.size_gib for store in spec.stores}
     return tuple(
         Node(
@@ -282,13 +282,13 @@ def make_nodes(
     )
 
 
-def _management_cards(
+def _management_interfaces(
     spec: Spec,
     attachments: Sequence[topology.Attachment],
     macs: Mapping[tuple[str, str], str],
     networks: Mapping[str, Network],
     present: Sequence[Node],
-) -> dict[str, ManagementCard]:
+) -> dict[str, ManagementInterface]:
     """The `mgmt0` of each node that has one, by the node's name."""
     places = [one.server for one in attachments]
     # Of the first nodes, which are those with a card; in the private layout the head, which is present, has the only.
@@ -299,7 +299,7 @@ def _management_cards(
         for server in dict.fromkeys(carriers)
     }
     return {
-        name: ManagementCard(
+        name: ManagementInterface(
             next(free[one.server]), macs[name, "mgmt0"], naming.management_port_name(spec.name, one.index)
         )
         for name, one in zip(spec.node_names, attachments[: len(carriers)], strict=False)

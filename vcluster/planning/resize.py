@@ -132,7 +132,7 @@ def grow(plan: Plan, facts: Mapping[str, Facts], names: Sequence[str]) -> Plan:
     spec = as_spec(plan, names)
     places = _place(plan, facts, len(names))
     held = [node.address for node in plan.nodes]
-    addresses = addressing.more_addresses(plan.subnet, len(names), nodes=held, strangers=plan.dhcp_range)
+    addresses = addressing.more_addresses(plan.subnet, len(names), nodes=held, unknown_hosts=plan.dhcp_range)
     links = planning.lay_out(spec, facts, places, plan.owner, present=plan.nodes)
     networks = {server.name: server.network for server in plan.servers if server.network}
     made = planning.make_nodes(spec, links, addresses, networks, present=plan.nodes)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 
 from vcluster.model import naming
-from vcluster.model.facts import Way
+from vcluster.model.facts import UnderlayRoute
 from vcluster.model.plan import Bridge, Switch, Tunnel
 
 
@@ -63,7 +63,7 @@ def lay_out(
     switch: str,
     *,
     vnis: Sequence[int],
-    ways: Mapping[tuple[str, str], Way],
+    ways: Mapping[tuple[str, str], UnderlayRoute],
 ) -> Topology:
     """The links for nodes on these servers, by the nodes' indices and in their order, joined by the switch.
 

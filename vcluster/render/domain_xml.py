@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vcluster.model.naming import libvirt_name
-from vcluster.model.plan import ManagementCard, Node, Plan
+from vcluster.model.plan import ManagementInterface, Node, Plan
 from vcluster.model.spec import Image
 from vcluster.render.xml_tree import Element, element, text_of
 
@@ -106,8 +106,8 @@ def identity(plan: Plan, node: Node) -> list[Element]:
 
 def cards(plan: Plan, node: Node) -> dict[str, Element]:
     """A node's network cards, by the names it gives them."""
-    management = {"mgmt0": _management_card(plan, node.management)} if node.management else {}
-    return management | {"lab0": _cluster_card(plan, node)}
+    management = {"mgmt0": _management_interface(plan, node.management)} if node.management else {}
+    return management | {"lab0": _cluster_interface(plan, node)}
 
 
 def data_disk(plan: Plan, node: Node) -> Element:
@@ -119,7 +119,7 @@ def template_xml(machine: Machine, name: str, *, by: str, macs: Mapping[str, str
     """The node whose memory is kept: cards with MACs that no node has, and nothing at their other end."""
     owner = element(f"{{{TEMPLATE_NAMESPACE}}}template")
     owner.attrib.update(by=by)
-    links = [_loose_card(mac, mtu if card == "lab0" else None) for card, mac in macs.items()]
+    links = [_unconnected_interface(mac, mtu if card == "lab0" else None) for card, mac in macs.items()]
     head = [element("name", name), element("title", "a node to make others from"), element("metadata", owner)]
     return text_of(_domain(machine, head, [element("controller", type="usb", model="none"), *links]))
 
@@ -202,7 +202,7 @@ def _disk(path: Path, kind: str, target: str, *, read_only: bool = False, serial
     return disk
 
 
-def _management_card(plan: Plan, card: ManagementCard) -> Element:
+def _management_interface(plan: Plan, card: ManagementInterface) -> Element:
     return element(
         "interface",
         element("mac", address=card.mac),
@@ -213,7 +213,7 @@ def _management_card(plan: Plan, card: ManagementCard) -> Element:
     )
 
 
-def _loose_card(mac: str, mtu: int | None) -> Element:
+def _unconnected_interface(mac: str, mtu: int | None) -> Element:
     """A card like the others for its guest, whose state they take over; libvirt names and removes the tap."""
     card = element("interface", element("mac", address=mac), element("model", type="virtio"), type="ethernet")
     if mtu:
@@ -221,7 +221,7 @@ def _loose_card(mac: str, mtu: int | None) -> Element:
     return card
 
 
-def _cluster_card(plan: Plan, node: Node) -> Element:
+def _cluster_interface(plan: Plan, node: Node) -> Element:
     return element(
         "interface",
         element("mac", address=node.mac),

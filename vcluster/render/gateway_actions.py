@@ -259,11 +259,11 @@ def _server_actions(plan: Plan) -> list[Action]:
     ]
 
 
-def _lease_actions(plan: Plan, strangers: AddressRange) -> list[Action]:
+def _lease_actions(plan: Plan, unknown_hosts: AddressRange) -> list[Action]:
     """Leases of nodes that were removed never end: who comes after one of them would not get its address."""
     hosts = {str(node.address): node.mac for node in plan.workers}
-    ends = [str(strangers.first), str(strangers.last)]
+    ends = [str(unknown_hosts.first), str(unknown_hosts.last)]
     return [
         file(DHCP_HOSTS, dhcp_hosts(plan)),
-        {"do": "leases", "path": LEASES, "unit": DNSMASQ_UNIT, "hosts": hosts, "strangers": ends},
+        {"do": "leases", "path": LEASES, "unit": DNSMASQ_UNIT, "hosts": hosts, "unknown_hosts": ends},
     ]

@@ -13,7 +13,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from vcluster.model.keys import Keys
-from vcluster.model.plan import ManagementCard, Node, Plan
+from vcluster.model.plan import ManagementInterface, Node, Plan
 from vcluster.render.node_actions import MPI_END, PROFILE_MODULES, SSHD_SETTINGS, sshd_settings
 
 GuestFile = Callable[[str], str]
@@ -47,34 +47,34 @@ def meta_data(plan: Plan, node: Node) -> dict[str, object]:
 
 def network_config(plan: Plan, node: Node) -> dict[str, object]:
     """Its network cards, told apart by MAC. Only `lab0` may ask for its address, and then nothing waits for it."""
-    cards = {"lab0": _cluster_card(plan, node)}
+    cards = {"lab0": _cluster_interface(plan, node)}
     if node.management:
-        cards = {"mgmt0": _management_card(plan, node, node.management)} | cards
+        cards = {"mgmt0": _management_interface(plan, node, node.management)} | cards
     return {"version": 2, "ethernets": cards}
 
 
-def _management_card(plan: Plan, node: Node, card: ManagementCard) -> dict[str, object]:
+def _management_interface(plan: Plan, node: Node, card: ManagementInterface) -> dict[str, object]:
     network = plan.network_of(node)
     return {
         "match": {"macaddress": card.mac},
         "set-name": "mgmt0",
         "dhcp4": False,
         "addresses": [f"{card.address}/{network.subnet.prefixlen}"],
-        **_way_out(network.gateway),
+        **_default_route(network.gateway),
     }
 
 
-def _cluster_card(plan: Plan, node: Node) -> dict[str, object]:
+def _cluster_interface(plan: Plan, node: Node) -> dict[str, object]:
     """The head gives out the addresses, so its own is fixed. In the private layout it is the others' way out."""
     named = {"match": {"macaddress": node.mac}, "set-name": "lab0"}
     if plan.dhcp_range and not node.is_head:
         return {**named, "dhcp4": True, "optional": True, "mtu": plan.mtu}
     address = f"{node.address}/{plan.subnet.prefixlen}"
-    way_out = {} if node.management else _way_out(plan.head.address)
+    way_out = {} if node.management else _default_route(plan.head.address)
     return {**named, "dhcp4": False, "addresses": [address], **way_out, "mtu": plan.mtu}
 
 
-def _way_out(gateway: IPv4Address) -> dict[str, object]:
+def _default_route(gateway: IPv4Address) -> dict[str, object]:
     return {"routes": [{"to": "0.0.0.0/0", "via": str(gateway)}], "nameservers": {"addresses": [str(gateway)]}}
 
 

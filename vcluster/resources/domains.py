@@ -11,15 +11,15 @@ from vcluster.model.plan import Node, Plan
 from vcluster.render.clone_xml import clone_xml
 from vcluster.render.domain_xml import data_disk, domain_xml, memory_path
 from vcluster.render.xml_tree import text_of
-from vcluster.resources.owned import Found
-from vcluster.snapshots.template import Kept
+from vcluster.resources.owned import OwnedItem
+from vcluster.snapshots.template import Snapshot
 from vcluster.util import parallel
 from vcluster.util.deadline import Deadline
 
 REMOVAL_TIMEOUT_S = 60.0
 
 
-class RefusedError(VclusterError):
+class CloneRefusedError(VclusterError):
     """A memory that is whole, and that libvirt or QEMU does not take, here and now; the next would fare no better."""
 
 
@@ -29,7 +29,7 @@ def create(server: Server, plan: Plan, node: Node) -> None:
     server.hypervisor.start_domain(node.domain)
 
 
-def wake(server: Server, plan: Plan, node: Node, kept: Kept) -> None:
+def wake(server: Server, plan: Plan, node: Node, kept: Snapshot) -> None:
     """Define a node and have it wake with a kept memory, which does not know yet that it is that node.
 
     What is defined is as for any other node: when its power was cut, it boots. Raises RefusedError.
@@ -43,11 +43,11 @@ def wake(server: Server, plan: Plan, node: Node, kept: Kept) -> None:
     except VclusterError as error:
         if type(error) is not VclusterError or not libvirt.is_alive:  # it may go better the next time
             raise
-        raise RefusedError(error.message) from error
+        raise CloneRefusedError(error.message) from error
     finally:
         server.call("remove_file", path=path)
     if node.data_gib:
-        libvirt.plug_in(node.domain, text_of(data_disk(plan, node)))
+        libvirt.attach_device(node.domain, text_of(data_disk(plan, node)))
 
 
 def discard(server: Server, node: Node) -> None:
@@ -78,7 +78,7 @@ def _end(libvirt: Hypervisor, server: Server, names: Sequence[str]) -> None:
         server.call("remove_traces", networks=[], domains=list(names))
 
 
-def observe(server: Server) -> tuple[Found, ...]:
+def observe(server: Server) -> tuple[OwnedItem, ...]:
     """All domains of ours."""
     domains = server.libvirt.domains() if server.libvirt else ()
-    return tuple(Found("domain", domain.name, domain.cluster) for domain in domains)
+    return tuple(OwnedItem("domain", domain.name, domain.cluster) for domain in domains)

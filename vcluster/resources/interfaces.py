@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from vcluster.adapters.network.netlink import LinkSpec
+from vcluster.adapters.network.netlink import InterfaceSpec
 from vcluster.fleet.servers import Server
 from vcluster.model import naming
 from vcluster.model.plan import Bridge, Plan, ServerPlan, Tunnel
-from vcluster.resources.owned import Found
+from vcluster.resources.owned import OwnedItem
 
 
 def create(server: Server, plan: ServerPlan) -> None:
     """Make the bridges and tunnels of one server."""
     specs = [*map(_bridge, plan.bridges), *map(_tunnel, plan.tunnels)]
     if specs:
-        server.call("create_links", specs=[asdict(spec) for spec in specs])
+        server.call("create_interfaces", specs=[asdict(spec) for spec in specs])
 
 
 def attach(server: Server, plan: Plan) -> tuple[str, ...]:
@@ -26,28 +26,28 @@ def attach(server: Server, plan: Plan) -> tuple[str, ...]:
 
 def destroy(server: Server, cluster: str) -> None:
     """Remove every link that carries the cluster's mark."""
-    server.call("destroy_links", alias=naming.alias(cluster, server.owner))
+    server.call("destroy_interfaces", alias=naming.alias(cluster, server.owner))
 
 
 def reduce(server: Server, before: Plan, after: Plan) -> None:
     """Remove the bridges and tunnels that are in one plan and not in the next."""
-    gone = {*before.server(server.name).link_names} - {*after.server(server.name).link_names}
+    gone = {*before.server(server.name).interface_names} - {*after.server(server.name).interface_names}
     if gone:
-        server.call("destroy_links", alias=naming.alias(before.name, server.owner), names=sorted(gone))
+        server.call("destroy_interfaces", alias=naming.alias(before.name, server.owner), names=sorted(gone))
 
 
-def observe(server: Server) -> tuple[Found, ...]:
+def observe(server: Server) -> tuple[OwnedItem, ...]:
     """All links of ours."""
-    marks = ((link["name"], naming.parse_alias(link["alias"])) for link in server.call("links"))
-    return tuple(Found("link", name, mark[0]) for name, mark in marks if mark and mark[1] == server.owner)
+    marks = ((link["name"], naming.parse_alias(link["alias"])) for link in server.call("interfaces"))
+    return tuple(OwnedItem("link", name, mark[0]) for name, mark in marks if mark and mark[1] == server.owner)
 
 
-def _bridge(bridge: Bridge) -> LinkSpec:
-    return LinkSpec(bridge.name, "bridge", bridge.mtu, bridge.alias)
+def _bridge(bridge: Bridge) -> InterfaceSpec:
+    return InterfaceSpec(bridge.name, "bridge", bridge.mtu, bridge.alias)
 
 
-def _tunnel(tunnel: Tunnel) -> LinkSpec:
-    return LinkSpec(
+def _tunnel(tunnel: Tunnel) -> InterfaceSpec:
+    return InterfaceSpec(
         name=tunnel.name,
         kind="vxlan",
         mtu=tunnel.mtu,

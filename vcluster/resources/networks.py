@@ -5,7 +5,7 @@ from __future__ import annotations
 from vcluster.fleet.servers import Server
 from vcluster.model.plan import ServerPlan
 from vcluster.render.network_xml import network_xml
-from vcluster.resources.owned import Found
+from vcluster.resources.owned import OwnedItem
 
 
 def create(server: Server, plan: ServerPlan, cluster: str) -> None:
@@ -25,7 +25,7 @@ def destroy(server: Server, cluster: str) -> None:
         server.call("remove_traces", networks=mine, domains=[])
 
 
-def observe(server: Server) -> tuple[Found, ...]:
+def observe(server: Server) -> tuple[OwnedItem, ...]:
     """All management networks of ours."""
     networks = server.libvirt.networks() if server.libvirt else ()
-    return tuple(Found("network", network.name, network.cluster) for network in networks)
+    return tuple(OwnedItem("network", network.name, network.cluster) for network in networks)

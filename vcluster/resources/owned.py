@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class OwnedItem:
     """What it is, its name, whose, and where; no server is said of what is on this machine."""
 
     kind: str

@@ -8,7 +8,7 @@ from __future__ import annotations
 from vcluster.fleet.servers import Server
 from vcluster.model import naming
 from vcluster.model.plan import Plan, ServerPlan
-from vcluster.resources.owned import Found
+from vcluster.resources.owned import OwnedItem
 
 
 def create(server: Server, plan: ServerPlan, cluster: str) -> None:
@@ -36,8 +36,8 @@ def reduce(server: Server, before: Plan, after: Plan) -> None:
         destroy(server, after.name)
 
 
-def observe(server: Server) -> tuple[Found, ...]:
+def observe(server: Server) -> tuple[OwnedItem, ...]:
     """All tables of ours."""
     names = server.call("guards", prefix=f"{naming.MARK}-")
     marks = ((name, naming.parse_table_name(name)) for name in names)
-    return tuple(Found("table", name, mark[0]) for name, mark in marks if mark and mark[1] == server.owner)
+    return tuple(OwnedItem("table", name, mark[0]) for name, mark in marks if mark and mark[1] == server.owner)

@@ -12,8 +12,8 @@ from vcluster.model.spec import Image
 from vcluster.planning.planner import CLUSTERS_FOLDER
 from vcluster.render import domain_xml as names
 from vcluster.render.network_xml import blank_xml, overlay_xml, pool_xml
-from vcluster.resources.owned import Found
-from vcluster.snapshots.template import Kept
+from vcluster.resources.owned import OwnedItem
+from vcluster.snapshots.template import Snapshot
 
 GIB = 2**30
 
@@ -29,7 +29,7 @@ def create_pool(server: Server, plan: ServerPlan) -> None:
         server.hypervisor.create_pool(pool_xml(plan.pool))
 
 
-def create(server: Server, plan: Plan, node: Node, seed: bytes, kept: Kept | None = None) -> None:
+def create(server: Server, plan: Plan, node: Node, seed: bytes, kept: Snapshot | None = None) -> None:
     """Make a node's disk, its seed, and the disk it serves to the others.
 
     The disk is an overlay of the image: a new one, or a copy of the small one that a kept memory goes with, which may
@@ -81,13 +81,13 @@ def _remove_files(libvirt: Hypervisor, pool: str, nodes: Collection[str]) -> Non
     libvirt.delete_volumes(pool, lambda volume: volume.split(".")[0] in nodes)
 
 
-def observe(server: Server) -> tuple[Found, ...]:
+def observe(server: Server) -> tuple[OwnedItem, ...]:
     """All pools of ours, and folders whose pool is gone."""
     if server.libvirt is None:
         return ()
-    pools = tuple(Found("pool", pool.name, pool.cluster) for pool in server.libvirt.pools())
+    pools = tuple(OwnedItem("pool", pool.name, pool.cluster) for pool in server.libvirt.pools())
     known = server.libvirt.names()["pool"]
     place = server.storage / CLUSTERS_FOLDER
     names = server.call("folders", path=str(place))
     lone = [name for name in names if naming.libvirt_name(name) not in known]
-    return pools + tuple(Found("folder", str(place / name), name) for name in lone)
+    return pools + tuple(OwnedItem("folder", str(place / name), name) for name in lone)

@@ -45,7 +45,7 @@ class Template:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class Snapshot:
     """A memory that is at hand on a server, verified; `macs` are its template's, by card."""
 
     key: str
@@ -56,10 +56,10 @@ class Kept:
 
 
 # In the place of one that no node could be made from: none is to be made again unasked.
-REFUSED = Kept("", "", "", Path(), {})
+REFUSED = Snapshot("", "", "", Path(), {})
 
 # By server and kind of node.
-AtHand = Mapping[tuple[str, Template], Kept]
+SnapshotIndex = Mapping[tuple[str, Template], Snapshot]
 
 
 def template_of(plan: Plan, node: Node) -> Template:

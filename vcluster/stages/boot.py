@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Mapping
 
-from vcluster.adapters.libvirt.hypervisor import Words
+from vcluster.adapters.libvirt.hypervisor import SerialChannel
 from vcluster.fleet.servers import Server
 from vcluster.model.plan import Node
 from vcluster.render.domain_xml import READY_CHANNEL
@@ -18,16 +18,16 @@ CONSOLE_LINES = 5
 RANDOM_BYTES = 256
 
 
-def listen(server: Server, node: Node) -> Words:
+def listen(server: Server, node: Node) -> SerialChannel:
     """What a node that was just powered on says of itself."""
     return server.hypervisor.words(node.domain, READY_CHANNEL)
 
 
-def wait_ready(words: Words, node: Node, *, deadline: Deadline, report: Reporter) -> None:
+def wait_ready(words: SerialChannel, node: Node, *, deadline: Deadline, report: Reporter) -> None:
     """Wait until the node says `ready` on its channel; what it says before is passed on as progress."""
     with report.step("boot", node.name, awaiting="the node's word that it is up"):
         while (said := words.next(deadline, f"{node.name}: boot: ready").split(" ")[0]) != "ready":
-            report.tell("progress", "boot", node.name, said)
+            report.emit("progress", "boot", node.name, said)
 
 
 def identity(seed: Mapping[str, str]) -> dict[str, object]:

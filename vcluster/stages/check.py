@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 from vcluster import guest
-from vcluster.adapters.pipe import Door, Pipe
+from vcluster.adapters.pipe import NodeConnection, Pipe
 from vcluster.errors import VclusterError
 from vcluster.model.plan import Node, Plan
 from vcluster.render import node_actions as paths
@@ -47,7 +47,7 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class CheckReport:
     """All tries together."""
 
     checks: tuple[Check, ...]
@@ -74,14 +74,14 @@ class Answer:
 
 def run(
     plan: Plan,
-    sessions: Mapping[str, Door],
+    sessions: Mapping[str, NodeConnection],
     *,
     deadline: Deadline,
     report: Reporter,
     pairs: bool = False,
     proven: Collection[str] = (),
     limit: int = parallel.WORKERS_MAX,
-) -> Verdict:
+) -> CheckReport:
     """Ping, log in, share files and run MPI between all nodes; with `pairs` every login between two is made.
 
     Between nodes that are `proven` logins and MPI are taken as they were found when the last of them came, as long as
@@ -104,7 +104,7 @@ class _Tries:
     def __init__(
         self,
         plan: Plan,
-        sessions: Mapping[str, Door],
+        sessions: Mapping[str, NodeConnection],
         deadline: Deadline,
         report: Reporter,
         pairs: bool,
@@ -121,9 +121,9 @@ class _Tries:
         with self._start(head) as pipe:
             try:
                 with self._report.step("check", head.name, awaiting="ping, ssh and NFS"):
-                    _hear(pipe, deadline)
+                    _receive(pipe, deadline)
                     self._written.set()
-                    answer = _answer(head, _hear(pipe, deadline))
+                    answer = _answer(head, _receive(pipe, deadline))
                 for _ in self._plan.workers:
                     _wait(self._read.acquire, deadline)
             finally:  # it removes the files, whatever has failed
@@ -136,7 +136,7 @@ class _Tries:
         with self._report.step("check", node.name, awaiting="ping, ssh and NFS"), self._start(node) as pipe:
             _wait(self._written.wait, self._deadline)
             pipe.shut()
-            answer = _answer(node, _hear(pipe, self._deadline))
+            answer = _answer(node, _receive(pipe, self._deadline))
         self._read.release()
         return answer
 
@@ -162,7 +162,7 @@ def _wait(ready: Callable[..., bool], deadline: Deadline) -> None:
         deadline.check("the other nodes' part of the check")
 
 
-def _hear(pipe: Pipe, deadline: Deadline) -> dict[str, Any]:
+def _receive(pipe: Pipe, deadline: Deadline) -> dict[str, Any]:
     line = pipe.read_line(deadline, "check")
     try:
         answer: dict[str, Any] = json.loads(line)
@@ -235,12 +235,12 @@ def _mpi(plan: Plan, proven: Collection[str]) -> dict[str, object]:
 # What is concluded
 
 
-def judge(answers: Sequence[Answer], launched: Sequence[Check], proven: Collection[str] = ()) -> Verdict:
+def judge(answers: Sequence[Answer], launched: Sequence[Check], proven: Collection[str] = ()) -> CheckReport:
     """All tries, and a login from every node to every other; `launched` says where mpiexec came from the head."""
     checks = [check for answer in answers for check in answer.checks]
     tried = [check for check in checks if check.check == "ssh"]
     logins = conclude({answer.node: answer.same for answer in answers}, [*_logins_of_mpiexec(launched), *tried], proven)
-    return Verdict((*(check for check in checks if check.check != "ssh"), *logins, *launched))
+    return CheckReport((*(check for check in checks if check.check != "ssh"), *logins, *launched))
 
 
 def _logins_of_mpiexec(launched: Sequence[Check]) -> Iterator[Check]:

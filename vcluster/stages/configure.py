@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from vcluster import guest
-from vcluster.adapters.pipe import Door
+from vcluster.adapters.pipe import NodeConnection
 from vcluster.errors import VclusterError
 from vcluster.render.actions import Action
 from vcluster.util.events import Reporter
 
 
-def apply(session: Door, stage: str, actions: Sequence[Action], *, report: Reporter) -> tuple[str, ...]:
+def apply(session: NodeConnection, stage: str, actions: Sequence[Action], *, report: Reporter) -> tuple[str, ...]:
     """Make the actions true on a node and return what was changed: nothing, the second time."""
     with report.step(stage, session.name):
         answer = ask(session, "apply", {"actions": actions}, awaited=stage)
@@ -22,7 +22,7 @@ def apply(session: Door, stage: str, actions: Sequence[Action], *, report: Repor
     return tuple(answer["changed"])
 
 
-def ask(session: Door, program: str, request: dict[str, object], *, awaited: str) -> dict[str, Any]:
+def ask(session: NodeConnection, program: str, request: dict[str, object], *, awaited: str) -> dict[str, Any]:
     """Run a guest program on a node: JSON in, JSON out."""
     source = guest.program(program)
     completed = session.run_program(source, json.dumps(request).encode(), awaited=awaited)

@@ -29,7 +29,7 @@ systemctl reload ssh.service 2>/dev/null || systemctl reload sshd.service
 """
 
 
-def admit(session: Session, public_key: str, password: str) -> None:
+def install_key(session: Session, public_key: str, password: str) -> None:
     """Let a key in as root. The password goes to sudo's standard input, if sudo wants it, and nowhere else."""
     is_free = session.run(["sudo", "-n", "true"], awaited="sudo").exit_code == 0
     argv = ["sudo", *(["-n"] if is_free else ["-S", "-p", ""]), "--", "sh", "-euc", _LET_IN]

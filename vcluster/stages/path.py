@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from vcluster.adapters.pipe import Door
+from vcluster.adapters.pipe import NodeConnection
 from vcluster.fleet.servers import Fleet
 from vcluster.model.plan import Node, Plan
 from vcluster.planning.hops import Hop, hops
@@ -69,9 +69,14 @@ class Path:
 
 
 def trace(
-    fleet: Fleet, plan: Plan, pairs: Sequence[tuple[Node, Node]], sessions: Mapping[str, Door], *, packets: int,
+    fleet: Fleet,
+    plan: Plan,
+    pairs: Sequence[tuple[Node, Node]],
+    sessions: Mapping[str, NodeConnection],
+    *,
+    packets: int,
     deadline: Deadline,
-) -> tuple[Path, ...]:  # fmt: skip
+) -> tuple[Path, ...]:
     """Send a flow for each pair, all at once, and read the counters of all ports before and after."""
     before = _counters(fleet, deadline)
 
@@ -89,7 +94,7 @@ def trace(
 
 
 def check_all(
-    fleet: Fleet, plan: Plan, sessions: Mapping[str, Door], *, deadline: Deadline, report: Reporter
+    fleet: Fleet, plan: Plan, sessions: Mapping[str, NodeConnection], *, deadline: Deadline, report: Reporter
 ) -> tuple[Check, ...]:
     """A flow from each node to the next, so that every port carries one; one result for each."""
     if len(plan.nodes) == 1:
@@ -101,7 +106,7 @@ def check_all(
 
 
 def _counters(fleet: Fleet, deadline: Deadline) -> Counters:
-    seen = fleet.each(lambda server: server.call("links"), deadline=deadline)
+    seen = fleet.each(lambda server: server.call("interfaces"), deadline=deadline)
     return {
         (server, link["name"]): (link["rx_packets"], link["tx_packets"], link["mtu"])
         for server, links in seen.items()

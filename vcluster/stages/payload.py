@@ -27,7 +27,7 @@ MIB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class PayloadEntry:
     """A file, a folder (its name ends with /) or a link (`target`) of a payload; `path` is where it is here.
 
     `mode` is what it gets on the nodes: everybody may read, and nobody but its owner write.
@@ -45,7 +45,7 @@ class Payload:
     """A file, or what is in a folder. The digest is of names, modes and contents."""
 
     source: Path
-    entries: tuple[Entry, ...]
+    entries: tuple[PayloadEntry, ...]
     digest: str
 
     @property
@@ -92,18 +92,18 @@ def _below(folder: Path) -> Iterator[Path]:
             yield from _below(path)
 
 
-def _entry(path: Path, name: Path) -> Entry:
+def _entry(path: Path, name: Path) -> PayloadEntry:
     state = path.lstat()
     if stat.S_ISLNK(state.st_mode):
-        return Entry(str(name), path, 0o777, target=str(path.readlink()))
+        return PayloadEntry(str(name), path, 0o777, target=str(path.readlink()))
     if stat.S_ISDIR(state.st_mode):
-        return Entry(f"{name}/", path, 0o755)
+        return PayloadEntry(f"{name}/", path, 0o755)
     if not stat.S_ISREG(state.st_mode):
         raise RequestError(f"--payload: {path} is no file, folder or link", hint="leave it out")
-    return Entry(str(name), path, 0o755 if state.st_mode & 0o111 else 0o644, state.st_size)
+    return PayloadEntry(str(name), path, 0o755 if state.st_mode & 0o111 else 0o644, state.st_size)
 
 
-def _digest(entry: Entry) -> str:
+def _digest(entry: PayloadEntry) -> str:
     digest = hashlib.sha256()
     if entry.path.is_file() and not entry.target:
         with entry.path.open("rb") as file:
@@ -156,7 +156,7 @@ def _send(pipe: Pipe, payload: Payload, deadline: Deadline, report: Reporter) ->
         raise
 
 
-def _add(archive: tarfile.TarFile, entry: Entry) -> None:
+def _add(archive: tarfile.TarFile, entry: PayloadEntry) -> None:
     info = archive.gettarinfo(entry.path, entry.name.rstrip("/"))
     info.mode, info.uid, info.gid, info.uname, info.gname = entry.mode, 0, 0, "", ""
     if not info.isreg():
@@ -171,16 +171,16 @@ class _Pieces:
 
     def __init__(self, pipe: Pipe, payload: Payload, deadline: Deadline, report: Reporter) -> None:
         self._pipe, self._deadline, self._report = pipe, deadline, report
-        self._sent, self._told, self._size = 0, 0, max(1, payload.size_bytes)
+        self._sent, self._translate_error, self._size = 0, 0, max(1, payload.size_bytes)
 
     def write(self, data: bytes) -> int:
         """Send a piece."""
         self._pipe.write(len(data).to_bytes(4, "big") + data, self._deadline, "the payload")
         self._sent += len(data)
-        if (percent := min(100, 100 * self._sent // self._size)) > self._told:
-            self._told = percent
+        if (percent := min(100, 100 * self._sent // self._size)) > self._translate_error:
+            self._translate_error = percent
             text = f"{min(self._sent, self._size) // MIB} of {self._size // MIB} MiB"
-            self._report.tell("progress", "payload", self._pipe.name, text, fraction=percent / 100)
+            self._report.emit("progress", "payload", self._pipe.name, text, fraction=percent / 100)
         return len(data)
 
     def end(self) -> None:

@@ -149,14 +149,14 @@ def _run_on(
     session: Session, job: Job, request: Mapping[str, object], logs: Path, deadline: Deadline, report: Reporter
 ) -> Completed:
     name = session.name
-    report.tell("start", "provision", name, job.script.name)
+    report.emit("start", "provision", name, job.script.name)
     with (logs / f"{name}.log").open("wb") as log:
 
         def hear(stream: str, data: bytes) -> None:
             if stream == "stdout":
                 log.write(data)
                 log.flush()
-                report.tell("progress", "provision", name, _last_line(data.decode(errors="replace")))
+                report.emit("progress", "provision", name, _last_line(data.decode(errors="replace")))
 
         try:
             deadline.check(f"{name}: {job.script.name}")
@@ -175,9 +175,9 @@ def _run_on(
         log.write(completed.stderr.encode())
     if completed.exit_code:
         words = _last_line(completed.stderr or completed.stdout)
-        report.tell("fail", "provision", name, f"exit code {completed.exit_code}: {words}")
+        report.emit("fail", "provision", name, f"exit code {completed.exit_code}: {words}")
     else:
-        report.tell("end", "provision", name)
+        report.emit("end", "provision", name)
     return completed
 
 

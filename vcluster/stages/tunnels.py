@@ -75,7 +75,7 @@ def _try(fleet: Fleet, plan: Plan, wanted: Wanted) -> dict[str, Mapping[str, lis
                 )
         silent = {}
         for name, interfaces in wanted.items():
-            heard = fleet[name].call("heard", wanted=interfaces, timeout_s=TRY_TIMEOUT_S)
+            heard = fleet[name].call("received_probes", wanted=interfaces, timeout_s=TRY_TIMEOUT_S)
             missing = {link: sorted(set(tokens) - set(heard.get(link, ()))) for link, tokens in interfaces.items()}
             if any(missing.values()):
                 silent[name] = {link: tokens for link, tokens in missing.items() if tokens}
@@ -92,7 +92,7 @@ def _complaint(fleet: Fleet, plan: Plan, silent: Mapping[str, Mapping[str, list[
     for server in plan.servers:
         with suppress(VclusterError):
             found = fleet[server.name].call("obstacles", port=_port(plan))
-            lines += [f"  {server.name}: {one['what']}: {one['detail']}; mend: {one['mend']}" for one in found]
+            lines += [f"  {server.name}: {one['what']}: {one['detail']}; fix: {one['fix']}" for one in found]
     return f"frames of {plan.mtu} bytes get lost in the tunnels:\n" + "\n".join(lines)
 
 

@@ -38,7 +38,7 @@ class Reporter:
     started_s: float = field(default_factory=time.monotonic)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def tell(self, what: str, stage: str, node: str = EVERYONE, text: str = "", fraction: float | None = None) -> None:
+    def emit(self, what: str, stage: str, node: str = EVERYONE, text: str = "", fraction: float | None = None) -> None:
         """Report one event."""
         event = Event(what, stage, node, time.monotonic() - self.started_s, text, fraction)
         with self._lock:
@@ -47,15 +47,15 @@ class Reporter:
 
     def note(self, text: str) -> None:
         """Report a line for the user to read."""
-        self.tell("note", "", text=text)
+        self.emit("note", "", text=text)
 
     @contextmanager
     def step(self, stage: str, node: str = EVERYONE, awaiting: str = "") -> Iterator[None]:
         """Report the start and the end, or the failure, of a stage."""
-        self.tell("start", stage, node, awaiting)
+        self.emit("start", stage, node, awaiting)
         try:
             yield
         except BaseException as error:
-            self.tell("fail", stage, node, str(error) or type(error).__name__)
+            self.emit("fail", stage, node, str(error) or type(error).__name__)
             raise
-        self.tell("end", stage, node)
+        self.emit("end", stage, node)

@@ -47,7 +47,7 @@ class OwnedDomain:
 
 
 @dataclass(frozen=True, slots=True)
-class OwnedThing:
+class OwnedResource:
     """A network or a pool of ours."""
 
     name: str
@@ -117,7 +117,7 @@ class Hypervisor:
             return False
 
     @contextmanager
-    def _gone_is_fine(self, doing: str) -> Iterator[None]:
+    def _missing_is_fine(self, doing: str) -> Iterator[None]:
         with self._errors(doing):
             try:
                 yield
@@ -166,7 +166,7 @@ class Hypervisor:
 
     def undefine_domain(self, name: str) -> None:
         """Remove the definition of a stopped domain."""
-        with self._gone_is_fine(f"undefining {name}"):
+        with self._missing_is_fine(f"undefining {name}"):
             flags = libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
             self._connection.lookupByName(name).undefineFlags(flags)
 
@@ -177,7 +177,7 @@ class Hypervisor:
             if not domain.isActive():
                 domain.create()
 
-    def run_for_now(self, xml: str) -> None:
+    def start_transient_domain(self, xml: str) -> None:
         """Start a domain that libvirt ends when this connection does, whatever ends it, and forgets."""
         with self._errors("starting a domain"):
             self._connection.createXML(xml, libvirt.VIR_DOMAIN_START_AUTODESTROY)
@@ -192,14 +192,14 @@ class Hypervisor:
         with self._errors("restoring a domain"):
             self._connection.restore(path)
 
-    def plug_in(self, name: str, xml: str) -> None:
+    def attach_device(self, name: str, xml: str) -> None:
         """Give a running domain one more device, until its power is cut."""
         with self._errors(f"plugging a device into {name}"):
             self._connection.lookupByName(name).attachDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
     def shut_down_domain(self, name: str) -> None:
         """Press a domain's power button; when it heeds that is up to it."""
-        with self._gone_is_fine(f"shutting down {name}"):
+        with self._missing_is_fine(f"shutting down {name}"):
             self._connection.lookupByName(name).shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
 
     def is_active(self, name: str) -> bool:
@@ -209,10 +209,10 @@ class Hypervisor:
 
     def stop_domain(self, name: str) -> None:
         """Cut a domain's power."""
-        with self._gone_is_fine(f"stopping {name}"):
+        with self._missing_is_fine(f"stopping {name}"):
             self._connection.lookupByName(name).destroy()
 
-    def is_listened_to(self, name: str, channel: str) -> bool:
+    def is_channel_open(self, name: str, channel: str) -> bool:
         """Whether somebody in a running domain has opened one of its channels (https://libvirt.org/formatdomain.html)."""
         with self._errors(f"looking at {name}"):
             root = ET.fromstring(self._connection.lookupByName(name).XMLDesc())  # noqa: S314 - libvirt has written it
@@ -221,16 +221,16 @@ class Hypervisor:
             for target in root.iterfind("devices/channel/target")
         )
 
-    def words(self, domain: str, channel: str) -> Words:
+    def words(self, domain: str, channel: str) -> SerialChannel:
         """What a running node says on one of its channels, from now on."""
         with self._errors(f"listening to {domain}"):
             stream = self._connection.newStream(libvirt.VIR_STREAM_NONBLOCK)
             self._connection.lookupByName(domain).openChannel(channel, stream, 0)
-        return Words(domain, stream)
+        return SerialChannel(domain, stream)
 
     # Networks
 
-    def networks(self) -> tuple[OwnedThing, ...]:
+    def networks(self) -> tuple[OwnedResource, ...]:
         """All networks of ours."""
         with self._errors("listing networks"):
             return _ours("network", self._connection.listAllNetworks(), self.owner)
@@ -244,14 +244,14 @@ class Hypervisor:
 
     def destroy_network(self, name: str) -> None:
         """Stop a network and remove its definition."""
-        with self._gone_is_fine(f"stopping network {name}"):
+        with self._missing_is_fine(f"stopping network {name}"):
             self._connection.networkLookupByName(name).destroy()
-        with self._gone_is_fine(f"undefining network {name}"):
+        with self._missing_is_fine(f"undefining network {name}"):
             self._connection.networkLookupByName(name).undefine()
 
     # Pools and volumes
 
-    def pools(self) -> tuple[OwnedThing, ...]:
+    def pools(self) -> tuple[OwnedResource, ...]:
         """All pools of ours."""
         with self._errors("listing pools"):
             return _ours("pool", self._connection.listAllStoragePools(), self.owner)
@@ -266,19 +266,19 @@ class Hypervisor:
 
     def destroy_pool(self, name: str) -> None:
         """Remove a pool with every volume and the folder."""
-        with self._gone_is_fine(f"removing pool {name}"):
+        with self._missing_is_fine(f"removing pool {name}"):
             pool = self._connection.storagePoolLookupByName(name)
             self._empty(pool)
-        with self._gone_is_fine(f"stopping pool {name}"):
+        with self._missing_is_fine(f"stopping pool {name}"):
             pool.destroy()
-        with self._gone_is_fine(f"removing the folder of pool {name}"):
+        with self._missing_is_fine(f"removing the folder of pool {name}"):
             _delete_folder(pool)
-        with self._gone_is_fine(f"undefining pool {name}"):
+        with self._missing_is_fine(f"undefining pool {name}"):
             pool.undefine()
 
     def delete_volumes(self, pool: str, is_meant: Callable[[str], bool]) -> None:
         """Delete volumes of a pool, by their names."""
-        with self._gone_is_fine(f"removing volumes of {pool}"):
+        with self._missing_is_fine(f"removing volumes of {pool}"):
             self._empty(self._connection.storagePoolLookupByName(pool), is_meant)
 
     def _empty(self, pool: libvirt.virStoragePool, is_meant: Callable[[str], bool] = lambda _: True) -> None:
@@ -289,7 +289,7 @@ class Hypervisor:
             pool.create()
         pool.refresh()
         for volume in filter(lambda volume: is_meant(volume.name()), pool.listAllVolumes()):
-            with self._gone_is_fine(f"deleting volume {volume.name()}"):
+            with self._missing_is_fine(f"deleting volume {volume.name()}"):
                 volume.delete()
 
     def create_volume(self, pool: str, xml: str, content: bytes = b"") -> None:
@@ -313,7 +313,7 @@ class Hypervisor:
         stream.finish()
 
 
-class Words:
+class SerialChannel:
     """Lines that a node writes to one of its channels. They arrive on libvirt's event loop and are awaited here.
 
     And what is said to it there.
@@ -393,11 +393,11 @@ def _owned(domain: libvirt.virDomain, by: str) -> OwnedDomain | None:
     return OwnedDomain(domain.name(), get("cluster", ""), get("node", ""), get("image", ""), is_active)
 
 
-def _ours(kind: str, things: list[Any], owner: str) -> tuple[OwnedThing, ...]:
+def _ours(kind: str, things: list[Any], owner: str) -> tuple[OwnedResource, ...]:
     prefix = naming.libvirt_name("")
     named = [(thing, thing.name().removeprefix(prefix)) for thing in things if thing.name().startswith(prefix)]
     return tuple(
-        OwnedThing(thing.name(), cluster, bool(thing.isActive()))
+        OwnedResource(thing.name(), cluster, bool(thing.isActive()))
         for thing, cluster in named
         if thing.UUIDString() == naming.uuid_for(kind, cluster, owner)
     )

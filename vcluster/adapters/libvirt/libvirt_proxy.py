@@ -25,7 +25,7 @@ _PATH_LIMIT = 107  # bytes in the address of a unix socket
 _LOOK_S = 0.5
 
 
-class Relays(Protocol):
+class RelayStarter(Protocol):
     """What starts a process on the server that relays to libvirt's socket: the agent."""
 
     name: str
@@ -34,19 +34,19 @@ class Relays(Protocol):
         """A stream to libvirt's socket."""
 
 
-class LibvirtTunnel:
+class LibvirtProxy:
     """A socket of this machine that leads to a server's libvirt. Use as a context manager.
 
     `failure` is why the last connection could not be joined: libvirt itself only sees it closed.
     """
 
-    def __init__(self, relays: Relays, folder: Path | None = None) -> None:
+    def __init__(self, relays: RelayStarter, folder: Path | None = None) -> None:
         self.name = relays.name
         self.failure: VclusterError | None = None
         self._relays = relays
         self._lock = threading.Lock()
         self._is_open = True
-        self._joints: set[_Joint] = set()
+        self._joints: set[_Splice] = set()
         self._folder = Path(tempfile.mkdtemp(prefix="vc-", dir=folder))  # for us alone, mode 0700
         self._path = self._folder / "libvirt.sock"
         if len(str(self._path).encode()) > _PATH_LIMIT:
@@ -68,7 +68,7 @@ class LibvirtTunnel:
         """What libvirt is to open."""
         return f"qemu+unix:///system?socket={quote(str(self._path))}"
 
-    def __enter__(self) -> LibvirtTunnel:
+    def __enter__(self) -> LibvirtProxy:
         return self
 
     def __exit__(
@@ -105,7 +105,7 @@ class LibvirtTunnel:
             except VclusterError as error:
                 self.failure = error
                 return
-            joint = _Joint(local, pipe)
+            joint = _Splice(local, pipe)
             with self._lock:
                 if not self._is_open:
                     pipe.close()
@@ -116,7 +116,7 @@ class LibvirtTunnel:
                 self._joints.discard(joint)
 
 
-class _Joint:
+class _Splice:
     """A local connection and a stream to the server, each pouring into the other."""
 
     def __init__(self, local: socket.socket, pipe: Pipe) -> None:

@@ -48,7 +48,7 @@ _BRIDGE = (
 
 
 @dataclass(frozen=True, slots=True)
-class LinkSpec:
+class InterfaceSpec:
     """A link as it shall be. For a tunnel ("vxlan") also its fixed ends, the interface it uses, and its UDP port."""
 
     name: str
@@ -64,7 +64,7 @@ class LinkSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class Link:
+class Interface:
     """A link as the kernel shows it. What it lacks is "" or 0."""
 
     name: str
@@ -87,7 +87,7 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class RouteInfo:
     """How this machine reaches an address: from which of its own, by which interface, with what MTU."""
 
     local: str
@@ -99,10 +99,10 @@ class Way:
 # Looking
 
 
-def links() -> tuple[Link, ...]:
+def interfaces() -> tuple[Interface, ...]:
     """All links of this network namespace."""
     with _channel("the links") as channel:
-        return _links(channel)
+        return _interfaces(channel)
 
 
 def addresses() -> tuple[tuple[str, IPv4Address], ...]:
@@ -114,7 +114,7 @@ def addresses() -> tuple[tuple[str, IPv4Address], ...]:
 def routes() -> tuple[tuple[IPv4Network, str], ...]:
     """The IPv4 routes of this machine's main table, each with the interface it leaves by."""
     with _channel("the routes") as channel:
-        names = {link.index: link.name for link in _links(channel)}
+        names = {link.index: link.name for link in _interfaces(channel)}
         request = _message(rtmsg, RTM_GETROUTE, family=socket.AF_INET)
         found = []
         for route in channel.dump(request, rtmsg):
@@ -124,7 +124,7 @@ def routes() -> tuple[tuple[IPv4Network, str], ...]:
         return tuple(found)
 
 
-def way_to(address: str, interface: str = "") -> Way:
+def route_to(address: str, interface: str = "") -> RouteInfo:
     """How the kernel would send to an IPv4 address, through `interface` alone if that is given.
 
     Raises MissingError when there is no route, RequestError for what is no address or no interface of this machine.
@@ -134,16 +134,16 @@ def way_to(address: str, interface: str = "") -> Way:
     except ipaddress.AddressValueError as error:
         raise RequestError(f"{address!r} is not an IPv4 address") from error
     with _channel(f"the way to {target}") as channel:
-        found = {link.name: link for link in _links(channel)}
+        found = {link.name: link for link in _interfaces(channel)}
         if interface and interface not in found:
             raise RequestError(f"there is no interface {interface!r}; there are {', '.join(found)}")
         own = {str(one): name for name, one in _addresses(channel)}
         if target in own:
-            return Way(target, own[target], found[own[target]].mtu, is_local=True)
+            return RouteInfo(target, own[target], found[own[target]].mtu, is_local=True)
         return _way(channel, target, interface, found)
 
 
-def _way(channel: Channel, target: str, interface: str, found: Mapping[str, Link]) -> Way:
+def _way(channel: Channel, target: str, interface: str, found: Mapping[str, Interface]) -> RouteInfo:
     index = found[interface].index if interface else 0
     try:
         if interface:
@@ -159,7 +159,7 @@ def _way(channel: Channel, target: str, interface: str, found: Mapping[str, Link
     metrics = route.get_attr("RTA_METRICS")
     limits = [found[name].mtu if name else 0, metrics.get_attr("RTAX_MTU") if metrics else None]
     mtu = min((limit for limit in limits if limit), default=0)
-    return Way(route.get_attr("RTA_PREFSRC") or "", name, mtu, is_local=route["type"] == RTN_LOCAL)
+    return RouteInfo(route.get_attr("RTA_PREFSRC") or "", name, mtu, is_local=route["type"] == RTN_LOCAL)
 
 
 def _route_request(target: str, index: int, flags: int = 0) -> Message:
@@ -168,20 +168,20 @@ def _route_request(target: str, index: int, flags: int = 0) -> Message:
     return request
 
 
-def _links(channel: Channel) -> tuple[Link, ...]:
+def _interfaces(channel: Channel) -> tuple[Interface, ...]:
     messages = channel.dump(_message(ifinfmsg, RTM_GETLINK), ifinfmsg)
     names = {message["index"]: message.get_attr("IFLA_IFNAME") for message in messages}
-    return tuple(_link(message, names) for message in messages)
+    return tuple(_interface(message, names) for message in messages)
 
 
-def _link(message: Message, names: Mapping[int, str]) -> Link:
+def _interface(message: Message, names: Mapping[int, str]) -> Interface:
     get = message.get_attr
     info = get("IFLA_LINKINFO")
     kind = (info.get_attr("IFLA_INFO_KIND") if info else None) or ""
     data = info.get_attr("IFLA_INFO_DATA") if kind == "vxlan" else None
     vxlan = data.get_attr if data else {}.get
     count = get("IFLA_STATS64") or {}
-    return Link(
+    return Interface(
         name=get("IFLA_IFNAME"),
         index=message["index"],
         kind=kind,
@@ -215,14 +215,14 @@ def _addresses(channel: Channel) -> tuple[tuple[str, IPv4Address], ...]:
 # Making
 
 
-def create(specs: Sequence[LinkSpec]) -> None:
+def create(specs: Sequence[InterfaceSpec]) -> None:
     """Make links, marked and up; those of ours that exist are brought to what is asked.
 
     A tunnel whose ends, VNI or port differ is replaced. Raises ConflictError, before anything is changed, when a name,
     a VNI or a bridge is somebody else's; MissingError when the kernel lacks what it takes.
     """
     with _channel("links") as channel:
-        found = {link.name: link for link in _links(channel)}
+        found = {link.name: link for link in _interfaces(channel)}
         check(specs, found)
         stale = [found[spec.name] for spec in specs if spec.name in found and _must_go(spec, found[spec.name])]
         _remove(channel, stale)
@@ -239,7 +239,9 @@ def destroy(alias: str, names: Collection[str] | None = None) -> tuple[str, ...]
     if not alias:
         raise RequestError("links without a mark are nobody's to remove")
     with _channel("links") as channel:
-        marked = [link for link in _links(channel) if link.alias == alias and (names is None or link.name in names)]
+        marked = [
+            link for link in _interfaces(channel) if link.alias == alias and (names is None or link.name in names)
+        ]
         _remove(channel, marked)
         return tuple(link.name for link in marked)
 
@@ -247,7 +249,7 @@ def destroy(alias: str, names: Collection[str] | None = None) -> tuple[str, ...]
 def attach(port: str, master: str) -> None:
     """Make an existing link a port of an existing bridge."""
     with _channel(f"link {port}") as channel:
-        found = {link.name: link for link in _links(channel)}
+        found = {link.name: link for link in _interfaces(channel)}
         for name in (port, master):
             if name not in found:
                 raise MissingError(f"there is no link {name}", hint="vcluster status")
@@ -256,7 +258,7 @@ def attach(port: str, master: str) -> None:
         channel.change([_change(port, [("IFLA_MASTER", found[master].index)])])
 
 
-def check(specs: Sequence[LinkSpec], found: Mapping[str, Link]) -> None:
+def check(specs: Sequence[InterfaceSpec], found: Mapping[str, Interface]) -> None:
     """Refuse what cannot be made beside the links that are there. Pure."""
     _check_distinct(specs)
     asked = {spec.name: spec for spec in specs}
@@ -271,7 +273,7 @@ def check(specs: Sequence[LinkSpec], found: Mapping[str, Link]) -> None:
             _check_tunnel(spec, found)
 
 
-def _check_distinct(specs: Sequence[LinkSpec]) -> None:
+def _check_distinct(specs: Sequence[InterfaceSpec]) -> None:
     seen: dict[object, str] = {}
     for spec in specs:
         if spec.kind not in ("bridge", "vxlan"):
@@ -284,14 +286,14 @@ def _check_distinct(specs: Sequence[LinkSpec]) -> None:
             seen[key] = spec.name
 
 
-def _check_master(spec: LinkSpec, master: LinkSpec | Link | None) -> None:
+def _check_master(spec: InterfaceSpec, master: InterfaceSpec | Interface | None) -> None:
     if master is None:
         raise MissingError(f"link {spec.name}: there is no bridge {spec.master}", hint="vcluster status")
     if master.kind != "bridge" or master.alias != spec.alias:
         raise ConflictError(f"link {spec.name}: {spec.master} is no bridge of ours", hint=f"ip link show {spec.master}")
 
 
-def _check_tunnel(spec: LinkSpec, found: Mapping[str, Link]) -> None:
+def _check_tunnel(spec: InterfaceSpec, found: Mapping[str, Interface]) -> None:
     taken = [(link.vni, link.port) for link in found.values() if link.kind == "vxlan" and link.name != spec.name]
     if (spec.vni, spec.port) in taken:
         other = next(link for link in found.values() if (link.vni, link.port) == (spec.vni, spec.port))
@@ -309,14 +311,14 @@ def _check_tunnel(spec: LinkSpec, found: Mapping[str, Link]) -> None:
         )
 
 
-def _vni_taken(spec: LinkSpec, by: str) -> ConflictError:
+def _vni_taken(spec: InterfaceSpec, by: str) -> ConflictError:
     return ConflictError(
         f"tunnel {spec.name}: VNI {spec.vni} on UDP port {spec.port} is taken by {by}",
         hint="choose other numbers with --vni-base",
     )
 
 
-def _must_go(spec: LinkSpec, link: Link) -> bool:
+def _must_go(spec: InterfaceSpec, link: Interface) -> bool:
     """Whether a link of ours differs in what cannot be changed."""
     wanted = (spec.kind, spec.vni, spec.local, spec.remote, spec.interface, spec.port)
     return wanted != (link.kind, link.vni, link.local, link.remote, link.interface, link.port)
@@ -325,7 +327,7 @@ def _must_go(spec: LinkSpec, link: Link) -> bool:
 # Messages
 
 
-def _making(spec: LinkSpec, *, exists: bool) -> list[Message]:
+def _making(spec: InterfaceSpec, *, exists: bool) -> list[Message]:
     """What makes one link, or mends it.
 
     The kernel takes no mark in the message that makes a link. So both go in one piece, which it deals with before it
@@ -352,7 +354,7 @@ def _kind(kind: str, data: Sequence[tuple[str, object]]) -> tuple[str, object]:
     return "IFLA_LINKINFO", _nested(("IFLA_INFO_KIND", kind), ("IFLA_INFO_DATA", _nested(*data)))
 
 
-def _data(spec: LinkSpec) -> Sequence[tuple[str, object]]:
+def _data(spec: InterfaceSpec) -> Sequence[tuple[str, object]]:
     if spec.kind == "bridge":
         return _BRIDGE
     return (
@@ -365,7 +367,7 @@ def _data(spec: LinkSpec) -> Sequence[tuple[str, object]]:
     )
 
 
-def _remove(channel: Channel, gone: Sequence[Link]) -> None:
+def _remove(channel: Channel, gone: Sequence[Interface]) -> None:
     """Remove links, all in one step of the kernel: one by one each waits for all processors to let go of it."""
     if not gone:
         return
@@ -413,12 +415,12 @@ def _channel(what: str) -> Iterator[Channel]:
         try:
             yield channel
         except Refused as error:
-            raise _told(error, what) from error
+            raise _translate_error(error, what) from error
         except OSError as error:  # an interface went away between two looks
             raise VclusterError(f"{what}: {error.strerror or error}") from error
 
 
-def _told(error: Refused, what: str) -> VclusterError:
+def _translate_error(error: Refused, what: str) -> VclusterError:
     asked = dict(error.message["attrs"]) if isinstance(error.message, ifinfmsg) else {}
     what = f"link {asked['IFLA_IFNAME']}" if "IFLA_IFNAME" in asked else what
     if error.code in (errno.EPERM, errno.EACCES):

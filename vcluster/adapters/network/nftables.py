@@ -75,7 +75,7 @@ def guard(table: str, tunnels: Sequence[tuple[int, str]], port: int) -> None:
         _message(nft_chain_msg, _NEW_CHAIN, [*here, ("NFTA_CHAIN_NAME", _TUNNELS)], flags=_CREATE),
         _message(nft_chain_msg, _NEW_CHAIN, [*here, *base, ("NFTA_CHAIN_TYPE", "filter")], flags=_CREATE),
         _rule(table, "input", _to_port(port)),
-        *(_rule(table, _TUNNELS, _from_stranger(vni, peer)) for vni, peer in tunnels),
+        *(_rule(table, _TUNNELS, _from_other_source(vni, peer)) for vni, peer in tunnels),
     ]
     with _channel(f"table {table}") as channel:
         channel.change(_batch(messages))
@@ -110,7 +110,7 @@ def _to_port(port: int) -> list[Message]:
     ]
 
 
-def _from_stranger(vni: int, peer: str) -> list[Message]:
+def _from_other_source(vni: int, peer: str) -> list[Message]:
     """A VXLAN header with this VNI, 4 bytes behind the UDP header's 8, and another source: dropped."""
     return [
         *_header(_TRANSPORT_HEADER, 12, _EQUAL, vni.to_bytes(3, "big")),
@@ -182,8 +182,8 @@ class _Rule:
 
     verdict: str  # "accept", "drop", or "" for anything else
     is_conditional: bool
-    lets_port: bool  # it accepts the UDP port in question
-    lets_links: bool  # it accepts what comes in at a link of ours
+    accepts_port: bool  # it accepts the UDP port in question
+    accepts_interfaces: bool  # it accepts what comes in at a link of ours
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,17 +213,17 @@ def obstacles(port: int) -> tuple[dict[str, str], ...]:
     condition: whether a packet passes all rules of another, only a packet can tell.
     """
     chains, opened = _chains(port)
-    return (*_missing_kinds(), *_bridged(chains), *_forwarded(chains), *_closed(chains, opened, port), *_unseen())
+    return (*_missing_kinds(), *_bridged(chains), *_forwarded(chains), *_closed(chains, opened, port), *_hidden_rules())
 
 
 def _missing_kinds() -> Iterator[dict[str, str]]:
     with _channel("the kinds of links", protocol=ROUTE) as channel:
         for kind in ("bridge", "vxlan"):
-            if not _makes(channel, kind):
+            if not _supports(channel, kind):
                 yield _obstacle("kernel", f"it makes no link of the kind {kind}", f"modprobe {kind}")
 
 
-def _makes(channel: Channel, kind: str) -> bool:
+def _supports(channel: Channel, kind: str) -> bool:
     """Whether the kernel knows a kind of link, its module loaded if need be; asked for one that it must refuse."""
     probe = ifinfmsg()
     probe["header"]["type"] = 16  # RTM_NEWLINK
@@ -244,7 +244,7 @@ def _bridged(chains: Sequence[_Chain]) -> Iterator[dict[str, str]]:
     """Filters of bridges themselves."""
     for chain in chains:
         drops = chain.is_closed or any(rule.verdict == "drop" for rule in chain.rules)
-        if chain.family == "bridge" and drops and not any(rule.lets_links for rule in chain.rules):
+        if chain.family == "bridge" and drops and not any(rule.accepts_interfaces for rule in chain.rules):
             rules = [f'insert rule {chain} iifname "{name}*" accept' for name in PORTS]
             yield _obstacle("bridge filter", f"chain {chain} drops frames", f"nft {shlex.quote('; '.join(rules))}")
 
@@ -258,11 +258,11 @@ def _forwarded(chains: Sequence[_Chain]) -> Iterator[dict[str, str]]:
         passed = [one for one in (*chains, *legacy) if one.family in families and one.hook == _FORWARD]
         names = [str(one) for one in passed if one.is_closed]
         if names:
-            mend = f"sysctl -w net.bridge.bridge-nf-call-{switch}=0"
+            fix = f"sysctl -w net.bridge.bridge-nf-call-{switch}=0"
             yield _obstacle(
                 "bridge-nf",
                 f"what bridges forward must pass {', '.join(names)} as well and is dropped there",
-                mend,
+                fix,
             )
 
 
@@ -270,7 +270,7 @@ def _closed(chains: Sequence[_Chain], opened: Sequence[tuple[str, str]], port: i
     """Filters that let in only what they know, unless some rule of theirs speaks of our port."""
     for chain in (*chains, *_legacy("iptables", "ip", port)):
         is_ours_to_pass = chain.family in ("ip", "inet") and chain.hook == _INPUT
-        is_open = (chain.family, chain.table) in opened or any(rule.lets_port for rule in chain.rules)
+        is_open = (chain.family, chain.table) in opened or any(rule.accepts_port for rule in chain.rules)
         if is_ours_to_pass and chain.is_closed and not is_open:
             detail = f"chain {chain} drops what it does not know; no rule of it names UDP port {port}"
             yield _obstacle("firewall", detail, _opening(chain, port))
@@ -289,7 +289,7 @@ def _opening(chain: _Chain, port: int) -> str:
     return f"iptables -I INPUT -p udp --dport {port} -j ACCEPT"
 
 
-def _unseen() -> Iterator[dict[str, str]]:
+def _hidden_rules() -> Iterator[dict[str, str]]:
     """Rules of the older kind, which only their own program shows, where that is not installed."""
     for program, family in (("iptables", "ip"), ("ip6tables", "ip6")):
         if _has_legacy(family) and _saver(program) is None:
@@ -297,8 +297,8 @@ def _unseen() -> Iterator[dict[str, str]]:
             yield _obstacle("firewall", detail, f"apt-get install iptables && {program}-legacy-save")
 
 
-def _obstacle(what: str, detail: str, mend: str) -> dict[str, str]:
-    return {"what": what, "detail": detail, "mend": mend}
+def _obstacle(what: str, detail: str, fix: str) -> dict[str, str]:
+    return {"what": what, "detail": detail, "fix": fix}
 
 
 def _chains(port: int) -> tuple[tuple[_Chain, ...], tuple[tuple[str, str], ...]]:
@@ -313,7 +313,7 @@ def _chains(port: int) -> tuple[tuple[_Chain, ...], tuple[tuple[str, str], ...]]
     for rule in rules:
         place = (_family(rule), rule.get_attr("NFTA_RULE_TABLE"), rule.get_attr("NFTA_RULE_CHAIN"))
         by_chain.setdefault(place, []).append(_seen(rule, port))
-    opened = {place[:2] for place, some in by_chain.items() for rule in some if rule.lets_port}
+    opened = {place[:2] for place, some in by_chain.items() for rule in some if rule.accepts_port}
     found = (_chain(chain, by_chain) for chain in chains if chain.get_attr("NFTA_CHAIN_HOOK"))
     return tuple(found), tuple(opened)
 
@@ -330,14 +330,14 @@ def _family(message: Message) -> str:
 
 def _seen(rule: Message, port: int) -> _Rule:
     parts = [(one.get_attr("NFTA_EXPR_NAME"), one) for one in rule.get_attr("NFTA_RULE_EXPRESSIONS") or ()]
-    verdict = next((found for name, one in parts if (found := _fate(name, one))), "")
+    verdict = next((found for name, one in parts if (found := _verdict_of(name, one))), "")
     is_conditional = any(name not in ("counter", "log", "immediate", "reject", "target") for name, _ in parts)
-    lets_port = verdict == "accept" and _names_port([name for name, _ in parts], [one for _, one in parts], port)
-    lets_links = verdict == "accept" and any(_is_link_of_ours(one) for _, one in parts)
-    return _Rule(verdict, is_conditional, lets_port, lets_links)
+    accepts_port = verdict == "accept" and _names_port([name for name, _ in parts], [one for _, one in parts], port)
+    accepts_interfaces = verdict == "accept" and any(_is_link_of_ours(one) for _, one in parts)
+    return _Rule(verdict, is_conditional, accepts_port, accepts_interfaces)
 
 
-def _fate(name: str, expression: Message) -> str:
+def _verdict_of(name: str, expression: Message) -> str:
     data = expression.get_attr("NFTA_EXPR_DATA")
     if name == "reject":
         return "drop"
@@ -400,7 +400,7 @@ def _legacy(program: str, family: str, port: int = 0) -> Iterator[_Chain]:
     if saver is None or not _has_legacy(family):
         return
     shown = run([saver, "-t", "filter"], timeout_s=10, may_fail=True).stdout
-    named = _Rule("accept", is_conditional=True, lets_port=f"--dport {port} " in shown, lets_links=False)
+    named = _Rule("accept", is_conditional=True, accepts_port=f"--dport {port} " in shown, accepts_interfaces=False)
     for name, hook in (("INPUT", _INPUT), ("FORWARD", _FORWARD)):
         yield _Chain(family, LEGACY, name, hook, f":{name} DROP " in shown, (named,))
 
@@ -434,10 +434,10 @@ def _channel(what: str, protocol: int = NETFILTER) -> Iterator[Channel]:
         with Channel(protocol) as channel:
             yield channel
     except Refused as error:
-        raise _told(error, what) from error
+        raise _translate_error(error, what) from error
 
 
-def _told(error: Refused, what: str) -> VclusterError:
+def _translate_error(error: Refused, what: str) -> VclusterError:
     if error.code in (errno.EPERM, errno.EACCES):
         return MissingError(f"{what}: rules need root", hint="run it with sudo")
     if error.code in (errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EINVAL) and error.message is None:

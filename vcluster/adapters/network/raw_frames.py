@@ -53,7 +53,7 @@ def listen(interfaces: Sequence[str]) -> None:
             raise MissingError(f"there is no interface {name} to listen on", hint="vcluster status")
     close()
     with _lock:
-        _ear = _open_ear()
+        _ear = _open_receiver()
         _found.update((name, set()) for name in interfaces)
 
 
@@ -81,18 +81,18 @@ def send(interface: str, token: str, size: int, count: int = 1) -> None:
             for _ in range(count):
                 _mouth.sendto(frame, (interface, _ETH_P_IP))
     except OSError as error:
-        raise _told(error, interface, size) from error
+        raise _translate_error(error, interface, size) from error
 
 
-def heard(timeout_s: float, wanted: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+def received(timeout_s: float, wanted: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     """The tokens that came in, by interface, as soon as all that is wanted has come, or when time is up."""
     deadline = time.monotonic() + timeout_s
     with _lock:
         if _ear is None:
             raise VclusterError("nobody listens for frames; call listen first")
-        _hear(_ear, 0.0)  # what waits already, also when time is up at once
-        while _lacks(wanted) and (left := deadline - time.monotonic()) > 0:
-            _hear(_ear, left)
+        _receive(_ear, 0.0)  # what waits already, also when time is up at once
+        while _missing(wanted) and (left := deadline - time.monotonic()) > 0:
+            _receive(_ear, left)
         return {name: sorted(tokens) for name, tokens in _found.items()}
 
 
@@ -131,11 +131,11 @@ def _checksum(header: bytes) -> int:
     return ~total & 0xFFFF
 
 
-def _lacks(wanted: Mapping[str, Iterable[str]]) -> bool:
+def _missing(wanted: Mapping[str, Iterable[str]]) -> bool:
     return any(set(tokens) - _found.get(name, set()) for name, tokens in wanted.items())
 
 
-def _hear(ear: socket.socket, timeout_s: float) -> None:
+def _receive(ear: socket.socket, timeout_s: float) -> None:
     """Take in what waits; when nothing does, what comes next."""
     ear.settimeout(timeout_s)
     while True:
@@ -153,7 +153,7 @@ def _hear(ear: socket.socket, timeout_s: float) -> None:
         ear.settimeout(0)
 
 
-def _open_ear() -> socket.socket:
+def _open_receiver() -> socket.socket:
     """A socket that gets the probes of all interfaces, and no other frame, before any bridge takes them."""
     try:
         ear = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL))
@@ -183,7 +183,7 @@ def _attach_filter(ear: socket.socket) -> None:
     ear.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HL", len(program) // 8, ctypes.addressof(buffer)))
 
 
-def _told(error: OSError, interface: str, size: int) -> VclusterError:
+def _translate_error(error: OSError, interface: str, size: int) -> VclusterError:
     if isinstance(error, PermissionError):
         return MissingError("sending frames needs root", hint="run it with sudo")
     if error.errno == errno.ENODEV:

@@ -47,19 +47,19 @@ class Trust:
         """
         for key in self.revoked:
             if key.public == shown:
-                raise ConflictError(f"{self.who} shows a host key that is revoked ({key.where}): {spoken(shown)}")
+                raise ConflictError(f"{self.who} shows a host key that is revoked ({key.where}): {described(shown)}")
         if self.fingerprint:
             return hmac.compare_digest(fingerprint_of(shown), self.fingerprint)
         if self.known and not any(key.public == shown for key in self.known):
-            raise self._changed(shown, ", ".join(f"{spoken(key.public)} ({key.where})" for key in self.known))
+            raise self._changed(shown, ", ".join(f"{described(key.public)} ({key.where})" for key in self.known))
         return bool(self.known)
 
     def changed_from_fingerprint(self, shown: list[str]) -> ConflictError:
         """The error for a server none of whose keys has the fingerprint that was given for it."""
-        return self._changed(", ".join(map(spoken, shown)) or "none", f"{self.fingerprint} (as configured)")
+        return self._changed(", ".join(map(described, shown)) or "none", f"{self.fingerprint} (as configured)")
 
     def _changed(self, shown: str, known: str) -> ConflictError:
-        told = shown if "SHA256:" in shown or shown == "none" else spoken(shown)
+        told = shown if "SHA256:" in shown or shown == "none" else described(shown)
         return ConflictError(
             f"{self.who} shows another host key than is known: {told}; known is {known}",
             hint="somebody may be in between; if the server was installed anew, "
@@ -85,7 +85,7 @@ def unknown(who: str, target: Target, shown: str) -> MissingError:
     """The error for a server whose host key nobody has vouched for."""
     port = [] if target.port == 22 else ["-p", str(target.port)]
     return MissingError(
-        f"{who}: its host key is not known: {spoken(shown)}",
+        f"{who}: its host key is not known: {described(shown)}",
         hint=f"compare it, then log in once with: {' '.join(['ssh', *port, f'{target.user}@{target.asked}'])}"
         f" or configure: fingerprint = {fingerprint_of(shown)}",
     )
@@ -97,7 +97,7 @@ def remember(target: Target, shown: str) -> None:
     openssh_config.remember(target, f"{name} {shown}")
 
 
-def spoken(public: str) -> str:
+def described(public: str) -> str:
     """A public key as people compare it: its type and its fingerprint."""
     kind = public.split(maxsplit=1)[0]
     return f"{_SPOKEN.get(kind, kind.split('-')[0].upper())} {fingerprint_of(public)}"

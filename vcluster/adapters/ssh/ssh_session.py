@@ -32,7 +32,7 @@ from vcluster.adapters.ssh.openssh_config import Target, resolve
 from vcluster.errors import DeadlineError, MissingError, VclusterError
 from vcluster.util.deadline import Deadline
 
-__all__ = ["Output", "RefusedError", "Session", "Target", "connect", "connect_server", "resolve"]
+__all__ = ["LoginRefusedError", "Output", "Session", "Target", "connect", "connect_server", "resolve"]
 
 PORT = 22
 CONNECT_TIMEOUT_S = 30.0
@@ -50,7 +50,7 @@ logging.getLogger("paramiko").addHandler(logging.NullHandler())
 logging.getLogger("paramiko").propagate = False
 
 
-class RefusedError(MissingError):
+class LoginRefusedError(MissingError):
     """The server lets the user in by none of what was offered."""
 
 
@@ -299,7 +299,7 @@ def connect(
         try:
             transport = _log_in(name, address, user, key or password, pinned, via, deadline)
         except paramiko.AuthenticationException as error:
-            raise RefusedError(f"{name} at {address} refuses the cluster's key for {user}") from error
+            raise LoginRefusedError(f"{name} at {address} refuses the cluster's key for {user}") from error
         except (paramiko.SSHException, OSError, EOFError) as error:
             if via and not via.is_alive:
                 raise VclusterError(
@@ -375,7 +375,7 @@ def connect_server(
     trust = host_keys.trust(who, target, fingerprint=fingerprint, pinned=pinned)
     shown: list[str] = []
     for types in trust.offers():
-        transport, address = _greet(who, target, types, deadline)
+        transport, address = _negotiate(who, target, types, deadline)
         try:
             if transport is None:
                 continue
@@ -385,7 +385,7 @@ def connect_server(
                 if trust.fingerprint:
                     transport.close()
                     continue
-                _introduce(who, target, public, ask)
+                _confirm_host_key(who, target, public, ask)
             with _auth_errors(who, deadline):
                 _authenticate(who, transport, target, key, password, cluster_key)
             transport.set_keepalive(5)
@@ -397,20 +397,20 @@ def connect_server(
     raise trust.changed_from_fingerprint(shown)
 
 
-def _introduce(who: str, target: Target, public: str, ask: Callable[[str], bool] | None) -> None:
+def _confirm_host_key(who: str, target: Target, public: str, ask: Callable[[str], bool] | None) -> None:
     """Have the user vouch for a server nothing is known of."""
-    question = f"{who} is not known yet. Its host key is {host_keys.spoken(public)}. Is that the one it should show?"
+    question = f"{who} is not known yet. Its host key is {host_keys.described(public)}. Is that the one it should show?"
     if ask is None or not ask(question):
         raise host_keys.unknown(who, target, public)
     if target.known_hosts:
         host_keys.remember(target, public)
 
 
-def _greet(
+def _negotiate(
     who: str, target: Target, types: tuple[str, ...], deadline: Deadline
 ) -> tuple[paramiko.Transport | None, str]:
     """Reach a server and agree on keys; no transport when it has no host key of these types. And its address."""
-    carrier, address = _reach(who, target, deadline)
+    carrier, address = _connect_socket(who, target, deadline)
     transport = paramiko.Transport(carrier, default_window_size=_WINDOW)
     try:
         transport.banner_timeout = transport.auth_timeout = transport.handshake_timeout = max(1, deadline.remaining_s())
@@ -429,7 +429,7 @@ def _greet(
         raise VclusterError(f"{who}: no common ways of encryption: {one_line(str(error))}") from error
     except (paramiko.SSHException, OSError, EOFError) as error:
         transport.close()
-        said = carrier.last_words() if isinstance(carrier, _Proxy) else ""
+        said = carrier.last_words() if isinstance(carrier, _ProxyCommand) else ""
         deadline.check(f"{who}: its greeting by ssh")
         raise VclusterError(f"{who}: the connection broke during the greeting: {said or _said(error)}") from error
     except BaseException:
@@ -443,10 +443,10 @@ def _raise_if_ended(transport: paramiko.Transport) -> None:
         raise transport.get_exception() or EOFError("it hung up")
 
 
-def _reach(who: str, target: Target, deadline: Deadline) -> tuple[socket.socket | _Proxy, str]:
+def _connect_socket(who: str, target: Target, deadline: Deadline) -> tuple[socket.socket | _ProxyCommand, str]:
     command = openssh_config.proxy_command(target)
     if command:
-        return _Proxy(command), ""
+        return _ProxyCommand(command), ""
     try:
         deadline.check(f"{who}: a connection")
         carrier = socket.create_connection((target.hostname, target.port), timeout=max(0.1, deadline.remaining_s()))
@@ -468,7 +468,7 @@ def _reach(who: str, target: Target, deadline: Deadline) -> tuple[socket.socket 
     return carrier, str(carrier.getpeername()[0])
 
 
-class _Proxy:
+class _ProxyCommand:
     """A connection that a command of the user's ssh configuration carries, as a socket for paramiko."""
 
     def __init__(self, command: str) -> None:
@@ -537,7 +537,7 @@ def _authenticate(
     if cluster_key is not None:
         pair = paramiko.Ed25519Key.from_private_key(io.StringIO(cluster_key))
         if not _accepts(who, transport, user, pair):
-            raise RefusedError(f"{who} refuses the cluster's key for user {user}", hint=_key_hint(target))
+            raise LoginRefusedError(f"{who} refuses the cluster's key for user {user}", hint=_key_hint(target))
     elif password is not None:
         _give_password(who, transport, user, password)
     else:
@@ -545,7 +545,7 @@ def _authenticate(
             if key is None:
                 _try_identities(who, transport, target, held)
             elif not _accepts(who, transport, user, _key_of(key, held)):
-                raise RefusedError(f"{who} refuses the key {key} for user {user}", hint=_key_hint(target, key))
+                raise LoginRefusedError(f"{who} refuses the key {key} for user {user}", hint=_key_hint(target, key))
 
 
 def _accepts(who: str, transport: paramiko.Transport, user: str, key: paramiko.PKey) -> bool:
@@ -578,13 +578,13 @@ def _give_password(who: str, transport: paramiko.Transport, user: str, password:
         elif "keyboard-interactive" in offered:
             _complete(who, user, _answer(who, user, transport, password))
         else:
-            raise RefusedError(
+            raise LoginRefusedError(
                 f"{who} takes no passwords from user {user}, only {', '.join(offered)}", hint="configure a key instead"
             )
     except paramiko.AuthenticationException as error:
         if "timeout" in str(error).lower():
             raise
-        raise RefusedError(f"{who} refuses the password for user {user}") from error
+        raise LoginRefusedError(f"{who} refuses the password for user {user}") from error
 
 
 def _answer(who: str, user: str, transport: paramiko.Transport, password: str) -> list[str]:
@@ -629,13 +629,13 @@ def _try_identities(who: str, transport: paramiko.Transport, target: Target, hel
         if _accepts(who, transport, target.user, key):
             return
         if not transport.is_active():
-            raise RefusedError(
+            raise LoginRefusedError(
                 f"{who} hung up after {tried} keys, none of which it takes for user {target.user}",
                 hint="name the right one: key = FILE in the configuration, or IdentityFile with IdentitiesOnly for ssh",
             )
     left = f" ({', '.join(locked)}: locked or not readable)" if locked else ""
     took = f"none of {tried} keys" if tried else "there is no key to try"
-    raise RefusedError(f"{who} refuses user {target.user}: {took}{left}", hint=_key_hint(target))
+    raise LoginRefusedError(f"{who} refuses user {target.user}: {took}{left}", hint=_key_hint(target))
 
 
 def _key_hint(target: Target, key: Path | None = None) -> str:

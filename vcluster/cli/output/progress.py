@@ -41,7 +41,7 @@ class Timer:
         return tuple(self._times)
 
 
-class Lines:
+class ProgressLines:
     """A line for each thing that is worth one: for logs and pipes."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
@@ -70,7 +70,7 @@ class Lines:
         )
 
 
-class Bars:
+class ProgressBars:
     """A bar for each node: its stage, how far it is, how long it has taken and what it waits for.
 
     A server's bar appears when there is something to tell of it, and shows one stage after the other.

@@ -15,11 +15,11 @@ from vcluster.model.plan import Plan, ServerPlan
 
 if TYPE_CHECKING:
     from vcluster.adapters.process import Completed
-    from vcluster.commands.switch import Half
+    from vcluster.commands.switch import SwitchSide
     from vcluster.fleet.ledger import StageTime
     from vcluster.model.status import Status
     from vcluster.planning.neighbours import Neighbour
-    from vcluster.stages.check import Check, Verdict
+    from vcluster.stages.check import Check, CheckReport
     from vcluster.stages.path import Path
 
 FROM_TO = "from \\ to"
@@ -80,7 +80,7 @@ def neighbours_document(found: Sequence[Neighbour]) -> list[dict[str, object]]:
             "address": str(one.address),
             "mac": one.mac,
             "found_by": list(one.found_by),
-            "stranger": one.is_stranger,
+            "stranger": one.is_unknown,
             "misplaced": one.is_misplaced,
         }
         for one in found
@@ -94,7 +94,7 @@ def neighbours(found: Sequence[Neighbour]) -> str:
 
 
 def _remark(one: Neighbour) -> str:
-    if one.is_stranger:
+    if one.is_unknown:
         return "stranger"
     if one.is_misplaced:
         return "not its own address"
@@ -177,14 +177,14 @@ def folded_numbers(numbers: Sequence[int]) -> str:
     return str(RangeSet.fromlist([str(number) for number in numbers])) if numbers else "-"
 
 
-def switches(halves: Sequence[Half]) -> str:
+def switches(sides: Sequence[SwitchSide]) -> str:
     """Switches of a machine, port by port."""
-    if not halves:
+    if not sides:
         return "no switches"
-    return "\n\n".join(_switch(half) for half in halves)
+    return "\n\n".join(_switch(half) for half in sides)
 
 
-def _switch(half: Half) -> str:
+def _switch(half: SwitchSide) -> str:
     by = "" if half.is_ours else ", made from another machine"
     rows = [
         (
@@ -276,7 +276,7 @@ def _snapshot(image: str, one: Mapping[str, Any]) -> tuple[str, ...]:
     return (one["key"], image, f"{one['bytes'] / 2**20:.0f} MiB", one["created"], *told)
 
 
-def check(decided: Plan, verdict: Verdict) -> str:
+def check(decided: Plan, verdict: CheckReport) -> str:
     """The matrices of a check, and the failures in words."""
     names = [node.name for node in decided.nodes]
     parts = [
@@ -323,7 +323,7 @@ def summary(title: str, checks: Sequence[Check], who: Callable[[Check], str]) ->
     return f"{title}: " + "; ".join(part for part in (good and f"ok on {good}", bad and f"FAIL on {bad}") if part)
 
 
-def check_document(verdict: Verdict) -> dict[str, object]:
+def check_document(verdict: CheckReport) -> dict[str, object]:
     """The check as scripts read it."""
     return {
         "passed": verdict.passed,
