@@ -92,7 +92,7 @@ def test_a_server_that_does_not_answer(context: Context) -> None:
 def test_the_command(context: Context, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     context.files("lab").folder.mkdir(parents=True)
     context.files("lab").write_ledger(Ledger(VERSION, "ready", "", PLAN))
-    monkeypatch.setattr(common, "site", lambda *_: context)
+    monkeypatch.setattr(common, "context", lambda *_: context)
 
     def vcluster(*arguments: str) -> int:
         monkeypatch.setattr(sys, "argv", ["vcluster", "power", *arguments, "--name", "lab"])

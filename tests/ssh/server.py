@@ -50,7 +50,7 @@ class Rules:
             transport.sock.shutdown(socket.SHUT_RDWR)
 
 
-class NodeConnection(paramiko.ServerInterface):
+class ServerSide(paramiko.ServerInterface):
     """One client's server: it really runs what it is told and connects where it is told."""
 
     def __init__(self, rules: Rules) -> None:
@@ -152,7 +152,7 @@ def serving(rules: Rules) -> Iterator[Rules]:
         rules.transports.append(transport)
         for key in rules.host_keys:
             transport.add_server_key(key)
-        door = NodeConnection(rules)
+        door = ServerSide(rules)
         try:
             transport.start_server(server=door)
             kept = []  # a channel that nobody refers to is closed

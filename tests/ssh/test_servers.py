@@ -353,7 +353,7 @@ def test_a_server_that_falls_silent_at_the_login(rules: Rules, tmp_path: Path, m
         released.wait(20)
         return paramiko.AUTH_FAILED
 
-    monkeypatch.setattr("tests.ssh.server.Door.check_auth_publickey", brood)
+    monkeypatch.setattr("tests.ssh.server.ServerSide.check_auth_publickey", brood)
     with pytest.raises(DeadlineError, match="answer to the login"):
         log_in(rules, tmp_path, timeout_s=2)
     released.set()
