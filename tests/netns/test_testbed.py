@@ -268,8 +268,8 @@ def configuration_of_the_machine() -> dict[str, str]:
 
 READ_CONFIG = """\
 import pathlib, sys
-from vcluster import config
-spec = config.read(pathlib.Path(sys.argv[1])).spec
+from vcluster.config import config_file
+spec = config_file.read(pathlib.Path(sys.argv[1])).spec
 print(*(server.name for server in (*spec.servers, spec.switch)))
 """
 

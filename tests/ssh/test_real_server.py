@@ -14,18 +14,18 @@ pytestmark = pytest.mark.netns
 # Runs on the first server. Prints what it finds out, line by line.
 PROGRAM = """
 import os, sys, libvirt
-from vcluster.agent.door import There
+from vcluster.agent.client import RemoteAgent
 from vcluster.errors import VclusterError
-from vcluster.events import Deadline
-from vcluster.hosts import ssh
-from vcluster.hosts.tunnel import LibvirtTunnel
+from vcluster.util.deadline import Deadline
+from vcluster.adapters.ssh import ssh_session
+from vcluster.adapters.libvirt.libvirt_proxy import LibvirtProxy
 
 host, user, password, for_sudo = (word if word != "-" else None for word in sys.argv[1:])
 libvirt.registerErrorHandler(lambda *_: None, None)
 
 def exercise(session, agent):
     print(agent.call("identity", deadline=Deadline(20))["has_rights"])
-    with LibvirtTunnel(agent) as tunnel:
+    with LibvirtProxy(agent) as tunnel:
         connection = libvirt.open(tunnel.uri)
         print(connection.getHostname())
         xml = "<pool type='dir'><name>p</name><target><path>/var/lib/libvirt/images</path></target></pool>"
@@ -50,9 +50,9 @@ def exercise(session, agent):
     agent.uninstall(Deadline(20))
 
 try:
-    target = ssh.resolve(host, user=user)
-    with ssh.connect_server("server2", target, password=password, deadline=Deadline(60)) as session:
-        agent = There(session, password=lambda: for_sudo, deadline=Deadline(60))
+    target = ssh_session.resolve(host, user=user)
+    with ssh_session.connect_server("server2", target, password=password, deadline=Deadline(60)) as session:
+        agent = RemoteAgent(session, password=lambda: for_sudo, deadline=Deadline(60))
         exercise(session, agent)
 except VclusterError as error:
     print(type(error).__name__, error)
