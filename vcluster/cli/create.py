@@ -96,7 +96,7 @@ def _option(key: str, *, is_required: bool) -> click.Option:
         required=is_required,
         envvar=f"VCLUSTER_{key.upper()}",
         metavar=one.metavar,
-        help=one.help + (f"  [default: {one.default}]" if one.default else ""),
+        help=one.help + (f"  [default: {one.default_shown}]" if one.default_shown else ""),
     )
 
 

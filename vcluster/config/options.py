@@ -32,6 +32,18 @@ from vcluster.planning import addressing, placement
 
 T = TypeVar("T", bound=tuple[Any, ...])
 
+# Panels of options in help, in their order
+SIZE = "Size"
+NAMES = "Names and addresses"
+NETWORK = "Network and switch"
+STORAGE = "Storage"
+USERS = "Users and scripts"
+IMAGE = "Image"
+START = "How nodes start"
+RUN = "Run control"
+ADVANCED = "Advanced"
+PANELS = (SIZE, NAMES, NETWORK, STORAGE, USERS, IMAGE, START, RUN, ADVANCED)
+
 PORT_MIN = 1024  # those below are for root alone
 MPI_PORTS_MIN = 16
 PATH_LENGTH_MAX = 4095  # PATH_MAX - 1, linux/limits.h
@@ -53,19 +65,27 @@ _PROGRAM = re.compile(r"(?:/[A-Za-z0-9._+-]+)+")
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A key of [cluster]. `to` is the field of Spec that takes its value, where that is the value as read.
+    """A key of [cluster].
 
-    `default` is a text as a user would write it. The option of a key that `repeats` may be given again and again, each
-    time with one of the items that a file separates by commas.
+    `panel` is the heading of its option in help. `to` is the field of Spec that takes the value as read, or empty.
+    `default` is a text as a user writes it; `default_note` describes a default that depends on other values.
+    The option of a key that `repeats` takes one item each time. A file separates the items by commas.
     """
 
+    panel: str
     metavar: str
     help: str
     read: Callable[[str], Any]
     to: str = ""
     default: str = ""
+    default_note: str = ""
     short: str = ""
     repeats: bool = False
+
+    @property
+    def default_shown(self) -> str:
+        """The default for help and reference pages; empty if there is none."""
+        return self.default or self.default_note
 
 
 def option_name(key: str) -> str:
@@ -174,72 +194,101 @@ def _mtu(text: str) -> int:
 # The table, in the order in which help shows it
 
 CLUSTER: Mapping[str, Key] = {
-    "nodes": Key("N", "How many nodes.  [default: 4, or what the servers say]", number(1, NODES_MAX), short="-n"),
-    "name": Key("NAME", "Name of the cluster.", naming.check_cluster_name, "name", "lab"),
-    "names": Key("NODESET", "Node names, such as 'red[01-05]'; the first is the head.", naming.expand),
+    "nodes": Key(
+        SIZE, "N", "Number of nodes.", number(1, NODES_MAX), default_note="4, or what the servers specify", short="-n"
+    ),
+    "name": Key(NAMES, "NAME", "Name of the cluster.", naming.check_cluster_name, "name", "lab"),
+    "names": Key(
+        NAMES, "NODESET", "Names of the nodes, for example 'red[01-05]'. The first is the head node.", naming.expand,
+        default_note="node1, node2, …",
+    ),
     "cluster_number": Key(
-        "N", "Number nodes on from cluster to cluster: of 5 nodes, 11 has node051 to node055.", number(1, 9999)
+        NAMES, "N",
+        "Number the nodes across clusters of one size. With 5 nodes, cluster 11 gets node051 to node055.",
+        number(1, 9999),
     ),
     "image": Key(
-        "IMAGE", "Guest image.", matching(_IMAGE, "an image", "a name or digest of `vcluster image list`"),
-        default="debian12",
+        IMAGE, "IMAGE", "Name or digest of the guest image.",
+        matching(_IMAGE, "an image", "a name or digest of `vcluster image list`"), default="debian12",
     ),
-    "image_user": Key("USER", "Who may log in to nodes of a foreign image, before our own keys are there.", login_name),
-    "image_password": Key("ask|env:NAME", "Where the password of --image-user comes from.", password_elsewhere),
-    "vcpus": Key("N", "CPUs a node.", number(1, 64), "vcpus", "1"),
-    "memory": Key("SIZE", "Memory a node; a bare number is MiB.", size("MiB", 256, 1048576), "memory_mib", "512 MiB"),
+    "image_user": Key(
+        IMAGE, "USER", "User in a foreign image. vcluster logs in as this user to install its own keys.", login_name
+    ),
+    "image_password": Key(
+        IMAGE, "ask|env:NAME", "Source of the password of --image-user: a prompt or an environment variable.",
+        password_elsewhere,
+    ),
+    "vcpus": Key(SIZE, "N", "Number of CPUs of each node.", number(1, 64), "vcpus", "1"),
+    "memory": Key(
+        SIZE, "SIZE", "Memory of each node. A number without a unit is in MiB.", size("MiB", 256, 1048576),
+        "memory_mib", "512 MiB",
+    ),
     "disk": Key(
-        "SIZE", "Disk a node, which takes room only as it fills; a bare number is GiB.", size("GiB", 4, 65536),
+        SIZE, "SIZE", "Largest size of each node's disk. A number without a unit is in GiB.", size("GiB", 4, 65536),
         "disk_gib", "8 GiB",
     ),
     "storage": Key(
-        "NODES:SIZE,…", "Nodes that serve a disk of their own to all, such as 'node[2-3]:20GiB'.  [default: the head, "
-        "a folder]", _stores, "stores",
+        STORAGE, "NODES:SIZE,…",
+        "Nodes that share an extra disk with all nodes by NFS, for example 'node[2-3]:20GiB'.", _stores, "stores",
+        default_note="the head node shares a folder",
     ),
     "layout": Key(
-        "|".join((DIRECT, PRIVATE)),
-        "Whether every node has a management card, or the head alone, which is the way out for all.",
+        NETWORK, "|".join((DIRECT, PRIVATE)),
+        "direct: every node has internet access. "
+        "private: only the head node has internet access, and it is the gateway of the other nodes.",
         choice(DIRECT, PRIVATE), "layout", DIRECT,
     ),
     "subnet": Key(
-        "SUBNET", "Cluster network.  [default: 10.0.0.0/24 or next free]", addressing.parse_subnet, "subnet"
+        NAMES, "SUBNET", "IPv4 subnet of the cluster network.", addressing.parse_subnet, "subnet",
+        default_note="10.0.0.0/24, or the next free subnet",
     ),
     "addresses": Key(
-        "|".join((STATIC, DHCP)), "Whether nodes know their addresses by themselves or ask the head for them.",
+        NAMES, "|".join((STATIC, DHCP)),
+        "static: each node sets its own address. dhcp: the head node assigns the same addresses by DHCP.",
         choice(STATIC, DHCP), "addresses", STATIC,
     ),
     "addresses_from": Key(
-        "NODESET", "The nodes' addresses, such as '10.0.0.[101-105]'.  [default: from .1 on]", _addresses,
-        "node_addresses",
+        NAMES, "NODESET", "Addresses of the nodes in order, for example '10.0.0.[101-105]'.", _addresses,
+        "node_addresses", default_note="the first addresses of the subnet",
     ),
     "dhcp_range": Key(
-        "FIRST-LAST", "Addresses for machines that are no nodes.  [default: the top of the subnet]", _address_range,
-        "dhcp_range",
+        NAMES, "FIRST-LAST", "DHCP addresses for unknown hosts, which are not nodes. Needs --addresses dhcp.",
+        _address_range, "dhcp_range", default_note="the last addresses of the subnet",
     ),
-    "mtu": Key("BYTES", "MTU of the cluster network.", _mtu, "mtu", "1450"),
-    "user": Key("USER", "The user on the nodes.", _account, "user", "mpiuser"),
+    "mtu": Key(ADVANCED, "BYTES", "MTU of the cluster network in bytes.", _mtu, "mtu", "1450"),
+    "user": Key(USERS, "USER", "User on the nodes who runs MPI programs.", _account, "user", "mpiuser"),
     "sudo_commands": Key(
-        "PATH", "A program that the user may run as root; may be given several times.", _programs, "sudo_commands",
-        repeats=True,
+        USERS, "PATH", "Program that the user can run as root by sudo. Repeat the option for more programs.",
+        _programs, "sudo_commands", repeats=True,
     ),
-    "mpi_ports": Key("FIRST:LAST", "TCP ports that MPI may use.  [default: any]", _port_range, "mpi_ports"),
-    "provision": Key("SCRIPT", "A script to run on every node, as root, once the cluster is up.", _path),
-    "payload": Key("PATH", "A file or folder that the script finds on every node.", _path),
+    "mpi_ports": Key(
+        NETWORK, "FIRST:LAST", f"TCP ports that MPI uses between nodes, at least {MPI_PORTS_MIN}.", _port_range,
+        "mpi_ports", default_note="any",
+    ),
+    "provision": Key(
+        USERS, "SCRIPT", "Script that every node runs as root after the cluster is ready.", _path
+    ),
+    "payload": Key(USERS, "PATH", "File or folder that vcluster copies to every node for the script.", _path),
     "boot": Key(
-        "auto|clone|cold", "Whether nodes are copies of a running one, or boot: as can be had at once, or always.",
+        START, "auto|clone|cold",
+        "clone: start nodes from a snapshot, which is made first if needed. cold: boot nodes. "
+        "auto: clone if a snapshot exists.",
         choice("auto", "clone", "cold"), default="auto",
     ),
     "accel": Key(
-        "auto|kvm|tcg", "Hardware virtualisation, emulation, or what works.", choice("auto", "kvm", "tcg"),
-        default="auto",
+        START, "auto|kvm|tcg", "kvm: hardware virtualization. tcg: emulation. auto: kvm if it works.",
+        choice("auto", "kvm", "tcg"), default="auto",
     ),
-    "timeout": Key("SECONDS", "Give up after this long.", seconds(1e6), "timeout_s", "900"),
+    "timeout": Key(RUN, "SECONDS", "Time limit of the command in seconds.", seconds(1e6), "timeout_s", "900"),
     "policy": Key(
-        "|".join(placement.POLICIES), "How nodes are laid over servers: evenly, or one server after the other.",
+        SIZE, "|".join(placement.POLICIES),
+        "spread: distribute nodes evenly over the servers. pack: fill one server after the other.",
         choice(*placement.POLICIES), "policy", "spread",
     ),
-    "vni_base": Key("N", "The first VXLAN network identifier to try.", number(1, VNI_MAX), "vni_base", "40"),
-    "vxlan_port": Key("PORT", "UDP port of the tunnels.", number(1, PORT_MAX), "vxlan_port", "4789"),
+    "vni_base": Key(
+        ADVANCED, "N", "First VXLAN network identifier (VNI) to try.", number(1, VNI_MAX), "vni_base", "40"
+    ),
+    "vxlan_port": Key(ADVANCED, "PORT", "UDP port of the tunnels.", number(1, PORT_MAX), "vxlan_port", "4789"),
 }  # fmt: skip
 
 READERS: Table = {key: one.read for key, one in CLUSTER.items()}
