@@ -47,7 +47,7 @@ def test_without_a_switch_the_command_to_make_one_is_told(bed: Bed, bare: Survey
     before = bed.logins()
     refused = bed.control.vcluster(*create_command(bed), check=False)
     assert refused.returncode == 3
-    assert "get lost in the tunnels" in refused.stderr
+    assert "tunnels lose frames" in refused.stderr
     assert bed.logins() == before
     bed.assert_clean(bare)
     told = re.search(r"on the switch: vcluster (switch up [^)]*)", refused.stderr)

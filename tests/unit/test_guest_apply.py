@@ -1,4 +1,4 @@
-"""The guest program that makes actions true: what it changes the first time, and that it changes nothing the second."""
+"""The guest program that applies actions: its first run makes the changes, its second run changes nothing."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_file_is_written_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [lambda path: path.write_text("other"), lambda path: path.chmod(0o666), Path.unlink])
-def test_a_damaged_file_is_mended(tmp_path: Path, damage: object) -> None:
+def test_a_damaged_file_is_fixed(tmp_path: Path, damage: object) -> None:
     path = tmp_path / "file"
     apply.apply([file(path, "hello\n")])
     damage(path)  # type: ignore[operator]
@@ -57,7 +57,7 @@ def test_a_directory(tmp_path: Path) -> None:
 def test_a_line_of_a_table(tmp_path: Path, before: str, after: str, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "fstab"
     path.write_text(before)
-    monkeypatch.setattr(os, "chown", lambda *_: None)  # the table belongs to root, the test may not be
+    monkeypatch.setattr(os, "chown", lambda *_: None)  # the table belongs to root, and the test may run as another user
     action = {"do": "line", "path": str(path), "key": "/target", "text": "new /target x\n"}
     assert apply.apply([action]) == [str(path)]
     assert path.read_text() == after
@@ -74,17 +74,17 @@ def test_a_command_runs_only_after_a_change(tmp_path: Path, monkeypatch: pytest.
     assert ran == [["reload"]]
 
 
-def test_a_user_of_another_uid_is_not_taken_over() -> None:
+def test_a_user_with_another_uid_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="exists with another uid"):
         apply.apply([{"do": "user", "name": ME, "uid": os.getuid() + 1, "home": "/"}])
 
 
-def test_the_images_own_user_may_have_any_uid() -> None:
+def test_the_user_of_an_imported_image_may_have_any_uid() -> None:
     assert apply.apply([{"do": "user", "name": ME, "uid": None, "home": "/"}]) == []
 
 
 class Probe:
-    """A socket of a machine that has only the address 10.0.0.2."""
+    """A socket of a machine whose only address is 10.0.0.2."""
 
     def __init__(self, *_: object) -> None: ...
 
@@ -98,25 +98,25 @@ class Probe:
             raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
 
 
-def test_an_address_of_this_machine_is_no_change(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_present_address_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "socket", Probe)
     assert apply.apply([{"do": "address", "address": "10.0.0.2"}]) == []
 
 
 def test_an_address_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    looks = iter([False, False, True])
-    monkeypatch.setattr(apply, "is_own", lambda _: next(looks))
-    monkeypatch.setattr(apply, "ADDRESS_LOOK_S", 0.0)
+    polls = iter([False, False, True])
+    monkeypatch.setattr(apply, "is_own", lambda _: next(polls))
+    monkeypatch.setattr(apply, "ADDRESS_POLL_S", 0.0)
     assert apply.apply([{"do": "address", "address": "10.0.0.2"}]) == []
-    assert list(looks) == []
+    assert list(polls) == []
 
 
-def test_an_address_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_that_never_appears(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(0, 1000, 30))
     monkeypatch.setattr(socket, "socket", Probe)
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(time, "sleep", lambda _: None)
-    with pytest.raises(RuntimeError, match=r"the address 10\.0\.0\.3 has not come within 60 s"):
+    with pytest.raises(RuntimeError, match=r"timed out after 60 s waiting for the address 10\.0\.0\.3"):
         apply.apply([{"do": "address", "address": "10.0.0.3"}])
 
 
@@ -128,17 +128,15 @@ def test_a_unit_is_enabled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert (tmp_path / "multi-user.target.wants/my.service").readlink() == tmp_path / "my.service"
 
 
-def test_a_unit_that_is_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(apply, "UNITS", str(tmp_path))
-    with pytest.raises(RuntimeError, match=r"there is no none\.service on this system"):
+    with pytest.raises(RuntimeError, match=r"this system has no unit none\.service"):
         apply.enable("none.service")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("server", [{}, {"address": "192.0.2.1"}])
-def test_what_the_kernel_does_not_mount_is_left_to_mount(
-    server: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mount_8_is_run_when_the_system_call_fails(server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[list[str]] = []
     monkeypatch.setattr(apply, "run", ran.append)
     action = {"do": "mount", "source": "a:/b", "target": "/no/such/folder", "type": "nfs4", "options": "rw,hard"}
@@ -170,7 +168,7 @@ LEASES = [
         ({}, [2, 3]),
     ],
 )
-def test_leases_of_nodes_that_are_gone(
+def test_leases_of_removed_nodes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hosts: dict[str, str], left: list[int]
 ) -> None:
     path = tmp_path / "leases"
@@ -178,10 +176,10 @@ def test_leases_of_nodes_that_are_gone(
     monkeypatch.setattr(apply, "run", ran.append)
     unknown_hosts = ["10.0.0.205", "10.0.0.254"]
     action = {"do": "leases", "path": str(path), "unit": "x.service", "hosts": hosts, "unknown_hosts": unknown_hosts}
-    assert apply.apply([action]) == []  # nobody has asked yet
+    assert apply.apply([action]) == []  # no lease yet
     path.write_text("".join(LEASES))
-    is_less = len(left) < len(LEASES)
-    assert apply.apply([action]) == ([str(path)] if is_less else [])
+    has_removed = len(left) < len(LEASES)
+    assert apply.apply([action]) == ([str(path)] if has_removed else [])
     assert path.read_text() == "".join(LEASES[at] for at in left)
-    assert ran == ([["systemctl", "stop", "x.service"]] if is_less else [])
+    assert ran == ([["systemctl", "stop", "x.service"]] if has_removed else [])
     assert apply.apply([action]) == []

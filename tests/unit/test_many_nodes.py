@@ -178,7 +178,7 @@ def script(folder: Path, text: bytes = b"#!/bin/sh\n", name: str = "setup.sh") -
 
 @pytest.mark.parametrize("text", [b"", b"echo hello\n", b"#!\n", b"# /bin/sh\n", b"\x7fELF", b"\n#!/bin/sh\n"])
 def test_a_script_says_what_runs_it(tmp_path: Path, text: bytes) -> None:
-    with pytest.raises(RequestError, match="does not say what runs it"):
+    with pytest.raises(RequestError, match="has no interpreter line"):
         Job.read(script(tmp_path, text))
 
 
@@ -227,7 +227,7 @@ def test_what_is_no_payload(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"--payload .*none: No such file"):
         payload.read(tmp_path / "none")
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(RequestError, match="pipe is no file, folder or link"):
+    with pytest.raises(RequestError, match="pipe is not a file, folder or link"):
         payload.read(tmp_path)
 
 
@@ -235,10 +235,10 @@ def test_a_failed_job_names_nodes_and_logs(tmp_path: Path) -> None:
     job = Job(tmp_path / "setup.sh", b"")
     good, bad = Completed(0, "", ""), Completed(1, "", "")
     hint = f"the logs are in {tmp_path}"
-    provision.require_passed({"node1": good, "node2": None}, job, hint=hint, with_words=True)
+    provision.require_passed({"node1": good, "node2": None}, job, hint=hint, with_output=True)
     with pytest.raises(VclusterError) as raised:
         provision.require_passed(
-            {"node1": bad, "node2": bad, "node3": good, "node4": None}, job, hint=hint, with_words=False
+            {"node1": bad, "node2": bad, "node3": good, "node4": None}, job, hint=hint, with_output=False
         )
     assert raised.value.message == "setup.sh failed on node[1-2] and was not run on node4"
     assert raised.value.hint == hint
@@ -248,7 +248,7 @@ def test_a_job_that_failed_where_no_logs_stay_says_why(tmp_path: Path) -> None:
     job = Job(tmp_path / "setup.sh", b"")
     results = {"node1": Completed(1, "one\ntwo\n", ""), "node2": Completed(255, "", "it broke"), "node3": None}
     with pytest.raises(VclusterError) as raised:
-        provision.require_passed(results, job, hint="--keep", with_words=True)
+        provision.require_passed(results, job, hint="--keep", with_output=True)
     assert raised.value.message.splitlines() == [
         "setup.sh failed on node[1-2] and was not run on node3:", "  node1: two", "  node2: it broke",
     ]  # fmt: skip
@@ -278,7 +278,7 @@ def test_a_job_that_failed_where_no_logs_stay_says_why(tmp_path: Path) -> None:
         (["power", "status", "--name", "none"], "there is no cluster none"),
         (["provision"], "Missing argument"),
         (["provision", "none.sh"], "script none.sh: No such file"),
-        (["provision", "a:b"], "does not say what runs it"),
+        (["provision", "a:b"], "has no interpreter line"),
         (["provision", "setup.sh", "--payload", "none"], "--payload none: No such file"),
         (["provision", "setup.sh", "-w", "node9"], "has no node"),
     ],

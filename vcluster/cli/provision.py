@@ -52,7 +52,7 @@ def provision(
         results = access.provision(context, plan, nodes, job, timeout_s=timeout_s, logs=logs)
     ran = {node: one for node, one in results.items() if one}
     common.emit(output, results, lambda: text_output.folded(ran))
-    stage.require_passed(results, job, hint=f"the logs are in {logs}", with_words=False)
+    stage.require_passed(results, job, hint=f"the logs are in {logs}", with_output=False)
 
 
 COMMANDS = (provision,)

@@ -231,7 +231,7 @@ def _provision(
     """The last step: the user's own script on every node. The logs go with a cluster that fails, so it says why."""
     logs = files.make_logs(job.log_name)
     results = provision.run(decided, sessions, job, deadline=deadline, report=context.report, logs=logs)
-    provision.require_passed(results, job, hint="--keep leaves the cluster for a look", with_words=True)
+    provision.require_passed(results, job, hint="--keep leaves the cluster for a look", with_output=True)
 
 
 def _authorize_cluster_key(fleet: Fleet, keys: Keys, deadline: Deadline) -> None:
@@ -272,7 +272,7 @@ def create_networks(context: Context, fleet: Fleet, decided: Plan, deadline: Dea
 
     fleet.each(join, deadline=deadline)
     if decided.has_tunnels:
-        with context.report.step("tunnels", awaiting="frames through every tunnel, both ways"):
+        with context.report.step("tunnels", awaiting="frames through every tunnel, in both directions"):
             tunnels.prove(fleet, decided)
 
 

@@ -278,7 +278,7 @@ class NodeLifecycle:
         except DeadlineError as error:
             words = ""
             with suppress(VclusterError):
-                words = boot.last_words(node, console_log(self._fleet[node.server], self._plan, node))
+                words = boot.console_tail(node, console_log(self._fleet[node.server], self._plan, node))
             raise DeadlineError(error.message + words, hint=error.hint) from error
 
 

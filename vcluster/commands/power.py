@@ -116,5 +116,5 @@ def _start(context: Context, plan: Plan, server: Server, node: Node, ready_by: D
     except DeadlineError as error:
         said = ""
         with suppress(VclusterError):
-            said = boot.last_words(node, nodes_work.console_log(server, plan, node))
+            said = boot.console_tail(node, nodes_work.console_log(server, plan, node))
         raise DeadlineError(error.message + said, hint=error.hint) from error

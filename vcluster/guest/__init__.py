@@ -1,4 +1,4 @@
-"""Programs that run inside a node: standard library only, one file each, data in as JSON and answers out as JSON."""
+"""Guest programs, which run inside nodes: one file each, standard library only, JSON requests and JSON answers."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from pathlib import Path
 
 
 def program(name: str) -> bytes:
-    """The source of a guest program."""
+    """Return the source of a guest program."""
     return (Path(__file__).parent / f"{name}.py").read_bytes()

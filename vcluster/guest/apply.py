@@ -1,22 +1,22 @@
-"""Makes a list of actions true on this machine and answers with what had to be changed.
+"""Applies a list of actions on this node and reports what it changed.
 
-Sent to a node and run there as root by its own python3. Reads {"actions": […]} from standard input, writes
-{"changed": […]}. Actions, told apart by "do":
+The controller sends it to a node, where python3 runs it as root. It reads {"actions": […]} from standard input and
+writes {"changed": […]}. The field "do" names the action:
   file       path, text, owner, mode           a file with exactly this content
   directory  path, owner, mode
-  user       name, uid, home                   an account that logs in by key only; of any uid where that is null
-  line       path, key, text                   the one line of a table that has `key` as its second field
+  user       name, uid, home                   an account that logs in by key only; of any uid if `uid` is null
+  line       path, key, text                   the only line of a table that has `key` as its second field
   service    unit, restart_if, reload          running and started at boot; restarted if one of these paths was changed,
-                                               else, where `reload` is true, told to read its settings again
+                                               else reloaded if `reload` is true
   mount      source, target, type, options, address
-                                               the address is that of the server, if there is one
-  automounts units                             by target: wait there for who uses it, as fstab says
-  data       serial, label, target, owner      the disk of that serial number, formatted if it is blank, and mounted
+                                               `address` is the server's, if there is a server
+  automounts units                             units by target: systemd mounts a target on its first use, as in fstab
+  data       serial, label, target, owner      the disk with that serial number, formatted if it is blank, and mounted
   run        argv, if_changed                  run only if one of these paths was changed
-  leases     path, unit, hosts, strangers      dnsmasq's leases, its service stopped if one goes: those of `hosts`, MACs
-                                               by address, and those from the first to the last of `strangers`
-  address    address                           wait until this is one of the machine's own; that changes nothing
-  resolver   text                              /etc/resolv.conf, unless a service of the system's own keeps it
+  leases     path, unit, hosts, unknown_hosts  dnsmasq's leases: keep those of `hosts` (MACs by address) and those from
+                                               the first to the last address of `unknown_hosts`, remove all others
+  address    address                           wait until the node has this address; changes nothing
+  resolver   text                              /etc/resolv.conf, unless a service of the system maintains it
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Action = Dict[str, Any]
 
 UNITS = "/etc/systemd/system"
 MOUNT_TRIES = 2
-ADDRESS_TIMEOUT_S, ADDRESS_LOOK_S = 60.0, 0.1
+ADDRESS_TIMEOUT_S, ADDRESS_POLL_S = 60.0, 0.1
 
 
 def run(argv: list[str]) -> None:
@@ -51,7 +51,7 @@ def read(path: str) -> str | None:
 
 
 def write(path: str, text: str, mode: int, ids: tuple[int, int]) -> None:
-    """Replace a file whole or not at all."""
+    """Replace a file completely or not at all."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     new = f"{path}.vcluster-new"
     with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
@@ -67,14 +67,14 @@ def ids_of(owner: str) -> tuple[int, int]:
     return entry.pw_uid, entry.pw_gid
 
 
-def owned(path: str, mode: int, ids: tuple[int, int]) -> bool:
+def has_mode_and_owner(path: str, mode: int, ids: tuple[int, int]) -> bool:
     state = os.stat(path)
     return state.st_mode & 0o7777 == mode and (state.st_uid, state.st_gid) == ids
 
 
 def do_file(action: Action, changed: list[str]) -> None:
     path, ids = action["path"], ids_of(action["owner"])
-    if read(path) == action["text"] and owned(path, action["mode"], ids):
+    if read(path) == action["text"] and has_mode_and_owner(path, action["mode"], ids):
         return
     write(path, action["text"], action["mode"], ids)
     changed.append(path)
@@ -82,8 +82,8 @@ def do_file(action: Action, changed: list[str]) -> None:
 
 def do_directory(action: Action, changed: list[str]) -> None:
     path, ids = action["path"], ids_of(action["owner"])
-    # To look into a mount is to wait for its server.
-    if path in mounts() or (os.path.isdir(path) and owned(path, action["mode"], ids)):
+    # A stat of a mounted folder would wait for its server.
+    if path in mounts() or (os.path.isdir(path) and has_mode_and_owner(path, action["mode"], ids)):
         return
     os.makedirs(path, exist_ok=True)
     os.chown(path, *ids)
@@ -96,22 +96,9 @@ def do_user(action: Action, changed: list[str]) -> None:
         if action["uid"] not in (pwd.getpwnam(action["name"]).pw_uid, None):
             raise RuntimeError(f"user {action['name']} exists with another uid than {action['uid']}")
     except KeyError:
-        # "*" is no password at all; "!" would lock the account for sshd without PAM.
-        run(
-            [
-                "useradd",
-                "-m",
-                "-d",
-                action["home"],
-                "-u",
-                str(action["uid"]),
-                "-s",
-                "/bin/bash",
-                "-p",
-                "*",
-                action["name"],
-            ]
-        )
+        # "*" allows no password; "!" would lock the account for an sshd without PAM.
+        options = ["-m", "-d", action["home"], "-u", str(action["uid"]), "-s", "/bin/bash", "-p", "*"]
+        run(["useradd", *options, action["name"]])
         changed.append(f"user {action['name']}")
 
 
@@ -144,29 +131,29 @@ def do_service(action: Action, changed: list[str]) -> None:
 
 
 def enable(unit: str) -> None:
-    """What systemctl enable does for a unit that multi-user.target wants, which under emulation takes a second."""
+    """Make the link of `systemctl enable` for multi-user.target. systemctl takes a second under emulation."""
     link = f"{UNITS}/multi-user.target.wants/{unit}"
     if os.path.islink(link):
         return
-    places = [f"{folder}/{unit}" for folder in (UNITS, "/lib/systemd/system")]
-    found = [place for place in places if os.path.exists(place)]
+    paths = [f"{folder}/{unit}" for folder in (UNITS, "/lib/systemd/system")]
+    found = [path for path in paths if os.path.exists(path)]
     if not found:
-        raise RuntimeError(f"there is no {unit} on this system")
+        raise RuntimeError(f"this system has no unit {unit}")
     os.makedirs(os.path.dirname(link), exist_ok=True)
     os.symlink(found[0], link)
 
 
 def mounts() -> dict[str, str]:
-    """What is mounted where: the source by mount point, the topmost one."""
+    """The source of each mount, by mount point; the topmost mount counts."""
     with open("/proc/self/mounts") as file:
         return {line.split()[1]: line.split()[0] for line in file}
 
 
 def do_mount(action: Action, changed: list[str]) -> None:
-    there = mounts()
-    # Of a folder that is mounted a second time the table tells the disk.
-    source = there.get(action["source"], "") if action["options"] == "bind" else action["source"]
-    if there.get(action["target"]) == source:
+    mounted = mounts()
+    # The table names the disk as the source of a bind mount.
+    source = mounted.get(action["source"], "") if action["options"] == "bind" else action["source"]
+    if mounted.get(action["target"]) == source:
         return
     if not is_mounted_by_the_kernel(action):
         run(["mount", "-t", action["type"], "-o", action["options"], action["source"], action["target"]])
@@ -174,9 +161,9 @@ def do_mount(action: Action, changed: list[str]) -> None:
 
 
 def is_mounted_by_the_kernel(action: Action) -> bool:
-    """What mount(8) comes to, without its two processes; where it fails, that one has the patience, and the words.
+    """Make the system call of mount(8) without its two processes. If it fails, mount(8) retries and reports errors.
 
-    The kernel is told the server's address, `addr` of nfs(5), and nothing that only mount(8) understands.
+    The call passes the server's address, `addr` of nfs(5), and omits the options that only mount(8) understands.
     """
     if not action.get("address"):
         return False
@@ -190,8 +177,8 @@ def is_mounted_by_the_kernel(action: Action) -> bool:
 
 
 def do_automounts(action: Action, changed: list[str]) -> None:
-    there = mounts()
-    units = [unit for target, unit in action["units"].items() if target not in there]
+    mounted = mounts()
+    units = [unit for target, unit in action["units"].items() if target not in mounted]
     if units:
         if "/etc/fstab" in changed:
             run(["systemctl", "daemon-reload"])
@@ -202,9 +189,9 @@ def do_automounts(action: Action, changed: list[str]) -> None:
 
 
 def trigger_automount(target: str) -> None:
-    """Have it mounted now: later others want the processor too, and a mount that takes too long fails.
+    """Use the folder once, so that systemd mounts it now. A mount that competes for the processor later may time out.
 
-    What a silent server serves is mounted for who comes when it is back.
+    The folder of a silent server is mounted on its first use after the server is back.
     """
     for _ in range(MOUNT_TRIES):
         try:
@@ -226,11 +213,11 @@ def do_data(action: Action, changed: list[str]) -> None:
         return
     disk, label = disk_of(action["serial"]), action["label"]
     probed = subprocess.run(["blkid", "-p", "-o", "export", disk], capture_output=True, text=True, check=False)
-    if probed.returncode == 2:  # nothing is on it that anybody knows
+    if probed.returncode == 2:  # it holds nothing that blkid knows
         run(["mkfs.ext4", "-q", "-L", label, "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard", disk])
         changed.append(f"file system {label}")
     elif f"LABEL={label}" not in probed.stdout.split():
-        raise RuntimeError(f"{disk} holds something that is not ours: {' '.join(probed.stdout.split())}")
+        raise RuntimeError(f"{disk} holds data that vcluster did not write: {' '.join(probed.stdout.split())}")
     os.makedirs(action["target"], exist_ok=True)
     run(["mount", disk, action["target"]])
     os.chown(action["target"], *ids_of(action["owner"]))
@@ -243,7 +230,7 @@ def do_run(action: Action, changed: list[str]) -> None:
 
 
 def is_own(address: str) -> bool:
-    import socket  # noqa: PLC0415 - slow to import, and most lists do not need it
+    import socket  # noqa: PLC0415 - slow to import, and most lists of actions do not need it
 
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
@@ -262,12 +249,12 @@ def do_leases(action: Action, changed: list[str]) -> None:
 
     def stays(line: str) -> bool:
         _, mac, address, *_ = [*line.split(), "", ""]
-        is_one = address.count(".") == 3
-        return not is_one or action["hosts"].get(address) == mac or first <= number(address) <= last
+        is_lease = address.count(".") == 3
+        return not is_lease or action["hosts"].get(address) == mac or first <= number(address) <= last
 
     if all(map(stays, (read(action["path"]) or "").splitlines())):
         return
-    run(["systemctl", "stop", action["unit"]])  # it has read them, and would write them again
+    run(["systemctl", "stop", action["unit"]])  # it holds the leases in memory and would write them again
     state = os.stat(action["path"])
     lines = [line for line in (read(action["path"]) or "").splitlines(keepends=True) if stays(line)]
     write(action["path"], "".join(lines), state.st_mode & 0o7777, (state.st_uid, state.st_gid))
@@ -278,8 +265,8 @@ def do_address(action: Action, _changed: list[str]) -> None:
     deadline = time.monotonic() + ADDRESS_TIMEOUT_S
     while not is_own(action["address"]):
         if time.monotonic() > deadline:
-            raise RuntimeError(f"the address {action['address']} has not come within {ADDRESS_TIMEOUT_S:.0f} s")
-        time.sleep(ADDRESS_LOOK_S)
+            raise RuntimeError(f"timed out after {ADDRESS_TIMEOUT_S:.0f} s waiting for the address {action['address']}")
+        time.sleep(ADDRESS_POLL_S)
 
 
 def do_resolver(action: Action, changed: list[str]) -> None:

@@ -1,7 +1,7 @@
-"""Adds a key to the user's own ~/.ssh/authorized_keys or removes it; run on a server as the user we log in as.
+"""Adds a key to the user's ~/.ssh/authorized_keys or removes it; runs on a server as the user of the login.
 
 Reads a JSON request from standard input, {"do": "add", "line"} or {"do": "remove", "mark"}, and writes
-{"changed": bool}. A key's mark is its comment, the last word of its line.
+{"changed": bool}. The mark of a key is its comment, the last field of its line.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ def main() -> None:
     others = [line for line in lines if line.split()[-1:] != [mark] or line.startswith("#")]
     if others and not others[-1].endswith("\n"):
         others[-1] += "\n"
-    wanted = [*others, request["line"].strip() + "\n"] if request["do"] == "add" else others
-    if wanted != lines:
+    new = [*others, request["line"].strip() + "\n"] if request["do"] == "add" else others
+    if new != lines:
         os.makedirs(folder, mode=0o700, exist_ok=True)
-        if wanted or os.path.exists(path):
-            write(path, wanted)
-    json.dump({"changed": wanted != lines}, sys.stdout)
+        if new or os.path.exists(path):
+            write(path, new)
+    json.dump({"changed": new != lines}, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Runs a script as it is, by its own #! line, and keeps a log of what it prints.
+"""Runs a script by its own #! line, and writes its output to a log.
 
-Sent to a node and run there as root by its own python3. Reads from standard input
+The controller sends it to a node, where python3 runs it as root. It reads from standard input
   {"script" (base64), "name", "folder", "environment", "log"}
-and writes what the script prints to standard output as it comes, both of its streams together; when the script has
-ended, {"exit_code": N}, or {"error": …} if it could not be run, is the last line on standard error. The script works in
-`folder`, or in one of its own, removed afterwards, if that is null. When nobody reads any more it is killed.
+It writes the script's output to standard output as it arrives, both streams together. When the script ends, the last
+line on standard error is {"exit_code": N}, or {"error": …} if the script could not be run. The script works in
+`folder`, or if that is null in a temporary folder. If the reader of the output ends, the script is killed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import sys
 import tempfile
 from typing import Any, BinaryIO, Dict
 
-LOOK_S = 0.2
+POLL_S = 0.2
 CHUNK = 1 << 16
 
 Request = Dict[str, Any]
@@ -38,15 +38,15 @@ def open_log(path: str) -> BinaryIO:
     return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600), "wb", buffering=0)
 
 
-def is_heard() -> bool:
-    """Whether somebody still reads what we write."""
+def has_reader() -> bool:
+    """Whether the reader of our output still runs."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     return not poll.poll(0)
 
 
 def pass_on(log: BinaryIO) -> None:
-    """What has come to the log since the last time."""
+    """Write to standard output what was added to the log since the last call."""
     while True:
         data = log.read(CHUNK)
         if not data:
@@ -56,13 +56,13 @@ def pass_on(log: BinaryIO) -> None:
 
 
 def follow(process: subprocess.Popen[bytes], log: BinaryIO) -> int:
-    """The script's exit code, once it has ended; as a shell tells it when a signal has ended it."""
+    """Wait for the script and return its exit code; 128 + N if signal N ended it, as in a shell."""
     while True:
         try:
-            code = process.wait(LOOK_S)
+            code = process.wait(POLL_S)
         except subprocess.TimeoutExpired:
-            if not is_heard():
-                raise BrokenPipeError("nobody listens any more") from None
+            if not has_reader():
+                raise BrokenPipeError("the reader of the output ended") from None
             pass_on(log)
         else:
             pass_on(log)
@@ -70,7 +70,7 @@ def follow(process: subprocess.Popen[bytes], log: BinaryIO) -> int:
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """The script and what it has started, unless that has gone its own way."""
+    """Kill the script and its process group."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -87,19 +87,19 @@ def start(script: str, request: Request, folder: str, output: BinaryIO) -> subpr
             env=dict(os.environ, **request["environment"]),
             start_new_session=True,
         )
-    except OSError as error:  # it would name the script, which is there
+    except OSError as error:  # the system's message names the script, not the missing interpreter
         with open(script, "rb") as file:
             line = file.readline(100).decode(errors="replace").strip()
         raise OSError(f"{request['name']} cannot be run by its line {line}: {error.strerror}") from error
 
 
 def run(request: Request, folder: str) -> int:
-    """The script writes to the log itself: what it leaves running can go on doing so."""
-    script, place = write_script(folder, request), request["folder"] or folder
-    if not os.path.isdir(place):
-        raise OSError(f"{place} is not there: is the shared folder mounted?")
+    """Run the script. It writes to the log directly, so background processes that it starts can continue to."""
+    script, working_folder = write_script(folder, request), request["folder"] or folder
+    if not os.path.isdir(working_folder):
+        raise OSError(f"{working_folder} does not exist: is the shared folder mounted?")
     with open_log(request["log"]) as output, open(request["log"], "rb", buffering=0) as log:
-        process = start(script, request, place, output)
+        process = start(script, request, working_folder, output)
         try:
             return follow(process, log)
         finally:
@@ -108,7 +108,7 @@ def run(request: Request, folder: str) -> int:
 
 def main() -> None:
     answer: Request
-    folder = tempfile.mkdtemp(prefix="vcluster-")  # it is the owner's alone
+    folder = tempfile.mkdtemp(prefix="vcluster-")  # only its owner may read it
     try:
         answer = {"exit_code": run(json.load(sys.stdin), folder)}
     except OSError as error:

@@ -1,10 +1,10 @@
-"""Puts a tree of files into a folder that all nodes share, whole or not at all.
+"""Unpacks a tree of files into the shared folder, completely or not at all.
 
-Sent to a node and run there as root by its own python3; it goes on as the user whom the shared folder belongs to, for
-root is nobody on a folder that another node serves. Reads a line {"shared", "name"} from standard input and answers
-{"present": true} where the shared folder has `name` already, below .vcluster. Else it answers {"present": false}, reads
-a tar archive in pieces, each behind its length in four bytes, up to one of no length, and answers {"present": true}.
-Whenever it cannot go on it answers {"error": …}.
+The controller sends it to a node, where python3 starts it as root. It continues as the owner of the shared folder,
+because NFS maps root to an account without rights. It reads a line {"shared", "name"} from standard input. It answers
+{"present": true} if the shared folder has `name` already, below .vcluster. Else it answers {"present": false} and reads
+a tar archive in pieces, each after its length in four bytes. A piece of length 0 ends it; the answer is
+{"present": true}. On a failure the answer is {"error": …}.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import subprocess
 import sys
 from typing import Any
 
-PLACE = ".vcluster"
-ENDING = ".part"  # of a tree that is not whole
+FOLDER = ".vcluster"
+PARTIAL_SUFFIX = ".part"
 
 
-def answer(**words: Any) -> None:
-    print(json.dumps(words), flush=True)
+def answer(**fields: Any) -> None:
+    print(json.dumps(fields), flush=True)
 
 
 def become_owner(folder: str) -> None:
@@ -33,26 +33,26 @@ def become_owner(folder: str) -> None:
     os.umask(0o022)
 
 
-def make_place(shared: str) -> str:
-    """The folder for all trees, without what was cut off on its way there."""
-    place = os.path.join(shared, PLACE)
-    os.makedirs(place, exist_ok=True)
-    for name in os.listdir(place):
-        if name.endswith(ENDING):
-            shutil.rmtree(os.path.join(place, name))
-    return place
+def make_folder(shared: str) -> str:
+    """Make the folder for all trees, and remove incomplete trees from it."""
+    folder = os.path.join(shared, FOLDER)
+    os.makedirs(folder, exist_ok=True)
+    for name in os.listdir(folder):
+        if name.endswith(PARTIAL_SUFFIX):
+            shutil.rmtree(os.path.join(folder, name))
+    return folder
 
 
 def pieces() -> Any:
-    """The archive; it is whole only if the piece of no length has come."""
+    """The pieces of the archive. Raises RuntimeError if the input ends before the piece of length 0."""
     stream = sys.stdin.buffer
     while True:
-        head = stream.read(4)
-        size = int.from_bytes(head, "big")
-        if len(head) == 4 and size == 0:
+        length = stream.read(4)
+        size = int.from_bytes(length, "big")
+        if len(length) == 4 and size == 0:
             return
         piece = stream.read(size)
-        if len(head) < 4 or len(piece) < size:
+        if len(length) < 4 or len(piece) < size:
             raise RuntimeError("the archive was cut off")
         yield piece
 
@@ -65,25 +65,25 @@ def unpack(folder: str) -> None:
             for piece in pieces():
                 tar.stdin.write(piece)  # type: ignore[union-attr]
         except BrokenPipeError:
-            pass  # tar says why
+            pass  # tar reports the reason
         except RuntimeError:
             tar.kill()
             raise
-        words = tar.communicate()[1].decode(errors="replace").strip()
+        output = tar.communicate()[1].decode(errors="replace").strip()
     if tar.returncode:
-        raise RuntimeError(words.splitlines()[0] if words else f"tar ended with exit code {tar.returncode}")
+        raise RuntimeError(output.splitlines()[0] if output else f"tar ended with exit code {tar.returncode}")
 
 
 def receive(request: dict[str, str]) -> None:
     become_owner(request["shared"])
-    place = make_place(request["shared"])
-    whole = os.path.join(place, request["name"])
-    if not os.path.isdir(whole):
+    folder = make_folder(request["shared"])
+    tree = os.path.join(folder, request["name"])
+    if not os.path.isdir(tree):
         answer(present=False)
-        part = whole + ENDING
+        part = tree + PARTIAL_SUFFIX
         try:
             unpack(part)
-            os.rename(part, whole)
+            os.rename(part, tree)
         finally:
             shutil.rmtree(part, ignore_errors=True)
     answer(present=True)

@@ -1,1 +1,1 @@
-"""What happens to a node after its power-on: boot, ssh, nfs, mpi, check."""
+"""The stages of a node after its power-on: boot, configuration, NFS, check, path and provisioning."""

@@ -1,4 +1,4 @@
-"""From power-on to a node that says it is ready."""
+"""From power-on to a node that reports that it is ready."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ RANDOM_BYTES = 256
 
 
 def listen(server: Server, node: Node) -> SerialChannel:
-    """What a node that was just powered on says of itself."""
+    """Open the channel on which a node that was just powered on reports its progress."""
     return server.hypervisor.words(node.domain, READY_CHANNEL)
 
 
-def wait_ready(words: SerialChannel, node: Node, *, deadline: Deadline, report: Reporter) -> None:
-    """Wait until the node says `ready` on its channel; what it says before is passed on as progress."""
-    with report.step("boot", node.name, awaiting="the node's word that it is up"):
-        while (said := words.next(deadline, f"{node.name}: boot: ready").split(" ")[0]) != "ready":
-            report.emit("progress", "boot", node.name, said)
+def wait_ready(channel: SerialChannel, node: Node, *, deadline: Deadline, report: Reporter) -> None:
+    """Wait until the node writes `ready` on its channel. Messages before that are reported as progress."""
+    with report.step("boot", node.name, awaiting="the node's report that it is ready"):
+        while (message := channel.next(deadline, f"{node.name}: boot: ready").split(" ")[0]) != "ready":
+            report.emit("progress", "boot", node.name, message)
 
 
 def identity(seed: Mapping[str, str]) -> dict[str, object]:
-    """What a copy is told to become a node of its own: its seed, and what no seed can hold."""
+    """The request that makes a clone a separate node: its seed, and the values that a seed cannot hold."""
     return {
         "do": "become",
         "seed": dict(seed),
@@ -42,9 +42,9 @@ def identity(seed: Mapping[str, str]) -> dict[str, object]:
     }
 
 
-def last_words(node: Node, console: str) -> str:
-    """The end of a node's console, to go with a message."""
+def console_tail(node: Node, console: str) -> str:
+    """The last lines of a node's console, to be appended to a message."""
     lines = [line for line in console.replace("\r", "\n").splitlines() if line.strip()][-CONSOLE_LINES:]
     if not lines:
-        return f"\n  {node.name} has printed nothing on its console"
+        return f"\n  {node.name} printed nothing on its console"
     return f"\n  the last lines of {node.name}'s console:" + "".join(f"\n  | {line}" for line in lines)

@@ -1,4 +1,4 @@
-"""Putting things on nodes: a list of actions goes to the guest program, which says what it had to change."""
+"""Configure nodes: send a list of actions to the guest program, which reports what it changed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vcluster.util.events import Reporter
 
 
 def apply(session: NodeConnection, stage: str, actions: Sequence[Action], *, report: Reporter) -> tuple[str, ...]:
-    """Make the actions true on a node and return what was changed: nothing, the second time."""
+    """Apply the actions on a node and return what was changed. A second call returns nothing."""
     with report.step(stage, session.name):
         answer = ask(session, "apply", {"actions": actions}, awaited=stage)
     if "error" in answer:
@@ -23,12 +23,12 @@ def apply(session: NodeConnection, stage: str, actions: Sequence[Action], *, rep
 
 
 def ask(session: NodeConnection, program: str, request: dict[str, object], *, awaited: str) -> dict[str, Any]:
-    """Run a guest program on a node: JSON in, JSON out."""
+    """Run a guest program on a node with a JSON request and return its JSON answer."""
     source = guest.program(program)
     completed = session.run_program(source, json.dumps(request).encode(), awaited=awaited)
     try:
         answer: dict[str, Any] = json.loads(completed.stdout)
     except ValueError as error:
-        words = (completed.stderr or completed.stdout).strip().splitlines()[-1:] or ["it said nothing"]
-        raise VclusterError(f"{session.name}: {awaited}: {words[0]}") from error
+        lines = (completed.stderr or completed.stdout).strip().splitlines()[-1:] or ["the program printed nothing"]
+        raise VclusterError(f"{session.name}: {awaited}: {lines[0]}") from error
     return answer

@@ -1,6 +1,6 @@
-"""An image of somebody else's knows its own user and not us: by that user's password and sudo our key is let in.
+"""Install the cluster's key in an imported image, with the password and the sudo rights of the image's own user.
 
-From then on no password is: the image's own settings may allow them in a file that comes before all others of ours.
+Afterwards sshd accepts keys only. The image may allow passwords in a settings file of its own, so ours sorts before it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from vcluster.adapters.process import last_words
 from vcluster.adapters.ssh.ssh_session import Session
 from vcluster.errors import MissingError
 
-# Before any other setting of the image's, for sshd takes the first one it reads.
+# Sorts before the image's own files, because sshd uses the first value that it reads.
 SETTINGS = "/etc/ssh/sshd_config.d/0-vcluster.conf"
 _KEYS_ONLY = (
     "PermitRootLogin prohibit-password",
@@ -19,7 +19,7 @@ _KEYS_ONLY = (
     "PasswordAuthentication no",
     "KbdInteractiveAuthentication no",
 )
-_LET_IN = f"""\
+_INSTALL = f"""\
 read -r key
 mkdir -p -m 700 /root/.ssh
 printf '%s\\n' "$key" >/root/.ssh/authorized_keys
@@ -30,13 +30,13 @@ systemctl reload ssh.service 2>/dev/null || systemctl reload sshd.service
 
 
 def install_key(session: Session, public_key: str, password: str) -> None:
-    """Let a key in as root. The password goes to sudo's standard input, if sudo wants it, and nowhere else."""
+    """Let root log in with a key. Only sudo gets the password, on its standard input, and only if sudo asks for it."""
     is_free = session.run(["sudo", "-n", "true"], awaited="sudo").exit_code == 0
-    argv = ["sudo", *(["-n"] if is_free else ["-S", "-p", ""]), "--", "sh", "-euc", _LET_IN]
+    argv = ["sudo", *(["-n"] if is_free else ["-S", "-p", ""]), "--", "sh", "-euc", _INSTALL]
     lines = [public_key] if is_free else [password, public_key]
-    done = session.run(argv, stdin="".join(f"{line}\n" for line in lines).encode(), awaited="sudo to let our key in")
+    done = session.run(argv, stdin="".join(f"{line}\n" for line in lines).encode(), awaited="sudo")
     if done.exit_code != 0:
         raise MissingError(
-            f"{session.name}: {session.user} cannot let the cluster's key in: {last_words(done, 1)}",
-            hint=f"the image's user {session.user} must be one who may use sudo",
+            f"{session.name}: {session.user} cannot install the cluster's key: {last_words(done, 1)}",
+            hint=f"let the image's user {session.user} use sudo",
         )

@@ -1,4 +1,4 @@
-"""Proof by counters: a flow is sent between two nodes, and every port on the way must have counted it."""
+"""Proof of a path: a node sends a flow to another, and every port on the path must count it."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ Counters = dict[tuple[str, str], tuple[int, int, int]]
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """A hop with what it counted while the flow went: packets on the way there and on the way back.
+    """A hop, and the packets that its port counted during the flow, in each direction.
 
-    Both are None where the port is on a server that is not open to us.
+    Both counts are None if the port is on a server without a connection.
     """
 
     hop: Hop
@@ -35,7 +35,7 @@ class Counted:
     back: int | None
 
     def has_seen(self, packets: int) -> bool | None:
-        """Whether the whole flow passed here, both ways; None when nobody can tell."""
+        """Whether the whole flow passed this port in both directions. None if the port cannot be read."""
         if self.there is None or self.back is None:
             return None
         return self.there >= packets and self.back >= packets
@@ -43,7 +43,7 @@ class Counted:
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """The way a flow of `packets` went; `answered` of them came back to the sender."""
+    """The path of a flow of `packets` packets; the sender received answers to `answered` of them."""
 
     start: str
     end: str
@@ -53,15 +53,15 @@ class Path:
 
     @property
     def crossed(self) -> bool:
-        """Whether all of it went through every port on the way, the switch's among them."""
+        """Whether the whole flow went through every port on the path, the switch's ports included."""
         return self.answered == self.packets and all(hop.has_seen(self.packets) is not False for hop in self.hops)
 
     @property
     def detail(self) -> str:
-        """What is wrong, in words; empty when nothing is."""
+        """The reason of a failure, as text; empty if the path passed."""
         if self.answered < self.packets:
             return f"{self.answered} of {self.packets} packets came back"
-        missed = next((one for one in self.hops if one.has_seen(self.packets) is False), None)
+        missed = next((hop for hop in self.hops if hop.has_seen(self.packets) is False), None)
         if missed is None:
             return ""
         counted = min(missed.there or 0, missed.back or 0)
@@ -77,7 +77,7 @@ def trace(
     packets: int,
     deadline: Deadline,
 ) -> tuple[Path, ...]:
-    """Send a flow for each pair, all at once, and read the counters of all ports before and after."""
+    """Send a flow for each pair, all at the same time. Read the counters of all ports before and after."""
     before = _counters(fleet, deadline)
 
     def send(pair: tuple[Node, Node]) -> int:
@@ -88,15 +88,15 @@ def trace(
     answered = parallel.each(pairs, send, deadline=deadline)
     after = _counters(fleet, deadline)
     return tuple(
-        Path(start.name, end.name, packets, came, _counted(fleet, hops(plan, start, end), before, after))
-        for (start, end), came in zip(pairs, answered, strict=True)
+        Path(start.name, end.name, packets, count, _counted(fleet, hops(plan, start, end), before, after))
+        for (start, end), count in zip(pairs, answered, strict=True)
     )
 
 
 def check_all(
     fleet: Fleet, plan: Plan, sessions: Mapping[str, NodeConnection], *, deadline: Deadline, report: Reporter
 ) -> tuple[Check, ...]:
-    """A flow from each node to the next, so that every port carries one; one result for each."""
+    """Send a flow from each node to the next, so that every port carries one. One result for each flow."""
     if len(plan.nodes) == 1:
         return ()
     pairs = list(zip(plan.nodes, (*plan.nodes[1:], plan.nodes[0]), strict=True))

@@ -1,4 +1,4 @@
-"""A tree of files for all nodes: read and told apart here, put once where every node sees it."""
+"""A tree of files for all nodes: read on the controller, and stored once in the shared folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vcluster import guest
 from vcluster.adapters.pipe import Pipe
 from vcluster.adapters.ssh.ssh_session import Session
 from vcluster.errors import RequestError, VclusterError
-from vcluster.guest.unpack import PLACE
+from vcluster.guest.unpack import FOLDER
 from vcluster.util.deadline import Deadline
 from vcluster.util.events import Reporter
 
@@ -28,9 +28,9 @@ MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class PayloadEntry:
-    """A file, a folder (its name ends with /) or a link (`target`) of a payload; `path` is where it is here.
+    """A file, a folder (its name ends with /) or a link (`target`) of a payload; `path` is its place on the controller.
 
-    `mode` is what it gets on the nodes: everybody may read, and nobody but its owner write.
+    `mode` is its mode on the nodes: all users may read it, and only its owner may write it.
     """
 
     name: str
@@ -42,7 +42,7 @@ class PayloadEntry:
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """A file, or what is in a folder. The digest is of names, modes and contents."""
+    """A file, or the contents of a folder. The digest covers names, modes and contents."""
 
     source: Path
     entries: tuple[PayloadEntry, ...]
@@ -50,12 +50,12 @@ class Payload:
 
     @property
     def name(self) -> str:
-        """What its folder on the nodes is called."""
+        """The name of its folder on the nodes."""
         return f"payload-{self.digest[:DIGEST_LENGTH]}"
 
     @property
     def size_bytes(self) -> int:
-        """About how much is to be sent."""
+        """The approximate number of bytes to send."""
         return sum(entry.size_bytes + tarfile.BLOCKSIZE for entry in self.entries)
 
 
@@ -63,7 +63,7 @@ class Payload:
 
 
 def read(source: Path) -> Payload:
-    """The payload at a path. Raises RequestError for what is not there, cannot be read or is no file at all."""
+    """Read the payload at a path. Raises RequestError if it is missing, unreadable or not a file, folder or link."""
     with _reading(source):
         if source.is_dir():
             entries = tuple(_entry(path, path.relative_to(source)) for path in _below(source))
@@ -71,8 +71,8 @@ def read(source: Path) -> Payload:
             entries = (_entry(source.resolve(strict=True), Path(source.name)),)
         digest = hashlib.sha256()
         for entry in entries:
-            words = (os.fsencode(entry.name).hex(), entry.mode, os.fsencode(entry.target).hex(), _digest(entry))
-            digest.update(json.dumps(words).encode())
+            fields = (os.fsencode(entry.name).hex(), entry.mode, os.fsencode(entry.target).hex(), _digest(entry))
+            digest.update(json.dumps(fields).encode())
     return Payload(source, entries, digest.hexdigest())
 
 
@@ -85,7 +85,7 @@ def _reading(source: Path) -> Iterator[None]:
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    """Everything below a folder, folders before what is in them, always in the same order."""
+    """All paths below a folder in a fixed order, each folder before its contents."""
     for path in sorted(folder.iterdir()):
         yield path
         if path.is_dir() and not path.is_symlink():
@@ -99,7 +99,7 @@ def _entry(path: Path, name: Path) -> PayloadEntry:
     if stat.S_ISDIR(state.st_mode):
         return PayloadEntry(f"{name}/", path, 0o755)
     if not stat.S_ISREG(state.st_mode):
-        raise RequestError(f"--payload: {path} is no file, folder or link", hint="leave it out")
+        raise RequestError(f"--payload: {path} is not a file, folder or link", hint="remove it from the payload")
     return PayloadEntry(str(name), path, 0o755 if state.st_mode & 0o111 else 0o644, state.st_size)
 
 
@@ -126,7 +126,7 @@ def put(session: Session, payload: Payload, shared: str, *, deadline: Deadline, 
         if not _answer(pipe, deadline)["present"]:
             _send(pipe, payload, deadline, report)
             _answer(pipe, deadline)
-    return f"{shared}/{PLACE}/{payload.name}"
+    return f"{shared}/{FOLDER}/{payload.name}"
 
 
 def _answer(pipe: Pipe, deadline: Deadline) -> dict[str, Any]:
@@ -152,7 +152,7 @@ def _send(pipe: Pipe, payload: Payload, deadline: Deadline, report: Reporter) ->
         raise VclusterError(f"{where} changed while it was sent: {error.strerror or error}") from error
     except VclusterError:
         if pipe.has_more():
-            _answer(pipe, deadline)  # why nobody reads any more
+            _answer(pipe, deadline)  # raises the reason why the node stopped reading
         raise
 
 
@@ -167,22 +167,22 @@ def _add(archive: tarfile.TarFile, entry: PayloadEntry) -> None:
 
 
 class _Pieces:
-    """Takes an archive as a file does, and sends it in pieces, each behind its length."""
+    """A file object that sends an archive in pieces, each after its length."""
 
     def __init__(self, pipe: Pipe, payload: Payload, deadline: Deadline, report: Reporter) -> None:
         self._pipe, self._deadline, self._report = pipe, deadline, report
-        self._sent, self._translate_error, self._size = 0, 0, max(1, payload.size_bytes)
+        self._sent, self._percent, self._size = 0, 0, max(1, payload.size_bytes)
 
     def write(self, data: bytes) -> int:
         """Send a piece."""
         self._pipe.write(len(data).to_bytes(4, "big") + data, self._deadline, "the payload")
         self._sent += len(data)
-        if (percent := min(100, 100 * self._sent // self._size)) > self._translate_error:
-            self._translate_error = percent
+        if (percent := min(100, 100 * self._sent // self._size)) > self._percent:
+            self._percent = percent
             text = f"{min(self._sent, self._size) // MIB} of {self._size // MIB} MiB"
             self._report.emit("progress", "payload", self._pipe.name, text, fraction=percent / 100)
         return len(data)
 
     def end(self) -> None:
-        """The archive is whole."""
+        """Mark the end of the archive."""
         self._pipe.write(bytes(4), self._deadline, "the payload")

@@ -1,4 +1,4 @@
-"""Running a script of the user's on nodes, as root, with what it brings along."""
+"""Run the user's script on nodes, as root, with its payload."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from vcluster.util.events import Reporter
 
 FANOUT = 64
 NODE_LOGS = "/var/log/vcluster"
-CANNOT_RUN = 126  # the exit code of shells for a program that is there and cannot be run
-BROKEN = 255  # that of ssh(1) for a connection that broke
+CANNOT_RUN = 126  # the exit code of shells for a program that exists and cannot be run
+BROKEN = 255  # the exit code of ssh(1) for a connection that broke
 NAME_MAX = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A script, and what it brings along; `keep_going` after a failure, on at most `fanout` nodes at a time."""
+    """A script and its payload. It runs on at most `fanout` nodes at a time; `keep_going` continues after a failure."""
 
     script: Path
     text: bytes
@@ -44,18 +44,18 @@ class Job:
     def read(
         cls, script: Path, payload_path: Path | None = None, *, keep_going: bool = False, fanout: int = FANOUT
     ) -> Job:
-        """A job, read in whole before anything is done. Raises RequestError for what can be no script or payload."""
-        brought = payload.read(payload_path) if payload_path else None
-        return cls(script, _read_script(script), brought, keep_going, fanout)
+        """Read a job completely. Raises RequestError for a script or a payload that cannot be used."""
+        content = payload.read(payload_path) if payload_path else None
+        return cls(script, _read_script(script), content, keep_going, fanout)
 
     @property
     def name(self) -> str:
-        """What logs are called by: the script's name, as far as it is fit for that."""
+        """The script's name, with characters that a log's name cannot hold replaced."""
         return re.sub(r"[^A-Za-z0-9._-]", "_", self.script.name)[:NAME_MAX]
 
     @property
     def log_name(self) -> str:
-        """The folder of its logs on this machine, and the file on a node without its ending."""
+        """The name of its log folder on the controller, and of its log file on a node, without the suffix."""
         return f"provision-{self.name}"
 
 
@@ -65,7 +65,9 @@ def _read_script(script: Path) -> bytes:
     except OSError as error:
         raise RequestError(f"script {script}: {error.strerror}") from error
     if not re.match(rb"#![ \t]*/", text):
-        raise RequestError(f"script {script} does not say what runs it", hint="by a first line such as #!/bin/sh")
+        raise RequestError(
+            f"script {script} has no interpreter line", hint="begin the script with a line like #!/bin/sh"
+        )
     return text
 
 
@@ -79,10 +81,11 @@ def run(
     report: Reporter,
     logs: Path,
 ) -> dict[str, Completed | None]:
-    """Run a job on nodes (all, if none are given), over root's sessions; the head's is needed for a payload.
+    """Run a job on nodes (on all, if none are given), over sessions of root. A payload needs the head's session.
 
-    Returns by node what its script has printed and its exit code, or why it could not be run in `stderr`; None where it
-    was not run because it had failed elsewhere. What is printed goes to NODE.log in the folder `logs` as it comes.
+    Returns, by node, the script's output and exit code, or in `stderr` the reason why it could not be run.
+    The value is None for a node on which the script was not run because it failed on another.
+    The output goes to NODE.log in the folder `logs` as it arrives.
     """
     nodes = plan.nodes if nodes is None else nodes
     request = _request(job)
@@ -95,8 +98,8 @@ def run(
     def work(node: Node) -> Completed | None:
         if has_failed.is_set() and not job.keep_going:
             return None
-        mine = request | {"environment": _environment(plan, node, request["folder"])}
-        completed = _run_on(sessions[node.name], job, mine, logs, deadline, report)
+        node_request = request | {"environment": _environment(plan, node, request["folder"])}
+        completed = _run_on(sessions[node.name], job, node_request, logs, deadline, report)
         if completed.exit_code:
             has_failed.set()
         return completed
@@ -105,19 +108,19 @@ def run(
     return {node.name: completed for node, completed in zip(nodes, done, strict=True)}
 
 
-def require_passed(results: Mapping[str, Completed | None], job: Job, *, hint: str, with_words: bool) -> None:
-    """Raise VclusterError with the nodes that a job has failed on and those it was not run on, unless all went well.
+def require_passed(results: Mapping[str, Completed | None], job: Job, *, hint: str, with_output: bool) -> None:
+    """Raise VclusterError with the nodes on which a job failed and those on which it was not run.
 
-    `with_words` adds the last thing it said on each, for where neither its output is shown nor its logs are kept.
+    `with_output` adds the last line of output of each, for callers that neither print the output nor keep the logs.
     """
     failed = {name: completed for name, completed in results.items() if completed and completed.exit_code}
     if not failed:
         return
     left = [name for name, completed in results.items() if completed is None]
     rest = f" and was not run on {folded(left)}" if left else ""
-    said = [f"\n  {name}: {last_words(completed, 1)}" for name, completed in failed.items()] if with_words else []
-    words = f":{''.join(said)}" if said else ""
-    raise VclusterError(f"{job.script.name} failed on {folded(failed)}{rest}{words}", hint=hint)
+    outputs = [f"\n  {name}: {last_words(completed, 1)}" for name, completed in failed.items()] if with_output else []
+    detail = f":{''.join(outputs)}" if outputs else ""
+    raise VclusterError(f"{job.script.name} failed on {folded(failed)}{rest}{detail}", hint=hint)
 
 
 def _request(job: Job) -> dict[str, object]:
@@ -130,17 +133,17 @@ def _request(job: Job) -> dict[str, object]:
 
 
 def _environment(plan: Plan, node: Node, folder: object) -> dict[str, object]:
-    known = {
+    variables = {
         "VCLUSTER_NODE": node.name,
         "VCLUSTER_CLUSTER": plan.name,
         "VCLUSTER_HEAD": plan.head.name,
         "VCLUSTER_USER": plan.user,
     }
-    return known | ({"VCLUSTER_PAYLOAD": folder} if folder else {})
+    return variables | ({"VCLUSTER_PAYLOAD": folder} if folder else {})
 
 
 def _clear_logs(logs: Path, nodes: Sequence[Node]) -> None:
-    """Logs of an earlier run would be taken for this one's."""
+    """Remove the logs of an earlier run."""
     for node in nodes:
         (logs / f"{node.name}.log").unlink(missing_ok=True)
 
@@ -152,7 +155,7 @@ def _run_on(
     report.emit("start", "provision", name, job.script.name)
     with (logs / f"{name}.log").open("wb") as log:
 
-        def hear(stream: str, data: bytes) -> None:
+        def on_output(stream: str, data: bytes) -> None:
             if stream == "stdout":
                 log.write(data)
                 log.flush()
@@ -165,24 +168,24 @@ def _run_on(
                 json.dumps(request).encode(),
                 awaited=job.script.name,
                 deadline=deadline,
-                on_output=hear,
+                on_output=on_output,
             )
-            completed = _judge(ended)
+            completed = _script_result(ended)
         except Cancelled:
             raise
         except VclusterError as error:
             completed = Completed(BROKEN, "", error.message)
         log.write(completed.stderr.encode())
     if completed.exit_code:
-        words = _last_line(completed.stderr or completed.stdout)
-        report.emit("fail", "provision", name, f"exit code {completed.exit_code}: {words}")
+        line = _last_line(completed.stderr or completed.stdout)
+        report.emit("fail", "provision", name, f"exit code {completed.exit_code}: {line}")
     else:
         report.emit("end", "provision", name)
     return completed
 
 
-def _judge(ended: Completed) -> Completed:
-    """What the script left behind, as the guest program tells in its last line."""
+def _script_result(ended: Completed) -> Completed:
+    """The script's output and exit code, which the guest program reports in its last line."""
     try:
         answer = json.loads(_last_line(ended.stderr))
     except ValueError:

@@ -1,4 +1,4 @@
-"""Real frames through every tunnel, before any node is made: what a firewall or a wrong MTU eats, is eaten here."""
+"""Send real frames through every tunnel before any node is made, to find a firewall or a wrong MTU early."""
 
 from __future__ import annotations
 
@@ -12,32 +12,34 @@ from vcluster.model.plan import Plan, ServerPlan, Tunnel
 TRIES = 3
 TRY_TIMEOUT_S = 1.5
 
-# By server: by interface: the tokens to be heard there.
-Wanted = dict[str, dict[str, list[str]]]
+# By server, by interface: the tokens that must arrive there.
+Tokens = dict[str, dict[str, list[str]]]
 
 
 def prove(fleet: Fleet, plan: Plan) -> None:
-    """Send a full-size frame up and down every tunnel, and across the switch to all others.
+    """Send a full-size frame in both directions through every tunnel, and through the switch to all other tunnels.
 
-    Raises MissingError naming the tunnels nothing comes through, with what is known to eat such traffic.
+    Raises MissingError with the tunnels that lose frames, and with the known obstacles on the servers.
     """
     wanted = expected(plan, has_switch=plan.switch.server in fleet)
     for name, interfaces in wanted.items():
         fleet[name].call("listen", interfaces=list(interfaces))
     try:
-        silent = _try(fleet, plan, wanted)
+        silent = _silent_tunnels(fleet, plan, wanted)
     finally:
         for name in wanted:
             with suppress(VclusterError):
                 fleet[name].call("stop_listening")
     if silent:
-        raise MissingError(_complaint(fleet, plan, silent), hint=_hint(fleet, plan))
+        raise MissingError(_message(fleet, plan, silent), hint=_hint(fleet, plan))
 
 
-def expected(plan: Plan, *, has_switch: bool) -> Wanted:
-    """What must be heard where, if every tunnel and the switch carry frames. Pure."""
-    wanted: Wanted = {}
-    ends = [(server, tunnel) for server in plan.servers if server.carries_nodes for tunnel in _away(plan, server)]
+def expected(plan: Plan, *, has_switch: bool) -> Tokens:
+    """The tokens that arrive at each interface if every tunnel and the switch carry frames. Pure."""
+    wanted: Tokens = {}
+    ends = [
+        (server, tunnel) for server in plan.servers if server.carries_nodes for tunnel in _remote_tunnels(plan, server)
+    ]
     for server, tunnel in ends:
         across = [up_token(other) for _, other in ends if other.name != tunnel.name]
         down = [down_token(tunnel)] if has_switch else []
@@ -50,21 +52,21 @@ def expected(plan: Plan, *, has_switch: bool) -> Wanted:
 
 
 def up_token(tunnel: Tunnel) -> str:
-    """What is sent from the node's end."""
+    """The token that the node's end sends."""
     return f"{tunnel.name}>{tunnel.vni}"
 
 
 def down_token(tunnel: Tunnel) -> str:
-    """What is sent from the switch's end."""
+    """The token that the switch's end sends."""
     return f"{tunnel.name}<{tunnel.vni}"
 
 
-def _away(plan: Plan, server: ServerPlan) -> tuple[Tunnel, ...]:
+def _remote_tunnels(plan: Plan, server: ServerPlan) -> tuple[Tunnel, ...]:
     return server.tunnels if server.name != plan.switch.server else ()
 
 
-def _try(fleet: Fleet, plan: Plan, wanted: Wanted) -> dict[str, Mapping[str, list[str]]]:
-    """What was not heard, by server and interface, after a few tries."""
+def _silent_tunnels(fleet: Fleet, plan: Plan, wanted: Tokens) -> dict[str, Mapping[str, list[str]]]:
+    """The tokens that did not arrive after several tries, by server and interface."""
     silent: dict[str, Mapping[str, list[str]]] = {}
     for _ in range(TRIES):
         for server in plan.servers:
@@ -75,8 +77,8 @@ def _try(fleet: Fleet, plan: Plan, wanted: Wanted) -> dict[str, Mapping[str, lis
                 )
         silent = {}
         for name, interfaces in wanted.items():
-            heard = fleet[name].call("received_probes", wanted=interfaces, timeout_s=TRY_TIMEOUT_S)
-            missing = {link: sorted(set(tokens) - set(heard.get(link, ()))) for link, tokens in interfaces.items()}
+            received = fleet[name].call("received_probes", wanted=interfaces, timeout_s=TRY_TIMEOUT_S)
+            missing = {link: sorted(set(tokens) - set(received.get(link, ()))) for link, tokens in interfaces.items()}
             if any(missing.values()):
                 silent[name] = {link: tokens for link, tokens in missing.items() if tokens}
         if not silent:
@@ -84,16 +86,16 @@ def _try(fleet: Fleet, plan: Plan, wanted: Wanted) -> dict[str, Mapping[str, lis
     return silent
 
 
-def _complaint(fleet: Fleet, plan: Plan, silent: Mapping[str, Mapping[str, list[str]]]) -> str:
+def _message(fleet: Fleet, plan: Plan, silent: Mapping[str, Mapping[str, list[str]]]) -> str:
     lines = []
     for name, interfaces in silent.items():
         for link, tokens in interfaces.items():
-            lines.append(f"  {name}: {link} hears nothing of {', '.join(tokens[:4])}{' …' if len(tokens) > 4 else ''}")
+            lines.append(f"  {name}: {link} did not receive {', '.join(tokens[:4])}{' …' if len(tokens) > 4 else ''}")
     for server in plan.servers:
         with suppress(VclusterError):
-            found = fleet[server.name].call("obstacles", port=_port(plan))
-            lines += [f"  {server.name}: {one['what']}: {one['detail']}; fix: {one['fix']}" for one in found]
-    return f"frames of {plan.mtu} bytes get lost in the tunnels:\n" + "\n".join(lines)
+            obstacles = fleet[server.name].call("obstacles", port=_port(plan))
+            lines += [f"  {server.name}: {one['what']}: {one['detail']}; fix: {one['fix']}" for one in obstacles]
+    return f"tunnels lose frames of {plan.mtu} bytes:\n" + "\n".join(lines)
 
 
 def _port(plan: Plan) -> int:
@@ -108,4 +110,4 @@ def _hint(fleet: Fleet, plan: Plan) -> str:
             f"on the switch: vcluster switch up --name {plan.name} -n {count} --peer {first.local} "
             f"--vni-base {first.vni} --vxlan-port {first.port} --mtu {first.mtu}"
         )
-    return f"let UDP port {first.port} through the firewalls between {first.local} and {first.remote}, both ways"
+    return f"open UDP port {first.port} in the firewalls between {first.local} and {first.remote}, in both directions"
