@@ -1,5 +1,5 @@
 #!/bin/sh
-# Turn a freshly installed Debian into the guest image. Called by the builder with the root directory as its argument.
+# Turn a freshly installed Debian into the guest image. The builder calls it with the root directory as its argument.
 set -eu
 umask 022
 root=$1
@@ -7,7 +7,7 @@ here=$(dirname "$(readlink -f "$0")")
 
 in_root() { chroot "$root" env DEBIAN_FRONTEND=noninteractive "$@"; }
 
-# --- files of ours --------------------------------------------------------------------------------
+# --- our files ------------------------------------------------------------------------------------
 cp -R --no-preserve=mode,ownership "$here/overlay/." "$root/"
 chmod 755 "$root/usr/lib/vcluster/seed" "$root/usr/lib/vcluster/dhcp" "$root/usr/lib/vcluster/clone"
 install -m 644 "$here/../guest/vcluster-ready.service" "$root/etc/systemd/system/"
@@ -18,8 +18,8 @@ install -m 644 "$here/../guest/mpi-end.c" "$root/usr/lib/vcluster/"
 in_root gcc -O2 -Wall -shared -fPIC -o /usr/lib/vcluster/mpi-end.so /usr/lib/vcluster/mpi-end.c
 
 # --- accounts -------------------------------------------------------------------------------------
-# The cluster's user has the number that vcluster gives it on any image.
-# No account has a password: "*" allows keys only ("!" would lock them out of an sshd without PAM).
+# The cluster's user has the same number on every image.
+# No account has a password: "*" allows keys only. With "!" an sshd without PAM would refuse keys too.
 in_root useradd --uid 2000 --user-group --create-home --shell /bin/bash --password '*' mpiuser
 in_root usermod --password '*' root
 
@@ -27,11 +27,11 @@ in_root usermod --password '*' root
 system=$root/etc/systemd/system
 mkdir -p "$system/vcluster-late.target.wants" "$root/etc/systemd/system-generators" "$root/etc/tmpfiles.d"
 
-# A late unit is skipped while the flag stands, and started by vcluster-late.target when it has gone.
+# A late unit does not start while the flag exists; vcluster-late.target starts it after the flag is removed.
 make_late() {
     mkdir -p "$system/$1.d"
     printf '[Unit]\nAfter=vcluster-seed.service\nConditionPathExists=!/run/vcluster/hurry\n' >"$system/$1.d/late.conf"
-    case $1 in # what the host does with the node now goes first
+    case $1 in # the server's work in the node goes first
     systemd-*.service | kmod-*.service) printf '[Service]\nNice=19\n' >>"$system/$1.d/late.conf" ;;
     esac
     case $1 in
@@ -51,15 +51,15 @@ while read -r verb name _; do
     *) echo "units.txt: $verb is not a verb" >&2 && exit 1 ;;
     esac
 done <"$here/units.txt"
-# Its generator decides otherwise, at each boot.
+# Without its generator, which units.txt disables, cloud-init.target needs a static link.
 in_root systemctl --quiet add-wants multi-user.target cloud-init.target serial-getty@ttyS0.service
 
 # --- boot -----------------------------------------------------------------------------------------
-# GRUB's two boot sectors; only they are needed, so its packages are unpacked beside the system, not installed in it.
+# Only GRUB's two boot sectors are needed, so its packages are unpacked in a temporary folder, not installed.
 version=$(basename "$(readlink "$root/vmlinuz")" | sed 's/^vmlinuz-//')
 in_root mktirfs -o "/boot/initrd.img-$version" "$version"
 mkdir "$root/tmp/grub"
-# Installing systemd-resolved has made this a link to what only a running system has.
+# The package systemd-resolved makes this a link to a file that only a running system has.
 rm -f "$root/etc/resolv.conf"
 cp /etc/resolv.conf "$root/etc/resolv.conf"
 in_root sh -euc 'cd /tmp/grub; apt-get -qq download grub-pc-bin grub-common libdevmapper1.02.1
@@ -73,10 +73,10 @@ in_root sh -euc 'cd /tmp/grub; apt-get -qq download grub-pc-bin grub-common libd
 rm -r "$root/tmp/grub"
 ln -sf ../run/systemd/resolve/stub-resolv.conf "$root/etc/resolv.conf"
 
-# --- nothing that must be unique to a node, nothing that is not needed ----------------------------
-# An empty machine-id (not a missing one) is filled at boot without running systemd's first-boot presets.
+# --- remove identities and unneeded files ---------------------------------------------------------
+# systemd fills an empty machine-id at boot; with a missing one it would run its first-boot presets.
 : >"$root/etc/machine-id"
-echo "# The kernel's arguments mount the root file system as it stays." >"$root/etc/fstab"
+echo "# The kernel's arguments mount the root file system with its final options." >"$root/etc/fstab"
 rm -f "$root"/etc/ssh/ssh_host_* "$root/etc/hostname" \
     "$root/var/lib/dbus/machine-id" "$root/var/lib/systemd/random-seed"
 rm -rf "$root"/var/lib/apt/lists/* "$root"/var/cache/apt/*.bin "$root"/var/log/*.log "$root"/var/log/apt/*

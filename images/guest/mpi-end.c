@@ -1,15 +1,15 @@
 /*
- * Lets MPI programs end. To be preloaded; it needs no library itself, so any program may have it.
+ * Without this library many MPI programs do not end. LD_PRELOAD loads it; it needs no other library, so any program can.
  *
- * MPI_Finalize of MPICH 4.0 over UCX, which is what Debian 12 has, often never returns over TCP: a rank that has closed its
- * connections waits in a barrier and answers nothing any more, while another still waits for its answer to a close
- * (https://github.com/pmodels/mpich/pull/6596 mends it in later versions). When MPICH closes, all communication is complete,
- * as the MPI standard demands of whoever calls MPI_Finalize. So closing asks nobody here, and UCX drops the connections
- * together with its worker, behind that barrier.
+ * Debian 12 has MPICH 4.0 over UCX. Its MPI_Finalize often never returns over TCP. A rank that has closed its connections
+ * waits in a barrier and does not answer, while another rank waits for its answer to a close request.
+ * (https://github.com/pmodels/mpich/pull/6596 fixes it in later versions.)
+ * The MPI standard requires that all communication is complete when a program calls MPI_Finalize. So this function closes
+ * without a request to the peer; UCX drops the connections with its worker, after that barrier.
  */
 #include <stddef.h>
 
-/* Of UCX (ucp/api/ucp.h); a null request is one that is complete. */
+/* Replaces the function of UCX (ucp/api/ucp.h); NULL means that the request is complete. */
 void *ucp_disconnect_nb(void *endpoint)
 {
     (void)endpoint;

@@ -1,4 +1,4 @@
-"""How the image's own seed applier sets links up, by the kernel's word."""
+"""The image's seed program configures interfaces; checked by the state of the kernel."""
 
 from __future__ import annotations
 
@@ -41,75 +41,75 @@ MANAGEMENT = {
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    with testbed("seed-links") as (one,):
-        yield one
+    with testbed("seed-links") as (server,):
+        yield server
 
 
 @pytest.fixture
-def links(server: Server) -> Iterator[Server]:
-    """Two links that have no name yet; no default route."""
+def bare_server(server: Server) -> Iterator[Server]:
+    """A server with two interfaces that are not renamed yet, and without a default route."""
     server.run(["ip", "link", "set", "lo", "down"], timeout_s=10)
-    kept = server.run(["ip", "-4", "route", "show", "default"], timeout_s=10).stdout.split()
-    if kept:
+    default_route = server.run(["ip", "-4", "route", "show", "default"], timeout_s=10).stdout.split()
+    if default_route:
         server.run(["ip", "route", "del", "default"], timeout_s=10)
-    one, other = ([name, "address", mac] for name, mac in MACS.items())
-    server.run(["ip", "link", "add", *one, "type", "veth", "peer", "name", *other], timeout_s=10)
+    first, second = ([name, "address", mac] for name, mac in MACS.items())
+    server.run(["ip", "link", "add", *first, "type", "veth", "peer", "name", *second], timeout_s=10)
     yield server
     for name in ("eth7", "lab0"):
         server.run(["ip", "link", "del", name], timeout_s=10, check=False)
-    if kept:
-        server.run(["ip", "route", "add", *kept], timeout_s=10)
+    if default_route:
+        server.run(["ip", "route", "add", *default_route], timeout_s=10)
 
 
 def apply(server: Server, *arguments: Any) -> tuple[list[str], str]:
-    """Returns the name servers, and what was said of failures."""
+    """Return the name servers and the standard error."""
     done = server.run(["/usr/bin/python3", "-ISB", "-c", PROGRAM, json.dumps(arguments)], timeout_s=20)
     return json.loads(done.stdout), done.stderr
 
 
-def look(server: Server, *arguments: str) -> list[dict[str, Any]]:
+def show(server: Server, *arguments: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = json.loads(server.run(["ip", "-j", *arguments], timeout_s=10).stdout)
     return found
 
 
-def addresses(link: dict[str, Any]) -> set[tuple[str, int, str | None]]:
-    """All but the one that the kernel makes of the link's own."""
+def addresses(interface: dict[str, Any]) -> set[tuple[str, int, str | None]]:
+    """All addresses but the link-local one, which the kernel makes."""
     return {
-        (one["local"], one["prefixlen"], one.get("broadcast"))
-        for one in link["addr_info"]
-        if not one["local"].startswith("fe80")
+        (address["local"], address["prefixlen"], address.get("broadcast"))
+        for address in interface["addr_info"]
+        if not address["local"].startswith("fe80")
     }
 
 
-def test_links_are_named_raised_and_addressed(links: Server) -> None:
-    assert apply(links, {"lab0": LAB, "mgmt0": MANAGEMENT}) == (["172.31.64.1"], "")
-    found = {link["ifname"]: link for link in look(links, "address")}
+def test_interfaces_get_name_addresses_and_routes(bare_server: Server) -> None:
+    assert apply(bare_server, {"lab0": LAB, "mgmt0": MANAGEMENT}) == (["172.31.64.1"], "")
+    found = {interface["ifname"]: interface for interface in show(bare_server, "address")}
     assert "eth7" not in found and "eth8" not in found
     assert all("UP" in found[name]["flags"] for name in ("lo", "lab0", "mgmt0"))
     assert (found["lab0"]["mtu"], found["mgmt0"]["mtu"]) == (1450, 1500)
     assert addresses(found["lab0"]) == {("10.77.0.3", 24, "10.77.0.255")}
     assert addresses(found["mgmt0"]) == {("172.31.77.3", 20, "172.31.79.255"), ("2001:db8:77::3", 64, None)}
-    routes = [(one["dst"], one["gateway"], one["dev"]) for one in look(links, "route") if "gateway" in one]
+    routes = [(one["dst"], one["gateway"], one["dev"]) for one in show(bare_server, "route") if "gateway" in one]
     assert sorted(routes) == [("10.78.0.0/16", "172.31.64.2", "mgmt0"), ("default", "172.31.64.1", "mgmt0")]
-    (default,) = (one for one in look(links, "-6", "route") if one["dst"] == "default")
+    (default,) = (one for one in show(bare_server, "-6", "route") if one["dst"] == "default")
     assert (default["gateway"], default["dev"]) == ("2001:db8:77::1", "mgmt0")
 
 
-def test_links_that_are_to_stay_down_get_name_and_mtu_alone(links: Server) -> None:
-    assert apply(links, {"lab0": LAB}, False) == ([], "")
-    (lab,) = (link for link in look(links, "address") if link["ifname"] == "lab0")
+def test_without_up_interfaces_get_only_name_and_mtu(bare_server: Server) -> None:
+    assert apply(bare_server, {"lab0": LAB}, False) == ([], "")
+    (lab,) = (one for one in show(bare_server, "address") if one["ifname"] == "lab0")
     assert "UP" not in lab["flags"]
     assert (lab["mtu"], lab["addr_info"]) == (1450, [])
 
 
-def test_what_the_kernel_refuses_is_told_and_the_rest_is_done(links: Server) -> None:
-    strange = LAB | {"mtu": 10, "routes": [{"to": "10.79.0.0/16", "via": "192.0.2.1"}]}
-    nobody = {"match": {"macaddress": "52:54:00:00:00:99"}, "set-name": "gone0"}
-    _, told = apply(links, {"gone0": nobody, "lab0": strange})
-    assert told.splitlines() == [
-        "vcluster-seed: no link has the address 52:54:00:00:00:99 of gone0",
+def test_refused_requests_are_printed_and_the_rest_is_done(bare_server: Server) -> None:
+    faulty = LAB | {"mtu": 10, "routes": [{"to": "10.79.0.0/16", "via": "192.0.2.1"}]}
+    absent = {"match": {"macaddress": "52:54:00:00:00:99"}, "set-name": "gone0"}
+    _, errors = apply(bare_server, {"gone0": absent, "lab0": faulty})
+    assert errors.splitlines() == [
+        "vcluster-seed: no interface has the MAC address 52:54:00:00:00:99 of gone0",
         "vcluster-seed: lab0 mtu 10: Invalid argument",
         "vcluster-seed: lab0 to 10.79.0.0/16 via 192.0.2.1: Network is unreachable",
     ]
-    (lab,) = (link for link in look(links, "address") if link["ifname"] == "lab0")
+    (lab,) = (one for one in show(bare_server, "address") if one["ifname"] == "lab0")
     assert ("10.77.0.3", 24, "10.77.0.255") in addresses(lab)

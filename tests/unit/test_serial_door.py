@@ -381,7 +381,7 @@ def test_errors_come_with_the_nodes_words(connection: SerialConnection) -> None:
         connection.ask({"do": "nonsense"}, Deadline(20), "a question")
     with pytest.raises(VclusterError, match="node1: its identity: KeyError: 'user-data'"):
         connection.ask({"do": "become", "seed": {}}, Deadline(20), "its identity")
-    with pytest.raises(VclusterError, match="node1: sshd: listening: nothing within 0 s"):
+    with pytest.raises(VclusterError, match="node1: sshd: listening: timed out after 0 s"):
         connection.ask({"do": "listening", "port": 1}, Deadline(20), "sshd")
 
 
@@ -513,13 +513,13 @@ def test_who_listens(clone: ModuleType) -> None:
     ("wanted", "there", "words"),
     [
         ({"lab0"}, {"lab0"}, None),
-        ({"lab0", "mgmt0"}, {"lab0"}, "there is no link mgmt0"),
-        ({"lab0"}, {"lab0", "mgmt0"}, "the link mgmt0 is more than the seed knows"),
+        ({"lab0", "mgmt0"}, {"lab0"}, "the clone has no interface mgmt0"),
+        ({"lab0"}, {"lab0", "mgmt0"}, "the seed does not configure the interface mgmt0"),
     ],
 )
 def test_cards_are_those_of_the_seed(clone: ModuleType, wanted: set[str], there: set[str], words: str | None) -> None:
     with pytest.raises(RuntimeError, match=words) if words else contextlib.nullcontext():
-        clone.require_cards(wanted, there)
+        clone.require_interfaces(wanted, there)
 
 
 class Effects:
@@ -541,12 +541,12 @@ def test_a_copy_becomes_a_node(clone: ModuleType, monkeypatch: pytest.MonkeyPatc
     effects, seed = Effects(), clone.load_seed()
     sshd, socket_line = {"/run/sshd.pid": "77\n"}, HEAD + LINE.format("00000000", 22, "0A", 5)
     texts = {**sshd, "/proc/net/tcp": socket_line, seed.DHCP: dhcp}
-    for name in ("write", "apply_network", "settle"):
+    for name in ("write", "apply_network", "write_settings"):
         monkeypatch.setattr(seed, name, effects.noting(name, ["172.28.0.1"] if name == "apply_network" else None))
     monkeypatch.setattr(seed, "read_text", lambda path: texts.get(path, ""))
-    for name in ("renew_random", "bind", "set_addresses", "forget", "begin"):
+    for name in ("renew_random", "bind", "set_mac_addresses", "remove_file", "start_command"):
         monkeypatch.setattr(clone, name, effects.noting(name))
-    monkeypatch.setattr(clone, "LINKS", "/links")
+    monkeypatch.setattr(clone, "INTERFACES", "/interfaces")
     monkeypatch.setattr(os, "listdir", lambda _: ["lo", "lab0"])
     monkeypatch.setattr(time, "clock_settime", effects.noting("clock"))
     monkeypatch.setattr(os, "kill", lambda *what: effects.done.append(("kill", *what)))
@@ -558,17 +558,17 @@ def test_a_copy_becomes_a_node(clone: ModuleType, monkeypatch: pytest.MonkeyPatc
     }
     request = {"seed": files, "time_s": 12.5, "machine_id": "ab" * 16, "boot_id": "cd", "random": "00ff"}
     assert clone.become(request, seed) == ("node3", {"5"})
-    started = [("begin", "systemctl")] if dhcp else []
+    started = [("start_command", "systemctl")] if dhcp else []
     assert effects.done == [
         ("clock", time.CLOCK_REALTIME),
         ("renew_random", b"\x00\xff"),
         ("write", "/etc/machine-id"),
         ("write", "/run/vcluster/boot_id"),
         ("bind", "/run/vcluster/boot_id"),
-        ("set_addresses", {"lab0": MAC}),
+        ("set_mac_addresses", {"lab0": MAC}),
         ("apply_network", ethernets),
-        ("settle", files),
-        ("forget", "/run/vcluster/template"),
+        ("write_settings", files),
+        ("remove_file", "/run/vcluster/template"),
         ("kill", 77, signal.SIGHUP),
         *started,
     ]
