@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,10 @@ from tests import samples
 from vcluster.errors import ConflictError, VclusterError
 from vcluster.fleet import ledger
 from vcluster.fleet.ledger import ClusterFiles, Ledger, StageTime
+from vcluster.model import codec
+
+# State folders as the version at commit 2b157f7 wrote them. Its users have clusters with such ledgers.
+OLD = Path(__file__).parent.parent / "golden" / "ledger-2b"
 
 
 @pytest.fixture
@@ -20,10 +26,10 @@ def files(tmp_path: Path) -> ClusterFiles:
     return made
 
 
-def test_what_is_written_is_read(files: ClusterFiles) -> None:
-    kept = Ledger(ledger.VERSION, "ready", "2030-01-01T00:00:00+00:00", samples.plan(3))
-    files.write_ledger(kept)
-    assert files.read_ledger() == kept
+def test_files_read_back_as_written(files: ClusterFiles) -> None:
+    written = Ledger(ledger.VERSION, "ready", "2030-01-01T00:00:00+00:00", samples.plan(3))
+    files.write_ledger(written)
+    assert files.read_ledger() == written
     files.write_keys(samples.keys(3))
     assert files.read_keys() == samples.keys(3)
     times = (StageTime("boot", "node1", 1.0, 2.0),)
@@ -31,14 +37,77 @@ def test_what_is_written_is_read(files: ClusterFiles) -> None:
     assert files.read_timing() == times
 
 
-def test_secrets_are_for_the_owner_only(files: ClusterFiles) -> None:
+@pytest.fixture(params=["local", "remote", "private"])
+def old_files(request: pytest.FixtureRequest, tmp_path: Path) -> ClusterFiles:
+    """The folder of a cluster that the version at commit 2b157f7 made."""
+    made = ClusterFiles(tmp_path, "lab")
+    made.folder.mkdir(parents=True)
+    for path in (OLD / request.param).iterdir():
+        (made.folder / path.name).write_text(path.read_text())
+    return made
+
+
+def is_part(old: object, new: object) -> bool:
+    """True if `new` holds each value of `old` at the same place. New fields are allowed in objects, not in lists."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return all(key in new and is_part(value, new[key]) for key, value in old.items())
+    if isinstance(old, list) and isinstance(new, list):
+        return len(old) == len(new) and all(map(is_part, old, new))
+    return type(old) is type(new) and old == new
+
+
+def test_a_ledger_of_2b157f7_is_read(old_files: ClusterFiles) -> None:
+    ledger_read = old_files.read_ledger()
+    assert ledger_read is not None
+    assert not old_files.is_of_another_version()
+    written = json.loads(old_files.ledger.read_text())
+    assert is_part(written, json.loads(codec.to_json(ledger_read)))
+    assert old_files.read_keys() == samples.keys(len(ledger_read.plan.nodes))
+    assert old_files.read_timing() == (StageTime("boot", "node1", 0.25, 41.5), StageTime("check", "", 42.0, 3.125))
+
+
+def test_the_comparison_of_ledgers_finds_changes() -> None:
+    old = {"nodes": [{"name": "node1", "vni": None}], "mtu": 1450}
+    assert is_part(old, {"nodes": [{"name": "node1", "vni": None, "group": ""}], "mtu": 1450, "more": 1})
+    for new in (
+        {"nodes": [{"name": "node1", "vni": 40}], "mtu": 1450},
+        {"nodes": [{"name": "node1"}], "mtu": 1450},
+        {"nodes": [], "mtu": 1450},
+        {"nodes": [{"name": "node1", "vni": None}], "mtu": 1450.0},
+        {"nodes": [{"name": "node1", "vni": None}]},
+    ):
+        assert not is_part(old, new)
+
+
+def test_the_plans_of_2b157f7_keep_their_meaning() -> None:
+    plans = {path.name: codec.from_json((path / "ledger.json").read_text(), Ledger) for path in OLD.iterdir()}
+    assert {mode: one.state for mode, one in plans.items()} == {
+        "local": "ready", "remote": "creating", "private": "ready",
+    }  # fmt: skip
+    local, remote, private = (plans[mode].plan for mode in ("local", "remote", "private"))
+    assert [str(node.address) for node in local.nodes] == ["10.0.0.1", "10.0.0.2", "10.0.0.3"]
+    assert not local.has_tunnels
+    assert not local.is_private
+    assert [node.vni for node in remote.nodes] == [40, 41]
+    assert remote.server("middle").login == samples.MIDDLE.login
+    assert not remote.server("middle").carries_nodes
+    assert [str(tunnel.remote) for tunnel in remote.server("localhost").tunnels] == ["192.0.2.11", "192.0.2.11"]
+    assert private.is_private
+    assert not private.is_gateway_open
+    assert private.stores == ("node2", "node3")
+    assert private.nodes[1].reached_at == IPv4Address("10.0.0.2")
+    assert str(private.dhcp_range) == "10.0.0.205-10.0.0.254"
+    assert private.image_login is not None
+
+
+def test_only_the_owner_can_read_secrets(files: ClusterFiles) -> None:
     files.write_keys(samples.keys())
     assert files.keys.stat().st_mode & 0o777 == 0o600
     assert files.identity.stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"version": 1}', '{"version": 99}', "\0"])
-def test_a_broken_ledger_counts_as_none(files: ClusterFiles, text: str) -> None:
+def test_a_broken_ledger_reads_as_none(files: ClusterFiles, text: str) -> None:
     files.ledger.write_text(text)
     assert files.read_ledger() is None
 
@@ -49,7 +118,7 @@ def test_broken_keys_are_a_clear_error(files: ClusterFiles) -> None:
         files.read_keys()
 
 
-def test_no_times_are_known(files: ClusterFiles) -> None:
+def test_a_missing_timing_file_gives_no_times(files: ClusterFiles) -> None:
     assert files.read_timing() == ()
 
 
@@ -62,7 +131,7 @@ def test_one_command_at_a_time(files: ClusterFiles) -> None:
     assert not files.is_locked()
 
 
-def test_nothing_is_left(tmp_path: Path) -> None:
+def test_destroy_leaves_nothing(tmp_path: Path) -> None:
     files = ClusterFiles(tmp_path / "state", "lab")
     with files.locked():
         files.write_keys(samples.keys())
@@ -82,5 +151,5 @@ def test_nothing_is_left(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_where_state_lives(environment: dict[str, str], root: str) -> None:
+def test_the_state_folder_follows_the_environment(environment: dict[str, str], root: str) -> None:
     assert ledger.state_root(environment) == Path(root)

@@ -1,7 +1,7 @@
-"""The cluster on disk: its plan, written and synced before the first effect, its keys, and the files users and ssh
-read.
+"""The cluster on disk: its plan, its keys, and the files that users and ssh read.
 
-The ledger says where to look; the marks on things say what is ours. Losing either one is survivable.
+The plan is written and synced before the first effect. The ledger lists the resources of a cluster, and the owner
+labels on the resources prove that they are ours. Teardown works without either one of the two.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ VERSION = 3
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """What the ledger file holds. `state` is creating until the check has passed, then ready."""
+    """The content of the ledger file. `state` is "creating" until the check passes, then "ready"."""
 
     version: int
     state: str
@@ -35,7 +35,10 @@ class Ledger:
 
 @dataclass(frozen=True, slots=True)
 class StageTime:
-    """How long a node (empty: the cluster) spent in a stage, in seconds; counted from the start of the command."""
+    """The time that a node spent in a stage, in seconds. The node is empty for a stage of the whole cluster.
+
+    `started_s` counts from the start of the command.
+    """
 
     stage: str
     node: str
@@ -44,7 +47,7 @@ class StageTime:
 
 
 def state_root(environment: dict[str, str]) -> Path:
-    """The folder of all state: VCLUSTER_STATE_DIR, /var/lib/vcluster for root, else below XDG's state directory."""
+    """The folder of all state: VCLUSTER_STATE_DIR, /var/lib/vcluster for root, else in the XDG state directory."""
     if chosen := environment.get("VCLUSTER_STATE_DIR"):
         return Path(chosen).absolute()
     if os.geteuid() == 0:
@@ -54,21 +57,21 @@ def state_root(environment: dict[str, str]) -> Path:
 
 
 def cluster_names(root: Path) -> tuple[str, ...]:
-    """The clusters that have a folder here, whole or not."""
+    """The clusters that have a folder in the state folder, complete or not."""
     folder = root / "clusters"
     return tuple(sorted(path.name for path in folder.iterdir() if path.is_dir())) if folder.is_dir() else ()
 
 
 @contextmanager
 def planning(root: Path) -> Iterator[None]:
-    """Let one command at a time choose names and subnets, from looking at what is taken to writing its own ledger."""
+    """Let one command at a time choose names and subnets, until it has written its own ledger."""
     folder = root / "clusters"
     try:
         while True:
             with _writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
-            with _locked_folder(folder, wait=True) as got_it:
-                if got_it:
+            with _locked_folder(folder, wait=True) as is_ours:
+                if is_ours:
                     yield
                     return
     finally:
@@ -77,9 +80,9 @@ def planning(root: Path) -> Iterator[None]:
 
 @contextmanager
 def _locked_folder(folder: Path, *, wait: bool = False) -> Iterator[bool]:
-    """Lock a folder by its own descriptor, which leaves no file behind; yields whether we have it.
+    """Lock a folder by its own descriptor, which leaves no lock file. Yields True if we hold the lock.
 
-    Not when another has it and we would not wait, and not when the folder was removed while we did.
+    Yields False if another process holds it and `wait` is False, or if the folder was removed during the wait.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -99,7 +102,7 @@ def _flock(descriptor: int, *, wait: bool) -> bool:
 
 
 def _remove_stale(root: Path) -> None:
-    """Remove the folders above the clusters' once they are empty."""
+    """Remove the parent folders of the clusters' folders if they are empty."""
     for folder in (root / "clusters", root):
         with suppress(OSError):
             folder.rmdir()
@@ -121,39 +124,39 @@ class ClusterFiles:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other commands from changing this cluster meanwhile. A killed command leaves no lock behind."""
+        """Let only this command change the cluster. A killed command leaves no lock. Raises ConflictError."""
         with _writing(self.folder):
             self.folder.mkdir(parents=True, mode=0o700, exist_ok=True)
-        with _locked_folder(self.folder) as got_it:
-            if not got_it:
+        with _locked_folder(self.folder) as is_ours:
+            if not is_ours:
                 raise ConflictError(
-                    f"cluster {self.name} is being changed by another command", hint="wait for it, or interrupt it"
+                    f"another command is changing cluster {self.name}", hint="wait for that command, or interrupt it"
                 )
             yield
 
     def is_locked(self) -> bool:
-        """Whether a command is changing this cluster now."""
+        """True if a command is changing this cluster now."""
         if not self.folder.is_dir():
             return False
-        with _locked_folder(self.folder) as got_it:
-            return not got_it
+        with _locked_folder(self.folder) as is_ours:
+            return not is_ours
 
     def write_ledger(self, ledger: Ledger) -> None:
-        """Write the ledger so that it is whole, and on the disk, when this returns."""
+        """Write the ledger. It is complete and synced to disk when this function returns."""
         self._write(self.ledger, codec.to_json(ledger))
 
     def read_ledger(self) -> Ledger | None:
-        """The ledger, or None where there is none that can be read."""
+        """The ledger, or None if it is missing, broken or of another version. Raises MissingError without access."""
         try:
             ledger = codec.from_json(self.ledger.read_text(), Ledger)
         except (FileNotFoundError, NotADirectoryError, ValueError):
             return None
         except PermissionError as error:
-            raise MissingError(f"{self.ledger} is not yours to read", hint="run it with sudo") from error
+            raise MissingError(f"this user cannot read {self.ledger}", hint="run the command with sudo") from error
         return ledger if ledger.version == VERSION else None
 
     def is_of_another_version(self) -> bool:
-        """Whether there is a ledger that another version of vcluster has written."""
+        """True if another version of vcluster wrote the ledger."""
         try:
             version = json.loads(self.ledger.read_text())["version"]
         except (OSError, ValueError, KeyError, TypeError):
@@ -161,58 +164,58 @@ class ClusterFiles:
         return bool(version != VERSION)
 
     def write_keys(self, keys: Keys) -> None:
-        """Write all keys of the cluster, and the one ssh uses to a file of its own."""
+        """Write all keys of the cluster, and the key that ssh uses to its own file."""
         self._write(self.keys, codec.to_json(keys))
         self._write(self.identity, keys.admin.private)
 
     def read_keys(self) -> Keys:
-        """The keys of the cluster."""
+        """The keys of the cluster. Raises VclusterError if they cannot be read."""
         try:
             return codec.from_json(self.keys.read_text(), Keys)
         except (OSError, ValueError) as error:
             raise VclusterError(
-                f"the keys of cluster {self.name} cannot be read: {error}", hint=f"vcluster clear {self.name}"
+                f"cannot read the keys of cluster {self.name}: {error}", hint=f"vcluster clear {self.name}"
             ) from error
 
     def find_keys(self) -> Keys | None:
-        """The keys of the cluster, or None where there are none that can be read."""
+        """The keys of the cluster, or None if they cannot be read."""
         try:
             return self.read_keys()
         except VclusterError:
             return None
 
     def server_key(self) -> str | None:
-        """The private key that opens servers which a password opened first."""
+        """The private key for servers that the user first logged in to by password."""
         keys = self.find_keys()
         return keys.admin.private if keys else None
 
     def write_ssh(self, *, config: str, known_hosts: str) -> None:
-        """Write what plain ssh needs."""
+        """Write the files that plain ssh needs."""
         self._write(self.known_hosts, known_hosts)
         self._write(self.ssh_config, config)
 
     def write_timing(self, times: tuple[StageTime, ...]) -> None:
-        """Keep where the time went."""
+        """Write the times of the last create."""
         self._write(self.timing, codec.to_json(times))
 
     def read_timing(self) -> tuple[StageTime, ...]:
-        """Where the time of the last create went; empty when that is not known."""
+        """The times of the last create, or none if the file cannot be read."""
         try:
             return codec.from_json(self.timing.read_text(), tuple[StageTime, ...])
         except (OSError, ValueError):
             return ()
 
     def make_logs(self, name: str) -> Path:
-        """The folder for the logs of that name, made if it is not there; it goes with the cluster."""
+        """Make the folder for the logs of that name. It is removed with the cluster."""
         folder = self.folder / "logs" / name
         with _writing(folder):
             folder.mkdir(parents=True, mode=0o700, exist_ok=True)
         return folder
 
     def destroy(self) -> None:
-        """Remove the folder, and those above it once they are empty."""
+        """Remove the folder, and its parents if they are empty."""
         if self.folder.exists():
-            # The ledger goes first: a folder without one is known to be on its way out.
+            # Remove the ledger first: a folder without a ledger counts as removed in part.
             self.ledger.unlink(missing_ok=True)
             shutil.rmtree(self.folder)
         _remove_stale(self.root)
@@ -237,8 +240,8 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except PermissionError as error:
-        raise MissingError(f"{path} cannot be written by this user", hint="run it with sudo") from error
+        raise MissingError(f"this user cannot write {path}", hint="run the command with sudo") from error
     except OSError as error:
         raise MissingError(
-            f"{path} cannot be written: {error.strerror}", hint="VCLUSTER_STATE_DIR names another place"
+            f"cannot write {path}: {error.strerror}", hint="set VCLUSTER_STATE_DIR to another folder"
         ) from error
