@@ -37,7 +37,7 @@ class Context:
         return ClusterFiles(self.root, name)
 
     @contextmanager
-    def fleet_of(self, plan: Plan, *, may_lose: bool = False) -> Iterator[Fleet]:  # noqa: ARG002
+    def fleet_of(self, plan: Plan, *, allow_unreachable: bool = False) -> Iterator[Fleet]:  # noqa: ARG002
         yield self.fleet
 
 

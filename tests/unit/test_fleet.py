@@ -65,7 +65,7 @@ WANTS = [request_for_spec(spec, carries_nodes=False) for spec in (RED, BLUE, MID
 
 def test_all_servers_are_opened_and_closed() -> None:
     connector = Connector()
-    with servers.fleet(connector, WANTS, Reporter()) as fleet:  # type: ignore[arg-type]
+    with servers.open_fleet(connector, WANTS, Reporter()) as fleet:  # type: ignore[arg-type]
         assert list(fleet.servers) == ["red", "blue", "middle"]
         assert fleet.each(lambda server: server.name.upper(), deadline=Deadline(5)) == {
             "red": "RED",
@@ -77,13 +77,13 @@ def test_all_servers_are_opened_and_closed() -> None:
 
 def test_one_that_is_gone_fails_a_create_and_closes_the_others() -> None:
     connector = Connector("blue")
-    with pytest.raises(MissingError, match="blue is gone"), servers.fleet(connector, WANTS, Reporter()):  # type: ignore[arg-type]
+    with pytest.raises(MissingError, match="blue is gone"), servers.open_fleet(connector, WANTS, Reporter()):  # type: ignore[arg-type]
         pytest.fail("it was opened")
     assert sorted(connector.closed) == ["middle", "red"]
 
 
 def test_clear_goes_on_with_those_it_reaches() -> None:
-    with servers.fleet(Connector("blue", "red"), WANTS, Reporter(), may_lose=True) as fleet:  # type: ignore[arg-type]
+    with servers.open_fleet(Connector("blue", "red"), WANTS, Reporter(), allow_unreachable=True) as fleet:  # type: ignore[arg-type]
         assert list(fleet.servers) == ["middle"]
         assert "blue" not in fleet
         with pytest.raises(MissingError, match="red is gone"):
@@ -172,7 +172,7 @@ def test_repair_looks_at_what_is_up_too(monkeypatch: pytest.MonkeyPatch, context
     assert taken == ["rights", "revive"]
     put_right(monkeypatch, "partial", "bridge vc-lab")
     assert create.repair(context, "lab", timeout_s=5) == ("bridge vc-lab",)
-    with context.files("lab").locked(), pytest.raises(ConflictError, match="being changed"):
+    with context.files("lab").locked(), pytest.raises(ConflictError, match="is changing cluster lab"):
         create.repair(context, "lab", timeout_s=5)
 
 

@@ -114,7 +114,7 @@ def test_a_broken_ledger_reads_as_none(files: ClusterFiles, text: str) -> None:
 
 def test_broken_keys_are_a_clear_error(files: ClusterFiles) -> None:
     files.keys.write_text("{")
-    with pytest.raises(VclusterError, match="keys of cluster lab cannot be read"):
+    with pytest.raises(VclusterError, match="cannot read the keys of cluster lab"):
         files.read_keys()
 
 

@@ -218,7 +218,7 @@ def test_nobody_changes_it_meanwhile(context: Context, world: World) -> None:
             lambda: scale.add(context, "lab", timeout_s=5),
             lambda: scale.remove(context, "lab", ["node2"], timeout_s=5),
         ):
-            with pytest.raises(ConflictError, match="being changed"):
+            with pytest.raises(ConflictError, match="is changing cluster lab"):
                 work()
     assert world.steps == []
 

@@ -102,7 +102,7 @@ def test_two_creates_of_one_name(host: Host, bare: Survey) -> None:
     assert second.returncode == 4
     busy = host.vcluster("clear", "doomed", "-y", check=False)
     assert busy.returncode == 4
-    assert "is being changed by another command" in busy.stderr
+    assert "another command is changing cluster" in busy.stderr
     first.send_signal(signal.SIGINT)
     first.communicate(timeout=60)
     assert_unchanged(host, bare)

@@ -171,7 +171,7 @@ def _users(digest: str) -> tuple[str, ...]:
     kept = ((name, context.files(name).read_ledger()) for name in ledger.cluster_names(context.state_root))
     users = {name for name, one in kept if one and one.plan.image.digest == digest}
     try:
-        with context.here() as server:
+        with context.local_server() as server:
             users |= {
                 one.cluster for one in (server.libvirt.domains() if server.libvirt else ()) if one.image == digest
             }

@@ -76,7 +76,7 @@ def _jump_hosts(
     with ExitStack() as stack:
         if fleet:
             ways |= {name: server.session for name, server in fleet.servers.items()}
-            ways |= fleet.lost
+            ways |= fleet.unreachable
         else:
             first = [plan.head] if by_head else []
             ways |= _log_in_to_servers(context, plan, {node.server for node in (*first, *nodes)}, stack)
@@ -123,13 +123,13 @@ def trace(context: Context, plan: Plan, start: Node, end: Node, *, packets: int,
 
 def read_console(context: Context, plan: Plan, node: Node) -> str:
     """What a node's console has said since power-on."""
-    with context.fleet_of(plan, may_lose=True) as fleet:
+    with context.fleet_of(plan, allow_unreachable=True) as fleet:
         return nodes_work.console_log(fleet[node.server], plan, node, size=CONSOLE_BYTES)
 
 
 def attach_console(context: Context, plan: Plan, node: Node) -> int:
     """Let virsh have the terminal, on the node's console, until the user leaves it; returns its exit code."""
-    with context.fleet_of(plan, may_lose=True) as fleet:
+    with context.fleet_of(plan, allow_unreachable=True) as fleet:
         uri = fleet[node.server].hypervisor.uri
         # Ctrl-C is the console's, not ours, for as long as virsh has the terminal.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -167,7 +167,7 @@ def save_plan(fleet: Fleet, files: ClusterFiles, kept: Ledger, keys: Keys) -> No
     files.write_ledger(kept)
     files.write_keys(keys)
     jumps = {
-        server.name: server.jump_by(files.identity)
+        server.name: server.jump_host(files.identity)
         for server in fleet.servers.values()
         if server.session and decided.nodes_on(server.name)
     }

@@ -51,8 +51,10 @@ def check_this_machine(context: Context, *, carries_nodes: bool = True) -> tuple
 def check_servers(context: Context, spec: Spec) -> tuple[Finding, ...]:
     """Every server of a cluster to be, and real frames through a tunnel between each and the switch, and back."""
     requests = {one.name: servers.request_for_spec(one, carries_nodes=False) for one in (*spec.servers, spec.switch)}
-    with context.fleet(list(requests.values()), may_lose=True) as fleet:
-        found = [Finding(ERROR, "ssh", error.message, error.hint or "", name) for name, error in fleet.lost.items()]
+    with context.fleet(list(requests.values()), allow_unreachable=True) as fleet:
+        found = [
+            Finding(ERROR, "ssh", error.message, error.hint or "", name) for name, error in fleet.unreachable.items()
+        ]
         carriers = {server.name for server in spec.servers}
         for server in fleet.servers.values():
             found += _server(context, server, spec, carries_nodes=server.name in carriers)

@@ -21,7 +21,7 @@ from vcluster.util import parallel
 def status(context: Context, name: str) -> Status:
     """What is there of a cluster."""
     kept = read_ledger(context.files(name))
-    with context.fleet_of(kept.plan, may_lose=True) as fleet:
+    with context.fleet_of(kept.plan, allow_unreachable=True) as fleet:
         return observe_status(fleet, context.files(name))
 
 
@@ -29,7 +29,7 @@ def observe_status(fleet: Fleet, files: ClusterFiles) -> Status:
     """Hold the ledger against what the servers really have."""
     kept = read_ledger(files)
     looked = parallel.outcomes(tuple(fleet.servers.values()), lambda server: _observe_server(server, kept.plan))
-    found = dict(zip(fleet.servers, looked, strict=True)) | fleet.lost
+    found = dict(zip(fleet.servers, looked, strict=True)) | fleet.unreachable
     seen = {name: one for name, one in found.items() if isinstance(one, Observed)}
     lost = {name: one.message for name, one in found.items() if isinstance(one, VclusterError)}
     return status_of(kept.plan, ledger_state=kept.state, is_being_changed=files.is_locked(), seen=seen, lost=lost)
@@ -47,7 +47,7 @@ def _observe_server(server: Server, plan: Plan) -> Observed:
 
 def cluster_names(context: Context) -> tuple[str, ...]:
     """All clusters of this machine, by ledger or by mark."""
-    with context.here() as server:
+    with context.local_server() as server:
         marked = {found.cluster for found in survey(server)}
     return tuple(sorted(marked | set(ledger.cluster_names(context.state_root))))
 
@@ -88,7 +88,7 @@ def survey(server: Server, name: str | None = None) -> tuple[OwnedItem, ...]:
 
 def leftovers(context: Context, name: str | None) -> tuple[OwnedItem, ...]:
     """What is left here of a cluster, or of any: marked things, and folders of state."""
-    with context.here() as server:
+    with context.local_server() as server:
         marked = survey(server, name)
     names = [known for known in ledger.cluster_names(context.state_root) if name in (None, known)]
     return marked + tuple(OwnedItem("state", str(context.files(known).folder), known) for known in names)
@@ -101,7 +101,7 @@ def data_disks(context: Context, name: str) -> tuple[str, ...]:
         return tuple(
             f"a disk of {node.data_gib} GiB that {node.name} serves" for node in kept.plan.nodes if node.data_gib
         )
-    with context.here() as server:
+    with context.local_server() as server:
         pools = [pool for pool in server.libvirt.pools() if pool.cluster == name] if server.libvirt else []
         return tuple(
             f"the disk {volume}"

@@ -22,9 +22,9 @@ Outcomes = dict[str, str | VclusterError]  # by node
 
 def status(context: Context, plan: Plan, nodes: Sequence[Node]) -> tuple[dict[str, str], list[VclusterError]]:
     """By node whether it is on, off, gone, or unknown for its server cannot be asked; and why those cannot."""
-    with context.fleet_of(plan, may_lose=True) as fleet:
+    with context.fleet_of(plan, allow_unreachable=True) as fleet:
         looked = parallel.outcomes(tuple(fleet.servers.values()), domains_on)
-        found = dict(zip(fleet.servers, looked, strict=True)) | fleet.lost
+        found = dict(zip(fleet.servers, looked, strict=True)) | fleet.unreachable
     concerned = {node.server for node in nodes}
     return (
         {node.name: _word(found[node.server], node) for node in nodes},
@@ -82,7 +82,7 @@ def _on_each(
     ready_by: Deadline | None = None,
 ) -> Outcomes:
     """Nodes side by side; what became of each. One that fails keeps no other from its turn."""
-    with context.fleet_of(plan, may_lose=True) as fleet:
+    with context.fleet_of(plan, allow_unreachable=True) as fleet:
         asked = parallel.outcomes(tuple(fleet.servers.values()), domains_on)
         domains = dict(zip(fleet.servers, asked, strict=True))
         done = parallel.outcomes(

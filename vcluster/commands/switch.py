@@ -11,7 +11,7 @@ from vcluster.commands.inventory import survey
 from vcluster.errors import ConflictError, MissingError, RequestError
 from vcluster.fleet import ledger, servers
 from vcluster.fleet.context import Context
-from vcluster.fleet.observation import way
+from vcluster.fleet.observation import underlay_route
 from vcluster.fleet.servers import Server
 from vcluster.model import naming
 from vcluster.model.plan import Bridge, ServerPlan, Tunnel
@@ -63,7 +63,7 @@ def up(context: Context, order: SwitchRequest) -> SwitchSide:
         raise RequestError(
             f"{order.count} tunnels make no switch", hint=f"-n takes a number from 1 to {naming.NODES_MAX}"
         )
-    with context.here() as server, ledger.planning(context.state_root):
+    with context.local_server() as server, ledger.planning(context.state_root):
         servers.require_rights_on(server)
         if survey(server, order.name) or context.files(order.name).folder.exists():
             raise ConflictError(
@@ -83,7 +83,7 @@ def up(context: Context, order: SwitchRequest) -> SwitchSide:
 
 def down(context: Context, name: str) -> bool:
     """Remove the switch of that name that was made here by hand. Returns whether there was anything."""
-    with context.here() as server:
+    with context.local_server() as server:
         if not survey(server, name):
             return False
         if context.files(name).folder.exists():
@@ -98,12 +98,12 @@ def down(context: Context, name: str) -> bool:
 
 def show(context: Context) -> tuple[SwitchSide, ...]:
     """Every switch that has our mark, whoever made it."""
-    with context.here() as server:
+    with context.local_server() as server:
         return tuple(_sides(server))
 
 
 def _plan(server: Server, order: SwitchRequest) -> ServerPlan:
-    there = way(server, order.peer, ServerSpec(LOCAL.name, interface=order.interface))
+    there = underlay_route(server, order.peer, ServerSpec(LOCAL.name, interface=order.interface))
     check_mtu(order.mtu, "this machine", str(order.peer), there)
     mark = naming.alias(order.name, server.owner)
     bridge = Bridge(naming.bridge_name(order.name), order.mtu, mark)

@@ -42,9 +42,9 @@ def clear(context: Context, name: str, besides: Sequence[ServerSpec] = ()) -> bo
     ]
     if kept is None:
         requests.append(servers.request_for_spec(LOCAL, carries_nodes=context.connector.has_libvirt))
-    with context.fleet(requests, may_lose=True) as fleet:
+    with context.fleet(requests, allow_unreachable=True) as fleet:
         found = any(survey(server, name) for server in fleet.servers.values())
-        if not files.folder.exists() and not found and not fleet.lost:
+        if not files.folder.exists() and not found and not fleet.unreachable:
             files.destroy()
             _on_each(fleet, snapshot_build.remove_unfinished)
             return False
@@ -104,7 +104,7 @@ def _on_each(fleet: Fleet, work: Callable[[Server], None]) -> None:
     """On every server side by side, whatever becomes of the others."""
     outcomes = parallel.outcomes(tuple(fleet.servers.values()), work)
     failures = [error for error in outcomes if isinstance(error, VclusterError)]
-    failures += [_not_reached(name, error) for name, error in fleet.lost.items()]
+    failures += [_not_reached(name, error) for name, error in fleet.unreachable.items()]
     parallel.raise_all(failures)
 
 

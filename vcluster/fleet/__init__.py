@@ -1,1 +1,1 @@
-"""Servers and the connections to them, facts about them, and the ledger."""
+"""Servers, the connections to them, facts about them, and the ledger."""

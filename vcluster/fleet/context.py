@@ -1,4 +1,4 @@
-"""Where a command works."""
+"""The context of a command."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vcluster.util.events import Reporter
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """Where a command works: the state on disk, the doors to servers, the images, and who listens."""
+    """The context of a command: the state folder, connections to servers, the image store, and the event reporter."""
 
     state_root: Path
     connector: Connector
@@ -26,24 +26,25 @@ class Context:
     report: Reporter
 
     def files(self, name: str) -> ClusterFiles:
-        """The folder of a cluster."""
+        """The files of a cluster."""
         return ClusterFiles(self.state_root, name)
 
     @contextmanager
-    def here(self) -> Iterator[Server]:
-        """This machine, opened."""
+    def local_server(self) -> Iterator[Server]:
+        """Open this machine."""
         with self.connector.open(servers.request_for_spec(LOCAL, carries_nodes=self.connector.has_libvirt)) as server:
             yield server
 
     @contextmanager
-    def fleet(self, requests: Sequence[ServerRequest], *, may_lose: bool = False) -> Iterator[Fleet]:
-        """Servers, opened side by side."""
-        with servers.fleet(self.connector, requests, self.report, may_lose=may_lose) as opened:
+    def fleet(self, requests: Sequence[ServerRequest], *, allow_unreachable: bool = False) -> Iterator[Fleet]:
+        """Open servers in parallel. See `servers.open_fleet`."""
+        with servers.open_fleet(self.connector, requests, self.report, allow_unreachable=allow_unreachable) as opened:
             yield opened
 
     @contextmanager
-    def fleet_of(self, plan: Plan, *, may_lose: bool = False) -> Iterator[Fleet]:
-        """The servers of a cluster, opened as its ledger tells."""
+    def fleet_of(self, plan: Plan, *, allow_unreachable: bool = False) -> Iterator[Fleet]:
+        """Open the servers of a plan."""
         key = self.files(plan.name).server_key()
-        with self.fleet([servers.request_for_plan(one, key) for one in plan.servers], may_lose=may_lose) as opened:
+        requests = [servers.request_for_plan(server, key) for server in plan.servers]
+        with self.fleet(requests, allow_unreachable=allow_unreachable) as opened:
             yield opened

@@ -152,7 +152,7 @@ class ClusterFiles:
         except (FileNotFoundError, NotADirectoryError, ValueError):
             return None
         except PermissionError as error:
-            raise MissingError(f"this user cannot read {self.ledger}", hint="run the command with sudo") from error
+            raise MissingError(f"this user cannot read {self.ledger}", hint="run it with sudo") from error
         return ledger if ledger.version == VERSION else None
 
     def is_of_another_version(self) -> bool:
@@ -240,7 +240,7 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except PermissionError as error:
-        raise MissingError(f"this user cannot write {path}", hint="run the command with sudo") from error
+        raise MissingError(f"this user cannot write {path}", hint="run it with sudo") from error
     except OSError as error:
         raise MissingError(
             f"cannot write {path}: {error.strerror}", hint="set VCLUSTER_STATE_DIR to another folder"

@@ -1,4 +1,4 @@
-"""Looking at servers before anything is decided."""
+"""Observation of servers before planning: facts, KVM, and routes between servers."""
 
 from __future__ import annotations
 
@@ -26,20 +26,23 @@ KVM_TIMEOUT_S = 60.0
 def observe(
     fleet: Fleet, spec: Spec, state_root: Path, *, accel: str, kernel: Path | None, deadline: Deadline
 ) -> dict[str, Facts]:
-    """What planning must know of every server, by name. `accel` is auto, kvm or tcg; `kernel` is to try KVM with."""
+    """The facts of every server by name, for planning. `accel` is auto, kvm or tcg; `kernel` is the kernel to test KVM.
+
+    Raises MissingError if kvm is required and does not work, or if a server cannot reach the switch.
+    """
     claims = tuple(claim for name in ledger.cluster_names(state_root) if (claim := _claim(state_root, name)))
-    ways = _jump_hosts(fleet, spec)
+    routes = _underlay_routes(fleet, spec)
 
-    def look(server: Server) -> Facts:
+    def observe_server(server: Server) -> Facts:
         chosen = choose_accel(server, accel, kernel, state_root)[0] if server.libvirt else "tcg"
-        return _facts(server, claims, chosen, ways.get(server.name, {}))
+        return _facts(server, claims, chosen, routes.get(server.name, {}))
 
-    return fleet.each(look, deadline=deadline)
+    return fleet.each(observe_server, deadline=deadline)
 
 
-def _facts(server: Server, claims: tuple[Claim, ...], accel: str, ways: dict[str, UnderlayRoute]) -> Facts:
+def _facts(server: Server, claims: tuple[Claim, ...], accel: str, underlay: dict[str, UnderlayRoute]) -> Facts:
     seen = server.call("observe", disks=str(server.storage / CLUSTERS_FOLDER))
-    mine = {network for claim in claims for network in (claim.subnet, *claim.management)}
+    own_subnets = {network for claim in claims for network in (claim.subnet, *claim.management)}
     where = server.name if server.session else "this machine"
     routes = tuple(Route(IPv4Network(network), interface, where) for network, interface in seen["routes"])
     return Facts(
@@ -47,28 +50,29 @@ def _facts(server: Server, claims: tuple[Claim, ...], accel: str, ways: dict[str
         disk_free_mib=seen["disk_free_mib"],
         cpus=seen["cpus"],
         accel=accel,
-        routes=tuple(route for route in routes_of_interest(routes) if route.network not in mine),
+        routes=tuple(route for route in routes_of_interest(routes) if route.network not in own_subnets),
         claims=claims,
         vnis=frozenset(seen["vnis"]),
-        ways=ways,
+        ways=underlay,
         host_key=server.host_key,
     )
 
 
 def _claim(state_root: Path, name: str) -> Claim | None:
-    kept = ledger.ClusterFiles(state_root, name).read_ledger()
-    if kept is None:
+    found = ledger.ClusterFiles(state_root, name).read_ledger()
+    if found is None:
         return None
-    return Claim(name, kept.plan.subnet, tuple(one.network.subnet for one in kept.plan.servers if one.network))
+    plan = found.plan
+    return Claim(name, plan.subnet, tuple(server.network.subnet for server in plan.servers if server.network))
 
 
 # KVM
 
 
 def choose_accel(server: Server, asked: str, kernel: Path | None, state_root: Path) -> tuple[str, str]:
-    """kvm where it works on a server, else tcg, and a line for the user where there is something to say.
+    """The accelerator of a server, kvm or tcg, and a note for the user, or an empty one.
 
-    Raises MissingError when kvm is asked for and does not work.
+    Raises MissingError if `asked` is kvm and KVM does not work.
     """
     if asked == "tcg":
         return "tcg", ""
@@ -78,108 +82,113 @@ def choose_accel(server: Server, asked: str, kernel: Path | None, state_root: Pa
     where = f"on {server.name}" if server.session else "here"
     if asked == "kvm":
         raise MissingError(
-            f"KVM does not work {where}: {verdict.reason}", hint="--accel auto emulates instead, more slowly"
+            f"KVM does not work {where}: {verdict.reason}", hint="use --accel auto: it emulates, but slowly"
         )
     return "tcg", f"KVM does not work {where} ({verdict.reason}): nodes are emulated (TCG), several times slower"
 
 
 def kvm_verdict(server: Server, kernel: Path | None, cache: Path) -> KvmVerdict:
-    """Whether KVM works on a server: what was found before if nothing has changed, else by booting a kernel there."""
+    """Test if KVM works on a server, by a boot of a kernel there. The cache holds results for unchanged conditions."""
     conditions = server.call("kvm_conditions")
     if conditions["against"]:
         return KvmVerdict(False, conditions["against"])
     if kernel is None:
-        return KvmVerdict(False, "no kernel is at hand to try it with: vcluster image build")
+        return KvmVerdict(False, "there is no guest kernel to test it with; run vcluster image build")
     known = _read(cache).get(json.dumps(conditions, sort_keys=True))
     if known is not None:
         return KvmVerdict(**known)
     with kernel.open("rb") as file:
-        said = server.agent.send(
+        verdict = server.agent.send(
             "try_kvm", file, kernel.stat().st_size, deadline=Deadline(KVM_TIMEOUT_S), awaited="a kernel under KVM"
         )
-    _keep(cache, json.dumps(conditions, sort_keys=True), said)
-    return KvmVerdict(**said)
+    _write(cache, json.dumps(conditions, sort_keys=True), verdict)
+    return KvmVerdict(**verdict)
 
 
 def _read(cache: Path) -> dict[str, Any]:
     try:
-        kept = json.loads(cache.read_text())
+        verdicts = json.loads(cache.read_text())
     except (OSError, ValueError):
         return {}
-    return kept if isinstance(kept, dict) else {}
+    return verdicts if isinstance(verdicts, dict) else {}
 
 
-def _keep(cache: Path, key: str, verdict: Mapping[str, object]) -> None:
+def _write(cache: Path, key: str, verdict: Mapping[str, object]) -> None:
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         cache.write_text(json.dumps(_read(cache) | {key: verdict}) + "\n")
     except OSError:
-        return  # a verdict that cannot be kept is found again next time
+        return  # without a cache, the next command tests again
 
 
-# Ways between servers
+# Routes between servers
 
 
-def _jump_hosts(fleet: Fleet, spec: Spec) -> dict[str, dict[str, UnderlayRoute]]:
-    """From each server that carries nodes to the switch and back, by both names."""
-    ways: dict[str, dict[str, UnderlayRoute]] = {server.name: {} for server in spec.servers}
-    ways.setdefault(spec.switch.name, {})
-    for one in spec.servers:
-        if one.name == spec.switch.name:
+def _underlay_routes(fleet: Fleet, spec: Spec) -> dict[str, dict[str, UnderlayRoute]]:
+    """The routes between each server that carries nodes and the switch, by the names of start and end."""
+    routes: dict[str, dict[str, UnderlayRoute]] = {server.name: {} for server in spec.servers}
+    routes.setdefault(spec.switch.name, {})
+    for server in spec.servers:
+        if server.name == spec.switch.name:
             continue
-        there, back = underlay_between(fleet, one, spec.switch)
-        ways[one.name][spec.switch.name] = there
+        there, back = _routes_to_switch(fleet, server, spec.switch)
+        routes[server.name][spec.switch.name] = there
         if back:
-            ways[spec.switch.name][one.name] = back
-    return ways
+            routes[spec.switch.name][server.name] = back
+    return routes
 
 
-def underlay_between(
+def _routes_to_switch(
     fleet: Fleet, node_server: ServerSpec, switch: ServerSpec
 ) -> tuple[UnderlayRoute, UnderlayRoute | None]:
-    """The underlay's way from a server that carries nodes to the switch, and back if the switch is open to us."""
+    """The route from a server that carries nodes to the switch, and the route back if we can log in to the switch."""
     start = fleet[node_server.name]
     target = _address_of(fleet, switch, seen_from=start)
-    there = way(start, target, node_server)
+    there = underlay_route(start, target, node_server)
     if switch.name not in fleet:
         return there, None
-    return there, way(fleet[switch.name], there.local, switch, local=target)
+    return there, underlay_route(fleet[switch.name], there.local, switch, local=target)
 
 
-def way(server: Server, remote: IPv4Address, spec: ServerSpec, local: IPv4Address | None = None) -> UnderlayRoute:
-    """The underlay's way from a server to an address; `local` is the server's own address if the other end knows it."""
+def underlay_route(
+    server: Server, remote: IPv4Address, spec: ServerSpec, local: IPv4Address | None = None
+) -> UnderlayRoute:
+    """The route from a server to an address. `local` is the server's own address, if the other end sends to it.
+
+    Raises ConflictError if both ends are one machine, MissingError if the server does not have its own address.
+    """
     found = server.call("route_to", address=str(remote), interface=spec.interface)
     if found["is_local"]:
         raise ConflictError(
-            f"{remote}, the other end of the tunnels, is an address of {server.name} itself",
-            hint="a switch on the nodes' own server needs no tunnels: vcluster local create",
+            f"{server.name} itself has the address {remote}, which is the other end of its tunnels",
+            hint="if the nodes and the switch are on one server, use vcluster local create",
         )
     own = local or spec.address or IPv4Address(found["local"])
     if str(own) not in {address for _, address in server.call("addresses")}:
         raise MissingError(
-            f"{server.name} has no address {own}, which the other end would send to (is there NAT between them?)",
-            hint="address = … in its section of the file gives its own",
+            f"{server.name} does not have the address {own}, to which the other end sends; NAT can be the cause",
+            hint="set address = … in the section of this server to its own address",
         )
     return UnderlayRoute(own, remote, found["interface"], found["mtu"])
 
 
 def _address_of(fleet: Fleet, switch: ServerSpec, *, seen_from: Server) -> IPv4Address:
-    """Where tunnels to the switch go: as the file says, else where we reached it by SSH, else what its name means."""
+    """The address of the switch for tunnels: from the file, else the address of the SSH connection."""
     if switch.address:
         return switch.address
     if switch.name in fleet and fleet[switch.name].session is None:
-        # The switch is this machine: our address towards that server is where it reaches us.
-        there = _reached(seen_from)
+        # The switch is this machine. The server reaches us at our source address towards it.
+        there = _ssh_address(seen_from)
         found = fleet[switch.name].call("route_to", address=str(there), interface=switch.interface)
         return IPv4Address(found["local"])
     if switch.name in fleet:
-        return _reached(fleet[switch.name])
-    raise MissingError(f"the address of {switch.name} is not known", hint="address = … in [switch] gives it")
+        return _ssh_address(fleet[switch.name])
+    raise MissingError(f"the address of {switch.name} is unknown", hint="set address = … in [switch]")
 
 
-def _reached(server: Server) -> IPv4Address:
-    """The IPv4 address that a server was reached at; through a proxy, or by IPv6, the one its name stands for."""
-    assert server.session is not None  # noqa: S101 - nobody reaches this machine
+def _ssh_address(server: Server) -> IPv4Address:
+    """The IPv4 address of the SSH connection to a server. Through a proxy or by IPv6: the address of its name."""
+    assert server.session is not None  # noqa: S101 - this machine has no SSH connection
     assert server.target is not None  # noqa: S101
     with suppress(AddressValueError):
         return IPv4Address(server.session.address)

@@ -1,4 +1,4 @@
-"""Servers and the doors to them: this machine, or one reached by SSH. Downstream of here there is no difference."""
+"""Servers and the connections to them: this machine, or a server reached by SSH. All other code treats both alike."""
 
 from __future__ import annotations
 
@@ -30,12 +30,15 @@ from vcluster.util.events import Reporter
 R = TypeVar("R")
 
 LEAVE_TIMEOUT_S = 5.0
-CALL_TIMEOUT_S = 60.0  # for what the agent is asked; each server's own time-out is for reaching it
+CALL_TIMEOUT_S = 60.0  # for one operation of the agent; the server's own timeout limits the login
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server that is open. `session` is None for this machine; one that is only a switch has no libvirt for us."""
+    """An open server.
+
+    `session` and `target` are None for this machine. `libvirt` is None for a server that is opened only as a switch.
+    """
 
     name: str
     owner: str
@@ -49,29 +52,29 @@ class Server:
 
     @property
     def hypervisor(self) -> Hypervisor:
-        """Its libvirt."""
+        """The connection to its libvirt. Raises MissingError if there is none."""
         if self.libvirt is None:
-            raise MissingError(f"{self.name} was opened as a switch only")
+            raise MissingError(f"{self.name} is opened only as a switch, without libvirt")
         return self.libvirt
 
     @property
     def host(self) -> str:
-        """How the user calls it, to be given to --on."""
+        """The server as the user specifies it, for example for --on."""
         return f"{self.session.user}@{self.target.asked}" if self.session and self.target else self.name
 
     @property
     def is_alive(self) -> bool:
-        """Whether the connection to it stands."""
+        """True if the connection is open."""
         return self.session is None or self.session.is_alive
 
     @property
     def label(self) -> str:
-        """What it is called in progress: nothing for this machine."""
+        """The name for progress output; empty for this machine."""
         return self.name if self.session else ""
 
-    def jump_by(self, cluster_key: Path) -> Jump:
-        """How plain ssh reaches it: with the cluster's key where a password let us in, else as the user does."""
-        assert self.session is not None  # noqa: S101 - nobody jumps to this machine
+    def jump_host(self, cluster_key: Path) -> Jump:
+        """The jump host for plain ssh: with the cluster's key if a password is in use, else with the user's keys."""
+        assert self.session is not None  # noqa: S101 - this machine is never a jump host
         assert self.target is not None  # noqa: S101
         return Jump(
             hostname=self.target.hostname,
@@ -84,19 +87,20 @@ class Server:
 
     @property
     def host_key(self) -> str:
-        """The host key it has shown; empty for this machine."""
+        """The host key of the SSH server; empty for this machine."""
         return self.session.host_key if self.session else ""
 
     def call(self, operation: str, **arguments: Any) -> Any:
-        """Have the agent do something there, within a minute."""
+        """Run an operation of the agent, with a limit of CALL_TIMEOUT_S."""
         return self.agent.call(operation, deadline=Deadline(CALL_TIMEOUT_S), awaited=operation, **arguments)
 
 
 @dataclass(frozen=True, slots=True)
 class ServerRequest:
-    """A server to be opened. `host_key` is the only one it may show; `key` is the cluster's own, once it is there.
+    """A server to open.
 
-    Where `carries_nodes` is None, its libvirt is opened if it has one.
+    `host_key` is the only host key to accept, or empty. `key` is the private key of the cluster, if it has one.
+    `carries_nodes` decides whether to open libvirt; None means: if the server has libvirt.
     """
 
     name: str
@@ -109,21 +113,21 @@ class ServerRequest:
 
 
 def request_for_spec(spec: ServerSpec, *, carries_nodes: bool | None) -> ServerRequest:
-    """A server as the user described it."""
+    """The request for a server that the user describes."""
     return ServerRequest(spec.name, spec.login, spec.path, spec.timeout_s, carries_nodes)
 
 
 def request_for_plan(plan: ServerPlan, key: str | None) -> ServerRequest:
-    """A server of a plan. Where a password let us in, the cluster's key does from then on."""
+    """The request for a server of a plan. The cluster's key replaces a password."""
     key = key if plan.login and plan.login.password else None
     return ServerRequest(plan.name, plan.login, plan.storage, plan.timeout_s, plan.carries_nodes, plan.host_key, key)
 
 
 @dataclass(frozen=True, slots=True)
 class Connector:
-    """How servers are opened from here: this machine's libvirt, whom to ask, and where passwords come from.
+    """Opens servers: with the libvirt URI of this machine, the environment, and questions to the user.
 
-    `confirm` and `ask` are None where nobody can be asked.
+    `confirm` and `ask` are None without a terminal.
     """
 
     uri: str = SYSTEM_URI
@@ -133,24 +137,24 @@ class Connector:
 
     @property
     def has_libvirt(self) -> bool:
-        """Whether this machine may carry nodes of this user's; one that only controls others need not."""
+        """True if this user can run nodes on this machine. A controller without nodes needs no libvirt."""
         if self.uri != SYSTEM_URI or os.access(LIBVIRT_SOCKET, os.W_OK):
             return True
         return os.geteuid() == 0 and any(map(shutil.which, ("libvirtd", "virtqemud")))
 
     @property
     def owner(self) -> str:
-        """What stands for this machine in marks."""
+        """The owner id of this machine, for owner labels."""
         return naming.owner_of(MACHINE_ID.read_text() if MACHINE_ID.exists() else "")
 
     def image_password(self, login: ImageLogin) -> str:
-        """The password of an image's own user, from where it is kept."""
+        """The password of the image's user, from its source."""
         what = f"password of {login.user} in the image"
         return passwords.find(login.password, environment=self.environment, ask=self.ask, what=what) or ""
 
     @contextmanager
     def open(self, request: ServerRequest) -> Iterator[Server]:
-        """One server, with all doors to it."""
+        """Open a server with all connections to it."""
         with ExitStack() as stack:
             if request.login is None:
                 libvirt = stack.enter_context(Hypervisor(self.uri, self.owner)) if request.carries_nodes else None
@@ -160,8 +164,8 @@ class Connector:
 
     @contextmanager
     def log_in(self, request: ServerRequest) -> Iterator[ssh_session.Session]:
-        """A login to another server and no more: the way to its nodes, which needs no rights there."""
-        assert request.login is not None  # noqa: S101 - nobody logs in to this machine
+        """Log in to a remote server without an agent, to reach its nodes. This needs no root there."""
+        assert request.login is not None  # noqa: S101 - this machine needs no login
         target = ssh_session.resolve(request.login.host, user=request.login.user, port=request.login.port)
         with self._log_in(
             request, request.login, target, self._password_of(request.login), Deadline(request.timeout_s)
@@ -177,8 +181,8 @@ class Connector:
         stack.callback(_uninstall_if_unused, agent)
         libvirt = None
         if request.carries_nodes or (request.carries_nodes is None and _has_libvirt(agent, deadline)):
-            tunnel = stack.enter_context(LibvirtProxy(agent))
-            libvirt = stack.enter_context(Hypervisor(tunnel.uri, self.owner, name=request.name))
+            proxy = stack.enter_context(LibvirtProxy(agent))
+            libvirt = stack.enter_context(Hypervisor(proxy.uri, self.owner, name=request.name))
         return Server(
             request.name,
             self.owner,
@@ -217,10 +221,10 @@ class Connector:
         try:
             return connect(request.key)
         except ssh_session.LoginRefusedError:
-            return connect(None)  # a command that was killed may have taken the key away, or never have put it there
+            return connect(None)  # a killed command may have removed the key, or may not have installed it
 
     def _password_of(self, login: Login) -> Callable[[], str | None]:
-        """The password of a login, from where it is kept, looked up when it is first needed: people are asked once."""
+        """A function that reads the password of a login once, at the first call."""
         what = f"password of {login.user + '@' if login.user else ''}{login.host}"
         return functools.cache(
             lambda: passwords.find(login.password, environment=self.environment, ask=self.ask, what=what)
@@ -232,48 +236,48 @@ def _has_libvirt(agent: Agent, deadline: Deadline) -> bool:
 
 
 def _uninstall_if_unused(agent: Agent) -> None:
-    """The last thing on a server: unless a cluster of anybody's is there, the agent's program goes too."""
+    """Remove the agent's program from the server, unless any user's cluster is there. Then close the agent."""
     try:
-        with suppress(VclusterError):  # what is left is a file that the next agent finds and uses
-            links = agent.call("interfaces", deadline=Deadline(LEAVE_TIMEOUT_S))
-            if not any(naming.parse_alias(link["alias"]) for link in links):
+        with suppress(VclusterError):  # a file that stays is used by the next agent
+            interfaces = agent.call("interfaces", deadline=Deadline(LEAVE_TIMEOUT_S))
+            if not any(naming.parse_alias(interface["alias"]) for interface in interfaces):
                 agent.uninstall(Deadline(LEAVE_TIMEOUT_S))
     finally:
         agent.close()
 
 
 class Fleet:
-    """Servers that are open, by name, and the ones that could not be reached, with the reason."""
+    """Open servers by name, and the errors of unreachable servers by name."""
 
-    def __init__(self, servers: Mapping[str, Server], lost: Mapping[str, VclusterError]) -> None:
+    def __init__(self, servers: Mapping[str, Server], unreachable: Mapping[str, VclusterError]) -> None:
         self.servers = dict(servers)
-        self.lost = dict(lost)
+        self.unreachable = dict(unreachable)
 
     def __getitem__(self, name: str) -> Server:
-        if name in self.lost:
-            raise self.lost[name]
+        if name in self.unreachable:
+            raise self.unreachable[name]
         return self.servers[name]
 
     def __contains__(self, name: str) -> bool:
         return name in self.servers
 
     def check(self, awaited: str) -> None:
-        """Raise VclusterError when a server is gone, without which nothing that is awaited will come."""
+        """Raise VclusterError if the connection to a server is lost. `awaited` is the event that now cannot come."""
         for server in self.servers.values():
             if not server.is_alive:
                 raise VclusterError(f"{server.name}: the connection broke during {awaited}")
 
     def each(self, work: Callable[[Server], R], *, deadline: Deadline) -> dict[str, R]:
-        """The results of `work` on every server, by name, side by side."""
-        done = parallel.each(tuple(self.servers.values()), work, deadline=deadline)
-        return dict(zip(self.servers, done, strict=True))
+        """Run `work` on every server in parallel and return the results by server name."""
+        results = parallel.each(tuple(self.servers.values()), work, deadline=deadline)
+        return dict(zip(self.servers, results, strict=True))
 
 
 @contextmanager
-def fleet(
-    connector: Connector, requests: Sequence[ServerRequest], report: Reporter, *, may_lose: bool = False
+def open_fleet(
+    connector: Connector, requests: Sequence[ServerRequest], report: Reporter, *, allow_unreachable: bool = False
 ) -> Iterator[Fleet]:
-    """Open servers side by side. Raises what went wrong with any of them, unless `may_lose`."""
+    """Open servers in parallel. Raises all their errors, unless `allow_unreachable`."""
     with ExitStack() as stack:
         lock = threading.Lock()
 
@@ -286,26 +290,22 @@ def fleet(
             return server
 
         outcomes = parallel.outcomes(requests, open_one)
-        lost = {name: error for name, error in outcomes_by_name(requests, outcomes) if isinstance(error, VclusterError)}
-        if lost and not may_lose:
-            parallel.raise_all(list(lost.values()))
-        found = {name: one for name, one in outcomes_by_name(requests, outcomes) if isinstance(one, Server)}
-        yield Fleet(found, lost)
-
-
-def outcomes_by_name(requests: Sequence[ServerRequest], outcomes: Sequence[R]) -> Iterator[tuple[str, R]]:
-    """Each want's name with what became of it."""
-    return zip((request.name for request in requests), outcomes, strict=True)
+        results = dict(zip((request.name for request in requests), outcomes, strict=True))
+        unreachable = {name: result for name, result in results.items() if isinstance(result, VclusterError)}
+        if unreachable and not allow_unreachable:
+            parallel.raise_all(list(unreachable.values()))
+        opened = {name: result for name, result in results.items() if isinstance(result, Server)}
+        yield Fleet(opened, unreachable)
 
 
 def require_rights(fleet: Fleet) -> None:
-    """Raise MissingError unless we may make links on every server."""
+    """Raise MissingError if we lack the rights to make interfaces on a server of the fleet."""
     for server in fleet.servers.values():
         require_rights_on(server)
 
 
 def require_rights_on(server: Server) -> None:
-    """Raise MissingError unless we may make links there."""
+    """Raise MissingError if we lack the rights to make interfaces on the server."""
     if not server.call("identity")["has_rights"]:
         where = f" on {server.name}" if server.session else ""
-        raise MissingError(f"making links{where} needs root (CAP_NET_ADMIN)", hint="run it with sudo")
+        raise MissingError(f"creating network interfaces{where} requires root (CAP_NET_ADMIN)", hint="run it with sudo")
