@@ -235,13 +235,13 @@ def manage(*arguments: str) -> str:
 def testbed(*names: str, has_uplink: bool = False, are_friends: bool = False) -> Iterator[tuple[Server, ...]]:
     """Servers of these names, in this order, each name made unique by our process id.
 
-    Of friends, root of each may log in to the others by key, as root and as operator; strangers know nothing.
+    Of friends, root of each may log in to the others by key, as root and as operator; other servers have no keys.
 
     First it removes what runs that were killed left behind. The servers end with this process, even when it is killed.
     """
     manage("down", "--stale")
     unique = [f"{name}-{os.getpid()}" for name in names]
-    options = ["--owner", str(os.getpid()), *["--uplink"] * has_uplink, *["--strangers"] * (not are_friends)]
+    options = ["--owner", str(os.getpid()), *["--uplink"] * has_uplink, *["--without-keys"] * (not are_friends)]
     try:
         manage("up", *options, *unique)
         yield tuple(map(find, unique))

@@ -179,7 +179,7 @@ def test_without_an_uplink_there_is_no_way_out(pair: tuple[Server, ...]) -> None
 
 def test_up_of_a_server_that_is_up_changes_nothing(pair: tuple[Server, ...]) -> None:
     before = pair[0].pid
-    manage("up", "--strangers", pair[0].name)
+    manage("up", "--without-keys", pair[0].name)
     assert pair[0].pid == before
 
 
@@ -291,13 +291,21 @@ def test_friends_let_each_other_in_and_can_try_the_commands() -> None:
         assert told == [names[0], names[2], names[1]]
 
 
-def test_commands_are_told_without_a_server() -> None:
-    told = manage("commands", "server1", "server2").splitlines()
-    assert told[0] == "scripts/testbed exec server1 -- vcluster remote create --switch server2 -n 2"
-    assert not any("shared" in line for line in told)
-    told = manage("commands", "server1", "server2", "server3").splitlines()
-    assert any(line.startswith("scripts/testbed exec server1 -- env SERVER3_PASSWORD=") for line in told)
-    assert "\n".join(told) in (SCRIPT.parent.parent / "README.md").read_text()
+def test_commands_are_printed_without_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SUDO_USER", raising=False)
+    printed = manage("commands", "server1", "server2").splitlines()
+    assert printed[0] == "scripts/testbed exec server1 -- vcluster remote create --switch server2 -n 2"
+    assert not any("shared" in line for line in printed)
+    printed = manage("commands", "server1", "server2", "server3").splitlines()
+    assert any(line.startswith("scripts/testbed exec server1 -- env SERVER3_PASSWORD=") for line in printed)
+    readme = (SCRIPT.parent.parent / "README.md").read_text()
+    assert "\n".join(printed) in readme.replace("sudo scripts/testbed", "scripts/testbed")
+
+
+def test_commands_carry_sudo_for_a_user_of_sudo(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUDO_USER", "alice")
+    printed = manage("commands", "server1", "server2").splitlines()
+    assert all(line.startswith("sudo scripts/testbed ") for line in printed)
 
 
 def test_vcluster_of_the_checkout_is_found(pair: tuple[Server, ...]) -> None:
