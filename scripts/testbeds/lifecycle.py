@@ -16,7 +16,7 @@ from . import namespaces
 from .files import prepare_files, write_hosts
 from .friends import befriend, write_config
 from .namespaces import Process, entering, start
-from .programs import NamespaceError, last_lines, require, require_uplink, run, wait_until
+from .programs import UPLINK_PROGRAMS, NamespaceError, last_lines, require, require_tun, run, wait_until
 from .servers import (
     CHECKOUT,
     FIRST_SERVER,
@@ -109,10 +109,9 @@ def up(names: Sequence[str], *, has_uplink: bool, owner: Process | None, are_fri
 
 def check_requirements(*, has_uplink: bool) -> None:
     """Check what servers need, before anything is made."""
-    require(PROGRAMS)
+    require([*PROGRAMS, *(("nft", *UPLINK_PROGRAMS) if has_uplink else ())])
     if has_uplink:
-        require(["nft"])
-        require_uplink()
+        require_tun()
 
 
 def free_index() -> int:

@@ -76,9 +76,8 @@ def is_installed(program: str) -> bool:
     return shutil.which(program, path=f"{os.environ.get('PATH', '')}:{SYSTEM_PATH}") is not None
 
 
-def require_uplink() -> None:
-    """Check for what an uplink needs."""
-    require(UPLINK_PROGRAMS)
+def require_tun() -> None:
+    """Check for the device of an uplink."""
     if not TUN.exists():
         raise MissingError(f"{TUN} does not exist, and slirp4netns needs it; fix: {as_root('modprobe tun')}")
 

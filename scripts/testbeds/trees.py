@@ -18,7 +18,7 @@ from pathlib import Path
 from . import namespaces
 from .mounts import bind, mount_kernel_filesystems
 from .namespaces import Process, children, entering, fork_first_process, start
-from .programs import SYSTEM_PATH, NamespaceError, last_lines, require, require_uplink, run, wait_until
+from .programs import SYSTEM_PATH, UPLINK_PROGRAMS, NamespaceError, last_lines, require, require_tun, run, wait_until
 from .uplink import UPLINK_DNS, start_uplink
 
 STATE = Path("/var/lib/vcluster-fresh")
@@ -39,8 +39,8 @@ def report(text: str) -> None:
 def check_requirements(mirrors: Sequence[str]) -> None:
     """Check what a run needs, before anything is made."""
     # the keys of the usual mirror; a mirror that the user names may have others
-    require(PROGRAMS, files={} if mirrors else {KEYRING: "debian-archive-keyring"})
-    require_uplink()
+    require([*PROGRAMS, *UPLINK_PROGRAMS], files={} if mirrors else {KEYRING: "debian-archive-keyring"})
+    require_tun()
     if run(["git", "-C", str(CHECKOUT), "status", "--porcelain"]):
         report("the checkout has changes that are not committed; they are not in the clone")
 

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 from .namespaces import entering
-from .programs import NamespaceError, last_lines, require_uplink
+from .programs import NamespaceError, last_lines
 
 UPLINK = "uplink"  # the name of the link
 UPLINK_SUBNET = "172.30.254"  # slirp4netns offers 10.0.2.0/24, which is too close to the subnets of clusters
@@ -21,7 +21,6 @@ def start_uplink(pid: int, log: Path) -> None:
     slirp4netns stays in the machine's network namespace, where its sockets are ordinary ones. It joins the PID
     namespace, so it ends with that.
     """
-    require_uplink()
     reader, writer = os.pipe()
     # --disable-host-loopback: services of the machine that listen on its loopback address cannot be reached
     options = ["--configure", "--mtu=1500", f"--cidr={UPLINK_SUBNET}.0/24", "--disable-host-loopback"]
