@@ -1,14 +1,45 @@
 # shellcheck shell=bash
-# What scripts/install, demo and test share: it installs what is missing and says what it does. To be sourced.
-# Debian 12 or newer, Ubuntu 22.04 or newer.
+# Code that the scripts here share. A script sources it in its first line. Debian 12 or newer, Ubuntu 22.04 or newer.
+# It holds messages, hints and packages; the files in lib/ hold the rest.
+
+# `sh scripts/install` runs this in sh, up to this line.
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
 
 set -euo pipefail
+set +o posix
+umask 022 # other users run the installed command
+script=("$0" "$@")
+callers_path=$PATH
+PATH=$PATH:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-log=$root/build/install.log # what apt and pip say; it is shown only when they fail
+# Variables change what Python, pip and venv do. Of those, only the sources of packages stay.
+control_environment() {
+    local name
+    for name in "${!PYTHON@}" "${!PIP_@}" VIRTUAL_ENV CDPATH; do
+        case $name in
+        PIP_INDEX_URL | PIP_EXTRA_INDEX_URL | PIP_FIND_LINKS | PIP_NO_INDEX | PIP_CONFIG_FILE | PIP_CONSTRAINT) ;;
+        PIP_CERT | PIP_CLIENT_CERT | PIP_TRUSTED_HOST | PIP_PROXY | PIP_KEYRING_PROVIDER) ;;
+        PIP_TIMEOUT | PIP_DEFAULT_TIMEOUT | PIP_RETRIES | PIP_CACHE_DIR | PIP_NO_CACHE_DIR) ;;
+        PIP_DISABLE_PIP_VERSION_CHECK | PYTHONDONTWRITEBYTECODE) ;;
+        *) unset "$name" ;;
+        esac
+    done
+    export PYTHONNOUSERSITE=1 # packages in the home of one user do not count: all users run the command
+    export PIP_USER=0         # the configuration of pip may ask for that home
+}
 
-# One a line: the package, and why it is needed.
-# shellcheck disable=SC2034  # for those who source this
+control_environment
+root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
+log=$root/build/install.log          # the output of apt and pip; a message shows its end when they fail
+records=/var/lib/vcluster/install    # what uninstall must know about the machine as it was
+
+# Links outside the checkout that install makes and uninstall removes, one a line: the link, and its target here.
+links='
+/usr/local/bin/vcluster   .venv/bin/vcluster
+'
+
+# Packages, one a line: the name, and the reason.
+# shellcheck disable=SC2034  # the scripts use it
 packages='
 libvirt-daemon-system   runs the nodes
 libvirt-clients         virsh, to see whether libvirt answers
@@ -16,54 +47,102 @@ qemu-system-x86         the machine that a node runs on
 qemu-utils              qemu-img: disks and images
 dnsmasq-base            addresses and names on the management network, run by libvirt
 iptables                libvirt before 10.4 makes its NAT rules with it and with ebtables
-nftables                later ones with this
+nftables                later versions of libvirt use this instead
 iproute2                ip and tc, which libvirt calls
 kmod                    loads the modules for bridges and tunnels
-openssh-client          the way to nodes and to other servers
+openssh-client          connects to nodes and to other servers
 tmux                    a screen with a pane for each node: shell --all, console --all
-python3                 vcluster itself
-python3-venv            its virtual environment
-python3-libvirt         the libvirt binding, made for the libvirt installed here: pip would need a compiler
+python3                 runs vcluster
+python3-venv            makes its virtual environment
+python3-libvirt         the libvirt binding for the installed libvirt; pip needs a compiler for it
 mmdebstrap              builds the guest image
-debian-archive-keyring  the keys of what that image is made of (Ubuntu does not bring them)
+debian-archive-keyring  the keys for the packages of that image (Ubuntu does not install them)
 e2fsprogs               mke2fs: the file system of the guest image
 '
 # shellcheck disable=SC2034
 test_packages='
 openssh-server          sshd in the servers of scripts/testbed
-iputils-ping            whether those servers reach each other
+iputils-ping            tests whether those servers reach each other
 procps                  sysctl and ps, in those servers
-sudo                    how those of their users who are not root become it
-slirp4netns             their way out
+sudo                    makes users of those servers root
+slirp4netns             their route to the outside
 util-linux              unshare and nsenter, which make and enter them
 '
+
+# --- messages --------------------------------------------------------------------------------------------------------
 
 say() { printf '%s\n' "$*" >&2; }
 
 step() { printf '\n==> %s\n' "$*" >&2; }
 
+# Print why the script stops, and stop: this machine lacks something.
 fail() {
-    say "$(basename "$0"): $*"
+    say "$(basename -- "$0"): $*"
     exit 3
 }
 
-require_root() {
-    [ "$(id -u)" = 0 ] || fail "this needs root; run it with sudo: sudo $0"
+# Words as a shell reads them again: a path with spaces stays one word.
+quoted() {
+    local words
+    printf -v words '%q ' "$@"
+    printf '%s' "${words% }"
 }
 
-# Run a command without input and with its output in the log; when it fails, show where that is and how it ends.
+# A command that needs root, as the reader types it: with sudo when sudo is installed and the reader is not root.
+as_typed() {
+    if { [ "$(id -u)" != 0 ] || [ "${SUDO_USER:-root}" != root ]; } && has_sudo; then
+        printf 'sudo %s' "$*"
+    else
+        printf '%s' "$*"
+    fi
+}
+
+has_sudo() { [ -x "$(type -P sudo)" ]; }
+
+# The command line of this script, as the reader types it again.
+this_command() {
+    local name=${script[0]}
+    [[ $name == */* ]] || name=./$name
+    quoted "$name" "${script[@]:1}"
+}
+
+require_root() {
+    [ "$(id -u)" != 0 ] || return 0
+    has_sudo || fail "this needs root, and sudo is not installed here. Log in as root, and run: $(this_command)"
+    fail "this needs root: $(as_typed "$(this_command)")"
+}
+
+# Run a command without input and with its output in the log. If it fails, print the end of the log and stop.
 quietly() {
-    mkdir -p "$(dirname "$log")"
-    printf '$ %s\n' "$*" >>"$log"
+    open_log
+    printf '$ %s\n' "$(quoted "$@")" >>"$log"
     if ! "$@" </dev/null >>"$log" 2>&1; then
-        say "failed: $*"
+        say "failed: $(quoted "$@")"
         say "the end of $log:"
         tail -n 15 "$log" >&2
         exit 1
     fi
 }
 
-# Those of a list like $packages that are not installed.
+open_log() {
+    require_writable "$root" "$root/build" "$log"
+    mkdir -p "$root/build"
+}
+
+# Stop if this user may not write to one of these paths. A path that does not exist is skipped.
+require_writable() {
+    local path
+    for path in "$@"; do
+        if [ -e "$path" ] && [ ! -w "$path" ]; then
+            [ "$(id -u)" != 0 ] || fail "root cannot write to $path; is its file system read-only?"
+            fail "$(id -un) cannot write to $path, which belongs to $(stat -c %U "$path"). Run: $(as_typed "$(this_command)")"
+        fi
+    done
+}
+
+# --- packages --------------------------------------------------------------------------------------------------------
+
+# The packages of a list like $packages that are not installed.
 missing_packages() {
     local name
     while read -r name _; do
@@ -72,95 +151,51 @@ missing_packages() {
 }
 
 install_packages() {
-    command -v apt-get >/dev/null || fail "there is no apt-get here; Debian 12+ and Ubuntu 22.04+ are supported"
+    command -v apt-get >/dev/null || fail "apt-get is not installed; Debian 12+ and Ubuntu 22.04+ are supported"
     local missing
     mapfile -t missing < <(missing_packages "$1")
     [ "${#missing[@]}" -gt 0 ] || return 0
     require_root
     say "installing ${missing[*]}"
+    record_packages "${missing[@]}"
     export DEBIAN_FRONTEND=noninteractive
+    if [ -n "$(ls -A /var/lib/dpkg/updates)" ]; then
+        say "an earlier installation of packages was interrupted; dpkg completes it first"
+        quietly dpkg --configure -a
+    fi
     quietly apt-get -q -o DPkg::Lock::Timeout=300 update
     quietly apt-get -q -o DPkg::Lock::Timeout=300 install --yes --no-install-recommends "${missing[@]}"
 }
 
-# Make .venv and install the project into it, editable; with the extra "$1" (test) if given. It is done anew only when
-# setup.py has changed. The system's packages are visible in it because the libvirt binding is one of them.
-install_project() {
-    local extra=${1:-} python=$root/.venv/bin/python digest stamp
-    digest=$(sha256sum <"$root/setup.py")
-    stamp=$root/.venv/installed${extra:+-$extra}
-    if "$python" -c '' 2>/dev/null && [ "$(cat "$stamp" 2>/dev/null)" = "$digest" ]; then
-        return 0
-    fi
-    say "installing the project into $root/.venv"
-    "$python" -m pip --version >/dev/null 2>&1 ||
-        quietly /usr/bin/python3 -m venv --clear --system-site-packages "$root/.venv"
-    quietly "$python" -m pip install --editable "$root${extra:+[$extra]}"
-    echo "$digest" | tee "$root/.venv/installed" >"$stamp"
+# Add names to the record of packages that these scripts installed. It is for the list that uninstall prints.
+record_packages() {
+    local names
+    names=$({ cat "$records/packages" 2>/dev/null || true; printf '%s\n' "$@"; } | sort -u)
+    record packages "$names"
 }
 
-# Put vcluster on the PATH. A file there that is not ours stays.
-link_command() {
-    local link=/usr/local/bin/vcluster command=$root/.venv/bin/vcluster
-    if [ -L "$link" ] && [ ! -e "$link" ] && [[ "$(readlink "$link")" == */.venv/bin/vcluster ]]; then
-        rm "$link" # of a checkout that is gone
-    fi
-    if [ "$(readlink "$link" 2>/dev/null)" = "$command" ]; then
-        return 0
-    elif [ -e "$link" ] || [ -L "$link" ]; then
-        say "$link is something else and stays as it is; call $command instead"
-    else
-        ln -s "$command" "$link"
-        say "vcluster is on the PATH: $link"
-    fi
+# Keep a text under a name, for uninstall.
+record() {
+    mkdir -p "$records"
+    printf '%s\n' "$2" >"$records/$1.new"
+    mv "$records/$1.new" "$records/$1"
 }
 
-# Not `virsh version`: that has QEMU probed first.
-libvirt_answers() { virsh --connect qemu:///system list >/dev/null 2>&1; }
+for part in project links kvm libvirt; do
+    # shellcheck disable=SC1090
+    . "$root/scripts/lib/$part.sh"
+done
+unset part
 
-start_libvirt() {
-    libvirt_answers && return
-    say "starting libvirt"
-    if [ -d /run/systemd/system ]; then
-        start_libvirt_by_systemd
-    else
-        mkdir -p /var/log/libvirt/qemu
-        allow_hidden_mounts
-        virtlogd --daemon >>"$log" 2>&1 || true # it runs already; if not, libvirtd does not answer below
-        quietly libvirtd --daemon
-    fi
-    local deadline=$((SECONDS + 30))
-    until libvirt_answers; do
-        [ "$SECONDS" -lt "$deadline" ] || fail "libvirt did not answer within 30 s; try: virsh -c qemu:///system list"
-        sleep 0.2
-    done
-}
-
-# libvirt moves every mount below /dev into a /dev of QEMU's own, and fails where one hides another, as in some containers.
-allow_hidden_mounts() {
-    local settings=/etc/libvirt/qemu.conf
-    [ -n "$(awk '$2 ~ "^/dev/" { print $2 }' /proc/self/mounts | sort | uniq -d)" ] || return 0
-    grep -q '^namespaces' "$settings" && return 0
-    say "mounts below /dev hide each other here: setting namespaces = [ ] in $settings"
-    printf '\n# Mounts below /dev hide each other on this machine.\nnamespaces = [ ]\n' >>"$settings"
-}
-
-start_libvirt_by_systemd() {
-    if systemctl cat libvirtd.service >/dev/null 2>&1; then
-        quietly systemctl enable --now libvirtd.service
-    else # split into one daemon for each kind of thing
-        quietly systemctl enable --now virtqemud.socket virtnetworkd.socket virtstoraged.socket
-    fi
-}
-
-# Say whether libvirt's QEMU can use /dev/kvm. Nothing is changed: whose device it is, is for the machine's owner to say.
-check_kvm() {
-    local user=libvirt-qemu
-    if [ ! -e /dev/kvm ]; then
-        say "there is no /dev/kvm: nodes are emulated, which works but is slow"
-    elif id "$user" >/dev/null 2>&1 &&
-        ! setpriv --reuid "$user" --regid "$(id -g "$user")" --init-groups sh -c ': <>/dev/kvm' 2>/dev/null; then
-        say "/dev/kvm is closed to libvirt's QEMU, so libvirt probes QEMU at each start (about 16 s a node);" \
-            "mend it with: chown root:kvm /dev/kvm && chmod 0660 /dev/kvm"
-    fi
+# Everything that `vcluster` needs on this machine.
+install_everything() {
+    step "packages"
+    install_packages "$packages"
+    step "vcluster and its libraries"
+    install_project ""
+    make_links
+    check_command
+    step "libvirt"
+    start_libvirt
+    open_kvm
 }
