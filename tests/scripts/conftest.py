@@ -51,7 +51,8 @@ class Checkout:
     def run_argv(
         self, argv: list[str], *, check: bool = True, env: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
-        environment = {"PATH": PATH, **package_sources(), **(env or {})}
+        cache = {"PIP_CACHE_DIR": str(self.path.parent / "pip")}  # the second pip downloads nothing
+        environment = {"PATH": PATH, **package_sources(), **cache, **(env or {})}
         return self.server.run(argv, env=environment, timeout_s=400, check=check)
 
     def call(self, line: str, *, check: bool = True) -> subprocess.CompletedProcess[str]:
