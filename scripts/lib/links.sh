@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Links outside the checkout, such as the command on the PATH.
 
-# Call a function with each link of $links, the path in the checkout that it leads to, and the full path of that.
+# Call a function with each link of $links, and the path in the checkout that it leads to.
 for_each_link() {
     local link target
     while read -r link target; do

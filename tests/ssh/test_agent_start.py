@@ -227,7 +227,7 @@ def test_uninstalling_leaves_nothing_but_what_others_run_from(start: Start, tmp_
 
 
 def test_login_scripts_may_print(start: Start, tmp_path: Path) -> None:
-    script(tmp_path, "python3", f'echo "Welcome!"; echo; exec {sys.executable} "$@"')
+    script(tmp_path, "python3", f'echo "Welcome!"; echo; exec "{sys.executable}" "$@"')
     assert start(Local(folder=tmp_path)).call("echo", deadline=soon(), a=1) == {"a": 1}
 
 
