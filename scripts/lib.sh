@@ -7,15 +7,16 @@
 
 set -euo pipefail
 set +o posix
+export -n SHELLOPTS BASHOPTS # programs that are called do not inherit these options
 umask 022 # other users run the installed command
 script=("$0" "$@")
 callers_path=$PATH
 PATH=$PATH:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
-# Variables change what Python, pip and venv do. Of those, only the sources of packages stay.
+# Variables change what Python, pip, venv and shells do. Of those, only the sources of packages stay.
 control_environment() {
     local name
-    for name in "${!PYTHON@}" "${!PIP_@}" VIRTUAL_ENV CDPATH; do
+    for name in "${!PYTHON@}" "${!PIP_@}" VIRTUAL_ENV CDPATH BASH_ENV ENV; do
         case $name in
         PIP_INDEX_URL | PIP_EXTRA_INDEX_URL | PIP_FIND_LINKS | PIP_NO_INDEX | PIP_CONFIG_FILE | PIP_CONSTRAINT) ;;
         PIP_CERT | PIP_CLIENT_CERT | PIP_TRUSTED_HOST | PIP_PROXY | PIP_KEYRING_PROVIDER) ;;
@@ -131,11 +132,12 @@ open_log() {
 
 # Stop if this user may not write to one of these paths. A path that does not exist is skipped.
 require_writable() {
-    local path
+    local path owner
     for path in "$@"; do
         if [ -e "$path" ] && [ ! -w "$path" ]; then
             [ "$(id -u)" != 0 ] || fail "root cannot write to $path; is its file system read-only?"
-            fail "$(id -un) cannot write to $path, which belongs to $(stat -c %U "$path"). Run: $(as_typed "$(this_command)")"
+            owner=$(stat -c %U "$path")
+            fail "$(id -un) cannot write to $path, which belongs to $owner. Run: $(as_typed "$(this_command)")"
         fi
     done
 }
@@ -146,8 +148,12 @@ require_writable() {
 missing_packages() {
     local name
     while read -r name _; do
-        [ -z "$name" ] || dpkg-query -W -f '${db:Status-Status}' "$name" 2>/dev/null | grep -qx installed || echo "$name"
+        [ -z "$name" ] || is_installed "$name" || echo "$name"
     done <<<"$1"
+}
+
+is_installed() {
+    [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]
 }
 
 install_packages() {

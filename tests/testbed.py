@@ -118,7 +118,7 @@ class Server:
         self.run(["chpasswd", "--crypt-method", "SHA512"], input=f"{user}:{text}\n", timeout_s=10)
 
     def unplug(self) -> None:
-        """Take it off the network: its own eth0 and whoever talks to it notice as with a cable that is pulled."""
+        """Disconnect it from the network: its eth0 and its neighbours lose the carrier, as with a pulled cable."""
         manage("unplug", self.name)
 
     def plug(self) -> None:

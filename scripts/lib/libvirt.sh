@@ -64,8 +64,9 @@ restore_qemu_conf() {
 # Process ids of daemons that run without systemd.
 libvirt_daemons() {
     [ ! -d /run/systemd/system ] || return 0
-    local file
+    local file number
     for file in /run/libvirtd.pid /run/virtlogd.pid; do
-        if [ -e "$file" ] && kill -0 "$(cat "$file")" 2>/dev/null; then cat "$file"; fi
+        number=$(cat "$file" 2>/dev/null || true)
+        if [ -n "$number" ] && kill -0 "$number" 2>/dev/null; then echo "$number"; fi
     done
 }

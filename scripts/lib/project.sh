@@ -2,8 +2,8 @@
 # The project in its virtual environment, .venv.
 
 # Make .venv and install the project into it, editable, with the extra $1 (test) if given. The file `installed` is
-# written last and holds the digest of setup.py: without it, .venv is unfinished. The libvirt binding is a package of the
-# system, so .venv shows these packages.
+# written last and holds the digest of setup.py: without it, .venv is unfinished. The libvirt binding is a package of
+# the system, so .venv shows these packages.
 install_project() {
     local extra=${1:-} digest lock
     digest=$(sha256sum <"$root/setup.py")
@@ -31,7 +31,8 @@ install_project() {
 
 project_is_installed() {
     local extra=$1 digest=$2
-    [ "$(cat "$root/.venv/installed${extra:+-$extra}" 2>/dev/null)" = "$digest" ] && [ "$(loaded_from)" = "$root/vcluster" ]
+    [ "$(cat "$root/.venv/installed${extra:+-$extra}" 2>/dev/null)" = "$digest" ] &&
+        [ "$(loaded_from)" = "$root/vcluster" ]
 }
 
 # Make .venv, unless it can be used as it is.
@@ -53,7 +54,8 @@ environment_is_usable() {
 
 # The folder that .venv loads vcluster from.
 loaded_from() {
-    (cd / && "$root/.venv/bin/python" -I -c 'import os, vcluster; print(os.path.dirname(vcluster.__file__))' 2>/dev/null)
+    local program='import os, vcluster; print(os.path.dirname(vcluster.__file__))'
+    (cd / && "$root/.venv/bin/python" -I -c "$program" 2>/dev/null)
 }
 
 # Run the installed command once, and compare the place of its code with this checkout.

@@ -325,7 +325,7 @@ for _ in range(count):
 
 
 def send(sender: Server, host: Server, *, size: int, count: int) -> None:
-    """Send datagrams to nobody. `size` is theirs without headers, which are 28 bytes."""
+    """Send datagrams to a closed port. `size` is without the headers, which are 28 bytes."""
     sender.run(["python3", "-c", SEND, host.name, str(size), str(count)], timeout_s=10)
 
 

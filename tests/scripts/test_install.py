@@ -217,6 +217,9 @@ def test_uninstall_removes_what_install_made_and_install_makes_it_again(installe
     assert checkout.kvm() == "root:root 600"
     assert "  the guest images (" in printed
     assert "rm -r /var/lib/libvirt/images/vcluster/images" in printed
+    daemons = next(line for line in printed.splitlines() if "libvirt's daemons" in line).partition(": kill ")[2].split()
+    names = [server.path(f"/proc/{number}/comm").read_text().strip() for number in daemons]
+    assert names == ["libvirtd", "virtlogd"]
 
     again = checkout.run("uninstall", user="operator").stderr
     assert "removed" not in again
