@@ -22,8 +22,8 @@ from scripts import measure_clones  # noqa: E402
 from tests import samples  # noqa: E402
 from tests.inside import inside  # noqa: E402
 from tests.testbed import Server, kill, testbed  # noqa: E402
-from vcluster.adapters.network import netlink  # noqa: E402
-from vcluster.adapters.network.netlink import InterfaceSpec  # noqa: E402
+from vcluster.adapters.network import netlink_interfaces  # noqa: E402
+from vcluster.adapters.network.interface_spec import InterfaceSpec  # noqa: E402
 from vcluster.images.recipes import guest_file  # noqa: E402
 from vcluster.render.domain_xml import domain_xml  # noqa: E402
 from vcluster.render.node_actions import actions, mount_actions  # noqa: E402
@@ -119,7 +119,7 @@ def links_here(here: str, there: str, where: str) -> None:
     specs = tunnels(here, there, {name: "vc" if where == "the switch" else f"vb-{name}" for name in names})
     up, down = "\n".join(line for spec in specs for line in batch(spec)), "\n".join(f"link del {s.name}" for s in specs)
     sides: dict[str, tuple[Work, Work]] = {
-        "vcluster": (lambda: netlink.create(specs), lambda: netlink.destroy(MARK)),
+        "vcluster": (lambda: netlink_interfaces.create(specs), lambda: netlink_interfaces.destroy(MARK)),
         "ip -batch": (lambda: ip_batch(up), lambda: ip_batch(down)),
     }
     made: dict[str, list[float]] = {name: [] for name in sides}
@@ -170,7 +170,10 @@ def traffic() -> None:
             (ours, nodes, switch, homes),
             (theirs, switch, nodes, dict.fromkeys(homes, "vc-bench")),
         ):
-            call("netlink.create", specs=[asdict(one) for one in tunnels(here.address, there.address, bridges)])
+            call(
+                "netlink_interfaces.create",
+                specs=[asdict(one) for one in tunnels(here.address, there.address, bridges)],
+            )
         nodes.run(["ip", "link", "add", "plain", "mtu", "1450", "type", "bridge", "forward_delay", "0"], timeout_s=10)
         nodes.run(["ip", "link", "set", "plain", "up"], timeout_s=10)
         ways = {"the switch": {"a": "vb-a", "b": "vb-b"}, "a plain bridge": {"c": "plain", "d": "plain"}}

@@ -1,7 +1,7 @@
 """Functions of the project, called inside a server of the testbed, in one process of it that lasts.
 
     with inside(server) as call:
-        call("netlink.destroy", alias="vcluster:lab:00000000")
+        call("netlink_interfaces.destroy", alias="vcluster:lab:00000000")
 
 What they return comes back as JSON shows it; what they raise of our errors is raised here again.
 """
@@ -56,9 +56,13 @@ def _serve() -> None:
     """The other side: a request a line."""
     from dataclasses import asdict, is_dataclass
 
-    from vcluster.adapters.network import netlink, nftables, raw_frames
+    from vcluster.adapters.network import netlink_interfaces, netlink_routes, obstacles, raw_frames, tunnel_guard
+    from vcluster.adapters.network.interface_spec import InterfaceSpec
 
-    modules = {"nftables": nftables, "raw_frames": raw_frames, "netlink": netlink}
+    modules = {
+        module.__name__.rpartition(".")[2]: module
+        for module in (netlink_interfaces, netlink_routes, obstacles, raw_frames, tunnel_guard)
+    }
 
     def plain(value: object) -> object:
         return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
@@ -66,8 +70,8 @@ def _serve() -> None:
     for line in sys.stdin:
         function, arguments = json.loads(line)
         module, name = function.split(".")
-        if function == "netlink.create":
-            arguments["specs"] = [netlink.InterfaceSpec(**spec) for spec in arguments["specs"]]
+        if function == "netlink_interfaces.create":
+            arguments["specs"] = [InterfaceSpec(**spec) for spec in arguments["specs"]]
         try:
             answer = {"result": getattr(modules[module], name)(**arguments)}
         except errors.VclusterError as error:

@@ -68,27 +68,29 @@ def gets_in(call: Call, sender: Server, server: Server, vni: int) -> bool:
 
 
 def received(call: Call, vni: int) -> int:
-    return next(int(link["rx_packets"]) for link in call("netlink.interfaces") if link["name"] == f"vx-{vni}")
+    return next(
+        int(link["rx_packets"]) for link in call("netlink_interfaces.interfaces") if link["name"] == f"vx-{vni}"
+    )
 
 
 @pytest.mark.usefixtures("tunnels")
 def test_nobody_but_the_peer_sends_into_a_tunnel(servers: tuple[Server, ...], server: Server, call: Call) -> None:
     _, peer, stranger = servers
     assert gets_in(call, stranger, server, 40)
-    call("nftables.guard", table=TABLE, tunnels=[(40, peer.address)], port=PORT)
+    call("tunnel_guard.guard", table=TABLE, tunnels=[(40, peer.address)], port=PORT)
     assert gets_in(call, peer, server, 40)
     assert not gets_in(call, stranger, server, 40)
     assert gets_in(call, stranger, server, 50)  # not ours
-    call("nftables.guard", table=TABLE, tunnels=[(40, stranger.address), (50, peer.address)], port=PORT)
+    call("tunnel_guard.guard", table=TABLE, tunnels=[(40, stranger.address), (50, peer.address)], port=PORT)
     assert not gets_in(call, peer, server, 40)
     assert gets_in(call, stranger, server, 40)
     assert not gets_in(call, stranger, server, 50)
-    call("nftables.remove", table=TABLE)
+    call("tunnel_guard.remove", table=TABLE)
     assert gets_in(call, stranger, server, 50)
 
 
 def test_rules_read_as_they_are_meant(server: Server, call: Call) -> None:
-    call("nftables.guard", table=TABLE, tunnels=[(40, "192.0.2.1"), (16777215, "192.0.2.2")], port=PORT)
+    call("tunnel_guard.guard", table=TABLE, tunnels=[(40, "192.0.2.1"), (16777215, "192.0.2.2")], port=PORT)
     shown = server.run(["nft", "list", "table", "inet", TABLE], timeout_s=10).stdout
     assert "type filter hook input priority filter - 10; policy accept;" in shown
     assert f"meta nfproto ipv4 udp dport {PORT} jump tunnels" in shown
@@ -100,16 +102,16 @@ def test_rules_read_as_they_are_meant(server: Server, call: Call) -> None:
 def test_tables_are_told_by_name_and_removed(server: Server, call: Call) -> None:
     server.run(["nft", "add table inet foreign"], timeout_s=10)
     for name in (TABLE, "vcluster-other-00000000"):
-        call("nftables.guard", table=name, tunnels=[(40 + n, "192.0.2.1") for n in range(64)], port=PORT)
-    assert call("nftables.tables", prefix="vcluster-") == [TABLE, "vcluster-other-00000000"]
-    assert call("nftables.tables", prefix=TABLE) == [TABLE]
+        call("tunnel_guard.guard", table=name, tunnels=[(40 + n, "192.0.2.1") for n in range(64)], port=PORT)
+    assert call("tunnel_guard.tables", prefix="vcluster-") == [TABLE, "vcluster-other-00000000"]
+    assert call("tunnel_guard.tables", prefix=TABLE) == [TABLE]
     for _ in range(2):  # the second time it is gone already
-        call("nftables.remove", table=TABLE)
-    assert call("nftables.tables", prefix="") == ["foreign", "vcluster-other-00000000"]
+        call("tunnel_guard.remove", table=TABLE)
+    assert call("tunnel_guard.tables", prefix="") == ["foreign", "vcluster-other-00000000"]
 
 
 def found(call: Call, port: int = PORT) -> list[str]:
-    return [one["what"] for one in call("nftables.obstacles", port=port)]
+    return [one["what"] for one in call("obstacles.find_obstacles", port=port)]
 
 
 FIREWALLD = """
@@ -143,7 +145,7 @@ def test_rules_in_the_way_are_found_and_mended_by_the_command_told(
 ) -> None:
     assert found(call) == []
     server.run(["nft", "-f", "-"], input=rules, timeout_s=10)
-    (obstacle,) = call("nftables.obstacles", port=PORT)
+    (obstacle,) = call("obstacles.find_obstacles", port=PORT)
     assert obstacle["what"] == what
     server.run(shlex.split(obstacle["fix"]), timeout_s=10)
     assert found(call) == []
@@ -163,7 +165,7 @@ def test_bridged_frames_that_a_router_would_drop(server: Server, call: Call, pro
     server.run(["sysctl", "-qw", "net.bridge.bridge-nf-call-iptables=1"], timeout_s=10)
     server.run([program, "-P", "FORWARD", "DROP"], timeout_s=10)
     try:
-        (obstacle,) = call("nftables.obstacles", port=PORT)
+        (obstacle,) = call("obstacles.find_obstacles", port=PORT)
         assert obstacle["what"] == "bridge-nf"
         assert "FORWARD" in obstacle["detail"]
         server.run(shlex.split(obstacle["fix"]), timeout_s=10)
@@ -176,6 +178,6 @@ def test_a_closed_input_chain_of_iptables(server: Server, call: Call) -> None:
     server.run(["iptables", "-A", "INPUT", "-p", "udp", "--dport", "4790:4800", "-j", "ACCEPT"], timeout_s=10)
     server.run(["iptables", "-P", "INPUT", "DROP"], timeout_s=10)
     assert found(call, port=4795) == []
-    (obstacle,) = call("nftables.obstacles", port=PORT)
+    (obstacle,) = call("obstacles.find_obstacles", port=PORT)
     server.run(shlex.split(obstacle["fix"]), timeout_s=10)
     assert found(call) == []

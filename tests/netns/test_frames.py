@@ -12,7 +12,7 @@ import pytest
 from tests.inside import Call, inside
 from tests.testbed import Server, testbed
 from vcluster.adapters.network import raw_frames
-from vcluster.adapters.network.netlink import InterfaceSpec
+from vcluster.adapters.network.interface_spec import InterfaceSpec
 from vcluster.errors import MissingError, RequestError, VclusterError
 
 pytestmark = [
@@ -41,7 +41,7 @@ def calls(servers: tuple[Server, ...]) -> Iterator[tuple[Call, Call]]:
         yield one, other
         for call in (one, other):
             call("raw_frames.close")
-            call("netlink.destroy", alias=MARK)
+            call("netlink_interfaces.destroy", alias=MARK)
 
 
 def make(call: Call, here: Server, there: Server, ports: dict[str, str]) -> None:
@@ -50,7 +50,7 @@ def make(call: Call, here: Server, there: Server, ports: dict[str, str]) -> None
         InterfaceSpec(name, "vxlan", MTU, MARK, bridge, 40 + number, here.address, there.address, "eth0", 4789)
         for number, (name, bridge) in enumerate(ports.items())
     ]
-    call("netlink.create", specs=[asdict(spec) for spec in specs])
+    call("netlink_interfaces.create", specs=[asdict(spec) for spec in specs])
 
 
 def test_full_size_frames_pass_the_switch(calls: tuple[Call, Call]) -> None:

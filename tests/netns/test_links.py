@@ -12,7 +12,7 @@ import pytest
 
 from tests.inside import Call, inside
 from tests.testbed import Server, testbed
-from vcluster.adapters.network.netlink import InterfaceSpec
+from vcluster.adapters.network.interface_spec import InterfaceSpec
 from vcluster.errors import ConflictError, MissingError, RequestError
 
 pytestmark = [
@@ -47,7 +47,7 @@ def server(servers: tuple[Server, Server]) -> Server:
 def call(calls: tuple[Call, Call]) -> Iterator[Call]:
     yield calls[0]
     for one in calls:
-        one("netlink.destroy", alias=MARK)
+        one("netlink_interfaces.destroy", alias=MARK)
 
 
 def links(server: Server) -> dict[str, dict[str, Any]]:
@@ -57,7 +57,7 @@ def links(server: Server) -> dict[str, dict[str, Any]]:
 
 
 def make(call: Call, *specs: InterfaceSpec) -> None:
-    call("netlink.create", specs=[asdict(spec) for spec in specs])
+    call("netlink_interfaces.create", specs=[asdict(spec) for spec in specs])
 
 
 def bridge(name: str, **wishes: Any) -> InterfaceSpec:
@@ -106,15 +106,15 @@ def test_links_are_made_as_asked_and_removed(
         made = {name: link for name, link in links(server).items() if name not in before}
         assert set(made) == {spec.name for spec in specs}
         assert_as_asked(made, specs)
-        seen = {link["name"]: link for link in call("netlink.interfaces")}
+        seen = {link["name"]: link for link in call("netlink_interfaces.interfaces")}
         for spec in specs:
             assert {key: seen[spec.name][key] for key in asdict(spec)} == asdict(spec)
         make(call, *specs)
         assert {name: link["ifindex"] for name, link in links(server).items() if name not in before} == {
             name: link["ifindex"] for name, link in made.items()
         }
-        assert set(call("netlink.destroy", alias=MARK)) == set(made)
-        assert call("netlink.destroy", alias=MARK) == []
+        assert set(call("netlink_interfaces.destroy", alias=MARK)) == set(made)
+        assert call("netlink_interfaces.destroy", alias=MARK) == []
         assert links(server).keys() == before.keys()
 
 
@@ -122,9 +122,12 @@ def test_some_links_go_and_the_others_stay(servers: tuple[Server, Server], call:
     before = links(servers[0])
     make(call, *sides(servers, 3)[0])
     made = links(servers[0])
-    assert set(call("netlink.destroy", alias=MARK, names=["vb-lab-1", "vx-lab-1", "eth0"])) == {"vb-lab-1", "vx-lab-1"}
-    assert call("netlink.destroy", alias=MARK, names=["vb-lab-1"]) == []
-    assert call("netlink.destroy", alias=MARK, names=[]) == []
+    assert set(call("netlink_interfaces.destroy", alias=MARK, names=["vb-lab-1", "vx-lab-1", "eth0"])) == {
+        "vb-lab-1",
+        "vx-lab-1",
+    }
+    assert call("netlink_interfaces.destroy", alias=MARK, names=["vb-lab-1"]) == []
+    assert call("netlink_interfaces.destroy", alias=MARK, names=[]) == []
     left = links(servers[0])
     assert left.keys() == made.keys() - {"vb-lab-1", "vx-lab-1"}
     assert left.keys() > before.keys()
@@ -168,9 +171,9 @@ def test_nodes_of_one_server_meet_on_the_switch_alone(
 ) -> None:
     assert pings(two_nodes)
     assert not pings(two_nodes, size=MTU + 1)
-    before = {link["name"]: link for link in calls[1]("netlink.interfaces")}
+    before = {link["name"]: link for link in calls[1]("netlink_interfaces.interfaces")}
     assert pings(two_nodes, count=50)
-    after = {link["name"]: link for link in calls[1]("netlink.interfaces")}
+    after = {link["name"]: link for link in calls[1]("netlink_interfaces.interfaces")}
     for port in ("vx-lab-0", "vx-lab-1"):
         assert after[port]["rx_packets"] - before[port]["rx_packets"] >= 50
         assert after[port]["tx_bytes"] - before[port]["tx_bytes"] >= 50 * MTU
@@ -183,13 +186,13 @@ def test_nodes_of_one_server_meet_on_the_switch_alone(
 def test_a_port_that_was_taken_out_is_put_back(two_nodes: Server, calls: tuple[Call, Call]) -> None:
     two_nodes.run(["ip", "link", "set", "vt-lab-1", "nomaster"], timeout_s=10)
     assert not pings(two_nodes)
-    calls[0]("netlink.attach", port="vt-lab-1", master="vb-lab-1")
+    calls[0]("netlink_interfaces.attach", port="vt-lab-1", master="vb-lab-1")
     assert links(two_nodes)["vt-lab-1"]["master"] == "vb-lab-1"
     assert pings(two_nodes)
     with pytest.raises(MissingError, match="no link vt-lab-9"):
-        calls[0]("netlink.attach", port="vt-lab-9", master="vb-lab-1")
+        calls[0]("netlink_interfaces.attach", port="vt-lab-9", master="vb-lab-1")
     with pytest.raises(ConflictError, match="eth0 is not a bridge"):
-        calls[0]("netlink.attach", port="vt-lab-1", master="eth0")
+        calls[0]("netlink_interfaces.attach", port="vt-lab-1", master="eth0")
 
 
 def test_links_of_ours_are_mended(servers: tuple[Server, Server], call: Call, server: Server) -> None:
@@ -227,7 +230,7 @@ def test_a_link_that_is_not_ours_is_refused_and_unharmed(
         before = links(server)
         with pytest.raises(ConflictError, match=f"link {name} exists"):
             make(call, *specs)
-        call("netlink.destroy", alias=MARK)
+        call("netlink_interfaces.destroy", alias=MARK)
         assert links(server) == before
     finally:
         server.run(["ip", "link", "del", name], timeout_s=10)
@@ -238,7 +241,7 @@ def test_a_vni_that_is_taken_is_refused(servers: tuple[Server, Server], call: Ca
     add = ["ip", "link", "add", "other", "type", "vxlan", "id", str(BASE), "dev", "eth0", "dstport"]
     server.run([*add, "4790"], timeout_s=10)
     make(call, *specs)
-    call("netlink.destroy", alias=MARK)
+    call("netlink_interfaces.destroy", alias=MARK)
     server.run(["ip", "link", "del", "other"], timeout_s=10)
     server.run([*add, str(PORT)], timeout_s=10)
     try:
@@ -279,42 +282,44 @@ def test_what_cannot_be_is_refused_before_anything_is_made(
 def test_only_the_clusters_own_links_go(call: Call, server: Server) -> None:
     for name in ("a", "ab"):
         make(call, replace(bridge(f"vc-{name}"), alias=f"vcluster:{name}:00000000"))
-    assert call("netlink.destroy", alias="vcluster:a:00000000") == ["vc-a"]
+    assert call("netlink_interfaces.destroy", alias="vcluster:a:00000000") == ["vc-a"]
     assert "vc-ab" in links(server)
     with pytest.raises(RequestError):
-        call("netlink.destroy", alias="")
-    assert call("netlink.destroy", alias="vcluster:ab:00000000") == ["vc-ab"]
+        call("netlink_interfaces.destroy", alias="")
+    assert call("netlink_interfaces.destroy", alias="vcluster:ab:00000000") == ["vc-ab"]
 
 
 def test_routes_and_addresses_are_told_with_their_interfaces(call: Call, server: Server) -> None:
     shown = json.loads(server.run(["ip", "-j", "-4", "route"], timeout_s=10).stdout)
-    assert {(one["dst"], one["dev"]) for one in shown if "/" in one["dst"]} <= set(map(tuple, call("netlink.routes")))
+    assert {(one["dst"], one["dev"]) for one in shown if "/" in one["dst"]} <= set(
+        map(tuple, call("netlink_routes.routes"))
+    )
     assert shown
-    assert ["eth0", server.address] in call("netlink.addresses")
+    assert ["eth0", server.address] in call("netlink_routes.addresses")
 
 
 def test_the_way_to_an_address_is_the_kernels_own(servers: tuple[Server, Server], call: Call, server: Server) -> None:
     there = servers[1].address
-    assert call("netlink.route_to", address=there) == {
+    assert call("netlink_routes.route_to", address=there) == {
         "local": server.address, "interface": "eth0", "mtu": 1500, "is_local": False,
     }  # fmt: skip
     for own in (server.address, "127.0.0.1"):
-        assert call("netlink.route_to", address=own)["is_local"]
+        assert call("netlink_routes.route_to", address=own)["is_local"]
     server.run(["ip", "route", "add", there, "dev", "eth0", "mtu", "1400"], timeout_s=10)
     server.run(["ip", "link", "add", "up0", "type", "bridge"], timeout_s=10)
     server.run(["ip", "address", "add", "198.51.100.1/24", "dev", "up0"], timeout_s=10)
     server.run(["ip", "link", "set", "up0", "up"], timeout_s=10)
     try:
-        assert call("netlink.route_to", address=there, interface="eth0")["mtu"] == 1400
-        assert call("netlink.route_to", address="198.51.100.9", interface="up0")["local"] == "198.51.100.1"
+        assert call("netlink_routes.route_to", address=there, interface="eth0")["mtu"] == 1400
+        assert call("netlink_routes.route_to", address="198.51.100.9", interface="up0")["local"] == "198.51.100.1"
         with pytest.raises(MissingError, match=f"no route to {there} through up0"):
-            call("netlink.route_to", address=there, interface="up0")
+            call("netlink_routes.route_to", address=there, interface="up0")
     finally:
         server.run(["ip", "link", "del", "up0"], timeout_s=10)
         server.run(["ip", "route", "del", there, "dev", "eth0", "mtu", "1400"], timeout_s=10)
     with pytest.raises(MissingError, match="no route to 203\\.0\\.113\\.1"):
-        call("netlink.route_to", address="203.0.113.1")
+        call("netlink_routes.route_to", address="203.0.113.1")
     with pytest.raises(RequestError, match="no interface 'eth7'; there are lo, "):
-        call("netlink.route_to", address=there, interface="eth7")
+        call("netlink_routes.route_to", address=there, interface="eth7")
     with pytest.raises(RequestError, match="not an IPv4 address"):
-        call("netlink.route_to", address="fe80::1")
+        call("netlink_routes.route_to", address="fe80::1")

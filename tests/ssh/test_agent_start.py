@@ -16,9 +16,9 @@ import pytest
 
 from tests.ssh.server import HOST, USER, Rules, serving, target
 from vcluster.adapters.pipe import Listener, LocalPipe, Pipe
-from vcluster.adapters.ssh import ssh_session
+from vcluster.adapters.ssh import ssh_login, ssh_session
 from vcluster.agent import bundle
-from vcluster.agent.client import RemoteAgent
+from vcluster.agent.remote_agent import RemoteAgent
 from vcluster.errors import ConflictError, DeadlineError, MissingError, VclusterError
 from vcluster.util.deadline import Cancelled, Deadline
 
@@ -322,7 +322,7 @@ def test_no_sudo_no_python_an_old_python(start: Start, tmp_path: Path) -> None:
 def session(tmp_path: Path) -> Iterator[tuple[ssh_session.Session, Rules]]:
     with serving(Rules()) as rules:
         where = target(rules, tmp_path)
-        with ssh_session.connect_server(
+        with ssh_login.connect_server(
             "server2", where, cluster_key=USER.private, pinned=HOST.public, deadline=Deadline(20)
         ) as session:
             yield session, rules

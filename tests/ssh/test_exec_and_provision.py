@@ -21,7 +21,7 @@ import pytest
 from tests import samples
 from tests.ssh.server import HOST, OTHER, USER, Rules, serving
 from vcluster.adapters import tmux
-from vcluster.adapters.ssh import ssh_session
+from vcluster.adapters.ssh import ssh_login
 from vcluster.adapters.tmux import Pane, Screen
 from vcluster.cli import main
 from vcluster.commands import access
@@ -57,7 +57,7 @@ def plan_of(count: int, *, lost: tuple[int, ...] = ()) -> Plan:
 @pytest.fixture
 def rules(monkeypatch: pytest.MonkeyPatch) -> Iterator[Rules]:
     with serving(Rules()) as rules:
-        monkeypatch.setattr(ssh_session, "PORT", rules.port)
+        monkeypatch.setattr(ssh_login, "PORT", rules.port)
         monkeypatch.setattr(access, "LOGIN_TIMEOUT_S", 2.0)
         yield rules
 
@@ -87,7 +87,7 @@ def vcluster(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 @pytest.mark.usefixtures("rules")
 def test_output_is_heard_while_the_program_runs() -> None:
     heard: list[tuple[float, str, bytes]] = []
-    with ssh_session.connect(
+    with ssh_login.connect_node(
         "node1", "127.0.0.1", user="root", private_key=USER.private, host_key=HOST.public, deadline=Deadline(20)
     ) as session:
         done = session.run(
@@ -103,7 +103,7 @@ def test_output_is_heard_while_the_program_runs() -> None:
 
 @pytest.mark.usefixtures("rules")
 def test_output_that_is_no_text() -> None:
-    with ssh_session.connect(
+    with ssh_login.connect_node(
         "node1", "127.0.0.1", user="root", private_key=USER.private, host_key=HOST.public, deadline=Deadline(20)
     ) as session:
         assert session.run(["printf", r"\377"], awaited="it").stdout == r"\xff"

@@ -14,10 +14,10 @@ pytestmark = pytest.mark.netns
 # Runs on the first server. Prints what it finds out, line by line.
 PROGRAM = """
 import os, sys, libvirt
-from vcluster.agent.client import RemoteAgent
+from vcluster.agent.remote_agent import RemoteAgent
 from vcluster.errors import VclusterError
 from vcluster.util.deadline import Deadline
-from vcluster.adapters.ssh import ssh_session
+from vcluster.adapters.ssh import openssh_config, ssh_login
 from vcluster.adapters.libvirt.libvirt_proxy import LibvirtProxy
 
 host, user, password, for_sudo = (word if word != "-" else None for word in sys.argv[1:])
@@ -50,8 +50,8 @@ def exercise(session, agent):
     agent.uninstall(Deadline(20))
 
 try:
-    target = ssh_session.resolve(host, user=user)
-    with ssh_session.connect_server("server2", target, password=password, deadline=Deadline(60)) as session:
+    target = openssh_config.resolve(host, user=user)
+    with ssh_login.connect_server("server2", target, password=password, deadline=Deadline(60)) as session:
         agent = RemoteAgent(session, password=lambda: for_sudo, deadline=Deadline(60))
         exercise(session, agent)
 except VclusterError as error:

@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.ssh.server import HOST, OTHER, RSA, STRANGER, USER, Rules, know, private, public, serving, target
-from vcluster.adapters.ssh import host_keys, openssh_config, ssh_session
+from vcluster.adapters.ssh import host_keys, openssh_config, ssh_login, ssh_session
+from vcluster.adapters.ssh.authentication import LoginRefusedError
 from vcluster.errors import ConflictError, DeadlineError, MissingError, RequestError, VclusterError
 from vcluster.model.keys import KeyPair, fingerprint
 from vcluster.util.deadline import Deadline
@@ -40,7 +41,7 @@ def log_in(
         know(where, public(HOST))
     if not {"password", "key", "cluster_key"} & set(how) and not where.identity_files:
         how["cluster_key"] = USER.private
-    return ssh_session.connect_server("server2", where, deadline=Deadline(timeout_s), **how)
+    return ssh_login.connect_server("server2", where, deadline=Deadline(timeout_s), **how)
 
 
 def key_file(folder: Path, pair: KeyPair = USER, name: str = "id_ed25519") -> Path:
@@ -196,7 +197,7 @@ def test_a_password(rules: Rules, tmp_path: Path) -> None:
 @pytest.mark.parametrize("allows", ["publickey,password", "password,keyboard-interactive", "keyboard-interactive"])
 def test_a_wrong_password_is_one_attempt(rules: Rules, tmp_path: Path, allows: str) -> None:
     rules.allows = allows
-    with pytest.raises(ssh_session.LoginRefusedError, match="refuses the password for user root") as caught:
+    with pytest.raises(LoginRefusedError, match="refuses the password for user root") as caught:
         log_in(rules, tmp_path, password="wrong-secret")
     assert len(rules.tried) == 1
     assert "wrong-secret" not in f"{caught.value.message} {caught.value.hint}"
@@ -210,7 +211,7 @@ def test_a_password_in_conversation(rules: Rules, tmp_path: Path) -> None:
 
 def test_a_server_that_takes_no_passwords(rules: Rules, tmp_path: Path) -> None:
     rules.allows = "publickey"
-    with pytest.raises(ssh_session.LoginRefusedError, match="takes no passwords"):
+    with pytest.raises(LoginRefusedError, match="takes no passwords"):
         log_in(rules, tmp_path, password="right")
     assert rules.tried == []
 
@@ -218,14 +219,14 @@ def test_a_server_that_takes_no_passwords(rules: Rules, tmp_path: Path) -> None:
 def test_the_clusters_key_goes_before_all_else(rules: Rules, tmp_path: Path) -> None:
     log_in(rules, tmp_path, cluster_key=USER.private, password="wrong").close()
     assert set(rules.tried) == {"publickey"}
-    with pytest.raises(ssh_session.LoginRefusedError, match="refuses the cluster's key"):
+    with pytest.raises(LoginRefusedError, match="refuses the cluster's key"):
         log_in(rules, tmp_path, knows=False, cluster_key=STRANGER.private, password="right")
     assert "password" not in rules.tried
 
 
 def test_a_key_file(rules: Rules, tmp_path: Path) -> None:
     log_in(rules, tmp_path, key=key_file(tmp_path)).close()
-    with pytest.raises(ssh_session.LoginRefusedError, match=r"refuses the key .*stranger for user root") as caught:
+    with pytest.raises(LoginRefusedError, match=r"refuses the key .*stranger for user root") as caught:
         log_in(rules, tmp_path, knows=False, key=key_file(tmp_path, STRANGER, "stranger"))
     assert "ssh-copy-id" in str(caught.value.hint)
 
@@ -272,7 +273,7 @@ def test_identities_are_tried_as_ssh_does(rules: Rules, tmp_path: Path) -> None:
     where = target(rules, tmp_path, identities=(missing, stranger, key_file(tmp_path)))
     log_in(rules, tmp_path, where=where).close()
     rules.authorized = OTHER
-    with pytest.raises(ssh_session.LoginRefusedError, match="none of 2 keys"):
+    with pytest.raises(LoginRefusedError, match="none of 2 keys"):
         log_in(rules, tmp_path, where=where, knows=False)
 
 
@@ -284,7 +285,7 @@ def test_the_agents_keys(rules: Rules, tmp_path: Path) -> None:
         log_in(rules, tmp_path, where=where).close()
         path.with_name(path.name + ".pub").unlink()
         only = with_agent(where, socket_path, identities_only=True)
-        with pytest.raises(ssh_session.LoginRefusedError, match="there is no key to try"):
+        with pytest.raises(LoginRefusedError, match="there is no key to try"):
             log_in(rules, tmp_path, where=only, knows=False)
 
 
@@ -321,7 +322,7 @@ def somewhere(port: int, hostname: str = "127.0.0.1") -> openssh_config.Target:
 
 
 def try_log_in(where: openssh_config.Target, timeout_s: float = 10) -> None:
-    ssh_session.connect_server(
+    ssh_login.connect_server(
         "server2", where, cluster_key=USER.private, pinned=HOST.public, deadline=Deadline(timeout_s)
     )
 
@@ -386,7 +387,7 @@ def test_a_way_through_a_command_of_the_users_configuration(rules: Rules, tmp_pa
         f"Host far\n HostName 127.0.0.1\n Port {rules.port}\n User root\n ProxyCommand python3 {relay} %h %p\n"
         f" UserKnownHostsFile {tmp_path}/kh\n"
     )
-    where = ssh_session.resolve("far", config=config)
+    where = openssh_config.resolve("far", config=config)
     with log_in(rules, tmp_path, where=where, knows=False, pinned=HOST.public, cluster_key=USER.private) as session:
         assert session.address == ""
         assert session.run(["echo", "hello"], awaited="echo").stdout == "hello\n"
@@ -395,7 +396,7 @@ def test_a_way_through_a_command_of_the_users_configuration(rules: Rules, tmp_pa
 def test_a_proxy_that_fails_says_why(tmp_path: Path) -> None:
     (tmp_path / "config").write_text("Host far\n ProxyCommand echo the way is shut >&2; exit 1\n")
     with pytest.raises(VclusterError, match="the way is shut"):
-        try_log_in(ssh_session.resolve("far", config=tmp_path / "config"))
+        try_log_in(openssh_config.resolve("far", config=tmp_path / "config"))
 
 
 # Through a server to a node
@@ -403,9 +404,9 @@ def test_a_proxy_that_fails_says_why(tmp_path: Path) -> None:
 
 def test_a_node_is_reached_through_its_server(rules: Rules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(Rules(host_keys=(private(OTHER),), authorized=STRANGER)) as node, log_in(rules, tmp_path) as server:
-        monkeypatch.setattr(ssh_session, "PORT", node.port)
+        monkeypatch.setattr(ssh_login, "PORT", node.port)
         how = {"user": "root", "private_key": STRANGER.private, "host_key": OTHER.public, "via": server}
-        with ssh_session.connect("node1", "127.0.0.1", **how, deadline=Deadline(20)) as session:
+        with ssh_login.connect_node("node1", "127.0.0.1", **how, deadline=Deadline(20)) as session:
             data = b"0123456789abcdef" * 65536
             assert session.run(["cat"], stdin=data, awaited="cat").stdout.encode() == data
         assert server.is_alive
@@ -415,9 +416,9 @@ def test_a_node_that_is_not_up_yet_is_awaited_through_its_server(
     rules: Rules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        monkeypatch.setattr(ssh_session, "PORT", listener.getsockname()[1])
+        monkeypatch.setattr(ssh_login, "PORT", listener.getsockname()[1])
     with log_in(rules, tmp_path) as server, pytest.raises(DeadlineError, match="node1: a login by ssh"):
-        ssh_session.connect(
+        ssh_login.connect_node(
             "node1", "127.0.0.1", user="root", private_key=USER.private, host_key=HOST.public,
             deadline=Deadline(1), via=server,
         )  # fmt: skip
@@ -426,7 +427,7 @@ def test_a_node_that_is_not_up_yet_is_awaited_through_its_server(
 def test_a_server_that_forbids_forwarding(rules: Rules, tmp_path: Path) -> None:
     rules.may_forward = False
     with log_in(rules, tmp_path) as server, pytest.raises(MissingError, match="forbids") as caught:
-        ssh_session.connect(
+        ssh_login.connect_node(
             "node1", "127.0.0.1", user="root", private_key=USER.private, host_key=HOST.public,
             deadline=Deadline(5), via=server,
         )  # fmt: skip
@@ -533,7 +534,7 @@ def test_ssh_itself_says_what_a_host_means(tmp_path: Path) -> None:
         "Host sw\n HostName 192.0.2.7\n Port 2200\n User alice\n IdentityFile ~/keys/%h\n IdentitiesOnly yes\n"
         " ProxyJump bob@gate:33,inner\n HostKeyAlias the-switch\n UserKnownHostsFile ~/kh /tmp/%r\n"
     )
-    found = ssh_session.resolve("sw", config=config)
+    found = openssh_config.resolve("sw", config=config)
     home = Path("~").expanduser()
     assert (found.hostname, found.port, found.user, found.identities_only) == ("192.0.2.7", 2200, "alice", True)
     assert found.identity_files == (home / "keys" / "192.0.2.7",)
@@ -543,14 +544,14 @@ def test_ssh_itself_says_what_a_host_means(tmp_path: Path) -> None:
     assert command is not None
     assert command.endswith("-J bob@gate:33 -W '[192.0.2.7]:2200' -- ssh://inner")
     assert found.proxy_options == ("ProxyJump bob@gate:33,inner",)
-    said = ssh_session.resolve("carol@sw:44", config=config)
+    said = openssh_config.resolve("carol@sw:44", config=config)
     assert (said.user, said.port) == ("carol", 44)
 
 
 def test_a_configuration_that_ssh_does_not_accept(tmp_path: Path) -> None:
     (tmp_path / "config").write_text("Nonsense yes\n")
     with pytest.raises(RequestError, match="does not accept its configuration"):
-        ssh_session.resolve("server2", config=tmp_path / "config")
+        openssh_config.resolve("server2", config=tmp_path / "config")
 
 
 def test_keys_are_spoken_of_as_openssh_does(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import paramiko
 import pytest
 
-from vcluster.adapters.ssh import ssh_session
+from vcluster.adapters.ssh import ssh_login, ssh_session
 from vcluster.errors import DeadlineError, VclusterError
 from vcluster.model import keys
 from vcluster.model.keys import KeyPair
@@ -76,7 +76,7 @@ def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
         number = listener.getsockname()[1]
-        monkeypatch.setattr(ssh_session, "PORT", number)
+        monkeypatch.setattr(ssh_login, "PORT", number)
         yield number
         stopping.set()
         listener.shutdown(socket.SHUT_RDWR)
@@ -92,7 +92,7 @@ def private(pair: KeyPair) -> paramiko.PKey:
 
 
 def connect(*, key: KeyPair = USER, host: KeyPair = HOST, timeout_s: float = 20) -> ssh_session.Session:
-    return ssh_session.connect(
+    return ssh_login.connect_node(
         "node1", "127.0.0.1", user="root", private_key=key.private, host_key=host.public, deadline=Deadline(timeout_s)
     )
 
@@ -151,7 +151,7 @@ def test_a_program_that_does_not_end() -> None:
 
 def test_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
-        monkeypatch.setattr(ssh_session, "PORT", closed.getsockname()[1])
+        monkeypatch.setattr(ssh_login, "PORT", closed.getsockname()[1])
     with pytest.raises(DeadlineError, match="a login by ssh"):
         connect(timeout_s=0.5)
 

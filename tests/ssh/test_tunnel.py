@@ -17,8 +17,8 @@ from tests.ssh.server import HOST, USER, Rules, serving, target
 from tests.ssh.test_agent_start import archive
 from vcluster.adapters.libvirt.libvirt_proxy import LibvirtProxy
 from vcluster.adapters.pipe import Pipe
-from vcluster.adapters.ssh import ssh_session
-from vcluster.agent.client import RemoteAgent
+from vcluster.adapters.ssh import ssh_login
+from vcluster.agent.remote_agent import RemoteAgent
 from vcluster.errors import MissingError, RequestError
 from vcluster.util.deadline import Deadline
 
@@ -75,7 +75,7 @@ def rules() -> Iterator[Rules]:
 @pytest.fixture
 def relays(rules: Rules, tmp_path: Path) -> Iterator[RelayStarter]:
     where = target(rules, tmp_path)
-    with ssh_session.connect_server(
+    with ssh_login.connect_server(
         "server2", where, cluster_key=USER.private, pinned=HOST.public, deadline=Deadline(20)
     ) as session:
         agent = RemoteAgent(session, folder=tmp_path / "lib" / "agent", archive=archive())

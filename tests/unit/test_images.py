@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from vcluster.agent import snapshot_store
+from vcluster.agent import snapshot_manifest, snapshot_store
 from vcluster.cli import image, main
 from vcluster.errors import ConflictError, RequestError
 from vcluster.images.store import ImageStore
@@ -104,9 +104,9 @@ def test_an_image_goes_with_the_memories_that_are_kept_of_it(tmp_path: Path, mon
 def keep(folder: Path, digest: str) -> None:
     """What a memory that was made from an image is known by."""
     folder.mkdir(parents=True)
-    files = {name: snapshot_store._File(0, "") for name in ("disk.qcow2", "ram", "state")}
-    manifest = snapshot_store._Manifest(folder.name, "", digest, {}, "pc", "", "", 0, True, [0, 0], 0, files)
-    (folder / "manifest.json").write_text(json.dumps({"format": snapshot_store.FORMAT, **asdict(manifest)}))
+    files = {name: snapshot_manifest.ManifestFile(0, "") for name in ("disk.qcow2", "ram", "state")}
+    manifest = snapshot_manifest.SnapshotManifest(folder.name, "", digest, {}, "pc", "", "", 0, True, [0, 0], 0, files)
+    (folder / "manifest.json").write_text(json.dumps({"format": snapshot_manifest.FORMAT, **asdict(manifest)}))
 
 
 def test_what_failed_or_was_killed_leaves_no_image(tmp_path: Path) -> None:

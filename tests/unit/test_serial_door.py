@@ -22,9 +22,10 @@ from typing import Any
 import libvirt
 import pytest
 
-from vcluster.adapters.libvirt.hypervisor import SerialChannel
-from vcluster.adapters.pipe import NodeConnection
-from vcluster.adapters.serial_connection import SerialConnection, SerialPipe
+from vcluster.adapters.libvirt.serial_channel import SerialChannel
+from vcluster.adapters.node_connection import NodeConnection
+from vcluster.adapters.serial_connection import SerialConnection
+from vcluster.adapters.serial_pipe import SerialPipe
 from vcluster.errors import DeadlineError, VclusterError
 from vcluster.util.deadline import Cancelled, Deadline
 

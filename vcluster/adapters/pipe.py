@@ -9,9 +9,7 @@ import subprocess
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
-from vcluster.adapters.process import Completed, Output
 from vcluster.errors import VclusterError
 from vcluster.util.deadline import Deadline
 
@@ -135,34 +133,6 @@ class Pipe(ABC):
             self._on_error_output(self, data)
 
 
-class NodeConnection(Protocol):
-    """A connection to a node on which guest programs run: a session, or the node's serial port. Closed by who has it.
-
-    `deadline` is the connection's own where none is given; `awaited` names a program in messages.
-    """
-
-    @property
-    def name(self) -> str:
-        """The node's."""
-
-    def run_program(
-        self,
-        source: bytes,
-        stdin: bytes,
-        *,
-        awaited: str,
-        deadline: Deadline | None = None,
-        on_output: Output | None = None,
-    ) -> Completed:
-        """Run a Python program to its end; what it prints is passed on as it comes, and returned as a whole."""
-
-    def start_program(self, source: bytes, *, awaited: str, deadline: Deadline | None = None) -> Pipe:
-        """Start a Python program and return its streams."""
-
-    def close(self) -> None:
-        """Hang up. A second time does nothing."""
-
-
 class LocalPipe(Pipe):
     """A program of this machine."""
 
@@ -258,3 +228,8 @@ class LineSplitter:
 def one_line(text: str) -> str:
     """The last lines of a text as one."""
     return " | ".join(line.strip() for line in text.splitlines()[-3:] if line.strip())
+
+
+def error_line(error: BaseException) -> str:
+    """The reason of an error as one line: its text, or its class when it has none."""
+    return one_line(str(error)) or type(error).__name__

@@ -1,13 +1,7 @@
-"""A node's serial port as a door for guest programs: no network, no login, and no start of Python in the node.
-
-At the other end is the program that nodes have whose memory was kept (images/debian12/overlay/usr/lib/vcluster/clone,
-which describes what is said), with which they wake.
-"""
+"""A node's serial port."""
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import itertools
 import json
 import math
@@ -22,14 +16,12 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from vcluster.adapters.pipe import Pipe, one_line
-from vcluster.adapters.process import KILLED, Completed, Output
+from vcluster.adapters.process import Completed, Output
+from vcluster.adapters.serial_pipe import POLL_S, ROOM_POLL_S, NoReaderError, SerialPipe, program_digest, program_text
 from vcluster.errors import VclusterError
 from vcluster.util.deadline import Deadline
 
 LEAVE_S = 5.0  # a node that does not answer in this time is left without
-_LOOK_S = 0.5
-_ROOM_S = 0.01
-_PIECE = 1 << 15  # of a program's input goes out in one line, in bytes
 _QUEUED_MAX = 32  # so many lines wait to go out before who writes has to
 
 
@@ -103,11 +95,11 @@ class SerialConnection:
         self._lasting.cancel()
         self._words.close()
 
-    def ask(self, verb: dict[str, object], deadline: Deadline, awaited: str) -> Any:
-        """The node's answer to a verb. Raises VclusterError with the node's words, or when the connection breaks."""
+    def ask(self, request: dict[str, object], deadline: Deadline, awaited: str) -> Any:
+        """The node's answer to a request. Raises VclusterError with the node's words, or when the connection breaks."""
         answer = _Answer()
-        self._post(verb, awaited, answer)
-        while not answer.is_there.wait(deadline.remaining_s(_LOOK_S)):
+        self._post(request, awaited, answer)
+        while not answer.is_there.wait(deadline.remaining_s(POLL_S)):
             deadline.check(f"{self.name}: {awaited}")
         if answer.broken:
             raise self._lost(awaited, answer.broken)
@@ -117,7 +109,7 @@ class SerialConnection:
 
     def load(self, sources: Iterable[bytes], deadline: Deadline, awaited: str) -> None:
         """Have the node keep programs and load the modules they need, so that each starts at once."""
-        programs = {_digest(source): _text(source) for source in sources}
+        programs = {program_digest(source): program_text(source) for source in sources}
         self.ask({"do": "load", "programs": programs}, deadline, awaited)
 
     def run_program(
@@ -136,7 +128,7 @@ class SerialConnection:
         deadline = deadline or self.deadline
         printed = {"stdout": bytearray(), "stderr": bytearray()}
         with closing(self._start(source, awaited, deadline)) as pipe:
-            with suppress(_NoReaderError):
+            with suppress(NoReaderError):
                 pipe.feed(stdin, deadline, awaited)
             while piece := pipe.next_piece(deadline, awaited):
                 stream, data = piece
@@ -156,11 +148,11 @@ class SerialConnection:
     def _start(self, source: bytes, awaited: str, deadline: Deadline) -> SerialPipe:
         deadline.check(f"{self.name}: {awaited}")
         number = next(self._numbers)
-        pipe = SerialPipe(self, number, source)
+        pipe = SerialPipe(self.name, self.post, number, source)
         with self._lock:
             self._pipes[number] = pipe
         try:
-            self._post({"do": "start", "id": number, "program": _digest(source)}, awaited)
+            self._post({"do": "start", "id": number, "program": program_digest(source)}, awaited)
         except VclusterError:
             self._pipes.pop(number, None)
             raise
@@ -168,7 +160,7 @@ class SerialConnection:
 
     # What goes out
 
-    def post(self, verb: dict[str, object], awaited: str, *, room_s: float = 0.0) -> None:
+    def post(self, request: dict[str, object], awaited: str, *, room_s: float = 0.0) -> None:
         """For the programs of this door: have something said; at first wait until there is room for more.
 
         Raises TimeoutError when there is not, VclusterError when the connection is broken.
@@ -177,16 +169,16 @@ class SerialConnection:
         while room_s and self._outgoing.qsize() >= _QUEUED_MAX:
             if time.monotonic() > ends_s:
                 raise TimeoutError
-            time.sleep(_ROOM_S)
-        self._post(verb, awaited)
+            time.sleep(ROOM_POLL_S)
+        self._post(request, awaited)
 
-    def _post(self, verb: dict[str, object], awaited: str, answer: _Answer | None = None) -> None:
+    def _post(self, request: dict[str, object], awaited: str, answer: _Answer | None = None) -> None:
         with self._lock:
             if self._broken:
                 raise self._lost(awaited, self._broken)
             if answer:
                 self._asked.append(answer)
-            self._outgoing.put(json.dumps(verb) + "\n")
+            self._outgoing.put(json.dumps(request) + "\n")
 
     def _speak(self) -> None:
         """In a thread of its own: a line that a deadline cuts in the middle would spoil the next."""
@@ -256,134 +248,3 @@ class _Answer:
     def abort(self, error: VclusterError) -> None:
         self.broken = error
         self.is_there.set()
-
-
-class _NoReaderError(BrokenPipeError):
-    """The program has ended."""
-
-
-class SerialPipe(Pipe):
-    """A program at the other end of a serial port. What it says on standard error is heard by who reads."""
-
-    def __init__(self, connection: SerialConnection, number: int, source: bytes) -> None:
-        super().__init__(connection.name)
-        self._door, self._number, self._source = connection, number, source
-        self._changed = threading.Condition()
-        self._pieces: deque[tuple[str, bytes]] = deque()
-        self._exit_code: int | None = None
-        self._broken: VclusterError | None = None
-        self._is_closed = False
-
-    @property
-    def is_alive(self) -> bool:
-        return not self._has_ended
-
-    @property
-    def _has_ended(self) -> bool:
-        return self._exit_code is not None or self._broken is not None or self._is_closed
-
-    def receive(self, timeout_s: float) -> bytes:
-        ends_s = time.monotonic() + timeout_s
-        while piece := self._piece(max(0.0, ends_s - time.monotonic())):
-            stream, data = piece
-            if stream == "stdout":
-                return data
-            self.said(data)
-        return b""
-
-    def next_piece(self, deadline: Deadline, awaited: str) -> tuple[str, bytes] | None:
-        """The next that it has said, behind the name of the stream; None at the end. Raises DeadlineError in time."""
-        while True:
-            deadline.check(f"{self.name}: {awaited}")
-            with suppress(TimeoutError):
-                return self._piece(deadline.remaining_s(_LOOK_S))
-
-    def _piece(self, timeout_s: float) -> tuple[str, bytes] | None:
-        with self._changed:
-            if not self._changed.wait_for(lambda: self._pieces or self._has_ended, timeout_s):
-                raise TimeoutError
-            return self._pieces.popleft() if self._pieces else None
-
-    def transmit(self, data: memoryview, timeout_s: float) -> int:
-        if self._has_ended:
-            raise _NoReaderError(errno.EPIPE, "the program has ended")
-        piece = bytes(data[:_PIECE])
-        request: dict[str, object] = {"do": "write", "id": self._number, "data": piece.decode("latin-1")}
-        try:
-            self._door.post(request, "a write", room_s=max(timeout_s, _ROOM_S))
-        except VclusterError as error:
-            raise _NoReaderError(errno.EPIPE, error.message) from error
-        return len(piece)
-
-    def feed(self, stdin: bytes, deadline: Deadline, awaited: str) -> None:
-        """Write all that it will get to read."""
-        view = memoryview(stdin)
-        while view:
-            deadline.check(f"{self.name}: {awaited}")
-            with suppress(TimeoutError):
-                view = view[self.transmit(view, deadline.remaining_s(_LOOK_S)) :]
-        self.shut()
-
-    def shut(self) -> None:
-        with suppress(VclusterError):
-            self._door.post({"do": "end", "id": self._number}, "the end of its input")
-
-    def close(self) -> None:
-        with self._changed:
-            if self._has_ended:
-                self._is_closed = True
-                return
-            self._is_closed = True
-            self._pieces.clear()
-            self._changed.notify_all()
-            with suppress(VclusterError):
-                self._door.post({"do": "kill", "id": self._number}, "its end")
-
-    def wait(self, timeout_s: float) -> int | None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._exit_code is not None or self._broken, timeout_s)
-            return KILLED if self._exit_code is not None and self._exit_code < 0 else self._exit_code
-
-    def reason(self) -> str:
-        code = self.wait(0.0 if self._is_closed else 1.0)
-        if self._broken and code is None:
-            return self._broken.message
-        while self._pieces:
-            stream, data = self._pieces.popleft()
-            if stream == "stderr":
-                self.said(data)
-        return self.error_output or ("" if code is None else f"the program ended with exit code {code}")
-
-    def heard(self, message: dict[str, Any]) -> None:
-        """Something came of it."""
-        with self._changed:
-            if "unknown" in message:
-                self._start_again(message["unknown"])
-            elif "exit" in message:
-                self._exit_code = message["exit"]
-            elif not self._is_closed:
-                stream = "stdout" if "out" in message else "stderr"
-                self._pieces.append((stream, message.get("out", message.get("err", "")).encode("latin-1")))
-            self._changed.notify_all()
-
-    def abort(self, error: VclusterError) -> None:
-        """Nothing more will come."""
-        with self._changed:
-            self._broken = error
-            self._changed.notify_all()
-
-    def _start_again(self, digest: str) -> None:
-        """The node has not got it; what was written meanwhile waits there."""
-        if self._is_closed:
-            return
-        request: dict[str, object] = {"do": "start", "id": self._number, "program": digest}
-        with suppress(VclusterError):
-            self._door.post(request | {"source": _text(self._source)}, "its start")
-
-
-def _text(source: bytes) -> str:
-    return source.decode(errors="surrogateescape")  # one that is no text is refused there
-
-
-def _digest(source: bytes) -> str:
-    return hashlib.sha256(source).hexdigest()

@@ -24,9 +24,6 @@ MODULES: tuple[str, ...] = (
     "vcluster.agent.operations",
     "vcluster.adapters",
     "vcluster.adapters.process",
-    "vcluster.adapters.network.netlink",
-    "vcluster.adapters.network.nftables",
-    "vcluster.adapters.network.raw_frames",
     "vcluster.adapters.kvm_probe",
 )
 _LIBRARY = "pyroute2"

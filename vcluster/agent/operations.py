@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from vcluster.adapters import kvm_probe
-from vcluster.adapters.network import netlink, nftables, raw_frames
+from vcluster.adapters.network import netlink_interfaces, netlink_routes, raw_frames, tunnel_guard
+from vcluster.adapters.network.interface_spec import InterfaceSpec
+from vcluster.adapters.network.obstacles import find_obstacles
 from vcluster.adapters.process import run
-from vcluster.agent import snapshot_store
+from vcluster.agent import snapshot_manifest, snapshot_store
 from vcluster.agent.diagnostics import diagnose
 from vcluster.errors import MissingError, VclusterError
 
@@ -62,25 +64,25 @@ def has_rights() -> bool:
 
 def observe(disks: str) -> dict[str, Any]:
     """What planning must know: room where `disks` will be, CPUs, routes, and VNIs in use."""
-    links = netlink.interfaces()
+    links = netlink_interfaces.interfaces()
     place = Path(disks)
     existing = next(path for path in (place, *place.parents) if path.exists())
     return {
         "disk_free_mib": shutil.disk_usage(existing).free // 2**20,
         "cpus": os.cpu_count() or 1,
-        "routes": [[str(network), interface] for network, interface in netlink.routes()],
+        "routes": [[str(network), interface] for network, interface in netlink_routes.routes()],
         "vnis": sorted(link.vni for link in links if link.vni),
     }
 
 
 def route_to(address: str, interface: str) -> dict[str, Any]:
     """How this server reaches an address."""
-    return asdict(netlink.route_to(address, interface))
+    return asdict(netlink_routes.route_to(address, interface))
 
 
 def addresses() -> list[list[str]]:
     """This server's own IPv4 addresses, each with its interface."""
-    return [[interface, str(address)] for interface, address in netlink.addresses()]
+    return [[interface, str(address)] for interface, address in netlink_routes.addresses()]
 
 
 # Links and rules
@@ -88,46 +90,46 @@ def addresses() -> list[list[str]]:
 
 def interfaces() -> list[dict[str, Any]]:
     """All links, with their marks and counters."""
-    return [asdict(link) for link in netlink.interfaces()]
+    return [asdict(link) for link in netlink_interfaces.interfaces()]
 
 
 def create_interfaces(specs: Sequence[dict[str, Any]]) -> None:
     """Make links as told; those that are there already are brought to it."""
-    netlink.create([netlink.InterfaceSpec(**spec) for spec in specs])
+    netlink_interfaces.create([InterfaceSpec(**spec) for spec in specs])
 
 
 def destroy_interfaces(alias: str, names: Sequence[str] | None = None) -> list[str]:
     """Remove the links with this mark, all of them or those of these names."""
-    return list(netlink.destroy(alias, names))
+    return list(netlink_interfaces.destroy(alias, names))
 
 
 def attach(ports: dict[str, str]) -> list[str]:
     """Put existing links into their bridges; returns those that were elsewhere."""
-    found = {link.name: link for link in netlink.interfaces()}
+    found = {link.name: link for link in netlink_interfaces.interfaces()}
     astray = [port for port, master in ports.items() if port in found and found[port].master != master]
     for port in astray:
-        netlink.attach(port, ports[port])
+        netlink_interfaces.attach(port, ports[port])
     return astray
 
 
 def guard(table: str, tunnels: Sequence[Sequence[Any]], port: int) -> None:
     """Let nobody but each tunnel's peer send into it."""
-    nftables.guard(table, [(int(vni), str(peer)) for vni, peer in tunnels], port)
+    tunnel_guard.guard(table, [(int(vni), str(peer)) for vni, peer in tunnels], port)
 
 
 def remove_guard(table: str) -> None:
     """Take that back."""
-    nftables.remove(table)
+    tunnel_guard.remove(table)
 
 
 def guards(prefix: str) -> list[str]:
     """The names of the tables that begin so. Who may not make any may not see any either, and has none."""
-    return list(nftables.tables(prefix)) if has_rights() else []
+    return list(tunnel_guard.tables(prefix)) if has_rights() else []
 
 
 def obstacles(port: int) -> list[dict[str, str]]:
     """What on this server would silently eat the traffic of bridges and tunnels; only root may see that."""
-    return [dict(one) for one in nftables.obstacles(port)] if has_rights() else []
+    return [dict(one) for one in find_obstacles(port)] if has_rights() else []
 
 
 # Frames
@@ -267,7 +269,18 @@ def _disk(what: str) -> Iterator[None]:
 def prepare_template(folder: str, backing: str, size_bytes: int, seed: str) -> None:
     """Put a disk over an image, and a seed (in base64), into a folder."""
     place = Path(folder)
-    argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", backing, str(place / snapshot_store.DISK)]
+    argv = [
+        "qemu-img",
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-F",
+        "qcow2",
+        "-b",
+        backing,
+        str(place / snapshot_manifest.DISK),
+    ]
     run([*argv, str(size_bytes)], timeout_s=IMAGE_TOOL_TIMEOUT_S)
     (place / snapshot_store.SEED).write_bytes(base64.b64decode(seed))
 

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime, timezone
 
-from vcluster.adapters.pipe import NodeConnection
+from vcluster.adapters.node_connection import NodeConnection
 from vcluster.adapters.ssh import ssh_session
 from vcluster.commands import snapshot_build
 from vcluster.commands.inventory import domains_on, observe_status, read_ledger, survey

@@ -6,9 +6,10 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 
-from vcluster.adapters.pipe import NodeConnection
+from vcluster.adapters.node_connection import NodeConnection
 from vcluster.adapters.serial_connection import SerialConnection
-from vcluster.adapters.ssh import ssh_session
+from vcluster.adapters.ssh import ssh_login, ssh_session
+from vcluster.adapters.ssh.authentication import LoginRefusedError
 from vcluster.errors import DeadlineError, VclusterError
 from vcluster.fleet.context import Context
 from vcluster.fleet.servers import Fleet, Server
@@ -246,7 +247,7 @@ class NodeLifecycle:
         way = self._jump_hosts.to(node, deadline)
         try:
             return log_in(self._keys, way, node, user="root", deadline=deadline)
-        except ssh_session.LoginRefusedError:
+        except LoginRefusedError:
             if not self._plan.image_login:
                 raise
         except VclusterError as error:
@@ -258,7 +259,7 @@ class NodeLifecycle:
         for _ in range(RELOAD_LOOKS):
             try:
                 return log_in(self._keys, way, node, user="root", deadline=deadline)
-            except ssh_session.LoginRefusedError:  # its sshd has not read its settings again yet
+            except LoginRefusedError:  # its sshd has not read its settings again yet
                 deadline.pause(RELOAD_S, f"{node.name} to let root in")
         return log_in(self._keys, way, node, user="root", deadline=deadline)
 
@@ -266,7 +267,7 @@ class NodeLifecycle:
         """By the password of the image's own user our key is let in, once."""
         password, host_key = self._image_password(), self._keys.hosts[node.name].public
         address = str(node.reached_at)
-        with ssh_session.connect(
+        with ssh_login.connect_node(
             node.name, address, user=login.user, password=password, host_key=host_key, deadline=deadline, via=way
         ) as session:
             key_install.install_key(session, self._keys.admin.public, password)
@@ -347,7 +348,7 @@ def log_in(
     keys: Keys, via: ssh_session.Session | None, node: Node, *, user: str, deadline: Deadline
 ) -> ssh_session.Session:
     """A session on a node, its host key pinned; `via` is what `Ways` tells."""
-    return ssh_session.connect(
+    return ssh_login.connect_node(
         node.name,
         str(node.reached_at),
         user=user,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
-from vcluster.adapters.pipe import NodeConnection
+from vcluster.adapters.node_connection import NodeConnection
 from vcluster.commands import create, snapshot_build, teardown
 from vcluster.commands.inventory import observe_status, read_ledger
 from vcluster.commands.node_lifecycle import NodeLifecycle

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from vcluster import guest
-from vcluster.adapters.libvirt.hypervisor import SerialChannel
+from vcluster.adapters.libvirt.serial_channel import SerialChannel
 from vcluster.adapters.serial_connection import SerialConnection
-from vcluster.agent.snapshot_store import DISK, SAVE, SEED
+from vcluster.agent.snapshot_manifest import DISK
+from vcluster.agent.snapshot_store import SAVE, SEED
 from vcluster.config.options import CLUSTER
 from vcluster.errors import MissingError, VclusterError
 from vcluster.fleet.servers import Fleet, Server

@@ -14,9 +14,11 @@ from typing import Any, TypeVar
 
 from vcluster.adapters.libvirt.hypervisor import SYSTEM_URI, Hypervisor
 from vcluster.adapters.libvirt.libvirt_proxy import LibvirtProxy
-from vcluster.adapters.ssh import ssh_session
-from vcluster.agent.client import Agent, LocalAgent, RemoteAgent
+from vcluster.adapters.ssh import openssh_config, ssh_login, ssh_session
+from vcluster.adapters.ssh.authentication import LoginRefusedError
+from vcluster.agent.client import Agent, LocalAgent
 from vcluster.agent.operations import LIBVIRT_SOCKET, MACHINE_ID
+from vcluster.agent.remote_agent import RemoteAgent
 from vcluster.config import passwords
 from vcluster.errors import MissingError, VclusterError
 from vcluster.model import naming
@@ -45,7 +47,7 @@ class Server:
     storage: Path
     agent: Agent
     session: ssh_session.Session | None = None
-    target: ssh_session.Target | None = None
+    target: openssh_config.Target | None = None
     identities: tuple[Path, ...] = ()
     libvirt: Hypervisor | None = None
     has_password: bool = False
@@ -166,7 +168,7 @@ class Connector:
     def log_in(self, request: ServerRequest) -> Iterator[ssh_session.Session]:
         """Log in to a remote server without an agent, to reach its nodes. This needs no root there."""
         assert request.login is not None  # noqa: S101 - this machine needs no login
-        target = ssh_session.resolve(request.login.host, user=request.login.user, port=request.login.port)
+        target = openssh_config.resolve(request.login.host, user=request.login.user, port=request.login.port)
         with self._log_in(
             request, request.login, target, self._password_of(request.login), Deadline(request.timeout_s)
         ) as session:
@@ -174,7 +176,7 @@ class Connector:
 
     def _open_remote(self, request: ServerRequest, login: Login, stack: ExitStack) -> Server:
         deadline = Deadline(request.timeout_s)
-        target = ssh_session.resolve(login.host, user=login.user, port=login.port)
+        target = openssh_config.resolve(login.host, user=login.user, port=login.port)
         password = self._password_of(login)
         session = stack.enter_context(self._log_in(request, login, target, password, deadline))
         agent = RemoteAgent(session, password=password, deadline=deadline)
@@ -199,12 +201,12 @@ class Connector:
         self,
         request: ServerRequest,
         login: Login,
-        target: ssh_session.Target,
+        target: openssh_config.Target,
         password: Callable[[], str | None],
         deadline: Deadline,
     ) -> ssh_session.Session:
         def connect(cluster_key: str | None) -> ssh_session.Session:
-            return ssh_session.connect_server(
+            return ssh_login.connect_server(
                 request.name,
                 target,
                 key=login.key,
@@ -220,7 +222,7 @@ class Connector:
             return connect(None)
         try:
             return connect(request.key)
-        except ssh_session.LoginRefusedError:
+        except LoginRefusedError:
             return connect(None)  # a killed command may have removed the key, or may not have installed it
 
     def _password_of(self, login: Login) -> Callable[[], str | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from vcluster.adapters.network.netlink import InterfaceSpec
+from vcluster.adapters.network.interface_spec import InterfaceSpec
 from vcluster.fleet.servers import Server
 from vcluster.model import naming
 from vcluster.model.plan import Bridge, Plan, ServerPlan, Tunnel

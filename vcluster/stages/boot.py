@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Mapping
 
-from vcluster.adapters.libvirt.hypervisor import SerialChannel
+from vcluster.adapters.libvirt.serial_channel import SerialChannel
 from vcluster.fleet.servers import Server
 from vcluster.model.plan import Node
 from vcluster.render.domain_xml import READY_CHANNEL

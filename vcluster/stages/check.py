@@ -17,7 +17,8 @@ from functools import partial
 from typing import Any
 
 from vcluster import guest
-from vcluster.adapters.pipe import NodeConnection, Pipe
+from vcluster.adapters.node_connection import NodeConnection
+from vcluster.adapters.pipe import Pipe
 from vcluster.errors import VclusterError
 from vcluster.model.plan import Node, Plan
 from vcluster.render import node_actions as paths

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vcluster import guest
-from vcluster.adapters.pipe import NodeConnection
+from vcluster.adapters.node_connection import NodeConnection
 from vcluster.errors import VclusterError
 from vcluster.render.actions import Action
 from vcluster.util.events import Reporter

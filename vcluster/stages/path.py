@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from vcluster.adapters.pipe import NodeConnection
+from vcluster.adapters.node_connection import NodeConnection
 from vcluster.fleet.servers import Fleet
 from vcluster.model.plan import Node, Plan
 from vcluster.planning.hops import Hop, hops

@@ -1,12 +1,7 @@
-"""libvirt, and nothing else, is spoken here: domains, networks, pools, volumes and the nodes' own words, on any server.
-
-What is ours is told by marks: domains carry an `owner` element in their metadata, networks and pools a UUID that only
-our own naming yields. The rest is never touched. Removing what is gone already is a success.
-"""
+"""libvirt."""
 
 from __future__ import annotations
 
-import queue
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,14 +11,13 @@ from xml.etree import ElementTree as ET
 
 import libvirt
 
-from vcluster.errors import MissingError, VclusterError
+from vcluster.adapters.libvirt.libvirt_errors import errors
+from vcluster.adapters.libvirt.serial_channel import SerialChannel
+from vcluster.errors import VclusterError
 from vcluster.model import naming
 from vcluster.render.domain_xml import OWNER_NAMESPACE
-from vcluster.util.deadline import Deadline
 
 SYSTEM_URI = "qemu:///system"
-_PIECE = 1 << 16  # of what is sent to a node's channel goes out at once, in bytes
-_ROOM_S = 0.02  # how often a full channel is tried again
 
 _GONE = {
     libvirt.VIR_ERR_NO_DOMAIN,
@@ -32,7 +26,6 @@ _GONE = {
     libvirt.VIR_ERR_NO_STORAGE_VOL,
     libvirt.VIR_ERR_OPERATION_INVALID,  # "… is not running", "… is not active"
 }
-_REFUSED = {libvirt.VIR_ERR_AUTH_FAILED, libvirt.VIR_ERR_AUTH_CANCELLED, libvirt.VIR_ERR_ACCESS_DENIED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,22 +46,6 @@ class OwnedResource:
     name: str
     cluster: str
     is_active: bool
-
-
-@contextmanager
-def errors(doing: str) -> Iterator[None]:
-    """Translate libvirt's errors, sorted by who must act."""
-    try:
-        yield
-    except libvirt.libvirtError as error:
-        text = (error.get_error_message() or str(error)).strip()
-        if error.get_error_code() in _REFUSED or ("Permission denied" in text and "socket" in text):
-            raise MissingError(f"{doing}: libvirt refuses: {text}", hint="run it with sudo") from error
-        if "No space left" in text:
-            raise MissingError(f"{doing}: the disk is full: {text}", hint="make room and try again") from error
-        if error.get_error_code() in (libvirt.VIR_ERR_NO_CONNECT, libvirt.VIR_ERR_SYSTEM_ERROR):
-            raise MissingError(f"{doing}: libvirt does not answer: {text}", hint="vcluster doctor") from error
-        raise VclusterError(f"{doing}: {text}") from error
 
 
 class Hypervisor:
@@ -311,72 +288,6 @@ class Hypervisor:
         while view:
             view = view[stream.send(bytes(view[:262144])) :]
         stream.finish()
-
-
-class SerialChannel:
-    """Lines that a node writes to one of its channels. They arrive on libvirt's event loop and are awaited here.
-
-    And what is said to it there.
-    """
-
-    def __init__(self, domain: str, stream: libvirt.virStream) -> None:
-        self.domain = domain
-        self._stream = stream
-        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._has_ended = False
-        self._rest = b""
-        events = libvirt.VIR_STREAM_EVENT_READABLE | libvirt.VIR_STREAM_EVENT_HANGUP | libvirt.VIR_STREAM_EVENT_ERROR
-        stream.eventAddCallback(events, self._arrived, None)
-
-    def next(self, deadline: Deadline, awaited: str) -> str:
-        """The next line. Raises DeadlineError naming what was awaited."""
-        while True:
-            deadline.check(awaited)
-            try:
-                return self._lines.get(timeout=deadline.remaining_s(0.5))
-            except queue.Empty:
-                continue
-
-    def say(self, text: str | bytes, deadline: Deadline, awaited: str) -> None:
-        """Send all of it to the node; one thread at a time. Raises DeadlineError in time, VclusterError at the end."""
-        view = memoryview(text.encode() if isinstance(text, str) else text)
-        while view:
-            deadline.check(awaited)
-            self.check(awaited)
-            with errors(f"{self.domain}: {awaited}"):
-                sent = self._stream.send(bytes(view[:_PIECE]))
-            if sent > 0:
-                view = view[sent:]
-            else:  # it would block
-                deadline.pause(_ROOM_S, awaited)
-
-    def check(self, awaited: str) -> None:
-        """Raise VclusterError when the node has stopped running: its channel ends with it."""
-        if self._has_ended:
-            raise VclusterError(f"{self.domain} stopped running, waiting for {awaited}")
-
-    def close(self) -> None:
-        """Stop listening."""
-        try:
-            self._stream.eventRemoveCallback()
-            self._stream.abort()
-        except libvirt.libvirtError:
-            pass  # the domain is gone, and the stream with it
-
-    def _arrived(self, stream: libvirt.virStream, events: int, _: Any) -> None:
-        try:
-            data = stream.recv(4096) if events & libvirt.VIR_STREAM_EVENT_READABLE else b""
-        except libvirt.libvirtError:
-            data = b""
-        if data == -2:  # nothing to read after all
-            return
-        if not data:
-            stream.eventRemoveCallback()
-            self._has_ended = True
-            return
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        for line in lines:
-            self._lines.put(line.decode(errors="replace").strip())
 
 
 def _owned(domain: libvirt.virDomain, by: str) -> OwnedDomain | None:

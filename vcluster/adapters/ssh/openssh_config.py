@@ -17,6 +17,7 @@ from vcluster.adapters import process
 from vcluster.errors import MissingError, RequestError
 
 _TIMEOUT_S = 15.0  # `Match exec` and `Match host` of somebody's configuration may take their time
+PORT = 22
 _HOST = re.compile(r"[\w.:][\w.:%-]*", re.ASCII)  # a name, an address, an alias
 _USER = re.compile(r"[\w.][\w.@+-]*", re.ASCII)
 
