@@ -16,7 +16,7 @@ import pytest
 
 from tests import samples
 from tests.conftest import GOLDEN
-from vcluster.agent import snapshot_store as kept_on_servers
+from vcluster.agent import snapshot_folders
 from vcluster.errors import VclusterError
 from vcluster.model.naming import mac_for
 from vcluster.model.plan import Plan
@@ -74,7 +74,7 @@ def test_what_a_memory_depends_on_is_told_in_words() -> None:
 
 def test_a_key_begins_with_its_images_and_is_one_for_servers() -> None:
     assert re.fullmatch("1{12}-[0-9a-f]{16}", known_by())
-    assert kept_on_servers._KEY.match(known_by())
+    assert snapshot_folders.KEY.match(known_by())
     assert root_on(Path("/storage")) == Path("/storage/snapshots")
 
 

@@ -15,11 +15,11 @@ from vcluster.errors import VclusterError
 
 UNFINISHED = ".unfinished-"
 REFUSED = ".refused"
-_KEY = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,127}\Z")
+KEY = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,127}\Z")
 
 
 def snapshot_folder(root: str, key: str) -> Path:
-    if not _KEY.match(key):
+    if not KEY.match(key):
         raise VclusterError(f"{key!r} is no key of a snapshot")
     return Path(root) / key
 
@@ -36,7 +36,7 @@ def snapshot_folders(root: str) -> list[Path]:
     """None, for who may not look: `image list` is for everybody."""
     if not Path(root).is_dir() or not os.access(root, os.R_OK):
         return []
-    return sorted(path for path in Path(root).iterdir() if _KEY.match(path.name) and path.is_dir())
+    return sorted(path for path in Path(root).iterdir() if KEY.match(path.name) and path.is_dir())
 
 
 def lock_folder(folder: Path) -> int | None:
