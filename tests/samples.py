@@ -62,7 +62,7 @@ def shared_facts(asked: Spec, **seen: object) -> dict[str, Facts]:
         name: replace(
             ROOMY,
             host_key=f"ssh-ed25519 AAAA{name}" if everyone[name].login else "",
-            ways={
+            underlay_routes={
                 other: UnderlayRoute(addresses[name], addresses[other], "eth0", 1500)
                 for other in everyone
                 if other != name

@@ -1,3 +1,3 @@
-"""Virtual MPI clusters whose traffic crosses a switch one can study."""
+"""Virtual MPI clusters on libvirt and QEMU, whose traffic crosses one software switch."""
 
 __version__ = "0.1.0"

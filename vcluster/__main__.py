@@ -1,4 +1,4 @@
-"""`python -m vcluster` is the command `vcluster`."""
+"""`python -m vcluster` runs the command `vcluster`."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
-"""The error tree, sorted by who must act. Each class carries the exit code a script sees.
+"""The error tree, sorted by who must act. Each class has its exit code.
 
     VclusterError           1  it failed, or a check failed
     ├── RequestError        2  the request is wrong as written
     ├── MissingError        3  this host or a server lacks something
     ├── ConflictError       4  something is in the way
-    └── DeadlineError       1  what was awaited did not come in time
+    └── DeadlineError       1  a wait timed out
 
-An error says what and where in its message, and what to do next in its hint. The command line renders it once; nothing
-else prints errors.
+The message of an error has two parts: what failed (with the server or node), and why. The hint is the command that
+fixes it. The command line prints the error once; no other module prints errors.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ EXIT_INTERRUPTED = 130
 
 
 class VclusterError(Exception):
-    """Something failed. `hint` is the next step for whoever reads it, a command where there is one."""
+    """Something failed. `hint` is the next step for the user, a command if possible."""
 
     exit_code = 1
 
@@ -29,29 +29,29 @@ class VclusterError(Exception):
 
 
 class RequestError(VclusterError):
-    """The request is wrong as written; nothing was touched."""
+    """The request is wrong as written; nothing was changed."""
 
     exit_code = 2
 
 
 class MissingError(VclusterError):
-    """This host or a server lacks something the request needs."""
+    """This host or a server lacks something that the request needs."""
 
     exit_code = 3
 
 
 class ConflictError(VclusterError):
-    """Something that is not ours to change stands in the way."""
+    """Something that vcluster may not change is in the way."""
 
     exit_code = 4
 
 
 class DeadlineError(VclusterError):
-    """What was awaited did not come in time."""
+    """A wait timed out."""
 
 
 class SeveralErrors(VclusterError):
-    """Failures of several nodes or servers, told together. The exit code is that of the first."""
+    """The failures of several nodes or servers. The exit code is the one of the first error."""
 
     def __init__(self, errors: Sequence[VclusterError]) -> None:
         super().__init__("\n".join(error.message for error in errors))

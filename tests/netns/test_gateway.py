@@ -26,7 +26,7 @@ pytestmark = [
 
 PLAN = samples.plan(3, layout=PRIVATE, addresses=DHCP)
 HEAD, WORKER, OTHER = (str(node.address) for node in PLAN.nodes)
-HEAD_OUTSIDE = str(PLAN.head.reached_at)
+HEAD_OUTSIDE = str(PLAN.head.login_address)
 OUTSIDE = str(PLAN.network_of(PLAN.head).gateway)  # it is also where names of the world are known
 WORLD = "198.51.100.7"  # the address of world.example
 LEASES = "/run/vcluster.leases"  # as /var/lib is the machine's

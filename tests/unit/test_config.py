@@ -530,8 +530,8 @@ BAD = [
     ("addresses_from = 10.0.0.[101-103,102]", "addresses_from", "'10.0.0.102' is given twice"),
     ("addresses_from = 10.0.0.[253-256]", "addresses_from", "'10.0.0.256' is not an IPv4 address; such as 10.0.0.101"),
     ("addresses_from = fd00::[1-4]", "addresses_from", "'fd00::1' is not an IPv4 address; such as 10.0.0.101"),
-    ("addresses_from = 10.0.0.[1-", "addresses_from", "'10.0.0.[1-' is not a nodeset: a bracket without its other "
-     "half; such as '10.0.0.[101-105]'"),
+    ("addresses_from = 10.0.0.[1-", "addresses_from", "'10.0.0.[1-' is not a nodeset: unbalanced brackets; "
+     "for example '10.0.0.[101-105]'"),
     ("addresses_from = 10.0.0.[1-99999]", "addresses_from", "'10.0.0.[1-99999]' gives 99999 names; 1 to 4094 are "
      "possible"),
     ("addresses_from = 127.0.0.[1-4]", "addresses_from", "127.0.0.1 is not for ordinary hosts; a private one, such as "
@@ -556,7 +556,7 @@ BAD = [
     ("storage = node[2-3]:1,node3:2", "storage", "node 'node3' is given twice"),
     ("storage = node[4-5]:1", "storage", "'node5' is no node of the cluster; the first is node1, the last node4"),
     ("storage = ,node1:1", "storage", "'' is not NODES:SIZE; such as 'node[7,15]:1 TiB'"),
-    ("storage = :1", "storage", "'' gives no name; such as 'red[01-05]'"),
+    ("storage = :1", "storage", "'' gives no name; for example 'red[01-05]'"),
     ("user = Ada", "user", "'Ada' is not a user's name; lower-case letters, digits, _ and -, a letter first, at most "
      "32 characters"),
     ("user = -a", "user", "'-a' is not a user's name; lower-case letters, digits, _ and -, a letter first, at most 32 "

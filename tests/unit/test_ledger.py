@@ -95,7 +95,7 @@ def test_the_plans_of_2b157f7_keep_their_meaning() -> None:
     assert private.is_private
     assert not private.is_gateway_open
     assert private.stores == ("node2", "node3")
-    assert private.nodes[1].reached_at == IPv4Address("10.0.0.2")
+    assert private.nodes[1].login_address == IPv4Address("10.0.0.2")
     assert str(private.dhcp_range) == "10.0.0.205-10.0.0.254"
     assert private.image_login is not None
 

@@ -87,7 +87,7 @@ def test_too_little_disk() -> None:
 def test_in_the_private_layout_only_the_head_has_a_management_card() -> None:
     plan = samples.plan(4, layout=PRIVATE)
     assert [node.management is not None for node in plan.nodes] == [True, False, False, False]
-    assert [str(node.reached_at) for node in plan.workers] == ["10.0.0.2", "10.0.0.3", "10.0.0.4"]
+    assert [str(node.login_address) for node in plan.workers] == ["10.0.0.2", "10.0.0.3", "10.0.0.4"]
 
 
 @pytest.mark.parametrize(

@@ -313,7 +313,7 @@ def test_a_program_that_is_closed_ends(connection: SerialConnection, *, told: bo
 
 
 def test_a_deadline_ends_the_wait_for_a_program(connection: SerialConnection) -> None:
-    with pytest.raises(DeadlineError, match="node1: a sleeper did not come"):
+    with pytest.raises(DeadlineError, match="waiting for node1: a sleeper"):
         connection.run_program(SLEEPER, b"", awaited="a sleeper", deadline=Deadline(0.3))
 
 

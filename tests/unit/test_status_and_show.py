@@ -74,7 +74,7 @@ def test_a_whole_shared_cluster() -> None:
     ("server", "change", "words"),
     [
         ("middle", {"interfaces": {}}, "bridge vc-lab on middle"),
-        ("middle", {"tables": set()}, "the rules that guard the tunnels on middle"),
+        ("middle", {"tables": set()}, "packet filter of the tunnels on middle"),
         ("red", {"interfaces": {}}, "port vx-lab-1 of bridge vb-lab-1 on red"),
         ("red", {"networks": set()}, "network vcluster-lab on red"),
         ("blue", {"pools": set()}, "pool vcluster-lab on blue"),

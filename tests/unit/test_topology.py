@@ -100,11 +100,12 @@ def test_the_switchs_half_by_hand_is_left_out() -> None:
 def test_an_underlay_too_narrow_is_refused_with_what_fits(underlay: int, mtu: int, fits: bool) -> None:
     asked: Spec = samples.spec(2, mtu=mtu, **REMOTE)  # type: ignore[arg-type]
     facts = samples.shared_facts(asked)
-    ways = {name: replace(way, mtu=underlay) for name, way in facts["middle"].ways.items()}
+    routes = {name: replace(way, mtu=underlay) for name, way in facts["middle"].underlay_routes.items()}
     facts["localhost"] = replace(
-        facts["localhost"], ways={name: replace(way, mtu=9000) for name, way in facts["localhost"].ways.items()}
+        facts["localhost"],
+        underlay_routes={name: replace(way, mtu=9000) for name, way in facts["localhost"].underlay_routes.items()},
     )
-    facts["middle"] = replace(facts["middle"], ways=ways)
+    facts["middle"] = replace(facts["middle"], underlay_routes=routes)
     if fits:
         assert make_plan(asked, facts, image=samples.DIRECT, owner=samples.OWNER).mtu == mtu
         return

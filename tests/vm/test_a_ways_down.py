@@ -70,7 +70,7 @@ def test_a_time_out_tells_node_stage_and_console(host: Host, bare: Survey) -> No
     wishes = ("-n", "1", "--boot", "cold", "--timeout", "4")
     failed = host.vcluster("local", "create", "--name", "doomed", *wishes, check=False)
     assert failed.returncode == 1
-    assert "node1: boot: ready did not come within 4 s" in failed.stderr
+    assert "node1: boot: timed out after 4 s waiting for ready" in failed.stderr
     assert "console" in failed.stderr
     assert_unchanged(host, bare)
 

@@ -182,7 +182,7 @@ class SerialConnection:
 
     def _speak(self) -> None:
         """In a thread of its own: a line that a deadline cuts in the middle would spoil the next."""
-        lasting = self._lasting.watching(self._words.check)
+        lasting = self._lasting.with_check(self._words.check)
         try:
             self._words.say("\n", lasting, "the serial port")  # somebody before us may have been cut
             while (line := self._outgoing.get()) is not None:
@@ -193,7 +193,7 @@ class SerialConnection:
     # What comes in
 
     def _listen(self) -> None:
-        lasting = self._lasting.watching(self._words.check)
+        lasting = self._lasting.with_check(self._words.check)
         try:
             while True:
                 line = self._words.next(lasting, "its next word")

@@ -65,7 +65,7 @@ def _jump_hosts(
         way = ways.get(node.server if node.management else "")
         if isinstance(way, VclusterError):
             raise way
-        patience = Deadline(min(LOGIN_TIMEOUT_S, deadline.remaining_s())).watching(deadline.check)
+        patience = Deadline(min(LOGIN_TIMEOUT_S, deadline.remaining_s())).with_check(deadline.check)
         try:
             session = nodes_work.log_in(keys, way, node, user=user, deadline=patience)
         except DeadlineError as error:
@@ -104,7 +104,7 @@ def check_cluster(context: Context, plan: Plan, *, timeout_s: float, pairs: bool
         down = [node.name for node in state.nodes if node.state != "running"]
         if down:
             raise VclusterError(f"not running: {', '.join(down)}", hint=f"vcluster start {plan.name}")
-        deadline = Deadline(timeout_s).watching(fleet.check)
+        deadline = Deadline(timeout_s).with_check(fleet.check)
         with sessions(context, plan, plan.nodes, user="root", deadline=deadline, fleet=fleet) as opened:
             return create.prove_ready(context, fleet, plan, opened, deadline, pairs=pairs)
 

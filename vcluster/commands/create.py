@@ -79,7 +79,7 @@ def create(
     if spec.image_login:
         image_password()  # one that is missing is missed before anything is made
     with context.fleet(server_requests(spec)) as fleet, ExitStack() as stack:
-        deadline = deadline.watching(fleet.check)
+        deadline = deadline.with_check(fleet.check)
         servers.require_rights(fleet)
         with ledger.planning(context.state_root):
             _refuse_existing(fleet, files)
@@ -87,7 +87,7 @@ def create(
             refuse_foreign(fleet, decided)
             stack.enter_context(files.locked())
             stack.push(_rollback(context, fleet, files, keep=keep))
-            keys = make_keys(spec.name, spec.node_names, mark=naming.alias(spec.name, decided.owner))
+            keys = make_keys(spec.name, spec.node_names, label=naming.alias(spec.name, decided.owner))
             save_plan(fleet, files, _ledger("creating", decided), keys)
         _report_emulation(context, fleet, decided, accel)
         with ExitStack() as open_sessions:
@@ -207,7 +207,7 @@ def build_snapshots_for(context: Context, name: str, *, is_gentle: bool) -> tupl
     """The same for more nodes like those of a cluster, on every server of its."""
     decided = read_ledger(context.files(name)).plan
     with context.fleet_of(decided) as fleet:
-        deadline = Deadline(decided.timeout_s).watching(fleet.check)
+        deadline = Deadline(decided.timeout_s).with_check(fleet.check)
         return snapshot_build.make(fleet, decided, deadline=deadline, report=context.report, is_gentle=is_gentle)
 
 
@@ -319,7 +319,7 @@ def stop(context: Context, name: str, *, timeout_s: float) -> tuple[str, ...]:
     files = context.files(name)
     with context.fleet_of(read_ledger(files).plan) as fleet, files.locked():
         decided = read_ledger(files).plan  # others may have changed it meanwhile
-        deadline = Deadline(timeout_s).watching(fleet.check)
+        deadline = Deadline(timeout_s).with_check(fleet.check)
         seen = {domain: runs for server in fleet.servers.values() for domain, runs in domains_on(server).items()}
         running = [node for node in decided.nodes if seen.get(node.domain)]
         serving = {decided.head.name, *decided.stores}
@@ -373,7 +373,7 @@ def _repair(context: Context, name: str, *, timeout_s: float, unless_ready: bool
         stack.enter_context(files.locked())
         kept = read_ledger(files)  # another command may have changed the nodes meanwhile, but never the servers
         decided = kept.plan
-        deadline = Deadline(timeout_s).watching(fleet.check)
+        deadline = Deadline(timeout_s).with_check(fleet.check)
         servers.require_rights(fleet)
         missing = observe_status(fleet, files).missing
         if missing:

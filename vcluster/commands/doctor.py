@@ -138,7 +138,7 @@ def _tunnel(context: Context, fleet: Fleet, spec: Spec, one: ServerSpec) -> Iter
             pair, asked, context.state_root, accel="tcg", kernel=None, deadline=Deadline(one.timeout_s)
         )
         seen = {name: replace(facts_of, memory_free_mib=2**20, disk_free_mib=2**20) for name, facts_of in seen.items()}
-        way = seen[one.name].ways[spec.switch.name]
+        way = seen[one.name].underlay_routes[spec.switch.name]
         plan = make_plan(asked, seen, image=NO_IMAGE, owner=context.connector.owner)
         try:
             for planned in plan.servers:

@@ -146,7 +146,7 @@ class NodeLifecycle:
             domains.wake(server, self._plan, node, kept)
         with closed_on_error(SerialConnection(node.name, boot.listen(server, node), self._deadline)) as connection:
             with self._site.report.step("identity", node.name, awaiting="its name, keys and addresses"):
-                within = Deadline(self._deadline.remaining_s(IDENTITY_S)).watching(self._deadline.check)
+                within = Deadline(self._deadline.remaining_s(IDENTITY_S)).with_check(self._deadline.check)
                 connection.ask(boot.identity(seed), within, "its identity")
             self.configure(node, connection)
             with self._site.report.step("sshd", node.name, awaiting="sshd with its keys"):
@@ -241,7 +241,7 @@ class NodeLifecycle:
         with closing(boot.listen(self._fleet[node.server], node)) as words:
             boot.wait_ready(words, node, deadline=self._deadline, report=self._site.report)
             # From here on the node's death shows at once, and not when the deadline passes.
-            return self.configure_running(node, self._deadline.watching(words.check))
+            return self.configure_running(node, self._deadline.with_check(words.check))
 
     def _log_in(self, node: Node, deadline: Deadline) -> ssh_session.Session:
         way = self._jump_hosts.to(node, deadline)
@@ -266,7 +266,7 @@ class NodeLifecycle:
     def _install_key(self, login: ImageLogin, way: ssh_session.Session | None, node: Node, deadline: Deadline) -> None:
         """By the password of the image's own user our key is let in, once."""
         password, host_key = self._image_password(), self._keys.hosts[node.name].public
-        address = str(node.reached_at)
+        address = str(node.login_address)
         with ssh_login.connect_node(
             node.name, address, user=login.user, password=password, host_key=host_key, deadline=deadline, via=way
         ) as session:
@@ -350,7 +350,7 @@ def log_in(
     """A session on a node, its host key pinned; `via` is what `Ways` tells."""
     return ssh_login.connect_node(
         node.name,
-        str(node.reached_at),
+        str(node.login_address),
         user=user,
         private_key=keys.admin.private,
         host_key=keys.hosts[node.name].public,

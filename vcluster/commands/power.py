@@ -112,7 +112,7 @@ def _start(context: Context, plan: Plan, server: Server, node: Node, ready_by: D
         return
     try:
         with closing(boot.listen(server, node)) as words:
-            boot.wait_ready(words, node, deadline=ready_by.watching(words.check), report=context.report)
+            boot.wait_ready(words, node, deadline=ready_by.with_check(words.check), report=context.report)
     except DeadlineError as error:
         said = ""
         with suppress(VclusterError):

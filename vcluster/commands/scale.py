@@ -36,7 +36,7 @@ def add(context: Context, name: str, *, number: int = 1, asked: Sequence[str] = 
     resize.new_names(read_ledger(files).plan, number, asked)  # what cannot be is said before servers are opened
     deadline = Deadline(timeout_s)
     with context.fleet_of(read_ledger(files).plan) as fleet, ExitStack() as stack:
-        deadline = deadline.watching(fleet.check)
+        deadline = deadline.with_check(fleet.check)
         servers.require_rights(fleet)
         with ledger.planning(context.state_root):
             stack.enter_context(files.locked())
@@ -122,7 +122,7 @@ def _rollback(context: Context, fleet: Fleet, files: ClusterFiles, kept: Ledger,
             return
         try:
             _remove_nodes(context, fleet, files, replace(kept, plan=grown), replace(kept, state="creating"))
-            deadline = Deadline(BACK_TIMEOUT_S).watching(fleet.check)
+            deadline = Deadline(BACK_TIMEOUT_S).with_check(fleet.check)
             _settle(context, fleet, kept.plan, files.read_keys(), deadline, made=kept.plan.nodes, look=False)
             files.write_ledger(kept)
         except VclusterError as failure:
@@ -147,7 +147,7 @@ def remove(context: Context, name: str, names: Sequence[str], *, timeout_s: floa
     files = context.files(name)
     resize.shrink(read_ledger(files).plan, names)
     with context.fleet_of(read_ledger(files).plan) as fleet, files.locked():
-        deadline = Deadline(timeout_s).watching(fleet.check)
+        deadline = Deadline(timeout_s).with_check(fleet.check)
         servers.require_rights(fleet)
         kept = read_ledger(files)
         rest = replace(kept, state="creating", plan=resize.shrink(kept.plan, names))

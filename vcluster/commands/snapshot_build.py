@@ -221,7 +221,7 @@ def _boot_and_save(
 
 def _wait_until_idle(words: SerialChannel, deadline: Deadline, report: Reporter) -> None:
     """What nodes run first is read and compiled; then nothing is left to be done."""
-    watched = deadline.watching(words.check)
+    watched = deadline.with_check(words.check)
     while not words.next(watched, "a node to make others from").startswith("{"):
         pass  # its boot's words; a line of JSON says that somebody listens
     connection = SerialConnection(NAME, words, watched)

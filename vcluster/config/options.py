@@ -117,7 +117,7 @@ def _ipv4(text: str) -> IPv4Address:
 
 
 def _addresses(text: str) -> tuple[IPv4Address, ...]:
-    return _distinct(tuple(_ipv4(word) for word in naming.unfold(text, example="10.0.0.[101-105]")))
+    return _distinct(tuple(_ipv4(word) for word in naming.expand_any(text, example="10.0.0.[101-105]")))
 
 
 def _address_range(text: str) -> AddressRange:

@@ -53,7 +53,7 @@ def _facts(server: Server, claims: tuple[Claim, ...], accel: str, underlay: dict
         routes=tuple(route for route in routes_of_interest(routes) if route.network not in own_subnets),
         claims=claims,
         vnis=frozenset(seen["vnis"]),
-        ways=underlay,
+        underlay_routes=underlay,
         host_key=server.host_key,
     )
 

@@ -1,1 +1,1 @@
-"""Frozen data: what is asked for, what servers are like, what will be, and the names of it all."""
+"""Frozen data: requests, facts of servers, plans, status, keys and names."""

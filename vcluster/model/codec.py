@@ -1,4 +1,4 @@
-"""Dataclasses of the model to JSON and back."""
+"""Convert dataclasses of the model to JSON and back."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _converter.register_unstructure_hook_func(lambda cls: isinstance(cls, type) and 
 
 
 def to_json(value: object) -> str:
-    """The value as indented JSON text, keys in the order of its fields."""
+    """The value as indented JSON text, with keys in the order of its fields."""
     return json.dumps(_converter.unstructure(value), indent=2) + "\n"
 
 
 def from_json(text: str, kind: type[T]) -> T:
-    """The value that `to_json` wrote. Raises ValueError when the text is not JSON or not of that kind."""
+    """The value that `to_json` wrote. Raises ValueError when the text is not JSON or does not fit the class."""
     try:
         return _converter.structure(json.loads(text), kind)
     except (ValueError, TypeError, KeyError, cattrs.BaseValidationError) as error:

@@ -1,4 +1,4 @@
-"""What planning must know of a server: frozen data, observed before anything is decided."""
+"""Facts of servers: frozen data, observed before planning."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A network a server already reaches, and the interface it does so by."""
+    """A network that a server reaches already, and the interface it uses."""
 
     network: IPv4Network
     interface: str
@@ -17,7 +17,7 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What another cluster of this machine holds, so that no two clusters ever hold the same."""
+    """The subnets of another cluster on this machine, which a new cluster must not use."""
 
     cluster: str
     subnet: IPv4Network | None
@@ -26,7 +26,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class UnderlayRoute:
-    """How a server reaches the other end of its tunnels: both addresses, its own interface, and the bytes that fit."""
+    """A route between two servers for tunnels: both addresses, the local interface, and its MTU in bytes."""
 
     local: IPv4Address
     remote: IPv4Address
@@ -36,10 +36,10 @@ class UnderlayRoute:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What planning must know of a server, observed before anything is decided.
+    """All that planning needs to know about a server.
 
-    `accel` is how nodes would run there, kvm or tcg; `vnis` are in use, whoever uses them; `ways` lead to other
-    servers, by name; `host_key` is the key the server has shown, empty for this machine.
+    `accel` is the accelerator of nodes there, kvm or tcg. `vnis` are in use, by any program. `underlay_routes` lead to
+    other servers, by name. `host_key` is the key that the server has shown, empty for this machine.
     """
 
     memory_free_mib: int = 0
@@ -49,5 +49,5 @@ class Facts:
     routes: tuple[Route, ...] = ()
     claims: tuple[Claim, ...] = ()
     vnis: frozenset[int] = frozenset()
-    ways: dict[str, UnderlayRoute] = field(default_factory=dict)
+    underlay_routes: dict[str, UnderlayRoute] = field(default_factory=dict)
     host_key: str = ""

@@ -1,8 +1,7 @@
-"""Names: which are allowed, and the ones derived from them. Pure.
+"""Check names, and derive names from them. Pure.
 
-Host names follow RFC 1123 (letters, digits, hyphens, at most 63 characters), here lower-case and beginning with a
-letter, so that a name is at once a host name, a file name, an XML value and a word of a command line, and needs
-quoting in none of them.
+Names follow RFC 1123 (letters, digits, hyphens, at most 63 characters). They are lower-case and begin with a letter. So
+a name needs no quoting as a host name, a file name, an XML value or a command-line argument.
 """
 
 from __future__ import annotations
@@ -19,23 +18,23 @@ from ClusterShell.RangeSet import RangeSet, RangeSetException
 
 from vcluster.errors import RequestError
 
-MARK = "vcluster"
+PREFIX = "vcluster"  # of owner labels, and of names in libvirt and nftables
 CLUSTER_NAME_MAX = 32
 HOST_NAME_MAX = 63
 INTERFACE_NAME_MAX = 15  # IFNAMSIZ - 1, linux/if.h
 NODES_MAX = 4094
-NUMBER_WIDTH = 3  # the fewest digits of a node that is numbered on from cluster to cluster
+NUMBER_WIDTH = 3  # at least so many digits in names that are numbered across clusters
 
 _NAME = re.compile(r"[a-z](?:[a-z0-9-]*[a-z0-9])?\Z")
 _OWNER = re.compile(r"[0-9a-f]{8}\Z")
 _RESERVED = frozenset({"localhost", "mgmt0", "lab0", "all"})
-# Every identifier of ours is derived from this one, so a UUID proves whose a libvirt network or pool is even where
-# libvirt (before 9.7) offers no metadata to write it in.
+# All our UUIDs are derived from this one. So the UUID of a libvirt network or pool shows its owner; libvirt before 9.7
+# has no metadata on them.
 _NAMESPACE = uuid.UUID("6e6e6d0c-6a5b-5d3c-9c43-0c1f0f5a3a77")
 
 
 def check_name(name: str, *, kind: str, length_max: int) -> str:
-    """The name itself, or RequestError saying what is wrong with it."""
+    """The name, unchanged. Raises RequestError with the reason for a bad name."""
     rule = f"lower-case letters, digits and hyphens, a letter first, at most {length_max} characters"
     if len(name) > length_max:
         raise RequestError(f"{kind} {shown(name)} has {len(name)} characters", hint=rule)
@@ -47,17 +46,17 @@ def check_name(name: str, *, kind: str, length_max: int) -> str:
 
 
 def check_cluster_name(name: str) -> str:
-    """The name of a cluster, checked."""
+    """The name of a cluster, unchanged. Raises RequestError for a bad name."""
     return check_name(name, kind="cluster name", length_max=CLUSTER_NAME_MAX)
 
 
 def shown(text: str, length_max: int = 40) -> str:
-    """Any text of a user's, made safe and short enough for one line of a message."""
+    """A user's text, escaped and shortened for one line of a message."""
     return repr(text if len(text) <= length_max else text[:length_max] + "…")
 
 
 def one_line(error: Exception, length_max: int = 80) -> str:
-    """A library's message, which may quote a user's text as it is, made fit for one line of ours."""
+    """A library's message, escaped and shortened for one line; it may contain a user's text."""
     return str(error).encode("unicode_escape").decode()[:length_max]
 
 
@@ -67,15 +66,18 @@ def default_node_names(count: int) -> tuple[str, ...]:
 
 
 def numbered_node_names(cluster_number: int, count: int) -> tuple[str, ...]:
-    """The names in one of many clusters of `count` nodes, numbered on from cluster to cluster: node006 … node010."""
+    """The node names of one of many clusters of `count` nodes, numbered across clusters: node006 … node010."""
     last = cluster_number * count
     width = max(NUMBER_WIDTH, len(str(last)))
     return tuple(f"node{number:0{width}}" for number in range(last - count + 1, last + 1))
 
 
 def expand(nodeset: str) -> tuple[str, ...]:
-    """The node names of a nodeset such as 'red[01-05]' or 'head,red[1-4]', in the order written."""
-    names = unfold(nodeset, example="red[01-05]")
+    """The node names of a nodeset, for example 'red[01-05]' or 'head,red[1-4]', in the order written.
+
+    Raises RequestError for a bad nodeset, a bad name, or a name that occurs twice.
+    """
+    names = expand_any(nodeset, example="red[01-05]")
     for name in names:
         check_name(name, kind="node name", length_max=HOST_NAME_MAX)
     if len(set(names)) < len(names):
@@ -84,30 +86,33 @@ def expand(nodeset: str) -> tuple[str, ...]:
     return names
 
 
-def unfold(nodeset: str, *, example: str) -> tuple[str, ...]:
-    """The words of a nodeset, whatever they stand for, in the order written. NodeSet itself would sort them."""
+def expand_any(nodeset: str, *, example: str) -> tuple[str, ...]:
+    """The items of a nodeset, names or not, in the order written (ClusterShell's NodeSet sorts them).
+
+    Raises RequestError, with the example in its hint, for a bad nodeset.
+    """
     if re.search(r"\d{10}", nodeset):
         raise RequestError(f"{shown(nodeset)} has a number of ten digits or more")
     if (size := _size(nodeset)) > NODES_MAX:
         raise RequestError(f"{shown(nodeset)} gives {size} names", hint=f"1 to {NODES_MAX} are possible")
     try:
-        words = tuple(word for part in split(nodeset) for word in _words(part))
+        items = tuple(item for part in split(nodeset) for item in _items(part))
     except (RangeSetException, ValueError) as error:
         raise RequestError(
-            f"{shown(nodeset)} is not a nodeset: {one_line(error)}", hint=f"such as '{example}'"
+            f"{shown(nodeset)} is not a nodeset: {one_line(error)}", hint=f"for example '{example}'"
         ) from error
-    if not words:
-        raise RequestError(f"{shown(nodeset)} gives no name", hint=f"such as '{example}'")
-    return words
+    if not items:
+        raise RequestError(f"{shown(nodeset)} gives no name", hint=f"for example '{example}'")
+    return items
 
 
 def split(text: str) -> list[str]:
-    """The parts of a text between commas, but for those in brackets."""
+    """The parts of a text between commas; commas in brackets do not separate."""
     return [part.strip() for part in re.split(r",(?![^\[]*\])", text)]
 
 
-def _words(part: str) -> Iterator[str]:
-    """The words of a nodeset without commas outside of brackets."""
+def _items(part: str) -> Iterator[str]:
+    """The items of a nodeset that has no commas outside of brackets."""
     pieces = [
         [number for item in piece[1:-1].split(",") for number in RangeSet(item).striter()]
         if piece[:1] == "["
@@ -115,12 +120,12 @@ def _words(part: str) -> Iterator[str]:
         for piece in re.split(r"(\[[^\[\]]*\])", part)
     ]
     if any(set("[]") & set(piece[0]) for piece in pieces if piece):
-        raise ValueError("a bracket without its other half")
+        raise ValueError("unbalanced brackets")
     return filter(None, map("".join, product(*pieces)))
 
 
 def _size(nodeset: str) -> int:
-    """About how many names a nodeset gives, told without expanding it: 'x[1-99999999]' must not fill the memory."""
+    """About how many names a nodeset gives. It is not expanded: 'x[1-99999999]' must not fill the memory."""
     return sum(prod(_range_size(ranges) for ranges in re.findall(r"\[([^\]]*)", part)) for part in split(nodeset))
 
 
@@ -130,12 +135,12 @@ def _range_size(ranges: str) -> int:
 
 
 def folded(names: Iterable[str]) -> str:
-    """node1,node2,node3 as node[1-3]."""
+    """The names as a nodeset: node1,node2,node3 as node[1-3]."""
     return str(NodeSet.fromlist(list(names), resolver=RESOLVER_NOGROUP))
 
 
 def tag(cluster: str) -> str:
-    """At most 7 characters that stand for the cluster in interface names: its name, or the start of it and a digest."""
+    """The cluster in interface names, at most 7 characters: its name, or the start of its name and a digest."""
     return cluster if len(cluster) <= 7 else cluster[:3] + _digest(cluster, 4)
 
 
@@ -150,77 +155,77 @@ def management_bridge_name(cluster: str) -> str:
 
 
 def node_bridge_name(cluster: str, index: int) -> str:
-    """The bridge of one node whose traffic leaves its server."""
+    """The bridge of one node that has a tunnel."""
     return f"vb-{tag(cluster)}-{index}"
 
 
 def tunnel_name(cluster: str, index: int) -> str:
-    """A node's tunnel, at either end."""
+    """A node's tunnel, at both ends."""
     return f"vx-{tag(cluster)}-{index}"
 
 
 def port_name(cluster: str, index: int) -> str:
-    """The host's end of a node's `lab0`."""
+    """The tap of a node's `lab0` on its server."""
     return f"vt-{tag(cluster)}-{index}"
 
 
 def management_port_name(cluster: str, index: int) -> str:
-    """The host's end of a node's `mgmt0`."""
+    """The tap of a node's `mgmt0` on its server."""
     return f"vm-{tag(cluster)}-{index}"
 
 
 def domain_name(cluster: str, node: str) -> str:
-    """A node's name in libvirt. The dot occurs in neither part, so the two can never run into each other."""
+    """A node's name in libvirt. Neither part contains a dot, so two domains never get the same name."""
     return f"{cluster}.{node}"
 
 
 def libvirt_name(cluster: str) -> str:
     """The name of a cluster's network and pool in libvirt."""
-    return f"{MARK}-{cluster}"
+    return f"{PREFIX}-{cluster}"
 
 
 def owner_of(machine_id: str) -> str:
-    """Eight digits that stand for the machine clusters are made from, told from its machine-id(5).
+    """The owner id: eight hexadecimal digits, derived from the machine-id(5) of the controller.
 
-    Two machines may use the same servers and the same cluster names; each knows its own things by this.
+    Two controllers may use the same servers and cluster names; each finds its own resources by its owner id.
     """
-    return _digest(f"{MARK}/{machine_id.strip()}", 8)
+    return _digest(f"{PREFIX}/{machine_id.strip()}", 8)
 
 
 def alias(cluster: str, owner: str) -> str:
-    """The mark that every link of a cluster carries (IFLA_IFALIAS)."""
-    return f"{MARK}:{cluster}:{owner}"
+    """The owner label of a cluster's interfaces, which is their alias (IFLA_IFALIAS)."""
+    return f"{PREFIX}:{cluster}:{owner}"
 
 
 def parse_alias(text: str) -> tuple[str, str] | None:
-    """The cluster and the owner whose mark this is, or None."""
-    mark, _, rest = text.partition(":")
+    """The cluster and the owner id of an alias, or None if the alias is not an owner label."""
+    prefix, _, rest = text.partition(":")
     cluster, _, owner = rest.partition(":")
-    return (cluster, owner) if mark == MARK and _NAME.match(cluster) and _OWNER.match(owner) else None
+    return (cluster, owner) if prefix == PREFIX and _NAME.match(cluster) and _OWNER.match(owner) else None
 
 
 def table_name(cluster: str, owner: str) -> str:
-    """The packet filter's table of a cluster."""
-    return f"{MARK}-{cluster}-{owner}"
+    """The nftables table of a cluster."""
+    return f"{PREFIX}-{cluster}-{owner}"
 
 
 def parse_table_name(text: str) -> tuple[str, str] | None:
-    """The cluster and the owner whose table this is, or None."""
-    mark, _, rest = text.partition("-")
+    """The cluster and the owner id of a table name, or None if the table is not ours."""
+    prefix, _, rest = text.partition("-")
     cluster, _, owner = rest.rpartition("-")
-    return (cluster, owner) if mark == MARK and _NAME.match(cluster) and _OWNER.match(owner) else None
+    return (cluster, owner) if prefix == PREFIX and _NAME.match(cluster) and _OWNER.match(owner) else None
 
 
 def uuid_for(kind: str, *names: str) -> str:
-    """The UUID that a thing of ours with these names has, always the same one."""
+    """The UUID of our resource of this kind with these names, always the same."""
     return str(uuid.uuid5(_NAMESPACE, "/".join((kind, *names))))
 
 
 def mac_for(cluster: str, node: str, interface: str, taken: Iterable[str] = ()) -> str:
     """A locally administered, unicast MAC (IEEE 802: second bit of the first byte set, first bit clear).
 
-    The same for the same names, different from all of `taken`. The first byte is 02 because libvirt gives the host's
-    end of the link the same address with fe there, and a bridge takes the lowest address of its ports for its own.
+    The same names give the same MAC, which is not in `taken`. The first byte is 02: libvirt gives the tap the same
+    address with first byte fe, and a bridge takes the lowest address of its ports.
     """
     taken = set(taken)
     salt = 0

@@ -1,4 +1,4 @@
-"""What a cluster will be: frozen data and look-ups."""
+"""The plan of a cluster: frozen data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vcluster.model.spec import DEFAULT_VXLAN_PORT, DIRECT, PRIVATE, AddressRang
 
 @dataclass(frozen=True, slots=True)
 class ManagementInterface:
-    """A node's `mgmt0`: its address, its MAC, and the host's end of it."""
+    """A node's `mgmt0`: its address, its MAC, and its tap on the server."""
 
     address: IPv4Address
     mac: str
@@ -20,11 +20,10 @@ class ManagementInterface:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A machine of the cluster, with everything that tells it from the others.
+    """A node of the cluster.
 
-    `port` is its place on `bridge`, the interface through which `lab0` joins the cluster network. `management` is its
-    `mgmt0`, None for a node that has none. `vni` is None where no tunnel carries the node's traffic. `data_gib` is the
-    size of the disk it serves to the others, 0 where there is none.
+    `port` is the tap of its `lab0`, a port of `bridge`. `management` is its `mgmt0`, None for a node without one. `vni`
+    is None for a node without a tunnel. `data_gib` is the size of the disk that a storage node serves, otherwise 0.
     """
 
     name: str
@@ -43,18 +42,18 @@ class Node:
 
     @property
     def is_head(self) -> bool:
-        """Whether this node launches MPI, and serves NFS where no other does."""
+        """Whether this node launches MPI, and serves NFS if there is no storage node."""
         return self.role == "head"
 
     @property
-    def reached_at(self) -> IPv4Address:
-        """Where it is logged in to: from its server, or from the head where it has no `mgmt0`."""
+    def login_address(self) -> IPv4Address:
+        """The address for SSH: from its server, or from the head if the node has no `mgmt0`."""
         return self.management.address if self.management else self.address
 
 
 @dataclass(frozen=True, slots=True)
 class Bridge:
-    """A software switch on a server. `alias` is the owner's mark that tells it from everybody else's."""
+    """A software switch on a server. `alias` is its owner label."""
 
     name: str
     mtu: int
@@ -63,7 +62,7 @@ class Bridge:
 
 @dataclass(frozen=True, slots=True)
 class Tunnel:
-    """One end of a VXLAN tunnel, a port of a bridge. It has one fixed peer, `remote`, and a VNI of its own."""
+    """One end of a VXLAN tunnel, a port of a bridge. It has one fixed peer, `remote`, and its own VNI."""
 
     name: str
     bridge: str
@@ -78,7 +77,7 @@ class Tunnel:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """The management network of a cluster on one server: NAT, static addresses, DNS from its gateway."""
+    """The management network of a cluster on one server: NAT, static addresses, DNS at its gateway."""
 
     name: str
     uuid: str
@@ -87,7 +86,7 @@ class Network:
 
     @property
     def gateway(self) -> IPv4Address:
-        """The server's own address on it."""
+        """The server's address on this network."""
         return self.subnet[1]
 
 
@@ -102,9 +101,9 @@ class Pool:
 
 @dataclass(frozen=True, slots=True)
 class ServerPlan:
-    """What one server carries, and how it is reached (`login` None: it is this machine).
+    """What one server carries. `login` is None for this machine.
 
-    `host_key` is the only one it may show. One that carries no node has no network, no pool and no image.
+    `host_key` is the only key that it may show. A server without nodes has no network, no pool and no image.
     """
 
     name: str
@@ -121,12 +120,12 @@ class ServerPlan:
 
     @property
     def interface_names(self) -> tuple[str, ...]:
-        """Its bridges and tunnels."""
+        """The names of its bridges and tunnels."""
         return (*(bridge.name for bridge in self.bridges), *(tunnel.name for tunnel in self.tunnels))
 
     @property
     def carries_nodes(self) -> bool:
-        """Whether it is more than a switch."""
+        """Whether it carries nodes, and not only the switch."""
         return self.pool is not None
 
 
@@ -140,10 +139,10 @@ class Switch:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Everything that will be, decided before the first effect. The first node is the head.
+    """The plan of a cluster, complete before the first effect. The first node is the head.
 
-    `stores` are the nodes whose disks are shared, in order; without any the head's folder is. `dhcp_range` is None
-    where addresses are static. `is_gateway_open` says whether the head lets the others out, in the private layout.
+    `stores` are the storage nodes, in order; without any, the head serves a folder. `dhcp_range` is None for static
+    addresses. `is_gateway_open` is for the private layout: whether the head forwards packets of the other nodes.
     """
 
     name: str
@@ -171,17 +170,17 @@ class Plan:
 
     @property
     def is_private(self) -> bool:
-        """Whether the head is the only way to and from the other nodes."""
+        """Whether the head is the gateway of all other nodes."""
         return self.layout == PRIVATE
 
     @property
     def head(self) -> Node:
-        """The first node: MPI launcher, and NFS server where no other node is."""
+        """The first node: MPI launcher, and NFS server if there is no storage node."""
         return self.nodes[0]
 
     @property
     def has_tunnels(self) -> bool:
-        """Whether any node's traffic leaves its server."""
+        """Whether any node has a tunnel."""
         return any(node.vni is not None for node in self.nodes)
 
     @property
@@ -190,7 +189,7 @@ class Plan:
         return self.nodes[1:]
 
     def node(self, name: str) -> Node:
-        """The node of that name."""
+        """The node with that name."""
         return next(node for node in self.nodes if node.name == name)
 
     def server(self, name: str) -> ServerPlan:
@@ -198,23 +197,23 @@ class Plan:
         return next(server for server in self.servers if server.name == name)
 
     def nodes_on(self, server: str) -> tuple[Node, ...]:
-        """The nodes that a server carries."""
+        """The nodes on a server."""
         return tuple(node for node in self.nodes if node.server == server)
 
     def network_of(self, node: Node) -> Network:
-        """The management network a node is on."""
+        """The management network on a node's server."""
         network = self.server(node.server).network
         assert network is not None  # noqa: S101 - a server that carries a node has one
         return network
 
     def pool_of(self, node: Node) -> Pool:
-        """The pool that holds a node's disk."""
+        """The storage pool of a node's disk."""
         pool = self.server(node.server).pool
         assert pool is not None  # noqa: S101 - a server that carries a node has one
         return pool
 
     def image_of(self, node: Node) -> Image:
-        """The image a node is made from, where its server keeps it."""
+        """A node's image, with its path on the node's server."""
         image = self.server(node.server).image
         assert image is not None  # noqa: S101 - a server that carries a node has one
         return image

@@ -1,4 +1,4 @@
-"""What the user asks for: frozen data."""
+"""The user's request: frozen data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STORAGE_PATH = Path("/var/lib/libvirt/images/vcluster")
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A guest image of the store. `kernel` is None for an image that boots only from its own disk."""
+    """A guest image of the image store. `kernel` is None for an image that boots from its disk."""
 
     name: str
     digest: str
@@ -37,11 +37,11 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """How a server is reached by SSH, as asked; what is left out comes from ssh's own configuration.
+    """How the user wants to log in to a server by SSH. Empty fields come from ssh_config.
 
-    `password` says where the password comes from and is never the password: empty, `ask`, `env:NAME`, or
-    `file:PATH#SECTION` for a key of that section of a configuration file. `fingerprint` is the server's host key as
-    `ssh-keygen -l` prints it, SHA256:…
+    `password` names the source of the password, and is never the password: empty, `ask`, `env:NAME`, or
+    `file:PATH#SECTION` for a key of that section of a configuration file. `fingerprint` is the fingerprint of the host
+    key in the format of `ssh-keygen -l`, SHA256:…
     """
 
     host: str
@@ -54,10 +54,10 @@ class Login:
 
 @dataclass(frozen=True, slots=True)
 class ServerSpec:
-    """A server as the user described it. `login` is None for this machine; what was not said is None or empty.
+    """A server as the user described it. `login` is None for this machine; fields that are not given are None or empty.
 
-    `cpus`, `memory_mib` and `disk_gib` are how much of it nodes may take together, `nodes` how many it carries,
-    `interface` and `address` the underlay's end of its tunnels, `path` where disks and images are kept.
+    `cpus`, `memory_mib` and `disk_gib` are the most that all its nodes may take. `nodes` is the number of its nodes.
+    `interface` and `address` are the underlay end of its tunnels. `path` is the folder of disks and images.
     """
 
     name: str
@@ -77,7 +77,7 @@ LOCAL = ServerSpec(LOCAL_SERVER)
 
 @dataclass(frozen=True, slots=True)
 class StorageNode:
-    """A node that serves a disk of its own by NFS, as asked."""
+    """A requested node that serves its own disk by NFS."""
 
     node: str
     size_gib: int
@@ -85,7 +85,7 @@ class StorageNode:
 
 @dataclass(frozen=True, slots=True)
 class AddressRange:
-    """Addresses from the first to the last, both included."""
+    """Addresses from the first to the last, inclusive."""
 
     first: IPv4Address
     last: IPv4Address
@@ -99,7 +99,7 @@ class AddressRange:
 
 @dataclass(frozen=True, slots=True)
 class PortRange:
-    """TCP ports from the first to the last, both included."""
+    """TCP ports from the first to the last, inclusive."""
 
     first: int
     last: int
@@ -110,9 +110,9 @@ class PortRange:
 
 @dataclass(frozen=True, slots=True)
 class ImageLogin:
-    """Who may log in to a node made from an image of somebody else's, before our own keys are there.
+    """The first login to a node of an image that vcluster did not build, before our keys are installed.
 
-    `password` says where it comes from, `ask` or `env:NAME`; it is never the password itself.
+    `password` names the source of the password, `ask` or `env:NAME`; it is never the password.
     """
 
     user: str
@@ -121,15 +121,17 @@ class ImageLogin:
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """What the user asked for. `subnet` is None where the default or the next free one may be taken.
+    """The user's request for a cluster.
 
-    The modes differ in nothing but `servers`, which carry the nodes (the first carries the head), and `switch`, the
-    server whose bridge their traffic crosses; it may be one of them. `sets_up_switch` is False where somebody makes the
-    switch's half by hand.
+    The modes differ only in `servers` and `switch`. `servers` carry the nodes; the first carries the head. All traffic
+    crosses the bridge of `switch`, which may be one of the servers. `sets_up_switch` is False when the switch's
+    administrator sets up the switch side (`vcluster switch up`).
 
-    In the `private` layout only the head has `mgmt0` and is the others' way out. `node_addresses` are empty where they
-    go from .1 on; `dhcp_range`, for strangers, is None where the top of the subnet will do; without `stores` the
-    head's folder is shared; `image_login` is None for images that need none; `mpi_ports` is None for any.
+    In the `private` layout only the head has `mgmt0`, and it is the gateway of the other nodes.
+
+    With `subnet` None planning takes the default or the next free subnet. Without `node_addresses` they start at .1.
+    `dhcp_range` is for unknown hosts; None takes the top of the subnet. Without `stores` the head serves a folder.
+    `image_login` is None for images that need no password. `mpi_ports` None allows all ports.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What is there of a cluster, as people and scripts are told it."""
+"""The status of a cluster: the plan compared with the observed state of each server."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vcluster.model.plan import Node, Plan, ServerPlan, Switch
 
 @dataclass(frozen=True, slots=True)
 class NodeStatus:
-    """One node; `state` is running, stopped, missing, or unknown where its server does not answer."""
+    """One node; `state` is running, stopped, missing, or unknown if its server does not answer."""
 
     name: str
     role: str
@@ -29,7 +29,7 @@ class NodeStatus:
 class Status:
     """A cluster; `state` is creating, ready, partial or stopped. The field names are a contract with scripts.
 
-    `missing` says in words what is not as planned.
+    `missing` describes each planned resource that is not there.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What a server really has: whether each domain runs, each link with the bridge it is a port of, and the rest."""
+    """The state of a server: for each domain whether it runs, for each interface its bridge, and the other names."""
 
     domains: Mapping[str, bool]
     interfaces: Mapping[str, str]
@@ -56,11 +56,11 @@ class Observed:
 def status_of(
     plan: Plan, *, ledger_state: str, is_being_changed: bool, seen: Mapping[str, Observed], lost: Mapping[str, str]
 ) -> Status:
-    """The status, from the plan and what was observed on each server; `lost` tells why one could not be reached."""
+    """The status of a cluster, from its plan and the observed servers; `lost` has the errors of the other servers."""
     nodes = tuple(_node(node, seen.get(node.server)) for node in plan.nodes)
     is_stopped = {node.state for node in nodes} == {"stopped"}
     missing = tuple(
-        words for server in plan.servers for words in _missing(plan, server, seen, lost, is_stopped=is_stopped)
+        text for server in plan.servers for text in _missing(plan, server, seen, lost, is_stopped=is_stopped)
     )
     return Status(
         name=plan.name,
@@ -77,15 +77,15 @@ def status_of(
 def _missing(
     plan: Plan, server: ServerPlan, observed: Mapping[str, Observed], lost: Mapping[str, str], *, is_stopped: bool
 ) -> Iterator[str]:
-    """What is not there as planned. Nodes are not missed where the cluster as a whole was stopped."""
+    """The planned resources that a server lacks. In a stopped cluster a node that does not run is not missing."""
     where = f" on {server.name}" if server.login else ""
     seen = observed.get(server.name)
     if seen is None:
-        yield f"server {server.name}: {lost.get(server.name, 'it was not reached')}"
+        yield f"server {server.name}: {lost.get(server.name, 'not reached')}"
         return
-    yield from (f"{words}{where}" for words in _missing_interfaces(plan, server, seen))
+    yield from (f"{text}{where}" for text in _missing_interfaces(plan, server, seen))
     if server.tunnels and table_name(plan.name, plan.owner) not in seen.tables:
-        yield f"the rules that guard the tunnels{where}"
+        yield f"packet filter of the tunnels{where}"
     if server.network and server.network.name not in seen.networks:
         yield f"network {server.network.name}{where}"
     if server.pool and server.pool.name not in seen.pools:

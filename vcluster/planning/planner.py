@@ -128,9 +128,9 @@ def lay_out(
     away = [server for server in places if server != switch]
     ways: dict[tuple[str, str], UnderlayRoute] = {}
     for server in dict.fromkeys(away):
-        ways[server, switch] = facts[server].ways[switch]
+        ways[server, switch] = facts[server].underlay_routes[switch]
         if spec.sets_up_switch:
-            ways[switch, server] = facts[switch].ways[server]
+            ways[switch, server] = facts[switch].underlay_routes[server]
     for (start, end), way in ways.items():
         check_mtu(spec.mtu, start, end, way)
     taken = {node.index for node in present}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vcluster.model.naming import MARK
+from vcluster.model.naming import PREFIX
 from vcluster.model.plan import Network, Pool
 from vcluster.render.xml_tree import element, text_of
 
@@ -21,7 +21,7 @@ def network_xml(cluster: str, network: Network) -> str:
         element("uuid", network.uuid),
         element("forward", mode="nat"),
         element("bridge", name=network.bridge, stp="off", delay=0),
-        element("dns", element("txt", name=MARK, value=f"cluster={cluster}")),
+        element("dns", element("txt", name=PREFIX, value=f"cluster={cluster}")),
         element("ip", address=network.gateway, netmask=network.subnet.netmask),
     )
     return text_of(root)

@@ -51,7 +51,7 @@ def _node(plan: Plan, node: Node, identity: Path, common: Sequence[str], *, is_a
     way = plan.head.name if not node.management else jump_name(node.server) if is_away else ""
     return [
         f"Host {node.name}",
-        f"HostName {node.reached_at}",
+        f"HostName {node.login_address}",
         f"HostKeyAlias {node.name}",
         f"User {plan.user}",
         f"IdentityFile {quoted(identity)}",
@@ -81,7 +81,8 @@ def _server(name: str, jump: Jump, common: Sequence[str]) -> list[str]:
 def known_hosts(plan: Plan, keys: Keys) -> str:
     """The pinned host key of every node and server, by its name in the ssh_config (HostKeyAlias) and by address."""
     nodes = "".join(
-        f"{node.name},{node.reached_at} {' '.join(keys.hosts[node.name].public.split()[:2])}\n" for node in plan.nodes
+        f"{node.name},{node.login_address} {' '.join(keys.hosts[node.name].public.split()[:2])}\n"
+        for node in plan.nodes
     )
     servers = "".join(
         f"{jump_name(server.name)} {' '.join(server.host_key.split()[:2])}\n"

@@ -38,6 +38,6 @@ def reduce(server: Server, before: Plan, after: Plan) -> None:
 
 def observe(server: Server) -> tuple[OwnedItem, ...]:
     """All tables of ours."""
-    names = server.call("guards", prefix=f"{naming.MARK}-")
+    names = server.call("guards", prefix=f"{naming.PREFIX}-")
     marks = ((name, naming.parse_table_name(name)) for name in names)
     return tuple(OwnedItem("table", name, mark[0]) for name, mark in marks if mark and mark[1] == server.owner)

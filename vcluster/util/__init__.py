@@ -1,1 +1,1 @@
-"""What every layer uses: events, deadlines and parallel work."""
+"""Events, deadlines and parallel work, for every layer."""

@@ -1,4 +1,4 @@
-"""A moment by which work must be done, shared by all workers of a command."""
+"""Deadlines, shared by all workers of a command."""
 
 from __future__ import annotations
 
@@ -11,56 +11,56 @@ from vcluster.errors import DeadlineError, VclusterError
 
 
 class Cancelled(VclusterError):
-    """The work was told to stop; the one who told it knows why."""
+    """The work was cancelled; the error that caused it is reported elsewhere."""
 
     exit_code = 130
 
 
 class Deadline:
-    """A moment by which work must be done, and a way to call it off. Shared by all workers of a command."""
+    """A time limit for work, which can also be cancelled. All workers of a command share one."""
 
     def __init__(self, timeout_s: float) -> None:
         self.timeout_s = timeout_s
         self._ends_s = time.monotonic() + timeout_s
         self._cancelled = threading.Event()
-        self._looks: tuple[Callable[[str], None], ...] = ()
+        self._checks: tuple[Callable[[str], None], ...] = ()
 
-    def watching(self, look: Callable[[str], None]) -> Deadline:
-        """The same deadline, whose every check also calls `look`, which raises when there is no point in waiting on.
-
-        It is told what is awaited.
-        """
-        watched = copy.copy(self)
-        watched._looks = (*self._looks, look)
-        return watched
+    def with_check(self, check: Callable[[str], None]) -> Deadline:
+        """The same deadline, whose checks also call `check(awaited)`, which raises when further waiting is useless."""
+        extended = copy.copy(self)
+        extended._checks = (*self._checks, check)
+        return extended
 
     def cancel(self) -> None:
-        """Tell all who wait on this deadline to stop."""
+        """Make every wait on this deadline end with Cancelled."""
         self._cancelled.set()
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether the work was called off."""
+        """Whether the work was cancelled."""
         return self._cancelled.is_set()
 
     def remaining_s(self, at_most_s: float | None = None) -> float:
-        """Seconds left, never negative; `at_most_s` bounds one wait among several."""
+        """Seconds left, never negative; `at_most_s` limits one wait of several."""
         left_s = max(0.0, self._ends_s - time.monotonic())
         return left_s if at_most_s is None else min(left_s, at_most_s)
 
     def check(self, awaited: str) -> None:
-        """Raise DeadlineError naming what was awaited when time is up, Cancelled when called off."""
+        """Raise DeadlineError when the time is up, Cancelled when cancelled.
+
+        `awaited` is a noun phrase with the node or server, for example "sshd on node3".
+        """
         if self._cancelled.is_set():
             raise Cancelled(f"stopped while waiting for {awaited}")
-        for look in self._looks:
-            look(awaited)
+        for check in self._checks:
+            check(awaited)
         if self.remaining_s() == 0:
             raise DeadlineError(
-                f"{awaited} did not come within {self.timeout_s:.0f} s", hint="--timeout gives more time"
+                f"timed out after {self.timeout_s:.0f} s waiting for {awaited}", hint="--timeout gives more time"
             )
 
     def pause(self, seconds: float, awaited: str) -> None:
-        """Wait a moment between two looks; ends at once when called off."""
+        """Wait between two attempts, and check before and after; a cancel ends the wait at once."""
         self.check(awaited)
         self._cancelled.wait(self.remaining_s(seconds))
         self.check(awaited)

@@ -1,4 +1,4 @@
-"""Work reports events; whoever listens prints them or writes them down."""
+"""Work reports events; listeners print or store them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ EVERYONE = ""
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something happened: `what` is start, progress, end, fail or note; `node` is EVERYONE for the cluster as a whole.
+    """An event: `what` is start, progress, end, fail or note; `node` is EVERYONE for the cluster as a whole.
 
-    `at_s` counts from the beginning of the command, in seconds; `text` says what is awaited, or what went wrong;
-    `fraction` is how much of the stage is done, where that is known.
+    `at_s` is in seconds since the command began. `text` is the awaited thing or the error. `fraction` is the completed
+    share of the stage, None if unknown.
     """
 
     what: str
@@ -32,7 +32,7 @@ Listener = Callable[[Event], None]
 
 @dataclass(slots=True)
 class Reporter:
-    """Passes events on to its listeners, one at a time, from whichever thread they come."""
+    """Passes events to its listeners, one at a time, from any thread."""
 
     listeners: tuple[Listener, ...] = ()
     started_s: float = field(default_factory=time.monotonic)
@@ -46,12 +46,12 @@ class Reporter:
                 listener(event)
 
     def note(self, text: str) -> None:
-        """Report a line for the user to read."""
+        """Report a line for the user."""
         self.emit("note", "", text=text)
 
     @contextmanager
     def step(self, stage: str, node: str = EVERYONE, awaiting: str = "") -> Iterator[None]:
-        """Report the start and the end, or the failure, of a stage."""
+        """Report the start of a stage, and its end or failure."""
         self.emit("start", stage, node, awaiting)
         try:
             yield

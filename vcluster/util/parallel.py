@@ -1,4 +1,4 @@
-"""Fan out, then join everything, then report every failure. Nothing is cleaned up under running workers."""
+"""Run work in parallel, wait for all of it, then report every failure. No cleanup starts while a worker runs."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ WORKERS_MAX = 32
 
 
 def each(items: Sequence[T], work: Callable[[T], R], *, deadline: Deadline, limit: int = WORKERS_MAX) -> list[R]:
-    """The results of `work` for every item, in order, computed side by side, at most `limit` at a time.
+    """The results of `work` for every item, in order. Runs in parallel, at most `limit` at a time.
 
-    The first failure, and an interrupt of the user's, call the others off through `deadline`; all are waited for.
-    Raises the failure, or SeveralErrors when there are more; one that merely obeyed the calling-off does not count.
+    The first failure, or an interrupt by the user, cancels the other workers through `deadline`; all are joined. Raises
+    the failure, or SeveralErrors for more than one. Cancelled workers do not count as failures.
     """
     if not items:
         return []
@@ -32,31 +32,31 @@ def each(items: Sequence[T], work: Callable[[T], R], *, deadline: Deadline, limi
 def outcomes(
     items: Sequence[T], work: Callable[[T], R], *, deadline: Deadline | None = None, limit: int = WORKERS_MAX
 ) -> list[R | VclusterError]:
-    """What became of `work` for every item, in order: its result, or the error. Nobody is called off by another.
+    """The result or the error of `work` for every item, in order. A failure does not cancel the other workers.
 
-    An interrupt of the user's calls all off through `deadline`, if there is one; all are waited for.
+    An interrupt by the user cancels all through `deadline`, if one is given; all are joined.
     """
     if not items:
         return []
     with ThreadPoolExecutor(max_workers=min(len(items), limit)) as pool:
         futures = [pool.submit(work, item) for item in items]
         _join(futures, deadline)
-    found: list[R | VclusterError] = []
+    results: list[R | VclusterError] = []
     for future in futures:
         error = future.exception()
         if error is not None and not isinstance(error, VclusterError):
             raise error
-        found.append(error if error is not None else future.result())
-    return found
+        results.append(error if error is not None else future.result())
+    return results
 
 
 def raise_all(errors: Sequence[VclusterError]) -> None:
-    """Raise the errors, if there are any: one as it is, several together, the same one of several nodes once."""
-    single = [one for error in errors for one in (error.errors if isinstance(error, SeveralErrors) else (error,))]
-    different = list(dict.fromkeys(single))
-    if len(different) > 1:
-        raise SeveralErrors(different)
-    for error in different:
+    """Raise the errors, if there are any. Several become SeveralErrors; the same error of several nodes counts once."""
+    flat = [part for error in errors for part in (error.errors if isinstance(error, SeveralErrors) else (error,))]
+    distinct = list(dict.fromkeys(flat))
+    if len(distinct) > 1:
+        raise SeveralErrors(distinct)
+    for error in distinct:
         raise error
 
 
