@@ -1,30 +1,135 @@
-"""What all tiers share. Unit tests are pure by force: a socket or a process in one of them is an error."""
+"""Tiers of the suite and fixtures for all folders. Unit tests are pure by force: a socket or a process is an error."""
 
 from __future__ import annotations
 
 import os
 import socket
 import subprocess
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-# A machine that boots nodes beside this is slow at times, which is no mistake of what is tested.
+# A machine that also boots nodes is slow at times. That is not an error of the code under test.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 
-GOLDEN = Path(__file__).parent / "golden"
+TESTS = Path(__file__).parent
+GOLDEN = TESTS / "golden"
+
+
+# Tiers
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The tier of a folder's tests, and the markers for what they need: each test has exactly one of those."""
+
+    tier: str
+    needs: frozenset[str]
+
+
+def _folder(tier: str, *needs: str) -> Folder:
+    return Folder(tier, frozenset(needs))
+
+
+NOTHING = "nothing"  # a test without a marker
+NEEDS = frozenset({"libvirt", "ssh", "netns", "vm"})
+FOLDERS = {
+    "unit": _folder("quick", NOTHING),
+    "language": _folder("quick", NOTHING),
+    "images": _folder("standard", NOTHING),
+    "libvirt": _folder("standard", "libvirt"),
+    "ssh": _folder("standard", "ssh", "netns"),
+    "netns": _folder("standard", "netns"),
+    "scripts": _folder("standard", NOTHING, "netns", "vm"),
+    "vm": _folder("full", "vm"),
+    "clones": _folder("full", "vm"),
+    "private": _folder("full", "vm"),
+    "servers": _folder("full", "vm"),
+}
+
+
+def folder_of(path: Path) -> str:
+    """The name of the folder of tests/ that a test is in."""
+    return path.relative_to(TESTS).parts[0]
+
+
+def tier_of(folder: str, markers: Iterable[str]) -> str:
+    """The tier of a test. Booted tests are in `full`, those of the core in `standard`.
+
+    Raises ValueError when the folder has no entry, or when its tests may not have these markers.
+    """
+    if folder not in FOLDERS:
+        raise ValueError(f"tests/{folder} has no entry in FOLDERS")
+    names = set(markers)
+    needs = names & NEEDS or {NOTHING}
+    if len(needs) > 1 or not needs <= FOLDERS[folder].needs:
+        raise ValueError(f"needs {', '.join(sorted(needs))}; allowed: {', '.join(sorted(FOLDERS[folder].needs))}")
+    if "core" in names and "vm" not in names:
+        raise ValueError("is marked core, but only booted tests are part of the core")
+    if "vm" in names:
+        return "standard" if "core" in names else "full"
+    return FOLDERS[folder].tier
+
+
+SHARED_CLUSTERS = frozenset({"cluster", "beginning", "red", "blue"})  # fixtures: clusters of a whole folder
+
+
+def uses_shared_cluster(item: pytest.Item) -> bool:
+    """Whether a test needs a cluster that other tests need too."""
+    return not SHARED_CLUSTERS.isdisjoint(getattr(item, "fixturenames", ()))
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by -m
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test with its tier. In each folder, tests that need a server without a cluster run first."""
+    folders = list(dict.fromkeys(folder_of(item.path) for item in items))
+    items.sort(key=lambda item: (folders.index(folder_of(item.path)), uses_shared_cluster(item)))
+    for item in items:
+        try:
+            tier = tier_of(folder_of(item.path), (mark.name for mark in item.iter_markers()))
+        except ValueError as error:
+            raise pytest.UsageError(f"{item.nodeid}: {error}") from error
+        item.add_marker(tier)
+
+
+# The report
+
+
+_seconds: dict[str, float] = defaultdict(float)
+_counts: dict[str, int] = defaultdict(int)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Add up the time of each folder, with its fixtures."""
+    folder = report.nodeid.split("/")[1]
+    _seconds[folder] += report.duration
+    _counts[folder] += report.when == "call"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the time of each folder."""
+    if not _seconds:
+        return
+    terminalreporter.section("time of each folder")
+    for folder, seconds in sorted(_seconds.items(), key=lambda item: -item[1]):
+        terminalreporter.write_line(f"{seconds:8.1f} s  tests/{folder} ({_counts[folder]} tests)")
+
+
+# Fixtures
 
 
 @pytest.fixture(autouse=True)
 def _pure(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if "unit" not in Path(request.node.fspath).parts:
+    if folder_of(request.path) != "unit":
         return
 
     def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("a unit test reached for the outside")
+        raise AssertionError("a unit test used a socket or a process")
 
     monkeypatch.setattr(socket, "socket", refuse)
     monkeypatch.setattr(subprocess, "Popen", refuse)
@@ -32,7 +137,7 @@ def _pure(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.fixture
 def golden() -> Callable[[str, str], None]:
-    """Compare a text with the file kept of it; UPDATE_GOLDEN=1 writes the file instead, to be read and committed."""
+    """Compare a text with its golden file. UPDATE_GOLDEN=1 writes the file instead, to be read and committed."""
 
     def compare(name: str, text: str) -> None:
         path = GOLDEN / name

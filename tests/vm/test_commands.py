@@ -11,7 +11,7 @@ import pytest
 from tests.clusters import Cluster
 from tests.vm.conftest import NODES
 
-pytestmark = pytest.mark.vm
+pytestmark = [pytest.mark.vm, pytest.mark.core]
 
 
 def test_status_and_list(cluster: Cluster) -> None:

@@ -16,7 +16,7 @@ from tests.clusters import VCLUSTER, Cluster, left_behind
 from tests.servers.conftest import PASSWORD, Bed, Survey
 from tests.testbed import Frame, kill
 
-pytestmark = pytest.mark.vm
+pytestmark = [pytest.mark.vm, pytest.mark.core]
 
 PINGS = 25
 PAYLOAD = 1450 - 28

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.clones.test_a_node_of_its_own import assert_right
+from tests.clones.test_clone_identity import assert_right
 from tests.clusters import Cluster
 
 pytestmark = pytest.mark.vm
