@@ -1,4 +1,4 @@
-"""Image recipes: which mirror, which bytes in front of the partition, which seeds are applied without cloud-init."""
+"""Image recipes: the mirrors, the bytes in front of the partition, and the seeds that need no cloud-init."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ Components: main
         (DEB822.replace("Types: deb", "Enabled: no\nTypes: deb"), build.DEBIAN.archive, build.DEBIAN.security),
     ],
 )
-def test_mirrors_are_debians_own_and_no_other_vendors(text: str, archive: str, security: str) -> None:
+def test_only_debian_mirrors_are_used(text: str, archive: str, security: str) -> None:
     assert build.host_mirrors([text]) == build.Mirrors(archive, security)
 
 
@@ -67,12 +67,12 @@ def test_the_boot_gap_holds_code_table_and_core() -> None:
     assert gap[510:] == b"\x55\xaacore"
 
 
-def test_a_core_that_would_reach_into_the_partition_is_refused() -> None:
+def test_a_core_that_reaches_into_the_partition_is_refused() -> None:
     with pytest.raises(VclusterError, match="does not fit"):
         build.boot_gap(bytes(512), bytes(1024**2))
 
 
-def test_the_digest_tells_contents_names_and_modes_apart(tmp_path: Path) -> None:
+def test_the_digest_depends_on_contents_names_and_modes(tmp_path: Path) -> None:
     recipe = tmp_path / "r"
     recipe.mkdir()
     digests = [build.recipe_digest(recipe)]
@@ -150,6 +150,6 @@ def test_a_plain_seed_is_understood(seed: ModuleType) -> None:
         ({}, LINK | {"routes": [{"to": "default", "via": "nowhere"}]}),
     ],
 )
-def test_a_seed_with_more_is_left_to_cloud_init(seed: ModuleType, user: dict[str, Any], link: dict[str, Any]) -> None:
+def test_a_seed_with_other_keys_needs_cloud_init(seed: ModuleType, user: dict[str, Any], link: dict[str, Any]) -> None:
     with pytest.raises((seed.UnknownSeed, OSError, ValueError)):
         seed.parse(files(user, link))

@@ -1,4 +1,4 @@
-"""Partition tables, and the parts of the image store that touch nothing but files."""
+"""Partition tables, and the parts of the image store that work only with files."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_an_unknown_image(tmp_path: Path, name: str) -> None:
         stored(tmp_path).find(name)
 
 
-def test_a_rotten_and_a_missing_file_are_found(tmp_path: Path) -> None:
+def test_verify_finds_changed_and_missing_files(tmp_path: Path) -> None:
     store = stored(tmp_path)
     manifest = store.manifest("demo")
     disk = tmp_path / manifest.digest / "disk.qcow2"
@@ -79,7 +79,7 @@ def test_a_rotten_and_a_missing_file_are_found(tmp_path: Path) -> None:
 def test_an_image_in_use_is_not_removed(tmp_path: Path) -> None:
     store = stored(tmp_path)
     manifest = store.manifest("demo")
-    with pytest.raises(ConflictError, match="used by lab"):
+    with pytest.raises(ConflictError, match="in use by lab"):
         store.remove(manifest, users=("lab",))
     assert store.images() == (manifest,)
     store.remove(manifest, users=())
@@ -87,29 +87,29 @@ def test_an_image_in_use_is_not_removed(tmp_path: Path) -> None:
     assert store.names() == {}
 
 
-def test_an_image_goes_with_the_memories_that_are_kept_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store, kept = stored(tmp_path / "images"), tmp_path / "snapshots"
-    for key, digest in {"mine": store.manifest("demo").digest, "anothers": "sha256-" + "0" * 64}.items():
-        keep(kept / key, digest)
-    monkeypatch.setattr(image, "_snapshots_root", lambda: str(kept))
+def test_rm_removes_the_snapshots_of_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, snapshots = stored(tmp_path / "images"), tmp_path / "snapshots"
+    for key, digest in {"of-demo": store.manifest("demo").digest, "of-other": "sha256-" + "0" * 64}.items():
+        write_snapshot(snapshots / key, digest)
+    monkeypatch.setattr(image, "_snapshots_root", lambda: str(snapshots))
     monkeypatch.setattr(image, "_users", lambda _: ())
     monkeypatch.setenv("VCLUSTER_IMAGE_DIR", str(store.root))
-    assert [row["key"] for row in snapshot_store.list_snapshots(str(kept))] == ["anothers", "mine"]
+    assert [row["key"] for row in snapshot_store.list_snapshots(str(snapshots))] == ["of-demo", "of-other"]
     monkeypatch.setattr(sys, "argv", ["vcluster", "image", "rm", "demo"])
     assert main._run() == 0
     assert store.images() == ()
-    assert [path.name for path in kept.iterdir()] == ["anothers"]
+    assert [path.name for path in snapshots.iterdir()] == ["of-other"]
 
 
-def keep(folder: Path, digest: str) -> None:
-    """What a memory that was made from an image is known by."""
+def write_snapshot(folder: Path, digest: str) -> None:
+    """Write the manifest of a snapshot that was made from an image."""
     folder.mkdir(parents=True)
     files = {name: snapshot_manifest.ManifestFile(0, "") for name in ("disk.qcow2", "ram", "state")}
     manifest = snapshot_manifest.SnapshotManifest(folder.name, "", digest, {}, "pc", "", "", 0, True, [0, 0], 0, files)
     (folder / "manifest.json").write_text(json.dumps({"format": snapshot_manifest.FORMAT, **asdict(manifest)}))
 
 
-def test_what_failed_or_was_killed_leaves_no_image(tmp_path: Path) -> None:
+def test_a_failed_or_killed_build_leaves_no_image(tmp_path: Path) -> None:
     store = stored(tmp_path)
     with pytest.raises(ZeroDivisionError), store._unfinished() as folder:
         (folder / "disk.qcow2").write_bytes(b"half")

@@ -95,7 +95,7 @@ def test_timing_tells_every_stage_of_every_node(cluster: Cluster) -> None:
             4,
             "which this machine reaches by",
         ),
-        (["image", "rm", "debian12"], 4, "is used by lab"),
+        (["image", "rm", "debian12"], 4, "is in use by lab"),
         (["clear", "--all", "lab"], 2, "exclude each other"),
     ],
 )

@@ -58,7 +58,7 @@ def build(recipe: str, name: str | None, again: bool, output: str) -> None:
 
     if recipe not in recipe_names():
         raise RequestError(f"there is no recipe {shown(recipe)}", hint=f"there is {', '.join(recipe_names())}")
-    built = _store().build(recipes_path() / recipe, name=name or recipe, again=again, report=_report())
+    built = _store().build(recipes_path() / recipe, name=name or recipe, force=again, report=_report())
     common.emit(output, built, lambda: f"image {built.name}: {built.digest}")
 
 

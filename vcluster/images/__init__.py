@@ -1,0 +1,1 @@
+"""Guest images: build, import, check, and transfer to servers."""

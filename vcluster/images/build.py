@@ -1,10 +1,11 @@
-"""Building a guest image from a recipe: Debian from its mirror, made into a disk that boots with and without a host's
-help.
+"""Building of a guest image from a recipe: Debian packages become a disk.
 
-A recipe is a directory (images/debian12, say) with `packages.txt`, `customize.sh` and what that script needs;
-`../guest` beside it holds the files that every kind of guest gets. mmdebstrap installs the packages into a directory,
-mke2fs turns that into a file system inside a partitioned disk file, and GRUB's two pieces are written before it by
-hand. No loop device, no mount and no boot loader installer touches the host.
+The disk boots by its own boot loader, or by a kernel and initramfs that QEMU loads directly.
+
+A recipe is a folder, for example images/debian12, with `packages.txt`, `customize.sh` and the files of that script.
+The folder `guest` next to it holds the files for every image. mmdebstrap installs the packages into a folder, mke2fs
+makes a file system of it in a partitioned disk file, and this module writes GRUB's two parts in front of it.
+The build uses no loop device, no mount and no boot loader installer on the host.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from vcluster.errors import MissingError, VclusterError
 SUITE = "bookworm"
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 ROOT_LABEL = "vcluster-root"
-# Fixed, as the initramfs finds the root file system by UUID and the boot loader's configuration is static. Two such
-# disks in one machine would be a mistake anyway.
+# Fixed, because the initramfs finds the root file system by UUID and the boot loader's configuration is static. One
+# machine never has two such disks.
 ROOT_UUID = "76636c75-7374-6572-8000-000000000001"
 VIRTUAL_SIZE = 4 * 1024**3
 SECTOR = 512
@@ -35,7 +36,7 @@ KERNEL_CMDLINE = (
     " mitigations=off tsc=reliable no_timer_check nokaslr"
 )
 FEATURES = ("mpich", "nfs", "ready", "mpiuser", "clone")
-# Program to Debian package, for the message that tells what is missing.
+# Program to Debian package, for the message about a missing program.
 PROGRAMS = {"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "qemu-img": "qemu-utils"}
 INSTALL_TIMEOUT_S = 1800
 DISK_TIMEOUT_S = 600
@@ -43,7 +44,7 @@ DISK_TIMEOUT_S = 600
 
 @dataclass(frozen=True, slots=True)
 class BuiltImage:
-    """What a build left in its directory, as the image's manifest will tell it."""
+    """The result of a build, for the image's manifest."""
 
     features: tuple[str, ...]
     kernel_cmdline: str
@@ -53,13 +54,13 @@ class BuiltImage:
 
 @dataclass(frozen=True, slots=True)
 class Mirrors:
-    """Where Debian's packages come from: the URIs of the archive and of its security updates."""
+    """The mirrors of Debian's packages: the URIs of the archive and of its security updates."""
 
     archive: str
     security: str
 
 
-# Debian's own, for hosts that name none: Ubuntu's, say.
+# The default mirrors, for hosts whose apt sources have no Debian mirror, for example Ubuntu.
 DEBIAN = Mirrors("http://deb.debian.org/debian", "http://deb.debian.org/debian-security")
 
 
@@ -74,11 +75,10 @@ class AptSource:
 
 
 def build_debian(recipe: Path, destination: Path, *, report: Callable[[str], None]) -> BuiltImage:
-    """Build the recipe's image as disk.qcow2, vmlinuz and initrd.img in `destination`, an empty directory of the
-    caller's.
+    """Build the recipe's image as disk.qcow2, vmlinuz and initrd.img in `destination`, an empty folder.
 
-    Everything in between lives below `destination` too, so removing it undoes a build that was killed. Raises
-    MissingError when this host lacks a program, the keyring or root's rights, VclusterError when a step fails.
+    All temporary files are in `destination` too, so its removal undoes a killed build. Raises MissingError if this
+    host lacks a program, the keyring or root rights, and VclusterError if a step fails.
     """
     check_host()
     scratch = destination / "scratch"
@@ -97,7 +97,7 @@ def build_debian(recipe: Path, destination: Path, *, report: Callable[[str], Non
 
 
 def recipe_digest(recipe: Path) -> str:
-    """Return the SHA-256 (hexadecimal) over the recipe and the guest files beside it: names, modes and contents."""
+    """The SHA-256 (hexadecimal) of the recipe and of the common guest files: names, modes and contents."""
     digest = hashlib.sha256()
     for top in (recipe, recipe.parent / "guest"):
         for path in sorted(top.rglob("*")):
@@ -112,22 +112,22 @@ def recipe_digest(recipe: Path) -> str:
     return digest.hexdigest()
 
 
-# --- what this host offers -------------------------------------------------------------------------------------------
+# This host
 
 
 def check_host() -> None:
-    """Raise MissingError for the first thing a build needs and this host has not."""
+    """Raise MissingError for the first requirement of a build that this host does not meet."""
     if os.geteuid() != 0:
-        raise MissingError("building an image needs root's rights", hint="sudo vcluster image build")
+        raise MissingError("building an image requires root", hint="sudo vcluster image build")
     for program, package in PROGRAMS.items():
         if shutil.which(program) is None:
             raise MissingError(f"{program} is not installed", hint=f"apt install {package}")
     if not KEYRING.exists():
-        raise MissingError("Debian's archive keys are not installed", hint="apt install debian-archive-keyring")
+        raise MissingError("the Debian archive keys are not installed", hint="apt install debian-archive-keyring")
 
 
 def read_host_sources() -> list[str]:
-    """Return the texts of this host's apt sources."""
+    """The texts of this host's apt sources."""
     apt = Path("/etc/apt")
     paths = [apt / "sources.list", *sorted((apt / "sources.list.d").glob("*"))]
     return [
@@ -136,10 +136,10 @@ def read_host_sources() -> list[str]:
 
 
 def host_mirrors(texts: Iterable[str]) -> Mirrors:
-    """Return the Debian mirrors named by apt sources, each the first that fits; Debian's own where none does.
+    """The first Debian mirrors in apt sources, or the default mirrors.
 
-    An entry is taken for Debian itself when its URI, suite, component and key all look so: other vendors use
-    Debian's suite names too. A host of another release, or of Ubuntu, still names a fitting mirror or none.
+    An entry counts as Debian only by its URI, suite, component and key together, because other vendors use Debian's
+    suite names. So the function is correct on hosts with another release or with Ubuntu.
     """
     archive: list[str] = []
     security: list[str] = []
@@ -155,7 +155,7 @@ def host_mirrors(texts: Iterable[str]) -> Mirrors:
 
 
 def parse_sources(text: str) -> list[AptSource]:
-    """Return the enabled binary entries of one apt sources file, one-line or deb822 (sources.list(5))."""
+    """The enabled binary entries of one apt sources file, in one-line or deb822 format (sources.list(5))."""
     if re.search(r"^Types:", text, re.MULTILINE | re.IGNORECASE):
         return [source for stanza in re.split(r"\n\s*\n", text) for source in _parse_stanza(stanza)]
     return [source for line in text.splitlines() for source in _parse_line(line)]
@@ -189,7 +189,7 @@ def _parse_line(line: str) -> list[AptSource]:
 
 
 def sources_text(mirrors: Mirrors) -> str:
-    """Return the sources.list the image is built from, and keeps."""
+    """The sources.list of the build and of the image."""
     return (
         f"deb {mirrors.archive} {SUITE} main\n"
         f"deb {mirrors.archive} {SUITE}-updates main\n"
@@ -197,17 +197,17 @@ def sources_text(mirrors: Mirrors) -> str:
     )
 
 
-# --- installing ------------------------------------------------------------------------------------------------------
+# Installing
 
 
 def read_packages(recipe: Path) -> tuple[str, ...]:
-    """Return the package names of a recipe."""
+    """The package names of a recipe."""
     lines = (line.partition("#")[0].strip() for line in (recipe / "packages.txt").read_text().splitlines())
     return tuple(line for line in lines if line)
 
 
 def install(recipe: Path, root: Path, sources: str, *, scratch: Path) -> None:
-    """Install the recipe's packages into the new directory `root` and customize it."""
+    """Install the recipe's packages into the new folder `root` and run `customize.sh`. Raises VclusterError."""
     done = run(
         install_command(recipe, root, read_packages(recipe)),
         stdin=sources,
@@ -216,13 +216,13 @@ def install(recipe: Path, root: Path, sources: str, *, scratch: Path) -> None:
         may_fail=True,
     )
     if done.exit_code != 0:
-        # mmdebstrap ends with lines about its own processes; the reason stands above them.
+        # mmdebstrap prints lines about its own processes last, and the reason before them.
         raise VclusterError(f"mmdebstrap failed with exit code {done.exit_code}: {last_words(done, lines=12)}")
 
 
 def install_command(recipe: Path, root: Path, packages: Iterable[str]) -> list[str]:
-    """Return the mmdebstrap command; it reads the sources from its standard input."""
-    # No manuals and translations: nobody reads them in a guest, and each megabyte is copied, hashed and cached.
+    """The mmdebstrap command. It reads the sources from its standard input."""
+    # Without manuals and translations: guests do not need them, and each megabyte is copied, hashed and cached.
     excluded = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/i18n/*")
     return [
         "mmdebstrap",
@@ -241,16 +241,16 @@ def install_command(recipe: Path, root: Path, packages: Iterable[str]) -> list[s
 
 
 def package_versions(status: str, names: Iterable[str]) -> dict[str, str]:
-    """Return the versions that dpkg's status file gives for the named packages."""
+    """The versions of the named packages in dpkg's status file."""
     found = dict(re.findall(r"^Package: (\S+)\n(?:(?!\n\n)[\s\S])*?^Version: (\S+)$", status, re.MULTILINE))
     return {name: found[name] for name in names if name in found}
 
 
-# --- the disk --------------------------------------------------------------------------------------------------------
+# The disk
 
 
 def make_disk(root: Path, raw: Path, disk: Path) -> None:
-    """Make the bootable qcow2 file `disk` of the directory `root`, by way of the sparse file `raw`."""
+    """Make the bootable qcow2 file `disk` from the folder `root`. `raw` is a temporary sparse file."""
     boot, core = ((root / "boot/grub" / name).read_bytes() for name in ("boot.img", "core.img"))
     with raw.open("wb") as file:
         file.truncate(VIRTUAL_SIZE)
@@ -261,13 +261,13 @@ def make_disk(root: Path, raw: Path, disk: Path) -> None:
 
 
 def file_system_command(root: Path, raw: Path) -> list[str]:
-    """Return the mke2fs command that fills the disk's only partition."""
+    """The mke2fs command that fills the disk's only partition."""
     return [
         "mke2fs",
         *("-q", "-F", "-t", "ext4", "-m", "1", "-L", ROOT_LABEL, "-U", ROOT_UUID, "-d", str(root)),
-        # Everything is initialised now: what is left for later, each guest's kernel would write into its own overlay.
+        # Initialise all now. Otherwise each guest's kernel does it later and writes into its own overlay.
         *("-E", f"offset={PARTITION_START},lazy_itable_init=0,lazy_journal_init=0"),
-        # Without a CRC instruction, as under emulation, checksums of metadata cost time in every guest.
+        # Emulated CPUs have no CRC instruction, so checksums of metadata cost time in every guest.
         *("-O", "^metadata_csum", "-J", "size=16"),
         str(raw),
         f"{(VIRTUAL_SIZE - PARTITION_START) // 1024}k",
@@ -275,10 +275,10 @@ def file_system_command(root: Path, raw: Path) -> list[str]:
 
 
 def boot_gap(boot: bytes, core: bytes) -> bytes:
-    """Return the disk's first bytes: GRUB's boot.img with a table of one active partition, then its core.img.
+    """The disk's first bytes: GRUB's boot.img with a table of one active partition, then its core.img.
 
-    boot.img loads sector 1, where core.img begins; grub-mkimage has written into core.img how long it is.
-    Raises VclusterError when core.img does not fit before the partition.
+    boot.img loads sector 1, where core.img begins. grub-mkimage writes the length of core.img into core.img.
+    Raises VclusterError if core.img does not fit before the partition.
     """
     if SECTOR + len(core) > PARTITION_START:
         raise VclusterError(f"GRUB's core.img has {len(core)} bytes and does not fit before the first partition")
@@ -290,8 +290,8 @@ def boot_gap(boot: bytes, core: bytes) -> bytes:
 
 
 def export_kernel(root: Path, destination: Path) -> None:
-    """Copy the kernel and its initramfs out, for guests booted without the boot loader."""
+    """Copy the kernel and its initramfs out of the disk, for guests that boot without the boot loader."""
     for name in ("vmlinuz", "initrd.img"):
-        # The link is read by hand: an absolute one would lead into this host.
+        # Resolve the link inside `root`: an absolute link would point to a file of this host.
         target = root / str((root / name).readlink()).lstrip("/")
         shutil.copyfile(target, destination / name)

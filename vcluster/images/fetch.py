@@ -1,4 +1,4 @@
-"""Bringing a disk image into the store: from a path or a URL, turned into qcow2."""
+"""Reading of a disk image from a path or a URL, and its conversion to qcow2."""
 
 from __future__ import annotations
 
@@ -19,13 +19,16 @@ CONVERT_TIMEOUT_S = 1800.0
 
 
 def fetch(source: str, target: Path, *, report: Callable[[str], None]) -> Path:
-    """The image as a local file: the path itself, or what the URL gives, written to `target`."""
+    """The image as a local file: the path itself, or `target` with the content of the URL.
+
+    Raises RequestError for a bad path or URL, VclusterError if the download fails.
+    """
     scheme = urlsplit(source).scheme
     if scheme in ("http", "https"):
         _download(source, target, report)
         return target
     if scheme and "://" in source:
-        raise RequestError(f"{shown(source)} is neither a path nor an http or https URL")
+        raise RequestError(f"{shown(source)} is not a path, an http URL or an https URL")
     path = Path(source)
     if not path.is_file():
         raise RequestError(f"there is no file {shown(source)}")
@@ -33,7 +36,7 @@ def fetch(source: str, target: Path, *, report: Callable[[str], None]) -> Path:
 
 
 def to_qcow2(path: Path, kind: str, target: Path) -> None:
-    """Copy an image, as qcow2; holes stay holes."""
+    """Copy an image to qcow2. Holes stay holes."""
     argv = ["qemu-img", "convert", "-f", kind, "-O", "qcow2", str(path.absolute()), str(target)]
     run(argv, timeout_s=CONVERT_TIMEOUT_S)
 
@@ -45,8 +48,8 @@ def _download(url: str, target: Path, report: Callable[[str], None]) -> None:
             report(f"downloading {size / 2**20:.0f} MiB" if size else "downloading")
             shutil.copyfileobj(answer, file, CHUNK_BYTES)
     except urllib.error.HTTPError as error:
-        raise VclusterError(f"{url}: the server answers {error.code} {error.reason}") from error
+        raise VclusterError(f"download of {url} failed: the server answered {error.code} {error.reason}") from error
     except (urllib.error.URLError, OSError, ValueError) as error:
-        raise VclusterError(f"{url} cannot be fetched: {getattr(error, 'reason', error)}") from error
+        raise VclusterError(f"download of {url} failed: {getattr(error, 'reason', error)}") from error
     if size and target.stat().st_size != size:
-        raise VclusterError(f"{url} was cut off: {target.stat().st_size} of {size} bytes came")
+        raise VclusterError(f"download of {url} is incomplete: received {target.stat().st_size} of {size} bytes")

@@ -1,4 +1,4 @@
-"""Where the guest image recipes are: beside the package in the installed wheel, in images/ in a checkout."""
+"""The folder of the guest image recipes: vcluster/recipes in an installed wheel, images/ in a checkout."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def recipes_path() -> Path:
 
 
 def guest_file(name: str) -> str:
-    """The text of a file that goes into guests, whatever their image."""
+    """The text of a file that is in guests of every image."""
     return (recipes_path() / "guest" / name).read_text()
 
 
 def recipe_names() -> tuple[str, ...]:
-    """The recipes there are: folders with a list of packages."""
+    """The names of all recipes: folders with a list of packages."""
     return tuple(sorted(path.parent.name for path in recipes_path().glob("*/packages.txt")))

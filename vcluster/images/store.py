@@ -1,7 +1,7 @@
-"""The store of guest images: one folder an image, named by the digest of its disk; names are links to them.
+"""The store of guest images. Each image has one folder, named by the digest of its disk. Image names are links.
 
-A folder appears under its name only when it is whole. Whatever a killed build or import left behind is recognised by
-its prefix and removed by the next one.
+A folder gets its final name only when it is complete. A killed build or import leaves a folder with a prefix, and the
+next build or import removes it.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from vcluster.model.spec import Image
 DEFAULT_ROOT = Path("/var/lib/libvirt/images/vcluster/images")
 DEFAULT_IMAGE = "debian12"
 NAME_MAX = 48
+DIGITS_MIN = 8  # of a digest that a user shortens
 _UNFINISHED = ".unfinished-"
 _MANIFEST = "manifest.json"
 _DIGEST = re.compile(r"sha256-[0-9a-f]{64}\Z")
@@ -36,7 +37,7 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What is known of an image. `files` gives the SHA-256 of each; `recipe` is empty for one that was imported."""
+    """The manifest of an image. `files` holds the SHA-256 of each file. `recipe` is empty for an imported image."""
 
     name: str
     digest: str
@@ -50,34 +51,37 @@ class Manifest:
 
 
 class ImageStore:
-    """The images below one folder."""
+    """The images in one folder."""
 
     def __init__(self, root: Path = DEFAULT_ROOT) -> None:
         self.root = root
 
     def images(self) -> tuple[Manifest, ...]:
-        """All whole images."""
+        """All complete images."""
         if not self.root.is_dir():
             return ()
         folders = (path for path in sorted(self.root.iterdir()) if _DIGEST.match(path.name))
         return tuple(manifest for folder in folders if (manifest := _read_manifest(folder)))
 
     def names(self) -> dict[str, str]:
-        """The digest that each name stands for."""
+        """The digest of each image name."""
         links = sorted((self.root / "names").iterdir()) if (self.root / "names").is_dir() else []
         return {link.name: link.readlink().name for link in links}
 
     def manifest(self, name: str) -> Manifest:
-        """The image of that name, or of that digest or the beginning of it (8 digits or more)."""
+        """The manifest of an image, by its name, its digest, or the first digits of its digest (8 or more).
+
+        Raises RequestError if there is no such image.
+        """
         digest = self.names().get(name, name)
-        found = [one for one in self.images() if _answers(one, digest)]
+        found = [image for image in self.images() if _has_digest(image, digest)]
         if len(found) != 1:
             hint = "vcluster image build" if name == DEFAULT_IMAGE else "vcluster image list"
             raise RequestError(f"there is no image {shown(name)}", hint=hint)
         return found[0]
 
     def find(self, name: str) -> Image:
-        """An image that nodes can be made from."""
+        """The image for a plan, by its name or digest. Raises RequestError if there is no such image."""
         manifest = self.manifest(name)
         folder = self.root / manifest.digest
         boots_directly = _KERNEL in manifest.files
@@ -93,23 +97,28 @@ class ImageStore:
         )
 
     def any_kernel(self) -> Path | None:
-        """Some guest kernel, to try KVM with."""
+        """A guest kernel of any image, to test KVM with, or None."""
         folders = (self.root / manifest.digest for manifest in self.images() if _KERNEL in manifest.files)
         return next((folder / _KERNEL for folder in folders), None)
 
     def size_bytes(self, manifest: Manifest) -> int:
-        """What an image takes on the disk."""
+        """The disk space of an image in bytes."""
         folder = self.root / manifest.digest
         return sum(path.stat().st_blocks * 512 for path in folder.iterdir())
 
-    def build(self, recipe: Path, *, name: str, again: bool, report: Report) -> Manifest:
-        """Build an image from a recipe, unless it was built from the same recipe before."""
+    def build(self, recipe: Path, *, name: str, force: bool, report: Report) -> Manifest:
+        """Build an image from a recipe, or return the image of the same recipe unless `force`.
+
+        Raises MissingError if this host lacks a requirement, ConflictError if another command changes the images, and
+        VclusterError if a step fails.
+        """
         check_name(name, kind="image name", length_max=NAME_MAX)
         digest = build.recipe_digest(recipe)
         known = next(
-            (one for one in self.images() if one.recipe == digest and self.names().get(name) == one.digest), None
+            (image for image in self.images() if image.recipe == digest and self.names().get(name) == image.digest),
+            None,
         )
-        if known and not again:
+        if known and not force:
             return known
         with self._unfinished() as folder:
             built = build.build_debian(recipe, folder, report=report)
@@ -125,18 +134,21 @@ class ImageStore:
             )
 
     def import_image(self, source: str, *, name: str | None, sha256: str | None, report: Report) -> Manifest:
-        """Take in an ordinary cloud image, from a path or a URL. Raises RequestError when it is no good."""
+        """Import a cloud image from a path or a URL. Raises RequestError if nodes cannot use it.
+
+        `sha256` is the expected digest in hexadecimal, or None.
+        """
         name = check_name(name or _name_from(source), kind="image name", length_max=NAME_MAX)
         if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
             raise RequestError(f"--sha256 {shown(sha256)} is not 64 hexadecimal digits")
         with self._unfinished() as folder:
             path = fetch.fetch(source, folder / "download", report=report)
-            report("checking it")
-            found = verify.sha256(path) if sha256 else ""
-            if sha256 and found != sha256.lower():
-                raise RequestError(f"{source} is not what was promised: its SHA-256 is {found}")
+            report("checking the image")
+            actual = verify.sha256(path) if sha256 else ""
+            if sha256 and actual != sha256.lower():
+                raise RequestError(f"checksum mismatch: the SHA-256 of {source} is {actual}")
             facts = verify.inspect(path)
-            report("storing it")
+            report("storing the image")
             fetch.to_qcow2(path, facts.format, folder / _DISK)
             (folder / "download").unlink(missing_ok=True)
             return self._finish(
@@ -150,7 +162,7 @@ class ImageStore:
             )
 
     def verify(self, manifest: Manifest) -> tuple[str, ...]:
-        """What is wrong with an image, file by file; nothing when it is as it was made."""
+        """The defects of an image, one for each file that is missing or changed."""
         folder = self.root / manifest.digest
         return tuple(
             f"{folder / name} {'is missing' if not (folder / name).exists() else 'has changed'}"
@@ -159,18 +171,18 @@ class ImageStore:
         )
 
     def remove(self, manifest: Manifest, *, users: tuple[str, ...]) -> None:
-        """Remove an image. Raises ConflictError naming the clusters that use it."""
+        """Remove an image. Raises ConflictError if clusters use it."""
         if users:
             raise ConflictError(
-                f"image {manifest.name} is used by {', '.join(users)}", hint=f"vcluster clear {users[0]}"
+                f"image {manifest.name} is in use by {', '.join(users)}", hint=f"vcluster clear {users[0]}"
             )
         with self._locked():
             for name, digest in self.names().items():
                 if digest == manifest.digest:
                     (self.root / "names" / name).unlink()
-            doomed = self.root / f"{_UNFINISHED}{manifest.digest}"
-            (self.root / manifest.digest).rename(doomed)
-            shutil.rmtree(doomed)
+            discarded = self.root / f"{_UNFINISHED}{manifest.digest}"
+            (self.root / manifest.digest).rename(discarded)
+            shutil.rmtree(discarded)
 
     def _finish(self, folder: Path, *, name: str, **facts: object) -> Manifest:
         files = {path.name: verify.sha256(path) for path in sorted(folder.iterdir())}
@@ -186,10 +198,10 @@ class ImageStore:
             shutil.rmtree(folder)
         else:
             folder.rename(final)
-        self._point(name, manifest.digest)
+        self._link_name(name, manifest.digest)
         return manifest
 
-    def _point(self, name: str, digest: str) -> None:
+    def _link_name(self, name: str, digest: str) -> None:
         names = self.root / "names"
         names.mkdir(exist_ok=True)
         new = names / f".{name}.new"
@@ -199,7 +211,7 @@ class ImageStore:
 
     @contextmanager
     def _unfinished(self) -> Iterator[Path]:
-        """A folder to work in, gone at the end unless it was renamed; what killed work left goes first."""
+        """A working folder. It is removed at the end unless it was renamed. Remove those of killed commands first."""
         with self._locked():
             for old in self.root.glob(f"{_UNFINISHED}*"):
                 shutil.rmtree(old)
@@ -215,16 +227,16 @@ class ImageStore:
             self.root.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
         except PermissionError as error:
-            raise MissingError(f"{self.root} cannot be written by this user", hint="run it with sudo") from error
+            raise MissingError(f"this user cannot write {self.root}", hint="run it with sudo") from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield
         except PermissionError as error:
-            raise MissingError(f"{self.root} cannot be written by this user", hint="run it with sudo") from error
+            raise MissingError(f"this user cannot write {self.root}", hint="run it with sudo") from error
         except BlockingIOError as error:
-            raise ConflictError("another command is changing the images", hint="wait for it") from error
+            raise ConflictError("another command is changing the images", hint="wait for that command") from error
         except OSError as error:
-            raise VclusterError(f"{self.root}: {error.strerror or error}") from error
+            raise VclusterError(f"cannot use {self.root}: {error.strerror or error}") from error
         finally:
             os.close(descriptor)
 
@@ -236,9 +248,9 @@ def _read_manifest(folder: Path) -> Manifest | None:
         return None
 
 
-def _answers(manifest: Manifest, digest: str) -> bool:
-    wanted = digest.removeprefix("sha256-")
-    return len(wanted) >= 8 and manifest.digest.removeprefix("sha256-").startswith(wanted)
+def _has_digest(manifest: Manifest, digest: str) -> bool:
+    digits = digest.removeprefix("sha256-")
+    return len(digits) >= DIGITS_MIN and manifest.digest.removeprefix("sha256-").startswith(digits)
 
 
 def _name_from(source: str) -> str:

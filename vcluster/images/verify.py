@@ -1,4 +1,4 @@
-"""Is a file a guest image one can build on? Tells the reason when it is not."""
+"""Check of a disk file: can nodes use it as their base?"""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _GPT_PROTECTIVE = 0xEE
 
 @dataclass(frozen=True, slots=True)
 class DiskFacts:
-    """What qemu-img tells of a disk file."""
+    """The facts that qemu-img prints about a disk file."""
 
     format: str
     virtual_size_bytes: int
@@ -37,31 +37,30 @@ def sha256(path: Path) -> str:
 
 
 def inspect(path: Path) -> DiskFacts:
-    """Facts about a disk file. Raises RequestError, with the reason, for one that cannot be a base of nodes."""
+    """The facts about a disk file. Raises RequestError with the reason if nodes cannot use it as their base."""
     info = _info(path)
     kind, size = info["format"], int(info["virtual-size"])
     if kind not in FORMATS:
-        raise RequestError(f"{path} is {kind}, not qcow2 or raw", hint=f"qemu-img convert -O qcow2 {path} NEW")
+        raise RequestError(f"{path} has format {kind}, not qcow2 or raw", hint=f"qemu-img convert -O qcow2 {path} NEW")
     if "backing-filename" in info or "full-backing-filename" in info:
-        raise RequestError(f"{path} needs a backing file", hint=f"qemu-img convert -O qcow2 {path} NEW makes it whole")
+        raise RequestError(f"{path} needs a backing file", hint=f"qemu-img convert -O qcow2 {path} NEW")
     if "data-file" in info.get("format-specific", {}).get("data", {}):
-        raise RequestError(f"{path} keeps its data in another file", hint=f"qemu-img convert -O qcow2 {path} NEW")
+        raise RequestError(f"{path} has its data in another file", hint=f"qemu-img convert -O qcow2 {path} NEW")
     if kind == "qcow2":
         _check_qcow2(path)
     end = partitions_end(_first_sectors(path, kind))
     if end is None:
-        raise RequestError(f"{path} is no disk image: it has no partition table")
+        raise RequestError(f"{path} is not a disk image: it has no partition table")
     if end > size:
-        raise RequestError(f"{path} is truncated: its partitions end at byte {end}, it ends at byte {size}")
+        raise RequestError(f"{path} is truncated: its partitions end at byte {end}, the file ends at byte {size}")
     return DiskFacts(kind, size)
 
 
 def partitions_end(head: bytes) -> int | None:
-    """The byte at which the partitions of a disk end, from its first two sectors; None without a partition table.
+    """The end of the last partition in bytes, from the first two sectors of a disk. None without a partition table.
 
     MBR: https://en.wikipedia.org/wiki/Master_boot_record, four entries of 16 bytes from byte 446. GPT: UEFI
-    specification, section 5.3.2, the last usable block is at byte 48 of the header, and its backup copy's block at
-    byte 32.
+    specification, section 5.3.2: the block of the backup header is at byte 32 of the header.
     """
     if len(head) < SECTOR or head[510:512] != b"\x55\xaa":
         return None
@@ -78,7 +77,7 @@ def partitions_end(head: bytes) -> int | None:
 def _info(path: Path) -> dict[str, Any]:
     completed = run(["qemu-img", "info", "--output=json", "--", str(path)], timeout_s=60, may_fail=True)
     if completed.exit_code:
-        raise RequestError(f"{path} cannot be read as a disk image: {completed.stderr.strip().splitlines()[-1]}")
+        raise RequestError(f"cannot read {path} as a disk image: {completed.stderr.strip().splitlines()[-1]}")
     info: dict[str, Any] = json.loads(completed.stdout)
     return info
 
@@ -86,17 +85,17 @@ def _info(path: Path) -> dict[str, Any]:
 def _check_qcow2(path: Path) -> None:
     argv = ["qemu-img", "check", "--output=json", "-f", "qcow2", str(path.absolute())]
     completed = run(argv, timeout_s=CHECK_TIMEOUT_S, may_fail=True)
-    # 3 means leaked clusters (qemu-img(1)): wasted room, no harm.
+    # 3 means leaked clusters (qemu-img(1)): they waste space but do no harm.
     if completed.exit_code not in (0, 3):
-        words = completed.stderr.strip().splitlines() or ["qemu-img check finds it corrupt"]
-        raise RequestError(f"{path} is truncated or rotten: {words[0]}")
+        messages = completed.stderr.strip().splitlines() or ["qemu-img check reports errors"]
+        raise RequestError(f"{path} is truncated or corrupt: {messages[0]}")
 
 
 def _first_sectors(path: Path, kind: str) -> bytes:
     if kind == "raw":
         with path.open("rb") as file:
             return file.read(2 * SECTOR)
-    with tempfile.NamedTemporaryFile(prefix="vcluster-") as copy:
+    with tempfile.NamedTemporaryFile(prefix="vcluster-") as head:
         argv = [
             "qemu-img",
             "dd",
@@ -107,7 +106,7 @@ def _first_sectors(path: Path, kind: str) -> bytes:
             f"bs={SECTOR}",
             "count=2",
             f"if={path.absolute()}",
-            f"of={copy.name}",
+            f"of={head.name}",
         ]
         run(argv, timeout_s=60)
-        return Path(copy.name).read_bytes()
+        return Path(head.name).read_bytes()
