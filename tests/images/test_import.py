@@ -194,7 +194,7 @@ def test_a_url_that_fails(tmp_path: Path, web: str, path: str, message: str) -> 
 
 
 def test_a_server_that_does_not_answer(tmp_path: Path) -> None:
-    with pytest.raises(VclusterError, match="download of .* failed"):
+    with pytest.raises(VclusterError, match=r"download of .* failed"):
         ImageStore(tmp_path / "store").import_image(
             "http://127.0.0.1:9/x", name="x", sha256=None, report=lambda _: None
         )

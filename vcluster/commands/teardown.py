@@ -17,7 +17,7 @@ from vcluster.model import naming
 from vcluster.model.plan import Plan
 from vcluster.model.spec import LOCAL, ServerSpec
 from vcluster.planning.planner import CLUSTERS_FOLDER, IMAGES_FOLDER
-from vcluster.resources import KINDS, PARTS, server_keys
+from vcluster.resources import KINDS, NODE_KINDS, server_keys
 from vcluster.snapshots.template import root_on
 from vcluster.util import parallel
 from vcluster.util.deadline import Deadline
@@ -86,7 +86,7 @@ def remove_nodes(context: Context, fleet: Fleet, before: Plan, after: Plan) -> N
     """The same for the nodes that are in one plan and not in the next, with all that servers have for them."""
 
     def work(server: Server) -> None:
-        failures = _try_each(context, server, PARTS, lambda part: part.reduce(server, before, after))
+        failures = _try_each(context, server, NODE_KINDS, lambda part: part.reduce(server, before, after))
         gone = _names_on(before, server.name) - _names_on(after, server.name)
         left = [found for found in survey(server, before.name) if found.name in gone] if not failures else ()
         if left:

@@ -1,12 +1,12 @@
-"""What a cluster is made of on a server: each kind with create, destroy and observe.
+"""The resources of a cluster on a server. Each kind has the operations create, destroy and observe.
 
-They are made in the order rules, links, networks, volumes, domains and removed in reverse. `create` makes what is
-missing and leaves what is right; `destroy` and `observe` find things by their marks. `reduce`, of the kinds of which
-each node has its own, removes what one plan has there and the next has not.
+Create makes rules, interfaces, networks, volumes and domains, in this order; removal is in reverse.
+`create` makes missing resources and leaves correct ones. `destroy` and `observe` find resources by their owner labels.
+Kinds with resources for each node also have `reduce`: it removes the resources of one plan that the next plan lacks.
 """
 
 from vcluster.resources import domains, interfaces, networks, rules, volumes
 
-# In the order of removal; creation goes the other way.
-KINDS = {"domains": domains, "volumes": volumes, "networks": networks, "links": interfaces, "rules": rules}
-PARTS = {"domains": domains, "volumes": volumes, "links": interfaces, "rules": rules}
+# In the order of removal
+KINDS = {"domains": domains, "volumes": volumes, "networks": networks, "interfaces": interfaces, "rules": rules}
+NODE_KINDS = {"domains": domains, "volumes": volumes, "interfaces": interfaces, "rules": rules}

@@ -1,4 +1,4 @@
-"""The nodes as libvirt sees them, marked by an element of their metadata."""
+"""Nodes as libvirt domains. An element of their metadata is their owner label."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ REMOVAL_TIMEOUT_S = 60.0
 
 
 class CloneRefusedError(VclusterError):
-    """A memory that is whole, and that libvirt or QEMU does not take, here and now; the next would fare no better."""
+    """libvirt or QEMU refuses a snapshot that is complete. Further clones of it would fail too."""
 
 
 def create(server: Server, plan: Plan, node: Node) -> None:
@@ -29,19 +29,20 @@ def create(server: Server, plan: Plan, node: Node) -> None:
     server.hypervisor.start_domain(node.domain)
 
 
-def wake(server: Server, plan: Plan, node: Node, kept: Snapshot) -> None:
-    """Define a node and have it wake with a kept memory, which does not know yet that it is that node.
+def start_clone(server: Server, plan: Plan, node: Node, snapshot: Snapshot) -> None:
+    """Define a node and start it from a snapshot. The node does not have its identity yet.
 
-    What is defined is as for any other node: when its power was cut, it boots. Raises RefusedError.
+    The definition equals that of a booted node: after a power cut, the node boots. Raises CloneRefusedError if
+    libvirt or QEMU refuses the snapshot.
     """
     libvirt, path = server.hypervisor, str(memory_path(plan, node))
     libvirt.define_domain(domain_xml(plan, node))
-    xml = clone_xml(kept.xml, plan, node, ram=kept.ram, macs=kept.macs)
-    server.call("write_clone", root=kept.root, key=kept.key, path=path, xml=xml)
+    xml = clone_xml(snapshot.xml, plan, node, ram=snapshot.ram, macs=snapshot.macs)
+    server.call("write_clone", root=snapshot.root, key=snapshot.key, path=path, xml=xml)
     try:
         libvirt.restore_domain(path)
     except VclusterError as error:
-        if type(error) is not VclusterError or not libvirt.is_alive:  # it may go better the next time
+        if type(error) is not VclusterError or not libvirt.is_alive:  # another attempt can succeed
             raise
         raise CloneRefusedError(error.message) from error
     finally:
@@ -51,21 +52,21 @@ def wake(server: Server, plan: Plan, node: Node, kept: Snapshot) -> None:
 
 
 def discard(server: Server, node: Node) -> None:
-    """The power of one node is cut, and it is forgotten."""
+    """Cut the power of one node and undefine it."""
     _end(server.hypervisor, server, [node.domain])
 
 
 def destroy(server: Server, cluster: str) -> None:
-    """Cut the power of every node of the cluster and remove it, with the log that libvirt keeps of it."""
+    """Cut the power of every node of the cluster, and undefine it. Remove libvirt's log of it too."""
     if server.libvirt:
-        _end(server.libvirt, server, [one.name for one in server.libvirt.domains() if one.cluster == cluster])
+        _end(server.libvirt, server, [domain.name for domain in server.libvirt.domains() if domain.cluster == cluster])
 
 
 def reduce(server: Server, before: Plan, after: Plan) -> None:
-    """The same with the nodes that are in one plan and not in the next."""
+    """The same for the nodes of the plan `before` that are not in the plan `after`."""
     if server.libvirt:
         gone = {node.domain for node in before.nodes_on(server.name)} - {node.domain for node in after.nodes}
-        _end(server.libvirt, server, [one.name for one in server.libvirt.domains() if one.name in gone])
+        _end(server.libvirt, server, [domain.name for domain in server.libvirt.domains() if domain.name in gone])
 
 
 def _end(libvirt: Hypervisor, server: Server, names: Sequence[str]) -> None:
@@ -79,6 +80,6 @@ def _end(libvirt: Hypervisor, server: Server, names: Sequence[str]) -> None:
 
 
 def observe(server: Server) -> tuple[OwnedItem, ...]:
-    """All domains of ours."""
+    """All domains with our owner label."""
     domains = server.libvirt.domains() if server.libvirt else ()
     return tuple(OwnedItem("domain", domain.name, domain.cluster) for domain in domains)

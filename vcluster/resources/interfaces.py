@@ -1,4 +1,4 @@
-"""Bridges and tunnels of the cluster network, marked by their alias."""
+"""Bridges and tunnels of the cluster network. Their alias is their owner label."""
 
 from __future__ import annotations
 
@@ -19,27 +19,28 @@ def create(server: Server, plan: ServerPlan) -> None:
 
 
 def attach(server: Server, plan: Plan) -> tuple[str, ...]:
-    """Put the nodes' taps back into their bridges; returns those that were elsewhere."""
+    """Put the nodes' taps back into their bridges. Returns the names of the taps that it moved."""
     ports = {node.port: node.bridge for node in plan.nodes_on(server.name)}
     return tuple(server.call("attach", ports=ports)) if ports else ()
 
 
 def destroy(server: Server, cluster: str) -> None:
-    """Remove every link that carries the cluster's mark."""
+    """Remove every interface with the cluster's owner label."""
     server.call("destroy_interfaces", alias=naming.alias(cluster, server.owner))
 
 
 def reduce(server: Server, before: Plan, after: Plan) -> None:
-    """Remove the bridges and tunnels that are in one plan and not in the next."""
+    """Remove the bridges and tunnels of the plan `before` that are not in the plan `after`."""
     gone = {*before.server(server.name).interface_names} - {*after.server(server.name).interface_names}
     if gone:
         server.call("destroy_interfaces", alias=naming.alias(before.name, server.owner), names=sorted(gone))
 
 
 def observe(server: Server) -> tuple[OwnedItem, ...]:
-    """All links of ours."""
-    marks = ((link["name"], naming.parse_alias(link["alias"])) for link in server.call("interfaces"))
-    return tuple(OwnedItem("link", name, mark[0]) for name, mark in marks if mark and mark[1] == server.owner)
+    """All interfaces with our owner label."""
+    found = server.call("interfaces")
+    labels = ((interface["name"], naming.parse_alias(interface["alias"])) for interface in found)
+    return tuple(OwnedItem("interface", name, label[0]) for name, label in labels if label and label[1] == server.owner)
 
 
 def _bridge(bridge: Bridge) -> InterfaceSpec:

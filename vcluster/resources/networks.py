@@ -1,4 +1,4 @@
-"""The management network of a cluster on a server, by libvirt."""
+"""The management network of a cluster on a server, as a libvirt network."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ def create(server: Server, plan: ServerPlan, cluster: str) -> None:
 
 
 def destroy(server: Server, cluster: str) -> None:
-    """Remove the cluster's management network, and what libvirt 9.0 keeps of it in /run."""
+    """Remove the cluster's management network, and the files of it that libvirt 9.0 leaves in /run."""
     if server.libvirt is None:
         return
-    mine = [network.name for network in server.libvirt.networks() if network.cluster == cluster]
-    for name in mine:
+    names = [network.name for network in server.libvirt.networks() if network.cluster == cluster]
+    for name in names:
         server.libvirt.destroy_network(name)
-    if mine:
-        server.call("remove_traces", networks=mine, domains=[])
+    if names:
+        server.call("remove_traces", networks=names, domains=[])
 
 
 def observe(server: Server) -> tuple[OwnedItem, ...]:
-    """All management networks of ours."""
+    """All management networks with our owner label."""
     networks = server.libvirt.networks() if server.libvirt else ()
     return tuple(OwnedItem("network", network.name, network.cluster) for network in networks)

@@ -1,4 +1,4 @@
-"""Something on a server that carries a cluster's mark."""
+"""A resource on a server with the owner label of a cluster."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class OwnedItem:
-    """What it is, its name, whose, and where; no server is said of what is on this machine."""
+    """The kind and name of a resource, its cluster, and its server, which is empty for this machine."""
 
     kind: str
     name: str

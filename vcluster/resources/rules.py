@@ -1,6 +1,6 @@
-"""VXLAN knows no passwords, so the packet filter lets nobody but its peer send into a tunnel of ours.
+"""Packet filter rules that guard tunnels. VXLAN has no authentication, so only the peer may send into a tunnel.
 
-A table for each cluster, marked by its name; it speaks of our own VNIs and leaves all other packets alone.
+Each cluster has one table, and the name of the table is its owner label. Its rules match our own VNIs only.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ def destroy(server: Server, cluster: str) -> None:
 
 
 def reduce(server: Server, before: Plan, after: Plan) -> None:
-    """Guard what is left of the tunnels, if that is less."""
-    left = after.server(server.name)
-    if left.tunnels == before.server(server.name).tunnels:
+    """Guard the tunnels of the plan `after`, if they are fewer than in the plan `before`."""
+    plan = after.server(server.name)
+    if plan.tunnels == before.server(server.name).tunnels:
         return
-    if left.tunnels:
-        create(server, left, after.name)
+    if plan.tunnels:
+        create(server, plan, after.name)
     else:
         destroy(server, after.name)
 
 
 def observe(server: Server) -> tuple[OwnedItem, ...]:
-    """All tables of ours."""
+    """All tables with our owner label."""
     names = server.call("guards", prefix=f"{naming.PREFIX}-")
-    marks = ((name, naming.parse_table_name(name)) for name in names)
-    return tuple(OwnedItem("table", name, mark[0]) for name, mark in marks if mark and mark[1] == server.owner)
+    labels = ((name, naming.parse_table_name(name)) for name in names)
+    return tuple(OwnedItem("table", name, label[0]) for name, label in labels if label and label[1] == server.owner)

@@ -1,4 +1,4 @@
-"""Seed images: the three files of cloud-init's NoCloud source on an ISO 9660 file system labelled `cidata`."""
+"""Seeds: the three files of cloud-init's NoCloud source on an ISO 9660 file system with the label `cidata`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LABEL = "cidata"
 
 
 def seed_iso(files: Mapping[str, str]) -> bytes:
-    """The image. File names travel as Rock Ridge and Joliet names; the ISO names behind them only have to be unique."""
+    """The ISO image of a seed. Guests use the Rock Ridge and Joliet names; the ISO names must only be unique."""
     iso = pycdlib.PyCdlib()
     iso.new(vol_ident=LABEL, joliet=3, rock_ridge="1.09")
     for number, (name, text) in enumerate(files.items()):

@@ -1,4 +1,4 @@
-"""Disks and seeds of the nodes, in a pool of the cluster's own."""
+"""Disks and seeds of the nodes, in a libvirt pool for each cluster."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from vcluster.snapshots.template import Snapshot
 GIB = 2**30
 
 
-def disk_bytes(asked_gib: int, image: Image) -> int:
-    """The size of a node's disk: what is asked for, and not less than its image has."""
-    return max(asked_gib * GIB, image.virtual_size_bytes)
+def disk_bytes(disk_gib: int, image: Image) -> int:
+    """The size of a node's disk in bytes: the requested size, but at least the size of its image."""
+    return max(disk_gib * GIB, image.virtual_size_bytes)
 
 
 def create_pool(server: Server, plan: ServerPlan) -> None:
@@ -29,16 +29,16 @@ def create_pool(server: Server, plan: ServerPlan) -> None:
         server.hypervisor.create_pool(pool_xml(plan.pool))
 
 
-def create(server: Server, plan: Plan, node: Node, seed: bytes, kept: Snapshot | None = None) -> None:
-    """Make a node's disk, its seed, and the disk it serves to the others.
+def create(server: Server, plan: Plan, node: Node, seed: bytes, snapshot: Snapshot | None = None) -> None:
+    """Make a node's disk, its seed, and the disk that a storage node shares.
 
-    The disk is an overlay of the image: a new one, or a copy of the small one that a kept memory goes with, which may
-    then be thrown away.
+    The disk is an overlay of the image: a new overlay, or a copy of the overlay in the snapshot. The node does not
+    depend on the snapshot afterwards.
     """
     pool, image = plan.pool_of(node).name, plan.image_of(node)
-    if kept:
+    if snapshot:
         path = str(names.volume_path(plan, node))
-        server.call("copy_disk", root=kept.root, key=kept.key, path=path)
+        server.call("copy_disk", root=snapshot.root, key=snapshot.key, path=path)
     else:
         size_bytes = disk_bytes(plan.disk_gib, image)
         disk = overlay_xml(names.volume_name(node), size_bytes=size_bytes, backing=image.disk)
@@ -50,7 +50,7 @@ def create(server: Server, plan: Plan, node: Node, seed: bytes, kept: Snapshot |
 
 
 def discard(server: Server, plan: Plan, node: Node) -> None:
-    """Remove all that is in the pool of one node."""
+    """Remove all files of one node from the pool."""
     _remove_files(server.hypervisor, plan.pool_of(node).name, {node.name})
 
 
@@ -62,12 +62,12 @@ def destroy(server: Server, cluster: str) -> None:
         if pool.cluster == cluster:
             server.libvirt.destroy_pool(pool.name)
     if naming.libvirt_name(cluster) not in server.libvirt.names()["pool"]:
-        # libvirt may have forgotten the pool; the folder is ours by its place.
+        # The folder can exist without a libvirt pool. It is ours because of its path.
         server.call("remove_folder", path=str(server.storage / CLUSTERS_FOLDER / cluster))
 
 
 def reduce(server: Server, before: Plan, after: Plan) -> None:
-    """Remove all that is in the pool of nodes that are in one plan and not in the next, consoles' logs as well."""
+    """Remove all files of the nodes of the plan `before` that are not in the plan `after`, with their console logs."""
     gone = {node.name for node in before.nodes_on(server.name)} - {node.name for node in after.nodes}
     if server.libvirt is None or not gone:
         return
@@ -77,17 +77,17 @@ def reduce(server: Server, before: Plan, after: Plan) -> None:
 
 
 def _remove_files(libvirt: Hypervisor, pool: str, nodes: Collection[str]) -> None:
-    """No node's name has a dot; what its files are called goes on behind one."""
+    """Remove files by the part of their names before the first dot: that is the node's name, which has no dot."""
     libvirt.delete_volumes(pool, lambda volume: volume.split(".")[0] in nodes)
 
 
 def observe(server: Server) -> tuple[OwnedItem, ...]:
-    """All pools of ours, and folders whose pool is gone."""
+    """All pools with our owner label, and our folders without a pool."""
     if server.libvirt is None:
         return ()
     pools = tuple(OwnedItem("pool", pool.name, pool.cluster) for pool in server.libvirt.pools())
     known = server.libvirt.names()["pool"]
-    place = server.storage / CLUSTERS_FOLDER
-    names = server.call("folders", path=str(place))
-    lone = [name for name in names if naming.libvirt_name(name) not in known]
-    return pools + tuple(OwnedItem("folder", str(place / name), name) for name in lone)
+    clusters_folder = server.storage / CLUSTERS_FOLDER
+    names = server.call("folders", path=str(clusters_folder))
+    unpooled = [name for name in names if naming.libvirt_name(name) not in known]
+    return pools + tuple(OwnedItem("folder", str(clusters_folder / name), name) for name in unpooled)
