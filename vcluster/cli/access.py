@@ -186,7 +186,7 @@ def execute(
     printer = _Printer([node.name for node in nodes])
     results = access.run_everywhere(
         context, plan, nodes, command, user=user or plan.user, timeout_s=timeout_s, fanout=fanout,
-        hear=printer if lines else None,
+        on_line=printer if lines else None,
     )  # fmt: skip
     printer.check()
     ended = {node: one for node, one in results.items() if not isinstance(one, VclusterError)}

@@ -256,12 +256,12 @@ def _create(order: CreateRequest, job: Job | None, output: str, *, keep: bool, w
 
 def _show_plan(order: CreateRequest, output: str) -> None:
     from vcluster.cli.output import text_output
-    from vcluster.commands import create
+    from vcluster.commands import admission
 
     context = common.context()
     image = context.images.find(order.image)
-    with context.fleet(create.server_requests(order.spec)) as fleet:
-        plan, facts = create.plan(context, fleet, order.spec, image=image, accel=order.accel)
+    with context.fleet(admission.server_requests(order.spec)) as fleet:
+        plan, facts = admission.plan_cluster(context, fleet, order.spec, image=image, accel=order.accel)
     common.emit(output, plan, lambda: text_output.plan(plan, facts))
 
 

@@ -106,7 +106,7 @@ def list_images(output: str) -> None:
 def warm(name: str | None, gently: bool, **given: Any) -> None:
     """Boot a node and keep its memory, so that nodes like it are copies of it, in seconds."""
     from vcluster.cli.create import texts
-    from vcluster.commands import create
+    from vcluster.commands import snapshot_build
     from vcluster.config import request
 
     asked = texts(given)
@@ -119,10 +119,12 @@ def warm(name: str | None, gently: bool, **given: Any) -> None:
             asked = {}
     with common.progress() as (context, _):
         if name:
-            made = create.build_snapshots_for(context, name, is_gentle=gently)
+            made = snapshot_build.build_for_cluster(context, name, low_priority=gently)
         else:
             order = request.of_options(request.read_options({"nodes": "2"} | asked), mode="local")
-            made = create.warm(context, order.spec, image_name=order.image, accel=order.accel, is_gentle=gently)
+            made = snapshot_build.build_for_spec(
+                context, order.spec, image_name=order.image, accel=order.accel, low_priority=gently
+            )
     click.echo(f"kept, on {', '.join(made)}" if made else "all is kept already")
 
 

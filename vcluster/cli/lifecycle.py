@@ -167,11 +167,11 @@ def check(name: str | None, pairs: bool, timeout_s: float, output: str) -> None:
 @common.timeout_option(900)
 def repair(name: str | None, name_option: str | None, timeout_s: float) -> None:
     """Put right what is missing, after a reboot of a server for one, and prove the cluster ready again."""
-    from vcluster.commands import create
+    from vcluster.commands import lifecycle
 
     with common.progress() as (context, _):
         chosen = common.chosen(context, name, name_option)
-        mended = create.repair(context, chosen, timeout_s=timeout_s)
+        mended = lifecycle.repair(context, chosen, timeout_s=timeout_s)
     for words in mended:
         click.echo(f"mended: {words}")
     click.echo(f"{chosen}: ready" if mended else f"{chosen}: nothing was missing")
@@ -182,11 +182,11 @@ def repair(name: str | None, name_option: str | None, timeout_s: float) -> None:
 @common.timeout_option(300)
 def stop(name: str | None, name_option: str | None, timeout_s: float) -> None:
     """Shut all nodes down, those last that serve the others; everything on their disks stays."""
-    from vcluster.commands import create
+    from vcluster.commands import lifecycle
 
     with common.progress() as (context, _):
         chosen = common.chosen(context, name, name_option)
-        stopped = create.stop(context, chosen, timeout_s=timeout_s)
+        stopped = lifecycle.stop(context, chosen, timeout_s=timeout_s)
     click.echo(f"{chosen}: stopped" if stopped else f"{chosen}: nothing was running")
 
 
@@ -195,11 +195,11 @@ def stop(name: str | None, name_option: str | None, timeout_s: float) -> None:
 @common.timeout_option(900)
 def start(name: str | None, name_option: str | None, timeout_s: float) -> None:
     """Bring a stopped cluster up again, also after its server was rebooted, and prove it ready."""
-    from vcluster.commands import create
+    from vcluster.commands import lifecycle
 
     with common.progress() as (context, _):
         chosen = common.chosen(context, name, name_option)
-        was_down = create.start(context, chosen, timeout_s=timeout_s)
+        was_down = lifecycle.start(context, chosen, timeout_s=timeout_s)
     click.echo(f"{chosen}: ready" if was_down else f"{chosen}: was up already")
 
 

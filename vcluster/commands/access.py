@@ -1,4 +1,4 @@
-"""Reaching the nodes of a cluster that is up: checks, and commands on many nodes at once."""
+"""Reach the nodes of a cluster that is up: check it, trace its traffic, run commands on many nodes at once."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet, NodeSetException
 from vcluster.adapters.pipe import LineSplitter
 from vcluster.adapters.process import Completed
 from vcluster.adapters.ssh.ssh_session import Session
-from vcluster.commands import create
-from vcluster.commands import node_lifecycle as nodes_work
+from vcluster.commands.deployment import Deployment
 from vcluster.commands.inventory import observe_status
+from vcluster.commands.node_lifecycle import console_log
+from vcluster.commands.node_login import log_in
 from vcluster.errors import DeadlineError, RequestError, VclusterError
 from vcluster.fleet.context import Context
 from vcluster.fleet.servers import Fleet, request_for_plan
@@ -31,43 +32,43 @@ CONSOLE_BYTES = 2**24
 FANOUT = 64
 LOGIN_TIMEOUT_S = 30.0  # a node that is up answers at once
 
-Heard = Callable[[str, str, str], None]  # hears a node's name, the stream's, stdout or stderr, and a line
-Reach = Callable[[Node, str], Session]  # logs in to a node as a user
+OnLine = Callable[[str, str, str], None]  # called with the node's name, the stream (stdout or stderr) and a line
+NodeLogin = Callable[[Node, str], Session]  # logs in to a node as a user
 
 
 @contextmanager
 def sessions(
     context: Context, plan: Plan, nodes: Sequence[Node], *, user: str, deadline: Deadline, fleet: Fleet | None = None
 ) -> Iterator[dict[str, Session]]:
-    """Logged-in sessions on nodes, by name, closed at the end; through servers, or the head, where that is the way.
+    """Sessions on nodes, by name, closed at the end.
 
-    Without an open `fleet` the servers are logged in to for that and nothing else: it needs no rights there.
+    Without an open `fleet`, servers are opened only as jump hosts, which needs no rights on them.
     """
     with ExitStack() as stack:
-        reach = stack.enter_context(_jump_hosts(context, plan, nodes, deadline, fleet))
-        made = parallel.each(nodes, lambda node: stack.enter_context(reach(node, user)), deadline=deadline)
-        yield {session.name: session for session in made}
+        login = stack.enter_context(_jump_hosts(context, plan, nodes, deadline, fleet))
+        opened = parallel.each(nodes, lambda node: stack.enter_context(login(node, user)), deadline=deadline)
+        yield {session.name: session for session in opened}
 
 
 @contextmanager
 def _jump_hosts(
     context: Context, plan: Plan, nodes: Sequence[Node], deadline: Deadline, fleet: Fleet | None = None
-) -> Iterator[Reach]:
-    """How to log in to nodes: what leads there is opened before, and closed at the end.
+) -> Iterator[NodeLogin]:
+    """A function that logs in to nodes; the sessions on their jump hosts are opened first, and closed at the end.
 
-    A server that is lost fails the logins of its nodes only.
+    A server that cannot be reached fails the logins to its own nodes only.
     """
     keys = context.files(plan.name).read_keys()
-    by_head = any(node.management is None for node in nodes)
-    ways: dict[str, Session | VclusterError | None] = {}  # by server; the way by the head has no name
+    via_head = any(node.management is None for node in nodes)
+    jump_hosts: dict[str, Session | VclusterError | None] = {}  # by server; the head's entry has an empty name
 
-    def reach(node: Node, user: str) -> Session:
-        way = ways.get(node.server if node.management else "")
-        if isinstance(way, VclusterError):
-            raise way
+    def login(node: Node, user: str) -> Session:
+        via = jump_hosts.get(node.server if node.management else "")
+        if isinstance(via, VclusterError):
+            raise via
         patience = Deadline(min(LOGIN_TIMEOUT_S, deadline.remaining_s())).with_check(deadline.check)
         try:
-            session = nodes_work.log_in(keys, way, node, user=user, deadline=patience)
+            session = log_in(keys, via, node, user=user, deadline=patience)
         except DeadlineError as error:
             raise DeadlineError(error.message, hint=f"vcluster status {plan.name}") from error
         session.deadline = deadline
@@ -75,44 +76,45 @@ def _jump_hosts(
 
     with ExitStack() as stack:
         if fleet:
-            ways |= {name: server.session for name, server in fleet.servers.items()}
-            ways |= fleet.unreachable
+            jump_hosts |= {name: server.session for name, server in fleet.servers.items()}
+            jump_hosts |= fleet.unreachable
         else:
-            first = [plan.head] if by_head else []
-            ways |= _log_in_to_servers(context, plan, {node.server for node in (*first, *nodes)}, stack)
-        if by_head:
-            (ways[""],) = parallel.outcomes([plan.head], lambda head: stack.enter_context(reach(head, "root")))
-        yield reach
+            first = [plan.head] if via_head else []
+            jump_hosts |= _log_in_to_servers(context, plan, {node.server for node in (*first, *nodes)}, stack)
+        if via_head:
+            (jump_hosts[""],) = parallel.outcomes([plan.head], lambda head: stack.enter_context(login(head, "root")))
+        yield login
 
 
 def _log_in_to_servers(
-    context: Context, plan: Plan, wanted: Set[str], stack: ExitStack
+    context: Context, plan: Plan, names: Set[str], stack: ExitStack
 ) -> dict[str, Session | VclusterError]:
     key = context.files(plan.name).server_key()
-    away = [request_for_plan(one, key) for one in plan.servers if one.login and one.name in wanted]
-    opened = parallel.outcomes(away, lambda request: stack.enter_context(context.connector.log_in(request)))
-    return {request.name: one for request, one in zip(away, opened, strict=True)}
+    requests = [request_for_plan(server, key) for server in plan.servers if server.login and server.name in names]
+    outcomes = parallel.outcomes(requests, lambda request: stack.enter_context(context.connector.log_in(request)))
+    return {request.name: outcome for request, outcome in zip(requests, outcomes, strict=True)}
 
 
 def check_cluster(context: Context, plan: Plan, *, timeout_s: float, pairs: bool = False) -> check.CheckReport:
-    """Run the whole check on a cluster, with every login between two nodes for `pairs`.
+    """Run the whole check on a cluster; with `pairs`, try every login between two nodes.
 
-    Raises VclusterError when a node is not even running.
+    Raises VclusterError if a node is not running.
     """
+    files = context.files(plan.name)
     with context.fleet_of(plan) as fleet:
-        state = observe_status(fleet, context.files(plan.name))
-        down = [node.name for node in state.nodes if node.state != "running"]
+        status = observe_status(fleet, files)
+        down = [node.name for node in status.nodes if node.state != "running"]
         if down:
             raise VclusterError(f"not running: {', '.join(down)}", hint=f"vcluster start {plan.name}")
         deadline = Deadline(timeout_s).with_check(fleet.check)
         with sessions(context, plan, plan.nodes, user="root", deadline=deadline, fleet=fleet) as opened:
-            return create.prove_ready(context, fleet, plan, opened, deadline, pairs=pairs)
+            return Deployment(context, fleet, plan, files.read_keys(), deadline).check(opened, pairs=pairs)
 
 
 def trace(context: Context, plan: Plan, start: Node, end: Node, *, packets: int, timeout_s: float) -> path.Path:
-    """Send a marked flow from one node to another, and read what every port on the way has counted."""
+    """Send a marked flow from one node to another, and read the counters of every port on its path."""
     if start.name == end.name:
-        raise RequestError(f"a frame of {start.name} to itself crosses nothing", hint="name two nodes")
+        raise RequestError(f"a frame from {start.name} to itself crosses no port", hint="name two nodes")
     deadline = Deadline(timeout_s)
     with (
         context.fleet_of(plan) as fleet,
@@ -122,16 +124,16 @@ def trace(context: Context, plan: Plan, start: Node, end: Node, *, packets: int,
 
 
 def read_console(context: Context, plan: Plan, node: Node) -> str:
-    """What a node's console has said since power-on."""
+    """The text that a node has printed on its console since power-on."""
     with context.fleet_of(plan, allow_unreachable=True) as fleet:
-        return nodes_work.console_log(fleet[node.server], plan, node, size=CONSOLE_BYTES)
+        return console_log(fleet[node.server], plan, node, size=CONSOLE_BYTES)
 
 
 def attach_console(context: Context, plan: Plan, node: Node) -> int:
-    """Let virsh have the terminal, on the node's console, until the user leaves it; returns its exit code."""
+    """Connect the terminal to a node's console by virsh until the user leaves it. Returns virsh's exit code."""
     with context.fleet_of(plan, allow_unreachable=True) as fleet:
         uri = fleet[node.server].hypervisor.uri
-        # Ctrl-C is the console's, not ours, for as long as virsh has the terminal.
+        # virsh has the terminal: Ctrl-C belongs to the console, not to us.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             return subprocess.run(["virsh", "-c", uri, "console", node.domain, "--force"], check=False).returncode  # noqa: S607
@@ -148,25 +150,25 @@ def run_everywhere(
     user: str,
     timeout_s: float,
     fanout: int = FANOUT,
-    hear: Heard | None = None,
+    on_line: OnLine | None = None,
 ) -> dict[str, Completed | VclusterError]:
-    """Run a command on nodes side by side, at most `fanout` at a time; by node what it printed and its exit code.
+    """Run a command on nodes, at most `fanout` at once. Returns its output and exit code by node.
 
-    Where a node could not be reached, or the command did not end, that is the error instead. Each line is passed to
-    `hear` as it comes.
+    The value is the error if a node could not be reached or the command did not end. `on_line` is called with each
+    line of output as it comes.
     """
     deadline = Deadline(timeout_s)
-    with _jump_hosts(context, plan, nodes, deadline) as reach:
+    with _jump_hosts(context, plan, nodes, deadline) as login:
 
         def work(node: Node) -> Completed:
-            lines = LineSplitter(lambda stream, line: hear(node.name, stream, line) if hear else None)
-            with reach(node, user) as session:
-                ended = session.run(argv, awaited=f"{argv[0]} to end", on_output=lines if hear else None)
+            lines = LineSplitter(lambda stream, line: on_line(node.name, stream, line) if on_line else None)
+            with login(node, user) as session:
+                completed = session.run(argv, awaited=f"{argv[0]} to end", on_output=lines if on_line else None)
             lines.end()
-            return ended
+            return completed
 
-        ran = parallel.outcomes(nodes, work, deadline=deadline, limit=fanout)
-    return {node.name: one for node, one in zip(nodes, ran, strict=True)}
+        outcomes = parallel.outcomes(nodes, work, deadline=deadline, limit=fanout)
+    return {node.name: outcome for node, outcome in zip(nodes, outcomes, strict=True)}
 
 
 def provision(
@@ -174,65 +176,66 @@ def provision(
 ) -> dict[str, Completed | None]:
     """Run a job on nodes; see vcluster.stages.provision."""
     deadline = Deadline(timeout_s)
-    opened = [node for node in plan.nodes if node in nodes or (node.is_head and job.payload)]
+    involved = [node for node in plan.nodes if node in nodes or (node.is_head and job.payload)]
     with (
         context.files(plan.name).locked(),
-        sessions(context, plan, opened, user="root", deadline=deadline) as by_name,
+        sessions(context, plan, involved, user="root", deadline=deadline) as opened,
     ):
-        return stage.run(plan, by_name, job, nodes=nodes, deadline=deadline, report=context.report, logs=logs)
+        return stage.run(plan, opened, job, nodes=nodes, deadline=deadline, report=context.report, logs=logs)
 
 
 def choose_copy(plan: Plan, source: str, destination: str) -> None:
-    """Raise RequestError unless exactly one of two operands is NODE:PATH of a node there is, and a local source exists.
+    """Raise RequestError unless exactly one operand is NODE:PATH with a node of the plan, and a local source exists.
 
-    As scp reads them: what has a slash before its first colon is a path here.
+    Operands are read as scp reads them: with a slash before its first colon, an operand is a local path.
     """
     sides = [_remote_part(operand) for operand in (source, destination)]
     match [side for side in sides if side is not None]:
         case [node]:
             if "@" in node:
-                raise RequestError(f"{shown(node)} is not a node", hint="-l USER says as whom")
+                raise RequestError(f"{shown(node)} is not a node", hint="-l USER sets the user")
             choose_node(plan, node)
         case []:
             raise RequestError(
-                f"neither {shown(source)} nor {shown(destination)} is on a node", hint=f"such as {plan.head.name}:/tmp"
+                f"neither {shown(source)} nor {shown(destination)} is on a node",
+                hint=f"write the one on a node as NODE:PATH, for example {plan.head.name}:/tmp",
             )
         case _:
             raise RequestError(
                 f"both {shown(source)} and {shown(destination)} are on nodes",
-                hint="a path here that has a colon is written ./a:b; between nodes there is scp on the nodes",
+                hint="write a local path with a colon as ./a:b; to copy between nodes, run scp on a node",
             )
     if sides[0] is None and not Path(source).exists():
-        raise RequestError(f"there is no {shown(source)} here to be copied")
+        raise RequestError(f"{shown(source)} does not exist on this machine")
 
 
 def _remote_part(operand: str) -> str | None:
-    """The node of NODE:PATH; None for a path here."""
+    """The node of NODE:PATH; None for a local path."""
     before, colon, _ = operand.partition(":")
     return before if colon and "/" not in before else None
 
 
 def choose_nodes(plan: Plan, nodeset: str | None) -> tuple[Node, ...]:
-    """The nodes a nodeset names, in the plan's order; all of them for None."""
+    """The nodes of a nodeset in the plan's order; all nodes for None."""
     if nodeset is None:
         return plan.nodes
     try:
-        wanted = set(NodeSet(nodeset, resolver=RESOLVER_NOGROUP))
+        names = set(NodeSet(nodeset, resolver=RESOLVER_NOGROUP))
     except NodeSetException as error:
         raise RequestError(
-            f"-w {shown(nodeset)} is not a nodeset: {one_line(error)}", hint="such as 'node[1-3]'"
+            f"-w {shown(nodeset)} is not a nodeset: {one_line(error)}", hint="for example 'node[1-3]'"
         ) from error
-    unknown = wanted - {node.name for node in plan.nodes}
-    if unknown or not wanted:
+    unknown = names - {node.name for node in plan.nodes}
+    if unknown or not names:
         raise RequestError(
             f"cluster {plan.name} has no node {', '.join(map(shown, sorted(unknown))) or shown(nodeset)}",
             hint=f"it has {folded(node.name for node in plan.nodes)}",
         )
-    return tuple(node for node in plan.nodes if node.name in wanted)
+    return tuple(node for node in plan.nodes if node.name in names)
 
 
 def choose_node(plan: Plan, name: str) -> Node:
-    """The node of that name."""
+    """The node with that name."""
     found = next((node for node in plan.nodes if node.name == name), None)
     if found is None:
         raise RequestError(

@@ -1,4 +1,4 @@
-"""Are the servers fit, and the paths between them? Each finding says what is wrong and the command that mends it."""
+"""Diagnose servers and the paths between them. A finding has a cause and, if possible, the command that fixes it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vcluster.resources import interfaces, rules
 from vcluster.stages import tunnels
 from vcluster.util.deadline import Deadline
 
-# The cluster that the tunnels are tried with. It has no nodes, and is gone when the trial is over.
+# The cluster that tunnels are tried with: it has no nodes, and its tunnels are removed after the trial.
 TRIAL = "doctor"
 NO_IMAGE = Image("none", "sha256-none", Path("/none"), 0)
 MEMORY_LOW_MIB = 1024
@@ -30,7 +30,7 @@ MEMORY_LOW_MIB = 1024
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing looked at; `mend` is the command that puts it right. No server is said of this machine."""
+    """One result of the diagnosis; `fix` is the command that fixes it. The server is empty for this machine."""
 
     level: str
     what: str
@@ -40,44 +40,41 @@ class Finding:
 
 
 def check_this_machine(context: Context, *, carries_nodes: bool = True) -> tuple[Finding, ...]:
-    """This machine: everything that can be looked at without changing anything."""
+    """Diagnose this machine without changing anything."""
     with context.connector.open(servers.request_for_spec(LOCAL, carries_nodes=False)) as server:
-        found = [*_of(server.call("diagnose", carries_nodes=carries_nodes, is_controller=True))]
+        found = [*_findings(server.call("diagnose", carries_nodes=carries_nodes, is_controller=True))]
     if carries_nodes:
         found += _libvirt_here(context)
-    return (*found, *_image(context), *_namesake())
+    return (*found, *_image(context), *_other_tools())
 
 
 def check_servers(context: Context, spec: Spec) -> tuple[Finding, ...]:
-    """Every server of a cluster to be, and real frames through a tunnel between each and the switch, and back."""
-    requests = {one.name: servers.request_for_spec(one, carries_nodes=False) for one in (*spec.servers, spec.switch)}
+    """Diagnose every server of a spec; send frames through a tunnel between each server and the switch, and back."""
+    requests = {each.name: servers.request_for_spec(each, carries_nodes=False) for each in (*spec.servers, spec.switch)}
     with context.fleet(list(requests.values()), allow_unreachable=True) as fleet:
-        found = [
-            Finding(ERROR, "ssh", error.message, error.hint or "", name) for name, error in fleet.unreachable.items()
-        ]
+        found = [Finding(ERROR, "ssh", error.message, error.hint or "", name) for name, error in fleet.unreachable.items()]
         carriers = {server.name for server in spec.servers}
         for server in fleet.servers.values():
             found += _server(context, server, spec, carries_nodes=server.name in carriers)
         if spec.switch.name in fleet:
-            for one in spec.servers:
-                if one.name in fleet and one.name != spec.switch.name:
-                    found += _tunnel(context, fleet, spec, one)
+            for carrier in spec.servers:
+                if carrier.name in fleet and carrier.name != spec.switch.name:
+                    found += _tunnel(context, fleet, spec, carrier)
     return tuple(found)
 
 
-def _of(found: Sequence[dict[str, Any]], server: str = "") -> Iterator[Finding]:
-    return (Finding(**{"level": WARNING, **one}, server=server) for one in found)
+def _findings(found: Sequence[dict[str, Any]], server: str = "") -> Iterator[Finding]:
+    return (Finding(**{"level": WARNING, **each}, server=server) for each in found)
 
 
 def _server(context: Context, server: Server, spec: Spec, *, carries_nodes: bool) -> Iterator[Finding]:
     where = server.label
     if server.session:
         yield Finding(OK, "ssh", f"logged in as {server.session.user}", server=where)
-        yield from _of(server.call("diagnose", carries_nodes=carries_nodes, is_controller=False), where)
-    yield from _of(server.call("obstacles", port=spec.vxlan_port), where)
+        yield from _findings(server.call("diagnose", carries_nodes=carries_nodes, is_controller=False), where)
+    yield from _findings(server.call("obstacles", port=spec.vxlan_port), where)
     if carries_nodes and server.session:
-        one = next(one for one in spec.servers if one.name == server.name)
-        yield from _libvirt_there(context, one)
+        yield from _libvirt_there(context, next(each for each in spec.servers if each.name == server.name))
 
 
 def _libvirt_here(context: Context) -> Iterator[Finding]:
@@ -111,35 +108,33 @@ def _libvirt(context: Context, server: Server) -> Iterator[Finding]:
 
 def _image(context: Context) -> Iterator[Finding]:
     if DEFAULT_IMAGE in context.images.names():
-        yield Finding(OK, "image", f"{DEFAULT_IMAGE} is there")
+        yield Finding(OK, "image", f"{DEFAULT_IMAGE} is built")
     else:
         yield Finding(WARNING, "image", f"{DEFAULT_IMAGE} is not built yet", "vcluster image build")
 
 
-def _namesake() -> Iterator[Finding]:
+def _other_tools() -> Iterator[Finding]:
     first = shutil.which("vcluster")
     if first and b"vcluster.cli.main" not in Path(first).read_bytes()[:4096]:
-        yield Finding(WARNING, "PATH", f"{first} is another tool of the same name and comes first")
+        yield Finding(WARNING, "PATH", f"{first} is another tool with the same name and comes first")
     if (Path.home() / ".vcluster").is_dir():
-        yield Finding(OK, "~/.vcluster", "belongs to another tool of the same name; it is left alone")
+        yield Finding(OK, "~/.vcluster", "belongs to another tool with the same name; vcluster does not touch it")
 
 
-def _tunnel(context: Context, fleet: Fleet, spec: Spec, one: ServerSpec) -> Iterator[Finding]:
-    """A tunnel between a server and the switch, for as long as frames are tried through it."""
-    pair, where = (
-        Fleet({name: fleet[name] for name in (one.name, spec.switch.name)}, {}),
-        f"{one.name} to {spec.switch.name}",
-    )
-    asked = replace(
-        spec, name=TRIAL, node_names=("node1",), servers=(replace(one, nodes=None),), memory_mib=1, disk_gib=1
+def _tunnel(context: Context, fleet: Fleet, spec: Spec, carrier: ServerSpec) -> Iterator[Finding]:
+    """Create a tunnel between a server and the switch, send frames through it, and remove it."""
+    pair = Fleet({name: fleet[name] for name in (carrier.name, spec.switch.name)}, {})
+    what = f"tunnel {carrier.name} to {spec.switch.name}"
+    trial = replace(
+        spec, name=TRIAL, node_names=("node1",), servers=(replace(carrier, nodes=None),), memory_mib=1, disk_gib=1
     )
     try:
-        seen = observation.observe(
-            pair, asked, context.state_root, accel="tcg", kernel=None, deadline=Deadline(one.timeout_s)
+        facts = observation.observe(
+            pair, trial, context.state_root, accel="tcg", kernel=None, deadline=Deadline(carrier.timeout_s)
         )
-        seen = {name: replace(facts_of, memory_free_mib=2**20, disk_free_mib=2**20) for name, facts_of in seen.items()}
-        way = seen[one.name].underlay_routes[spec.switch.name]
-        plan = make_plan(asked, seen, image=NO_IMAGE, owner=context.connector.owner)
+        facts = {name: replace(each, memory_free_mib=2**20, disk_free_mib=2**20) for name, each in facts.items()}
+        route = facts[carrier.name].underlay_routes[spec.switch.name]
+        plan = make_plan(trial, facts, image=NO_IMAGE, owner=context.connector.owner)
         try:
             for planned in plan.servers:
                 rules.create(pair[planned.name], planned, TRIAL)
@@ -151,10 +146,10 @@ def _tunnel(context: Context, fleet: Fleet, spec: Spec, one: ServerSpec) -> Iter
                     interfaces.destroy(server, TRIAL)
                     rules.destroy(server, TRIAL)
     except VclusterError as error:
-        yield Finding(ERROR, f"tunnel {where}", error.message, error.hint or "")
+        yield Finding(ERROR, what, error.message, error.hint or "")
         return
     yield Finding(
-        OK, f"tunnel {where}",
-        f"{way.local} ({way.interface}) to {way.remote}, UDP {spec.vxlan_port}: frames of {spec.mtu} bytes pass both "
-        f"ways; up to {way.mtu - VXLAN_OVERHEAD_BYTES} would fit",
+        OK, what,
+        f"{route.local} ({route.interface}) to {route.remote}, UDP {spec.vxlan_port}: frames of {spec.mtu} bytes pass "
+        f"in both directions; {route.mtu - VXLAN_OVERHEAD_BYTES} bytes are possible",
     )  # fmt: skip

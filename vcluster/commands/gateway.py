@@ -1,4 +1,4 @@
-"""The way out of the private layout, opened and closed while the cluster runs; and who is on the cluster network."""
+"""Open and close the gateway of the private layout while the cluster runs; list the hosts of the cluster network."""
 
 from __future__ import annotations
 
@@ -20,67 +20,69 @@ SWEEP_MAX, SWEEP_TIMEOUT_S = 4094, 2.0
 
 
 def set_open(context: Context, name: str, *, is_open: bool, timeout_s: float) -> None:
-    """Open or close the way out, now and for every later start."""
+    """Open or close the gateway, now and for every later start."""
     files = context.files(name)
-    _private(read_ledger(files).plan)
+    _require_gateway(read_ledger(files).plan)
     with ExitStack() as stack, files.locked():
-        kept = read_ledger(files)  # as no other command changes it meanwhile
-        decided = kept.plan
-        wanted = replace(decided, is_gateway_open=is_open)
-        head = _head(context, decided, stack, timeout_s)
-        actions = gateway_actions.gateway_actions(wanted, wanted.head)
+        ledger = read_ledger(files)  # another command may have changed it before the lock
+        plan = replace(ledger.plan, is_gateway_open=is_open)
+        head = _log_in_to_head(context, plan, stack, timeout_s)
+        actions = gateway_actions.gateway_actions(plan, plan.head)
         configure.apply(head, "gateway", actions, report=context.report)
         if _is_open(head) is not is_open:
-            raise VclusterError(f"{head.name}: its packet filter does not do what it was told")
-        files.write_ledger(replace(kept, plan=wanted))
+            raise VclusterError(
+                f"{head.name}: the packet filter does not have the new rules", hint=f"vcluster repair {name}"
+            )
+        files.write_ledger(replace(ledger, plan=plan))
 
 
 def is_open(context: Context, name: str, *, timeout_s: float) -> bool:
-    """Whether the way out is open, as the head's packet filter has it."""
-    decided = _private(read_ledger(context.files(name)).plan)
+    """Whether the gateway is open, by the rules in the head's packet filter."""
+    plan = _require_gateway(read_ledger(context.files(name)).plan)
     with ExitStack() as stack:
-        head = _head(context, decided, stack, timeout_s)
+        head = _log_in_to_head(context, plan, stack, timeout_s)
         found = _is_open(head)
     if found is None:
-        raise VclusterError(f"{decided.head.name}: the rules of the gateway are gone", hint=f"vcluster repair {name}")
+        raise VclusterError(f"{plan.head.name}: the rules of the gateway are missing", hint=f"vcluster repair {name}")
     return found
 
 
 def discover(context: Context, name: str, *, timeout_s: float) -> tuple[Neighbour, ...]:
-    """Who is on the cluster network, as the head finds out by leases, its neighbour table and a ping to everybody."""
-    decided = read_ledger(context.files(name)).plan
+    """The hosts on the cluster network, by the head's leases, its neighbour table and a ping to every address."""
+    plan = read_ledger(context.files(name)).plan
     request = {
         "interface": "lab0",
-        "subnet": str(decided.subnet),
-        "own": str(decided.head.address),
+        "subnet": str(plan.subnet),
+        "own": str(plan.head.address),
         "leases": gateway_actions.LEASES,
         "sweep_max": SWEEP_MAX,
         "timeout": SWEEP_TIMEOUT_S,
     }
     with ExitStack() as stack:
-        head = _head(context, decided, stack, timeout_s)
+        head = _log_in_to_head(context, plan, stack, timeout_s)
         answer = configure.ask(head, "discover", request, awaited="discover")
     if "error" in answer:
         raise VclusterError(f"{head.name}: discover: {answer['error']}")
-    context.report.note(f"asked {answer['swept']}")
-    return classify(decided, answer)
+    context.report.note(f"pinged {answer['swept']}")
+    return classify(plan, answer)
 
 
-def _private(decided: Plan) -> Plan:
-    if not decided.is_private:
+def _require_gateway(plan: Plan) -> Plan:
+    if not plan.is_private:
         raise RequestError(
-            f"cluster {decided.name} has no gateway: every node has a way out of its own",
+            f"cluster {plan.name} has no gateway: every node has its own route to the internet",
             hint="vcluster local create --layout private",
         )
-    return decided
+    return plan
 
 
-def _head(context: Context, decided: Plan, stack: ExitStack, timeout_s: float) -> Session:
+def _log_in_to_head(context: Context, plan: Plan, stack: ExitStack, timeout_s: float) -> Session:
     deadline = Deadline(timeout_s)
-    opened = stack.enter_context(access.sessions(context, decided, [decided.head], user="root", deadline=deadline))
-    return opened[decided.head.name]
+    sessions = stack.enter_context(access.sessions(context, plan, [plan.head], user="root", deadline=deadline))
+    return sessions[plan.head.name]
 
 
 def _is_open(head: Session) -> bool | None:
-    shown = head.run(gateway_actions.live_state_argv(), awaited="nft")
-    return gateway_actions.is_open(shown.stdout) if shown.exit_code == 0 else None
+    """Whether the live rules open the gateway; None if they are missing."""
+    listing = head.run(gateway_actions.live_state_argv(), awaited="nft")
+    return gateway_actions.is_open(listing.stdout) if listing.exit_code == 0 else None

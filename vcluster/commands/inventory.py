@@ -1,11 +1,11 @@
-"""Which clusters there are, and what is there of each."""
+"""Which clusters exist, and the state of each."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from vcluster.errors import RequestError, VclusterError
-from vcluster.fleet import ledger
+from vcluster.fleet import ledger as ledgers
 from vcluster.fleet.context import Context
 from vcluster.fleet.ledger import ClusterFiles, Ledger
 from vcluster.fleet.servers import Fleet, Server
@@ -19,87 +19,89 @@ from vcluster.util import parallel
 
 
 def status(context: Context, name: str) -> Status:
-    """What is there of a cluster."""
-    kept = read_ledger(context.files(name))
-    with context.fleet_of(kept.plan, allow_unreachable=True) as fleet:
-        return observe_status(fleet, context.files(name))
+    """The state of a cluster and of its nodes."""
+    files = context.files(name)
+    with context.fleet_of(read_ledger(files).plan, allow_unreachable=True) as fleet:
+        return observe_status(fleet, files)
 
 
 def observe_status(fleet: Fleet, files: ClusterFiles) -> Status:
-    """Hold the ledger against what the servers really have."""
-    kept = read_ledger(files)
-    looked = parallel.outcomes(tuple(fleet.servers.values()), lambda server: _observe_server(server, kept.plan))
-    found = dict(zip(fleet.servers, looked, strict=True)) | fleet.unreachable
-    seen = {name: one for name, one in found.items() if isinstance(one, Observed)}
-    lost = {name: one.message for name, one in found.items() if isinstance(one, VclusterError)}
-    return status_of(kept.plan, ledger_state=kept.state, is_being_changed=files.is_locked(), seen=seen, lost=lost)
+    """Compare the ledger with what the servers have."""
+    ledger = read_ledger(files)
+    outcomes = parallel.outcomes(tuple(fleet.servers.values()), lambda server: _observe_server(server, ledger.plan))
+    found = dict(zip(fleet.servers, outcomes, strict=True)) | fleet.unreachable
+    seen = {name: outcome for name, outcome in found.items() if isinstance(outcome, Observed)}
+    lost = {name: outcome.message for name, outcome in found.items() if isinstance(outcome, VclusterError)}
+    return status_of(ledger.plan, ledger_state=ledger.state, is_being_changed=files.is_locked(), seen=seen, lost=lost)
 
 
 def _observe_server(server: Server, plan: Plan) -> Observed:
     return Observed(
         domains=domains_on(server),
         interfaces={link["name"]: link["master"] for link in server.call("interfaces")},
-        networks={one.name for one in server.libvirt.networks() if one.is_active} if server.libvirt else set(),
-        pools={one.name for one in server.libvirt.pools() if one.is_active} if server.libvirt else set(),
+        networks={network.name for network in server.libvirt.networks() if network.is_active}
+        if server.libvirt
+        else set(),
+        pools={pool.name for pool in server.libvirt.pools() if pool.is_active} if server.libvirt else set(),
         tables=set(server.call("guards", prefix=naming.table_name(plan.name, plan.owner))),
     )
 
 
 def cluster_names(context: Context) -> tuple[str, ...]:
-    """All clusters of this machine, by ledger or by mark."""
+    """All clusters of this machine, by ledger or by owner label."""
     with context.local_server() as server:
-        marked = {found.cluster for found in survey(server)}
-    return tuple(sorted(marked | set(ledger.cluster_names(context.state_root))))
+        labelled = {item.cluster for item in survey(server)}
+    return tuple(sorted(labelled | set(ledgers.cluster_names(context.state_root))))
 
 
 def only_cluster(context: Context, name: str | None) -> str:
-    """The cluster a command is about: the one named, or the only one there is."""
+    """The name of the cluster that a command is about: the given name, or that of the only cluster."""
     if name is not None:
         return naming.check_cluster_name(name)
-    names = ledger.cluster_names(context.state_root)
+    names = ledgers.cluster_names(context.state_root)
     if len(names) == 1:
         return names[0]
     if names:
-        raise RequestError(f"there are {len(names)} clusters: {', '.join(names)}", hint="say which with --name")
+        raise RequestError(f"there are {len(names)} clusters: {', '.join(names)}", hint="choose one with --name")
     raise RequestError("there is no cluster", hint="vcluster local create -n 4")
 
 
 def read_ledger(files: ClusterFiles) -> Ledger:
     """The ledger of a cluster that must have one."""
-    kept = files.read_ledger()
-    if kept is None and files.is_of_another_version():
+    ledger = files.read_ledger()
+    if ledger is None and files.is_of_another_version():
         raise VclusterError(
-            f"cluster {files.name} was made by another version of vcluster, whose ledger this one does not read",
+            f"cluster {files.name} was made by another version of vcluster, and this version cannot read its ledger",
             hint=f"use that version, or vcluster clear {files.name}",
         )
-    if kept is None and files.folder.exists():
+    if ledger is None and files.folder.exists():
         raise VclusterError(f"the ledger of cluster {files.name} is lost", hint=f"vcluster clear {files.name}")
-    if kept is None:
+    if ledger is None:
         raise RequestError(f"there is no cluster {files.name}", hint="vcluster list")
-    return kept
+    return ledger
 
 
 def survey(server: Server, name: str | None = None) -> tuple[OwnedItem, ...]:
-    """Everything on a server that carries our mark of the cluster, or of any."""
-    found = (thing for resource in KINDS.values() for thing in resource.observe(server))
+    """Everything on a server that carries our owner label: of the cluster `name`, or of any cluster."""
+    items = (item for resource in KINDS.values() for item in resource.observe(server))
     where = server.name if server.session else ""
-    return tuple(replace(thing, server=where) for thing in found if name in (None, thing.cluster))
+    return tuple(replace(item, server=where) for item in items if name in (None, item.cluster))
 
 
 def leftovers(context: Context, name: str | None) -> tuple[OwnedItem, ...]:
-    """What is left here of a cluster, or of any: marked things, and folders of state."""
+    """What is left on this machine of the cluster `name`, or of any cluster: labelled items, and state folders."""
     with context.local_server() as server:
-        marked = survey(server, name)
-    names = [known for known in ledger.cluster_names(context.state_root) if name in (None, known)]
-    return marked + tuple(OwnedItem("state", str(context.files(known).folder), known) for known in names)
+        labelled = survey(server, name)
+    names = [known for known in ledgers.cluster_names(context.state_root) if name in (None, known)]
+    return labelled + tuple(OwnedItem("state", str(context.files(known).folder), known) for known in names)
 
 
 def data_disks(context: Context, name: str) -> tuple[str, ...]:
-    """The disks with people's data that a cluster has, in words; where the ledger is lost, those on this machine."""
-    kept = context.files(name).read_ledger()
-    if kept:
+    """Descriptions of the disks with user data that a cluster has; without a ledger, of those on this machine."""
+    ledger = context.files(name).read_ledger()
+    if ledger:
         return tuple(
-            f"a disk of {node.data_gib} GiB that {node.name} serves" for node in kept.plan.nodes if node.data_gib
+            f"a disk of {node.data_gib} GiB that {node.name} serves" for node in ledger.plan.nodes if node.data_gib
         )
     with context.local_server() as server:
         pools = [pool for pool in server.libvirt.pools() if pool.cluster == name] if server.libvirt else []
@@ -113,5 +115,5 @@ def data_disks(context: Context, name: str) -> tuple[str, ...]:
 
 
 def domains_on(server: Server) -> dict[str, bool]:
-    """The domains of ours on a server, and whether each runs."""
+    """Our domains on a server, and whether each is active."""
     return {domain.name: domain.is_active for domain in server.libvirt.domains()} if server.libvirt else {}

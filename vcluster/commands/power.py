@@ -1,13 +1,13 @@
-"""The power of nodes, by libvirt alone: it needs nothing of what runs on them, nor of their networks."""
+"""Switch the power of nodes by libvirt alone; this works without their networks and their programs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 
-from vcluster.commands import node_lifecycle as nodes_work
 from vcluster.commands.inventory import domains_on
-from vcluster.errors import DeadlineError, VclusterError
+from vcluster.commands.node_lifecycle import console_on_timeout
+from vcluster.errors import VclusterError
 from vcluster.fleet.context import Context
 from vcluster.fleet.servers import Fleet, Server
 from vcluster.model.plan import Node, Plan
@@ -21,25 +21,25 @@ Outcomes = dict[str, str | VclusterError]  # by node
 
 
 def status(context: Context, plan: Plan, nodes: Sequence[Node]) -> tuple[dict[str, str], list[VclusterError]]:
-    """By node whether it is on, off, gone, or unknown for its server cannot be asked; and why those cannot."""
+    """The power state of each node, by name (`on`, `off`, `gone`, `unknown`), and why servers could not be asked."""
     with context.fleet_of(plan, allow_unreachable=True) as fleet:
-        looked = parallel.outcomes(tuple(fleet.servers.values()), domains_on)
-        found = dict(zip(fleet.servers, looked, strict=True)) | fleet.unreachable
+        answers = parallel.outcomes(tuple(fleet.servers.values()), domains_on)
+        found = dict(zip(fleet.servers, answers, strict=True)) | fleet.unreachable
     concerned = {node.server for node in nodes}
     return (
-        {node.name: _word(found[node.server], node) for node in nodes},
-        [one for name, one in found.items() if isinstance(one, VclusterError) and name in concerned],
+        {node.name: _state(found[node.server], node) for node in nodes},
+        [error for name, error in found.items() if isinstance(error, VclusterError) and name in concerned],
     )
 
 
-def _word(found: dict[str, bool] | VclusterError, node: Node) -> str:
+def _state(found: dict[str, bool] | VclusterError, node: Node) -> str:
     if isinstance(found, VclusterError):
         return UNKNOWN
     return {True: ON, False: OFF, None: GONE}[found.get(node.domain)]
 
 
 def turn_on(context: Context, plan: Plan, nodes: Sequence[Node], *, ready_by: Deadline | None = None) -> Outcomes:
-    """Power nodes on; with `ready_by`, wait until each of them has said that it is ready."""
+    """Turn nodes on; with `ready_by`, wait until each node reports that it is ready."""
 
     def work(server: Server, node: Node, is_on: bool) -> str:
         if is_on:
@@ -63,7 +63,7 @@ def turn_off(context: Context, plan: Plan, nodes: Sequence[Node]) -> Outcomes:
 
 
 def cycle(context: Context, plan: Plan, nodes: Sequence[Node], *, ready_by: Deadline | None = None) -> Outcomes:
-    """Cut the power of nodes and give it back; with `ready_by` as `turn_on`."""
+    """Cut the power of nodes and turn them on again; `ready_by` as in `turn_on`."""
 
     def work(server: Server, node: Node, is_on: bool) -> str:
         if is_on:
@@ -81,14 +81,14 @@ def _on_each(
     work: Callable[[Server, Node, bool], str],
     ready_by: Deadline | None = None,
 ) -> Outcomes:
-    """Nodes side by side; what became of each. One that fails keeps no other from its turn."""
+    """The outcome of `work` on each node; the nodes are worked on at once, and a failure stops only its own node."""
     with context.fleet_of(plan, allow_unreachable=True) as fleet:
-        asked = parallel.outcomes(tuple(fleet.servers.values()), domains_on)
-        domains = dict(zip(fleet.servers, asked, strict=True))
+        answers = parallel.outcomes(tuple(fleet.servers.values()), domains_on)
+        domains = dict(zip(fleet.servers, answers, strict=True))
         done = parallel.outcomes(
             nodes, lambda node: work(fleet[node.server], node, _is_on(plan, fleet, domains, node)), deadline=ready_by
         )
-    return {node.name: one for node, one in zip(nodes, done, strict=True)}
+    return {node.name: outcome for node, outcome in zip(nodes, done, strict=True)}
 
 
 def _is_on(plan: Plan, fleet: Fleet, domains: dict[str, dict[str, bool] | VclusterError], node: Node) -> bool:
@@ -97,7 +97,7 @@ def _is_on(plan: Plan, fleet: Fleet, domains: dict[str, dict[str, bool] | Vclust
         raise found
     if node.domain not in found:
         raise VclusterError(
-            f"{node.name} is gone from {node.server}: there is no {node.domain}",
+            f"{node.name} is missing: {node.server} has no domain {node.domain}",
             hint=f"vcluster clear {plan.name}, and create it again",
         )
     return found[node.domain]
@@ -108,13 +108,6 @@ def _start(context: Context, plan: Plan, server: Server, node: Node, ready_by: D
         server.hypervisor.start_domain(node.domain)
     except VclusterError as error:
         raise VclusterError(f"{node.name}: {error.message}", hint=f"vcluster repair {plan.name}") from error
-    if ready_by is None:
-        return
-    try:
-        with closing(boot.listen(server, node)) as words:
-            boot.wait_ready(words, node, deadline=ready_by.with_check(words.check), report=context.report)
-    except DeadlineError as error:
-        said = ""
-        with suppress(VclusterError):
-            said = boot.console_tail(node, nodes_work.console_log(server, plan, node))
-        raise DeadlineError(error.message + said, hint=error.hint) from error
+    if ready_by is not None:
+        with console_on_timeout(server, plan, node), closing(boot.listen(server, node)) as channel:
+            boot.wait_ready(channel, node, deadline=ready_by.with_check(channel.check), report=context.report)

@@ -1,4 +1,4 @@
-"""A cluster that is up gets more nodes, or loses some; those that stay go on with what they do."""
+"""Add nodes to a cluster that is up, or remove some; the other nodes continue their work."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from vcluster.adapters.node_connection import NodeConnection
-from vcluster.commands import create, snapshot_build, teardown
+from vcluster.commands import admission, snapshot_build, teardown
+from vcluster.commands.deployment import Deployment, image_password
 from vcluster.commands.inventory import observe_status, read_ledger
 from vcluster.commands.node_lifecycle import NodeLifecycle
 from vcluster.errors import ConflictError, VclusterError
-from vcluster.fleet import ledger, observation, servers
+from vcluster.fleet import observation, servers
 from vcluster.fleet.context import Context
-from vcluster.fleet.ledger import ClusterFiles, Ledger
+from vcluster.fleet.ledger import ClusterFiles, Ledger, planning
 from vcluster.fleet.servers import Fleet
-from vcluster.model.keys import Keys, add_keys, drop_keys
+from vcluster.model.keys import add_keys, drop_keys
 from vcluster.model.naming import folded
 from vcluster.model.plan import Node, Plan
 from vcluster.model.status import Status
@@ -24,135 +25,135 @@ from vcluster.snapshots.template import SnapshotIndex
 from vcluster.util import parallel
 from vcluster.util.deadline import Deadline
 
-BACK_TIMEOUT_S = 120.0
+ROLLBACK_TIMEOUT_S = 120.0
 
 
 def add(context: Context, name: str, *, number: int = 1, asked: Sequence[str] = (), timeout_s: float) -> Status:
-    """Make more nodes, of the names `asked` for or `number` of them, and prove the cluster ready with them.
+    """Add `number` nodes, or nodes with the names in `asked`, and check that the cluster is ready with them.
 
-    Whatever goes wrong, they are taken away again, and the others are as they were.
+    A failure removes the new nodes and restores the others.
     """
-    files = context.files(name)
-    resize.new_names(read_ledger(files).plan, number, asked)  # what cannot be is said before servers are opened
-    deadline = Deadline(timeout_s)
+    files, deadline = context.files(name), Deadline(timeout_s)
+    resize.new_names(read_ledger(files).plan, number, asked)  # a wrong request is an error before servers are opened
     with context.fleet_of(read_ledger(files).plan) as fleet, ExitStack() as stack:
-        deadline = deadline.with_check(fleet.check)
         servers.require_rights(fleet)
-        with ledger.planning(context.state_root):
+        with planning(context.state_root):
             stack.enter_context(files.locked())
-            kept = read_ledger(files)
-            _require_up(fleet, files, kept.plan.nodes)
-            grown = _grow(context, fleet, kept.plan, resize.new_names(kept.plan, number, asked), deadline)
-            create.refuse_foreign(fleet, grown, kept.plan)
-            keys = add_keys(files.read_keys(), _names(grown, besides=kept.plan))
-            stack.push(_rollback(context, fleet, files, kept, grown))
-            files.write_keys(keys)  # ahead of the ledger: no command can deal with a node whose key is not there
-            create.save_plan(fleet, files, replace(kept, state="creating", plan=grown), keys)
-        create.deliver_image(context, fleet, grown, deadline)
-        memories = snapshot_build.find(fleet, grown, deadline=deadline, report=context.report)
-        create.create_networks(context, fleet, grown, deadline)
-        _settle(context, fleet, grown, keys, deadline, made=kept.plan.nodes, proven=_proven(kept), memories=memories)
-        files.write_ledger(replace(kept, state="ready", plan=grown))
+            ledger = read_ledger(files)
+            present = ledger.plan
+            _require_up(fleet, files, present.nodes)
+            names = resize.new_names(present, number, asked)
+            plan = _grow(context, fleet, present, names, deadline.with_check(fleet.check))
+            admission.refuse_foreign(fleet, plan, present)
+            keys = add_keys(files.read_keys(), names)
+            cluster = Deployment(context, fleet, plan, keys, deadline.with_check(fleet.check))
+            stack.push(_rollback(cluster, ledger))
+            files.write_keys(keys)  # before the ledger: every command needs the keys of every node in it
+            cluster.save(replace(ledger, state="creating", plan=plan))
+        cluster.deliver_image()
+        snapshots = snapshot_build.find(fleet, plan, deadline=cluster.deadline, report=context.report)
+        cluster.create_networks()
+        _configure(cluster, running=present.nodes, proven=_proven(ledger), snapshots=snapshots)
+        files.write_ledger(replace(ledger, state="ready", plan=plan))
         return observe_status(fleet, files)
 
 
 def _grow(context: Context, fleet: Fleet, plan: Plan, names: Sequence[str], deadline: Deadline) -> Plan:
-    """How the nodes of a server run was found out when the first ones were made there."""
+    """The plan with more nodes. The accelerator of a server stays what the first create chose."""
     spec = resize.as_spec(plan)
-    seen = observation.observe(fleet, spec, context.state_root, accel="tcg", kernel=None, deadline=deadline)
-    return resize.grow(plan, seen, names)
+    facts = observation.observe(fleet, spec, context.state_root, accel="tcg", kernel=None, deadline=deadline)
+    return resize.grow(plan, facts, names)
 
 
-def _require_up(fleet: Fleet, files: ClusterFiles, nodes: Sequence[Node], going: Sequence[str] = ()) -> None:
-    """Raise ConflictError unless these nodes run; with the `going`, those that are gone can go."""
+def _require_up(fleet: Fleet, files: ClusterFiles, nodes: Sequence[Node], leaving: Sequence[str] = ()) -> None:
+    """Raise ConflictError unless these nodes run. The hint removes missing nodes together with the `leaving` ones."""
     states = {node.name: node.state for node in observe_status(fleet, files).nodes}
     if missing := [node.name for node in nodes if states[node.name] == "missing"]:
         raise ConflictError(
-            f"not there: {folded(missing)}",
-            hint=f"vcluster repair {files.name}, or vcluster remove {folded([*going, *missing])} --name {files.name}",
+            f"missing: {folded(missing)}",
+            hint=f"vcluster repair {files.name}, or vcluster remove {folded([*leaving, *missing])} --name {files.name}",
         )
     if down := [node.name for node in nodes if states[node.name] != "running"]:
         raise ConflictError(f"not running: {folded(down)}", hint=f"vcluster start {files.name}")
 
 
-def _names(plan: Plan, *, besides: Plan) -> list[str]:
-    known = {node.name for node in besides.nodes}
-    return [node.name for node in plan.nodes if node.name not in known]
-
-
-def _settle(
-    context: Context,
-    fleet: Fleet,
-    plan: Plan,
-    keys: Keys,
-    deadline: Deadline,
+def _configure(
+    cluster: Deployment,
     *,
-    made: Sequence[Node],
+    running: Sequence[Node],
     proven: Collection[str] = (),
-    memories: SnapshotIndex | None = None,
-    look: bool = True,
+    snapshots: SnapshotIndex | None = None,
 ) -> None:
-    """Bring all nodes to what the plan says, and those to life that are not among the `made`; then look at them.
+    """Configure the `running` nodes as the plan specifies, bring up the others, and check the cluster.
 
-    Logins are tried from and to those that are not `proven`: among the others they were, and what they depend on is
-    compared.
+    Logins between two `proven` nodes are not tried again; the check compares the settings that they depend on.
     """
-    password = create.ask_image_password(context, plan.image_login)
-    work = NodeLifecycle(context, fleet, plan, keys, deadline, image_password=password, kept=memories)
+    lifecycle = _lifecycle(cluster, snapshots)
 
-    def bring(node: Node) -> NodeConnection:
-        return work.configure_via_serial(node) if node in made else work.bring_up_during_add(node)
+    def connect(node: Node) -> NodeConnection:
+        return lifecycle.configure_via_serial(node) if node in running else lifecycle.bring_up_during_add(node)
 
     with ExitStack() as stack:
-        sessions = work.all_nodes(bring, stack)
-        if look:
-            create.require_passed(create.prove_ready(context, fleet, plan, sessions, deadline, proven=proven))
+        cluster.require_ready(lifecycle.all_nodes(connect, stack), proven=proven)
 
 
-def _proven(kept: Ledger) -> set[str]:
-    """The nodes whose logins were tried: all that were there when the cluster was last found ready."""
-    return {node.name for node in kept.plan.nodes} if kept.state == "ready" else set()
+def _lifecycle(cluster: Deployment, snapshots: SnapshotIndex | None = None) -> NodeLifecycle:
+    password = image_password(cluster.context, cluster.plan.image_login)
+    return NodeLifecycle(cluster, image_password=password, snapshots=snapshots)
 
 
-def _rollback(context: Context, fleet: Fleet, files: ClusterFiles, kept: Ledger, grown: Plan) -> Callable[..., None]:
-    """What happens when nodes cannot be added; an exit callback, so no failure can slip past it."""
+def _proven(ledger: Ledger) -> set[str]:
+    """The nodes whose logins an earlier check has tried: all nodes of a ready cluster."""
+    return {node.name for node in ledger.plan.nodes} if ledger.state == "ready" else set()
+
+
+def _rollback(cluster: Deployment, ledger: Ledger) -> Callable[..., None]:
+    """The exit callback of an add: on any error, also an interrupt, it restores the cluster of the `ledger`."""
 
     def end(_: type[BaseException] | None, error: BaseException | None, *__: object) -> None:
         if error is None:
             return
         try:
-            _remove_nodes(context, fleet, files, replace(kept, plan=grown), replace(kept, state="creating"))
-            deadline = Deadline(BACK_TIMEOUT_S).with_check(fleet.check)
-            _settle(context, fleet, kept.plan, files.read_keys(), deadline, made=kept.plan.nodes, look=False)
-            files.write_ledger(kept)
+            rest = _remove_nodes(cluster, replace(ledger, state="creating"))
+            deadline = Deadline(ROLLBACK_TIMEOUT_S).with_check(cluster.fleet.check)
+            lifecycle = _lifecycle(replace(rest, deadline=deadline))
+            with ExitStack() as stack:
+                lifecycle.all_nodes(lifecycle.configure_via_serial, stack)
+            cluster.files.write_ledger(ledger)
         except VclusterError as failure:
-            what = f"{files.name} is not yet as it was: {failure.message}"
-            left = VclusterError(what, hint=f"vcluster repair {files.name}")
-            parallel.raise_all([one for one in (error, left) if isinstance(one, VclusterError)])
+            name = cluster.plan.name
+            left = VclusterError(f"{name} is not restored: {failure.message}", hint=f"vcluster repair {name}")
+            parallel.raise_all([each for each in (error, left) if isinstance(each, VclusterError)])
 
     return end
 
 
-def _remove_nodes(context: Context, fleet: Fleet, files: ClusterFiles, before: Ledger, after: Ledger) -> None:
-    """The nodes first, then what is written of them: until then a killed command can be given again."""
-    teardown.remove_nodes(context, fleet, before.plan, after.plan)
-    create.save_plan(fleet, files, after, drop_keys(files.read_keys(), {node.name for node in after.plan.nodes}))
+def _remove_nodes(cluster: Deployment, after: Ledger) -> Deployment:
+    """Remove the nodes that the ledger `after` does not have, and write it. Returns the cluster that stays.
+
+    The ledger is written last: until then a killed command can be repeated.
+    """
+    teardown.remove_nodes(cluster.context, cluster.fleet, cluster.plan, after.plan)
+    keys = drop_keys(cluster.files.read_keys(), {node.name for node in after.plan.nodes})
+    rest = replace(cluster, plan=after.plan, keys=keys)
+    rest.save(after)
+    return rest
 
 
 def remove(context: Context, name: str, names: Sequence[str], *, timeout_s: float) -> Status:
-    """Remove nodes, and look whether the cluster is ready without them.
+    """Remove nodes, and check that the cluster is ready without them.
 
-    Where it was killed before it had taken them away it can be given again; after that, repair does the rest.
+    A command that is killed before the nodes are removed can be repeated; after that, `repair` does the rest.
     """
     files = context.files(name)
-    resize.shrink(read_ledger(files).plan, names)
+    resize.shrink(read_ledger(files).plan, names)  # a wrong request is an error before servers are opened
     with context.fleet_of(read_ledger(files).plan) as fleet, files.locked():
         deadline = Deadline(timeout_s).with_check(fleet.check)
         servers.require_rights(fleet)
-        kept = read_ledger(files)
-        rest = replace(kept, state="creating", plan=resize.shrink(kept.plan, names))
-        _require_up(fleet, files, rest.plan.nodes, going=names)
-        _remove_nodes(context, fleet, files, kept, rest)
-        _settle(context, fleet, rest.plan, files.read_keys(), deadline, made=rest.plan.nodes, proven=_proven(kept))
-        files.write_ledger(replace(rest, state="ready"))
+        ledger = read_ledger(files)
+        after = replace(ledger, state="creating", plan=resize.shrink(ledger.plan, names))
+        _require_up(fleet, files, after.plan.nodes, leaving=names)
+        rest = _remove_nodes(Deployment(context, fleet, ledger.plan, files.read_keys(), deadline), after)
+        _configure(rest, running=rest.plan.nodes, proven=_proven(ledger))
+        files.write_ledger(replace(after, state="ready"))
         return observe_status(fleet, files)

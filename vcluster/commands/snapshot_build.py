@@ -1,4 +1,4 @@
-"""Memories that are kept on servers: made by booting a node once, found, thrown away where they are no good."""
+"""Build snapshots on servers by booting a template once; find them, and discard those that no longer fit."""
 
 from __future__ import annotations
 
@@ -18,11 +18,16 @@ from vcluster.adapters.libvirt.serial_channel import SerialChannel
 from vcluster.adapters.serial_connection import SerialConnection
 from vcluster.agent.snapshot_manifest import DISK
 from vcluster.agent.snapshot_store import SAVE, SEED
+from vcluster.commands import admission
+from vcluster.commands.inventory import read_ledger
 from vcluster.config.options import CLUSTER
 from vcluster.errors import MissingError, VclusterError
+from vcluster.fleet import servers
+from vcluster.fleet.context import Context
 from vcluster.fleet.servers import Fleet, Server
 from vcluster.model.keys import make_pair
 from vcluster.model.plan import Plan
+from vcluster.model.spec import Spec
 from vcluster.render.domain_xml import READY_CHANNEL, Machine, template_xml
 from vcluster.render.node_actions import template_actions
 from vcluster.resources.seeds import seed_iso
@@ -46,12 +51,29 @@ from vcluster.util import parallel
 from vcluster.util.deadline import Deadline
 from vcluster.util.events import Reporter
 
-PROGRAMS = ("apply", "check")  # kept ready in every copy
-BUSY_LOOK_S = 0.5
+PROGRAMS = ("apply", "check")  # loaded in the template, so that every clone starts with them
+BUSY_POLL_S = 0.5
+
+
+def build_for_spec(context: Context, spec: Spec, *, image_name: str, accel: str, low_priority: bool) -> tuple[str, ...]:
+    """Build the snapshots that a cluster of this spec would clone. Returns the servers that lacked them."""
+    image, deadline = context.images.find(image_name), Deadline(spec.timeout_s)
+    with context.fleet(admission.server_requests(spec)) as fleet:
+        servers.require_rights(fleet)
+        plan, _ = admission.plan_cluster(context, fleet, spec, image=image, accel=accel)
+        return make(fleet, plan, deadline=deadline, report=context.report, low_priority=low_priority)
+
+
+def build_for_cluster(context: Context, name: str, *, low_priority: bool) -> tuple[str, ...]:
+    """Build the snapshots for more nodes of a cluster, on all its servers. Returns the servers that lacked them."""
+    plan = read_ledger(context.files(name)).plan
+    with context.fleet_of(plan) as fleet:
+        deadline = Deadline(plan.timeout_s).with_check(fleet.check)
+        return make(fleet, plan, deadline=deadline, report=context.report, low_priority=low_priority)
 
 
 def templates_of(plan: Plan) -> dict[str, tuple[Template, ...]]:
-    """The kinds of nodes on each server, of an image that can be copied while it runs."""
+    """The templates of the plan's nodes, by server; none if the image does not support clones."""
     if FEATURE not in plan.image.features:
         return {}
     return {
@@ -62,37 +84,43 @@ def templates_of(plan: Plan) -> dict[str, tuple[Template, ...]]:
 
 
 def find(fleet: Fleet, plan: Plan, *, deadline: Deadline, report: Reporter) -> SnapshotIndex:
-    """The memories that this plan's nodes can be made from; one that is being made is waited for."""
+    """The snapshots that nodes of this plan can be cloned from. Waits for a snapshot that another command builds."""
     wanted = [(fleet[name], template) for name, templates in templates_of(plan).items() for template in templates]
-    found = parallel.each(wanted, lambda one: _find(*one, deadline=deadline, report=report), deadline=deadline)
-    return {(server.name, template): kept for (server, template), kept in zip(wanted, found, strict=True) if kept}
+    found = parallel.each(wanted, lambda each: _find(*each, deadline=deadline, report=report), deadline=deadline)
+    return {
+        (server.name, template): snapshot
+        for (server, template), snapshot in zip(wanted, found, strict=True)
+        if snapshot
+    }
 
 
-def lacks(plan: Plan, kept: SnapshotIndex) -> bool:
-    """Whether a memory could be kept for nodes like these that is not at hand."""
-    return any((name, template) not in kept for name, found in templates_of(plan).items() for template in found)
+def is_missing(plan: Plan, snapshots: SnapshotIndex) -> bool:
+    """Whether nodes of this plan can be cloned, but a snapshot for them is missing."""
+    return any((name, template) not in snapshots for name, found in templates_of(plan).items() for template in found)
 
 
-def make(fleet: Fleet, plan: Plan, *, deadline: Deadline, report: Reporter, is_gentle: bool = False) -> tuple[str, ...]:
-    """Make the memories that this plan's nodes could be made from, unless they are at hand; returns where some were.
+def make(
+    fleet: Fleet, plan: Plan, *, deadline: Deadline, report: Reporter, low_priority: bool = False
+) -> tuple[str, ...]:
+    """Build the missing snapshots for this plan's nodes. Returns the servers where one was missing.
 
-    Raises MissingError for an image whose nodes cannot be copied while they run.
+    Raises MissingError for an image that does not support clones.
     """
     if FEATURE not in plan.image.features:
         raise MissingError(
-            f"image {plan.image.name} cannot be copied while it runs", hint="vcluster image build makes one that can"
+            f"image {plan.image.name} does not support clones", hint="vcluster image build makes one that does"
         )
-    made = [
+    built = [
         name
         for name, templates in templates_of(plan).items()
         for template in templates
-        if keep(fleet[name], template, deadline=deadline, report=report, is_gentle=is_gentle)
+        if build(fleet[name], template, deadline=deadline, report=report, low_priority=low_priority)
     ]
-    return tuple(dict.fromkeys(made))
+    return tuple(dict.fromkeys(built))
 
 
-def _facts(server: Server, template: Template) -> tuple[str, str, dict[str, str]]:
-    """Where a memory is kept, under what name, and all that it depends on."""
+def _identify(server: Server, template: Template) -> tuple[str, str, dict[str, str]]:
+    """The folder of a template's snapshot, its key, and everything that it depends on."""
     programs = {name: guest.program(name) for name in PROGRAMS} | {"": json.dumps(template_actions()).encode()}
     found = circumstances(
         template, versions=server.hypervisor.versions(), processor=server.call("processor"), programs=programs
@@ -101,60 +129,64 @@ def _facts(server: Server, template: Template) -> tuple[str, str, dict[str, str]
 
 
 def _find(server: Server, template: Template, *, deadline: Deadline, report: Reporter) -> Snapshot | None:
-    root, key, found = _facts(server, template)
+    root, key, found = _identify(server, template)
 
-    def look() -> Any:
+    def check() -> Any:
         return _call(server, "check_snapshot", deadline, root=root, key=key, circumstances=found)
 
-    state = _when_free(server, look, deadline, report)
+    state = _wait_while_busy(server, check, deadline, report)
     if state["refused"]:
-        why = f"{state['refused']} (vcluster image warm has it tried again)"
-        report.note(f"nodes boot{_where(server)}, as copies were refused before: {why}")
+        report.note(
+            f"nodes boot{_where(server)}, because QEMU refused clones before: {state['refused']} "
+            "(vcluster image warm tries again)"
+        )
         return REFUSED
     if state["wrong"]:
-        drop(server, root, key, state["wrong"], report=report)
+        discard(server, root, key, state["wrong"], report=report)
         return None
     return Snapshot(key, root, state["xml"], Path(state["ram"]), template.macs) if state["is_there"] else None
 
 
-def _when_free(server: Server, look: Callable[[], Any], deadline: Deadline, report: Reporter) -> Any:
-    """What is seen once no other command is making the snapshot; its user is told of the wait."""
-    is_told = False
-    while (seen := look())["is_busy"]:
-        if not is_told:
-            report.note(f"waiting for the snapshot that another command makes{_where(server)}")
-            is_told = True
-        deadline.pause(BUSY_LOOK_S, "the snapshot that another command makes")
-    return seen
+def _wait_while_busy(server: Server, call: Callable[[], Any], deadline: Deadline, report: Reporter) -> Any:
+    """The answer to `call` once no other command builds the snapshot; the wait is reported once."""
+    is_reported = False
+    while (answer := call())["is_busy"]:
+        if not is_reported:
+            report.note(f"waiting for the snapshot that another command builds{_where(server)}")
+            is_reported = True
+        deadline.pause(BUSY_POLL_S, "the snapshot that another command builds")
+    return answer
 
 
 def _call(server: Server, operation: str, deadline: Deadline, **arguments: Any) -> Any:
-    """What goes through all of a node's memory takes as long as that is large."""
+    """Call an operation whose time grows with the memory of a node, so only the command's deadline limits it."""
     return server.agent.call(operation, deadline=deadline, awaited=operation, **arguments)
 
 
-def drop(server: Server, root: str, key: str, why: str, *, report: Reporter) -> None:
-    """Throw a memory away and say so; who was made from it needs it no more."""
-    report.note(f"snapshot {key}{_where(server)} is thrown away: {why}")
+def discard(server: Server, root: str, key: str, reason: str, *, report: Reporter) -> None:
+    """Delete a snapshot and report why. Its clones do not need it any more."""
+    report.note(f"snapshot {key}{_where(server)} is discarded: {reason}")
     server.call("drop_snapshot", root=root, key=key)
 
 
-def keep(server: Server, template: Template, *, deadline: Deadline, report: Reporter, is_gentle: bool = False) -> bool:
-    """Boot a node, let it come to rest and keep its memory. Returns False where that is at hand already.
+def build(
+    server: Server, template: Template, *, deadline: Deadline, report: Reporter, low_priority: bool = False
+) -> bool:
+    """Boot a template, wait until it is idle, and save its memory. Returns False if the snapshot exists already.
 
-    Others of the same kind, made by another QEMU for one, are of no use any more and go. Where `is_gentle`, all else on
-    the server goes first. Raises VclusterError; nothing is left then.
+    Outdated snapshots of the same template, made by another version of QEMU for example, are deleted. With
+    `low_priority` other work on the server has precedence. A failure leaves nothing.
     """
-    root, key, found = _facts(server, template)
+    root, key, found = _identify(server, template)
     server.call("permit_snapshot", root=root, key=key)
-    begun = _when_free(server, lambda: server.call("begin_snapshot", root=root, key=key), deadline, report)
+    begun = _wait_while_busy(server, lambda: server.call("begin_snapshot", root=root, key=key), deadline, report)
     if begun["is_there"]:
         return False
     folder = Path(begun["folder"])
     try:
-        with report.step("warm", server.label, awaiting="a node at rest, and its memory"):
+        with report.step("warm", server.label, awaiting="an idle template and its memory"):
             owner = _boot_and_save(
-                server, template, domain_of(root, key), folder, deadline, report, is_gentle=is_gentle
+                server, template, domain_of(root, key), folder, deadline, report, low_priority=low_priority
             )
             _call(
                 server,
@@ -169,14 +201,14 @@ def keep(server: Server, template: Template, *, deadline: Deadline, report: Repo
     except BaseException:
         server.call("drop_snapshot", root=root, key=key)
         raise
-    for one in server.call("list_snapshots", root=root):
-        if is_outdated(one["circumstances"], found):
-            server.call("drop_snapshot", root=root, key=one["key"])
+    for snapshot in server.call("list_snapshots", root=root):
+        if is_outdated(snapshot["circumstances"], found):
+            server.call("drop_snapshot", root=root, key=snapshot["key"])
     return True
 
 
 def domain_of(root: str, key: str) -> str:
-    """The domain of a template: one for each folder that memories are kept in, as the lock on it is."""
+    """The name of a template's domain: one for each snapshot folder, as there is one lock for each folder."""
     return f"vcluster-{NAME}-{key}-{hashlib.sha256(root.encode()).hexdigest()[:6]}"
 
 
@@ -188,9 +220,9 @@ def _boot_and_save(
     deadline: Deadline,
     report: Reporter,
     *,
-    is_gentle: bool,
+    low_priority: bool,
 ) -> list[int]:
-    """Leaves the memory in the folder's file `save`. Returns the user and group that QEMU runs as."""
+    """Save the memory to the folder's file SAVE. Returns the user id and group id that QEMU runs as."""
     image, disk = template.image, folder / DISK
     seed = seed_iso(template_seed(template, make_pair(NAME)))
     server.call(
@@ -204,13 +236,13 @@ def _boot_and_save(
         image, template.accel, template.memory_mib, template.vcpus, disk, folder / SEED, folder / "console.log"
     )
     libvirt = server.hypervisor
-    libvirt.stop_domain(name)  # one whose libvirtd was killed, for nobody else makes this one now
+    libvirt.stop_domain(name)  # left by a command whose libvirtd was killed; the lock is ours, so it has no other user
     libvirt.start_transient_domain(template_xml(machine, name, by=server.owner, macs=template.macs, mtu=template.mtu))
     try:
-        if is_gentle:
+        if low_priority:
             server.call("lower_priority", domain=name)
-        with closing(libvirt.words(name, READY_CHANNEL)) as words:
-            _wait_until_idle(words, deadline, report)
+        with closing(libvirt.words(name, READY_CHANNEL)) as channel:
+            _wait_until_idle(channel, deadline, report)
         owner: list[int] = server.call("owner_of", path=str(disk))
         libvirt.save_domain(name, str(folder / SAVE))
     finally:
@@ -219,17 +251,17 @@ def _boot_and_save(
     return owner
 
 
-def _wait_until_idle(words: SerialChannel, deadline: Deadline, report: Reporter) -> None:
-    """What nodes run first is read and compiled; then nothing is left to be done."""
-    watched = deadline.with_check(words.check)
-    while not words.next(watched, "a node to make others from").startswith("{"):
-        pass  # its boot's words; a line of JSON says that somebody listens
-    connection = SerialConnection(NAME, words, watched)
+def _wait_until_idle(channel: SerialChannel, deadline: Deadline, report: Reporter) -> None:
+    """Load and compile the programs that clones run first; then wait until the template has no work left."""
+    watched = deadline.with_check(channel.check)
+    while not channel.next(watched, "the boot of the template").startswith("{"):
+        pass  # progress of the boot; a line of JSON comes from the program that listens on the channel
+    connection = SerialConnection(NAME, channel, watched)
     try:
-        connection.load([guest.program(name) for name in PROGRAMS], watched, "its programs")
+        connection.load([guest.program(name) for name in PROGRAMS], watched, "the template's programs")
         configure.apply(connection, "warm", template_actions(), report=report)
-        if failed := connection.ask({"do": "rest"}, watched, "its rest"):
-            raise VclusterError(f"of a node to make others from failed: {', '.join(failed)}")
+        if failed := connection.ask({"do": "rest"}, watched, "the template to be idle"):
+            raise VclusterError(f"services of the template failed: {', '.join(failed)}")
     finally:
         connection.disconnect()
 
@@ -239,11 +271,11 @@ def _where(server: Server) -> str:
 
 
 def start_in_background(cluster: str) -> None:
-    """Have the memories made that a cluster's nodes could have been made from, while its user goes on.
+    """Build the snapshots for a cluster's nodes in a process of its own, while the user continues.
 
-    What the environment says of nodes is in the cluster's plan already.
+    The plan of the cluster has all settings of nodes, so their environment variables are not passed on.
     """
-    said = {f"VCLUSTER_{key.upper()}" for key in CLUSTER}
+    settings = {f"VCLUSTER_{key.upper()}" for key in CLUSTER}
     argv = [sys.executable, "-c", "from vcluster.cli.main import run; run()"]
     subprocess.Popen(
         [*argv, "image", "warm", "--name", cluster, "--gently"],
@@ -251,14 +283,14 @@ def start_in_background(cluster: str) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
-        env={name: value for name, value in os.environ.items() if name not in said},
+        env={name: value for name, value in os.environ.items() if name not in settings},
     )
 
 
 def remove_unfinished(server: Server) -> None:
-    """Take away what killed commands have left of memories that were being made."""
+    """Remove the unfinished snapshots of killed commands."""
     root = str(root_on(server.storage))
     swept = server.call("sweep_snapshots", root=root)
-    keys = {folder.split("-", 1)[1].partition(".")[0] for folder in swept}  # .unfinished-KEY, with digits behind it
+    keys = {folder.split("-", 1)[1].partition(".")[0] for folder in swept}  # .unfinished-KEY.DIGITS
     if keys:
         server.call("remove_traces", networks=[], domains=sorted(domain_of(root, key) for key in keys))

@@ -1,4 +1,4 @@
-"""The switch's half of a cluster by hand, on the switch's machine: for people who may not log in to it from here."""
+"""Create the switch side of a cluster by hand, on the switch server; for users who cannot log in to it by SSH."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vcluster.resources import interfaces, rules
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """A port of a switch: a tunnel's end. Packets are counted from the switch's side."""
+    """A port of a switch: the end of a tunnel. The switch counts the packets."""
 
     name: str
     vni: int
@@ -35,7 +35,7 @@ class Port:
 
 @dataclass(frozen=True, slots=True)
 class SwitchSide:
-    """A switch on this machine, `is_ours` if it was made from here."""
+    """A switch on this machine; `is_ours` if this machine's vcluster created it."""
 
     cluster: str
     is_ours: bool
@@ -46,7 +46,7 @@ class SwitchSide:
 
 @dataclass(frozen=True, slots=True)
 class SwitchRequest:
-    """What `switch up` is told; `count` tunnels to `peer`, with VNIs from `vni_base` on."""
+    """The request of `switch up`: `count` tunnels to `peer`, with VNIs from `vni_base` on."""
 
     name: str
     count: int
@@ -57,37 +57,37 @@ class SwitchRequest:
     interface: str = ""
 
 
-def up(context: Context, order: SwitchRequest) -> SwitchSide:
-    """Make a switch with a tunnel for each node of the peer's."""
-    if not 1 <= order.count <= naming.NODES_MAX:
+def up(context: Context, request: SwitchRequest) -> SwitchSide:
+    """Create a switch with a tunnel for each node of the peer."""
+    if not 1 <= request.count <= naming.NODES_MAX:
         raise RequestError(
-            f"{order.count} tunnels make no switch", hint=f"-n takes a number from 1 to {naming.NODES_MAX}"
+            f"a switch cannot have {request.count} tunnels", hint=f"-n takes a number from 1 to {naming.NODES_MAX}"
         )
     with context.local_server() as server, ledger.planning(context.state_root):
         servers.require_rights_on(server)
-        if survey(server, order.name) or context.files(order.name).folder.exists():
+        if survey(server, request.name) or context.files(request.name).folder.exists():
             raise ConflictError(
-                f"cluster {order.name} has things on this machine already",
-                hint=f"vcluster switch down {order.name}, or take another --name",
+                f"this machine has parts of a cluster {request.name} already",
+                hint=f"vcluster switch down {request.name}, or take another --name",
             )
-        planned = _plan(server, order)
+        planned = _plan(server, request)
         _refuse_taken(server, planned)
         try:
-            rules.create(server, planned, order.name)
+            rules.create(server, planned, request.name)
             interfaces.create(server, planned)
         except BaseException:
-            _remove(server, order.name)
+            _remove(server, request.name)
             raise
-        return next(half for half in _sides(server) if half.cluster == order.name and half.is_ours)
+        return next(side for side in _sides(server) if side.cluster == request.name and side.is_ours)
 
 
 def down(context: Context, name: str) -> bool:
-    """Remove the switch of that name that was made here by hand. Returns whether there was anything."""
+    """Remove a switch that `up` created. Returns whether there was anything."""
     with context.local_server() as server:
         if not survey(server, name):
             return False
         if context.files(name).folder.exists():
-            raise ConflictError(f"{name} is a cluster made from this machine", hint=f"vcluster clear {name}")
+            raise ConflictError(f"{name} is a cluster that this machine created", hint=f"vcluster clear {name}")
         servers.require_rights_on(server)
         _remove(server, name)
         left = survey(server, name)
@@ -97,24 +97,24 @@ def down(context: Context, name: str) -> bool:
 
 
 def show(context: Context) -> tuple[SwitchSide, ...]:
-    """Every switch that has our mark, whoever made it."""
+    """Every switch with an owner label of vcluster, also of other controllers."""
     with context.local_server() as server:
         return tuple(_sides(server))
 
 
-def _plan(server: Server, order: SwitchRequest) -> ServerPlan:
-    there = underlay_route(server, order.peer, ServerSpec(LOCAL.name, interface=order.interface))
-    check_mtu(order.mtu, "this machine", str(order.peer), there)
-    mark = naming.alias(order.name, server.owner)
-    bridge = Bridge(naming.bridge_name(order.name), order.mtu, mark)
-    ends = tuple(
+def _plan(server: Server, request: SwitchRequest) -> ServerPlan:
+    route = underlay_route(server, request.peer, ServerSpec(LOCAL.name, interface=request.interface))
+    check_mtu(request.mtu, "this machine", str(request.peer), route)
+    label = naming.alias(request.name, server.owner)
+    bridge = Bridge(naming.bridge_name(request.name), request.mtu, label)
+    tunnels = tuple(
         Tunnel(
-            naming.tunnel_name(order.name, index), bridge.name, order.vni_base + index - 1, there.local, there.remote,
-            there.interface, order.port, order.mtu, mark,
+            naming.tunnel_name(request.name, index), bridge.name, request.vni_base + index - 1,
+            route.local, route.remote, route.interface, request.port, request.mtu, label,
         )
-        for index in range(1, order.count + 1)
+        for index in range(1, request.count + 1)
     )  # fmt: skip
-    return ServerPlan(LOCAL.name, None, "", LOCAL.timeout_s, LOCAL.path, (bridge,), ends, "tcg")
+    return ServerPlan(LOCAL.name, None, "", LOCAL.timeout_s, LOCAL.path, (bridge,), tunnels, "tcg")
 
 
 def _refuse_taken(server: Server, planned: ServerPlan) -> None:
@@ -122,7 +122,7 @@ def _refuse_taken(server: Server, planned: ServerPlan) -> None:
     names, vnis = {link["name"] for link in found}, {link["vni"] for link in found}
     for name in planned.interface_names:
         if name in names:
-            raise ConflictError(f"link {name} exists and is not ours", hint="take another --name")
+            raise ConflictError(f"interface {name} exists and is not ours", hint="take another --name")
     taken = next((tunnel.vni for tunnel in planned.tunnels if tunnel.vni in vnis), None)
     if taken is not None:
         raise ConflictError(f"VNI {taken} is in use here", hint="take another --vni-base, the same on both servers")
@@ -136,10 +136,10 @@ def _remove(server: Server, name: str) -> None:
 def _sides(server: Server) -> Iterator[SwitchSide]:
     found: list[dict[str, Any]] = server.call("interfaces")
     for link in found:
-        mark = naming.parse_alias(link["alias"])
-        if mark and link["kind"] == "bridge" and link["name"] == naming.bridge_name(mark[0]):
-            ports = tuple(_port(one) for one in found if one["master"] == link["name"] and one["vni"])
-            yield SwitchSide(mark[0], mark[1] == server.owner, link["name"], link["mtu"], ports)
+        label = naming.parse_alias(link["alias"])
+        if label and link["kind"] == "bridge" and link["name"] == naming.bridge_name(label[0]):
+            ports = tuple(_port(port) for port in found if port["master"] == link["name"] and port["vni"])
+            yield SwitchSide(label[0], label[1] == server.owner, link["name"], link["mtu"], ports)
 
 
 def _port(link: dict[str, Any]) -> Port:

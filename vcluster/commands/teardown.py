@@ -1,4 +1,4 @@
-"""The one way down: a failed create, an interrupt and clear all come here."""
+"""The one teardown: a failed create, an interrupt and `clear` all run it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vcluster.errors import ConflictError, VclusterError
 from vcluster.fleet import servers
 from vcluster.fleet.context import Context
 from vcluster.fleet.ledger import ClusterFiles
-from vcluster.fleet.servers import Fleet, Server, ServerRequest
+from vcluster.fleet.servers import Fleet, Server
 from vcluster.model import naming
 from vcluster.model.plan import Plan
 from vcluster.model.spec import LOCAL, ServerSpec
@@ -28,19 +28,18 @@ IMAGE_TIMEOUT_S = 60.0
 
 
 def clear(context: Context, name: str, besides: Sequence[ServerSpec] = ()) -> bool:
-    """Remove all of a cluster. Returns whether there was anything.
+    """Remove everything of a cluster. Returns whether there was anything.
 
-    Its ledger tells where it is; `besides` are servers to look on where that is lost. What cannot be reached is told
-    by the error, and stays in the ledger.
+    The ledger names the servers; `besides` are more servers to search when the ledger is lost. Raises VclusterError
+    for servers that cannot be reached; the ledger keeps what is on them.
     """
     files = context.files(name)
-    kept = files.read_ledger()
+    ledger = files.read_ledger()
     key = files.server_key()
-    requests = [servers.request_for_plan(one, key) for one in kept.plan.servers] if kept else []
-    requests += [
-        servers.request_for_spec(one, carries_nodes=None) for one in besides if one.name not in _names(requests)
-    ]
-    if kept is None:
+    requests = [servers.request_for_plan(server, key) for server in ledger.plan.servers] if ledger else []
+    known = {request.name for request in requests}
+    requests += [servers.request_for_spec(spec, carries_nodes=None) for spec in besides if spec.name not in known]
+    if ledger is None:
         requests.append(servers.request_for_spec(LOCAL, carries_nodes=context.connector.has_libvirt))
     with context.fleet(requests, allow_unreachable=True) as fleet:
         found = any(survey(server, name) for server in fleet.servers.values())
@@ -49,7 +48,7 @@ def clear(context: Context, name: str, besides: Sequence[ServerSpec] = ()) -> bo
             _on_each(fleet, snapshot_build.remove_unfinished)
             return False
         servers.require_rights(fleet)
-        if kept is None:
+        if ledger is None:
             _report_unvisited(context, fleet, name)
         with files.locked():
             remove(context, fleet, files)
@@ -57,25 +56,21 @@ def clear(context: Context, name: str, besides: Sequence[ServerSpec] = ()) -> bo
 
 
 def _report_unvisited(context: Context, fleet: Fleet, name: str) -> None:
-    """Without a ledger, tunnels still tell of servers at their other ends; say so while they are there to tell."""
+    """Report the other ends of the cluster's tunnels that are not searched, before the tunnels are removed."""
     own: set[str] = set()
     ends: set[str] = set()
     for server in fleet.servers.values():
-        mark = naming.alias(name, server.owner)
+        label = naming.alias(name, server.owner)
         own |= {address for _, address in server.call("addresses")}
-        ends |= {link["remote"] for link in server.call("interfaces") if link["alias"] == mark and link["remote"]}
+        ends |= {link["remote"] for link in server.call("interfaces") if link["alias"] == label and link["remote"]}
     for address in sorted(ends - own):
-        context.report.note(f"tunnels lead to {address}, where nobody looked: vcluster clear {name} --on {address}")
-
-
-def _names(requests: Sequence[ServerRequest]) -> set[str]:
-    return {request.name for request in requests}
+        context.report.note(f"tunnels lead to {address}, which is not searched: vcluster clear {name} --on {address}")
 
 
 def remove(context: Context, fleet: Fleet, files: ClusterFiles) -> None:
-    """The one way down: a failed create, an interrupt and clear all come here. Again and again is fine.
+    """Remove everything of a cluster from every server; repeating it is safe.
 
-    Everything is tried on every server; what fails is told together, and the ledger stays until nothing is left.
+    Every server is tried; the failures are raised together, and the ledger stays until nothing is left.
     """
     _on_each(fleet, lambda server: _remove_from(context, server, files.name))
     tmux.end(tmux.socket_name(files.name))
@@ -83,12 +78,12 @@ def remove(context: Context, fleet: Fleet, files: ClusterFiles) -> None:
 
 
 def remove_nodes(context: Context, fleet: Fleet, before: Plan, after: Plan) -> None:
-    """The same for the nodes that are in one plan and not in the next, with all that servers have for them."""
+    """Remove the nodes that are in the plan `before` and not in `after`, with everything that servers have for them."""
 
     def work(server: Server) -> None:
         failures = _try_each(context, server, NODE_KINDS, lambda part: part.reduce(server, before, after))
-        gone = _names_on(before, server.name) - _names_on(after, server.name)
-        left = [found for found in survey(server, before.name) if found.name in gone] if not failures else ()
+        removed = _names_on(before, server.name) - _names_on(after, server.name)
+        left = [item for item in survey(server, before.name) if item.name in removed] if not failures else ()
         if left:
             failures.append(VclusterError(f"left of {before.name}: {', '.join(map(str, left))}"))
         parallel.raise_all(failures)
@@ -101,7 +96,7 @@ def _names_on(plan: Plan, server: str) -> set[str]:
 
 
 def _on_each(fleet: Fleet, work: Callable[[Server], None]) -> None:
-    """On every server side by side, whatever becomes of the others."""
+    """Do `work` on every server at once, also when some fail; raise the failures, with the servers not reached."""
     outcomes = parallel.outcomes(tuple(fleet.servers.values()), work)
     failures = [error for error in outcomes if isinstance(error, VclusterError)]
     failures += [_not_reached(name, error) for name, error in fleet.unreachable.items()]
@@ -109,7 +104,7 @@ def _on_each(fleet: Fleet, work: Callable[[Server], None]) -> None:
 
 
 def _not_reached(name: str, error: VclusterError) -> VclusterError:
-    return VclusterError(f"{name} was not reached, what is there stays in the ledger: {error.message}", hint=error.hint)
+    return VclusterError(f"{name}: not reached, the ledger keeps what is there: {error.message}", hint=error.hint)
 
 
 def _remove_from(context: Context, server: Server, name: str) -> None:
@@ -125,7 +120,7 @@ def _remove_from(context: Context, server: Server, name: str) -> None:
 def _try_each(
     context: Context, server: Server, kinds: Mapping[str, Kind], work: Callable[[Kind], None]
 ) -> list[VclusterError]:
-    """Work on one kind of things after the other; what failed, unless the server is gone."""
+    """Do `work` on one kind of resource after the other. Returns the failures; raises if the connection is lost."""
     failures = []
     for name, kind in kinds.items():
         try:
@@ -139,15 +134,15 @@ def _try_each(
 
 
 def remove_image(context: Context, digest: str, specs: Sequence[ServerSpec]) -> dict[str, bool]:
-    """Remove an image from servers it was sent to. Returns for each, by name, whether it was there.
+    """Remove an image from servers. Returns for each server, by name, whether it had the image.
 
-    Raises ConflictError where there are clusters on a server: their disks may be built on it.
+    Raises ConflictError if a server carries clusters: their disks may be overlays of the image.
     """
 
-    def remove_it(server: Server) -> bool:
+    def remove_from(server: Server) -> bool:
         users = server.call("folders", path=str(server.storage / CLUSTERS_FOLDER))
         if users:
-            raise ConflictError(f"{server.name} carries {', '.join(users)}", hint="clear what is there first")
+            raise ConflictError(f"{server.name} carries {', '.join(users)}", hint="clear these clusters first")
         root = server.storage / IMAGES_FOLDER
         names = [name for name in server.call("folders", path=str(root)) if name.endswith(digest)]
         server.call("remove_snapshots", root=str(root_on(server.storage)), image_digest=digest)
@@ -155,5 +150,5 @@ def remove_image(context: Context, digest: str, specs: Sequence[ServerSpec]) -> 
             server.call("remove_folder", path=str(root / name))
         return bool(names)
 
-    with context.fleet([servers.request_for_spec(one, carries_nodes=False) for one in specs]) as fleet:
-        return fleet.each(remove_it, deadline=Deadline(IMAGE_TIMEOUT_S))
+    with context.fleet([servers.request_for_spec(spec, carries_nodes=False) for spec in specs]) as fleet:
+        return fleet.each(remove_from, deadline=Deadline(IMAGE_TIMEOUT_S))

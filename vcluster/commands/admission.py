@@ -1,0 +1,77 @@
+"""Plan a cluster, and refuse what is in the way, before anything is created."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Set
+
+from vcluster.commands.inventory import survey
+from vcluster.errors import ConflictError
+from vcluster.fleet import observation, servers
+from vcluster.fleet.context import Context
+from vcluster.fleet.ledger import ClusterFiles
+from vcluster.fleet.servers import Fleet, ServerRequest
+from vcluster.model.facts import Facts
+from vcluster.model.plan import Plan, ServerPlan
+from vcluster.model.spec import Image, Spec
+from vcluster.planning.planner import make_plan
+from vcluster.util.deadline import Deadline
+
+
+def server_requests(spec: Spec) -> list[ServerRequest]:
+    """The servers that a create opens."""
+    requests = {server.name: servers.request_for_spec(server, carries_nodes=True) for server in spec.servers}
+    if spec.sets_up_switch:
+        requests.setdefault(spec.switch.name, servers.request_for_spec(spec.switch, carries_nodes=False))
+    return list(requests.values())
+
+
+def plan_cluster(
+    context: Context, fleet: Fleet, spec: Spec, *, image: Image, accel: str
+) -> tuple[Plan, dict[str, Facts]]:
+    """Decide everything about a cluster and change nothing. Returns the plan and the facts behind it, by server."""
+    kernel = image.kernel or context.images.any_kernel()
+    facts = observation.observe(
+        fleet, spec, context.state_root, accel=accel, kernel=kernel, deadline=Deadline(spec.timeout_s)
+    )
+    return make_plan(spec, facts, image=image, owner=context.connector.owner), facts
+
+
+def refuse_existing(fleet: Fleet, files: ClusterFiles) -> None:
+    """Raise ConflictError if the cluster exists here or on a server of the fleet, also if only parts are left of it."""
+    found = next((server for server in fleet.servers.values() if survey(server, files.name)), None)
+    if files.folder.exists() or found:
+        away = found if found and found.session and not files.folder.exists() else None
+        raise ConflictError(
+            f"cluster {files.name} exists{f' on {away.name}' if away else ''}, or parts of it are left",
+            hint=f"vcluster clear {files.name}{f' --on {away.host}' if away else ''}, or take another --name",
+        )
+
+
+def refuse_foreign(fleet: Fleet, plan: Plan, present: Plan | None = None) -> None:
+    """Raise ConflictError if a name of the plan is taken; names of the plan that is `present` already are ours."""
+    for planned in plan.servers:
+        server = fleet[planned.name]
+        taken: dict[str, Set[str]] = {"interface": {link["name"] for link in server.call("interfaces")}}
+        if server.libvirt:
+            taken |= server.libvirt.names()
+        ours = {*_names_on(present, present.server(planned.name))} if present else set()
+        for kind, name in _names_on(plan, planned):
+            if name in taken[kind] and (kind, name) not in ours:
+                where = f" on {server.name}" if server.session else ""
+                raise ConflictError(f"{kind} {name} exists{where} and is not ours", hint="take another --name")
+
+
+def _names_on(plan: Plan, planned: ServerPlan) -> Iterator[tuple[str, str]]:
+    """Every name that a cluster takes on a server, with its kind."""
+    for node in plan.nodes_on(planned.name):
+        yield "domain", node.domain
+        yield "interface", node.port
+        if node.management:
+            yield "interface", node.management.port
+    if planned.network:
+        yield "network", planned.network.name
+        yield "interface", planned.network.bridge
+    if planned.pool:
+        yield "pool", planned.pool.name
+    for name in planned.interface_names:
+        yield "interface", name

@@ -1,0 +1,125 @@
+"""A cluster that a command changes, and the steps that create, add, start and repair share."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+
+from vcluster.adapters.node_connection import NodeConnection
+from vcluster.errors import VclusterError
+from vcluster.fleet.context import Context
+from vcluster.fleet.ledger import ClusterFiles, Ledger
+from vcluster.fleet.servers import Fleet, Server
+from vcluster.images import deliver
+from vcluster.model.keys import Keys
+from vcluster.model.plan import Plan
+from vcluster.model.spec import ImageLogin
+from vcluster.render.ssh_files import known_hosts, ssh_config
+from vcluster.resources import interfaces, networks, rules, volumes
+from vcluster.stages import check, path, tunnels
+from vcluster.util import parallel
+from vcluster.util.deadline import Deadline
+from vcluster.util.events import Reporter
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """A plan that a command carries out on open servers until the deadline; `keys` are the cluster's."""
+
+    context: Context
+    fleet: Fleet
+    plan: Plan
+    keys: Keys
+    deadline: Deadline
+
+    @property
+    def report(self) -> Reporter:
+        """The reporter of the command."""
+        return self.context.report
+
+    @property
+    def files(self) -> ClusterFiles:
+        """The state folder of the cluster."""
+        return self.context.files(self.plan.name)
+
+    @property
+    def concurrency_limit(self) -> int:
+        """How many nodes the command works on at once.
+
+        Emulated nodes slow each other down when too few processors are shared. The nodes come in the plan's order, so
+        the head is among the first.
+        """
+        carriers = [planned for planned in self.plan.servers if planned.carries_nodes]
+        if any(planned.accel != "tcg" for planned in carriers):
+            return parallel.WORKERS_MAX
+        return sum(2 * int(self.fleet[planned.name].call("identity")["cpus"]) for planned in carriers)
+
+    def save(self, ledger: Ledger) -> None:
+        """Write the ledger, then keys and SSH files. `clear` needs the ledger if this command is killed."""
+        files = self.files
+        files.write_ledger(ledger)
+        files.write_keys(self.keys)
+        jumps = {
+            server.name: server.jump_host(files.identity)
+            for server in self.fleet.servers.values()
+            if server.session and self.plan.nodes_on(server.name)
+        }
+        config = ssh_config(self.plan, identity=files.identity, known_hosts=files.known_hosts, jumps=jumps)
+        files.write_ssh(config=config, known_hosts=known_hosts(self.plan, self.keys))
+
+    def deliver_image(self) -> None:
+        """Send the image once to each server that does not have it."""
+
+        def send(server: Server) -> None:
+            image = self.plan.server(server.name).image
+            if image and server.session:
+                deliver.deliver(
+                    self.context.images, image, server.agent, image.disk.parent.parent,
+                    name=server.name, deadline=self.deadline, report=self.report,
+                )  # fmt: skip
+
+        self.fleet.each(send, deadline=self.deadline)
+
+    def create_networks(self) -> None:
+        """Create rules, bridges, tunnels, networks and pools on every server; then send frames through every tunnel."""
+
+        def create(server: Server) -> None:
+            planned = self.plan.server(server.name)
+            with self.report.step("network", server.label, awaiting="bridges, tunnels, networks and pools"):
+                rules.create(server, planned, self.plan.name)
+                interfaces.create(server, planned)
+                networks.create(server, planned, self.plan.name)
+                volumes.create_pool(server, planned)
+
+        self.fleet.each(create, deadline=self.deadline)
+        if self.plan.has_tunnels:
+            with self.report.step("tunnels", awaiting="frames through every tunnel, in both directions"):
+                tunnels.prove(self.fleet, self.plan)
+
+    def check(
+        self, connections: Mapping[str, NodeConnection], *, pairs: bool = False, proven: Collection[str] = ()
+    ) -> check.CheckReport:
+        """Check everything that "ready" means: from inside the nodes, and by the counters of the switch.
+
+        `proven` names nodes that passed an earlier check and have not changed since.
+        """
+        report = check.run(
+            self.plan, connections, deadline=self.deadline, report=self.report,
+            pairs=pairs, proven=proven, limit=self.concurrency_limit,
+        )  # fmt: skip
+        if self.plan.has_tunnels:
+            crossed = path.check_all(self.fleet, self.plan, connections, deadline=self.deadline, report=self.report)
+            report = replace(report, checks=(*report.checks, *crossed))
+        return report
+
+    def require_ready(self, connections: Mapping[str, NodeConnection], *, proven: Collection[str] = ()) -> None:
+        """Check the cluster; raise VclusterError with every failed check."""
+        report = self.check(connections, proven=proven)
+        if not report.passed:
+            raise VclusterError("the cluster is not ready:" + "".join(f"\n  {failure}" for failure in report.failed))
+
+
+def image_password(context: Context, login: ImageLogin | None) -> Callable[[], str]:
+    """Return a function that looks up the password of an image's own user; the user is asked once."""
+    return functools.cache(lambda: context.connector.image_password(login) if login else "")

@@ -1,0 +1,134 @@
+"""Stop, start and repair a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+
+from vcluster.adapters.node_connection import NodeConnection
+from vcluster.commands.deployment import Deployment, image_password
+from vcluster.commands.inventory import domains_on, observe_status, read_ledger
+from vcluster.commands.node_lifecycle import NodeLifecycle
+from vcluster.errors import VclusterError
+from vcluster.fleet import servers
+from vcluster.fleet.context import Context
+from vcluster.fleet.ledger import Ledger
+from vcluster.fleet.servers import Fleet
+from vcluster.model import naming
+from vcluster.model.plan import Node
+from vcluster.planning.resize import shrink
+from vcluster.resources import domains, interfaces, volumes
+from vcluster.util import parallel
+from vcluster.util.deadline import Deadline
+
+SHUTDOWN_S, SHUTDOWN_POLL_S = 60.0, 0.2
+
+
+def stop(context: Context, name: str, *, timeout_s: float) -> tuple[str, ...]:
+    """Shut down all nodes: workers first, then storage nodes, then the head. Returns the nodes that were running."""
+    files = context.files(name)
+    with context.fleet_of(read_ledger(files).plan) as fleet, files.locked():
+        plan = read_ledger(files).plan  # another command may have changed it before the lock
+        deadline = Deadline(timeout_s).with_check(fleet.check)
+        is_active = _domains(fleet)
+        running = [node for node in plan.nodes if is_active.get(node.domain)]
+        serving = {plan.head.name, *plan.stores}
+        for group in (
+            [node for node in running if node.name not in serving],
+            [node for node in running if node.name in serving and not node.is_head],
+            [node for node in running if node.is_head],
+        ):
+            parallel.each(group, lambda node: _shut_down(context, fleet, node, deadline), deadline=deadline)
+    return tuple(node.name for node in running)
+
+
+def _domains(fleet: Fleet) -> dict[str, bool]:
+    """All domains of ours on the servers, and whether each is active."""
+    return {domain: active for server in fleet.servers.values() for domain, active in domains_on(server).items()}
+
+
+def _shut_down(context: Context, fleet: Fleet, node: Node, deadline: Deadline) -> None:
+    """Press a node's power button; cut the power if the node does not shut down in time."""
+    libvirt = fleet[node.server].hypervisor
+    patience = Deadline(min(SHUTDOWN_S, deadline.remaining_s()))
+    with context.report.step("stop", node.name, awaiting="its shutdown"):
+        libvirt.shut_down_domain(node.domain)
+        while libvirt.is_active(node.domain):
+            deadline.pause(SHUTDOWN_POLL_S, f"{node.name} to shut down")
+            if patience.remaining_s() == 0:
+                context.report.note(f"{node.name} did not shut down within {patience.timeout_s:.0f} s: power cut")
+                libvirt.stop_domain(node.domain)
+
+
+def start(context: Context, name: str, *, timeout_s: float) -> bool:
+    """Start a stopped cluster and check that it is ready. Returns False if it was ready already."""
+    return _restore(context, name, timeout_s=timeout_s, unless_ready=True) is not None
+
+
+def repair(context: Context, name: str, *, timeout_s: float) -> tuple[str, ...]:
+    """Restore what is missing of a cluster, after a server's reboot for example, and check that it is ready.
+
+    Parts that are in order stay as they are. Returns descriptions of what was missing.
+    """
+    return _restore(context, name, timeout_s=timeout_s, unless_ready=False) or ()
+
+
+def _restore(context: Context, name: str, *, timeout_s: float, unless_ready: bool) -> tuple[str, ...] | None:
+    """Restore a cluster and return what was missing; None if it is ready and `unless_ready`."""
+    files = context.files(name)
+    with context.fleet_of(read_ledger(files).plan) as fleet, ExitStack() as stack:
+        # Without the lock and without rights: `start` of a ready cluster works for every user, at any time.
+        if unless_ready and observe_status(fleet, files).state == "ready":
+            return None
+        stack.enter_context(files.locked())
+        ledger = read_ledger(files)  # another command may have changed nodes before the lock, but never servers
+        deadline = Deadline(timeout_s).with_check(fleet.check)
+        servers.require_rights(fleet)
+        cluster = Deployment(context, fleet, ledger.plan, files.read_keys(), deadline)
+        missing = observe_status(fleet, files).missing
+        if missing:
+            cluster.create_networks()
+            fleet.each(lambda server: interfaces.attach(server, cluster.plan), deadline=deadline)
+        _restore_nodes(cluster, ledger)
+        if ledger.state != "ready":
+            cluster.save(replace(ledger, state="ready"))
+        return missing
+
+
+def _restore_nodes(cluster: Deployment, ledger: Ledger) -> None:
+    """Start nodes that are off, configure all nodes as the plan specifies, and check the cluster."""
+    plan, is_active = cluster.plan, _domains(cluster.fleet)
+    lifecycle = NodeLifecycle(cluster, image_password=image_password(cluster.context, plan.image_login))
+    absent = [node for node in plan.nodes if node.domain not in is_active]
+    if ledger.state != "ready":
+        absent += [node for node in plan.nodes if is_active.get(node.domain) and lifecycle.has_no_identity(node)]
+    if absent:
+        _discard_unfinished(cluster, ledger, absent)
+
+    def restore(node: Node) -> NodeConnection:
+        if node in absent:
+            return lifecycle.bring_up_during_add(node)
+        return lifecycle.configure_running(node) if is_active[node.domain] else lifecycle.start_again(node)
+
+    with ExitStack() as stack:
+        cluster.require_ready(lifecycle.all_nodes(restore, stack))
+
+
+def _discard_unfinished(cluster: Deployment, ledger: Ledger, absent: Sequence[Node]) -> None:
+    """Prepare the creation of nodes that a killed command did not finish; their disks and clones hold no user data.
+
+    Raises VclusterError for nodes that were finished once, and for nodes that other nodes depend on.
+    """
+    plan, names = cluster.plan, [node.name for node in absent]
+    needed = any(node.is_head or node.data_gib for node in absent)
+    if ledger.state == "ready" or needed:
+        removal = "" if needed else f"vcluster remove {naming.folded(names)} --name {plan.name}, or "
+        raise VclusterError(
+            f"deleted outside vcluster: {', '.join(names)}",
+            hint=f"{removal}vcluster clear {plan.name}, and create it again",
+        )
+    rest = shrink(plan, names)
+    for kind in (domains, volumes):
+        cluster.fleet.each(lambda server, kind=kind: kind.reduce(server, plan, rest), deadline=cluster.deadline)  # type: ignore[misc]
+    cluster.deliver_image()
