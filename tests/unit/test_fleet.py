@@ -19,7 +19,8 @@ from tests.samples import BLUE, MIDDLE, RED
 from vcluster.agent.client import LocalAgent
 from vcluster.agent.operations import OPERATIONS
 from vcluster.cli.output import text_output
-from vcluster.commands import create
+from vcluster.commands import lifecycle
+from vcluster.commands.deployment import Deployment
 from vcluster.errors import ConflictError, MissingError, SeveralErrors, VclusterError
 from vcluster.fleet import servers
 from vcluster.fleet.context import Context
@@ -128,29 +129,29 @@ def context(tmp_path: Path, connector: Connector) -> Context:
     return context
 
 
-def put_right(monkeypatch: pytest.MonkeyPatch, state: str, *missing: str) -> list[str]:
+def record_steps(monkeypatch: pytest.MonkeyPatch, state: str, *missing: str) -> list[str]:
     """The steps that start and repair take on a cluster in that state."""
     taken: list[str] = []
     found = SimpleNamespace(state=state, missing=missing)
-    monkeypatch.setattr(create, "observe_status", lambda *_: found)
-    monkeypatch.setattr(create.servers, "require_rights", lambda _: taken.append("rights"))
-    monkeypatch.setattr(create, "create_networks", lambda *_: taken.append("join up"))
-    monkeypatch.setattr(create.interfaces, "attach", lambda *_: None)
-    monkeypatch.setattr(create, "_restore_nodes", lambda *_: taken.append("revive"))
+    monkeypatch.setattr(lifecycle, "observe_status", lambda *_: found)
+    monkeypatch.setattr(lifecycle.servers, "require_rights", lambda _: taken.append("rights"))
+    monkeypatch.setattr(Deployment, "create_networks", lambda _: taken.append("networks"))
+    monkeypatch.setattr(lifecycle.interfaces, "attach", lambda *_: None)
+    monkeypatch.setattr(lifecycle, "_restore_nodes", lambda *_: taken.append("nodes"))
     return taken
 
 
 def test_start_leaves_alone_what_is_up(monkeypatch: pytest.MonkeyPatch, context: Context, connector: Connector) -> None:
-    taken = put_right(monkeypatch, "ready")
+    taken = record_steps(monkeypatch, "ready")
     with context.files("lab").locked():
-        assert create.start(context, "lab", timeout_s=5) is False
+        assert lifecycle.start(context, "lab", timeout_s=5) is False
     assert taken == []
     assert sorted(connector.closed) == ["blue", "middle", "red"]
 
 
 @pytest.mark.parametrize(
     ("state", "missing", "steps"),
-    [("stopped", (), ["rights", "revive"]), ("partial", ("node node1",), ["rights", "join up", "revive"])],
+    [("stopped", (), ["rights", "nodes"]), ("partial", ("node node1",), ["rights", "networks", "nodes"])],
 )
 def test_start_opens_every_server_once(
     monkeypatch: pytest.MonkeyPatch,
@@ -160,20 +161,20 @@ def test_start_opens_every_server_once(
     missing: tuple[str, ...],
     steps: list[str],
 ) -> None:
-    taken = put_right(monkeypatch, state, *missing)
-    assert create.start(context, "lab", timeout_s=5) is True
+    taken = record_steps(monkeypatch, state, *missing)
+    assert lifecycle.start(context, "lab", timeout_s=5) is True
     assert taken == steps
     assert sorted(connector.closed) == ["blue", "middle", "red"]
 
 
 def test_repair_looks_at_what_is_up_too(monkeypatch: pytest.MonkeyPatch, context: Context) -> None:
-    taken = put_right(monkeypatch, "ready")
-    assert create.repair(context, "lab", timeout_s=5) == ()
-    assert taken == ["rights", "revive"]
-    put_right(monkeypatch, "partial", "bridge vc-lab")
-    assert create.repair(context, "lab", timeout_s=5) == ("bridge vc-lab",)
+    taken = record_steps(monkeypatch, "ready")
+    assert lifecycle.repair(context, "lab", timeout_s=5) == ()
+    assert taken == ["rights", "nodes"]
+    record_steps(monkeypatch, "partial", "bridge vc-lab")
+    assert lifecycle.repair(context, "lab", timeout_s=5) == ("bridge vc-lab",)
     with context.files("lab").locked(), pytest.raises(ConflictError, match="is changing cluster lab"):
-        create.repair(context, "lab", timeout_s=5)
+        lifecycle.repair(context, "lab", timeout_s=5)
 
 
 # Tunnels

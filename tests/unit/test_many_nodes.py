@@ -1,4 +1,4 @@
-"""Commands on many nodes: what is asked of tmux, what is copied, what is printed, what a script brings along."""
+"""Commands on many nodes: tmux layouts, operands of copy, printed lines, provisioning scripts and payloads."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from vcluster.util.deadline import Deadline
 PLAN = samples.plan(3)
 
 
-# At most so many at a time
+# The limit of parallel work
 
 
 @pytest.mark.parametrize("run", [parallel.each, parallel.outcomes])
@@ -53,8 +53,8 @@ def test_no_more_than_the_limit_at_a_time(run: Callable[..., list[int]]) -> None
 
 
 def test_pieces_become_lines_of_each_stream() -> None:
-    heard: list[tuple[str, str]] = []
-    lines = LineSplitter(lambda stream, line: heard.append((stream, line)))
+    split: list[tuple[str, str]] = []
+    lines = LineSplitter(lambda stream, line: split.append((stream, line)))
     for stream, data in [
         ("stdout", b"on"),
         ("stderr", b"oops\r\n"),
@@ -63,9 +63,9 @@ def test_pieces_become_lines_of_each_stream() -> None:
         ("stderr", b"\xff\n"),
     ]:
         lines(stream, data)
-    assert heard == [("stderr", "oops"), ("stdout", "one"), ("stdout", "two"), ("stdout", ""), ("stderr", "\\xff")]
+    assert split == [("stderr", "oops"), ("stdout", "one"), ("stdout", "two"), ("stdout", ""), ("stderr", "\\xff")]
     lines.end()
-    assert heard[5:] == [("stdout", "three")]
+    assert split[5:] == [("stdout", "three")]
 
 
 def test_prefixes_are_equally_wide() -> None:
@@ -77,11 +77,11 @@ def test_equal_outcomes_share_a_line() -> None:
     assert text_output.outcomes({"node1": "on", "node2": "off", "node3": "on"}) == "node[1,3]: on\nnode2: off"
 
 
-def test_a_node_that_was_not_reached_has_an_error_and_no_exit_code() -> None:
-    document = text_output.ran({"node1": Completed(3, "a", "b"), "node2": VclusterError("no way")})
+def test_an_unreachable_node_has_an_error_and_no_exit_code() -> None:
+    document = text_output.ran({"node1": Completed(3, "a", "b"), "node2": VclusterError("unreachable")})
     assert document == {
         "node1": {"exit_code": 3, "stdout": "a", "stderr": "b", "error": None},
-        "node2": {"exit_code": None, "stdout": "", "stderr": "", "error": "no way"},
+        "node2": {"exit_code": None, "stdout": "", "stderr": "", "error": "unreachable"},
     }
 
 
@@ -89,7 +89,7 @@ def test_a_node_that_was_not_reached_has_an_error_and_no_exit_code() -> None:
     ("text", "columns", "shown"),
     [("abc", 3, "abc"), ("abcd", 3, "ab…"), ("a\tb\x1b[2J", 9, "a b [2J"), ("abc", 0, "…"), ("", 5, "")],
 )
-def test_words_fit_on_the_terminal(text: str, columns: int, shown: str) -> None:
+def test_text_fits_on_the_terminal(text: str, columns: int, shown: str) -> None:
     assert progress.fit(text, columns) == shown
 
 
@@ -128,7 +128,7 @@ def test_typing_goes_to_all_panes_or_to_one(is_synchronized: bool, word: str) ->
     assert ["set-option", "-w", "-t", "=vcluster-lab:", "synchronize-panes", word] in commands
 
 
-# Copy
+# Operands of copy
 
 
 @pytest.fixture
@@ -144,13 +144,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("source", "destination"),
     [("data", "node1:/tmp"), ("node2:x", "."), ("./a:b", "node3:"), ("node1:a b", "new/a:b")],
 )
-def test_what_can_be_copied(source: str, destination: str) -> None:
+def test_valid_operands(source: str, destination: str) -> None:
     access.choose_copy(PLAN, source, destination)
 
 
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize(
-    ("source", "destination", "words"),
+    ("source", "destination", "message"),
     [
         ("data", "/tmp", "neither 'data' nor '/tmp' is on a node"),
         ("node1:a", "node2:b", "both 'node1:a' and 'node2:b' are on nodes"),
@@ -158,16 +158,16 @@ def test_what_can_be_copied(source: str, destination: str) -> None:
         ("data", "node9:", "cluster lab has no node 'node9'"),
         ("data", ":x", "cluster lab has no node ''"),
         ("data", "root@node1:", "'root@node1' is not a node"),
-        ("none", "node1:", "there is no 'none' here"),
-        ("-oProxyCommand=id", "node1:", "there is no '-oProxyCommand=id' here"),
+        ("none", "node1:", "'none' does not exist on this machine"),
+        ("-oProxyCommand=id", "node1:", "'-oProxyCommand=id' does not exist on this machine"),
     ],
 )
-def test_what_cannot_be_copied(source: str, destination: str, words: str) -> None:
-    with pytest.raises(RequestError, match=words.replace("(", r"\(")):
+def test_invalid_operands(source: str, destination: str, message: str) -> None:
+    with pytest.raises(RequestError, match=message.replace("(", r"\(")):
         access.choose_copy(PLAN, source, destination)
 
 
-# Scripts and what they bring along
+# Scripts and payloads
 
 
 def script(folder: Path, text: bytes = b"#!/bin/sh\n", name: str = "setup.sh") -> Path:
@@ -177,19 +177,19 @@ def script(folder: Path, text: bytes = b"#!/bin/sh\n", name: str = "setup.sh") -
 
 
 @pytest.mark.parametrize("text", [b"", b"echo hello\n", b"#!\n", b"# /bin/sh\n", b"\x7fELF", b"\n#!/bin/sh\n"])
-def test_a_script_says_what_runs_it(tmp_path: Path, text: bytes) -> None:
+def test_a_script_needs_an_interpreter_line(tmp_path: Path, text: bytes) -> None:
     with pytest.raises(RequestError, match="has no interpreter line"):
         Job.read(script(tmp_path, text))
 
 
-@pytest.mark.parametrize(("name", "words"), [("none", "No such file"), ("folder", "Is a directory")])
-def test_a_script_that_is_none(tmp_path: Path, name: str, words: str) -> None:
+@pytest.mark.parametrize(("name", "message"), [("none", "No such file"), ("folder", "Is a directory")])
+def test_a_path_that_is_not_a_script(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "folder").mkdir()
-    with pytest.raises(RequestError, match=f"script .*{name}: {words}"):
+    with pytest.raises(RequestError, match=f"script .*{name}: {message}"):
         Job.read(tmp_path / name)
 
 
-def test_logs_are_called_by_the_script_whatever_it_is_called(tmp_path: Path) -> None:
+def test_logs_are_named_after_the_script(tmp_path: Path) -> None:
     assert Job.read(script(tmp_path, name="a b;$(id)\n.sh")).log_name == "provision-a_b___id__.sh"
     assert len(Job.read(script(tmp_path, name="x" * 200)).log_name) < 120
     assert Job.read(script(tmp_path, b"#! /usr/bin/env python3\n")).text == b"#! /usr/bin/env python3\n"
@@ -203,7 +203,7 @@ def tree(folder: Path, *, text: str = "hello", mode: int = 0o600, name: str = "b
     return folder
 
 
-def test_a_payload_is_told_by_names_modes_and_contents(tmp_path: Path) -> None:
+def test_names_modes_and_contents_identify_a_payload(tmp_path: Path) -> None:
     first = payload.read(tree(tmp_path / "one"))
     assert [(entry.name, entry.mode, entry.target) for entry in first.entries] == [
         ("deep/", 0o755, ""), ("deep/b", 0o644, ""), ("deep/empty/", 0o755, ""), ("link", 0o777, "deep"),
@@ -218,12 +218,12 @@ def test_a_payload_is_told_by_names_modes_and_contents(tmp_path: Path) -> None:
     assert first.name == f"payload-{first.digest[:12]}"
 
 
-def test_a_file_is_a_payload_of_its_own(tmp_path: Path) -> None:
+def test_a_single_file_is_a_payload(tmp_path: Path) -> None:
     (entry,) = payload.read(script(tmp_path)).entries
     assert (entry.name, entry.mode) == ("setup.sh", 0o644)
 
 
-def test_what_is_no_payload(tmp_path: Path) -> None:
+def test_paths_that_are_not_payloads(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"--payload .*none: No such file"):
         payload.read(tmp_path / "none")
     os.mkfifo(tmp_path / "pipe")
@@ -244,7 +244,7 @@ def test_a_failed_job_names_nodes_and_logs(tmp_path: Path) -> None:
     assert raised.value.hint == hint
 
 
-def test_a_job_that_failed_where_no_logs_stay_says_why(tmp_path: Path) -> None:
+def test_the_error_quotes_the_output_when_the_logs_are_removed(tmp_path: Path) -> None:
     job = Job(tmp_path / "setup.sh", b"")
     results = {"node1": Completed(1, "one\ntwo\n", ""), "node2": Completed(255, "", "it broke"), "node3": None}
     with pytest.raises(VclusterError) as raised:
@@ -259,7 +259,7 @@ def test_a_job_that_failed_where_no_logs_stay_says_why(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         (["exec", "--lines", "-o", "json", "--", "true"], "exclude each other"),
         (["exec", "--fanout", "0", "--", "true"], "--fanout"),
@@ -283,8 +283,12 @@ def test_a_job_that_failed_where_no_logs_stay_says_why(tmp_path: Path) -> None:
         (["provision", "setup.sh", "-w", "node9"], "has no node"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path, arguments: list[str], words: str
+def test_a_wrong_request_is_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    folder: Path,
+    arguments: list[str],
+    message: str,
 ) -> None:
     script(folder)
     ClusterFiles(folder / "state", "lab").folder.mkdir(parents=True)
@@ -292,9 +296,9 @@ def test_what_is_wrong_is_said_in_one_line(
     monkeypatch.setenv("VCLUSTER_STATE_DIR", str(folder / "state"))
     monkeypatch.setattr(sys, "argv", ["vcluster", *arguments])
     assert main._run() == 2
-    said = capsys.readouterr()
-    assert words in said.err + said.out
-    assert "Traceback" not in said.err
+    output = capsys.readouterr()
+    assert message in output.err + output.out
+    assert "Traceback" not in output.err
 
 
 def test_panes_need_a_terminal(

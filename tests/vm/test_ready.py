@@ -127,16 +127,18 @@ def test_a_program_compiled_on_the_head_runs_on_all_and_its_traffic_uses_lab0(cl
 def test_the_stages_change_nothing_the_second_time(cluster: Cluster) -> None:
     code = """
 from vcluster.cli import common
-from vcluster.commands import node_lifecycle
+from vcluster.commands import node_login
+from vcluster.commands.deployment import Deployment
+from vcluster.commands.node_lifecycle import NodeLifecycle
 from vcluster.util.deadline import Deadline
 context = common.context()
 files = context.files('lab')
 plan, keys, deadline = files.read_ledger().plan, files.read_keys(), Deadline(120)
 with context.fleet_of(plan) as fleet:
-    work = node_lifecycle.NodeLifecycle(context, fleet, plan, keys, deadline, image_password=str)
+    lifecycle = NodeLifecycle(Deployment(context, fleet, plan, keys, deadline), image_password=str)
     for node in plan.nodes:
-        with node_lifecycle.log_in(keys, None, node, user='root', deadline=deadline) as session:
-            print(node.name, list(work.configure(node, session) + work.mount_shares(node, session)))
+        with node_login.log_in(keys, None, node, user='root', deadline=deadline) as session:
+            print(node.name, list(lifecycle.configure(node, session) + lifecycle.mount_shares(node, session)))
 """
     from tests.clusters import VCLUSTER
 

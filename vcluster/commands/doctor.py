@@ -52,7 +52,9 @@ def check_servers(context: Context, spec: Spec) -> tuple[Finding, ...]:
     """Diagnose every server of a spec; send frames through a tunnel between each server and the switch, and back."""
     requests = {each.name: servers.request_for_spec(each, carries_nodes=False) for each in (*spec.servers, spec.switch)}
     with context.fleet(list(requests.values()), allow_unreachable=True) as fleet:
-        found = [Finding(ERROR, "ssh", error.message, error.hint or "", name) for name, error in fleet.unreachable.items()]
+        found = [
+            Finding(ERROR, "ssh", error.message, error.hint or "", name) for name, error in fleet.unreachable.items()
+        ]
         carriers = {server.name for server in spec.servers}
         for server in fleet.servers.values():
             found += _server(context, server, spec, carries_nodes=server.name in carriers)

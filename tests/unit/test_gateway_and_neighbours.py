@@ -1,4 +1,4 @@
-"""The head as router and server, as text; the rules themselves are tried in tests/netns/test_gateway.py."""
+"""The texts of the gateway: rules, units, dnsmasq settings. tests/netns/test_gateway.py tries the rules."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ def test_dnsmasq(golden: Golden, name: str, plan: Plan) -> None:
     golden(f"gateway/dnsmasq-{name}.conf", gateway_actions.dnsmasq_conf(plan))
 
 
-def test_who_comes_and_goes_makes_dnsmasq_read_again_and_not_start_again() -> None:
+def test_dnsmasq_reloads_when_nodes_change() -> None:
     larger, smaller = (
         gateway_actions.gateway_actions(samples.plan(n, addresses=DHCP), DIRECT_DHCP.head) for n in (4, 3)
     )
-    different = [one for one, other in zip(larger, smaller, strict=True) if one != other]
+    different = [new for new, old in zip(larger, smaller, strict=True) if new != old]
     assert [action["path"] for action in different] == [gateway_actions.DHCP_HOSTS, gateway_actions.LEASES]
     (service,) = (action for action in larger if action["do"] == "service")
     assert service["reload"]
@@ -64,7 +64,7 @@ def test_units(golden: Golden) -> None:
     golden("gateway/dnsmasq.service", gateway_actions.dnsmasq_unit())
 
 
-def test_closed_is_without_exception() -> None:
+def test_a_closed_gateway_forwards_nothing() -> None:
     closed = gateway_actions.firewall(replace(PRIVATE_PLAN, is_gateway_open=False), PRIVATE_PLAN.head)
     forward = closed.split("chain forward")[1].split("}")[0]
     assert "accept" not in forward
@@ -83,7 +83,7 @@ def test_closed_is_without_exception() -> None:
         (FULL, "node2", [gateway_actions.FIREWALL_UNIT]),
     ],
 )
-def test_each_node_gets_what_it_needs(plan: Plan, node: str, units: list[str]) -> None:
+def test_each_node_gets_its_units(plan: Plan, node: str, units: list[str]) -> None:
     actions = gateway_actions.gateway_actions(plan, plan.node(node))
     assert [action["unit"] for action in actions if action["do"] == "service"] == units
     for service in (action for action in actions if action["do"] == "service"):
@@ -92,20 +92,20 @@ def test_each_node_gets_what_it_needs(plan: Plan, node: str, units: list[str]) -
         assert set(service["restart_if"]) <= set(before)
 
 
-def test_opening_and_closing_change_the_rules_alone() -> None:
+def test_opening_and_closing_change_only_the_rules() -> None:
     opened, closed = (
         gateway_actions.gateway_actions(replace(FULL, is_gateway_open=is_open), FULL.head) for is_open in (True, False)
     )
-    different = [one for one, other in zip(opened, closed, strict=True) if one != other]
+    different = [new for new, old in zip(opened, closed, strict=True) if new != old]
     assert [action["path"] for action in different] == [gateway_actions.FIREWALL]
 
 
 def listed(*rules: list[object]) -> str:
-    """As `nft -j list chain inet vcluster forward` tells it."""
+    """Output of `nft -j list chain inet vcluster forward`."""
     here = {"family": "inet", "table": "vcluster"}
     chain = {"chain": {**here, "name": "forward", "handle": 1, "type": "filter", "hook": "forward", "policy": "drop"}}
-    told = [{"rule": {**here, "chain": "forward", "handle": 2, "expr": expression}} for expression in rules]
-    return json.dumps({"nftables": [{"metainfo": {"version": "1.0.6"}}, chain, *told]})
+    listing = [{"rule": {**here, "chain": "forward", "handle": 2, "expr": expression}} for expression in rules]
+    return json.dumps({"nftables": [{"metainfo": {"version": "1.0.6"}}, chain, *listing]})
 
 
 def interface(key: str, name: str) -> dict[str, object]:
@@ -133,7 +133,7 @@ def test_the_live_state_is_read(text: str, expected: bool | None) -> None:
     assert gateway_actions.is_open(text) is expected
 
 
-# Who is there
+# Hosts on the cluster network
 
 NODES = PRIVATE_PLAN.nodes
 
@@ -157,7 +157,7 @@ ALIEN = "02:00:00:00:00:99"
         ([], [found(1), found(2), found(3)]),
         ([SELF], [found(1, "self"), found(2), found(3)]),
         (
-            [SELF, entry("10.0.0.2", NODES[1].mac.upper(), "lease", "neighbour", "ping", name="whatever")],
+            [SELF, entry("10.0.0.2", NODES[1].mac.upper(), "lease", "neighbour", "ping", name="other")],
             [found(1, "self"), found(2, "lease", "neighbour", "ping"), found(3)],
         ),
         (
@@ -167,14 +167,14 @@ ALIEN = "02:00:00:00:00:99"
                 Neighbour("laptop", IPv4Address("10.0.0.200"), ALIEN, ("lease", "ping"), is_unknown=True),
             ],
         ),
-        (  # a node at another address than its own
+        (  # a node at a foreign address
             [SELF, entry("10.0.0.77", NODES[2].mac, "ping")],
             [
                 *[found(1, "self"), found(2)],
                 replace(found(3, "ping"), address=IPv4Address("10.0.0.77"), is_misplaced=True),
             ],
         ),
-        (  # somebody at a node's address
+        (  # an unknown host at a node's address
             [SELF, entry("10.0.0.2", ALIEN, "neighbour")],
             [
                 *[found(1, "self"), found(2)],
@@ -183,14 +183,14 @@ ALIEN = "02:00:00:00:00:99"
             ],
         ),
     ],
-    ids=["nobody", "the head alone", "a node", "a stranger", "a node elsewhere", "a stranger in a node's place"],
+    ids=["empty", "head", "node", "unknown host", "misplaced node", "unknown host at a node's address"],
 )
-def test_nodes_and_strangers_are_told_apart(entries: list[dict[str, object]], expected: list[Neighbour]) -> None:
+def test_nodes_and_unknown_hosts_are_distinguished(entries: list[dict[str, object]], expected: list[Neighbour]) -> None:
     assert list(neighbours.classify(PRIVATE_PLAN, {"found": entries})) == expected
 
 
 @pytest.mark.parametrize(
     ("found_by", "is_there"), [((), False), (("lease",), False), (("self",), True), (("lease", "neighbour"), True)]
 )
-def test_a_lease_is_no_sign_of_life(found_by: tuple[str, ...], is_there: bool) -> None:
+def test_a_lease_alone_does_not_mean_present(found_by: tuple[str, ...], is_there: bool) -> None:
     assert found(1, *found_by).is_there is is_there

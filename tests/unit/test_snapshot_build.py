@@ -1,4 +1,4 @@
-"""Memories on servers: found, waited for, thrown away, and made once, whoever asks and whatever goes wrong."""
+"""Snapshots on servers: found, waited for, discarded, and built once, also with several commands and after errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests import samples
 from vcluster.agent.client import LocalAgent
 from vcluster.cli import main
 from vcluster.cli.output.progress import ProgressLines
-from vcluster.commands import create, snapshot_build
+from vcluster.commands import snapshot_build
 from vcluster.errors import DeadlineError, MissingError, VclusterError
 from vcluster.fleet.servers import Fleet, Server
 from vcluster.model.plan import Plan
@@ -38,7 +38,7 @@ MINE, DONE, ANOTHERS = (
 
 
 class Libvirt:
-    """Notes what it is asked for; saving a domain may fail."""
+    """Records calls; saving a domain can fail."""
 
     def __init__(self, asked: list[str]) -> None:
         self.asked = asked
@@ -64,25 +64,25 @@ class Libvirt:
 
 
 class World:
-    """A server whose agent says what it is told to say."""
+    """A server whose agent gives prepared answers."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked: list[str] = []
-        self.kept: list[dict[str, Any]] = []
+        self.snapshots: list[dict[str, Any]] = []
         self.answers: dict[str, list[Any]] = {}
         self.libvirt = Libvirt(self.asked)
-        self.said = io.StringIO()
-        self.report = Reporter((ProgressLines(self.said),))
+        self.printed = io.StringIO()
+        self.report = Reporter((ProgressLines(self.printed),))
         self.deadline = Deadline(60)
         names = ("check_snapshot", "drop_snapshot", "begin_snapshot", "finish_snapshot", "prepare_template",
                  "owner_of", "lower_priority", "permit_snapshot", "sweep_snapshots", "remove_traces")  # fmt: skip
         here = LocalAgent(
             {name: self._operation(name) for name in names}
-            | {"processor": lambda: "one", "list_snapshots": lambda **_: self.kept}
+            | {"processor": lambda: "one", "list_snapshots": lambda **_: self.snapshots}
         )
         self.server = Server("localhost", samples.OWNER, Path("/storage"), here, libvirt=self.libvirt)  # type: ignore[arg-type]
         self.fleet = Fleet({"localhost": self.server}, {})
-        monkeypatch.setattr(snapshot_build, "BUSY_LOOK_S", 0.001)
+        monkeypatch.setattr(snapshot_build, "BUSY_POLL_S", 0.001)
         monkeypatch.setattr(snapshot_build, "_wait_until_idle", lambda *_: None)
 
     def _operation(self, name: str) -> Callable[..., Any]:
@@ -101,8 +101,8 @@ class World:
 
     @property
     def lines(self) -> list[str]:
-        """What was said, without the seconds."""
-        return [line.split(" s  ", 1)[1] for line in self.said.getvalue().splitlines()]
+        """The printed lines without the seconds."""
+        return [line.split(" s  ", 1)[1] for line in self.printed.getvalue().splitlines()]
 
 
 @pytest.fixture
@@ -110,88 +110,88 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     return World(monkeypatch)
 
 
-def kinds(plan: Plan) -> list[Template]:
+def templates(plan: Plan) -> list[Template]:
     return list(dict.fromkeys(template_of(plan, node) for node in plan.nodes))
 
 
-# Found
+# Find
 
 
-def test_one_that_is_at_hand(world: World) -> None:
+def test_an_existing_snapshot_is_found(world: World) -> None:
     world.answers["check_snapshot"] = [THERE]
     found = world.find()
-    ((place, kept),) = found.items()
-    assert place == ("localhost", *kinds(PLAN))
-    assert (kept.root, kept.ram, kept.xml) == ("/storage/snapshots", Path("/kept/ram"), "<domain/>")
-    assert not snapshot_build.lacks(PLAN, found)
+    ((place, snapshot),) = found.items()
+    assert place == ("localhost", *templates(PLAN))
+    assert (snapshot.root, snapshot.ram, snapshot.xml) == ("/storage/snapshots", Path("/kept/ram"), "<domain/>")
+    assert not snapshot_build.is_missing(PLAN, found)
     assert world.lines == []
 
 
-def test_none(world: World) -> None:
+def test_a_missing_snapshot(world: World) -> None:
     world.answers["check_snapshot"] = [NOTHING]
     assert world.find() == {}
-    assert snapshot_build.lacks(PLAN, {})
+    assert snapshot_build.is_missing(PLAN, {})
     assert world.lines == []
 
 
-def test_one_that_another_makes_is_waited_for_with_one_line(world: World) -> None:
+def test_the_wait_for_another_command_is_reported_once(world: World) -> None:
     world.answers["check_snapshot"] = [BUSY, BUSY, BUSY, THERE]
     assert len(world.find()) == 1
-    assert world.lines == ["waiting for the snapshot that another command makes"]
+    assert world.lines == ["waiting for the snapshot that another command builds"]
 
 
-def test_one_that_another_fails_to_make(world: World) -> None:
+def test_another_command_fails_to_build_it(world: World) -> None:
     world.answers["check_snapshot"] = [BUSY, NOTHING]
     assert world.find() == {}
 
 
-def test_nobody_waits_longer_than_the_deadline(world: World) -> None:
+def test_the_wait_ends_at_the_deadline(world: World) -> None:
     world.answers["check_snapshot"] = [BUSY]
     world.deadline = Deadline(0.05)
-    with pytest.raises(DeadlineError, match="the snapshot that another command makes"):
+    with pytest.raises(DeadlineError, match="the snapshot that another command builds"):
         world.find()
 
 
-def test_one_that_is_no_good_is_thrown_away_with_one_line(world: World) -> None:
+def test_a_wrong_snapshot_is_discarded_and_reported(world: World) -> None:
     world.answers["check_snapshot"] = [WRONG]
     assert world.find() == {}
     assert world.asked == ["check_snapshot", "drop_snapshot"]
     (line,) = world.lines
     assert line.startswith("snapshot 111111111111-")
-    assert line.endswith(" is thrown away: /kept/ram has changed")
+    assert line.endswith(" is discarded: /kept/ram has changed")
 
 
-def test_what_was_refused_is_told_and_not_made_again_unasked(world: World) -> None:
-    world.answers["check_snapshot"] = [{**NOTHING, "refused": "QEMU may not open it"}]
+def test_a_refused_snapshot_is_reported_and_not_built_again(world: World) -> None:
+    world.answers["check_snapshot"] = [{**NOTHING, "refused": "may not open the file"}]
     found = world.find()
     assert list(found.values()) == [REFUSED]
-    assert not snapshot_build.lacks(PLAN, found)
+    assert not snapshot_build.is_missing(PLAN, found)
     assert world.asked == ["check_snapshot"]
-    again = "(vcluster image warm has it tried again)"
-    assert world.lines == [f"nodes boot, as copies were refused before: QEMU may not open it {again}"]
+    again = "(vcluster image warm tries again)"
+    assert world.lines == [f"nodes boot, because QEMU refused clones before: may not open the file {again}"]
 
 
-def test_head_and_workers_of_a_private_cluster_need_one_each(world: World) -> None:
+def test_head_and_workers_of_a_private_cluster_have_different_templates(world: World) -> None:
     plan = samples.plan(3, image=IMAGE, layout=PRIVATE)
     world.answers["check_snapshot"] = [THERE, NOTHING]
     found = world.find(plan)
-    assert len(kinds(plan)) == 2
+    assert len(templates(plan)) == 2
     assert len(found) == 1
-    assert snapshot_build.lacks(plan, found)
+    assert snapshot_build.is_missing(plan, found)
 
 
 @pytest.mark.parametrize("image", [samples.DIRECT, samples.ORDINARY])
-def test_of_an_image_that_cannot_be_copied_nothing_is_looked_for(world: World, image: Any) -> None:
+def test_no_snapshot_is_searched_for_an_image_without_clones(world: World, image: Any) -> None:
     plan = samples.plan(2, image=image)
     assert world.find(plan) == {}
-    assert not snapshot_build.lacks(plan, {})
+    assert not snapshot_build.is_missing(plan, {})
     assert world.asked == []
 
 
-# Made
+# Build
 
 
-def test_it_is_made_once_for_all_nodes(world: World) -> None:
+def test_one_snapshot_is_built_for_all_nodes(world: World) -> None:
     world.answers.update(begin_snapshot=[MINE], owner_of=[[64055, 64055]])
     assert world.make() == ("localhost",)
     known = [
@@ -208,22 +208,22 @@ def test_it_is_made_once_for_all_nodes(world: World) -> None:
     assert [asked for asked in world.asked if asked in known] == known
 
 
-def test_one_that_is_there_is_not_made_again(world: World) -> None:
+def test_an_existing_snapshot_is_not_built_again(world: World) -> None:
     world.answers["begin_snapshot"] = [ANOTHERS, ANOTHERS, DONE]
     assert world.make() == ()
     assert set(world.asked) == {"permit_snapshot", "begin_snapshot"}
-    assert world.lines == ["waiting for the snapshot that another command makes"]
+    assert world.lines == ["waiting for the snapshot that another command builds"]
 
 
-@pytest.mark.parametrize("is_gentle", [False, True])
-def test_others_go_first_where_that_is_asked(world: World, is_gentle: bool) -> None:
+@pytest.mark.parametrize("low_priority", [False, True])
+def test_the_priority_of_a_build(world: World, low_priority: bool) -> None:
     world.answers.update(begin_snapshot=[MINE], owner_of=[[0, 0]])
-    world.make(is_gentle=is_gentle)
-    assert ("lower_priority" in world.asked) == is_gentle
+    world.make(low_priority=low_priority)
+    assert ("lower_priority" in world.asked) == low_priority
 
 
 @pytest.mark.parametrize("failure", [VclusterError("saving: no space"), KeyboardInterrupt()])
-def test_nothing_is_left_of_one_that_fails(world: World, failure: Exception) -> None:
+def test_a_failed_build_leaves_nothing(world: World, failure: Exception) -> None:
     world.answers["begin_snapshot"] = [MINE]
     world.libvirt.failure = failure
     with pytest.raises(type(failure)):
@@ -232,8 +232,8 @@ def test_nothing_is_left_of_one_that_fails(world: World, failure: Exception) -> 
     assert end == ["stop", "stop", "drop_snapshot"]
 
 
-def test_what_goes_on_in_the_background_is_told_the_cluster_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the environment says of nodes would be refused beside --name; passwords and places it needs."""
+def test_the_background_build_gets_no_settings_of_nodes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`image warm` refuses settings of nodes together with --name; it needs passwords and folders."""
     for name in ("VCLUSTER_MEMORY", "VCLUSTER_NAME", "VCLUSTER_TIMEOUT", "VCLUSTER_STATE_DIR", "SECRET"):
         monkeypatch.setenv(name, "1")
     begun: list[tuple[list[str], dict[str, Any]]] = []
@@ -245,8 +245,8 @@ def test_what_goes_on_in_the_background_is_told_the_cluster_and_no_more(monkeypa
     assert {"VCLUSTER_MEMORY", "VCLUSTER_NAME", "VCLUSTER_TIMEOUT"}.isdisjoint(how["env"])
 
 
-def test_an_image_that_cannot_be_copied_is_refused(world: World) -> None:
-    with pytest.raises(MissingError, match="image debian12 cannot be copied while it runs"):
+def test_an_image_without_clones_is_refused(world: World) -> None:
+    with pytest.raises(MissingError, match="image debian12 does not support clones"):
         world.make(samples.plan(2, image=samples.DIRECT))
     assert world.asked == []
 
@@ -262,7 +262,7 @@ def test_an_image_that_cannot_be_copied_is_refused(world: World) -> None:
         ({}, ["--name", "lab", "--memory", "1024"], "--name says already what nodes are like"),
     ],
 )
-def test_what_was_typed_goes_before_the_environment(
+def test_arguments_override_the_environment(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     environment: dict[str, str],
@@ -271,13 +271,13 @@ def test_what_was_typed_goes_before_the_environment(
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(create, "build_snapshots_for", lambda _, name, **__: [name])
-    monkeypatch.setattr(create, "warm", lambda _, spec, **__: [str(spec.memory_mib)])
+    monkeypatch.setattr(snapshot_build, "build_for_cluster", lambda _, name, **__: [name])
+    monkeypatch.setattr(snapshot_build, "build_for_spec", lambda _, spec, **__: [str(spec.memory_mib)])
     monkeypatch.setattr(sys, "argv", ["vcluster", "image", "warm", *arguments])
     exit_code = main._run()
-    said = capsys.readouterr()
+    output = capsys.readouterr()
     if asked.startswith("--"):
         assert exit_code == 2
-        assert asked in said.err
+        assert asked in output.err
     else:
-        assert (exit_code, said.out) == (0, f"kept, on {asked}\n")
+        assert (exit_code, output.out) == (0, f"kept, on {asked}\n")

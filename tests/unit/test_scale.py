@@ -1,4 +1,4 @@
-"""Nodes that come and go: the order of what is done, what is written meanwhile, and the way back."""
+"""Add and remove nodes: the order of the steps, the ledger meanwhile, and the rollback."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import pytest
 from tests import samples
 from vcluster.agent.client import LocalAgent
 from vcluster.cli import main
-from vcluster.commands import create, scale
+from vcluster.commands import admission, lifecycle, scale
+from vcluster.commands.deployment import Deployment
 from vcluster.errors import ConflictError, RequestError, SeveralErrors, VclusterError
 from vcluster.fleet.context import Context
 from vcluster.fleet.ledger import VERSION, ClusterFiles, Ledger
@@ -25,14 +26,15 @@ from vcluster.model.plan import Node, Plan
 from vcluster.model.spec import LOCAL
 from vcluster.planning.resize import shrink
 from vcluster.resources import interfaces, rules
+from vcluster.util.deadline import Deadline
 from vcluster.util.events import Reporter
 
 PLAN = samples.plan(3)
-KEPT = Ledger(VERSION, "ready", "then", PLAN)
+READY = Ledger(VERSION, "ready", "then", PLAN)
 
 
 class Connector:
-    """Opens this machine, on which nothing is done."""
+    """Opens this machine with an agent that has no operations."""
 
     @contextmanager
     def open(self, request: ServerRequest) -> Iterator[Server]:
@@ -41,7 +43,7 @@ class Connector:
 
 @dataclass
 class World:
-    """What is done, in words, with what the ledger says at that moment; what is to go wrong, and how."""
+    """A cluster that records steps, each with the state and size in the ledger; `failing` maps steps to errors."""
 
     files: ClusterFiles
     states: dict[str, str] = field(default_factory=dict)
@@ -49,20 +51,20 @@ class World:
     failing: dict[str, BaseException] = field(default_factory=dict)
 
     def take(self, step: str) -> None:
-        kept = self.files.read_ledger()
-        assert kept
-        nodes = [node.name for node in kept.plan.nodes]
+        ledger = self.files.read_ledger()
+        assert ledger
+        nodes = [node.name for node in ledger.plan.nodes]
         assert set(nodes) <= set(self.files.read_keys().hosts), "a node without keys"
-        self.steps.append(f"{step}: {kept.state} {len(nodes)}")
+        self.steps.append(f"{step}: {ledger.state} {len(nodes)}")
         if error := self.failing.pop(step, None):
             raise error
 
     def ends(self, state: str, *names: str) -> None:
-        """The ledger, the keys and what ssh reads agree in the end."""
-        kept = self.files.read_ledger()
-        assert kept
-        assert (kept.state, kept.created) == (state, "then")
-        assert [node.name for node in kept.plan.nodes] == list(names)
+        """In the end the ledger, the keys and the files of ssh agree."""
+        ledger = self.files.read_ledger()
+        assert ledger
+        assert (ledger.state, ledger.created) == (state, "then")
+        assert [node.name for node in ledger.plan.nodes] == list(names)
         assert sorted(self.files.read_keys().hosts) == sorted(names)
         for text in (self.files.ssh_config.read_text(), self.files.known_hosts.read_text()):
             assert [name for name in ("node1", "node2", "node3", "node4", "node5") if name in text] == list(names)
@@ -76,39 +78,40 @@ def context(tmp_path: Path) -> Context:
 
 @pytest.fixture
 def world(context: Context, monkeypatch: pytest.MonkeyPatch) -> World:
-    """A cluster of three nodes that are up, where nodes and links are made in words only."""
+    """A cluster of three nodes that are up; no node and no network is touched."""
     world = World(context.files("lab"))
     world.files.folder.mkdir(parents=True)
-    world.files.write_ledger(KEPT)
+    world.files.write_ledger(READY)
     world.files.write_keys(samples.keys(3))
 
     def observe(_: object, files: ClusterFiles) -> SimpleNamespace:
-        kept = files.read_ledger()
-        assert kept
-        nodes = [SimpleNamespace(name=one.name, state=world.states.get(one.name, "running")) for one in kept.plan.nodes]
-        return SimpleNamespace(name="lab", state=kept.state, nodes=nodes)
+        ledger = files.read_ledger()
+        assert ledger
+        names = [node.name for node in ledger.plan.nodes]
+        nodes = [SimpleNamespace(name=name, state=world.states.get(name, "running")) for name in names]
+        return SimpleNamespace(name="lab", state=ledger.state, nodes=nodes)
 
     def step(name: str) -> Callable[..., None]:
         return lambda *_, **__: world.take(name)
 
-    class Work:
-        """Says what becomes of each node."""
+    class Lifecycle:
+        """Records what is done with each node."""
 
-        def __init__(self, _: object, __: object, plan: Plan, *___: object, **____: object) -> None:
-            self.plan = plan
+        def __init__(self, cluster: Deployment, **_: object) -> None:
+            self.plan = cluster.plan
 
         def all_nodes(self, work: Callable[[Node], str], stack: ExitStack) -> list[str]:
             assert stack
-            did = [work(node) for node in self.plan.nodes]
-            world.take("work " + ", ".join(did))
-            return did
+            done = [work(node) for node in self.plan.nodes]
+            world.take(", ".join(done))
+            return done
 
         def configure_via_serial(self, node: Node) -> str:
-            return f"settle {node.name}"
+            return f"configure {node.name}"
 
         def bring_up_during_add(self, node: Node) -> str:
             world.take("bring up")
-            return f"make {node.name}"
+            return f"create {node.name}"
 
     def remove_nodes(_: object, __: object, before: Plan, after: Plan) -> None:
         world.take("remove " + ",".join(node.name for node in before.nodes if node not in after.nodes))
@@ -117,10 +120,10 @@ def world(context: Context, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(scale.servers, "require_rights", lambda _: None)
     monkeypatch.setattr(scale.observation, "observe", lambda *_, **__: {LOCAL.name: samples.ROOMY})
     monkeypatch.setattr(scale.teardown, "remove_nodes", remove_nodes)
-    monkeypatch.setattr(scale, "NodeLifecycle", Work)
-    for name in ("refuse_foreign", "deliver_image", "create_networks", "prove_ready"):
-        monkeypatch.setattr(create, name, step(name))
-    monkeypatch.setattr(create, "require_passed", lambda _: None)
+    monkeypatch.setattr(scale, "NodeLifecycle", Lifecycle)
+    monkeypatch.setattr(admission, "refuse_foreign", step("refuse_foreign"))
+    for name in ("deliver_image", "create_networks", "require_ready"):
+        monkeypatch.setattr(Deployment, name, step(name))
     return world
 
 
@@ -128,20 +131,20 @@ def world(context: Context, monkeypatch: pytest.MonkeyPatch) -> World:
 
 
 @pytest.mark.parametrize(("state", "proven"), [("ready", {"node1", "node2", "node3"}), ("creating", set())])
-def test_logins_are_taken_as_proven_where_the_cluster_was_ready(
+def test_only_the_logins_of_a_ready_cluster_count_as_proven(
     context: Context, world: World, monkeypatch: pytest.MonkeyPatch, state: str, proven: set[str]
 ) -> None:
-    """Those of nodes that a killed command has left were never tried."""
+    """The logins of nodes that a killed command left were never tried."""
     seen = []
-    monkeypatch.setattr(create, "prove_ready", lambda *_, proven: seen.append(proven))
-    world.files.write_ledger(replace(KEPT, state=state))
+    monkeypatch.setattr(Deployment, "require_ready", lambda *_, proven: seen.append(proven))
+    world.files.write_ledger(replace(READY, state=state))
     scale.add(context, "lab", timeout_s=5)
-    world.files.write_ledger(replace(KEPT, state=state))
+    world.files.write_ledger(replace(READY, state=state))
     scale.remove(context, "lab", ["node3"], timeout_s=5)
     assert seen == [proven, proven]
 
 
-def test_what_is_done_to_add_nodes(context: Context, world: World) -> None:
+def test_the_steps_of_add(context: Context, world: World) -> None:
     scale.add(context, "lab", number=2, timeout_s=5)
     assert world.steps == [
         "refuse_foreign: ready 3",
@@ -149,8 +152,8 @@ def test_what_is_done_to_add_nodes(context: Context, world: World) -> None:
         "create_networks: creating 5",
         "bring up: creating 5",
         "bring up: creating 5",
-        "work settle node1, settle node2, settle node3, make node4, make node5: creating 5",
-        "prove_ready: creating 5",
+        "configure node1, configure node2, configure node3, create node4, create node5: creating 5",
+        "require_ready: creating 5",
     ]
     world.ends("ready", "node1", "node2", "node3", "node4", "node5")
     assert world.files.read_keys().hosts["node3"] == samples.keys(3).hosts["node3"]
@@ -159,60 +162,65 @@ def test_what_is_done_to_add_nodes(context: Context, world: World) -> None:
 @pytest.mark.parametrize(
     "error", [VclusterError("it failed"), ConflictError("in the way"), KeyboardInterrupt(), RuntimeError("a mistake")]
 )
-@pytest.mark.parametrize("where", ["deliver_image", "create_networks", "bring up", "prove_ready"])
-def test_the_way_back(context: Context, world: World, where: str, error: BaseException) -> None:
+@pytest.mark.parametrize("where", ["deliver_image", "create_networks", "bring up", "require_ready"])
+def test_a_failed_add_is_rolled_back(context: Context, world: World, where: str, error: BaseException) -> None:
     world.failing[where] = error
     with pytest.raises(type(error)) as raised:
         scale.add(context, "lab", number=1, timeout_s=5)
     assert raised.value is error
-    assert world.steps[-2:] == ["remove node4: creating 4", "work settle node1, settle node2, settle node3: creating 3"]
+    assert world.steps[-2:] == [
+        "remove node4: creating 4",
+        "configure node1, configure node2, configure node3: creating 3",
+    ]
     world.ends("ready", "node1", "node2", "node3")
 
 
-def test_what_could_not_be_taken_back_is_told_and_written(context: Context, world: World) -> None:
-    world.failing |= {"prove_ready": VclusterError("it failed"), "remove node4": VclusterError("red is gone")}
+def test_a_failed_rollback_is_reported_and_in_the_ledger(context: Context, world: World) -> None:
+    world.failing |= {"require_ready": VclusterError("it failed"), "remove node4": VclusterError("red is down")}
     with pytest.raises(SeveralErrors) as raised:
         scale.add(context, "lab", timeout_s=5)
     assert [(one.message, one.hint) for one in raised.value.errors] == [
         ("it failed", None),
-        ("lab is not yet as it was: red is gone", "vcluster repair lab"),
+        ("lab is not restored: red is down", "vcluster repair lab"),
     ]
-    kept = world.files.read_ledger()
-    assert kept
-    assert (kept.state, len(kept.plan.nodes)) == ("creating", 4)
+    ledger = world.files.read_ledger()
+    assert ledger
+    assert (ledger.state, len(ledger.plan.nodes)) == ("creating", 4)
     scale.remove(context, "lab", ["node4"], timeout_s=5)
     world.ends("ready", "node1", "node2", "node3")
 
 
-def test_nodes_that_were_not_brought_back_are_for_repair(context: Context, world: World) -> None:
-    world.failing["work settle node1, settle node2, settle node3"] = VclusterError("node2 is silent")
+def test_nodes_that_the_rollback_did_not_restore_are_for_repair(context: Context, world: World) -> None:
+    world.failing["configure node1, configure node2, configure node3"] = VclusterError("node2 is silent")
     world.failing["create_networks"] = KeyboardInterrupt()
-    with pytest.raises(VclusterError, match="lab is not yet as it was: node2 is silent"):
+    with pytest.raises(VclusterError, match="lab is not restored: node2 is silent"):
         scale.add(context, "lab", timeout_s=5)
     world.ends("creating", "node1", "node2", "node3")
 
 
 @pytest.mark.parametrize(
-    ("states", "words", "hint"),
+    ("states", "message", "hint"),
     [
         ({"node2": "stopped", "node3": "stopped"}, r"not running: node\[2-3\]", "vcluster start lab"),
         (
             {"node2": "stopped", "node3": "missing"},
-            "not there: node3",
+            "missing: node3",
             "vcluster repair lab, or vcluster remove node3 --name lab",
         ),
     ],
 )
-def test_only_what_is_up_grows(context: Context, world: World, states: dict[str, str], words: str, hint: str) -> None:
+def test_add_needs_all_nodes_up(
+    context: Context, world: World, states: dict[str, str], message: str, hint: str
+) -> None:
     world.states = states
-    with pytest.raises(ConflictError, match=words) as raised:
+    with pytest.raises(ConflictError, match=message) as raised:
         scale.add(context, "lab", timeout_s=5)
     assert str(raised.value.hint).startswith(hint)
     assert world.steps == []
-    assert world.files.read_ledger() == KEPT
+    assert world.files.read_ledger() == READY
 
 
-def test_nobody_changes_it_meanwhile(context: Context, world: World) -> None:
+def test_the_lock_of_another_command_is_respected(context: Context, world: World) -> None:
     with world.files.locked():
         for work in (
             lambda: scale.add(context, "lab", timeout_s=5),
@@ -226,32 +234,32 @@ def test_nobody_changes_it_meanwhile(context: Context, world: World) -> None:
 # Removing
 
 
-def test_what_is_done_to_remove_nodes(context: Context, world: World) -> None:
-    world.states = {"node3": "missing"}  # it is no matter what the node itself is like
+def test_the_steps_of_remove(context: Context, world: World) -> None:
+    world.states = {"node3": "missing"}  # the state of a removed node does not matter
     scale.remove(context, "lab", ["node3"], timeout_s=5)
     assert world.steps == [
         "remove node3: ready 3",
-        "work settle node1, settle node2: creating 2",
-        "prove_ready: creating 2",
+        "configure node1, configure node2: creating 2",
+        "require_ready: creating 2",
     ]
     world.ends("ready", "node1", "node2")
 
 
-def test_a_removal_that_failed_is_given_again(context: Context, world: World) -> None:
+def test_a_failed_remove_can_be_repeated(context: Context, world: World) -> None:
     world.failing["remove node2"] = VclusterError("left")
     with pytest.raises(VclusterError, match="left"):
         scale.remove(context, "lab", ["node2"], timeout_s=5)
-    assert world.files.read_ledger() == KEPT
+    assert world.files.read_ledger() == READY
     scale.remove(context, "lab", ["node2"], timeout_s=5)
     world.ends("ready", "node1", "node3")
 
 
-def test_the_others_must_be_up(context: Context, world: World) -> None:
+def test_remove_needs_the_other_nodes_up(context: Context, world: World) -> None:
     world.states = {"node2": "stopped"}
     with pytest.raises(ConflictError, match="not running: node2"):
         scale.remove(context, "lab", ["node3"], timeout_s=5)
     world.states = {"node2": "missing", "node3": "missing"}
-    with pytest.raises(ConflictError, match="not there: node2") as raised:
+    with pytest.raises(ConflictError, match="missing: node2") as raised:
         scale.remove(context, "lab", ["node3"], timeout_s=5)
     assert raised.value.hint == "vcluster repair lab, or vcluster remove node[2-3] --name lab"
     with pytest.raises(RequestError, match="is the head"):
@@ -259,14 +267,14 @@ def test_the_others_must_be_up(context: Context, world: World) -> None:
     assert world.steps == []
 
 
-def test_links_and_rules_of_those_that_stay() -> None:
+def test_interfaces_and_rules_of_the_nodes_that_stay() -> None:
     before = samples.shared_plan(samples.RED, samples.BLUE, count=3)
     asked: dict[str, list[tuple[str, object]]] = {}
     for names in (["node3"], ["node2"], ["node2", "node3"]):
         after = shrink(before, names)
         for planned in before.servers:
-            did = asked.setdefault(f"{planned.name} {' '.join(names)}", [])
-            server = Server(planned.name, samples.OWNER, planned.storage, LocalAgent(_operations(did)))
+            calls = asked.setdefault(f"{planned.name} {' '.join(names)}", [])
+            server = Server(planned.name, samples.OWNER, planned.storage, LocalAgent(_operations(calls)))
             interfaces.reduce(server, before, after)
             rules.reduce(server, before, after)
     table = f"vcluster-lab-{samples.OWNER}"
@@ -283,55 +291,56 @@ def test_links_and_rules_of_those_that_stay() -> None:
     }
 
 
-def _operations(did: list[tuple[str, object]]) -> dict[str, Callable[..., object]]:
-    """An agent that notes what it is asked."""
+def _operations(calls: list[tuple[str, object]]) -> dict[str, Callable[..., object]]:
+    """Operations of an agent that record their calls."""
 
     def destroy_interfaces(alias: str, names: list[str]) -> None:
         assert alias == f"vcluster:lab:{samples.OWNER}"
-        did.append(("destroy_interfaces", names))
+        calls.append(("destroy_interfaces", names))
 
     return {
         "destroy_interfaces": destroy_interfaces,
-        "guard": lambda table, tunnels, port: did.append(("guard", [vni for vni, _ in tunnels])),  # noqa: ARG005
+        "guard": lambda table, tunnels, port: calls.append(("guard", [vni for vni, _ in tunnels])),  # noqa: ARG005
         "guards": lambda prefix: [prefix],
-        "remove_guard": lambda table: did.append(("remove_guard", table)),
+        "remove_guard": lambda table: calls.append(("remove_guard", table)),
     }
 
 
-# What repair makes of a command that was killed
+# Repair after a killed command
 
 
 @pytest.mark.parametrize(
-    ("state", "lost", "hint"),
+    ("state", "absent", "hint"),
     [
         ("ready", ("node3",), "vcluster remove node3 --name lab, or vcluster clear lab, and create it again"),
         ("creating", ("node1", "node3"), "vcluster clear lab, and create it again"),
     ],
 )
-def test_what_is_gone_for_good(state: str, lost: tuple[str, ...], hint: str) -> None:
-    kept = Ledger(VERSION, state, "", PLAN)
-    with pytest.raises(VclusterError, match="gone for good") as raised:
-        create._discard_unfinished(None, None, kept, [PLAN.node(name) for name in lost], None)  # type: ignore[arg-type]
+def test_deleted_nodes_are_not_replaced(state: str, absent: tuple[str, ...], hint: str) -> None:
+    ledger = Ledger(VERSION, state, "", PLAN)
+    cluster = Deployment(None, None, PLAN, samples.keys(3), Deadline(5))  # type: ignore[arg-type]
+    with pytest.raises(VclusterError, match="deleted outside vcluster") as raised:
+        lifecycle._discard_unfinished(cluster, ledger, [PLAN.node(name) for name in absent])
     assert raised.value.hint == hint
 
 
-def test_what_was_never_made_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    did: list[Any] = []
+def test_unfinished_nodes_are_created_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
     fleet = SimpleNamespace(each=lambda work, **_: work("server"))
     for kind in ("domains", "volumes"):
-        reduce = lambda *plans, kind=kind: did.append((kind, *(len(one.nodes) for one in plans[1:])))  # noqa: E731
-        monkeypatch.setattr(getattr(create, kind), "reduce", reduce)
-    monkeypatch.setattr(create, "deliver_image", lambda *_: did.append("image"))
-    kept = Ledger(VERSION, "creating", "", PLAN)
-    create._discard_unfinished(None, fleet, kept, PLAN.nodes[1:], None)  # type: ignore[arg-type]
-    assert did == [("domains", 3, 1), ("volumes", 3, 1), "image"]
+        reduce = lambda *plans, kind=kind: calls.append((kind, *(len(plan.nodes) for plan in plans[1:])))  # noqa: E731
+        monkeypatch.setattr(getattr(lifecycle, kind), "reduce", reduce)
+    monkeypatch.setattr(Deployment, "deliver_image", lambda _: calls.append("image"))
+    cluster = Deployment(None, fleet, PLAN, samples.keys(3), Deadline(5))  # type: ignore[arg-type]
+    lifecycle._discard_unfinished(cluster, Ledger(VERSION, "creating", "", PLAN), PLAN.nodes[1:])
+    assert calls == [("domains", 3, 1), ("volumes", 3, 1), "image"]
 
 
 # Requests that are wrong as written
 
 
 @pytest.mark.parametrize(
-    ("arguments", "exit_code", "words"),
+    ("arguments", "exit_code", "message"),
     [
         (["add", "0"], 2, "0 is not in the range"),
         (["add", "many"], 2, "'many' is not a valid integer"),
@@ -354,27 +363,27 @@ def test_what_was_never_made_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
         (["remove", "node[2-3]"], 4, "the disk of node[2-3] would be deleted and there is no terminal to ask (-y"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(
+def test_a_wrong_request_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
     arguments: list[str],
     exit_code: int,
-    words: str,
+    message: str,
 ) -> None:
     ClusterFiles(tmp_path, "lab").folder.mkdir(parents=True)
-    ClusterFiles(tmp_path, "lab").write_ledger(KEPT)
+    ClusterFiles(tmp_path, "lab").write_ledger(READY)
     monkeypatch.setenv("VCLUSTER_STATE_DIR", str(tmp_path))
     monkeypatch.setattr(sys, "argv", ["vcluster", *arguments])
     assert main._run() == exit_code
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert words in said.err
-    assert len(said.err.strip().splitlines()) == 1
-    assert ClusterFiles(tmp_path, "lab").read_ledger() == KEPT
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert message in output.err
+    assert len(output.err.strip().splitlines()) == 1
+    assert ClusterFiles(tmp_path, "lab").read_ledger() == READY
 
 
-def test_what_is_printed(
+def test_the_output_of_add_and_remove(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], context: Context, world: World
 ) -> None:
     from vcluster.cli import common
@@ -382,12 +391,12 @@ def test_what_is_printed(
 
     monkeypatch.setattr(common, "context", lambda *_: context)
     monkeypatch.setattr(text_output, "status", lambda found: f"{len(found.nodes)} nodes")
-    for arguments, said in (
+    for arguments, expected in (
         (["add", "2"], "lab: added node[4-5]\n5 nodes\n"),
         (["remove", "node[2,4]", "-y"], "lab: removed node[2,4]\n3 nodes\n"),
         (["add", "--names", "gpu"], "lab: added gpu\n4 nodes\n"),
     ):
         monkeypatch.setattr(sys, "argv", ["vcluster", *arguments])
         assert main._run() == 0
-        assert capsys.readouterr().out == said
+        assert capsys.readouterr().out == expected
     assert world.files.read_ledger() is not None

@@ -1,0 +1,186 @@
+"""Logins through the head, and clones that are given up for a boot."""
+
+from __future__ import annotations
+
+import io
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import samples
+from vcluster.agent.client import LocalAgent
+from vcluster.cli.output.progress import ProgressLines
+from vcluster.commands import node_lifecycle, node_login
+from vcluster.commands.deployment import Deployment
+from vcluster.commands.node_lifecycle import NodeLifecycle
+from vcluster.commands.node_login import JumpHosts
+from vcluster.errors import DeadlineError, VclusterError
+from vcluster.fleet.servers import Fleet, Server
+from vcluster.model.plan import Node
+from vcluster.model.spec import PRIVATE
+from vcluster.resources import domains
+from vcluster.snapshots.template import REFUSED, Snapshot, template_of
+from vcluster.util.deadline import Cancelled, Deadline
+from vcluster.util.events import Reporter
+
+PLAN = samples.plan(3, layout=PRIVATE)
+HEAD, WORKER, OTHER = PLAN.nodes
+
+
+class Session:
+    """A session on a node."""
+
+    is_closed = False
+
+    def __init__(self, name: str = HEAD.name) -> None:
+        self.name = name
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+# Jump hosts
+
+
+def test_this_machine_reaches_the_head_directly() -> None:
+    assert JumpHosts(PLAN, {"localhost": None}).to(HEAD, Deadline(1)) is None
+
+
+def test_other_nodes_wait_for_the_session_on_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_login, "POLL_S", 0.001)
+    jump_hosts, session = JumpHosts(PLAN, {"localhost": None}), Session()
+    with pytest.raises(DeadlineError, match="node1, which node2 is reached through"):
+        jump_hosts.to(WORKER, Deadline(0.01))
+    jump_hosts.set_head(session)  # type: ignore[arg-type]
+    assert jump_hosts.to(WORKER, Deadline(1)) is session
+    jump_hosts.close()
+    assert not session.is_closed
+
+
+def test_the_first_login_that_needs_the_head_logs_in_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_login, "POLL_S", 0.001)
+    jump_hosts, opened = JumpHosts(PLAN, {"localhost": None}), []
+
+    def log_in() -> Any:
+        opened.append(Session())
+        return opened[-1]
+
+    jump_hosts.set_head_later(log_in)
+    assert opened == []
+    assert jump_hosts.to(WORKER, Deadline(1)) is jump_hosts.to(OTHER, Deadline(1)) is opened[0]
+    assert len(opened) == 1
+    jump_hosts.close()
+    assert opened[0].is_closed
+
+
+# All nodes
+
+
+def test_connections_are_closed_when_another_node_fails(world: World) -> None:
+    """The rollback opens them again, and a serial port takes one connection."""
+    connections: list[Session] = []
+
+    def work(node: Node) -> Any:
+        if node is OTHER:
+            while len(connections) < 2:
+                world.deadline.pause(0.001, "the other connections")
+            raise VclusterError("no answer")
+        connections.append(Session(node.name))
+        return connections[-1]
+
+    with pytest.raises(VclusterError, match="no answer"), ExitStack() as stack:
+        world.lifecycle.all_nodes(work, stack)
+    assert [connection.is_closed for connection in connections] == [True, True]
+
+
+# Clones
+
+
+class World:
+    """Nodes whose clones resume with a given result or error."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked: list[str] = []
+        self.resumed: Any = None
+        self.printed = io.StringIO()
+        self.deadline = Deadline(60)
+        self.refused = ""
+        here = LocalAgent({"drop_snapshot": self._drop, "identity": lambda: {"cpus": 2}})
+        server = Server("localhost", samples.OWNER, Path("/storage"), here)
+        snapshots = {
+            ("localhost", template_of(PLAN, node)): Snapshot("key", "/root", "", Path("/ram"), {})
+            for node in PLAN.nodes
+        }
+        context: Any = type("Context", (), {"report": Reporter((ProgressLines(self.printed),))})
+        fleet = Fleet({"localhost": server}, {})
+        self.cluster = Deployment(context, fleet, PLAN, samples.keys(3), self.deadline)
+        self.lifecycle = NodeLifecycle(self.cluster, image_password=str, snapshots=snapshots)
+        monkeypatch.setattr(node_lifecycle.domains, "discard", lambda *_: self.asked.append("domain"))
+        monkeypatch.setattr(node_lifecycle.volumes, "discard", lambda *_: self.asked.append("disks"))
+        monkeypatch.setattr(NodeLifecycle, "_restore_clone", lambda *_: self._restore_clone())
+
+    def _drop(self, refused: str, **_: str) -> None:
+        self.asked.append("drop")
+        self.refused = refused
+
+    def _restore_clone(self) -> Any:
+        if isinstance(self.resumed, BaseException):
+            raise self.resumed
+        return self.resumed
+
+    @property
+    def notes(self) -> list[str]:
+        return [line.split(" s  ", 1)[1] for line in self.printed.getvalue().splitlines()]
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    return World(monkeypatch)
+
+
+def test_refused_snapshots_are_not_used(world: World) -> None:
+    refused = {("localhost", template_of(PLAN, node)): REFUSED for node in PLAN.nodes}
+    lifecycle = NodeLifecycle(world.cluster, image_password=str, snapshots=refused)
+    assert not lifecycle._snapshots
+    assert lifecycle._clone(WORKER) is None
+
+
+@pytest.mark.parametrize("error", [VclusterError("QEMU refuses"), DeadlineError("node2: its identity did not come")])
+def test_a_node_whose_clone_fails_boots_and_so_do_all_later_nodes(world: World, error: Exception) -> None:
+    world.resumed = error
+    assert world.lifecycle._clone(WORKER) is None
+    assert world.asked == ["drop", "domain", "disks"]
+    assert world.notes == [f"node2 boots, because it cannot be cloned: {error}"]
+    world.resumed = "a connection"
+    assert world.lifecycle._clone(OTHER) is None
+    assert len(world.asked) == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "refused"),
+    [(domains.CloneRefusedError("may not open it"), "may not open it"), (VclusterError("no answer"), "")],
+)
+def test_only_a_snapshot_that_qemu_refuses_is_not_tried_again(world: World, error: Exception, refused: str) -> None:
+    world.resumed = error
+    assert world.lifecycle._clone(WORKER) is None
+    assert world.refused == refused
+
+
+def test_no_node_boots_after_the_deadline(world: World) -> None:
+    world.resumed, world.deadline._ends_s = DeadlineError("node2: its identity did not come"), 0.0
+    with pytest.raises(DeadlineError, match="its identity"):
+        world.lifecycle._clone(WORKER)
+    assert world.asked == []
+
+
+def test_no_node_boots_after_a_cancellation(world: World) -> None:
+    world.resumed = Cancelled("stopped")
+    with pytest.raises(Cancelled):
+        world.lifecycle._clone(WORKER)
+    world.resumed = VclusterError("the connection broke")
+    world.deadline.cancel()
+    with pytest.raises(Cancelled):
+        world.lifecycle._clone(WORKER)
+    assert world.asked == []
