@@ -1,1 +1,1 @@
-"""The command line: options in, one call, errors out. Each command imports what is slow by itself."""
+"""The command line: options in, one call, errors out. A command imports slow modules only when it runs."""

@@ -1,79 +1,38 @@
-"""What several commands share: options, the site they work on, and how results are printed."""
+"""The context that commands work in, the choice of the cluster, and printing of results."""
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from vcluster.errors import MissingError, RequestError, VclusterError
+
 if TYPE_CHECKING:
+    from vcluster.cli.output.hints import Reader
     from vcluster.cli.output.progress import Timer
     from vcluster.fleet.context import Context
     from vcluster.fleet.servers import Connector
+    from vcluster.model.plan import Plan
     from vcluster.util.events import Listener
 
-F = TypeVar("F", bound=Callable[..., Any])
-
 BAR_NODES_MAX = 24  # more bars than lines on a screen only flicker
+ROOT_STATE = Path("/var/lib/vcluster")
 
 
-def name_option(function: F) -> F:
-    """--name, to be left out where there is only one cluster."""
-    return click.option(
-        "--name", envvar="VCLUSTER_NAME", metavar="NAME", help="The cluster; needed only among several."
-    )(function)
+class Invocation:
+    """What the command line has found out while it runs: the chosen cluster, for hints."""
 
-
-def cluster_argument(function: F) -> F:
-    """NAME as an argument, or as --name; `chosen` tells which of all clusters that is."""
-    option = click.option(
-        "--name", "name_option", envvar="VCLUSTER_NAME", metavar="NAME", help="The same as the argument."
-    )
-    return click.argument("name", required=False)(option(function))
-
-
-def chosen(context: Context, name: str | None, name_option: str | None) -> str:
-    """The cluster a command is about."""
-    from vcluster.commands import inventory
-
-    return inventory.only_cluster(context, name or name_option)
-
-
-def output_option(function: F) -> F:
-    """-o text|json."""
-    return click.option(
-        "-o",
-        "--output",
-        type=click.Choice(["text", "json"]),
-        default="text",
-        envvar="VCLUSTER_OUTPUT",
-        help="Result format.",
-    )(function)
-
-
-def yes_option(function: F) -> F:
-    """-y: no questions."""
-    return click.option("-y", "--yes", is_flag=True, envvar="VCLUSTER_YES", help="Do not ask.")(function)
-
-
-def timeout_option(default_s: float) -> Callable[[F], F]:
-    """--timeout in seconds."""
-    return click.option(
-        "--timeout",
-        "timeout_s",
-        type=click.FloatRange(min=1),
-        default=default_s,
-        show_default=True,
-        envvar="VCLUSTER_TIMEOUT",
-        metavar="SECONDS",
-        help="Give up after this long.",
-    )
+    def __init__(self) -> None:
+        self.cluster = ""
 
 
 def images_root() -> Path:
@@ -84,7 +43,7 @@ def images_root() -> Path:
 
 
 def context(*listeners: Listener) -> Context:
-    """The site of this command, as the environment tells it."""
+    """The context of this command, from the environment."""
     from vcluster.fleet import ledger
     from vcluster.fleet.context import Context
     from vcluster.images.store import ImageStore
@@ -100,7 +59,7 @@ def context(*listeners: Listener) -> Context:
 
 
 def _connector(environment: dict[str, str]) -> Connector:
-    """On a terminal, people are asked about unknown host keys and for passwords."""
+    """On a terminal, the user is asked about unknown host keys and for passwords."""
     from vcluster.adapters.libvirt.hypervisor import SYSTEM_URI
     from vcluster.fleet.servers import Connector
 
@@ -113,7 +72,7 @@ def _connector(environment: dict[str, str]) -> Connector:
     )
 
 
-# One question at a time, from whichever thread it comes.
+# Several threads may ask; one question at a time.
 _terminal = threading.Lock()
 
 
@@ -129,23 +88,106 @@ def _ask(question: str) -> str:
 
 @contextmanager
 def progress(node_names: Sequence[str] = (), *, stages: int = 1) -> Iterator[tuple[Context, Timer]]:
-    """The site of a command that takes its time, with progress on standard error."""
+    """The context of a command that takes seconds, with progress on standard error."""
     from vcluster.cli.output.progress import ProgressBars, ProgressLines, Timer
 
-    timer = Timer()
+    timer, complete = Timer(), reader(invocation().cluster).complete
     use_bars = sys.stderr.isatty() and 0 < len(node_names) <= BAR_NODES_MAX
-    display = ProgressBars(node_names, stages) if use_bars else ProgressLines()
+    display = ProgressBars(node_names, stages, complete=complete) if use_bars else ProgressLines(complete=complete)
     try:
         yield context(timer, display), timer
     finally:
         display.close()
 
 
-def emit(output: str, value: object, text: Callable[[], str]) -> None:
-    """Print a result on standard output, as JSON or as text."""
-    if output == "json":
-        from vcluster.model import codec
+def emit(output: str, document: object, text: Callable[[Any], str]) -> None:
+    """Print a result on standard output: the document as JSON, or the text that is rendered from this JSON."""
+    from vcluster.model import codec
 
-        click.echo(codec.to_json(value), nl=False)
-    else:
-        click.echo(text())
+    written = codec.to_json(document)
+    click.echo(written if output == "json" else f"{text(json.loads(written))}\n", nl=False)
+
+
+# The choice of the cluster
+
+
+def choose_cluster(context: Context, name: str | None) -> str:
+    """The cluster that a command is about: the named one, or the only one there is."""
+    from vcluster.fleet import ledger
+    from vcluster.model import naming
+
+    names = ledger.cluster_names(context.state_root)
+    if name is None and len(names) > 1:
+        raise RequestError(f"there are {len(names)} clusters: {', '.join(names)}", hint="name one of them: --name NAME")
+    if name is not None:
+        naming.check_cluster_name(name)
+    if name not in (None, *names) or not names:
+        raise _no_cluster(context, name)
+    chosen = name or names[0]
+    invocation().cluster = chosen
+    return chosen
+
+
+def open_cluster(name: str | None) -> tuple[Context, Plan]:
+    """The context, and the plan of the chosen cluster."""
+    from vcluster.commands import inventory
+
+    here = context()
+    return here, inventory.read_ledger(here.files(choose_cluster(here, name))).plan
+
+
+def _no_cluster(context: Context, name: str | None) -> RequestError:
+    """The user may have looked for a cluster that root has made: its names can be read by everyone."""
+    from vcluster.fleet import ledger
+
+    roots = ledger.cluster_names(ROOT_STATE) if os.geteuid() and context.state_root != ROOT_STATE else ()
+    if roots and name in (None, *roots):
+        missing = f"cluster {name}" if name else "clusters"
+        own = f"user {reader().user} has no {missing} on this machine"
+        hint = f"sudo vcluster status {name or roots[0]}" if name or len(roots) == 1 else "sudo vcluster list"
+        return RequestError(f"{own}; root has: {', '.join(roots)}", hint=hint)
+    if name is None:
+        return RequestError("there are no clusters", hint="vcluster local create -n 4")
+    return RequestError(f"there is no cluster {name}", hint="vcluster list")
+
+
+def invocation() -> Invocation:
+    """The state of this command line."""
+    found = click.get_current_context().find_object(Invocation)
+    return found or Invocation()
+
+
+def reader(cluster: str = "") -> Reader:
+    """The user who reads this command's output."""
+    from vcluster.cli.output import hints
+    from vcluster.fleet import ledger
+
+    environment = dict(os.environ)
+    try:
+        names = ledger.cluster_names(ledger.state_root(environment))
+    except OSError:
+        names = ()
+    return hints.reader(environment, names, cluster)
+
+
+# Rights
+
+
+def require_root(context: Context) -> None:
+    """Raise MissingError unless this user may use this machine's libvirt: root may, and members of its group."""
+    from vcluster.adapters.libvirt.hypervisor import SYSTEM_URI
+
+    if os.geteuid() == 0 or context.connector.uri != SYSTEM_URI:
+        return
+    try:
+        with context.local_server() as server:
+            if server.libvirt:
+                return
+    except VclusterError:
+        pass  # libvirt's own message names a symptom, for example the lack of a polkit agent
+    raise needs_root()
+
+
+def needs_root() -> MissingError:
+    """The error for a plain user: the same command with sudo."""
+    return MissingError("this needs root", hint=f"sudo vcluster {shlex.join(sys.argv[1:])}")

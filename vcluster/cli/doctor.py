@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from vcluster.cli import common
+from vcluster.cli import arguments, common
+from vcluster.cli.help_layout import Command, examples
 from vcluster.errors import MissingError, RequestError
 
 if TYPE_CHECKING:
@@ -16,39 +17,48 @@ if TYPE_CHECKING:
     from vcluster.model.spec import Spec
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    epilog=examples(
+        "sudo vcluster doctor                    this machine",
+        "sudo vcluster doctor cluster.ini        every server of the file, and the tunnels between them",
+        "sudo vcluster doctor --switch server2   this machine, and a switch server",
+    ),
+)
 @click.argument("config", required=False, type=click.Path(path_type=Path), metavar="[CONFIG.ini]")
 @click.option(
-    "--switch",
-    "host",
-    envvar="VCLUSTER_SWITCH",
-    metavar="HOST",
-    help="This machine and a switch there, [user@]host[:port].",
-)
-@common.output_option
+    "--switch", "host", envvar="VCLUSTER_SWITCH", metavar="HOST",
+    help="Check this machine and this switch server, [user@]host[:port].",
+)  # fmt: skip
+@arguments.output_option
 def doctor(config: Path | None, host: str | None, output: str) -> None:
-    """Look this machine over, or every server of a cluster to be and the paths between them.
+    """Diagnose this machine, or the servers of a cluster.
 
-    Each finding comes with the command that mends it.
+    Each problem is printed with the command that fixes it. Exits 3 when there is an error.
     """
-    from vcluster.commands import doctor as examination
+    from vcluster.commands import doctor as work
 
     context = common.context()
     spec = _spec(config, host)
-    findings = examination.check_this_machine(
+    findings = work.check_this_machine(
         context, carries_nodes=not spec or any(one.login is None for one in spec.servers)
     )
     if spec:
-        findings += examination.check_servers(context, spec)
-    common.emit(output, [_document(one) for one in findings], lambda: "\n".join(map(_line, findings)))
+        findings += work.check_servers(context, spec)
+    complete = common.reader().complete
+    common.emit(output, [_document(one) for one in findings], lambda found: complete("\n".join(map(_line, found))))
     errors = [finding for finding in findings if finding.level == "error"]
     if errors:
-        raise MissingError(f"{len(errors)} things are missing", hint="the commands above mend them")
+        has_fix = any(finding.fix for finding in errors)
+        raise MissingError(
+            f"doctor found {len(errors)} {'error' if len(errors) == 1 else 'errors'}",
+            hint="run the commands after 'fix:' above" if has_fix else None,
+        )
 
 
 def _spec(config: Path | None, host: str | None) -> Spec | None:
-    """The cluster to be that is asked about."""
-    from vcluster.cli.create import server_of
+    """The cluster whose servers are to be checked."""
+    from vcluster.cli.clusters.create import server_of
     from vcluster.config import config_file as configuration
     from vcluster.model.spec import Spec
 
@@ -60,14 +70,14 @@ def _spec(config: Path | None, host: str | None) -> Spec | None:
 
 
 def _document(finding: Finding) -> dict[str, str]:
-    """`mend` is the former name of `fix`, kept for scripts."""
+    """`mend` is the former name of `fix`; scripts may read it."""
     return {**asdict(finding), "mend": finding.fix}
 
 
-def _line(finding: Finding) -> str:
-    where = f"{finding.server}: " if finding.server else ""
-    fix = f"\n        fix: {finding.fix}" if finding.fix and finding.level != "ok" else ""
-    return f"{finding.level:8}{where}{finding.what}: {finding.detail}{fix}"
+def _line(found: dict[str, Any]) -> str:
+    where = f"{found['server']}: " if found["server"] else ""
+    fix = f"\n        fix: {found['fix']}" if found["fix"] and found["level"] != "ok" else ""
+    return f"{found['level']:8}{where}{found['what']}: {found['detail']}{fix}"
 
 
 COMMANDS = (doctor,)

@@ -1,46 +1,52 @@
-"""vcluster gateway, discover: the cluster network from the head's point of view."""
+"""vcluster gateway, discover: the cluster network, by the head node."""
 
 from __future__ import annotations
 
 import click
 
-from vcluster.cli import common
+from vcluster.cli import arguments, common
+from vcluster.cli.help_layout import Command
 
 
-@click.command()
-@click.argument("wish", type=click.Choice(["on", "off", "status"]))
-@common.name_option
-@common.timeout_option(60)
-@common.output_option
-def gateway(wish: str, name: str | None, timeout_s: float, output: str) -> None:
-    """Open or close the nodes' way out, which in the private layout is the head. Closed is closed at once."""
-    from vcluster.commands import gateway as way_out
-    from vcluster.commands import inventory
+@click.command(cls=Command)
+@click.argument("action", type=click.Choice(["on", "off", "status"]))
+@arguments.name_option
+@arguments.timeout_option(60)
+@arguments.output_option
+def gateway(action: str, name: str | None, timeout_s: float, output: str) -> None:
+    """Allow or block internet access of a private cluster.
+
+    In the private layout the head is the gateway of all nodes. `off` also ends connections that are open.
+    """
+    from vcluster.commands import gateway as work
 
     context = common.context()
-    chosen = inventory.only_cluster(context, name)
-    if wish != "status":
-        way_out.set_open(context, chosen, is_open=wish == "on", timeout_s=timeout_s)
-        is_open = wish == "on"
+    chosen = common.choose_cluster(context, name)
+    if action == "status":
+        is_open = work.is_open(context, chosen, timeout_s=timeout_s)
     else:
-        is_open = way_out.is_open(context, chosen, timeout_s=timeout_s)
-    word = "on" if is_open else "off"
-    common.emit(output, {"name": chosen, "gateway": word}, lambda: word)
+        is_open = action == "on"
+        work.set_open(context, chosen, is_open=is_open, timeout_s=timeout_s)
+    document = {"name": chosen, "gateway": "on" if is_open else "off"}
+    common.emit(output, document, lambda found: str(found["gateway"]))
 
 
-@click.command()
-@common.name_option
-@common.timeout_option(120)
-@common.output_option
+@click.command(cls=Command)
+@arguments.cluster_argument
+@arguments.timeout_option(120)
+@arguments.output_option
 def discover(name: str | None, timeout_s: float, output: str) -> None:
-    """List who is on the cluster network, by leases, the neighbour table and a ping to all; strangers are marked."""
-    from vcluster.cli.output import text_output
-    from vcluster.commands import gateway as way_out
-    from vcluster.commands import inventory
+    """List all hosts on the cluster network.
+
+    The head finds them by DHCP leases, by its neighbour table and by a ping to every address. Hosts that are not nodes
+    are marked as unknown hosts.
+    """
+    from vcluster.cli.output import network_report
+    from vcluster.commands import gateway as work
 
     with common.progress() as (context, _):
-        found = way_out.discover(context, inventory.only_cluster(context, name), timeout_s=timeout_s)
-    common.emit(output, text_output.neighbours_document(found), lambda: text_output.neighbours(found))
+        found = work.discover(context, common.choose_cluster(context, name), timeout_s=timeout_s)
+    common.emit(output, network_report.neighbours_document(found), network_report.neighbours_text)
 
 
 COMMANDS = (gateway, discover)

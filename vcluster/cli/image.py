@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vcluster.cli import common
-from vcluster.cli.create import KeysCommand
+from vcluster.cli import arguments, common
+from vcluster.cli.clusters.create import KeysCommand
+from vcluster.cli.help_layout import Group, examples
 from vcluster.errors import RequestError, VclusterError
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 
 WARM_KEYS = frozenset({"image", "vcpus", "memory", "disk", "mtu", "layout", "accel", "timeout"})
+image_argument = click.argument("name", metavar="IMAGE", shell_complete=arguments.complete_images)
 
 
 def _store() -> ImageStore:
@@ -26,7 +28,7 @@ def _store() -> ImageStore:
 
 
 def _snapshots_root() -> str:
-    """Where this machine keeps the memories of nodes."""
+    """The folder of this machine's snapshots."""
     from vcluster.model.spec import LOCAL
     from vcluster.snapshots.template import root_on
 
@@ -40,47 +42,64 @@ def _report() -> Callable[[str], None]:
     return Reporter((ProgressLines(),)).note
 
 
-@click.group()
+@click.group(cls=Group, sections={"Commands": ("build", "import", "list", "verify", "rm", "warm")})
 def image() -> None:
-    """Guest images: make them, take them in, look after them."""
+    """Build, import, list, verify and remove guest images."""
 
 
 @image.command()
 @click.argument("recipe", default="debian12")
-@click.option("--name", help="Name of the image.  [default: that of the recipe]")
-@click.option("--again", is_flag=True, help="Build even when there is one from the same recipe.")
-@common.output_option
+@click.option("--name", metavar="NAME", help="Name of the image.  [default: the name of the recipe]")
+@click.option("--again", is_flag=True, help="Build even if an image of this recipe exists.")
+@arguments.output_option
 def build(recipe: str, name: str | None, again: bool, output: str) -> None:
-    """Build a guest image from Debian's packages. Takes a minute or two, once."""
-    from vcluster.errors import RequestError
+    """Build a guest image from Debian's packages.
+
+    Takes a minute or two, once.
+    """
     from vcluster.images.recipes import recipe_names, recipes_path
     from vcluster.model.naming import shown
 
     if recipe not in recipe_names():
-        raise RequestError(f"there is no recipe {shown(recipe)}", hint=f"there is {', '.join(recipe_names())}")
+        raise RequestError(f"there is no recipe {shown(recipe)}", hint=f"the recipes are {', '.join(recipe_names())}")
     built = _store().build(recipes_path() / recipe, name=name or recipe, force=again, report=_report())
-    common.emit(output, built, lambda: f"image {built.name}: {built.digest}")
+    common.emit(output, built, _stored_text)
 
 
-@image.command("import")
+@image.command(
+    "import",
+    epilog=examples(
+        "sudo vcluster image import ./noble-server-cloudimg-amd64.img --name noble",
+        "sudo vcluster image import https://example.org/debian.qcow2 --sha256 HEX",
+        "sudo vcluster local create --image noble",
+    ),
+)
 @click.argument("source", metavar="PATH|URL")
-@click.option("--name", help="Name of the image.  [default: from the file's]")
-@click.option("--sha256", metavar="HEX", help="Refuse it unless it has this digest.")
-@common.output_option
+@click.option("--name", metavar="NAME", help="Name of the image.  [default: from the name of the file]")
+@click.option("--sha256", metavar="HEX", help="Refuse the file unless it has this SHA-256 digest.")
+@arguments.output_option
 def import_image(source: str, name: str | None, sha256: str | None, output: str) -> None:
-    """Take in an ordinary cloud image (Debian, Ubuntu; qcow2 or raw)."""
-    taken = _store().import_image(source, name=name, sha256=sha256, report=_report())
-    common.emit(output, taken, lambda: f"image {taken.name}: {taken.digest}")
+    """Import a cloud image: Debian or Ubuntu, qcow2 or raw."""
+    imported = _store().import_image(source, name=name, sha256=sha256, report=_report())
+    common.emit(output, imported, _stored_text)
+
+
+def _stored_text(manifest: dict[str, Any]) -> str:
+    return f"image {manifest['name']}: {manifest['digest']}"
 
 
 @image.command("list")
-@common.output_option
+@arguments.output_option
 def list_images(output: str) -> None:
-    """List the images, what they take on the disk and who uses them, and the memories that are kept of nodes."""
-    from vcluster.agent import snapshot_store
-    from vcluster.cli.output import text_output
+    """List images and snapshots.
 
-    store, kept = _store(), snapshot_store.list_snapshots(_snapshots_root())
+    Shows the size of each, and the clusters that use an image.
+    """
+    from vcluster.agent import snapshot_store
+    from vcluster.cli.output import image_report
+
+    common.require_root(common.context())
+    store, snapshots = _store(), snapshot_store.list_snapshots(_snapshots_root())
     names = {digest: name for name, digest in store.names().items()}
     rows = [
         {
@@ -90,42 +109,52 @@ def list_images(output: str) -> None:
             "origin": one.origin,
             "bytes": store.size_bytes(one),
             "used_by": list(_users(one.digest)),
-            "snapshots": [snapshot for snapshot in kept if snapshot["image"] == one.digest],
+            "snapshots": [snapshot for snapshot in snapshots if snapshot["image"] == one.digest],
         }
         for one in store.images()
     ]
-    common.emit(output, rows, lambda: text_output.images(rows))
+    common.emit(output, rows, image_report.text)
 
 
 @image.command(cls=KeysCommand, only=WARM_KEYS)
 @click.option(
-    "--name", envvar="VCLUSTER_NAME", metavar="NAME",
-    help="For more nodes like those of this cluster, on every server of its; instead of the options above.",
+    "--name", envvar="VCLUSTER_NAME", metavar="NAME", shell_complete=arguments.complete_clusters,
+    help="For nodes like those of this cluster, on each of its servers; instead of the other options.",
 )  # fmt: skip
-@click.option("--gently", is_flag=True, help="Give way to all else that wants the processor.")
-def warm(name: str | None, gently: bool, **given: Any) -> None:
-    """Boot a node and keep its memory, so that nodes like it are copies of it, in seconds."""
-    from vcluster.cli.create import texts
+@click.option("--gently", is_flag=True, help="Run with low CPU and disk priority.")
+@arguments.output_option
+def warm(name: str | None, gently: bool, output: str, **given: Any) -> None:
+    """Make a snapshot that later nodes are cloned from.
+
+    Boots one node, stores its memory and disk, and removes it. A node with the same image, size and layout then starts
+    in seconds.
+    """
+    from vcluster.cli.clusters.create import texts
     from vcluster.commands import snapshot_build
     from vcluster.config import request
 
-    asked = texts(given)
-    if name and asked:  # the environment is for whoever gives neither, or the other
-        if any(map(_is_typed, asked)):
+    keys = texts(given)
+    if name and keys:  # one of them comes from the environment, or the request is contradictory
+        if any(map(_is_typed, keys)):
             if _is_typed("name"):
-                raise RequestError("--name says already what nodes are like", hint="leave it out, or all but it")
+                raise RequestError("--name and options of the nodes exclude each other", hint="use one of them")
             name = None
         else:
-            asked = {}
+            keys = {}
     with common.progress() as (context, _):
         if name:
-            made = snapshot_build.build_for_cluster(context, name, low_priority=gently)
+            servers = snapshot_build.build_for_cluster(context, name, low_priority=gently)
         else:
-            order = request.of_options(request.read_options({"nodes": "2"} | asked), mode="local")
-            made = snapshot_build.build_for_spec(
+            order = request.of_options(request.read_options({"nodes": "2"} | keys), mode="local")
+            servers = snapshot_build.build_for_spec(
                 context, order.spec, image_name=order.image, accel=order.accel, low_priority=gently
             )
-    click.echo(f"kept, on {', '.join(made)}" if made else "all is kept already")
+    common.emit(output, {"servers": list(servers)}, _warm_text)
+
+
+def _warm_text(found: dict[str, Any]) -> str:
+    servers = ", ".join(found["servers"])
+    return f"snapshot stored on {servers}" if servers else "all snapshots are stored already"
 
 
 def _is_typed(option: str) -> bool:
@@ -133,24 +162,31 @@ def _is_typed(option: str) -> bool:
 
 
 @image.command()
-@click.argument("name")
-def verify(name: str) -> None:
-    """Compare every byte of an image with what was stored."""
+@image_argument
+@arguments.output_option
+def verify(name: str, output: str) -> None:
+    """Compare every byte of an image with its digest.
+
+    Exits 1 when the stored image has changed.
+    """
     store = _store()
     manifest = store.manifest(name)
-    wrong = store.verify(manifest)
-    if wrong:
-        raise VclusterError("; ".join(wrong), hint=f"vcluster image rm {name}, then build or import it again")
-    click.echo(f"image {name}: as it was stored")
+    problems = list(store.verify(manifest))
+    document = {"name": name, "digest": manifest.digest, "verified": not problems, "problems": problems}
+    if output == "json" or not problems:
+        common.emit(output, document, lambda found: f"image {found['name']}: unchanged")
+    if problems:
+        raise VclusterError("; ".join(problems), hint=f"vcluster image rm {name}, then build or import it again")
 
 
 @image.command()
-@click.argument("name")
-@click.option("--on", "host", metavar="HOST|CONFIG.ini", help="Not here, but there, where it was sent.")
-def rm(name: str, host: str | None) -> None:
-    """Remove an image that no cluster uses."""
+@image_argument
+@click.option("--on", "host", metavar="HOST|CONFIG.ini", help="Remove it from this server instead of this machine.")
+@arguments.output_option
+def rm(name: str, host: str | None, output: str) -> None:
+    """Remove an image that no cluster uses, and its snapshots."""
     from vcluster.agent import snapshot_store
-    from vcluster.cli.create import servers_of
+    from vcluster.cli.clusters.create import servers_of
     from vcluster.commands import teardown
 
     store = _store()
@@ -158,20 +194,29 @@ def rm(name: str, host: str | None) -> None:
     if host is None:
         store.remove(manifest, users=_users(manifest.digest))
         snapshot_store.remove_snapshots(_snapshots_root(), manifest.digest)
-        click.echo(f"image {name}: removed")
-        return
-    for server, was_there in teardown.remove_image(common.context(), manifest.digest, servers_of(host)).items():
-        click.echo(f"image {name} on {server}: {'removed' if was_there else 'it is not there'}")
+        removed = {"": True}
+    else:
+        removed = teardown.remove_image(common.context(), manifest.digest, servers_of(host))
+    rows = [{"server": server or None, "removed": was_there} for server, was_there in removed.items()]
+    common.emit(output, {"name": name, "digest": manifest.digest, "servers": rows}, _removed_text)
+
+
+def _removed_text(found: dict[str, Any]) -> str:
+    return "\n".join(
+        f"image {found['name']}{' on ' + row['server'] if row['server'] else ''}: "
+        f"{'removed' if row['removed'] else 'was not there'}"
+        for row in found["servers"]
+    )
 
 
 def _users(digest: str) -> tuple[str, ...]:
-    """The clusters that use an image, by their ledgers and, where libvirt answers, by their domains' marks."""
+    """The clusters that use an image, by their ledgers and, if libvirt answers, by the labels of their domains."""
     from vcluster.errors import MissingError
     from vcluster.fleet import ledger
 
     context = common.context()
-    kept = ((name, context.files(name).read_ledger()) for name in ledger.cluster_names(context.state_root))
-    users = {name for name, one in kept if one and one.plan.image.digest == digest}
+    ledgers = ((name, context.files(name).read_ledger()) for name in ledger.cluster_names(context.state_root))
+    users = {name for name, one in ledgers if one and one.plan.image.digest == digest}
     try:
         with context.local_server() as server:
             users |= {

@@ -10,42 +10,56 @@ from types import FrameType
 import click
 
 from vcluster import __version__
-from vcluster.cli import access, create, doctor, gateway, image, lifecycle, power, provision, scale, switch
+from vcluster.cli import check, common, doctor, gateway, guidance, image, switch
+from vcluster.cli.clusters import clear, create, inventory, lifecycle, scale
+from vcluster.cli.help_layout import Group, examples
+from vcluster.cli.nodes import access, copy, execute, power, provision, terminals
 from vcluster.errors import EXIT_INTERRUPTED, SeveralErrors, VclusterError
 
-HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+SECTIONS = {
+    "Create and delete": ("local", "remote", "shared", "clear", "list", "status", "add", "remove"),
+    "Run on nodes": ("ssh", "exec", "mpiexec", "shell", "copy", "provision", "console"),
+    "Operate": ("start", "stop", "repair", "power", "gateway"),
+    "Verify and measure": ("check", "path", "discover", "timing", "doctor"),
+    "Images": ("image",),
+    "Advanced": ("switch", "ssh-config", "completion"),
+}
 
 
-@click.group(context_settings=HELP)
+@click.group(
+    cls=Group,
+    context_settings=CONTEXT,
+    sections=SECTIONS,
+    aliases={"delete": "clear", "destroy": "clear"},
+    guidance=guidance.COMMANDS,
+    epilog=examples("sudo vcluster local create -n 4", "sudo vcluster exec -- uname -r", "sudo vcluster clear"),
+)
 @click.version_option(__version__, prog_name="vcluster")
 def main() -> None:
-    """Virtual MPI clusters whose traffic crosses a switch one can study."""
+    """Create and run MPI clusters of virtual machines behind one observable switch."""
 
 
-for command in (
-    *create.COMMANDS,
-    *lifecycle.COMMANDS,
-    *scale.COMMANDS,
-    *access.COMMANDS,
-    *power.COMMANDS,
-    *provision.COMMANDS,
-    *gateway.COMMANDS,
-    *switch.COMMANDS,
-    *image.COMMANDS,
-    *doctor.COMMANDS,
-):
-    main.add_command(command)
+for module in (
+    create, clear, inventory, scale, lifecycle, access, execute, copy, terminals, provision, power, gateway, check,
+    doctor, image, switch,
+):  # fmt: skip
+    for command in module.COMMANDS:
+        main.add_command(command)
 
 
 @main.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print the completion script of a shell: eval "$(vcluster completion bash)"."""
+    """Print a shell completion script.
+
+    Use it as in: eval "$(vcluster completion bash)"
+    """
     from click.shell_completion import get_completion_class
 
     kind = get_completion_class(shell)
     if kind is None:
-        raise click.UsageError(f"no completion for {shell}")
+        raise click.UsageError(f"there is no completion for {shell}")
     click.echo(kind(main, {}, "vcluster", "_VCLUSTER_COMPLETE").source())
 
 
@@ -57,25 +71,44 @@ def run() -> None:
 
 
 def _run() -> int:
+    invocation = common.Invocation()
     try:
-        result = main.main(prog_name="vcluster", standalone_mode=False, auto_envvar_prefix=None)
+        result = main.main(prog_name="vcluster", standalone_mode=False, auto_envvar_prefix=None, obj=invocation)
+        _flush()
         return result if isinstance(result, int) else 0
     except click.ClickException as error:
-        return _complain(error.format_message(), _usage_hint(error), error.exit_code)
+        return _complain(error.format_message(), _usage_hint(error), error.exit_code, invocation)
     except SeveralErrors as error:
         for one in error.errors:
-            _complain(one.message, one.hint, 1)
+            _complain(one.message, one.hint, 1, invocation)
         return error.exit_code
     except VclusterError as error:
-        return _complain(error.message, error.hint, error.exit_code)
+        return _complain(error.message, error.hint, error.exit_code, invocation)
     except (KeyboardInterrupt, click.Abort):
-        return _complain("interrupted", None, EXIT_INTERRUPTED)
+        return _complain("interrupted", None, EXIT_INTERRUPTED, invocation)
     except BrokenPipeError:
-        # Whoever read our output has gone; Python would complain again when it closes standard output.
+        # The reader of our output has ended; Python would report it again when it closes standard output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        return _complain(f"{error.filename or 'the system'}: {error.strerror or error}", "vcluster doctor", 1)
+        return _complain(*_system_error(error), 1, invocation)
+
+
+def _flush() -> None:
+    """Write out the results now: an error at exit would have neither a message nor an exit code."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "standard output") from error
+
+
+def _system_error(error: OSError) -> tuple[str, str | None]:
+    """The message and the hint of an error without a translation. One without a file is of standard output."""
+    if error.filename and error.filename != "standard output":
+        return f"{error.filename}: {error.strerror or error}", "vcluster doctor"
+    return f"standard output: {error.strerror or error}", None
 
 
 def _usage_hint(error: click.ClickException) -> str | None:
@@ -83,13 +116,14 @@ def _usage_hint(error: click.ClickException) -> str | None:
     return f"{context.command_path} --help" if context else None
 
 
-def _complain(message: str, hint: str | None, exit_code: int) -> int:
+def _complain(message: str, hint: str | None, exit_code: int, invocation: common.Invocation) -> int:
     from vcluster.cli.output.progress import may_color
 
+    complete = common.reader(invocation.cluster).complete
     head = click.style("vcluster:", fg="red") if may_color(sys.stderr) else "vcluster:"
     gap = "\n  " if "\n" in message else " "  # the last of several lines may be a command to be copied
-    tail = f"{gap}({hint})" if hint else ""
-    click.echo(f"{head} {message}{tail}", err=True, color=may_color(sys.stderr))
+    tail = f"{gap}({complete(hint)})" if hint else ""
+    click.echo(f"{head} {complete(message)}{tail}", err=True, color=may_color(sys.stderr))
     return exit_code
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from vcluster.cli import common
-from vcluster.cli.create import KeysCommand, interface_option, texts
+from vcluster.cli import arguments, common
+from vcluster.cli.clusters.create import KeysCommand, interface_option, texts
+from vcluster.cli.help_layout import Group, examples
 
 
 class Address(click.ParamType):  # type: ignore[type-arg]
@@ -17,31 +18,45 @@ class Address(click.ParamType):  # type: ignore[type-arg]
     name = "address"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> IPv4Address:
-        """From text such as 192.0.2.7."""
+        """Read a text, for example 192.0.2.7."""
         try:
             return IPv4Address(value)
         except AddressValueError:
-            self.fail(f"{value!r} is not an IPv4 address, such as 192.0.2.7", param, ctx)
+            self.fail(f"{value!r} is not an IPv4 address, for example 192.0.2.7", param, ctx)
 
 
-@click.group()
+@click.group(cls=Group, sections={"Commands": ("up", "show", "down")})
 def switch() -> None:
-    """The switch's half of a cluster by hand, on the switch's own machine."""
+    """Set up a switch manually, without SSH access.
+
+    Run these on the switch server, when the nodes' server has no login there.
+    """
 
 
-@switch.command(cls=KeysCommand, only={"nodes", "name", "mtu", "vni_base", "vxlan_port"}, required={"nodes"})
-@click.option("--peer", type=Address(), required=True, envvar="VCLUSTER_PEER", help="Address of the nodes' server.")
+@switch.command(
+    cls=KeysCommand,
+    only={"nodes", "name", "mtu", "vni_base", "vxlan_port"},
+    required={"nodes"},
+    epilog=examples("sudo vcluster switch up -n 4 --peer 192.0.2.1"),
+)
+@click.option(
+    "--peer", type=Address(), required=True, envvar="VCLUSTER_PEER", metavar="ADDRESS",
+    help="Address of the nodes' server.",
+)  # fmt: skip
 @interface_option
-@common.output_option
+@arguments.output_option
 def up(peer: IPv4Address, output: str, **given: Any) -> None:
-    """Make a switch with a tunnel to each node: then `vcluster remote create --no-switch-setup` on the other server."""
-    from vcluster.cli.output import text_output as text
-    from vcluster.commands import switch as switches
+    """Create a switch with a tunnel to each node.
+
+    Then run `vcluster remote create --no-switch-setup` on the nodes' server.
+    """
+    from vcluster.cli.output import network_report
+    from vcluster.commands import switch as work
     from vcluster.config import readers, request
 
     asked = request.read_options(texts(given), {"interface": readers.interface})
     asked.errors.raise_any()
-    order = switches.SwitchRequest(
+    order = work.SwitchRequest(
         name=asked.get("name"),
         count=asked.get("nodes"),
         peer=peer,
@@ -50,30 +65,35 @@ def up(peer: IPv4Address, output: str, **given: Any) -> None:
         mtu=asked.get("mtu"),
         interface=asked.get("interface", ""),
     )
-    half = switches.up(common.context(), order)
-    common.emit(output, half, lambda: text.switches([half]))
+    common.emit(output, work.up(common.context(), order), network_report.switch_text)
 
 
 @switch.command()
-@common.output_option
+@arguments.output_option
 def show(output: str) -> None:
-    """Show the switches on this machine, their ports and what these have counted."""
-    from vcluster.cli.output import text_output as text
-    from vcluster.commands import switch as switches
+    """Show the switches on this machine, their ports and counters."""
+    from vcluster.cli.output import network_report
+    from vcluster.commands import switch as work
 
-    sides = switches.show(common.context())
-    common.emit(output, sides, lambda: text.switches(sides))
+    common.emit(output, work.show(common.context()), network_report.switches_text)
 
 
 @switch.command()
-@click.argument("name", default="lab", envvar="VCLUSTER_NAME")
-def down(name: str) -> None:
-    """Remove a switch that was made here by hand. A second time says there is nothing and is fine."""
-    from vcluster.commands import switch as switches
+@arguments.cluster_argument
+@arguments.output_option
+def down(name: str | None, output: str) -> None:
+    """Remove a switch that `switch up` created.
+
+    The default name is lab. When there is nothing to remove it prints so, and exits 0.
+    """
+    from vcluster.commands import switch as work
     from vcluster.model import naming
 
-    done = switches.down(common.context(), naming.check_cluster_name(name))
-    click.echo(f"{name}: cleared" if done else f"{name}: nothing to clear")
+    chosen = naming.check_cluster_name(name or "lab")
+    document = {"name": chosen, "cleared": work.down(common.context(), chosen)}
+    common.emit(
+        output, document, lambda found: f"{found['name']}: {'cleared' if found['cleared'] else 'nothing to clear'}"
+    )
 
 
 COMMANDS = (switch,)

@@ -184,29 +184,39 @@ def provision(
         return stage.run(plan, opened, job, nodes=nodes, deadline=deadline, report=context.report, logs=logs)
 
 
-def choose_copy(plan: Plan, source: str, destination: str) -> None:
-    """Raise RequestError unless exactly one operand is NODE:PATH with a node of the plan, and a local source exists.
+def choose_copy(plan: Plan, sources: Sequence[str], destination: str) -> None:
+    """Raise RequestError unless the sources, or the destination, are NODE:PATH of one node, and local sources exist.
 
-    Operands are read as scp reads them: with a slash before its first colon, an operand is a local path.
+    As scp reads operands: text with a slash before its first colon is a path on this machine.
     """
-    sides = [_remote_part(operand) for operand in (source, destination)]
-    match [side for side in sides if side is not None]:
-        case [node]:
-            if "@" in node:
-                raise RequestError(f"{shown(node)} is not a node", hint="-l USER sets the user")
-            choose_node(plan, node)
-        case []:
-            raise RequestError(
-                f"neither {shown(source)} nor {shown(destination)} is on a node",
-                hint=f"write the one on a node as NODE:PATH, for example {plan.head.name}:/tmp",
-            )
-        case _:
-            raise RequestError(
-                f"both {shown(source)} and {shown(destination)} are on nodes",
-                hint="write a local path with a colon as ./a:b; to copy between nodes, run scp on a node",
-            )
-    if sides[0] is None and not Path(source).exists():
-        raise RequestError(f"{shown(source)} does not exist on this machine")
+    froms, to = [_remote_part(source) for source in sources], _remote_part(destination)
+    nodes = list(dict.fromkeys(side for side in (*froms, to) if side is not None))
+    for node in nodes:
+        _require_copy_node(plan, node)
+    operands = ", ".join(map(shown, (*sources, destination)))
+    if not nodes:
+        raise RequestError(f"none of {operands} is on a node", hint=f"for example {plan.head.name}:/tmp")
+    if to is not None and any(side is not None for side in froms):
+        raise RequestError(
+            f"both ends of the copy are on nodes: {operands}",
+            hint=f"vcluster ssh {nodes[0]}, and scp there; a local path with a colon is written ./a:b",
+        )
+    if to is None and (len(nodes) > 1 or None in froms):
+        raise RequestError(f"the sources are not all on one node: {operands}", hint="copy from one node at a time")
+    missing = [source for source, side in zip(sources, froms, strict=True) if side is None and not Path(source).exists()]
+    if missing:
+        raise RequestError(f"there is no {shown(missing[0])} on this machine")
+
+
+def _require_copy_node(plan: Plan, node: str) -> None:
+    if "@" in node:
+        raise RequestError(f"{shown(node)} is not a node", hint="-l USER sets the user")
+    if set(node) & set("[],*?"):
+        raise RequestError(
+            f"copy takes one node, not the set {shown(node)}",
+            hint=f"copy to {plan.head.name}:cloud, which all nodes share, or to one node after the other",
+        )
+    choose_node(plan, node)
 
 
 def _remote_part(operand: str) -> str | None:

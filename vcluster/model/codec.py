@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import cattrs
 
@@ -18,9 +18,14 @@ for _type in (IPv4Address, IPv4Network, Path):
 _converter.register_unstructure_hook_func(lambda cls: isinstance(cls, type) and issubclass(cls, Path), str)
 
 
+def to_plain(value: object) -> Any:
+    """The value as dictionaries, lists and texts, as `to_json` writes them."""
+    return _converter.unstructure(value)
+
+
 def to_json(value: object) -> str:
     """The value as indented JSON text, with keys in the order of its fields."""
-    return json.dumps(_converter.unstructure(value), indent=2) + "\n"
+    return json.dumps(to_plain(value), indent=2) + "\n"
 
 
 def from_json(text: str, kind: type[T]) -> T:

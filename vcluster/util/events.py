@@ -59,3 +59,40 @@ class Reporter:
             self.emit("fail", stage, node, str(error) or type(error).__name__)
             raise
         self.emit("end", stage, node)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call to an outside interface that has ended: `where` is the server or library, `error` is empty on success."""
+
+    where: str
+    operation: str
+    seconds: float
+    error: str = ""
+
+
+CallListener = Callable[[Call], None]
+_call_listeners: list[CallListener] = []
+
+
+def listen_to_calls(listener: CallListener) -> None:
+    """Pass each later call of this process to a listener, from any thread."""
+    _call_listeners.append(listener)
+
+
+@contextmanager
+def timed_call(where: str, operation: str) -> Iterator[None]:
+    """Report a call with its duration to the listeners. Costs nothing when there are none."""
+    if not _call_listeners:
+        yield
+        return
+    started_s, failure = time.monotonic(), ""
+    try:
+        yield
+    except BaseException as error:
+        failure = str(error) or type(error).__name__
+        raise
+    finally:
+        call = Call(where, operation, time.monotonic() - started_s, failure)
+        for listener in tuple(_call_listeners):
+            listener(call)

@@ -1,1 +1,1 @@
-"""Results, progress and errors as text for people."""
+"""What commands print: a document for each result, text rendered from the document alone, progress, and hints."""

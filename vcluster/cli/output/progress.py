@@ -1,4 +1,4 @@
-"""The one module that prints progress, on standard error: bars on a terminal, plain lines elsewhere."""
+"""Print progress on standard error: bars on a terminal, plain lines elsewhere. No other module prints it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
 from termcolor import colored
@@ -16,12 +16,12 @@ from vcluster.fleet.ledger import StageTime
 from vcluster.util.events import EVERYONE, Event
 
 REFRESH_S = 0.5
-BAR_COLUMNS = 25  # what a bar takes beside its name and its words, and one to spare
+BAR_COLUMNS = 25  # columns that a bar takes next to its name and its text, and one to spare
 COLORS = {"fail": "red", "end": "green", "note": "yellow"}
 
 
 class Timer:
-    """Remembers how long each node spent in each stage."""
+    """Records the time that each node spent in each stage."""
 
     def __init__(self) -> None:
         self._started: dict[tuple[str, str], float] = {}
@@ -37,15 +37,15 @@ class Timer:
 
     @property
     def times(self) -> tuple[StageTime, ...]:
-        """The stages that have ended, in the order they did."""
+        """The stages that have ended, in the order of their ends."""
         return tuple(self._times)
 
 
 class ProgressLines:
-    """A line for each thing that is worth one: for logs and pipes."""
+    """A line for each note and each end of a stage, for logs and pipes. `complete` finishes the commands in notes."""
 
-    def __init__(self, stream: TextIO | None = None) -> None:
-        self._stream = stream or sys.stderr
+    def __init__(self, stream: TextIO | None = None, complete: Callable[[str], str] = str) -> None:
+        self._stream, self._complete = stream or sys.stderr, complete
         self._started: dict[tuple[str, str], float] = {}
 
     def __call__(self, event: Event) -> None:
@@ -53,14 +53,14 @@ class ProgressLines:
         if event.what == "start":
             self._started[key] = event.at_s
         elif event.what == "note":
-            self._print(event, event.text)
+            self._print(event, self._complete(event.text))
         elif event.what == "end":
             self._print(event, f"{event.stage} took {event.at_s - self._started.pop(key, event.at_s):.1f} s")
         elif event.what == "fail" and event.text:
             self._print(event, f"{event.stage} failed: {event.text.splitlines()[0]}")
 
     def close(self) -> None:
-        """Nothing is left open."""
+        """Do nothing: lines leave nothing open."""
 
     def _print(self, event: Event, text: str) -> None:
         name = f"{event.node}: " if event.node else ""
@@ -71,14 +71,20 @@ class ProgressLines:
 
 
 class ProgressBars:
-    """A bar for each node: its stage, how far it is, how long it has taken and what it waits for.
+    """A bar for each node: its stage, its progress, the seconds so far, and what it waits for.
 
-    A server's bar appears when there is something to tell of it, and shows one stage after the other.
+    The bar of a server appears with the server's first event, and shows one stage after the other.
     """
 
-    def __init__(self, node_names: Sequence[str], stages: int, stream: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        node_names: Sequence[str],
+        stages: int,
+        stream: TextIO | None = None,
+        complete: Callable[[str], str] = str,
+    ) -> None:
         width = max((len(name) for name in node_names), default=0)
-        self._stages, self._stream, self._width = stages, stream or sys.stderr, width
+        self._stages, self._stream, self._width, self._complete = stages, stream or sys.stderr, width, complete
         self._room = shutil.get_terminal_size().columns - width - BAR_COLUMNS
         self._nodes = frozenset(node_names)
         self._bars: dict[str, tqdm[Any]] = {}
@@ -94,7 +100,8 @@ class ProgressBars:
         with self._lock:
             self._now_s = event.at_s
             if event.what == "note":
-                tqdm.write(colored(event.text, "yellow", no_color=not may_color(self._stream)), file=self._stream)
+                text = self._complete(event.text)
+                tqdm.write(colored(text, "yellow", no_color=not may_color(self._stream)), file=self._stream)
             elif event.node != EVERYONE or event.stage.startswith("remove"):
                 self._show(event)
 
@@ -108,8 +115,8 @@ class ProgressBars:
                 bar.n = self._stages * (event.fraction or 0)
         else:
             self._waiting.pop(event.node, None)
-            word = "failed" if event.what == "fail" else "done"
-            bar.unit = colored(f"{event.stage} {word}", COLORS[event.what], no_color=not may_color(self._stream))
+            result = "failed" if event.what == "fail" else "done"
+            bar.unit = colored(f"{event.stage} {result}", COLORS[event.what], no_color=not may_color(self._stream))
             done = bar.n + (event.what == "end") if event.node in self._nodes else self._stages
             bar.n = min(done, self._stages)
         self._redraw(event.node)
@@ -122,7 +129,7 @@ class ProgressBars:
                 position=len(self._bars),
                 file=self._stream,
                 leave=True,
-                bar_format="{desc} |{bar:20}| {unit}",  # see BAR_COLUMNS; {postfix} would begin with a comma
+                bar_format="{desc} |{bar:20}| {unit}",  # see BAR_COLUMNS; {postfix} begins with a comma
                 unit="",
             )
         return self._bars[node]
@@ -150,11 +157,11 @@ class ProgressBars:
 
 
 def fit(text: str, columns: int) -> str:
-    """A text that may be any program's, made fit for so many columns of a terminal."""
+    """Make the text of any program safe for a terminal, and short enough for so many columns."""
     safe = "".join(letter if letter.isprintable() else " " for letter in text)
     return safe if len(safe) <= columns else safe[: max(0, columns - 1)] + "…"
 
 
 def may_color(stream: TextIO) -> bool:
-    """Whether colours may be used: on a terminal, unless NO_COLOR (https://no-color.org) is set."""
+    """Return whether colours may be used: on a terminal, unless NO_COLOR (https://no-color.org) is set."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

@@ -1,4 +1,4 @@
-"""vcluster local create, remote create, shared create: options become a Spec, and from there on all is the same."""
+"""vcluster local create, remote create, shared create: options become a ClusterSpec, and then all modes are the same."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from vcluster.cli import common
+from vcluster.cli import arguments, common
+from vcluster.cli.help_layout import Command, Group, PanelOption, examples
 
 if TYPE_CHECKING:
     from vcluster.config.request import CreateRequest
@@ -20,45 +21,52 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-# create, boot, login, configure, nfs, check; of copies: clone, identity, configure, sshd, nfs, check
+# create, boot, login, configure, nfs, check; of clones: clone, identity, configure, sshd, nfs, check
 STAGES = 6
-# Keys that mean nothing to nodes which are all on this machine, and to a switch on this machine as well.
+# Keys without a meaning when all nodes are on this machine, or when the switch is.
 PLACING = frozenset({"policy"})
 TUNNELLING = frozenset({"vni_base", "vxlan_port"})
 
+# Panels of help. The keys name theirs in vcluster.config.options, which is slow to import.
+NETWORK, START, RUN_CONTROL, ADVANCED = "Network and switch", "How nodes start", "Run control", "Advanced"
+
 interface_option = click.option(
-    "--interface", envvar="VCLUSTER_INTERFACE", metavar="NAME",
-    help="This server's interface for the tunnels.  [default: by route]",
+    "--interface", cls=PanelOption, panel=ADVANCED, envvar="VCLUSTER_INTERFACE", metavar="NAME",
+    help="Interface of this server for the tunnels.  [default: by route]",
 )  # fmt: skip
 
 
 def run_options(function: F) -> F:
     """--plan, --keep, --no-warm and -o."""
     for option in (
-        common.output_option,
         click.option(
-            "--no-warm",
-            is_flag=True,
-            envvar="VCLUSTER_NO_WARM",
-            help="Do not keep the memory of a node, in the background, for the next create.",
+            "-o", "--output", cls=PanelOption, panel=RUN_CONTROL, type=click.Choice(["text", "json"]), default="text",
+            envvar="VCLUSTER_OUTPUT", help="Format of the result.",
         ),
-        click.option("--keep", is_flag=True, help="Leave a failed cluster for a look."),
-        click.option("--plan", "plan_only", is_flag=True, help="Print the plan and change nothing."),
-    ):
+        click.option(
+            "--no-warm", cls=PanelOption, panel=START, is_flag=True, envvar="VCLUSTER_NO_WARM",
+            help="Do not make a snapshot for the next create, in the background.",
+        ),
+        click.option("--keep", cls=PanelOption, panel=RUN_CONTROL, is_flag=True, help="Keep a failed cluster for inspection."),
+        click.option(
+            "--plan", "plan_only", cls=PanelOption, panel=RUN_CONTROL, is_flag=True,
+            help="Print the plan and change nothing.",
+        ),
+    ):  # fmt: skip
         function = option(function)
     return function
 
 
 class Items(click.types.StringParamType):
-    """Texts of an option that may be given again and again; a variable holds them as a file does."""
+    """The texts of an option that is repeatable. An environment variable separates them by commas, as a file does."""
 
     envvar_list_splitter = ","
 
 
-class KeysCommand(click.Command):
+class KeysCommand(Command):
     """A command with keys of [cluster] as options: all `but` some, or `only` some; the `required` must be given.
 
-    The table of keys is slow to import, so it is looked at when the command runs.
+    The table of keys is slow to import, so the command reads it when it runs.
     """
 
     def __init__(
@@ -78,18 +86,19 @@ class KeysCommand(click.Command):
 
     @cached_property
     def _options(self) -> list[click.Option]:
-        from vcluster.config.options import CLUSTER
+        from vcluster.config.options import CLUSTER, PANELS
 
         keys = [key for key in CLUSTER if key not in self._but and (not self._only or key in self._only)]
+        keys.sort(key=lambda key: PANELS.index(CLUSTER[key].panel))
         return [_option(key, is_required=key in self._required) for key in keys]
 
 
 def _option(key: str, *, is_required: bool) -> click.Option:
-    """The option for a key. Its text is read together with all others, so that every mistake is told."""
+    """The option for a key. All texts are read together later, so that every mistake is reported at once."""
     from vcluster.config.options import CLUSTER, option_name
 
     one = CLUSTER[key]
-    return click.Option(
+    return PanelOption(
         [*filter(None, [one.short]), option_name(key), key],
         type=Items() if one.repeats else str,
         multiple=one.repeats,
@@ -97,11 +106,13 @@ def _option(key: str, *, is_required: bool) -> click.Option:
         envvar=f"VCLUSTER_{key.upper()}",
         metavar=one.metavar,
         help=one.help + (f"  [default: {one.default_shown}]" if one.default_shown else ""),
+        panel=one.panel,
+        shell_complete=arguments.complete_images if key == "image" else None,
     )
 
 
 def texts(given: Mapping[str, str | tuple[str, ...] | None]) -> dict[str, str]:
-    """What was given of these options, as a file would say it."""
+    """The given options, written as a file would write them."""
     return {
         key: value if isinstance(value, str) else ", ".join(value)
         for key, value in given.items()
@@ -109,36 +120,65 @@ def texts(given: Mapping[str, str | tuple[str, ...] | None]) -> dict[str, str]:
     }
 
 
-@click.group()
+# Names that other tools give to `create`.
+CREATE_NAMES = ("up", "new", "start", "make", "init", "launch", "deploy", "run", "apply")
+
+
+@click.group(cls=Group, guidance=dict.fromkeys(CREATE_NAMES, ("local create -n 4",)))
 def local() -> None:
-    """Clusters whose nodes are all on this machine, joined by a bridge."""
+    """Create a cluster on this machine.
+
+    A bridge on this machine joins the nodes.
+    """
 
 
-@local.command("create", cls=KeysCommand, but=PLACING | TUNNELLING)
+@local.command(
+    "create",
+    cls=KeysCommand,
+    but=PLACING | TUNNELLING,
+    epilog=examples(
+        "sudo vcluster local create -n 4",
+        "sudo vcluster local create -n 8 --name big --memory 1GiB --vcpus 2",
+        "sudo vcluster local create -n 4 --plan     print the plan, create nothing",
+    ),
+)
 @run_options
 def create_local(plan_only: bool, keep: bool, no_warm: bool, output: str, **given: Any) -> None:
-    """Make a cluster on this machine and prove it ready: SSH, NFS and MPI between all nodes."""
+    """Create a cluster on this machine, and check SSH, NFS and MPI between its nodes."""
     from vcluster.config import request
 
     order = request.of_options(request.read_options(texts(given)), mode="local")
     _make(order, plan_only=plan_only, keep=keep, warm=not no_warm, output=output)
 
 
-@click.group()
+@click.group(cls=Group, guidance=dict.fromkeys(CREATE_NAMES, ("remote create --switch HOST",)))
 def remote() -> None:
-    """Clusters whose nodes are on this machine and whose traffic crosses a switch on another."""
+    """Create a cluster here, with its switch on another server."""
 
 
-@remote.command("create", cls=KeysCommand, but=PLACING)
+@remote.command(
+    "create",
+    cls=KeysCommand,
+    but=PLACING,
+    epilog=examples(
+        "sudo vcluster remote create --switch server2 -n 4",
+        "sudo vcluster remote create --switch admin@192.0.2.7:2222 -n 4 --plan",
+        "sudo vcluster doctor --switch server2     check this machine and the switch server first",
+    ),
+)
 @click.option(
-    "--switch", required=True, envvar="VCLUSTER_SWITCH", metavar="HOST",
-    help="The switch's server, [user@]host[:port]; ~/.ssh/config is honoured.",
+    "--switch", cls=PanelOption, panel=NETWORK, required=True, envvar="VCLUSTER_SWITCH", metavar="HOST",
+    help="The server of the switch, [user@]host[:port], by ~/.ssh/config too.",
 )  # fmt: skip
 @interface_option
 @click.option(
-    "--ask-password", is_flag=True, help="Ask for the switch's password; VCLUSTER_SWITCH_PASSWORD may hold it."
+    "--ask-password", cls=PanelOption, panel=NETWORK, is_flag=True,
+    help="Ask for the password of HOST, if VCLUSTER_SWITCH_PASSWORD does not hold it.",
 )
-@click.option("--no-switch-setup", is_flag=True, help="The switch's half is made by hand: vcluster switch up.")
+@click.option(
+    "--no-switch-setup", cls=PanelOption, panel=NETWORK, is_flag=True,
+    help="Do not log in to HOST: run `vcluster switch up` there by hand.",
+)  # fmt: skip
 @run_options
 def create_remote(
     switch: str,
@@ -150,9 +190,10 @@ def create_remote(
     output: str,
     **given: Any,
 ) -> None:
-    """Make a cluster here whose nodes talk through the switch on HOST, also to each other.
+    """Create a cluster on this machine whose traffic crosses the switch on HOST.
 
-    Each node has a bridge and a VXLAN tunnel of its own; on HOST one bridge joins all tunnels.
+    Each node has its own bridge and its own VXLAN tunnel. On HOST one bridge joins all tunnels, so two nodes of this
+    machine exchange their traffic through HOST too.
     """
     from vcluster.config import readers, request
     from vcluster.model.spec import LOCAL_SERVER, ServerSpec
@@ -170,7 +211,7 @@ def create_remote(
 
 
 def _switch(server: ServerSpec, host: str, *, ask_password: bool, is_reached: bool) -> ServerSpec:
-    """The server of --switch. One that is not logged in to needs no more than an address."""
+    """The server of --switch. Without a login only its address is needed."""
     from vcluster.adapters.ssh import openssh_config
     from vcluster.config.readers import ASK
 
@@ -180,7 +221,7 @@ def _switch(server: ServerSpec, host: str, *, ask_password: bool, is_reached: bo
 
 
 def server_of(host: str) -> ServerSpec:
-    """Another server, by [user@]host[:port]."""
+    """The spec of another server, from [user@]host[:port]."""
     import os
 
     from vcluster.adapters.ssh import openssh_config
@@ -189,13 +230,13 @@ def server_of(host: str) -> ServerSpec:
 
     user, name, port = openssh_config.split_host(host)
     if name == LOCAL_SERVER:
-        raise RequestError("the switch is this machine itself", hint="vcluster local create does that")
+        raise RequestError("the switch is this machine itself", hint="vcluster local create")
     password = "env:VCLUSTER_SWITCH_PASSWORD" if "VCLUSTER_SWITCH_PASSWORD" in os.environ else ""
     return ServerSpec(name, Login(name, user, port, password=password))
 
 
 def servers_of(host: str) -> list[ServerSpec]:
-    """The other servers of a configuration file, or the one of that name."""
+    """The other servers of a configuration file, or the server of that name."""
     from vcluster.config import config_file
 
     if not host.endswith(".ini"):
@@ -204,18 +245,26 @@ def servers_of(host: str) -> list[ServerSpec]:
     return [one for one in (*spec.servers, spec.switch) if one.login]
 
 
-@click.group()
+@click.group(cls=Group, guidance=dict.fromkeys(CREATE_NAMES, ("shared create CONFIG.ini",)))
 def shared() -> None:
-    """Clusters whose nodes are spread over several servers, joined by a switch on one."""
+    """Create a cluster over several servers."""
 
 
-@shared.command("create", cls=KeysCommand)
+@shared.command(
+    "create",
+    cls=KeysCommand,
+    epilog=examples(
+        "sudo vcluster shared create cluster.ini",
+        "sudo vcluster shared create cluster.ini --name test -n 8",
+        "sudo vcluster doctor cluster.ini     check the servers of the file first",
+    ),
+)
 @click.argument("config", type=click.Path(path_type=Path), metavar="CONFIG.ini")
 @run_options
 def create_shared(config: Path, plan_only: bool, keep: bool, no_warm: bool, output: str, **given: Any) -> None:
-    """Make the cluster that CONFIG.ini describes; config.template shows such a file.
+    """Create the cluster that CONFIG.ini describes.
 
-    Options win over the file's [cluster] section.
+    config.template shows such a file. Options override its [cluster] section.
     """
     from vcluster.config import config_file as configuration
 
@@ -232,37 +281,44 @@ def _make(order: CreateRequest, *, plan_only: bool, keep: bool, warm: bool, outp
 
 
 def _job(order: CreateRequest) -> Job | None:
-    """What is to be done on every node, read in whole before anything is made."""
+    """The provisioning script and its payload, read completely before anything is created."""
     from vcluster.stages.provision import Job
 
     return Job.read(order.provision, order.payload) if order.provision else None
 
 
 def _create(order: CreateRequest, job: Job | None, output: str, *, keep: bool, warm: bool) -> None:
-    from vcluster.cli.output import text_output
+    from vcluster.cli.output import status_report
     from vcluster.commands import create, snapshot_build
 
     spec = order.spec
     with common.progress(spec.node_names, stages=STAGES) as (context, timer):
+        if order.spec.mode != "shared":
+            common.require_root(context)
+        common.invocation().cluster = spec.name
         status, is_cold = create.create(
             context, spec, image_name=order.image, accel=order.accel, keep=keep, boot=order.boot, job=job
         )
         context.files(spec.name).write_timing(timer.times)
         if is_cold and warm:
-            context.report.note("the next ones will be copies of a node that is kept in the background from now on")
+            context.report.note("a snapshot of a node is made in the background; the next create clones it")
             snapshot_build.start_in_background(spec.name)
-    common.emit(output, status, lambda: text_output.created(status, timer.times))
+    reader = common.reader(spec.name)
+    document = status_report.created_document(status, timer.times)
+    common.emit(output, document, lambda written: status_report.created_text(written, reader))
 
 
 def _show_plan(order: CreateRequest, output: str) -> None:
-    from vcluster.cli.output import text_output
+    from vcluster.cli.output import plan_report
     from vcluster.commands import admission
 
     context = common.context()
+    if order.spec.mode != "shared":
+        common.require_root(context)
     image = context.images.find(order.image)
     with context.fleet(admission.server_requests(order.spec)) as fleet:
         plan, facts = admission.plan_cluster(context, fleet, order.spec, image=image, accel=order.accel)
-    common.emit(output, plan, lambda: text_output.plan(plan, facts))
+    common.emit(output, plan_report.document(plan, facts), plan_report.text)
 
 
 COMMANDS = (local, remote, shared)

@@ -1,0 +1,156 @@
+"""Options and arguments that several commands share, and what a shell may complete in their place."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+from click.shell_completion import CompletionItem
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+FANOUT = 64
+
+# Everything from the first word on that is not an option of ours belongs to the command that is run.
+REST = {"ignore_unknown_options": True, "allow_interspersed_args": False}
+
+
+class Number(click.ParamType):  # type: ignore[type-arg]
+    """A number within limits."""
+
+    name = "number"
+
+    def __init__(self, kind: type[int] | type[float], low: int, high: int) -> None:
+        self._kind, self._low, self._high = kind, low, high
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | float:
+        """Read a text, or take a default as it is."""
+        try:
+            number = self._kind(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a number ({self._low} to {self._high})", param, ctx)
+        if not self._low <= number <= self._high:
+            self.fail(f"{value} is not possible ({self._low} to {self._high})", param, ctx)
+        return number
+
+
+# Completion. What cannot be read gives no suggestion: a shell has no place for an error.
+
+
+def complete_clusters(ctx: click.Context, param: click.Parameter, text: str) -> list[CompletionItem]:  # noqa: ARG001 - click's signature
+    """Names of clusters."""
+    return _beginning_with(text, _cluster_names())
+
+
+def complete_nodes(ctx: click.Context, param: click.Parameter, text: str) -> list[CompletionItem]:  # noqa: ARG001 - click's signature
+    """Names of nodes of the chosen cluster, or of the only one."""
+    chosen = ctx.params.get("name") or ctx.params.get("name_option") or os.environ.get("VCLUSTER_NAME")
+    names = [chosen] if chosen else _cluster_names()
+    return _beginning_with(text, _node_names(names[0]) if len(names) == 1 else [])
+
+
+def complete_node_paths(ctx: click.Context, param: click.Parameter, text: str) -> list[CompletionItem]:
+    """NODE: for copy, then files of this machine."""
+    nodes = [CompletionItem(f"{item.value}:") for item in complete_nodes(ctx, param, text)]
+    return [*nodes, CompletionItem(text, type="file")]
+
+
+def complete_images(ctx: click.Context, param: click.Parameter, text: str) -> list[CompletionItem]:  # noqa: ARG001 - click's signature
+    """Names of images."""
+    from vcluster.cli.common import images_root
+    from vcluster.images.store import ImageStore
+
+    try:
+        return _beginning_with(text, list(ImageStore(images_root()).names()))
+    except OSError:
+        return []
+
+
+def _beginning_with(text: str, names: list[str]) -> list[CompletionItem]:
+    return [CompletionItem(name) for name in names if name.startswith(text)]
+
+
+def _cluster_names() -> list[str]:
+    from vcluster.fleet import ledger
+
+    try:
+        return list(ledger.cluster_names(ledger.state_root(dict(os.environ))))
+    except OSError:
+        return []
+
+
+def _node_names(cluster: str) -> list[str]:
+    from vcluster.errors import VclusterError
+    from vcluster.fleet import ledger
+
+    try:
+        found = ledger.ClusterFiles(ledger.state_root(dict(os.environ)), cluster).read_ledger()
+    except (OSError, VclusterError):
+        return []
+    return [node.name for node in found.plan.nodes] if found else []
+
+
+# Options
+
+
+def name_option(function: F) -> F:
+    """--name, which is needed only when there are several clusters."""
+    return click.option(
+        "--name", envvar="VCLUSTER_NAME", metavar="NAME", shell_complete=complete_clusters,
+        help="The cluster. Needed only if you have several.",
+    )(function)  # fmt: skip
+
+
+def cluster_argument(function: F) -> F:
+    """NAME as the first argument or as --name. The command receives one `name`."""
+
+    @functools.wraps(function)
+    def with_one_name(*args: Any, name: str | None, name_option: str | None, **kwargs: Any) -> Any:
+        return function(*args, name=_one_name(name, name_option), **kwargs)
+
+    option = click.option(
+        "--name", "name_option", envvar="VCLUSTER_NAME", metavar="NAME", shell_complete=complete_clusters,
+        help="The same as the argument NAME.",
+    )  # fmt: skip
+    argument = click.argument("name", required=False, metavar="[NAME]", shell_complete=complete_clusters)
+    return argument(option(with_one_name))  # type: ignore[return-value]
+
+
+def _one_name(argument: str | None, option: str | None) -> str | None:
+    from vcluster.errors import RequestError
+
+    is_typed = click.get_current_context().get_parameter_source("name_option") is click.core.ParameterSource.COMMANDLINE
+    if argument and option and argument != option and is_typed:
+        raise RequestError(f"two clusters are named: {argument} and --name {option}", hint="name one of them")
+    return argument or option
+
+
+nodes_option: Callable[[F], F] = click.option(
+    "-w", "--nodes", "nodeset", metavar="NODES", shell_complete=complete_nodes,
+    help="Only on these nodes, for example 'node[2-3]'.",
+)  # fmt: skip
+fanout_option: Callable[[F], F] = click.option(
+    "--fanout", type=Number(int, 1, 4096), metavar="N", default=FANOUT, show_default=True,
+    help="Run on at most N nodes at a time.",
+)  # fmt: skip
+user_option: Callable[[F], F] = click.option(
+    "-l", "--user", metavar="USER", help="Log in as this user, for example root.  [default: the cluster's user]"
+)
+output_option: Callable[[F], F] = click.option(
+    "-o", "--output", type=click.Choice(["text", "json"]), default="text", envvar="VCLUSTER_OUTPUT",
+    help="Format of the result.",
+)  # fmt: skip
+yes_option: Callable[[F], F] = click.option(
+    "-y", "--yes", is_flag=True, envvar="VCLUSTER_YES", help="Do not ask for confirmation."
+)
+
+
+def timeout_option(default_s: int) -> Callable[[F], F]:
+    """--timeout in seconds."""
+    return click.option(
+        "--timeout", "timeout_s", type=Number(float, 1, 10**6), default=default_s, show_default=True,
+        envvar="VCLUSTER_TIMEOUT", metavar="SECONDS", help="Give up after this time.",
+    )  # fmt: skip

@@ -1,0 +1,129 @@
+"""vcluster clear."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vcluster.cli import arguments, common
+from vcluster.cli.clusters.create import servers_of
+from vcluster.cli.help_layout import Command, examples
+from vcluster.errors import ConflictError, RequestError, VclusterError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vcluster.fleet.context import Context
+    from vcluster.model.spec import ServerSpec
+
+Document = dict[str, Any]
+
+
+@click.command(
+    cls=Command,
+    epilog=examples(
+        "sudo vcluster clear            the only cluster; asks first",
+        "sudo vcluster clear lab -y     the cluster lab, without a question",
+        "sudo vcluster clear --all --verify",
+    ),
+)
+@arguments.cluster_argument
+@click.option("--all", "everything", is_flag=True, help="Remove every cluster of this machine.")
+@click.option("--verify", is_flag=True, help="Then search for anything that is left with our owner label.")
+@click.option(
+    "--on", "hosts", multiple=True, metavar="HOST|CONFIG.ini",
+    help="Search this server too, when the ledger that lists the servers is lost. Repeatable.",
+)  # fmt: skip
+@arguments.yes_option
+@arguments.output_option
+def clear(
+    name: str | None, everything: bool, verify: bool, hosts: tuple[str, ...], yes: bool, output: str
+) -> None:
+    """Remove a cluster from every server it is on.
+
+    On a terminal it asks first; -y answers yes. Without a terminal it does not ask, but it refuses to delete a served
+    disk without -y. When there is nothing to remove it prints so, and exits 0.
+    """
+    extra_servers = [server for host in hosts for server in servers_of(host)]
+    with common.progress() as (context, _):
+        names = _names_to_clear(context, name, everything)
+        if names and not yes:
+            _confirm(names, _data(context, names))
+        cleared, errors = _clear_all(context, names, extra_servers)
+        left = _leftovers(context, None if everything or not names else names[0]) if verify else None
+    common.emit(output, {"clusters": cleared, "left": left}, _text)
+    _raise(errors, left)
+
+
+def _names_to_clear(context: Context, name: str | None, everything: bool) -> tuple[str, ...]:
+    from vcluster.commands import inventory
+    from vcluster.model import naming
+
+    if name and everything:
+        raise RequestError("a name and --all exclude each other")
+    if name:
+        return (naming.check_cluster_name(name),)
+    names = inventory.cluster_names(context)
+    if len(names) > 1 and not everything:
+        raise RequestError(f"there are {len(names)} clusters: {', '.join(names)}", hint="name one of them, or --all")
+    return names
+
+
+def _data(context: Context, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The served disks of these clusters, which hold the users' data."""
+    from vcluster.commands import inventory
+
+    return tuple(f"{name}: {disk}" for name in names for disk in inventory.data_disks(context, name))
+
+
+def _confirm(names: tuple[str, ...], data: tuple[str, ...]) -> None:
+    """Ask on a terminal. Without one, a script means what it runs, except for disks with data."""
+    for disk in data:
+        click.echo(f"{disk}: its data will be deleted", err=True)
+    if sys.stdin.isatty() and sys.stderr.isatty():
+        click.confirm(f"Remove {', '.join(names)} with all nodes and their disks?", abort=True, err=True)
+    elif data:
+        raise ConflictError("data would be deleted, and there is no terminal to ask", hint="-y deletes it")
+
+
+def _clear_all(
+    context: Context, names: tuple[str, ...], extra_servers: Sequence[ServerSpec]
+) -> tuple[list[Document], list[VclusterError]]:
+    """Try every cluster; what was there of those that are gone now, and the errors of the others."""
+    from vcluster.commands import teardown
+
+    cleared: list[Document] = []
+    errors = []
+    for name in names:
+        try:
+            cleared.append({"name": name, "cleared": teardown.clear(context, name, extra_servers)})
+        except VclusterError as error:
+            errors.append(error)
+    return cleared, errors
+
+
+def _leftovers(context: Context, name: str | None) -> list[Document]:
+    from vcluster.commands import inventory
+
+    return [{"cluster": item.cluster, "item": str(item)} for item in inventory.leftovers(context, name)]
+
+
+def _text(found: Document) -> str:
+    lines = [f"{one['name']}: {'cleared' if one['cleared'] else 'nothing to clear'}" for one in found["clusters"]]
+    lines = lines or ["nothing to clear"]
+    if found["left"] is not None:
+        lines += [f"left: {one['item']} of cluster {one['cluster']}" for one in found["left"]] or ["nothing left"]
+    return "\n".join(lines)
+
+
+def _raise(errors: list[VclusterError], left: list[Document] | None) -> None:
+    from vcluster.util import parallel
+
+    if left and not errors:
+        errors = [VclusterError(f"{len(left)} items are left", hint="vcluster clear --all")]
+    parallel.raise_all(errors)
+
+
+COMMANDS = (clear,)

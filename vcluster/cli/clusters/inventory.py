@@ -1,0 +1,77 @@
+"""vcluster list, status, timing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from vcluster.cli import arguments, common
+from vcluster.cli.help_layout import Command
+from vcluster.errors import VclusterError
+
+if TYPE_CHECKING:
+    from vcluster.fleet.context import Context
+
+
+@click.command("list", cls=Command)
+@arguments.output_option
+def list_clusters(output: str) -> None:
+    """List the clusters of this machine."""
+    from vcluster.cli.output import status_report
+    from vcluster.commands import inventory
+    from vcluster.util import parallel
+
+    context = common.context()
+    common.require_root(context)
+    found = parallel.outcomes(inventory.cluster_names(context), lambda name: _row(context, name))
+    rows = [row for row in found if not isinstance(row, VclusterError)]
+    parallel.raise_all([row for row in found if isinstance(row, VclusterError)])
+    common.emit(output, rows, status_report.clusters_text)
+
+
+def _row(context: Context, name: str) -> dict[str, object]:
+    from vcluster.commands import inventory
+
+    if context.files(name).read_ledger() is None:
+        return {"name": name, "mode": None, "state": "partial", "subnet": None, "nodes": None}
+    status = inventory.status(context, name)
+    return {
+        "name": name,
+        "mode": status.mode,
+        "state": status.state,
+        "subnet": status.subnet,
+        "nodes": len(status.nodes),
+    }
+
+
+@click.command(cls=Command)
+@arguments.cluster_argument
+@arguments.output_option
+def status(name: str | None, output: str) -> None:
+    """Show the nodes, addresses and ports of a cluster."""
+    from vcluster.cli.output import status_report
+    from vcluster.commands import inventory
+
+    context = common.context()
+    found = inventory.status(context, common.choose_cluster(context, name))
+    reader = common.reader(found.name)
+    common.emit(output, status_report.document(found), lambda document: status_report.text(document, reader))
+
+
+@click.command(cls=Command)
+@arguments.cluster_argument
+@arguments.output_option
+def timing(name: str | None, output: str) -> None:
+    """Show the duration of each stage of create, by node."""
+    from vcluster.cli.output import timing_report
+
+    context = common.context()
+    chosen = common.choose_cluster(context, name)
+    times = context.files(chosen).read_timing()
+    if not times:
+        raise VclusterError(f"the times of cluster {chosen} were not recorded")
+    common.emit(output, timing_report.document(times), timing_report.text)
+
+
+COMMANDS = (list_clusters, status, timing)

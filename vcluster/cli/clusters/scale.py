@@ -1,0 +1,90 @@
+"""vcluster add, remove."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from vcluster.cli import arguments, common
+from vcluster.cli.help_layout import Command
+from vcluster.errors import ConflictError, RequestError
+
+if TYPE_CHECKING:
+    from vcluster.model.status import Status
+
+
+NODES_MAX = 4094  # that of vcluster.model.naming, which is slow to import
+
+
+@click.command(cls=Command)
+@click.argument("number", metavar="[N]", type=arguments.Number(int, 1, NODES_MAX), required=False)
+@arguments.name_option
+@click.option("--names", "nodeset", metavar="NODESET", help="Names of the new nodes.  [default: the next free ones]")
+@arguments.timeout_option(900)
+@arguments.output_option
+def add(number: int | None, name: str | None, nodeset: str | None, timeout_s: float, output: str) -> None:
+    """Add nodes to a running cluster: N of them, or one.
+
+    The other nodes keep running. Ends with the same check as create; when it fails, the new nodes are removed again.
+    """
+    from vcluster.commands import inventory, scale
+    from vcluster.model import naming
+
+    names = () if nodeset is None else naming.expand(nodeset)
+    if names and number not in (None, len(names)):
+        raise RequestError(f"--names has {len(names)} names, but N is {number}")
+    with common.progress() as (context, _):
+        chosen = common.choose_cluster(context, name)
+        before = {node.name for node in inventory.read_ledger(context.files(chosen)).plan.nodes}
+        found = scale.add(context, chosen, number=number or 1, asked=names, timeout_s=timeout_s)
+    _emit(output, found, "added", [node.name for node in found.nodes if node.name not in before])
+
+
+@click.command(cls=Command)
+@click.argument("nodes", metavar="NODE…", nargs=-1, required=True, shell_complete=arguments.complete_nodes)
+@arguments.name_option
+@arguments.yes_option
+@arguments.timeout_option(600)
+@arguments.output_option
+def remove(nodes: tuple[str, ...], name: str | None, yes: bool, timeout_s: float, output: str) -> None:
+    """Remove nodes and their disks, for example 'node[3-4]'.
+
+    Their power is cut; the other nodes keep running and are checked. The head and the storage nodes cannot be removed.
+    """
+    from vcluster.commands import inventory, scale
+    from vcluster.model import naming
+    from vcluster.planning import resize
+
+    names = naming.expand(",".join(nodes))
+    with common.progress() as (context, _):
+        chosen = common.choose_cluster(context, name)
+        resize.shrink(inventory.read_ledger(context.files(chosen)).plan, names)
+        if not yes:
+            _confirm(chosen, names)
+        found = scale.remove(context, chosen, names, timeout_s=timeout_s)
+    _emit(output, found, "removed", names)
+
+
+def _confirm(cluster: str, names: Sequence[str]) -> None:
+    from vcluster.model import naming
+
+    nodes = naming.folded(names)
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise ConflictError(
+            f"the disk of {nodes} would be deleted, and there is no terminal to ask", hint="-y deletes it"
+        )
+    click.confirm(f"Remove {nodes} of {cluster} and delete the disks?", abort=True, err=True)
+
+
+def _emit(output: str, found: Status, change: str, names: Sequence[str]) -> None:
+    from vcluster.cli.output import status_report
+
+    reader = common.reader(found.name)
+    document = status_report.resized_document(found, change=change, names=names)
+    common.emit(output, document, lambda written: status_report.resized_text(written, reader))
+
+
+COMMANDS = (add, remove)

@@ -1,0 +1,1 @@
+"""Commands that run on nodes or copy to and from them."""

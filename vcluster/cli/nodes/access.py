@@ -1,0 +1,112 @@
+"""vcluster ssh, mpiexec, copy, ssh-config: OpenSSH's own programs, with the cluster's configuration."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+from vcluster.cli import arguments, common
+from vcluster.cli.help_layout import Command, examples
+from vcluster.cli.nodes import mpi_arguments
+from vcluster.errors import MissingError
+
+if TYPE_CHECKING:
+    from vcluster.fleet.context import Context
+    from vcluster.model.plan import Plan
+
+
+def _become(program: str, *argv: str, package: str) -> NoReturn:
+    """Replace this process by a program."""
+    if shutil.which(program) is None:
+        raise MissingError(f"{program} is not installed", hint=f"apt-get install {package}")
+    sys.stdout.flush()
+    os.execvp(program, [program, *argv])  # noqa: S606 - no shell is wanted
+
+
+def ssh_argv(context: Context, plan: Plan, node: str, user: str | None, *command: str) -> tuple[str, ...]:
+    """The command line of ssh to a node."""
+    login = ["-l", user] if user else []
+    return ("ssh", "-F", str(context.files(plan.name).ssh_config), *login, "--", node, *command)
+
+
+def become_ssh(context: Context, plan: Plan, node: str, user: str | None, *command: str) -> NoReturn:
+    """Replace this process by ssh to a node."""
+    _become(*ssh_argv(context, plan, node, user, *command), package="openssh-client")
+
+
+@click.command(
+    cls=Command,
+    epilog=examples(
+        "sudo vcluster ssh node1",
+        "sudo vcluster ssh node1 -- ls -l '/my folder'            arguments, passed on as they are",
+        "sudo vcluster ssh node1 -- 'cat /etc/hostname | wc -l'   one argument: a shell line",
+    ),
+)
+@arguments.name_option
+@arguments.user_option
+@click.argument("node", shell_complete=arguments.complete_nodes)
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+def ssh(name: str | None, user: str | None, node: str, command: tuple[str, ...]) -> None:
+    """Log in to a node, or run a command there.
+
+    One argument after NODE is a line for the user's shell on the node. Several arguments are a command and its
+    arguments, passed on as they are.
+    """
+    from vcluster.commands import access
+
+    context, plan = common.open_cluster(name)
+    access.choose_node(plan, node)
+    line = command[0] if len(command) == 1 else shlex.join(command)
+    become_ssh(context, plan, node, user, *([line] if command else []))
+
+
+class MpiexecCommand(Command):
+    """A command whose arguments click must not parse: it would read -hosts as -h."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Leave all but a leading --help or --verbose to `mpi_arguments`."""
+        own = 1 if args and args[0] in ("-h", "--help", "--verbose") else 0
+        return super().parse_args(ctx, [*args[:own], "--", *args[own:]])
+
+
+@click.command(
+    cls=MpiexecCommand,
+    epilog=examples(
+        "sudo vcluster mpiexec -n 4 hostname",
+        "sudo vcluster mpiexec -n 8 -ppn 2 -- ./cloud/ring",
+        "sudo vcluster mpiexec --name lab -n 2 ./a.out <input     rank 0 reads standard input",
+    ),
+)
+@arguments.name_option
+@click.argument("words", metavar="[MPIEXEC-OPTION]... [--] PROGRAM [ARGUMENT]...", nargs=-1, type=click.UNPROCESSED)
+def mpiexec(name: str | None, words: tuple[str, ...]) -> None:
+    """Run an MPI program from the head node, on all nodes.
+
+    The options are those of MPICH's mpiexec. Standard input goes to rank 0.
+    """
+    chosen, argv = mpi_arguments.parse(words)
+    context, plan = common.open_cluster(chosen or name)
+    become_ssh(context, plan, plan.head.name, None, shlex.join(["mpiexec", *argv]))
+
+
+@click.command("ssh-config", cls=Command)
+@arguments.cluster_argument
+@click.option("--path", is_flag=True, help="Print the path of the file instead.")
+@arguments.output_option
+def ssh_config(name: str | None, path: bool, output: str) -> None:
+    """Print an OpenSSH configuration for the nodes.
+
+    With --path, use it as in: ssh -F FILE node2
+    """
+    context, plan = common.open_cluster(name)
+    file = context.files(plan.name).ssh_config
+    document = {"name": plan.name, "path": str(file), "config": file.read_text()}
+    common.emit(output, document, lambda found: found["path"] if path else found["config"].rstrip("\n"))
+
+
+COMMANDS = (ssh, mpiexec, ssh_config)

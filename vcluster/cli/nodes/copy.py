@@ -1,0 +1,52 @@
+"""vcluster copy."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+
+import click
+
+from vcluster.cli import arguments, common
+from vcluster.cli.help_layout import Command, examples
+from vcluster.errors import MissingError
+
+
+@click.command(
+    cls=Command,
+    epilog=examples(
+        "sudo vcluster copy data.csv node1:/tmp",
+        "sudo vcluster copy results1 results2 node1:       several sources, files or folders",
+        "sudo vcluster copy node1:/var/log/syslog .",
+    ),
+)
+@arguments.name_option
+@arguments.user_option
+@click.option("-r", "is_recursive", is_flag=True, hidden=True, help="Accepted as scp does; folders are always copied.")
+@click.argument("sources", metavar="SRC...", nargs=-1, required=True, shell_complete=arguments.complete_node_paths)
+@click.argument("destination", metavar="DST", shell_complete=arguments.complete_node_paths)
+def copy(
+    name: str | None,
+    user: str | None,
+    is_recursive: bool,  # noqa: ARG001 - copy is always recursive
+    sources: tuple[str, ...],
+    destination: str,
+) -> None:
+    """Copy files and folders to a node or from a node.
+
+    A path on a node is NODE:PATH. Either all sources or the destination are on one node. Modes and times are kept.
+    """
+    from vcluster.commands import access
+
+    context, plan = common.open_cluster(name)
+    access.choose_copy(plan, sources, destination)
+    if shutil.which("scp") is None:
+        raise MissingError("scp is not installed", hint="apt-get install openssh-client")
+    login = ["-o", f"User={user}"] if user else []
+    config = str(context.files(plan.name).ssh_config)
+    sys.stdout.flush()
+    os.execvp("scp", ["scp", "-F", config, "-r", "-p", *login, "--", *sources, destination])  # noqa: S606, S607
+
+
+COMMANDS = (copy,)

@@ -1,0 +1,63 @@
+"""The command line of `vcluster mpiexec`: options of MPICH's mpiexec (hydra), `--`, then the program. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vcluster.errors import RequestError
+
+# The options of hydra and the number of their values (MPICH 4.0, src/pm/hydra/ui/mpich/utils.c).
+_VALUES = {
+    0: "genvnone genvall envnone envall prepend-rank l enablex disable-x gpus-debug verbose v print-all-exitcodes "
+       "disable-auto-cleanup enable-auto-cleanup disable-hostname-propagation enable-hostname-propagation usize-debug "
+       "info version skip-launch-node skip_launch_node order-nodes no-order-nodes",
+    1: "n np ppn perhost grr f hostfile machinefile hosts host wdir genvlist envlist configfile prepend-pattern "
+       "outfile-pattern outfile errfile-pattern errfile nameserver disable-auto-cleanup-interval path hostlist "
+       "exitcodes ranks-per-proc launcher bootstrap launcher-exec bootstrap-exec rmk bind-to binding map-by membind "
+       "topolib ckpointlib ckpoint-prefix ckpoint-num ckpoint-interval demux iface pmi-port debugger usize localhost "
+       "arch gpus-per-proc gpu-subdevs-per-proc tool-attach",
+    2: "genv env",
+}  # fmt: skip
+VALUES = {option: count for count, options in _VALUES.items() for option in options.split()}
+COUNTS = {"n", "np", "ppn", "perhost", "grr"}
+
+
+def parse(words: Sequence[str]) -> tuple[str | None, tuple[str, ...]]:
+    """The cluster of `--name`, wherever it stands before the program, and mpiexec's arguments without it and `--`.
+
+    Raises RequestError for an option that mpiexec does not have, and when there is no program.
+    """
+    name: str | None = None
+    options: list[str] = []
+    rest = list(words)
+    while rest and rest[0].startswith("-"):
+        word = rest.pop(0)
+        if word == "--":
+            break
+        option, equals, value = word.lstrip("-").partition("=")
+        if option == "name":
+            name = value if equals else _take(rest, word, 1)[0]
+            continue
+        options += [word, *_values(option, word, rest)]
+    if not rest and "configfile" not in {option.lstrip("-") for option in options}:
+        raise RequestError("PROGRAM is missing", hint="vcluster mpiexec -n 4 hostname")
+    return name, (*options, *rest)
+
+
+def _values(option: str, word: str, rest: list[str]) -> list[str]:
+    if option not in VALUES:
+        raise RequestError(
+            f"mpiexec has no option {word}", hint="vcluster ssh NODE -- mpiexec --help lists the options"
+        )
+    values = _take(rest, word, VALUES[option])
+    if option in COUNTS and not (values[0].isdecimal() and int(values[0]) > 0):
+        raise RequestError(f"mpiexec {word} {values[0]}: {values[0]!r} is not a number of processes", hint="1 or more")
+    return values
+
+
+def _take(rest: list[str], word: str, count: int) -> list[str]:
+    if len(rest) < count:
+        raise RequestError(f"mpiexec {word} needs {'a value' if count == 1 else f'{count} values'}")
+    taken = rest[:count]
+    del rest[:count]
+    return taken

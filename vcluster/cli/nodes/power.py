@@ -1,0 +1,123 @@
+"""vcluster power."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from vcluster.cli import arguments, common
+from vcluster.cli.help_layout import Group
+from vcluster.errors import VclusterError
+
+if TYPE_CHECKING:
+    from vcluster.commands.power import Outcomes
+    from vcluster.fleet.context import Context
+    from vcluster.model.plan import Node, Plan
+    from vcluster.util.deadline import Deadline
+
+F = TypeVar("F", bound=Callable[..., object])
+
+wait_option: Callable[[F], F] = click.option("--wait", is_flag=True, help="Wait until the nodes are ready.")
+
+
+@click.group(cls=Group, sections={"Commands": ("on", "off", "cycle", "status")})
+def power() -> None:
+    """Switch nodes on or off.
+
+    Uses libvirt alone: it works whatever runs on the nodes, and without their networks.
+    """
+
+
+@power.command()
+@arguments.cluster_argument
+@arguments.nodes_option
+@wait_option
+@arguments.timeout_option(600)
+@arguments.output_option
+def on(name: str | None, nodeset: str | None, wait: bool, timeout_s: float, output: str) -> None:
+    """Switch nodes on."""
+    from vcluster.commands import power
+
+    _switch(name, nodeset, output, lambda *nodes: power.turn_on(*nodes, ready_by=_ready_by(wait, timeout_s)))
+
+
+@power.command()
+@arguments.cluster_argument
+@arguments.nodes_option
+@arguments.output_option
+def off(name: str | None, nodeset: str | None, output: str) -> None:
+    """Cut the power of nodes; unwritten data is lost."""
+    from vcluster.commands import power
+
+    _switch(name, nodeset, output, power.turn_off)
+
+
+@power.command()
+@arguments.cluster_argument
+@arguments.nodes_option
+@wait_option
+@arguments.timeout_option(600)
+@arguments.output_option
+def cycle(name: str | None, nodeset: str | None, wait: bool, timeout_s: float, output: str) -> None:
+    """Cut the power of nodes, and switch them on again."""
+    from vcluster.commands import power
+
+    _switch(name, nodeset, output, lambda *nodes: power.cycle(*nodes, ready_by=_ready_by(wait, timeout_s)))
+
+
+def _ready_by(wait: bool, timeout_s: float) -> Deadline | None:
+    from vcluster.util.deadline import Deadline
+
+    return Deadline(timeout_s) if wait else None
+
+
+def _switch(
+    name: str | None, nodeset: str | None, output: str, work: Callable[[Context, Plan, tuple[Node, ...]], Outcomes]
+) -> None:
+    """Do the work, and print the outcome of each node; errors come at the end."""
+    from vcluster.commands import access
+    from vcluster.util import parallel
+
+    _, plan = common.open_cluster(name)
+    nodes = access.choose_nodes(plan, nodeset)
+    with common.progress() as (context, _):
+        outcomes = work(context, plan, nodes)
+    errors = [outcome for outcome in outcomes.values() if isinstance(outcome, VclusterError)]
+    if output == "json" or len(errors) < len(outcomes):
+        common.emit(output, [_document(node, outcome) for node, outcome in outcomes.items()], _outcomes_text)
+    parallel.raise_all(errors)
+
+
+def _document(node: str, outcome: str | VclusterError) -> dict[str, str | None]:
+    is_error = isinstance(outcome, VclusterError)
+    return {"node": node, "power": None if is_error else str(outcome), "error": outcome.message if is_error else None}
+
+
+def _outcomes_text(rows: list[dict[str, Any]]) -> str:
+    from vcluster.cli.output import tables
+
+    return tables.outcomes({row["node"]: row["power"] for row in rows if row["power"]})
+
+
+@power.command()
+@arguments.cluster_argument
+@arguments.nodes_option
+@arguments.output_option
+def status(name: str | None, nodeset: str | None, output: str) -> None:
+    """Show which nodes are on.
+
+    The power of a node is on, off, gone (it has no domain), or unknown (its server does not answer).
+    """
+    from vcluster.commands import access
+    from vcluster.commands import power as work
+    from vcluster.util import parallel
+
+    context, plan = common.open_cluster(name)
+    found, errors = work.status(context, plan, access.choose_nodes(plan, nodeset))
+    common.emit(output, [{"node": node, "power": state} for node, state in found.items()], _outcomes_text)
+    parallel.raise_all(errors)
+
+
+COMMANDS = (power,)

@@ -1,0 +1,66 @@
+"""Switches with their ports, and the hosts on a cluster network: documents and text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from vcluster.cli.output.tables import table
+
+if TYPE_CHECKING:
+    from vcluster.planning.neighbours import Neighbour
+
+Document = Mapping[str, Any]
+
+
+def switches_text(sides: Sequence[Document]) -> str:
+    """The switches of this machine, port by port."""
+    return "\n\n".join(map(switch_text, sides)) if sides else "no switches"
+
+
+def switch_text(side: Document) -> str:
+    """One switch, a line for each port."""
+    by = "" if side["is_ours"] else ", made from another machine"
+    rows = [
+        (
+            port["name"], port["vni"], port["peer"], port["mtu"], "up" if port["is_up"] else "down",
+            port["received_packets"], port["sent_packets"],
+        )
+        for port in side["ports"]
+    ]  # fmt: skip
+    header = ("PORT", "VNI", "PEER", "MTU", "STATE", "RECEIVED", "SENT")
+    title = f"{side['cluster']}: bridge {side['bridge']}, MTU {side['mtu']}, {len(side['ports'])} ports{by}"
+    return f"{title}\n{table(header, rows)}"
+
+
+def neighbours_document(found: Sequence[Neighbour]) -> list[dict[str, Any]]:
+    """The hosts on the cluster network; `stranger` is an unknown host, `present` is false for a silent node."""
+    return [
+        {
+            "name": one.name,
+            "address": str(one.address),
+            "mac": one.mac,
+            "found_by": list(one.found_by),
+            "stranger": one.is_unknown,
+            "misplaced": one.is_misplaced,
+            "present": one.is_there,
+        }
+        for one in found
+    ]
+
+
+def neighbours_text(found: Sequence[Document]) -> str:
+    """The hosts on the cluster network, a line each."""
+    rows = [
+        (one["name"] or "?", one["address"], one["mac"], ", ".join(one["found_by"]) or "-", _remark(one))
+        for one in found
+    ]
+    return table(("NAME", "ADDRESS", "MAC", "FOUND BY", ""), rows)
+
+
+def _remark(host: Document) -> str:
+    if host["stranger"]:
+        return "unknown host"
+    if host["misplaced"]:
+        return "not its planned address"
+    return "" if host["present"] else "not found"

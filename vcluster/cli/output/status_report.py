@@ -1,0 +1,69 @@
+"""Clusters and their nodes: the documents of list, status, create, add and remove, and their text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from vcluster.cli.output.hints import Reader
+from vcluster.cli.output.tables import table
+from vcluster.model import codec, naming
+
+if TYPE_CHECKING:
+    from vcluster.fleet.ledger import StageTime
+    from vcluster.model.status import Status
+
+Document = Mapping[str, Any]
+
+
+def document(status: Status) -> dict[str, Any]:
+    """A cluster and its nodes, for scripts."""
+    found: dict[str, Any] = codec.to_plain(status)
+    return found
+
+
+def text(found: Document, reader: Reader) -> str:
+    """A cluster and its nodes, for people."""
+    head = f"{found['name']}: {found['state']}, {found['mode']}, {found['subnet']}, MTU {found['mtu']}"
+    switch = f"switch: bridge {found['switch']['bridge']} on {found['switch']['server']}"
+    header = ("NODE", "ROLE", "SERVER", "STATE", "ADDRESS", "MANAGEMENT", "MAC", "BRIDGE", "PORT", "VNI")
+    keys = ("name", "role", "server", "state", "address", "management_address", "mac", "bridge", "port", "vni")
+    rows = [[node[key] if node[key] is not None else "-" for key in keys] for node in found["nodes"]]
+    missing = [f"missing: {item}" for item in found["missing"]]
+    if missing:
+        missing.append(f"to recreate it: {reader.command('repair ' + found['name'])}")
+    return "\n".join((head, switch, table(header, rows), *missing))
+
+
+def created_document(status: Status, times: Sequence[StageTime]) -> dict[str, Any]:
+    """The end of a create, for scripts: the status, and `ready_after_s` in seconds."""
+    seconds = max((time.started_s + time.seconds for time in times), default=0.0)
+    return document(status) | {"ready_after_s": round(seconds, 3)}
+
+
+def created_text(found: Document, reader: Reader) -> str:
+    """The end of a create, for people, with three commands to try next."""
+    name, nodes = found["name"], found["nodes"]
+    commands = (f"mpiexec -n {len(nodes)} hostname", f"ssh {nodes[0]['name']}", f"console {nodes[-1]['name']}")
+    examples = [f"  {reader.command(command, cluster=name)}" for command in commands]
+    return "\n".join((text(found, reader), f"ready after {found['ready_after_s']:.1f} s; try", *examples))
+
+
+def resized_document(status: Status, *, change: str, names: Sequence[str]) -> dict[str, Any]:
+    """The end of add or remove, for scripts: the status, and the names under `added` or `removed`."""
+    return document(status) | {change: list(names)}
+
+
+def resized_text(found: Document, reader: Reader) -> str:
+    """The end of add or remove, for people."""
+    change = "added" if "added" in found else "removed"
+    return f"{found['name']}: {change} {naming.folded(found[change])}\n{text(found, reader)}"
+
+
+def clusters_text(rows: Sequence[Document]) -> str:
+    """All clusters, a line each."""
+    if not rows:
+        return "no clusters"
+    keys = ("name", "mode", "state", "subnet", "nodes")
+    cells = [[row[key] if row[key] is not None else "?" for key in keys] for row in rows]
+    return table(("NAME", "MODE", "STATE", "SUBNET", "NODES"), cells)

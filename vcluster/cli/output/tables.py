@@ -1,0 +1,37 @@
+"""Tables, and lines for several nodes. Pure: values in, text out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from ClusterShell.RangeSet import RangeSet
+
+from vcluster.model import naming
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Columns as wide as their widest cell."""
+    lines = [tuple(header), *(tuple(str(cell) for cell in row) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def folded_numbers(numbers: Sequence[int]) -> str:
+    """40,41,42 as 40-42."""
+    return str(RangeSet.fromlist([str(number) for number in numbers])) if numbers else "-"
+
+
+def outcomes(by_node: Mapping[str, str]) -> str:
+    """Nodes with the same outcome in one line: node[1-3]: on."""
+    return "\n".join(
+        f"{naming.folded(name for name, found in by_node.items() if found == outcome)}: {outcome}"
+        for outcome in dict.fromkeys(by_node.values())
+    )
+
+
+def prefixes(names: Sequence[str]) -> dict[str, str]:
+    """The prefix of each output line of a node: its name, padded to the width of the longest."""
+    width = max(map(len, names), default=0) + 1
+    return {name: f"{name}:".ljust(width) + " " for name in names}

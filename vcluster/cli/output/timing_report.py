@@ -1,0 +1,43 @@
+"""The duration of each stage of a create: the document of timing, and its text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from vcluster.cli.output.tables import table
+from vcluster.model import codec
+
+if TYPE_CHECKING:
+    from vcluster.fleet.ledger import StageTime
+
+STAGE_ORDER = (
+    "connect", "image", "network", "tunnels", "create", "clone", "identity", "start", "boot", "login", "configure",
+    "sshd", "nfs", "check", "mpiexec", "path", "payload", "provision",
+)  # fmt: skip
+
+
+def document(times: Sequence[StageTime]) -> dict[str, Any]:
+    """The stages for scripts; `node` is empty for a stage of the whole cluster."""
+    return {"stages": codec.to_plain(times)}
+
+
+def text(found: Mapping[str, Any]) -> str:
+    """Seconds by node and stage; the stages of the whole cluster have a row of their own."""
+    times = found["stages"]
+    stages = sorted({time["stage"] for time in times}, key=_stage_rank)
+    nodes = list(dict.fromkeys(time["node"] for time in times))
+    spent = {(time["node"], time["stage"]): time["seconds"] for time in times}
+    rows = [
+        (
+            node or "(all)",
+            *(f"{spent[node, stage]:.1f}" if (node, stage) in spent else "-" for stage in stages),
+            f"{max(time['started_s'] + time['seconds'] for time in times if time['node'] == node):.1f}",
+        )
+        for node in sorted(nodes, key=lambda name: (name != "", nodes.index(name)))
+    ]
+    return table(("SECONDS", *stages, "until"), rows)
+
+
+def _stage_rank(stage: str) -> tuple[int, str]:
+    return (STAGE_ORDER.index(stage) if stage in STAGE_ORDER else len(STAGE_ORDER), stage)
