@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from tests.testbed import Server, testbed  # noqa: E402
-from vcluster.cli.output.text_output import table  # noqa: E402
+from vcluster.cli.output.tables import table  # noqa: E402
 from vcluster.model.spec import DEFAULT_NAME, STORAGE_PATH  # noqa: E402
 from vcluster.planning.planner import CLUSTERS_FOLDER  # noqa: E402
 from vcluster.snapshots.template import root_on  # noqa: E402

@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 import pytest
 
-from vcluster.cli import create, main
+from vcluster.cli import main
+from vcluster.cli.clusters import create
 from vcluster.config import options, request
 from vcluster.model.spec import Login, ServerSpec, Spec
 
@@ -131,4 +132,7 @@ def test_what_is_slow_to_import_waits_for_the_command_that_needs_it() -> None:
     # Modules of this process are there already: the source tells.
     source = Path(create.__file__).read_text()
     at_the_top = [line for line in source.splitlines() if line.startswith(("from vcluster", "import vcluster"))]
-    assert at_the_top == ["from vcluster.cli import common"]
+    assert at_the_top == [
+        "from vcluster.cli import arguments, common",
+        "from vcluster.cli.help_layout import Command, Group, PanelOption, examples",
+    ]

@@ -89,7 +89,7 @@ class Group(click.Group):
             )
         return super().resolve_command(ctx, args)
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's
         """Write the commands section by section."""
         names = [name for name, command in self.commands.items() if not command.hidden]
         sections = {title: [name for name in section if name in names] for title, section in self._sections.items()}
@@ -116,7 +116,7 @@ def verbose_option() -> click.Option:
     )
 
 
-def _set_verbose(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+def _set_verbose(_: click.Context, __: click.Parameter, value: bool) -> None:
     if value:
         from vcluster.cli.output import verbose
 

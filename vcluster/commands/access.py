@@ -203,7 +203,9 @@ def choose_copy(plan: Plan, sources: Sequence[str], destination: str) -> None:
         )
     if to is None and (len(nodes) > 1 or None in froms):
         raise RequestError(f"the sources are not all on one node: {operands}", hint="copy from one node at a time")
-    missing = [source for source, side in zip(sources, froms, strict=True) if side is None and not Path(source).exists()]
+    missing = [
+        source for source, side in zip(sources, froms, strict=True) if side is None and not Path(source).exists()
+    ]
     if missing:
         raise RequestError(f"there is no {shown(missing[0])} on this machine")
 

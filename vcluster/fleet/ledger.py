@@ -19,6 +19,7 @@ from vcluster.errors import ConflictError, MissingError, VclusterError
 from vcluster.model import codec
 from vcluster.model.keys import Keys
 from vcluster.model.plan import Plan
+from vcluster.util.events import timed_call
 
 VERSION = 3
 
@@ -221,7 +222,7 @@ class ClusterFiles:
         _remove_stale(self.root)
 
     def _write(self, path: Path, text: str) -> None:
-        with _writing(path):
+        with timed_call("ledger", f"write {path}"), _writing(path):
             new = path.with_name(f".{path.name}.new")
             with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
                 file.write(text)

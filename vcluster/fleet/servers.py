@@ -27,11 +27,12 @@ from vcluster.model.spec import ImageLogin, Login, ServerSpec
 from vcluster.render.ssh_files import Jump
 from vcluster.util import parallel
 from vcluster.util.deadline import Deadline
-from vcluster.util.events import Reporter
+from vcluster.util.events import Reporter, timed_call
 
 R = TypeVar("R")
 
 LEAVE_TIMEOUT_S = 5.0
+SHOWN_MAX = 80  # characters of an argument that -v prints
 CALL_TIMEOUT_S = 60.0  # for one operation of the agent; the server's own timeout limits the login
 
 
@@ -94,7 +95,22 @@ class Server:
 
     def call(self, operation: str, **arguments: Any) -> Any:
         """Run an operation of the agent, with a limit of CALL_TIMEOUT_S."""
-        return self.agent.call(operation, deadline=Deadline(CALL_TIMEOUT_S), awaited=operation, **arguments)
+        with timed_call(self.name, _described(operation, arguments)):
+            return self.agent.call(operation, deadline=Deadline(CALL_TIMEOUT_S), awaited=operation, **arguments)
+
+
+def _described(operation: str, arguments: Mapping[str, Any]) -> str:
+    """An operation with the objects it is about, without contents such as keys and rules."""
+    names = map(_named, arguments.values())
+    return " ".join((operation, *(name for name in names if 0 < len(name) < SHOWN_MAX)))
+
+
+def _named(value: object) -> str:
+    if isinstance(value, dict):
+        return str(value.get("name", ""))
+    if isinstance(value, list | tuple):
+        return ",".join(filter(None, map(_named, value)))
+    return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import libvirt
 
 from vcluster.errors import MissingError, VclusterError
+from vcluster.util.events import timed_call
 
 _REFUSED = {libvirt.VIR_ERR_AUTH_FAILED, libvirt.VIR_ERR_AUTH_CANCELLED, libvirt.VIR_ERR_ACCESS_DENIED}
 
@@ -16,7 +17,8 @@ _REFUSED = {libvirt.VIR_ERR_AUTH_FAILED, libvirt.VIR_ERR_AUTH_CANCELLED, libvirt
 def errors(doing: str) -> Iterator[None]:
     """Translate libvirt's errors, sorted by who must act."""
     try:
-        yield
+        with timed_call("libvirt", doing):
+            yield
     except libvirt.libvirtError as error:
         text = (error.get_error_message() or str(error)).strip()
         if error.get_error_code() in _REFUSED or ("Permission denied" in text and "socket" in text):

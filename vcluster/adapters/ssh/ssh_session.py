@@ -18,6 +18,7 @@ from vcluster.adapters.pipe import CHUNK, Listener, Pipe, error_line
 from vcluster.adapters.process import KILLED, Completed, Output
 from vcluster.errors import MissingError, VclusterError
 from vcluster.util.deadline import Deadline
+from vcluster.util.events import timed_call
 
 CONNECT_TIMEOUT_S = 30.0
 _LOOK_S = 0.5
@@ -82,7 +83,7 @@ class Session:
         What it prints is passed to `on_output` as it comes, and returned as a whole.
         """
         deadline = deadline or self.deadline
-        with self._errors(awaited):
+        with timed_call(self.name, f"run {awaited}"), self._errors(awaited):
             channel = self._open_session(deadline)
             try:
                 channel.exec_command(shlex.join(argv))

@@ -38,9 +38,7 @@ Document = dict[str, Any]
 )  # fmt: skip
 @arguments.yes_option
 @arguments.output_option
-def clear(
-    name: str | None, everything: bool, verify: bool, hosts: tuple[str, ...], yes: bool, output: str
-) -> None:
+def clear(name: str | None, everything: bool, verify: bool, hosts: tuple[str, ...], yes: bool, output: str) -> None:
     """Remove a cluster from every server it is on.
 
     On a terminal it asks first; -y answers yes. Without a terminal it does not ask, but it refuses to delete a served

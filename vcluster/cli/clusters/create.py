@@ -1,4 +1,4 @@
-"""vcluster local create, remote create, shared create: options become a ClusterSpec, and then all modes are the same."""
+"""vcluster local create, remote create, shared create: options become a Spec, and after that all modes are one."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ def run_options(function: F) -> F:
             "--no-warm", cls=PanelOption, panel=START, is_flag=True, envvar="VCLUSTER_NO_WARM",
             help="Do not make a snapshot for the next create, in the background.",
         ),
-        click.option("--keep", cls=PanelOption, panel=RUN_CONTROL, is_flag=True, help="Keep a failed cluster for inspection."),
+        click.option(
+            "--keep", cls=PanelOption, panel=RUN_CONTROL, is_flag=True, help="Keep a failed cluster for inspection."
+        ),
         click.option(
             "--plan", "plan_only", cls=PanelOption, panel=RUN_CONTROL, is_flag=True,
             help="Print the plan and change nothing.",
@@ -172,7 +174,10 @@ def remote() -> None:
 )  # fmt: skip
 @interface_option
 @click.option(
-    "--ask-password", cls=PanelOption, panel=NETWORK, is_flag=True,
+    "--ask-password",
+    cls=PanelOption,
+    panel=NETWORK,
+    is_flag=True,
     help="Ask for the password of HOST, if VCLUSTER_SWITCH_PASSWORD does not hold it.",
 )
 @click.option(

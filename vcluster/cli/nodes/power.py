@@ -91,8 +91,9 @@ def _switch(
 
 
 def _document(node: str, outcome: str | VclusterError) -> dict[str, str | None]:
-    is_error = isinstance(outcome, VclusterError)
-    return {"node": node, "power": None if is_error else str(outcome), "error": outcome.message if is_error else None}
+    if isinstance(outcome, VclusterError):
+        return {"node": node, "power": None, "error": outcome.message}
+    return {"node": node, "power": outcome, "error": None}
 
 
 def _outcomes_text(rows: list[dict[str, Any]]) -> str:

@@ -17,7 +17,9 @@ CLUSTER_COMMANDS: Mapping[str, bool] = {
     **dict.fromkeys(("add", "remove", "ssh", "exec", "mpiexec", "shell", "copy", "provision", "console"), False),
     **dict.fromkeys(("gateway", "path"), False),
 }
-_COMMANDS = "|".join(sorted({*ROOT_COMMANDS, *CLUSTER_COMMANDS, "shared", "power", "completion"}, key=len, reverse=True))
+_COMMANDS = "|".join(
+    sorted({*ROOT_COMMANDS, *CLUSTER_COMMANDS, "shared", "power", "completion"}, key=len, reverse=True)
+)
 # A printed command: up to its name, and (looked ahead) the rest of its clause.
 _PRINTED = re.compile(rf"(?<![\w/.-])(sudo )?vcluster ({_COMMANDS})(?![\w-])(?=([^,;()`'\n]*))")
 
