@@ -18,7 +18,7 @@ from tests import samples
 from tests.samples import BLUE, MIDDLE, RED
 from vcluster.agent.client import LocalAgent
 from vcluster.agent.operations import OPERATIONS
-from vcluster.cli.output import text_output
+from vcluster.cli.output import path_report, plan_report
 from vcluster.commands import lifecycle
 from vcluster.commands.deployment import Deployment
 from vcluster.errors import ConflictError, MissingError, SeveralErrors, VclusterError
@@ -211,7 +211,7 @@ def flow(*counts: tuple[int | None, int | None], packets: int = 100, answered: i
 def test_a_flow_that_every_port_counted_crossed() -> None:
     found = flow()
     assert found.crossed
-    assert "the frames crossed the switch" in text_output.path(found)
+    assert "the frames crossed the switch" in path_report.text(path_report.document(found))
 
 
 @pytest.mark.parametrize("missed", range(6))
@@ -220,8 +220,8 @@ def test_a_flow_that_one_port_has_not_counted_did_not_cross(missed: int, counts:
     found = flow(*((100, 100),) * missed, counts, *((100, 100),) * (5 - missed))
     assert not found.crossed
     assert f"counted {min(counts)} of 100" in found.detail
-    assert "NOT through the switch" in text_output.path(found)
-    assert "MISSED" in text_output.path(found)
+    assert "NOT through the switch" in path_report.text(path_report.document(found))
+    assert "MISSED" in path_report.text(path_report.document(found))
 
 
 def test_a_flow_that_was_not_answered_proves_nothing() -> None:
@@ -234,8 +234,8 @@ def test_a_port_nobody_can_look_at_is_told_as_such() -> None:
     known = (100, 100)
     found = flow(known, known, (None, None), (None, None), known, known)
     assert found.crossed
-    assert text_output.path(found).count("not open to us") == 2
-    assert [hop["passed"] for hop in text_output.path_document(found)["hops"]] == [True, True, None, None, True, True]  # type: ignore[attr-defined, index]
+    assert path_report.text(path_report.document(found)).count("cannot be read from here") == 2
+    assert [hop["passed"] for hop in path_report.document(found)["hops"]] == [True, True, None, None, True, True]
 
 
 # Plans and configurations as people read them
@@ -244,7 +244,8 @@ def test_a_port_nobody_can_look_at_is_told_as_such() -> None:
 def test_a_plan_tells_what_each_server_is_asked_for() -> None:
     asked = samples.spec(3, mode="shared", servers=(RED, BLUE), switch=MIDDLE)
     facts = samples.shared_facts(asked, memory_free_mib=4096, disk_free_mib=51200, cpus=2)
-    text = text_output.plan(make_plan(asked, facts, image=samples.DIRECT, owner=samples.OWNER), facts)
+    plan = make_plan(asked, facts, image=samples.DIRECT, owner=samples.OWNER)
+    text = plan_report.text(plan_report.document(plan, facts))
     rows = [line.split() for line in text.splitlines()]
     assert ["red", "node[1-2]", "tcg", "2", "of", "2", "1024", "of", "4096", "16", "of", "50", "2", "40-41"] in [
         row[:14] for row in rows

@@ -16,7 +16,7 @@ from vcluster.adapters.pipe import LineSplitter
 from vcluster.adapters.process import Completed
 from vcluster.adapters.tmux import Pane, Screen
 from vcluster.cli import main
-from vcluster.cli.output import progress, text_output
+from vcluster.cli.output import progress, run_report, tables
 from vcluster.commands import access
 from vcluster.errors import RequestError, VclusterError
 from vcluster.fleet.ledger import VERSION, ClusterFiles, Ledger
@@ -69,16 +69,16 @@ def test_pieces_become_lines_of_each_stream() -> None:
 
 
 def test_prefixes_are_equally_wide() -> None:
-    assert text_output.prefixes(["node9", "node10"]) == {"node9": "node9:  ", "node10": "node10: "}
-    assert text_output.prefixes([]) == {}
+    assert tables.prefixes(["node9", "node10"]) == {"node9": "node9:  ", "node10": "node10: "}
+    assert tables.prefixes([]) == {}
 
 
 def test_equal_outcomes_share_a_line() -> None:
-    assert text_output.outcomes({"node1": "on", "node2": "off", "node3": "on"}) == "node[1,3]: on\nnode2: off"
+    assert tables.outcomes({"node1": "on", "node2": "off", "node3": "on"}) == "node[1,3]: on\nnode2: off"
 
 
 def test_an_unreachable_node_has_an_error_and_no_exit_code() -> None:
-    document = text_output.ran({"node1": Completed(3, "a", "b"), "node2": VclusterError("unreachable")})
+    document = run_report.document({"node1": Completed(3, "a", "b"), "node2": VclusterError("unreachable")})
     assert document == {
         "node1": {"exit_code": 3, "stdout": "a", "stderr": "b", "error": None},
         "node2": {"exit_code": None, "stdout": "", "stderr": "", "error": "unreachable"},
@@ -141,30 +141,41 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize(
-    ("source", "destination"),
-    [("data", "node1:/tmp"), ("node2:x", "."), ("./a:b", "node3:"), ("node1:a b", "new/a:b")],
+    ("sources", "destination"),
+    [
+        (["data"], "node1:/tmp"),
+        (["node2:x"], "."),
+        (["./a:b"], "node3:"),
+        (["node1:a b"], "new/a:b"),
+        (["data", "./a:b"], "node1:"),
+        (["node2:x", "node2:y"], "."),
+    ],
 )
-def test_valid_operands(source: str, destination: str) -> None:
-    access.choose_copy(PLAN, source, destination)
+def test_valid_operands(sources: list[str], destination: str) -> None:
+    access.choose_copy(PLAN, sources, destination)
 
 
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize(
-    ("source", "destination", "message"),
+    ("sources", "destination", "message"),
     [
-        ("data", "/tmp", "neither 'data' nor '/tmp' is on a node"),
-        ("node1:a", "node2:b", "both 'node1:a' and 'node2:b' are on nodes"),
-        ("a:b", "node1:", "both"),
-        ("data", "node9:", "cluster lab has no node 'node9'"),
-        ("data", ":x", "cluster lab has no node ''"),
-        ("data", "root@node1:", "'root@node1' is not a node"),
-        ("none", "node1:", "'none' does not exist on this machine"),
-        ("-oProxyCommand=id", "node1:", "'-oProxyCommand=id' does not exist on this machine"),
+        (["data"], "/tmp", "none of 'data', '/tmp' is on a node"),
+        (["node1:a"], "node2:b", "both ends of the copy are on nodes: 'node1:a', 'node2:b'"),
+        (["a:b"], "node1:", "cluster lab has no node 'a'"),
+        (["data"], "node9:", "cluster lab has no node 'node9'"),
+        (["data"], ":x", "cluster lab has no node ''"),
+        (["data"], "root@node1:", "'root@node1' is not a node"),
+        (["none"], "node1:", "'none' does not exist on this machine"),
+        (["data", "none"], "node1:", "'none' does not exist on this machine"),
+        (["-oProxyCommand=id"], "node1:", "'-oProxyCommand=id' does not exist on this machine"),
+        (["data"], "node[1-2]:/tmp", r"copy takes one node, not the set 'node\[1-2\]'"),
+        (["node1:x", "node2:x"], ".", "the sources are not all on one node"),
+        (["node1:x", "data"], ".", "the sources are not all on one node"),
     ],
 )
-def test_invalid_operands(source: str, destination: str, message: str) -> None:
-    with pytest.raises(RequestError, match=message.replace("(", r"\(")):
-        access.choose_copy(PLAN, source, destination)
+def test_invalid_operands(sources: list[str], destination: str, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        access.choose_copy(PLAN, sources, destination)
 
 
 # Scripts and payloads
@@ -264,12 +275,12 @@ def test_the_error_quotes_the_output_when_the_logs_are_removed(tmp_path: Path) -
         (["exec", "--lines", "-o", "json", "--", "true"], "exclude each other"),
         (["exec", "--fanout", "0", "--", "true"], "--fanout"),
         (["exec", "-w", "node9", "--", "true"], "has no node 'node9'"),
-        (["shell"], "no node is named"),
+        (["shell"], "NODE is missing"),
         (["shell", "node1", "--all"], "exclude each other"),
         (["shell", "node1", "--detach"], "--detach is for --all"),
         (["shell", "node9"], "has no node"),
         (["shell", "--all", "-w", "node[", "--detach"], "is not a nodeset"),
-        (["console"], "no node is named"),
+        (["console"], "NODE is missing"),
         (["console", "--all", "--log"], "--log is for one node"),
         (["copy", "data"], "Missing argument"),
         (["copy", "data", "node9:"], "has no node"),
@@ -309,4 +320,4 @@ def test_panes_need_a_terminal(
     monkeypatch.setenv("VCLUSTER_STATE_DIR", str(folder / "state"))
     monkeypatch.setattr(sys, "argv", ["vcluster", "shell", "--all"])
     assert main._run() == 3
-    assert "this is no terminal (--detach makes the panes" in capsys.readouterr().err
+    assert "there is no terminal (--detach makes the panes" in capsys.readouterr().err

@@ -342,10 +342,10 @@ def test_unfinished_nodes_are_created_again(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "message"),
     [
-        (["add", "0"], 2, "0 is not in the range"),
-        (["add", "many"], 2, "'many' is not a valid integer"),
+        (["add", "0"], 2, "0 is not possible (1 or more)"),
+        (["add", "many"], 2, "'many' is not a number"),
         (["add", "5000"], 2, "5000 more nodes are too many"),
-        (["add", "2", "--names", "a"], 2, "--names gives 1 names, N is 2"),
+        (["add", "2", "--names", "a"], 2, "--names has 1 names, but N is 2"),
         (["add", "--names", ""], 2, "gives no name"),
         (["add", "--names", "a["], 2, "is not a nodeset"),
         (["add", "--names", "a,a"], 2, "'a' is given twice"),
@@ -360,7 +360,7 @@ def test_unfinished_nodes_are_created_again(monkeypatch: pytest.MonkeyPatch) -> 
         (["remove", "node2", "node2"], 2, "'node2' is given twice"),
         (["remove", "node["], 2, "is not a nodeset"),
         (["remove", "node2", "--name", "none"], 2, "there is no cluster none"),
-        (["remove", "node[2-3]"], 4, "the disk of node[2-3] would be deleted and there is no terminal to ask (-y"),
+        (["remove", "node[2-3]"], 4, "the disk of node[2-3] would be deleted, and there is no terminal to ask (-y"),
     ],
 )
 def test_a_wrong_request_is_one_line(
@@ -387,10 +387,10 @@ def test_the_output_of_add_and_remove(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], context: Context, world: World
 ) -> None:
     from vcluster.cli import common
-    from vcluster.cli.output import text_output
+    from vcluster.cli.output import status_report
 
     monkeypatch.setattr(common, "context", lambda *_: context)
-    monkeypatch.setattr(text_output, "status", lambda found: f"{len(found.nodes)} nodes")
+    monkeypatch.setattr(status_report, "text", lambda found, _: f"{len(found['nodes'])} nodes")
     for arguments, expected in (
         (["add", "2"], "lab: added node[4-5]\n5 nodes\n"),
         (["remove", "node[2,4]", "-y"], "lab: removed node[2,4]\n3 nodes\n"),

@@ -259,7 +259,7 @@ def test_an_image_without_clones_is_refused(world: World) -> None:
         ({"VCLUSTER_MEMORY": "1024", "VCLUSTER_TIMEOUT": "9"}, ["--name", "lab"], "lab"),
         ({"VCLUSTER_NAME": "lab"}, ["--memory", "1024"], "1024"),
         ({"VCLUSTER_NAME": "lab", "VCLUSTER_MEMORY": "1024"}, [], "lab"),
-        ({}, ["--name", "lab", "--memory", "1024"], "--name says already what nodes are like"),
+        ({}, ["--name", "lab", "--memory", "1024"], "--name and options of the nodes exclude each other"),
     ],
 )
 def test_arguments_override_the_environment(
@@ -280,4 +280,4 @@ def test_arguments_override_the_environment(
         assert exit_code == 2
         assert asked in output.err
     else:
-        assert (exit_code, output.out) == (0, f"kept, on {asked}\n")
+        assert (exit_code, output.out) == (0, f"snapshot stored on {asked}\n")

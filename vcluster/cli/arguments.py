@@ -19,21 +19,22 @@ REST = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 
 
 class Number(click.ParamType):  # type: ignore[type-arg]
-    """A number within limits."""
+    """A number within limits. Without `high` the upper limit is checked elsewhere."""
 
     name = "number"
 
-    def __init__(self, kind: type[int] | type[float], low: int, high: int) -> None:
+    def __init__(self, kind: type[int] | type[float], low: int, high: int | None = None) -> None:
         self._kind, self._low, self._high = kind, low, high
+        self._range = f"{low} or more" if high is None else f"{low} to {high}"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | float:
         """Read a text, or take a default as it is."""
         try:
             number = self._kind(value)
         except ValueError:
-            self.fail(f"{value!r} is not a number ({self._low} to {self._high})", param, ctx)
-        if not self._low <= number <= self._high:
-            self.fail(f"{value} is not possible ({self._low} to {self._high})", param, ctx)
+            self.fail(f"{value!r} is not a number ({self._range})", param, ctx)
+        if number < self._low or (self._high is not None and number > self._high):
+            self.fail(f"{value} is not possible ({self._range})", param, ctx)
         return number
 
 

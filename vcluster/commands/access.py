@@ -207,7 +207,7 @@ def choose_copy(plan: Plan, sources: Sequence[str], destination: str) -> None:
         source for source, side in zip(sources, froms, strict=True) if side is None and not Path(source).exists()
     ]
     if missing:
-        raise RequestError(f"there is no {shown(missing[0])} on this machine")
+        raise RequestError(f"{shown(missing[0])} does not exist on this machine")
 
 
 def _require_copy_node(plan: Plan, node: str) -> None:

@@ -49,7 +49,7 @@ def stop(name: str | None, timeout_s: float, output: str) -> None:
         stopped = lifecycle.stop(context, chosen, timeout_s=timeout_s)
     common.emit(
         output,
-        {"name": chosen, "state": "stopped", "stopped": bool(stopped)},
+        {"name": chosen, "state": "stopped", "stopped": list(stopped)},
         lambda found: f"{found['name']}: {'stopped' if found['stopped'] else 'nothing was running'}",
     )
 

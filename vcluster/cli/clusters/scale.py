@@ -16,11 +16,8 @@ if TYPE_CHECKING:
     from vcluster.model.status import Status
 
 
-NODES_MAX = 4094  # that of vcluster.model.naming, which is slow to import
-
-
 @click.command(cls=Command)
-@click.argument("number", metavar="[N]", type=arguments.Number(int, 1, NODES_MAX), required=False)
+@click.argument("number", metavar="[N]", type=arguments.Number(int, 1), required=False)
 @arguments.name_option
 @click.option("--names", "nodeset", metavar="NODESET", help="Names of the new nodes.  [default: the next free ones]")
 @arguments.timeout_option(900)

@@ -1,4 +1,4 @@
-"""States, and results as people read them."""
+"""The state of a cluster, and the documents of results with their text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 
 from tests import samples
 from vcluster.adapters.process import Completed
-from vcluster.cli.output import text_output
+from vcluster.cli.output import check_report, run_report, status_report, timing_report
+from vcluster.cli.output.hints import Reader
 from vcluster.fleet.ledger import StageTime
 from vcluster.model import codec
 from vcluster.model.plan import Plan
@@ -18,6 +19,7 @@ from vcluster.stages.check import Check, CheckReport
 
 PLAN = samples.plan(2)
 BOTH_RUN = {"lab.node1": True, "lab.node2": True}
+ROOT = Reader("root", is_root=True, uses_sudo=False, has_sudo=False)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +84,7 @@ def test_a_whole_shared_cluster() -> None:
         ("blue", None, "server blue: no answer"),
     ],
 )
-def test_what_is_missing_is_said(server: str, change: dict[str, object] | None, words: str) -> None:
+def test_missing_parts_are_listed(server: str, change: dict[str, object] | None, words: str) -> None:
     servers = {one.name: whole(SHARED, one.name) for one in SHARED.servers}
     if change is None:
         del servers[server]
@@ -91,7 +93,7 @@ def test_what_is_missing_is_said(server: str, change: dict[str, object] | None, 
     found = status_of(SHARED, ledger_state="ready", is_being_changed=False, seen=servers, lost={"blue": "no answer"})
     assert found.state == "partial"
     assert words in found.missing
-    assert f"missing: {words}" in text_output.status(found)
+    assert f"missing: {words}" in status_report.text(status_report.document(found), ROOT)
 
 
 def test_the_json_contract() -> None:
@@ -119,7 +121,7 @@ def verdict(*, ssh_back: bool) -> CheckReport:
 
 
 def test_a_passed_check() -> None:
-    text = text_output.check(PLAN, verdict(ssh_back=True))
+    text = check_report.text(check_report.document(PLAN, verdict(ssh_back=True)))
     assert "all 12 checks passed" in text
     assert "FAIL" not in text
     assert "mpi: mpiexec hostname: ok on node[1-2]" in text
@@ -128,14 +130,14 @@ def test_a_passed_check() -> None:
 def test_a_failed_check_names_the_pair() -> None:
     failed = verdict(ssh_back=False)
     assert not failed.passed
-    text = text_output.check(PLAN, failed)
+    document = check_report.document(PLAN, failed)
+    text = check_report.text(document)
     rows = [line.split() for line in text.splitlines() if line.startswith("node2 ")]
     assert rows == [["node2", "ok", "ok"], ["node2", "FAIL", "ok"]]
     assert "1 of 12 checks failed" in text
     assert "ssh from node2 to node1: refused" in text
-    document = text_output.check_document(failed)
     assert document["passed"] is False
-    assert set(document["checks"][0]) == {"check", "from", "to", "passed", "detail"}  # type: ignore[index]
+    assert set(document["checks"][0]) == {"check", "from", "to", "passed", "detail"}
 
 
 def test_equal_outputs_are_folded() -> None:
@@ -145,7 +147,7 @@ def test_equal_outputs_are_folded() -> None:
         "node3": Completed(3, "", "no such file\n"),
         "node4": Completed(0, "", ""),
     }
-    text = text_output.folded(results)
+    text = run_report.text(run_report.document(results))
     assert "node[1-2]:\n  6.1" in text
     assert "node3:\n  no such file" in text
     assert "node4: no output" in text
@@ -159,7 +161,7 @@ def test_timing_is_a_table_of_nodes_and_stages() -> None:
         StageTime("boot", "node1", 1.0, 20.0),
         StageTime("check", "node1", 21.0, 4.0),
     )
-    lines = [line.split() for line in text_output.timing(times).splitlines()]
+    lines = [line.split() for line in timing_report.text(timing_report.document(times)).splitlines()]
     assert lines == [
         ["SECONDS", "network", "boot", "check", "until"],
         ["(all)", "0.5", "-", "-", "0.5"],
