@@ -390,7 +390,8 @@ def test_the_output_of_add_and_remove(
     from vcluster.cli.output import status_report
 
     monkeypatch.setattr(common, "context", lambda *_: context)
-    monkeypatch.setattr(status_report, "text", lambda found, _: f"{len(found['nodes'])} nodes")
+    monkeypatch.setattr(status_report, "document", lambda found: {"name": found.name, "size": len(found.nodes)})
+    monkeypatch.setattr(status_report, "text", lambda found, _: f"{found['size']} nodes")
     for arguments, expected in (
         (["add", "2"], "lab: added node[4-5]\n5 nodes\n"),
         (["remove", "node[2,4]", "-y"], "lab: removed node[2,4]\n3 nodes\n"),
