@@ -1,4 +1,4 @@
-"""One small cluster for the tests, with keys that never change."""
+"""A small cluster for the tests, with constant keys."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ DIRECT = Image(
 ORDINARY = Image("cloud", "sha256-" + "2" * 64, Path("/images/cloud/disk.qcow2"), 2 * 2**30)
 
 
-def spec(count: int = 2, **wishes: object) -> Spec:
-    """A wish for a cluster named lab."""
-    wishes.setdefault("mode", "local")
-    return Spec(name="lab", node_names=default_node_names(count), **wishes)  # type: ignore[arg-type]
+def spec(count: int = 2, **options: object) -> Spec:
+    """A request for a cluster named lab."""
+    options.setdefault("mode", "local")
+    return Spec(name="lab", node_names=default_node_names(count), **options)  # type: ignore[arg-type]
 
 
-def plan(count: int = 2, *, image: Image = DIRECT, accel: str = "tcg", facts: Facts = ROOMY, **wishes: object) -> Plan:
+def plan(count: int = 2, *, image: Image = DIRECT, accel: str = "tcg", facts: Facts = ROOMY, **options: object) -> Plan:
     """A plan of a cluster named lab on this machine, in 10.0.0.0/24."""
-    wishes.setdefault("subnet", IPv4Network("10.0.0.0/24"))
-    seen = {LOCAL.name: replace(facts, accel=accel)}
-    return make_plan(spec(count, **wishes), seen, image=image, owner=OWNER)
+    options.setdefault("subnet", IPv4Network("10.0.0.0/24"))
+    observed = {LOCAL.name: replace(facts, accel=accel)}
+    return make_plan(spec(count, **options), observed, image=image, owner=OWNER)
 
 
 RED, BLUE, MIDDLE = (
@@ -47,38 +47,38 @@ RED, BLUE, MIDDLE = (
 )
 
 
-def shared_plan(*servers: ServerSpec, count: int = 3, switch: ServerSpec = MIDDLE, **wishes: object) -> Plan:
-    """A plan of a cluster named lab over several servers, each with an address of its own in 192.0.2.0/24."""
+def shared_plan(*servers: ServerSpec, count: int = 3, switch: ServerSpec = MIDDLE, **options: object) -> Plan:
+    """A plan of a cluster named lab over several servers, which have addresses in 192.0.2.0/24."""
     carriers = servers or (RED, BLUE)
-    asked = spec(count, mode="shared", servers=carriers, switch=switch, subnet=IPv4Network("10.0.0.0/24"), **wishes)
+    asked = spec(count, mode="shared", servers=carriers, switch=switch, subnet=IPv4Network("10.0.0.0/24"), **options)
     return make_plan(asked, shared_facts(asked), image=DIRECT, owner=OWNER)
 
 
-def shared_facts(asked: Spec, **seen: object) -> dict[str, Facts]:
-    """Roomy servers that reach each other by eth0."""
-    everyone = {one.name: one for one in (*asked.servers, asked.switch)}
-    addresses = {name: IPv4Address(f"192.0.2.{number}") for number, name in enumerate(everyone, start=10)}
+def shared_facts(asked: Spec, **changes: object) -> dict[str, Facts]:
+    """Facts of servers with much room that reach each other by eth0, with these changes."""
+    servers = {server.name: server for server in (*asked.servers, asked.switch)}
+    addresses = {name: IPv4Address(f"192.0.2.{number}") for number, name in enumerate(servers, start=10)}
     return {
         name: replace(
             ROOMY,
-            host_key=f"ssh-ed25519 AAAA{name}" if everyone[name].login else "",
+            host_key=f"ssh-ed25519 AAAA{name}" if servers[name].login else "",
             underlay_routes={
                 other: UnderlayRoute(addresses[name], addresses[other], "eth0", 1500)
-                for other in everyone
+                for other in servers
                 if other != name
             },
-            **seen,  # type: ignore[arg-type]
+            **changes,  # type: ignore[arg-type]
         )
-        for name in everyone
+        for name in servers
     }
 
 
 def keys(count: int = 2) -> Keys:
-    """Keys that are none, but look like it."""
+    """Fake keys in the form of real ones."""
     names = default_node_names(count)
     return Keys(pair("admin"), pair("user"), {name: pair(name) for name in names})
 
 
 def pair(name: str) -> KeyPair:
-    """A pair of texts."""
+    """A fake key pair."""
     return KeyPair(f"-- private {name} --\n", f"ssh-ed25519 AAAA{name} {name}@lab")

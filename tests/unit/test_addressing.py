@@ -30,7 +30,7 @@ def test_good_subnets(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         ("10.0.0.0/31", "no room"),
         ("10.0.0.1/32", "no room"),
@@ -48,8 +48,8 @@ def test_good_subnets(text: str) -> None:
         ("$(id)", "is not a network"),
     ],
 )
-def test_bad_subnets(text: str, words: str) -> None:
-    with pytest.raises(RequestError, match=re.escape(words)):
+def test_bad_subnets(text: str, message: str) -> None:
+    with pytest.raises(RequestError, match=re.escape(message)):
         addressing.parse_subnet(text)
 
 
@@ -91,7 +91,7 @@ def test_a_chosen_subnet_is_free(taken: list[IPv4Network], count: int) -> None:
     known = facts(routes=tuple(Route(network, "eth0") for network in taken))
     try:
         subnet = addressing.choose_subnet(None, count, [known])
-        management = addressing.choose_management(count, known, besides=[subnet])
+        management = addressing.choose_management(count, known, avoid=[subnet])
     except ConflictError:
         assert any(network.prefixlen < 16 for network in taken)
         return
@@ -106,29 +106,29 @@ def test_a_chosen_subnet_is_free(taken: list[IPv4Network], count: int) -> None:
     assert all(address in management and address != management.broadcast_address for address in addresses)
 
 
-LAB = Claim("other", IPv4Network("10.0.0.0/24"), (IPv4Network("172.28.0.0/24"),))
+OTHER_CLUSTER = Claim("other", IPv4Network("10.0.0.0/24"), (IPv4Network("172.28.0.0/24"),))
 
 
-def test_the_default_moves_on_when_it_is_taken() -> None:
+def test_the_next_subnet_is_chosen_when_the_default_is_taken() -> None:
     assert str(addressing.choose_subnet(None, 4, [facts()])) == "10.0.0.0/24"
-    assert str(addressing.choose_subnet(None, 4, [facts(), facts(claims=(LAB,))])) == "10.0.1.0/24"
+    assert str(addressing.choose_subnet(None, 4, [facts(), facts(claims=(OTHER_CLUSTER,))])) == "10.0.1.0/24"
 
 
 @pytest.mark.parametrize(
-    ("asked", "known", "words"),
+    ("asked", "known", "message"),
     [
-        ("10.0.0.0/25", facts(claims=(LAB,)), "overlaps that of cluster other"),
-        ("172.28.0.0/16", facts(claims=(LAB,)), "overlaps that of cluster other"),
+        ("10.0.0.0/25", facts(claims=(OTHER_CLUSTER,)), "overlaps a subnet of cluster other"),
+        ("172.28.0.0/16", facts(claims=(OTHER_CLUSTER,)), "overlaps a subnet of cluster other"),
         ("10.0.0.0/8", facts(routes=(Route(IPv4Network("10.5.0.0/16"), "eth7"),)), "this machine reaches by eth7"),
     ],
 )
-def test_a_clash_names_the_owner(asked: str, known: Facts, words: str) -> None:
-    with pytest.raises(ConflictError, match=words) as raised:
+def test_an_overlap_names_the_cluster_or_the_route(asked: str, known: Facts, message: str) -> None:
+    with pytest.raises(ConflictError, match=message) as raised:
         addressing.choose_subnet(IPv4Network(asked), 4, [facts(), known])
     assert raised.value.exit_code == 4
 
 
-def test_too_many_for_the_subnet_says_how_many_fit() -> None:
+def test_a_subnet_that_is_too_small_names_its_limit() -> None:
     with pytest.raises(VclusterError) as raised:
         addressing.choose_subnet(IPv4Network("10.0.0.0/29"), 7, facts())
     assert raised.value.exit_code == 2

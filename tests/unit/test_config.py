@@ -371,11 +371,11 @@ password = env:hunter2!
         ("nodes = 4", "nodes = 4\ndisk = 512 MiB", "3: [cluster] disk: '512 MiB' is no whole number of GiB; such as "
          "20 GiB or 1 TiB"),
         ("nodes = 4", "nodes = 4\nsubnet = 10.0.0.0", "3: [cluster] subnet: subnet 10.0.0.0 has no room for two nodes; "
-         "a prefix from /8 to /30"),
+         "take a prefix from /8 to /30"),
         ("nodes = 4", "nodes = 4\nsubnet = 10.0.0.0/30", "3: [cluster] subnet: 4 nodes do not fit into 10.0.0.0/30; it "
          "holds 2"),
-        ("nodes = 4", "nodes = 4\nmtu = 60", "3: [cluster] mtu: MTU 60 is not possible; 576 to 9216 bytes; 1450 leaves "
-         "room for VXLAN"),
+        ("nodes = 4", "nodes = 4\nmtu = 60", "3: [cluster] mtu: MTU 60 is not possible; take 576 to 9216 bytes; 1450 "
+         "leaves room for VXLAN"),
         ("nodes = 4", "nodes = 4\nboot = warm", "3: [cluster] boot: 'warm' is none of auto, clone, cold"),
         ("nodes = 4", "nodes = 4\naccel = xen", "3: [cluster] accel: 'xen' is none of auto, kvm, tcg"),
         ("nodes = 4", "nodes = 4\npolicy = fair", "3: [cluster] policy: 'fair' is none of spread, pack"),
@@ -518,14 +518,14 @@ BAD = [
      "within 10.7.0.0/24"),
     ("addresses = dhcp\nsubnet = 10.7.0.0/24\ndhcp_range = 10.7.0.8-10.7.0.255", "dhcp_range", "10.7.0.8-10.7.0.255 is "
      "not within 10.7.0.0/24"),
-    ("addresses = dhcp\nsubnet = 10.7.0.0/24\ndhcp_range = 10.7.0.4-10.7.0.9", "dhcp_range", "10.7.0.4-10.7.0.9 holds "
-     "10.7.0.4, the address of a node"),
+    ("addresses = dhcp\nsubnet = 10.7.0.0/24\ndhcp_range = 10.7.0.4-10.7.0.9", "dhcp_range", "10.7.0.4-10.7.0.9 "
+     "contains 10.7.0.4, the address of a node"),
     ("addresses = dhcp\naddresses_from = 10.0.0.[21-24]\ndhcp_range = 10.0.0.10-10.0.0.22", "dhcp_range",
-     "10.0.0.10-10.0.0.22 holds 10.0.0.21, the address of a node"),
-    ("addresses = dhcp\nsubnet = 10.7.0.0/30\nnodes = 2", "subnet", "10.7.0.0/30 has no address left for machines that "
-     "are not the cluster's"),
+     "10.0.0.10-10.0.0.22 contains 10.0.0.21, the address of a node"),
+    ("addresses = dhcp\nsubnet = 10.7.0.0/30\nnodes = 2", "subnet", "10.7.0.0/30 has no address left for "
+     "unknown hosts"),
     ("addresses = dhcp\naddresses_from = 10.0.0.[251-254]", "addresses_from", "10.0.0.0/24 has no address left for "
-     "machines that are not the cluster's"),
+     "unknown hosts"),
     ("addresses_from = 10.0.0.[101-103]", "addresses_from", "gives 3 addresses, {nodes} is 4"),
     ("addresses_from = 10.0.0.[101-103,102]", "addresses_from", "'10.0.0.102' is given twice"),
     ("addresses_from = 10.0.0.[253-256]", "addresses_from", "'10.0.0.256' is not an IPv4 address; such as 10.0.0.101"),

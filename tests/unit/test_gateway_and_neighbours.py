@@ -190,7 +190,7 @@ def test_nodes_and_unknown_hosts_are_distinguished(entries: list[dict[str, objec
 
 
 @pytest.mark.parametrize(
-    ("found_by", "is_there"), [((), False), (("lease",), False), (("self",), True), (("lease", "neighbour"), True)]
+    ("found_by", "is_present"), [((), False), (("lease",), False), (("self",), True), (("lease", "neighbour"), True)]
 )
-def test_a_lease_alone_does_not_mean_present(found_by: tuple[str, ...], is_there: bool) -> None:
-    assert found(1, *found_by).is_there is is_there
+def test_a_lease_alone_does_not_mean_present(found_by: tuple[str, ...], is_present: bool) -> None:
+    assert found(1, *found_by).is_present is is_present

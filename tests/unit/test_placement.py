@@ -10,9 +10,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from vcluster.errors import MissingError, RequestError, VclusterError
-from vcluster.model.naming import default_node_names
-from vcluster.model.spec import ServerSpec, Spec
-from vcluster.planning.placement import Room, declared_limits, place
+from vcluster.model.spec import ServerSpec
+from vcluster.planning.placement import NodeSize, Room, declared_limits, place
 
 ROOMY = Room(memory_free_mib=1_000_000, disk_free_mib=1_000_000, cpus=64)
 NODE_MIB, NODE_DISK_MIB = 704, 256
@@ -27,20 +26,21 @@ SERVERS = st.lists(st.fixed_dictionaries(OPTIONAL), min_size=1, max_size=5)
 ROOMS = st.builds(Room, st.integers(0, 40_000), st.integers(0, 400_000), st.integers(1, 32))
 
 
-def spec(count: int, *servers: ServerSpec, **wishes: object) -> Spec:
-    return Spec("lab", "shared", default_node_names(count), servers, servers[0], **wishes)  # type: ignore[arg-type]
+SIZE = NodeSize(vcpus=1, memory_mib=512, disk_gib=8, used_memory_mib=NODE_MIB, used_disk_mib=NODE_DISK_MIB)
 
 
-def put(asked: Spec, free: dict[str, Room] | None = None) -> list[str]:
-    rooms = free or {server.name: ROOMY for server in asked.servers}
-    return list(place(asked, rooms, node_mib=NODE_MIB, node_disk_mib=NODE_DISK_MIB))
+def places_of(
+    count: int,
+    *servers: ServerSpec,
+    free: dict[str, Room] | None = None,
+    size: NodeSize = SIZE,
+    policy: str = "spread",
+) -> list[str]:
+    rooms = free or {server.name: ROOMY for server in servers}
+    return list(place(count, servers, rooms, size=size, policy=policy))
 
 
-def a_server(name: str, **said: object) -> ServerSpec:
-    return ServerSpec(name, **said)  # type: ignore[arg-type]
-
-
-RED, BLUE, GREEN = a_server("red"), a_server("blue"), a_server("green")
+RED, BLUE, GREEN = ServerSpec("red"), ServerSpec("blue"), ServerSpec("green")
 
 
 @pytest.mark.parametrize(
@@ -64,32 +64,32 @@ RED, BLUE, GREEN = a_server("red"), a_server("blue"), a_server("green")
     ],
 )
 def test_places(count: int, servers: list[ServerSpec], policy: str, expected: str) -> None:
-    assert put(spec(count, *servers, policy=policy)) == expected.split()
+    assert places_of(count, *servers, policy=policy) == expected.split()
 
 
-def test_spread_weighs_by_cpus_that_are_there_but_may_promise_them_twice() -> None:
+def test_spread_follows_the_cpus_and_may_promise_a_cpu_twice() -> None:
     free = {"red": replace(ROOMY, cpus=1), "blue": replace(ROOMY, cpus=3)}
-    assert Counter(put(spec(8, RED, BLUE), free)) == {"red": 2, "blue": 6}
+    assert Counter(places_of(8, RED, BLUE, free=free)) == {"red": 2, "blue": 6}
 
 
-def test_what_is_free_limits_what_is_not_declared() -> None:
+def test_free_memory_and_disk_are_limits_without_declarations() -> None:
     free = {
         "red": replace(ROOMY, memory_free_mib=2 * NODE_MIB),
         "blue": replace(ROOMY, disk_free_mib=4 * NODE_DISK_MIB),
     }
-    assert Counter(put(spec(6, RED, BLUE), free)) == {"red": 2, "blue": 4}
+    assert Counter(places_of(6, RED, BLUE, free=free)) == {"red": 2, "blue": 4}
     with pytest.raises(MissingError) as raised:
-        put(spec(7, RED, BLUE), free)
+        places_of(7, RED, BLUE, free=free)
     assert raised.value.message.splitlines() == [
-        "7 nodes (1 CPU, 512 MiB, 8 GiB each) do not fit on the servers; the most is 6",
+        "7 nodes (1 CPU, 512 MiB, 8 GiB each) do not fit on the servers; at most 6 fit",
         "red: at most 2, by ram (1408 MiB free, a node takes 704)",
-        "blue: at most 4, by hdd (1024 MiB free, one takes 256)",
+        "blue: at most 4, by hdd (1024 MiB free, a node takes 256)",
     ]
 
 
 def test_declared_limits_are_hard_and_named() -> None:
     with pytest.raises(MissingError) as raised:
-        put(spec(9, replace(RED, cpus=3), replace(BLUE, memory_mib=2048), replace(GREEN, disk_gib=8)))
+        places_of(9, replace(RED, cpus=3), replace(BLUE, memory_mib=2048), replace(GREEN, disk_gib=8))
     assert raised.value.exit_code == 3
     assert raised.value.message.splitlines()[1:] == [
         "red: at most 3, by cpu (3 declared)",
@@ -98,59 +98,61 @@ def test_declared_limits_are_hard_and_named() -> None:
     ]
 
 
-def test_a_server_told_to_carry_more_than_it_holds() -> None:
+def test_a_request_for_more_nodes_than_a_server_holds() -> None:
     free = {"red": ROOMY, "blue": replace(ROOMY, memory_free_mib=NODE_MIB)}
     with pytest.raises(MissingError) as raised:
-        put(spec(4, replace(RED, nodes=2), replace(BLUE, nodes=2)), free)
-    assert "the most is 3" in raised.value.message
-    assert "blue: at most 1, by ram (704 MiB free, a node takes 704), told to carry 2" in raised.value.message
+        places_of(4, replace(RED, nodes=2), replace(BLUE, nodes=2), free=free)
+    assert "at most 3 fit" in raised.value.message
+    assert "blue: at most 1, by ram (704 MiB free, a node takes 704); 2 requested" in raised.value.message
 
 
-def test_a_first_server_with_no_room_for_the_head() -> None:
-    with pytest.raises(MissingError, match="the most is 0\nred: at most 0, by ram"):
-        put(spec(1, RED, BLUE), {"red": replace(ROOMY, memory_free_mib=0), "blue": ROOMY})
+def test_a_first_server_without_room_for_the_head() -> None:
+    with pytest.raises(MissingError, match="at most 0 fit\nred: at most 0, by ram"):
+        places_of(1, RED, BLUE, free={"red": replace(ROOMY, memory_free_mib=0), "blue": ROOMY})
 
 
-def test_every_promise_that_is_not_kept_is_told() -> None:
+def test_every_declaration_that_a_server_does_not_meet_is_reported() -> None:
     free = {"red": Room(4000, 40 * 1024, 2), "blue": Room(8000, 10 * 1024, 2)}
     with pytest.raises(MissingError) as raised:
-        put(spec(2, replace(RED, cpus=4, memory_mib=4096), replace(BLUE, cpus=2, disk_gib=20)), free)
+        places_of(2, replace(RED, cpus=4, memory_mib=4096), replace(BLUE, cpus=2, disk_gib=20), free=free)
     assert raised.value.message.splitlines() == [
-        "red: cpu = 4 is declared, the server has 2",
-        "red: ram = 4096 MiB is declared, 4000 MiB are free for nodes",
-        "blue: hdd = 20 GiB is declared, 10 GiB are free for nodes at /var/lib/libvirt/images/vcluster",
+        "red: cpu = 4 is declared, but the server has 2",
+        "red: ram = 4096 MiB is declared, but 4000 MiB are free for nodes",
+        "blue: hdd = 20 GiB is declared, but 10 GiB are free for nodes at /var/lib/libvirt/images/vcluster",
     ]
 
 
 @pytest.mark.parametrize(
-    ("count", "servers"),
+    ("count", "servers", "message"),
     [
-        (3, [replace(RED, nodes=1), replace(BLUE, nodes=1)]),
-        (1, [replace(RED, nodes=1), replace(BLUE, nodes=1)]),
-        (2, [RED, replace(BLUE, nodes=2)]),
-        (2, [replace(RED, nodes=0), BLUE]),
+        (3, [replace(RED, nodes=1), replace(BLUE, nodes=1)], "add up to 2, but the cluster has 3 nodes"),
+        (1, [replace(RED, nodes=1), replace(BLUE, nodes=1)], "add up to 2, but the cluster has 1 nodes"),
+        (2, [RED, replace(BLUE, nodes=3)], "add up to 3, but the cluster has 2 nodes"),
+        (2, [RED, replace(BLUE, nodes=2)], "no node is left for red, but the first server carries the head"),
+        (2, [replace(RED, nodes=0), BLUE], "no node is left for red, but the first server carries the head"),
+        (2, [replace(RED, nodes=0), replace(BLUE, nodes=2)], "no node is left for red"),
     ],
 )
-def test_contradictions(count: int, servers: list[ServerSpec]) -> None:
-    with pytest.raises(RequestError, match="cannot be had"):
-        put(spec(count, *servers))
+def test_contradictions(count: int, servers: list[ServerSpec], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        places_of(count, *servers)
 
 
 @given(st.integers(1, 12), SERVERS, st.lists(ROOMS, min_size=5, max_size=5), st.sampled_from(["spread", "pack"]))
-def test_no_limit_is_ever_exceeded(count: int, said: list[dict[str, int]], free: list[Room], policy: str) -> None:
-    servers = [ServerSpec(f"server{number}", **one) for number, one in enumerate(said)]  # type: ignore[arg-type]
-    asked = spec(count, *servers, policy=policy, vcpus=2, memory_mib=512, disk_gib=8)
+def test_no_limit_is_ever_exceeded(count: int, declared: list[dict[str, int]], free: list[Room], policy: str) -> None:
+    servers = [ServerSpec(f"server{number}", **one) for number, one in enumerate(declared)]  # type: ignore[arg-type]
+    size = replace(SIZE, vcpus=2)
     rooms = {server.name: room for server, room in zip(servers, free, strict=False)}
     try:
-        places = put(asked, rooms)
+        places = places_of(count, *servers, free=rooms, size=size, policy=policy)
     except VclusterError as error:
         assert error.exit_code in (2, 3)
         return
     counts = Counter(places)
-    assert places == put(asked, rooms)
+    assert places == places_of(count, *servers, free=rooms, size=size, policy=policy)
     assert len(places) == count
     assert places[0] == "server0"
-    assert places == sorted(places)  # those of a server stand together, in the order of the servers
+    assert places == sorted(places)  # a server's nodes are consecutive, in the order of the servers
     for server in servers:
         on_it, room = counts[server.name], rooms[server.name]
         assert server.nodes in (None, on_it)
@@ -165,7 +167,7 @@ def test_no_limit_is_ever_exceeded(count: int, said: list[dict[str, int]], free:
 def test_pack_uses_the_fewest_servers_in_order(count: int, sizes: list[int]) -> None:
     assume(count <= sum(sizes))
     servers = [ServerSpec(f"server{number}", cpus=size) for number, size in enumerate(sizes)]
-    counts = Counter(put(spec(count, *servers, policy="pack")))
+    counts = Counter(places_of(count, *servers, policy="pack"))
     filled = [counts[server.name] for server in servers]
     used = [position for position, on_it in enumerate(filled) if on_it]
     assert used == list(range(len(used)))
@@ -173,19 +175,19 @@ def test_pack_uses_the_fewest_servers_in_order(count: int, sizes: list[int]) -> 
 
 
 @given(st.integers(1, 60), st.integers(1, 6), ROOMS)
-def test_equals_get_as_much_as_each_other(count: int, servers: int, room: Room) -> None:
-    asked = spec(count, *(ServerSpec(f"server{number}") for number in range(servers)))
+def test_equal_servers_get_equal_numbers_of_nodes(count: int, number_of_servers: int, room: Room) -> None:
+    servers = [ServerSpec(f"server{number}") for number in range(number_of_servers)]
     try:
-        counts = Counter(put(asked, {server.name: room for server in asked.servers}))
+        counts = Counter(places_of(count, *servers, free={server.name: room for server in servers}))
     except MissingError:
         return
-    shares = [counts[server.name] for server in asked.servers]
+    shares = [counts[server.name] for server in servers]
     assert max(shares) - min(shares) <= 1
     assert shares == sorted(shares, reverse=True)
 
 
 @given(st.lists(st.integers(0, 9), min_size=5, max_size=5), st.sampled_from(["spread", "pack"]), st.data())
-def test_what_fits_is_never_refused(holds: list[int], policy: str, data: st.DataObject) -> None:
+def test_nodes_that_fit_are_never_refused(holds: list[int], policy: str, data: st.DataObject) -> None:
     holds[0] += 1
     servers = [ServerSpec(f"server{number}") for number in range(len(holds))]
     rooms = {
@@ -193,10 +195,10 @@ def test_what_fits_is_never_refused(holds: list[int], policy: str, data: st.Data
         for server, on_it in zip(servers, holds, strict=True)
     }
     count = data.draw(st.integers(1, sum(holds)))
-    assert len(put(spec(count, *servers, policy=policy), rooms)) == count
-    with pytest.raises(MissingError, match=f"the most is {sum(holds)}"):
-        put(spec(sum(holds) + 1, *servers, policy=policy), rooms)
+    assert len(places_of(count, *servers, free=rooms, policy=policy)) == count
+    with pytest.raises(MissingError, match=f"at most {sum(holds)} fit"):
+        places_of(sum(holds) + 1, *servers, free=rooms, policy=policy)
 
 
-def test_declared_limits_of_what_is_not_said() -> None:
+def test_a_server_without_declarations_has_no_declared_limits() -> None:
     assert declared_limits(RED, vcpus=1, memory_mib=512, disk_gib=8) == ()

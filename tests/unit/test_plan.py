@@ -1,4 +1,4 @@
-"""Planning: everything decided, nothing twice."""
+"""Planning: complete plans in which all names and addresses differ."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vcluster.model.spec import DHCP, PRIVATE, AddressRange
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 600))
-def test_nothing_is_given_twice(count: int) -> None:
+def test_all_names_and_addresses_differ(count: int) -> None:
     plan = samples.plan(count, subnet=None)
     nodes = plan.nodes
     cards = [node.management for node in nodes if node.management]
@@ -38,7 +38,7 @@ def test_nothing_is_given_twice(count: int) -> None:
     assert [node.role for node in nodes] == ["head"] + ["worker"] * (count - 1)
 
 
-def test_a_local_cluster_has_one_bridge_and_every_node_is_a_port_of_it() -> None:
+def test_a_local_cluster_has_one_bridge_with_all_nodes() -> None:
     plan = samples.plan(5)
     (server,) = plan.servers
     (bridge,) = server.bridges
@@ -49,13 +49,13 @@ def test_a_local_cluster_has_one_bridge_and_every_node_is_a_port_of_it() -> None
     assert {node.vni for node in plan.nodes} == {None}
 
 
-def test_a_plan_survives_json() -> None:
+def test_a_plan_in_json_keeps_its_meaning() -> None:
     plan = samples.plan(3, image=samples.ORDINARY)
     assert codec.from_json(codec.to_json(plan), Plan) == plan
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"name": 1}'])
-def test_what_is_no_plan_is_refused(text: str) -> None:
+def test_text_that_is_not_a_plan_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not a Plan"):
         codec.from_json(text, Plan)
 
@@ -84,41 +84,43 @@ def test_too_little_disk() -> None:
     assert "the largest -n that fits is 2" in str(raised.value.hint)
 
 
-def test_in_the_private_layout_only_the_head_has_a_management_card() -> None:
+def test_in_the_private_layout_only_the_head_has_a_management_interface() -> None:
     plan = samples.plan(4, layout=PRIVATE)
     assert [node.management is not None for node in plan.nodes] == [True, False, False, False]
     assert [str(node.login_address) for node in plan.workers] == ["10.0.0.2", "10.0.0.3", "10.0.0.4"]
 
 
 @pytest.mark.parametrize(
-    ("count", "subnet", "asked", "got"),
+    ("count", "subnet", "asked", "expected"),
     [
         (4, "10.0.0.0/24", None, "10.0.0.205-10.0.0.254"),
         (4, "10.0.0.0/24", ("10.0.0.100", "10.0.0.120"), "10.0.0.100-10.0.0.120"),
         (4, "10.0.0.0/29", None, "10.0.0.5-10.0.0.6"),
     ],
 )
-def test_addresses_for_strangers(count: int, subnet: str, asked: tuple[str, str] | None, got: str) -> None:
-    wanted = AddressRange(*map(IPv4Address, asked)) if asked else None
-    plan = samples.plan(count, subnet=IPv4Network(subnet), addresses=DHCP, dhcp_range=wanted)
-    assert str(plan.dhcp_range) == got
+def test_the_range_for_unknown_hosts(count: int, subnet: str, asked: tuple[str, str] | None, expected: str) -> None:
+    dhcp_range = AddressRange(*map(IPv4Address, asked)) if asked else None
+    plan = samples.plan(count, subnet=IPv4Network(subnet), addresses=DHCP, dhcp_range=dhcp_range)
+    assert str(plan.dhcp_range) == expected
 
 
 @pytest.mark.parametrize(
-    ("count", "subnet", "asked", "words"),
+    ("count", "subnet", "asked", "message"),
     [
         (2, "10.0.0.0/30", None, "no address left"),
-        (4, "10.0.0.0/24", ("10.0.0.4", "10.0.0.20"), "holds 10.0.0.4, the address of a node"),
+        (4, "10.0.0.0/24", ("10.0.0.4", "10.0.0.20"), "contains 10.0.0.4, the address of a node"),
         (4, "10.0.0.0/24", ("10.0.0.100", "10.0.0.255"), "not within"),
         (4, "10.0.0.0/24", ("10.0.1.100", "10.0.1.200"), "not within"),
     ],
 )
-def test_impossible_addresses_for_strangers(count: int, subnet: str, asked: tuple[str, str] | None, words: str) -> None:
-    wanted = AddressRange(*map(IPv4Address, asked)) if asked else None
-    with pytest.raises(RequestError, match=words):
-        samples.plan(count, subnet=IPv4Network(subnet), addresses=DHCP, dhcp_range=wanted)
+def test_impossible_ranges_for_unknown_hosts(
+    count: int, subnet: str, asked: tuple[str, str] | None, message: str
+) -> None:
+    dhcp_range = AddressRange(*map(IPv4Address, asked)) if asked else None
+    with pytest.raises(RequestError, match=message):
+        samples.plan(count, subnet=IPv4Network(subnet), addresses=DHCP, dhcp_range=dhcp_range)
 
 
-def test_nodes_have_the_addresses_that_were_asked_for() -> None:
-    wanted = tuple(IPv4Address(f"10.0.0.{number}") for number in (101, 103, 102))
-    assert [node.address for node in samples.plan(3, node_addresses=wanted).nodes] == list(wanted)
+def test_nodes_get_the_requested_addresses() -> None:
+    addresses = tuple(IPv4Address(f"10.0.0.{number}") for number in (101, 103, 102))
+    assert [node.address for node in samples.plan(3, node_addresses=addresses).nodes] == list(addresses)

@@ -1,4 +1,4 @@
-"""More nodes and fewer: those that stay are as they were, and nothing is given twice."""
+"""More and fewer nodes: remaining nodes do not change, and all names and addresses differ."""
 
 from __future__ import annotations
 
@@ -24,35 +24,35 @@ from vcluster.planning.planner import make_plan
 from vcluster.planning.resize import as_spec, grow, new_names, shrink
 from vcluster.render import node_actions
 
-HERE = {LOCAL.name: samples.ROOMY}
+LOCAL_FACTS = {LOCAL.name: samples.ROOMY}
 
 
 def larger(plan: Plan, number: int = 1, asked: Sequence[str] = (), facts: dict[str, Facts] | None = None) -> Plan:
-    return grow(plan, facts or HERE, new_names(plan, number, asked))
+    return grow(plan, facts or LOCAL_FACTS, new_names(plan, number, asked))
 
 
 def names(plan: Plan) -> list[str]:
     return [node.name for node in plan.nodes]
 
 
-def shared(*servers: ServerSpec, count: int = 4, **wishes: object) -> tuple[Plan, dict[str, Facts]]:
-    """A plan over servers with the switch on `middle`, and their facts, which know of its VNIs."""
+def shared(*servers: ServerSpec, count: int = 4, **options: object) -> tuple[Plan, dict[str, Facts]]:
+    """A plan over servers with the switch on `middle`, and their facts with its VNIs in use."""
     carriers = servers or (RED, BLUE)
     asked: Spec = samples.spec(count, mode="shared", servers=carriers, switch=MIDDLE)
-    plan = samples.shared_plan(*carriers, count=count, **wishes)
+    plan = samples.shared_plan(*carriers, count=count, **options)
     facts = samples.shared_facts(asked)
-    held = {one.name: frozenset(tunnel.vni for tunnel in one.tunnels) for one in plan.servers}
-    return plan, {name: replace(one, vnis=held[name]) for name, one in facts.items()}
+    used = {one.name: frozenset(tunnel.vni for tunnel in one.tunnels) for one in plan.servers}
+    return plan, {name: replace(one, vnis=used[name]) for name, one in facts.items()}
 
 
 # Growing
 
 
-@pytest.mark.parametrize("wishes", [{}, {"layout": PRIVATE}, {"addresses": DHCP, "layout": PRIVATE}])
-def test_a_grown_cluster_is_like_one_that_was_made_so(wishes: dict[str, object]) -> None:
-    plan = samples.plan(3, **wishes)  # type: ignore[arg-type]
+@pytest.mark.parametrize("options", [{}, {"layout": PRIVATE}, {"addresses": DHCP, "layout": PRIVATE}])
+def test_a_grown_plan_equals_a_new_plan_of_that_size(options: dict[str, object]) -> None:
+    plan = samples.plan(3, **options)  # type: ignore[arg-type]
     grown = larger(plan, 2)
-    assert grown == replace(samples.plan(5, **wishes), dhcp_range=plan.dhcp_range)  # type: ignore[arg-type]
+    assert grown == replace(samples.plan(5, **options), dhcp_range=plan.dhcp_range)  # type: ignore[arg-type]
     assert grown.nodes[:3] == plan.nodes
     assert codec.from_json(codec.to_json(grown), Plan) == grown
 
@@ -71,15 +71,15 @@ def test_growing_over_servers() -> None:
         assert now.bridges[: len(server.bridges)] == server.bridges
         assert now.tunnels[: len(server.tunnels)] == server.tunnels
         assert replace(now, bridges=server.bridges, tunnels=server.tunnels) == server
-    there = {tunnel.vni: tunnel for tunnel in grown.server("middle").tunnels}
+    switch_ends = {tunnel.vni: tunnel for tunnel in grown.server("middle").tunnels}
     assert len(grown.server("middle").bridges) == 1
     for tunnel in (*grown.server("red").tunnels, *grown.server("blue").tunnels):
-        other = there[tunnel.vni]
+        other = switch_ends[tunnel.vni]
         assert (tunnel.name, tunnel.local, tunnel.remote) == (other.name, other.remote, other.local)
-    assert sorted(there) == [40, 41, 42, 43, 44, 45, 46]
+    assert sorted(switch_ends) == [40, 41, 42, 43, 44, 45, 46]
 
 
-def test_growing_here_with_the_switch_elsewhere() -> None:
+def test_growing_a_remote_cluster() -> None:
     asked: Spec = samples.spec(2, mode="remote", servers=(LOCAL,), switch=MIDDLE, vxlan_port=5000, vni_base=7)
     facts = samples.shared_facts(asked)
     plan = make_plan(asked, facts, image=samples.DIRECT, owner=samples.OWNER)
@@ -88,12 +88,12 @@ def test_growing_here_with_the_switch_elsewhere() -> None:
     grown = larger(plan, facts=facts)
     assert [node.vni for node in grown.nodes] == [7, 8, 11]
     assert grown.server("middle").tunnels[-1].port == 5000
-    # What nobody has at the moment, for the servers were started anew, is not free for that.
+    # After a restart of the servers no VNI is in use there, but those of the plan are still taken.
     bare = {name: replace(one, vnis=frozenset()) for name, one in facts.items()}
     assert [node.vni for node in larger(plan, facts=bare).nodes] == [7, 8, 9]
 
 
-def test_nodes_on_the_switchs_server_need_no_tunnels_when_they_come_either() -> None:
+def test_new_nodes_on_the_switchs_server_need_no_tunnels() -> None:
     plan, facts = shared(RED, MIDDLE, count=3)
     grown = larger(plan, 2, facts=facts)
     assert [(node.server, node.vni) for node in grown.nodes] == [
@@ -115,7 +115,7 @@ def test_new_tunnels_have_the_ends_that_the_old_ones_have() -> None:
     assert (alone.servers, alone.switch) == ((LOCAL,), LOCAL)
 
 
-def test_the_emptiest_server_with_room_is_taken() -> None:
+def test_the_server_with_the_fewest_nodes_and_room_is_chosen() -> None:
     plan, facts = shared(count=3)  # two on red, one on blue
     assert [node.server for node in larger(plan, 2, facts=facts).nodes[3:]] == ["blue", "red"]
     facts["blue"] = replace(facts["blue"], memory_free_mib=512 + 700)
@@ -124,19 +124,19 @@ def test_the_emptiest_server_with_room_is_taken() -> None:
     with pytest.raises(MissingError) as raised:
         larger(plan, 2, facts=facts)
     assert raised.value.message.splitlines() == [
-        "2 more nodes do not fit on the servers; the most is 1",
+        "2 more nodes do not fit on the servers; at most 1 fit",
         "red: at most 1 more, by ram (704 MiB free, a node takes 704)",
         "blue: at most 0 more, by ram (700 MiB free, a node takes 704)",
     ]
 
 
-def test_memory_is_counted_as_nodes_run_there() -> None:
+def test_memory_is_counted_by_the_accelerator_of_the_plan() -> None:
     plan = samples.plan(2, accel="kvm")
     facts = {LOCAL.name: replace(samples.ROOMY, memory_free_mib=512 + 576, accel="tcg")}
     assert len(larger(plan, facts=facts).nodes) == 3
 
 
-def test_in_the_private_layout_no_other_node_gets_a_management_card() -> None:
+def test_in_the_private_layout_new_nodes_have_no_management_interface() -> None:
     plan, facts = shared(layout=PRIVATE)
     grown = larger(plan, 4, facts=facts)
     assert [node.management is not None for node in grown.nodes] == [True] + [False] * 7
@@ -146,7 +146,7 @@ def test_in_the_private_layout_no_other_node_gets_a_management_card() -> None:
 
 
 @pytest.mark.parametrize(
-    ("nodeset", "number", "come"),
+    ("nodeset", "number", "expected"),
     [
         ("node[1-4]", 2, "node[5-6]"),
         ("w[051-053]", 1, "w054"),
@@ -159,45 +159,47 @@ def test_in_the_private_layout_no_other_node_gets_a_management_card() -> None:
         ("node[1-2],gpu", 1, "node3"),
     ],
 )
-def test_names_go_on_as_they_began(nodeset: str, number: int, come: str) -> None:
+def test_new_names_follow_the_pattern(nodeset: str, number: int, expected: str) -> None:
     plan = make_plan(
-        replace(samples.spec(), node_names=expand(nodeset)), HERE, image=samples.DIRECT, owner=samples.OWNER
+        replace(samples.spec(), node_names=expand(nodeset)), LOCAL_FACTS, image=samples.DIRECT, owner=samples.OWNER
     )
-    assert new_names(plan, number) == expand(come)
+    assert new_names(plan, number) == expand(expected)
 
 
 @pytest.mark.parametrize("nodeset", ["head,alice", "red,blue", "a1,b1,c1"])
-def test_names_that_do_not_go_on(nodeset: str) -> None:
+def test_names_without_a_pattern(nodeset: str) -> None:
     plan = make_plan(
-        replace(samples.spec(), node_names=expand(nodeset)), HERE, image=samples.DIRECT, owner=samples.OWNER
+        replace(samples.spec(), node_names=expand(nodeset)), LOCAL_FACTS, image=samples.DIRECT, owner=samples.OWNER
     )
-    with pytest.raises(RequestError, match="do not tell how the next one is called") as raised:
+    with pytest.raises(RequestError, match="have no pattern for new names") as raised:
         new_names(plan, 1)
-    assert raised.value.hint == "--names says it"
+    assert raised.value.hint == "give the names with --names"
     assert names(larger(plan, asked=("eve",)))[-1] == "eve"
 
 
 @pytest.mark.parametrize(
-    ("number", "asked", "error", "words"),
+    ("number", "asked", "error", "message"),
     [
         (1, ("node2",), RequestError, "cluster lab has node2 already"),
         (4093, (), RequestError, "4093 more nodes are too many"),
         (1, tuple(f"x{at}" for at in range(4093)), RequestError, "4093 more nodes are too many"),
     ],
 )
-def test_impossible_names(number: int, asked: tuple[str, ...], error: type[VclusterError], words: str) -> None:
-    with pytest.raises(error, match=words):
+def test_impossible_names(number: int, asked: tuple[str, ...], error: type[VclusterError], message: str) -> None:
+    with pytest.raises(error, match=message):
         new_names(samples.plan(2), number, asked)
 
 
 def test_a_name_that_would_be_too_long() -> None:
     long = "a" * 62 + "9"
-    plan = make_plan(replace(samples.spec(1), node_names=(long,)), HERE, image=samples.DIRECT, owner=samples.OWNER)
+    plan = make_plan(
+        replace(samples.spec(1), node_names=(long,)), LOCAL_FACTS, image=samples.DIRECT, owner=samples.OWNER
+    )
     with pytest.raises(RequestError, match="has 64 characters"):
         new_names(plan, 1)
 
 
-def test_a_switch_by_hand_does_not_grow() -> None:
+def test_a_switch_that_was_set_up_by_hand_does_not_grow() -> None:
     asked: Spec = samples.spec(2, mode="remote", servers=(LOCAL,), switch=MIDDLE, sets_up_switch=False)
     facts = {LOCAL.name: samples.shared_facts(asked)[LOCAL.name]}
     plan = make_plan(asked, facts, image=samples.DIRECT, owner=samples.OWNER)
@@ -210,21 +212,21 @@ def test_a_switch_by_hand_does_not_grow() -> None:
 # Addresses
 
 
-def test_addresses_go_on_from_the_first_node_and_leave_out_strangers() -> None:
-    wanted = tuple(IPv4Address(f"10.0.0.{last}") for last in (101, 103))
+def test_new_addresses_start_at_the_first_node_and_avoid_the_range_for_unknown_hosts() -> None:
+    addresses = tuple(IPv4Address(f"10.0.0.{last}") for last in (101, 103))
     unknown_hosts = AddressRange(IPv4Address("10.0.0.105"), IPv4Address("10.0.0.253"))
-    plan = samples.plan(2, node_addresses=wanted, addresses=DHCP, dhcp_range=unknown_hosts)
+    plan = samples.plan(2, node_addresses=addresses, addresses=DHCP, dhcp_range=unknown_hosts)
     assert [str(node.address) for node in larger(plan, 5).nodes[2:]] == [
         "10.0.0.102", "10.0.0.104", "10.0.0.254", "10.0.0.1", "10.0.0.2",
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("subnet", "wishes", "fits"),
+    ("subnet", "options", "fits"),
     [("10.0.0.0/29", {}, 4), ("10.0.0.0/30", {}, 0), ("10.0.0.0/29", {"addresses": DHCP}, 0)],
 )
-def test_a_full_subnet(subnet: str, wishes: dict[str, object], fits: int) -> None:
-    plan = samples.plan(2, subnet=IPv4Network(subnet), **wishes)  # type: ignore[arg-type]
+def test_a_full_subnet(subnet: str, options: dict[str, object], fits: int) -> None:
+    plan = samples.plan(2, subnet=IPv4Network(subnet), **options)  # type: ignore[arg-type]
     if fits:
         assert len(larger(plan, fits).nodes) == fits + 2
     with pytest.raises(RequestError, match=f"{fits + 1} more nodes do not fit into {subnet}") as raised:
@@ -243,10 +245,10 @@ def test_a_full_management_network() -> None:
 
 
 @given(st.sets(st.integers(1, 14), min_size=1), st.integers(1, 14), st.integers(1, 14))
-def test_free_addresses(held: set[int], one: int, other: int) -> None:
+def test_free_addresses(taken: set[int], start: int, end: int) -> None:
     subnet = IPv4Network("10.0.0.0/28")
-    nodes = {subnet[last] for last in held}
-    unknown_hosts = AddressRange(subnet[min(one, other)], subnet[max(one, other)])
+    nodes = {subnet[last] for last in taken}
+    unknown_hosts = AddressRange(subnet[min(start, end)], subnet[max(start, end)])
     usable = [address for address in subnet.hosts() if address not in nodes and address not in unknown_hosts]
     found = addressing.more_addresses(subnet, len(usable), nodes=nodes, unknown_hosts=unknown_hosts)
     assert sorted(found) == usable
@@ -257,7 +259,7 @@ def test_free_addresses(held: set[int], one: int, other: int) -> None:
 # Shrinking
 
 
-def test_what_was_removed_comes_back_as_it_was() -> None:
+def test_a_removed_node_is_added_again_unchanged() -> None:
     plan = samples.plan(4)
     rest = shrink(plan, ["node3"])
     assert rest.nodes == (*plan.nodes[:2], plan.nodes[3])
@@ -265,19 +267,19 @@ def test_what_was_removed_comes_back_as_it_was() -> None:
     assert names(larger(shrink(plan, ["node2", "node3"]), 3)) == ["node1", "node2", "node3", "node4", "node5"]
 
 
-def test_the_first_worker_comes_back_too() -> None:
+def test_the_first_worker_is_added_again_unchanged() -> None:
     spec = replace(samples.spec(), node_names=expand("head,red[1-3]"))
-    plan = make_plan(spec, HERE, image=samples.DIRECT, owner=samples.OWNER)
+    plan = make_plan(spec, LOCAL_FACTS, image=samples.DIRECT, owner=samples.OWNER)
     assert larger(shrink(plan, ["red1"])) == plan
 
 
-def test_a_hole_is_filled_by_another_name() -> None:
+def test_a_free_index_is_used_with_another_name() -> None:
     plan = larger(shrink(samples.plan(4), ["node3"]), asked=("gpu",))
     assert names(plan) == ["node1", "node2", "gpu", "node4"]
     assert (plan.node("gpu").index, str(plan.node("gpu").address), plan.node("gpu").port) == (3, "10.0.0.3", "vt-lab-3")
 
 
-def test_links_go_with_their_nodes_and_servers_stay() -> None:
+def test_interfaces_of_removed_nodes_are_removed_and_servers_stay() -> None:
     plan, facts = shared()
     rest = shrink(plan, ["node3", "node4"])
     assert rest.nodes_on("blue") == ()
@@ -291,7 +293,7 @@ def test_links_go_with_their_nodes_and_servers_stay() -> None:
     assert larger(rest, 2, facts=free) == plan
 
 
-def test_ports_are_remembered_without_any_tunnel() -> None:
+def test_the_vxlan_port_stays_in_the_plan_without_tunnels() -> None:
     plan, facts = shared(MIDDLE, RED, count=2, vxlan_port=5000)
     rest = shrink(plan, ["node2"])
     assert not rest.has_tunnels
@@ -300,28 +302,28 @@ def test_ports_are_remembered_without_any_tunnel() -> None:
 
 
 @pytest.mark.parametrize(
-    ("gone", "error", "words"),
+    ("names", "error", "message"),
     [
         (["node1"], RequestError, "node1 is the head"),
         (["node2", "node1"], RequestError, "node1 is the head"),
         (["node9"], RequestError, "cluster lab has no node 'node9'"),
-        (["node4"], ConflictError, "the others have a shared folder on the disk of node4"),
+        (["node4"], ConflictError, "node4 serves a shared folder that the other nodes use"),
     ],
 )
-def test_who_cannot_go(gone: list[str], error: type[VclusterError], words: str) -> None:
+def test_nodes_that_cannot_be_removed(names: list[str], error: type[VclusterError], message: str) -> None:
     plan = samples.plan(4, stores=(StorageNode("node4", 1),))
-    with pytest.raises(error, match=words) as raised:
-        shrink(plan, gone)
+    with pytest.raises(error, match=message) as raised:
+        shrink(plan, names)
     assert raised.value.hint
 
 
 @settings(max_examples=50)
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 4)), max_size=6))
-def test_nothing_is_given_twice_whatever_comes_and_goes(steps: list[tuple[bool, int]]) -> None:
+def test_all_names_and_addresses_differ_after_any_changes(steps: list[tuple[bool, int]]) -> None:
     plan, facts = shared(RED, MIDDLE, count=3)
-    for comes, number in steps:
+    for is_growth, number in steps:
         before = plan
-        plan = larger(plan, number, facts=facts) if comes else shrink(plan, names(plan)[1:][-number:])
+        plan = larger(plan, number, facts=facts) if is_growth else shrink(plan, names(plan)[1:][-number:])
         stayed = {node.name for node in before.nodes} & {node.name for node in plan.nodes}
         assert all(before.node(name) == plan.node(name) for name in stayed)
     cards = [node.management for node in plan.nodes if node.management]
@@ -342,10 +344,10 @@ def test_nothing_is_given_twice_whatever_comes_and_goes(steps: list[tuple[bool, 
     assert tunnels == {tunnel.vni for tunnel in plan.server("red").tunnels} == {n.vni for n in plan.nodes if n.vni}
 
 
-# What follows
+# Keys and files
 
 
-def test_keys_come_and_go_with_nodes() -> None:
+def test_keys_are_added_and_dropped_with_nodes() -> None:
     keys = samples.keys(3)
     more = add_keys(keys, ["node4"])
     assert list(more.hosts) == ["node1", "node2", "node3", "node4"]
@@ -354,7 +356,7 @@ def test_keys_come_and_go_with_nodes() -> None:
     assert drop_keys(more, {"node1", "node2", "node3"}) == keys
 
 
-def test_those_that_stay_are_told_of_the_change_by_files_alone() -> None:
+def test_remaining_nodes_only_get_new_files() -> None:
     plan, keys = samples.plan(3), samples.keys(4)
     grown = larger(plan)
     for node in plan.nodes:

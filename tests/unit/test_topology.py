@@ -1,4 +1,4 @@
-"""Who is joined to what, in every mode, and the way a frame takes."""
+"""Bridges and tunnels in every mode, and the ports that a frame passes."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from vcluster.planning.planner import make_plan
 REMOTE = {"mode": "remote", "servers": (LOCAL,), "switch": MIDDLE}
 
 
-def remote_plan(count: int = 2, **wishes: object) -> Plan:
-    asked = samples.spec(count, **{**REMOTE, **wishes})
+def remote_plan(count: int = 2, **options: object) -> Plan:
+    asked = samples.spec(count, **{**REMOTE, **options})
     return make_plan(asked, samples.shared_facts(asked), image=samples.DIRECT, owner=samples.OWNER)
 
 
@@ -35,39 +35,39 @@ def test_local_nodes_share_the_switch() -> None:
     assert not plan.has_tunnels
 
 
-def test_every_remote_node_has_a_bridge_and_a_tunnel_of_its_own() -> None:
+def test_every_remote_node_has_its_own_bridge_and_tunnel() -> None:
     plan = remote_plan(3)
-    here, there = plan.server("localhost"), plan.server("middle")
-    assert [bridge.name for bridge in here.bridges] == ["vb-lab-1", "vb-lab-2", "vb-lab-3"]
-    assert [bridge.name for bridge in there.bridges] == ["vc-lab"]
-    assert [(tunnel.bridge, tunnel.vni) for tunnel in here.tunnels] == [
+    local, switch = plan.server("localhost"), plan.server("middle")
+    assert [bridge.name for bridge in local.bridges] == ["vb-lab-1", "vb-lab-2", "vb-lab-3"]
+    assert [bridge.name for bridge in switch.bridges] == ["vc-lab"]
+    assert [(tunnel.bridge, tunnel.vni) for tunnel in local.tunnels] == [
         ("vb-lab-1", 40),
         ("vb-lab-2", 41),
         ("vb-lab-3", 42),
     ]
-    assert {tunnel.bridge for tunnel in there.tunnels} == {"vc-lab"}
+    assert {tunnel.bridge for tunnel in switch.tunnels} == {"vc-lab"}
     assert [(node.bridge, node.vni) for node in plan.nodes] == [("vb-lab-1", 40), ("vb-lab-2", 41), ("vb-lab-3", 42)]
     assert plan.switch.server == "middle"
-    assert there.pool is there.network is there.image is None
-    assert not there.carries_nodes
+    assert switch.pool is switch.network is switch.image is None
+    assert not switch.carries_nodes
 
 
 @given(st.integers(1, 12), st.lists(st.integers(38, 60), max_size=12), st.lists(st.integers(38, 60), max_size=12))
-def test_tunnels_have_two_ends_that_agree(count: int, used_here: list[int], used_there: list[int]) -> None:
+def test_tunnels_have_two_ends_that_agree(count: int, used_locally: list[int], used_at_switch: list[int]) -> None:
     asked = samples.spec(count, **REMOTE)  # type: ignore[arg-type]
     facts = samples.shared_facts(asked)
-    facts["localhost"] = replace(facts["localhost"], vnis=frozenset(used_here))
-    facts["middle"] = replace(facts["middle"], vnis=frozenset(used_there))
+    facts["localhost"] = replace(facts["localhost"], vnis=frozenset(used_locally))
+    facts["middle"] = replace(facts["middle"], vnis=frozenset(used_at_switch))
     plan = make_plan(asked, facts, image=samples.DIRECT, owner=samples.OWNER)
-    here, there = plan.server("localhost").tunnels, plan.server("middle").tunnels
-    assert [(one.name, one.vni, one.local, one.remote) for one in here] == [
-        (one.name, one.vni, one.remote, one.local) for one in there
+    node_ends, switch_ends = plan.server("localhost").tunnels, plan.server("middle").tunnels
+    assert [(tunnel.name, tunnel.vni, tunnel.local, tunnel.remote) for tunnel in node_ends] == [
+        (tunnel.name, tunnel.vni, tunnel.remote, tunnel.local) for tunnel in switch_ends
     ]
-    vnis = [one.vni for one in here]
+    vnis = [tunnel.vni for tunnel in node_ends]
     assert len(set(vnis)) == count
     assert vnis == sorted(vnis)
     assert min(vnis) >= 40
-    assert not set(vnis) & {*used_here, *used_there}
+    assert not set(vnis) & {*used_locally, *used_at_switch}
 
 
 def test_a_node_on_the_switchs_server_needs_no_tunnel() -> None:
@@ -82,7 +82,7 @@ def test_a_node_on_the_switchs_server_needs_no_tunnel() -> None:
     assert plan.server("middle").carries_nodes
 
 
-def test_the_switchs_half_by_hand_is_left_out() -> None:
+def test_a_switch_side_that_is_set_up_by_hand_is_left_out() -> None:
     asked = samples.spec(2, **{**REMOTE, "sets_up_switch": False, "vni_base": 7})
     facts = {"localhost": samples.shared_facts(asked)["localhost"]}
     plan = make_plan(asked, facts, image=samples.DIRECT, owner=samples.OWNER)
@@ -92,29 +92,29 @@ def test_the_switchs_half_by_hand_is_left_out() -> None:
     facts["localhost"] = replace(facts["localhost"], vnis=frozenset({8}))
     with pytest.raises(ConflictError, match="VNI 8 is in use here"):
         make_plan(asked, facts, image=samples.DIRECT, owner=samples.OWNER)
-    with pytest.raises(RequestError, match="VNIs end"):
+    with pytest.raises(RequestError, match="VNI 16777216 is not possible"):
         make_plan(replace(asked, vni_base=2**24 - 1), facts, image=samples.DIRECT, owner=samples.OWNER)
 
 
 @pytest.mark.parametrize(("underlay", "mtu", "fits"), [(1500, 1450, True), (1499, 1450, False), (9000, 8950, True)])
-def test_an_underlay_too_narrow_is_refused_with_what_fits(underlay: int, mtu: int, fits: bool) -> None:
+def test_an_underlay_that_is_too_narrow_is_refused_with_the_mtu_that_fits(underlay: int, mtu: int, fits: bool) -> None:
     asked: Spec = samples.spec(2, mtu=mtu, **REMOTE)  # type: ignore[arg-type]
     facts = samples.shared_facts(asked)
-    routes = {name: replace(way, mtu=underlay) for name, way in facts["middle"].underlay_routes.items()}
+    routes = {name: replace(route, mtu=underlay) for name, route in facts["middle"].underlay_routes.items()}
     facts["localhost"] = replace(
         facts["localhost"],
-        underlay_routes={name: replace(way, mtu=9000) for name, way in facts["localhost"].underlay_routes.items()},
+        underlay_routes={name: replace(route, mtu=9000) for name, route in facts["localhost"].underlay_routes.items()},
     )
     facts["middle"] = replace(facts["middle"], underlay_routes=routes)
     if fits:
         assert make_plan(asked, facts, image=samples.DIRECT, owner=samples.OWNER).mtu == mtu
         return
-    with pytest.raises(MissingError, match=f"from middle to localhost, eth0 carries packets of {underlay}") as raised:
+    with pytest.raises(MissingError, match=f"from middle to localhost: eth0 carries packets of {underlay}") as raised:
         make_plan(asked, facts, image=samples.DIRECT, owner=samples.OWNER)
     assert f"--mtu {underlay - 50}" in str(raised.value.hint)
 
 
-def test_names_fit_into_the_kernels_fifteen_characters() -> None:
+def test_interface_names_have_at_most_fifteen_characters() -> None:
     for cluster in ("lab", "x" * 32):
         names = [naming.node_bridge_name(cluster, 4094), naming.tunnel_name(cluster, 4094)]
         assert all(len(name) <= naming.INTERFACE_NAME_MAX for name in names)
@@ -130,28 +130,27 @@ def test_management_networks_of_servers_differ() -> None:
     assert plan.nodes[2].management.address == plan.network_of(plan.nodes[2]).subnet[2]
 
 
-def test_a_plan_survives_the_ledger_and_has_no_password() -> None:
+def test_a_plan_in_json_keeps_its_meaning_and_has_no_password() -> None:
     plan = samples.shared_plan(RED, BLUE)
     text = codec.to_json(plan)
     assert codec.from_json(text, Plan) == plan
     assert "env:SECRET" in text
 
 
-def test_the_image_is_where_each_server_keeps_it() -> None:
+def test_the_image_has_its_path_on_each_server() -> None:
     plan = samples.shared_plan(LOCAL, RED)
-    here, away = plan.server("localhost").image, plan.server("red").image
-    assert here == samples.DIRECT
-    assert away is not None
-    assert str(away.disk) == f"/var/lib/libvirt/images/vcluster/images/{samples.DIRECT.digest}/disk.qcow2"
+    local, remote = plan.server("localhost").image, plan.server("red").image
+    assert local == samples.DIRECT
+    assert remote is not None
+    assert str(remote.disk) == f"/var/lib/libvirt/images/vcluster/images/{samples.DIRECT.digest}/disk.qcow2"
 
 
-# The way of a frame
+# The ports that a frame passes
 
 
 def test_hops_between_two_nodes_of_one_server_go_through_the_switch() -> None:
     plan = remote_plan(3)
-    one, three = plan.nodes[0], plan.nodes[2]
-    assert [(hop.server, hop.link, hop.comes_in) for hop in hops(plan, one, three)] == [
+    assert [(hop.server, hop.link, hop.comes_in) for hop in hops(plan, plan.nodes[0], plan.nodes[2])] == [
         ("localhost", "vt-lab-1", True),
         ("localhost", "vx-lab-1", False),
         ("middle", "vx-lab-1", True),
@@ -169,7 +168,7 @@ def test_hops_of_a_local_cluster_are_two_ports_of_the_switch() -> None:
     ]
 
 
-def test_addresses_of_ways_are_kept() -> None:
+def test_tunnels_use_the_addresses_of_the_underlay_routes() -> None:
     tunnel = remote_plan(1).server("localhost").tunnels[0]
     assert (tunnel.local, tunnel.remote) == (IPv4Address("192.0.2.10"), IPv4Address("192.0.2.11"))
     assert (tunnel.interface, tunnel.port, tunnel.mtu) == ("eth0", 4789, 1450)

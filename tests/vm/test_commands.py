@@ -89,7 +89,7 @@ def test_timing_tells_every_stage_of_every_node(cluster: Cluster) -> None:
         (["console", "../red1", "--log"], 2, "has no node"),
         (["status", "none"], 2, "there is no cluster none"),
         (["local", "create", "-n", "1"], 4, "cluster lab exists"),
-        (["local", "create", "-n", "1", "--name", "b", "--subnet", "10.0.0.128/25"], 4, "overlaps that of cluster lab"),
+        (["local", "create", "-n", "1", "--name", "b", "--subnet", "10.0.0.128/25"], 4, "overlaps a subnet of cluster"),
         (
             ["local", "create", "-n", "1", "--name", "b", "--subnet", "172.31.255.0/28"],
             4,

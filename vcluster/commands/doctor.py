@@ -17,7 +17,8 @@ from vcluster.fleet.context import Context
 from vcluster.fleet.servers import Fleet, Server
 from vcluster.images.store import DEFAULT_IMAGE
 from vcluster.model.spec import LOCAL, Image, ServerSpec, Spec
-from vcluster.planning.planner import VXLAN_OVERHEAD_BYTES, make_plan
+from vcluster.planning.planner import make_plan
+from vcluster.planning.topology import VXLAN_OVERHEAD_BYTES
 from vcluster.resources import interfaces, rules
 from vcluster.stages import tunnels
 from vcluster.util.deadline import Deadline

@@ -16,7 +16,7 @@ from vcluster.fleet.servers import Server
 from vcluster.model import naming
 from vcluster.model.plan import Bridge, ServerPlan, Tunnel
 from vcluster.model.spec import LOCAL, ServerSpec
-from vcluster.planning.planner import check_mtu
+from vcluster.planning.topology import check_tunnel_mtu
 from vcluster.resources import interfaces, rules
 
 
@@ -104,7 +104,7 @@ def show(context: Context) -> tuple[SwitchSide, ...]:
 
 def _plan(server: Server, request: SwitchRequest) -> ServerPlan:
     route = underlay_route(server, request.peer, ServerSpec(LOCAL.name, interface=request.interface))
-    check_mtu(request.mtu, "this machine", str(request.peer), route)
+    check_tunnel_mtu(request.mtu, "this machine", str(request.peer), route)
     label = naming.alias(request.name, server.owner)
     bridge = Bridge(naming.bridge_name(request.name), request.mtu, label)
     tunnels = tuple(

@@ -284,7 +284,7 @@ def _check_limits(asked: _Asked) -> None:
         for limit in _limits(asked, server):
             if limit.nodes < wanted:
                 nodes = f"the {wanted} nodes it is told to carry" if "nodes" in server.values else "one node"
-                server.add_error(limit.key, f"{limit.why.removesuffix(' declared')} is too little for {nodes}")
+                server.add_error(limit.key, f"{limit.reason.removesuffix(' declared')} is too little for {nodes}")
 
 
 def _holds(asked: _Asked, server: SectionReader) -> int | None:

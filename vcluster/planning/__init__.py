@@ -1,1 +1,1 @@
-"""Pure decisions: from a request and facts to a plan."""
+"""Pure functions that turn a request and facts into a plan."""

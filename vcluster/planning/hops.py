@@ -1,4 +1,4 @@
-"""Which links a frame crosses on its way from one node to another, by the plan. Pure."""
+"""The ports that a frame passes from one node to another, by the plan. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vcluster.model.plan import Node, Plan
 
 @dataclass(frozen=True, slots=True)
 class Hop:
-    """A port that a frame passes. `comes_in` tells whether, on the way there, the port receives it or sends it."""
+    """A port that a frame passes. `comes_in` is True if the port receives the frame, False if it sends it."""
 
     what: str
     server: str
@@ -20,15 +20,15 @@ class Hop:
 
 
 def hops(plan: Plan, start: Node, end: Node) -> tuple[Hop, ...]:
-    """The ports from `start` to `end`, in order; the way back passes them the other way round."""
-    out, back = _side(plan, start, comes_in=True), _side(plan, end, comes_in=False)
-    return (*out, *reversed(back))
+    """The ports from `start` to `end`, in order. An answer passes them in reverse order."""
+    before, after = _to_switch(plan, start, comes_in=True), _to_switch(plan, end, comes_in=False)
+    return (*before, *reversed(after))
 
 
-def _side(plan: Plan, node: Node, *, comes_in: bool) -> tuple[Hop, ...]:
-    """From a node to the switch; the same ports, seen the other way, lead from the switch to it."""
+def _to_switch(plan: Plan, node: Node, *, comes_in: bool) -> tuple[Hop, ...]:
+    """The ports from a node to the switch; with `comes_in` False they are for frames from the switch to the node."""
     tap = Hop(f"tap of {node.name}", node.server, node.port, node.bridge, comes_in)
-    if node.vni is None:  # its tap is the switch's own port
+    if node.vni is None:  # its tap is a port of the switch
         return (tap,)
     name = naming.tunnel_name(plan.name, node.index)
     tunnel = Hop(f"tunnel of {node.name}", node.server, name, node.bridge, not comes_in)

@@ -1,4 +1,4 @@
-"""Who is on the cluster network: what the guest program `discover` found there, beside what was planned. Pure."""
+"""The hosts on the cluster network: results of the guest program `discover`, compared with the plan. Pure."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from vcluster.model.plan import Node, Plan
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """A machine on the cluster network, or a node that should be there.
+    """A host on the cluster network, or a node that should be there.
 
-    `name` is a node's own, or what a stranger calls itself, or empty; `found_by` how it was found (guest/discover.py),
-    empty for a node that was not. `is_misplaced` tells of a node that has another address than its own.
+    `name` is the node's name, or the name that an unknown host sends, or empty. `found_by` lists the methods that found
+    it (guest/discover.py); it is empty for a node that was not found. `is_misplaced` is True for a node that does not
+    have its planned address.
     """
 
     name: str
@@ -26,13 +27,13 @@ class Neighbour:
     is_misplaced: bool = False
 
     @property
-    def is_there(self) -> bool:
-        """Whether it was heard; a lease alone says that it was there once."""
+    def is_present(self) -> bool:
+        """Whether the host answered; a lease alone only shows that it was there earlier."""
         return bool({*self.found_by} - {"lease"})
 
 
 def classify(plan: Plan, answer: Mapping[str, Any]) -> tuple[Neighbour, ...]:
-    """The plan's nodes, found or not, and strangers, by address. A node is known by its MAC, whatever its address."""
+    """All planned nodes and the unknown hosts, sorted by address. Nodes are recognised by their MAC."""
     nodes = {node.mac: node for node in plan.nodes}
     found = [_neighbour(nodes.get(entry["mac"].lower()), entry) for entry in answer["found"]]
     missing = [

@@ -1,7 +1,7 @@
 """Which server carries which node. Pure.
 
-What a server declares (cpu, ram, hdd) is a hard limit, counted in what nodes are promised. What is free there limits
-memory and disk as well, counted in what a node really takes. CPUs that are not declared may be promised more than once.
+A server's declarations (cpu, ram, hdd) are hard limits for the sizes of its nodes. Its free memory and disk are limits
+for what its nodes really use. CPUs without a declaration may be promised to more than one node.
 """
 
 from __future__ import annotations
@@ -9,16 +9,35 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 
 from vcluster.errors import MissingError, RequestError
-from vcluster.model.spec import ServerSpec, Spec
+from vcluster.model.facts import Facts
+from vcluster.model.spec import ServerSpec
 
 POLICIES = ("spread", "pack")
+# A guest's cost beyond its own memory: QEMU itself, and under emulation its limited translation cache
+# (render/domain_xml.py).
+QEMU_OVERHEAD_MIB = {"kvm": 64, "tcg": 192}
+MEMORY_RESERVE_MIB = 512
+DISK_NODE_MIB = 256  # a node's overlay after boot and a little work; it grows with use
+DISK_RESERVE_MIB = 512
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSize:
+    """The size of every node: promised CPUs, memory and disk, and the memory and disk it really uses at first."""
+
+    vcpus: int
+    memory_mib: int
+    disk_gib: int
+    used_memory_mib: int
+    used_disk_mib: int = DISK_NODE_MIB
 
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What a server was observed to have for nodes: free memory and disk, and all of its CPUs."""
+    """A server's observed resources for nodes: free memory and disk, and all of its CPUs."""
 
     memory_free_mib: int
     disk_free_mib: int
@@ -27,19 +46,22 @@ class Room:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """How many nodes there is enough for of one thing: cpu, ram or hdd. `why` says how much there is."""
+    """The number of nodes that one resource allows: cpu, ram or hdd. `reason` is its amount."""
 
     key: str
     nodes: int
-    why: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class _Offer:
-    """What a server can carry. `size` is how many nodes have all to themselves there, CPUs included."""
+    """The capacity of a server. `requested` is its number of nodes in the request, None if that is open.
+
+    `size` is the number of nodes that it carries without sharing any resource, CPUs included.
+    """
 
     name: str
-    told: int | None
+    requested: int | None
     limits: tuple[Limit, ...]
     size: Fraction
 
@@ -55,47 +77,83 @@ class _Offer:
         return count / self.size
 
 
-def place(spec: Spec, free: Mapping[str, Room], *, node_mib: int, node_disk_mib: int) -> tuple[str, ...]:
-    """The server of each node, in the order of the nodes. The first server carries the head; a server's nodes stand
-    together.
+def room_on(facts: Facts) -> Room:
+    """The room of a server for nodes, without our reserves."""
+    return Room(
+        memory_free_mib=max(0, facts.memory_free_mib - MEMORY_RESERVE_MIB),
+        disk_free_mib=max(0, facts.disk_free_mib - DISK_RESERVE_MIB),
+        cpus=facts.cpus,
+    )
 
-    `free` is by server. `node_mib` and `node_disk_mib` are what a node really takes of its memory and, to begin with,
-    of its disk. Raises MissingError where a server has less than it declares, or all together have not enough.
+
+def check_one_server(count: int, memory_mib: int, facts: Facts, folder: Path) -> None:
+    """Raise MissingError, with the largest -n that fits, when the only server lacks memory or disk for the nodes."""
+    node_mib = memory_mib + QEMU_OVERHEAD_MIB[facts.accel]
+    fit = max(0, facts.memory_free_mib - MEMORY_RESERVE_MIB) // node_mib
+    if count > fit:
+        raise MissingError(
+            f"{count} nodes of {memory_mib} MiB need {count * node_mib} MiB of memory, "
+            f"but {facts.memory_free_mib} MiB are free",
+            hint=f"the largest -n that fits is {fit}" if fit else "take a smaller --memory",
+        )
+    fit = max(0, facts.disk_free_mib - DISK_RESERVE_MIB) // DISK_NODE_MIB
+    if count > fit:
+        raise MissingError(
+            f"{count} nodes need {count * DISK_NODE_MIB + DISK_RESERVE_MIB} MiB on disk at first, "
+            f"but {facts.disk_free_mib} MiB are free at {folder}",
+            hint=f"the largest -n that fits is {fit}" if fit else f"free space at {folder}",
+        )
+
+
+def place(
+    count: int, servers: Sequence[ServerSpec], free: Mapping[str, Room], *, size: NodeSize, policy: str
+) -> tuple[str, ...]:
+    """The server of each of `count` nodes, in order; the nodes of one server are consecutive.
+
+    The first server carries the head. `free` is by server. Raises MissingError when a server has less than it declares,
+    or all together have too little; RequestError when the requested numbers of nodes contradict each other.
     """
-    _refuse_unmet_limits(spec.servers, free)
-    offers = [_offer(spec, server, free[server.name], node_mib, node_disk_mib) for server in spec.servers]
-    counts = _counts(spec, offers)
-    return tuple(offer.name for offer, count in zip(offers, counts, strict=True) for _ in range(count))
+    _refuse_unmet_limits(servers, free)
+    offers = [_offer(server, free[server.name], size) for server in servers]
+    _refuse_contradictions(count, offers)
+    _refuse_too_many(count, size, offers)
+    counts = _counts(count, offers, policy)
+    return tuple(offer.name for offer, number in zip(offers, counts, strict=True) for _ in range(number))
 
 
 def place_more(
-    count: int, carried: Mapping[str, int], free: Mapping[str, Room], *, node_mib: Mapping[str, int], node_disk_mib: int
+    count: int,
+    carried: Mapping[str, int],
+    free: Mapping[str, Room],
+    *,
+    used_memory_mib: Mapping[str, int],
+    used_disk_mib: int = DISK_NODE_MIB,
 ) -> tuple[str, ...]:
-    """The server of each of `count` more nodes: every time the one that carries the fewest, among equals the first.
+    """The server of each of `count` more nodes: each time the server with the fewest nodes, the first among equals.
 
-    All mappings are by server; `carried` is how many nodes of the cluster there are, `free` what is left beside them.
-    Raises MissingError where there is not room for all.
+    All mappings are by server. `carried` is the number of present nodes, `free` is the room next to them. Raises
+    MissingError when there is no room for all.
     """
     tightest = {
-        name: min(_observed(free[name], node_mib[name], node_disk_mib), key=lambda limit: limit.nodes)
+        name: min(_observed(free[name], used_memory_mib[name], used_disk_mib), key=lambda limit: limit.nodes)
         for name in carried
     }
     most = sum(limit.nodes for limit in tightest.values())
     if count > most:
-        why = (f"{name}: at most {one.nodes} more, by {one.key} ({one.why})" for name, one in tightest.items())
+        reasons = (f"{name}: at most {one.nodes} more, by {one.key} ({one.reason})" for name, one in tightest.items())
         raise MissingError(
-            "\n".join([f"{count} more nodes do not fit on the servers; the most is {most}", *why]),
-            hint="fewer nodes, or vcluster clear of a cluster in the way",
+            "\n".join([f"{count} more nodes do not fit on the servers; at most {most} fit", *reasons]),
+            hint="add fewer nodes, or remove another cluster with vcluster clear",
         )
     places: list[str] = []
     for _ in range(count):
-        open_ones = [name for name, limit in tightest.items() if places.count(name) < limit.nodes]
-        places.append(min(open_ones, key=lambda name: carried[name] + places.count(name)))
+        candidates = [name for name, limit in tightest.items() if places.count(name) < limit.nodes]
+        places.append(min(candidates, key=lambda name: carried[name] + places.count(name)))
     return tuple(places)
 
 
 def declared_limits(server: ServerSpec, *, vcpus: int, memory_mib: int, disk_gib: int) -> tuple[Limit, ...]:
-    """What a server's own declarations hold, of nodes of that size."""
+    """The limits by a server's declarations, for nodes of this size."""
     limits = []
     if server.cpus is not None:
         limits.append(Limit("cpu", server.cpus // vcpus, f"{server.cpus} declared"))
@@ -111,84 +169,98 @@ def _refuse_unmet_limits(servers: Sequence[ServerSpec], free: Mapping[str, Room]
     for server in servers:
         room = free[server.name]
         if (server.cpus or 0) > room.cpus:
-            lines.append(f"{server.name}: cpu = {server.cpus} is declared, the server has {room.cpus}")
+            lines.append(f"{server.name}: cpu = {server.cpus} is declared, but the server has {room.cpus}")
         if (server.memory_mib or 0) > room.memory_free_mib:
             lines.append(
                 f"{server.name}: ram = {server.memory_mib} MiB is declared, "
-                f"{room.memory_free_mib} MiB are free for nodes"
+                f"but {room.memory_free_mib} MiB are free for nodes"
             )
         if (server.disk_gib or 0) * 1024 > room.disk_free_mib:
             lines.append(
                 f"{server.name}: hdd = {server.disk_gib} GiB is declared, "
-                f"{room.disk_free_mib // 1024} GiB are free for nodes at {server.path}"
+                f"but {room.disk_free_mib // 1024} GiB are free for nodes at {server.path}"
             )
     if lines:
-        raise MissingError("\n".join(lines), hint="declare less, or make room there")
+        raise MissingError("\n".join(lines), hint="declare less, or free memory and disk there")
 
 
-def _observed(room: Room, node_mib: int, node_disk_mib: int) -> tuple[Limit, ...]:
+def _observed(room: Room, used_memory_mib: int, used_disk_mib: int) -> tuple[Limit, ...]:
+    memory = f"{room.memory_free_mib} MiB free, a node takes {used_memory_mib}"
+    disk = f"{room.disk_free_mib} MiB free, a node takes {used_disk_mib}"
     return (
-        Limit("ram", room.memory_free_mib // node_mib, f"{room.memory_free_mib} MiB free, a node takes {node_mib}"),
-        Limit("hdd", room.disk_free_mib // node_disk_mib, f"{room.disk_free_mib} MiB free, one takes {node_disk_mib}"),
+        Limit("ram", room.memory_free_mib // used_memory_mib, memory),
+        Limit("hdd", room.disk_free_mib // used_disk_mib, disk),
     )
 
 
-def _offer(spec: Spec, server: ServerSpec, room: Room, node_mib: int, node_disk_mib: int) -> _Offer:
-    observed = _observed(room, node_mib, node_disk_mib)
-    declared = declared_limits(server, vcpus=spec.vcpus, memory_mib=spec.memory_mib, disk_gib=spec.disk_gib)
-    size = [
-        Fraction(max(1, room.cpus if server.cpus is None else server.cpus), spec.vcpus),
-        Fraction(room.memory_free_mib, node_mib),
-        Fraction(room.disk_free_mib, node_disk_mib),
+def _offer(server: ServerSpec, room: Room, size: NodeSize) -> _Offer:
+    observed = _observed(room, size.used_memory_mib, size.used_disk_mib)
+    declared = declared_limits(server, vcpus=size.vcpus, memory_mib=size.memory_mib, disk_gib=size.disk_gib)
+    capacities = [
+        Fraction(max(1, room.cpus if server.cpus is None else server.cpus), size.vcpus),
+        Fraction(room.memory_free_mib, size.used_memory_mib),
+        Fraction(room.disk_free_mib, size.used_disk_mib),
     ]
     if server.memory_mib is not None:
-        size.append(Fraction(server.memory_mib, spec.memory_mib))
+        capacities.append(Fraction(server.memory_mib, size.memory_mib))
     if server.disk_gib is not None:
-        size.append(Fraction(server.disk_gib, spec.disk_gib))
-    return _Offer(server.name, server.nodes, declared + observed, min(size))
+        capacities.append(Fraction(server.disk_gib, size.disk_gib))
+    return _Offer(server.name, server.nodes, declared + observed, min(capacities))
 
 
-def _counts(spec: Spec, offers: Sequence[_Offer]) -> list[int]:
-    """How many nodes each server carries."""
-    _refuse_too_many(spec, offers)
-    counts = [offer.told or 0 for offer in offers]
-    if offers[0].told is None:
+def _counts(count: int, offers: Sequence[_Offer], policy: str) -> list[int]:
+    """The number of nodes of each server."""
+    counts = [offer.requested or 0 for offer in offers]
+    if offers[0].requested is None:
         counts[0] = 1  # the head
-    for _ in range(len(spec.node_names) - sum(counts)):
-        open_ones = [place for place, one in enumerate(offers) if one.told is None and counts[place] < one.holds]
-        chosen = open_ones[0]
-        if spec.policy == "spread":
-            # Where the largest share is left after it; among equals the first.
-            chosen = min(open_ones, key=lambda place: offers[place].share_taken(counts[place] + 1))
+    for _ in range(count - sum(counts)):
+        candidates = [at for at, one in enumerate(offers) if one.requested is None and counts[at] < one.holds]
+        chosen = candidates[0]
+        if policy == "spread":
+            # The server with the smallest used share after this node; the first among equals.
+            chosen = min(candidates, key=lambda at: offers[at].share_taken(counts[at] + 1))
         counts[chosen] += 1
     return counts
 
 
-def _refuse_too_many(spec: Spec, offers: Sequence[_Offer]) -> None:
-    count, head = len(spec.node_names), offers[0]
-    told = sum(offer.told or 0 for offer in offers)
-    open_ones = [offer for offer in offers if offer.told is None]
-    if (told != count and not open_ones) or told + (head.told is None) > count or head.told == 0:
+def _refuse_contradictions(count: int, offers: Sequence[_Offer]) -> None:
+    """Raise RequestError when the servers' requested numbers of nodes do not fit `count`, or leave out the head."""
+    head = offers[0]
+    requested = sum(offer.requested or 0 for offer in offers)
+    has_open = any(offer.requested is None for offer in offers)
+    if requested > count or (requested != count and not has_open):
         raise RequestError(
-            f"{count} nodes cannot be had: the servers' own nodes add up to {told}",
-            hint=f"{head.name}, the first server, carries the head",
+            f"the servers' numbers of nodes add up to {requested}, but the cluster has {count} nodes",
+            hint="change the servers' numbers of nodes, or the number of all nodes",
         )
-    is_too_much = any((offer.told or 0) > offer.holds for offer in offers)
-    if is_too_much or told + sum(offer.holds for offer in open_ones) < count or head.holds < 1:
-        most = sum(offer.holds if offer.told is None else min(offer.told, offer.holds) for offer in offers)
-        raise MissingError(
-            "\n".join(
-                [
-                    f"{count} nodes ({spec.vcpus} CPU, {spec.memory_mib} MiB, {spec.disk_gib} GiB each) "
-                    f"do not fit on the servers; the most is {most if head.holds else 0}",
-                    *(_why(offer) for offer in offers),
-                ]
-            ),
-            hint="fewer or smaller nodes, more servers, or vcluster clear of a cluster in the way",
+    if head.requested == 0 or (head.requested is None and requested == count):
+        raise RequestError(
+            f"no node is left for {head.name}, but the first server carries the head",
+            hint=f"give {head.name} a node, or begin with another server",
         )
 
 
-def _why(offer: _Offer) -> str:
+def _refuse_too_many(count: int, size: NodeSize, offers: Sequence[_Offer]) -> None:
+    """Raise MissingError, with the limits of each server, when the nodes do not fit."""
+    requested = sum(offer.requested or 0 for offer in offers)
+    open_room = sum(offer.holds for offer in offers if offer.requested is None)
+    is_overfull = any((offer.requested or 0) > offer.holds for offer in offers)
+    if not is_overfull and requested + open_room >= count and offers[0].holds >= 1:
+        return
+    most = sum(offer.holds if offer.requested is None else min(offer.requested, offer.holds) for offer in offers)
+    raise MissingError(
+        "\n".join(
+            [
+                f"{count} nodes ({size.vcpus} CPU, {size.memory_mib} MiB, {size.disk_gib} GiB each) "
+                f"do not fit on the servers; at most {most if offers[0].holds else 0} fit",
+                *(_reason(offer) for offer in offers),
+            ]
+        ),
+        hint="take fewer or smaller nodes, or more servers, or remove another cluster with vcluster clear",
+    )
+
+
+def _reason(offer: _Offer) -> str:
     tightest = offer.tightest
-    told = "" if offer.told is None else f", told to carry {offer.told}"
-    return f"{offer.name}: at most {tightest.nodes}, by {tightest.key} ({tightest.why}){told}"
+    requested = "" if offer.requested is None else f"; {offer.requested} requested"
+    return f"{offer.name}: at most {tightest.nodes}, by {tightest.key} ({tightest.reason}){requested}"

@@ -1,4 +1,4 @@
-"""The plan of a cluster with more nodes or fewer. Nodes that stay are in it exactly as they were. Pure."""
+"""Change the plan of a cluster to more or fewer nodes. Remaining nodes do not change. Pure."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from vcluster.model.naming import NODES_MAX, folded, shown
 from vcluster.model.plan import Node, Plan, ServerPlan
 from vcluster.model.spec import DEFAULT_VNI, ServerSpec, Spec
 from vcluster.planning import addressing, placement
-from vcluster.planning import planner as planning
-from vcluster.planning.topology import Topology
+from vcluster.planning.planner import make_nodes
+from vcluster.planning.topology import Fabric, Topology, plan_topology
 
 T = TypeVar("T", bound=Hashable)
 
@@ -26,9 +26,9 @@ _NUMBERED = re.compile(r"(.*?)([0-9]+)([^0-9]*)")
 
 
 def new_names(plan: Plan, number: int, asked: Sequence[str] = ()) -> tuple[str, ...]:
-    """The names of the nodes to come: those `asked` for, or `number` more like the cluster's own.
+    """The names of new nodes: those `asked` for, or `number` more by the pattern of the present names.
 
-    Raises RequestError or ConflictError for what shows to be impossible before any server is looked at.
+    Raises RequestError or ConflictError for a request that is impossible by the plan alone.
     """
     names = {node.name for node in plan.nodes}
     if len(names) + (len(asked) or number) > NODES_MAX:
@@ -37,28 +37,28 @@ def new_names(plan: Plan, number: int, asked: Sequence[str] = ()) -> tuple[str, 
         raise RequestError(f"cluster {plan.name} has {folded(taken)} already", hint=f"it has {folded(names)}")
     if plan.switch.server not in {server.name for server in plan.servers}:
         raise ConflictError(
-            f"the switch of {plan.name} was set up by hand, with a port for each node there was then",
-            hint=f"vcluster clear {plan.name}, and create it with more nodes, vcluster switch up with as many",
+            f"the switch of {plan.name} was set up by hand, and has ports only for the present nodes",
+            hint=f"vcluster clear {plan.name}; then create it with more nodes, and vcluster switch up with as many",
         )
     return tuple(asked) or _more_names(plan, number)
 
 
 def _more_names(plan: Plan, number: int) -> tuple[str, ...]:
-    """The pattern of the workers' names, of the head's where they have none, with the lowest numbers that are free.
+    """The pattern of the workers' names, or of the head's name, with the lowest free numbers.
 
-    They are counted from the one that the first worker has, or had: node3 follows node1 and node2, and w054 w[051-053].
+    Counting starts at the number of the first worker: node3 follows node1 and node2, and w054 follows w[051-053].
     """
     patterns = _patterns(plan.workers) or _patterns(plan.nodes[:1])
-    if len({(one.before, one.behind) for one in patterns}) != 1:
+    if len({(one.prefix, one.suffix) for one in patterns}) != 1:
         raise RequestError(
-            f"the names of {plan.name}'s nodes do not tell how the next one is called", hint="--names says it"
+            f"the names of {plan.name}'s nodes have no pattern for new names", hint="give the names with --names"
         )
     pattern = patterns[0]
-    # Zeros in front are kept, as many digits as there are with them.
+    # If any number has leading zeros, new numbers have as many digits.
     width = max((len(one.digits) for one in patterns if one.digits.startswith("0")), default=0)
     start = max(0, min(one.first for one in [*patterns, *_patterns(plan.nodes[:1])] if one.is_like(pattern)))
     taken = {node.name for node in plan.nodes}
-    candidates = (f"{pattern.before}{at:0{width}}{pattern.behind}" for at in count(start))
+    candidates = (f"{pattern.prefix}{at:0{width}}{pattern.suffix}" for at in count(start))
     names = tuple(islice((name for name in candidates if name not in taken), number))
     for name in names:
         naming.check_name(name, kind="node name", length_max=naming.HOST_NAME_MAX)
@@ -67,35 +67,34 @@ def _more_names(plan: Plan, number: int) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _Pattern:
-    """A name around its last number. `first` is the number that the first worker would have."""
+    """The parts of a name around its last number. `first` is the first worker's number by this name."""
 
-    before: str
+    prefix: str
     digits: str
-    behind: str
+    suffix: str
     first: int
 
     def is_like(self, other: _Pattern) -> bool:
-        return (self.before, self.behind) == (other.before, other.behind)
+        return (self.prefix, self.suffix) == (other.prefix, other.suffix)
 
 
 def _patterns(nodes: Iterable[Node]) -> list[_Pattern]:
-    found = [(node, _NUMBERED.fullmatch(node.name)) for node in nodes]
-    return [_Pattern(one[1], one[2], one[3], int(one[2]) - node.index + 2) for node, one in found if one]
+    matches = [(node, _NUMBERED.fullmatch(node.name)) for node in nodes]
+    return [_Pattern(one[1], one[2], one[3], int(one[2]) - node.index + 2) for node, one in matches if one]
 
 
-def as_spec(plan: Plan, names: Sequence[str] = ()) -> Spec:
-    """What would have to be asked for to have nodes of these names like the plan's, on its servers.
+def as_spec(plan: Plan) -> Spec:
+    """A request for more nodes like the plan's, on its servers, to observe these servers by. It names no nodes.
 
-    The new tunnels have the same ends as those that are there. CPUs, memory and disk that servers were declared to have
-    are not known any more.
+    New tunnels get the same ends as present ones. The plan does not have the servers' declared CPUs, memory and disk.
     """
     return Spec(
         name=plan.name,
         mode=plan.mode,
-        node_names=tuple(names),
+        node_names=(),
         servers=tuple(_server_spec(server) for server in plan.servers if server.carries_nodes),
         switch=_server_spec(plan.server(plan.switch.server)),
-        vni_base=min((node.vni for node in plan.nodes if node.vni is not None), default=DEFAULT_VNI),
+        vni_base=_vni_base(plan),
         vxlan_port=plan.vxlan_port,
         vcpus=plan.vcpus,
         memory_mib=plan.memory_mib,
@@ -105,6 +104,10 @@ def as_spec(plan: Plan, names: Sequence[str] = ()) -> Spec:
         timeout_s=plan.timeout_s,
         layout=plan.layout,
     )
+
+
+def _vni_base(plan: Plan) -> int:
+    return min((node.vni for node in plan.nodes if node.vni is not None), default=DEFAULT_VNI)
 
 
 def _server_spec(server: ServerPlan) -> ServerSpec:
@@ -119,49 +122,52 @@ def _server_spec(server: ServerPlan) -> ServerSpec:
 
 
 def _only(values: Iterable[T]) -> T | None:
-    """The one value that there is; None where there is none, or several."""
-    different = set(values)
-    return different.pop() if len(different) == 1 else None
+    """The value, if all values are equal and there is one; otherwise None."""
+    distinct = set(values)
+    return distinct.pop() if len(distinct) == 1 else None
 
 
 def grow(plan: Plan, facts: Mapping[str, Facts], names: Sequence[str]) -> Plan:
-    """The plan with more nodes, of these names, from the facts of every server by name.
+    """The plan with more nodes, with these names, from the facts of every server by name.
 
-    Raises RequestError, MissingError or ConflictError when they cannot be had.
+    Raises RequestError, MissingError or ConflictError when the servers cannot carry them.
     """
-    spec = as_spec(plan, names)
     places = _place(plan, facts, len(names))
-    held = [node.address for node in plan.nodes]
-    addresses = addressing.more_addresses(plan.subnet, len(names), nodes=held, unknown_hosts=plan.dhcp_range)
-    links = planning.lay_out(spec, facts, places, plan.owner, present=plan.nodes)
+    taken = [node.address for node in plan.nodes]
+    addresses = addressing.more_addresses(plan.subnet, len(names), nodes=taken, unknown_hosts=plan.dhcp_range)
+    fabric = Fabric(
+        plan.name, plan.owner, plan.mtu, plan.vxlan_port, plan.switch.server, owns_switch=True, vni_base=_vni_base(plan)
+    )
+    topology = plan_topology(fabric, facts, places, present=plan.nodes)
     networks = {server.name: server.network for server in plan.servers if server.network}
-    made = planning.make_nodes(spec, links, addresses, networks, present=plan.nodes)
+    managed = 0 if plan.is_private else len(names)
+    new_nodes = make_nodes(
+        plan.name, names, topology.attachments, addresses, networks, managed, data_gib={}, present=plan.nodes
+    )
     return replace(
         plan,
-        nodes=tuple(sorted((*plan.nodes, *made), key=lambda node: node.index)),
-        servers=tuple(_joined(server, links) for server in plan.servers),
+        nodes=tuple(sorted((*plan.nodes, *new_nodes), key=lambda node: node.index)),
+        servers=tuple(_with_interfaces(server, topology) for server in plan.servers),
     )
 
 
 def _place(plan: Plan, facts: Mapping[str, Facts], number: int) -> tuple[str, ...]:
-    """In the private layout too: a server without a management network can carry all but the head."""
     carriers = [server for server in plan.servers if server.carries_nodes]
     return placement.place_more(
         number,
         {server.name: len(plan.nodes_on(server.name)) for server in carriers},
-        {server.name: planning.room_on(facts[server.name]) for server in carriers},
-        node_mib={one.name: plan.memory_mib + planning.QEMU_OVERHEAD_MIB[one.accel] for one in carriers},
-        node_disk_mib=planning.DISK_NODE_MIB,
+        {server.name: placement.room_on(facts[server.name]) for server in carriers},
+        used_memory_mib={one.name: plan.memory_mib + placement.QEMU_OVERHEAD_MIB[one.accel] for one in carriers},
     )
 
 
-def _joined(server: ServerPlan, links: Topology) -> ServerPlan:
-    """A server with these links beside its own, among which the switch's bridge may be already."""
-    bridges = (bridge for bridge in links.bridges.get(server.name, ()) if bridge not in server.bridges)
+def _with_interfaces(server: ServerPlan, topology: Topology) -> ServerPlan:
+    """The server with the bridges and tunnels of the topology added; it may have the switch's bridge already."""
+    bridges = (bridge for bridge in topology.bridges.get(server.name, ()) if bridge not in server.bridges)
     return replace(
         server,
         bridges=(*server.bridges, *bridges),
-        tunnels=(*server.tunnels, *links.tunnels.get(server.name, ())),
+        tunnels=(*server.tunnels, *topology.tunnels.get(server.name, ())),
     )
 
 
@@ -169,9 +175,9 @@ def _joined(server: ServerPlan, links: Topology) -> ServerPlan:
 
 
 def shrink(plan: Plan, names: Sequence[str]) -> Plan:
-    """The plan without the nodes of these names. Servers stay in it, also those that carry no node then.
+    """The plan without the nodes with these names. It keeps all servers, also those without nodes.
 
-    Raises RequestError for the head and for nodes there are not, ConflictError for those whose disk the others use.
+    Raises RequestError for the head and for unknown names, ConflictError for storage nodes.
     """
     known = {node.name for node in plan.nodes}
     if unknown := [name for name in names if name not in known]:
@@ -180,20 +186,20 @@ def shrink(plan: Plan, names: Sequence[str]) -> Plan:
         )
     if plan.head.name in names:
         raise RequestError(
-            f"{plan.head.name} is the head, without which there is no cluster",
-            hint=f"vcluster clear {plan.name} removes all of it",
+            f"{plan.head.name} is the head node, which cannot be removed",
+            hint=f"vcluster clear {plan.name} removes the whole cluster",
         )
     if serving := [name for name in names if name in plan.stores]:
         raise ConflictError(
-            f"the others have a shared folder on the disk of {folded(serving)}",
-            hint=f"storage nodes stay as long as the cluster does: vcluster clear {plan.name}",
+            f"{folded(serving)} serves a shared folder that the other nodes use",
+            hint=f"storage nodes cannot be removed; vcluster clear {plan.name} removes the whole cluster",
         )
-    gone = {plan.node(name) for name in names}
-    bridges = {node.bridge for node in gone if node.vni is not None}
-    tunnels = {naming.tunnel_name(plan.name, node.index) for node in gone}
+    removed = {plan.node(name) for name in names}
+    bridges = {node.bridge for node in removed if node.vni is not None}
+    tunnels = {naming.tunnel_name(plan.name, node.index) for node in removed}
     return replace(
         plan,
-        nodes=tuple(node for node in plan.nodes if node not in gone),
+        nodes=tuple(node for node in plan.nodes if node not in removed),
         servers=tuple(
             replace(
                 server,

@@ -43,7 +43,7 @@ def neighbours_document(found: Sequence[Neighbour]) -> list[dict[str, Any]]:
             "found_by": list(one.found_by),
             "stranger": one.is_unknown,
             "misplaced": one.is_misplaced,
-            "present": one.is_there,
+            "present": one.is_present,
         }
         for one in found
     ]
