@@ -1,19 +1,22 @@
-"""Servers of the testbed with vcluster on them, clusters reached by plain ssh, what a cluster could leave behind."""
+"""Servers of the testbed with vcluster, clusters over plain ssh, and everything that a cluster could leave behind."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from tests.testbed import STATE, Server
+import pytest
+
+from tests.testbed import STATE, Server, testbed
 
 VCLUSTER = [sys.executable, "-c", "from vcluster.cli.main import run; run()"]
-# Nothing goes on behind a test's back, unless it says so.
-ENVIRONMENT = {"VCLUSTER_NO_WARM": "1"}
+ENVIRONMENT = {"VCLUSTER_NO_WARM": "1"}  # no command makes a snapshot in the background, unless a test asks for it
 SNAPSHOTS = "/var/lib/libvirt/images/vcluster/snapshots"
 
 
@@ -34,38 +37,41 @@ class Host:
         return self.server.popen([*VCLUSTER, *arguments], env=ENVIRONMENT | env)
 
     def json(self, *arguments: str, timeout_s: float = 60) -> Any:
-        """What vcluster answers as JSON."""
+        """The JSON output of vcluster."""
         return json.loads(self.vcluster(*arguments, "-o", "json", timeout_s=timeout_s).stdout)
 
     def sh(self, line: str, *, timeout_s: float = 30, check: bool = True) -> str:
-        """What a shell line prints on the server."""
+        """The output of a shell line on the server."""
         return self.server.run(["sh", "-c", line], timeout_s=timeout_s, check=check).stdout
 
     def wait_for(self, line: str, timeout_s: float = 20) -> None:
-        """Run a shell line there again and again until it prints something."""
-        deadline = time.monotonic() + timeout_s
-        while not self.sh(f"{line} 2>/dev/null || true").strip():
-            assert time.monotonic() < deadline, f"{line} never printed anything"
-            time.sleep(0.1)
+        """Wait until a shell line prints something there."""
+        waiting = f'until [ -n "$({{ {line}; }} 2>/dev/null)" ]; do sleep 0.1; done'
+        self.server.run(["timeout", str(timeout_s), "sh", "-c", waiting], timeout_s=timeout_s + 5)
 
     def snapshots(self) -> list[str]:
-        """The memories that the server keeps, by their keys, and what there is of unfinished ones."""
+        """The keys of the server's snapshots, and the names of unfinished ones."""
         return self.sh(f"ls -A {SNAPSHOTS} 2>/dev/null || true").split()
 
     def stages(self, cluster: str, node: str) -> list[str]:
-        """The stages that a node went through when its cluster was made."""
-        timed = self.json("timing", "--name", cluster)["stages"]
-        return [one["stage"] for one in timed if one["node"] == node]
+        """The stages of a node when its cluster was made."""
+        rows = self.json("timing", "--name", cluster)["stages"]
+        return [row["stage"] for row in rows if row["node"] == node]
 
-    def heard(self, words: str) -> int:
-        """How many lines of what the server's sshd (and libvirtd) has said have these words in them."""
+    def lines_in_log(self, text: str) -> int:
+        """The number of lines with this text in the log of the server's sshd and libvirtd."""
         log = STATE / "servers" / self.server.name / "log"
-        return sum(words in line for line in log.read_text(errors="replace").splitlines())
+        return sum(text in line for line in log.read_text(errors="replace").splitlines())
+
+    def initialize_libvirt(self) -> None:
+        """Make the chains and folders that libvirt makes for the first domain and keeps. They belong to no cluster."""
+        self.vcluster("local", "create", "-n", "1", "--boot", "cold", "--timeout", "3", timeout_s=60, check=False)
+        self.vcluster("clear", "--all", "-y")
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """A cluster that is up, reached by plain ssh, not by the product."""
+    """A cluster that is up. Tests reach its nodes by plain ssh, not by vcluster."""
 
     host: Host
     name: str
@@ -74,20 +80,32 @@ class Cluster:
     user: str = "mpiuser"
 
     def ssh(self, node: str, line: str, *, user: str = "", timeout_s: float = 60, check: bool = True) -> str:
-        """What a shell line prints on a node."""
+        """The output of a shell line on a node."""
         argv = ["ssh", "-F", self.config, "-o", "BatchMode=yes", "-l", user or self.user, node, line]
         return self.host.server.run(argv, timeout_s=timeout_s, check=check).stdout
 
 
-def survey(host: Host) -> dict[str, list[str]]:
-    """Everything on the server that a cluster could leave behind."""
+@contextmanager
+def booting_servers(*names: str) -> Iterator[tuple[Server, ...]]:
+    """Servers of the testbed for tests that boot nodes. Without root, the tests are skipped."""
+    if os.geteuid() != 0:
+        pytest.skip("booted tests need root, to make network namespaces")
+    with testbed(*names) as servers:
+        yield servers
+
+
+Survey = dict[str, list[str]]
+
+
+def survey(host: Host) -> Survey:
+    """Everything on the server that a cluster could leave behind, by kind."""
     files = "/var/lib/vcluster /var/lib/libvirt /var/log/libvirt/qemu /etc/libvirt /run/libvirt"
-    lists = {
+    commands = {
         "domains": "virsh -q list --all --name",
         "networks": "virsh -q net-list --all --name",
         "pools": "virsh -q pool-list --all --name",
         "links": "ip -o link | cut -d: -f2 | cut -d@ -f1",
-        # The verdict on KVM and libvirt's knowledge of QEMU are the machine's, not a cluster's; whole memories stay.
+        # The verdict on KVM and libvirt's knowledge of QEMU belong to the machine. Complete snapshots stay.
         "files": f"find {files} -not -path '*/vcluster/images/*' -not -name accel.json -not -path '*/capabilities/*'"
         f" -not -path {SNAPSHOTS} -not -path '{SNAPSHOTS}/[!.]*'",
         "mounts": "cut -d' ' -f2 /proc/self/mounts",
@@ -95,11 +113,11 @@ def survey(host: Host) -> dict[str, list[str]]:
         "logins": "cat /run/home/*/.ssh/authorized_keys /root/.ssh/authorized_keys 2>/dev/null || true",
         "rules": "iptables-save | grep -E 'vn-|vc-|172[.]2[89]' || true; nft list ruleset | grep -E 'vn-|vc-' || true",
     }
-    said = host.sh("; ".join(f"echo '# {name}'; {line}" for name, line in lists.items()))
-    parts = dict(part.split("\n", 1) for part in said.split("# ")[1:])
-    return {name: sorted(set(parts[name].split("\n")) - {""}) for name in lists}
+    printed = host.sh("; ".join(f"echo '# {kind}'; {command}" for kind, command in commands.items()))
+    parts = dict(part.split("\n", 1) for part in printed.split("# ")[1:])
+    return {kind: sorted(set(parts[kind].split("\n")) - {""}) for kind in commands}
 
 
-def left_behind(now: dict[str, list[str]], before: dict[str, list[str]]) -> dict[str, list[str]]:
-    """What is on a server that was not there before. A reboot takes things away; that is not a cluster's doing."""
+def left_behind(now: Survey, before: Survey) -> Survey:
+    """The things on a server that were not there before. A reboot removes things; a cluster did not remove those."""
     return {kind: extra for kind, found in now.items() if (extra := sorted(set(found) - set(before[kind])))}

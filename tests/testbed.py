@@ -1,14 +1,14 @@
-"""The tests' side of scripts/testbed: servers with real links, libvirt and sshd, for as long as a `with` lasts.
+"""Servers of scripts/testbed for tests: real links, libvirt and sshd, until a `with` ends.
 
     with testbed("red", "blue") as (red, blue):
-        blue.lets_in(red)
+        blue.allow_login_of(red)
         red.run(["ssh", blue.name, "true"], timeout_s=10)
-        with blue.capture("eth0") as heard:
+        with blue.capture("eth0") as captured:
             red.run(["ssh", blue.name, "true"], timeout_s=10)
-        assert heard.count(lambda frame: b"SSH-2.0" in frame.data) == 2  # each side has said hello
+        assert captured.count(lambda frame: b"SSH-2.0" in frame.data) == 2  # both sides have sent their version
         blue.unplug()
 
-They are processes of this machine in namespaces of their own; scripts/testbed says what is theirs and what is shared.
+They are processes of this machine in their own namespaces; scripts/testbed describes what they share.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ ETH_P_ALL = 3
 CLONE_NEWNET = 0x40000000
 SOL_PACKET, PACKET_STATISTICS = 263, 6
 SO_RCVBUFFORCE = 33
-CAPTURE_BYTES = 64 << 20  # of the kernel's accounting, which counts a small frame as about 2 KiB
+CAPTURE_BYTES = 64 << 20  # the kernel counts a small frame as about 2 KiB
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server. `name` resolves to `address` on every server."""
+    """A server of the testbed. `name` resolves to `address` on every server."""
 
     name: str
     address: str
 
     @property
     def pid(self) -> int:
-        """Its first process, as the machine numbers it; another one after a reboot."""
+        """The process id of its first process on the machine. A reboot changes it."""
         return int(json.loads((STATE / "servers" / self.name / "process.json").read_text())["pid"])
 
     def run(
@@ -60,7 +60,7 @@ class Server:
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a program as root and wait for it. When it takes too long its whole process group is killed."""
+        """Run a program as root and wait for it. After `timeout_s` its process group is killed."""
         process = self.popen(argv, env=env, cwd=cwd, takes_input=input is not None)
         try:
             stdout, stderr = process.communicate(input, timeout=timeout_s)
@@ -79,7 +79,7 @@ class Server:
         cwd: Path | None = None,
         takes_input: bool = False,
     ) -> subprocess.Popen[str]:
-        """Start a program. `send_signal` of the result reaches the program itself; end it for certain with `kill`."""
+        """Start a program. `send_signal` of the result reaches the program itself. `kill` always ends it."""
         extra = ["env", *(f"{name}={value}" for name, value in env.items())] if env else []
         return subprocess.Popen(
             [sys.executable, str(SCRIPT), "exec", self.name, "--", *extra, *argv],
@@ -93,28 +93,28 @@ class Server:
         )
 
     def path(self, path: str) -> Path:
-        """A file of the server as this process can open it (`/run/x` in there is /proc/PID/root/run/x out here)."""
+        """The path by which this process opens a file of the server: /proc/PID/root/run/x for /run/x."""
         return Path(f"/proc/{self.pid}/root", path.lstrip("/"))
 
-    def lets_in(self, client: Server, user: str = "root") -> None:
-        """Let root of `client` log in here by key, as `user`, and make this server's host key known there."""
+    def allow_login_of(self, client: Server, user: str = "root") -> None:
+        """Allow root of `client` to log in here by key as `user`, and make this server's host key known there."""
         key = client.path("/root/.ssh/id_ed25519")
         if not key.exists():
             client.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", "/root/.ssh/id_ed25519"], timeout_s=10)
         _append(self.home(user) / ".ssh/authorized_keys", key.with_suffix(".pub").read_text())
-        self.is_known_to(client)
+        self.send_host_key_to(client)
 
-    def is_known_to(self, client: Server) -> None:
-        """Make this server's host key known to root of `client`, as for a login by password."""
+    def send_host_key_to(self, client: Server) -> None:
+        """Make this server's host key known to root of `client`. A login by password needs no more."""
         host_key = self.path("/etc/ssh/ssh_host_ed25519_key.pub").read_text()
         _append(client.path("/root/.ssh/known_hosts"), f"{self.name},{self.address} {host_key}")
 
     def home(self, user: str) -> Path:
-        """The home of a user of this server, as this process can open it."""
+        """The path by which this process opens the home of a user of this server."""
         return self.path("/root" if user == "root" else f"/run/home/{user}")
 
     def set_password(self, user: str, text: str) -> None:
-        """Let a user log in with this password; a random one is forgotten."""
+        """Set the password of a user. It replaces the random one."""
         self.run(["chpasswd", "--crypt-method", "SHA512"], input=f"{user}:{text}\n", timeout_s=10)
 
     def unplug(self) -> None:
@@ -122,11 +122,11 @@ class Server:
         manage("unplug", self.name)
 
     def plug(self) -> None:
-        """Put it on the network again. When this returns, frames pass."""
+        """Connect it to the network again. Frames pass when this returns."""
         manage("plug", self.name)
 
     def reboot(self) -> None:
-        """End all its processes as a power cut does, and start it again: links, MTU and /run are new, files stay."""
+        """End all its processes, as a power cut does, and start it again. Links, MTU and /run are new; files stay."""
         manage("restart", self.name)
 
     def set_mtu(self, size_bytes: int) -> None:
@@ -134,42 +134,42 @@ class Server:
         manage("mtu", self.name, str(size_bytes))
 
     def packets(self, interface: str) -> int:
-        """How many packets an interface has sent and received, together. One may stand for several frames (GSO)."""
+        """The number of packets that an interface has sent and received. One may hold several frames (GSO)."""
         counters = self.path(f"/sys/class/net/{interface}/statistics")
         return sum(int((counters / name).read_text()) for name in ("rx_packets", "tx_packets"))
 
     @contextlib.contextmanager
     def capture(self, interface: str) -> Iterator[Capture]:
-        """Hear every frame that crosses an interface, in both directions, until the `with` ends."""
+        """Record every frame that crosses an interface, in both directions, until the `with` ends."""
         opened: list[socket.socket] = []
-        thread = threading.Thread(target=self._listen, args=(interface, opened))
+        thread = threading.Thread(target=self._open_socket, args=(interface, opened))
         thread.start()
         thread.join()
         if not opened:
-            raise AssertionError(f"{self.name}: {interface} cannot be listened to")
+            raise AssertionError(f"{self.name}: cannot capture on {interface}")
         capture = Capture(opened[0])
         try:
             yield capture
         finally:
             capture.close()
 
-    def _listen(self, interface: str, opened: list[socket.socket]) -> None:
-        """Open a socket in the server's network. To be run in a thread of its own: it takes itself there for good."""
+    def _open_socket(self, interface: str, opened: list[socket.socket]) -> None:
+        """Open a socket in the server's network. It needs its own thread, which stays in that network."""
         with contextlib.suppress(OSError), Path(f"/proc/{self.pid}/ns/net").open() as namespace:
             if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), CLONE_NEWNET) == 0:
-                # Protocol 0 hears nothing yet, so no frame of another interface gets in before it is bound.
+                # Protocol 0 receives nothing, so no frame of another interface arrives before the socket is bound.
                 with contextlib.ExitStack() as unless_bound:
-                    ears = unless_bound.enter_context(socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0))
-                    ears.setblocking(False)
-                    ears.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, CAPTURE_BYTES)
-                    ears.bind((interface, ETH_P_ALL))
+                    endpoint = unless_bound.enter_context(socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0))
+                    endpoint.setblocking(False)
+                    endpoint.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, CAPTURE_BYTES)
+                    endpoint.bind((interface, ETH_P_ALL))
                     unless_bound.pop_all()
-                opened.append(ears)
+                opened.append(endpoint)
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """An Ethernet frame as one interface saw it."""
+    """An Ethernet frame on one interface."""
 
     data: bytes
     is_outgoing: bool
@@ -177,28 +177,28 @@ class Frame:
 
 @dataclass
 class Capture:
-    """The frames that an interface has seen since `Server.capture` began."""
+    """The frames that have crossed an interface since `Server.capture` began."""
 
     _socket: socket.socket
     _frames: list[Frame] = field(default_factory=list)
 
     def frames(self) -> list[Frame]:
-        """All frames up to now, in order. Fails when some were lost."""
+        """All frames up to now, in order. It fails if frames were lost."""
         if self._socket.fileno() != -1:
             with contextlib.suppress(BlockingIOError):
                 while True:
                     data, origin = self._socket.recvfrom(1 << 16)
                     self._frames.append(Frame(data, origin[2] == socket.PACKET_OUTGOING))
             _, lost = struct.unpack("II", self._socket.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))
-            assert lost == 0, f"{lost} frames came too fast to be captured; count with Server.packets"
+            assert lost == 0, f"the capture lost {lost} frames; count with Server.packets"
         return list(self._frames)
 
     def count(self, matches: Callable[[Frame], bool] = lambda _: True) -> int:
-        """How many frames up to now are like this."""
+        """The number of frames up to now that match."""
         return sum(map(matches, self.frames()))
 
     def close(self) -> None:
-        """Hear no more; what was heard can still be read."""
+        """End the capture. Its frames can still be read."""
         with contextlib.closing(self._socket):
             self.frames()
 
@@ -210,14 +210,14 @@ def _append(path: Path, line: str) -> None:
 
 
 def kill(process: subprocess.Popen[str]) -> None:
-    """End what `Server.popen` started, with everything in its process group."""
+    """End a process of `Server.popen`, with its process group."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
 
 
 def manage(*arguments: str) -> str:
-    """Run scripts/testbed itself and return what it printed."""
+    """Run scripts/testbed itself and return its output."""
     done = subprocess.run(
         [sys.executable, str(SCRIPT), *arguments],
         stdin=subprocess.DEVNULL,
@@ -233,11 +233,11 @@ def manage(*arguments: str) -> str:
 
 @contextlib.contextmanager
 def testbed(*names: str, has_uplink: bool = False, are_friends: bool = False) -> Iterator[tuple[Server, ...]]:
-    """Servers of these names, in this order, each name made unique by our process id.
+    """Servers of these names, in this order. The process id is added to each name, to make it unique.
 
-    Of friends, root of each may log in to the others by key, as root and as operator; other servers have no keys.
+    If they are friends, root of each may log in to the others by key, as root and as operator.
 
-    First it removes what runs that were killed left behind. The servers end with this process, even when it is killed.
+    It first removes servers of killed runs. The servers end with this process, even if it is killed.
     """
     manage("down", "--stale")
     unique = [f"{name}-{os.getpid()}" for name in names]
@@ -249,10 +249,10 @@ def testbed(*names: str, has_uplink: bool = False, are_friends: bool = False) ->
         manage("down", *unique)
 
 
-testbed.__test__ = False  # type: ignore[attr-defined]  # its name begins like a test's
+testbed.__test__ = False  # type: ignore[attr-defined]  # its name begins with "test"
 
 
 def find(name: str) -> Server:
-    """The server of this name, which is up."""
+    """The server of this name. It must be up."""
     row = next(row for row in json.loads(manage("list", "--json")) if row["name"] == name)
     return Server(row["name"], row["address"])

@@ -1,4 +1,4 @@
-"""Commands that are killed while they make a memory, or nodes from one, leave nothing that is not found and removed."""
+"""Commands that are killed while they make a snapshot or clones. Everything that they leave is found and removed."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from tests.testbed import kill
 
 pytestmark = pytest.mark.vm
 
-OTHER = ("--memory", "500")  # a memory of its own, which no other test knows
+OTHER = ("--memory", "500")  # a snapshot that no other test uses
 UNFINISHED = f"{SNAPSHOTS}/.unfinished-*"
 WITHOUT_TEMPLATES = "virsh -q list --all --name | grep -q template || echo none"
 
 
 @pytest.fixture(autouse=True)
-def _nothing_stays(host: Host, kept: str) -> Iterator[None]:
-    """A test that fails must not make those after it fail."""
+def _clean_up(host: Host, snapshot: str) -> Iterator[None]:
+    """A test that fails must not make later tests fail."""
     yield
     host.vcluster("clear", "doomed", "-y", check=False)
-    for left in set(host.snapshots()) - {kept}:
+    for left in set(host.snapshots()) - {snapshot}:
         host.sh(f"rm -rf {SNAPSHOTS}/{left}")
 
 
@@ -34,20 +34,22 @@ def _nothing_stays(host: Host, kept: str) -> Iterator[None]:
     ],
     ids=["while it boots", "while it is saved"],
 )  # fmt: skip
-def test_kill_9_while_a_memory_is_made(host: Host, kept: str, command: list[str], sign: str, end: list[str]) -> None:
+def test_kill_9_while_a_snapshot_is_made(
+    host: Host, snapshot: str, command: list[str], sign: str, end: list[str]
+) -> None:
     before = survey(host)
     process = host.popen(*command, *OTHER)
     host.wait_for(sign, timeout_s=150)
     kill(process)
-    host.wait_for(WITHOUT_TEMPLATES)  # by itself: its libvirt has noticed
+    host.wait_for(WITHOUT_TEMPLATES)  # libvirt ends the template when its connection breaks
     assert [name for name in host.snapshots() if name.startswith(".unfinished-")]
 
     if end[0] == "clear":
         host.vcluster(*end)
-        assert host.snapshots() == [kept]
+        assert host.snapshots() == [snapshot]
     else:
         again = host.popen(*end, *OTHER)
-        host.wait_for("virsh -q list --name | grep template")  # whoever is next is not stopped by what is left
+        host.wait_for("virsh -q list --name | grep template")  # the leftovers do not stop the next command
         kill(again)
         host.wait_for(WITHOUT_TEMPLATES)
         host.vcluster("clear", "doomed", "-y")
@@ -55,7 +57,7 @@ def test_kill_9_while_a_memory_is_made(host: Host, kept: str, command: list[str]
 
 
 @pytest.mark.parametrize("moment", ["ls {clusters}/doomed/*.memory", "virsh -q list --name | grep doomed"])
-def test_kill_9_while_copies_wake(host: Host, kept: str, moment: str) -> None:
+def test_kill_9_while_clones_resume(host: Host, snapshot: str, moment: str) -> None:
     before = survey(host)
     process = host.popen("local", "create", "-n", "2", "--name", "doomed")
     host.wait_for(moment.format(clusters="/var/lib/libvirt/images/vcluster/clusters"))
@@ -63,11 +65,11 @@ def test_kill_9_while_copies_wake(host: Host, kept: str, moment: str) -> None:
     cleared = host.vcluster("clear", "doomed", "-y", "--verify")
     assert cleared.stdout == "doomed: cleared\nnothing left\n"
     assert survey(host) == before
-    assert host.snapshots() == [kept]
+    assert host.snapshots() == [snapshot]
 
 
-def test_kill_9_while_a_copy_is_added(cluster: Cluster) -> None:
-    """It runs, and may not know who it is; its disk is of no use then, and it is made anew."""
+def test_kill_9_while_a_clone_is_added(cluster: Cluster) -> None:
+    """The clone runs, perhaps without its identity. `repair` makes it again, with a new disk."""
     host = cluster.host
     process = host.popen("add", "--name", "lab")
     host.wait_for("virsh -q list --name | grep lab.node4")
@@ -81,11 +83,11 @@ def test_kill_9_while_a_copy_is_added(cluster: Cluster) -> None:
     assert host.json("status", "lab")["state"] == "ready"
 
 
-def test_a_template_that_does_not_come_to_rest_in_time(host: Host, kept: str) -> None:
+def test_a_template_that_is_not_idle_in_time(host: Host, snapshot: str) -> None:
     before = survey(host)
     failed = host.vcluster("image", "warm", *OTHER, "--timeout", "4", check=False)
     assert failed.returncode == 1
     assert "within 4 s" in failed.stderr
     assert len([line for line in failed.stderr.splitlines() if line.startswith("vcluster:")]) == 1
     assert survey(host) == before
-    assert host.snapshots() == [kept]
+    assert host.snapshots() == [snapshot]

@@ -1,4 +1,4 @@
-"""A memory that is no good costs a line and the seconds of a boot, and is thrown away."""
+"""A snapshot that cannot be used costs one line and the seconds of a boot. vcluster removes it."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from typing import Any
 
 import pytest
 
-from tests.clones.conftest import Survey
-from tests.clusters import SNAPSHOTS, Host, left_behind, survey
+from tests.clusters import SNAPSHOTS, Host, Survey, left_behind, survey
 from vcluster.agent import sparse_digest
 
-pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("put_back")]
+pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("restored_snapshot")]
 
 BOOTS = "virsh -q list --name | grep doomed.node1"
 
 
 def flip(folder: Path) -> None:
-    """One bit is another, in the middle of some data."""
+    """Change one bit in the middle of the data."""
     with (folder / "ram").open("r+b") as ram:
         ram.seek(64 << 20)
         byte = ram.read(1)[0]
@@ -34,7 +33,7 @@ def cut(folder: Path) -> None:
 
 
 def age(folder: Path) -> None:
-    """It was made with another QEMU."""
+    """Make the manifest that of another QEMU."""
 
     def change(manifest: dict[str, Any]) -> None:
         manifest["circumstances"]["qemu"] = "0.1.0"
@@ -50,29 +49,29 @@ def rewrite(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "words"),
+    ("spoil", "reason"),
     [(flip, "/ram has changed"), (cut, "/state has 100000 bytes, not"), (age, 'was made with qemu 0.1.0, not')],
 )  # fmt: skip
-def test_one_that_has_changed_is_found_before_it_is_used(
-    host: Host, kept: str, bare: Survey, spoil: Callable[[Path], None], words: str
+def test_a_changed_snapshot_is_found_before_it_is_used(
+    host: Host, snapshot: str, bare: Survey, spoil: Callable[[Path], None], reason: str
 ) -> None:
-    spoil(host.server.path(f"{SNAPSHOTS}/{kept}"))
+    spoil(host.server.path(f"{SNAPSHOTS}/{snapshot}"))
     process = host.popen("local", "create", "-n", "1", "--name", "doomed")
     host.wait_for(BOOTS)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     (line,) = (line for line in errors.splitlines() if "is thrown away" in line)
-    assert f"snapshot {kept} is thrown away: " in line
-    assert words in line
+    assert f"snapshot {snapshot} is thrown away: " in line
+    assert reason in line
     assert "clone took" not in errors
     assert not host.snapshots()
     assert "doomed" not in str(left_behind(survey(host), bare))
 
 
-def test_one_that_qemu_does_not_take_is_told_of_and_the_node_is_booted(host: Host, kept: str, bare: Survey) -> None:
-    """All digests are right, but what they are of is nothing that a node could wake with."""
-    folder = host.server.path(f"{SNAPSHOTS}/{kept}")
+def test_a_snapshot_that_qemu_refuses_is_reported_and_the_node_boots(host: Host, snapshot: str, bare: Survey) -> None:
+    """All digests are right, but QEMU cannot resume a node from the state."""
+    folder = host.server.path(f"{SNAPSHOTS}/{snapshot}")
     (folder / "state").write_bytes(b"garbage" * 10_000)
 
     def change(manifest: dict[str, Any]) -> None:
@@ -84,12 +83,12 @@ def test_one_that_qemu_does_not_take_is_told_of_and_the_node_is_booted(host: Hos
     assert "Traceback" not in made.stderr
     assert host.json("status", "doomed")["state"] == "ready"
     assert {"clone", "boot", "login", "configure", "check"} <= set(host.stages("doomed", "node1"))
-    assert host.snapshots() == [f"{kept}.refused"]
+    assert host.snapshots() == [f"{snapshot}.refused"]
     assert host.vcluster("clear", "doomed", "-y", "--verify").stdout == "doomed: cleared\nnothing left\n"
-    # Nobody tries it again unasked.
+    # The next create does not make a clone of it.
     process = host.popen("local", "create", "-n", "1", "--name", "doomed")
     host.wait_for(BOOTS)
     process.send_signal(signal.SIGINT)
     assert "nodes boot, as copies were refused before: " in process.communicate(timeout=60)[1]
-    host.sh(f"rm {SNAPSHOTS}/{kept}.refused")
+    host.sh(f"rm {SNAPSHOTS}/{snapshot}.refused")
     assert "doomed" not in str(left_behind(survey(host), bare))

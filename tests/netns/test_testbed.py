@@ -95,7 +95,7 @@ def test_ssh_needs_a_key_and_works_with_one(pair: tuple[Server, ...]) -> None:
     red, blue = pair
     login = ["ssh", "-o", "BatchMode=yes", blue.name, "hostname"]
     assert red.run(login, timeout_s=20, check=False).returncode == 255
-    blue.lets_in(red)
+    blue.allow_login_of(red)
     assert red.run(login, timeout_s=20).stdout == f"{blue.name}\n"
 
 
@@ -193,7 +193,7 @@ def login(
     askpass = client.path("/run/askpass")
     askpass.write_text('#!/bin/sh\necho "$PASSWORD"\n')
     askpass.chmod(0o700)
-    server.is_known_to(client)
+    server.send_host_key_to(client)
     options = ["-o", "PreferredAuthentications=password", "-o", "NumberOfPasswordPrompts=1"]
     environment = {"SSH_ASKPASS": "/run/askpass", "SSH_ASKPASS_REQUIRE": "force", "PASSWORD": password}
     return client.run(
@@ -223,7 +223,7 @@ def test_a_wrong_password_is_refused(pair: tuple[Server, ...]) -> None:
 def test_operator_becomes_root_without_a_password(pair: tuple[Server, ...]) -> None:
     red, blue = pair
     assert "Permission denied" in login(red, blue, "operator", "", "true").stderr
-    blue.lets_in(red, "operator")
+    blue.allow_login_of(red, "operator")
     done = red.run(["ssh", "-o", "BatchMode=yes", f"operator@{blue.name}", "id -un; sudo -n id -un"], timeout_s=20)
     assert done.stdout == "operator\nroot\n"
 
@@ -388,7 +388,7 @@ def links_of(server: Server) -> set[str]:
 
 def test_a_reboot_keeps_files_and_nothing_else(pair: tuple[Server, ...]) -> None:
     red, blue = pair
-    red.lets_in(blue)
+    red.allow_login_of(blue)
     fresh, pid, running = links_of(red), red.pid, processes_of(red)
     for link in LINKS:
         red.run(["ip", *link], timeout_s=10)

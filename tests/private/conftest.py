@@ -1,18 +1,18 @@
-"""A cluster as people wire it by hand: the head is gateway, DHCP and DNS server, two other nodes serve a disk each.
+"""A private cluster: the head is gateway, DHCP server and DNS server, and two workers serve a disk each.
 
-It is on one server of the testbed; another one is the outside. The tests of this folder share the cluster.
+It is on one server of the testbed; a second server stands for the outside. The tests of this folder share the cluster.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
 
-from tests.clusters import Cluster, Host, survey
-from tests.testbed import Server, testbed
+from tests import snapshot_cache
+from tests.clusters import Cluster, Host, Survey, booting_servers, survey
+from tests.testbed import Server
 
 NODES = ("w051", "w052", "w053")
 OPTIONS = (
@@ -28,7 +28,7 @@ echo "$VCLUSTER_NODE of $VCLUSTER_CLUSTER, for $VCLUSTER_USER"
 
 @dataclass(frozen=True)
 class Place:
-    """The server that carries the cluster, and a server of the world outside."""
+    """The server with the cluster, and a server outside."""
 
     host: Host
     outside: Server
@@ -36,29 +36,27 @@ class Place:
 
 @pytest.fixture(scope="package")
 def place() -> Iterator[Place]:
-    if os.geteuid() != 0:
-        pytest.skip("making network namespaces needs root")
-    with testbed("wired", "outside") as (server, outside):
+    with booting_servers("wired", "outside") as (server, outside):
         host = Host(server)
-        # libvirt makes its own chains and folders the first time; they are not a cluster's.
-        host.vcluster("local", "create", "-n", "1", "--timeout", "3", timeout_s=60, check=False)
-        host.vcluster("clear", "--all", "-y")
+        host.initialize_libvirt()
+        snapshot_cache.provide(host, "--layout", "private")
         yield Place(host, outside)
 
 
 @pytest.fixture(scope="package")
-def bare(place: Place) -> dict[str, list[str]]:
-    """The server as it is without any cluster."""
+def bare(place: Place) -> Survey:
+    """The server without any cluster."""
     return survey(place.host)
 
 
 @pytest.fixture(scope="package")
-def cluster(place: Place, bare: dict[str, list[str]]) -> Iterator[Cluster]:
-    """Three nodes of which only the head can be reached; after the last test nothing of them may be left."""
+def cluster(place: Place, bare: Survey) -> Iterator[Cluster]:
+    """Three clones, of which only the head has a management interface. After the last test nothing may be left."""
     host = place.host
     host.sh("mkdir /run/payload; echo from the payload >/run/payload/letter")
     host.server.path("/run/setup").write_text(SETUP)
     host.vcluster("local", "create", *OPTIONS, "--timeout", "500", timeout_s=520)
+    assert all("clone" in host.stages("lab", node) for node in NODES)
     yield Cluster(host, "lab", NODES, host.vcluster("ssh-config", "--path").stdout.strip(), user="student")
     refused = host.vcluster("clear", "lab", check=False)
     assert refused.returncode == 4

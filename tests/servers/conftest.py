@@ -101,10 +101,10 @@ def bed() -> Iterator[Bed]:
         pytest.skip("making network namespaces needs root")
     with testbed("one", "two", "three", "four") as (one, two, three, four):
         bed = Bed(*map(Host, (one, two, three, four)))
-        two.lets_in(one)
+        two.allow_login_of(one)
         three.set_password("student", PASSWORD)
-        three.is_known_to(one)
-        four.lets_in(one, user="operator")
+        three.send_host_key_to(one)
+        four.allow_login_of(one, user="operator")
         for host in (bed.control, bed.three, bed.four):  # libvirt makes its own chains and folders the first time
             host.vcluster("local", "create", "-n", "1", "--timeout", "3", timeout_s=60, check=False)
             host.vcluster("clear", "--all", "-y")

@@ -298,7 +298,7 @@ def test_another_machines_cluster_of_the_same_name(doomed: Doomed) -> None:
     first = bed.switch.sh(links)
     keys = [bed.switch.server.path("/root/.ssh/authorized_keys"), bed.three.server.path(KNOWN_HOSTS)]
     texts = [path.read_text() if path.exists() else None for path in keys]
-    bed.switch.server.lets_in(bed.three.server)
+    bed.switch.server.allow_login_of(bed.three.server)
     try:
         line = refused(bed, *doomed.remote, exit_code=4, host=bed.three)
         assert f"exists on {bed.switch.server.name} and is not ours" in line

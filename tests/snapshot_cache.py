@@ -1,0 +1,59 @@
+"""Snapshots that the servers of the testbed share. One server makes a snapshot; the next ones get a copy of it.
+
+The key of a snapshot holds everything that it depends on, and `create` compares each file with its digest. So a copy
+that does not fit is never used: nodes boot, and tests that need clones fail.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from tests.clusters import SNAPSHOTS, Host
+from vcluster.images.store import DEFAULT_IMAGE, DEFAULT_ROOT
+
+CACHE = Path(__file__).resolve().parent.parent / "build" / "test-snapshots"
+MODE = 0o711  # of the folder of snapshots: QEMU's user reads the files in it
+WARM_S = 200
+
+
+def provide(host: Host, *options: str) -> None:
+    """Give a server the snapshots for nodes of these options of `image warm`, from the cache if they are there."""
+    folder = host.server.path(SNAPSHOTS)
+    for key in keys(CACHE):
+        if key.startswith(image_prefix()):
+            copy(CACHE / key, folder)
+        else:
+            shutil.rmtree(CACHE / key)  # the image was built again
+    host.vcluster("image", "warm", *options, timeout_s=WARM_S)
+    store(host)
+    for key in set(keys(CACHE)) - set(keys(folder)):
+        shutil.rmtree(CACHE / key)  # outdated: vcluster has removed it from the server
+
+
+def store(host: Host) -> None:
+    """Add the snapshots of a server to the cache."""
+    folder = host.server.path(SNAPSHOTS)
+    for key in set(keys(folder)) - set(keys(CACHE)):
+        copy(folder / key, CACHE)
+
+
+def keys(folder: Path) -> list[str]:
+    """The keys of the complete snapshots in a folder."""
+    return sorted(path.name for path in folder.glob("*") if path.is_dir() and path.name[0] != ".")
+
+
+def image_prefix() -> str:
+    """The prefix of the keys of all snapshots of the guest image (vcluster/snapshots/template.py: key_of)."""
+    return (DEFAULT_ROOT / "names" / DEFAULT_IMAGE).resolve().name.removeprefix("sha256-")[:12]
+
+
+def copy(snapshot: Path, folder: Path) -> None:
+    """Copy a snapshot into a folder of snapshots. The copy appears there when it is complete."""
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(MODE)
+    draft = folder / f".copy-{os.getpid()}"
+    subprocess.run(["cp", "-a", "--sparse=always", "--reflink=auto", snapshot, draft], check=True, timeout=60)
+    draft.rename(folder / snapshot.name)
