@@ -17,6 +17,7 @@ from tests.testbed import STATE, Server, testbed
 
 VCLUSTER = [sys.executable, "-c", "from vcluster.cli.main import run; run()"]
 ENVIRONMENT = {"VCLUSTER_NO_WARM": "1"}  # no command makes a snapshot in the background, unless a test asks for it
+READY = "vcluster: ready"  # what a node prints at the end of its boot
 SNAPSHOTS = "/var/lib/libvirt/images/vcluster/snapshots"
 
 
@@ -83,6 +84,17 @@ class Cluster:
         """The output of a shell line on a node."""
         argv = ["ssh", "-F", self.config, "-o", "BatchMode=yes", "-l", user or self.user, node, line]
         return self.host.server.run(argv, timeout_s=timeout_s, check=check).stdout
+
+    def boots(self, node: str) -> int:
+        """The number of boots of a node that have ended: each prints a line on the console. A clone prints none."""
+        return int(self.host.sh(f"grep -c '{READY}' {self._console(node)} || true"))
+
+    def wait_for_boot(self, node: str, before: int, timeout_s: float = 120) -> None:
+        """Wait until a node has booted once more than `before`."""
+        self.host.wait_for(f"[ $(grep -c '{READY}' {self._console(node)}) -gt {before} ] && echo yes", timeout_s)
+
+    def _console(self, node: str) -> str:
+        return f"/var/lib/libvirt/images/vcluster/clusters/{self.name}/{node}.console.log"
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A DHCP client that asks and takes note, and sets no address (RFC 2131, options of RFC 2132)."""
+"""A DHCP client that gets a lease and does not set the address (RFC 2131, options of RFC 2132)."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _COOKIE = b"\x63\x82\x53\x63"
 
 @dataclass(frozen=True)
 class Lease:
-    """What a server has granted: the address, its options, and how long its offer took."""
+    """A lease: the address, its options, and the time until the offer."""
 
     address: str
     options: dict[int, bytes]
     seconds: float
 
     def addresses(self, option: int) -> list[str]:
-        """An option's value as addresses; none where it was not sent."""
+        """The addresses in an option; none if the option was not sent."""
         value = self.options.get(option, b"")
         return [socket.inet_ntoa(value[start : start + 4]) for start in range(0, len(value), 4)]
 
@@ -52,9 +52,9 @@ def ask(wire: socket.socket, mac: str, *, name: str = "", client: str = "", time
 
 
 def _frame(mac: bytes, kind: int, options: dict[int, bytes]) -> bytes:
-    told = {KIND: bytes([kind]), WANTED: bytes([SUBNET_MASK, ROUTER, DNS, MTU]), **options}
+    sent = {KIND: bytes([kind]), WANTED: bytes([SUBNET_MASK, ROUTER, DNS, MTU]), **options}
     bootp = struct.pack("!4BIHH16x16s192x", 1, 1, 6, 0, int.from_bytes(mac[2:], "big"), 0, 0x8000, mac) + _COOKIE
-    bootp += b"".join(bytes([code, len(value)]) + value for code, value in told.items()) + b"\xff"
+    bootp += b"".join(bytes([code, len(value)]) + value for code, value in sent.items()) + b"\xff"
     udp = struct.pack("!4H", 68, 67, 8 + len(bootp), 0) + bootp  # without a checksum, as UDP allows
     head = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + len(udp), 0, 0, 64, 17, 0, bytes(4), b"\xff" * 4)
     total = sum(struct.unpack("!10H", head))

@@ -1,9 +1,9 @@
-"""Functions of the project, called inside a server of the testbed, in one process of it that lasts.
+"""Functions of the project, called in one process inside a server of the testbed.
 
     with inside(server) as call:
         call("netlink_interfaces.destroy", alias="vcluster:lab:00000000")
 
-What they return comes back as JSON shows it; what they raise of our errors is raised here again.
+A result comes back as JSON. An error of the project is raised here again.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def inside(server: Server) -> Iterator[Call]:
 
 
 def _serve() -> None:
-    """The other side: a request a line."""
+    """The process inside the server: each line is a request."""
     from dataclasses import asdict, is_dataclass
 
     from vcluster.adapters.network import netlink_interfaces, netlink_routes, obstacles, raw_frames, tunnel_guard

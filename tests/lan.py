@@ -1,4 +1,4 @@
-"""Hosts on one network, each a network namespace inside a server of the testbed, with sockets a test can hold.
+"""Hosts on one network, each a network namespace in a server of the testbed, with sockets for a test.
 
 with lan("head", "worker") as net:
     net.plug("head", "lab0", net.switch, ["10.0.0.1/24"])
@@ -25,7 +25,7 @@ SWITCHES = ("lan", "wan")
 
 @dataclass(frozen=True)
 class Lan:
-    """The hosts are told by name. Files are the server's, so all hosts have the same ones, but for `hosts_file`."""
+    """The hosts by name. All hosts have the files of the server, except for /etc/hosts: see `hosts_file`."""
 
     server: Server
 
@@ -53,13 +53,13 @@ class Lan:
         self.server.run(["sh", "-ec", "".join(f"ip {line}\n" for line in lines)], timeout_s=20)
 
     def hosts_file(self, host: str, text: str) -> None:
-        """What programs that are started on a host find as /etc/hosts."""
+        """Set the /etc/hosts of programs that start on a host."""
         folder = self.server.path(f"/etc/netns/{host}")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "hosts").write_text(text)
 
     def socket(self, host: str, family: int, kind: int, protocol: int = 0) -> socket.socket:
-        """A socket of a host. It stays there, whoever uses it."""
+        """A socket in the network of a host. It stays there, in any process."""
         opened: list[socket.socket] = []
 
         def work() -> None:
@@ -77,7 +77,7 @@ class Lan:
 
 @contextlib.contextmanager
 def lan(*hosts: str) -> Iterator[Lan]:
-    """Hosts without interfaces, and switches to plug them into; gone with the server."""
+    """Hosts without interfaces, and switches to connect them to. They end with the server."""
     with testbed("lan") as (server,):
         switches = "".join(f"ip link add {name} type bridge\nip link set {name} up\n" for name in SWITCHES)
         names = "".join(f"ip netns add {name}\nip -n {name} link set lo up\n" for name in hosts)

@@ -1,4 +1,4 @@
-"""Streams of QEMU's, made by hand: what a guest's memory looks like in them (migration/savevm.c, migration/ram.c)."""
+"""Migration streams of QEMU, made by hand, with the memory of a guest (migration/savevm.c, migration/ram.c)."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ def named(name: bytes) -> bytes:
 
 
 def configuration(machine: bytes = MACHINE) -> bytes:
-    """What a stream begins with."""
+    """The start of a stream."""
     return b"QEVM" + be(3, 4) + b"\7" + be(len(machine), 4) + machine
 
 
 def blocks(sizes: Mapping[bytes, int], *, twice: bool = False, total: int | None = None) -> bytes:
-    """The record that tells the blocks. With `twice` each is told two times; `total` is another sum."""
+    """The record that lists the blocks. With `twice` it lists each two times; `total` is another sum."""
     listed = [named(name) + be(size, 8) for name, size in sizes.items()] * (1 + twice)
     whole = (sum(sizes.values()) * (1 + twice) if total is None else total) & -8
     return be(whole | MEM_SIZE, 8) + b"".join(listed)
 
 
 def page(number: int, data: bytes, block: bytes = b"") -> bytes:
-    """A page of this block, or of the one before."""
+    """A page of this block, or of the block before."""
     return _record(number, PAGE, block) + data
 
 
@@ -49,7 +49,7 @@ def _record(number: int, flags: int, block: bytes) -> bytes:
 def start(
     *records: bytes, name: bytes = b"ram", instance: int = 0, version: int = 4, footer: bytes = b"\x7e\0\0\0\2"
 ) -> bytes:
-    """The section that memory begins with."""
+    """The first section of memory."""
     head = b"\1" + be(SECTION, 4) + named(name) + be(instance, 4) + be(version, 4)
     return head + b"".join(records) + be(EOS, 8) + footer
 
@@ -69,7 +69,7 @@ def _section(kind: int, number: int, records: Iterable[bytes]) -> bytes:
 
 
 def devices() -> bytes:
-    """What follows the memory: one device, and the description."""
+    """The part after the memory: one device, and the description."""
     description = json.dumps({"page_size": PAGE_BYTES, "devices": []}).encode()
     device = b"\4" + be(3, 4) + named(b"timer") + be(0, 4) + be(2, 4) + bytes(24) + b"\x7e" + be(3, 4)
     return device + b"\0" + b"\6" + be(len(description), 4) + description

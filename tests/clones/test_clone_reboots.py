@@ -25,10 +25,11 @@ def test_a_reboot_and_a_power_cycle_change_only_the_boot(cluster: Cluster) -> No
         cluster.ssh(node, "echo mine >keepsake; sync")
     before = {node: (cluster.ssh(node, IDENTITY), boot_id(cluster, node)) for node in (rebooted, cycled)}
 
+    boots = cluster.boots(rebooted)
     cluster.ssh(rebooted, "reboot", user="root", check=False)
     done = host.vcluster("power", "cycle", "-w", cycled, "--wait", timeout_s=200)
     assert done.stdout == f"{cycled}: off and on\n"
-    wait_until_ready(cluster, rebooted)
+    cluster.wait_for_boot(rebooted, boots)
     assert host.json("check", timeout_s=120)["passed"] is True
 
     for node, (identity, boot) in before.items():
@@ -36,9 +37,3 @@ def test_a_reboot_and_a_power_cycle_change_only_the_boot(cluster: Cluster) -> No
         assert boot_id(cluster, node) != boot
         assert_clock_is_right(lambda node=node: cluster.ssh(node, "date +%s.%N"))  # type: ignore[misc]
     assert len({boot_id(cluster, node) for node in cluster.names}) == len(cluster.names)
-
-
-def wait_until_ready(cluster: Cluster, node: str, timeout_s: float = 120) -> None:
-    """Wait until a node prints on its console that it is ready. A clone prints that only when it boots."""
-    console = f"/var/lib/libvirt/images/vcluster/clusters/{cluster.name}/{node}.console.log"
-    cluster.host.wait_for(f"grep -l 'vcluster: ready' {console}", timeout_s)

@@ -1,4 +1,4 @@
-"""Who is on the cluster network: the nodes, and a stranger whose cable somebody has plugged in."""
+"""`discover` lists the hosts on the cluster network: the nodes, and one unknown host."""
 
 from __future__ import annotations
 
@@ -25,37 +25,37 @@ with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as wire:
 
 
 @pytest.fixture
-def stranger(cluster: Cluster) -> Iterator[str]:
-    """The address a machine that is not the cluster's has got there."""
+def unknown_host(cluster: Cluster) -> Iterator[str]:
+    """A host that is not a node, on the cluster network: the address that it has got by DHCP."""
     host = cluster.host
     host.sh(
-        "ip netns add stranger && ip link add st0 type veth peer name eth9 netns stranger && "
-        f"ip link set st0 master vc-lab up && ip -n stranger link set eth9 address {MAC} up"
+        "ip netns add unknown && ip link add st0 type veth peer name eth9 netns unknown && "
+        f"ip link set st0 master vc-lab up && ip -n unknown link set eth9 address {MAC} up"
     )
     try:
-        inside = ["ip", "netns", "exec", "stranger", "env", f"PYTHONPATH={ROOT}", sys.executable, "-c", ASK]
+        inside = ["ip", "netns", "exec", "unknown", "env", f"PYTHONPATH={ROOT}", sys.executable, "-c", ASK]
         address = host.server.run(inside, timeout_s=30).stdout.strip()
-        host.sh(f"ip -n stranger addr add {address}/24 dev eth9")
+        host.sh(f"ip -n unknown addr add {address}/24 dev eth9")
         yield address
     finally:
-        host.sh("ip netns del stranger; ip link del st0 2>/dev/null || true")
+        host.sh("ip netns del unknown; ip link del st0 2>/dev/null || true")
 
 
-def test_a_stranger_gets_an_address_of_its_own_range_and_is_marked(cluster: Cluster, stranger: str) -> None:
-    assert IPv4Address("10.0.0.205") <= IPv4Address(stranger) <= IPv4Address("10.0.0.254")
+def test_an_unknown_host_gets_an_address_of_another_range_and_is_marked(cluster: Cluster, unknown_host: str) -> None:
+    assert IPv4Address("10.0.0.205") <= IPv4Address(unknown_host) <= IPv4Address("10.0.0.254")
     found = {one["address"]: one for one in cluster.host.json("discover", timeout_s=60)}
-    assert found[stranger] | {"found_by": set(found[stranger]["found_by"])} == {
-        "name": "passer-by", "address": stranger, "mac": MAC, "found_by": {"lease", "neighbour", "ping"},
+    assert found[unknown_host] | {"found_by": set(found[unknown_host]["found_by"])} == {
+        "name": "passer-by", "address": unknown_host, "mac": MAC, "found_by": {"lease", "neighbour", "ping"},
         "stranger": True, "misplaced": False,
     }  # fmt: skip
     nodes = {node["address"]: node for node in cluster.host.json("status")["nodes"]}
-    assert set(found) == {*nodes, stranger}
+    assert set(found) == {*nodes, unknown_host}
     for address, node in nodes.items():
         assert (found[address]["name"], found[address]["mac"]) == (node["name"], node["mac"])
         assert not found[address]["stranger"]
     assert "stranger" in cluster.host.vcluster("discover").stdout
 
 
-def test_a_stranger_who_has_gone_has_left_a_lease(cluster: Cluster) -> None:
+def test_the_lease_of_an_unknown_host_that_left_is_listed(cluster: Cluster) -> None:
     gone = next(one for one in cluster.host.json("discover", timeout_s=60) if one["mac"] == MAC)
     assert gone["found_by"] == ["lease"]

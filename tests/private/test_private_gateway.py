@@ -1,4 +1,4 @@
-"""The private layout: the head is the others' router, firewall, resolver and DHCP server."""
+"""The private layout: the head is router, firewall, DNS server and DHCP server of the other nodes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.vm
 
 PORT = 8000
 FETCH = "python3 -c \"import urllib.request as u; print(u.urlopen('http://{0}:{1}/', timeout=5).read().decode())\""
-# A line each tenth of a second over one connection, from whoever it hears them.
+# The listener prints a line for each piece of data of its one connection; the talker sends one each 0.1 s.
 LISTENER = """
 import socket, sys
 with socket.create_server(("", 9000)) as server:
@@ -25,7 +25,7 @@ with socket.create_server(("", 9000)) as server:
     connection, peer = server.accept()
     print("from", peer[0], flush=True)
     while data := connection.recv(64):
-        print("heard", len(data), flush=True)
+        print("received", len(data), flush=True)
 """
 TALKER = """
 import socket, time
@@ -39,10 +39,10 @@ with socket.create_connection(("{0}", 9000), timeout=5) as talk:
 
 @pytest.fixture(scope="module")
 def web(place: Place) -> Iterator[str]:
-    """The address of a web server in the world outside."""
+    """The address of a web server outside."""
     with serving(place.outside, ["python3", "-m", "http.server", str(PORT), "--directory", "/etc"]):
-        knock = f"import socket; socket.create_connection(('127.0.0.1', {PORT}))"
-        line = f'until python3 -c "{knock}" 2>/dev/null; do sleep 0.1; done'
+        probe = f"import socket; socket.create_connection(('127.0.0.1', {PORT}))"
+        line = f'until python3 -c "{probe}" 2>/dev/null; do sleep 0.1; done'
         place.outside.run(["sh", "-c", line], timeout_s=20)
         yield place.outside.address
 
@@ -77,7 +77,7 @@ def test_a_worker_reaches_the_outside_as_the_head(cluster: Cluster, web: str) ->
     assert "10.0.0.52" not in seen
 
 
-def test_the_head_answers_for_names_inside_and_outside(cluster: Cluster, place: Place) -> None:
+def test_the_head_resolves_names_inside_and_outside(cluster: Cluster, place: Place) -> None:
     assert "nameserver 10.0.0.51" in cluster.ssh("w052", "cat /etc/resolv.conf")
     assert cluster.ssh("w052", f"getent hosts {place.outside.name}").split()[:1] == [place.outside.address]
 
@@ -86,15 +86,15 @@ def test_nothing_outside_reaches_a_worker(cluster: Cluster) -> None:
     host, head = cluster.host, head_management(cluster)
     host.sh(f"ip route add 10.0.0.0/24 via {head}")
     try:
-        knock = "python3 -c 'import socket; socket.create_connection((\"{}\", 22), timeout=3)'"
-        host.sh(knock.format("10.0.0.51"))  # the way is right: the head answers at its own cluster address
-        refused = host.server.run(["sh", "-c", knock.format("10.0.0.52")], timeout_s=20, check=False)
+        probe = "python3 -c 'import socket; socket.create_connection((\"{}\", 22), timeout=3)'"
+        host.sh(probe.format("10.0.0.51"))  # the route is right: the head answers at its own cluster address
+        refused = host.server.run(["sh", "-c", probe.format("10.0.0.52")], timeout_s=20, check=False)
         assert refused.returncode != 0
     finally:
         host.sh("ip route del 10.0.0.0/24")
 
 
-def test_closed_is_closed_for_what_was_open_too(cluster: Cluster, place: Place, web: str) -> None:
+def test_gateway_off_closes_open_connections_too(cluster: Cluster, place: Place, web: str) -> None:
     host = cluster.host
     assert host.vcluster("gateway", "status").stdout == "on\n"
     with serving(place.outside, ["python3", "-c", LISTENER]) as listener:
@@ -108,7 +108,7 @@ def test_closed_is_closed_for_what_was_open_too(cluster: Cluster, place: Place, 
             before = place.outside.packets("eth0")
             failed = cluster.ssh("w053", f"{FETCH.format(web, PORT)} 2>&1 | tail -1", check=False)
             assert "timed out" in failed or "refused" in failed or "prohibited" in failed or "No route" in failed
-            # What the open connection went on sending has not come through either.
+            # The open connection continued to send, and nothing arrived.
             assert place.outside.packets("eth0") - before < 5
             assert host.json("gateway", "status")["gateway"] == "off"
             assert cluster.ssh("w053", f"getent hosts {place.outside.name}", check=False) == ""

@@ -1,4 +1,4 @@
-"""Two nodes serve a disk each: what is on them survives, and a server that is down hangs nobody."""
+"""Two nodes serve a disk each. Files on them survive, and no node hangs while one of the two is down."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CLOUD = "/home/student/cloud"
 SERVED = {"0": "w053", "1": "w052"}  # in the order of --storage
 
 
-def test_each_disk_is_where_it_was_asked_for(cluster: Cluster) -> None:
+def test_each_disk_is_on_the_node_that_was_asked_for(cluster: Cluster) -> None:
     for folder, node in SERVED.items():
         assert "ext4" in cluster.ssh(node, f"findmnt -n -o FSTYPE,LABEL /exports | grep cloud{folder}")
         for other in NODES:
@@ -23,7 +23,7 @@ def test_each_disk_is_where_it_was_asked_for(cluster: Cluster) -> None:
             assert ("ext4" if other == node else "nfs4") in kind.split()
 
 
-def test_what_one_writes_the_others_read(cluster: Cluster) -> None:
+def test_a_file_of_one_node_is_read_on_the_others(cluster: Cluster) -> None:
     for folder in SERVED:
         cluster.ssh("w052", f"echo from w052 >{CLOUD}/{folder}/letter")
         for node in NODES:
@@ -33,12 +33,12 @@ def test_what_one_writes_the_others_read(cluster: Cluster) -> None:
     assert cluster.ssh("w052", "ls /exports; ls ~/cloud").split() == ["letter", "lost+found", "0", "1"]
 
 
-def test_the_payload_came_once_and_the_script_ran_everywhere(cluster: Cluster) -> None:
-    """The script of create: its payload is on the first share, which is a worker's, and is not mounted there."""
+def test_the_payload_arrives_once_and_the_script_runs_everywhere(cluster: Cluster) -> None:
+    """The payload of `create` is on the first shared folder. A worker serves that folder and does not mount it."""
     for node in NODES:
         assert cluster.ssh(node, "cat /etc/letter") == "from the payload\n"
-        said = cluster.ssh(node, "cat /var/log/vcluster/provision-setup.log", user="root")
-        assert said == f"{node} of lab, for student\n"
+        log = cluster.ssh(node, "cat /var/log/vcluster/provision-setup.log", user="root")
+        assert log == f"{node} of lab, for student\n"
     assert cluster.ssh("w053", "cat /exports/.vcluster/payload-*/letter") == "from the payload\n"
     assert cluster.ssh("w053", "id -u").strip() == "2001"
 
@@ -49,47 +49,47 @@ def test_a_disk_that_is_not_blank_is_not_formatted(cluster: Cluster) -> None:
     assert cluster.ssh("w053", "blkid -s UUID -o value /dev/vdc", user="root") == before
 
 
-def test_a_storage_node_that_is_down_hangs_nobody(cluster: Cluster) -> None:
+def test_no_node_hangs_while_a_storage_node_is_down(cluster: Cluster) -> None:
     host = cluster.host
     for folder in SERVED:
-        cluster.ssh("w051", f"echo kept >{CLOUD}/{folder}/kept")
-    # One of them dies while its folder is in use; whoever opens a file there waits for it, but not for ever.
+        cluster.ssh("w051", f"echo saved >{CLOUD}/{folder}/saved")
+    # One storage node dies while its folder is in use. A program that opens a file there waits, but not for ever.
     host.vcluster("power", "off", "-w", "w053")
     tried = [
         f"(timeout -s KILL 100 {line} || echo exit code $?) &"
-        for line in (f"touch {CLOUD}/0/new", f"cat {CLOUD}/0/kept")
+        for line in (f"touch {CLOUD}/0/new", f"cat {CLOUD}/0/saved")
     ]
-    said = cluster.ssh("w051", " ".join([*tried, "wait"]), timeout_s=120)
-    assert said.count("exit code") == 2
-    assert "137" not in said, "it hung"
-    assert cluster.ssh("w051", f"cat {CLOUD}/1/kept") == "kept\n"
+    output = cluster.ssh("w051", " ".join([*tried, "wait"]), timeout_s=120)
+    assert output.count("exit code") == 2
+    assert "137" not in output, "it hung"
+    assert cluster.ssh("w051", f"cat {CLOUD}/1/saved") == "saved\n"
     host.vcluster("stop", timeout_s=200)
     assert host.json("status")["state"] == "stopped"
-    # It does not come back with the others.
+    # It stays off while the other nodes start.
     host.vcluster("power", "on", "-w", "w051,w052", "--wait", timeout_s=200)
-    wait_for(cluster, "w051", f"cat {CLOUD}/1/kept", "kept")
+    wait_for(cluster, "w051", f"cat {CLOUD}/1/saved", "saved")
     began = time.monotonic()
-    assert "kept" not in cluster.ssh("w051", f"cat {CLOUD}/0/kept", timeout_s=90, check=False)
+    assert "saved" not in cluster.ssh("w051", f"cat {CLOUD}/0/saved", timeout_s=90, check=False)
     assert time.monotonic() - began < 60, "it hung"
-    assert cluster.ssh("w052", f"cat {CLOUD}/1/kept; ls {CLOUD}") == "kept\n0\n1\n"
+    assert cluster.ssh("w052", f"cat {CLOUD}/1/saved; ls {CLOUD}") == "saved\n0\n1\n"
     host.vcluster("power", "on", "-w", "w053", "--wait", timeout_s=200)
-    wait_for(cluster, "w051", f"cat {CLOUD}/0/kept", "kept")
-    wait_for(cluster, "w052", f"cat {CLOUD}/0/kept", "kept")
+    wait_for(cluster, "w051", f"cat {CLOUD}/0/saved", "saved")
+    wait_for(cluster, "w052", f"cat {CLOUD}/0/saved", "saved")
 
 
-def test_all_comes_back_after_one_reboot_after_the_other(cluster: Cluster, place: Place) -> None:
-    """First those that serve, then the head. Above one that serves came after the head, below all come at once."""
+def test_everything_works_after_one_reboot_after_the_other(cluster: Cluster, place: Place) -> None:
+    """First the storage nodes, then the head. The test above starts one after the head, the test below all at once."""
     for node in ("w052", "w053", "w051"):
         before = cluster.ssh(node, "cat /proc/sys/kernel/random/boot_id")
         cluster.host.vcluster("power", "cycle", "-w", node, "--wait", timeout_s=200)
         wait_for(cluster, node, "cat /proc/sys/kernel/random/boot_id", "-", but_not=before)
     for node in NODES:
         for folder in SERVED:
-            wait_for(cluster, node, f"cat {CLOUD}/{folder}/kept", "kept")
+            wait_for(cluster, node, f"cat {CLOUD}/{folder}/saved", "saved")
     cluster.ssh("w052", f"ping -q -c 1 -W 5 {place.outside.address}")
 
 
-def test_the_whole_cluster_comes_back_after_its_server_was_rebooted(cluster: Cluster, place: Place) -> None:
+def test_the_cluster_starts_again_after_a_reboot_of_its_server(cluster: Cluster, place: Place) -> None:
     host = cluster.host
     host.vcluster("gateway", "off")
     place.host.server.reboot()
@@ -97,17 +97,17 @@ def test_the_whole_cluster_comes_back_after_its_server_was_rebooted(cluster: Clu
     assert host.json("status")["state"] == "ready"
     assert host.json("check", timeout_s=200)["passed"] is True
     assert host.vcluster("gateway", "status").stdout == "off\n"
-    assert cluster.ssh("w053", f"cat {CLOUD}/0/kept {CLOUD}/1/kept").split() == ["kept", "kept"]
+    assert cluster.ssh("w053", f"cat {CLOUD}/0/saved {CLOUD}/1/saved").split() == ["saved", "saved"]
     assert host.vcluster("start").stdout == "lab: was up already\n"
     host.vcluster("gateway", "on")
     cluster.ssh("w052", f"ping -q -c 1 -W 5 {place.outside.address}")
 
 
 def wait_for(
-    cluster: Cluster, node: str, line: str, words: str, *, but_not: str = "never said", timeout_s: float = 120
+    cluster: Cluster, node: str, line: str, text: str, *, but_not: str = "never printed", timeout_s: float = 120
 ) -> None:
-    """A shell line on a node until it prints what is awaited; meanwhile the node may be down."""
+    """Run a shell line on a node until it prints this text. Meanwhile the node may be down."""
     deadline = time.monotonic() + timeout_s
-    while words not in (said := cluster.ssh(node, line, check=False, timeout_s=90)) or but_not in said:
-        assert time.monotonic() < deadline, f"{node}: {line}: {said}"
+    while text not in (output := cluster.ssh(node, line, check=False, timeout_s=90)) or but_not in output:
+        assert time.monotonic() < deadline, f"{node}: {line}: {output}"
         time.sleep(0.5)

@@ -1,4 +1,4 @@
-"""The switch's half made by hand on its own machine, for people who may not log in to it from where the nodes are."""
+"""A switch side made by hand on the switch server, for users whose controller cannot log in there."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ VNI_BASE = 70
 
 def create_command(bed: Bed) -> list[str]:
     switch = bed.switch.server.address
-    wishes = ["--vni-base", str(VNI_BASE), "-n", "2", "--name", "doomed"]
-    return ["remote", "create", "--switch", switch, "--no-switch-setup", *wishes]
+    options = ["--vni-base", str(VNI_BASE), "-n", "2", "--name", "doomed"]
+    return ["remote", "create", "--switch", switch, "--no-switch-setup", *options]
 
 
 def switch_command(bed: Bed) -> list[str]:
-    wishes = ["--vni-base", str(VNI_BASE), "-n", "2", "--name", "doomed"]
-    return ["switch", "up", "--peer", bed.control.server.address, *wishes]
+    options = ["--vni-base", str(VNI_BASE), "-n", "2", "--name", "doomed"]
+    return ["switch", "up", "--peer", bed.control.server.address, *options]
 
 
 def sides(bed: Bed) -> Any:
@@ -34,31 +34,31 @@ def sides(bed: Bed) -> Any:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_stays(bed: Bed, bare: Survey) -> Iterator[None]:
-    """A test that fails must not make those after it fail."""
+def _clean_up(bed: Bed, bare: Survey) -> Iterator[None]:
+    """A test that fails must not make later tests fail."""
     yield
     bed.control.vcluster("clear", "doomed", "-y", check=False)
     bed.switch.vcluster("switch", "down", "doomed", check=False)
     bed.assert_clean(bare)
 
 
-def test_without_a_switch_the_command_to_make_one_is_told(bed: Bed, bare: Survey) -> None:
-    """And that very command, run there, is all that was missing."""
+def test_without_a_switch_side_the_error_holds_the_command_that_makes_it(bed: Bed, bare: Survey) -> None:
+    """That command works as printed, on the switch server."""
     before = bed.logins()
     refused = bed.control.vcluster(*create_command(bed), check=False)
     assert refused.returncode == 3
     assert "tunnels lose frames" in refused.stderr
     assert bed.logins() == before
     bed.assert_clean(bare)
-    told = re.search(r"on the switch: vcluster (switch up [^)]*)", refused.stderr)
-    assert told
-    assert f"--peer {bed.control.server.address} --vni-base {VNI_BASE}" in told[1]
-    half = bed.switch.json(*shlex.split(told[1]))
-    assert [port["vni"] for port in half["ports"]] == [VNI_BASE, VNI_BASE + 1]
-    assert half["cluster"] == "doomed"
+    printed = re.search(r"on the switch: vcluster (switch up [^)]*)", refused.stderr)
+    assert printed
+    assert f"--peer {bed.control.server.address} --vni-base {VNI_BASE}" in printed[1]
+    side = bed.switch.json(*shlex.split(printed[1]))
+    assert [port["vni"] for port in side["ports"]] == [VNI_BASE, VNI_BASE + 1]
+    assert side["cluster"] == "doomed"
 
 
-def test_one_name_twice(bed: Bed) -> None:
+def test_a_second_switch_side_of_the_same_name_is_refused(bed: Bed) -> None:
     bed.switch.vcluster(*switch_command(bed))
     before = sides(bed)
     again = bed.switch.vcluster(*switch_command(bed), check=False)
@@ -67,11 +67,11 @@ def test_one_name_twice(bed: Bed) -> None:
     assert sides(bed) == before
 
 
-def test_a_cluster_through_a_switch_made_by_hand(bed: Bed) -> None:
+def test_a_cluster_through_a_manual_switch_side(bed: Bed) -> None:
     bed.switch.vcluster(*switch_command(bed))
     before = bed.logins()
     bed.control.vcluster(*create_command(bed), "--timeout", "400", timeout_s=420)
-    assert bed.logins() == before  # nobody logs in to the switch
+    assert bed.logins() == before  # vcluster does not log in to the switch server
     assert bed.control.json("status", "doomed")["state"] == "ready"
 
     config = bed.control.vcluster("ssh-config", "--path").stdout.strip()
@@ -88,6 +88,6 @@ def test_a_cluster_through_a_switch_made_by_hand(bed: Bed) -> None:
     assert re.search(r"vx-doomed-1 +\S+ +\? +\? +\? +not open to us", shown), shown
 
     assert bed.control.vcluster("clear", "doomed", "-y", "--verify").stdout == "doomed: cleared\nnothing left\n"
-    assert [half["cluster"] for half in sides(bed)] == ["doomed"]
+    assert [side["cluster"] for side in sides(bed)] == ["doomed"]
     assert bed.switch.vcluster("switch", "down", "doomed").stdout == "doomed: cleared\n"
     assert bed.switch.vcluster("switch", "down", "doomed").stdout == "doomed: nothing to clear\n"

@@ -1,7 +1,4 @@
-"""Every way a create on several servers can end, and that nothing is left of it on any of them, nor touched of others'.
-
-Named so that it runs while no other cluster is there.
-"""
+"""Each way in which a create on several servers can end. Nothing of it is left, and nothing else is touched."""
 
 from __future__ import annotations
 
@@ -31,32 +28,32 @@ IMAGE_MIB = 192
 
 @dataclass
 class Doomed:
-    """A cluster that never lives to be ready, and every command that tried."""
+    """A cluster that never becomes ready, and the commands that try to make it."""
 
     bed: Bed
     started: list[subprocess.Popen[str]] = field(default_factory=list)
 
     @property
     def remote(self) -> list[str]:
-        """Two nodes on the machine itself, the switch elsewhere."""
+        """Two nodes on the controller, which boot; the switch on another server."""
         switch = self.bed.switch.server.name
-        return ["remote", "create", "--switch", switch, "--name", "doomed", "-n", "2"]
+        return ["remote", "create", "--switch", switch, "--name", "doomed", "-n", "2", "--boot", "cold"]
 
     def shared(self, timeout_s: int = 200) -> list[str]:
-        """A node on each of two other servers, the switch on a third."""
+        """A node on each of two other servers, and the switch on a third."""
         config = self.bed.config.replace("blue[1-3]", "doomed[1-2]").replace("blue", "doomed")
         config = config.replace("storage = doomed3", "storage = doomed2")
         config = config.replace("nodes = 2", "nodes = 1").replace("timeout = 500", f"timeout = {timeout_s}")
         return ["shared", "create", self.bed.write("/root/.config/doomed.ini", config)]
 
     def start(self, *arguments: str, host: Host | None = None, **env: str) -> subprocess.Popen[str]:
-        """Start a command that is ended with the test, if not before."""
+        """Start a command. It ends at the end of the test at the latest."""
         process = (host or self.bed.control).popen(*arguments, THREE_PASSWORD=PASSWORD, **env)
         self.started.append(process)
         return process
 
     def clear(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Clear it, as the user would."""
+        """Clear it, as a user does."""
         return self.bed.control.vcluster(
             "clear", "doomed", "-y", *arguments, check=check, timeout_s=120, THREE_PASSWORD=PASSWORD
         )
@@ -64,7 +61,7 @@ class Doomed:
 
 @pytest.fixture
 def doomed(bed: Bed, bare: Survey) -> Iterator[Doomed]:
-    """Nothing is left anywhere after any test; of one that fails, what would make others fail is removed."""
+    """After each test nothing is left on any server. After a test that fails, the cluster is removed."""
     doomed = Doomed(bed)
     yield doomed
     for process in doomed.started:
@@ -76,15 +73,15 @@ def doomed(bed: Bed, bare: Survey) -> Iterator[Doomed]:
         raise
 
 
-def said(process: subprocess.Popen[str], *, timeout_s: float = 60) -> str:
-    """What a command that ends by itself has said on standard error, which is never a traceback."""
+def errors_of(process: subprocess.Popen[str], *, timeout_s: float = 60) -> str:
+    """The standard error of a command that ends without a signal. It is never a traceback."""
     _, errors = process.communicate(timeout=timeout_s)
     assert "Traceback" not in errors
     return errors
 
 
 def refused(bed: Bed, *arguments: str, exit_code: int, host: Host | None = None, **env: str) -> str:
-    """The one line of complaint of a command that must be refused; a line may have indented ones below it."""
+    """The error of a command that must be refused: one line, perhaps with indented lines below it."""
     done = (host or bed.control).vcluster(*arguments, check=False, timeout_s=60, **{"THREE_PASSWORD": PASSWORD, **env})
     assert done.returncode == exit_code, done.stderr
     assert "Traceback" not in done.stderr
@@ -93,7 +90,7 @@ def refused(bed: Bed, *arguments: str, exit_code: int, host: Host | None = None,
     return done.stderr[done.stderr.index("vcluster: ") :]
 
 
-# Servers that go away
+# Servers that disappear
 
 
 @pytest.mark.parametrize(
@@ -101,7 +98,7 @@ def refused(bed: Bed, *arguments: str, exit_code: int, host: Host | None = None,
     [("four", "virsh -q list --name | grep doomed"), ("switch", "ip -o link show vx-doomed-2")],
     ids=["a server of nodes", "the switch"],
 )
-def test_a_server_that_vanishes(doomed: Doomed, lost: str, sign: str) -> None:
+def test_a_server_disappears(doomed: Doomed, lost: str, sign: str) -> None:
     bed = doomed.bed
     host: Host = getattr(bed, lost)
     process = doomed.start(*doomed.shared())
@@ -109,7 +106,7 @@ def test_a_server_that_vanishes(doomed: Doomed, lost: str, sign: str) -> None:
     host.server.unplug()
     began = time.monotonic()
     try:
-        errors = said(process, timeout_s=120)
+        errors = errors_of(process, timeout_s=120)
         seconds = time.monotonic() - began
         assert process.returncode == 1, errors
         assert seconds < 90  # a server that acknowledges nothing for 20 s is dead
@@ -123,7 +120,7 @@ def test_a_server_that_vanishes(doomed: Doomed, lost: str, sign: str) -> None:
         assert "doomed" not in bed.three.sh("virsh -q list --all; ip -o link")
     finally:
         host.server.plug()
-    # Its sshd has not noticed that we went and keeps our agent; nothing but time, some minutes of it, would end that.
+    # The server has not noticed the broken connection, so our agent runs there for some minutes.
     host.sh("pkill -KILL -f '[v]cluster-[0-9a-f]{16}' || true")
     assert doomed.clear("--verify").stdout == "doomed: cleared\nnothing left\n"
 
@@ -131,13 +128,13 @@ def test_a_server_that_vanishes(doomed: Doomed, lost: str, sign: str) -> None:
 # Logins that are refused
 
 
-def test_a_wrong_password_is_given_once(doomed: Doomed) -> None:
+def test_a_wrong_password_is_sent_once(doomed: Doomed) -> None:
     bed = doomed.bed
-    before = bed.three.heard("Failed password")
+    before = bed.three.lines_in_log("Failed password")
     line = refused(bed, *doomed.shared(), exit_code=3, THREE_PASSWORD="wrong")
     assert "refuses the password for user student" in line
     assert line.count("\n") == 1
-    assert bed.three.heard("Failed password") == before + 1
+    assert bed.three.lines_in_log("Failed password") == before + 1
 
 
 def test_a_changed_host_key_is_refused(doomed: Doomed) -> None:
@@ -165,7 +162,7 @@ def fingerprint(host: Host) -> str:
     return host.sh("ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub").split()[1]
 
 
-# Controllers that end
+# Commands that end
 
 
 @pytest.mark.parametrize(
@@ -186,7 +183,7 @@ def test_kill_9_then_clear(doomed: Doomed, where: str, sign: str) -> None:
 
 
 def test_kill_9_then_clear_with_the_ledger_lost(doomed: Doomed) -> None:
-    """Marks tell what is ours on each server; which servers there are, only the user knows then."""
+    """Owner labels show what is ours on each server. Only the user knows the servers then."""
     bed = doomed.bed
     process = doomed.start(*doomed.remote)
     bed.control.wait_for("virsh -q list --name | grep doomed")
@@ -203,7 +200,7 @@ def test_kill_9_then_clear_with_the_ledger_lost(doomed: Doomed) -> None:
 
 
 def test_kill_9_of_a_shared_create_with_the_ledger_lost(doomed: Doomed) -> None:
-    """The file that the cluster was made from says where to look."""
+    """The configuration file of the cluster names the servers."""
     bed = doomed.bed
     command = doomed.shared()
     process = doomed.start(*command)
@@ -219,16 +216,16 @@ def test_an_interrupt_removes_everything(doomed: Doomed) -> None:
     process = doomed.start(*doomed.shared())
     bed.three.wait_for("virsh -q list --name | grep doomed")
     process.send_signal(signal.SIGINT)
-    errors = said(process)
+    errors = errors_of(process)
     assert process.returncode == 130
     assert errors.strip().splitlines()[-1] == "vcluster: interrupted"
     assert all(count - before[name] <= 2 for name, count in bed.logins().items())
 
 
-# Things in the way
+# Obstacles
 
 
-def test_a_narrow_way_to_the_switch(doomed: Doomed, bare: Survey) -> None:
+def test_a_small_mtu_before_the_switch(doomed: Doomed, bare: Survey) -> None:
     bed = doomed.bed
     bed.switch.server.set_mtu(1400)
     try:
@@ -249,7 +246,7 @@ FIREWALLS = {
 
 @pytest.mark.parametrize("kind", FIREWALLS)
 def test_a_firewall_on_the_switch(doomed: Doomed, bare: Survey, kind: str) -> None:
-    """Found before a node is made; what it says mends it where that can be known, and nobody else does."""
+    """The error comes before a node is made. If vcluster knows the fix, it prints it, and the fix works."""
     bed = doomed.bed
     bed.switch.sh(f"nft 'table inet foreign {{ chain input {FIREWALLS[kind]}; }}'")
     foreign = bed.switch.sh("nft list table inet foreign")
@@ -290,8 +287,8 @@ def test_foreign_links_on_the_switch(doomed: Doomed) -> None:
         bed.switch.sh("ip link del foreign")
 
 
-def test_another_machines_cluster_of_the_same_name(doomed: Doomed) -> None:
-    """Two machines from which clusters are made use the same switch."""
+def test_a_cluster_of_the_same_name_from_another_controller(doomed: Doomed) -> None:
+    """Two controllers use the same switch server."""
     bed = doomed.bed
     bed.control.vcluster(*doomed.remote, "--timeout", "6", "--keep", check=False)
     links = "ip -o link | cut -d: -f2 | grep doomed"
@@ -316,12 +313,12 @@ def test_another_machines_cluster_of_the_same_name(doomed: Doomed) -> None:
     doomed.clear()
 
 
-# Images on their way
+# Images that are sent
 
 
 @dataclass
 class Delivery:
-    """A shared create of an image that takes a moment to send to four, where nothing of it is."""
+    """A shared create of an image that four lacks. It takes a moment to send."""
 
     doomed: Doomed
     command: list[str]
@@ -331,49 +328,49 @@ class Delivery:
 
     @property
     def unfinished(self) -> Path:
-        """What has come over, until it is whole."""
+        """The received part of the image."""
         return self.images / f".unfinished-{self.digest}" / "disk.qcow2"
 
     @property
-    def whole(self) -> Path:
-        """The image that has come."""
+    def complete(self) -> Path:
+        """The complete image on four."""
         return self.images / self.digest / "disk.qcow2"
 
     @property
     def received_mib(self) -> float:
-        """What four has received since it is up, of anything."""
+        """The MiB that four has received since it started, for any purpose."""
         return int(self.doomed.bed.four.server.path("/sys/class/net/eth0/statistics/rx_bytes").read_text()) / MIB
 
     def start(self) -> subprocess.Popen[str]:
         return self.doomed.start(*self.command, VCLUSTER_IMAGE_DIR=self.store)
 
     def until_tunnels(self) -> tuple[float, str]:
-        """Create until the tunnels are there, which is after the image; the MiB received, and what was said."""
+        """Create until the tunnels are there, which is after the image. Returns the MiB received, and the progress."""
         before = self.received_mib
         process = self.start()
         self.doomed.bed.four.wait_for("ip -o link show vx-doomed-2", timeout_s=60)
         received = self.received_mib - before
         process.send_signal(signal.SIGINT)
-        return received, said(process)
+        return received, errors_of(process)
 
 
 @pytest.fixture
 def delivery(doomed: Doomed) -> Iterator[Delivery]:
     bed, command = doomed.bed, doomed.shared()
-    store, elsewhere = "/var/lib/libvirt/images/other", "/var/lib/libvirt/images/elsewhere"
+    store, storage = "/var/lib/libvirt/images/other", "/var/lib/libvirt/images/elsewhere"
     config = bed.control.server.path(command[-1])
-    config.write_text(config.read_text().replace("nodes = 1", f"nodes = 1\npath = {elsewhere}"))
+    config.write_text(config.read_text().replace("nodes = 1", f"nodes = 1\npath = {storage}"))
     digest = make_image(bed.control, store)
-    yield Delivery(doomed, command, store, digest, bed.four.server.path(f"{elsewhere}/images"))
+    yield Delivery(doomed, command, store, digest, bed.four.server.path(f"{storage}/images"))
     for process in doomed.started:
         kill(process)
     doomed.clear(check=False)
     for host in (bed.control, bed.three, bed.four):
-        host.sh(f"rm -rf {store} {elsewhere}")
+        host.sh(f"rm -rf {store} {storage}")
 
 
 def make_image(host: Host, store: str) -> str:
-    """A store with one image, that would not boot, under the usual name; its digest."""
+    """Make a store with one image of the usual name, which cannot boot. Returns its digest."""
     root = host.server.path(store)
     (root / "names").mkdir(parents=True)
     host.sh(f"qemu-img create -q -f qcow2 -o preallocation=falloc {store}/disk.qcow2 {IMAGE_MIB}M")
@@ -390,7 +387,7 @@ def make_image(host: Host, store: str) -> str:
     return folder.name
 
 
-def test_an_image_is_sent_once_and_goes_on_where_it_was_cut(delivery: Delivery) -> None:
+def test_an_image_is_sent_once_and_continues_after_a_cut(delivery: Delivery) -> None:
     process = delivery.start()
     until(lambda: delivery.unfinished.exists() and delivery.unfinished.stat().st_size > 32 * MIB)
     kill(process)
@@ -402,29 +399,29 @@ def test_an_image_is_sent_once_and_goes_on_where_it_was_cut(delivery: Delivery) 
     received, lines = delivery.until_tunnels()
     assert IMAGE_MIB - sent - 1 < received < IMAGE_MIB - sent + 24
     assert "four: image took" in lines
-    assert f"sha256-{sha256(delivery.whole.read_bytes()).hexdigest()}" == delivery.digest
+    assert f"sha256-{sha256(delivery.complete.read_bytes()).hexdigest()}" == delivery.digest
 
     received, lines = delivery.until_tunnels()
     assert received < 8
     assert "image took" not in lines
 
 
-def test_an_image_that_came_over_changed_is_sent_anew(delivery: Delivery) -> None:
+def test_an_image_that_arrived_changed_is_sent_again(delivery: Delivery) -> None:
     delivery.unfinished.parent.mkdir(parents=True)
     delivery.unfinished.write_bytes(b"!" * 100 * MIB)
     bed = delivery.doomed.bed
     error = refused(bed, *delivery.command, exit_code=1, VCLUSTER_IMAGE_DIR=delivery.store)
     assert "four: image file disk.qcow2 came over changed (the same command again sends it anew)" in error
     assert not delivery.unfinished.exists()
-    assert not delivery.whole.exists()
+    assert not delivery.complete.exists()
 
     received, _ = delivery.until_tunnels()
     assert received > IMAGE_MIB
-    assert f"sha256-{sha256(delivery.whole.read_bytes()).hexdigest()}" == delivery.digest
+    assert f"sha256-{sha256(delivery.complete.read_bytes()).hexdigest()}" == delivery.digest
 
 
-def until(is_so: Callable[[], bool], timeout_s: float = 30) -> None:
+def until(condition: Callable[[], bool], timeout_s: float = 30) -> None:
     deadline = time.monotonic() + timeout_s
-    while not is_so():
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""What a configuration file says of passwords and host keys, against real servers. Nothing is made by these tests."""
+"""Passwords and host keys of a configuration file, with real servers. These tests make nothing."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ def plan(bed: Bed, text: str, **env: str) -> subprocess.CompletedProcess[str]:
         bed.control.sh(f"rm {config}")
 
 
-def test_a_password_that_is_not_given(bed: Bed, bare: Survey) -> None:
+def test_a_missing_password(bed: Bed, bare: Survey) -> None:
     refused = plan(bed, bed.config)
     assert refused.returncode == 3
     assert "THREE_PASSWORD" in refused.stderr
     assert_unchanged(bed, bare)
 
 
-def test_a_fingerprint_in_the_file_stands_for_a_known_host(bed: Bed, bare: Survey) -> None:
+def test_a_fingerprint_in_the_file_replaces_an_entry_in_known_hosts(bed: Bed, bare: Survey) -> None:
     known = bed.control.server.path("/root/.ssh/known_hosts")
-    kept = known.read_text()
-    shown = bed.switch.sh("ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub").split()[1]
+    original = known.read_text()
+    fingerprint = bed.switch.sh("ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub").split()[1]
     host = f"host = {bed.switch.server.name}\n"
-    known.write_text("".join(line for line in kept.splitlines(True) if bed.switch.server.name not in line))
+    known.write_text("".join(line for line in original.splitlines(True) if bed.switch.server.name not in line))
     try:
         unknown = plan(bed, bed.config, THREE_PASSWORD=PASSWORD)
-        given = plan(bed, bed.config.replace(host, f"{host}fingerprint = {shown}\n", 1), THREE_PASSWORD=PASSWORD)
+        given = plan(bed, bed.config.replace(host, f"{host}fingerprint = {fingerprint}\n", 1), THREE_PASSWORD=PASSWORD)
         other = f"{host}fingerprint = SHA256:{'A' * 43}\n"
         wrong = plan(bed, bed.config.replace(host, other, 1), THREE_PASSWORD=PASSWORD)
         assert known.read_text() == "".join(
-            line for line in kept.splitlines(True) if bed.switch.server.name not in line
+            line for line in original.splitlines(True) if bed.switch.server.name not in line
         )
     finally:
-        known.write_text(kept)
+        known.write_text(original)
     assert unknown.returncode == 3
     assert given.returncode == 0, given.stderr
     assert wrong.returncode == 4
-    assert shown in wrong.stderr
+    assert fingerprint in wrong.stderr
     assert_unchanged(bed, bare)
 
 

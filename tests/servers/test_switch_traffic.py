@@ -1,4 +1,4 @@
-"""Two clusters through one switch on another server: every frame crosses it, and only its own."""
+"""Two clusters through one switch server. Each frame crosses the switch of its own cluster, and no other."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PAYLOAD = 1450 - 28
 
 
 def carries_ping(frame: Frame) -> bool:
-    """A whole Ethernet frame with an ICMP echo request in it, as a bridge port sees it."""
+    """Whether an Ethernet frame on a bridge port holds an ICMP echo request."""
     return frame.data[12:14] == b"\x08\x00" and frame.data[23] == 1 and frame.data[34] == 8
 
 
@@ -48,7 +48,7 @@ def test_both_are_ready_and_share_nothing(bed: Bed, red: Cluster, blue: Cluster)
     assert [node["bridge"] for node in one["nodes"]] == ["vb-red-1", "vb-red-2"]  # type: ignore[attr-defined]
 
 
-def test_copies_and_nodes_that_booted_cross_the_switch_alike(bed: Bed, red: Cluster, blue: Cluster) -> None:
+def test_red_is_of_clones_and_blue_is_of_nodes_that_booted(bed: Bed, red: Cluster, blue: Cluster) -> None:
     assert all("clone" in bed.control.stages("red", node) for node in red.names)
     assert all("boot" in bed.control.stages("blue", node) for node in blue.names)
     _, worker = status(bed, "red")["nodes"]  # type: ignore[misc]
@@ -84,21 +84,21 @@ def test_every_frame_between_two_servers_crosses_the_switch(bed: Bed, blue: Clus
     assert third.count(lambda frame: carries_ping(frame) and frame.is_outgoing) == PINGS
 
 
-def test_nothing_of_one_cluster_is_heard_in_the_other(bed: Bed, red: Cluster, blue: Cluster) -> None:
+def test_no_frame_of_one_cluster_reaches_the_other(bed: Bed, red: Cluster, blue: Cluster) -> None:
     del blue
     red_macs = [bytes.fromhex(mac) for mac in _macs(bed, "red")]
     with bed.switch.server.capture("vc-blue") as bridge, bed.switch.server.capture("vx-blue-1") as port:
         ping(red, "red1", "10.0.0.2")
         red.ssh("red1", "ping -b -c 2 -W 1 10.0.0.255 || true")
-    for heard in (bridge, port):
-        assert heard.count(lambda frame: frame.data[6:12] in red_macs) == 0
+    for captured in (bridge, port):
+        assert captured.count(lambda frame: frame.data[6:12] in red_macs) == 0
 
 
 def _macs(bed: Bed, name: str) -> list[str]:
     return [node["mac"].replace(":", "") for node in status(bed, name)["nodes"]]  # type: ignore[attr-defined]
 
 
-def test_path_tells_every_port(bed: Bed, red: Cluster) -> None:
+def test_path_shows_every_port(bed: Bed, red: Cluster) -> None:
     document = bed.control.json("path", "--name", red.name, "red1", "red2")
     assert document["crossed"]
     assert [(hop["server"], hop["port"]) for hop in document["hops"]] == [
@@ -112,8 +112,8 @@ def test_path_tells_every_port(bed: Bed, red: Cluster) -> None:
     assert all(hop["there"] >= 200 and hop["back"] >= 200 and hop["mtu"] == 1450 for hop in document["hops"])
 
 
-def test_path_sees_a_short_cut(bed: Bed, red: Cluster) -> None:
-    """Both taps in one bridge: the nodes talk, but not through the switch."""
+def test_path_finds_a_short_cut(bed: Bed, red: Cluster) -> None:
+    """With both taps in one bridge, the nodes reach each other, but not through the switch."""
     bed.control.sh("ip link set vt-red-2 master vb-red-1; ip link set vb-red-1 type bridge fdb_flush")
     try:
         ping(red, "red1", "10.0.0.2", count=3)
@@ -122,20 +122,20 @@ def test_path_sees_a_short_cut(bed: Bed, red: Cluster) -> None:
         assert "did not cross the switch" in done.stderr
         assert "port vt-red-2 of bridge vb-red-2" in str(status(bed, "red")["missing"])
     finally:
-        mended = bed.control.vcluster("repair", "red", timeout_s=120)
-    assert "mended: port vt-red-2 of bridge vb-red-2" in mended.stdout
+        repaired = bed.control.vcluster("repair", "red", timeout_s=120)
+    assert "mended: port vt-red-2 of bridge vb-red-2" in repaired.stdout
     assert bed.control.json("path", "--name", "red", "red1", "red2")["crossed"]
 
 
-def test_without_the_switch_the_nodes_lose_each_other(bed: Bed, red: Cluster) -> None:
-    try_once = "ping -q -c 1 -W 2 10.0.0.2"
-    red.ssh("red1", try_once)
+def test_without_the_switch_nodes_do_not_reach_each_other(bed: Bed, red: Cluster) -> None:
+    ping_once = "ping -q -c 1 -W 2 10.0.0.2"
+    red.ssh("red1", ping_once)
     bed.switch.sh("ip link set vc-red down")
     try:
-        assert "100% packet loss" in red.ssh("red1", try_once, check=False)
+        assert "100% packet loss" in red.ssh("red1", ping_once, check=False)
     finally:
         bed.switch.sh("ip link set vc-red up")
-    red.ssh("red1", try_once)
+    red.ssh("red1", ping_once)
 
 
 def test_plain_ssh_jumps_through_the_servers(blue: Cluster) -> None:
@@ -143,18 +143,18 @@ def test_plain_ssh_jumps_through_the_servers(blue: Cluster) -> None:
         assert blue.ssh(name, "hostname").strip() == name
 
 
-def test_the_head_is_way_out_and_address_server_over_tunnels(bed: Bed, blue: Cluster) -> None:
+def test_the_head_is_gateway_and_dhcp_server_over_tunnels(bed: Bed, blue: Cluster) -> None:
     nodes = status(bed, "blue")["nodes"]
     assert [node["management_address"] is None for node in nodes] == [False, True, True]  # type: ignore[attr-defined]
     found = json.loads(bed.control.vcluster("discover", "--name", "blue", "-o", "json").stdout)
     assert [(one["name"], one["stranger"]) for one in found] == [(name, False) for name in blue.names]
     assert all("lease" in one["found_by"] for one in found[1:])
-    knock = f"ping -q -c 1 -W 3 {bed.control.server.address}"
-    blue.ssh("blue3", knock)
+    probe = f"ping -q -c 1 -W 3 {bed.control.server.address}"
+    blue.ssh("blue3", probe)
     assert bed.control.vcluster("gateway", "off", "--name", "blue").stdout == "off\n"
-    assert "100% packet loss" in blue.ssh("blue3", knock, check=False)
+    assert "100% packet loss" in blue.ssh("blue3", probe, check=False)
     assert bed.control.vcluster("gateway", "on", "--name", "blue").stdout == "on\n"
-    blue.ssh("blue3", knock)
+    blue.ssh("blue3", probe)
 
 
 def test_a_disk_is_served_over_tunnels(blue: Cluster) -> None:
@@ -173,7 +173,7 @@ def test_commands_work_the_same(bed: Bed, blue: Cluster) -> None:
 
 
 def test_a_console_on_another_server(bed: Bed, blue: Cluster) -> None:
-    """On a terminal, as a user would: a line is answered by the node, and Ctrl-] leaves."""
+    """On a terminal, as for a user: the node answers a line, and Ctrl-] leaves."""
     del blue
     line = shlex.join([*VCLUSTER, "console", "--name", "blue", "blue3"])
     process = bed.control.server.popen(
@@ -181,31 +181,31 @@ def test_a_console_on_another_server(bed: Bed, blue: Cluster) -> None:
     )
     assert process.stdin is not None
     try:
-        heard = hear(process, "Escape character")
-        heard += hear(process, "blue3", nudge="\n")  # what is typed while the terminal is set up may be lost
+        output = read_until(process, "Escape character")
+        output += read_until(process, "blue3", keys="\n")  # keys may be lost while the terminal is set up
         process.stdin.write("\x1d")
         process.stdin.flush()
         assert process.wait(timeout=20) == 0
     finally:
         kill(process)
-    assert "Traceback" not in heard
+    assert "Traceback" not in output
 
 
-def hear(process: subprocess.Popen[str], words: str, *, nudge: str = "", timeout_s: float = 40) -> str:
-    """What a process says until it has said these words; while it says nothing it is told `nudge` every second."""
+def read_until(process: subprocess.Popen[str], text: str, *, keys: str = "", timeout_s: float = 40) -> str:
+    """The output of a process up to this text. While it prints nothing, `keys` are typed every second."""
     assert process.stdout is not None
     assert process.stdin is not None
-    said, ends_s = "", time.monotonic() + timeout_s
-    while words not in said:
-        assert time.monotonic() < ends_s, said
+    output, ends_s = "", time.monotonic() + timeout_s
+    while text not in output:
+        assert time.monotonic() < ends_s, output
         if not select.select([process.stdout], [], [], 1.0)[0]:
-            process.stdin.write(nudge)
+            process.stdin.write(keys)
             process.stdin.flush()
             continue
         data = os.read(process.stdout.fileno(), 4096)
-        assert data, said
-        said += data.decode(errors="replace")
-    return said
+        assert data, output
+        output += data.decode(errors="replace")
+    return output
 
 
 def test_passwords_are_nowhere(bed: Bed, blue: Cluster) -> None:
@@ -215,43 +215,43 @@ def test_passwords_are_nowhere(bed: Bed, blue: Cluster) -> None:
         assert found == ""
 
 
-def test_the_clusters_key_is_with_the_user_who_has_a_password(bed: Bed, blue: Cluster) -> None:
+def test_only_the_user_with_a_password_gets_the_key_of_the_cluster(bed: Bed, blue: Cluster) -> None:
     del blue
     assert " vcluster:blue:" in (bed.three.server.home("student") / ".ssh/authorized_keys").read_text()
     assert "vcluster" not in (bed.four.server.home("operator") / ".ssh/authorized_keys").read_text()
 
 
 def test_only_the_peer_may_send_into_a_tunnel(bed: Bed, red: Cluster) -> None:
-    """A third server knows VNI and port, and says something in red's name."""
+    """A third server knows VNI and port, and sends a frame in the name of a node of red."""
     del red
     program = (
         "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); "
         f"s.sendto(bytes([8, 0, 0, 0, 0, 0, 40, 0]) + b'\\xff' * 6 + b'\\x02\\x00\\x00\\x00\\x66\\x66' + b'\\x88\\xb5' "
         f"+ b'forged' * 10, ({bed.switch.server.address!r}, 4789))"
     )
-    with bed.switch.server.capture("vc-red") as heard, bed.switch.server.capture("eth0") as wire:
+    with bed.switch.server.capture("vc-red") as bridge, bed.switch.server.capture("eth0") as wire:
         bed.four.server.run(["python3", "-c", program], timeout_s=10)
-        time.sleep(0.3)  # that nothing comes can only be seen by waiting
+        time.sleep(0.3)  # only a wait shows that no frame arrives
     assert wire.count(lambda frame: b"forgedforged" in frame.data and not frame.is_outgoing) == 1
-    assert heard.count(lambda frame: b"forgedforged" in frame.data) == 0
+    assert bridge.count(lambda frame: b"forgedforged" in frame.data) == 0
 
 
-def test_a_reboot_of_the_switch_is_told_and_repaired(bed: Bed, red: Cluster, blue: Cluster) -> None:
+def test_a_reboot_of_the_switch_is_reported_and_repaired(bed: Bed, red: Cluster, blue: Cluster) -> None:
     bed.switch.server.reboot()
     for name in ("red", "blue"):
         found = status(bed, name)
         assert found["state"] == "partial"
         assert f"bridge vc-{name} on {bed.switch.server.name}" in found["missing"]  # type: ignore[operator]
         assert "tunnel" in str(found["missing"])
-        mended = bed.control.vcluster("repair", name, timeout_s=180, THREE_PASSWORD=PASSWORD)
-        assert mended.stdout.endswith(f"{name}: ready\n")
+        repaired = bed.control.vcluster("repair", name, timeout_s=180, THREE_PASSWORD=PASSWORD)
+        assert repaired.stdout.endswith(f"{name}: ready\n")
         assert status(bed, name)["state"] == "ready"
     ping(red, "red1", "10.0.0.2", count=3)
     assert blue.ssh("blue1", "hostname").strip() == "blue1"
 
 
-def test_a_reboot_of_a_nodes_server_is_told_and_repaired(bed: Bed, blue: Cluster) -> None:
-    """blue3 is off, its links, network and pool are gone; the others go on."""
+def test_a_reboot_of_a_server_with_nodes_is_reported_and_repaired(bed: Bed, blue: Cluster) -> None:
+    """blue3 is off, and its interfaces, network and pool are gone. The other nodes continue."""
     started = blue.ssh("blue1", "cat /proc/sys/kernel/random/boot_id", user="root")
     bed.four.server.reboot()
     found = status(bed, "blue")
@@ -263,7 +263,7 @@ def test_a_reboot_of_a_nodes_server_is_told_and_repaired(bed: Bed, blue: Cluster
 
 
 def test_clearing_one_leaves_the_other_running(bed: Bed, red: Cluster, blue: Cluster, bare: Survey) -> None:
-    """The last test of this file: blue goes, first with one of its servers away, and red's ping does not notice."""
+    """Blue is cleared, first while one of its servers is not reachable. The ping of red continues."""
     del blue
     red.ssh("red1", "nohup ping -q -i 0.2 -c 150 10.0.0.2 >ping.log 2>&1 </dev/null &")
     bed.four.server.unplug()

@@ -1,4 +1,4 @@
-"""A program of a server on a terminal, as a person has it before them."""
+"""A program of a server on a terminal."""
 
 from __future__ import annotations
 
@@ -20,39 +20,39 @@ CTRL_C, CTRL_BRACKET = "\x03", "\x1d"
 
 @dataclass
 class Terminal:
-    """What somebody types, and what they see."""
+    """The keyboard and the screen of a program."""
 
     process: subprocess.Popen[bytes]
     _descriptor: int
-    _seen: str = ""
+    _output: str = ""
 
     def type(self, text: str) -> None:
         """Press keys."""
         os.write(self._descriptor, text.encode())
 
-    def read_until(self, words: str, timeout_s: float = 60) -> str:
-        """What has come since the last time, up to these words, which must come."""
+    def read_until(self, text: str, timeout_s: float = 60) -> str:
+        """The output since the last call, up to this text. The text must come."""
         deadline = time.monotonic() + timeout_s
-        while words not in self._seen:
+        while text not in self._output:
             assert select.select([self._descriptor], [], [], max(0.0, deadline - time.monotonic()))[0], (
-                self._translate_error(words)
+                self._timeout_message(text)
             )
             try:
                 data = os.read(self._descriptor, 1 << 16)
-            except OSError:  # the program has ended, and nobody else has the terminal
+            except OSError:  # the program has ended, and no other process has the terminal
                 data = b""
-            assert data, self._translate_error(words)
-            self._seen += data.decode(errors="replace")
-        before, _, self._seen = self._seen.partition(words)
-        return before + words
+            assert data, self._timeout_message(text)
+            self._output += data.decode(errors="replace")
+        before, _, self._output = self._output.partition(text)
+        return before + text
 
-    def _translate_error(self, words: str) -> str:
-        return f"{words!r} did not come, but {self._seen!r}"
+    def _timeout_message(self, text: str) -> str:
+        return f"{text!r} did not come, but {self._output!r}"
 
 
 @contextlib.contextmanager
 def terminal(server: Server, argv: Sequence[str]) -> Iterator[Terminal]:
-    """Start a program on a terminal of its own; it is killed at the end unless it has ended."""
+    """Start a program on its own terminal. It is killed at the end unless it has ended."""
     ours, theirs = pty.openpty()
     try:
         process = subprocess.Popen(

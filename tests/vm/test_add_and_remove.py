@@ -1,4 +1,4 @@
-"""Nodes that come and go while others compute, and every way in which their coming can end."""
+"""Nodes are added and removed while others compute. Each way in which an `add` can end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.vm.conftest import NODES
 
 pytestmark = pytest.mark.vm
 
-# Two ranks that meet twenty times a second until they are told to stop, and know how long they had to wait at most.
+# Two ranks exchange data twenty times a second until a file appears. They measure their longest wait.
 STEADY = r"""
 #include <mpi.h>
 #include <stdio.h>
@@ -27,7 +27,7 @@ int main(int argc, char **argv) {
     MPI_Init(&argc, &argv);
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
     MPI_Comm_size(MPI_COMM_WORLD, &size);
-    if (rank == 0) { printf("begun %d\n", size); fflush(stdout); }
+    if (rank == 0) { printf("started %d\n", size); fflush(stdout); }
     while (!stop) {
         before = MPI_Wtime();
         MPI_Allreduce(&rank, &sum, 1, MPI_INT, MPI_SUM, MPI_COMM_WORLD);
@@ -56,7 +56,7 @@ def names(host: Host) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def _as_it_was(cluster: Cluster) -> Iterator[None]:
-    """A test that fails must not make those after it fail."""
+    """A test that fails must not make later tests fail."""
     before = nodes(cluster.host)
     yield
     present = names(cluster.host)
@@ -70,7 +70,7 @@ def _as_it_was(cluster: Cluster) -> Iterator[None]:
 
 @contextmanager
 def job(cluster: Cluster) -> Iterator[Popen[str]]:
-    """An MPI job on the first two nodes, until the end."""
+    """An MPI job on the first two nodes, until the `with` ends."""
     cluster.ssh(
         "red1", f"cat >cloud/steady.c <<'END'\n{STEADY}\nEND\nmpicc -o cloud/steady cloud/steady.c", timeout_s=120
     )
@@ -78,7 +78,7 @@ def job(cluster: Cluster) -> Iterator[Popen[str]]:
     process = cluster.host.server.popen(["ssh", "-F", cluster.config, "red1", run])
     try:
         assert process.stdout is not None
-        assert process.stdout.readline() == "begun 2\n"
+        assert process.stdout.readline() == "started 2\n"
         yield process
     finally:
         cluster.ssh("red1", "touch cloud/stop", check=False)
@@ -86,7 +86,7 @@ def job(cluster: Cluster) -> Iterator[Popen[str]]:
         cluster.ssh("red1", "pkill -x steady; rm -f cloud/stop cloud/steady cloud/steady.c", check=False)
 
 
-def test_a_job_goes_on_while_nodes_come_and_go(cluster: Cluster) -> None:
+def test_a_job_continues_while_nodes_are_added_and_removed(cluster: Cluster) -> None:
     host, before = cluster.host, nodes(cluster.host)
     boots = {node: cluster.ssh(node, "cat /proc/sys/kernel/random/boot_id") for node in NODES[:2]}
     with job(cluster) as running:
@@ -99,9 +99,9 @@ def test_a_job_goes_on_while_nodes_come_and_go(cluster: Cluster) -> None:
         assert [node["name"] for node in shrunk["nodes"]] == ["red1", "red2", "red4"]
         assert running.poll() is None
         cluster.ssh("red1", "touch cloud/stop")
-        said, errors = running.communicate(timeout=60)
+        output, errors = running.communicate(timeout=60)
         assert running.returncode == 0, errors
-    steps, longest = said.split()
+    steps, longest = output.split()
     assert int(steps) > 100
     assert float(longest) < 10
     assert {node: cluster.ssh(node, "cat /proc/sys/kernel/random/boot_id") for node in NODES[:2]} == boots
@@ -115,7 +115,7 @@ def test_a_job_goes_on_while_nodes_come_and_go(cluster: Cluster) -> None:
     for path in ("/etc/hosts", "/etc/ssh/ssh_known_hosts", "hostfile", "/etc/genders"):
         assert "red3" not in cluster.ssh("red2", f"cat {path}")
 
-    # Who was removed comes back to its place, with a key of its own.
+    # The removed node comes back to its place, with a new key.
     back = host.vcluster("add", *PATIENCE, timeout_s=320).stdout
     assert back.splitlines()[0] == "lab: added red3"
     gone = host.vcluster("remove", "red4", "-y", *PATIENCE, timeout_s=320).stdout
@@ -125,7 +125,7 @@ def test_a_job_goes_on_while_nodes_come_and_go(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "exit_code", "words"),
+    ("arguments", "exit_code", "reason"),
     [
         (["remove", "red1", "-y"], 2, "red1 is the head"),
         (["remove", "red[2-9]", "-y"], 2, "has no node"),
@@ -134,14 +134,14 @@ def test_a_job_goes_on_while_nodes_come_and_go(cluster: Cluster) -> None:
         (["add", "4000"], 3, "more nodes do not fit on the servers"),
     ],
 )
-def test_what_cannot_be_is_refused(cluster: Cluster, arguments: list[str], exit_code: int, words: str) -> None:
+def test_impossible_requests_are_refused(cluster: Cluster, arguments: list[str], exit_code: int, reason: str) -> None:
     refused = cluster.host.vcluster(*arguments, check=False)
     assert refused.returncode == exit_code
-    assert words in refused.stderr
+    assert reason in refused.stderr
     assert names(cluster.host) == list(NODES)
 
 
-def test_a_name_that_is_somebody_elses(cluster: Cluster) -> None:
+def test_a_foreign_domain_of_the_same_name_stays(cluster: Cluster) -> None:
     foreign = "<domain type='qemu'><name>lab.red4</name><memory>1024</memory><os><type>hvm</type></os></domain>"
     cluster.host.sh(f'echo "{foreign}" >/run/foreign.xml && virsh -q define /run/foreign.xml')
     try:
@@ -152,7 +152,7 @@ def test_a_name_that_is_somebody_elses(cluster: Cluster) -> None:
         cluster.host.sh("virsh -q undefine lab.red4; rm /run/foreign.xml")
 
 
-def test_an_interrupt_takes_the_new_nodes_away(cluster: Cluster) -> None:
+def test_an_interrupt_removes_the_new_nodes(cluster: Cluster) -> None:
     host, before, there = cluster.host, nodes(cluster.host), survey(cluster.host)
     process = host.popen("add", "2")
     host.wait_for("virsh -q list --name | grep red5")
@@ -166,17 +166,17 @@ def test_an_interrupt_takes_the_new_nodes_away(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize(
-    ("moment", "mending"),
+    ("moment", "command"),
     [("grep -l red4 {ledger}", ["repair"]), ("virsh -q list --name | grep red4", ["remove", "red4", "-y"])],
-    ids=["mended", "removed"],
+    ids=["repair", "remove"],
 )
-def test_kill_9_while_a_node_comes(cluster: Cluster, moment: str, mending: list[str]) -> None:
+def test_kill_9_while_a_node_is_added(cluster: Cluster, moment: str, command: list[str]) -> None:
     host = cluster.host
     process = host.popen("add")
     host.wait_for(moment.format(ledger="/var/lib/vcluster/clusters/lab/ledger.json"))
     kill(process)
     assert host.json("status")["state"] == "partial"
-    host.vcluster(*mending, *PATIENCE, timeout_s=320)
+    host.vcluster(*command, *PATIENCE, timeout_s=320)
     assert host.json("status")["state"] == "ready"
-    assert names(host) == [*NODES, *["red4"] * (mending == ["repair"])]
+    assert names(host) == [*NODES, *["red4"] * (command == ["repair"])]
     assert host.json("check", timeout_s=120)["passed"] is True

@@ -1,4 +1,4 @@
-"""--mpi-ports: MPI listens on no other ports of the cluster network, and no other ports are open there."""
+"""--mpi-ports: on the cluster network MPI listens on these ports only, and the firewall opens no others."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ int main(int argc, char **argv) {
     return 0;
 }
 """
-MPI_PROGRAMS = ("mpiexec", "hydra_pmi_proxy", "linger")  # each inherits what those before it have opened
+MPI_PROGRAMS = ("mpiexec", "hydra_pmi_proxy", "linger")  # each inherits the sockets of the one before
 INSIDE, OUTSIDE = MPI_PORTS[100], 30000
 
 LISTENER = f"""
 import socket, time
-held = [socket.create_server(('', port)) for port in ({INSIDE}, {OUTSIDE})]
+sockets = [socket.create_server(('', port)) for port in ({INSIDE}, {OUTSIDE})]
 print('listening', flush=True)
 time.sleep(60)
 """
-KNOCK = """
+PROBE = """
 import socket
 try:
     socket.create_connection(('{}', {}), timeout=10)
@@ -47,7 +47,7 @@ except OSError as error:
 """
 
 
-def test_what_mpi_listens_on(cluster: Cluster) -> None:
+def test_mpi_listens_on_its_ports_only(cluster: Cluster) -> None:
     cluster.ssh(
         "red1", f"cat >cloud/linger.c <<'END'\n{LINGER}\nEND\nmpicc -o cloud/linger cloud/linger.c", timeout_s=120
     )
@@ -64,13 +64,13 @@ def test_what_mpi_listens_on(cluster: Cluster) -> None:
     cluster.ssh("red1", "rm cloud/linger cloud/linger.c")
     for node, sockets in found.items():
         assert {port for _, _, port in sockets if port not in MPI_PORTS} == set(), node
-        # What the ranks listen on for each other is at the cluster's address, and at no other.
+        # The ranks listen for each other at the cluster address only.
         assert {address for program, address, _ in sockets if program == "linger"} == {f"10.0.0.{node[-1]}"}
     assert "mpiexec" in {program for program, _, _ in found["red1"]}
 
 
 def listening(cluster: Cluster, node: str) -> set[tuple[str, str, int]]:
-    """Which of MPI's programs listens at which address and port of a node; an heir of a socket does not count."""
+    """The programs of MPI that listen on a node, with address and port. An inherited socket counts once."""
     found = set()
     for line in cluster.ssh(node, "ss -Hltnp", user="root").splitlines():
         address, _, port = line.split()[3].rpartition(":")
@@ -80,20 +80,20 @@ def listening(cluster: Cluster, node: str) -> set[tuple[str, str, int]]:
     return found
 
 
-def test_what_others_reach(cluster: Cluster) -> None:
+def test_other_ports_are_closed_on_the_cluster_network(cluster: Cluster) -> None:
     management = cluster.host.json("status")["nodes"][1]["management_address"]
     process = cluster.host.server.popen(["ssh", "-F", cluster.config, "red2", f'python3 -c "{LISTENER}"'])
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "listening\n"
-        said = {
-            (address, port): cluster.ssh("red1", f'python3 -c "{KNOCK.format(address, port)}"').strip()
+        results = {
+            (address, port): cluster.ssh("red1", f'python3 -c "{PROBE.format(address, port)}"').strip()
             for address in ("10.0.0.2", management)
             for port in (INSIDE, OUTSIDE)
         }
     finally:
         kill(process)
-    assert said == {
+    assert results == {
         ("10.0.0.2", INSIDE): "reached",
         ("10.0.0.2", OUTSIDE): "ConnectionRefusedError",
         (management, INSIDE): "reached",

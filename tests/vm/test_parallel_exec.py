@@ -1,4 +1,4 @@
-"""Commands and people on several nodes at once: exec, terminals, parallel shells, scripts and what they bring along."""
+"""Several nodes at once: exec, terminals, parallel shells, scripts with their payload, and copies of files."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ from tests.vm.terminal import terminal
 pytestmark = pytest.mark.vm
 
 
-def everywhere(cluster: Cluster, line: str, *options: str, user: str = "mpiuser") -> dict[str, str]:
-    """What a shell line prints on each node, by exec."""
+def on_each_node(cluster: Cluster, line: str, *options: str, user: str = "mpiuser") -> dict[str, str]:
+    """The output of a shell line on each node, by exec."""
     argv = ["exec", "-o", "json", "-l", user, *options, "--", "sh", "-c", line]
-    said = json.loads(cluster.host.vcluster(*argv).stdout)
-    assert all(one["exit_code"] == 0 for one in said.values()), said
-    return {node: one["stdout"] for node, one in said.items()}
+    results = json.loads(cluster.host.vcluster(*argv).stdout)
+    assert all(one["exit_code"] == 0 for one in results.values()), results
+    return {node: one["stdout"] for node, one in results.items()}
 
 
 # exec
 
 
-def test_lines_are_printed_as_they_come_behind_their_nodes_name(cluster: Cluster) -> None:
-    waits = "echo begin; until [ -e go ]; do sleep 0.2; done; echo end >&2; [ $(hostname) != red2 ] || exit 7"
-    process = cluster.host.popen("exec", "--lines", "--timeout", "60", "--", "sh", "-c", waits)
+def test_each_line_is_printed_at_once_after_the_name_of_its_node(cluster: Cluster) -> None:
+    waiting = "echo begin; until [ -e go ]; do sleep 0.2; done; echo end >&2; [ $(hostname) != red2 ] || exit 7"
+    process = cluster.host.popen("exec", "--lines", "--timeout", "60", "--", "sh", "-c", waiting)
     try:
         assert process.stdout is not None
         assert sorted(process.stdout.readline() for _ in NODES) == [f"{node}: begin\n" for node in NODES]
         assert process.poll() is None
-        everywhere(cluster, "touch go")
+        on_each_node(cluster, "touch go")
         stdout, stderr = process.communicate(timeout=60)
     finally:
         kill(process)
-        everywhere(cluster, "rm -f go")
+        on_each_node(cluster, "rm -f go")
     assert stdout == ""
     *lines, last = stderr.splitlines()
     assert sorted(lines) == [f"{node}: end" for node in NODES]
@@ -52,9 +52,9 @@ def test_lines_are_printed_as_they_come_behind_their_nodes_name(cluster: Cluster
     assert process.returncode == 7
 
 
-def test_one_node_after_the_other(cluster: Cluster) -> None:
+def test_fanout_1_runs_one_node_after_the_other(cluster: Cluster) -> None:
     line = "echo $(hostname) in >>cloud/turns; sleep 0.5; echo $(hostname) out >>cloud/turns"
-    everywhere(cluster, line, "--fanout", "1")
+    on_each_node(cluster, line, "--fanout", "1")
     turns = cluster.ssh("red1", "cat cloud/turns; rm cloud/turns").splitlines()
     assert turns == [f"{node} {word}" for node in NODES for word in ("in", "out")]
 
@@ -67,7 +67,9 @@ def test_one_node_after_the_other(cluster: Cluster) -> None:
         (["-w", "red1", "--lines"], 1, ""),
     ],
 )
-def test_the_worst_exit_code_of_those_asked(cluster: Cluster, options: list[str], exit_code: int, stdout: str) -> None:
+def test_the_largest_exit_code_of_the_chosen_nodes(
+    cluster: Cluster, options: list[str], exit_code: int, stdout: str
+) -> None:
     line = "name=$(hostname); exit ${name#red}"
     ended = cluster.host.vcluster("exec", *options, "--", "sh", "-c", line, check=False)
     assert (ended.returncode, ended.stdout) == (exit_code, stdout)
@@ -77,7 +79,7 @@ def test_the_worst_exit_code_of_those_asked(cluster: Cluster, options: list[str]
 
 
 class Panes:
-    """Panes on tmux's socket of the cluster. Its folder is the server's own: servers of the testbed share /tmp."""
+    """Panes on the tmux socket of the cluster. Its folder is below /run: servers of the testbed share /tmp."""
 
     env: ClassVar = {"TMUX_TMPDIR": "/run/vcluster-test-tmux", "TERM": "xterm"}
 
@@ -85,30 +87,30 @@ class Panes:
         self.server = cluster.host.server
 
     def run(self, *argv: str, check: bool = True) -> str:
-        """What a program says that finds this tmux. vcluster is the one on the PATH: panes run it themselves."""
+        """The output of a program that uses this tmux. vcluster is the one on the PATH: panes run it too."""
         return self.server.run(argv, timeout_s=60, env=self.env, check=check).stdout
 
     def tmux(self, *arguments: str, check: bool = True) -> str:
-        """What tmux says."""
+        """The output of tmux."""
         return self.run("tmux", "-L", "vcluster-lab", *arguments, check=check)
 
     def by_node(self, session: str) -> dict[str, str]:
-        """The panes of a session: tmux's name of each, by the node whose name stands above it."""
+        """The panes of a session: the id of each, by the node in its title."""
         shown = self.tmux("list-panes", "-t", f"={session}:", "-F", "#{@node} #{pane_id}")
         return dict(line.split() for line in shown.splitlines())
 
-    def wait_for(self, pane: str, words: str, timeout_s: float = 60) -> None:
-        """Until a pane shows these words."""
+    def wait_for(self, pane: str, text: str, timeout_s: float = 60) -> None:
+        """Wait until a pane shows this text."""
         deadline = time.monotonic() + timeout_s
-        while words not in (shown := self.tmux("capture-pane", "-p", "-t", pane)):
+        while text not in (shown := self.tmux("capture-pane", "-p", "-t", pane)):
             assert time.monotonic() < deadline, shown
             time.sleep(0.2)
 
     @contextlib.contextmanager
     def watched(self, command: str) -> Iterator[None]:
-        """Somebody looks at a session, by this command, until its last pane has closed."""
-        words = [f"{name}={value}" for name, value in self.env.items()]
-        with terminal(self.server, ["env", *words, *shlex.split(command)]) as screen:
+        """Show a session on a terminal, by this command, until its last pane has closed."""
+        variables = [f"{name}={value}" for name, value in self.env.items()]
+        with terminal(self.server, ["env", *variables, *shlex.split(command)]) as screen:
             yield
             screen.read_until("[exited]")
 
@@ -122,21 +124,21 @@ def panes(cluster: Cluster) -> Iterator[Panes]:
     panes.run("rm", "-r", panes.env["TMUX_TMPDIR"])
 
 
-def test_what_is_typed_goes_to_all_shells(cluster: Cluster, panes: Panes) -> None:
-    said = panes.run("vcluster", "shell", "--all", "--detach")
-    assert said == "tmux -L vcluster-lab attach-session -t =vcluster-lab\n"
+def test_keys_go_to_all_shells(cluster: Cluster, panes: Panes) -> None:
+    printed = panes.run("vcluster", "shell", "--all", "--detach")
+    assert printed == "tmux -L vcluster-lab attach-session -t =vcluster-lab\n"
     made = panes.by_node("vcluster-lab")
     assert sorted(made) == list(NODES)
     for node, pane in made.items():
         panes.wait_for(pane, f"mpiuser@{node}:~$")
-    with panes.watched(said):
+    with panes.watched(printed):
         panes.tmux("send-keys", "-t", made["red2"], "hostname >/tmp/typed; exit", "Enter")
-    assert everywhere(cluster, "cat /tmp/typed; rm /tmp/typed") == {node: f"{node}\n" for node in NODES}
+    assert on_each_node(cluster, "cat /tmp/typed; rm /tmp/typed") == {node: f"{node}\n" for node in NODES}
 
 
-def test_each_console_has_a_pane_of_its_own(cluster: Cluster, panes: Panes) -> None:
-    said = panes.run("vcluster", "console", "--all", "-w", "red[2-3]", "--detach")
-    assert said == "tmux -L vcluster-lab attach-session -t '=vcluster-lab-console-red[2-3]'\n"
+def test_each_console_has_its_own_pane(cluster: Cluster, panes: Panes) -> None:
+    printed = panes.run("vcluster", "console", "--all", "-w", "red[2-3]", "--detach")
+    assert printed == "tmux -L vcluster-lab attach-session -t '=vcluster-lab-console-red[2-3]'\n"
     made = panes.by_node("vcluster-lab-console-red[2-3]")
     assert sorted(made) == ["red2", "red3"]
     for node, pane in made.items():
@@ -144,9 +146,9 @@ def test_each_console_has_a_pane_of_its_own(cluster: Cluster, panes: Panes) -> N
         panes.wait_for(pane, "Escape character")
     panes.tmux("send-keys", "-t", made["red3"], "Enter", "hostname >/tmp/seen; echo $((40 + 2))", "Enter")
     panes.wait_for(made["red3"], "\n42\n")
-    found = everywhere(cluster, "cat /tmp/seen 2>/dev/null; rm -f /tmp/seen", user="root")
+    found = on_each_node(cluster, "cat /tmp/seen 2>/dev/null; rm -f /tmp/seen", user="root")
     assert found == {"red1": "", "red2": "", "red3": "red3\n"}
-    with panes.watched(said):
+    with panes.watched(printed):
         for pane in made.values():
             panes.tmux("send-keys", "-t", pane, "C-]")
 
@@ -164,17 +166,17 @@ def test_each_console_has_a_pane_of_its_own(cluster: Cluster, panes: Panes) -> N
     ],
 )
 def test_parallel_shells_know_the_nodes(cluster: Cluster, node: str, command: str, nodes: Sequence[str]) -> None:
-    said = cluster.ssh(node, f"{command} hostname 2>&1")
-    assert sorted(said.splitlines()) == [f"{one}: {one}" for one in nodes]
+    output = cluster.ssh(node, f"{command} hostname 2>&1")
+    assert sorted(output.splitlines()) == [f"{one}: {one}" for one in nodes]
 
 
 @pytest.mark.parametrize(("node", "other"), [("red1", "red1"), ("red1", "red2"), ("red3", "red1")])
-def test_a_node_is_logged_in_to_by_whatever_it_is_called(cluster: Cluster, node: str, other: str) -> None:
+def test_each_name_and_address_of_a_node_accepts_logins(cluster: Cluster, node: str, other: str) -> None:
     one = next(one for one in cluster.host.json("status")["nodes"] if one["name"] == other)
     names = [one["name"], one["address"], one["management_address"], *["localhost"] * (node == other)]
     login = "ssh -n -o BatchMode=yes -o StrictHostKeyChecking=yes"
-    said = cluster.ssh(node, f"for name in {' '.join(names)}; do {login} $name hostname 2>&1; done")
-    assert said.splitlines() == [other] * len(names)
+    output = cluster.ssh(node, f"for name in {' '.join(names)}; do {login} $name hostname 2>&1; done")
+    assert output.splitlines() == [other] * len(names)
 
 
 @pytest.mark.parametrize(
@@ -196,13 +198,13 @@ def test_the_user_may_be_root_for_one_program(cluster: Cluster, command: str, ex
 SCRIPT = """\
 #!/bin/sh
 echo "$VCLUSTER_CLUSTER $VCLUSTER_HEAD $VCLUSTER_USER $(id -un)"
-[ "$VCLUSTER_NODE" = "$(hostname)" ] && [ "$VCLUSTER_PAYLOAD" = "$PWD" ] && echo told >&2
+[ "$VCLUSTER_NODE" = "$(hostname)" ] && [ "$VCLUSTER_PAYLOAD" = "$PWD" ] && echo right >&2
 cat data
 ./tool
 """
 
 
-def test_a_script_and_what_it_brings_along(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_script_and_its_payload(cluster: Cluster, tmp_path: Path) -> None:
     host = cluster.host
     script, payload = tmp_path / "set up.sh", tmp_path / "payload"
     payload.mkdir()
@@ -210,24 +212,24 @@ def test_a_script_and_what_it_brings_along(cluster: Cluster, tmp_path: Path) -> 
     (payload / "data").write_text("data of the payload\n")
     (payload / "tool").write_text("#!/bin/sh\necho tool runs\n")
     (payload / "tool").chmod(0o755)
-    printed = "lab red1 mpiuser root\ntold\ndata of the payload\ntool runs\n"
+    printed = "lab red1 mpiuser root\nright\ndata of the payload\ntool runs\n"
     folders = []
     for _ in range(2):
         done = host.vcluster("provision", str(script), "--payload", str(payload))
         assert done.stdout == "red[1-3]:\n" + "".join(f"  {line}\n" for line in printed.splitlines())
         folders.append(cluster.ssh("red1", "stat -c '%n %i %W %U' cloud/.vcluster/*"))
         assert re.fullmatch(r"cloud/\.vcluster/payload-[0-9a-f]{12} \d+ \d+ mpiuser\n", folders[-1])
-        assert everywhere(cluster, "cat /var/log/vcluster/provision-set_up.sh.log", user="root") == dict.fromkeys(
+        assert on_each_node(cluster, "cat /var/log/vcluster/provision-set_up.sh.log", user="root") == dict.fromkeys(
             NODES, printed
         )
-    assert folders[0] == folders[1], "it was sent again"
+    assert folders[0] == folders[1], "the payload was sent again"
     logs = "/var/lib/vcluster/clusters/lab/logs/provision-set_up.sh"
     assert host.sh(f"cd {logs}; head -n 99 *") == "\n".join(f"==> {node}.log <==\n{printed}" for node in NODES)
     cluster.ssh("red1", "rm -r cloud/.vcluster")
 
 
 @pytest.mark.parametrize(
-    ("options", "ran", "words"),
+    ("options", "ran", "reason"),
     [
         (["--fanout", "1"], ["red1", "red2"], "bad.sh failed on red2 and was not run on red3"),
         (["--fanout", "1", "--keep-going"], list(NODES), "bad.sh failed on red2"),
@@ -235,7 +237,7 @@ def test_a_script_and_what_it_brings_along(cluster: Cluster, tmp_path: Path) -> 
     ],
 )
 def test_a_script_that_fails_on_a_node(
-    cluster: Cluster, tmp_path: Path, options: list[str], ran: list[str], words: str
+    cluster: Cluster, tmp_path: Path, options: list[str], ran: list[str], reason: str
 ) -> None:
     script = tmp_path / "bad.sh"
     script.write_text(
@@ -247,8 +249,8 @@ def test_a_script_that_fails_on_a_node(
     assert {node: one["exit_code"] for node, one in results.items()} == {node: 9 * (node == "red2") for node in ran}
     assert done.returncode == 1
     *_, last = done.stderr.splitlines()
-    assert last.startswith(f"vcluster: {words} (the logs are in /var/lib/vcluster/")
-    assert everywhere(cluster, "cat /tmp/ran 2>/dev/null; rm -f /tmp/ran", user="root") == {
+    assert last.startswith(f"vcluster: {reason} (the logs are in /var/lib/vcluster/")
+    assert on_each_node(cluster, "cat /tmp/ran 2>/dev/null; rm -f /tmp/ran", user="root") == {
         node: f"{node}\n" * (node in ran) for node in NODES
     }
 
@@ -273,7 +275,7 @@ def test_files_and_folders_go_to_a_node_and_come_back(cluster: Cluster, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("source", "destination", "words"),
+    ("source", "destination", "reason"),
     [
         ("/etc/hosts", "/tmp/hosts", "neither '/etc/hosts' nor '/tmp/hosts' is on a node"),
         ("red1:/etc/hosts", "red2:/tmp/hosts", "both 'red1:/etc/hosts' and 'red2:/tmp/hosts' are on nodes"),
@@ -282,8 +284,8 @@ def test_files_and_folders_go_to_a_node_and_come_back(cluster: Cluster, tmp_path
         ("/no/such", "red1:/tmp", "there is no '/no/such' here to be copied"),
     ],
 )
-def test_what_cannot_be_copied(cluster: Cluster, source: str, destination: str, words: str) -> None:
+def test_impossible_copies_are_refused(cluster: Cluster, source: str, destination: str, reason: str) -> None:
     refused = cluster.host.vcluster("copy", source, destination, check=False)
     assert refused.returncode == 2
-    assert words in refused.stderr
+    assert reason in refused.stderr
     assert len(refused.stderr.strip().splitlines()) == 1

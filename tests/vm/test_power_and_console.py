@@ -1,4 +1,4 @@
-"""What works when nothing else does: the serial console and the power, of a node whose network is dead."""
+"""The serial console and the power of a node work while its network is down."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from tests.vm.terminal import CTRL_BRACKET, CTRL_C, terminal
 
 pytestmark = pytest.mark.vm
 
-CONTROL = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]\r?")  # what readline tells the terminal
+CONTROL = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]\r?")  # control sequences of readline
 PROMPT = "root@red3:~# "
 KILL = "ip link set lab0 down; ip link set mgmt0 down"
-LOOK = 'for card in lab0 mgmt0; do echo "$card is $(cat /sys/class/net/$card/operstate)"; done'
+SHOW = 'for card in lab0 mgmt0; do echo "$card is $(cat /sys/class/net/$card/operstate)"; done'
 
 
-def test_a_node_with_a_dead_network_is_reached_and_comes_back(cluster: Cluster) -> None:
+def test_a_node_without_network_is_reached_and_starts_again(cluster: Cluster) -> None:
     host = cluster.host
     address = host.json("status")["nodes"][2]["management_address"]
     assert " 0% packet loss" in host.sh(f"ping -c 1 -W 5 {address}")
-    assert on_console(cluster, KILL, LOOK) == ["lab0 is down", "mgmt0 is down"]
-    # A second time, when there is no other way.
+    assert on_console(cluster, KILL, SHOW) == ["lab0 is down", "mgmt0 is down"]
+    # Now only the console reaches it.
     assert on_console(cluster, "hostname") == ["red3"]
     assert "100% packet loss" in host.sh(f"ping -c 1 -W 1 {address}", check=False)
     assert host.json("power", "status", "-w", "red3") == [{"node": "red3", "power": "on"}]
@@ -31,13 +31,13 @@ def test_a_node_with_a_dead_network_is_reached_and_comes_back(cluster: Cluster) 
 
 
 def on_console(cluster: Cluster, *lines: str) -> list[str]:
-    """What shell lines print on red3's console, which is left again."""
+    """The output of the last of some shell lines on the console of red3. The console is left at the end."""
     with terminal(cluster.host.server, [*VCLUSTER, "console", "red3"]) as console:
         console.read_until("console of red3; Ctrl-] leaves it\r\n")
         console.read_until("Escape character is ^]")
         console.type("\r")
         console.read_until(PROMPT)
-        # Ctrl-C is the console's, and ends what runs there and not what shows it.
+        # Ctrl-C ends the program on the node, and not the console here.
         console.type("sh -c 'echo $((40 + 2)); exec sleep 100'\r")
         console.read_until("42\r\n")
         console.type(CTRL_C)
@@ -45,7 +45,7 @@ def on_console(cluster: Cluster, *lines: str) -> list[str]:
         for line in lines:
             console.type(f"{line}\r")
             console.read_until(f"{line}\r\n")
-            said = console.read_until(PROMPT).removesuffix(PROMPT)
+            output = console.read_until(PROMPT).removesuffix(PROMPT)
         console.type(CTRL_BRACKET)
         assert console.process.wait(20) == 0
-    return CONTROL.sub("", said).splitlines()
+    return CONTROL.sub("", output).splitlines()

@@ -1,4 +1,4 @@
-"""What "ready" means, tried by our own ssh, ping and mpiexec, not by the product's check."""
+"""A cluster is ready: these tests try it by plain ssh, ping and mpiexec, without the check of vcluster."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ def test_the_mtu_is_the_same_everywhere(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize("node", NODES)
-def test_logins_from_each_to_each_without_prompt_and_with_known_host_keys(cluster: Cluster, node: str) -> None:
+def test_logins_between_all_nodes_need_no_prompt_and_know_the_host_keys(cluster: Cluster, node: str) -> None:
     for other in NODES:
-        said = cluster.ssh(node, f"ssh -n -o BatchMode=yes -o StrictHostKeyChecking=yes {other} hostname")
-        assert said.strip() == other
+        output = cluster.ssh(node, f"ssh -n -o BatchMode=yes -o StrictHostKeyChecking=yes {other} hostname")
+        assert output.strip() == other
     assert cluster.ssh(node, "ls ~/.ssh").split() == ["authorized_keys", "id_ed25519", "id_ed25519.pub"]
 
 
@@ -67,7 +67,7 @@ def test_each_node_has_its_own_host_key(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize("node", NODES)
-def test_names_mean_cluster_addresses(cluster: Cluster, node: str) -> None:
+def test_names_resolve_to_cluster_addresses(cluster: Cluster, node: str) -> None:
     for number, other in enumerate(NODES, start=1):
         found = {line.split()[0] for line in cluster.ssh(node, f"getent ahostsv4 {other}").splitlines()}
         assert found == {f"10.0.0.{number}"}
@@ -83,7 +83,7 @@ def test_no_password_opens_a_node(cluster: Cluster) -> None:
     assert not re.search(r"^[^:]+::", shadow, re.MULTILINE)
 
 
-def test_a_file_written_on_one_is_read_on_all(cluster: Cluster) -> None:
+def test_a_file_of_one_node_is_read_on_all_nodes(cluster: Cluster) -> None:
     cluster.ssh("red2", "echo from red2 > cloud/note")
     for node in NODES:
         assert cluster.ssh(node, "cat cloud/note") == "from red2\n"
@@ -93,10 +93,10 @@ def test_a_file_written_on_one_is_read_on_all(cluster: Cluster) -> None:
     cluster.ssh("red1", "rm cloud/note")
 
 
-def test_root_of_a_worker_is_nobody_on_the_shared_folder(cluster: Cluster) -> None:
-    said = cluster.ssh("red2", "touch /home/mpiuser/cloud/x 2>&1; echo $?", user="root")
-    assert "Permission denied" in said
-    assert said.strip().endswith("1")
+def test_root_of_a_worker_has_no_rights_on_the_shared_folder(cluster: Cluster) -> None:
+    output = cluster.ssh("red2", "touch /home/mpiuser/cloud/x 2>&1; echo $?", user="root")
+    assert "Permission denied" in output
+    assert output.strip().endswith("1")
 
 
 def test_nfs_serves_the_cluster_network_only(cluster: Cluster) -> None:
@@ -106,22 +106,22 @@ def test_nfs_serves_the_cluster_network_only(cluster: Cluster) -> None:
     assert "root_squash" in exported[1]
 
 
-def test_our_own_mpiexec_over_the_hostfile(cluster: Cluster) -> None:
+def test_plain_mpiexec_uses_the_hostfile(cluster: Cluster) -> None:
     assert cluster.ssh("red1", "cat /home/mpiuser/hostfile") == "red1:1\nred2:1\nred3:1\n"
-    said = cluster.ssh("red1", "mpiexec -f hostfile -n 3 hostname")
-    assert sorted(said.split()) == sorted(NODES)
+    output = cluster.ssh("red1", "mpiexec -f hostfile -n 3 hostname")
+    assert sorted(output.split()) == sorted(NODES)
 
 
 def test_a_program_compiled_on_the_head_runs_on_all_and_its_traffic_uses_lab0(cluster: Cluster) -> None:
     cluster.ssh("red1", f"cat > cloud/hello.c <<'END'\n{HELLO}\nEND\nmpicc -o cloud/hello cloud/hello.c", timeout_s=120)
     count = "cat /sys/class/net/{}/statistics/tx_bytes"
     before = [int(cluster.ssh("red1", count.format(card))) for card in ("lab0", "mgmt0")]
-    said = cluster.ssh("red1", "mpiexec -n 3 ./cloud/hello", timeout_s=120)
+    output = cluster.ssh("red1", "mpiexec -n 3 ./cloud/hello", timeout_s=120)
     after = [int(cluster.ssh("red1", count.format(card))) for card in ("lab0", "mgmt0")]
     lab, management = (now - then for now, then in zip(after, before, strict=True))
-    assert sorted(said.splitlines()) == [f"rank {rank} of 3 on {node}, sum 3" for rank, node in enumerate(NODES)]
+    assert sorted(output.splitlines()) == [f"rank {rank} of 3 on {node}, sum 3" for rank, node in enumerate(NODES)]
     assert lab > 2**20, "the broadcast of 1 MiB must leave by lab0"
-    assert management < 2**17, "nothing but our own logins may use mgmt0"
+    assert management < 2**17, "only the logins of this test may use mgmt0"
 
 
 def test_the_stages_change_nothing_the_second_time(cluster: Cluster) -> None:
@@ -142,8 +142,8 @@ with context.fleet_of(plan) as fleet:
 """
     from tests.clusters import VCLUSTER
 
-    said = cluster.host.server.run([VCLUSTER[0], "-c", code], timeout_s=150).stdout
-    assert said == "".join(f"{node} []\n" for node in NODES)
+    output = cluster.host.server.run([VCLUSTER[0], "-c", code], timeout_s=150).stdout
+    assert output == "".join(f"{node} []\n" for node in NODES)
 
 
 def test_a_lost_file_fails_the_check_which_names_the_pairs(cluster: Cluster) -> None:
@@ -159,12 +159,12 @@ def test_a_lost_file_fails_the_check_which_names_the_pairs(cluster: Cluster) -> 
 
 
 @pytest.mark.parametrize("options", [[], ["--pairs"]], ids=["concluded", "tried"])
-def test_every_pair_is_told_by_the_check(cluster: Cluster, options: list[str]) -> None:
+def test_the_check_reports_every_pair(cluster: Cluster, options: list[str]) -> None:
     document = cluster.host.json("check", *options, timeout_s=120)
     assert document["passed"] is True
-    told = {(one["check"], one["from"], one["to"]) for one in document["checks"]}
+    rows = {(one["check"], one["from"], one["to"]) for one in document["checks"]}
     pairs = set(product(NODES, NODES))
-    assert {(frm, to) for check, frm, to in told if check == "ping"} == pairs
-    assert {(frm, to) for check, frm, to in told if check == "ssh"} == pairs
-    assert {frm for check, frm, _ in told if check == "nfs"} == set(NODES)
-    assert {to for check, _, to in told if check == "mpi"} == set(NODES)
+    assert {(frm, to) for check, frm, to in rows if check == "ping"} == pairs
+    assert {(frm, to) for check, frm, to in rows if check == "ssh"} == pairs
+    assert {frm for check, frm, _ in rows if check == "nfs"} == set(NODES)
+    assert {to for check, _, to in rows if check == "mpi"} == set(NODES)

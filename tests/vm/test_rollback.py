@@ -1,4 +1,4 @@
-"""Every way a create can end, and that nothing is left after any of them."""
+"""Each way in which a create can end. Nothing is left after any of them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.clusters import Host, survey
+from tests.clusters import VCLUSTER, Host, Survey, survey
 from tests.testbed import kill
 
 pytestmark = pytest.mark.vm
 
-Survey = dict[str, list[str]]
-
 
 @pytest.fixture(autouse=True)
-def _nothing_stays(host: Host) -> Iterator[None]:
-    """A test that fails must not make those after it fail."""
+def _clean_up(host: Host) -> Iterator[None]:
+    """A test that fails must not make later tests fail."""
     yield
     host.sh("pkill -KILL -f 'vcluster.*[d]oomed' || true")
     host.vcluster("clear", "doomed", "-y", check=False)
@@ -66,9 +64,9 @@ def test_an_interrupt_removes_everything(host: Host, bare: Survey, number: signa
     assert_unchanged(host, bare)
 
 
-def test_a_time_out_tells_node_stage_and_console(host: Host, bare: Survey) -> None:
-    wishes = ("-n", "1", "--boot", "cold", "--timeout", "4")
-    failed = host.vcluster("local", "create", "--name", "doomed", *wishes, check=False)
+def test_a_timeout_shows_node_stage_and_console(host: Host, bare: Survey) -> None:
+    options = ("-n", "1", "--boot", "cold", "--timeout", "4")
+    failed = host.vcluster("local", "create", "--name", "doomed", *options, check=False)
     assert failed.returncode == 1
     assert "node1: boot: timed out after 4 s waiting for ready" in failed.stderr
     assert "console" in failed.stderr
@@ -76,7 +74,7 @@ def test_a_time_out_tells_node_stage_and_console(host: Host, bare: Survey) -> No
 
 
 @pytest.mark.parametrize("moment", ["virsh -q list --name | grep doomed", "grep -l ready {console}"])
-def test_a_node_that_stops_on_the_way_is_told_at_once(host: Host, bare: Survey, moment: str) -> None:
+def test_a_node_that_stops_early_is_reported_at_once(host: Host, bare: Survey, moment: str) -> None:
     process = host.popen("local", "create", "--name", "doomed", "-n", "1", "--boot", "cold")
     host.wait_for(moment.format(console="/var/lib/libvirt/images/vcluster/clusters/doomed/node1.console.log"))
     host.sh("virsh -q destroy doomed.node1")
@@ -86,9 +84,9 @@ def test_a_node_that_stops_on_the_way_is_told_at_once(host: Host, bare: Survey, 
     assert_unchanged(host, bare)
 
 
-def test_keep_leaves_the_cluster_for_a_look(host: Host, bare: Survey) -> None:
-    wishes = ("-n", "1", "--boot", "cold", "--timeout", "4", "--keep")
-    failed = host.vcluster("local", "create", "--name", "doomed", *wishes, check=False)
+def test_keep_leaves_the_cluster_for_inspection(host: Host, bare: Survey) -> None:
+    options = ("-n", "1", "--boot", "cold", "--timeout", "4", "--keep")
+    failed = host.vcluster("local", "create", "--name", "doomed", *options, check=False)
     assert failed.returncode == 1
     assert host.json("status", "doomed")["state"] == "partial"
     host.vcluster("clear", "doomed", "-y", "--verify")
@@ -108,7 +106,7 @@ def test_two_creates_of_one_name(host: Host, bare: Survey) -> None:
     assert_unchanged(host, bare)
 
 
-def test_a_foreign_bridge_in_the_way_is_unharmed(host: Host, bare: Survey) -> None:
+def test_a_foreign_bridge_of_the_same_name_stays(host: Host, bare: Survey) -> None:
     host.sh("ip link add vc-doomed type bridge")
     failed = host.vcluster("local", "create", "--name", "doomed", "-n", "1", check=False)
     assert failed.returncode == 4
@@ -135,13 +133,13 @@ def test_foreign_things_are_never_removed(host: Host, bare: Survey) -> None:
 
 
 def test_nothing_to_clear(host: Host, bare: Survey) -> None:
-    said = host.vcluster("clear", "nobody", "-y", "--verify")
-    assert said.stdout == "nobody: nothing to clear\nnothing left\n"
+    cleared = host.vcluster("clear", "unknown", "-y", "--verify")
+    assert cleared.stdout == "unknown: nothing to clear\nnothing left\n"
     assert_unchanged(host, bare)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "exit_code", "words"),
+    ("arguments", "exit_code", "reason"),
     [
         (["-n", "0"], 2, "--nodes: 0 is not possible"),
         (["-n", "-1"], 2, "--nodes: '-1' is not a number"),
@@ -171,12 +169,12 @@ def test_nothing_to_clear(host: Host, bare: Survey) -> None:
         (["--no-such-option"], 2, "no-such-option"),
     ],
 )
-def test_bad_requests(host: Host, bare: Survey, arguments: list[str], exit_code: int, words: str) -> None:
+def test_bad_requests(host: Host, bare: Survey, arguments: list[str], exit_code: int, reason: str) -> None:
     refused = host.vcluster("local", "create", *arguments, check=False)
     errors = [line for line in refused.stderr.splitlines() if line.startswith("vcluster:")]
     assert refused.returncode == exit_code, refused.stderr
     assert len(errors) == 1
-    assert words in errors[0].replace("No such option", "no-such-option")
+    assert reason in errors[0].replace("No such option", "no-such-option")
     assert "Traceback" not in refused.stderr
     assert refused.stdout == ""
     assert_unchanged(host, bare)
@@ -191,8 +189,6 @@ def test_no_libvirt(host: Host, bare: Survey) -> None:
 
 
 def test_no_permission(host: Host, bare: Survey) -> None:
-    from tests.clusters import VCLUSTER
-
     argv = ["setpriv", "--bounding-set=-net_admin", *VCLUSTER, "local", "create", "-n", "1"]
     refused = host.server.run(argv, timeout_s=30, check=False)
     assert refused.returncode == 3
@@ -224,7 +220,7 @@ def test_no_room_for_disks(host: Host, bare: Survey) -> None:
     assert_unchanged(host, bare)
 
 
-def test_kvm_is_tried_not_believed(host: Host, bare: Survey) -> None:
+def test_kvm_is_tried_before_it_is_used(host: Host, bare: Survey) -> None:
     host.sh("rm -f /var/lib/vcluster/accel.json")
     doctor = host.json("doctor")
     works = any(finding["what"] == "KVM" and finding["level"] == "ok" for finding in doctor)
@@ -237,7 +233,7 @@ def test_kvm_is_tried_not_believed(host: Host, bare: Survey) -> None:
 
 
 def assert_unchanged(host: Host, bare: Survey) -> None:
-    """Nothing is there that was not, nothing is gone; beside a cluster of other tests: nothing with our name."""
+    """Nothing is new, and nothing is gone. Next to a cluster of other tests: nothing has our name."""
     now = survey(host)
     if host.json("list"):
         assert "doomed" not in str(now)

@@ -1,4 +1,4 @@
-"""Nodes that are switched off, one by one and all together, and are what they were when they come back."""
+"""Nodes are switched off, one by one and all together, and are the same when they start again."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ pytestmark = pytest.mark.vm
 
 
 def boot_ids(cluster: Cluster) -> dict[str, str]:
-    """By node what no two boots have in common."""
+    """The boot id of each node. No two boots have the same."""
     return {node: cluster.ssh(node, "cat /proc/sys/kernel/random/boot_id") for node in NODES}
 
 
 def powers(cluster: Cluster) -> dict[str, str]:
-    """By node whether it is on."""
+    """The power of each node."""
     return {row["node"]: row["power"] for row in cluster.host.json("power", "status")}
 
 
 def test_stopped_and_started(cluster: Cluster) -> None:
     host = cluster.host
     before = boot_ids(cluster)
-    cluster.ssh("red2", "echo kept >cloud/kept; echo mine >mine")
+    cluster.ssh("red2", "echo shared >cloud/note; echo mine >mine")
 
     assert host.vcluster("power", "off", "-w", "red[3]").stdout == "red3: off\n"
     assert host.vcluster("power", "off", "-w", "red3").stdout == "red3: already off\n"
@@ -39,7 +39,7 @@ def test_stopped_and_started(cluster: Cluster) -> None:
     assert refused.returncode == 1
     assert refused.stderr.strip().splitlines() == ["vcluster: not running: red1, red2, red3 (vcluster start lab)"]
 
-    # One of them is on its way up when the others are started.
+    # One node boots already when the others are started.
     assert host.vcluster("power", "on", "-w", "red1").stdout == "red1: on\n"
     assert host.vcluster("power", "on", "-w", "red1", "--wait").stdout == "red1: already on\n"
     assert host.vcluster("start", timeout_s=300).stdout == "lab: ready\n"
@@ -49,7 +49,7 @@ def test_stopped_and_started(cluster: Cluster) -> None:
 
     after = boot_ids(cluster)
     assert all(after[node] != before[node] for node in NODES)
-    assert cluster.ssh("red2", "cat cloud/kept mine; rm cloud/kept mine") == "kept\nmine\n"
+    assert cluster.ssh("red2", "cat cloud/note mine; rm cloud/note mine") == "shared\nmine\n"
     for node in NODES[1:]:
         mounted = cluster.ssh(node, "findmnt -n -t nfs4 -o SOURCE /home/mpiuser/cloud")
         assert mounted == "red1:/home/mpiuser/cloud\n"
