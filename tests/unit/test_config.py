@@ -1,4 +1,4 @@
-"""The configuration file: what is read from a good one, and every mistake of a bad one."""
+"""The configuration file: the values of good files, and the errors in bad files."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def parse(text: str, **overrides: str) -> request.CreateRequest:
     return config_file.parse(text, source=SOURCE, overrides=overrides)
 
 
-def mistakes(text: str, *, is_private: bool = True, **overrides: str) -> list[str]:
+def errors_in(text: str, *, is_private: bool = True, **overrides: str) -> list[str]:
     with pytest.raises(RequestError) as raised:
         config_file.parse(text, source=SOURCE, overrides=overrides, is_private=is_private)
     return raised.value.message.splitlines()
@@ -188,7 +188,7 @@ def test_sizes(text: str) -> None:
     assert parse(changed("nodes = 4", f"nodes = 4\nmemory = {text}")).spec.memory_mib == 4096
 
 
-def test_what_editors_add_does_no_harm() -> None:
+def test_byte_order_marks_and_line_ends_of_editors_are_ignored() -> None:
     assert parse("\ufeff" + SMALL.replace("\n", "\r\n")) == parse(SMALL)
     assert parse("\n  \n\t# x\n" + SMALL.replace(" = ", "\t:  ").replace("[switch]", "[ switch ]  ")) == parse(SMALL)
 
@@ -217,7 +217,7 @@ def test_a_switch_on_a_server_that_carries_nodes_is_that_server(switch: str, ser
     [("server2", "server2"), ("localhost", "localhost"), ("10.0.0.2", "switch"), ("sw.example.org", "switch"),
      ("red", "switch"), ("Server2", "switch")],
 )  # fmt: skip
-def test_what_a_switch_is_called(host: str, name: str) -> None:
+def test_the_name_of_the_switch_server(host: str, name: str) -> None:
     text = f"[cluster]\nnodes = 1\n[switch]\nhost = {host}\n[server red]\nhost = elsewhere\n"
     switch = parse(text).spec.switch
     assert switch.name == name
@@ -238,12 +238,12 @@ def test_what_a_switch_is_called(host: str, name: str) -> None:
         ("disk = 40", "cpu = 9\nram = 9G\nhdd = 80", "nodes = 1", 3),
     ],
 )
-def test_how_many_nodes(cluster: str, red: str, blue: str, count: int) -> None:
+def test_the_number_of_nodes(cluster: str, red: str, blue: str, count: int) -> None:
     text = f"[cluster]\n{cluster}\n[switch]\nhost = s\n[server red]\n{red}\n[server blue]\n{blue}\n"
     assert len(parse(text).spec.node_names) == count
 
 
-def test_options_win() -> None:
+def test_options_replace_keys_of_the_file() -> None:
     asked = parse(SMALL, nodes="2", memory="1 GiB", image="other", policy="pack", name="mine")
     assert (asked.spec.name, len(asked.spec.node_names), asked.spec.memory_mib) == ("mine", 2, 1024)
     assert (asked.image, asked.spec.policy) == ("other", "pack")
@@ -280,7 +280,7 @@ def test_a_file_with_a_password_is_closed_to_others(tmp_path: Path) -> None:
         config_file.read(path)
     assert raised.value.exit_code == 2
     assert raised.value.message == (
-        f"{path}:8: [server server3] password: stands in a file that others can read; chmod 600 {path}"
+        f"{path}:8: [server server3] password: other users can read this file; chmod 600 {path}"
     )
     path.chmod(0o600)
     login = config_file.read(path).spec.servers[1].login
@@ -304,7 +304,7 @@ key = /nowhere
 [switch]
 password = env:hunter2!
 """
-    lines = mistakes(text, is_private=False)
+    lines = errors_in(text, is_private=False)
     assert len(lines) == 11
     assert "hunter2" not in "\n".join(lines)
 
@@ -316,153 +316,156 @@ password = env:hunter2!
     ("old", "new", "line"),
     [
         # lines
-        ("[switch]", "[switch", "3: this line has no ] behind the section's name"),
-        ("[switch]", "[switch] # it", "3: this line goes on behind the ]; comments stand on lines of their own"),
+        ("[switch]", "[switch", "3: this line has no ] after the section name"),
+        ("[switch]", "[switch] # it", "3: this line has text after the ]; write comments on separate lines"),
         ("nodes = 4", "nodes = 4\nfour", "3: this line is neither [section] nor key = value"),
         ("nodes = 4", "nodes = 4\n= 4", "3: this line is neither [section] nor key = value"),
-        ("nodes = 4", "nodes = 4\n  and more", "3: this line begins with a blank; keys begin at the margin, values "
-         "stay on one line"),
-        ("nodes = 4", "  nodes = 4", "2: this line begins with a blank; keys begin at the margin, values stay on one "
-         "line"),
-        ("nodes = 4", "nodes = 4\rx", "2: this line holds a control character"),
-        ("nodes = 4", "nodes = 4\nname = \x1b[1mx", "3: this line holds a control character"),
-        ("nodes = 4", "nodes = 4\u2028name = x", "2: this line holds a control character"),
-        ("[cluster]", "name = lab\n[cluster]", "1: this line stands before the first [section]"),
-        ("nodes = 4", "nodes = 4\nnodes = 5", "3: [cluster] nodes: is given a second time, first on line 2"),
-        ("[switch]", "[cluster]\n[switch]", "3: [cluster]: is given a second time, first on line 1"),
-        ("[server server3]", "[server server3]\n[server  server1]", "8: [server server1]: is given a second time, "
-         "first on line 5"),
+        ("nodes = 4", "nodes = 4\n  and more", "3: this line begins with a space; remove it, and write each value on "
+         "one line"),
+        ("nodes = 4", "  nodes = 4", "2: this line begins with a space; remove it, and write each value on one line"),
+        ("nodes = 4", "nodes = 4\rx", "2: this line contains a control character"),
+        ("nodes = 4", "nodes = 4\nname = \x1b[1mx", "3: this line contains a control character"),
+        ("nodes = 4", "nodes = 4\u2028name = x", "2: this line contains a control character"),
+        ("[cluster]", "name = lab\n[cluster]", "1: this line is before the first [section]"),
+        ("nodes = 4", "nodes = 4\nnodes = 5", "3: [cluster] nodes: is a duplicate; the first is on line 2"),
+        ("[switch]", "[cluster]\n[switch]", "3: [cluster]: is a duplicate; the first is on line 1"),
+        ("[server server3]", "[server server3]\n[server  server1]", "8: [server server1]: is a duplicate; the first "
+         "is on line 5"),
         # sections and keys
-        ("[cluster]", "[Cluster]\n[cluster]", "1: [Cluster]: is no section; did you mean [cluster]?"),
-        ("[cluster]", "[servers]\n[cluster]", "1: [servers]: is no section; did you mean [server NAME]?"),
-        ("[cluster]", "[server]\n[cluster]", "1: [server]: is no section; did you mean [server NAME]?"),
-        ("[cluster]", "[switch s]\n[cluster]", "1: [switch s]: is no section; did you mean [switch]?"),
-        ("[cluster]", "[]\n[cluster]", "1: []: is no section; known are [cluster], [switch] and [server NAME]"),
-        ("[cluster]", "[xyz]\n[cluster]", "1: [xyz]: is no section; known are [cluster], [switch] and [server NAME]"),
-        ("nodes = 4", "nodes = 4\nmemmory = 512", "3: [cluster] memmory: is not known here; did you mean memory?"),
-        ("nodes = 4", "node = 4", "2: [cluster] node: is not known here; did you mean nodes?"),
-        ("nodes = 4", "nodes = 4\nName = x", "3: [cluster] Name: is not known here; did you mean name?"),
-        ("nodes = 4", "nodes = 4\nram = 1G", "3: [cluster] ram: is not known here; did you mean memory?"),
-        ("host = localhost", "host = localhost\nmemory = 1G", "7: [server server1] memory: is not known here; did you "
-         "mean ram?"),
-        ("nodes = 4", "nodes = 4\nname =", "3: [cluster] name: is empty; leave the line out"),
-        ("host = server2", "", "3: [switch]: needs host = …, or server = NAME of one that carries nodes"),
-        ("host = server2", "hots = server2", "4: [switch] hots: is not known here; did you mean host?"),
+        ("[cluster]", "[Cluster]\n[cluster]", "1: [Cluster]: unknown section; did you mean [cluster]?"),
+        ("[cluster]", "[servers]\n[cluster]", "1: [servers]: unknown section; did you mean [server NAME]?"),
+        ("[cluster]", "[server]\n[cluster]", "1: [server]: unknown section; did you mean [server NAME]?"),
+        ("[cluster]", "[switch s]\n[cluster]", "1: [switch s]: unknown section; did you mean [switch]?"),
+        ("[cluster]", "[]\n[cluster]", "1: []: unknown section; known sections are [cluster], [switch] and [server "
+         "NAME]"),
+        ("[cluster]", "[xyz]\n[cluster]", "1: [xyz]: unknown section; known sections are [cluster], [switch] and "
+         "[server NAME]"),
+        ("nodes = 4", "nodes = 4\nmemmory = 512", "3: [cluster] memmory: unknown key; did you mean memory?"),
+        ("nodes = 4", "node = 4", "2: [cluster] node: unknown key; did you mean nodes?"),
+        ("nodes = 4", "nodes = 4\nName = x", "3: [cluster] Name: unknown key; did you mean name?"),
+        ("nodes = 4", "nodes = 4\nram = 1G", "3: [cluster] ram: unknown key; did you mean memory?"),
+        ("host = localhost", "host = localhost\nmemory = 1G", "7: [server server1] memory: unknown key; did you mean "
+         "ram?"),
+        ("nodes = 4", "nodes = 4\nname =", "3: [cluster] name: is empty; remove the line"),
+        ("host = server2", "", "3: [switch]: needs host = …, or server = NAME for a server that carries nodes"),
+        ("host = server2", "hots = server2", "4: [switch] hots: unknown key; did you mean host?"),
         # values of [cluster]
         ("nodes = 4", "nodes = four", "2: [cluster] nodes: 'four' is not a number; 1 to 4094"),
-        ("nodes = 4", "nodes = 0", "2: [cluster] nodes: 0 is not possible; 1 to 4094"),
-        ("nodes = 4", "nodes = 4095", "2: [cluster] nodes: 4095 is not possible; 1 to 4094"),
+        ("nodes = 4", "nodes = 0", "2: [cluster] nodes: 0 is out of range; 1 to 4094"),
+        ("nodes = 4", "nodes = 4095", "2: [cluster] nodes: 4095 is out of range; 1 to 4094"),
         ("nodes = 4", "nodes = -1", "2: [cluster] nodes: '-1' is not a number; 1 to 4094"),
         ("nodes = 4", "nodes = ٤", "2: [cluster] nodes: '٤' is not a number; 1 to 4094"),
-        ("nodes = 4", "nodes = 4 # four", "2: [cluster] nodes: '4 # four' is not a number; 1 to 4094; comments stand "
-         "on lines of their own"),
+        ("nodes = 4", "nodes = 4 # four", "2: [cluster] nodes: '4 # four' is not a number; 1 to 4094; write comments "
+         "on separate lines"),
         ("nodes = 4", "nodes = 4\nname = My Lab", "3: [cluster] name: cluster name 'My Lab' is not a name; lower-case "
          "letters, digits and hyphens, a letter first, at most 32 characters"),
         ("nodes = 4", "names = red[1", "2: [cluster] names: 'red[1' is not a nodeset: "),
-        ("nodes = 4", "nodes = 4\nnames = a,b", "3: [cluster] names: gives 2 names, nodes (line 2) is 4"),
-        ("nodes = 4", "nodes = 4\nimage = ../x", "3: [cluster] image: '../x' is not an image; a name or digest of "
-         "`vcluster image list`"),
-        ("nodes = 4", "nodes = 4\nvcpus = 65", "3: [cluster] vcpus: 65 is not possible; 1 to 64"),
-        ("nodes = 4", "nodes = 4\nmemory = lots", "3: [cluster] memory: 'lots' is not a size; such as 4096 MiB or "
+        ("nodes = 4", "nodes = 4\nnames = a,b", "3: [cluster] names: has 2 names, but nodes (line 2) is 4"),
+        ("nodes = 4", "nodes = 4\nimage = ../x", "3: [cluster] image: '../x' is not an image; use a name or digest "
+         "that `vcluster image list` prints"),
+        ("nodes = 4", "nodes = 4\nvcpus = 65", "3: [cluster] vcpus: 65 is out of range; 1 to 64"),
+        ("nodes = 4", "nodes = 4\nmemory = lots", "3: [cluster] memory: 'lots' is not a size; for example 4096 MiB or "
          "4 GiB"),
-        ("nodes = 4", "nodes = 4\nmemory = 4 GB", "3: [cluster] memory: '4 GB' is not a size; such as 4096 MiB or "
+        ("nodes = 4", "nodes = 4\nmemory = 4 GB", "3: [cluster] memory: '4 GB' is not a size; for example 4096 MiB or "
          "4 GiB"),
-        ("nodes = 4", "nodes = 4\nmemory = 64", "3: [cluster] memory: '64' is not possible; 256 to 1048576 MiB"),
-        ("nodes = 4", "nodes = 4\ndisk = 512 MiB", "3: [cluster] disk: '512 MiB' is no whole number of GiB; such as "
+        ("nodes = 4", "nodes = 4\nmemory = 64", "3: [cluster] memory: '64' is out of range; 256 to 1048576 MiB"),
+        ("nodes = 4", "nodes = 4\ndisk = 512 MiB", "3: [cluster] disk: '512 MiB' is not a whole number of GiB; for "
+         "example "
          "20 GiB or 1 TiB"),
-        ("nodes = 4", "nodes = 4\nsubnet = 10.0.0.0", "3: [cluster] subnet: subnet 10.0.0.0 has no room for two nodes; "
-         "take a prefix from /8 to /30"),
-        ("nodes = 4", "nodes = 4\nsubnet = 10.0.0.0/30", "3: [cluster] subnet: 4 nodes do not fit into 10.0.0.0/30; it "
-         "holds 2"),
+        ("nodes = 4", "nodes = 4\nsubnet = 10.0.0.0", "3: [cluster] subnet: subnet 10.0.0.0 has no room for two "
+         "nodes; take a prefix from /8 to /30"),
+        ("nodes = 4", "nodes = 4\nsubnet = 10.0.0.0/30", "3: [cluster] subnet: 4 nodes do not fit into 10.0.0.0/30, "
+         "which has room for 2"),
         ("nodes = 4", "nodes = 4\nmtu = 60", "3: [cluster] mtu: MTU 60 is not possible; take 576 to 9216 bytes; 1450 "
          "leaves room for VXLAN"),
-        ("nodes = 4", "nodes = 4\nboot = warm", "3: [cluster] boot: 'warm' is none of auto, clone, cold"),
-        ("nodes = 4", "nodes = 4\naccel = xen", "3: [cluster] accel: 'xen' is none of auto, kvm, tcg"),
-        ("nodes = 4", "nodes = 4\npolicy = fair", "3: [cluster] policy: 'fair' is none of spread, pack"),
-        ("nodes = 4", "nodes = 4\ntimeout = inf", "3: [cluster] timeout: 'inf' is not a time; seconds, 1 to 1000000"),
-        ("nodes = 4", "nodes = 4\nvni_base = 16777213", "3: [cluster] vni_base: 16777213 leaves no room for 4 nodes; "
-         "VNIs end at 16777215"),
-        ("nodes = 4", "nodes = 4\nvxlan_port = 0", "3: [cluster] vxlan_port: 0 is not possible; 1 to 65535"),
+        ("nodes = 4", "nodes = 4\nboot = warm", "3: [cluster] boot: 'warm' is not one of auto, clone, cold"),
+        ("nodes = 4", "nodes = 4\naccel = xen", "3: [cluster] accel: 'xen' is not one of auto, kvm, tcg"),
+        ("nodes = 4", "nodes = 4\npolicy = fair", "3: [cluster] policy: 'fair' is not one of spread, pack"),
+        ("nodes = 4", "nodes = 4\ntimeout = inf", "3: [cluster] timeout: 'inf' is not a time in seconds; 1 to 1000000"),
+        ("nodes = 4", "nodes = 4\nvni_base = 16777213", "3: [cluster] vni_base: 16777213 is too high for 4 nodes; the "
+         "highest VNI is 16777215"),
+        ("nodes = 4", "nodes = 4\nvxlan_port = 0", "3: [cluster] vxlan_port: 0 is out of range; 1 to 65535"),
         # machines
-        ("host = server2", "host = -oProxyCommand=x", "4: [switch] host: '-oProxyCommand=x' is not a host; a name, an "
-         "IPv4 address or an alias of ssh, as in [user@]host[:port]"),
-        ("host = server2", "host = a b", "4: [switch] host: 'a b' is not a host; a name, an IPv4 address or an alias "
-         "of ssh, as in [user@]host[:port]"),
-        ("host = server2", "host = fd00::1", "4: [switch] host: 'fd00::1' is not [user@]host[:port]; a name or an "
+        ("host = server2", "host = -oProxyCommand=x", "4: [switch] host: '-oProxyCommand=x' is not a host; use "
+         "[user@]host[:port] with a name, an IPv4 address or an SSH alias"),
+        ("host = server2", "host = a b", "4: [switch] host: 'a b' is not a host; use [user@]host[:port] with a name, "
+         "an IPv4 address or an SSH alias"),
+        ("host = server2", "host = fd00::1", "4: [switch] host: 'fd00::1' is not [user@]host[:port]; use a name or an "
          "IPv4 address"),
         ("host = server2", "host = 127.0.0.1", "4: [switch] host: 127.0.0.1 is this machine; write localhost"),
         ("host = server2", "host = a:b", "4: [switch] host: 'b' is not a number; 1 to 65535"),
-        ("host = server2", "host = -l@a", "4: [switch] host: '-l' is not a user; letters, digits and _ . @ -, a letter "
-         "first"),
-        ("host = server2", "host = a@s:1\nuser = b", "5: [switch] user: is b here and a in host"),
-        ("host = server2", "host = a@s:1\nport = 2", "5: [switch] port: is 2 here and 1 in host"),
-        ("host = server2", "host = s\nuser = $(id)", "5: [switch] user: '$(id)' is not a user; letters, digits and "
-         "_ . @ -, a letter first"),
+        ("host = server2", "host = -l@a", "4: [switch] host: '-l' is not a user name; use letters, digits and _ . @ "
+         "-, and begin with a letter"),
+        ("host = server2", "host = a@s:1\nuser = b", "5: [switch] user: is b here, but a in host"),
+        ("host = server2", "host = a@s:1\nport = 2", "5: [switch] port: is 2 here, but 1 in host"),
+        ("host = server2", "host = s\nuser = $(id)", "5: [switch] user: '$(id)' is not a user name; use letters, "
+         "digits and _ . @ -, and begin with a letter"),
         ("host = server2", "host = s\nfingerprint = MD5:00", "5: [switch] fingerprint: 'MD5:00' is not a fingerprint; "
          "SHA256:… as `ssh-keygen -l` prints it"),
-        ("host = server2", "host = s\ninterface = a/b", "5: [switch] interface: 'a/b' is not an interface; as `ip link`"
-         " shows it, such as eth0"),
-        ("host = server2", "host = s\naddress = 127.0.0.1", "5: [switch] address: 127.0.0.1 is not a server's address; "
-         "the one its tunnels end at"),
-        ("host = server2", "host = s\naddress = x", "5: [switch] address: 'x' is not an IPv4 address; such as "
+        ("host = server2", "host = s\ninterface = a/b", "5: [switch] interface: 'a/b' is not an interface name; use a "
+         "name that `ip link` shows, for example eth0"),
+        ("host = server2", "host = s\naddress = 127.0.0.1", "5: [switch] address: 127.0.0.1 is not a server address; "
+         "use the address at which the server's tunnels end"),
+        ("host = server2", "host = s\naddress = x", "5: [switch] address: 'x' is not an IPv4 address; for example "
          "192.168.1.7"),
-        ("host = server2", "host = s\npassword = env:", "5: [switch] password: env: is followed by the name of a "
-         "variable; such as env:LAB_PASSWORD"),
-        ("host = server2", "host = s\nkey = id", "5: [switch] key: 'id' begins neither with / nor with ~/; the whole "
-         "path of a private key, such as ~/.ssh/id_ed25519"),
-        ("host = server2", "host = s\nkey = /nowhere/id", "5: [switch] key: there is no file '/nowhere/id'; the whole "
-         "path of a private key, such as ~/.ssh/id_ed25519"),
-        ("host = localhost", "host = localhost\nuser = a", "7: [server server1] user: has no meaning for localhost, "
-         "which is this machine"),
-        ("host = localhost", "host = localhost\npassword = a", "7: [server server1] password: has no meaning for "
-         "localhost, which is this machine"),
-        ("host = localhost", "host = a@localhost", "6: [server server1] host: is this machine; write localhost alone"),
-        ("host = localhost", "host = localhost:2222", "6: [server server1] host: is this machine; write localhost "
-         "alone"),
-        ("host = localhost", "host = server3", "7: [server server3]: server3 is the host of [server server1] as well"),
-        ("host = localhost", "path = vms", "6: [server server1] path: 'vms' is not a folder that can be used; a whole "
-         "path of letters, digits and . _ + - /"),
-        ("host = localhost", "path = /srv/../etc", "6: [server server1] path: '/srv/../etc' is not a folder that can "
-         "be used; a whole path of letters, digits and . _ + - /"),
+        ("host = server2", "host = s\npassword = env:", "5: [switch] password: env: needs the name of a variable; for "
+         "example env:LAB_PASSWORD"),
+        ("host = server2", "host = s\nkey = id", "5: [switch] key: 'id' does not begin with / or ~/; use the full "
+         "path of a private key, for example ~/.ssh/id_ed25519"),
+        ("host = server2", "host = s\nkey = /nowhere/id", "5: [switch] key: there is no file '/nowhere/id'; use the "
+         "full path of a private key, for example ~/.ssh/id_ed25519"),
+        ("host = localhost", "host = localhost\nuser = a", "7: [server server1] user: is not allowed for localhost: "
+         "this machine needs no login"),
+        ("host = localhost", "host = localhost\npassword = a", "7: [server server1] password: is not allowed for "
+         "localhost: this machine needs no login"),
+        ("host = localhost", "host = a@localhost", "6: [server server1] host: this machine needs no user and no port; "
+         "write localhost"),
+        ("host = localhost", "host = localhost:2222", "6: [server server1] host: this machine needs no user and no "
+         "port; write localhost"),
+        ("host = localhost", "host = server3", "7: [server server3]: server3 is also the host of [server server1]"),
+        ("host = localhost", "path = vms", "6: [server server1] path: 'vms' is not a usable folder path; use an "
+         "absolute path of letters, digits and . _ + - /"),
+        ("host = localhost", "path = /srv/../etc", "6: [server server1] path: '/srv/../etc' is not a usable folder "
+         "path; use an absolute path of letters, digits and . _ + - /"),
         ("[server server3]", "[server Server3]", "7: [server Server3]: server name 'Server3' is not a name; lower-case "
          "letters, digits and hyphens, a letter first, at most 63 characters"),
-        ("[server server3]", "[server localhost]", "7: [server localhost]: server name 'localhost' is reserved; take "
-         "another name, with host = localhost"),
-        ("[server server3]", "[server switch]", "7: [server switch]: switch is the name of the switch; take another, "
-         "with host = …"),
+        ("[server server3]", "[server localhost]", "7: [server localhost]: server name 'localhost' is reserved; use "
+         "another name and set host = localhost"),
+        ("[server server3]", "[server switch]", "7: [server switch]: switch is the name of the switch; use another "
+         "name and set host = …"),
         ("host = server2", "host = s\naddress = 10.9.9.9\n[server x]\naddress = 10.9.9.9", "5: [switch] address: "
-         "10.9.9.9 is the address of [server x] as well"),
+         "10.9.9.9 is also the address of [server x]"),
         # the switch that is a server
         ("host = server2", "server = server4", "4: [switch] server: there is no [server server4]; did you mean "
          "server3?"),
-        ("host = server2", "server = server1\nuser = a", "5: [switch] user: belongs into [server server1], which is "
-         "the switch"),
-        ("host = server2", "host = server3\ntimeout = 9", "5: [switch] timeout: is not that of [server server3], which "
-         "is the same machine; leave it out"),
-        ("host = server2", "host = bob@server3", "4: [switch] host: gives a user that is not that of [server server3], "
-         "which is the same machine; leave it out"),
+        ("host = server2", "server = server1\nuser = a", "5: [switch] user: belongs in [server server1], because that "
+         "server is the switch"),
+        ("host = server2", "host = server3\ntimeout = 9", "5: [switch] timeout: differs from [server server3], which "
+         "is the same machine; remove it here"),
+        ("host = server2", "host = bob@server3", "4: [switch] host: its user differs from [server server3], which is "
+         "the same machine; remove it here"),
         # how many nodes
-        ("nodes = 4", "", "5: [server server1]: does not say how many nodes; give nodes here or in [cluster], or all "
-         "of cpu, ram and hdd here (cpu and ram and hdd missing)"),
+        ("nodes = 4", "", "5: [server server1]: the number of nodes is unknown; set nodes here or in [cluster], or "
+         "set cpu, ram and hdd here (missing: cpu, ram, hdd)"),
         ("[server server3]", "nodes = 1\n[server server3]\nnodes = 2", "2: [cluster] nodes: 4 nodes, but the servers' "
          "nodes add up to 3"),
-        ("[server server3]", "[server server3]\nnodes = 4", "2: [cluster] nodes: 4 nodes, but servers are told to "
-         "carry 4, and [server server1] carries the head"),
+        ("[server server3]", "[server server3]\nnodes = 4", "2: [cluster] nodes: 4 nodes, but other servers specify "
+         "4, and [server server1] carries the head node"),
         ("[server server3]", "cpu = 1\n[server server3]\nram = 1G", "2: [cluster] nodes: 4 nodes, but the servers "
-         "declare room for 3"),
-        ("host = localhost", "host = localhost\nram = 1G\nnodes = 3", "7: [server server1] ram: 1024 MiB is too little "
-         "for the 3 nodes it is told to carry"),
-        ("host = localhost", "host = localhost\nhdd = 4", "7: [server server1] hdd: 4 GiB is too little for one node"),
+         "have room for only 3"),
+        ("host = localhost", "host = localhost\nram = 1G\nnodes = 3", "7: [server server1] ram: 1024 MiB is not "
+         "enough for 3 nodes"),
+        ("host = localhost", "host = localhost\nhdd = 4", "7: [server server1] hdd: 4 GiB is not enough for one node"),
     ],
 )  # fmt: skip
-def test_a_mistake_has_its_line_and_says_what_is_allowed(old: str, new: str, line: str) -> None:
-    found = mistakes(changed(old, new))
+def test_an_error_has_its_line_and_the_allowed_values(old: str, new: str, line: str) -> None:
+    found = errors_in(changed(old, new))
     assert any(one.startswith(f"config.ini:{line}") for one in found), found
-    # What follows from a mistake may be told as well, but never more than a line for each server.
+    # One more error can follow from the first one.
     assert len(found) <= 2, found
 
 
-# Keys of [cluster], which are options too: each case is a file's lines and, the same, options
+# Keys of [cluster], which are also options: each case is tested as lines of a file and as options
 
 GOOD = [
     ("layout = private", {"layout": "private"}),
@@ -506,14 +509,14 @@ GOOD = [
     ("image_user = root\nimage_password = env:X_1", {"image_login": ImageLogin("root", "env:X_1")}),
 ]  # fmt: skip
 BAD = [
-    ("layout = open", "layout", "'open' is none of direct, private"),
-    ("addresses = auto", "addresses", "'auto' is none of static, dhcp"),
-    ("addresses = dhcp\ndhcp_range = 10.0.0.200", "dhcp_range", "'10.0.0.200' is not a range of addresses; such as "
+    ("layout = open", "layout", "'open' is not one of direct, private"),
+    ("addresses = auto", "addresses", "'auto' is not one of static, dhcp"),
+    ("addresses = dhcp\ndhcp_range = 10.0.0.200", "dhcp_range", "'10.0.0.200' is not a range of addresses; for example "
      "10.0.0.200-10.0.0.250"),
-    ("addresses = dhcp\ndhcp_range = 10.0.0.200-250", "dhcp_range", "'250' is not an IPv4 address; such as "
+    ("addresses = dhcp\ndhcp_range = 10.0.0.200-250", "dhcp_range", "'250' is not an IPv4 address; for example "
      "10.0.0.101"),
-    ("addresses = dhcp\ndhcp_range = 10.0.0.9-10.0.0.8", "dhcp_range", "10.0.0.9-10.0.0.8 ends before it begins; "
-     "10.0.0.8-10.0.0.9"),
+    ("addresses = dhcp\ndhcp_range = 10.0.0.9-10.0.0.8", "dhcp_range", "10.0.0.9-10.0.0.8 ends before it begins; did "
+     "you mean 10.0.0.8-10.0.0.9?"),
     ("addresses = dhcp\nsubnet = 10.7.0.0/24\ndhcp_range = 10.0.0.8-10.0.0.9", "dhcp_range", "10.0.0.8-10.0.0.9 is not "
      "within 10.7.0.0/24"),
     ("addresses = dhcp\nsubnet = 10.7.0.0/24\ndhcp_range = 10.7.0.8-10.7.0.255", "dhcp_range", "10.7.0.8-10.7.0.255 is "
@@ -522,81 +525,90 @@ BAD = [
      "contains 10.7.0.4, the address of a node"),
     ("addresses = dhcp\naddresses_from = 10.0.0.[21-24]\ndhcp_range = 10.0.0.10-10.0.0.22", "dhcp_range",
      "10.0.0.10-10.0.0.22 contains 10.0.0.21, the address of a node"),
-    ("addresses = dhcp\nsubnet = 10.7.0.0/30\nnodes = 2", "subnet", "10.7.0.0/30 has no address left for "
-     "unknown hosts"),
+    ("addresses = dhcp\nsubnet = 10.7.0.0/30\nnodes = 2", "subnet", "10.7.0.0/30 has no address left for unknown "
+     "hosts"),
     ("addresses = dhcp\naddresses_from = 10.0.0.[251-254]", "addresses_from", "10.0.0.0/24 has no address left for "
      "unknown hosts"),
-    ("addresses_from = 10.0.0.[101-103]", "addresses_from", "gives 3 addresses, {nodes} is 4"),
+    ("addresses_from = 10.0.0.[101-103]", "addresses_from", "has 3 addresses, but {nodes} is 4"),
     ("addresses_from = 10.0.0.[101-103,102]", "addresses_from", "'10.0.0.102' is given twice"),
-    ("addresses_from = 10.0.0.[253-256]", "addresses_from", "'10.0.0.256' is not an IPv4 address; such as 10.0.0.101"),
-    ("addresses_from = fd00::[1-4]", "addresses_from", "'fd00::1' is not an IPv4 address; such as 10.0.0.101"),
+    ("addresses_from = 10.0.0.[253-256]", "addresses_from", "'10.0.0.256' is not an IPv4 address; for example "
+     "10.0.0.101"),
+    ("addresses_from = fd00::[1-4]", "addresses_from", "'fd00::1' is not an IPv4 address; for example 10.0.0.101"),
     ("addresses_from = 10.0.0.[1-", "addresses_from", "'10.0.0.[1-' is not a nodeset: unbalanced brackets; "
      "for example '10.0.0.[101-105]'"),
     ("addresses_from = 10.0.0.[1-99999]", "addresses_from", "'10.0.0.[1-99999]' gives 99999 names; 1 to 4094 are "
      "possible"),
-    ("addresses_from = 127.0.0.[1-4]", "addresses_from", "127.0.0.1 is not for ordinary hosts; a private one, such as "
+    ("addresses_from = 127.0.0.[1-4]", "addresses_from", "127.0.0.1 is not an address for ordinary hosts; use a "
+     "private address, for example "
      "10.0.0.101"),
-    ("addresses_from = 0.0.0.[1-4]", "addresses_from", "0.0.0.1 is not for ordinary hosts; a private one, such as "
+    ("addresses_from = 0.0.0.[1-4]", "addresses_from", "0.0.0.1 is not an address for ordinary hosts; use a private "
+     "address, for example "
      "10.0.0.101"),
-    ("addresses_from = 10.0.0.[0-3]", "addresses_from", "10.0.0.0 is not an address for nodes of 10.0.0.0/24, where "
-     "10.0.0.0 is; a subnet can be given that holds all"),
-    ("addresses_from = 10.0.[0-1].[1-2]", "addresses_from", "10.0.1.1 is not an address for nodes of 10.0.0.0/24, "
-     "where 10.0.0.1 is; a subnet can be given that holds all"),
-    ("addresses_from = 10.0.0.[1-4]\nsubnet = 10.9.0.0/16", "addresses_from", "10.0.0.1 is not an address for nodes of "
+    ("addresses_from = 10.0.0.[0-3]", "addresses_from", "10.0.0.0 is not a host address in 10.0.0.0/24; set a subnet "
+     "that contains all addresses"),
+    ("addresses_from = 10.0.[0-1].[1-2]", "addresses_from", "10.0.1.1 is not a host address in 10.0.0.0/24; set a "
+     "subnet that contains all addresses"),
+    ("addresses_from = 10.0.0.[1-4]\nsubnet = 10.9.0.0/16", "addresses_from", "10.0.0.1 is not a host address in "
      "10.9.0.0/16"),
-    ("addresses_from = 10.9.0.[252-255]\nsubnet = 10.9.0.0/24", "addresses_from", "10.9.0.255 is not an address for "
-     "nodes of 10.9.0.0/24"),
-    ("cluster_number = 0", "cluster_number", "0 is not possible; 1 to 9999"),
-    ("cluster_number = 10000", "cluster_number", "10000 is not possible; 1 to 9999"),
+    ("addresses_from = 10.9.0.[252-255]\nsubnet = 10.9.0.0/24", "addresses_from", "10.9.0.255 is not a host address "
+     "in 10.9.0.0/24"),
+    ("cluster_number = 0", "cluster_number", "0 is out of range; 1 to 9999"),
+    ("cluster_number = 10000", "cluster_number", "10000 is out of range; 1 to 9999"),
     ("cluster_number = eleven", "cluster_number", "'eleven' is not a number; 1 to 9999"),
-    ("storage = node2", "storage", "'node2' is not NODES:SIZE; such as 'node[7,15]:1 TiB'"),
-    ("storage = node2:big", "storage", "'big' is not a size; such as 20 GiB or 1 TiB"),
-    ("storage = node2:0", "storage", "'0' is not possible; 1 to 65536 GiB"),
-    ("storage = node2:1500 MiB", "storage", "'1500 MiB' is no whole number of GiB; such as 20 GiB or 1 TiB"),
+    ("storage = node2", "storage", "'node2' is not NODES:SIZE; for example 'node[7,15]:1 TiB'"),
+    ("storage = node2:big", "storage", "'big' is not a size; for example 20 GiB or 1 TiB"),
+    ("storage = node2:0", "storage", "'0' is out of range; 1 to 65536 GiB"),
+    ("storage = node2:1500 MiB", "storage", "'1500 MiB' is not a whole number of GiB; for example 20 GiB or 1 TiB"),
     ("storage = node[2-3]:1,node3:2", "storage", "node 'node3' is given twice"),
-    ("storage = node[4-5]:1", "storage", "'node5' is no node of the cluster; the first is node1, the last node4"),
-    ("storage = ,node1:1", "storage", "'' is not NODES:SIZE; such as 'node[7,15]:1 TiB'"),
+    ("storage = node[4-5]:1", "storage", "'node5' is not a node of the cluster; its first node is node1, its last "
+     "node is node4"),
+    ("storage = ,node1:1", "storage", "'' is not NODES:SIZE; for example 'node[7,15]:1 TiB'"),
     ("storage = :1", "storage", "'' gives no name; for example 'red[01-05]'"),
-    ("user = Ada", "user", "'Ada' is not a user's name; lower-case letters, digits, _ and -, a letter first, at most "
-     "32 characters"),
-    ("user = -a", "user", "'-a' is not a user's name; lower-case letters, digits, _ and -, a letter first, at most 32 "
-     "characters"),
-    (f"user = {'a' * 33}", "user", f"'{'a' * 33}' is not a user's name; lower-case letters, digits, _ and -, a letter "
-     "first, at most 32 characters"),
-    *((f"user = {name}", "user", f"{name} is an account of the system's; take another, such as mpiuser") for name in
+    ("user = Ada", "user", "'Ada' is not a user name; use at most 32 lower-case letters, digits, _ and -, and begin "
+     "with a letter"),
+    ("user = -a", "user", "'-a' is not a user name; use at most 32 lower-case letters, digits, _ and -, and begin "
+     "with a letter"),
+    (f"user = {'a' * 33}", "user", f"'{'a' * 33}' is not a user name; use at most 32 lower-case letters, digits, _ "
+     "and -, and begin with a letter"),
+    *((f"user = {name}", "user", f"{name} is a system account; use another name, for example mpiuser") for name in
       ("root", "daemon", "nobody", "www-data", "sshd", "systemd-resolve", "dnsmasq", "libvirt-qemu", "sudo", "wheel")),
-    *((f"sudo_commands = {path}", "sudo_commands", f"'{path}' is not a program; a whole path of letters, digits and "
+    *((f"sudo_commands = {path}", "sudo_commands", f"'{path}' is not a program path; use an absolute path of letters, "
+     "digits and "
        ". _ + - /") for path in
       ("ls", "ALL", "sudoedit", "/", "/usr/bin/", "/usr/../bin/sh", "/bin//sh", "/bin/./sh", "/bin/ls *", "!/bin/sh",
        "/bin/a:b", "/bin/s\u00e9", "/bin/$SHELL", "/bin/x=y", "~/x")),
-    ("sudo_commands = /bin/ls,", "sudo_commands", "'' is not a program; a whole path of letters, digits and . _ + - /"),
+    ("sudo_commands = /bin/ls,", "sudo_commands", "'' is not a program path; use an absolute path of letters, digits "
+     "and . _ + - /"),
     ("sudo_commands = /bin/ls, /bin/ls", "sudo_commands", "'/bin/ls' is given twice"),
-    ("mpi_ports = 10000", "mpi_ports", "'10000' is not a range of ports; such as 10000:10100"),
-    ("mpi_ports = 10000-10100", "mpi_ports", "'10000-10100' is not a range of ports; such as 10000:10100"),
-    ("mpi_ports = 10000:10014", "mpi_ports", "10000:10014 has too few ports for MPI; at least 16, such as 10000:10100"),
-    ("mpi_ports = 10100:10000", "mpi_ports", "10100:10000 ends before it begins; at least 16, such as 10000:10100"),
-    ("mpi_ports = 1023:2000", "mpi_ports", "1023 is not possible; 1024 to 65535"),
-    ("mpi_ports = 65000:65536", "mpi_ports", "65536 is not possible; 1024 to 65535"),
+    ("mpi_ports = 10000", "mpi_ports", "'10000' is not a range of ports; for example 10000:10100"),
+    ("mpi_ports = 10000-10100", "mpi_ports", "'10000-10100' is not a range of ports; for example 10000:10100"),
+    ("mpi_ports = 10000:10014", "mpi_ports", "10000:10014 has too few ports for MPI; use at least 16 ports, for "
+     "example 10000:10100"),
+    ("mpi_ports = 10100:10000", "mpi_ports", "10100:10000 ends before it begins; use at least 16 ports, for example "
+     "10000:10100"),
+    ("mpi_ports = 1023:2000", "mpi_ports", "1023 is out of range; 1024 to 65535"),
+    ("mpi_ports = 65000:65536", "mpi_ports", "65536 is out of range; 1024 to 65535"),
     ("mpi_ports = 10000:", "mpi_ports", "'' is not a number; 1024 to 65535"),
     ("image_user = debian", "image_user", "needs a password: {image_password}"),
     ("image_password = ask", "image_password", "needs a user: {image_user}"),
-    ("image_user = a b\nimage_password = ask", "image_user", "'a b' is not a user; letters, digits and _ . @ -, a "
-     "letter first"),
-    ("image_user = a\nimage_password = hunter2", "image_password", "is ask or env:NAME; never the password itself"),
-    ("image_user = a\nimage_password = env:hunter2!", "image_password", "env: is followed by the name of a variable; "
-     "such as env:LAB_PASSWORD"),
+    ("image_user = a b\nimage_password = ask", "image_user", "'a b' is not a user name; use letters, digits and _ . @ "
+     "-, and begin with a letter"),
+    ("image_user = a\nimage_password = hunter2", "image_password", "the password itself is not allowed here; use ask "
+     "or env:NAME"),
+    ("image_user = a\nimage_password = env:hunter2!", "image_password", "env: needs the name of a variable; for "
+     "example env:LAB_PASSWORD"),
     ("payload = here", "payload", "needs a script: {provision}"),
-    ("provision = a\tb", "provision", "'a\\tb' is not a path that can be used"),
+    ("provision = a\tb", "provision", "'a\\tb' is not a usable path"),
 ]  # fmt: skip
 
 
 def keys_of(lines: str) -> dict[str, str]:
-    """What the lines say, as options do."""
+    """The lines as options."""
     return dict(line.split(" = ", 1) for line in lines.split("\n"))
 
 
 def in_file(lines: str) -> str:
-    """A file with these lines in place of its own about the same."""
+    """A file with these lines; they replace its own line for the number of nodes."""
     return changed("nodes = 4", lines if "nodes = " in lines else f"nodes = 4\n{lines}")
 
 
@@ -612,11 +624,11 @@ def test_keys_of_the_cluster(lines: str, fields_of_spec: dict[str, object]) -> N
 
 
 @pytest.mark.parametrize(("lines", "key", "text"), BAD)
-def test_mistakes_in_keys_of_the_cluster(lines: str, key: str, text: str) -> None:
+def test_errors_in_keys_of_the_cluster(lines: str, key: str, text: str) -> None:
     file = in_file(lines)
     line = next(number for number, one in enumerate(file.split("\n"), start=1) if one.startswith(f"{key} = "))
     others = {"nodes": "nodes (line 2)"} | {name: f"{name} = …" for name in options.CLUSTER if name != "nodes"}
-    assert mistakes(file) == [f"config.ini:{line}: [cluster] {key}: {text.format(**others)}"]
+    assert errors_in(file) == [f"config.ini:{line}: [cluster] {key}: {text.format(**others)}"]
     others = {name: f"{options.option_name(name)} …" for name in options.CLUSTER} | {"nodes": "--nodes"}
     with pytest.raises(RequestError) as raised:
         request.of_options(request.read_options({"nodes": "4"} | keys_of(lines)), mode="local")
@@ -624,18 +636,18 @@ def test_mistakes_in_keys_of_the_cluster(lines: str, key: str, text: str) -> Non
     assert "hunter2" not in raised.value.message
 
 
-def test_addresses_of_strangers_need_dhcp() -> None:
-    assert mistakes(changed("nodes = 4", "nodes = 4\ndhcp_range = 10.0.0.8-10.0.0.9")) == [
-        "config.ini:3: [cluster] dhcp_range: has no meaning without addresses = dhcp"
+def test_addresses_for_unknown_hosts_require_dhcp() -> None:
+    assert errors_in(changed("nodes = 4", "nodes = 4\ndhcp_range = 10.0.0.8-10.0.0.9")) == [
+        "config.ini:3: [cluster] dhcp_range: requires addresses = dhcp"
     ]
-    assert mistakes(SMALL, dhcp_range="10.0.0.8-10.0.0.9") == ["--dhcp-range: has no meaning without --addresses dhcp"]
+    assert errors_in(SMALL, dhcp_range="10.0.0.8-10.0.0.9") == ["--dhcp-range: requires --addresses dhcp"]
 
 
-def test_a_number_excludes_names() -> None:
-    assert mistakes(changed("nodes = 4", "names = a,b\ncluster_number = 3\nstorage = c:1")) == [
-        "config.ini:3: [cluster] cluster_number: excludes names (line 2); it names the nodes itself"
+def test_a_cluster_number_excludes_names() -> None:
+    assert errors_in(changed("nodes = 4", "names = a,b\ncluster_number = 3\nstorage = c:1")) == [
+        "config.ini:3: [cluster] cluster_number: cannot be combined with names (line 2)"
     ]
-    # An option takes the place of what stands in the file.
+    # An option replaces the key of the file.
     by_number = parse(changed("nodes = 4", "names = a,b"), cluster_number="3", nodes="2").spec
     assert (by_number.name, by_number.node_names) == ("lab3", ("node005", "node006"))
     by_names = parse(changed("nodes = 4", "nodes = 4\ncluster_number = 3"), names="a,b").spec
@@ -660,7 +672,7 @@ def test_a_number_excludes_names() -> None:
          "z5 z1 z2 z3 a", "10.1.1.7 10.1.2.7 10.1.3.7 10.1.4.7 10.1.5.7"),
     ],
 )  # fmt: skip
-def test_how_five_nodes_are_called(given: dict[str, str], name: str, names: str, addresses: str) -> None:
+def test_names_and_addresses_of_five_nodes(given: dict[str, str], name: str, names: str, addresses: str) -> None:
     for spec in (
         request.of_options(request.read_options(given), mode="remote").spec,
         parse(changed("nodes = 4\n", ""), **given).spec,
@@ -671,7 +683,9 @@ def test_how_five_nodes_are_called(given: dict[str, str], name: str, names: str,
         assert (spec.name, " ".join(spec.node_names), " ".join(map(str, chosen))) == (name, names, addresses)
 
 
-def test_paths_are_relative_to_where_they_are_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_are_relative_to_the_file_or_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -687,26 +701,26 @@ def test_paths_are_relative_to_where_they_are_given(tmp_path: Path, monkeypatch:
     assert (of_options.provision, of_options.payload) == (tmp_path / "here" / "setup.sh", None)
 
 
-def test_every_default_is_one_of_the_spec_s_own_kind() -> None:
+def test_the_defaults_of_options_equal_those_of_the_spec() -> None:
     asked = request.of_options(request.read_options({}), mode="local")
     assert asked.spec == Spec("lab", "local", ("node1", "node2", "node3", "node4"), timeout_s=900)
     assert (asked.image, asked.accel, asked.boot) == (DEFAULT_IMAGE, "auto", "auto")
-    said = request.read_options({key: one.default for key, one in options.CLUSTER.items() if one.default})
-    assert request.of_options(said, mode="local") == asked
+    explicit = request.read_options({name: key.default for name, key in options.CLUSTER.items() if key.default})
+    assert request.of_options(explicit, mode="local") == asked
 
 
-def test_every_key_of_the_cluster_goes_somewhere() -> None:
+def test_every_key_of_the_cluster_has_a_field_or_another_use() -> None:
     names = {one.name for one in dataclass_fields(Spec)}
-    assert {one.to for one in options.CLUSTER.values() if one.to} <= names
-    others = {key for key, one in options.CLUSTER.items() if not one.to}
+    assert {key.spec_field for key in options.CLUSTER.values() if key.spec_field} <= names
+    others = {name for name, key in options.CLUSTER.items() if not key.spec_field}
     assert others == {
         "nodes", "names", "cluster_number", "image", "image_user", "image_password", "provision", "payload", "boot",
         "accel",
     }  # fmt: skip
 
 
-def test_every_mistake_at_once() -> None:
-    assert mistakes("""\
+def test_all_errors_are_reported_at_once() -> None:
+    assert errors_in("""\
 [cluster]
 nodes = x
 memmory = 1
@@ -724,15 +738,15 @@ key = /nowhere/id
 junk
 """) == [
         "config.ini:2: [cluster] nodes: 'x' is not a number; 1 to 4094",
-        "config.ini:3: [cluster] memmory: is not known here; did you mean memory?",
-        "config.ini:5: [switch]: needs host = …, or server = NAME of one that carries nodes",
-        "config.ini:6: [switch] prot: is not known here; did you mean port?",
-        "config.ini:8: [server red] ram: 'lots' is not a size; such as 4096 MiB or 4 GiB",
-        "config.ini:11: [server blue] host: a is the host of [server red] as well",
-        "config.ini:12: [server blue] password: excludes key; give one of them",
-        "config.ini:13: [server blue] key: there is no file '/nowhere/id'; the whole path of a private key, "
-        "such as ~/.ssh/id_ed25519",
-        "config.ini:14: [serve x]: is no section; did you mean [server NAME]?",
+        "config.ini:3: [cluster] memmory: unknown key; did you mean memory?",
+        "config.ini:5: [switch]: needs host = …, or server = NAME for a server that carries nodes",
+        "config.ini:6: [switch] prot: unknown key; did you mean port?",
+        "config.ini:8: [server red] ram: 'lots' is not a size; for example 4096 MiB or 4 GiB",
+        "config.ini:11: [server blue] host: a is also the host of [server red]",
+        "config.ini:12: [server blue] password: cannot be combined with key; remove one of them",
+        "config.ini:13: [server blue] key: there is no file '/nowhere/id'; use the full path of a private key, for "
+        "example ~/.ssh/id_ed25519",
+        "config.ini:14: [serve x]: unknown section; did you mean [server NAME]?",
         "config.ini:15: this line is neither [section] nor key = value",
     ]  # fmt: skip
 
@@ -765,56 +779,60 @@ vni_base = 0
 vxlan_port = 65536"""
 
 
-def test_every_mistake_in_the_cluster_s_keys_at_once() -> None:
-    found = mistakes(changed("nodes = 4", WRONG))
+def test_all_errors_in_keys_of_the_cluster_are_reported_at_once() -> None:
+    found = errors_in(changed("nodes = 4", WRONG))
     given = keys_of(WRONG)
     assert [line.split(": ")[1] for line in found] == [f"[cluster] {key}" for key in given if key != "nodes"]
     with pytest.raises(RequestError) as raised:
         request.of_options(request.read_options(given), mode="local")
     lines = raised.value.message.splitlines()
     assert [line.split(": ")[0] for line in lines] == [options.option_name(key) for key in given if key != "nodes"]
-    # In both they are the same.
+    # The errors are the same for a file and for options.
     assert [line.split(": ", 2)[2] for line in found] == [line.split(": ", 1)[1] for line in lines]
     assert "hunter2" not in raised.value.message
 
 
 def test_an_empty_file() -> None:
-    assert mistakes("") == [
-        "config.ini: no server is described; such as [server server1]",
-        "config.ini: [switch]: is missing; it has host = …, or server = NAME of one that carries nodes",
+    assert errors_in("") == [
+        "config.ini: there is no server section; add one, for example [server server1]",
+        "config.ini: [switch]: is missing; add it with host = …, or with server = NAME for a server that carries nodes",
     ]
 
 
-def test_what_follows_from_a_line_that_is_lost_is_not_told() -> None:
-    assert mistakes(changed("nodes = 4", "nodes 4")) == ["config.ini:2: this line is neither [section] nor key = value"]
+def test_errors_that_follow_from_a_bad_line_are_not_reported() -> None:
+    assert errors_in(changed("nodes = 4", "nodes 4")) == [
+        "config.ini:2: this line is neither [section] nor key = value"
+    ]
 
 
-def test_what_a_server_s_own_mistake_would_contradict_is_not_told() -> None:
-    (line,) = mistakes(changed("host = server2", "host = server3\nuser = root") + "user = $\n")
+def test_errors_that_follow_from_a_bad_value_are_not_reported() -> None:
+    (line,) = errors_in(changed("host = server2", "host = server3\nuser = root") + "user = $\n")
     assert line.startswith("config.ini:9: [server server3] user: '$' is not a user")
 
 
-def test_mistakes_of_options_name_the_option() -> None:
-    assert mistakes(SMALL, memory="lots", vni_base="x") == [
-        "--memory: 'lots' is not a size; such as 4096 MiB or 4 GiB",
+def test_errors_in_options_name_the_option() -> None:
+    assert errors_in(SMALL, memory="lots", vni_base="x") == [
+        "--memory: 'lots' is not a size; for example 4096 MiB or 4 GiB",
         "--vni-base: 'x' is not a number; 1 to 16777215",
     ]
-    assert mistakes(f"{SMALL}nodes = 2\n", nodes="2") == [
-        "--nodes: 2 nodes, but servers are told to carry 2, and [server server1] carries the head"
+    assert errors_in(f"{SMALL}nodes = 2\n", nodes="2") == [
+        "--nodes: 2 nodes, but other servers specify 2, and [server server1] carries the head node"
     ]
-    assert mistakes(changed("nodes = 4", "names = a,b,c"), nodes="2") == [
-        "config.ini:2: [cluster] names: gives 3 names, --nodes is 2"
+    assert errors_in(changed("nodes = 4", "names = a,b,c"), nodes="2") == [
+        "config.ini:2: [cluster] names: has 3 names, but --nodes is 2"
     ]
 
 
 def test_a_public_key_is_not_a_private_one(key: Path) -> None:
     key.with_suffix(".pub").touch()
-    (line,) = mistakes(f"{SMALL}key = ~/.ssh/id_ed25519.pub\n")
-    assert "'~/.ssh/id_ed25519.pub' is a public key; the whole path of a private key" in line
+    (line,) = errors_in(f"{SMALL}key = ~/.ssh/id_ed25519.pub\n")
+    assert "'~/.ssh/id_ed25519.pub' is a public key; use the full path of a private key" in line
 
 
-def test_a_nul_and_bytes_that_are_no_text(tmp_path: Path) -> None:
-    assert mistakes(f"{SMALL}\0") == ["config.ini:8: this line holds a NUL; save the file as plain text in UTF-8"]
+def test_a_nul_and_bytes_that_are_not_utf_8(tmp_path: Path) -> None:
+    assert errors_in(f"{SMALL}\0") == [
+        "config.ini:8: this line contains a NUL character; save the file as plain text in UTF-8"
+    ]
     path = tmp_path / "config.ini"
     path.write_bytes(SMALL.encode() + b"name = \xff\n")
     with pytest.raises(RequestError, match=r"config\.ini:8: this line is not UTF-8"):
@@ -824,12 +842,12 @@ def test_a_nul_and_bytes_that_are_no_text(tmp_path: Path) -> None:
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"config\.ini does not exist") as raised:
         config_file.read(tmp_path / "config.ini")
-    assert raised.value.hint == "config.template shows what goes into one"
-    with pytest.raises(RequestError, match="is no ordinary file"):
+    assert raised.value.hint == "config.template shows the format"
+    with pytest.raises(RequestError, match="is not a regular file"):
         config_file.read(tmp_path)
-    with pytest.raises(RequestError, match="is no ordinary file"):
+    with pytest.raises(RequestError, match="is not a regular file"):
         config_file.read(Path("/dev/zero"))
-    with pytest.raises(RequestError, match="cannot be read"):
+    with pytest.raises(RequestError, match="cannot read"):
         config_file.read(tmp_path / ("x" * 300))
     with pytest.raises(RequestError, match=r"'a\\nb' does not exist"):
         config_file.read(Path("a\nb"))
@@ -838,7 +856,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
             config_file.read(Path(path))
     large = tmp_path / "large"
     large.write_bytes(b"#" * 65537)
-    with pytest.raises(RequestError, match="more than 64 KiB"):
+    with pytest.raises(RequestError, match="larger than 64 KiB"):
         config_file.read(large)
 
 
@@ -852,7 +870,7 @@ def test_the_template_is_a_good_file() -> None:
     assert len(spec.node_names) == 4
 
 
-# What an example of the template needs beside it.
+# Other keys that an example of the template requires.
 COMPANY = {
     "image_user": {";image_password": "image_password"},
     "image_password": {";image_user": "image_user"},
@@ -878,18 +896,18 @@ def test_the_template_shows_every_key() -> None:
     assert shown | {"server"} == {*options.CLUSTER, *readers.SWITCH, *readers.SERVER}
 
 
-def test_what_the_template_shows_of_defaults_is_so() -> None:
+def test_the_template_shows_the_defaults() -> None:
     text = TEMPLATE.read_text()
     for name in ("image", "vcpus", "memory", "disk", "policy", "mtu", "vni_base", "vxlan_port", "accel", "boot",
                  "timeout", "path", "layout", "addresses"):  # fmt: skip
         text = text.replace(f"\n;{name} = ", f"\n{name} = ")
-    text = text.replace("\n;user = mpiuser\n", "\nuser = mpiuser\n")  # those of servers have no default
+    text = text.replace("\n;user = mpiuser\n", "\nuser = mpiuser\n")  # the user of a server has no default
     asked, default = parse(text), parse(TEMPLATE.read_text())
     assert asked.image == "debian12"
     assert (asked.spec, asked.accel, asked.boot) == (default.spec, default.accel, default.boot)
 
 
-# Anything at all
+# Random texts
 
 KEYS = st.sampled_from(sorted({*options.CLUSTER, *readers.SWITCH, *readers.SERVER, "nonsense"}))
 VALUES = (
@@ -961,11 +979,11 @@ def test_any_value_is_good_or_refused(key: str, text: str) -> None:
         except RequestError as error:
             assert len(error.message.splitlines()) <= 1
             continue
-        if key not in ("key", "provision", "payload"):  # files on this machine may be called anything
+        if key not in ("key", "provision", "payload"):  # names of files on this machine can contain any character
             shown = strings(plain(value))
             assert not [text for text in shown if DANGEROUS.search(text) or text.startswith("-")]
 
 
 @pytest.mark.parametrize("lines", [["[s]"] * 16000, ["[cluster]", *[f"k{n}=" for n in range(8000)]], ["x"] * 30000])
-def test_a_file_of_nothing_but_mistakes_is_read_to_its_end(lines: list[str]) -> None:
-    assert len(mistakes("\n".join(lines))) >= len(lines) - 1
+def test_a_large_file_of_errors_is_read_to_its_end(lines: list[str]) -> None:
+    assert len(errors_in("\n".join(lines))) >= len(lines) - 1

@@ -1,4 +1,4 @@
-"""Where passwords come from."""
+"""Passwords from the environment, the terminal and the configuration file."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_from_the_environment() -> None:
 
 @pytest.mark.parametrize("environment", [{}, {"LAB": ""}, {"lab": "x"}])
 def test_a_variable_that_is_not_set(environment: dict[str, str]) -> None:
-    with pytest.raises(MissingError, match="variable LAB, which gives the password of student@server1, is not set"):
+    with pytest.raises(MissingError, match="variable LAB for the password of student@server1 is not set"):
         find("env:LAB", environment=environment)
 
 
@@ -50,7 +50,7 @@ def test_from_the_terminal() -> None:
 def test_no_terminal_and_no_answer() -> None:
     with pytest.raises(MissingError, match="no terminal to ask for the password of student@server1"):
         find("ask")
-    with pytest.raises(MissingError, match="the password of student@server1 was not given"):
+    with pytest.raises(MissingError, match="the password of student@server1 is empty"):
         find("ask", ask=lambda _: "")
 
 
@@ -58,39 +58,40 @@ def test_from_the_file(config: Path) -> None:
     assert find(f"file:{config}#switch") == SECRET
 
 
-def test_from_the_file_with_what_editors_add(config: Path) -> None:
+def test_from_a_file_with_a_byte_order_mark_and_dos_line_ends(config: Path) -> None:
     config.write_bytes(b"\xef\xbb\xbf" + config.read_bytes().replace(b"\n", b"\r\n"))
     assert find(f"file:{config}#switch") == SECRET
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o660, 0o601])
-def test_a_file_that_has_become_open_is_refused(config: Path, mode: int) -> None:
+def test_a_file_that_others_can_read_is_refused(config: Path, mode: int) -> None:
     config.chmod(mode)
-    with pytest.raises(RequestError, match="holds the password of student@server1, and others may read it") as raised:
+    message = "other users can read .*, which contains the password of student@server1"
+    with pytest.raises(RequestError, match=message) as raised:
         find(f"file:{config}#switch")
     assert raised.value.hint == f"chmod 600 '{config}'"
     assert "hunter2" not in repr(raised.value)
 
 
 @pytest.mark.parametrize("section", ["server red", "server blue", "server green", ""])
-def test_a_password_that_is_gone_from_the_file(config: Path, section: str) -> None:
-    with pytest.raises(MissingError, match="no longer gives the password of student@server1"):
+def test_a_password_that_was_removed_from_the_file(config: Path, section: str) -> None:
+    with pytest.raises(MissingError, match="no longer contains the password of student@server1"):
         find(f"file:{config}#{section}")
 
 
-def test_a_file_that_is_gone(tmp_path: Path) -> None:
-    with pytest.raises(MissingError, match=r"out of reach: .*config.ini does not exist"):
+def test_a_file_that_was_removed(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match=r"cannot read the password of student@server1: .*config.ini does not exist"):
         find(f"file:{tmp_path}/config.ini#switch")
 
 
 @pytest.mark.parametrize("text", ["a\nb", "a\0b", "a\x1bb", "\udcff"])
-def test_what_cannot_be_typed_is_no_password(text: str) -> None:
-    with pytest.raises(RequestError, match="holds a control character") as raised:
+def test_a_password_with_control_characters_is_refused(text: str) -> None:
+    with pytest.raises(RequestError, match="contains a control character") as raised:
         find("env:LAB", environment={"LAB": text})
     assert text not in raised.value.message
 
 
-def test_sources_are_told_from_values() -> None:
+def test_the_source_of_a_password() -> None:
     file = Path("/etc/config.ini")
     for text, section, expected in [
         ("env:LAB", "switch", "env:LAB"),
@@ -101,7 +102,7 @@ def test_sources_are_told_from_values() -> None:
         assert readers.password_source(text, file=file, section=section) == expected
 
 
-def test_a_source_nobody_knows() -> None:
+def test_an_unknown_source() -> None:
     with pytest.raises(RequestError) as raised:
         find("hunter2")
     assert "hunter2" not in f"{raised.value.message} {raised.value.hint}"

@@ -141,10 +141,10 @@ def test_nothing_to_clear(host: Host, bare: Survey) -> None:
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "reason"),
     [
-        (["-n", "0"], 2, "--nodes: 0 is not possible"),
+        (["-n", "0"], 2, "--nodes: 0 is out of range"),
         (["-n", "-1"], 2, "--nodes: '-1' is not a number"),
         (["-n", "many"], 2, "--nodes: 'many' is not a number"),
-        (["-n", "300", "--subnet", "10.9.0.0/24"], 2, "it holds 254"),
+        (["-n", "300", "--subnet", "10.9.0.0/24"], 2, "has room for 254"),
         (["-n", "2000"], 3, "the largest -n that fits is"),
         (["--name", "my lab"], 2, "is not a name"),
         (["--name", "../x"], 2, "is not a name"),

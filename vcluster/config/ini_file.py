@@ -1,8 +1,8 @@
-"""Lines of a configuration file: sections, keys, values, and where each stands.
+"""The lines of a configuration file: sections, keys and values with their line numbers.
 
-Python's configparser knows no line numbers and stops at the first mistake; people mend a file faster when they see all
-of them. One line is one thing here: `[section]`, `key = value`, `key: value`, or a comment that begins with # or ;.
-A value is taken as it stands, without the blanks around it: a password may hold # ; % = and quotes.
+Python's configparser has no line numbers and stops at the first error, but users fix a file faster if they see all
+errors. Each line is `[section]`, `key = value`, `key: value`, or a comment that begins with # or ;.
+A value is literal, without the spaces around it: a password can contain # ; % = and quotes.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from vcluster.model.naming import one_line, shown
 SIZE_MAX_BYTES = 65536
 TITLE_SHOWN_MAX = 60
 
-# What a terminal, a log or another line-based file would act on: controls, line separators, halves of characters.
+# Characters that a terminal, a log or a line-based file acts on: control characters, line separators, surrogates.
 CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 _HEADER = re.compile(r"\[([^\[\]]*)\](.*)")
-# Messages name keys, so a key is a word: in `password my=secret` the words before = are not one.
+# Messages contain keys, so a key is one word: `password my` in `password my=secret` is not a key.
 _PAIR = re.compile(r"([A-Za-z_][A-Za-z0-9_-]{0,39})[ \t]*[=:](.*)")
 
 
 @dataclass(frozen=True, slots=True)
 class IniEntry:
-    """A key's value, and its line or the option that gave it. The value may be a secret and is in no repr."""
+    """The value of a key, and its line or its option. The value can be a secret, so repr omits it."""
 
     value: str = field(repr=False)
     line: int = 0
@@ -47,7 +47,7 @@ class IniSection:
 
 @dataclass(frozen=True, slots=True)
 class Mistake:
-    """What is wrong with a line, and the section and key it is about, if it is about one. Never a value."""
+    """An error in a line, with its section and key if it is about a key. It never contains a value."""
 
     line: int
     about: str
@@ -55,21 +55,21 @@ class Mistake:
 
 
 def load(path: Path) -> tuple[str, bool]:
-    """The text of a file, and whether it is closed to the group and to others. RequestError where there is none."""
+    """The text of a file, and True if group and others have no access. Raises RequestError if it cannot be read."""
     try:
         if not path.is_file():
-            what = "is no ordinary file" if path.exists() else "does not exist"
-            raise RequestError(f"{path_shown(path)} {what}", hint="config.template shows what goes into one")
+            what = "is not a regular file" if path.exists() else "does not exist"
+            raise RequestError(f"{path_shown(path)} {what}", hint="config.template shows the format")
         with path.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode
             content = file.read(SIZE_MAX_BYTES + 1)
     except OSError as error:
-        raise RequestError(f"{path_shown(path)} cannot be read: {error.strerror}") from error
+        raise RequestError(f"cannot read {path_shown(path)}: {error.strerror}") from error
     except ValueError as error:  # a path that no file can have
         raise RequestError(f"{path_shown(path)} is not a path: {one_line(error)}") from error
     if len(content) > SIZE_MAX_BYTES:
         raise RequestError(
-            f"{path_shown(path)} has more than {SIZE_MAX_BYTES // 1024} KiB and is no configuration file"
+            f"{path_shown(path)} is larger than {SIZE_MAX_BYTES // 1024} KiB, so it is not a configuration file"
         )
     return _decode(content, path), not mode & (stat.S_IRWXG | stat.S_IRWXO)
 
@@ -85,19 +85,19 @@ def _decode(content: bytes, path: Path) -> str:
 
 
 def path_shown(path: Path) -> str:
-    """A path, made safe for a line of a message."""
+    """A path, safe for a line of a message."""
     return str(path) if str(path).isprintable() else shown(str(path), length_max=200)
 
 
 def parse(text: str) -> tuple[list[IniSection], list[Mistake]]:
-    """The sections of a text in order, repeated ones too, and all that is wrong with its lines."""
+    """The sections of a text in order, with repeated sections, and the errors in its lines."""
     reader = _Reader()
     if "\0" in text:
         return [], [
             Mistake(
                 text.count("\n", 0, text.index("\0")) + 1,
                 "",
-                "this line holds a NUL; save the file as plain text in UTF-8",
+                "this line contains a NUL character; save the file as plain text in UTF-8",
             )
         ]
     for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), start=1):
@@ -106,14 +106,14 @@ def parse(text: str) -> tuple[list[IniSection], list[Mistake]]:
 
 
 def value(text: str, title: str, key: str) -> str | None:
-    """One value of a text, or None."""
+    """The value of a key in a section of a text, or None."""
     sections, _ = parse(text)
     found = (section.entries[key].value for section in sections if section.title == title and key in section.entries)
     return next(found, None)
 
 
 class _Reader:
-    """Takes one line after another."""
+    """Reads one line after another."""
 
     def __init__(self) -> None:
         self.sections: list[IniSection] = []
@@ -125,11 +125,11 @@ class _Reader:
         if not content or content[0] in "#;":
             return
         if CONTROL.search(content):
-            self._refuse(number, "this line holds a control character")
+            self._refuse(number, "this line contains a control character")
             return
         is_indented = line[0] in " \t"
         if is_indented:
-            self._refuse(number, "this line begins with a blank; keys begin at the margin, values stay on one line")
+            self._refuse(number, "this line begins with a space; remove it, and write each value on one line")
         if content[0] == "[":
             self._open(number, content)
         elif pair := _PAIR.fullmatch(content):
@@ -141,21 +141,21 @@ class _Reader:
         header = _HEADER.fullmatch(content)
         title = " ".join((header[1] if header else content.strip("[")).split())
         if not header:
-            self._refuse(number, "this line has no ] behind the section's name")
+            self._refuse(number, "this line has no ] after the section name")
         elif header[2]:
-            self._refuse(number, "this line goes on behind the ]; comments stand on lines of their own")
+            self._refuse(number, "this line has text after the ]; write comments on separate lines")
         if title in self._first_lines:
-            self._refuse(number, f"is given a second time, first on line {self._first_lines[title]}", of=title)
+            self._refuse(number, f"is a duplicate; the first is on line {self._first_lines[title]}", of=title)
         self._first_lines.setdefault(title, number)
         self.sections.append(IniSection(title, number, {}))
 
     def _add(self, number: int, key: str, value: str) -> None:
         if not self.sections:
-            self._refuse(number, "this line stands before the first [section]")
+            self._refuse(number, "this line is before the first [section]")
             return
         title, entries = self.sections[-1].title, self.sections[-1].entries
         if key in entries:
-            self._refuse(number, f"is given a second time, first on line {entries[key].line}", of=title, key=key)
+            self._refuse(number, f"is a duplicate; the first is on line {entries[key].line}", of=title, key=key)
             return
         entries[key] = IniEntry(value, number)
 
@@ -164,6 +164,6 @@ class _Reader:
 
 
 def about(title: str, key: str = "") -> str:
-    """A section, or a key of it, as messages name it: fit for one line."""
+    """A section, or a key of a section, for one line of a message."""
     short = title if len(title) <= TITLE_SHOWN_MAX else f"{title[:TITLE_SHOWN_MAX]}…"
     return f"[{short if short.isprintable() else shown(short, TITLE_SHOWN_MAX)}] {key}".rstrip()

@@ -1,6 +1,6 @@
-"""What can be asked of a cluster: the keys of [cluster] in a configuration file, which are options of `create` too.
+"""The keys of [cluster] in a configuration file, which are also the options of `create`.
 
-Each is a line of the table: how it is shown, how its text is read, and where its value goes.
+Each key is an entry of one table: its help, the reader of its text, and the field of Spec that takes its value.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ RUN = "Run control"
 ADVANCED = "Advanced"
 PANELS = (SIZE, NAMES, NETWORK, STORAGE, USERS, IMAGE, START, RUN, ADVANCED)
 
-PORT_MIN = 1024  # those below are for root alone
+PORT_MIN = 1024  # only root can open lower ports
 MPI_PORTS_MIN = 16
 PATH_LENGTH_MAX = 4095  # PATH_MAX - 1, linux/limits.h
-# Accounts that Debian and Alpine come with or that their packages make, and groups: an account has one of its name.
+# Accounts of Debian and Alpine and of their packages, and groups, because each account has a group of its name.
 SYSTEM_ACCOUNTS = frozenset({
     "root", "daemon", "bin", "sys", "sync", "games", "man", "lp", "mail", "news", "uucp", "proxy", "www-data", "backup",
     "list", "irc", "gnats", "nobody", "sshd", "messagebus", "dnsmasq", "libvirt-qemu", "libvirt", "libvirt-dnsmasq",
@@ -67,7 +67,7 @@ _PROGRAM = re.compile(r"(?:/[A-Za-z0-9._+-]+)+")
 class Key:
     """A key of [cluster].
 
-    `panel` is the heading of its option in help. `to` is the field of Spec that takes the value as read, or empty.
+    `panel` is the heading of its option in help. `spec_field` is the field of Spec that takes the value, or empty.
     `default` is a text as a user writes it; `default_note` describes a default that depends on other values.
     The option of a key that `repeats` takes one item each time. A file separates the items by commas.
     """
@@ -76,7 +76,7 @@ class Key:
     metavar: str
     help: str
     read: Callable[[str], Any]
-    to: str = ""
+    spec_field: str = ""
     default: str = ""
     default_note: str = ""
     short: str = ""
@@ -89,7 +89,7 @@ class Key:
 
 
 def option_name(key: str) -> str:
-    """The option for a key."""
+    """The spelling of the option for a key, for example --sudo-command for sudo_commands."""
     repeats = key in CLUSTER and CLUSTER[key].repeats
     return "--" + (key.removesuffix("s") if repeats else key).replace("_", "-")
 
@@ -98,7 +98,7 @@ def option_name(key: str) -> str:
 
 
 def _distinct(values: T, kind: str = "") -> T:
-    """The values, none of them twice."""
+    """The values. Raises RequestError if one appears twice."""
     if len(set(values)) < len(values):
         twice = next(value for value in values if values.count(value) > 1)
         raise RequestError(f"{kind}{shown(str(twice))} is given twice")
@@ -109,49 +109,51 @@ def _ipv4(text: str) -> IPv4Address:
     try:
         address = IPv4Address(text)
     except AddressValueError:
-        raise RequestError(f"{shown(text)} is not an IPv4 address", hint="such as 10.0.0.101") from None
+        raise RequestError(f"{shown(text)} is not an IPv4 address", hint="for example 10.0.0.101") from None
     is_this_network = address.packed[0] == 0  # RFC 1122 section 3.2.1.3
     if is_this_network or address.is_loopback or address.is_multicast or address.is_link_local or address.is_reserved:
-        raise RequestError(f"{address} is not for ordinary hosts", hint="a private one, such as 10.0.0.101")
+        raise RequestError(
+            f"{address} is not an address for ordinary hosts", hint="use a private address, for example 10.0.0.101"
+        )
     return address
 
 
 def _addresses(text: str) -> tuple[IPv4Address, ...]:
-    return _distinct(tuple(_ipv4(word) for word in naming.expand_any(text, example="10.0.0.[101-105]")))
+    return _distinct(tuple(_ipv4(address) for address in naming.expand_any(text, example="10.0.0.[101-105]")))
 
 
 def _address_range(text: str) -> AddressRange:
     first, dash, last = text.partition("-")
     if not dash:
-        raise RequestError(f"{shown(text)} is not a range of addresses", hint="such as 10.0.0.200-10.0.0.250")
+        raise RequestError(f"{shown(text)} is not a range of addresses", hint="for example 10.0.0.200-10.0.0.250")
     found = AddressRange(_ipv4(first.strip()), _ipv4(last.strip()))
     if found.first > found.last:
-        raise RequestError(f"{found} ends before it begins", hint=f"{found.last}-{found.first}")
+        raise RequestError(f"{found} ends before it begins", hint=f"did you mean {found.last}-{found.first}?")
     return found
 
 
 def _port_range(text: str) -> PortRange:
     first, colon, last = text.partition(":")
     if not colon:
-        raise RequestError(f"{shown(text)} is not a range of ports", hint="such as 10000:10100")
+        raise RequestError(f"{shown(text)} is not a range of ports", hint="for example 10000:10100")
     read = number(PORT_MIN, PORT_MAX)
     found = PortRange(read(first.strip()), read(last.strip()))
     if found.last - found.first + 1 < MPI_PORTS_MIN:
-        few = "ends before it begins" if found.first > found.last else "has too few ports for MPI"
-        raise RequestError(f"{found} {few}", hint=f"at least {MPI_PORTS_MIN}, such as 10000:10100")
+        problem = "ends before it begins" if found.first > found.last else "has too few ports for MPI"
+        raise RequestError(f"{found} {problem}", hint=f"use at least {MPI_PORTS_MIN} ports, for example 10000:10100")
     return found
 
 
-def _stores(text: str) -> tuple[StorageNode, ...]:
-    stores = tuple(store for item in naming.split(text) for store in _stores_of(item))
+def _storage(text: str) -> tuple[StorageNode, ...]:
+    stores = tuple(store for item in naming.split(text) for store in _storage_nodes(item))
     _distinct(tuple(store.node for store in stores), "node ")
     return stores
 
 
-def _stores_of(item: str) -> tuple[StorageNode, ...]:
+def _storage_nodes(item: str) -> tuple[StorageNode, ...]:
     nodes, colon, size_text = item.rpartition(":")
     if not colon:
-        raise RequestError(f"{shown(item)} is not NODES:SIZE", hint="such as 'node[7,15]:1 TiB'")
+        raise RequestError(f"{shown(item)} is not NODES:SIZE", hint="for example 'node[7,15]:1 TiB'")
     size_gib = size("GiB", 1, 65536)(size_text.strip())
     return tuple(StorageNode(node, size_gib) for node in naming.expand(nodes.strip()))
 
@@ -159,11 +161,11 @@ def _stores_of(item: str) -> tuple[StorageNode, ...]:
 def _account(text: str) -> str:
     if not _ACCOUNT.fullmatch(text):
         raise RequestError(
-            f"{shown(text)} is not a user's name",
-            hint="lower-case letters, digits, _ and -, a letter first, at most 32 characters",
+            f"{shown(text)} is not a user name",
+            hint="use at most 32 lower-case letters, digits, _ and -, and begin with a letter",
         )
     if text in SYSTEM_ACCOUNTS or text.startswith("systemd-"):
-        raise RequestError(f"{text} is an account of the system's", hint="take another, such as mpiuser")
+        raise RequestError(f"{text} is a system account", hint="use another name, for example mpiuser")
     return text
 
 
@@ -172,19 +174,19 @@ def _programs(text: str) -> tuple[str, ...]:
     for program in programs:
         if len(program) > 200 or not _PROGRAM.fullmatch(program) or {".", ".."} & set(program.split("/")):
             raise RequestError(
-                f"{shown(program)} is not a program", hint="a whole path of letters, digits and . _ + - /"
+                f"{shown(program)} is not a program path", hint="use an absolute path of letters, digits and . _ + - /"
             )
     return programs
 
 
 def _path(text: str) -> Path:
-    """A path as it is given; what it is relative to, only the caller knows."""
+    """Read a path. The caller resolves a relative path."""
     if not text.isprintable() or len(text.encode(errors="replace")) > PATH_LENGTH_MAX:
-        raise RequestError(f"{shown(text)} is not a path that can be used")
+        raise RequestError(f"{shown(text)} is not a usable path")
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
-        raise RequestError(f"{shown(text)} cannot be used: {naming.one_line(error)}") from None
+        raise RequestError(f"{shown(text)} is not a usable path: {naming.one_line(error)}") from None
 
 
 def _mtu(text: str) -> int:
@@ -209,7 +211,7 @@ CLUSTER: Mapping[str, Key] = {
     ),
     "image": Key(
         IMAGE, "IMAGE", "Name or digest of the guest image.",
-        matching(_IMAGE, "an image", "a name or digest of `vcluster image list`"), default="debian12",
+        matching(_IMAGE, "an image", "use a name or digest that `vcluster image list` prints"), default="debian12",
     ),
     "image_user": Key(
         IMAGE, "USER", "User in a foreign image. vcluster logs in as this user to install its own keys.", login_name
@@ -229,7 +231,7 @@ CLUSTER: Mapping[str, Key] = {
     ),
     "storage": Key(
         STORAGE, "NODES:SIZE,…",
-        "Nodes that share an extra disk with all nodes by NFS, for example 'node[2-3]:20GiB'.", _stores, "stores",
+        "Nodes that share an extra disk with all nodes by NFS, for example 'node[2-3]:20GiB'.", _storage, "stores",
         default_note="the head node shares a folder",
     ),
     "layout": Key(
@@ -291,5 +293,5 @@ CLUSTER: Mapping[str, Key] = {
     "vxlan_port": Key(ADVANCED, "PORT", "UDP port of the tunnels.", number(1, PORT_MAX), "vxlan_port", "4789"),
 }  # fmt: skip
 
-READERS: Table = {key: one.read for key, one in CLUSTER.items()}
-DEFAULTS: Mapping[str, Any] = {key: one.read(one.default) for key, one in CLUSTER.items() if one.default}
+READERS: Table = {name: key.read for name, key in CLUSTER.items()}
+DEFAULTS: Mapping[str, Any] = {name: key.read(key.default) for name, key in CLUSTER.items() if key.default}

@@ -1,4 +1,4 @@
-"""Where passwords come from. One is read when it is needed, and no message ever holds one."""
+"""Passwords from their sources. A password is read when it is needed, and messages never contain one."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from vcluster.errors import MissingError, RequestError
 
 
 def find(source: str, *, environment: Mapping[str, str], ask: Callable[[str], str] | None, what: str) -> str | None:
-    """The password that a Login's source leads to, or None where there is no source.
+    """The password from the source of a Login, or None if there is no source.
 
-    `what` says whose it is, such as `password of student@server1`. `ask` puts that question on the terminal and is None
-    without one. Raises MissingError where there is no password, RequestError where others can read it or it is none.
+    `what` names the password in messages, for example `password of student@server1`. `ask` asks the user on the
+    terminal, and is None without a terminal. Raises MissingError if there is no password, and RequestError if other
+    users can read it or if it is not usable.
     """
     if not source:
         return None
@@ -26,18 +27,20 @@ def find(source: str, *, environment: Mapping[str, str], ask: Callable[[str], st
         return _checked(_from_file(Path(path), section, what), what)
     if source == ASK:
         return _checked(_from_terminal(ask, what), what)
-    raise RequestError(f"the {what} has no source that is known", hint="env:NAME, ask, or one in the file")
+    raise RequestError(
+        f"the {what} has an unknown source", hint="use env:NAME, ask, or the password itself in the file"
+    )
 
 
-def mending(path: Path) -> str:
-    """The command that closes a file to others."""
+def chmod_command(path: Path) -> str:
+    """The command after which only the owner can read a file."""
     return f"chmod 600 {shlex.quote(str(path))}" if str(path).isprintable() else "chmod 600 that file"
 
 
 def _from_environment(name: str, environment: Mapping[str, str], what: str) -> str:
     if not environment.get(name):
         raise MissingError(
-            f"the variable {name}, which gives the {what}, is not set",
+            f"the variable {name} for the {what} is not set",
             hint=f"read -rs {name}; export {name}",
         )
     return environment[name]
@@ -48,28 +51,28 @@ def _from_file(path: Path, section: str, what: str) -> str:
     try:
         text, is_private = ini_file.load(path)
     except RequestError as error:
-        raise MissingError(f"the {what} is out of reach: {error.message}") from error
+        raise MissingError(f"cannot read the {what}: {error.message}") from error
     if not is_private:
-        raise RequestError(f"{where} holds the {what}, and others may read it", hint=mending(path))
+        raise RequestError(f"other users can read {where}, which contains the {what}", hint=chmod_command(path))
     found = ini_file.value(text, section, "password")
     if not found or not is_plain(found):
-        raise MissingError(f"{where} no longer gives the {what} in [{section}]")
+        raise MissingError(f"{where} no longer contains the {what} in [{section}]")
     return found
 
 
 def _from_terminal(ask: Callable[[str], str] | None, what: str) -> str:
     if ask is None:
         raise MissingError(
-            f"there is no terminal to ask for the {what}", hint="password = env:NAME takes it from there"
+            f"there is no terminal to ask for the {what}", hint="set password = env:NAME, and export that variable"
         )
     answer = ask(what[:1].upper() + what[1:])
     if not answer:
-        raise MissingError(f"the {what} was not given")
+        raise MissingError(f"the {what} is empty")
     return answer
 
 
 def _checked(password: str, what: str) -> str:
-    """The password, if it can travel over SSH and on a line to sudo."""
+    """The password. Raises RequestError if SSH, or a line to sudo, cannot carry it."""
     if ini_file.CONTROL.search(password):
-        raise RequestError(f"the {what} holds a control character or is not UTF-8")
+        raise RequestError(f"the {what} contains a control character or is not UTF-8")
     return password

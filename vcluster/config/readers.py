@@ -1,7 +1,7 @@
-"""What a text stands for: readers of all kinds, and the keys of the sections that describe machines.
+"""Readers of values, and the keys of the sections that describe machines.
 
-Each reader takes a text and returns its value, or raises RequestError. No value that passes holds what a shell, XML or
-YAML would act on; passwords alone are free, and where they come from is all that travels on.
+Each reader takes a text and returns its value, or raises RequestError. Values contain no characters that a shell, XML
+or YAML acts on. Passwords can contain any character, but only the source of a password is passed on.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vcluster.model.spec import LOCAL_SERVER
 
 VNI_MAX = 2**24 - 1  # RFC 7348
 PORT_MAX = 65535
-# What a password may be instead of itself: a question on the terminal, or a variable of the environment.
+# Sources of a password that replace the password itself: a question on the terminal, or an environment variable.
 ASK = "ask"
 ENVIRONMENT, FILE = "env:", "file:"
 
@@ -40,7 +40,7 @@ Table = Mapping[str, Callable[[str], Any]]
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A server's place, from `[user@]host[:port]`; what was not said is empty or 0."""
+    """A host from `[user@]host[:port]`. A missing user is empty, a missing port is 0."""
 
     name: str
     user: str = ""
@@ -48,14 +48,14 @@ class Host:
 
 
 def parse_host(text: str) -> Host:
-    """A server's place from `[user@]host[:port]`."""
+    """Read `[user@]host[:port]`."""
     user, has_user, place = text.rpartition("@")
     name, has_port, port = place.partition(":")
     if ":" in port:
-        raise RequestError(f"{shown(text)} is not [user@]host[:port]", hint="a name or an IPv4 address")
+        raise RequestError(f"{shown(text)} is not [user@]host[:port]", hint="use a name or an IPv4 address")
     if not _HOST.fullmatch(name):
         raise RequestError(
-            f"{shown(name)} is not a host", hint="a name, an IPv4 address or an alias of ssh, as in [user@]host[:port]"
+            f"{shown(name)} is not a host", hint="use [user@]host[:port] with a name, an IPv4 address or an SSH alias"
         )
     if name.startswith("127."):
         raise RequestError(f"{name} is this machine", hint=f"write {LOCAL_SERVER}")
@@ -63,22 +63,22 @@ def parse_host(text: str) -> Host:
 
 
 def number(low: int, high: int) -> Callable[[str], int]:
-    """A whole number."""
+    """A reader of whole numbers from `low` to `high`."""
 
     def parse_number(text: str) -> int:
         if not re.fullmatch(r"[0-9]{1,12}", text):
             raise RequestError(f"{shown(text)} is not a number", hint=f"{low} to {high}")
         if not low <= int(text) <= high:
-            raise RequestError(f"{int(text)} is not possible", hint=f"{low} to {high}")
+            raise RequestError(f"{int(text)} is out of range", hint=f"{low} to {high}")
         return int(text)
 
     return parse_number
 
 
 def size(unit: str, low: int, high: int) -> Callable[[str], int]:
-    """A size in MiB or GiB, the unit also being that of a bare number."""
+    """A reader of sizes. `unit` is MiB or GiB: the unit of the result and of numbers without a unit."""
     unit_mib = _UNITS_MIB[unit[0].lower()]
-    examples = "such as 4096 MiB or 4 GiB" if unit == "MiB" else "such as 20 GiB or 1 TiB"
+    examples = "for example 4096 MiB or 4 GiB" if unit == "MiB" else "for example 20 GiB or 1 TiB"
 
     def parse_size(text: str) -> int:
         found = _SIZE.fullmatch(text)
@@ -86,39 +86,39 @@ def size(unit: str, low: int, high: int) -> Callable[[str], int]:
             raise RequestError(f"{shown(text)} is not a size", hint=examples)
         size, rest = divmod(int(found[1]) * _UNITS_MIB[(found[2] or unit[0]).lower()], unit_mib)
         if rest:
-            raise RequestError(f"{shown(text)} is no whole number of {unit}", hint=examples)
+            raise RequestError(f"{shown(text)} is not a whole number of {unit}", hint=examples)
         if not low <= size <= high:
-            raise RequestError(f"{shown(text)} is not possible", hint=f"{low} to {high} {unit}")
+            raise RequestError(f"{shown(text)} is out of range", hint=f"{low} to {high} {unit}")
         return size
 
     return parse_size
 
 
 def seconds(high: float) -> Callable[[str], float]:
-    """A time."""
+    """A reader of times in seconds, from 1 to `high`."""
 
     def parse_seconds(text: str) -> float:
         found = _SECONDS.fullmatch(text)
         if not found or not 1 <= float(found[1]) <= high:
-            raise RequestError(f"{shown(text)} is not a time", hint=f"seconds, 1 to {high:.0f}")
+            raise RequestError(f"{shown(text)} is not a time in seconds", hint=f"1 to {high:.0f}")
         return float(found[1])
 
     return parse_seconds
 
 
-def choice(*words: str) -> Callable[[str], str]:
-    """One of these words."""
+def choice(*values: str) -> Callable[[str], str]:
+    """A reader of these values."""
 
     def parse_choice(text: str) -> str:
-        if text not in words:
-            raise RequestError(f"{shown(text)} is none of {', '.join(words)}")
+        if text not in values:
+            raise RequestError(f"{shown(text)} is not one of {', '.join(values)}")
         return text
 
     return parse_choice
 
 
 def matching(pattern: re.Pattern[str], what: str, hint: str) -> Callable[[str], str]:
-    """A text of that form."""
+    """A reader of texts that match a pattern. `what` and `hint` describe the pattern in errors."""
 
     def parse_match(text: str) -> str:
         if not pattern.fullmatch(text):
@@ -128,14 +128,16 @@ def matching(pattern: re.Pattern[str], what: str, hint: str) -> Callable[[str], 
     return parse_match
 
 
-login_name = matching(_USER, "a user", "letters, digits and _ . @ -, a letter first")
+login_name = matching(_USER, "a user name", "use letters, digits and _ . @ -, and begin with a letter")
 server_name = partial(naming.check_name, kind="server name", length_max=HOST_NAME_MAX)
 
 
 def interface(text: str) -> str:
-    """A network interface of a server."""
+    """Read the name of a server's network interface."""
     if len(text) > INTERFACE_NAME_MAX or not _INTERFACE.fullmatch(text):
-        raise RequestError(f"{shown(text)} is not an interface", hint="as `ip link` shows it, such as eth0")
+        raise RequestError(
+            f"{shown(text)} is not an interface name", hint="use a name that `ip link` shows, for example eth0"
+        )
     return text
 
 
@@ -143,21 +145,23 @@ def _address(text: str) -> IPv4Address:
     try:
         address = IPv4Address(text)
     except AddressValueError:
-        raise RequestError(f"{shown(text)} is not an IPv4 address", hint="such as 192.168.1.7") from None
+        raise RequestError(f"{shown(text)} is not an IPv4 address", hint="for example 192.168.1.7") from None
     if address.is_loopback or address.is_multicast or address.is_reserved or address.is_unspecified:
-        raise RequestError(f"{address} is not a server's address", hint="the one its tunnels end at")
+        raise RequestError(
+            f"{address} is not a server address", hint="use the address at which the server's tunnels end"
+        )
     return address
 
 
 def _key(text: str) -> Path:
-    hint = "the whole path of a private key, such as ~/.ssh/id_ed25519"
+    hint = "use the full path of a private key, for example ~/.ssh/id_ed25519"
     try:
         path = Path(text).expanduser()
         is_file = path.is_absolute() and path.is_file()
     except (OSError, RuntimeError, ValueError) as error:
         raise RequestError(f"{shown(text)} cannot be used: {naming.one_line(error)}", hint=hint) from error
     if not path.is_absolute():
-        raise RequestError(f"{shown(text)} begins neither with / nor with ~/", hint=hint)
+        raise RequestError(f"{shown(text)} does not begin with / or ~/", hint=hint)
     if not is_file:
         raise RequestError(f"there is no file {shown(str(path), length_max=100)}", hint=hint)
     if path.suffix == ".pub":
@@ -167,31 +171,31 @@ def _key(text: str) -> Path:
 
 def _password(text: str) -> str:
     if text.startswith(ENVIRONMENT) and not _VARIABLE.fullmatch(text.removeprefix(ENVIRONMENT)):
-        raise RequestError("env: is followed by the name of a variable", hint="such as env:LAB_PASSWORD")
+        raise RequestError("env: needs the name of a variable", hint="for example env:LAB_PASSWORD")
     return text
 
 
 def password_elsewhere(text: str) -> str:
-    """Where a password comes from. What may be the password itself is refused, and told to nobody."""
+    """Read the source of a password. Refuses a password itself, and does not print it."""
     if is_plain(text):
-        raise RequestError("is ask or env:NAME", hint="never the password itself")
+        raise RequestError("the password itself is not allowed here", hint="use ask or env:NAME")
     return _password(text)
 
 
 def is_plain(text: str) -> bool:
-    """Whether the value of a key `password` the password itself, and not where to find it."""
+    """True if the value of a key `password` is the password itself, and not its source."""
     return text != ASK and not text.startswith(ENVIRONMENT)
 
 
 def password_source(text: str, *, file: Path, section: str) -> str:
-    """Where the password of a section comes from, told from the value of its key `password`; never the password."""
+    """The source of a section's password, from the value of its key `password`. Never the password itself."""
     return f"{FILE}{file.absolute()}#{section}" if is_plain(text) else text
 
 
 def _path(text: str) -> Path:
     if len(text) > 200 or not _PATH.fullmatch(text):
         raise RequestError(
-            f"{shown(text)} is not a folder that can be used", hint="a whole path of letters, digits and . _ + - /"
+            f"{shown(text)} is not a usable folder path", hint="use an absolute path of letters, digits and . _ + - /"
         )
     return Path(text)
 

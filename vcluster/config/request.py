@@ -1,6 +1,6 @@
-"""What is asked for, from the keys of [cluster], given in a file or as options.
+"""The request to create a cluster, from the keys of [cluster] in a file or in options.
 
-Each key was understood by itself; here they are seen together.
+The readers check each key alone. This module checks the keys together.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from vcluster.model.spec import DHCP, ImageLogin, Spec
 from vcluster.planning import addressing
 
 NODES_DEFAULT = 4
-# What an option takes the place of in a file, beside its own key.
+# Other keys of a file that an option replaces, in addition to its own key.
 _SUPERSEDED = {"names": ("nodes", "cluster_number"), "cluster_number": ("names",)}
-_COUNTED = {"nodes": "is {}", "names": "gives {} names", "addresses_from": "gives {} addresses"}
+_COUNTED = {"nodes": "is {}", "names": "has {} names", "addresses_from": "has {} addresses"}
 _ADDRESSES_PREFIX = 24
 
 
 @dataclass(frozen=True, slots=True)
 class CreateRequest:
-    """What is asked for: a cluster, how it is made, and what is done on it."""
+    """A request of the user: the cluster, how to create it, and the script to run on its nodes."""
 
     spec: Spec
     image: str
@@ -41,27 +41,27 @@ class CreateRequest:
 
 
 def read_options(given: Mapping[str, str], others: Table | None = None) -> SectionReader:
-    """What options say, understood one by one; what is wrong with them is not raised yet.
+    """Read each option. Errors are collected in the result and not raised yet.
 
-    `others` are the readers of options that are no keys of [cluster].
+    `others` are the readers of options that are not keys of [cluster].
     """
     return read(ini_file.IniSection("", 0, {}), ValidationErrors(), given=given, others=others)
 
 
 def of_options(cluster: SectionReader, *, mode: str) -> CreateRequest:
-    """What options alone ask for, on this machine. Raises RequestError with a line for each mistake."""
-    told = count(cluster)
-    number = None if told is None else next(iter(told.values()), NODES_DEFAULT)
-    check(cluster, number)
+    """Make the request of options for this machine. Raises RequestError with one line for each error."""
+    counts = node_counts(cluster)
+    count = None if counts is None else next(iter(counts.values()), NODES_DEFAULT)
+    check(cluster, count)
     cluster.errors.raise_any()
-    assert number is not None  # noqa: S101 - what leaves it open was complained of
-    return make(cluster, number, mode=mode)
+    assert count is not None  # noqa: S101 - an unknown count is one of the errors
+    return make(cluster, count, mode=mode)
 
 
 def read(
     section: ini_file.IniSection, errors: ValidationErrors, *, given: Mapping[str, str], others: Table | None = None
 ) -> SectionReader:
-    """[cluster] with the keys `given` as options, which win over the file's."""
+    """Read the section [cluster]. The options in `given` replace the keys of the file."""
     superseded = {key for option in given for key in _SUPERSEDED.get(option, ())}
     entries = {key: entry for key, entry in section.entries.items() if key not in superseded}
     options = {key: ini_file.IniEntry(text, option=option_name(key)) for key, text in given.items()}
@@ -70,21 +70,20 @@ def read(
     return cluster
 
 
-# How many nodes
+# The number of nodes
 
 
-def count(cluster: SectionReader) -> dict[str, int] | None:
-    """How many nodes there are by each key that says so, the same number; None where that is not understood."""
+def node_counts(cluster: SectionReader) -> dict[str, int] | None:
+    """The number of nodes by each key that specifies it: all equal. None if a key is invalid or they differ."""
     if cluster.invalid & set(_COUNTED):
         return None
-    told = dict(_counts(cluster))
-    for key, number in told.items():
-        first, others = next(iter(told.items()))
-        if number != others:
-            cluster.doubt(
-                key, f"{_COUNTED[key].format(number)}, {cluster.place(first)} {_COUNTED[first].format(others)}"
-            )
-    return None if cluster.invalid & set(_COUNTED) else told
+    counts = dict(_counts(cluster))
+    for key, count in counts.items():
+        first_key, first_count = next(iter(counts.items()))
+        if count != first_count:
+            first = f"{cluster.location(first_key)} {_COUNTED[first_key].format(first_count)}"
+            cluster.add_invalid(key, f"{_COUNTED[key].format(count)}, but {first}")
+    return None if cluster.invalid & set(_COUNTED) else counts
 
 
 def _counts(cluster: SectionReader) -> Iterator[tuple[str, int]]:
@@ -93,67 +92,68 @@ def _counts(cluster: SectionReader) -> Iterator[tuple[str, int]]:
             yield key, value if isinstance(value, int) else len(value)
 
 
-# What only shows when keys are seen together
+# Checks of several keys together
 
 
-def check(cluster: SectionReader, number: int | None) -> None:
-    """Complain of keys that do not go together. Of how many nodes, where it is None, other complaints are to come."""
+def check(cluster: SectionReader, count: int | None) -> None:
+    """Add errors for keys that contradict each other. `count` is the number of nodes, or None if it is unknown."""
     _check_combinations(cluster)
-    _check_addresses(cluster, number)
-    if number:
-        _check_tunnels(cluster, number)
-    if number and not cluster.invalid & {"names", "cluster_number"}:
-        _check_stores(cluster, _node_names(cluster, number))
+    _check_addresses(cluster, count)
+    if count:
+        _check_tunnels(cluster, count)
+    if count and not cluster.invalid & {"names", "cluster_number"}:
+        _check_storage(cluster, _node_names(cluster, count))
 
 
 def _check_combinations(cluster: SectionReader) -> None:
-    """Keys that exclude each other, and those that mean nothing alone."""
+    """Check keys that exclude or require each other."""
     given = cluster.entries
     if {"names", "cluster_number"} <= set(given):
-        cluster.doubt("cluster_number", f"excludes {cluster.place('names')}; it names the nodes itself")
+        cluster.add_invalid("cluster_number", f"cannot be combined with {cluster.location('names')}")
     for key, other, why in (
         ("image_user", "image_password", "needs a password"),
         ("image_password", "image_user", "needs a user"),
         ("payload", "provision", "needs a script"),
     ):
         if key in given and other not in given and other not in cluster.invalid:
-            cluster.add_error(key, f"{why}: {_asked_as(cluster, key, other)}")
+            cluster.add_error(key, f"{why}: {_example(cluster, key, other)}")
     if "dhcp_range" in given and cluster.get("addresses") != DHCP and "addresses" not in cluster.invalid:
-        cluster.add_error("dhcp_range", f"has no meaning without {_asked_as(cluster, 'dhcp_range', 'addresses', DHCP)}")
+        cluster.add_error("dhcp_range", f"requires {_example(cluster, 'dhcp_range', 'addresses', DHCP)}")
 
 
-def _asked_as(cluster: SectionReader, key: str, other: str, value: str = "…") -> str:
-    """How another key would be given beside this one."""
+def _example(cluster: SectionReader, key: str, other: str, value: str = "…") -> str:
+    """How the user adds another key: as an option or a line, like the key that is present."""
     return f"{option_name(other)} {value}" if cluster.entries[key].option else f"{other} = {value}"
 
 
-def _check_tunnels(cluster: SectionReader, number: int) -> None:
+def _check_tunnels(cluster: SectionReader, count: int) -> None:
     vni_base = cluster.get("vni_base")
-    if vni_base + number - 1 > VNI_MAX:
-        cluster.add_error("vni_base", f"{vni_base} leaves no room for {number} nodes; VNIs end at {VNI_MAX}")
+    if vni_base + count - 1 > VNI_MAX:
+        cluster.add_error("vni_base", f"{vni_base} is too high for {count} nodes; the highest VNI is {VNI_MAX}")
 
 
-def _check_stores(cluster: SectionReader, names: tuple[str, ...]) -> None:
-    stranger = next((store.node for store in cluster.get("storage", ()) if store.node not in names), None)
-    if stranger:
-        known = f"the first is {names[0]}, the last {names[-1]}"
-        cluster.add_error("storage", f"{shown(stranger)} is no node of the cluster; {known}")
+def _check_storage(cluster: SectionReader, names: tuple[str, ...]) -> None:
+    unknown = next((store.node for store in cluster.get("storage", ()) if store.node not in names), None)
+    if unknown:
+        known = f"its first node is {names[0]}, its last node is {names[-1]}"
+        cluster.add_error("storage", f"{shown(unknown)} is not a node of the cluster; {known}")
 
 
-def _check_addresses(cluster: SectionReader, number: int | None) -> None:
-    """Addresses lie within the subnet and exclude each other, as far as they are known by now."""
+def _check_addresses(cluster: SectionReader, count: int | None) -> None:
+    """Check that the addresses are in the subnet and do not overlap, as far as they are known."""
     subnet, given = _subnet(cluster), cluster.get("addresses_from", ())
     if subnet is None or cluster.invalid & {"subnet", "addresses_from"}:
         return
-    if stranger := next((one for one in given if not _is_within(one, subnet)), None):
-        why = "" if "subnet" in cluster.values else f", where {given[0]} is; a subnet can be given that holds all"
-        cluster.add_error("addresses_from", f"{stranger} is not an address for nodes of {subnet}{why}")
+    if outside := next((address for address in given if not _is_within(address, subnet)), None):
+        hint = "" if "subnet" in cluster.values else "; set a subnet that contains all addresses"
+        cluster.add_error("addresses_from", f"{outside} is not a host address in {subnet}{hint}")
     elif given:
         _check_unknown_hosts(cluster, subnet, given)
-    elif number and number > addressing.hosts_max(subnet):
-        cluster.add_error("subnet", f"{number} nodes do not fit into {subnet}; it holds {addressing.hosts_max(subnet)}")
-    elif number:
-        _check_unknown_hosts(cluster, subnet, addressing.node_addresses(subnet, number))
+    elif count and count > addressing.hosts_max(subnet):
+        room = addressing.hosts_max(subnet)
+        cluster.add_error("subnet", f"{count} nodes do not fit into {subnet}, which has room for {room}")
+    elif count:
+        _check_unknown_hosts(cluster, subnet, addressing.node_addresses(subnet, count))
 
 
 def _check_unknown_hosts(cluster: SectionReader, subnet: IPv4Network, nodes: Sequence[IPv4Address]) -> None:
@@ -171,22 +171,22 @@ def _is_within(address: IPv4Address, subnet: IPv4Network) -> bool:
 
 
 def _subnet(cluster: SectionReader) -> IPv4Network | None:
-    """The subnet, where one is asked for: by itself, or by the first of the nodes' addresses."""
+    """The subnet that the user specifies, or the /24 of the first node's address. None without both."""
     subnet: IPv4Network | None = cluster.get("subnet")
     if subnet is None and (nodes := cluster.get("addresses_from")):
         return IPv4Network((nodes[0], _ADDRESSES_PREFIX), strict=False)
     return subnet
 
 
-# From what was read to what is asked for
+# From values to the request
 
 
-def make(cluster: SectionReader, number: int, *, mode: str, folder: Path = Path(), **servers: Any) -> CreateRequest:
-    """All of it, once nothing is wrong. Paths in a file are relative to the `folder` that it is in."""
-    values = {one.to: cluster.get(key) for key, one in CLUSTER.items() if one.to}
+def make(cluster: SectionReader, count: int, *, mode: str, folder: Path = Path(), **servers: Any) -> CreateRequest:
+    """Make the request from valid values. Paths in a file are relative to the `folder` of the file."""
+    values = {key.spec_field: cluster.get(name) for name, key in CLUSTER.items() if key.spec_field}
     values |= {
         "name": _name(cluster),
-        "node_names": _node_names(cluster, number),
+        "node_names": _node_names(cluster, count),
         "subnet": _subnet(cluster),
         "image_login": _image_login(cluster),
     }
@@ -202,15 +202,15 @@ def make(cluster: SectionReader, number: int, *, mode: str, folder: Path = Path(
 
 
 def _name(cluster: SectionReader) -> str:
-    """The name, or the usual one with the cluster's number."""
+    """The name of the cluster. Without one: the default name and the cluster's number."""
     name: str = cluster.get("name")
     return name if "name" in cluster.values else f"{name}{cluster.get('cluster_number', '')}"
 
 
-def _node_names(cluster: SectionReader, number: int) -> tuple[str, ...]:
+def _node_names(cluster: SectionReader, count: int) -> tuple[str, ...]:
     if cluster_number := cluster.get("cluster_number"):
-        return naming.numbered_node_names(cluster_number, number)
-    names: tuple[str, ...] = cluster.get("names") or naming.default_node_names(number)
+        return naming.numbered_node_names(cluster_number, count)
+    names: tuple[str, ...] = cluster.get("names") or naming.default_node_names(count)
     return names
 
 
