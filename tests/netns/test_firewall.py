@@ -1,4 +1,4 @@
-"""Rules that guard tunnels, proved with real packets; and what is found of rules that eat such traffic."""
+"""Rules that guard tunnels, tested with real packets; and how obstacles in other rules are found."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ TABLE = "vcluster-lab-00000000"
 PORT = 4789
 SEND = """
 import socket, sys
-with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
-    one.sendto(bytes.fromhex(sys.argv[3]), (sys.argv[1], int(sys.argv[2])))
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+    sender.sendto(bytes.fromhex(sys.argv[3]), (sys.argv[1], int(sys.argv[2])))
 """
 
 
 @pytest.fixture(scope="module")
 def servers() -> Iterator[tuple[Server, ...]]:
-    with testbed("guarded", "peer", "stranger") as three:
-        yield three
+    with testbed("guarded", "peer", "unknown") as servers:
+        yield servers
 
 
 @pytest.fixture(scope="module")
 def call(servers: tuple[Server, ...]) -> Iterator[Call]:
-    with inside(servers[0]) as one:
-        yield one
+    with inside(servers[0]) as call:
+        yield call
 
 
 @pytest.fixture
 def server(servers: tuple[Server, ...]) -> Iterator[Server]:
-    """The server whose rules are tried; it has none before and after."""
+    """The server under test; it has no rules before and after."""
     yield servers[0]
     servers[0].run(["nft", "flush", "ruleset"], timeout_s=10)
 
@@ -49,8 +49,8 @@ def server(servers: tuple[Server, ...]) -> Iterator[Server]:
 def tunnels(server: Server, servers: tuple[Server, ...]) -> Iterator[None]:
     """Tunnels of VNI 40 and 50, both to the peer."""
     for vni in (40, 50):
-        far = ["local", server.address, "remote", servers[1].address, "dev", "eth0", "dstport", str(PORT)]
-        add = ["ip", "link", "add", f"vx-{vni}", "type", "vxlan", "id", str(vni), *far]
+        ends = ["local", server.address, "remote", servers[1].address, "dev", "eth0", "dstport", str(PORT)]
+        add = ["ip", "link", "add", f"vx-{vni}", "type", "vxlan", "id", str(vni), *ends]
         server.run(add, timeout_s=10)
         server.run(["ip", "link", "set", f"vx-{vni}", "up"], timeout_s=10)
     yield
@@ -58,8 +58,8 @@ def tunnels(server: Server, servers: tuple[Server, ...]) -> Iterator[None]:
         server.run(["ip", "link", "del", f"vx-{vni}"], timeout_s=10)
 
 
-def gets_in(call: Call, sender: Server, server: Server, vni: int) -> bool:
-    """Whether a frame that somebody puts into a VXLAN packet comes out of the tunnel of this VNI."""
+def is_delivered(call: Call, sender: Server, server: Server, vni: int) -> bool:
+    """Whether a frame that `sender` puts into a VXLAN packet comes out of the tunnel with this VNI."""
     inner = b"\xff" * 6 + b"\x02" + b"\0" * 5 + struct.pack(">H", 0x88B5) + b"hello".ljust(46, b"\0")
     packet = struct.pack(">II", 0x08000000, vni << 8) + inner
     before = received(call, vni)
@@ -69,27 +69,29 @@ def gets_in(call: Call, sender: Server, server: Server, vni: int) -> bool:
 
 def received(call: Call, vni: int) -> int:
     return next(
-        int(link["rx_packets"]) for link in call("netlink_interfaces.interfaces") if link["name"] == f"vx-{vni}"
+        int(interface["rx_packets"])
+        for interface in call("netlink_interfaces.interfaces")
+        if interface["name"] == f"vx-{vni}"
     )
 
 
 @pytest.mark.usefixtures("tunnels")
-def test_nobody_but_the_peer_sends_into_a_tunnel(servers: tuple[Server, ...], server: Server, call: Call) -> None:
-    _, peer, stranger = servers
-    assert gets_in(call, stranger, server, 40)
+def test_only_the_peer_sends_into_a_tunnel(servers: tuple[Server, ...], server: Server, call: Call) -> None:
+    _, peer, unknown = servers
+    assert is_delivered(call, unknown, server, 40)
     call("tunnel_guard.guard", table=TABLE, tunnels=[(40, peer.address)], port=PORT)
-    assert gets_in(call, peer, server, 40)
-    assert not gets_in(call, stranger, server, 40)
-    assert gets_in(call, stranger, server, 50)  # not ours
-    call("tunnel_guard.guard", table=TABLE, tunnels=[(40, stranger.address), (50, peer.address)], port=PORT)
-    assert not gets_in(call, peer, server, 40)
-    assert gets_in(call, stranger, server, 40)
-    assert not gets_in(call, stranger, server, 50)
+    assert is_delivered(call, peer, server, 40)
+    assert not is_delivered(call, unknown, server, 40)
+    assert is_delivered(call, unknown, server, 50)  # not guarded
+    call("tunnel_guard.guard", table=TABLE, tunnels=[(40, unknown.address), (50, peer.address)], port=PORT)
+    assert not is_delivered(call, peer, server, 40)
+    assert is_delivered(call, unknown, server, 40)
+    assert not is_delivered(call, unknown, server, 50)
     call("tunnel_guard.remove", table=TABLE)
-    assert gets_in(call, stranger, server, 50)
+    assert is_delivered(call, unknown, server, 50)
 
 
-def test_rules_read_as_they_are_meant(server: Server, call: Call) -> None:
+def test_nft_lists_the_rules_as_intended(server: Server, call: Call) -> None:
     call("tunnel_guard.guard", table=TABLE, tunnels=[(40, "192.0.2.1"), (16777215, "192.0.2.2")], port=PORT)
     shown = server.run(["nft", "list", "table", "inet", TABLE], timeout_s=10).stdout
     assert "type filter hook input priority filter - 10; policy accept;" in shown
@@ -99,19 +101,19 @@ def test_rules_read_as_they_are_meant(server: Server, call: Call) -> None:
     assert "comment" in shown
 
 
-def test_tables_are_told_by_name_and_removed(server: Server, call: Call) -> None:
+def test_tables_are_found_by_name_and_removed(server: Server, call: Call) -> None:
     server.run(["nft", "add table inet foreign"], timeout_s=10)
     for name in (TABLE, "vcluster-other-00000000"):
         call("tunnel_guard.guard", table=name, tunnels=[(40 + n, "192.0.2.1") for n in range(64)], port=PORT)
     assert call("tunnel_guard.tables", prefix="vcluster-") == [TABLE, "vcluster-other-00000000"]
     assert call("tunnel_guard.tables", prefix=TABLE) == [TABLE]
-    for _ in range(2):  # the second time it is gone already
+    for _ in range(2):  # the second removal finds no table
         call("tunnel_guard.remove", table=TABLE)
     assert call("tunnel_guard.tables", prefix="") == ["foreign", "vcluster-other-00000000"]
 
 
 def found(call: Call, port: int = PORT) -> list[str]:
-    return [one["what"] for one in call("obstacles.find_obstacles", port=port)]
+    return [obstacle["what"] for obstacle in call("obstacles.find_obstacles", port=port)]
 
 
 FIREWALLD = """
@@ -140,9 +142,7 @@ table bridge frames {
 
 
 @pytest.mark.parametrize(("rules", "what"), [(FIREWALLD, "firewall"), (CLOSED, "firewall"), (BRIDGE, "bridge filter")])
-def test_rules_in_the_way_are_found_and_mended_by_the_command_told(
-    server: Server, call: Call, rules: str, what: str
-) -> None:
+def test_obstacles_are_found_and_their_command_fixes_them(server: Server, call: Call, rules: str, what: str) -> None:
     assert found(call) == []
     server.run(["nft", "-f", "-"], input=rules, timeout_s=10)
     (obstacle,) = call("obstacles.find_obstacles", port=PORT)
@@ -152,7 +152,7 @@ def test_rules_in_the_way_are_found_and_mended_by_the_command_told(
 
 
 @pytest.mark.parametrize("rule", ["udp dport 4789", "udp dport 4000-5000", "udp dport { 53, 4789 }"])
-def test_a_firewall_that_lets_the_port_in_is_no_obstacle(server: Server, call: Call, rule: str) -> None:
+def test_a_firewall_that_accepts_the_port_is_not_an_obstacle(server: Server, call: Call, rule: str) -> None:
     server.run(["nft", "-f", "-"], input=CLOSED, timeout_s=10)
     server.run(["nft", f"add rule inet closed in {rule} accept"], timeout_s=10)
     assert found(call) == []
@@ -161,7 +161,7 @@ def test_a_firewall_that_lets_the_port_in_is_no_obstacle(server: Server, call: C
 
 
 @pytest.mark.parametrize("program", ["iptables", "iptables-legacy"])
-def test_bridged_frames_that_a_router_would_drop(server: Server, call: Call, program: str) -> None:
+def test_bridged_frames_that_a_forward_filter_drops(server: Server, call: Call, program: str) -> None:
     server.run(["sysctl", "-qw", "net.bridge.bridge-nf-call-iptables=1"], timeout_s=10)
     server.run([program, "-P", "FORWARD", "DROP"], timeout_s=10)
     try:
@@ -174,7 +174,7 @@ def test_bridged_frames_that_a_router_would_drop(server: Server, call: Call, pro
         server.run([program, "-P", "FORWARD", "ACCEPT"], timeout_s=10)
 
 
-def test_a_closed_input_chain_of_iptables(server: Server, call: Call) -> None:
+def test_an_iptables_input_chain_that_drops_by_default(server: Server, call: Call) -> None:
     server.run(["iptables", "-A", "INPUT", "-p", "udp", "--dport", "4790:4800", "-j", "ACCEPT"], timeout_s=10)
     server.run(["iptables", "-P", "INPUT", "DROP"], timeout_s=10)
     assert found(call, port=4795) == []

@@ -1,4 +1,4 @@
-"""Real links, in servers of the testbed: made as planned, carrying frames, removed; what is not ours stays."""
+"""Real interfaces in servers of the testbed: created as planned, carrying frames, removed. Others stay."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="making network namespaces needs root"),
 ]
 
-MARK = "vcluster:lab:00000000"
+LABEL = "vcluster:lab:00000000"
 MTU = 1450
 PORT = 4789
 BASE = 40
@@ -28,14 +28,14 @@ BASE = 40
 
 @pytest.fixture(scope="module")
 def servers() -> Iterator[tuple[Server, Server]]:
-    with testbed("nodes", "switch") as (one, other):
-        yield one, other
+    with testbed("nodes", "switch") as (nodes, switch):
+        yield nodes, switch
 
 
 @pytest.fixture(scope="module")
 def calls(servers: tuple[Server, Server]) -> Iterator[tuple[Call, Call]]:
-    with inside(servers[0]) as one, inside(servers[1]) as other:
-        yield one, other
+    with inside(servers[0]) as nodes, inside(servers[1]) as switch:
+        yield nodes, switch
 
 
 @pytest.fixture
@@ -46,12 +46,12 @@ def server(servers: tuple[Server, Server]) -> Server:
 @pytest.fixture
 def call(calls: tuple[Call, Call]) -> Iterator[Call]:
     yield calls[0]
-    for one in calls:
-        one("netlink_interfaces.destroy", alias=MARK)
+    for each in calls:
+        each("netlink_interfaces.destroy", alias=LABEL)
 
 
 def links(server: Server) -> dict[str, dict[str, Any]]:
-    """The links as `ip` tells them."""
+    """The interfaces as `ip` prints them."""
     shown = json.loads(server.run(["ip", "-d", "-j", "link"], timeout_s=10).stdout)
     return {link["ifname"]: link for link in shown}
 
@@ -60,13 +60,13 @@ def make(call: Call, *specs: InterfaceSpec) -> None:
     call("netlink_interfaces.create", specs=[asdict(spec) for spec in specs])
 
 
-def bridge(name: str, **wishes: Any) -> InterfaceSpec:
-    return InterfaceSpec(name, "bridge", MTU, MARK, **wishes)
+def bridge(name: str) -> InterfaceSpec:
+    return InterfaceSpec(name, "bridge", MTU, LABEL)
 
 
-def tunnel(number: int, here: Server, there: Server, master: str) -> InterfaceSpec:
+def tunnel(number: int, local: Server, remote: Server, master: str) -> InterfaceSpec:
     return InterfaceSpec(
-        f"vx-lab-{number}", "vxlan", MTU, MARK, master, BASE + number, here.address, there.address, "eth0", PORT
+        f"vx-lab-{number}", "vxlan", MTU, LABEL, master, BASE + number, local.address, remote.address, "eth0", PORT
     )
 
 
@@ -82,7 +82,7 @@ def assert_as_asked(shown: dict[str, dict[str, Any]], specs: Sequence[InterfaceS
     for spec in specs:
         link, data = shown[spec.name], shown[spec.name]["linkinfo"]["info_data"]
         assert link["mtu"] == MTU
-        assert link["ifalias"] == MARK
+        assert link["ifalias"] == LABEL
         assert "UP" in link["flags"]
         assert link["inet6_addr_gen_mode"] == "none"
         assert link["linkinfo"]["info_kind"] == spec.kind
@@ -97,7 +97,7 @@ def assert_as_asked(shown: dict[str, dict[str, Any]], specs: Sequence[InterfaceS
 
 
 @pytest.mark.parametrize("count", [1, 2, 64])
-def test_links_are_made_as_asked_and_removed(
+def test_interfaces_are_created_as_specified_and_removed(
     servers: tuple[Server, Server], calls: tuple[Call, Call], count: int
 ) -> None:
     for server, call, specs in zip(servers, calls, sides(servers, count), strict=True):
@@ -113,21 +113,21 @@ def test_links_are_made_as_asked_and_removed(
         assert {name: link["ifindex"] for name, link in links(server).items() if name not in before} == {
             name: link["ifindex"] for name, link in made.items()
         }
-        assert set(call("netlink_interfaces.destroy", alias=MARK)) == set(made)
-        assert call("netlink_interfaces.destroy", alias=MARK) == []
+        assert set(call("netlink_interfaces.destroy", alias=LABEL)) == set(made)
+        assert call("netlink_interfaces.destroy", alias=LABEL) == []
         assert links(server).keys() == before.keys()
 
 
-def test_some_links_go_and_the_others_stay(servers: tuple[Server, Server], call: Call) -> None:
+def test_only_the_named_interfaces_are_removed(servers: tuple[Server, Server], call: Call) -> None:
     before = links(servers[0])
     make(call, *sides(servers, 3)[0])
     made = links(servers[0])
-    assert set(call("netlink_interfaces.destroy", alias=MARK, names=["vb-lab-1", "vx-lab-1", "eth0"])) == {
+    assert set(call("netlink_interfaces.destroy", alias=LABEL, names=["vb-lab-1", "vx-lab-1", "eth0"])) == {
         "vb-lab-1",
         "vx-lab-1",
     }
-    assert call("netlink_interfaces.destroy", alias=MARK, names=["vb-lab-1"]) == []
-    assert call("netlink_interfaces.destroy", alias=MARK, names=[]) == []
+    assert call("netlink_interfaces.destroy", alias=LABEL, names=["vb-lab-1"]) == []
+    assert call("netlink_interfaces.destroy", alias=LABEL, names=[]) == []
     left = links(servers[0])
     assert left.keys() == made.keys() - {"vb-lab-1", "vx-lab-1"}
     assert left.keys() > before.keys()
@@ -139,9 +139,9 @@ def test_some_links_go_and_the_others_stay(servers: tuple[Server, Server], call:
 
 @pytest.fixture
 def two_nodes(servers: tuple[Server, Server], calls: tuple[Call, Call], call: Call) -> Iterator[Server]:
-    """Two nodes on one server, namespaces n0 and n1 with 10.0.0.1 and 10.0.0.2, each on a bridge of its own."""
-    for one, specs in zip((call, calls[1]), sides(servers, 2), strict=True):
-        make(one, *specs)
+    """Two nodes on one server, namespaces n0 and n1 with 10.0.0.1 and 10.0.0.2, each on its own bridge."""
+    for side, specs in zip((call, calls[1]), sides(servers, 2), strict=True):
+        make(side, *specs)
     server = servers[0]
     commands = []
     for n in (0, 1):
@@ -166,7 +166,7 @@ def pings(server: Server, size: int = MTU, count: int = 1) -> bool:
     return server.run(["ip", "netns", "exec", "n0", *ping], timeout_s=20, check=False).returncode == 0
 
 
-def test_nodes_of_one_server_meet_on_the_switch_alone(
+def test_nodes_of_one_server_reach_each_other_only_through_the_switch(
     servers: tuple[Server, Server], calls: tuple[Call, Call], two_nodes: Server
 ) -> None:
     assert pings(two_nodes)
@@ -183,19 +183,19 @@ def test_nodes_of_one_server_meet_on_the_switch_alone(
     assert pings(two_nodes)
 
 
-def test_a_port_that_was_taken_out_is_put_back(two_nodes: Server, calls: tuple[Call, Call]) -> None:
+def test_a_detached_port_is_attached_again(two_nodes: Server, calls: tuple[Call, Call]) -> None:
     two_nodes.run(["ip", "link", "set", "vt-lab-1", "nomaster"], timeout_s=10)
     assert not pings(two_nodes)
     calls[0]("netlink_interfaces.attach", port="vt-lab-1", master="vb-lab-1")
     assert links(two_nodes)["vt-lab-1"]["master"] == "vb-lab-1"
     assert pings(two_nodes)
-    with pytest.raises(MissingError, match="no link vt-lab-9"):
+    with pytest.raises(MissingError, match="interface vt-lab-9 does not exist"):
         calls[0]("netlink_interfaces.attach", port="vt-lab-9", master="vb-lab-1")
     with pytest.raises(ConflictError, match="eth0 is not a bridge"):
         calls[0]("netlink_interfaces.attach", port="vt-lab-1", master="eth0")
 
 
-def test_links_of_ours_are_mended(servers: tuple[Server, Server], call: Call, server: Server) -> None:
+def test_changed_interfaces_are_restored(servers: tuple[Server, Server], call: Call, server: Server) -> None:
     specs = sides(servers, 1)[0]
     make(call, *specs)
     server.run(["ip", "link", "set", "vb-lab-0", "down", "mtu", "1300"], timeout_s=10)
@@ -206,7 +206,7 @@ def test_links_of_ours_are_mended(servers: tuple[Server, Server], call: Call, se
 
 
 @pytest.mark.parametrize("wrong", [{"remote": "192.0.2.7"}, {"vni": 77}, {"port": 4790}])
-def test_a_tunnel_of_ours_with_another_end_is_replaced(
+def test_a_tunnel_with_another_end_is_replaced(
     servers: tuple[Server, Server], call: Call, server: Server, wrong: dict[str, Any]
 ) -> None:
     specs = sides(servers, 1)[0]
@@ -215,9 +215,9 @@ def test_a_tunnel_of_ours_with_another_end_is_replaced(
     assert_as_asked(links(server), specs)
 
 
-@pytest.mark.parametrize("alias", ["", "vcluster:other:00000000", "vcluster:lab:11111111", "somebody's"])
+@pytest.mark.parametrize("alias", ["", "vcluster:other:00000000", "vcluster:lab:11111111", "another"])
 @pytest.mark.parametrize("kind", ["bridge", "vxlan"])
-def test_a_link_that_is_not_ours_is_refused_and_unharmed(
+def test_an_interface_of_another_owner_is_refused_and_unchanged(
     servers: tuple[Server, Server], call: Call, server: Server, alias: str, kind: str
 ) -> None:
     specs = sides(servers, 2)[0]
@@ -228,58 +228,60 @@ def test_a_link_that_is_not_ours_is_refused_and_unharmed(
         server.run(["ip", "link", "set", name, "alias", alias], timeout_s=10)
     try:
         before = links(server)
-        with pytest.raises(ConflictError, match=f"link {name} exists"):
+        with pytest.raises(ConflictError, match=f"interface {name} exists"):
             make(call, *specs)
-        call("netlink_interfaces.destroy", alias=MARK)
+        call("netlink_interfaces.destroy", alias=LABEL)
         assert links(server) == before
     finally:
         server.run(["ip", "link", "del", name], timeout_s=10)
 
 
-def test_a_vni_that_is_taken_is_refused(servers: tuple[Server, Server], call: Call, server: Server) -> None:
+def test_a_vni_in_use_is_refused(servers: tuple[Server, Server], call: Call, server: Server) -> None:
     specs = sides(servers, 1)[0]
     add = ["ip", "link", "add", "other", "type", "vxlan", "id", str(BASE), "dev", "eth0", "dstport"]
     server.run([*add, "4790"], timeout_s=10)
     make(call, *specs)
-    call("netlink_interfaces.destroy", alias=MARK)
+    call("netlink_interfaces.destroy", alias=LABEL)
     server.run(["ip", "link", "del", "other"], timeout_s=10)
     server.run([*add, str(PORT)], timeout_s=10)
     try:
         before = links(server)
-        with pytest.raises(ConflictError, match=f"VNI {BASE} on UDP port {PORT} is taken by link other") as refusal:
+        with pytest.raises(
+            ConflictError, match=f"interface other already uses VNI {BASE} on UDP port {PORT}"
+        ) as refusal:
             make(call, *specs)
         assert "--vni-base" in str(refusal.value.hint)
         assert links(server) == before
-        # A container's link holds its VNI all the same, out of our sight.
+        # An interface of a container uses its VNI too, and vcluster does not see it.
         server.run(["ip", "netns", "add", "box"], timeout_s=10)
         server.run(["ip", "link", "set", "other", "netns", "box"], timeout_s=10)
-        with pytest.raises(ConflictError, match="link vx-lab-0"):
+        with pytest.raises(ConflictError, match="interface vx-lab-0"):
             make(call, *specs)
     finally:
         server.run(["ip", "netns", "del", "box"], timeout_s=10, check=False)
         server.run(["ip", "link", "del", "other"], timeout_s=10, check=False)
 
 
-def test_what_cannot_be_is_refused_before_anything_is_made(
+def test_an_invalid_spec_is_refused_before_any_change(
     servers: tuple[Server, Server], call: Call, server: Server
 ) -> None:
-    ours, pipe = sides(servers, 1)[0]
+    ours, vxlan = sides(servers, 1)[0]
     before = links(server)
-    for wish, error, words in (
-        (replace(pipe, interface="eth7"), MissingError, "no interface 'eth7'; there are lo, "),
-        (replace(pipe, mtu=1451), RequestError, "MTU of 1451 does not fit into the 1500 of eth0"),
-        (replace(pipe, master="vb-none"), MissingError, "no bridge vb-none"),
-        (replace(pipe, master="eth0"), ConflictError, "eth0 is no bridge of ours"),
-        (replace(pipe, name="vx-lab-1", kind="wire"), RequestError, "no kind 'wire'"),
-        (replace(pipe, name="a" * 16), RequestError, "15 characters"),
-        (ours, RequestError, "as well"),
+    for spec, error, message in (
+        (replace(vxlan, interface="eth7"), MissingError, "interface 'eth7' does not exist; this server has lo, "),
+        (replace(vxlan, mtu=1451), RequestError, "MTU of 1451 does not fit into the MTU of eth0, 1500"),
+        (replace(vxlan, master="vb-none"), MissingError, "bridge vb-none does not exist"),
+        (replace(vxlan, master="eth0"), ConflictError, "eth0 is not a bridge of this cluster"),
+        (replace(vxlan, name="vx-lab-1", kind="wire"), RequestError, "unknown kind 'wire'"),
+        (replace(vxlan, name="a" * 16), RequestError, "15 characters"),
+        (ours, RequestError, "has the same name or VNI as"),
     ):
-        with pytest.raises(error, match=words):
-            make(call, ours, wish)
+        with pytest.raises(error, match=message):
+            make(call, ours, spec)
         assert links(server) == before
 
 
-def test_only_the_clusters_own_links_go(call: Call, server: Server) -> None:
+def test_only_the_clusters_own_interfaces_are_removed(call: Call, server: Server) -> None:
     for name in ("a", "ab"):
         make(call, replace(bridge(f"vc-{name}"), alias=f"vcluster:{name}:00000000"))
     assert call("netlink_interfaces.destroy", alias="vcluster:a:00000000") == ["vc-a"]
@@ -289,37 +291,37 @@ def test_only_the_clusters_own_links_go(call: Call, server: Server) -> None:
     assert call("netlink_interfaces.destroy", alias="vcluster:ab:00000000") == ["vc-ab"]
 
 
-def test_routes_and_addresses_are_told_with_their_interfaces(call: Call, server: Server) -> None:
+def test_routes_and_addresses_come_with_their_interfaces(call: Call, server: Server) -> None:
     shown = json.loads(server.run(["ip", "-j", "-4", "route"], timeout_s=10).stdout)
-    assert {(one["dst"], one["dev"]) for one in shown if "/" in one["dst"]} <= set(
+    assert {(route["dst"], route["dev"]) for route in shown if "/" in route["dst"]} <= set(
         map(tuple, call("netlink_routes.routes"))
     )
     assert shown
     assert ["eth0", server.address] in call("netlink_routes.addresses")
 
 
-def test_the_way_to_an_address_is_the_kernels_own(servers: tuple[Server, Server], call: Call, server: Server) -> None:
-    there = servers[1].address
-    assert call("netlink_routes.route_to", address=there) == {
+def test_the_route_to_an_address_is_the_kernels_own(servers: tuple[Server, Server], call: Call, server: Server) -> None:
+    target = servers[1].address
+    assert call("netlink_routes.route_to", address=target) == {
         "local": server.address, "interface": "eth0", "mtu": 1500, "is_local": False,
     }  # fmt: skip
     for own in (server.address, "127.0.0.1"):
         assert call("netlink_routes.route_to", address=own)["is_local"]
-    server.run(["ip", "route", "add", there, "dev", "eth0", "mtu", "1400"], timeout_s=10)
+    server.run(["ip", "route", "add", target, "dev", "eth0", "mtu", "1400"], timeout_s=10)
     server.run(["ip", "link", "add", "up0", "type", "bridge"], timeout_s=10)
     server.run(["ip", "address", "add", "198.51.100.1/24", "dev", "up0"], timeout_s=10)
     server.run(["ip", "link", "set", "up0", "up"], timeout_s=10)
     try:
-        assert call("netlink_routes.route_to", address=there, interface="eth0")["mtu"] == 1400
+        assert call("netlink_routes.route_to", address=target, interface="eth0")["mtu"] == 1400
         assert call("netlink_routes.route_to", address="198.51.100.9", interface="up0")["local"] == "198.51.100.1"
-        with pytest.raises(MissingError, match=f"no route to {there} through up0"):
-            call("netlink_routes.route_to", address=there, interface="up0")
+        with pytest.raises(MissingError, match=f"no route to {target} through up0"):
+            call("netlink_routes.route_to", address=target, interface="up0")
     finally:
         server.run(["ip", "link", "del", "up0"], timeout_s=10)
-        server.run(["ip", "route", "del", there, "dev", "eth0", "mtu", "1400"], timeout_s=10)
+        server.run(["ip", "route", "del", target, "dev", "eth0", "mtu", "1400"], timeout_s=10)
     with pytest.raises(MissingError, match="no route to 203\\.0\\.113\\.1"):
         call("netlink_routes.route_to", address="203.0.113.1")
-    with pytest.raises(RequestError, match="no interface 'eth7'; there are lo, "):
-        call("netlink_routes.route_to", address=there, interface="eth7")
+    with pytest.raises(RequestError, match="interface 'eth7' does not exist; this server has lo, "):
+        call("netlink_routes.route_to", address=target, interface="eth7")
     with pytest.raises(RequestError, match="not an IPv4 address"):
         call("netlink_routes.route_to", address="fe80::1")

@@ -146,9 +146,9 @@ def send_frames(tokens: dict[str, str], size: int) -> None:
         raw_frames.send(interface, token, size)
 
 
-def received_probes(wanted: dict[str, list[str]], timeout_s: float) -> dict[str, list[str]]:
+def received_probes(expected: dict[str, list[str]], timeout_s: float) -> dict[str, list[str]]:
     """What has come in, as soon as all that is wanted has, or when time is up."""
-    return raw_frames.received(timeout_s, wanted)
+    return raw_frames.received(timeout_s, expected)
 
 
 def stop_listening() -> None:

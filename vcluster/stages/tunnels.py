@@ -77,7 +77,7 @@ def _silent_tunnels(fleet: Fleet, plan: Plan, wanted: Tokens) -> dict[str, Mappi
                 )
         silent = {}
         for name, interfaces in wanted.items():
-            received = fleet[name].call("received_probes", wanted=interfaces, timeout_s=TRY_TIMEOUT_S)
+            received = fleet[name].call("received_probes", expected=interfaces, timeout_s=TRY_TIMEOUT_S)
             missing = {link: sorted(set(tokens) - set(received.get(link, ()))) for link, tokens in interfaces.items()}
             if any(missing.values()):
                 silent[name] = {link: tokens for link, tokens in missing.items() if tokens}

@@ -1,4 +1,4 @@
-"""Interfaces as they shall be and as they are, and the checks before any is made. Pure."""
+"""Interfaces as they are requested and as the kernel reports them, and the checks before any is created. Pure."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from dataclasses import dataclass
 from vcluster.errors import ConflictError, MissingError, RequestError
 
 VXLAN_OVERHEAD_BYTES = 50  # outer IPv4, UDP and VXLAN headers, and the inner Ethernet header
+NAME_BYTES_MAX = 15  # IFNAMSIZ - 1, linux/if.h
 
 
 @dataclass(frozen=True, slots=True)
 class InterfaceSpec:
-    """A link as it shall be. For a tunnel ("vxlan") also its fixed ends, the interface it uses, and its UDP port."""
+    """A requested bridge or tunnel. A tunnel ("vxlan") has fixed ends, an underlay interface and a UDP port."""
 
     name: str
     kind: str  # "bridge" or "vxlan"
     mtu: int
-    alias: str  # the owner's mark
-    master: str = ""  # the bridge whose port it is
+    alias: str  # the owner label
+    master: str = ""  # the bridge that this interface is a port of
     vni: int = 0
     local: str = ""
     remote: str = ""
@@ -28,7 +29,7 @@ class InterfaceSpec:
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """A link as the kernel shows it. What it lacks is "" or 0."""
+    """An interface as the kernel reports it. Fields that do not apply are "" or 0."""
 
     name: str
     index: int
@@ -49,67 +50,72 @@ class Interface:
     dropped: int
 
 
-def check(specs: Sequence[InterfaceSpec], found: Mapping[str, Interface]) -> None:
-    """Refuse what cannot be made beside the links that are there. Pure."""
+def check(specs: Sequence[InterfaceSpec], existing: Mapping[str, Interface]) -> None:
+    """Raise an error for each spec that conflicts with another spec or with an existing interface. Pure."""
     _check_distinct(specs)
-    asked = {spec.name: spec for spec in specs}
+    requested = {spec.name: spec for spec in specs}
     for spec in specs:
-        link = found.get(spec.name)
-        if link and link.alias != spec.alias:
-            owner = f"carries the mark {link.alias!r}" if link.alias else "carries no mark of ours"
-            raise ConflictError(f"link {spec.name} exists and {owner}", hint=f"ip link show {spec.name}")
+        interface = existing.get(spec.name)
+        if interface and interface.alias != spec.alias:
+            label = f"has the owner label {interface.alias!r}" if interface.alias else "has no owner label"
+            raise ConflictError(f"interface {spec.name} exists and {label}", hint=f"ip link show {spec.name}")
         if spec.master:
-            _check_master(spec, asked.get(spec.master) or found.get(spec.master))
+            _check_master(spec, requested.get(spec.master) or existing.get(spec.master))
         if spec.kind == "vxlan":
-            _check_tunnel(spec, found)
+            _check_tunnel(spec, existing)
 
 
 def _check_distinct(specs: Sequence[InterfaceSpec]) -> None:
-    seen: dict[object, str] = {}
+    users: dict[object, str] = {}
     for spec in specs:
         if spec.kind not in ("bridge", "vxlan"):
-            raise RequestError(f"link {spec.name}: there is no kind {spec.kind!r}; there are bridge, vxlan")
-        if len(spec.name.encode()) > 15:
-            raise RequestError(f"link {spec.name}: a name has 15 characters at most")
+            raise RequestError(f"interface {spec.name}: unknown kind {spec.kind!r}; use bridge or vxlan")
+        if len(spec.name.encode()) > NAME_BYTES_MAX:
+            raise RequestError(f"interface {spec.name}: the name is longer than {NAME_BYTES_MAX} characters")
         for key in (spec.name, *([(spec.vni, spec.port)] if spec.kind == "vxlan" else [])):
-            if key in seen:
-                raise RequestError(f"link {spec.name}: its name or VNI is that of {seen[key]} as well")
-            seen[key] = spec.name
+            if key in users:
+                raise RequestError(f"interface {spec.name} has the same name or VNI as {users[key]}")
+            users[key] = spec.name
 
 
 def _check_master(spec: InterfaceSpec, master: InterfaceSpec | Interface | None) -> None:
     if master is None:
-        raise MissingError(f"link {spec.name}: there is no bridge {spec.master}", hint="vcluster status")
+        raise MissingError(f"interface {spec.name}: bridge {spec.master} does not exist", hint="vcluster status")
     if master.kind != "bridge" or master.alias != spec.alias:
-        raise ConflictError(f"link {spec.name}: {spec.master} is no bridge of ours", hint=f"ip link show {spec.master}")
+        raise ConflictError(
+            f"interface {spec.name}: {spec.master} is not a bridge of this cluster",
+            hint=f"ip link show {spec.master}",
+        )
 
 
-def _check_tunnel(spec: InterfaceSpec, found: Mapping[str, Interface]) -> None:
-    taken = [(link.vni, link.port) for link in found.values() if link.kind == "vxlan" and link.name != spec.name]
-    if (spec.vni, spec.port) in taken:
-        other = next(link for link in found.values() if (link.vni, link.port) == (spec.vni, spec.port))
-        raise _vni_taken(spec, f"link {other.name}")
-    below = found.get(spec.interface)
-    if below is None:
+def _check_tunnel(spec: InterfaceSpec, existing: Mapping[str, Interface]) -> None:
+    for other in existing.values():
+        if other.kind == "vxlan" and other.name != spec.name and (other.vni, other.port) == (spec.vni, spec.port):
+            raise ConflictError(
+                f"tunnel {spec.name}: interface {other.name} already uses VNI {spec.vni} on UDP port {spec.port}",
+                hint="choose other numbers with --vni-base",
+            )
+    underlay = existing.get(spec.interface)
+    if underlay is None:
         raise MissingError(
-            f"tunnel {spec.name}: there is no interface {spec.interface!r}; there are {', '.join(found)}",
+            f"tunnel {spec.name}: interface {spec.interface!r} does not exist; this server has {', '.join(existing)}",
             hint="ip -brief address",
         )
-    if below.mtu < spec.mtu + VXLAN_OVERHEAD_BYTES:
+    if underlay.mtu < spec.mtu + VXLAN_OVERHEAD_BYTES:
         raise RequestError(
-            f"tunnel {spec.name}: an MTU of {spec.mtu} does not fit into the {below.mtu} of {below.name}",
-            hint=f"--mtu {below.mtu - VXLAN_OVERHEAD_BYTES}",
+            f"tunnel {spec.name}: an MTU of {spec.mtu} does not fit into the MTU of {underlay.name}, {underlay.mtu}",
+            hint=f"--mtu {underlay.mtu - VXLAN_OVERHEAD_BYTES}",
         )
 
 
-def _vni_taken(spec: InterfaceSpec, by: str) -> ConflictError:
-    return ConflictError(
-        f"tunnel {spec.name}: VNI {spec.vni} on UDP port {spec.port} is taken by {by}",
-        hint="choose other numbers with --vni-base",
+def needs_replacement(spec: InterfaceSpec, interface: Interface) -> bool:
+    """Whether an existing interface differs from its spec in a property that the kernel cannot change."""
+    requested = (spec.kind, spec.vni, spec.local, spec.remote, spec.interface, spec.port)
+    return requested != (
+        interface.kind,
+        interface.vni,
+        interface.local,
+        interface.remote,
+        interface.interface,
+        interface.port,
     )
-
-
-def needs_replacement(spec: InterfaceSpec, link: Interface) -> bool:
-    """Whether a link of ours differs in what cannot be changed."""
-    wanted = (spec.kind, spec.vni, spec.local, spec.remote, spec.interface, spec.port)
-    return wanted != (link.kind, link.vni, link.local, link.remote, link.interface, link.port)

@@ -1,4 +1,4 @@
-"""The network interfaces of this machine, by netlink."""
+"""The network interfaces of this machine: list, create, attach and destroy them by netlink."""
 
 from __future__ import annotations
 
@@ -14,26 +14,90 @@ from vcluster.adapters.network.netlink_messages import (
     change_message,
     creation_messages,
     new_message,
-    open_channel,
+    open_socket,
 )
-from vcluster.adapters.network.netlink_socket import NLM_F_ACK, Channel, Message
+from vcluster.adapters.network.netlink_socket import NLM_F_ACK, Message, NetlinkSocket
 from vcluster.errors import ConflictError, MissingError, RequestError
 
 RTM_DELLINK = 17
 RTM_GETLINK = 18
-_AT_ONCE = 50  # links in one message to the kernel, whose answers must fit our buffer
+_BATCH = 50  # interfaces in one message to the kernel; its answers must fit our buffer
 
 
 def interfaces() -> tuple[Interface, ...]:
-    """All links of this network namespace."""
-    with open_channel("the links") as channel:
-        return read_interfaces(channel)
+    """All interfaces of this network namespace."""
+    with open_socket("the interfaces") as netlink:
+        return read_interfaces(netlink)
 
 
-def read_interfaces(channel: Channel) -> tuple[Interface, ...]:
-    messages = channel.dump(new_message(ifinfmsg, RTM_GETLINK), ifinfmsg)
+def read_interfaces(netlink: NetlinkSocket) -> tuple[Interface, ...]:
+    """All interfaces, read over an open socket."""
+    messages = netlink.dump(new_message(ifinfmsg, RTM_GETLINK), ifinfmsg)
     names = {message["index"]: message.get_attr("IFLA_IFNAME") for message in messages}
     return tuple(_interface(message, names) for message in messages)
+
+
+def create(specs: Sequence[InterfaceSpec]) -> None:
+    """Create interfaces, with their owner labels, and set them up. Interfaces of ours that exist are changed to match.
+
+    A tunnel is replaced when its ends, VNI or port differ. Raises ConflictError, before any change, when a name, a VNI
+    or a bridge belongs to another owner. Raises MissingError when the kernel does not support a kind.
+    """
+    with open_socket("interfaces") as netlink:
+        existing = {interface.name: interface for interface in read_interfaces(netlink)}
+        check(specs, existing)
+        found = [(spec, existing[spec.name]) for spec in specs if spec.name in existing]
+        stale = [interface for spec, interface in found if needs_replacement(spec, interface)]
+        _remove(netlink, stale)
+        current = existing.keys() - {interface.name for interface in stale}
+        for kind in ("bridge", "vxlan"):  # bridges first, because their ports refer to them
+            same_kind = [spec for spec in specs if spec.kind == kind]
+            for start in range(0, len(same_kind), _BATCH):
+                batch = same_kind[start : start + _BATCH]
+                netlink.change(
+                    [message for spec in batch for message in creation_messages(spec, exists=spec.name in current)]
+                )
+
+
+def destroy(alias: str, names: Collection[str] | None = None) -> tuple[str, ...]:
+    """Remove the interfaces with this owner label: all, or those in `names`. Return the names of the removed ones.
+
+    It is a success if none exists.
+    """
+    if not alias:
+        raise RequestError("cannot remove interfaces without an owner label")
+    with open_socket("interfaces") as netlink:
+        owned = [
+            interface
+            for interface in read_interfaces(netlink)
+            if interface.alias == alias and (names is None or interface.name in names)
+        ]
+        _remove(netlink, owned)
+        return tuple(interface.name for interface in owned)
+
+
+def attach(port: str, master: str) -> None:
+    """Make an existing interface a port of an existing bridge."""
+    with open_socket(f"interface {port}") as netlink:
+        existing = {interface.name: interface for interface in read_interfaces(netlink)}
+        for name in (port, master):
+            if name not in existing:
+                raise MissingError(f"interface {name} does not exist", hint="vcluster status")
+        if existing[master].kind != "bridge":
+            raise ConflictError(f"{master} is not a bridge", hint=f"ip link show {master}")
+        netlink.change([change_message(port, [("IFLA_MASTER", existing[master].index)])])
+
+
+def _remove(netlink: NetlinkSocket, removed: Sequence[Interface]) -> None:
+    """Remove interfaces in one kernel operation: removed one by one, each waits for an RCU grace period."""
+    if not removed:
+        return
+    group = secrets.randbelow(2**30) + 2**30
+    grouped = [change_message("", [("IFLA_GROUP", group)], index=interface.index) for interface in removed]
+    request = new_message(ifinfmsg, RTM_DELLINK)
+    request["header"]["flags"] |= NLM_F_ACK
+    request["attrs"] = [("IFLA_GROUP", group)]
+    netlink.change([*grouped, request], tolerated=(errno.ENODEV,))
 
 
 def _interface(message: Message, names: Mapping[int, str]) -> Interface:
@@ -62,58 +126,3 @@ def _interface(message: Message, names: Mapping[int, str]) -> Interface:
         tx_bytes=count.get("tx_bytes", 0),
         dropped=count.get("rx_dropped", 0) + count.get("tx_dropped", 0),
     )
-
-
-def create(specs: Sequence[InterfaceSpec]) -> None:
-    """Make links, marked and up; those of ours that exist are brought to what is asked.
-
-    A tunnel whose ends, VNI or port differ is replaced. Raises ConflictError, before anything is changed, when a name,
-    a VNI or a bridge is somebody else's; MissingError when the kernel lacks what it takes.
-    """
-    with open_channel("links") as channel:
-        found = {link.name: link for link in read_interfaces(channel)}
-        check(specs, found)
-        stale = [found[spec.name] for spec in specs if spec.name in found and needs_replacement(spec, found[spec.name])]
-        _remove(channel, stale)
-        left = found.keys() - {link.name for link in stale}
-        for kind in ("bridge", "vxlan"):  # a bridge first: its ports name it
-            wanted = [spec for spec in specs if spec.kind == kind]
-            for at in range(0, len(wanted), _AT_ONCE):
-                part = wanted[at : at + _AT_ONCE]
-                channel.change([one for spec in part for one in creation_messages(spec, exists=spec.name in left)])
-
-
-def destroy(alias: str, names: Collection[str] | None = None) -> tuple[str, ...]:
-    """Remove the links with this mark, all or those of these `names`; returns their names. None left is a success."""
-    if not alias:
-        raise RequestError("links without a mark are nobody's to remove")
-    with open_channel("links") as channel:
-        marked = [
-            link for link in read_interfaces(channel) if link.alias == alias and (names is None or link.name in names)
-        ]
-        _remove(channel, marked)
-        return tuple(link.name for link in marked)
-
-
-def attach(port: str, master: str) -> None:
-    """Make an existing link a port of an existing bridge."""
-    with open_channel(f"link {port}") as channel:
-        found = {link.name: link for link in read_interfaces(channel)}
-        for name in (port, master):
-            if name not in found:
-                raise MissingError(f"there is no link {name}", hint="vcluster status")
-        if found[master].kind != "bridge":
-            raise ConflictError(f"{master} is not a bridge", hint=f"ip link show {master}")
-        channel.change([change_message(port, [("IFLA_MASTER", found[master].index)])])
-
-
-def _remove(channel: Channel, gone: Sequence[Interface]) -> None:
-    """Remove links, all in one step of the kernel: one by one each waits for all processors to let go of it."""
-    if not gone:
-        return
-    group = secrets.randbelow(2**30) + 2**30
-    grouped = [change_message("", [("IFLA_GROUP", group)], index=link.index) for link in gone]
-    request = new_message(ifinfmsg, RTM_DELLINK)
-    request["header"]["flags"] |= NLM_F_ACK
-    request["attrs"] = [("IFLA_GROUP", group)]
-    channel.change([*grouped, request], tolerated=(errno.ENODEV,))

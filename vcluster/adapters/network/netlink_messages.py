@@ -1,4 +1,4 @@
-"""The netlink messages that create and change interfaces, and the kernel's refusals as errors."""
+"""The netlink messages that create and change interfaces, and the kernel's errors as ours."""
 
 from __future__ import annotations
 
@@ -12,18 +12,25 @@ from typing import Any
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
 from vcluster.adapters.network.interface_spec import InterfaceSpec
-from vcluster.adapters.network.netlink_socket import NLM_F_ACK, NLM_F_REQUEST, ROUTE, Channel, Message, Refused
+from vcluster.adapters.network.netlink_socket import (
+    NLM_F_ACK,
+    NLM_F_REQUEST,
+    ROUTE,
+    Message,
+    NetlinkError,
+    NetlinkSocket,
+)
 from vcluster.errors import ConflictError, MissingError, VclusterError
 
 RTM_NEWLINK = 16  # linux/rtnetlink.h
 CREATE_EXCLUSIVE = 0x400 | 0x200  # NLM_F_CREATE, NLM_F_EXCL
 IFF_UP = 1
-_NO_ADDRESS = 1  # IN6_ADDR_GEN_MODE_NONE
-_IPV6_MTU = 1280  # below this a link has no IPv6 to be switched off
+_ADDRESS_MODE_NONE = 1  # IN6_ADDR_GEN_MODE_NONE
+_IPV6_MTU = 1280  # an interface with a smaller MTU has no IPv6
 
-# A bridge like a plain switch: it forwards at once, without spanning tree; multicast goes everywhere (with snooping, a
-# querier in some node would make it swallow groups it has not learned of). Frames with VLAN tags pass as they are: that
-# is how a bridge begins, and a kernel without VLAN filtering refuses to be told.
+# A bridge that works like a plain switch. It forwards at once, without spanning tree. It floods multicast: with
+# snooping, a querier in a node would make it drop groups that it has not learned. Frames with VLAN tags pass unchanged,
+# which is the kernel's default; a kernel without VLAN filtering rejects the attribute.
 _BRIDGE = (
     ("IFLA_BR_STP_STATE", 0),
     ("IFLA_BR_FORWARD_DELAY", 0),
@@ -32,26 +39,58 @@ _BRIDGE = (
 
 
 def creation_messages(spec: InterfaceSpec, *, exists: bool) -> list[Message]:
-    """What makes one link, or mends it.
+    """The messages that create one interface, or change an existing one to match its spec.
 
-    The kernel takes no mark in the message that makes a link. So both go in one piece, which it deals with before it
-    can end us: no link of ours is ever without a mark.
+    The kernel rejects an alias in the message that creates an interface. All messages go out in one send, and the
+    kernel handles them before a signal can end this process. So no interface of ours is ever without an owner label.
     """
     kind = [_kind(spec.kind, _data(spec))]
     mtu = ("IFLA_MTU", spec.mtu)
-    # A bridge that is not told its MTU once it exists follows its ports. A tunnel's data cannot be told twice.
-    making = [change_message(spec.name, kind if spec.kind == "bridge" else [mtu, *kind], flags=CREATE_EXCLUSIVE)]
-    marking = [mtu, ("IFLA_IFALIAS", spec.alias), *(kind if spec.kind == "bridge" else [])]
+    # A bridge takes the MTU of its ports unless its own is set after its creation. A tunnel's data is set only once.
+    creation = [change_message(spec.name, kind if spec.kind == "bridge" else [mtu, *kind], flags=CREATE_EXCLUSIVE)]
+    attributes = [mtu, ("IFLA_IFALIAS", spec.alias), *(kind if spec.kind == "bridge" else [])]
     if spec.master:
-        marking.append(("IFLA_MASTER", socket.if_nametoindex(spec.master)))
-    if exists and spec.kind == "bridge":  # while spanning tree is on, the kernel refuses a forward delay of 0
-        making = [change_message(spec.name, [_kind("bridge", _BRIDGE[:1])])]
-    messages = [*([] if exists and spec.kind != "bridge" else making), change_message(spec.name, marking)]
+        attributes.append(("IFLA_MASTER", socket.if_nametoindex(spec.master)))
+    if exists and spec.kind == "bridge":  # while spanning tree is on, the kernel rejects a forward delay of 0
+        creation = [change_message(spec.name, [_kind("bridge", _BRIDGE[:1])])]
+    messages = [*([] if exists and spec.kind != "bridge" else creation), change_message(spec.name, attributes)]
     if spec.mtu >= _IPV6_MTU and _has_ipv6():
-        # The server itself has nothing to say on the cluster's network: no address, no router solicitations.
-        silent = _nested(("AF_INET6", _nested(("IFLA_INET6_ADDR_GEN_MODE", _NO_ADDRESS))))
-        messages.append(change_message(spec.name, [("IFLA_AF_SPEC", silent)]))
+        # The server has no IPv6 on the cluster network: no address and no router solicitations.
+        no_address = _nested(("AF_INET6", _nested(("IFLA_INET6_ADDR_GEN_MODE", _ADDRESS_MODE_NONE))))
+        messages.append(change_message(spec.name, [("IFLA_AF_SPEC", no_address)]))
     return [*messages, change_message(spec.name, [], is_up=True)]
+
+
+def change_message(
+    name: str, attributes: Sequence[tuple[str, Any]], *, flags: int = 0, index: int = 0, is_up: bool = False
+) -> Message:
+    """A message that changes, or creates, the interface with this name or index."""
+    message = new_message(ifinfmsg, RTM_NEWLINK, index=index, flags=IFF_UP * is_up, change=IFF_UP * is_up)
+    message["header"]["flags"] |= NLM_F_ACK | flags
+    message["attrs"] = [*([("IFLA_IFNAME", name)] if name else []), *attributes]
+    return message
+
+
+def new_message(kind: type[Message], number: int, **fields: int) -> Message:
+    """A request message of one of pyroute2's classes, with its message type and header fields."""
+    message = kind()
+    message["header"]["type"] = number
+    message["header"]["flags"] = NLM_F_REQUEST
+    for field, value in fields.items():
+        message[field] = value
+    return message
+
+
+@contextmanager
+def open_socket(subject: str) -> Iterator[NetlinkSocket]:
+    """A netlink socket whose errors are translated; `subject` starts their messages."""
+    with NetlinkSocket(ROUTE) as netlink:
+        try:
+            yield netlink
+        except NetlinkError as error:
+            raise _translate_error(error, subject) from error
+        except OSError as error:  # an interface was removed between two calls
+            raise VclusterError(f"{subject}: {error.strerror or error}") from error
 
 
 def _kind(kind: str, data: Sequence[tuple[str, object]]) -> tuple[str, object]:
@@ -71,24 +110,6 @@ def _data(spec: InterfaceSpec) -> Sequence[tuple[str, object]]:
     )
 
 
-def change_message(
-    name: str, attributes: Sequence[tuple[str, Any]], *, flags: int = 0, index: int = 0, is_up: bool = False
-) -> Message:
-    message = new_message(ifinfmsg, RTM_NEWLINK, index=index, flags=IFF_UP * is_up, change=IFF_UP * is_up)
-    message["header"]["flags"] |= NLM_F_ACK | flags
-    message["attrs"] = [*([("IFLA_IFNAME", name)] if name else []), *attributes]
-    return message
-
-
-def new_message(kind: type[Message], number: int, **fields: int) -> Message:
-    message = kind()
-    message["header"]["type"] = number
-    message["header"]["flags"] = NLM_F_REQUEST
-    for field, value in fields.items():
-        message[field] = value
-    return message
-
-
 def _nested(*attributes: tuple[str, object]) -> dict[str, object]:
     return {"attrs": list(attributes)}
 
@@ -97,33 +118,24 @@ def _has_ipv6() -> bool:
     return Path("/proc/sys/net/ipv6").exists()
 
 
-@contextmanager
-def open_channel(what: str) -> Iterator[Channel]:
-    """A channel whose refusals are told in our words."""
-    with Channel(ROUTE) as channel:
-        try:
-            yield channel
-        except Refused as error:
-            raise _translate_error(error, what) from error
-        except OSError as error:  # an interface went away between two looks
-            raise VclusterError(f"{what}: {error.strerror or error}") from error
-
-
-def _translate_error(error: Refused, what: str) -> VclusterError:
-    asked = dict(error.message["attrs"]) if isinstance(error.message, ifinfmsg) else {}
-    what = f"link {asked['IFLA_IFNAME']}" if "IFLA_IFNAME" in asked else what
+def _translate_error(error: NetlinkError, subject: str) -> VclusterError:
+    attributes = dict(error.message["attrs"]) if isinstance(error.message, ifinfmsg) else {}
+    subject = f"interface {attributes['IFLA_IFNAME']}" if "IFLA_IFNAME" in attributes else subject
     if error.code in (errno.EPERM, errno.EACCES):
-        return MissingError(f"{what}: making links needs root", hint="run it with sudo")
-    if error.code == errno.EOPNOTSUPP and "IFLA_LINKINFO" in asked:
-        kind = dict(asked["IFLA_LINKINFO"]["attrs"])["IFLA_INFO_KIND"]
-        return MissingError(f"{what}: the kernel makes no {kind}: {error.reason}", hint=f"modprobe {kind}")
+        return MissingError(f"{subject}: only root can create interfaces", hint="run it with sudo")
+    if error.code == errno.EOPNOTSUPP and "IFLA_LINKINFO" in attributes:
+        kind = dict(attributes["IFLA_LINKINFO"]["attrs"])["IFLA_INFO_KIND"]
+        return MissingError(
+            f"{subject}: the kernel does not support interfaces of kind {kind}: {error.reason}", hint=f"modprobe {kind}"
+        )
     if error.code == errno.EEXIST:
         return ConflictError(
-            f"{what}: {error.reason}",
-            hint="a container's link may hold the same VNI; choose other numbers with --vni-base",
+            f"{subject}: {error.reason}",
+            hint="a container's interface may use the same VNI; choose other numbers with --vni-base",
         )
     if error.code == errno.EADDRINUSE:
         return ConflictError(
-            f"{what}: another program holds its UDP port", hint="ss -lunp names it; choose another with --vxlan-port"
+            f"{subject}: another program uses its UDP port",
+            hint="ss -lunp names the program; choose another port with --vxlan-port",
         )
-    return VclusterError(f"{what}: {error.reason}")
+    return VclusterError(f"{subject}: {error.reason}")

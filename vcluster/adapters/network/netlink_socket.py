@@ -1,6 +1,6 @@
-"""A netlink socket that sends many messages at once. pyroute2 writes and reads the messages themselves.
+"""A netlink socket that sends many messages at once. pyroute2 encodes and decodes the messages.
 
-pyroute2's own sockets await the answer to each message, inside an event loop: too slow for hundreds of links.
+pyroute2's own sockets await the answer to each message, in an event loop. That is too slow for hundreds of interfaces.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from vcluster.errors import DeadlineError, MissingError
 
-TIMEOUT_S = 60.0  # removing links waits for the kernel's readers, some milliseconds for each
+TIMEOUT_S = 60.0  # removing interfaces waits some milliseconds for each (RCU grace periods)
 BUFFER_BYTES = 8 * 2**20
 
 ROUTE = 0  # linux/netlink.h
@@ -37,11 +37,11 @@ _SO_RCVBUFFORCE = 33
 _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence number, port
 _DUMP_TRIES = 10
 
-Message = Any  # a message of pyroute2's, which has no types
+Message = Any  # pyroute2 has no types
 
 
-class Refused(Exception):
-    """The kernel refused a message; `message` is ours, `code` an errno, `reason` the kernel's words."""
+class NetlinkError(Exception):
+    """The kernel rejected `message`; `code` is an errno, `reason` the kernel's text."""
 
     def __init__(self, message: Message | None, code: int, reason: str) -> None:
         super().__init__(reason or os.strerror(code))
@@ -50,8 +50,8 @@ class Refused(Exception):
         self.reason = reason or os.strerror(code)
 
 
-class Channel:
-    """A netlink socket of one protocol, to be used in a `with`."""
+class NetlinkSocket:
+    """A netlink socket of one protocol. Use as a context manager."""
 
     def __init__(self, protocol: int) -> None:
         try:
@@ -65,10 +65,10 @@ class Channel:
         for option in (_SO_SNDBUFFORCE, _SO_RCVBUFFORCE):
             try:
                 self._socket.setsockopt(socket.SOL_SOCKET, option, BUFFER_BYTES)
-            except PermissionError:  # enough for looking, and changing needs root anyway
+            except PermissionError:  # the default is enough for reading, and changes need root
                 break
 
-    def __enter__(self) -> Channel:
+    def __enter__(self) -> NetlinkSocket:
         return self
 
     def __exit__(
@@ -77,41 +77,41 @@ class Channel:
         self._socket.close()
 
     def change(self, messages: Sequence[Message], *, tolerated: Collection[int] = ()) -> None:
-        """Send messages in one go and await the answers to those that ask for one.
+        """Send messages in one call and await the answers to those with NLM_F_ACK.
 
-        The kernel deals with all that is sent in one go before a signal can end this process. Raises Refused for the
-        first message that fails with an errno not tolerated; those after it may have been done all the same.
+        The kernel handles all messages of one call before a signal can end this process. Raises NetlinkError for the
+        first message that fails with an errno that is not tolerated; later messages may have taken effect.
         """
         by_number = {self._number(message): message for message in messages}
         self._socket.send(b"".join(_encoded(message) for message in messages))
         awaited = {number for number, message in by_number.items() if message["header"]["flags"] & NLM_F_ACK}
         while awaited:
-            for kind, flags, number, body in self._receive("the kernel's answers"):
+            for kind, flags, number, body in self._receive("its answers"):
                 if kind != _NLMSG_ERROR or number not in by_number:
                     continue
                 code = -struct.unpack_from("=i", body)[0]
                 if code and code not in tolerated:
-                    raise Refused(by_number[number], code, _reason(flags, body))
+                    raise NetlinkError(by_number[number], code, _reason(flags, body))
                 awaited.discard(number)
 
     def dump(self, message: Message, answer: type[Message]) -> list[Message]:
-        """All messages of the kernel's answer to a question. Asks again when something changed meanwhile."""
+        """All messages of the kernel's answer. Repeats the request when the kernel's list changed during the answer."""
         for _ in range(_DUMP_TRIES):
             found = self._dump(message, answer)
             if found is not None:
                 return found
-        raise DeadlineError("the kernel's lists of links or rules change too fast to be read")
+        raise DeadlineError("cannot read the kernel's list of interfaces or rules: it changes too often")
 
-    def ask(self, message: Message, answer: type[Message]) -> Message:
-        """The one message that answers a question."""
+    def request(self, message: Message, answer: type[Message]) -> Message:
+        """Send a message and return the one message that answers it."""
         number = self._number(message)
         self._socket.send(_encoded(message))
         while True:
-            for kind, flags, which, body in self._receive("the kernel's answer"):
+            for kind, flags, which, body in self._receive("its answer"):
                 if which != number:
                     continue
                 if kind == _NLMSG_ERROR:
-                    raise Refused(message, -struct.unpack_from("=i", body)[0], _reason(flags, body))
+                    raise NetlinkError(message, -struct.unpack_from("=i", body)[0], _reason(flags, body))
                 return _decoded(answer, kind, flags, body)
 
     def _dump(self, message: Message, answer: type[Message]) -> list[Message] | None:
@@ -121,12 +121,12 @@ class Channel:
         found: list[Message] = []
         is_whole = True
         while True:
-            for kind, flags, which, body in self._receive("the kernel's list"):
+            for kind, flags, which, body in self._receive("its list"):
                 if which != number:
                     continue
                 is_whole = is_whole and not flags & NLM_F_DUMP_INTR
                 if kind == _NLMSG_ERROR:
-                    raise Refused(message, -struct.unpack_from("=i", body)[0], _reason(flags, body))
+                    raise NetlinkError(message, -struct.unpack_from("=i", body)[0], _reason(flags, body))
                 if kind == _NLMSG_DONE:
                     return found if is_whole else None
                 found.append(_decoded(answer, kind, flags, body))
@@ -141,9 +141,9 @@ class Channel:
         try:
             data = self._socket.recv(2**20)
         except TimeoutError as error:
-            raise DeadlineError(f"{awaited} did not come within {TIMEOUT_S:.0f} s") from error
+            raise DeadlineError(f"timed out after {TIMEOUT_S:.0f} s waiting for the kernel: {awaited}") from error
         except OSError as error:
-            raise Refused(None, error.errno or errno.EIO, "") from error
+            raise NetlinkError(None, error.errno or errno.EIO, "") from error
         found: list[tuple[int, int, int, bytes]] = []
         at = 0
         while at + _HEADER.size <= len(data):
@@ -167,7 +167,7 @@ def _decoded(answer: type[Message], kind: int, flags: int, body: bytes) -> Messa
 
 
 def _reason(flags: int, body: bytes) -> str:
-    """The words the kernel adds to an error number, if any."""
+    """The text that the kernel adds to an error number (extended ACK); empty without one."""
     if not flags & NLM_F_ACK_TLVS:
         return ""
     at = 4 + _HEADER.size

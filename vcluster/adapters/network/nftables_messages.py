@@ -1,4 +1,4 @@
-"""The netlink messages of nf_tables, and the kernel's refusals as errors."""
+"""The netlink messages of nf_tables, and the kernel's errors as ours."""
 
 from __future__ import annotations
 
@@ -7,13 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from vcluster.adapters.network.netlink_socket import (
-    NETFILTER,
-    NLM_F_REQUEST,
-    Channel,
-    Message,
-    Refused,
-)
+from vcluster.adapters.network.netlink_socket import NETFILTER, NLM_F_REQUEST, Message, NetlinkError, NetlinkSocket
 from vcluster.errors import MissingError, VclusterError
 
 SUBSYSTEM = 10 << 8  # NFNL_SUBSYS_NFTABLES
@@ -26,12 +20,17 @@ FAMILIES = {1: "inet", 2: "ip", 3: "arp", 7: "bridge", 10: "ip6"}
 INET, IPV4 = 1, 2
 INPUT, FORWARD = 1, 2  # hooks
 ACCEPT, DROP, JUMP = 1, 0, -3
-EARLY = -10  # before the filters of others, which begin at 0
+EARLY = -10  # a priority before that of other filters, which start at 0
+
+
+class NoTablesError(MissingError):
+    """The kernel has no nf_tables."""
 
 
 def new_message(
     kind: type[Message], number: int, attributes: Sequence[tuple[str, Any]], *, family: int = INET, flags: int = 0
 ) -> Message:
+    """A request message of one of pyroute2's classes, with its nf_tables message type and attributes."""
     message = kind()
     message["header"]["type"] = SUBSYSTEM | number
     message["header"]["flags"] = NLM_F_REQUEST | flags
@@ -40,23 +39,19 @@ def new_message(
     return message
 
 
-class NoTablesError(MissingError):
-    """The kernel has no nf_tables."""
-
-
 @contextmanager
-def open_channel(what: str, protocol: int = NETFILTER) -> Iterator[Channel]:
-    """A channel whose refusals are told in our words."""
+def open_socket(subject: str, protocol: int = NETFILTER) -> Iterator[NetlinkSocket]:
+    """A netlink socket whose errors are translated; `subject` starts their messages."""
     try:
-        with Channel(protocol) as channel:
-            yield channel
-    except Refused as error:
-        raise _translate_error(error, what) from error
+        with NetlinkSocket(protocol) as netlink:
+            yield netlink
+    except NetlinkError as error:
+        raise _translate_error(error, subject) from error
 
 
-def _translate_error(error: Refused, what: str) -> VclusterError:
+def _translate_error(error: NetlinkError, subject: str) -> VclusterError:
     if error.code in (errno.EPERM, errno.EACCES):
-        return MissingError(f"{what}: rules need root", hint="run it with sudo")
+        return MissingError(f"{subject}: only root can read and change rules", hint="run it with sudo")
     if error.code in (errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EINVAL) and error.message is None:
-        return NoTablesError(f"{what}: the kernel has no nf_tables", hint="modprobe nf_tables")
-    return VclusterError(f"{what}: {error.reason}")
+        return NoTablesError(f"{subject}: the kernel has no nf_tables", hint="modprobe nf_tables")
+    return VclusterError(f"{subject}: {error.reason}")

@@ -1,4 +1,8 @@
-"""Packet filter rules that guard tunnels, by netlink (nf_tables)."""
+"""Packet filter rules that guard tunnels, by netlink (nf_tables). No other program is needed.
+
+VXLAN has no authentication: a host that can reach the UDP port can send frames into a cluster. So each cluster has a
+table that drops VXLAN packets with one of its VNIs unless they come from that VNI's peer. All other packets pass.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,7 @@ from pyroute2.netlink.nfnetlink import nfgen_msg
 from pyroute2.netlink.nfnetlink.nftsocket import nft_chain_msg, nft_rule_msg, nft_table_msg
 from pyroute2.nftables.expressions import genex
 
-from vcluster.adapters.network.netlink_socket import (
-    NLM_F_ACK,
-    NLM_F_REQUEST,
-    Message,
-)
+from vcluster.adapters.network.netlink_socket import NLM_F_ACK, NLM_F_REQUEST, Message
 from vcluster.adapters.network.nftables_messages import (
     ACCEPT,
     APPEND,
@@ -35,7 +35,7 @@ from vcluster.adapters.network.nftables_messages import (
     SUBSYSTEM,
     NoTablesError,
     new_message,
-    open_channel,
+    open_socket,
 )
 
 COMMENT = "VXLAN packets of a vcluster that do not come from its servers are dropped"
@@ -46,48 +46,48 @@ _TUNNELS = "tunnels"
 
 
 def guard(table: str, tunnels: Sequence[tuple[int, str]], port: int) -> None:
-    """Let nobody but its peer send into each of these tunnels, given as VNI and the peer's IPv4 address.
+    """Drop packets for each tunnel that do not come from its peer. A tunnel is its VNI and its peer's IPv4 address.
 
-    The rules of a table that exists are replaced in one step: no packet passes unguarded meanwhile.
+    The rules of an existing table are replaced in one transaction, so no packet passes unchecked.
     """
-    family_table = [("NFTA_TABLE_NAME", table)]
-    here = [("NFTA_CHAIN_TABLE", table)]
+    table_name = [("NFTA_TABLE_NAME", table)]
+    chain_table = [("NFTA_CHAIN_TABLE", table)]
     hook = {"attrs": [("NFTA_HOOK_HOOKNUM", INPUT), ("NFTA_HOOK_PRIORITY", EARLY)]}
     base = [("NFTA_CHAIN_NAME", "input"), ("NFTA_CHAIN_HOOK", hook), ("NFTA_CHAIN_POLICY", ACCEPT)]
     messages = [
-        new_message(nft_table_msg, NEW_TABLE, family_table, flags=CREATE),  # so that there is one to delete
-        new_message(nft_table_msg, DELETE_TABLE, family_table),
-        new_message(nft_table_msg, NEW_TABLE, [*family_table, ("NFTA_TABLE_USERDATA", COMMENT)], flags=CREATE),
-        new_message(nft_chain_msg, NEW_CHAIN, [*here, ("NFTA_CHAIN_NAME", _TUNNELS)], flags=CREATE),
-        new_message(nft_chain_msg, NEW_CHAIN, [*here, *base, ("NFTA_CHAIN_TYPE", "filter")], flags=CREATE),
-        _rule(table, "input", _to_port(port)),
-        *(_rule(table, _TUNNELS, _from_other_source(vni, peer)) for vni, peer in tunnels),
+        new_message(nft_table_msg, NEW_TABLE, table_name, flags=CREATE),  # otherwise the deletion could fail
+        new_message(nft_table_msg, DELETE_TABLE, table_name),
+        new_message(nft_table_msg, NEW_TABLE, [*table_name, ("NFTA_TABLE_USERDATA", COMMENT)], flags=CREATE),
+        new_message(nft_chain_msg, NEW_CHAIN, [*chain_table, ("NFTA_CHAIN_NAME", _TUNNELS)], flags=CREATE),
+        new_message(nft_chain_msg, NEW_CHAIN, [*chain_table, *base, ("NFTA_CHAIN_TYPE", "filter")], flags=CREATE),
+        _rule(table, "input", _jump_if_port(port)),
+        *(_rule(table, _TUNNELS, _drop_unless_from(peer, vni)) for vni, peer in tunnels),
     ]
-    with open_channel(f"table {table}") as channel:
-        channel.change(_batch(messages))
+    with open_socket(f"table {table}") as netlink:
+        netlink.change(_batch(messages))
 
 
 def remove(table: str) -> None:
-    """Remove a table and its rules. One that is gone already is a success."""
-    with open_channel(f"table {table}") as channel:
-        channel.change(
+    """Remove a table and its rules. It is a success if the table does not exist."""
+    with open_socket(f"table {table}") as netlink:
+        netlink.change(
             _batch([new_message(nft_table_msg, DELETE_TABLE, [("NFTA_TABLE_NAME", table)])]), tolerated=(errno.ENOENT,)
         )
 
 
 def tables(prefix: str) -> tuple[str, ...]:
-    """The names of the tables that begin so. Without nf_tables in the kernel there are none."""
+    """The names of the tables that start with `prefix`; none if the kernel has no nf_tables."""
     try:
-        with open_channel("the tables") as channel:
-            found = channel.dump(new_message(nft_table_msg, GET_TABLE, []), nft_table_msg)
+        with open_socket("the tables") as netlink:
+            found = netlink.dump(new_message(nft_table_msg, GET_TABLE, []), nft_table_msg)
     except NoTablesError:
         return ()
-    names = (one.get_attr("NFTA_TABLE_NAME") for one in found)
+    names = (message.get_attr("NFTA_TABLE_NAME") for message in found)
     return tuple(name for name in names if name.startswith(prefix))
 
 
-def _to_port(port: int) -> list[Message]:
-    """UDP over IPv4 to this port: on to the chain that knows the tunnels."""
+def _jump_if_port(port: int) -> list[Message]:
+    """Send UDP over IPv4 to this port on to the chain with the tunnels' rules."""
     return [
         *_meta(_NFPROTO, bytes([IPV4])),
         *_meta(_L4PROTO, bytes([socket.IPPROTO_UDP])),
@@ -96,8 +96,8 @@ def _to_port(port: int) -> list[Message]:
     ]
 
 
-def _from_other_source(vni: int, peer: str) -> list[Message]:
-    """A VXLAN header with this VNI, 4 bytes behind the UDP header's 8, and another source: dropped."""
+def _drop_unless_from(peer: str, vni: int) -> list[Message]:
+    """Drop packets with this VNI and another source. The VNI is 4 bytes after the 8 bytes of the UDP header."""
     return [
         *_header(_TRANSPORT_HEADER, 12, _EQUAL, vni.to_bytes(3, "big")),
         *_meta(_NFPROTO, bytes([IPV4])),
@@ -134,13 +134,13 @@ def _rule(table: str, chain: str, expressions: Sequence[Message]) -> Message:
 
 
 def _batch(messages: Sequence[Message]) -> list[Message]:
-    """Messages that take effect together or not at all."""
+    """One transaction: all messages take effect, or none."""
     for message in messages:
         message["header"]["flags"] |= NLM_F_ACK
-    return [_bracket(BATCH_BEGIN), *messages, _bracket(BATCH_END)]
+    return [_batch_mark(BATCH_BEGIN), *messages, _batch_mark(BATCH_END)]
 
 
-def _bracket(kind: int) -> Message:
+def _batch_mark(kind: int) -> Message:
     message = nfgen_msg()
     message["header"]["type"] = kind
     message["header"]["flags"] = NLM_F_REQUEST
