@@ -110,7 +110,7 @@ def test_a_foreign_bridge_of_the_same_name_stays(host: Host, bare: Survey) -> No
     host.sh("ip link add vc-doomed type bridge")
     failed = host.vcluster("local", "create", "--name", "doomed", "-n", "1", check=False)
     assert failed.returncode == 4
-    assert "link vc-doomed exists" in failed.stderr
+    assert "interface vc-doomed exists" in failed.stderr
     host.sh("ip link show vc-doomed && ip link del vc-doomed")
     assert_unchanged(host, bare)
 

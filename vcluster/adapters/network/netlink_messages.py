@@ -122,7 +122,7 @@ def _translate_error(error: NetlinkError, subject: str) -> VclusterError:
     attributes = dict(error.message["attrs"]) if isinstance(error.message, ifinfmsg) else {}
     subject = f"interface {attributes['IFLA_IFNAME']}" if "IFLA_IFNAME" in attributes else subject
     if error.code in (errno.EPERM, errno.EACCES):
-        return MissingError(f"{subject}: only root can create interfaces", hint="run it with sudo")
+        return MissingError(f"{subject}: creating interfaces needs root", hint="run it with sudo")
     if error.code == errno.EOPNOTSUPP and "IFLA_LINKINFO" in attributes:
         kind = dict(attributes["IFLA_LINKINFO"]["attrs"])["IFLA_INFO_KIND"]
         return MissingError(

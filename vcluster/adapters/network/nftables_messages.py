@@ -51,7 +51,7 @@ def open_socket(subject: str, protocol: int = NETFILTER) -> Iterator[NetlinkSock
 
 def _translate_error(error: NetlinkError, subject: str) -> VclusterError:
     if error.code in (errno.EPERM, errno.EACCES):
-        return MissingError(f"{subject}: only root can read and change rules", hint="run it with sudo")
+        return MissingError(f"{subject}: packet filter rules need root", hint="run it with sudo")
     if error.code in (errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EINVAL) and error.message is None:
         return NoTablesError(f"{subject}: the kernel has no nf_tables", hint="modprobe nf_tables")
     return VclusterError(f"{subject}: {error.reason}")

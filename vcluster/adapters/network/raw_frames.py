@@ -160,7 +160,7 @@ def _open_receiver() -> socket.socket:
     try:
         receiver = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL))
     except PermissionError as error:
-        raise MissingError("only root can receive frames", hint="run it with sudo") from error
+        raise MissingError("receiving frames needs root", hint="run it with sudo") from error
     _attach_filter(receiver)
     with contextlib.suppress(PermissionError):  # root of a container has to use a smaller buffer
         receiver.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
@@ -189,7 +189,7 @@ def _attach_filter(receiver: socket.socket) -> None:
 
 def _translate_error(error: OSError, interface: str, size: int) -> VclusterError:
     if isinstance(error, PermissionError):
-        return MissingError("only root can send frames", hint="run it with sudo")
+        return MissingError("sending frames needs root", hint="run it with sudo")
     if error.errno == errno.ENODEV:
         return MissingError(f"cannot send: interface {interface} does not exist", hint="vcluster status")
     if error.errno == errno.EMSGSIZE:
