@@ -1,4 +1,4 @@
-"""libvirt's own test driver: our XML against its schema, marks, and what is not ours."""
+"""With libvirt's test driver: our XML against its schema, owner labels, and resources of other owners."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.libvirt
 
 @pytest.fixture
 def hypervisor(tmp_path: Path) -> Iterator[Hypervisor]:
-    """An empty host of its own for each test."""
+    """An empty host for each test."""
     node = tmp_path / "node.xml"
     node.write_text(
         "<node><cpu><mhz>2000</mhz><model>x86_64</model><active>2</active></cpu><memory>8388608</memory></node>"
@@ -37,15 +37,15 @@ def test_domains_pass_the_schema_and_are_recognised(hypervisor: Hypervisor, imag
         xml = domain_xml(plan, node).replace("type='qemu'", "type='test'").replace('type="qemu"', 'type="test"')
         hypervisor.define_domain(xml)
     found = hypervisor.domains()
-    assert {(one.name, one.cluster, one.node, one.image, one.is_active) for one in found} == {
+    assert {(each.name, each.cluster, each.node, each.image, each.is_active) for each in found} == {
         ("lab.node1", "lab", "node1", image.digest, False),
         ("lab.node2", "lab", "node2", image.digest, False),
     }
     hypervisor.start_domain("lab.node1")
-    assert {one.node for one in hypervisor.domains() if one.is_active} == {"node1"}
+    assert {domain.node for domain in hypervisor.domains() if domain.is_active} == {"node1"}
 
 
-def test_a_domain_goes_and_going_twice_is_fine(hypervisor: Hypervisor) -> None:
+def test_a_domain_is_removed_twice_without_an_error(hypervisor: Hypervisor) -> None:
     plan = samples.plan(1)
     hypervisor.define_domain(domain_xml(plan, plan.head).replace('type="qemu"', 'type="test"'))
     hypervisor.start_domain("lab.node1")
@@ -67,7 +67,7 @@ def test_unknown_elements_are_refused(hypervisor: Hypervisor) -> None:
         hypervisor.define_domain(xml)
 
 
-def test_somebody_elses_domain_is_not_ours(hypervisor: Hypervisor) -> None:
+def test_a_domain_without_our_label_is_not_owned(hypervisor: Hypervisor) -> None:
     hypervisor.define_domain(
         "<domain type='test'><name>lab.node1</name><memory>1024</memory><os><type>hvm</type></os></domain>"
     )
@@ -76,8 +76,8 @@ def test_somebody_elses_domain_is_not_ours(hypervisor: Hypervisor) -> None:
 
 def test_networks(hypervisor: Hypervisor) -> None:
     plan = samples.plan(1)
-    wanted = plan.servers[0].network
-    hypervisor.create_network(network_xml.network_xml("lab", wanted))
+    network = plan.servers[0].network
+    hypervisor.create_network(network_xml.network_xml("lab", network))
     (found,) = hypervisor.networks()
     assert (found.name, found.cluster, found.is_active) == ("vcluster-lab", "lab", True)
     hypervisor.destroy_network("vcluster-lab")
@@ -85,7 +85,7 @@ def test_networks(hypervisor: Hypervisor) -> None:
     assert hypervisor.networks() == ()
 
 
-def test_a_network_of_our_name_but_not_our_uuid_is_not_ours(hypervisor: Hypervisor) -> None:
+def test_a_network_with_our_name_but_another_uuid_is_not_owned(hypervisor: Hypervisor) -> None:
     foreign = replace(samples.plan(1).servers[0].network, uuid="11111111-2222-3333-4444-555555555555")
     hypervisor.create_network(network_xml.network_xml("lab", foreign))
     assert hypervisor.networks() == ()
@@ -100,14 +100,14 @@ def test_pools_and_volumes(hypervisor: Hypervisor) -> None:
     assert hypervisor.volumes(pool.name) == ("node1.seed.iso",)
 
 
-def test_versions_are_told(hypervisor: Hypervisor) -> None:
+def test_versions_are_reported(hypervisor: Hypervisor) -> None:
     assert set(hypervisor.versions()) == {"libvirt", "qemu"}
 
 
 @pytest.mark.parametrize(
     "uri", ["test:///no/such/file.xml", "qemu+unix:///system?socket=/no/such/socket", "nonsense:///x"]
 )
-def test_a_libvirt_that_is_not_there(uri: str) -> None:
+def test_an_absent_libvirt(uri: str) -> None:
     with pytest.raises((MissingError, VclusterError), match="connecting to") as raised:
         Hypervisor(uri, samples.OWNER)
     assert len(raised.value.message.splitlines()) == 1

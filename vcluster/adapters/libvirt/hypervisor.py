@@ -1,4 +1,7 @@
-"""libvirt."""
+"""The libvirt of one server: domains, networks, storage pools, volumes and channels of nodes.
+
+Owner labels mark what belongs to a cluster: domains carry an `owner` element in their metadata, and networks and pools
+have a UUID derived from their name and owner. Nothing else is ever changed. Removing what no longer exists is a success."""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from xml.etree import ElementTree as ET
 
 import libvirt
 
-from vcluster.adapters.libvirt.libvirt_errors import errors
+from vcluster.adapters.libvirt.libvirt_errors import translated_errors
 from vcluster.adapters.libvirt.serial_channel import SerialChannel
 from vcluster.errors import VclusterError
 from vcluster.model import naming
@@ -30,7 +33,7 @@ _GONE = {
 
 @dataclass(frozen=True, slots=True)
 class OwnedDomain:
-    """A domain of ours."""
+    """A domain with our owner label."""
 
     name: str
     cluster: str
@@ -41,7 +44,7 @@ class OwnedDomain:
 
 @dataclass(frozen=True, slots=True)
 class OwnedResource:
-    """A network or a pool of ours."""
+    """A network or a pool with our owner label."""
 
     name: str
     cluster: str
@@ -49,7 +52,7 @@ class OwnedResource:
 
 
 class Hypervisor:
-    """A connection to the libvirt of one server. `owner` tells what is ours; `name` is for messages."""
+    """A connection to the libvirt of one server. `owner` is the owner id; `name` names the server in messages."""
 
     def __init__(self, uri: str, owner: str, *, name: str = "") -> None:
         self.uri = uri
@@ -57,15 +60,15 @@ class Hypervisor:
         self.name = name
         self._defining = threading.Lock()
         _start_event_loop()
-        with errors(f"connecting to {f'the libvirt of {name}' if name else uri}"):
+        with translated_errors(f"connecting to {f'the libvirt of {name}' if name else uri}"):
             self._connection = libvirt.open(uri)
-            # A server that dies is noticed by its silence.
+            # Detect a dead server by its silence.
             if not uri.startswith("test:"):
                 self._connection.setKeepAlive(5, 6)
 
     def close(self) -> None:
-        """Hang up."""
-        with errors(f"leaving {self.uri}"):
+        """Close the connection."""
+        with translated_errors(f"closing the connection to {self.uri}"):
             self._connection.close()
 
     def __enter__(self) -> Hypervisor:
@@ -75,27 +78,27 @@ class Hypervisor:
         self.close()
 
     @contextmanager
-    def _errors(self, doing: str) -> Iterator[None]:
-        where = f"{self.name}: " if self.name else ""
+    def _errors(self, action: str) -> Iterator[None]:
+        server = f"{self.name}: " if self.name else ""
         try:
-            with errors(where + doing):
+            with translated_errors(server + action):
                 yield
         except VclusterError as error:
             if self.is_alive:
                 raise
-            raise VclusterError(f"{where}the connection to libvirt broke while {doing}") from error
+            raise VclusterError(f"{server}the connection to libvirt broke while {action}") from error
 
     @property
     def is_alive(self) -> bool:
-        """Whether the connection stands."""
+        """Whether the connection is open."""
         try:
             return bool(self._connection.isAlive())
         except libvirt.libvirtError:
             return False
 
     @contextmanager
-    def _missing_is_fine(self, doing: str) -> Iterator[None]:
-        with self._errors(doing):
+    def _unless_missing(self, action: str) -> Iterator[None]:
+        with self._errors(action):
             try:
                 yield
             except libvirt.libvirtError as error:
@@ -103,104 +106,104 @@ class Hypervisor:
                     raise
 
     def memory_free_mib(self) -> int:
-        """Memory that guests can have now, page cache included, in MiB."""
+        """Memory that guests can use now, including the page cache, in MiB."""
         with self._errors("reading the server's memory"):
             stats = self._connection.getMemoryStats(libvirt.VIR_NODE_MEMORY_STATS_ALL_CELLS)
         return int(sum(stats.get(part, 0) for part in ("free", "buffers", "cached"))) // 1024
 
     def versions(self) -> dict[str, str]:
-        """libvirt's and QEMU's versions."""
-        with self._errors("asking for versions"):
+        """The versions of libvirt and QEMU."""
+        with self._errors("reading the versions"):
             found = {"libvirt": self._connection.getLibVersion(), "qemu": self._connection.getVersion()}
         return {name: f"{n // 1_000_000}.{n // 1000 % 1000}.{n % 1000}" for name, n in found.items()}
 
     def names(self) -> dict[str, frozenset[str]]:
-        """Every name in use, whoever uses it, by kind: domain, network, pool."""
+        """Every name in use, of any owner, by kind: domain, network, pool."""
         with self._errors("listing names"):
             found = {
                 "domain": self._connection.listAllDomains(),
                 "network": self._connection.listAllNetworks(),
                 "pool": self._connection.listAllStoragePools(),
             }
-            return {kind: frozenset(thing.name() for thing in things) for kind, things in found.items()}
+            return {kind: frozenset(resource.name() for resource in resources) for kind, resources in found.items()}
 
     # Domains
 
     def domains(self) -> tuple[OwnedDomain, ...]:
-        """All domains of ours."""
+        """All domains with our owner label."""
         with self._errors("listing domains"):
-            found = [_owned(domain, self.owner) for domain in self._connection.listAllDomains()]
+            found = [_owned_domain(domain, self.owner) for domain in self._connection.listAllDomains()]
         return tuple(domain for domain in found if domain)
 
     def define_domain(self, xml: str) -> None:
-        """Define a domain; its XML is held against libvirt's schema, which otherwise ignores what it does not know.
+        """Define a domain. libvirt validates its XML against the schema; otherwise it would ignore unknown elements.
 
-        One at a time: libvirtd's first two validations spoil each other when they come together (libxml2 sets up its
-        schema types without a lock).
+        One at a time: libvirtd's first two validations fail when they run at once, because libxml2 sets up its schema
+        types without a lock.
         """
         with self._defining, self._errors("defining a domain"):
             self._connection.defineXMLFlags(xml, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
 
     def undefine_domain(self, name: str) -> None:
         """Remove the definition of a stopped domain."""
-        with self._missing_is_fine(f"undefining {name}"):
+        with self._unless_missing(f"undefining {name}"):
             flags = libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
             self._connection.lookupByName(name).undefineFlags(flags)
 
     def start_domain(self, name: str) -> None:
-        """Power a domain on, unless it runs."""
+        """Power a domain on, unless it is running."""
         with self._errors(f"starting {name}"):
             domain = self._connection.lookupByName(name)
             if not domain.isActive():
                 domain.create()
 
     def start_transient_domain(self, xml: str) -> None:
-        """Start a domain that libvirt ends when this connection does, whatever ends it, and forgets."""
+        """Start a domain that libvirt stops and removes when this connection ends, for any reason."""
         with self._errors("starting a domain"):
             self._connection.createXML(xml, libvirt.VIR_DOMAIN_START_AUTODESTROY)
 
     def save_domain(self, name: str, path: str) -> None:
-        """Write a running domain's memory to a file of its server; it does not run any more then."""
+        """Write a running domain's memory to a file on its server, and stop the domain."""
         with self._errors(f"saving {name}"):
             self._connection.lookupByName(name).save(path)
 
     def restore_domain(self, path: str) -> None:
-        """Have the domain run that a file of its server was written from."""
+        """Resume a domain from a file on its server that `save_domain` or `write_clone` wrote."""
         with self._errors("restoring a domain"):
             self._connection.restore(path)
 
     def attach_device(self, name: str, xml: str) -> None:
-        """Give a running domain one more device, until its power is cut."""
+        """Plug a device into a running domain; it is unplugged when the domain stops."""
         with self._errors(f"plugging a device into {name}"):
             self._connection.lookupByName(name).attachDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
     def shut_down_domain(self, name: str) -> None:
-        """Press a domain's power button; when it heeds that is up to it."""
-        with self._missing_is_fine(f"shutting down {name}"):
+        """Press a domain's power button (ACPI). The guest decides when it powers off."""
+        with self._unless_missing(f"shutting down {name}"):
             self._connection.lookupByName(name).shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
 
     def is_active(self, name: str) -> bool:
-        """Whether a domain runs."""
-        with self._errors(f"looking at {name}"):
+        """Whether a domain is running."""
+        with self._errors(f"reading the state of {name}"):
             return bool(self._connection.lookupByName(name).isActive())
 
     def stop_domain(self, name: str) -> None:
         """Cut a domain's power."""
-        with self._missing_is_fine(f"stopping {name}"):
+        with self._unless_missing(f"stopping {name}"):
             self._connection.lookupByName(name).destroy()
 
     def is_channel_open(self, name: str, channel: str) -> bool:
-        """Whether somebody in a running domain has opened one of its channels (https://libvirt.org/formatdomain.html)."""
-        with self._errors(f"looking at {name}"):
-            root = ET.fromstring(self._connection.lookupByName(name).XMLDesc())  # noqa: S314 - libvirt has written it
+        """Whether a program in a running domain has opened a channel (https://libvirt.org/formatdomain.html)."""
+        with self._errors(f"reading the channels of {name}"):
+            root = ET.fromstring(self._connection.lookupByName(name).XMLDesc())  # noqa: S314 - libvirt wrote it
         return any(
             target.get("name") == channel and target.get("state") == "connected"
             for target in root.iterfind("devices/channel/target")
         )
 
-    def words(self, domain: str, channel: str) -> SerialChannel:
-        """What a running node says on one of its channels, from now on."""
-        with self._errors(f"listening to {domain}"):
+    def open_channel(self, domain: str, channel: str) -> SerialChannel:
+        """Open a channel of a running node."""
+        with self._errors(f"opening a channel of {domain}"):
             stream = self._connection.newStream(libvirt.VIR_STREAM_NONBLOCK)
             self._connection.lookupByName(domain).openChannel(channel, stream, 0)
         return SerialChannel(domain, stream)
@@ -208,70 +211,70 @@ class Hypervisor:
     # Networks
 
     def networks(self) -> tuple[OwnedResource, ...]:
-        """All networks of ours."""
+        """All networks with our owner label."""
         with self._errors("listing networks"):
-            return _ours("network", self._connection.listAllNetworks(), self.owner)
+            return _owned_resources("network", self._connection.listAllNetworks(), self.owner)
 
     def create_network(self, xml: str) -> None:
-        """Define a network and start it, unless it runs; it does not start with the host by itself."""
-        with self._errors("making the management network"):
+        """Define a network and start it, unless it is running. It does not start when the server boots."""
+        with self._errors("creating the management network"):
             network = self._connection.networkDefineXML(xml)
             if not network.isActive():
                 network.create()
 
     def destroy_network(self, name: str) -> None:
         """Stop a network and remove its definition."""
-        with self._missing_is_fine(f"stopping network {name}"):
+        with self._unless_missing(f"stopping network {name}"):
             self._connection.networkLookupByName(name).destroy()
-        with self._missing_is_fine(f"undefining network {name}"):
+        with self._unless_missing(f"undefining network {name}"):
             self._connection.networkLookupByName(name).undefine()
 
     # Pools and volumes
 
     def pools(self) -> tuple[OwnedResource, ...]:
-        """All pools of ours."""
+        """All pools with our owner label."""
         with self._errors("listing pools"):
-            return _ours("pool", self._connection.listAllStoragePools(), self.owner)
+            return _owned_resources("pool", self._connection.listAllStoragePools(), self.owner)
 
     def create_pool(self, xml: str) -> None:
-        """Define a pool, make its folder and start it, unless it runs."""
-        with self._errors("making the storage pool"):
+        """Define a pool, create its folder and start it, unless it is running."""
+        with self._errors("creating the storage pool"):
             pool = self._connection.storagePoolDefineXML(xml)
             if not pool.isActive():
                 pool.build()
                 pool.create()
 
     def destroy_pool(self, name: str) -> None:
-        """Remove a pool with every volume and the folder."""
-        with self._missing_is_fine(f"removing pool {name}"):
+        """Remove a pool with all its volumes and its folder."""
+        with self._unless_missing(f"removing pool {name}"):
             pool = self._connection.storagePoolLookupByName(name)
             self._empty(pool)
-        with self._missing_is_fine(f"stopping pool {name}"):
+        with self._unless_missing(f"stopping pool {name}"):
             pool.destroy()
-        with self._missing_is_fine(f"removing the folder of pool {name}"):
+        with self._unless_missing(f"removing the folder of pool {name}"):
             _delete_folder(pool)
-        with self._missing_is_fine(f"undefining pool {name}"):
+        with self._unless_missing(f"undefining pool {name}"):
             pool.undefine()
 
-    def delete_volumes(self, pool: str, is_meant: Callable[[str], bool]) -> None:
-        """Delete volumes of a pool, by their names."""
-        with self._missing_is_fine(f"removing volumes of {pool}"):
-            self._empty(self._connection.storagePoolLookupByName(pool), is_meant)
+    def delete_volumes(self, pool: str, is_selected: Callable[[str], bool]) -> None:
+        """Delete the volumes of a pool whose names `is_selected` accepts."""
+        with self._unless_missing(f"removing volumes of {pool}"):
+            self._empty(self._connection.storagePoolLookupByName(pool), is_selected)
 
-    def _empty(self, pool: libvirt.virStoragePool, is_meant: Callable[[str], bool] = lambda _: True) -> None:
-        """Delete all volumes that are meant, also those of an upload that was cut off."""
+    def _empty(self, pool: libvirt.virStoragePool, is_selected: Callable[[str], bool] = lambda _: True) -> None:
+        """Delete the selected volumes, including those of interrupted uploads."""
         if not pool.isActive():
-            # A pool whose folder was never made cannot be started; then it has no volumes either.
+            # A pool whose folder was never created cannot start. It has no volumes.
             pool.build()
             pool.create()
         pool.refresh()
-        for volume in filter(lambda volume: is_meant(volume.name()), pool.listAllVolumes()):
-            with self._missing_is_fine(f"deleting volume {volume.name()}"):
+        for volume in filter(lambda volume: is_selected(volume.name()), pool.listAllVolumes()):
+            with self._unless_missing(f"deleting volume {volume.name()}"):
                 volume.delete()
 
     def create_volume(self, pool: str, xml: str, content: bytes = b"") -> None:
-        """Make a volume and put content into it."""
-        with self._errors(f"making a volume in {pool}"):
+        """Create a volume and upload its content."""
+        with self._errors(f"creating a volume in {pool}"):
             volume = self._connection.storagePoolLookupByName(pool).createXML(xml)
             if content:
                 self._upload(volume, content)
@@ -290,27 +293,27 @@ class Hypervisor:
         stream.finish()
 
 
-def _owned(domain: libvirt.virDomain, by: str) -> OwnedDomain | None:
+def _owned_domain(domain: libvirt.virDomain, owner_id: str) -> OwnedDomain | None:
     try:
         text = domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, OWNER_NAMESPACE)
-        owner, is_active = ET.fromstring(text), bool(domain.isActive())  # noqa: S314 - libvirt has parsed it before
+        owner, is_active = ET.fromstring(text), bool(domain.isActive())  # noqa: S314 - libvirt parsed it before
     except libvirt.libvirtError as error:
         if error.get_error_code() in (libvirt.VIR_ERR_NO_DOMAIN_METADATA, libvirt.VIR_ERR_NO_DOMAIN):
             return None
         raise
     get = owner.attrib.get
-    if get("by") != by:
+    if get("by") != owner_id:
         return None
     return OwnedDomain(domain.name(), get("cluster", ""), get("node", ""), get("image", ""), is_active)
 
 
-def _ours(kind: str, things: list[Any], owner: str) -> tuple[OwnedResource, ...]:
+def _owned_resources(kind: str, resources: list[Any], owner: str) -> tuple[OwnedResource, ...]:
     prefix = naming.libvirt_name("")
-    named = [(thing, thing.name().removeprefix(prefix)) for thing in things if thing.name().startswith(prefix)]
+    named = [(each, each.name().removeprefix(prefix)) for each in resources if each.name().startswith(prefix)]
     return tuple(
-        OwnedResource(thing.name(), cluster, bool(thing.isActive()))
-        for thing, cluster in named
-        if thing.UUIDString() == naming.uuid_for(kind, cluster, owner)
+        OwnedResource(each.name(), cluster, bool(each.isActive()))
+        for each, cluster in named
+        if each.UUIDString() == naming.uuid_for(kind, cluster, owner)
     )
 
 
@@ -327,8 +330,8 @@ _loop_started = False
 
 
 def _start_event_loop() -> None:
-    """libvirt delivers streams and keep-alives through an event loop, started once, before the first connection."""
-    global _loop_started  # noqa: PLW0603 - libvirt's loop is one a process too
+    """Start libvirt's event loop, which delivers streams and keep-alives, once and before the first connection."""
+    global _loop_started  # noqa: PLW0603 - libvirt has one event loop a process
     with _loop_lock:
         if _loop_started:
             return

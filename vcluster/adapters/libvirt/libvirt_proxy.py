@@ -1,7 +1,7 @@
-"""libvirt's own protocol over the one connection to a server, also for users who may do nothing there but by sudo.
+"""A local socket that leads to the libvirt of a server, over the SSH connection, also for users who need sudo there.
 
-libvirt here connects to a socket of this machine; each connection is joined with a process on the server that is root
-and speaks with libvirt's socket there.
+The libvirt client connects to a socket on this machine. For each connection, the agent starts a process on the server
+as root that relays to libvirt's socket there.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from vcluster.util.deadline import Deadline
 
 START_TIMEOUT_S = 30.0
 _PATH_LIMIT = 107  # bytes in the address of a unix socket
-_LOOK_S = 0.5
+_POLL_S = 0.5
 
 
 class RelayStarter(Protocol):
-    """What starts a process on the server that relays to libvirt's socket: the agent."""
+    """Starts a process on the server that relays to libvirt's socket. RemoteAgent implements it."""
 
     name: str
 
     def start_relay(self, deadline: Deadline) -> Pipe:
-        """A stream to libvirt's socket."""
+        """Return a stream to libvirt's socket."""
 
 
 class LibvirtProxy:
-    """A socket of this machine that leads to a server's libvirt. Use as a context manager.
+    """A socket on this machine that leads to a server's libvirt. Use as a context manager.
 
-    `failure` is why the last connection could not be joined: libvirt itself only sees it closed.
+    `failure` is the reason why the last connection could not be relayed: libvirt only sees it closed.
     """
 
     def __init__(self, relays: RelayStarter, folder: Path | None = None) -> None:
@@ -46,8 +46,8 @@ class LibvirtProxy:
         self._relays = relays
         self._lock = threading.Lock()
         self._is_open = True
-        self._joints: set[_Splice] = set()
-        self._folder = Path(tempfile.mkdtemp(prefix="vc-", dir=folder))  # for us alone, mode 0700
+        self._splices: set[_Splice] = set()
+        self._folder = Path(tempfile.mkdtemp(prefix="vc-", dir=folder))  # mode 0700: only for this user
         self._path = self._folder / "libvirt.sock"
         if len(str(self._path).encode()) > _PATH_LIMIT:
             self._folder.rmdir()
@@ -65,7 +65,7 @@ class LibvirtProxy:
 
     @property
     def uri(self) -> str:
-        """What libvirt is to open."""
+        """The URI for libvirt to open."""
         return f"qemu+unix:///system?socket={quote(str(self._path))}"
 
     def __enter__(self) -> LibvirtProxy:
@@ -77,14 +77,14 @@ class LibvirtProxy:
         self.close()
 
     def close(self) -> None:
-        """Cut every connection and remove the socket. A second time does nothing."""
+        """Close every connection and remove the socket. A second call does nothing."""
         with self._lock:
             self._is_open = False
-            joints = tuple(self._joints)
+            splices = tuple(self._splices)
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
-        for joint in joints:
-            joint.cut()
+        for splice in splices:
+            splice.cut()
         self._thread.join(START_TIMEOUT_S)
         self._listener.close()
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -98,58 +98,58 @@ class LibvirtProxy:
             threading.Thread(target=self._serve, args=(local,), name=f"libvirt of {self.name}", daemon=True).start()
 
     def _serve(self, local: socket.socket) -> None:
-        """Join one connection until either side closes."""
+        """Relay one connection until either side closes."""
         with local:
             try:
                 pipe = self._relays.start_relay(Deadline(START_TIMEOUT_S))
             except VclusterError as error:
                 self.failure = error
                 return
-            joint = _Splice(local, pipe)
+            splice = _Splice(local, pipe)
             with self._lock:
                 if not self._is_open:
                     pipe.close()
                     return
-                self._joints.add(joint)
-            joint.run()
+                self._splices.add(splice)
+            splice.run()
             with self._lock:
-                self._joints.discard(joint)
+                self._splices.discard(splice)
 
 
 class _Splice:
-    """A local connection and a stream to the server, each pouring into the other."""
+    """Copies data between a local connection and a stream to the server, in both directions."""
 
     def __init__(self, local: socket.socket, pipe: Pipe) -> None:
         self._local, self._pipe = local, pipe
 
     def run(self) -> None:
-        """Pour both ways until one of them ends."""
-        outward = threading.Thread(target=self._pour_out, daemon=True)
+        """Copy in both directions until one side ends."""
+        outward = threading.Thread(target=self._copy_out, daemon=True)
         outward.start()
-        self._pour_in()
+        self._copy_in()
         self.cut()
         outward.join()
 
     def cut(self) -> None:
-        """End both."""
+        """Close both sides."""
         with contextlib.suppress(OSError):
             self._local.shutdown(socket.SHUT_RDWR)
         self._pipe.close()
 
-    def _pour_out(self) -> None:
+    def _copy_out(self) -> None:
         with contextlib.suppress(OSError, EOFError):
             while data := self._local.recv(CHUNK):
                 view = memoryview(data)
                 while view:
                     with contextlib.suppress(TimeoutError):
-                        view = view[self._pipe.transmit(view, _LOOK_S) :]
+                        view = view[self._pipe.transmit(view, _POLL_S) :]
         self.cut()
 
-    def _pour_in(self) -> None:
+    def _copy_in(self) -> None:
         with contextlib.suppress(OSError, EOFError, ValueError):
             while True:
                 try:
-                    data = self._pipe.receive(_LOOK_S)
+                    data = self._pipe.receive(_POLL_S)
                 except TimeoutError:
                     continue
                 if not data:

@@ -1,4 +1,4 @@
-"""A serial channel of a node."""
+"""A channel of a running node (virtio-serial), by a stream of libvirt: lines in both directions."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from typing import Any
 
 import libvirt
 
-from vcluster.adapters.libvirt.libvirt_errors import errors
+from vcluster.adapters.libvirt.libvirt_errors import translated_errors
 from vcluster.errors import VclusterError
 from vcluster.util.deadline import Deadline
 
-_PIECE = 1 << 16  # of what is sent to a node's channel goes out at once, in bytes
-_ROOM_S = 0.02  # how often a full channel is tried again
+_CHUNK_BYTES = 1 << 16  # sent to libvirt at a time
+_RETRY_S = 0.02  # how often to retry when the channel is full
+_POLL_S = 0.5
 
 
 class SerialChannel:
-    """Lines that a node writes to one of its channels. They arrive on libvirt's event loop and are awaited here.
+    """The lines that a node writes to its channel, and those we write to it.
 
-    And what is said to it there.
+    Lines arrive in the thread of libvirt's event loop and wait in a queue for `read_line`.
     """
 
     def __init__(self, domain: str, stream: libvirt.virStream) -> None:
@@ -28,29 +29,32 @@ class SerialChannel:
         self._has_ended = False
         self._rest = b""
         events = libvirt.VIR_STREAM_EVENT_READABLE | libvirt.VIR_STREAM_EVENT_HANGUP | libvirt.VIR_STREAM_EVENT_ERROR
-        stream.eventAddCallback(events, self._arrived, None)
+        stream.eventAddCallback(events, self._on_event, None)
 
-    def next(self, deadline: Deadline, awaited: str) -> str:
-        """The next line. Raises DeadlineError naming what was awaited."""
+    def read_line(self, deadline: Deadline, awaited: str) -> str:
+        """The next line. Raises DeadlineError, which names `awaited`."""
         while True:
             deadline.check(awaited)
             try:
-                return self._lines.get(timeout=deadline.remaining_s(0.5))
+                return self._lines.get(timeout=deadline.remaining_s(_POLL_S))
             except queue.Empty:
                 continue
 
-    def say(self, text: str | bytes, deadline: Deadline, awaited: str) -> None:
-        """Send all of it to the node; one thread at a time. Raises DeadlineError in time, VclusterError at the end."""
+    def send(self, text: str | bytes, deadline: Deadline, awaited: str) -> None:
+        """Send all of `text` to the node; only one thread may send at a time.
+
+        Raises DeadlineError, or VclusterError when the node has stopped running.
+        """
         view = memoryview(text.encode() if isinstance(text, str) else text)
         while view:
             deadline.check(awaited)
             self.check(awaited)
-            with errors(f"{self.domain}: {awaited}"):
-                sent = self._stream.send(bytes(view[:_PIECE]))
+            with translated_errors(f"{self.domain}: {awaited}"):
+                sent = self._stream.send(bytes(view[:_CHUNK_BYTES]))
             if sent > 0:
                 view = view[sent:]
             else:  # it would block
-                deadline.pause(_ROOM_S, awaited)
+                deadline.pause(_RETRY_S, awaited)
 
     def check(self, awaited: str) -> None:
         """Raise VclusterError when the node has stopped running: its channel ends with it."""
@@ -58,19 +62,19 @@ class SerialChannel:
             raise VclusterError(f"{self.domain} stopped running, waiting for {awaited}")
 
     def close(self) -> None:
-        """Stop listening."""
+        """Close the stream."""
         try:
             self._stream.eventRemoveCallback()
             self._stream.abort()
         except libvirt.libvirtError:
-            pass  # the domain is gone, and the stream with it
+            pass  # the domain and its stream have ended
 
-    def _arrived(self, stream: libvirt.virStream, events: int, _: Any) -> None:
+    def _on_event(self, stream: libvirt.virStream, events: int, _: Any) -> None:
         try:
             data = stream.recv(4096) if events & libvirt.VIR_STREAM_EVENT_READABLE else b""
         except libvirt.libvirtError:
             data = b""
-        if data == -2:  # nothing to read after all
+        if data == -2:  # nothing to read, despite the event
             return
         if not data:
             stream.eventRemoveCallback()
