@@ -1,4 +1,4 @@
-"""Power, on libvirt's own test driver."""
+"""Power, with libvirt's test driver."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PLAN = samples.plan(3)
 
 
 class Context:
-    """A site whose servers are open already."""
+    """A context whose servers are already open."""
 
     def __init__(self, fleet: Fleet, root: Path) -> None:
         self.fleet, self.root, self.report = fleet, root, Reporter()
@@ -43,41 +43,41 @@ class Context:
 
 @pytest.fixture
 def context(tmp_path: Path) -> Iterator[Context]:
-    """Three nodes, none of which is on."""
+    """Three nodes, all powered off."""
     node = tmp_path / "node.xml"
     node.write_text(
         "<node><cpu><mhz>2000</mhz><model>x86_64</model><active>2</active></cpu><memory>8388608</memory></node>"
     )
     with Hypervisor(f"test://{node}", samples.OWNER) as libvirt:
-        for one in PLAN.nodes:
-            xml = domain_xml(PLAN, one).replace("type='qemu'", "type='test'").replace('type="qemu"', 'type="test"')
+        for each in PLAN.nodes:
+            xml = domain_xml(PLAN, each).replace("type='qemu'", "type='test'").replace('type="qemu"', 'type="test"')
             libvirt.define_domain(xml)
-        here = Server("localhost", samples.OWNER, tmp_path, LocalAgent(), libvirt=libvirt)
-        yield Context(Fleet({"localhost": here}, {}), tmp_path)
+        server = Server("localhost", samples.OWNER, tmp_path, LocalAgent(), libvirt=libvirt)
+        yield Context(Fleet({"localhost": server}, {}), tmp_path)
 
 
-def words(outcomes: power.Outcomes) -> list[str]:
-    return [one if isinstance(one, str) else one.message for one in outcomes.values()]
+def messages(outcomes: power.Outcomes) -> list[str]:
+    return [each if isinstance(each, str) else each.message for each in outcomes.values()]
 
 
 def test_on_and_off_and_again(context: Context) -> None:
-    assert words(power.turn_on(context, PLAN, PLAN.nodes[:2])) == ["on", "on"]  # type: ignore[arg-type]
-    assert words(power.turn_on(context, PLAN, PLAN.nodes)) == ["already on", "already on", "on"]  # type: ignore[arg-type]
-    assert words(power.turn_off(context, PLAN, PLAN.workers)) == ["off", "off"]  # type: ignore[arg-type]
-    assert words(power.turn_off(context, PLAN, PLAN.nodes)) == ["off", "already off", "already off"]  # type: ignore[arg-type]
-    assert words(power.cycle(context, PLAN, PLAN.nodes[:1])) == ["on"]  # type: ignore[arg-type]
-    assert words(power.cycle(context, PLAN, PLAN.nodes[:2])) == ["off and on", "on"]  # type: ignore[arg-type]
+    assert messages(power.turn_on(context, PLAN, PLAN.nodes[:2])) == ["on", "on"]  # type: ignore[arg-type]
+    assert messages(power.turn_on(context, PLAN, PLAN.nodes)) == ["already on", "already on", "on"]  # type: ignore[arg-type]
+    assert messages(power.turn_off(context, PLAN, PLAN.workers)) == ["off", "off"]  # type: ignore[arg-type]
+    assert messages(power.turn_off(context, PLAN, PLAN.nodes)) == ["off", "already off", "already off"]  # type: ignore[arg-type]
+    assert messages(power.cycle(context, PLAN, PLAN.nodes[:1])) == ["on"]  # type: ignore[arg-type]
+    assert messages(power.cycle(context, PLAN, PLAN.nodes[:2])) == ["off and on", "on"]  # type: ignore[arg-type]
     states, errors = power.status(context, PLAN, PLAN.nodes)  # type: ignore[arg-type]
     assert (states, errors) == ({"node1": "on", "node2": "on", "node3": "off"}, [])
 
 
-def test_a_node_that_is_gone_keeps_no_other_from_its_turn(context: Context) -> None:
+def test_a_missing_node_does_not_stop_the_others(context: Context) -> None:
     context.fleet["localhost"].hypervisor.undefine_domain(PLAN.nodes[1].domain)
     done = power.turn_on(context, PLAN, PLAN.nodes)  # type: ignore[arg-type]
-    assert words(done) == ["on", "node2 is gone from localhost: there is no lab.node2", "on"]
-    gone = done["node2"]
-    assert isinstance(gone, VclusterError)
-    assert gone.hint == "vcluster clear lab, and create it again"
+    assert messages(done) == ["on", "node2 is missing: localhost has no domain lab.node2", "on"]
+    missing = done["node2"]
+    assert isinstance(missing, VclusterError)
+    assert missing.hint == "vcluster clear lab, and create it again"
     assert power.status(context, PLAN, PLAN.nodes)[0]["node2"] == "gone"  # type: ignore[arg-type]
 
 
@@ -86,7 +86,7 @@ def test_a_server_that_does_not_answer(context: Context) -> None:
     states, errors = power.status(lost, PLAN, PLAN.nodes)  # type: ignore[arg-type]
     assert set(states.values()) == {"unknown"}
     assert [error.message for error in errors] == ["localhost: no answer"]
-    assert words(power.turn_off(lost, PLAN, PLAN.nodes)) == ["localhost: no answer"] * 3  # type: ignore[arg-type]
+    assert messages(power.turn_off(lost, PLAN, PLAN.nodes)) == ["localhost: no answer"] * 3  # type: ignore[arg-type]
 
 
 def test_the_command(context: Context, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,9 +103,9 @@ def test_the_command(context: Context, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert capsys.readouterr().out == "node[1,3]: on\n"
     context.fleet["localhost"].hypervisor.undefine_domain("lab.node2")
     assert vcluster("cycle") == 1
-    said = capsys.readouterr()
-    assert said.out == "node[1,3]: off and on\n"
-    assert said.err.startswith("vcluster: node2 is gone from localhost")
+    printed = capsys.readouterr()
+    assert printed.out == "node[1,3]: off and on\n"
+    assert printed.err.startswith("vcluster: node2 is missing: localhost")
     assert vcluster("status", "-o", "json") == 0
     assert json.loads(capsys.readouterr().out) == [
         {"node": "node1", "power": "on"},

@@ -1,4 +1,4 @@
-"""Some nodes of a cluster are removed, on libvirt's own test driver; the others have all that they had."""
+"""Some nodes of a cluster are removed, with libvirt's test driver; the others keep everything."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ FOREIGN = "<domain type='test'><name>lab.node2</name><memory>1024</memory><os><t
 
 
 class World:
-    """A server with the nodes of a plan; what the agent is asked is noted and not done."""
+    """A server with the nodes of a plan. Requests to the agent are recorded and not executed."""
 
     def __init__(self, libvirt: Hypervisor, root: Path) -> None:
-        self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.requests: list[tuple[str, dict[str, Any]]] = []
         self.libvirt = libvirt
         names = ("remove_traces", "destroy_interfaces", "interfaces", "guards", "folders")
-        here = LocalAgent({name: self._operation(name) for name in names})
-        self.server = Server("localhost", samples.OWNER, root, here, libvirt=libvirt)
+        agent = LocalAgent({name: self._operation(name) for name in names})
+        self.server = Server("localhost", samples.OWNER, root, agent, libvirt=libvirt)
         self.fleet = Fleet({"localhost": self.server}, {})
 
     def _operation(self, name: str) -> Any:
         def work(**arguments: Any) -> list[Any]:
-            self.asked.append((name, arguments))
+            self.requests.append((name, arguments))
             return []
 
         return work
@@ -54,13 +54,13 @@ class World:
         for node in plan.nodes:
             self.libvirt.define_domain(domain_xml(plan, node).replace('type="qemu"', 'type="test"'))
             self.libvirt.start_domain(node.domain)
-            # Logs, of which there may be older ones, are volumes of the pool as well.
+            # Logs, also rotated ones, are volumes of the pool too.
             for suffix in ("qcow2", "seed.iso", "console.log", "console.log.0", *["data.qcow2"] * bool(node.data_gib)):
                 xml = network_xml.blank_xml(f"{node.name}.{suffix}", kind="raw", size_bytes=512)
                 self.libvirt.create_volume(pool.name, xml)
 
-    def left(self) -> dict[str, int]:
-        """How many volumes there are of each node."""
+    def volume_counts(self) -> dict[str, int]:
+        """The number of volumes of each node."""
         owners = [volume.split(".")[0] for volume in self.libvirt.volumes("vcluster-lab")]
         return {owner: owners.count(owner) for owner in sorted(set(owners))}
 
@@ -75,41 +75,41 @@ def world(tmp_path: Path) -> Iterator[World]:
         yield World(libvirt, tmp_path)
 
 
-def test_one_node_goes_and_going_twice_is_fine(world: World) -> None:
+def test_one_node_is_removed_twice_without_an_error(world: World) -> None:
     world.make(PLAN)
     rest = shrink(PLAN, ["node2"])
     for _ in range(2):
         domains.reduce(world.server, PLAN, rest)
         volumes.reduce(world.server, PLAN, rest)
-    assert [(one.node, one.is_active) for one in sorted(world.libvirt.domains(), key=lambda one: one.node)] == [
+    assert [(each.node, each.is_active) for each in sorted(world.libvirt.domains(), key=lambda each: each.node)] == [
         ("node1", True), ("node3", True),
     ]  # fmt: skip
-    assert world.left() == {"node1": 4, "node3": 5}
-    assert world.asked == [("remove_traces", {"networks": [], "domains": ["lab.node2"]})]
+    assert world.volume_counts() == {"node1": 4, "node3": 5}
+    assert world.requests == [("remove_traces", {"networks": [], "domains": ["lab.node2"]})]
 
 
-def test_all_that_a_server_has_for_a_node(world: World) -> None:
+def test_everything_of_a_node_is_removed_from_its_server(world: World) -> None:
     grown = samples.plan(12)
     world.make(grown)
-    teardown.remove_nodes(_site(), world.fleet, grown, shrink(grown, ["node1" + str(at) for at in range(3)]))  # type: ignore[arg-type]
-    assert "node1" in world.left()
-    assert len(world.left()) == len(world.libvirt.domains()) == 9
-    assert not [name for name, _ in world.asked if name in ("destroy_interfaces", "remove_guard")]
+    teardown.remove_nodes(_context(), world.fleet, grown, shrink(grown, ["node1" + str(at) for at in range(3)]))  # type: ignore[arg-type]
+    assert "node1" in world.volume_counts()
+    assert len(world.volume_counts()) == len(world.libvirt.domains()) == 9
+    assert not [name for name, _ in world.requests if name in ("destroy_interfaces", "remove_guard")]
 
 
-def test_what_is_not_ours_stays(world: World) -> None:
+def test_resources_of_other_owners_stay(world: World) -> None:
     world.libvirt.define_domain(FOREIGN)
     foreign = network_xml.pool_xml(PLAN.servers[0].pool).replace(  # type: ignore[arg-type]
         naming.uuid_for("pool", "lab", samples.OWNER), "11111111-2222-3333-4444-555555555555"
     )
     world.libvirt.create_pool(foreign)
     world.libvirt.create_volume("vcluster-lab", network_xml.blank_xml("node2.qcow2", kind="raw", size_bytes=512))
-    teardown.remove_nodes(_site(), world.fleet, PLAN, shrink(PLAN, ["node2"]))  # type: ignore[arg-type]
+    teardown.remove_nodes(_context(), world.fleet, PLAN, shrink(PLAN, ["node2"]))  # type: ignore[arg-type]
     assert world.libvirt.names()["domain"] >= {"lab.node2"}
-    assert world.left() == {"node2": 1}
+    assert world.volume_counts() == {"node2": 1}
 
 
-def test_a_pool_that_is_asleep_or_gone(world: World) -> None:
+def test_a_stopped_or_missing_pool(world: World) -> None:
     world.make(PLAN)
     rest = shrink(PLAN, ["node2"])
     world.libvirt._connection.storagePoolLookupByName("vcluster-lab").destroy()
@@ -119,16 +119,16 @@ def test_a_pool_that_is_asleep_or_gone(world: World) -> None:
     assert world.libvirt.pools() == ()
 
 
-def test_what_is_left_is_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_leftovers_are_reported(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.make(PLAN)
     monkeypatch.setattr(Hypervisor, "undefine_domain", lambda *_: None)
     with pytest.raises(VclusterError, match=r"left of lab: domain lab\.node2"):
-        teardown.remove_nodes(_site(), world.fleet, PLAN, shrink(PLAN, ["node2"]))  # type: ignore[arg-type]
+        teardown.remove_nodes(_context(), world.fleet, PLAN, shrink(PLAN, ["node2"]))  # type: ignore[arg-type]
 
 
-class _Site:
+class _Context:
     report = Reporter()
 
 
-def _site() -> _Site:
-    return _Site()
+def _context() -> _Context:
+    return _Context()

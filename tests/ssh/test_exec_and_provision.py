@@ -442,21 +442,21 @@ def test_each_node_has_a_pane_and_a_second_call_finds_them(
 ) -> None:
     monkeypatch.setenv("TMUX", "/tmp/none,1,0")
     screen = screen_of(socket, count, "sleep 30")
-    tmux.make(screen)
+    tmux.ensure_session(screen)
     assert panes(screen) == [[f"node{number}", "0", "1"] for number in range(1, count + 1)]
-    tmux.make(screen)
+    tmux.ensure_session(screen)
     assert len(panes(screen)) == count
 
 
 def test_a_pane_that_failed_stays_and_starts_again(socket: str, tmp_path: Path) -> None:
     flag = tmp_path / "flag"
     screen = screen_of(socket, 2, f"[ -e {flag} ] || exit 255; sleep 30")
-    tmux.make(screen)
+    tmux.ensure_session(screen)
     deadline = Deadline(10)
     while panes(screen) != [["node1", "1", "1"], ["node2", "1", "1"]]:
         deadline.pause(0.05, "the end of both")
     flag.touch()
-    tmux.make(screen)
+    tmux.ensure_session(screen)
     assert [dead for _, dead, _ in panes(screen)] == ["0", "0"]
 
 

@@ -53,7 +53,7 @@ class Libvirt:
     def start_transient_domain(self, _: str) -> None:
         self.asked.append("run")
 
-    def words(self, *_: str) -> Any:
+    def open_channel(self, *_: str) -> Any:
         self.asked.append("listen")
         return io.StringIO()  # it can be closed
 

@@ -1,1 +1,1 @@
-"""One module or sub-package for each outside library or tool. Its errors are translated there."""
+"""One module or sub-package for each outside library or tool. Each translates that library's errors."""

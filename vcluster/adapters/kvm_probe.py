@@ -1,8 +1,8 @@
-"""Whether a server's KVM works: told by booting a kernel under it, for everything less has been seen to lie.
+"""Test whether a server's KVM works, by booting a kernel under it.
 
-/dev/kvm can open, answer its API version, be listed by libvirt and even run the firmware, and a guest kernel still
-prints nothing for ever. So a kernel is booted and its first line awaited. The verdict holds until the machine, its
-kernel or QEMU changes; whoever asks keeps it. This module travels to servers.
+A weaker test is not enough: /dev/kvm can open, report its API version, appear in libvirt and even run the firmware, and
+a guest kernel still prints nothing. So the test boots a kernel and waits for its first line. The verdict is valid until
+the machine, its kernel or QEMU changes; the caller stores it. The agent carries this module to servers.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from vcluster.errors import MissingError
 
 DEVICE = Path("/dev/kvm")
 QEMU = "qemu-system-x86_64"
-CPU = "host"  # what render/domain.py's host-passthrough becomes
+CPU = "host"  # QEMU's name for libvirt's host-passthrough (render/domain_xml.py)
 FIRST_LINE_TIMEOUT_S = 5.0
 _SERIAL = "console=ttyS0 earlyprintk=ttyS0 panic=-1"
 
 
 @dataclass(frozen=True, slots=True)
 class KvmVerdict:
-    """Whether KVM works here, and the reason in words."""
+    """Whether KVM works on this server, and why."""
 
     kvm_works: bool
     reason: str
 
 
 def conditions() -> dict[str, str]:
-    """All that a verdict depends on; `against` is a reason that makes trying needless."""
+    """The conditions that a verdict depends on. `against` is a reason why KVM cannot work, or empty."""
     if not DEVICE.exists():
         return {"against": "there is no /dev/kvm"}
     if not os.access(DEVICE, os.R_OK | os.W_OK):
-        return {"against": "/dev/kvm cannot be opened by this user"}
+        return {"against": "this user cannot open /dev/kvm"}
     try:
         qemu = run([QEMU, "--version"], timeout_s=10).stdout.splitlines()[0]
     except MissingError as error:
@@ -69,27 +69,25 @@ def _boot(kernel: Path) -> KvmVerdict:
     argv += ["-kernel", str(kernel), "-append", _SERIAL]
     with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         try:
-            if _says(process, b"Linux version", FIRST_LINE_TIMEOUT_S):
-                return KvmVerdict(True, "a kernel boots under it")
+            if _prints(process, b"Linux version", FIRST_LINE_TIMEOUT_S):
+                return KvmVerdict(True, "a kernel boots under KVM")
         finally:
             process.kill()
-        complaint = process.stderr.read().decode(errors="replace").strip() if process.stderr else ""
-    if complaint:
-        return KvmVerdict(False, f"QEMU refuses it: {complaint.splitlines()[0]}")
-    return KvmVerdict(
-        False, f"/dev/kvm is there, but a kernel prints nothing under it for {FIRST_LINE_TIMEOUT_S:.0f} s"
-    )
+        error_output = process.stderr.read().decode(errors="replace").strip() if process.stderr else ""
+    if error_output:
+        return KvmVerdict(False, f"QEMU fails with KVM: {error_output.splitlines()[0]}")
+    return KvmVerdict(False, f"/dev/kvm exists, but a kernel under KVM prints nothing for {FIRST_LINE_TIMEOUT_S:.0f} s")
 
 
-def _says(process: subprocess.Popen[bytes], words: bytes, timeout_s: float) -> bool:
-    """Whether the process prints the words in time; an early end counts as no."""
+def _prints(process: subprocess.Popen[bytes], text: bytes, timeout_s: float) -> bool:
+    """Whether the process prints `text` within `timeout_s` seconds."""
     ends_s, seen = time.monotonic() + timeout_s, b""
-    assert process.stdout is not None  # noqa: S101 - asked for above
+    assert process.stdout is not None  # noqa: S101 - for mypy
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
-        while words not in seen and selector.select(max(0.0, ends_s - time.monotonic())):
+        while text not in seen and selector.select(max(0.0, ends_s - time.monotonic())):
             chunk = os.read(process.stdout.fileno(), 4096)
             if not chunk:
                 return False
             seen = (seen + chunk)[-65536:]
-    return words in seen
+    return text in seen

@@ -1,4 +1,4 @@
-"""The connection to a node that guest programs run over: SSH or serial."""
+"""The connection to a node that guest programs run over: an SSH session or the node's serial port."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from vcluster.util.deadline import Deadline
 
 
 class NodeConnection(Protocol):
-    """A connection to a node on which guest programs run: a session, or the node's serial port. Closed by who has it.
+    """Runs guest programs on a node. The owner of the connection closes it.
 
-    `deadline` is the connection's own where none is given; `awaited` names a program in messages.
+    Without a `deadline`, the connection's own applies; `awaited` names a program in messages.
     """
 
     @property
     def name(self) -> str:
-        """The node's."""
+        """The node's name."""
 
     def run_program(
         self,
@@ -28,10 +28,10 @@ class NodeConnection(Protocol):
         deadline: Deadline | None = None,
         on_output: Output | None = None,
     ) -> Completed:
-        """Run a Python program to its end; what it prints is passed on as it comes, and returned as a whole."""
+        """Run a Python program to its end. Its output is passed on as it arrives, and is returned."""
 
     def start_program(self, source: bytes, *, awaited: str, deadline: Deadline | None = None) -> Pipe:
         """Start a Python program and return its streams."""
 
     def close(self) -> None:
-        """Hang up. A second time does nothing."""
+        """Close the connection. A second call does nothing."""

@@ -1,4 +1,4 @@
-"""Two-way streams to a program that runs elsewhere: read so many bytes, read a line, write, all by a deadline."""
+"""Streams to and from a running program: read a number of bytes, read a line, write, each with a deadline."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from vcluster.errors import VclusterError
 from vcluster.util.deadline import Deadline
 
 CHUNK = 1 << 18
-LINE_LIMIT = 1 << 26  # a line longer than this is not one of ours
-_LOOK_S = 0.5  # how often a wait looks whether it was called off
-_TAIL = 8192  # of what a program says on its standard error this much is kept
+LINE_LIMIT = 1 << 26  # longer lines are an error
+_POLL_S = 0.5  # how often a wait checks whether it was cancelled
+_TAIL_BYTES = 8192  # how much of a program's standard error is kept
 
 
-Listener = Callable[["Pipe", bytes], None]  # hears, in a thread, what a program says on its standard error
+Listener = Callable[["Pipe", bytes], None]  # called in a thread with a program's standard error
 
 
 class Pipe(ABC):
-    """The standard streams of a running program. One thread reads and one writes at a time; `close` comes from any.
+    """The standard streams of a running program. One thread may read and one may write; any thread may call `close`.
 
-    What has arrived of an answer stays when a deadline cuts the wait for it: the next read goes on from there.
+    When a deadline ends a read, the bytes that have arrived stay; the next read continues with them.
     """
 
     def __init__(self, name: str, on_error_output: Listener | None = None) -> None:
@@ -36,84 +36,84 @@ class Pipe(ABC):
 
     @property
     def error_output(self) -> str:
-        """The end of what the program has said on its standard error."""
+        """The last part of the program's standard error."""
         return bytes(self._tail).decode(errors="replace").strip()
 
     def read(self, size: int, deadline: Deadline, awaited: str) -> bytes:
-        """Exactly `size` bytes. Raises DeadlineError in time, VclusterError when the stream ends before."""
+        """Read exactly `size` bytes. Raises DeadlineError, or VclusterError when the stream ends first."""
         while len(self._pending) < size:
             self._pending += self._more(deadline, awaited)
         return self._take(size)
 
     def read_line(self, deadline: Deadline, awaited: str) -> bytes:
-        """The next line, without its end."""
-        looked = 0
-        while (end := self._pending.find(b"\n", looked)) < 0:
-            looked = len(self._pending)
-            if looked > LINE_LIMIT:
-                raise VclusterError(f"{self.name}: {awaited}: an answer without an end")
+        """Read the next line, without its newline."""
+        searched = 0
+        while (end := self._pending.find(b"\n", searched)) < 0:
+            searched = len(self._pending)
+            if searched > LINE_LIMIT:
+                raise VclusterError(f"{self.name}: {awaited}: the answer is longer than {LINE_LIMIT >> 20} MiB")
             self._pending += self._more(deadline, awaited)
         return self._take(end + 1)[:-1]
 
     def write(self, data: bytes | memoryview, deadline: Deadline, awaited: str) -> None:
-        """Write all of it. Raises DeadlineError in time, VclusterError when nobody reads any more."""
+        """Write all of `data`. Raises DeadlineError, or VclusterError when nothing reads it any more."""
         view = memoryview(data)
         while view:
             try:
-                view = view[self.transmit(view, deadline.remaining_s(_LOOK_S)) :]
+                view = view[self.transmit(view, deadline.remaining_s(_POLL_S)) :]
             except TimeoutError:
                 deadline.check(f"{self.name}: {awaited}")
-            except (OSError, EOFError, ValueError) as error:  # ValueError: closed by ourselves
+            except (OSError, EOFError, ValueError) as error:  # ValueError: closed by another thread
                 raise self.broken(awaited, error) from error
 
     def has_more(self) -> bool:
-        """Whether a read would find something, if only the end, without a wait."""
+        """Whether a read would return at once, with data or because the stream has ended."""
         if not self._pending:
             with contextlib.suppress(TimeoutError, OSError):
                 self._pending += self.receive(0.0)
         return bool(self._pending) or not self.is_alive
 
     def broken(self, awaited: str, error: BaseException | None = None) -> VclusterError:
-        """The error for a stream that ended while something was awaited, with the reason if one is known."""
+        """The error for a stream that ended during `awaited`, with the reason if it is known."""
         reason = one_line(self.reason() or (error and (str(error) or type(error).__name__)) or "")
         return VclusterError(f"{self.name}: the connection broke during {awaited}" + (f": {reason}" if reason else ""))
 
     @property
     @abstractmethod
     def is_alive(self) -> bool:
-        """Whether bytes may still come."""
+        """Whether more bytes may arrive."""
 
     @abstractmethod
     def receive(self, timeout_s: float) -> bytes:
-        """Some bytes, none at the end. Raises TimeoutError."""
+        """Read some bytes; no bytes mean the end. Raises TimeoutError."""
 
     @abstractmethod
     def transmit(self, data: memoryview, timeout_s: float) -> int:
-        """Write some of it and say how many bytes. Raises TimeoutError, or OSError at the end."""
+        """Write part of `data` and return how many bytes. Raises TimeoutError, or OSError when the stream has ended."""
 
     @abstractmethod
     def shut(self) -> None:
-        """Say that nothing more will be written."""
+        """Close the program's input."""
 
     @abstractmethod
     def close(self) -> None:
-        """Close all streams, which ends the program. A second time does nothing."""
+        """Close all streams, which ends the program. A second call does nothing."""
 
     @abstractmethod
     def wait(self, timeout_s: float) -> int | None:
-        """The program's exit code, once it has ended; None when that is not known in time."""
+        """The program's exit code, or None if it is not known after `timeout_s` seconds."""
 
     @abstractmethod
     def reason(self) -> str:
-        """Why the stream ended, as far as is known."""
+        """Why the stream ended; empty if that is unknown."""
 
     def _more(self, deadline: Deadline, awaited: str) -> bytes:
         while True:
             try:
-                data = self.receive(deadline.remaining_s(_LOOK_S))
+                data = self.receive(deadline.remaining_s(_POLL_S))
             except TimeoutError:
                 deadline.check(f"{self.name}: {awaited}")
-            except (OSError, EOFError, ValueError) as error:  # ValueError: closed by ourselves
+            except (OSError, EOFError, ValueError) as error:  # ValueError: closed by another thread
                 raise self.broken(awaited, error) from error
             else:
                 if not data:
@@ -125,16 +125,16 @@ class Pipe(ABC):
         del self._pending[:size]
         return taken
 
-    def said(self, data: bytes) -> None:
-        """Something came on standard error."""
+    def add_error_output(self, data: bytes) -> None:
+        """Record standard error that has arrived, and pass it to the listener."""
         self._tail += data
-        del self._tail[:-_TAIL]
+        del self._tail[:-_TAIL_BYTES]
         if self._on_error_output:
             self._on_error_output(self, data)
 
 
 class LocalPipe(Pipe):
-    """A program of this machine."""
+    """A program on this machine."""
 
     def __init__(
         self,
@@ -195,17 +195,17 @@ class LocalPipe(Pipe):
     def _listen(self) -> None:
         with contextlib.suppress(OSError, ValueError):
             while data := os.read(self._stderr.fileno(), 65536):
-                self.said(data)
+                self.add_error_output(data)
 
 
 class LineSplitter:
-    """Makes lines of what arrives in pieces on several streams, and passes each on with its stream's name.
+    """Joins pieces of several streams into lines and passes each line to `on_line` with its stream's name.
 
-    `end` passes on what has come since the last line's end.
+    `end` passes on the rest after the last newline.
     """
 
-    def __init__(self, hear: Callable[[str, str], None]) -> None:
-        self._receive = hear
+    def __init__(self, on_line: Callable[[str, str], None]) -> None:
+        self._on_line = on_line
         self._rest: dict[str, bytes] = {}
 
     def __call__(self, stream: str, data: bytes) -> None:
@@ -215,18 +215,18 @@ class LineSplitter:
             self._pass_on(stream, line)
 
     def end(self) -> None:
-        """Nothing more will come."""
+        """Pass on lines without a newline at the end of their stream."""
         for stream, rest in self._rest.items():
             if rest:
                 self._pass_on(stream, rest)
         self._rest.clear()
 
     def _pass_on(self, stream: str, line: bytes) -> None:
-        self._receive(stream, line.rstrip(b"\r").decode(errors="backslashreplace"))
+        self._on_line(stream, line.rstrip(b"\r").decode(errors="backslashreplace"))
 
 
 def one_line(text: str) -> str:
-    """The last lines of a text as one."""
+    """The last three lines of a text as one line."""
     return " | ".join(line.strip() for line in text.splitlines()[-3:] if line.strip())
 
 

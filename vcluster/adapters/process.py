@@ -1,4 +1,4 @@
-"""Running programs on this machine: list arguments, no shell, output captured, failure as one clear error."""
+"""Run programs on this machine: without a shell, with captured output, and with one clear error for a failure."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 from vcluster.errors import DeadlineError, MissingError, VclusterError
 
-KILLED = 255  # the exit code of a program that a signal has ended, as ssh(1) has it
+KILLED = 255  # the exit code of a program that a signal ended, as in ssh(1)
 
-Output = Callable[[str, bytes], None]  # hears what a program prints: the stream's name, stdout or stderr, and bytes
+Output = Callable[[str, bytes], None]  # called with a program's output: "stdout" or "stderr", and bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """What a program left behind."""
+    """The exit code and the output of a program that has ended."""
 
     exit_code: int
     stdout: str
@@ -31,10 +31,10 @@ def run(
     cwd: str | None = None,
     may_fail: bool = False,
 ) -> Completed:
-    """Run a program to its end and return what it printed.
+    """Run a program to its end and return its exit code and output.
 
-    Raises MissingError when the program is not installed, DeadlineError when it takes longer than `timeout_s` seconds
-    (it is killed then), and VclusterError when it exits with anything but 0 (unless `may_fail`).
+    Raises MissingError when the program is not installed. Kills it after `timeout_s` seconds and raises DeadlineError.
+    Raises VclusterError for an exit code other than 0, unless `may_fail`.
     """
     try:
         done = subprocess.run(
@@ -47,18 +47,20 @@ def run(
             check=False,
         )
     except FileNotFoundError as error:
-        raise MissingError(f"{argv[0]} is not installed", hint="vcluster doctor names the package") from error
+        raise MissingError(
+            f"{argv[0]} is not installed", hint="vcluster doctor prints the package to install"
+        ) from error
     except subprocess.TimeoutExpired as error:
-        raise DeadlineError(f"{argv[0]} did not end within {timeout_s:.0f} s") from error
+        raise DeadlineError(f"timed out after {timeout_s:.0f} s waiting for {argv[0]}") from error
     completed = Completed(
         done.returncode, done.stdout.decode(errors="backslashreplace"), done.stderr.decode(errors="backslashreplace")
     )
     if completed.exit_code != 0 and not may_fail:
-        raise VclusterError(f"{argv[0]} failed with exit code {completed.exit_code}: {last_words(completed)}")
+        raise VclusterError(f"{argv[0]} failed with exit code {completed.exit_code}: {last_lines(completed)}")
     return completed
 
 
-def last_words(completed: Completed, lines: int = 3) -> str:
-    """The last lines a program printed, preferring its standard error, as one line."""
+def last_lines(completed: Completed, lines: int = 3) -> str:
+    """The last lines of a program's standard error, or else of its standard output, as one line."""
     text = completed.stderr.strip() or completed.stdout.strip() or "it printed nothing"
     return " | ".join(text.splitlines()[-lines:])

@@ -1,4 +1,8 @@
-"""A node's serial port."""
+"""A connection to a node by its serial port, for guest programs: no network, no login, no start of Python in the node.
+
+At the other end is the program that clones of a template resume with. It describes the protocol
+(images/debian12/overlay/usr/lib/vcluster/clone).
+"""
 
 from __future__ import annotations
 
@@ -21,46 +25,46 @@ from vcluster.adapters.serial_pipe import POLL_S, ROOM_POLL_S, NoReaderError, Se
 from vcluster.errors import VclusterError
 from vcluster.util.deadline import Deadline
 
-LEAVE_S = 5.0  # a node that does not answer in this time is left without
-_QUEUED_MAX = 32  # so many lines wait to go out before who writes has to
+LEAVE_TIMEOUT_S = 5.0  # after this time, close the connection without the node's answer
+_QUEUED_MAX = 32  # lines that may wait to be sent; then writers wait
 
 
 class LineChannel(Protocol):
-    """What lines go over, as hypervisor.Words does."""
+    """A channel for lines, such as SerialChannel."""
 
-    def next(self, deadline: Deadline, awaited: str) -> str:
-        """The next line. Raises DeadlineError in time."""
+    def read_line(self, deadline: Deadline, awaited: str) -> str:
+        """The next line. Raises DeadlineError."""
 
-    def say(self, text: str | bytes, deadline: Deadline, awaited: str) -> None:
-        """Send all of it. Raises DeadlineError in time, VclusterError when nobody will read it."""
+    def send(self, text: str | bytes, deadline: Deadline, awaited: str) -> None:
+        """Send all of `text`. Raises DeadlineError, or VclusterError when the node has stopped running."""
 
     def check(self, awaited: str) -> None:
-        """Raise VclusterError when nothing will come any more."""
+        """Raise VclusterError when nothing more can arrive."""
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the channel."""
 
 
 class SerialConnection:
-    """A connection to a node by its serial port; several threads may use it. Use as a context manager, or close it.
+    """A connection to a node by its serial port. Several threads may use it. Use as a context manager, or close it.
 
-    `deadline` is for programs that are not given another.
+    `deadline` applies to programs that are started without one.
     """
 
-    def __init__(self, name: str, words: LineChannel, deadline: Deadline) -> None:
+    def __init__(self, name: str, channel: LineChannel, deadline: Deadline) -> None:
         self.name = name
         self.deadline = deadline
-        self._words = words
-        self._lasting = Deadline(math.inf)
+        self._channel = channel
+        self._until_closed = Deadline(math.inf)
         self._lock = threading.Lock()
         self._outgoing: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._asked: deque[_Answer] = deque()
+        self._unanswered: deque[_Answer] = deque()
         self._pipes: dict[int, SerialPipe] = {}
-        # Others may have talked to the node before, and programs of theirs not have ended.
+        # Start at random: programs of an earlier connection may still be running in the node.
         self._numbers = itertools.count(secrets.randbits(31))
-        self._broken: VclusterError | None = None
-        self._has_left = self._has_hung_up = False
-        for work in (self._listen, self._speak):
+        self._failure: VclusterError | None = None
+        self._has_left = self._is_disconnected = False
+        for work in (self._receive_lines, self._send_lines):
             threading.Thread(target=work, name=f"serial port of {name}", daemon=True).start()
 
     def __enter__(self) -> SerialConnection:
@@ -73,44 +77,47 @@ class SerialConnection:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the connection stands."""
-        return self._broken is None
+        """Whether the connection is open."""
+        return self._failure is None
 
     def close(self) -> None:
-        """Tell the node that we wait for nothing more, and hang up; it may be called again."""
+        """End the node's program and close the connection. A second call does nothing."""
         with self._lock:
             is_first, self._has_left = not self._has_left, True
         if is_first and self.is_alive:
             with suppress(VclusterError):
-                self.ask({"do": "leave"}, Deadline(LEAVE_S), "its leave")
+                self.request({"do": "leave"}, Deadline(LEAVE_TIMEOUT_S), "the end of its program")
         self.disconnect()
 
     def disconnect(self) -> None:
-        """Hang up without a word. A second time does nothing."""
+        """Close the connection; the node's program continues. A second call does nothing."""
         with self._lock:
-            is_first, self._has_hung_up = not self._has_hung_up, True
+            is_first, self._is_disconnected = not self._is_disconnected, True
         if not is_first:
             return
-        self._end(VclusterError("we hung up"))
-        self._lasting.cancel()
-        self._words.close()
+        self._fail(VclusterError("vcluster closed it"))
+        self._until_closed.cancel()
+        self._channel.close()
 
-    def ask(self, request: dict[str, object], deadline: Deadline, awaited: str) -> Any:
-        """The node's answer to a request. Raises VclusterError with the node's words, or when the connection breaks."""
+    def request(self, request: dict[str, object], deadline: Deadline, awaited: str) -> Any:
+        """Send a request and return the node's answer.
+
+        Raises VclusterError with the node's error, or when the connection breaks; DeadlineError.
+        """
         answer = _Answer()
-        self._post(request, awaited, answer)
-        while not answer.is_there.wait(deadline.remaining_s(POLL_S)):
+        self._queue(request, awaited, answer)
+        while not answer.is_complete.wait(deadline.remaining_s(POLL_S)):
             deadline.check(f"{self.name}: {awaited}")
-        if answer.broken:
-            raise self._lost(awaited, answer.broken)
-        if "error" in answer.words:
-            raise VclusterError(f"{self.name}: {awaited}: {answer.words['error']}")
-        return answer.words.get("done")
+        if answer.failure:
+            raise self._broken(awaited, answer.failure)
+        if "error" in answer.message:
+            raise VclusterError(f"{self.name}: {awaited}: {answer.message['error']}")
+        return answer.message.get("done")
 
     def load(self, sources: Iterable[bytes], deadline: Deadline, awaited: str) -> None:
-        """Have the node keep programs and load the modules they need, so that each starts at once."""
+        """Store programs in the node and import the modules that they need, so that each starts at once."""
         programs = {program_digest(source): program_text(source) for source in sources}
-        self.ask({"do": "load", "programs": programs}, deadline, awaited)
+        self.request({"do": "load", "programs": programs}, deadline, awaited)
 
     def run_program(
         self,
@@ -121,9 +128,9 @@ class SerialConnection:
         deadline: Deadline | None = None,
         on_output: Output | None = None,
     ) -> Completed:
-        """Run a Python program to its end, or to the deadline (the door's if none is given); `awaited` names it.
+        """Run a Python program until it ends or the deadline expires (by default, the connection's).
 
-        What it prints is passed to `on_output` as it comes, and returned as a whole.
+        `awaited` names the program in messages. Its output is passed to `on_output` as it arrives, and is returned.
         """
         deadline = deadline or self.deadline
         printed = {"stdout": bytearray(), "stderr": bytearray()}
@@ -148,103 +155,99 @@ class SerialConnection:
     def _start(self, source: bytes, awaited: str, deadline: Deadline) -> SerialPipe:
         deadline.check(f"{self.name}: {awaited}")
         number = next(self._numbers)
-        pipe = SerialPipe(self.name, self.post, number, source)
+        pipe = SerialPipe(self.name, self._queue_when_room, number, source)
         with self._lock:
             self._pipes[number] = pipe
         try:
-            self._post({"do": "start", "id": number, "program": program_digest(source)}, awaited)
+            self._queue({"do": "start", "id": number, "program": program_digest(source)}, awaited)
         except VclusterError:
             self._pipes.pop(number, None)
             raise
         return pipe
 
-    # What goes out
+    def _queue_when_room(self, request: dict[str, object], awaited: str, *, room_s: float = 0.0) -> None:
+        """Queue a request of a pipe; with `room_s`, first wait so many seconds for room in the queue.
 
-    def post(self, request: dict[str, object], awaited: str, *, room_s: float = 0.0) -> None:
-        """For the programs of this door: have something said; at first wait until there is room for more.
-
-        Raises TimeoutError when there is not, VclusterError when the connection is broken.
+        Raises TimeoutError when there is no room, VclusterError when the connection is broken.
         """
         ends_s = time.monotonic() + room_s
         while room_s and self._outgoing.qsize() >= _QUEUED_MAX:
             if time.monotonic() > ends_s:
                 raise TimeoutError
             time.sleep(ROOM_POLL_S)
-        self._post(request, awaited)
+        self._queue(request, awaited)
 
-    def _post(self, request: dict[str, object], awaited: str, answer: _Answer | None = None) -> None:
+    def _queue(self, request: dict[str, object], awaited: str, answer: _Answer | None = None) -> None:
         with self._lock:
-            if self._broken:
-                raise self._lost(awaited, self._broken)
+            if self._failure:
+                raise self._broken(awaited, self._failure)
             if answer:
-                self._asked.append(answer)
+                self._unanswered.append(answer)
             self._outgoing.put(json.dumps(request) + "\n")
 
-    def _speak(self) -> None:
-        """In a thread of its own: a line that a deadline cuts in the middle would spoil the next."""
-        lasting = self._lasting.with_check(self._words.check)
+    def _send_lines(self) -> None:
+        """Send in a separate thread: a line that a caller's deadline cuts off would spoil the next one."""
+        deadline = self._until_closed.with_check(self._channel.check)
         try:
-            self._words.say("\n", lasting, "the serial port")  # somebody before us may have been cut
+            self._channel.send("\n", deadline, "the serial port")  # an earlier connection may have sent part of a line
             while (line := self._outgoing.get()) is not None:
-                self._words.say(line, lasting, "the serial port")
+                self._channel.send(line, deadline, "the serial port")
         except VclusterError as error:
-            self._end(error)
+            self._fail(error)
 
-    # What comes in
-
-    def _listen(self) -> None:
-        lasting = self._lasting.with_check(self._words.check)
+    def _receive_lines(self) -> None:
+        deadline = self._until_closed.with_check(self._channel.check)
         try:
             while True:
-                line = self._words.next(lasting, "its next word")
+                line = self._channel.read_line(deadline, "its next message")
                 try:
                     message = json.loads(line)
-                except ValueError:  # a word for others, such as that the node is ready
+                except ValueError:  # another message of the node, such as "ready"
                     continue
                 if isinstance(message, dict):
-                    self._heard(message)
+                    self._deliver(message)
         except VclusterError as error:
-            self._end(error)
+            self._fail(error)
 
-    def _heard(self, message: dict[str, Any]) -> None:
+    def _deliver(self, message: dict[str, Any]) -> None:
         if "done" in message or "error" in message:
             with self._lock:
-                answer = self._asked.popleft() if self._asked else None
+                answer = self._unanswered.popleft() if self._unanswered else None
             if answer:
-                answer.come(message)
+                answer.complete(message)
         elif pipe := self._pipes.get(message.get("id", -1)):
             if "exit" in message:
                 self._pipes.pop(message["id"])
-            pipe.heard(message)
+            pipe.on_message(message)
 
-    def _end(self, error: VclusterError) -> None:
+    def _fail(self, error: VclusterError) -> None:
         with self._lock:
-            if self._broken:
+            if self._failure:
                 return
-            self._broken = error
-            asked, pipes = list(self._asked), list(self._pipes.values())
+            self._failure = error
+            unanswered, pipes = list(self._unanswered), list(self._pipes.values())
         self._outgoing.put(None)
-        for answer in asked:
+        for answer in unanswered:
             answer.abort(error)
         for pipe in pipes:
             pipe.abort(error)
 
-    def _lost(self, awaited: str, error: VclusterError) -> VclusterError:
+    def _broken(self, awaited: str, error: VclusterError) -> VclusterError:
         return VclusterError(f"{self.name}: the connection broke during {awaited}: {one_line(error.message)}")
 
 
 class _Answer:
-    """What the node will have said to what it was asked."""
+    """The node's answer to a request, once it has arrived."""
 
     def __init__(self) -> None:
-        self.is_there = threading.Event()
-        self.words: dict[str, Any] = {}
-        self.broken: VclusterError | None = None
+        self.is_complete = threading.Event()
+        self.message: dict[str, Any] = {}
+        self.failure: VclusterError | None = None
 
-    def come(self, words: dict[str, Any]) -> None:
-        self.words = words
-        self.is_there.set()
+    def complete(self, message: dict[str, Any]) -> None:
+        self.message = message
+        self.is_complete.set()
 
     def abort(self, error: VclusterError) -> None:
-        self.broken = error
-        self.is_there.set()
+        self.failure = error
+        self.is_complete.set()

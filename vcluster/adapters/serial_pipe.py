@@ -1,4 +1,4 @@
-"""Programs."""
+"""The streams of a program in a node, over the node's serial port."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from vcluster.util.deadline import Deadline
 
 POLL_S = 0.5
 ROOM_POLL_S = 0.01
-_PIECE = 1 << 15  # of a program's input goes out in one line, in bytes
+_PIECE_BYTES = 1 << 15  # of a program's input in one line
 
 
-class Post(Protocol):
+class RequestQueue(Protocol):
     """Queues a request to the node; waits up to `room_s` seconds for room in the queue."""
 
     def __call__(self, request: dict[str, object], awaited: str, *, room_s: float = 0.0) -> None: ...
 
 
 class NoReaderError(BrokenPipeError):
-    """The program has ended."""
+    """The program has ended, so nothing reads its input."""
 
 
 class SerialPipe(Pipe):
-    """A program at the other end of a serial port. What it says on standard error is heard by who reads."""
+    """A program in a node. The thread that reads its output also records its standard error."""
 
-    def __init__(self, name: str, post: Post, number: int, source: bytes) -> None:
+    def __init__(self, name: str, send: RequestQueue, number: int, source: bytes) -> None:
         super().__init__(name)
-        self._post, self._number, self._source = post, number, source
+        self._send, self._number, self._source = send, number, source
         self._changed = threading.Condition()
         self._pieces: deque[tuple[str, bytes]] = deque()
         self._exit_code: int | None = None
-        self._broken: VclusterError | None = None
+        self._failure: VclusterError | None = None
         self._is_closed = False
 
     @property
@@ -48,25 +48,25 @@ class SerialPipe(Pipe):
 
     @property
     def _has_ended(self) -> bool:
-        return self._exit_code is not None or self._broken is not None or self._is_closed
+        return self._exit_code is not None or self._failure is not None or self._is_closed
 
     def receive(self, timeout_s: float) -> bytes:
         ends_s = time.monotonic() + timeout_s
-        while piece := self._piece(max(0.0, ends_s - time.monotonic())):
+        while piece := self._next_piece(max(0.0, ends_s - time.monotonic())):
             stream, data = piece
             if stream == "stdout":
                 return data
-            self.said(data)
+            self.add_error_output(data)
         return b""
 
     def next_piece(self, deadline: Deadline, awaited: str) -> tuple[str, bytes] | None:
-        """The next that it has said, behind the name of the stream; None at the end. Raises DeadlineError in time."""
+        """The next output: the stream's name and the bytes, or None at the end. Raises DeadlineError."""
         while True:
             deadline.check(f"{self.name}: {awaited}")
             with suppress(TimeoutError):
-                return self._piece(deadline.remaining_s(POLL_S))
+                return self._next_piece(deadline.remaining_s(POLL_S))
 
-    def _piece(self, timeout_s: float) -> tuple[str, bytes] | None:
+    def _next_piece(self, timeout_s: float) -> tuple[str, bytes] | None:
         with self._changed:
             if not self._changed.wait_for(lambda: self._pieces or self._has_ended, timeout_s):
                 raise TimeoutError
@@ -75,16 +75,16 @@ class SerialPipe(Pipe):
     def transmit(self, data: memoryview, timeout_s: float) -> int:
         if self._has_ended:
             raise NoReaderError(errno.EPIPE, "the program has ended")
-        piece = bytes(data[:_PIECE])
+        piece = bytes(data[:_PIECE_BYTES])
         request: dict[str, object] = {"do": "write", "id": self._number, "data": piece.decode("latin-1")}
         try:
-            self._post(request, "a write", room_s=max(timeout_s, ROOM_POLL_S))
+            self._send(request, "a write", room_s=max(timeout_s, ROOM_POLL_S))
         except VclusterError as error:
             raise NoReaderError(errno.EPIPE, error.message) from error
         return len(piece)
 
     def feed(self, stdin: bytes, deadline: Deadline, awaited: str) -> None:
-        """Write all that it will get to read."""
+        """Write all of the program's input and close it."""
         view = memoryview(stdin)
         while view:
             deadline.check(f"{self.name}: {awaited}")
@@ -94,7 +94,7 @@ class SerialPipe(Pipe):
 
     def shut(self) -> None:
         with suppress(VclusterError):
-            self._post({"do": "end", "id": self._number}, "the end of its input")
+            self._send({"do": "end", "id": self._number}, "the end of its input")
 
     def close(self) -> None:
         with self._changed:
@@ -105,28 +105,28 @@ class SerialPipe(Pipe):
             self._pieces.clear()
             self._changed.notify_all()
             with suppress(VclusterError):
-                self._post({"do": "kill", "id": self._number}, "its end")
+                self._send({"do": "kill", "id": self._number}, "its end")
 
     def wait(self, timeout_s: float) -> int | None:
         with self._changed:
-            self._changed.wait_for(lambda: self._exit_code is not None or self._broken, timeout_s)
+            self._changed.wait_for(lambda: self._exit_code is not None or self._failure, timeout_s)
             return KILLED if self._exit_code is not None and self._exit_code < 0 else self._exit_code
 
     def reason(self) -> str:
         code = self.wait(0.0 if self._is_closed else 1.0)
-        if self._broken and code is None:
-            return self._broken.message
+        if self._failure and code is None:
+            return self._failure.message
         while self._pieces:
             stream, data = self._pieces.popleft()
             if stream == "stderr":
-                self.said(data)
+                self.add_error_output(data)
         return self.error_output or ("" if code is None else f"the program ended with exit code {code}")
 
-    def heard(self, message: dict[str, Any]) -> None:
-        """Something came of it."""
+    def on_message(self, message: dict[str, Any]) -> None:
+        """Handle a message of the node about this program."""
         with self._changed:
             if "unknown" in message:
-                self._start_again(message["unknown"])
+                self._start_with_source(message["unknown"])
             elif "exit" in message:
                 self._exit_code = message["exit"]
             elif not self._is_closed:
@@ -135,23 +135,25 @@ class SerialPipe(Pipe):
             self._changed.notify_all()
 
     def abort(self, error: VclusterError) -> None:
-        """Nothing more will come."""
+        """Record that the connection has failed: no more messages can arrive."""
         with self._changed:
-            self._broken = error
+            self._failure = error
             self._changed.notify_all()
 
-    def _start_again(self, digest: str) -> None:
-        """The node has not got it; what was written meanwhile waits there."""
+    def _start_with_source(self, digest: str) -> None:
+        """Send the source of a program that the node does not have. The node keeps the input that arrived before."""
         if self._is_closed:
             return
         request: dict[str, object] = {"do": "start", "id": self._number, "program": digest}
         with suppress(VclusterError):
-            self._post(request | {"source": program_text(self._source)}, "its start")
+            self._send(request | {"source": program_text(self._source)}, "its start")
 
 
 def program_text(source: bytes) -> str:
-    return source.decode(errors="surrogateescape")  # one that is no text is refused there
+    """A program's source as text. The node rejects bytes that are not UTF-8."""
+    return source.decode(errors="surrogateescape")
 
 
 def program_digest(source: bytes) -> str:
+    """The name of a program in requests: the SHA-256 of its source."""
     return hashlib.sha256(source).hexdigest()

@@ -1,4 +1,4 @@
-"""tmux: a session with a pane for each of several nodes, on a server of its own that leaves the user's alone."""
+"""tmux: a session with one pane for each of several nodes, on a separate tmux server, not the user's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vcluster.adapters import process
 from vcluster.errors import MissingError, VclusterError
 
 TIMEOUT_S = 20.0
-# What panes are given while nobody looks; whoever attaches brings the real size along.
+# The size of a pane until a client attaches, which sets the real size.
 PANE_COLUMNS, PANE_LINES = 40, 10
 
 
@@ -27,9 +27,9 @@ class Pane:
 
 @dataclass(frozen=True, slots=True)
 class Screen:
-    """A session: its server's socket, its name, its panes, and whether what is typed goes to all of them.
+    """A session: its server's socket, its name, its panes, and whether input goes to all of them.
 
-    A pane closes when its program ends, but for the exit codes that the format `stays` is true of.
+    A pane closes when its program ends, unless the tmux format `stays` is true for its exit code.
     """
 
     socket: str
@@ -40,7 +40,7 @@ class Screen:
 
     @property
     def attach_argv(self) -> tuple[str, ...]:
-        """The command that shows it."""
+        """The command that attaches to the session."""
         return ("tmux", "-L", self.socket, "attach-session", "-t", f"={self.session}")
 
 
@@ -50,57 +50,56 @@ def socket_name(cluster: str) -> str:
 
 
 def layout(screen: Screen) -> list[list[str]]:
-    """The commands to tmux that make a session. Pure."""
-    here = f"={screen.session}:"  # the pane made last
+    """The tmux commands that create a session. Pure."""
+    target = f"={screen.session}:"  # the newest pane
     side = math.ceil(math.sqrt(len(screen.panes)))
     size = ["-x", str(side * PANE_COLUMNS), "-y", str(side * PANE_LINES)]
     first, *others = screen.panes
-    # The window is made before the options that keep a pane whose program has failed at once: the first one waits.
+    # The options that keep the pane of a failed program need a window. So the first pane starts with a sleep.
     commands = [
         ["new-session", "-d", "-s", screen.session, *size, "sleep", "60"],
-        ["set-option", "-t", here, "status-right", _STATUS],
-        ["set-option", "-t", here, "status-right-length", "80"],
-        ["set-option", "-w", "-t", here, "remain-on-exit", "on"],
-        ["set-option", "-w", "-t", here, "pane-border-status", "top"],
-        ["set-option", "-w", "-t", here, "pane-border-format", " #{@node} #{?pane_dead,(ended),} "],
-        ["set-hook", "-w", "-t", here, "pane-died", f"if-shell -F '{screen.stays}' '' 'kill-pane'"],
-        ["respawn-pane", "-k", "-t", here, *first.argv],
-        ["set-option", "-p", "-t", here, "@node", first.title],
+        ["set-option", "-t", target, "status-right", _STATUS],
+        ["set-option", "-t", target, "status-right-length", "80"],
+        ["set-option", "-w", "-t", target, "remain-on-exit", "on"],
+        ["set-option", "-w", "-t", target, "pane-border-status", "top"],
+        ["set-option", "-w", "-t", target, "pane-border-format", " #{@node} #{?pane_dead,(ended),} "],
+        ["set-hook", "-w", "-t", target, "pane-died", f"if-shell -F '{screen.stays}' '' 'kill-pane'"],
+        ["respawn-pane", "-k", "-t", target, *first.argv],
+        ["set-option", "-p", "-t", target, "@node", first.title],
     ]
     for pane in others:
         commands += [
-            ["split-window", "-t", here, *pane.argv],
-            ["set-option", "-p", "-t", here, "@node", pane.title],
-            ["select-layout", "-t", here, "tiled"],
+            ["split-window", "-t", target, *pane.argv],
+            ["set-option", "-p", "-t", target, "@node", pane.title],
+            ["select-layout", "-t", target, "tiled"],
         ]
     return [
         *commands,
-        ["set-option", "-w", "-t", here, "synchronize-panes", "on" if screen.is_synchronized else "off"],
+        ["set-option", "-w", "-t", target, "synchronize-panes", "on" if screen.is_synchronized else "off"],
         ["bind-key", "S", "set-option", "-w", "synchronize-panes"],
-        ["select-pane", "-t", f"{here}.{{top-left}}"],
+        ["select-pane", "-t", f"{target}.{{top-left}}"],
     ]
 
 
-# The job does nothing, but at its end tmux looks for ended panes: with libutempter it misses most of several that end
-# at once, for that library has the signal SIGCHLD ignored while it is at work on the first.
-_STATUS = (
-    "#(true) #{?pane_synchronized,all panes hear you,one pane hears you}: #{prefix} S changes that, #{prefix} d leaves "
-)
+# The job does nothing, but when it ends, tmux checks for ended panes. Otherwise tmux with libutempter misses most of
+# several panes that end at once: that library ignores SIGCHLD while it handles the first.
+_SWITCH = "#{?pane_synchronized,input goes to all panes,input goes to one pane}: #{prefix} S switches"
+_STATUS = f"#(true) {_SWITCH}, #{{prefix}} d detaches "
 
 
-def make(screen: Screen) -> None:
-    """Make a session unless it is there; panes of one that is there whose programs have ended start again."""
+def ensure_session(screen: Screen) -> None:
+    """Create a session, or restart the ended programs of an existing one."""
     if _run(screen.socket, ["has-session", "-t", f"={screen.session}"]).exit_code == 0:
-        _restore_nodes(screen)
+        _restart_ended_panes(screen)
         return
     for command in layout(screen):
         done = _run(screen.socket, command)
         if done.exit_code:
             _run(screen.socket, ["kill-session", "-t", f"={screen.session}"])
-            raise VclusterError(f"tmux {command[0]}: {process.last_words(done)}")
+            raise VclusterError(f"tmux {command[0]}: {process.last_lines(done)}")
 
 
-def _restore_nodes(screen: Screen) -> None:
+def _restart_ended_panes(screen: Screen) -> None:
     panes = _run(screen.socket, ["list-panes", "-t", f"={screen.session}:", "-F", "#{pane_dead} #{pane_id}"]).stdout
     for dead, pane in (line.split() for line in panes.splitlines()):
         if dead == "1":
@@ -108,18 +107,18 @@ def _restore_nodes(screen: Screen) -> None:
 
 
 def attach(screen: Screen) -> NoReturn:
-    """Be the tmux that shows a session, from now on; within another tmux too."""
-    os.execvpe("tmux", screen.attach_argv, _environment())  # noqa: S606, S607 - no shell is wanted
+    """Replace this process by a tmux client that is attached to the session. It also works inside another tmux."""
+    os.execvpe("tmux", screen.attach_argv, _environment())  # noqa: S606, S607 - without a shell
 
 
 def end(socket: str) -> None:
-    """End all sessions on a socket. Where there is none, or no tmux, that is a success."""
+    """End all sessions on a socket. It is a success if there is none, or no tmux."""
     if shutil.which("tmux"):
         _run(socket, ["kill-server"])
 
 
 def require() -> None:
-    """Raise MissingError where there is no tmux."""
+    """Raise MissingError if tmux is not installed."""
     if shutil.which("tmux") is None:
         raise MissingError("tmux is not installed", hint="apt-get install tmux")
 
@@ -129,5 +128,5 @@ def _run(socket: str, command: Sequence[str]) -> process.Completed:
 
 
 def _environment() -> Mapping[str, str]:
-    """Without TMUX: it would be refused for being within another session."""
+    """The environment without TMUX: with it, tmux refuses to attach inside another session."""
     return {name: value for name, value in os.environ.items() if name not in ("TMUX", "TMUX_PANE")}

@@ -148,10 +148,10 @@ class NodeLifecycle:
         with closed_on_error(SerialConnection(node.name, boot.listen(server, node), self._deadline)) as connection:
             with self._cluster.report.step("identity", node.name, awaiting="its name, keys and addresses"):
                 within = Deadline(self._deadline.remaining_s(IDENTITY_S)).with_check(self._deadline.check)
-                connection.ask(boot.identity(seed), within, "its identity")
+                connection.request(boot.identity(seed), within, "its identity")
             self.configure(node, connection)
             with self._cluster.report.step("sshd", node.name, awaiting="sshd with its keys"):
-                connection.ask({"do": "listening", "port": SSH_PORT}, self._deadline, "sshd with its keys")
+                connection.request({"do": "listening", "port": SSH_PORT}, self._deadline, "sshd with its keys")
         self._provide_jump_host(node)
         return connection
 
@@ -218,7 +218,7 @@ class NodeLifecycle:
             return None
         connection = SerialConnection(node.name, channel, self._deadline)
         try:
-            connection.ask({"do": "here"}, Deadline(GREETING_S), "an answer on the serial port")
+            connection.request({"do": "here"}, Deadline(GREETING_S), "an answer on the serial port")
         except VclusterError:  # another program uses the port inside the node
             connection.disconnect()
             return None
@@ -230,7 +230,7 @@ class NodeLifecycle:
         if connection is None:
             return False
         with connection:
-            return bool(connection.ask({"do": "here"}, Deadline(GREETING_S), "its name") == "")
+            return bool(connection.request({"do": "here"}, Deadline(GREETING_S), "its name") == "")
 
     def configure(self, node: Node, connection: NodeConnection) -> tuple[str, ...]:
         """Apply what the plan specifies for this node alone. Returns what changed."""

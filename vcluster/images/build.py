@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vcluster.adapters.process import last_words, run
+from vcluster.adapters.process import last_lines, run
 from vcluster.errors import MissingError, VclusterError
 
 SUITE = "bookworm"
@@ -217,7 +217,7 @@ def install(recipe: Path, root: Path, sources: str, *, scratch: Path) -> None:
     )
     if done.exit_code != 0:
         # mmdebstrap prints lines about its own processes last, and the reason before them.
-        raise VclusterError(f"mmdebstrap failed with exit code {done.exit_code}: {last_words(done, lines=12)}")
+        raise VclusterError(f"mmdebstrap failed with exit code {done.exit_code}: {last_lines(done, lines=12)}")
 
 
 def install_command(recipe: Path, root: Path, packages: Iterable[str]) -> list[str]:

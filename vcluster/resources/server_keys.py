@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from vcluster import guest
-from vcluster.adapters.process import last_words
+from vcluster.adapters.process import last_lines
 from vcluster.errors import VclusterError
 from vcluster.fleet.servers import Server
 from vcluster.model import naming
@@ -34,4 +34,4 @@ def _authorize(server: Server, request: dict[str, str]) -> None:
         guest.program("authorize"), data, awaited="authorized_keys", deadline=Deadline(TIMEOUT_S)
     )
     if done.exit_code != 0:
-        raise VclusterError(f"{server.name}: cannot write ~/.ssh/authorized_keys: {last_words(done, 1)}")
+        raise VclusterError(f"{server.name}: cannot write ~/.ssh/authorized_keys: {last_lines(done, 1)}")

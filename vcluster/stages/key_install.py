@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 
-from vcluster.adapters.process import last_words
+from vcluster.adapters.process import last_lines
 from vcluster.adapters.ssh.ssh_session import Session
 from vcluster.errors import MissingError
 
@@ -37,6 +37,6 @@ def install_key(session: Session, public_key: str, password: str) -> None:
     done = session.run(argv, stdin="".join(f"{line}\n" for line in lines).encode(), awaited="sudo")
     if done.exit_code != 0:
         raise MissingError(
-            f"{session.name}: {session.user} cannot install the cluster's key: {last_words(done, 1)}",
+            f"{session.name}: {session.user} cannot install the cluster's key: {last_lines(done, 1)}",
             hint=f"let the image's user {session.user} use sudo",
         )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vcluster import guest
-from vcluster.adapters.process import Completed, last_words
+from vcluster.adapters.process import Completed, last_lines
 from vcluster.adapters.ssh.ssh_session import Session
 from vcluster.errors import RequestError, VclusterError
 from vcluster.model.naming import folded
@@ -118,7 +118,7 @@ def require_passed(results: Mapping[str, Completed | None], job: Job, *, hint: s
         return
     left = [name for name, completed in results.items() if completed is None]
     rest = f" and was not run on {folded(left)}" if left else ""
-    outputs = [f"\n  {name}: {last_words(completed, 1)}" for name, completed in failed.items()] if with_output else []
+    outputs = [f"\n  {name}: {last_lines(completed, 1)}" for name, completed in failed.items()] if with_output else []
     detail = f":{''.join(outputs)}" if outputs else ""
     raise VclusterError(f"{job.script.name} failed on {folded(failed)}{rest}{detail}", hint=hint)
 

@@ -1,7 +1,9 @@
 """The libvirt of one server: domains, networks, storage pools, volumes and channels of nodes.
 
 Owner labels mark what belongs to a cluster: domains carry an `owner` element in their metadata, and networks and pools
-have a UUID derived from their name and owner. Nothing else is ever changed. Removing what no longer exists is a success."""
+have a UUID derived from their name and owner. Nothing else is ever changed. It is a success to remove what does not
+exist.
+"""
 
 from __future__ import annotations
 

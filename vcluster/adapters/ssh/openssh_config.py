@@ -104,7 +104,7 @@ def resolve(host: str, *, user: str = "", port: int = 0, config: Path | None = N
     asked = ["ssh", "-G", "-T", *options, *(["-l", user] if user else []), "--", name]
     done = process.run(asked, timeout_s=_TIMEOUT_S, may_fail=True)
     if done.exit_code != 0:
-        raise RequestError(f"ssh does not accept its configuration for {name}: {process.last_words(done)}")
+        raise RequestError(f"ssh does not accept its configuration for {name}: {process.last_lines(done)}")
     return _target(name, done.stdout)
 
 

@@ -50,7 +50,7 @@ class ProxyCommand:
                 words.seek(0)
                 self._said = one_line(words.read()[-4096:].decode(errors="replace"))
 
-    def last_words(self) -> str:
+    def error_output(self) -> str:
         """What the command said on its standard error, as one line."""
         self.close()
         return self._said

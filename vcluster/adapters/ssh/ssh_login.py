@@ -179,7 +179,7 @@ def _negotiate(
         raise VclusterError(f"{who}: no common ways of encryption: {one_line(str(error))}") from error
     except (paramiko.SSHException, OSError, EOFError) as error:
         transport.close()
-        said = carrier.last_words() if isinstance(carrier, ProxyCommand) else ""
+        said = carrier.error_output() if isinstance(carrier, ProxyCommand) else ""
         deadline.check(f"{who}: its greeting by ssh")
         raise VclusterError(f"{who}: the connection broke during the greeting: {said or error_line(error)}") from error
     except BaseException:

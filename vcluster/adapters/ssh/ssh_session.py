@@ -244,7 +244,7 @@ class ChannelPipe(Pipe):
                 return
             if not data:
                 return
-            self.said(data)
+            self.add_error_output(data)
 
 
 def _loader(source: bytes) -> list[str]:

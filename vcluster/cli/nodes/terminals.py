@@ -89,7 +89,7 @@ def _show(screen: Screen, *, detach: bool) -> None:
     if not detach and not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise MissingError("there is no terminal", hint="--detach makes the panes and prints how to show them")
     tmux.require()
-    tmux.make(screen)
+    tmux.ensure_session(screen)
     if not detach:
         sys.stdout.flush()
         tmux.attach(screen)

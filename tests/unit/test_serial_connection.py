@@ -1,4 +1,4 @@
-"""The serial port as a door: the node's own program, on pipes in the place of its port."""
+"""The connection by a serial port: to the node's real program, with pipes in place of the port."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ CAT = b"import sys\nfor line in sys.stdin: print(line.upper(), end='', flush=Tru
 SLEEPER = b"import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(60)"
 
 
-class PipeWords:
-    """What hypervisor.Words is over a stream of libvirt's, over pipes."""
+class PipeChannel:
+    """SerialChannel over pipes instead of a stream of libvirt."""
 
     def __init__(self, incoming: int, outgoing: int) -> None:
         self.incoming, self.outgoing = incoming, outgoing
@@ -54,13 +54,13 @@ class PipeWords:
         self.thread = threading.Thread(target=self._read, daemon=True)
         self.thread.start()
 
-    def next(self, deadline: Deadline, awaited: str) -> str:
+    def read_line(self, deadline: Deadline, awaited: str) -> str:
         while True:
             deadline.check(awaited)
             with contextlib.suppress(queue.Empty):
                 return self.lines.get(timeout=deadline.remaining_s(0.02))
 
-    def say(self, text: str | bytes, deadline: Deadline, awaited: str) -> None:
+    def send(self, text: str | bytes, deadline: Deadline, awaited: str) -> None:
         view = memoryview(text.encode() if isinstance(text, str) else text)
         while view:
             deadline.check(awaited)
@@ -91,18 +91,18 @@ class PipeWords:
 
 
 class Node:
-    """The node's program in a process of its own, and the words to it."""
+    """The node's program in its own process, and the channel to it."""
 
     def __init__(self, home: Path) -> None:
-        theirs_in, ours_out = os.pipe()
-        ours_in, theirs_out = os.pipe()
-        for end in (theirs_in, theirs_out):
+        node_in, host_out = os.pipe()
+        host_in, node_out = os.pipe()
+        for end in (node_in, node_out):
             os.set_inheritable(end, True)
-        argv = [sys.executable, "-ISB", "-c", LOADER, str(CLONE), str(theirs_in), str(theirs_out), str(home)]
+        argv = [sys.executable, "-ISB", "-c", LOADER, str(CLONE), str(node_in), str(node_out), str(home)]
         self.pid = os.posix_spawn(sys.executable, argv, dict(os.environ))
-        for end in (theirs_in, theirs_out):
+        for end in (node_in, node_out):
             os.close(end)
-        self.words = PipeWords(ours_in, ours_out)
+        self.channel = PipeChannel(host_in, host_out)
         self.exit_code: int | None = None
 
     def wait(self, seconds: float = 10) -> int | None:
@@ -120,8 +120,8 @@ class Node:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
-        self.words.close()
-        self.words.thread.join(5)
+        self.channel.close()
+        self.channel.thread.join(5)
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def node(tmp_path: Path) -> Iterator[Node]:
 
 @pytest.fixture
 def connection(node: Node) -> Iterator[SerialConnection]:
-    with SerialConnection("node1", node.words, Deadline(20)) as connection:
+    with SerialConnection("node1", node.channel, Deadline(20)) as connection:
         yield connection
 
 
@@ -157,16 +157,16 @@ def await_end(pid: int, seconds: float = 10) -> bool:
 
 
 def test_a_program_runs_to_its_end(connection: SerialConnection) -> None:
-    heard: list[tuple[str, bytes]] = []
-    door_like: NodeConnection = connection
-    done = door_like.run_program(
+    output: list[tuple[str, bytes]] = []
+    node_connection: NodeConnection = connection
+    done = node_connection.run_program(
         b"import sys\nprint(sys.stdin.read()[::-1])\nprint('\\xe4rgh \xc3\xa4', file=sys.stderr)\nsys.exit(3)",
         "näht".encode(),
         awaited="a program",
-        on_output=lambda *piece: heard.append(piece),
+        on_output=lambda *piece: output.append(piece),
     )
     assert (done.exit_code, done.stdout, done.stderr) == (3, "thän\n", "ärgh ä\n")
-    assert sorted(heard, reverse=True) == [("stdout", "thän\n".encode()), ("stderr", "ärgh ä\n".encode())]
+    assert sorted(output, reverse=True) == [("stdout", "thän\n".encode()), ("stderr", "ärgh ä\n".encode())]
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_how_programs_end(connection: SerialConnection, source: bytes, exit_code
     assert done.stderr.endswith(stderr)
 
 
-def test_a_program_is_the_main_one_alone_with_its_streams(connection: SerialConnection, tmp_path: Path) -> None:
+def test_a_program_is_main_and_has_only_its_streams(connection: SerialConnection, tmp_path: Path) -> None:
     source = b"""
 from __future__ import annotations
 import dataclasses, json, os, sys
@@ -201,11 +201,11 @@ print(json.dumps([__name__, os.getcwd(), is_leader, descriptors, os.environ["USE
 """
     answer = json.loads(connection.run_program(source, b"", awaited="a program").stdout)
     descriptors = answer.pop(3)
-    assert descriptors[:3] == ["0", "1", "2"] and len(descriptors) == 4  # the last is the folder's own
+    assert descriptors[:3] == ["0", "1", "2"] and len(descriptors) == 4  # the last one is of listdir
     assert answer == ["__main__", str(tmp_path), True, "root", 1, ["vcluster"]]
 
 
-def test_input_stays_open_until_it_is_ended(connection: SerialConnection) -> None:
+def test_input_stays_open_until_it_is_closed(connection: SerialConnection) -> None:
     deadline = Deadline(20)
     with contextlib.closing(connection.start_program(CAT, awaited="cat")) as pipe:
         pipe.write(b"one\n", deadline, "cat")
@@ -240,26 +240,26 @@ def test_two_programs_at_once(connection: SerialConnection) -> None:
         assert two.read_line(deadline, "cat") == b"C"
 
 
-def test_a_program_that_is_not_there_is_sent_with_what_was_written_to_it_kept(
+def test_the_source_of_an_unknown_program_is_sent_and_its_input_is_kept(
     node: Node, connection: SerialConnection
 ) -> None:
-    said: list[dict[str, Any]] = []
-    say = node.words.say
+    requests: list[dict[str, Any]] = []
+    send = node.channel.send
 
-    def listen(text: str | bytes, deadline: Deadline, awaited: str) -> None:
-        said.extend(json.loads(line) for line in text.split() and [text])
-        say(text, deadline, awaited)
+    def record(text: str | bytes, deadline: Deadline, awaited: str) -> None:
+        requests.extend(json.loads(line) for line in text.split() and [text])
+        send(text, deadline, awaited)
 
-    node.words.say = listen  # type: ignore[method-assign]
+    node.channel.send = record  # type: ignore[method-assign]
     assert connection.run_program(CAT, b"x", awaited="cat").stdout == "X"
-    sent = [request["do"] for request in said if "source" in request]
+    sent = [request["do"] for request in requests if "source" in request]
     assert sent == ["start"]
-    said.clear()
+    requests.clear()
     assert connection.run_program(CAT, b"y", awaited="cat").stdout == "Y"
-    assert [request["do"] for request in said] == ["start", "write", "end"]
+    assert [request["do"] for request in requests] == ["start", "write", "end"]
 
 
-def test_loading_loads_modules_and_does_no_work(connection: SerialConnection, tmp_path: Path) -> None:
+def test_loading_imports_modules_and_does_not_run_the_program(connection: SerialConnection, tmp_path: Path) -> None:
     guarded = b"import colorsys\nopen(%r, 'w')\nif __name__ == '__main__': print('\xe2\x80\xa6')"
     eager = b"import wave; open(%r, 'w')"
     faulty = b"import nothing_of_that_name\nif __name__ == '__main__': pass"
@@ -277,36 +277,36 @@ def test_loading_loads_modules_and_does_no_work(connection: SerialConnection, tm
 def test_much_input_and_output(connection: SerialConnection) -> None:
     data = bytes(range(256)) * 4096
     source = b"import sys; d = sys.stdin.buffer.read(); sys.stdout.buffer.write(d); sys.stderr.buffer.write(d[::-1])"
-    heard = {"stdout": b"", "stderr": b""}
+    output = {"stdout": b"", "stderr": b""}
 
-    def hear(stream: str, piece: bytes) -> None:
-        heard[stream] += piece
+    def on_output(stream: str, piece: bytes) -> None:
+        output[stream] += piece
 
-    assert connection.run_program(source, data, awaited="a program", on_output=hear).exit_code == 0
-    assert heard == {"stdout": data, "stderr": data[::-1]}
+    assert connection.run_program(source, data, awaited="a program", on_output=on_output).exit_code == 0
+    assert output == {"stdout": data, "stderr": data[::-1]}
 
 
-def test_input_that_nobody_reads(connection: SerialConnection) -> None:
+def test_input_that_the_program_does_not_read(connection: SerialConnection) -> None:
     done = connection.run_program(b"import os; os.close(0); print('done')", bytes(1 << 20), awaited="a program")
     assert (done.exit_code, done.stdout) == (0, "done\n")
 
 
-def test_a_program_that_does_not_read_does_not_hold_up_others(connection: SerialConnection) -> None:
+def test_a_program_that_does_not_read_does_not_delay_others(connection: SerialConnection) -> None:
     with contextlib.closing(connection.start_program(SLEEPER, awaited="a sleeper")) as pipe:
         pipe.write(bytes(1 << 20), Deadline(20), "a sleeper")
         assert connection.run_program(CAT, b"x", awaited="cat").stdout == "X"
 
 
-@pytest.mark.parametrize("told", [True, False])
-def test_a_program_that_is_closed_ends(connection: SerialConnection, *, told: bool) -> None:
-    """By the end of its input, or, if it does not look, by force."""
-    source = b"import sys\n" + SLEEPER.replace(b"time.sleep(60)", b"sys.stdin.read()") if told else SLEEPER
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_closed_program_ends(connection: SerialConnection, *, reads: bool) -> None:
+    """By the end of its input; if it does not read, by a signal."""
+    source = b"import sys\n" + SLEEPER.replace(b"time.sleep(60)", b"sys.stdin.read()") if reads else SLEEPER
     pipe = connection.start_program(source, awaited="a program")
     pid = int(pipe.read_line(Deadline(20), "its number"))
     pipe.close()
     pipe.close()
     assert not pipe.is_alive
-    assert pipe.wait(10) == (0 if told else 255)
+    assert pipe.wait(10) == (0 if reads else 255)
     assert await_end(pid)
     with pytest.raises(VclusterError, match="the connection broke"):
         pipe.read(1, Deadline(20), "a program")
@@ -317,19 +317,19 @@ def test_a_deadline_ends_the_wait_for_a_program(connection: SerialConnection) ->
         connection.run_program(SLEEPER, b"", awaited="a sleeper", deadline=Deadline(0.3))
 
 
-def test_work_that_is_called_off_ends_its_program(connection: SerialConnection) -> None:
+def test_cancelled_work_ends_its_program(connection: SerialConnection) -> None:
     deadline, pids = Deadline(20), []
 
-    def hear(_stream: str, data: bytes) -> None:
+    def on_output(_stream: str, data: bytes) -> None:
         pids.append(int(data))
         deadline.cancel()
 
     with pytest.raises(Cancelled):
-        connection.run_program(SLEEPER, b"", awaited="a sleeper", deadline=deadline, on_output=hear)
+        connection.run_program(SLEEPER, b"", awaited="a sleeper", deadline=deadline, on_output=on_output)
     assert await_end(*pids)
 
 
-def test_a_child_that_outlives_a_program_does_not_hold_up_its_end(connection: SerialConnection) -> None:
+def test_a_child_that_outlives_a_program_does_not_delay_its_end(connection: SerialConnection) -> None:
     source = b"import os, time\npid = os.fork()\nif pid: print(pid)\nelse: time.sleep(60)"
     done = connection.run_program(source, b"", awaited="a program", deadline=Deadline(10))
     assert done.exit_code == 0
@@ -339,23 +339,23 @@ def test_a_child_that_outlives_a_program_does_not_hold_up_its_end(connection: Se
 # The connection
 
 
-def test_the_host_that_vanishes_takes_its_programs_along(node: Node) -> None:
-    connection = SerialConnection("node1", node.words, Deadline(20))
+def test_a_lost_host_ends_its_programs(node: Node) -> None:
+    connection = SerialConnection("node1", node.channel, Deadline(20))
     pipe = connection.start_program(SLEEPER, awaited="a sleeper")
     pid = int(pipe.read_line(Deadline(20), "its number"))
     connection.disconnect()
     assert await_end(pid)
-    assert node.wait(0.1) is None  # it waits for another
-    with pytest.raises(VclusterError, match="the connection broke during more: we hung up"):
+    assert node.wait(0.1) is None  # it waits for the next connection
+    with pytest.raises(VclusterError, match="the connection broke during more: vcluster closed it"):
         pipe.read(1, Deadline(20), "more")
-    with pytest.raises(VclusterError, match="the connection broke during more: we hung up"):
+    with pytest.raises(VclusterError, match="the connection broke during more: vcluster closed it"):
         connection.run_program(CAT, b"", awaited="more")
     connection.close()
     assert not connection.is_alive
 
 
-def test_leaving_ends_the_nodes_program(node: Node) -> None:
-    with SerialConnection("node1", node.words, Deadline(20)) as connection:
+def test_closing_ends_the_nodes_program(node: Node) -> None:
+    with SerialConnection("node1", node.channel, Deadline(20)) as connection:
         pipe = connection.start_program(SLEEPER, awaited="a sleeper")
         pid = int(pipe.read_line(Deadline(20), "its number"))
         assert connection.is_alive
@@ -364,7 +364,7 @@ def test_leaving_ends_the_nodes_program(node: Node) -> None:
     connection.close()
 
 
-def test_a_node_that_dies_ends_all_that_wait_for_it(node: Node, connection: SerialConnection) -> None:
+def test_a_dead_node_ends_all_waits_for_it(node: Node, connection: SerialConnection) -> None:
     pipe = connection.start_program(SLEEPER, awaited="a sleeper")
     pid = int(pipe.read_line(Deadline(20), "its number"))
     os.kill(node.pid, signal.SIGKILL)
@@ -372,61 +372,61 @@ def test_a_node_that_dies_ends_all_that_wait_for_it(node: Node, connection: Seri
     with pytest.raises(VclusterError, match="the connection broke during more: node1 stopped running"):
         pipe.read(1, Deadline(20), "more")
     with pytest.raises(VclusterError, match="the connection broke during a question: node1 stopped running"):
-        connection.ask({"do": "rest"}, Deadline(20), "a question")
+        connection.request({"do": "rest"}, Deadline(20), "a question")
     assert not connection.is_alive
     node.wait()
 
 
-def test_errors_come_with_the_nodes_words(connection: SerialConnection) -> None:
+def test_errors_contain_the_nodes_message(connection: SerialConnection) -> None:
     with pytest.raises(VclusterError, match="node1: a question: KeyError: 'nonsense'"):
-        connection.ask({"do": "nonsense"}, Deadline(20), "a question")
+        connection.request({"do": "nonsense"}, Deadline(20), "a question")
     with pytest.raises(VclusterError, match="node1: its identity: KeyError: 'user-data'"):
-        connection.ask({"do": "become", "seed": {}}, Deadline(20), "its identity")
+        connection.request({"do": "become", "seed": {}}, Deadline(20), "its identity")
     with pytest.raises(VclusterError, match="node1: sshd: listening: timed out after 0 s"):
-        connection.ask({"do": "listening", "port": 1}, Deadline(20), "sshd")
+        connection.request({"do": "listening", "port": 1}, Deadline(20), "sshd")
 
 
-def test_an_answer_that_came_too_late_is_not_the_next_ones(connection: SerialConnection) -> None:
+def test_a_late_answer_is_not_taken_for_the_next_one(connection: SerialConnection) -> None:
     with pytest.raises(DeadlineError):
-        connection.ask({"do": "listening", "port": 1}, Deadline(0.05), "sshd")
+        connection.request({"do": "listening", "port": 1}, Deadline(0.05), "sshd")
     connection.load([], Deadline(20), "programs")
 
 
 def test_programs_run_while_an_answer_is_awaited(connection: SerialConnection) -> None:
     answers: list[str] = []
 
-    def ask() -> None:
+    def request() -> None:
         try:
-            connection.ask({"do": "listening", "port": 1}, Deadline(20), "sshd")
+            connection.request({"do": "listening", "port": 1}, Deadline(20), "sshd")
         except VclusterError as error:
             answers.append(error.message)
 
-    asking = threading.Thread(target=ask)
-    asking.start()
+    requesting = threading.Thread(target=request)
+    requesting.start()
     assert connection.run_program(b"print(1)", b"", awaited="a program").stdout == "1\n"
-    asking.join()
+    requesting.join()
     assert len(answers) == 1
 
 
-def test_words_for_others_are_passed_over(node: Node, connection: SerialConnection) -> None:
+def test_other_messages_are_ignored(node: Node, connection: SerialConnection) -> None:
     for line in ("ready 5.6", "7", '{"id": 1, "out": "x"}', '{"here": true}', '{"id"', ""):
-        node.words.lines.put(line)
+        node.channel.lines.put(line)
     assert connection.run_program(b"print(1)", b"", awaited="a program").stdout == "1\n"
 
 
-def test_half_a_line_of_somebody_before_is_forgotten(node: Node) -> None:
-    os.write(node.words.outgoing, b'{"do": "leave"')
-    with SerialConnection("node1", node.words, Deadline(20)) as connection:
+def test_an_unfinished_line_of_an_earlier_connection_is_dropped(node: Node) -> None:
+    os.write(node.channel.outgoing, b'{"do": "leave"')
+    with SerialConnection("node1", node.channel, Deadline(20)) as connection:
         assert connection.run_program(b"print(1)", b"", awaited="a program").stdout == "1\n"
 
 
-class Deaf(PipeWords):
-    """Nobody reads what is said."""
+class FullChannel(PipeChannel):
+    """A channel that never takes data."""
 
     def __init__(self) -> None:
         self.lines, self.has_ended = queue.SimpleQueue(), False
 
-    def say(self, text: str | bytes, deadline: Deadline, awaited: str) -> None:  # noqa: ARG002
+    def send(self, text: str | bytes, deadline: Deadline, awaited: str) -> None:  # noqa: ARG002
         while True:
             deadline.pause(0.02, awaited)
 
@@ -434,8 +434,8 @@ class Deaf(PipeWords):
         pass
 
 
-def test_who_writes_waits_for_room_and_heeds_the_deadline() -> None:
-    connection = SerialConnection("node1", Deaf(), Deadline(20))
+def test_a_writer_waits_for_room_until_its_deadline() -> None:
+    connection = SerialConnection("node1", FullChannel(), Deadline(20))
     pipe = connection.start_program(CAT, awaited="cat")
     assert isinstance(pipe, SerialPipe)
     with pytest.raises(DeadlineError):
@@ -446,7 +446,7 @@ def test_who_writes_waits_for_room_and_heeds_the_deadline() -> None:
 
 
 class Stream:
-    """A stream of libvirt's that takes a little at a time, and then breaks."""
+    """A libvirt stream that takes a little at a time, and then breaks."""
 
     def __init__(self, room: int) -> None:
         self.room, self.taken, self.is_full = room, b"", False
@@ -464,18 +464,18 @@ class Stream:
         return len(data[:1000])
 
 
-def test_what_is_said_to_a_node_goes_out_as_it_can() -> None:
+def test_text_is_sent_piece_by_piece() -> None:
     stream = Stream(2500)
-    words = SerialChannel("node1", stream)
-    words.say("ä" * 1250, Deadline(20), "a word")
+    channel = SerialChannel("node1", stream)
+    channel.send("ä" * 1250, Deadline(20), "a line")
     assert stream.taken == ("ä" * 1250).encode()
-    with pytest.raises(VclusterError, match="node1: a word: the stream is broken"):
-        words.say(b"x", Deadline(20), "a word")
+    with pytest.raises(VclusterError, match="node1: a line: the stream is broken"):
+        channel.send(b"x", Deadline(20), "a line")
     with pytest.raises(DeadlineError):
-        words.say(b"x", Deadline(0), "a word")
+        channel.send(b"x", Deadline(0), "a line")
 
 
-# A copy becomes somebody
+# A clone becomes a node
 
 
 @pytest.fixture
@@ -491,7 +491,7 @@ def clone(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 MAC = "52:54:00:00:00:0a"
 
 
-def test_a_hardware_address_for_the_kernel(clone: ModuleType) -> None:
+def test_a_mac_address_in_the_kernels_format(clone: ModuleType) -> None:
     packed = clone.hardware_address("lab0", MAC)
     assert len(packed) == 40
     assert struct.unpack("16sH6s", packed[:24]) == (b"lab0" + bytes(12), 1, bytes.fromhex("52540000000a"))
@@ -501,9 +501,9 @@ HEAD = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrn
 LINE = "   0: {}:{:04X} 00000000:0000 {} 00000000:00000000 00:00000000 00000000     0        0 {} 1 ffff 100 0 0 10 0\n"
 
 
-def test_who_listens(clone: ModuleType) -> None:
+def test_listening_sockets_are_found(clone: ModuleType) -> None:
     sockets = [("00000000", 22, "0A", 1), ("0100007F", 22, "01", 2), ("00000000", 2222, "0A", 3)]
-    table = HEAD + "".join(LINE.format(*one) for one in [*sockets, ("0100007F", 22, "0A", 4)])
+    table = HEAD + "".join(LINE.format(*entry) for entry in [*sockets, ("0100007F", 22, "0A", 4)])
     assert clone.listening_at(22, table) == {"1", "4"}
     assert clone.listening_at(22, "") == set()
     tables = {"/proc/net/tcp": table, "/proc/net/tcp6": HEAD + LINE.format("0" * 32, 22, "0A", 9)}
@@ -511,46 +511,48 @@ def test_who_listens(clone: ModuleType) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "there", "words"),
+    ("in_seed", "existing", "message"),
     [
         ({"lab0"}, {"lab0"}, None),
         ({"lab0", "mgmt0"}, {"lab0"}, "the clone has no interface mgmt0"),
         ({"lab0"}, {"lab0", "mgmt0"}, "the seed does not configure the interface mgmt0"),
     ],
 )
-def test_cards_are_those_of_the_seed(clone: ModuleType, wanted: set[str], there: set[str], words: str | None) -> None:
-    with pytest.raises(RuntimeError, match=words) if words else contextlib.nullcontext():
-        clone.require_interfaces(wanted, there)
+def test_interfaces_are_those_of_the_seed(
+    clone: ModuleType, in_seed: set[str], existing: set[str], message: str | None
+) -> None:
+    with pytest.raises(RuntimeError, match=message) if message else contextlib.nullcontext():
+        clone.require_interfaces(in_seed, existing)
 
 
 class Effects:
-    """Writes down what would be done, in order."""
+    """Records the calls, in order."""
 
     def __init__(self) -> None:
         self.done: list[Any] = []
 
-    def noting(self, what: str, answer: object = None) -> Callable[..., Any]:
-        def note(*arguments: object) -> object:
-            self.done.append((what, *arguments[:1]))
+    def recording(self, name: str, answer: object = None) -> Callable[..., Any]:
+        def record(*arguments: object) -> object:
+            self.done.append((name, *arguments[:1]))
             return answer
 
-        return note
+        return record
 
 
 @pytest.mark.parametrize("dhcp", ["", "LINK=lab0\n"])
-def test_a_copy_becomes_a_node(clone: ModuleType, monkeypatch: pytest.MonkeyPatch, dhcp: str) -> None:
+def test_a_clone_becomes_a_node(clone: ModuleType, monkeypatch: pytest.MonkeyPatch, dhcp: str) -> None:
     effects, seed = Effects(), clone.load_seed()
     sshd, socket_line = {"/run/sshd.pid": "77\n"}, HEAD + LINE.format("00000000", 22, "0A", 5)
     texts = {**sshd, "/proc/net/tcp": socket_line, seed.DHCP: dhcp}
     for name in ("write", "apply_network", "write_settings"):
-        monkeypatch.setattr(seed, name, effects.noting(name, ["172.28.0.1"] if name == "apply_network" else None))
+        monkeypatch.setattr(seed, name, effects.recording(name, ["172.28.0.1"] if name == "apply_network" else None))
     monkeypatch.setattr(seed, "read_text", lambda path: texts.get(path, ""))
     for name in ("renew_random", "bind", "set_mac_addresses", "remove_file", "start_command"):
-        monkeypatch.setattr(clone, name, effects.noting(name))
+        monkeypatch.setattr(clone, name, effects.recording(name))
     monkeypatch.setattr(clone, "INTERFACES", "/interfaces")
     monkeypatch.setattr(os, "listdir", lambda _: ["lo", "lab0"])
-    monkeypatch.setattr(time, "clock_settime", effects.noting("clock"))
-    monkeypatch.setattr(os, "kill", lambda *what: effects.done.append(("kill", *what)))
+    monkeypatch.setattr(time, "clock_settime", effects.recording("clock"))
+    monkeypatch.setattr(os, "kill", lambda *arguments: effects.done.append(("kill", *arguments)))
     ethernets = {"lab0": {"match": {"macaddress": MAC}, "set-name": "lab0", "addresses": ["10.0.0.3/24"]}}
     files = {
         "meta-data": json.dumps({"instance-id": "i", "local-hostname": "node3"}),
@@ -575,16 +577,16 @@ def test_a_copy_becomes_a_node(clone: ModuleType, monkeypatch: pytest.MonkeyPatc
     ]
 
 
-def test_listening_is_for_somebody_new(clone: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_listening_waits_for_a_new_socket(clone: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     seed, tables = clone.load_seed(), {"/proc/net/tcp": HEAD + LINE.format("00000000", 22, "0A", 5)}
     monkeypatch.setattr(seed, "read_text", lambda path: tables.get(path, ""))
     monkeypatch.setattr(clone, "become", lambda *_: ("node3", {"5"}))
-    ours_in, theirs_out = os.pipe()
-    theirs_in, ours_out = os.pipe()
-    copy = clone.Clone(theirs_in, theirs_out, seed, lambda: None)
-    assert copy.become({}) == "node3"
-    assert copy.listening({"port": 22}) is clone.LATER
+    host_in, node_out = os.pipe()
+    node_in, host_out = os.pipe()
+    program = clone.Clone(node_in, node_out, seed, lambda: None)
+    assert program.become({}) == "node3"
+    assert program.listening({"port": 22}) is clone.LATER
     tables["/proc/net/tcp"] += LINE.format("00000000", 22, "0A", 6)
-    assert copy.listening({"port": 22}) is True
-    for end in (ours_in, theirs_out, theirs_in, ours_out):
+    assert program.listening({"port": 22}) is True
+    for end in (host_in, node_out, node_in, host_out):
         os.close(end)
