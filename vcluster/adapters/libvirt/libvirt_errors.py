@@ -17,7 +17,7 @@ _DENIED = {libvirt.VIR_ERR_AUTH_FAILED, libvirt.VIR_ERR_AUTH_CANCELLED, libvirt.
 def translated_errors(action: str) -> Iterator[None]:
     """Translate libvirt's errors; `action`, such as "starting node1", starts their messages."""
     try:
-        with timed_call("libvirt", doing):
+        with timed_call("libvirt", action):
             yield
     except libvirt.libvirtError as error:
         text = (error.get_error_message() or str(error)).strip()
