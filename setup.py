@@ -1,4 +1,4 @@
-"""Packaging. The guest image recipes of images/ travel in the wheel as the package vcluster.recipes."""
+"""Packaging. The wheel contains the guest image recipes of images/ as the package vcluster.recipes."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ RECIPES = [str(path.relative_to(ROOT / "images")) for path in (ROOT / "images").
 setup(
     name="vcluster",
     version="0.1.0",
-    description="Virtual MPI clusters whose traffic crosses a switch one can study",
+    description="Create MPI clusters of virtual machines whose traffic crosses one observable switch",
     long_description=(ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else "",
     long_description_content_type="text/markdown",
     python_requires=">=3.10",

@@ -1,4 +1,4 @@
-"""Several servers at once: what is told of one that is lost, proofs by frames and by counters, images on their way."""
+"""Several servers at once: unreachable servers, proofs by frames and by counters, and transfers of images."""
 
 from __future__ import annotations
 
@@ -45,28 +45,28 @@ from vcluster.util.events import Event, Reporter
 
 
 class Connector:
-    """Opens servers by name, but for those that are gone."""
+    """Opens servers by name, except unreachable ones."""
 
-    def __init__(self, *gone: str) -> None:
-        self.gone = gone
+    def __init__(self, *unreachable: str) -> None:
+        self.unreachable = unreachable
         self.closed: list[str] = []
 
     @contextmanager
     def open(self, request: ServerRequest) -> Iterator[Server]:
-        if request.name in self.gone:
-            raise MissingError(f"{request.name} is gone")
+        if request.name in self.unreachable:
+            raise MissingError(f"{request.name} is unreachable")
         try:
             yield Server(request.name, samples.OWNER, request.storage, LocalAgent({}))
         finally:
             self.closed.append(request.name)
 
 
-WANTS = [request_for_spec(spec, carries_nodes=False) for spec in (RED, BLUE, MIDDLE)]
+REQUESTS = [request_for_spec(spec, carries_nodes=False) for spec in (RED, BLUE, MIDDLE)]
 
 
 def test_all_servers_are_opened_and_closed() -> None:
     connector = Connector()
-    with servers.open_fleet(connector, WANTS, Reporter()) as fleet:  # type: ignore[arg-type]
+    with servers.open_fleet(connector, REQUESTS, Reporter()) as fleet:  # type: ignore[arg-type]
         assert list(fleet.servers) == ["red", "blue", "middle"]
         assert fleet.each(lambda server: server.name.upper(), deadline=Deadline(5)) == {
             "red": "RED",
@@ -76,22 +76,22 @@ def test_all_servers_are_opened_and_closed() -> None:
     assert sorted(connector.closed) == ["blue", "middle", "red"]
 
 
-def test_one_that_is_gone_fails_a_create_and_closes_the_others() -> None:
+def test_an_unreachable_server_fails_a_create_and_closes_the_others() -> None:
     connector = Connector("blue")
-    with pytest.raises(MissingError, match="blue is gone"), servers.open_fleet(connector, WANTS, Reporter()):  # type: ignore[arg-type]
+    with pytest.raises(MissingError, match="blue is unreachable"), servers.open_fleet(connector, REQUESTS, Reporter()):  # type: ignore[arg-type]
         pytest.fail("it was opened")
     assert sorted(connector.closed) == ["middle", "red"]
 
 
-def test_clear_goes_on_with_those_it_reaches() -> None:
-    with servers.open_fleet(Connector("blue", "red"), WANTS, Reporter(), allow_unreachable=True) as fleet:  # type: ignore[arg-type]
+def test_clear_continues_with_reachable_servers() -> None:
+    with servers.open_fleet(Connector("blue", "red"), REQUESTS, Reporter(), allow_unreachable=True) as fleet:  # type: ignore[arg-type]
         assert list(fleet.servers) == ["middle"]
         assert "blue" not in fleet
-        with pytest.raises(MissingError, match="red is gone"):
+        with pytest.raises(MissingError, match="red is unreachable"):
             fleet["red"]
 
 
-def test_outcomes_call_nobody_off() -> None:
+def test_a_failure_does_not_cancel_other_work() -> None:
     def work(number: int) -> int:
         if number % 2:
             raise VclusterError(f"{number} is odd")
@@ -104,7 +104,7 @@ def test_outcomes_call_nobody_off() -> None:
     parallel.raise_all([])
 
 
-def test_the_clusters_key_opens_only_what_a_password_opened() -> None:
+def test_the_cluster_key_replaces_only_passwords() -> None:
     plan = samples.shared_plan(RED, replace(BLUE, login=replace(BLUE.login, password="")))  # type: ignore[type-var]
     keys = {server.name: request_for_plan(server, "the key").key for server in plan.servers}
     assert keys == {"red": "the key", "blue": None, "middle": "the key"}
@@ -130,7 +130,7 @@ def context(tmp_path: Path, connector: Connector) -> Context:
 
 
 def record_steps(monkeypatch: pytest.MonkeyPatch, state: str, *missing: str) -> list[str]:
-    """The steps that start and repair take on a cluster in that state."""
+    """Record the steps of start and repair for a cluster in that state."""
     taken: list[str] = []
     found = SimpleNamespace(state=state, missing=missing)
     monkeypatch.setattr(lifecycle, "observe_status", lambda *_: found)
@@ -141,7 +141,9 @@ def record_steps(monkeypatch: pytest.MonkeyPatch, state: str, *missing: str) -> 
     return taken
 
 
-def test_start_leaves_alone_what_is_up(monkeypatch: pytest.MonkeyPatch, context: Context, connector: Connector) -> None:
+def test_start_changes_nothing_in_a_ready_cluster(
+    monkeypatch: pytest.MonkeyPatch, context: Context, connector: Connector
+) -> None:
     taken = record_steps(monkeypatch, "ready")
     with context.files("lab").locked():
         assert lifecycle.start(context, "lab", timeout_s=5) is False
@@ -167,7 +169,7 @@ def test_start_opens_every_server_once(
     assert sorted(connector.closed) == ["blue", "middle", "red"]
 
 
-def test_repair_looks_at_what_is_up_too(monkeypatch: pytest.MonkeyPatch, context: Context) -> None:
+def test_repair_checks_a_ready_cluster_too(monkeypatch: pytest.MonkeyPatch, context: Context) -> None:
     taken = record_steps(monkeypatch, "ready")
     assert lifecycle.repair(context, "lab", timeout_s=5) == ()
     assert taken == ["rights", "nodes"]
@@ -180,7 +182,7 @@ def test_repair_looks_at_what_is_up_too(monkeypatch: pytest.MonkeyPatch, context
 # Tunnels
 
 
-def test_frames_are_awaited_up_down_and_across() -> None:
+def test_expected_frames_between_all_servers() -> None:
     plan = samples.shared_plan(RED, BLUE, count=3)
     wanted = tunnels.expected(plan, has_switch=True)
     assert wanted["middle"] == {"vx-lab-1": ["vx-lab-1>40"], "vx-lab-2": ["vx-lab-2>41"], "vx-lab-3": ["vx-lab-3>42"]}
@@ -188,7 +190,7 @@ def test_frames_are_awaited_up_down_and_across() -> None:
     assert wanted["blue"]["vx-lab-3"] == ["vx-lab-1>40", "vx-lab-2>41", "vx-lab-3<42"]
 
 
-def test_without_a_login_to_the_switch_only_what_crosses_it_is_awaited() -> None:
+def test_expected_frames_without_a_login_to_the_switch() -> None:
     plan = samples.shared_plan(RED, BLUE, count=2)
     assert tunnels.expected(plan, has_switch=False) == {
         "red": {"vx-lab-1": ["vx-lab-2>41"]},
@@ -197,7 +199,7 @@ def test_without_a_login_to_the_switch_only_what_crosses_it_is_awaited() -> None
     assert tunnels.expected(samples.shared_plan(RED, count=1), has_switch=False) == {}
 
 
-# The path
+# The path of packets
 
 
 def flow(*counts: tuple[int | None, int | None], packets: int = 100, answered: int = 100) -> FlowPath:
@@ -208,7 +210,7 @@ def flow(*counts: tuple[int | None, int | None], packets: int = 100, answered: i
     return FlowPath("node1", "node2", packets, answered, counted)
 
 
-def test_a_flow_that_every_port_counted_crossed() -> None:
+def test_a_flow_that_every_port_counts_crosses_the_switch() -> None:
     found = flow()
     assert found.crossed
     assert "the frames crossed the switch" in path_report.text(path_report.document(found))
@@ -216,7 +218,7 @@ def test_a_flow_that_every_port_counted_crossed() -> None:
 
 @pytest.mark.parametrize("missed", range(6))
 @pytest.mark.parametrize("counts", [(0, 100), (100, 0), (99, 100)])
-def test_a_flow_that_one_port_has_not_counted_did_not_cross(missed: int, counts: tuple[int, int]) -> None:
+def test_a_flow_that_one_port_does_not_count_does_not_cross_the_switch(missed: int, counts: tuple[int, int]) -> None:
     found = flow(*((100, 100),) * missed, counts, *((100, 100),) * (5 - missed))
     assert not found.crossed
     assert f"counted {min(counts)} of 100" in found.detail
@@ -224,13 +226,13 @@ def test_a_flow_that_one_port_has_not_counted_did_not_cross(missed: int, counts:
     assert "MISSED" in path_report.text(path_report.document(found))
 
 
-def test_a_flow_that_was_not_answered_proves_nothing() -> None:
+def test_a_flow_with_a_lost_packet_proves_nothing() -> None:
     found = flow(answered=99)
     assert not found.crossed
     assert found.detail == "99 of 100 packets came back"
 
 
-def test_a_port_nobody_can_look_at_is_told_as_such() -> None:
+def test_a_port_without_access_is_reported_as_unknown() -> None:
     known = (100, 100)
     found = flow(known, known, (None, None), (None, None), known, known)
     assert found.crossed
@@ -238,10 +240,10 @@ def test_a_port_nobody_can_look_at_is_told_as_such() -> None:
     assert [hop["passed"] for hop in path_report.document(found)["hops"]] == [True, True, None, None, True, True]
 
 
-# Plans and configurations as people read them
+# Plans and configurations for users
 
 
-def test_a_plan_tells_what_each_server_is_asked_for() -> None:
+def test_a_plan_shows_the_request_to_each_server() -> None:
     asked = samples.spec(3, mode="shared", servers=(RED, BLUE), switch=MIDDLE)
     facts = samples.shared_facts(asked, memory_free_mib=4096, disk_free_mib=51200, cpus=2)
     plan = make_plan(asked, facts, image=samples.DIRECT, owner=samples.OWNER)
@@ -253,7 +255,7 @@ def test_a_plan_tells_what_each_server_is_asked_for() -> None:
     assert ["middle", "switch", "-", "-", "-", "-", "3", "40-42", "-", "-"] in rows
 
 
-def test_a_node_elsewhere_is_reached_through_its_server(tmp_path: Path) -> None:
+def test_ssh_reaches_a_remote_node_through_its_server(tmp_path: Path) -> None:
     plan = samples.shared_plan(LOCAL, RED, count=2)
     jumps = {"red": ssh_files.Jump("red.example", "student", 2222, (tmp_path / "key",), True, ("ProxyJump gate",))}
     text = ssh_files.ssh_config(plan, identity=Path("/id"), known_hosts=Path("/known"), jumps=jumps)
@@ -266,7 +268,7 @@ def test_a_node_elsewhere_is_reached_through_its_server(tmp_path: Path) -> None:
     assert "red.server ssh-ed25519 AAAAred\n" in ssh_files.known_hosts(plan, samples.keys())
 
 
-# Images on their way
+# Transfers of images
 
 
 def store_with_an_image(root: Path, content: bytes) -> tuple[ImageStore, Manifest]:
@@ -285,7 +287,7 @@ def store_with_an_image(root: Path, content: bytes) -> tuple[ImageStore, Manifes
 CONTENT = bytes(range(256)) * 40_000
 
 
-def send(store: ImageStore, manifest: Manifest, there: Path, *events: list[Event]) -> None:
+def deliver_image(store: ImageStore, manifest: Manifest, there: Path, *events: list[Event]) -> None:
     report = Reporter(tuple(each.append for each in events))
     image = replace(samples.DIRECT, digest=manifest.digest)
     deliver.deliver(store, image, LocalAgent(OPERATIONS), there, name="red", deadline=Deadline(30), report=report)
@@ -294,7 +296,7 @@ def send(store: ImageStore, manifest: Manifest, there: Path, *events: list[Event
 def test_an_image_is_sent_once_with_progress(tmp_path: Path) -> None:
     store, manifest = store_with_an_image(tmp_path / "here", CONTENT)
     events: list[Event] = []
-    send(store, manifest, tmp_path / "there", events)
+    deliver_image(store, manifest, tmp_path / "there", events)
     assert (tmp_path / "there" / manifest.digest / "disk.qcow2").read_bytes() == CONTENT
     assert ImageStore(tmp_path / "there").images() == (manifest,)
     assert ImageStore(tmp_path / "there").verify(manifest) == ()
@@ -302,31 +304,31 @@ def test_an_image_is_sent_once_with_progress(tmp_path: Path) -> None:
     assert shares == sorted(shares)
     assert shares[-1] == 1
     again: list[Event] = []
-    send(store, manifest, tmp_path / "there", again)
+    deliver_image(store, manifest, tmp_path / "there", again)
     assert again == []
 
 
-def test_an_image_that_was_cut_off_goes_on(tmp_path: Path) -> None:
+def test_an_interrupted_transfer_of_an_image_resumes(tmp_path: Path) -> None:
     store, manifest = store_with_an_image(tmp_path / "here", CONTENT)
     unfinished = tmp_path / "there" / f".unfinished-{manifest.digest}"
     unfinished.mkdir(parents=True)
     (unfinished / "disk.qcow2").write_bytes(CONTENT[:5_000_000])
     events: list[Event] = []
-    send(store, manifest, tmp_path / "there", events)
+    deliver_image(store, manifest, tmp_path / "there", events)
     assert min(event.fraction for event in events if event.fraction) > 0.45
     assert (tmp_path / "there" / manifest.digest / "disk.qcow2").read_bytes() == CONTENT
     assert not unfinished.exists()
 
 
-def test_an_image_that_came_over_wrong_is_not_taken(tmp_path: Path) -> None:
+def test_an_image_with_a_wrong_digest_is_refused(tmp_path: Path) -> None:
     store, manifest = store_with_an_image(tmp_path / "here", CONTENT)
     unfinished = tmp_path / "there" / f".unfinished-{manifest.digest}"
     unfinished.mkdir(parents=True)
     (unfinished / "disk.qcow2").write_bytes(b"x" * 5_000_000)
     with pytest.raises(VclusterError, match=r"disk\.qcow2 came over changed"):
-        send(store, manifest, tmp_path / "there")
+        deliver_image(store, manifest, tmp_path / "there")
     assert not unfinished.exists()
-    send(store, manifest, tmp_path / "there")
+    deliver_image(store, manifest, tmp_path / "there")
     assert ImageStore(tmp_path / "there").verify(manifest) == ()
 
 
@@ -340,7 +342,7 @@ def run_authorize(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize("before", [None, "", "ssh-rsa AAAA mine\n", "# a comment\nssh-rsa AAAA mine"])
-def test_a_key_comes_and_goes_and_others_stay(
+def test_authorize_adds_and_removes_only_its_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], before: str | None
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -126,7 +126,7 @@ def test_one_command_at_a_time(files: ClusterFiles) -> None:
     assert not files.is_locked()
     with files.locked():
         assert files.is_locked()
-        with pytest.raises(ConflictError, match="another command"), files.locked():
+        with pytest.raises(ConflictError, match="another command is changing cluster lab"), files.locked():
             pass
     assert not files.is_locked()
 

@@ -59,7 +59,7 @@ def load(path: Path) -> tuple[str, bool]:
     try:
         if not path.is_file():
             what = "is not a regular file" if path.exists() else "does not exist"
-            raise RequestError(f"{path_shown(path)} {what}", hint="config.template shows the format")
+            raise RequestError(f"{path_shown(path)} {what}", hint="copy config.template and edit the copy")
         with path.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode
             content = file.read(SIZE_MAX_BYTES + 1)
