@@ -120,8 +120,8 @@ def with_data_file(folder: Path) -> Path:
         (other_format, "has format vmdk, not qcow2 or raw"),
         (with_backing, "needs a backing file"),
         (with_data_file, "has its data in another file"),
-        (lambda folder: folder / "none", "there is no file"),
-        (lambda folder: folder, "there is no file"),
+        (lambda folder: folder / "none", "is not a file"),
+        (lambda folder: folder, "is not a file"),
     ],
 )
 def test_a_bad_image_is_refused_with_the_reason(tmp_path: Path, make: Callable[[Path], Path], message: str) -> None:

@@ -412,7 +412,7 @@ password = env:hunter2!
          "example env:LAB_PASSWORD"),
         ("host = server2", "host = s\nkey = id", "5: [switch] key: 'id' does not begin with / or ~/; use the full "
          "path of a private key, for example ~/.ssh/id_ed25519"),
-        ("host = server2", "host = s\nkey = /nowhere/id", "5: [switch] key: there is no file '/nowhere/id'; use the "
+        ("host = server2", "host = s\nkey = /nowhere/id", "5: [switch] key: '/nowhere/id' is not a file; use the "
          "full path of a private key, for example ~/.ssh/id_ed25519"),
         ("host = localhost", "host = localhost\nuser = a", "7: [server server1] user: is not allowed for localhost: "
          "this machine needs no login"),
@@ -744,7 +744,7 @@ junk
         "config.ini:8: [server red] ram: 'lots' is not a size; for example 4096 MiB or 4 GiB",
         "config.ini:11: [server blue] host: a is also the host of [server red]",
         "config.ini:12: [server blue] password: cannot be combined with key; remove one of them",
-        "config.ini:13: [server blue] key: there is no file '/nowhere/id'; use the full path of a private key, for "
+        "config.ini:13: [server blue] key: '/nowhere/id' is not a file; use the full path of a private key, for "
         "example ~/.ssh/id_ed25519",
         "config.ini:14: [serve x]: unknown section; did you mean [server NAME]?",
         "config.ini:15: this line is neither [section] nor key = value",
@@ -794,7 +794,7 @@ def test_all_errors_in_keys_of_the_cluster_are_reported_at_once() -> None:
 
 def test_an_empty_file() -> None:
     assert errors_in("") == [
-        "config.ini: there is no server section; add one, for example [server server1]",
+        "config.ini: [server NAME]: is missing; add one section for each server, for example [server server1]",
         "config.ini: [switch]: is missing; add it with host = …, or with server = NAME for a server that carries nodes",
     ]
 

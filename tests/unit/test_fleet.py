@@ -131,23 +131,23 @@ def context(tmp_path: Path, connector: Connector) -> Context:
 
 def record_steps(monkeypatch: pytest.MonkeyPatch, state: str, *missing: str) -> list[str]:
     """Record the steps of start and repair for a cluster in that state."""
-    taken: list[str] = []
+    steps: list[str] = []
     found = SimpleNamespace(state=state, missing=missing)
     monkeypatch.setattr(lifecycle, "observe_status", lambda *_: found)
-    monkeypatch.setattr(lifecycle.servers, "require_rights", lambda _: taken.append("rights"))
-    monkeypatch.setattr(Deployment, "create_networks", lambda _: taken.append("networks"))
+    monkeypatch.setattr(lifecycle.servers, "require_rights", lambda _: steps.append("rights"))
+    monkeypatch.setattr(Deployment, "create_networks", lambda _: steps.append("networks"))
     monkeypatch.setattr(lifecycle.interfaces, "attach", lambda *_: None)
-    monkeypatch.setattr(lifecycle, "_restore_nodes", lambda *_: taken.append("nodes"))
-    return taken
+    monkeypatch.setattr(lifecycle, "_restore_nodes", lambda *_: steps.append("nodes"))
+    return steps
 
 
 def test_start_changes_nothing_in_a_ready_cluster(
     monkeypatch: pytest.MonkeyPatch, context: Context, connector: Connector
 ) -> None:
-    taken = record_steps(monkeypatch, "ready")
+    recorded = record_steps(monkeypatch, "ready")
     with context.files("lab").locked():
         assert lifecycle.start(context, "lab", timeout_s=5) is False
-    assert taken == []
+    assert recorded == []
     assert sorted(connector.closed) == ["blue", "middle", "red"]
 
 
@@ -163,16 +163,16 @@ def test_start_opens_every_server_once(
     missing: tuple[str, ...],
     steps: list[str],
 ) -> None:
-    taken = record_steps(monkeypatch, state, *missing)
+    recorded = record_steps(monkeypatch, state, *missing)
     assert lifecycle.start(context, "lab", timeout_s=5) is True
-    assert taken == steps
+    assert recorded == steps
     assert sorted(connector.closed) == ["blue", "middle", "red"]
 
 
 def test_repair_checks_a_ready_cluster_too(monkeypatch: pytest.MonkeyPatch, context: Context) -> None:
-    taken = record_steps(monkeypatch, "ready")
+    recorded = record_steps(monkeypatch, "ready")
     assert lifecycle.repair(context, "lab", timeout_s=5) == ()
-    assert taken == ["rights", "nodes"]
+    assert recorded == ["rights", "nodes"]
     record_steps(monkeypatch, "partial", "bridge vc-lab")
     assert lifecycle.repair(context, "lab", timeout_s=5) == ("bridge vc-lab",)
     with context.files("lab").locked(), pytest.raises(ConflictError, match="is changing cluster lab"):
@@ -184,10 +184,10 @@ def test_repair_checks_a_ready_cluster_too(monkeypatch: pytest.MonkeyPatch, cont
 
 def test_expected_frames_between_all_servers() -> None:
     plan = samples.shared_plan(RED, BLUE, count=3)
-    wanted = tunnels.expected(plan, has_switch=True)
-    assert wanted["middle"] == {"vx-lab-1": ["vx-lab-1>40"], "vx-lab-2": ["vx-lab-2>41"], "vx-lab-3": ["vx-lab-3>42"]}
-    assert wanted["red"]["vx-lab-1"] == ["vx-lab-2>41", "vx-lab-3>42", "vx-lab-1<40"]
-    assert wanted["blue"]["vx-lab-3"] == ["vx-lab-1>40", "vx-lab-2>41", "vx-lab-3<42"]
+    expected = tunnels.expected(plan, has_switch=True)
+    assert expected["middle"] == {"vx-lab-1": ["vx-lab-1>40"], "vx-lab-2": ["vx-lab-2>41"], "vx-lab-3": ["vx-lab-3>42"]}
+    assert expected["red"]["vx-lab-1"] == ["vx-lab-2>41", "vx-lab-3>42", "vx-lab-1<40"]
+    assert expected["blue"]["vx-lab-3"] == ["vx-lab-1>40", "vx-lab-2>41", "vx-lab-3<42"]
 
 
 def test_expected_frames_without_a_login_to_the_switch() -> None:

@@ -62,7 +62,7 @@ def test_an_image_is_found_by_name_and_by_digest(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", "none", "../demo", "sha256-", "1234"])
 def test_an_unknown_image(tmp_path: Path, name: str) -> None:
-    with pytest.raises(RequestError, match="there is no image"):
+    with pytest.raises(RequestError, match="does not exist"):
         stored(tmp_path).find(name)
 
 

@@ -104,7 +104,7 @@ CREATE = (
 @pytest.mark.parametrize(
     ("env", "exit_code", "reason"),
     [
-        ({}, 3, "the variable TEACHER_PASSWORD, which gives the password of"),
+        ({}, 3, "the variable TEACHER_PASSWORD for the password of"),
         ({"TEACHER_PASSWORD": "wrong"}, 3, "node1 refuses the password for user teacher"),
     ],
 )

@@ -160,7 +160,7 @@ def test_nothing_to_clear(host: Host, bare: Survey) -> None:
         (["--subnet", "0.0.0.0/0"], 2, "too large"),
         (["--mtu", "60"], 2, "MTU 60"),
         (["--mtu", "90000"], 2, "MTU 90000"),
-        (["--image", "none"], 2, "there is no image"),
+        (["--image", "none"], 2, "image 'none' does not exist"),
         (["--image", "../../etc"], 2, "is not an image"),
         (["--memory", "1"], 2, "--memory"),
         (["--accel", "fast"], 2, "--accel"),

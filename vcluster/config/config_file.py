@@ -139,7 +139,8 @@ def _refuse_section(config: _Config, section: ini_file.IniSection) -> None:
 
 def _check_sections(config: _Config) -> None:
     if not config.servers:
-        config.errors.add(0, "", "there is no server section; add one, for example [server server1]")
+        text = "is missing; add one section for each server, for example [server server1]"
+        config.errors.add(0, "[server NAME]", text)
     if config.switch is None:
         text = "is missing; add it with host = …, or with server = NAME for a server that carries nodes"
         config.errors.add(0, "[switch]", text)

@@ -164,6 +164,6 @@ class _Reader:
 
 
 def about(title: str, key: str = "") -> str:
-    """A section, or a key of a section, for one line of a message."""
+    """The name of a section or of a key in it, short and safe for a line of a message."""
     short = title if len(title) <= TITLE_SHOWN_MAX else f"{title[:TITLE_SHOWN_MAX]}…"
     return f"[{short if short.isprintable() else shown(short, TITLE_SHOWN_MAX)}] {key}".rstrip()

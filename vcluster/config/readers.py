@@ -163,7 +163,7 @@ def _key(text: str) -> Path:
     if not path.is_absolute():
         raise RequestError(f"{shown(text)} does not begin with / or ~/", hint=hint)
     if not is_file:
-        raise RequestError(f"there is no file {shown(str(path), length_max=100)}", hint=hint)
+        raise RequestError(f"{shown(str(path), length_max=100)} is not a file", hint=hint)
     if path.suffix == ".pub":
         raise RequestError(f"{shown(text)} is a public key", hint=hint)
     return path

@@ -40,12 +40,12 @@ class CreateRequest:
     payload: Path | None = None
 
 
-def read_options(given: Mapping[str, str], others: Table | None = None) -> SectionReader:
+def read_options(given: Mapping[str, str], other_readers: Table | None = None) -> SectionReader:
     """Read each option. Errors are collected in the result and not raised yet.
 
-    `others` are the readers of options that are not keys of [cluster].
+    `other_readers` are for options that are not keys of [cluster].
     """
-    return read(ini_file.IniSection("", 0, {}), ValidationErrors(), given=given, others=others)
+    return read(ini_file.IniSection("", 0, {}), ValidationErrors(), given=given, other_readers=other_readers)
 
 
 def of_options(cluster: SectionReader, *, mode: str) -> CreateRequest:
@@ -59,14 +59,18 @@ def of_options(cluster: SectionReader, *, mode: str) -> CreateRequest:
 
 
 def read(
-    section: ini_file.IniSection, errors: ValidationErrors, *, given: Mapping[str, str], others: Table | None = None
+    section: ini_file.IniSection,
+    errors: ValidationErrors,
+    *,
+    given: Mapping[str, str],
+    other_readers: Table | None = None,
 ) -> SectionReader:
     """Read the section [cluster]. The options in `given` replace the keys of the file."""
     superseded = {key for option in given for key in _SUPERSEDED.get(option, ())}
     entries = {key: entry for key, entry in section.entries.items() if key not in superseded}
     options = {key: ini_file.IniEntry(text, option=option_name(key)) for key, text in given.items()}
     cluster = SectionReader(section.title, errors, section.line, entries | options, DEFAULTS)
-    cluster.read({**READERS, **(others or {})})
+    cluster.read({**READERS, **(other_readers or {})})
     return cluster
 
 

@@ -31,7 +31,7 @@ def fetch(source: str, target: Path, *, report: Callable[[str], None]) -> Path:
         raise RequestError(f"{shown(source)} is not a path, an http URL or an https URL")
     path = Path(source)
     if not path.is_file():
-        raise RequestError(f"there is no file {shown(source)}")
+        raise RequestError(f"{shown(source)} is not a file")
     return path
 
 

@@ -77,7 +77,7 @@ class ImageStore:
         found = [image for image in self.images() if _has_digest(image, digest)]
         if len(found) != 1:
             hint = "vcluster image build" if name == DEFAULT_IMAGE else "vcluster image list"
-            raise RequestError(f"there is no image {shown(name)}", hint=hint)
+            raise RequestError(f"image {shown(name)} does not exist", hint=hint)
         return found[0]
 
     def find(self, name: str) -> Image:

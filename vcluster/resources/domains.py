@@ -65,8 +65,8 @@ def destroy(server: Server, cluster: str) -> None:
 def reduce(server: Server, before: Plan, after: Plan) -> None:
     """The same for the nodes of the plan `before` that are not in the plan `after`."""
     if server.libvirt:
-        gone = {node.domain for node in before.nodes_on(server.name)} - {node.domain for node in after.nodes}
-        _end(server.libvirt, server, [domain.name for domain in server.libvirt.domains() if domain.name in gone])
+        removed = {node.domain for node in before.nodes_on(server.name)} - {node.domain for node in after.nodes}
+        _end(server.libvirt, server, [domain.name for domain in server.libvirt.domains() if domain.name in removed])
 
 
 def _end(libvirt: Hypervisor, server: Server, names: Sequence[str]) -> None:

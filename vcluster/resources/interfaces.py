@@ -31,9 +31,9 @@ def destroy(server: Server, cluster: str) -> None:
 
 def reduce(server: Server, before: Plan, after: Plan) -> None:
     """Remove the bridges and tunnels of the plan `before` that are not in the plan `after`."""
-    gone = {*before.server(server.name).interface_names} - {*after.server(server.name).interface_names}
-    if gone:
-        server.call("destroy_interfaces", alias=naming.alias(before.name, server.owner), names=sorted(gone))
+    removed = {*before.server(server.name).interface_names} - {*after.server(server.name).interface_names}
+    if removed:
+        server.call("destroy_interfaces", alias=naming.alias(before.name, server.owner), names=sorted(removed))
 
 
 def observe(server: Server) -> tuple[OwnedItem, ...]:

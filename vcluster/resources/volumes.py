@@ -68,12 +68,12 @@ def destroy(server: Server, cluster: str) -> None:
 
 def reduce(server: Server, before: Plan, after: Plan) -> None:
     """Remove all files of the nodes of the plan `before` that are not in the plan `after`, with their console logs."""
-    gone = {node.name for node in before.nodes_on(server.name)} - {node.name for node in after.nodes}
-    if server.libvirt is None or not gone:
+    removed = {node.name for node in before.nodes_on(server.name)} - {node.name for node in after.nodes}
+    if server.libvirt is None or not removed:
         return
     for pool in server.libvirt.pools():
         if pool.cluster == before.name:
-            _remove_files(server.libvirt, pool.name, gone)
+            _remove_files(server.libvirt, pool.name, removed)
 
 
 def _remove_files(libvirt: Hypervisor, pool: str, nodes: Collection[str]) -> None:
