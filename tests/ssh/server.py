@@ -1,4 +1,4 @@
-"""An SSH server of this process on the loopback interface, which counts what is tried on it."""
+"""An SSH server in this process, on the loopback interface. It counts login attempts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vcluster.adapters.ssh.openssh_config import Target
 from vcluster.model import keys
 from vcluster.model.keys import KeyPair
 
-HOST, OTHER, USER, STRANGER = (keys.make_pair(name) for name in ("host", "other", "user", "stranger"))
+HOST, OTHER, USER, UNKNOWN = (keys.make_pair(name) for name in ("host", "other", "user", "unknown"))
 RSA = paramiko.RSAKey.generate(2048)
 
 
@@ -32,7 +32,7 @@ def public(pair: KeyPair) -> str:
 
 @dataclass
 class Rules:
-    """Whom the server lets in, and a record of what was tried."""
+    """The logins that the server accepts, and a record of the attempts."""
 
     host_keys: Sequence[paramiko.PKey] = field(default_factory=lambda: (private(HOST),))
     allows: str = "publickey,password"
@@ -45,13 +45,13 @@ class Rules:
     port: int = 0
 
     def cut(self) -> None:
-        """Break every connection, without a word."""
+        """Break every connection without a message."""
         for transport in self.transports:
             transport.sock.shutdown(socket.SHUT_RDWR)
 
 
 class ServerSide(paramiko.ServerInterface):
-    """One client's server: it really runs what it is told and connects where it is told."""
+    """One client's server: it really runs the commands and opens the connections."""
 
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
@@ -78,8 +78,8 @@ class ServerSide(paramiko.ServerInterface):
         self.rules.tried.append("keyboard-interactive")
         return self._verdict(list(responses) == [self.rules.password], "keyboard-interactive")
 
-    def _verdict(self, fits: bool, method: str) -> int:
-        return paramiko.AUTH_SUCCESSFUL if fits and method in self.rules.allows else paramiko.AUTH_FAILED
+    def _verdict(self, is_valid: bool, method: str) -> int:
+        return paramiko.AUTH_SUCCESSFUL if is_valid and method in self.rules.allows else paramiko.AUTH_FAILED
 
     def check_channel_request(self, kind: str, chanid: int) -> int:  # noqa: ARG002
         return paramiko.OPEN_SUCCEEDED
@@ -88,7 +88,7 @@ class ServerSide(paramiko.ServerInterface):
         if not self.rules.may_forward:
             return paramiko.OPEN_FAILED_ADMINISTRATIVELY_PROHIBITED
         try:
-            self.far = socket.create_connection(destination, timeout=5)
+            self.remote = socket.create_connection(destination, timeout=5)
         except OSError:
             return paramiko.OPEN_FAILED_CONNECT_FAILED
         return paramiko.OPEN_SUCCEEDED
@@ -104,17 +104,17 @@ def execute(channel: paramiko.Channel, command: str, env: dict[str, str] | None)
     environment = {**os.environ, **env} if env else None
     with subprocess.Popen(["sh", "-c", command], stdin=pipe, stdout=pipe, stderr=pipe, env=environment) as process:
 
-        def take_in() -> None:
+        def feed_input() -> None:
             with contextlib.suppress(OSError, EOFError), process.stdin:
                 while data := channel.recv(65536):
                     os.write(process.stdin.fileno(), data)
 
-        def add_error() -> None:
+        def send_errors() -> None:
             with contextlib.suppress(OSError, EOFError):
                 while data := os.read(process.stderr.fileno(), 65536):
                     channel.sendall_stderr(data)
 
-        threads = [threading.Thread(target=work, daemon=True) for work in (take_in, add_error)]
+        threads = [threading.Thread(target=work, daemon=True) for work in (feed_input, send_errors)]
         for thread in threads:
             thread.start()
         with contextlib.suppress(OSError, EOFError):
@@ -127,17 +127,17 @@ def execute(channel: paramiko.Channel, command: str, env: dict[str, str] | None)
         threads[0].join(5)
 
 
-def join(channel: paramiko.Channel, far: socket.socket) -> None:
+def join(channel: paramiko.Channel, remote: socket.socket) -> None:
     def out() -> None:
         with contextlib.suppress(OSError, EOFError):
             while data := channel.recv(65536):
-                far.sendall(data)
+                remote.sendall(data)
         with contextlib.suppress(OSError):
-            far.shutdown(socket.SHUT_RDWR)
+            remote.shutdown(socket.SHUT_RDWR)
 
     threading.Thread(target=out, daemon=True).start()
-    with far, contextlib.suppress(OSError, EOFError):
-        while data := far.recv(65536):
+    with remote, contextlib.suppress(OSError, EOFError):
+        while data := remote.recv(65536):
             channel.sendall(data)
     with contextlib.suppress(OSError, EOFError):
         channel.close()
@@ -145,23 +145,23 @@ def join(channel: paramiko.Channel, far: socket.socket) -> None:
 
 @contextlib.contextmanager
 def serving(rules: Rules) -> Iterator[Rules]:
-    """A server under these rules; `rules.port` says where."""
+    """A server with these rules, at `rules.port`."""
 
-    def welcome(client: socket.socket) -> None:
+    def serve(client: socket.socket) -> None:
         transport = paramiko.Transport(client)
         rules.transports.append(transport)
         for key in rules.host_keys:
             transport.add_server_key(key)
-        door = ServerSide(rules)
+        side = ServerSide(rules)
         try:
-            transport.start_server(server=door)
-            kept = []  # a channel that nobody refers to is closed
+            transport.start_server(server=side)
+            channels = []  # paramiko closes a channel without a reference
             while transport.is_active():
                 channel = transport.accept(0.2)
-                kept.append(channel)
-                if channel is not None and hasattr(door, "far"):
-                    threading.Thread(target=join, args=(channel, door.far), daemon=True).start()
-                    del door.far
+                channels.append(channel)
+                if channel is not None and hasattr(side, "remote"):
+                    threading.Thread(target=join, args=(channel, side.remote), daemon=True).start()
+                    del side.remote
         except (paramiko.SSHException, EOFError, OSError):
             return
 
@@ -171,7 +171,7 @@ def serving(rules: Rules) -> Iterator[Rules]:
                 client, _ = listener.accept()
             except OSError:
                 return
-            threading.Thread(target=welcome, args=(client,), daemon=True).start()
+            threading.Thread(target=serve, args=(client,), daemon=True).start()
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         rules.port = listener.getsockname()[1]
@@ -186,7 +186,7 @@ def serving(rules: Rules) -> Iterator[Rules]:
 
 
 def target(rules: Rules, folder: Path, *, identities: Sequence[Path] = ()) -> Target:
-    """The server as ssh's configuration might describe it, with a known_hosts file in a folder of the test."""
+    """The server as a target of ssh, with a known_hosts file in the test's folder."""
     return Target(
         asked="127.0.0.1",
         hostname="127.0.0.1",
@@ -198,7 +198,7 @@ def target(rules: Rules, folder: Path, *, identities: Sequence[Path] = ()) -> Ta
 
 
 def know(target: Target, *lines: str) -> None:
-    """Write a known_hosts file: each line is for this server, after an optional @marker."""
+    """Add lines for this server to its known_hosts file, each with an optional @marker."""
     target.known_hosts[0].parent.mkdir(exist_ok=True)
     with target.known_hosts[0].open("a") as file:
         for line in lines:
@@ -210,7 +210,7 @@ __all__ = [
     "HOST",
     "OTHER",
     "RSA",
-    "STRANGER",
+    "UNKNOWN",
     "USER",
     "Rules",
     "know",

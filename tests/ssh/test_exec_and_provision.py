@@ -1,4 +1,4 @@
-"""Commands and scripts on several nodes: each of them is this machine, behind an SSH server of this process."""
+"""Commands and scripts on several nodes: each is this machine, behind an SSH server in this process."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from vcluster.util.events import Event, Reporter
 
 pytestmark = pytest.mark.ssh
 
-NOBODY = IPv4Address("127.0.0.9")  # nothing listens there
+UNUSED = IPv4Address("127.0.0.9")  # nothing listens at it
 
 
 def at(node: Node, address: str | IPv4Address) -> Node:
@@ -50,7 +50,7 @@ def at(node: Node, address: str | IPv4Address) -> Node:
 
 def plan_of(count: int, *, lost: tuple[int, ...] = ()) -> Plan:
     plan = samples.plan(count)
-    nodes = [at(node, NOBODY if node.index in lost else "127.0.0.1") for node in plan.nodes]
+    nodes = [at(node, UNUSED if node.index in lost else "127.0.0.1") for node in plan.nodes]
     return replace(plan, user="root", nodes=tuple(nodes))
 
 
@@ -85,24 +85,24 @@ def vcluster(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 
 @pytest.mark.usefixtures("rules")
-def test_output_is_heard_while_the_program_runs() -> None:
-    heard: list[tuple[float, str, bytes]] = []
+def test_output_arrives_while_the_program_runs() -> None:
+    pieces: list[tuple[float, str, bytes]] = []
     with ssh_login.connect_node(
         "node1", "127.0.0.1", user="root", private_key=USER.private, host_key=HOST.public, deadline=Deadline(20)
     ) as session:
         done = session.run(
             ["sh", "-c", "echo one; echo two >&2; sleep 1; echo three; exit 4"],
             awaited="it",
-            on_output=lambda stream, data: heard.append((time.monotonic(), stream, data)),
+            on_output=lambda stream, data: pieces.append((time.monotonic(), stream, data)),
         )
     assert (done.exit_code, done.stdout, done.stderr) == (4, "one\nthree\n", "two\n")
-    assert {(stream, data) for _, stream, data in heard[:2]} == {("stdout", b"one\n"), ("stderr", b"two\n")}
-    assert heard[2][1:] == ("stdout", b"three\n")
-    assert heard[2][0] - heard[1][0] > 0.6
+    assert {(stream, data) for _, stream, data in pieces[:2]} == {("stdout", b"one\n"), ("stderr", b"two\n")}
+    assert pieces[2][1:] == ("stdout", b"three\n")
+    assert pieces[2][0] - pieces[1][0] > 0.6
 
 
 @pytest.mark.usefixtures("rules")
-def test_output_that_is_no_text() -> None:
+def test_output_that_is_not_text() -> None:
     with ssh_login.connect_node(
         "node1", "127.0.0.1", user="root", private_key=USER.private, host_key=HOST.public, deadline=Deadline(20)
     ) as session:
@@ -110,30 +110,32 @@ def test_output_that_is_no_text() -> None:
 
 
 @pytest.mark.usefixtures("rules")
-def test_lines_as_they_come(state: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_lines_are_printed_as_they_arrive(
+    state: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     write(state, plan_of(2))
     code = vcluster(monkeypatch, "exec", "--lines", "--", "sh", "-c", "echo out; echo err >&2; printf end; exit 3")
-    said = capfd.readouterr()
+    printed = capfd.readouterr()
     assert code == 3
-    assert sorted(said.out.splitlines()) == ["node1: end", "node1: out", "node2: end", "node2: out"]
-    assert sorted(said.err.splitlines()) == ["node1: err", "node2: err", "node[1-2]: exit code 3"]
+    assert sorted(printed.out.splitlines()) == ["node1: end", "node1: out", "node2: end", "node2: out"]
+    assert sorted(printed.err.splitlines()) == ["node1: err", "node2: err", "node[1-2]: exit code 3"]
 
 
 @pytest.mark.usefixtures("rules")
-def test_a_lost_node_hides_nobody_else(
+def test_a_lost_node_does_not_hide_the_others(
     state: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     write(state, plan_of(3, lost=(2,)))
     assert vcluster(monkeypatch, "exec", "--", "echo", "here") == 1
-    said = capfd.readouterr()
-    assert said.out == "node[1,3]:\n  here\n"
-    assert said.err.startswith("vcluster: timed out after 2 s waiting for node2: a login by ssh (")
-    assert said.err.endswith("(vcluster status lab)\n")
+    printed = capfd.readouterr()
+    assert printed.out == "node[1,3]:\n  here\n"
+    assert printed.err.startswith("vcluster: timed out after 2 s waiting for node2: the SSH login (")
+    assert printed.err.endswith("(vcluster status lab)\n")
     assert vcluster(monkeypatch, "exec", "-o", "json", "--", "sh", "-c", "exit 9") == 9
     document = json.loads(capfd.readouterr().out)
     assert document["node1"] == {"exit_code": 9, "stdout": "", "stderr": "", "error": None}
     assert document["node2"]["exit_code"] is None
-    assert "a login by ssh" in document["node2"]["error"]
+    assert "the SSH login" in document["node2"]["error"]
 
 
 @pytest.mark.usefixtures("rules")
@@ -170,7 +172,7 @@ def test_fanout(state: Path, tmp_path: Path, fanout: int, most: int) -> None:
     log = tmp_path / "log"
     argv = ["sh", "-c", f"echo + >>{log}; sleep 1; echo - >>{log}"]
     found = access.run_everywhere(context(state), plan, plan.nodes, argv, user="root", timeout_s=60, fanout=fanout)
-    assert [one.exit_code for one in found.values() if not isinstance(one, VclusterError)] == [0] * 4
+    assert [result.exit_code for result in found.values() if not isinstance(result, VclusterError)] == [0] * 4
     now, peak = 0, 0
     for line in log.read_text().split():
         now += 1 if line == "+" else -1
@@ -184,11 +186,11 @@ def test_nodes_behind_the_head_are_reached_through_it(state: Path) -> None:
     nodes = (plan.head, *(replace(node, management=None, address=IPv4Address("127.0.0.1")) for node in plan.workers))
     plan = replace(plan, nodes=nodes)
     write(state, plan)
-    # One after the other: the server takes one connection through it at a time.
+    # One at a time: this server forwards one connection at a time.
     found = access.run_everywhere(
         context(state), plan, plan.workers, ["echo", "hi"], user="root", timeout_s=20, fanout=1
     )
-    assert {name: one.stdout for name, one in found.items() if not isinstance(one, VclusterError)} == {
+    assert {name: result.stdout for name, result in found.items() if not isinstance(result, VclusterError)} == {
         "node2": "hi\n",
         "node3": "hi\n",
     }
@@ -207,7 +209,7 @@ def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.setattr(provision.paths, "shared_folder", lambda _: str(folder))
     monkeypatch.setattr(provision, "NODE_LOGS", str(tmp_path / "node logs"))
-    # All nodes are one machine, but each must have a log of its own.
+    # All nodes are one machine, but each needs its own log.
     mine = b'(request["log"] + request["environment"]["VCLUSTER_NODE"])'
     monkeypatch.setattr(provision.guest, "program", lambda name: program(name).replace(b'request["log"]', mine))
     return folder
@@ -264,7 +266,7 @@ def test_a_script_and_its_payload(state: Path, shared: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.usefixtures("rules")
-def test_the_second_time_the_payload_stays_as_it_is(state: Path, shared: Path, tmp_path: Path) -> None:
+def test_an_unchanged_payload_is_not_sent_again(state: Path, shared: Path, tmp_path: Path) -> None:
     job = Job.read(script(tmp_path, "cat big | wc -c\n"), tree(tmp_path / "payload"))
     assert job.payload
     run(state, job)
@@ -281,16 +283,16 @@ def test_the_second_time_the_payload_stays_as_it_is(state: Path, shared: Path, t
 @pytest.mark.usefixtures("rules")
 def test_a_single_file_is_found_in_the_working_folder(state: Path, shared: Path, tmp_path: Path) -> None:
     (tmp_path / "a b").write_text("data\n")
-    (shared / ".vcluster" / "payload-0123.part").mkdir(parents=True)  # of a command that was killed
+    (shared / ".vcluster" / "payload-0123.part").mkdir(parents=True)  # of a killed command
     job = Job.read(script(tmp_path, 'cat "a b"\n'), tmp_path / "a b")
     done, _ = run(state, job, None, nodes=plan_of(2).workers)
-    assert {name: one.stdout for name, one in done.items()} == {"node2": "data\n"}  # type: ignore[attr-defined]
+    assert {name: result.stdout for name, result in done.items()} == {"node2": "data\n"}  # type: ignore[attr-defined]
     assert job.payload
     assert [path.name for path in (shared / ".vcluster").iterdir()] == [job.payload.name]
 
 
 @pytest.mark.usefixtures("rules")
-def test_a_payload_that_cannot_be_put_there(state: Path, shared: Path, tmp_path: Path) -> None:
+def test_a_payload_that_cannot_be_stored(state: Path, shared: Path, tmp_path: Path) -> None:
     (shared / ".vcluster").write_text("in the way")
     job = Job.read(script(tmp_path, "true\n"), tree(tmp_path / "payload"))
     with pytest.raises(VclusterError, match=r"node1: payload: .*\.vcluster"):
@@ -298,7 +300,7 @@ def test_a_payload_that_cannot_be_put_there(state: Path, shared: Path, tmp_path:
 
 
 @pytest.mark.usefixtures("rules", "shared")
-def test_a_payload_that_changes_meanwhile_leaves_nothing(state: Path, shared: Path, tmp_path: Path) -> None:
+def test_a_payload_that_changes_while_it_is_sent_is_removed(state: Path, shared: Path, tmp_path: Path) -> None:
     job = Job.read(script(tmp_path, "true\n"), tree(tmp_path / "payload"))
     (tmp_path / "payload" / "run").unlink()
     with pytest.raises(VclusterError, match="run changed while it was sent"):
@@ -317,13 +319,13 @@ def test_after_a_failure(state: Path, tmp_path: Path, keep_going: bool, expected
     text = 'echo "I am $VCLUSTER_NODE"; [ "$VCLUSTER_NODE" != node1 ] || exit 7\n'
     job = Job.read(script(tmp_path, text), keep_going=keep_going, fanout=1)
     done, logs = run(state, job, plan_of(3))
-    assert {name: one and one.exit_code for name, one in done.items()} == expected  # type: ignore[attr-defined]
+    assert {name: result and result.exit_code for name, result in done.items()} == expected  # type: ignore[attr-defined]
     assert (logs / "node1.log").read_text() == "I am node1\n"
     assert (logs / "node3.log").exists() is keep_going
 
 
 @pytest.mark.usefixtures("rules", "shared")
-def test_what_runs_already_goes_on_after_a_failure(state: Path, tmp_path: Path) -> None:
+def test_running_scripts_continue_after_a_failure(state: Path, tmp_path: Path) -> None:
     text = '[ "$VCLUSTER_NODE" != node1 ] || exit 7; sleep 1; echo done\n'
     done, _ = run(state, Job.read(script(tmp_path, text), fanout=2), plan_of(3))
     assert done["node2"].stdout == "done\n"  # type: ignore[attr-defined]
@@ -340,7 +342,7 @@ def test_what_runs_already_goes_on_after_a_failure(state: Path, tmp_path: Path) 
         ("#!/usr/bin/env python3", "import sys; sys.exit('no')", 1, "no"),
     ],
 )
-def test_ways_to_fail(state: Path, tmp_path: Path, line: str, text: str, exit_code: int, words: str) -> None:
+def test_failures(state: Path, tmp_path: Path, line: str, text: str, exit_code: int, words: str) -> None:
     path = tmp_path / "job"
     path.write_text(f"{line}\n{text}\n")
     done, logs = run(state, Job.read(path), plan_of(1))
@@ -349,7 +351,7 @@ def test_ways_to_fail(state: Path, tmp_path: Path, line: str, text: str, exit_co
 
 
 @pytest.mark.usefixtures("rules", "shared")
-def test_what_a_script_leaves_running_is_not_waited_for(state: Path, tmp_path: Path) -> None:
+def test_background_processes_of_a_script_are_not_awaited(state: Path, tmp_path: Path) -> None:
     began = time.monotonic()
     done, _ = run(state, Job.read(script(tmp_path, "sleep 20 & echo started\n")), plan_of(1))
     assert done["node1"].stdout == "started\n"  # type: ignore[attr-defined]
@@ -372,8 +374,8 @@ def test_a_script_ends_with_its_connection(rules: Rules, state: Path, tmp_path: 
     assert "the connection broke during set up.sh" in (logs / "node1.log").read_text()
 
 
-def test_nobody_listening_is_the_end_of_a_script(tmp_path: Path) -> None:
-    """The guest program by itself: here its output is a pipe whose other end closes."""
+def test_a_script_ends_when_its_output_closes(tmp_path: Path) -> None:
+    """The guest program alone: its output is a pipe whose reader closes."""
     mark = tmp_path / "pid"
     request = {
         "script": "IyEvYmluL3NoCmVjaG8gJCQgPiRNQVJLOyBleGVjIHNsZWVwIDYwCg==",  # echo $$ >$MARK; exec sleep 60
@@ -402,10 +404,10 @@ def test_the_command(
     write(state, plan_of(2))
     path = script(tmp_path, "echo same; [ $VCLUSTER_NODE = node1 ]\n", "check.sh")
     assert vcluster(monkeypatch, "provision", str(path), "--keep-going") == 1
-    said = capfd.readouterr()
-    assert said.out == "node[1-2]:\n  same\nnode2: exit code 1\n"
+    printed = capfd.readouterr()
+    assert printed.out == "node[1-2]:\n  same\nnode2: exit code 1\n"
     folder = state / "clusters" / "lab" / "logs" / "provision-check.sh"
-    assert said.err.splitlines()[-1] == f"vcluster: check.sh failed on node2 (the logs are in {folder})"
+    assert printed.err.splitlines()[-1] == f"vcluster: check.sh failed on node2 (the logs are in {folder})"
     assert vcluster(monkeypatch, "provision", str(path), "-w", "node1", "-o", "json") == 0
     document = json.loads(capfd.readouterr().out)
     assert document == {"node1": {"exit_code": 0, "stdout": "same\n", "stderr": ""}}
@@ -460,7 +462,7 @@ def test_a_pane_that_failed_stays_and_starts_again(socket: str, tmp_path: Path) 
     assert [dead for _, dead, _ in panes(screen)] == ["0", "0"]
 
 
-def test_panes_made_and_left(
+def test_the_shell_command_creates_and_ends_panes(
     socket: str, state: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     write(state, plan_of(3))
@@ -471,7 +473,7 @@ def test_panes_made_and_left(
     assert capfd.readouterr().out == f"tmux -L {socket} attach-session -t ={socket}-console\n"
 
 
-# The guest program that unpacks
+# The guest program `unpack`
 
 
 def unpack(folder: Path, data: bytes) -> list[dict[str, object]]:
@@ -495,11 +497,11 @@ def test_only_a_whole_archive_becomes_a_payload(tmp_path: Path) -> None:
     data = archive(tmp_path)
     absent, end = {"present": False}, bytes(4)
     cut = {"error": "the archive was cut off"}
-    for sent, said in [
+    for sent, answer in [
         (piece(data), cut), (piece(data)[:-1], cut), (piece(data) + end[:2], cut), (b"", cut),
         (piece(b"no archive" * 100) + end, {"error": "tar: This does not look like a tar archive"}),
     ]:  # fmt: skip
-        assert unpack(tmp_path, sent) == [absent, said]
+        assert unpack(tmp_path, sent) == [absent, answer]
         assert not list((tmp_path / ".vcluster").iterdir())
     assert unpack(tmp_path, piece(data[:512]) + piece(data[512:]) + end) == [absent, {"present": True}]
     assert (tmp_path / ".vcluster" / "payload-1" / "file").read_text() == "x"
@@ -507,7 +509,7 @@ def test_only_a_whole_archive_becomes_a_payload(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="being somebody else needs root")
-def test_it_belongs_to_whom_the_shared_folder_belongs(tmp_path: Path) -> None:
+def test_a_payload_has_the_owner_of_the_shared_folder(tmp_path: Path) -> None:
     with tempfile.TemporaryDirectory() as name:
         shared = Path(name)
         os.chown(shared, 65534, 65534)

@@ -1,4 +1,4 @@
-"""A real sshd, a real sudo, a real libvirt: the agent and the way to libvirt, as each kind of user."""
+"""A real sshd, sudo and libvirt: the agent and the proxy to libvirt, for each kind of user."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.testbed import Server, testbed
 
 pytestmark = pytest.mark.netns
 
-# Runs on the first server. Prints what it finds out, line by line.
+# Runs on the first server and prints its results, one a line.
 PROGRAM = """
 import os, sys, libvirt
 from vcluster.agent.remote_agent import RemoteAgent
@@ -75,7 +75,7 @@ def exercise(servers: tuple[Server, ...], user: str, password: str = "-", for_su
 @pytest.mark.parametrize(
     ("user", "password"), [("root", "-"), ("operator", "-"), ("student", "s e'c$r\\t")], ids=["root", "key", "password"]
 )
-def test_every_kind_of_user_reaches_libvirt_and_leaves_nothing(
+def test_every_kind_of_user_reaches_libvirt_and_nothing_stays(
     servers: tuple[Server, ...], user: str, password: str
 ) -> None:
     blue = servers[1]
@@ -91,7 +91,7 @@ def test_every_kind_of_user_reaches_libvirt_and_leaves_nothing(
         ("wrong", "-", "refuses the password for user student"),
     ],
 )
-def test_a_wrong_password_is_told_by_who_refuses_it(
+def test_the_error_names_the_program_that_refuses_the_password(
     servers: tuple[Server, ...], password: str, for_sudo: str, said: str
 ) -> None:
     (line,) = exercise(servers, "student", password, for_sudo)

@@ -1,4 +1,4 @@
-"""Logging in to servers: who they are, who we are, and what is said when it does not work."""
+"""Log in to servers: host keys, credentials, and the errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.ssh.server import HOST, OTHER, RSA, STRANGER, USER, Rules, know, private, public, serving, target
+from tests.ssh.server import HOST, OTHER, RSA, UNKNOWN, USER, Rules, know, private, public, serving, target
 from vcluster.adapters.ssh import host_keys, openssh_config, ssh_login, ssh_session
 from vcluster.adapters.ssh.authentication import LoginRefusedError
 from vcluster.errors import ConflictError, DeadlineError, MissingError, RequestError, VclusterError
@@ -52,7 +52,7 @@ def key_file(folder: Path, pair: KeyPair = USER, name: str = "id_ed25519") -> Pa
     return path
 
 
-# Who the server is
+# Host keys
 
 
 def test_a_known_server(rules: Rules, tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_of_several_host_keys_the_known_one_is_negotiated(rules: Rules, tmp_path
         assert session.host_key.startswith("ssh-rsa ")
 
 
-def test_an_unknown_server_is_refused_when_nobody_can_be_asked(rules: Rules, tmp_path: Path) -> None:
+def test_an_unknown_server_is_refused_without_a_terminal(rules: Rules, tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="host key is not known: ED25519 SHA256:") as caught:
         log_in(rules, tmp_path, knows=False)
     assert f"ssh -p {rules.port} root@127.0.0.1" in str(caught.value.hint)
@@ -98,7 +98,7 @@ def test_an_unknown_server_is_refused_when_nobody_can_be_asked(rules: Rules, tmp
 
 
 @pytest.mark.parametrize("hashes_names", [False, True])
-def test_an_unknown_server_is_asked_about_and_kept(rules: Rules, tmp_path: Path, hashes_names: bool) -> None:
+def test_a_confirmed_server_is_remembered(rules: Rules, tmp_path: Path, hashes_names: bool) -> None:
     plain = target(rules, tmp_path)
     where = openssh_config.Target(
         **{name: getattr(plain, name) for name in plain.__slots__} | {"hashes_names": hashes_names}
@@ -112,7 +112,7 @@ def test_an_unknown_server_is_asked_about_and_kept(rules: Rules, tmp_path: Path,
     log_in(rules, tmp_path, where=where, knows=False, ask=ask).close()
     log_in(rules, tmp_path, where=where, knows=False, ask=ask).close()
     (question,) = questions
-    assert question.startswith(f"server2 ([127.0.0.1]:{rules.port}) is not known yet.")
+    assert question.startswith(f"server2 ([127.0.0.1]:{rules.port}) is an unknown host.")
     assert f"ED25519 {fingerprint(HOST.public)}" in question
     file = where.known_hosts[0]
     assert ("127.0.0.1" in file.read_text()) != hashes_names
@@ -120,7 +120,7 @@ def test_an_unknown_server_is_asked_about_and_kept(rules: Rules, tmp_path: Path,
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
 
 
-def test_an_unknown_server_that_the_user_does_not_vouch_for(rules: Rules, tmp_path: Path) -> None:
+def test_an_unknown_server_that_the_user_does_not_confirm(rules: Rules, tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="not known"):
         log_in(rules, tmp_path, knows=False, ask=lambda _: False)
     assert not target(rules, tmp_path).known_hosts[0].exists()
@@ -152,7 +152,7 @@ def test_a_revoked_host_key(rules: Rules, tmp_path: Path) -> None:
         log_in(rules, tmp_path, where=where, knows=False, ask=lambda _: True)
 
 
-def test_a_certificate_authority_is_no_host_key(rules: Rules, tmp_path: Path) -> None:
+def test_a_certificate_authority_is_not_a_host_key(rules: Rules, tmp_path: Path) -> None:
     where = target(rules, tmp_path)
     know(where, f"@cert-authority| {public(HOST)}")
     with pytest.raises(MissingError, match="not known"):
@@ -165,7 +165,7 @@ def test_the_pinned_key_is_the_only_one(rules: Rules, tmp_path: Path) -> None:
         log_in(rules, tmp_path, knows=True, pinned=OTHER.public, fingerprint=fingerprint(HOST.public))
 
 
-def test_a_fingerprint_vouches_for_a_key_of_whatever_type(rules: Rules, tmp_path: Path) -> None:
+def test_a_fingerprint_confirms_a_key_of_any_type(rules: Rules, tmp_path: Path) -> None:
     rules.host_keys = (private(HOST), RSA)
     log_in(rules, tmp_path, knows=False, fingerprint=fingerprint(HOST.public)).close()
     with log_in(rules, tmp_path, knows=False, fingerprint=RSA.fingerprint) as session:
@@ -186,7 +186,7 @@ def test_a_fingerprint_of_the_old_kind(rules: Rules, tmp_path: Path) -> None:
         log_in(rules, tmp_path, fingerprint="MD5:aa:bb")
 
 
-# Who we are
+# Credentials
 
 
 def test_a_password(rules: Rules, tmp_path: Path) -> None:
@@ -203,62 +203,60 @@ def test_a_wrong_password_is_one_attempt(rules: Rules, tmp_path: Path, allows: s
     assert "wrong-secret" not in f"{caught.value.message} {caught.value.hint}"
 
 
-def test_a_password_in_conversation(rules: Rules, tmp_path: Path) -> None:
+def test_a_password_by_keyboard_interactive(rules: Rules, tmp_path: Path) -> None:
     rules.allows = "publickey,keyboard-interactive"
     log_in(rules, tmp_path, password="right").close()
     assert rules.tried == ["keyboard-interactive"]
 
 
-def test_a_server_that_takes_no_passwords(rules: Rules, tmp_path: Path) -> None:
+def test_a_server_that_accepts_no_passwords(rules: Rules, tmp_path: Path) -> None:
     rules.allows = "publickey"
-    with pytest.raises(LoginRefusedError, match="takes no passwords"):
+    with pytest.raises(LoginRefusedError, match="accepts no password"):
         log_in(rules, tmp_path, password="right")
     assert rules.tried == []
 
 
-def test_the_clusters_key_goes_before_all_else(rules: Rules, tmp_path: Path) -> None:
+def test_the_clusters_key_comes_first(rules: Rules, tmp_path: Path) -> None:
     log_in(rules, tmp_path, cluster_key=USER.private, password="wrong").close()
     assert set(rules.tried) == {"publickey"}
     with pytest.raises(LoginRefusedError, match="refuses the cluster's key"):
-        log_in(rules, tmp_path, knows=False, cluster_key=STRANGER.private, password="right")
+        log_in(rules, tmp_path, knows=False, cluster_key=UNKNOWN.private, password="right")
     assert "password" not in rules.tried
 
 
 def test_a_key_file(rules: Rules, tmp_path: Path) -> None:
     log_in(rules, tmp_path, key=key_file(tmp_path)).close()
-    with pytest.raises(LoginRefusedError, match=r"refuses the key .*stranger for user root") as caught:
-        log_in(rules, tmp_path, knows=False, key=key_file(tmp_path, STRANGER, "stranger"))
+    with pytest.raises(LoginRefusedError, match=r"refuses the key .*unknown for user root") as caught:
+        log_in(rules, tmp_path, knows=False, key=key_file(tmp_path, UNKNOWN, "unknown"))
     assert "ssh-copy-id" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
-        (lambda _: None, "there is no key"),
+        (lambda _: None, "does not exist"),
         (lambda path: path.write_text("nonsense"), "not a private key"),
         (lambda path: path.write_bytes(b"\xff\x00" * 40), "not a private key"),
-        (lambda path: path.mkdir(), "cannot be read"),
+        (lambda path: path.mkdir(), "cannot read the key"),
         (
             lambda path: subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "secret", "-f", path], check=True),
-            "locked by a passphrase",
+            "has a passphrase",
         ),
         (
             lambda path: subprocess.run(
                 ["ssh-keygen", "-q", "-t", "rsa", "-m", "PEM", "-N", "secret", "-f", path], check=True
             ),
-            "locked by a passphrase",
+            "has a passphrase",
         ),
     ],
 )
-def test_a_key_file_that_does_not_serve(
-    rules: Rules, tmp_path: Path, make: Callable[[Path], object], said: str
-) -> None:
+def test_an_unusable_key_file(rules: Rules, tmp_path: Path, make: Callable[[Path], object], message: str) -> None:
     make(tmp_path / "key")
-    with pytest.raises(MissingError, match=said):
+    with pytest.raises(MissingError, match=message):
         log_in(rules, tmp_path, key=tmp_path / "key")
 
 
-def test_a_locked_key_that_the_agent_holds(rules: Rules, tmp_path: Path) -> None:
+def test_a_key_with_a_passphrase_in_the_agent(rules: Rules, tmp_path: Path) -> None:
     path = key_file(tmp_path)
     with agent(tmp_path, path) as socket_path:
         subprocess.run(
@@ -269,8 +267,8 @@ def test_a_locked_key_that_the_agent_holds(rules: Rules, tmp_path: Path) -> None
 
 
 def test_identities_are_tried_as_ssh_does(rules: Rules, tmp_path: Path) -> None:
-    stranger, missing = key_file(tmp_path, STRANGER, "stranger"), tmp_path / "missing"
-    where = target(rules, tmp_path, identities=(missing, stranger, key_file(tmp_path)))
+    unknown, missing = key_file(tmp_path, UNKNOWN, "unknown"), tmp_path / "missing"
+    where = target(rules, tmp_path, identities=(missing, unknown, key_file(tmp_path)))
     log_in(rules, tmp_path, where=where).close()
     rules.authorized = OTHER
     with pytest.raises(LoginRefusedError, match="none of 2 keys"):
@@ -294,7 +292,7 @@ def with_agent(where: openssh_config.Target, socket_path: Path, **more: object) 
     return openssh_config.Target(**fields | {"agent_socket": str(socket_path)} | more)
 
 
-class agent:  # noqa: N801 - reads as a word of the with statement
+class agent:  # noqa: N801 - used as a function in with statements
     """A real ssh-agent that holds a key."""
 
     def __init__(self, folder: Path, key: Path) -> None:
@@ -314,7 +312,7 @@ class agent:  # noqa: N801 - reads as a word of the with statement
         self.process.wait()
 
 
-# What goes wrong on the way
+# Connection errors
 
 
 def somewhere(port: int, hostname: str = "127.0.0.1") -> openssh_config.Target:
@@ -328,39 +326,41 @@ def try_log_in(where: openssh_config.Target, timeout_s: float = 10) -> None:
 
 
 def test_a_name_that_does_not_exist() -> None:
-    with pytest.raises(MissingError, match=r"server2 .*no-such-host.invalid cannot be resolved"):
+    with pytest.raises(MissingError, match=r"server2 .*cannot resolve the name no-such-host.invalid"):
         try_log_in(somewhere(22, "no-such-host.invalid"))
 
 
-def test_nobody_listens() -> None:
+def test_a_refused_connection() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     with pytest.raises(MissingError, match="connection refused"):
         try_log_in(somewhere(port))
 
 
-def test_a_server_that_accepts_and_says_nothing() -> None:
+def test_a_server_that_accepts_and_sends_nothing() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         begun = time.monotonic()
-        with pytest.raises(DeadlineError, match=r"timed out after 1 s waiting for server2 .*greeting by ssh"):
+        with pytest.raises(DeadlineError, match=r"timed out after 1 s waiting for server2 .*the SSH greeting"):
             try_log_in(somewhere(listener.getsockname()[1]), timeout_s=1)
         assert time.monotonic() - begun < 10
 
 
-def test_a_server_that_falls_silent_at_the_login(rules: Rules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_stops_answering_during_the_login(
+    rules: Rules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     released = threading.Event()
 
-    def brood(*_: object) -> int:
+    def hang(*_: object) -> int:
         released.wait(20)
         return paramiko.AUTH_FAILED
 
-    monkeypatch.setattr("tests.ssh.server.ServerSide.check_auth_publickey", brood)
+    monkeypatch.setattr("tests.ssh.server.ServerSide.check_auth_publickey", hang)
     with pytest.raises(DeadlineError, match="answer to the login"):
         log_in(rules, tmp_path, timeout_s=2)
     released.set()
 
 
-def test_a_server_that_speaks_something_else() -> None:
+def test_a_server_that_does_not_speak_ssh() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:
@@ -373,7 +373,7 @@ def test_a_server_that_speaks_something_else() -> None:
             try_log_in(somewhere(listener.getsockname()[1]))
 
 
-def test_a_way_through_a_command_of_the_users_configuration(rules: Rules, tmp_path: Path) -> None:
+def test_a_proxy_command_carries_the_connection(rules: Rules, tmp_path: Path) -> None:
     config = tmp_path / "config"
     relay = tmp_path / "relay.py"
     relay.write_text(
@@ -393,31 +393,31 @@ def test_a_way_through_a_command_of_the_users_configuration(rules: Rules, tmp_pa
         assert session.run(["echo", "hello"], awaited="echo").stdout == "hello\n"
 
 
-def test_a_proxy_that_fails_says_why(tmp_path: Path) -> None:
-    (tmp_path / "config").write_text("Host far\n ProxyCommand echo the way is shut >&2; exit 1\n")
-    with pytest.raises(VclusterError, match="the way is shut"):
+def test_the_error_of_a_proxy_command_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "config").write_text("Host far\n ProxyCommand echo the gateway is closed >&2; exit 1\n")
+    with pytest.raises(VclusterError, match="the gateway is closed"):
         try_log_in(openssh_config.resolve("far", config=tmp_path / "config"))
 
 
-# Through a server to a node
+# Nodes through a server
 
 
 def test_a_node_is_reached_through_its_server(rules: Rules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with serving(Rules(host_keys=(private(OTHER),), authorized=STRANGER)) as node, log_in(rules, tmp_path) as server:
+    with serving(Rules(host_keys=(private(OTHER),), authorized=UNKNOWN)) as node, log_in(rules, tmp_path) as server:
         monkeypatch.setattr(ssh_login, "PORT", node.port)
-        how = {"user": "root", "private_key": STRANGER.private, "host_key": OTHER.public, "via": server}
+        how = {"user": "root", "private_key": UNKNOWN.private, "host_key": OTHER.public, "via": server}
         with ssh_login.connect_node("node1", "127.0.0.1", **how, deadline=Deadline(20)) as session:
             data = b"0123456789abcdef" * 65536
             assert session.run(["cat"], stdin=data, awaited="cat").stdout.encode() == data
         assert server.is_alive
 
 
-def test_a_node_that_is_not_up_yet_is_awaited_through_its_server(
+def test_a_booting_node_is_awaited_through_its_server(
     rules: Rules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         monkeypatch.setattr(ssh_login, "PORT", listener.getsockname()[1])
-    with log_in(rules, tmp_path) as server, pytest.raises(DeadlineError, match="node1: a login by ssh"):
+    with log_in(rules, tmp_path) as server, pytest.raises(DeadlineError, match="node1: the SSH login"):
         ssh_login.connect_node(
             "node1", "127.0.0.1", user="root", private_key=USER.private, host_key=HOST.public,
             deadline=Deadline(1), via=server,
@@ -437,31 +437,31 @@ def test_a_server_that_forbids_forwarding(rules: Rules, tmp_path: Path) -> None:
 # Programs on a server
 
 
-def test_a_conversation_with_a_program(rules: Rules, tmp_path: Path) -> None:
-    heard: list[bytes] = []
+def test_an_exchange_with_a_program(rules: Rules, tmp_path: Path) -> None:
+    error_output: list[bytes] = []
     deadline = Deadline(20)
     with log_in(rules, tmp_path) as session:
         pipe = session.start(
             ["sh", "-c", 'echo oops >&2; while read line; do echo "<$line>"; done; printf rest'],
-            on_error_output=lambda _, data: heard.append(data),
+            on_error_output=lambda _, data: error_output.append(data),
         )
-        for word in (b"one", b"two"):
-            pipe.write(word + b"\n", deadline, "a word")
-            assert pipe.read_line(deadline, "a word") == b"<" + word + b">"
+        for line in (b"one", b"two"):
+            pipe.write(line + b"\n", deadline, "a line")
+            assert pipe.read_line(deadline, "a line") == b"<" + line + b">"
         pipe.shut()
         assert pipe.read(4, deadline, "the rest") == b"rest"
         assert pipe.wait(10) == 0
-        assert b"".join(heard) == b"oops\n"
+        assert b"".join(error_output) == b"oops\n"
 
 
-def test_a_stream_that_ends_early_says_why(rules: Rules, tmp_path: Path) -> None:
+def test_the_reason_of_an_early_end_is_reported(rules: Rules, tmp_path: Path) -> None:
     with log_in(rules, tmp_path) as session:
-        pipe = session.start(["sh", "-c", "echo half; echo 'no more' >&2; exit 7"])
+        pipe = session.start(["sh", "-c", "echo part; echo 'no more' >&2; exit 7"])
         with pytest.raises(VclusterError, match="server2: the connection broke during the rest: no more"):
             pipe.read(100, Deadline(20), "the rest")
 
 
-def test_a_connection_cut_while_something_is_awaited(rules: Rules, tmp_path: Path) -> None:
+def test_a_connection_that_breaks_during_a_wait(rules: Rules, tmp_path: Path) -> None:
     with log_in(rules, tmp_path) as session:
         pipe = session.start(["cat"])
         threading.Timer(0.3, rules.cut).start()
@@ -470,7 +470,7 @@ def test_a_connection_cut_while_something_is_awaited(rules: Rules, tmp_path: Pat
         assert not session.is_alive
 
 
-def test_a_wait_is_called_off(rules: Rules, tmp_path: Path) -> None:
+def test_a_cancelled_wait(rules: Rules, tmp_path: Path) -> None:
     deadline = Deadline(20)
     with log_in(rules, tmp_path) as session:
         pipe = session.start(["cat"])
@@ -479,7 +479,7 @@ def test_a_wait_is_called_off(rules: Rules, tmp_path: Path) -> None:
             pipe.read_line(deadline, "an answer")
 
 
-# Hosts as they are written
+# Parsing of hosts
 
 
 @pytest.mark.parametrize(
@@ -516,7 +516,7 @@ def test_hosts(text: str, parts: tuple[str, str, int] | None) -> None:
 
 
 @given(st.one_of(st.text(), st.text(alphabet="-@:[]oProxyCommand= \n\0%$;`'\"ab1.", max_size=20)))
-def test_no_host_reaches_ssh_as_an_option_or_a_shell_as_code(text: str) -> None:
+def test_a_host_is_never_an_option_for_ssh_or_code_for_a_shell(text: str) -> None:
     try:
         user, host, port = openssh_config.split_host(text)
     except RequestError:
@@ -528,7 +528,7 @@ def test_no_host_reaches_ssh_as_an_option_or_a_shell_as_code(text: str) -> None:
     assert 0 <= port < 65536
 
 
-def test_ssh_itself_says_what_a_host_means(tmp_path: Path) -> None:
+def test_ssh_itself_resolves_a_host(tmp_path: Path) -> None:
     config = tmp_path / "config"
     config.write_text(
         "Host sw\n HostName 192.0.2.7\n Port 2200\n User alice\n IdentityFile ~/keys/%h\n IdentitiesOnly yes\n"
@@ -544,17 +544,17 @@ def test_ssh_itself_says_what_a_host_means(tmp_path: Path) -> None:
     assert command is not None
     assert command.endswith("-J bob@gate:33 -W '[192.0.2.7]:2200' -- ssh://inner")
     assert found.proxy_options == ("ProxyJump bob@gate:33,inner",)
-    said = openssh_config.resolve("carol@sw:44", config=config)
-    assert (said.user, said.port) == ("carol", 44)
+    other = openssh_config.resolve("carol@sw:44", config=config)
+    assert (other.user, other.port) == ("carol", 44)
 
 
-def test_a_configuration_that_ssh_does_not_accept(tmp_path: Path) -> None:
+def test_a_configuration_that_ssh_rejects(tmp_path: Path) -> None:
     (tmp_path / "config").write_text("Nonsense yes\n")
-    with pytest.raises(RequestError, match="does not accept its configuration"):
+    with pytest.raises(RequestError, match="rejects its configuration"):
         openssh_config.resolve("server2", config=tmp_path / "config")
 
 
-def test_keys_are_spoken_of_as_openssh_does(tmp_path: Path) -> None:
+def test_keys_are_described_as_openssh_does(tmp_path: Path) -> None:
     (tmp_path / "key.pub").write_text(HOST.public)
     done = subprocess.run(["ssh-keygen", "-l", "-f", tmp_path / "key.pub"], capture_output=True, text=True, check=True)
     assert host_keys.described(public(HOST)).split()[1] in done.stdout

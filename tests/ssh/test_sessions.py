@@ -1,4 +1,4 @@
-"""Sessions against a real SSH server of this process, on the loopback interface."""
+"""Sessions with an SSH server in this process, on the loopback interface."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HOST, USER, OTHER = (keys.make_pair(name) for name in ("host", "user", "other"))
 
 
 class NodeConnection(paramiko.ServerInterface):
-    """Lets one key in and really runs what it is told."""
+    """Accepts one key and really runs the commands."""
 
     def get_allowed_auths(self, username: str) -> str:  # noqa: ARG002
         return "publickey"
@@ -46,7 +46,7 @@ def execute(channel: paramiko.Channel, command: str) -> None:
         ["sh", "-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
         done = process.communicate(b"".join(iter(lambda: channel.recv(65536), b"")))
-    with contextlib.suppress(OSError, EOFError):  # the other side may have gone meanwhile
+    with contextlib.suppress(OSError, EOFError):  # the client may have closed its side
         channel.sendall(done[0])
         channel.sendall_stderr(done[1])
         channel.send_exit_status(process.returncode)
@@ -98,14 +98,14 @@ def connect(*, key: KeyPair = USER, host: KeyPair = HOST, timeout_s: float = 20)
 
 
 @pytest.mark.usefixtures("port")
-def test_a_program_gets_its_input_and_gives_its_output() -> None:
+def test_input_and_output_of_a_program() -> None:
     with connect() as session:
         done = session.run(["sh", "-c", "cat; echo oops >&2; exit 3"], stdin=b"hello", awaited="cat")
     assert (done.exit_code, done.stdout, done.stderr) == (3, "hello", "oops\n")
 
 
 @pytest.mark.usefixtures("port")
-def test_much_data_both_ways() -> None:
+def test_much_data_in_both_directions() -> None:
     data = b"0123456789abcdef" * 65536
     with connect() as session:
         assert session.run(["cat"], stdin=data, awaited="cat").stdout.encode() == data
@@ -113,13 +113,13 @@ def test_much_data_both_ways() -> None:
 
 @pytest.mark.usefixtures("port")
 @pytest.mark.parametrize("word", ["$(id)", "`id`", "; id", "'", '"', "\\", "a b", "-n", "ä", "*"])
-def test_words_arrive_as_they_are(word: str) -> None:
+def test_arguments_arrive_unchanged(word: str) -> None:
     with connect() as session:
         assert session.run(["printf", "%s", word], awaited="printf").stdout == word
 
 
 @pytest.mark.usefixtures("port")
-def test_a_program_of_ours_runs_with_data() -> None:
+def test_a_python_program_runs_with_input() -> None:
     source = b"import sys\nprint(sys.stdin.read().upper())\n"
     with connect() as session:
         assert session.run_program(source, b"data", awaited="it").stdout == "DATA\n"
@@ -149,20 +149,20 @@ def test_a_program_that_does_not_end() -> None:
         session.run(["sleep", "8"], awaited="the end of time")
 
 
-def test_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         monkeypatch.setattr(ssh_login, "PORT", closed.getsockname()[1])
-    with pytest.raises(DeadlineError, match="a login by ssh"):
+    with pytest.raises(DeadlineError, match="the SSH login"):
         connect(timeout_s=0.5)
 
 
 @pytest.mark.usefixtures("port")
-def test_the_way_to_a_node_may_end_before_its_session(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both are closed side by side, and paramiko then says that it cannot say farewell."""
+def test_the_connection_to_a_node_may_end_before_its_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When both close at once, paramiko raises an error because it cannot send its last message."""
     session = connect()
 
-    def close(really: Callable[[], None] = session._transport.close) -> None:
-        really()
+    def close(close_really: Callable[[], None] = session._transport.close) -> None:
+        close_really()
         raise EOFError
 
     monkeypatch.setattr(session._transport, "close", close)
@@ -170,7 +170,7 @@ def test_the_way_to_a_node_may_end_before_its_session(monkeypatch: pytest.Monkey
     assert not session.is_alive
 
 
-def test_keys_are_what_openssh_reads() -> None:
+def test_openssh_reads_the_keys() -> None:
     done = subprocess.run(
         ["ssh-keygen", "-l", "-f", "/dev/stdin"], input=HOST.public.encode(), capture_output=True, check=True
     )

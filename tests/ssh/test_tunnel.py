@@ -1,4 +1,4 @@
-"""The way to a server's libvirt: a socket here, a socket there, and what is between them."""
+"""The proxy to a server's libvirt: from a local socket to a socket on the server."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.ssh
 
 
 class Libvirt:
-    """Sends back whatever it is sent; `cut` ends its connections."""
+    """Sends back all data; `cut` ends its connections."""
 
     def __init__(self, path: Path) -> None:
         self.listener = socket.socket(socket.AF_UNIX)
@@ -41,17 +41,17 @@ class Libvirt:
                 self.connections.append(self.listener.accept()[0])
                 threading.Thread(target=self._echo, args=(self.connections[-1],), daemon=True).start()
 
-    def _echo(self, line: socket.socket) -> None:
-        with line, contextlib.suppress(OSError):
-            while data := line.recv(1 << 18):
-                line.sendall(data)
+    def _echo(self, connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            while data := connection.recv(1 << 18):
+                connection.sendall(data)
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
             self.listener.shutdown(socket.SHUT_RDWR)
         self.listener.close()
-        for line in self.connections:
-            line.close()
+        for connection in self.connections:
+            connection.close()
 
 
 class RelayStarter:
@@ -96,22 +96,22 @@ def path_of(tunnel: LibvirtProxy) -> Path:
 
 
 def connect(tunnel: LibvirtProxy) -> socket.socket:
-    line = socket.socket(socket.AF_UNIX)
-    line.settimeout(20)
-    line.connect(str(path_of(tunnel)))
-    return line
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(20)
+    connection.connect(str(path_of(tunnel)))
+    return connection
 
 
-def exchange(line: socket.socket, data: bytes) -> bytes:
-    threading.Thread(target=line.sendall, args=(data,), daemon=True).start()
+def exchange(connection: socket.socket, data: bytes) -> bytes:
+    threading.Thread(target=connection.sendall, args=(data,), daemon=True).start()
     got = bytearray()
-    while len(got) < len(data) and (part := line.recv(1 << 18)):
+    while len(got) < len(data) and (part := connection.recv(1 << 18)):
         got += part
     return bytes(got)
 
 
 @pytest.mark.usefixtures("libvirt")
-def test_bytes_go_both_ways_on_several_connections_at_once(relays: RelayStarter) -> None:
+def test_several_connections_at_once_in_both_directions(relays: RelayStarter) -> None:
     data = os.urandom(3 << 20)
     with LibvirtProxy(relays) as tunnel, connect(tunnel) as one, connect(tunnel) as two:
         assert exchange(two, b"hello") == b"hello"
@@ -119,37 +119,37 @@ def test_bytes_go_both_ways_on_several_connections_at_once(relays: RelayStarter)
 
 
 @pytest.mark.usefixtures("libvirt")
-def test_the_socket_is_the_users_alone_and_goes_away(relays: RelayStarter) -> None:
+def test_only_the_user_can_open_the_socket_and_it_is_removed(relays: RelayStarter) -> None:
     with LibvirtProxy(relays) as tunnel:
         path = path_of(tunnel)
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
-        line = connect(tunnel)
-        assert exchange(line, b"x") == b"x"
-    with line:
-        assert line.recv(1) == b""
+        connection = connect(tunnel)
+        assert exchange(connection, b"x") == b"x"
+    with connection:
+        assert connection.recv(1) == b""
     assert not path.parent.exists()
     tunnel.close()
 
 
-def test_when_libvirt_hangs_up_so_does_the_tunnel(relays: RelayStarter, libvirt: Libvirt) -> None:
-    with LibvirtProxy(relays) as tunnel, connect(tunnel) as line:
-        assert exchange(line, b"x") == b"x"
+def test_the_proxy_closes_when_libvirt_does(relays: RelayStarter, libvirt: Libvirt) -> None:
+    with LibvirtProxy(relays) as tunnel, connect(tunnel) as connection:
+        assert exchange(connection, b"x") == b"x"
         libvirt.connections[0].shutdown(socket.SHUT_RDWR)
-        assert line.recv(1) == b""
+        assert connection.recv(1) == b""
 
 
-def test_when_the_client_hangs_up_the_server_sees_it(relays: RelayStarter, libvirt: Libvirt) -> None:
+def test_the_server_sees_the_client_close(relays: RelayStarter, libvirt: Libvirt) -> None:
     with LibvirtProxy(relays) as tunnel:
-        with connect(tunnel) as line:
-            assert exchange(line, b"x") == b"x"
+        with connect(tunnel) as connection:
+            assert exchange(connection, b"x") == b"x"
         deadline = Deadline(10)
         while libvirt.connections[0].fileno() >= 0:
             deadline.pause(0.02, "the end of the connection")
 
 
 @pytest.mark.usefixtures("libvirt")
-def test_when_the_connection_breaks_all_sockets_close_at_once(relays: RelayStarter, rules: Rules) -> None:
+def test_all_sockets_close_when_the_connection_breaks(relays: RelayStarter, rules: Rules) -> None:
     with LibvirtProxy(relays) as tunnel, connect(tunnel) as one, connect(tunnel) as two:
         assert exchange(one, b"x") + exchange(two, b"y") == b"xy"
         rules.cut()
@@ -157,14 +157,14 @@ def test_when_the_connection_breaks_all_sockets_close_at_once(relays: RelayStart
         assert (one.recv(1), two.recv(1)) == (b"", b"")
 
 
-def test_no_libvirt_there(relays: RelayStarter) -> None:
-    with LibvirtProxy(relays) as tunnel, connect(tunnel) as line:
-        assert line.recv(1) == b""
+def test_a_server_without_libvirt(relays: RelayStarter) -> None:
+    with LibvirtProxy(relays) as tunnel, connect(tunnel) as connection:
+        assert connection.recv(1) == b""
         assert isinstance(tunnel.failure, MissingError)
         assert "server2" in tunnel.failure.message
 
 
-def test_a_path_that_no_socket_can_have(relays: RelayStarter, tmp_path: Path) -> None:
+def test_a_path_that_is_too_long(relays: RelayStarter, tmp_path: Path) -> None:
     folder = tmp_path / ("x" * 100)
     folder.mkdir()
     with pytest.raises(RequestError, match="too long"):

@@ -1,1 +1,1 @@
-"""SSH by paramiko, with the settings and host keys that OpenSSH has on file."""
+"""SSH by paramiko, with the settings and known host keys of OpenSSH."""

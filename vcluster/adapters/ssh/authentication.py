@@ -1,4 +1,4 @@
-"""Login."""
+"""Log in to a server or node over an open SSH transport: by key, by password, or with the user's identities."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ import paramiko
 
 from vcluster.adapters.pipe import error_line, one_line
 from vcluster.adapters.ssh.openssh_config import PORT, Target
-from vcluster.adapters.ssh.ssh_identities import agent_keys, blob, key_of_file, load_key, public_half
+from vcluster.adapters.ssh.ssh_identities import agent_keys, blob, key_of_file, load_key, public_part
 from vcluster.errors import MissingError, VclusterError
 from vcluster.util.deadline import Deadline
 
 
 class LoginRefusedError(MissingError):
-    """The server lets the user in by none of what was offered."""
+    """The server refuses every login that was tried."""
 
 
 @contextmanager
-def translated_errors(who: str, deadline: Deadline) -> Iterator[None]:
+def translated_errors(server: str, deadline: Deadline) -> Iterator[None]:
     try:
         yield
     except paramiko.AuthenticationException as error:
-        deadline.check(f"{who}: an answer to the login")
-        raise VclusterError(f"{who}: the login failed: {error_line(error)}") from error
+        deadline.check(f"{server}: the answer to the login")
+        raise VclusterError(f"{server}: the login failed: {error_line(error)}") from error
     except (paramiko.SSHException, OSError, EOFError) as error:
-        raise VclusterError(f"{who}: the connection broke during the login: {error_line(error)}") from error
+        raise VclusterError(f"{server}: the connection broke during the login: {error_line(error)}") from error
 
 
 def authenticate(
-    who: str,
+    server: str,
     transport: paramiko.Transport,
     target: Target,
     key: Path | None,
@@ -43,22 +43,22 @@ def authenticate(
     user = target.user
     if cluster_key is not None:
         pair = paramiko.Ed25519Key.from_private_key(io.StringIO(cluster_key))
-        if not _accepts(who, transport, user, pair):
-            raise LoginRefusedError(f"{who} refuses the cluster's key for user {user}", hint=_key_hint(target))
+        if not _accepts(server, transport, user, pair):
+            raise LoginRefusedError(f"{server} refuses the cluster's key for user {user}", hint=_key_hint(target))
     elif password is not None:
-        give_password(who, transport, user, password)
+        give_password(server, transport, user, password)
     else:
-        with agent_keys(target) as held:
+        with agent_keys(target) as in_agent:
             if key is None:
-                _try_identities(who, transport, target, held)
-            elif not _accepts(who, transport, user, key_of_file(key, held)):
-                raise LoginRefusedError(f"{who} refuses the key {key} for user {user}", hint=_key_hint(target, key))
+                _try_identities(server, transport, target, in_agent)
+            elif not _accepts(server, transport, user, key_of_file(key, in_agent)):
+                raise LoginRefusedError(f"{server} refuses the key {key} for user {user}", hint=_key_hint(target, key))
 
 
-def _accepts(who: str, transport: paramiko.Transport, user: str, key: paramiko.PKey) -> bool:
-    """Whether the server lets the user in by this key."""
+def _accepts(server: str, transport: paramiko.Transport, user: str, key: paramiko.PKey) -> bool:
+    """Whether the server accepts this key for the user."""
     try:
-        _complete(who, user, transport.auth_publickey(user, key))
+        _require_complete(server, user, transport.auth_publickey(user, key))
     except paramiko.AuthenticationException as error:
         if "timeout" in str(error).lower():
             raise
@@ -66,13 +66,13 @@ def _accepts(who: str, transport: paramiko.Transport, user: str, key: paramiko.P
     return True
 
 
-def _complete(who: str, user: str, further: list[str]) -> None:
+def _require_complete(server: str, user: str, further: list[str]) -> None:
     if further:
-        raise MissingError(f"{who} wants more than one proof from user {user}: {', '.join(further)} as well")
+        raise MissingError(f"{server} requires a second login method from user {user}: {', '.join(further)}")
 
 
-def give_password(who: str, transport: paramiko.Transport, user: str, password: str) -> None:
-    """One attempt, by the one way that the server offers: a second could lock the account."""
+def give_password(server: str, transport: paramiko.Transport, user: str, password: str) -> None:
+    """Try the password once, by the method that the server offers: a second attempt could lock the account."""
     try:
         transport.auth_none(user)
     except paramiko.BadAuthenticationType as error:
@@ -81,21 +81,22 @@ def give_password(who: str, transport: paramiko.Transport, user: str, password: 
         return
     try:
         if "password" in offered:
-            _complete(who, user, transport.auth_password(user, password, fallback=False))
+            _require_complete(server, user, transport.auth_password(user, password, fallback=False))
         elif "keyboard-interactive" in offered:
-            _complete(who, user, _answer(who, user, transport, password))
+            _require_complete(server, user, _answer(server, user, transport, password))
         else:
             raise LoginRefusedError(
-                f"{who} takes no passwords from user {user}, only {', '.join(offered)}", hint="configure a key instead"
+                f"{server} accepts no password for user {user}, only {', '.join(offered)}",
+                hint="configure a key instead",
             )
     except paramiko.AuthenticationException as error:
         if "timeout" in str(error).lower():
             raise
-        raise LoginRefusedError(f"{who} refuses the password for user {user}") from error
+        raise LoginRefusedError(f"{server} refuses the password for user {user}") from error
 
 
-def _answer(who: str, user: str, transport: paramiko.Transport, password: str) -> list[str]:
-    """Answer a server that asks for the password in a conversation; it gets the password once."""
+def _answer(server: str, user: str, transport: paramiko.Transport, password: str) -> list[str]:
+    """Answer a keyboard-interactive login. The server gets the password once."""
     answers = [password]
     unexpected: list[str] = []
 
@@ -112,40 +113,42 @@ def _answer(who: str, user: str, transport: paramiko.Transport, password: str) -
     except paramiko.AuthenticationException:
         if not unexpected:
             raise
-        raise MissingError(f"{who} asks user {user} for more than a password: {unexpected[0].strip()}") from None
+        raise MissingError(f"{server} asks user {user} for more than a password: {unexpected[0].strip()}") from None
     return further
 
 
-def _try_identities(who: str, transport: paramiko.Transport, target: Target, held: Sequence[paramiko.PKey]) -> None:
-    """What ssh tries without being told: the agent's keys, then the identity files."""
-    tried, locked = 0, []
-    wanted = [public_half(path) for path in target.identity_files]
-    chosen = sorted(held, key=lambda key: blob(key) not in wanted)
+def _try_identities(
+    server: str, transport: paramiko.Transport, target: Target, in_agent: Sequence[paramiko.PKey]
+) -> None:
+    """Try what ssh tries by default: the agent's keys, then the identity files."""
+    tried, unusable = 0, []
+    configured = [public_part(path) for path in target.identity_files]
+    chosen = sorted(in_agent, key=lambda key: blob(key) not in configured)
     if target.identities_only:
-        chosen = [key for key in chosen if blob(key) in wanted]
+        chosen = [key for key in chosen if blob(key) in configured]
     files = [path for path in target.identity_files if path.is_file()]
     for source in (*chosen, *files):
         try:
             key = load_key(source) if isinstance(source, Path) else source
         except MissingError:
-            locked.append(str(source))
+            unusable.append(str(source))
             continue
         if isinstance(source, Path) and blob(key) in map(blob, chosen):
             continue
         tried += 1
-        if _accepts(who, transport, target.user, key):
+        if _accepts(server, transport, target.user, key):
             return
         if not transport.is_active():
             raise LoginRefusedError(
-                f"{who} hung up after {tried} keys, none of which it takes for user {target.user}",
-                hint="name the right one: key = FILE in the configuration, or IdentityFile with IdentitiesOnly for ssh",
+                f"{server} closed the connection after it refused {tried} keys for user {target.user}",
+                hint="set the right key: key = FILE in the configuration, or IdentityFile with IdentitiesOnly for ssh",
             )
-    left = f" ({', '.join(locked)}: locked or not readable)" if locked else ""
-    took = f"none of {tried} keys" if tried else "there is no key to try"
-    raise LoginRefusedError(f"{who} refuses user {target.user}: {took}{left}", hint=_key_hint(target))
+    skipped = f" ({', '.join(unusable)}: with a passphrase or not readable)" if unusable else ""
+    result = f"it accepts none of {tried} keys" if tried else "there is no key to try"
+    raise LoginRefusedError(f"{server} refuses user {target.user}: {result}{skipped}", hint=_key_hint(target))
 
 
 def _key_hint(target: Target, key: Path | None = None) -> str:
     port = [] if target.port == PORT else ["-p", str(target.port)]
-    which = ["-i", str(key)] if key else []
-    return shlex.join(["ssh-copy-id", *which, *port, f"{target.user}@{target.asked}"])
+    identity = ["-i", str(key)] if key else []
+    return shlex.join(["ssh-copy-id", *identity, *port, f"{target.user}@{target.asked}"])

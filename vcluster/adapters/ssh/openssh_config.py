@@ -1,6 +1,6 @@
-"""What OpenSSH knows of a host: where it is, who logs in, by which keys, and which host keys are on file.
+"""The OpenSSH configuration of a host: its address, user, identities, proxy and known host keys.
 
-OpenSSH itself is asked (`ssh -G`, `ssh-keygen -F`), so that what works with plain ssh works here.
+OpenSSH itself reports it (`ssh -G`, `ssh-keygen -F`), so that a host that works with plain ssh works here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from vcluster.adapters import process
 from vcluster.errors import MissingError, RequestError
 
-_TIMEOUT_S = 15.0  # `Match exec` and `Match host` of somebody's configuration may take their time
+_TIMEOUT_S = 15.0  # `Match exec` and `Match host` in a user's configuration can be slow
 PORT = 22
 _HOST = re.compile(r"[\w.:][\w.:%-]*", re.ASCII)  # a name, an address, an alias
 _USER = re.compile(r"[\w.][\w.@+-]*", re.ASCII)
@@ -24,11 +24,11 @@ _USER = re.compile(r"[\w.][\w.@+-]*", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where and as whom to log in.
+    """A host to log in to, and the user.
 
-    `asked` is the host as the user wrote it; `known_as` the name host keys are filed under; `proxy` a command line of
-    the user's own configuration that carries the connection, for a shell, or empty; `jump` the way through other
-    hosts, as ssh -J takes it, or empty. The first of `known_hosts` is where new keys go.
+    `asked` is the host as the user wrote it, and `known_as` its name in known_hosts files (HostKeyAlias) or empty.
+    `proxy` is the user's ProxyCommand, a shell command line, or empty; `jump` is a list of hosts as for ssh -J, or
+    empty. New host keys are added to the first file of `known_hosts`.
     """
 
     asked: str
@@ -46,34 +46,35 @@ class Target:
 
     @property
     def address(self) -> str:
-        """The host, with its port where that is not the usual one."""
-        return self.hostname if self.port == 22 else f"[{self.hostname}]:{self.port}"
+        """The host, with its port unless it is 22."""
+        return self.hostname if self.port == PORT else f"[{self.hostname}]:{self.port}"
 
     @property
     def proxy_options(self) -> tuple[str, ...]:
-        """The same way to it as lines of ssh_config(5)."""
+        """The proxy or the jump hosts as lines of ssh_config(5)."""
         if self.proxy:
             return (f"ProxyCommand {self.proxy.replace('%', '%%')}",)
         return (f"ProxyJump {self.jump}",) if self.jump else ()
 
     @property
     def key_name(self) -> str:
-        """The name that its host keys bear in a known_hosts file."""
+        """The host's name in a known_hosts file."""
         return self.known_as or self.address.lower()
 
 
 @dataclass(frozen=True, slots=True)
 class KnownKey:
-    """A line of a known_hosts file: the public key as text, and where it stands. `mark` is empty, REVOKED or CA."""
+    """A known_hosts line: the public key as text, and its place, FILE:LINE. `mark` is empty, REVOKED or CA."""
 
     public: str
-    where: str
+    place: str
     mark: str = ""
 
 
 def split_host(text: str) -> tuple[str, str, int]:
-    """`[user@]host[:port]` as user, host, port; empty and 0 where they are left out. An IPv6 address with a port
-    stands in brackets. Raises RequestError for what cannot be a host, an option in disguise above all.
+    """Split `[user@]host[:port]` into user, host and port; a missing user is empty, a missing port 0.
+
+    An IPv6 address with a port is in brackets. Raises RequestError for text that is not a host, such as an option.
     """
     user, at, rest = text.rpartition("@")
     bracketed = re.fullmatch(r"\[([^\[\]]*)\](?::(.*))?", rest)
@@ -84,32 +85,32 @@ def split_host(text: str) -> tuple[str, str, int]:
     else:
         host, port = rest, None
     if not _HOST.fullmatch(host) or (at and not _USER.fullmatch(user)):
-        raise RequestError(f"{text!r} is not a host", hint="such as server2, root@server2, 192.0.2.7 or server2:2222")
+        raise RequestError(f"{text!r} is not a host", hint="examples: server2, root@server2, 192.0.2.7, server2:2222")
     if port is not None and not (re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 65536):
-        raise RequestError(f"{text!r}: {port!r} is not a port", hint="a number from 1 to 65535")
+        raise RequestError(f"{text!r}: {port!r} is not a port", hint="use a number from 1 to 65535")
     return user, host, int(port or 0)
 
 
 def resolve(host: str, *, user: str = "", port: int = 0, config: Path | None = None) -> Target:
-    """Where `[user@]host[:port]`, or an alias of ssh's configuration, leads; `user` and `port` say it apart.
+    """The target of `[user@]host[:port]` or of an alias in ssh's configuration; `user` and `port` override its own.
 
-    `config` stands in for the user's configuration file. Raises RequestError for what cannot be a host and for a
-    configuration that ssh does not accept, MissingError without ssh.
+    `config` replaces the user's configuration file. Raises RequestError for text that is not a host and for a
+    configuration that ssh rejects, MissingError if ssh is not installed.
     """
     own_user, name, own_port = split_host(host)
     user, port = user or own_user, port or own_port
     if user and not _USER.fullmatch(user):
         raise RequestError(f"{user!r} is not a user name")
     options = [*(["-F", str(config)] if config else []), *(["-p", str(port)] if port else [])]
-    asked = ["ssh", "-G", "-T", *options, *(["-l", user] if user else []), "--", name]
-    done = process.run(asked, timeout_s=_TIMEOUT_S, may_fail=True)
+    argv = ["ssh", "-G", "-T", *options, *(["-l", user] if user else []), "--", name]
+    done = process.run(argv, timeout_s=_TIMEOUT_S, may_fail=True)
     if done.exit_code != 0:
-        raise RequestError(f"ssh does not accept its configuration for {name}: {process.last_lines(done)}")
+        raise RequestError(f"ssh rejects its configuration for {name}: {process.last_lines(done)}")
     return _target(name, done.stdout)
 
 
 def address_of(host: str) -> str:
-    """The IPv4 address of a host that is not logged in to. Raises MissingError where its name stands for none."""
+    """The IPv4 address of a host. Raises MissingError if its name does not resolve to one."""
     name = resolve(host).hostname
     try:
         found = socket.getaddrinfo(name, None, family=socket.AF_INET, type=socket.SOCK_DGRAM)
@@ -119,40 +120,40 @@ def address_of(host: str) -> str:
 
 
 def known_keys(target: Target) -> tuple[KnownKey, ...]:
-    """The keys on file for a host, hashed and patterned names included, in the order of the files."""
+    """The host keys in the known_hosts files, including hashed names and patterns, in the order of the files."""
     found = [key for path in target.known_hosts if path.is_file() for key in _search(path, target.key_name)]
     return tuple(found)
 
 
 def remember(target: Target, line: str) -> Path:
-    """Append a known_hosts line to the user's own file, as ssh does. Returns which file that is."""
+    """Append a line to the user's known_hosts file, as ssh does. Return the file's path."""
     path = target.known_hosts[0]
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        ends_well = not path.exists() or path.read_bytes()[-1:] in (b"", b"\n")
+        has_newline = not path.exists() or path.read_bytes()[-1:] in (b"", b"\n")
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         with os.fdopen(descriptor, "a") as file:
-            file.write(("" if ends_well else "\n") + line + "\n")
+            file.write(("" if has_newline else "\n") + line + "\n")
     except OSError as error:
-        raise MissingError(f"the host key cannot be kept in {path}: {error.strerror}") from error
+        raise MissingError(f"cannot save the host key in {path}: {error.strerror}") from error
     return path
 
 
 def proxy_command(target: Target) -> str | None:
-    """The shell line that carries the connection, None where it goes directly."""
+    """The shell command that carries the connection, or None for a direct connection."""
     if target.proxy:
         return target.proxy
     if not target.jump:
         return None
     *through, last = target.jump.split(",")
     before = ["-J", ",".join(through)] if through else []
-    alive = ["-o", "BatchMode=yes", "-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=4"]
-    way = last if last.startswith("ssh://") else f"ssh://{last}"
-    return shlex.join(["ssh", *alive, *before, "-W", f"[{target.hostname}]:{target.port}", "--", way])
+    options = ["-o", "BatchMode=yes", "-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=4"]
+    gateway = last if last.startswith("ssh://") else f"ssh://{last}"
+    return shlex.join(["ssh", *options, *before, "-W", f"[{target.hostname}]:{target.port}", "--", gateway])
 
 
-def _target(asked: str, answer: str) -> Target:
-    pairs = [(key, value) for key, _, value in (line.partition(" ") for line in answer.splitlines())]
+def _target(asked: str, output: str) -> Target:
+    pairs = [(key, value) for key, _, value in (line.partition(" ") for line in output.splitlines())]
     first = dict(reversed(pairs))
     identities = [value for key, value in pairs if key == "identityfile"]
     tokens = {
@@ -208,7 +209,7 @@ def _fill(text: str, tokens: dict[str, str]) -> str:
 
 
 def _home() -> str:
-    """Where ssh looks for the user's files: the account's home, whatever $HOME says."""
+    """The folder where ssh searches for the user's files: the account's home, not $HOME."""
     return pwd.getpwuid(os.getuid()).pw_dir
 
 

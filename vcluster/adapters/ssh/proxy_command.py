@@ -1,4 +1,4 @@
-"""A proxy command."""
+"""A connection by the ProxyCommand of the user's ssh configuration."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from vcluster.adapters.pipe import one_line
 
 
 class ProxyCommand:
-    """A connection that a command of the user's ssh configuration carries, as a socket for paramiko."""
+    """Runs a ProxyCommand and acts as the socket that paramiko needs."""
 
     def __init__(self, command: str) -> None:
-        self._socket, theirs = socket.socketpair()
-        self._words = tempfile.TemporaryFile()  # noqa: SIM115 - it is read after the command has ended
-        with theirs:
-            # As ssh runs it. In a session of its own: an interrupt from the keyboard must not cut it from under us.
+        self._socket, remote = socket.socketpair()
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - read after the command has ended
+        with remote:
+            # As ssh runs it. It has its own session, so that an interrupt from the keyboard does not end it.
             self._process = subprocess.Popen(
                 ["/bin/sh", "-c", f"exec {command}"],
-                stdin=theirs.fileno(),
-                stdout=theirs.fileno(),
-                stderr=self._words,
+                stdin=remote.fileno(),
+                stdout=remote.fileno(),
+                stderr=self._stderr,
                 start_new_session=True,
             )
         self._closing = threading.Lock()
-        self._said = ""
+        self._error_output = ""
         self.send, self.recv, self.settimeout = self._socket.send, self._socket.recv, self._socket.settimeout
 
     @property
     def _closed(self) -> bool:
-        """Paramiko asks a socket for this."""
+        """Paramiko reads this attribute of a socket."""
         return self._socket.fileno() < 0
 
     def close(self) -> None:
-        """End the command. A second time does nothing."""
+        """End the command. A second call does nothing."""
         with self._closing:
             if self._closed:
                 return
@@ -46,11 +46,11 @@ class ProxyCommand:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-            with self._words as words:
-                words.seek(0)
-                self._said = one_line(words.read()[-4096:].decode(errors="replace"))
+            with self._stderr as stderr:
+                stderr.seek(0)
+                self._error_output = one_line(stderr.read()[-4096:].decode(errors="replace"))
 
     def error_output(self) -> str:
-        """What the command said on its standard error, as one line."""
+        """End the command and return its standard error as one line."""
         self.close()
-        return self._said
+        return self._error_output

@@ -1,4 +1,4 @@
-"""The user's keys."""
+"""The user's private keys: from files and from the ssh agent."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from vcluster.adapters.ssh.openssh_config import Target
 from vcluster.errors import MissingError
 
 
-def key_of_file(path: Path, held: Sequence[paramiko.PKey]) -> paramiko.PKey:
-    """The key of a file; of one that is locked, what the agent holds of it."""
-    public = public_half(path)
-    same = [key for key in held if public and blob(key) == public]
+def key_of_file(path: Path, agent_keys: Sequence[paramiko.PKey]) -> paramiko.PKey:
+    """The key of a file; for a file with a passphrase, the same key in the agent."""
+    public = public_part(path)
+    same = [key for key in agent_keys if public and blob(key) == public]
     return same[0] if same else load_key(path)
 
 
@@ -26,19 +26,17 @@ def load_key(path: Path) -> paramiko.PKey:
     try:
         return paramiko.PKey.from_path(path)
     except FileNotFoundError as error:
-        raise MissingError(f"there is no key {path}") from error
+        raise MissingError(f"the key {path} does not exist") from error
     except OSError as error:
-        raise MissingError(f"the key {path} cannot be read: {error.strerror}") from error
+        raise MissingError(f"cannot read the key {path}: {error.strerror}") from error
     except (TypeError, paramiko.PasswordRequiredException) as error:
-        raise MissingError(f"the key {path} is locked by a passphrase", hint=f"ssh-add {path}") from error
-    except Exception as error:  # whatever a file that is no key makes the cryptography libraries say
-        raise MissingError(
-            f"{path} is not a private key of a kind that can be used here: {error_line(error)}"
-        ) from error
+        raise MissingError(f"the key {path} has a passphrase", hint=f"ssh-add {path}") from error
+    except Exception as error:  # the cryptography libraries raise many kinds of errors for a file that is not a key
+        raise MissingError(f"{path} is not a private key of a supported kind: {error_line(error)}") from error
 
 
-def public_half(path: Path) -> str:
-    """The key blob of FILE.pub, empty without one."""
+def public_part(path: Path) -> str:
+    """The key blob in FILE.pub; empty if there is no such file."""
     try:
         return path.with_name(path.name + ".pub").read_text().split()[1]
     except (OSError, ValueError, IndexError):
@@ -46,23 +44,23 @@ def public_half(path: Path) -> str:
 
 
 class _Agent(AgentSSH):  # type: ignore[misc]  # paramiko has no types
-    """The agent at a given socket; paramiko's own looks at the environment alone."""
+    """The agent at a given socket; paramiko's own class reads only the environment."""
 
     def __init__(self, path: str) -> None:
         super().__init__()
-        line = socket.socket(socket.AF_UNIX)
+        connection = socket.socket(socket.AF_UNIX)
         try:
-            line.settimeout(10)
-            line.connect(path)
-            self._connect(line)
+            connection.settimeout(10)
+            connection.connect(path)
+            self._connect(connection)
         except BaseException:
-            line.close()
+            connection.close()
             raise
 
 
 @contextmanager
 def agent_keys(target: Target) -> Iterator[Sequence[paramiko.PKey]]:
-    """The keys that the user's agent holds, to sign with while it lasts; none without an agent."""
+    """The keys of the user's agent, usable inside the context; none without an agent."""
     try:
         agent = _Agent(target.agent_socket) if target.agent_socket else None
     except (OSError, paramiko.SSHException):

@@ -1,4 +1,7 @@
-"""Connections to nodes and servers."""
+"""Connect and log in by SSH, with a check of the host key.
+
+vcluster makes the keys of nodes and pins them. Servers belong to the user: the OpenSSH configuration describes their
+address, identities and host keys (openssh_config, host_keys)."""
 
 from __future__ import annotations
 
@@ -20,13 +23,13 @@ from vcluster.adapters.ssh.ssh_session import CONNECT_TIMEOUT_S, Session
 from vcluster.errors import DeadlineError, MissingError, VclusterError
 from vcluster.util.deadline import Deadline
 
-RETRY_S = 1.0  # OpenSSH from 9.8 on penalises clients that knock more often
-SILENCE_MS = 20_000  # a server that acknowledges nothing for so long is dead
+RETRY_S = 1.0  # OpenSSH 9.8 and later penalises clients that connect more often
+SILENCE_MS = 20_000  # a server without an acknowledgement for this time is dead
 _CIPHERS = ("aes128-ctr",)
 _KEX = ("curve25519-sha256@libssh.org",)
-# Fastest first: with GCM paramiko is spared a second pass over the data, for the digest.
+# Fastest first: with GCM, paramiko needs no second pass over the data for the digest.
 _SERVER_CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes128-ctr", "aes192-ctr", "aes256-ctr")
-_WINDOW = 1 << 23  # what a server may send before it hears from us, in bytes
+_WINDOW = 1 << 23  # bytes that a server may send before we acknowledge them
 
 
 def connect_node(
@@ -40,11 +43,11 @@ def connect_node(
     deadline: Deadline,
     via: Session | None = None,
 ) -> Session:
-    """Log in to a node whose sshd is known to be up or about to be; refuses any host key but the pinned one.
+    """Log in to a node whose sshd runs or is about to start. Only the pinned host key is accepted.
 
-    By the private key, or by the password where there is none. `via` is the session that the node is reached through,
-    where that is not this machine. Raises DeadlineError when nothing answers in time, RefusedError when the node
-    refuses the key or the password, VclusterError when it is somebody else.
+    The login uses the private key, or else the password. `via` is the session of the server in between, if any.
+    Raises DeadlineError when nothing answers, LoginRefusedError when the node refuses the key or the password, and
+    VclusterError when the node presents another host key.
     """
     key = paramiko.Ed25519Key.from_private_key(io.StringIO(private_key)) if private_key else None
     pinned = paramiko.Ed25519Key(data=base64.b64decode(host_key.split()[1]))
@@ -55,10 +58,8 @@ def connect_node(
             raise LoginRefusedError(f"{name} at {address} refuses the cluster's key for {user}") from error
         except (paramiko.SSHException, OSError, EOFError) as error:
             if via and not via.is_alive:
-                raise VclusterError(
-                    f"{name}: the connection to {via.name}, through which it is reached, broke"
-                ) from error
-            deadline.pause(RETRY_S, f"{name}: a login by ssh ({error_line(error)})")
+                raise VclusterError(f"{name}: the connection broke to {via.name}, which leads to {name}") from error
+            deadline.pause(RETRY_S, f"{name}: the SSH login ({error_line(error)})")
         else:
             return Session(name, transport, deadline, user=user, address=address, host_key=host_key)
 
@@ -67,7 +68,7 @@ def _log_in(
     name: str,
     address: str,
     user: str,
-    proof: paramiko.PKey | str,
+    credential: paramiko.PKey | str,
     pinned: paramiko.PKey,
     via: Session | None,
     deadline: Deadline,
@@ -78,17 +79,17 @@ def _log_in(
         carrier = socket.create_connection((address, PORT), timeout=CONNECT_TIMEOUT_S)
     transport = paramiko.Transport(carrier)
     try:
-        # A node on a loaded host answers late; paramiko's own limits are for the internet.
+        # A node on a busy host answers late; paramiko's own limits are too short.
         transport.banner_timeout = transport.auth_timeout = transport.handshake_timeout = CONNECT_TIMEOUT_S
         options = transport.get_security_options()
         options.ciphers = [name for name in options.ciphers if name in _CIPHERS]
         options.kex = [name for name in options.kex if name in _KEX]
         transport.start_client(timeout=CONNECT_TIMEOUT_S)
-        _compare(transport.get_remote_server_key(), pinned, f"{name} at {address}")
-        if isinstance(proof, str):
-            give_password(name, transport, user, proof)
+        _require_pinned(transport.get_remote_server_key(), pinned, f"{name} at {address}")
+        if isinstance(credential, str):
+            give_password(name, transport, user, credential)
         else:
-            transport.auth_publickey(user, proof)
+            transport.auth_publickey(user, credential)
     except BaseException:
         transport.close()
         raise
@@ -96,9 +97,9 @@ def _log_in(
     return transport
 
 
-def _compare(shown: paramiko.PKey, pinned: paramiko.PKey, who: str) -> None:
-    if shown != pinned:
-        raise VclusterError(f"{who} shows another host key than the one it was given")
+def _require_pinned(presented: paramiko.PKey, pinned: paramiko.PKey, server: str) -> None:
+    if presented != pinned:
+        raise VclusterError(f"{server} presents another host key than its own")
 
 
 def connect_server(
@@ -113,54 +114,58 @@ def connect_server(
     ask: Callable[[str], bool] | None = None,
     deadline: Deadline,
 ) -> Session:
-    """Log in to a server of the user's.
+    """Log in to one of the user's servers.
 
-    Its host key must be the `pinned` one, else have the `fingerprint`, else be on file with ssh; one that is not on
-    file is shown to `ask`, and kept if that says yes. Only one kind of login is tried: the cluster's own private key,
-    else the password, once, else the key in the file `key`, else what ssh would try: the agent and its identities.
+    The host key must be `pinned`, or else have the `fingerprint`, or else be in known_hosts. For an unknown key, `ask`
+    gets the question; if it returns True, the key is added to known_hosts. Only one kind of login is tried: the
+    cluster's private key, else the password (once), else the key in file `key`, else what ssh would try: the agent and
+    its identities.
 
-    Raises MissingError, ConflictError for a changed host key, DeadlineError, VclusterError: one line each.
+    Raises MissingError, ConflictError for a changed host key, DeadlineError, or VclusterError, each with one line.
     """
-    who = f"{name} ({target.address})" if name != target.hostname or target.port != PORT else name
-    trust = host_keys.trust(who, target, fingerprint=fingerprint, pinned=pinned)
-    shown: list[str] = []
-    for types in trust.offers():
-        transport, address = _negotiate(who, target, types, deadline)
+    server = f"{name} ({target.address})" if name != target.hostname or target.port != PORT else name
+    policy = host_keys.policy_for(server, target, fingerprint=fingerprint, pinned=pinned)
+    presented: list[str] = []
+    for types in policy.type_groups():
+        transport, address = _negotiate(server, target, types, deadline)
         try:
             if transport is None:
                 continue
             public = _public(transport.get_remote_server_key())
-            shown.append(public)
-            if not trust.fits(public):
-                if trust.fingerprint:
+            presented.append(public)
+            if not policy.accepts(public):
+                if policy.fingerprint:
                     transport.close()
                     continue
-                _confirm_host_key(who, target, public, ask)
-            with translated_errors(who, deadline):
-                authenticate(who, transport, target, key, password, cluster_key)
+                _confirm_host_key(server, target, public, ask)
+            with translated_errors(server, deadline):
+                authenticate(server, transport, target, key, password, cluster_key)
             transport.set_keepalive(5)
             return Session(name, transport, deadline, user=target.user, address=address, host_key=public)
         except BaseException:
             if transport is not None:
                 transport.close()
             raise
-    raise trust.changed_from_fingerprint(shown)
+    raise policy.changed_from_fingerprint(presented)
 
 
-def _confirm_host_key(who: str, target: Target, public: str, ask: Callable[[str], bool] | None) -> None:
-    """Have the user vouch for a server nothing is known of."""
-    question = f"{who} is not known yet. Its host key is {host_keys.described(public)}. Is that the one it should show?"
+def _confirm_host_key(server: str, target: Target, public: str, ask: Callable[[str], bool] | None) -> None:
+    """Ask the user to confirm the host key of an unknown server."""
+    question = f"{server} is an unknown host. Its host key is {host_keys.described(public)}. Is this its correct key?"
     if ask is None or not ask(question):
-        raise host_keys.unknown(who, target, public)
+        raise host_keys.unknown(server, target, public)
     if target.known_hosts:
         host_keys.remember(target, public)
 
 
 def _negotiate(
-    who: str, target: Target, types: tuple[str, ...], deadline: Deadline
+    server: str, target: Target, types: tuple[str, ...], deadline: Deadline
 ) -> tuple[paramiko.Transport | None, str]:
-    """Reach a server and agree on keys; no transport when it has no host key of these types. And its address."""
-    carrier, address = _connect_socket(who, target, deadline)
+    """Connect to a server and exchange keys. Return the transport and the server's address.
+
+    The transport is None when the server has no host key of these types.
+    """
+    carrier, address = _connect_socket(server, target, deadline)
     transport = paramiko.Transport(carrier, default_window_size=_WINDOW)
     try:
         transport.banner_timeout = transport.auth_timeout = transport.handshake_timeout = max(1, deadline.remaining_s())
@@ -170,18 +175,20 @@ def _negotiate(
         done = threading.Event()
         transport.start_client(event=done)
         while not done.wait(0.05):
-            deadline.check(f"{who}: its greeting by ssh")
+            deadline.check(f"{server}: the SSH greeting")
         _raise_if_ended(transport)
     except paramiko.ssh_exception.IncompatiblePeer as error:
         transport.close()
         if "host key" in str(error) and len(types) < 4:
             return None, address
-        raise VclusterError(f"{who}: no common ways of encryption: {one_line(str(error))}") from error
+        raise VclusterError(f"{server}: no common encryption algorithms: {one_line(str(error))}") from error
     except (paramiko.SSHException, OSError, EOFError) as error:
         transport.close()
-        said = carrier.error_output() if isinstance(carrier, ProxyCommand) else ""
-        deadline.check(f"{who}: its greeting by ssh")
-        raise VclusterError(f"{who}: the connection broke during the greeting: {said or error_line(error)}") from error
+        reason = carrier.error_output() if isinstance(carrier, ProxyCommand) else ""
+        deadline.check(f"{server}: the SSH greeting")
+        raise VclusterError(
+            f"{server}: the connection broke during the greeting: {reason or error_line(error)}"
+        ) from error
     except BaseException:
         transport.close()
         raise
@@ -190,29 +197,31 @@ def _negotiate(
 
 def _raise_if_ended(transport: paramiko.Transport) -> None:
     if not transport.is_active():
-        raise transport.get_exception() or EOFError("it hung up")
+        raise transport.get_exception() or EOFError("the server closed it")
 
 
-def _connect_socket(who: str, target: Target, deadline: Deadline) -> tuple[socket.socket | ProxyCommand, str]:
+def _connect_socket(server: str, target: Target, deadline: Deadline) -> tuple[socket.socket | ProxyCommand, str]:
     command = openssh_config.proxy_command(target)
     if command:
         return ProxyCommand(command), ""
     try:
-        deadline.check(f"{who}: a connection")
+        deadline.check(f"{server}: a connection")
         carrier = socket.create_connection((target.hostname, target.port), timeout=max(0.1, deadline.remaining_s()))
     except socket.gaierror as error:
         raise MissingError(
-            f"{who}: the name {target.hostname} cannot be resolved: {error.strerror}",
-            hint="give its address, or a Host entry in ~/.ssh/config",
+            f"{server}: cannot resolve the name {target.hostname}: {error.strerror}",
+            hint="use its address, or add a Host entry to ~/.ssh/config",
         ) from error
     except TimeoutError as error:
-        raise DeadlineError(f"{who}: no answer from {target.address} within {deadline.timeout_s:.0f} s") from error
+        raise DeadlineError(
+            f"timed out after {deadline.timeout_s:.0f} s waiting for an answer of {server} at {target.address}"
+        ) from error
     except ConnectionRefusedError as error:
         raise MissingError(
-            f"{who}: connection refused: nothing listens on port {target.port}", hint=f"is sshd running on {who}?"
+            f"{server}: connection refused: nothing listens on port {target.port}", hint=f"is sshd running on {server}?"
         ) from error
     except OSError as error:
-        raise MissingError(f"{who}: no way to {target.address}: {error.strerror or error}") from error
+        raise MissingError(f"{server}: cannot connect to {target.address}: {error.strerror or error}") from error
     carrier.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     carrier.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENCE_MS)
     return carrier, str(carrier.getpeername()[0])

@@ -1,4 +1,4 @@
-"""SSH, by paramiko: one connection to a node or a server, and the programs that run over it."""
+"""An SSH connection to a node or a server, by paramiko, and the programs that run over it."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from vcluster.util.deadline import Deadline
 from vcluster.util.events import timed_call
 
 CONNECT_TIMEOUT_S = 30.0
-_LOOK_S = 0.5
+_POLL_S = 0.5
 
-# paramiko logs to the root logger what it also raises.
+# Silence paramiko's log: it logs errors that it also raises.
 logging.getLogger("paramiko").addHandler(logging.NullHandler())
 logging.getLogger("paramiko").propagate = False
 
 
 class Session:
-    """A logged-in connection to a node or a server. Use as a context manager, or close it.
+    """A connection with a completed login to a node or a server. Use as a context manager, or close it.
 
-    Several threads may use it at once; sshd allows ten programs at a time on one connection.
+    Several threads may use it at once. By default sshd allows ten programs at a time on one connection.
     """
 
     def __init__(
@@ -46,9 +46,9 @@ class Session:
     ) -> None:
         self.name = name
         self.user = user
-        self.address = address  # the other end's, empty when a proxy carries the connection
-        self.host_key = host_key  # the public key that was accepted
-        self.deadline = deadline  # for programs that are not given another
+        self.address = address  # the remote address; empty when a proxy carries the connection
+        self.host_key = host_key  # the accepted public key
+        self.deadline = deadline  # for programs without their own
         self._transport = transport
 
     def __enter__(self) -> Session:
@@ -61,12 +61,12 @@ class Session:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the connection stands."""
+        """Whether the connection is open."""
         return bool(self._transport.is_active())
 
     def close(self) -> None:
-        """Hang up. A second time does nothing."""
-        with contextlib.suppress(OSError, EOFError):  # the session that led here may be closed at the same time
+        """Close the connection. A second call does nothing."""
+        with contextlib.suppress(OSError, EOFError):  # another thread may close the session in between
             self._transport.close()
 
     def run(
@@ -78,16 +78,16 @@ class Session:
         deadline: Deadline | None = None,
         on_output: Output | None = None,
     ) -> Completed:
-        """Run a program to its end, or to the deadline (the session's if none is given); `awaited` names it.
+        """Run a program until it ends or the deadline expires (by default, the session's).
 
-        What it prints is passed to `on_output` as it comes, and returned as a whole.
+        `awaited` names the program in messages. Its output is passed to `on_output` as it arrives, and is returned.
         """
         deadline = deadline or self.deadline
         with timed_call(self.name, f"run {awaited}"), self._errors(awaited):
             channel = self._open_session(deadline)
             try:
                 channel.exec_command(shlex.join(argv))
-                return self._converse(channel, stdin, awaited, deadline, on_output)
+                return self._communicate(channel, stdin, awaited, deadline, on_output)
             finally:
                 channel.close()
 
@@ -100,11 +100,11 @@ class Session:
         deadline: Deadline | None = None,
         on_output: Output | None = None,
     ) -> Completed:
-        """Run a Python program on the node: its source travels ahead of its input, on the same stream."""
+        """Run a Python program on the node. Its source is sent before its input, on the same stream."""
         return self.run(_loader(source), stdin=source + stdin, awaited=awaited, deadline=deadline, on_output=on_output)
 
     def start_program(self, source: bytes, *, awaited: str, deadline: Deadline | None = None) -> Pipe:
-        """Start a Python program on the node, and return its streams once its source is on the way."""
+        """Start a Python program on the node, send its source, and return its streams."""
         pipe = self.start(_loader(source), awaited=awaited, deadline=deadline)
         pipe.write(source, deadline or self.deadline, awaited)
         return pipe
@@ -117,15 +117,15 @@ class Session:
         deadline: Deadline | None = None,
         awaited: str = "",
     ) -> Pipe:
-        """Start a program and return its streams. What it says on standard error goes to the listener."""
+        """Start a program and return its streams. Its standard error goes to the listener."""
         with self._errors(awaited or f"the start of {argv[0]}"):
             channel = self._open_session(deadline or self.deadline)
-            pipe = ChannelPipe(self.name, channel, on_error_output)
+            pipe = SessionPipe(self.name, channel, on_error_output)
             channel.exec_command(shlex.join(argv))
         return pipe
 
     def open_tcp(self, address: str, port: int, *, deadline: Deadline | None = None) -> paramiko.Channel:
-        """A TCP connection from the server to an address, carried by this one; it serves as a socket.
+        """Open a TCP connection from the server to an address, through this connection. The result acts as a socket.
 
         Raises MissingError when the server forbids it, OSError when nothing answers at the address.
         """
@@ -135,7 +135,7 @@ class Session:
         except paramiko.ChannelException as error:
             if error.code == 1:  # administratively prohibited
                 raise MissingError(
-                    f"{self.name}: its sshd forbids connections to nodes through it",
+                    f"{self.name}: its sshd forbids connections through it to nodes",
                     hint=f"set AllowTcpForwarding yes in /etc/ssh/sshd_config of {self.name}",
                 ) from error
             raise ConnectionRefusedError(errno.ECONNREFUSED, f"no answer at {address} from {self.name}") from error
@@ -152,27 +152,27 @@ class Session:
             return self._transport.open_session(timeout=deadline.remaining_s(CONNECT_TIMEOUT_S))
         except paramiko.ChannelException as error:
             raise MissingError(
-                f"{self.name}: its sshd lets no further program start on this connection",
-                hint=f"see MaxSessions in /etc/ssh/sshd_config of {self.name} (10 is usual)",
+                f"{self.name}: its sshd allows no more programs on this connection",
+                hint=f"raise MaxSessions in /etc/ssh/sshd_config of {self.name} (default: 10)",
             ) from error
 
-    def _converse(
+    def _communicate(
         self, channel: paramiko.Channel, stdin: bytes, awaited: str, deadline: Deadline, on_output: Output | None
     ) -> Completed:
         printed = {"stdout": bytearray(), "stderr": bytearray()}
-        channel.settimeout(_LOOK_S)
+        channel.settimeout(_POLL_S)
         self._send(channel, stdin, awaited, deadline)
         arrivals = select.poll()
         arrivals.register(channel.fileno(), select.POLLIN)
         while not (channel.exit_status_ready() and (channel.eof_received or channel.closed) and _empty(channel)):
             deadline.check(f"{self.name}: {awaited}")
-            for stream, data in _arrived(channel, arrivals):
+            for stream, data in _output_of(channel, arrivals):
                 printed[stream] += data
                 if on_output:
                     on_output(stream, data)
         exit_code = channel.recv_exit_status()
         if exit_code < 0 and not self.is_alive:
-            raise EOFError("it ended before the program did")
+            raise EOFError("it closed before the program ended")
         texts = {stream: data.decode(errors="backslashreplace") for stream, data in printed.items()}
         return Completed(exit_code if exit_code >= 0 else KILLED, **texts)
 
@@ -186,14 +186,14 @@ class Session:
         channel.shutdown_write()
 
 
-class ChannelPipe(Pipe):
-    """A program at the other end of a connection."""
+class SessionPipe(Pipe):
+    """A program that runs over an SSH connection."""
 
     def __init__(self, name: str, channel: paramiko.Channel, on_error_output: Listener | None = None) -> None:
         super().__init__(name, on_error_output)
         self._channel = channel
-        self._packet = channel.out_max_packet_size - 64  # what goes out at once without being cut again
-        channel.settimeout(_LOOK_S)
+        self._packet = channel.out_max_packet_size - 64  # the most that fits into one packet
+        channel.settimeout(_POLL_S)
         self._listener = threading.Thread(target=self._listen, name=f"stderr of {name}", daemon=True)
         self._listener.start()
 
@@ -202,7 +202,7 @@ class ChannelPipe(Pipe):
         return not (self._channel.closed or self._channel.eof_received)
 
     def receive(self, timeout_s: float) -> bytes:
-        # The channel's own timeout is not touched: another thread may be writing under it.
+        # Do not change the channel's own timeout: another thread may be writing with it.
         if timeout_s == 0 and not self._channel.recv_ready():
             raise TimeoutError
         return bytes(self._channel.recv(CHUNK))
@@ -210,7 +210,7 @@ class ChannelPipe(Pipe):
     def transmit(self, data: memoryview, timeout_s: float) -> int:  # noqa: ARG002 - see receive
         sent = self._channel.send(bytes(data[: self._packet]))
         if not sent:
-            raise BrokenPipeError(errno.EPIPE, "the other end has closed")
+            raise BrokenPipeError(errno.EPIPE, "the remote side closed the stream")
         return int(sent)
 
     def shut(self) -> None:
@@ -229,7 +229,7 @@ class ChannelPipe(Pipe):
         transport = self._channel.get_transport()
         if not transport.is_active():
             error = transport.get_exception()
-            return str(error or "") or "the server hung up or fell silent"
+            return str(error or "") or "the server closed the connection or stopped answering"
         code = self.wait(1.0)
         self._listener.join(1.0)
         return self.error_output or ("" if code is None else f"the program ended with exit code {code}")
@@ -252,13 +252,13 @@ def _loader(source: bytes) -> list[str]:
     return ["python3", "-I", "-S", "-c", program]
 
 
-def _arrived(channel: paramiko.Channel, arrivals: select.poll) -> Iterator[tuple[str, bytes]]:
-    """What has come on either stream; waits a moment for more where there is none."""
+def _output_of(channel: paramiko.Channel, arrivals: select.poll) -> Iterator[tuple[str, bytes]]:
+    """The output that has arrived, by stream; waits a moment if there is none."""
     if _empty(channel):
         if channel.eof_received:
-            channel.status_event.wait(_LOOK_S)
+            channel.status_event.wait(_POLL_S)
         else:
-            arrivals.poll(_LOOK_S * 1000)
+            arrivals.poll(_POLL_S * 1000)
     if channel.recv_stderr_ready():
         yield "stderr", channel.recv_stderr(65536)
     if channel.recv_ready():
