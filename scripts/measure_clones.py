@@ -27,7 +27,7 @@ from tests.testbed import Server, testbed  # noqa: E402
 from vcluster.cli.output.tables import table  # noqa: E402
 from vcluster.model.spec import DEFAULT_NAME, STORAGE_PATH  # noqa: E402
 from vcluster.planning.planner import CLUSTERS_FOLDER  # noqa: E402
-from vcluster.snapshots.template import root_on  # noqa: E402
+from vcluster.snapshots.template import snapshots_folder  # noqa: E402
 
 VCLUSTER = str(Path(sys.executable).parent / "vcluster")
 COPIED, BOOTED = "clone", "cold"
@@ -217,7 +217,7 @@ def look_here(cluster: str) -> None:
     for name, one in nodes.items():
         files = [path for path in pool.iterdir() if path.name.split(".")[0] == name]
         one["disk"] = sum(path.stat().st_blocks * 512 for path in files)
-    kept = [path for path in root_on(STORAGE_PATH).rglob("*") if path.is_file()]
+    kept = [path for path in snapshots_folder(STORAGE_PATH).rglob("*") if path.is_file()]
     print(json.dumps({"nodes": nodes, "files": {path.name: _file(path) for path in kept}}))
 
 
@@ -253,7 +253,7 @@ def _sums(lines: Iterable[str]) -> dict[str, int]:
 
 def _of_snapshots(lines: Iterable[str]) -> Iterable[str]:
     """The lines that belong to mappings of files of snapshots."""
-    root, is_meant = f"{root_on(STORAGE_PATH)}/", False
+    root, is_meant = f"{snapshots_folder(STORAGE_PATH)}/", False
     for line in lines:
         if not line.split(maxsplit=1)[0].endswith(":"):  # the head of a mapping: its addresses
             is_meant = root in line

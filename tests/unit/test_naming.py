@@ -1,4 +1,4 @@
-"""Names: what is allowed, what follows from them."""
+"""Allowed names, and names derived from them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_good_cluster_names(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("name", "message"),
     [
         ("", "is not a name"),
         ("Lab", "is not a name"),
@@ -45,8 +45,8 @@ def test_good_cluster_names(name: str) -> None:
         ("localhost", "is reserved"),
     ],
 )
-def test_bad_cluster_names(name: str, words: str) -> None:
-    with pytest.raises(RequestError, match=words) as raised:
+def test_bad_cluster_names(name: str, message: str) -> None:
+    with pytest.raises(RequestError, match=message) as raised:
         naming.check_cluster_name(name)
     assert "\n" not in raised.value.message
     assert len(raised.value.message) < 120
@@ -66,12 +66,12 @@ def test_bad_cluster_names(name: str, words: str) -> None:
         ("r[5-9/2,1]", ("r5", "r7", "r9", "r1")),
     ],
 )
-def test_node_names_of_a_nodeset_come_in_the_order_written(nodeset: str, names: tuple[str, ...]) -> None:
+def test_names_of_a_nodeset_have_the_written_order(nodeset: str, names: tuple[str, ...]) -> None:
     assert naming.expand(nodeset) == names
 
 
 @pytest.mark.parametrize(
-    ("nodeset", "words"),
+    ("nodeset", "message"),
     [
         ("", "gives no name"),
         (",", "gives no name"),
@@ -97,8 +97,8 @@ def test_node_names_of_a_nodeset_come_in_the_order_written(nodeset: str, names: 
         ("[1-2]", "is not a name"),
     ],
 )
-def test_bad_node_names(nodeset: str, words: str) -> None:
-    with pytest.raises(RequestError, match=re.escape(words)) as raised:
+def test_bad_node_names(nodeset: str, message: str) -> None:
+    with pytest.raises(RequestError, match=re.escape(message)) as raised:
         naming.expand(nodeset)
     assert len(raised.value.message) < 140
 
@@ -118,19 +118,17 @@ def test_bad_node_names(nodeset: str, words: str) -> None:
         (9999, 4094, "node40931813", "node40935906"),
     ],
 )
-def test_names_that_are_numbered_on_from_cluster_to_cluster(
-    cluster_number: int, count: int, first: str, last: str
-) -> None:
+def test_names_numbered_across_clusters(cluster_number: int, count: int, first: str, last: str) -> None:
     names = naming.numbered_node_names(cluster_number, count)
     assert (names[0], names[-1], len(names)) == (first, last, count)
 
 
 @given(st.integers(1, 9998), st.integers(1, 300))
 def test_clusters_of_one_size_never_share_a_number(cluster_number: int, count: int) -> None:
-    here, next_ones = (naming.numbered_node_names(number, count) for number in (cluster_number, cluster_number + 1))
-    numbers = [int(name.removeprefix("node")) for name in (*here, *next_ones)]
+    first, second = (naming.numbered_node_names(number, count) for number in (cluster_number, cluster_number + 1))
+    numbers = [int(name.removeprefix("node")) for name in (*first, *second)]
     assert numbers == list(range(numbers[0], numbers[0] + 2 * count))
-    assert len({len(name) for name in here}) == 1
+    assert len({len(name) for name in first}) == 1
 
 
 @given(st.text(max_size=60))
@@ -159,8 +157,8 @@ def test_interface_names_fit_the_kernel(cluster: str, index: int) -> None:
 
 
 @given(st.lists(NAMES, min_size=2, max_size=2, unique=True))
-def test_what_two_clusters_own_differs(pair: list[str]) -> None:
-    one, other = pair
+def test_resources_of_two_clusters_have_different_names(clusters: list[str]) -> None:
+    one, other = clusters
     assert naming.libvirt_name(one) != naming.libvirt_name(other)
     assert naming.uuid_for("pool", one) != naming.uuid_for("pool", other)
     assert naming.domain_name(one, "node1") != naming.domain_name(other, "node1")
@@ -190,18 +188,18 @@ def test_macs_avoid_those_taken() -> None:
         "vcluster:lab:0BADCAFE",
     ],
 )
-def test_what_is_no_mark(text: str) -> None:
+def test_texts_that_are_not_owner_labels(text: str) -> None:
     assert naming.parse_alias(text) is None
     assert naming.parse_table_name(text.replace(":", "-")) is None
 
 
 @pytest.mark.parametrize("cluster", ["lab", "a", "red-blue", "x" * 32])
-def test_marks_are_read_back(cluster: str) -> None:
+def test_owner_labels_are_read_back(cluster: str) -> None:
     owner = naming.owner_of("4c4c4544-0000\n")
     assert naming.parse_alias(naming.alias(cluster, owner)) == (cluster, owner)
     assert naming.parse_table_name(naming.table_name(cluster, owner)) == (cluster, owner)
 
 
-def test_machines_differ() -> None:
+def test_controllers_have_different_owner_ids() -> None:
     assert naming.owner_of("one") != naming.owner_of("other")
     assert naming.owner_of("one\n") == naming.owner_of("one")

@@ -13,12 +13,12 @@ from vcluster.util.deadline import Cancelled, Deadline
 from vcluster.util.events import Event, Reporter
 
 
-def test_results_come_in_order() -> None:
+def test_results_have_the_order_of_the_items() -> None:
     assert parallel.each([3, 1, 2], lambda number: number * 2, deadline=Deadline(5)) == [6, 2, 4]
     assert parallel.each([], lambda number: number, deadline=Deadline(5)) == []
 
 
-def test_a_failure_calls_the_others_off_and_all_are_joined() -> None:
+def test_a_failure_cancels_the_other_workers_and_all_are_joined() -> None:
     deadline, ended = Deadline(30), threading.Event()
 
     def work(number: int) -> None:
@@ -35,7 +35,7 @@ def test_a_failure_calls_the_others_off_and_all_are_joined() -> None:
     assert ended.is_set()
 
 
-def test_several_failures_are_told_together() -> None:
+def test_several_failures_are_reported_together() -> None:
     together = threading.Barrier(2)
 
     def work(number: int) -> None:
@@ -48,7 +48,7 @@ def test_several_failures_are_told_together() -> None:
     assert raised.value.exit_code == 3
 
 
-def test_one_reason_of_several_nodes_is_told_once() -> None:
+def test_the_same_error_of_several_nodes_is_reported_once() -> None:
     lost = MissingError("server2 is lost")
     with pytest.raises(MissingError, match="server2 is lost"):
         parallel.raise_all([lost, lost])
@@ -57,7 +57,7 @@ def test_one_reason_of_several_nodes_is_told_once() -> None:
     assert [error.message for error in raised.value.errors] == ["server2 is lost", "other"]
 
 
-def test_a_bug_is_not_hidden_among_failures() -> None:
+def test_an_unexpected_exception_is_raised_first() -> None:
     together = threading.Barrier(2)
 
     def work(number: int) -> None:
@@ -68,12 +68,12 @@ def test_a_bug_is_not_hidden_among_failures() -> None:
         parallel.each([0, 1], work, deadline=Deadline(30))
 
 
-def test_a_deadline_names_what_was_awaited() -> None:
+def test_a_timeout_names_the_awaited_thing() -> None:
     with pytest.raises(DeadlineError, match="timed out after 0 s waiting for the moon"):
         Deadline(0).check("the moon")
 
 
-def test_a_deadline_can_be_called_off() -> None:
+def test_a_deadline_can_be_cancelled() -> None:
     deadline = Deadline(60)
     deadline.cancel()
     with pytest.raises(Cancelled):
@@ -84,7 +84,7 @@ def test_steps_are_reported_and_timed() -> None:
     events: list[Event] = []
     timer = Timer()
     report = Reporter((events.append, timer))
-    with report.step("boot", "node1", awaiting="its word"):
+    with report.step("boot", "node1", awaiting="ready"):
         pass
     with pytest.raises(MissingError), report.step("ssh", "node1"):
         raise MissingError("no key")

@@ -1,4 +1,4 @@
-"""Golden files of everything that libvirt and the guests read. UPDATE_GOLDEN=1 writes them anew."""
+"""Golden files of all texts for libvirt and the guests. UPDATE_GOLDEN=1 writes them again."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_guest_files(golden: Golden) -> None:
     golden("guest/actions-worker.json", actions_of(plan, plan.workers[0]))
 
 
-WISHES: dict[str, object] = {
+PRIVATE_OPTIONS: dict[str, object] = {
     "layout": PRIVATE,
     "addresses": DHCP,
     "stores": (StorageNode("node4", 1024), StorageNode("node2", 1)),
@@ -84,7 +84,7 @@ WISHES: dict[str, object] = {
 
 @pytest.mark.parametrize("node", ["node1", "node2", "node3"])
 def test_a_private_cluster_with_two_storage_nodes(golden: Golden, node: str) -> None:
-    plan, keys = samples.plan(5, **WISHES), samples.keys(5)
+    plan, keys = samples.plan(5, **PRIVATE_OPTIONS), samples.keys(5)
     chosen = plan.node(node)
     golden(f"private/domain-{node}.xml", domain_xml(plan, chosen))
     for file, text in seed_files.seed_files(plan, chosen, keys, guest_file=guest_file).items():
@@ -92,7 +92,7 @@ def test_a_private_cluster_with_two_storage_nodes(golden: Golden, node: str) -> 
     golden(f"private/actions-{node}.json", actions_of(plan, chosen))
 
 
-def test_nodes_that_only_the_head_reaches(golden: Golden) -> None:
+def test_the_ssh_config_of_a_private_cluster(golden: Golden) -> None:
     plan = samples.shared_plan(count=4, layout=PRIVATE)
     jumps = {"red": ssh_files.Jump("192.0.2.10", "student", 22), "blue": ssh_files.Jump("192.0.2.11", "student", 22)}
     config = ssh_files.ssh_config(plan, identity=Path("/id_ed25519"), known_hosts=Path("/known_hosts"), jumps=jumps)
@@ -101,15 +101,15 @@ def test_nodes_that_only_the_head_reaches(golden: Golden) -> None:
     assert [server.pool is not None for server in plan.servers] == [True, True, False]
 
 
-def test_folders_are_found_in_the_order_they_were_asked_for() -> None:
-    plan = samples.plan(5, **WISHES)
+def test_shared_folders_have_the_requested_order() -> None:
+    plan = samples.plan(5, **PRIVATE_OPTIONS)
     assert [(share.node, share.target) for share in node_actions.shares(plan)] == [
         ("node4", "/home/student/cloud/0"),
         ("node2", "/home/student/cloud/1"),
     ]
 
 
-def test_units_are_named_as_systemd_escapes_paths() -> None:
+def test_automount_units_have_systemds_escaped_names() -> None:
     assert node_actions.automount_unit("/home/mpi-user/cloud/0") == "home-mpi\\x2duser-cloud-0.automount"
 
 
@@ -122,16 +122,16 @@ def test_a_unit_has_all_its_sections() -> None:
 
 
 @pytest.mark.parametrize("layout", [DIRECT, PRIVATE])
-def test_nothing_is_mounted_before_the_lease(layout: str) -> None:
-    plan, fixed = samples.plan(2, layout=layout, addresses=DHCP), samples.plan(2, layout=layout)
+def test_mounts_wait_for_the_dhcp_lease(layout: str) -> None:
+    plan, static = samples.plan(2, layout=layout, addresses=DHCP), samples.plan(2, layout=layout)
     found = node_actions.mount_actions(plan, plan.workers[0], watcher="")
     assert found[0] == {"do": "address", "address": "10.0.0.2"}
     assert "mount" in [action["do"] for action in found[1:]]
-    for here, node in ((plan, plan.head), (fixed, fixed.workers[0])):
-        assert "address" not in [action["do"] for action in node_actions.mount_actions(here, node, watcher="")]
+    for other_plan, node in ((plan, plan.head), (static, static.workers[0])):
+        assert "address" not in [action["do"] for action in node_actions.mount_actions(other_plan, node, watcher="")]
 
 
-def test_sshd_of_a_foreign_image_reads_its_settings_again_once_they_changed() -> None:
+def test_sshd_of_a_foreign_image_is_reloaded_after_a_change_of_its_settings() -> None:
     plan = samples.plan(2, image_login=ImageLogin("debian", "env:IMAGE_PASSWORD"))
     found = node_actions.account_actions(plan, plan.head, samples.keys())
     (settings,) = (action for action in found if action.get("path") == node_actions.SSHD_SETTINGS)
@@ -156,7 +156,7 @@ def test_users_files(golden: Golden) -> None:
     golden("known_hosts", ssh_files.known_hosts(plan, samples.keys()))
 
 
-def test_no_node_has_its_own_name_on_loopback() -> None:
+def test_no_node_name_is_on_the_loopback_interface() -> None:
     plan = samples.plan(4)
     lines = [line.split() for line in node_actions.etc_hosts(plan).splitlines()]
     for node in plan.nodes:
@@ -180,7 +180,7 @@ def test_each_seed_holds_only_its_own_host_key() -> None:
 
 
 @given(st.text(st.characters(exclude_categories=("Cs", "Cc", "Cn")), max_size=50))
-def test_no_text_breaks_out_of_xml(text: str) -> None:
+def test_any_text_is_escaped_in_xml(text: str) -> None:
     tree = ET.fromstring(xml_tree.text_of(xml_tree.element("a", xml_tree.element("b", text, c=text))))
     assert [child.tag for child in tree.iter()] == ["a", "b"]
     assert (tree[0].text or "") == text

@@ -190,7 +190,7 @@ def test_it_is_all_json_and_errors_are_ours(root: str) -> None:
     [
         (save_file.write(HEAD) + STREAM[:-1], DISK, "QEMU's stream is cut off"),
         (save_file.write(HEAD), DISK, "QEMU's stream is cut off"),
-        (b"LibvirtQemudPart" + save_file.write(HEAD)[16:] + STREAM, DISK, "never finished"),
+        (b"LibvirtQemudPart" + save_file.write(HEAD)[16:] + STREAM, DISK, "is incomplete"),
         (b"", DISK, "cut off: 0 bytes"),
         (save_file.write(HEAD) + STREAM, b"", "is no qcow2 file"),
         (save_file.write(HEAD) + STREAM, b"\0" * 100, "is no qcow2 file"),

@@ -30,9 +30,9 @@ def _store() -> ImageStore:
 def _snapshots_root() -> str:
     """The folder of this machine's snapshots."""
     from vcluster.model.spec import LOCAL
-    from vcluster.snapshots.template import root_on
+    from vcluster.snapshots.template import snapshots_folder
 
-    return str(root_on(LOCAL.path))
+    return str(snapshots_folder(LOCAL.path))
 
 
 def _report() -> Callable[[str], None]:

@@ -39,10 +39,10 @@ from vcluster.snapshots.template import (
     Snapshot,
     SnapshotIndex,
     Template,
-    circumstances,
+    compatibility,
     is_outdated,
     key_of,
-    root_on,
+    snapshots_folder,
     template_of,
     template_seed,
 )
@@ -122,10 +122,10 @@ def make(
 def _identify(server: Server, template: Template) -> tuple[str, str, dict[str, str]]:
     """The folder of a template's snapshot, its key, and everything that it depends on."""
     programs = {name: guest.program(name) for name in PROGRAMS} | {"": json.dumps(template_actions()).encode()}
-    found = circumstances(
+    found = compatibility(
         template, versions=server.hypervisor.versions(), processor=server.call("processor"), programs=programs
     )
-    return str(root_on(server.storage)), key_of(found), found
+    return str(snapshots_folder(server.storage)), key_of(found), found
 
 
 def _find(server: Server, template: Template, *, deadline: Deadline, report: Reporter) -> Snapshot | None:
@@ -289,7 +289,7 @@ def start_in_background(cluster: str) -> None:
 
 def remove_unfinished(server: Server) -> None:
     """Remove the unfinished snapshots of killed commands."""
-    root = str(root_on(server.storage))
+    root = str(snapshots_folder(server.storage))
     swept = server.call("sweep_snapshots", root=root)
     keys = {folder.split("-", 1)[1].partition(".")[0] for folder in swept}  # .unfinished-KEY.DIGITS
     if keys:

@@ -18,7 +18,7 @@ from vcluster.model.plan import Plan
 from vcluster.model.spec import LOCAL, ServerSpec
 from vcluster.planning.planner import CLUSTERS_FOLDER, IMAGES_FOLDER
 from vcluster.resources import KINDS, NODE_KINDS, server_keys
-from vcluster.snapshots.template import root_on
+from vcluster.snapshots.template import snapshots_folder
 from vcluster.util import parallel
 from vcluster.util.deadline import Deadline
 
@@ -145,7 +145,7 @@ def remove_image(context: Context, digest: str, specs: Sequence[ServerSpec]) -> 
             raise ConflictError(f"{server.name} carries {', '.join(users)}", hint="clear these clusters first")
         root = server.storage / IMAGES_FOLDER
         names = [name for name in server.call("folders", path=str(root)) if name.endswith(digest)]
-        server.call("remove_snapshots", root=str(root_on(server.storage)), image_digest=digest)
+        server.call("remove_snapshots", root=str(snapshots_folder(server.storage)), image_digest=digest)
         for name in names:
             server.call("remove_folder", path=str(root / name))
         return bool(names)

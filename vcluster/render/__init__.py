@@ -1,1 +1,1 @@
-"""From the plan to the texts that libvirt and the guests read. Pure."""
+"""Pure functions from the plan to the texts that libvirt and the guests read."""

@@ -1,6 +1,7 @@
-"""The actions that more than one module of this layer makes, and the text of a unit. Pure.
+"""Actions that several modules of this layer use, and the text of a unit. Pure.
 
-An action is a dictionary whose `do` names it; the docstring of guest/apply.py, which makes them true, lists them all.
+An action is a dictionary whose `do` names its kind. The guest program guest/apply.py carries actions out; its docstring
+lists all kinds.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ def file(path: str, text: str, *, owner: str = "root", mode: int = 0o644) -> Act
 
 
 def directory(path: str, *, owner: str, mode: int) -> Action:
-    """A folder, with all those above it."""
+    """A folder, with its parent folders."""
     return {"do": "directory", "path": path, "owner": owner, "mode": mode}
 
 
 def unit_text(unit_lines: Sequence[str], service_lines: Sequence[str]) -> str:
-    """The file of a service that starts with the system (systemd.service(5))."""
+    """The unit file of a service that starts at boot (systemd.service(5))."""
     sections = {"Unit": unit_lines, "Service": service_lines, "Install": ["WantedBy=multi-user.target"]}
     return "\n".join(f"[{name}]\n" + "".join(f"{line}\n" for line in lines) for name, lines in sections.items())

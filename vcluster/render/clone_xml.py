@@ -1,8 +1,8 @@
-"""The XML of a copy: the template's as libvirt has kept it beside its memory, with what is this node's own. Pure.
+"""The XML of a clone: the template's saved domain XML, with this node's identity, disks and interfaces. Pure.
 
-All that the guest's memory relies on stays as it is: machine, addresses of devices, their order. QEMU maps the memory
-from a file that all copies share, privately, so that a page costs something only once it is written to; libvirt has no
-words of its own for that (https://libvirt.org/drvqemu.html, "Pass-through of arbitrary QEMU commands").
+Everything that the guest's memory relies on stays: the machine type, the devices, their order and addresses. QEMU maps
+the memory from a file that all clones share. The mapping is private, so a page takes memory only after a write. libvirt
+has no XML element for that (https://libvirt.org/drvqemu.html, "Pass-through of arbitrary QEMU commands").
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from xml.etree import ElementTree as ET
 
 from vcluster.errors import VclusterError
 from vcluster.model.plan import Node, Plan
-from vcluster.render.domain_xml import cards, console_path, identity, seed_path, volume_path
+from vcluster.render.domain_xml import console_path, identity, interfaces, seed_path, volume_path
 from vcluster.render.xml_tree import Element, element, text_of
 from vcluster.snapshots.qemu_stream import BLOCK
 
@@ -22,60 +22,61 @@ RAM = BLOCK.decode()
 ET.register_namespace("qemu", QEMU_NAMESPACE)
 
 
-def clone_xml(kept_xml: str, plan: Plan, node: Node, *, ram: Path, macs: Mapping[str, str]) -> str:
-    """The definition that a node wakes with; `macs` are the template's, by card.
+def clone_xml(saved_xml: str, plan: Plan, node: Node, *, ram: Path, macs: Mapping[str, str]) -> str:
+    """The domain XML that a node resumes with. `macs` are the template's MACs, by interface.
 
-    Raises VclusterError where the kept XML is not that of a template of ours.
+    Raises VclusterError if the saved XML is not the XML of our template.
     """
     try:
-        root = ET.fromstring(kept_xml)  # noqa: S314 - libvirt has written it
+        root = ET.fromstring(saved_xml)  # noqa: S314 - written by libvirt
     except ET.ParseError as error:
-        raise VclusterError(f"the kept domain cannot be read: {error}") from error
+        raise VclusterError(f"the saved domain XML cannot be read: {error}") from error
     if root.tag != "domain":
-        raise VclusterError(f"the kept domain is no domain but a {root.tag}")
-    devices = _one(root, "devices")
+        raise VclusterError(f"the saved domain XML is not a domain but a {root.tag}")
+    devices = _find(root, "devices")
     for old in [root.find(name) for name in ("name", "uuid", "title", "metadata")] + root.findall("seclabel"):
         if old is not None:
             root.remove(old)
     root[:0] = identity(plan, node)
     for target, path in {"vda": volume_path(plan, node), "vdb": seed_path(plan, node)}.items():
-        _aim(devices, target, path)
-    mine = cards(plan, node)
-    if set(mine) != set(macs):
-        raise VclusterError(f"the kept domain has the cards {', '.join(macs)}, not {', '.join(mine)}")
+        _set_disk_file(devices, target, path)
+    new_interfaces = interfaces(plan, node)
+    if set(new_interfaces) != set(macs):
+        present, needed = ", ".join(macs), ", ".join(new_interfaces)
+        raise VclusterError(f"the saved domain XML has the interfaces {present}, but {node.name} needs {needed}")
     for name, mac in macs.items():
-        _exchange(devices, mac, mine[name])
+        _replace_interface(devices, mac, new_interfaces[name])
     for port in devices.iter():
         if port.tag in ("serial", "console", "channel"):
-            _let_choose(port, console_path(plan, node))
-    root.append(_mapping(root, ram))
+            _reset_port(port, console_path(plan, node))
+    root.append(_memory_arguments(root, ram))
     return text_of(root)
 
 
-def _one(parent: Element, path: str) -> Element:
+def _find(parent: Element, path: str) -> Element:
     found = parent.find(path)
     if found is None:
-        raise VclusterError(f"the kept domain has no {path}")
+        raise VclusterError(f"the saved domain XML has no {path}")
     return found
 
 
-def _aim(devices: Element, target: str, path: Path) -> None:
-    """Have a disk be another file; what that is built on libvirt finds out."""
-    disk = _one(devices, f"disk/target[@dev='{target}']/..")
-    _one(disk, "source").attrib = {"file": str(path)}
+def _set_disk_file(devices: Element, target: str, path: Path) -> None:
+    """Point a disk to another file. libvirt finds the backing files itself."""
+    disk = _find(devices, f"disk/target[@dev='{target}']/..")
+    _find(disk, "source").attrib = {"file": str(path)}
     for chain in disk.findall("backingStore"):
         disk.remove(chain)
 
 
-def _exchange(devices: Element, mac: str, mine: Element) -> None:
-    """A card for another, in the same place."""
-    theirs = _one(devices, f"interface/mac[@address='{mac}']/..")
-    mine.append(_one(theirs, "address"))
-    devices[list(devices).index(theirs)] = mine
+def _replace_interface(devices: Element, mac: str, new: Element) -> None:
+    """Replace the interface with this MAC, at the same device address."""
+    old = _find(devices, f"interface/mac[@address='{mac}']/..")
+    new.append(_find(old, "address"))
+    devices[list(devices).index(old)] = new
 
 
-def _let_choose(port: Element, console: Path) -> None:
-    """Terminals and sockets are libvirt's to choose anew."""
+def _reset_port(port: Element, console: Path) -> None:
+    """Remove the template's terminals and sockets, so that libvirt chooses new ones."""
     port.attrib.pop("tty", None)
     for source in port.findall("source"):
         port.remove(source)
@@ -83,18 +84,18 @@ def _let_choose(port: Element, console: Path) -> None:
         log.attrib["file"] = str(console)
 
 
-def _mapping(root: Element, ram: Path) -> Element:
-    """Guest memory from a file, written to privately; it takes the place of what libvirt asks for."""
-    memory = _one(root, "memory")
+def _memory_arguments(root: Element, ram: Path) -> Element:
+    """QEMU arguments that map guest memory privately from a file; they replace libvirt's memory backend."""
+    memory = _find(root, "memory")
     kib, unit = memory.text or "", memory.get("unit", "KiB")
-    if unit != "KiB" or not kib.isdecimal() or not int(kib):  # as libvirt writes it
-        raise VclusterError(f"the kept domain has a memory of {kib!r} {unit}")
+    if unit != "KiB" or not kib.isdecimal() or not int(kib):  # libvirt writes KiB
+        raise VclusterError(f"the saved domain XML has a memory of {kib!r} {unit}")
     if "," in str(ram):
-        raise VclusterError(f"{ram} has a comma in it, which QEMU takes for the end of a path")
+        raise VclusterError(f"the path {ram} contains a comma, where QEMU ends the path")
     size = int(kib) * 1024
     backend = (
         f"memory-backend-file,id={RAM},size={size},mem-path={ram},share=off,x-use-canonical-path-for-ramblock-id=off"
     )
     arguments = ("-object", backend, "-machine", f"memory-backend={RAM}")
-    values = [element(f"{{{QEMU_NAMESPACE}}}arg", value=one) for one in arguments]
-    return element(f"{{{QEMU_NAMESPACE}}}commandline", *values)
+    elements = [element(f"{{{QEMU_NAMESPACE}}}arg", value=argument) for argument in arguments]
+    return element(f"{{{QEMU_NAMESPACE}}}commandline", *elements)

@@ -1,4 +1,4 @@
-"""Domain XML: one kind of domain, a headless virtio machine with two network cards and a serial console."""
+"""Domain XML of nodes and templates: a headless virtio machine with network interfaces and a serial console. Pure."""
 
 from __future__ import annotations
 
@@ -14,56 +14,56 @@ from vcluster.render.xml_tree import Element, element, text_of
 OWNER_NAMESPACE, TEMPLATE_NAMESPACE = "urn:vcluster:owner:1", "urn:vcluster:template:1"
 READY_CHANNEL = "org.vcluster.0"
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
-# The guest finds the disk it serves by this; it has no other that tells a serial number.
+# The guest finds the served disk by this serial number; its other disks have none.
 DATA_SERIAL = "vcluster-data"
 DATA_SUFFIX = ".data.qcow2"
-# QEMU's own default grows to 1 GiB a guest; guests of this size translate no more than this.
+# QEMU's default limit is 1 GiB a guest; guests of this size do not translate more than this.
 TRANSLATION_CACHE_MIB = 128
 
 
 def volume_path(plan: Plan, node: Node) -> Path:
-    """Where a node's disk is on its server."""
+    """The path of a node's disk on its server."""
     return plan.pool_of(node).path / volume_name(node)
 
 
 def seed_path(plan: Plan, node: Node) -> Path:
-    """Where a node's seed is on its server."""
+    """The path of a node's seed on its server."""
     return plan.pool_of(node).path / seed_name(node)
 
 
 def data_path(plan: Plan, node: Node) -> Path:
-    """Where the disk that a node serves is on its server."""
+    """The path, on its server, of the disk that a node serves by NFS."""
     return plan.pool_of(node).path / data_name(node)
 
 
 def memory_path(plan: Plan, node: Node) -> Path:
-    """Where the file is, for a moment, that a node wakes from on its server."""
+    """The path, on its server, of the file that a clone resumes from; it exists only for that moment."""
     return plan.pool_of(node).path / f"{node.name}.memory"
 
 
 def console_path(plan: Plan, node: Node) -> Path:
-    """Where a node's serial console is logged, on its server, from power-on."""
+    """The path, on its server, of the log of a node's serial console."""
     return plan.pool_of(node).path / f"{node.name}.console.log"
 
 
 def volume_name(node: Node) -> str:
-    """The volume of a node's disk."""
+    """The volume name of a node's disk."""
     return f"{node.name}.qcow2"
 
 
 def seed_name(node: Node) -> str:
-    """The volume of a node's seed."""
+    """The volume name of a node's seed."""
     return f"{node.name}.seed.iso"
 
 
 def data_name(node: Node) -> str:
-    """The volume of the disk that a node serves."""
+    """The volume name of the disk that a node serves by NFS."""
     return f"{node.name}{DATA_SUFFIX}"
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What a domain is, whoever it is: its image, how it runs, and the files it works on."""
+    """The properties of a domain without its identity: image, accelerator, size, and files."""
 
     image: Image
     accel: str
@@ -88,14 +88,14 @@ def machine_of(plan: Plan, node: Node) -> Machine:
 
 
 def domain_xml(plan: Plan, node: Node) -> str:
-    """The definition of a node's domain."""
+    """The XML of a node's domain."""
     data = [data_disk(plan, node)] if node.data_gib else []
-    devices = [*data, element("controller", type="usb", model="none"), *cards(plan, node).values()]
+    devices = [*data, element("controller", type="usb", model="none"), *interfaces(plan, node).values()]
     return text_of(_domain(machine_of(plan, node), identity(plan, node), devices))
 
 
 def identity(plan: Plan, node: Node) -> list[Element]:
-    """What a domain says of the node it is."""
+    """The elements that identify a node: name, UUID, title and owner label."""
     return [
         element("name", node.domain),
         element("uuid", node.uuid),
@@ -104,30 +104,33 @@ def identity(plan: Plan, node: Node) -> list[Element]:
     ]
 
 
-def cards(plan: Plan, node: Node) -> dict[str, Element]:
-    """A node's network cards, by the names it gives them."""
+def interfaces(plan: Plan, node: Node) -> dict[str, Element]:
+    """A node's network interfaces, by their names in the node."""
     management = {"mgmt0": _management_interface(plan, node.management)} if node.management else {}
     return management | {"lab0": _cluster_interface(plan, node)}
 
 
 def data_disk(plan: Plan, node: Node) -> Element:
-    """The disk that a node serves to the others."""
+    """The disk that a node serves by NFS."""
     return _disk(data_path(plan, node), "qcow2", "vdc", serial=DATA_SERIAL)
 
 
 def template_xml(machine: Machine, name: str, *, by: str, macs: Mapping[str, str], mtu: int) -> str:
-    """The node whose memory is kept: cards with MACs that no node has, and nothing at their other end."""
+    """The XML of a template's domain. Its interfaces have MACs that no node has, and are not connected.
+
+    `by` is the owner id. `macs` are by interface.
+    """
     owner = element(f"{{{TEMPLATE_NAMESPACE}}}template")
     owner.attrib.update(by=by)
-    links = [_unconnected_interface(mac, mtu if card == "lab0" else None) for card, mac in macs.items()]
-    head = [element("name", name), element("title", "a node to make others from"), element("metadata", owner)]
-    return text_of(_domain(machine, head, [element("controller", type="usb", model="none"), *links]))
+    unconnected = [_unconnected_interface(mac, mtu if card == "lab0" else None) for card, mac in macs.items()]
+    names = [element("name", name), element("title", "vcluster template"), element("metadata", owner)]
+    return text_of(_domain(machine, names, [element("controller", type="usb", model="none"), *unconnected]))
 
 
-def _domain(machine: Machine, head: Sequence[Element], devices: Sequence[Element]) -> Element:
+def _domain(machine: Machine, names: Sequence[Element], devices: Sequence[Element]) -> Element:
     return element(
         "domain",
-        *head,
+        *names,
         element("memory", str(machine.memory_mib), unit="MiB"),
         element("vcpu", str(machine.vcpus)),
         _os(machine.image),
@@ -140,7 +143,7 @@ def _domain(machine: Machine, head: Sequence[Element], devices: Sequence[Element
         element(
             "devices",
             _disk(machine.disk, "qcow2", "vda"),
-            # A CD-ROM would need an AHCI driver, which Debian's cloud kernel lacks; a virtio disk it always sees.
+            # A virtio disk, since a CD-ROM would need an AHCI driver, which Debian's cloud kernel lacks.
             _disk(machine.seed, "raw", "vdb", read_only=True),
             *devices,
             _serial(machine.console),
@@ -182,7 +185,7 @@ def _features(accel: str) -> Element:
 
 
 def _cpu(accel: str) -> list[Element]:
-    # Under emulation QEMU's default model is as fast as any other.
+    # Under emulation QEMU's default CPU model is as fast as any other.
     return [element("cpu", mode="host-passthrough")] if accel == "kvm" else []
 
 
@@ -202,23 +205,23 @@ def _disk(path: Path, kind: str, target: str, *, read_only: bool = False, serial
     return disk
 
 
-def _management_interface(plan: Plan, card: ManagementInterface) -> Element:
+def _management_interface(plan: Plan, management: ManagementInterface) -> Element:
     return element(
         "interface",
-        element("mac", address=card.mac),
+        element("mac", address=management.mac),
         element("source", network=libvirt_name(plan.name)),
-        element("target", dev=card.port),
+        element("target", dev=management.port),
         element("model", type="virtio"),
         type="network",
     )
 
 
 def _unconnected_interface(mac: str, mtu: int | None) -> Element:
-    """A card like the others for its guest, whose state they take over; libvirt names and removes the tap."""
-    card = element("interface", element("mac", address=mac), element("model", type="virtio"), type="ethernet")
+    """An interface without a bridge. Clones take over its state in the guest. libvirt names and removes its tap."""
+    interface = element("interface", element("mac", address=mac), element("model", type="virtio"), type="ethernet")
     if mtu:
-        card.append(element("mtu", size=mtu))
-    return card
+        interface.append(element("mtu", size=mtu))
+    return interface
 
 
 def _cluster_interface(plan: Plan, node: Node) -> Element:

@@ -1,4 +1,4 @@
-"""What makes the head the others' router and server, and what a node lets in from the cluster network. Pure.
+"""The packet filter of nodes, and the head's services as gateway: NAT, DNS and DHCP. Pure.
 
 The texts are for nft(8), dnsmasq(8) and systemd (systemd.service(5), systemd.special(7)).
 """
@@ -13,9 +13,9 @@ from vcluster.model.spec import AddressRange, PortRange
 from vcluster.render.actions import UNITS, Action, file, unit_text
 
 FIREWALL = "/etc/vcluster/firewall.nft"
-# Not below /etc/dnsmasq.d: a dnsmasq of the node's own reads that.
+# Not in /etc/dnsmasq.d, which the distribution's dnsmasq reads.
 DNSMASQ = "/etc/vcluster/dnsmasq.conf"
-# In a file of their own, as a reload reads those again, and a restart would leave the nodes without answers.
+# A separate file, since dnsmasq reads it again at a reload; during a restart it would not answer.
 DHCP_HOSTS = "/etc/vcluster/dhcp-hosts"
 LEASES = "/var/lib/misc/vcluster.leases"
 FIREWALL_UNIT, DNSMASQ_UNIT = "vcluster-firewall.service", "vcluster-dnsmasq.service"
@@ -28,17 +28,17 @@ _SSH, _DNS, _DHCP_SERVER, _DHCP_CLIENT, _NFS = 22, 53, 67, 68, 2049
 
 
 def firewall(plan: Plan, node: Node) -> str:
-    """The rules of a node for `nft -f`, which replaces those it has in one step; empty for a node that needs none."""
-    chains = _gateway_chains(plan) if _routes(plan, node) else []
+    """The rules of a node for `nft -f`, which replaces the old rules in one step; empty for a node without rules."""
+    chains = _gateway_chains(plan) if _is_gateway(plan, node) else []
     if plan.mpi_ports:
         chains.append(_input(plan, node, plan.mpi_ports))
     if not chains:
         return ""
-    # A table must be there to be deleted.
+    # nft can only delete an existing table.
     return f"table {_TABLE} {{}}\ndelete table {_TABLE}\ntable {_TABLE} {{\n{''.join(chains)}}}\n"
 
 
-def _routes(plan: Plan, node: Node) -> bool:
+def _is_gateway(plan: Plan, node: Node) -> bool:
     return plan.is_private and node.is_head
 
 
@@ -46,29 +46,32 @@ def _gateway_chains(plan: Plan) -> list[str]:
     masquerade = f'oifname "mgmt0" ip saddr {plan.subnet} masquerade'
     chains = [_forward(plan), _chain("postrouting", "nat hook postrouting priority srcnat", "accept", [masquerade])]
     if not plan.is_gateway_open:
-        # Names are a way out too: dnsmasq asks outside for whoever asks it. Rejected, it says so at once.
+        # dnsmasq forwards DNS requests of the nodes, so they must not leave either. `reject` makes it answer at once.
         rejected = 'oifname "mgmt0" meta skuid "dnsmasq" reject'
         chains.append(_chain("output", "filter hook output priority filter", "accept", [rejected]))
     return chains
 
 
 def _forward(plan: Plan) -> str:
-    """Only from inside, and only while the way is open; what was let through before is asked again with each packet."""
-    opened = [
+    """Forward connections from the cluster network while the gateway is open.
+
+    The rules check each packet, so closing the gateway stops open connections too.
+    """
+    accepted = [
         f'iifname "lab0" oifname "mgmt0" ip saddr {plan.subnet} accept',
         f'iifname "mgmt0" oifname "lab0" ip daddr {plan.subnet} ct state established,related accept',
     ]
-    # Those inside are told, so that nothing there waits; a connection that is open survives such answers.
-    told = 'iifname "lab0" reject with icmpx type admin-prohibited'
-    rules = [*(opened if plan.is_gateway_open else []), told]
+    # Rejected, not dropped, so that programs in nodes do not wait. An open connection survives such answers.
+    rejected = 'iifname "lab0" reject with icmpx type admin-prohibited'
+    rules = [*(accepted if plan.is_gateway_open else []), rejected]
     return _chain("forward", "filter hook forward priority filter", "drop", rules)
 
 
 def _input(plan: Plan, node: Node, ports: PortRange) -> str:
-    """What a node lets in from the cluster network where MPI has these ports.
+    """The traffic that a node accepts from the cluster network when MPI uses these ports.
 
-    A TCP connection begins with a SYN; all else belongs to one that is there already, maybe for longer than these
-    rules, or is for the kernel to refuse.
+    Only a SYN begins a TCP connection, so only SYNs are rejected. Other segments belong to present connections, maybe
+    older than these rules, or the kernel refuses them.
     """
     udp = _udp_services(plan, node)
     rules = [
@@ -84,12 +87,12 @@ def _input(plan: Plan, node: Node, ports: PortRange) -> str:
 
 def _tcp_services(plan: Plan, node: Node) -> list[int]:
     serves_nfs = node.name in plan.stores if plan.stores else node.is_head
-    return [_SSH, *([_DNS] if _routes(plan, node) else []), *([_NFS] if serves_nfs else [])]
+    return [_SSH, *([_DNS] if _is_gateway(plan, node) else []), *([_NFS] if serves_nfs else [])]
 
 
 def _udp_services(plan: Plan, node: Node) -> list[int]:
     if not node.is_head:
-        # The answer to a broadcast comes from an address nobody has written to.
+        # The answer to a DHCP broadcast comes from an address that the node did not send to.
         return [_DHCP_CLIENT] if plan.dhcp_range else []
     return [*([_DNS] if plan.is_private else []), *([_DHCP_SERVER] if plan.dhcp_range else [])]
 
@@ -104,35 +107,35 @@ def _chain(name: str, kind: str, policy: str, rules: Iterable[str]) -> str:
 
 
 def live_state_argv() -> list[str]:
-    """The command whose output `is_open` reads; it fails where the rules are gone."""
+    """The command whose output `is_open` reads; it fails if the rules are not loaded."""
     return ["nft", "-j", "list", "chain", *_TABLE.split(), "forward"]
 
 
 def is_open(json_text: str) -> bool | None:
-    """Whether the head lets the others out, by its rules as nft tells them (libnftables-json(5)); None without any."""
+    """Whether the head forwards packets, by nft's JSON output (libnftables-json(5)); None if there are no rules."""
     try:
-        told = json.loads(json_text)["nftables"]
+        objects = json.loads(json_text)["nftables"]
     except (ValueError, KeyError, TypeError):
         return None
-    if not any("chain" in one for one in told):
+    if not any("chain" in one for one in objects):
         return None
-    return any("accept" in statement for one in told if "rule" in one for statement in one["rule"]["expr"])
+    return any("accept" in statement for one in objects if "rule" in one for statement in one["rule"]["expr"])
 
 
 # Names and addresses
 
 
 def needs_dnsmasq(plan: Plan) -> bool:
-    """Whether the head answers for names, or gives out addresses."""
+    """Whether the head is a DNS or DHCP server."""
     return plan.is_private or plan.dhcp_range is not None
 
 
 def dnsmasq_conf(plan: Plan) -> str:
-    """The head's dnsmasq: on the cluster network alone, for names in the private layout, for addresses where asked."""
+    """The head's dnsmasq, on the cluster network only: DNS in the private layout, DHCP if requested."""
     lines = [
         "user=dnsmasq",
         f"pid-file={_PID_FILE}",
-        # An interface that is not there yet is waited for; the head's own programs ask somebody else.
+        # bind-dynamic waits for a missing interface. The head's own programs use another DNS server.
         "interface=lab0",
         "except-interface=lo",
         "bind-dynamic",
@@ -143,39 +146,39 @@ def dnsmasq_conf(plan: Plan) -> str:
 
 
 def _names(plan: Plan) -> list[str]:
-    """The nodes' names from /etc/hosts, all others from the head's management network.
+    """Names of nodes come from /etc/hosts, all other names from the DNS of the head's management network.
 
-    Those without a dot too: the server may know them from its own /etc/hosts, and tells them to nodes that ask it.
+    Names without a dot are forwarded too: the server may have them in its own /etc/hosts.
     """
     upstream = plan.network_of(plan.head).gateway
     return ["no-resolv", f"server={upstream}", "bogus-priv", "cache-size=1000"]
 
 
 def _addresses(plan: Plan) -> list[str]:
-    """Where each worker's own address is found, and a range for strangers.
+    """DHCP: the file with each worker's own address, and a range for unknown hosts.
 
-    An address of the range is pinged first, which takes three seconds once; those of nodes are not. An option without
-    a value is not sent: nobody is to take a head for a gateway that is none.
+    dnsmasq pings an address of the range before its first use, which takes three seconds; it does not ping addresses of
+    nodes. An option without a value is not sent: outside of the private layout the head is not a gateway.
     """
     if plan.dhcp_range is None:
         return []
-    here = f",{plan.head.address}" if plan.is_private else ""
+    head = f",{plan.head.address}" if plan.is_private else ""
     return [
         f"dhcp-range={plan.dhcp_range.first},{plan.dhcp_range.last},{plan.subnet.netmask},1h",
         "dhcp-authoritative",
-        # Machines made from one image may all send the same client identifier.
+        # Machines of one image may all send the same client identifier.
         "dhcp-ignore-clid",
         f"dhcp-leasefile={LEASES}",
         "quiet-dhcp",
-        f"dhcp-option=option:router{here}",
-        f"dhcp-option=option:dns-server{here}",
+        f"dhcp-option=option:router{head}",
+        f"dhcp-option=option:dns-server{head}",
         f"dhcp-option=option:mtu,{plan.mtu}",
         f"dhcp-hostsfile={DHCP_HOSTS}",
     ]
 
 
 def dhcp_hosts(plan: Plan) -> str:
-    """Each worker's own address by its MAC, for ever."""
+    """Each worker's address, by its MAC, with an infinite lease."""
     return "".join(f"{node.mac},{node.address},{node.name},infinite\n" for node in plan.workers)
 
 
@@ -183,10 +186,10 @@ def dhcp_hosts(plan: Plan) -> str:
 
 
 def firewall_unit(*, routes: bool) -> str:
-    """Loads the rules before there is a network, and lets packets through only behind them.
+    """The service that loads the rules before the network is up; the gateway forwards packets only after that.
 
-    It is to be reloaded, not restarted: that replaces the rules in one step. Without default dependencies it is not
-    stopped at shutdown, when others still are.
+    Reload it, do not restart it: a reload replaces the rules in one step. It has no default dependencies, so systemd
+    does not stop it at shutdown while other services still run.
     """
     load = [f"/usr/sbin/nft -f {FIREWALL}", *(["/usr/sbin/sysctl -q net.ipv4.ip_forward=1"] if routes else [])]
     unload = [
@@ -199,7 +202,7 @@ def firewall_unit(*, routes: bool) -> str:
             "DefaultDependencies=no",
             "Wants=network-pre.target",
             "Before=network-pre.target",
-            "After=nftables.service",  # it flushes all rules, not only its own
+            "After=nftables.service",  # which flushes all rules
         ],
         [
             "Type=oneshot",
@@ -212,7 +215,7 @@ def firewall_unit(*, routes: bool) -> str:
 
 
 def dnsmasq_unit() -> str:
-    """It has started when it serves; a reload reads /etc/hosts again and forgets what was learnt from outside."""
+    """The service of dnsmasq: started when it answers. A reload reads /etc/hosts again and empties the cache."""
     return unit_text(
         ["Description=Names and addresses of the cluster network", f"After={FIREWALL_UNIT}"],
         [
@@ -226,14 +229,14 @@ def dnsmasq_unit() -> str:
     )
 
 
-# All of it
+# Actions
 
 
 def gateway_actions(plan: Plan, node: Node) -> list[Action]:
-    """What a node needs of all this, each service behind its files.
+    """The actions for a node, with each service after its files.
 
-    Both are reloaded each time: the rules are there again if somebody flushed them, and dnsmasq, behind them, answers
-    no more from what it learnt while the way out was open.
+    Both services are reloaded each time. That restores flushed rules, and empties the cache of dnsmasq, which has names
+    from the time when the gateway was open.
     """
     return [*_filter_actions(plan, node), *(_server_actions(plan) if node.is_head and needs_dnsmasq(plan) else [])]
 
@@ -244,7 +247,7 @@ def _filter_actions(plan: Plan, node: Node) -> list[Action]:
         return []
     return [
         file(FIREWALL, rules),
-        file(f"{UNITS}/{FIREWALL_UNIT}", firewall_unit(routes=_routes(plan, node))),
+        file(f"{UNITS}/{FIREWALL_UNIT}", firewall_unit(routes=_is_gateway(plan, node))),
         {"do": "service", "unit": FIREWALL_UNIT, "restart_if": [], "reload": True},
     ]
 
@@ -260,7 +263,7 @@ def _server_actions(plan: Plan) -> list[Action]:
 
 
 def _lease_actions(plan: Plan, unknown_hosts: AddressRange) -> list[Action]:
-    """Leases of nodes that were removed never end: who comes after one of them would not get its address."""
+    """The actions for DHCP. Leases of removed nodes never end, so they are dropped: a new node may need the address."""
     hosts = {str(node.address): node.mac for node in plan.workers}
     ends = [str(unknown_hosts.first), str(unknown_hosts.last)]
     return [

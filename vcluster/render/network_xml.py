@@ -1,4 +1,4 @@
-"""XML of the management network, the storage pool and its volumes."""
+"""XML of the management network, the storage pool and its volumes. Pure."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from vcluster.render.xml_tree import element, text_of
 
 
 def network_xml(cluster: str, network: Network) -> str:
-    """The NAT network of a cluster. No DHCP: every address is decided beforehand and comes with the seed.
+    """The NAT network of a cluster. It has no DHCP: the seed contains each node's planned address.
 
-    libvirt has no metadata on networks before 9.7, so the owner's mark is a TXT record of the network's own DNS,
-    beside the UUID.
+    libvirt has no metadata on networks before 9.7. So the owner label is the UUID, with a TXT record of the network's
+    DNS.
     """
     root = element(
         "network",
@@ -28,7 +28,7 @@ def network_xml(cluster: str, network: Network) -> str:
 
 
 def pool_xml(pool: Pool) -> str:
-    """A directory pool; qemu may pass through it but not list it."""
+    """A directory pool; QEMU may open files in it but not list it."""
     root = element(
         "pool",
         element("name", pool.name),
@@ -52,9 +52,9 @@ def overlay_xml(name: str, *, size_bytes: int, backing: Path) -> str:
 
 
 def blank_xml(name: str, *, kind: str, size_bytes: int) -> str:
-    """A volume with nothing on it: qcow2, which takes room only as it fills, or raw, for content to be uploaded.
+    """An empty volume: qcow2 for a disk, which grows with use, or raw for content to upload.
 
-    Readable by its owner alone: a seed holds private keys, a disk people's data.
+    Only its owner can read it: a seed has private keys, a disk has users' data.
     """
     root = element(
         "volume",

@@ -1,8 +1,7 @@
-"""The cloud-init seed of a node (NoCloud): who it is, which addresses it has, who may log in. Pure.
+"""The cloud-init seed of a node (NoCloud): its name, addresses and keys. Pure.
 
-Everything else is put on the node by the stages, which can be run again. The texts are JSON, which YAML contains, so
-no value needs quoting by hand. Formats: https://cloudinit.readthedocs.io, "NoCloud", "Network config version 2",
-"Cloud config".
+The stages configure everything else, since they can run again. The texts are JSON, a subset of YAML, so no value needs
+manual quoting. Formats: https://cloudinit.readthedocs.io, "NoCloud", "Network config version 2", "Cloud config".
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from vcluster.render.node_actions import MPI_END, PROFILE_MODULES, SSHD_SETTINGS
 GuestFile = Callable[[str], str]
 
 COMPLETE_FEATURES = frozenset({"mpich", "nfs", "ready"})
-# What an ordinary cloud image lacks, by the names Debian and Ubuntu share.
+# The packages that an ordinary cloud image lacks; Debian and Ubuntu have the same names.
 PACKAGES = (
     "mpich", "libmpich-dev", "gcc", "make", "nfs-kernel-server", "nfs-common", "nftables", "qemu-guest-agent",
 )  # fmt: skip
@@ -28,10 +27,10 @@ HEAD_PACKAGES, HEAD_COMMANDS = ("dnsmasq-base", "clustershell", "pdsh"), ("dnsma
 
 
 def seed_files(plan: Plan, node: Node, keys: Keys, *, guest_file: GuestFile) -> dict[str, str]:
-    """The three files of a node's seed, by name. `guest_file` gives the files that only an ordinary image is sent."""
-    complete = set(plan.image.features) >= COMPLETE_FEATURES
+    """The three files of a node's seed, by name. `guest_file` returns a file for ordinary images by its name."""
+    is_complete = set(plan.image.features) >= COMPLETE_FEATURES
     user_data = _identity(plan, node, keys)
-    if not complete:
+    if not is_complete:
         user_data |= _completion(plan, node, guest_file)
     return {
         "meta-data": _text(meta_data(plan, node)),
@@ -41,37 +40,37 @@ def seed_files(plan: Plan, node: Node, keys: Keys, *, guest_file: GuestFile) -> 
 
 
 def meta_data(plan: Plan, node: Node) -> dict[str, object]:
-    """Instance identity. dsmode local: nothing in the seed needs the network, so it is applied before that is up."""
+    """The instance id and host name. `dsmode: local` applies the seed before the network is up; it needs no network."""
     return {"instance-id": f"{plan.name}-{node.uuid}", "local-hostname": node.name, "dsmode": "local"}
 
 
 def network_config(plan: Plan, node: Node) -> dict[str, object]:
-    """Its network cards, told apart by MAC. Only `lab0` may ask for its address, and then nothing waits for it."""
-    cards = {"lab0": _cluster_interface(plan, node)}
+    """The network interfaces, matched by MAC. Only `lab0` may use DHCP, and the boot does not wait for its address."""
+    ethernets = {"lab0": _cluster_interface(plan, node)}
     if node.management:
-        cards = {"mgmt0": _management_interface(plan, node, node.management)} | cards
-    return {"version": 2, "ethernets": cards}
+        ethernets = {"mgmt0": _management_interface(plan, node, node.management)} | ethernets
+    return {"version": 2, "ethernets": ethernets}
 
 
-def _management_interface(plan: Plan, node: Node, card: ManagementInterface) -> dict[str, object]:
+def _management_interface(plan: Plan, node: Node, management: ManagementInterface) -> dict[str, object]:
     network = plan.network_of(node)
     return {
-        "match": {"macaddress": card.mac},
+        "match": {"macaddress": management.mac},
         "set-name": "mgmt0",
         "dhcp4": False,
-        "addresses": [f"{card.address}/{network.subnet.prefixlen}"],
+        "addresses": [f"{management.address}/{network.subnet.prefixlen}"],
         **_default_route(network.gateway),
     }
 
 
 def _cluster_interface(plan: Plan, node: Node) -> dict[str, object]:
-    """The head gives out the addresses, so its own is fixed. In the private layout it is the others' way out."""
-    named = {"match": {"macaddress": node.mac}, "set-name": "lab0"}
+    """The head is the DHCP server, so its address is static. In the private layout it is the gateway of other nodes."""
+    match = {"match": {"macaddress": node.mac}, "set-name": "lab0"}
     if plan.dhcp_range and not node.is_head:
-        return {**named, "dhcp4": True, "optional": True, "mtu": plan.mtu}
+        return {**match, "dhcp4": True, "optional": True, "mtu": plan.mtu}
     address = f"{node.address}/{plan.subnet.prefixlen}"
-    way_out = {} if node.management else _default_route(plan.head.address)
-    return {**named, "dhcp4": False, "addresses": [address], **way_out, "mtu": plan.mtu}
+    gateway = {} if node.management else _default_route(plan.head.address)
+    return {**match, "dhcp4": False, "addresses": [address], **gateway, "mtu": plan.mtu}
 
 
 def _default_route(gateway: IPv4Address) -> dict[str, object]:
@@ -93,7 +92,7 @@ def _identity(plan: Plan, node: Node, keys: Keys) -> dict[str, object]:
         "write_files": [_sshd(plan)],
     }
     if plan.image_login:
-        # Its own user must get in by password first, and lets us in; passwords are closed behind that.
+        # The image's user must log in by password once, to install our key; after that passwords are off.
         del identity["ssh_pwauth"], identity["write_files"]
     return identity
 
@@ -103,7 +102,7 @@ def _sshd(plan: Plan) -> dict[str, str]:
 
 
 def _completion(plan: Plan, node: Node, guest_file: GuestFile) -> dict[str, object]:
-    """What turns an ordinary cloud image into one of ours at its first boot."""
+    """The files and commands that complete an ordinary cloud image at its first boot."""
     unit = {"path": "/etc/systemd/system/vcluster-ready.service", "content": guest_file("vcluster-ready.service")}
     source = {"path": str(Path(MPI_END).with_suffix(".c")), "content": guest_file("mpi-end.c")}
     modules = {"path": "/etc/modules-load.d/vcluster.conf", "content": PROFILE_MODULES}
@@ -113,7 +112,7 @@ def _completion(plan: Plan, node: Node, guest_file: GuestFile) -> dict[str, obje
     has_all = f"(for p in {commands}; do command -v $p || exit; done) >/dev/null"
     install = f"apt-get update && apt-get install -y --no-install-recommends {packages}"
     if not node.management:
-        # Its way out is the head, which has to come up and install its own packages first.
+        # Its gateway is the head, which first boots and installs its own packages.
         install = f"for i in $(seq 60); do ({install}) && break; sleep 10; done"
     return {
         "write_files": [unit, modules, *sshd, source],

@@ -1,4 +1,4 @@
-"""The user's own view of the nodes: an ssh_config and a known_hosts file. Pure."""
+"""The ssh_config and known_hosts files for the user of a cluster. Pure."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from vcluster.model.plan import Node, Plan
 
 @dataclass(frozen=True, slots=True)
 class Jump:
-    """How ssh reaches a server that nodes are on: `is_strict` with these identities and no other.
+    """The login to a server that carries nodes. With `is_strict` ssh uses only these identities.
 
-    `options` are lines of ssh_config(5), such as ProxyJump.
+    `options` are lines of ssh_config(5), for example ProxyJump.
     """
 
     hostname: str
@@ -26,15 +26,15 @@ class Jump:
 
 
 def jump_name(server: str) -> str:
-    """What a server is called in the ssh_config; no node's name has a dot."""
+    """A server's name in the ssh_config. It has a dot, which no node's name has."""
     return f"{server}.server"
 
 
 def ssh_config(plan: Plan, *, identity: Path, known_hosts: Path, jumps: Mapping[str, Jump]) -> str:
-    """An OpenSSH client configuration with a block for each node; plain `ssh -F FILE node2` works.
+    """An OpenSSH client configuration with a block for each node, for `ssh -F FILE node2`.
 
-    A node on another server is reached through it: `jumps` tells how, by the servers' names. One without a `mgmt0` is
-    reached through the head.
+    ssh reaches a node on another server through that server: `jumps` are the logins, by server. It reaches a node
+    without `mgmt0` through the head.
     """
     common = [
         f"UserKnownHostsFile {quoted(known_hosts)}",
@@ -42,13 +42,13 @@ def ssh_config(plan: Plan, *, identity: Path, known_hosts: Path, jumps: Mapping[
         "StrictHostKeyChecking yes",
         "LogLevel ERROR",
     ]
-    blocks = [_node(plan, node, identity, common, is_away=node.server in jumps) for node in plan.nodes]
+    blocks = [_node(plan, node, identity, common, is_remote=node.server in jumps) for node in plan.nodes]
     blocks += [_server(name, jump, common) for name, jump in jumps.items()]
     return "\n\n".join("\n    ".join(block) for block in blocks) + "\n"
 
 
-def _node(plan: Plan, node: Node, identity: Path, common: Sequence[str], *, is_away: bool) -> list[str]:
-    way = plan.head.name if not node.management else jump_name(node.server) if is_away else ""
+def _node(plan: Plan, node: Node, identity: Path, common: Sequence[str], *, is_remote: bool) -> list[str]:
+    jump = plan.head.name if not node.management else jump_name(node.server) if is_remote else ""
     return [
         f"Host {node.name}",
         f"HostName {node.login_address}",
@@ -59,7 +59,7 @@ def _node(plan: Plan, node: Node, identity: Path, common: Sequence[str], *, is_a
         "PasswordAuthentication no",
         "KexAlgorithms curve25519-sha256,curve25519-sha256@libssh.org",
         "Ciphers aes128-ctr,aes128-gcm@openssh.com",
-        *([f"ProxyJump {way}"] if way else []),
+        *([f"ProxyJump {jump}"] if jump else []),
         *common,
     ]
 
@@ -93,6 +93,6 @@ def known_hosts(plan: Plan, keys: Keys) -> str:
 
 
 def quoted(path: Path) -> str:
-    """A path as ssh_config(5) takes it: quoted when it has a space, percent signs doubled."""
+    """A path in the syntax of ssh_config(5): quoted if it has a space, with doubled percent signs."""
     text = str(path).replace("%", "%%")
     return f'"{text}"' if " " in text else text

@@ -1,4 +1,4 @@
-"""Small pieces for building XML trees: nothing is ever pasted into XML text."""
+"""Build XML trees, so that no value is pasted into XML text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ Element = ET.Element
 
 
 def element(tag: str, /, *children: Element | str, **attributes: object) -> Element:
-    """An element with its attributes and children; a text child is its text."""
+    """An element with attributes and children; a string becomes its text."""
     node = ET.Element(tag, {name: str(value) for name, value in attributes.items()})
     for child in children:
         if isinstance(child, str):

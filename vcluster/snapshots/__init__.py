@@ -1,1 +1,1 @@
-"""Formats and names of snapshots. Pure."""
+"""Formats and keys of snapshots. Pure."""

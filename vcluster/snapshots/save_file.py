@@ -1,9 +1,11 @@
-"""The head of a file that libvirt keeps a domain's memory in (virDomainSave), read, and written with other XML. Pure.
+"""Read the head of a file by virDomainSave, and write it with other XML. Pure.
 
-libvirt restores a domain under its own name, UUID and disks; only the XML inside the file says which. The format is
-not promised, so nothing is taken that is not known: 16 bytes of magic, then little-endian 32-bit numbers: version,
-length of the data, whether it was running, compression, place of the cookie; zeros up to byte 92. The data is the XML
-and the cookie, each ended by a zero byte, then zeros; QEMU's stream follows (src/qemu/qemu_saveimage.h in libvirt 9.0).
+libvirt restores the domain that the XML in the file describes: its name, UUID and disks. The format is not stable, so
+this module refuses everything that it does not know.
+
+The file begins with 16 bytes of magic. Little-endian 32-bit numbers follow: version, length of the data, whether the
+domain was running, compression, offset of the cookie; zeros up to byte 92. The data is the XML and the cookie, each
+with a final zero byte, then zeros. QEMU's stream follows (src/qemu/qemu_saveimage.h in libvirt 9.0).
 """
 
 from __future__ import annotations
@@ -24,12 +26,12 @@ _NUMBERS = struct.Struct("<16s5I56s")
 
 
 class SaveFileError(VclusterError):
-    """A file that is no saved domain, not a whole one, or one of a format that is not known here."""
+    """The file is not a saved domain, is incomplete, or has an unknown format."""
 
 
 @dataclass(frozen=True, slots=True)
 class SaveHead:
-    """What a saved domain's file begins with, before QEMU's stream. `data_bytes` are kept when the XML is another."""
+    """The head of a saved domain's file, before QEMU's stream. `data_bytes` stays the same for other XML."""
 
     xml: str
     cookie: str
@@ -38,17 +40,17 @@ class SaveHead:
 
     @property
     def size_bytes(self) -> int:
-        """Where QEMU's stream begins."""
+        """The offset of QEMU's stream."""
         return HEADER_BYTES + self.data_bytes
 
 
 def data_bytes_of(start: bytes) -> int:
-    """How many bytes of data stand behind a header, which must be of the one kind that is known."""
+    """The length of the data after a header. Raises SaveFileError for an unknown header."""
     return _header(start)[0]
 
 
 def read(start: bytes) -> SaveHead:
-    """What a saved domain's file begins with; `start` holds the header and the data behind it at least."""
+    """The head of a saved domain's file; `start` has at least the header and the data. Raises SaveFileError."""
     data_bytes, was_running, cookie_at = _header(start)
     data = start[HEADER_BYTES : HEADER_BYTES + data_bytes]
     if len(data) < data_bytes:
@@ -57,15 +59,15 @@ def read(start: bytes) -> SaveHead:
     cookie = ""
     if cookie_at:
         if cookie_at < end:
-            raise SaveFileError(f"the saved domain has its cookie at {cookie_at}, within the XML of {end} bytes")
+            raise SaveFileError(f"the saved domain has its cookie at byte {cookie_at}, inside the XML of {end} bytes")
         cookie, end = _text(data, cookie_at, "cookie")
     if data[end:].strip(b"\0"):
-        raise SaveFileError("the saved domain has something behind its XML and cookie that is not known")
+        raise SaveFileError("the saved domain has unknown data after its XML and cookie")
     return SaveHead(xml, cookie, data_bytes, was_running)
 
 
 def write(head: SaveHead) -> bytes:
-    """The beginning of the file, as long as it was. Raises SaveFileError where the XML has grown too long for that."""
+    """The head as bytes, of unchanged length. Raises SaveFileError if the new XML is too long for that."""
     xml, cookie = head.xml.encode() + b"\0", head.cookie.encode() + b"\0" if head.cookie else b""
     data = xml + cookie
     if len(data) > head.data_bytes:
@@ -76,31 +78,31 @@ def write(head: SaveHead) -> bytes:
 
 
 def _header(start: bytes) -> tuple[int, bool, int]:
-    """The length of the data, whether it was running, and the cookie's place in the data, 0 without one."""
+    """The length of the data, whether the domain was running, and the cookie's offset in the data (0 without one)."""
     if len(start) < HEADER_BYTES:
         raise SaveFileError(f"the saved domain is cut off: {len(start)} bytes")
     magic, version, data_bytes, was_running, compression, cookie_at, reserved = _NUMBERS.unpack(start[:HEADER_BYTES])
     if magic == MAGIC_PARTIAL:
-        raise SaveFileError("the saved domain was never finished")
+        raise SaveFileError("the saved domain is incomplete: libvirt did not finish the file")
     if magic != MAGIC:
-        raise SaveFileError("this is no saved domain of libvirt's")
+        raise SaveFileError("the file is not a domain saved by libvirt")
     if version != VERSION:
-        raise SaveFileError(f"the saved domain is of version {version}; {VERSION} is known")
+        raise SaveFileError(f"the saved domain has version {version}, but only {VERSION} is known")
     if not 1 < data_bytes <= DATA_BYTES_MAX:
-        raise SaveFileError(f"the saved domain tells of {data_bytes} bytes of XML")
+        raise SaveFileError(f"the saved domain has an impossible length of XML: {data_bytes} bytes")
     if was_running not in (0, 1) or compression != UNCOMPRESSED or any(reserved) or cookie_at >= data_bytes:
-        raise SaveFileError("the saved domain has a header with something in it that is not known")
+        raise SaveFileError("the saved domain has unknown values in its header")
     return data_bytes, bool(was_running), cookie_at
 
 
 def _text(data: bytes, start: int, what: str) -> tuple[str, int]:
-    """A text that is XML, and where the next may begin."""
+    """An XML text, and the offset after it."""
     end = data.find(b"\0", start)
     if end <= start:
-        raise SaveFileError(f"the {what} of the saved domain has no end, or is not there")
+        raise SaveFileError(f"the {what} of the saved domain is missing or has no end")
     try:
         text = data[start:end].decode()
-        ET.fromstring(text)  # noqa: S314 - libvirt has written it
+        ET.fromstring(text)  # noqa: S314 - written by libvirt
     except (UnicodeDecodeError, ET.ParseError) as error:
-        raise SaveFileError(f"the {what} of the saved domain is none: {error}") from error
+        raise SaveFileError(f"the {what} of the saved domain is not XML: {error}") from error
     return text, end + 1

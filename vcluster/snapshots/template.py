@@ -1,7 +1,7 @@
-"""What memory is kept of, by what it is known, and which nodes it is good for. Pure.
+"""Templates, and the keys of their snapshots. Pure.
 
-A template is a node that was booted once and has come to rest; its memory is kept and woken again and again, each time
-as another node. It is good only where all is as it was: see `circumstances`.
+A template is a generic node that was booted once and is idle. A snapshot is its saved memory and disk; each clone
+resumes from it as another node. A snapshot works only under unchanged conditions: see `compatibility`.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from vcluster.model.keys import KeyPair
 from vcluster.model.plan import Node, Plan
 from vcluster.model.spec import Image
 
-FEATURE = "clone"  # an image with it waits, told to, for who it is to be
-FOLDER = "snapshots"  # beside the images, on every server
-FORMAT = 1  # of all that is kept
-_KIND = ("image", "accelerator", "memory", "vcpus", "disk", "cards", "mtu")  # what users choose; the rest just changes
-INSTANCE_ID = "vcluster-template"  # images/debian12: a seed of that instance is a template's
+FEATURE = "clone"  # images with it have the program that configures a clone
+FOLDER = "snapshots"  # next to the folder of images, on every server
+FORMAT = 1  # of snapshots on disk
+_KIND = ("image", "accelerator", "memory", "vcpus", "disk", "cards", "mtu")  # properties that users choose
+INSTANCE_ID = "vcluster-template"  # by this id an image recognises the seed of a template (images/debian12)
 NAME = "template"
-# Locally administered, as no node's are (naming.mac_for).
+# Locally administered MACs that no node has: the nodes' MACs begin with 02 (naming.mac_for).
 MACS = {"mgmt0": "06:00:00:00:00:01", "lab0": "06:00:00:00:00:02"}
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A kind of node: all that its copies have in common."""
+    """The common properties of all clones of one snapshot."""
 
     image: Image
     accel: str
@@ -40,13 +40,13 @@ class Template:
 
     @property
     def macs(self) -> Mapping[str, str]:
-        """Its cards, by name."""
-        return {card: mac for card, mac in MACS.items() if card == "lab0" or self.has_management}
+        """The MACs of its interfaces, by name."""
+        return {name: mac for name, mac in MACS.items() if name == "lab0" or self.has_management}
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A memory that is at hand on a server, verified; `macs` are its template's, by card."""
+    """A verified snapshot on a server. `macs` are the template's MACs, by interface."""
 
     key: str
     root: str
@@ -55,29 +55,29 @@ class Snapshot:
     macs: Mapping[str, str]
 
 
-# In the place of one that no node could be made from: none is to be made again unasked.
+# Marks a template whose snapshot no clone could use; vcluster does not make it again unasked.
 REFUSED = Snapshot("", "", "", Path(), {})
 
-# By server and kind of node.
+# By server and template.
 SnapshotIndex = Mapping[tuple[str, Template], Snapshot]
 
 
 def template_of(plan: Plan, node: Node) -> Template:
-    """What a node would be a copy of."""
+    """The template that a node would be a clone of."""
     accel = plan.server(node.server).accel
     has_management = node.management is not None
     return Template(plan.image_of(node), accel, plan.memory_mib, plan.vcpus, plan.disk_gib, plan.mtu, has_management)
 
 
-def circumstances(
+def compatibility(
     template: Template, *, versions: Mapping[str, str], processor: str, programs: Mapping[str, bytes]
 ) -> dict[str, str]:
-    """All that a kept memory depends on, in words.
+    """All conditions that a snapshot depends on, by name.
 
-    `versions` and `processor` are the server's, `programs` those that are kept ready in it. What is emulated has the
-    processor of QEMU's choice (render/domain.py), which goes by QEMU's version and the machine.
+    `versions` and `processor` are those of the server. `programs` are the guest programs loaded in the template. Under
+    emulation the processor does not count: QEMU's version and machine type decide the CPU model (render/domain_xml.py).
     """
-    ready = hashlib.sha256(b"".join(name.encode() + programs[name] for name in sorted(programs))).hexdigest()
+    programs_digest = hashlib.sha256(b"".join(name.encode() + programs[name] for name in sorted(programs))).hexdigest()
     return {
         "image": template.image.digest,
         "accelerator": template.accel,
@@ -88,31 +88,31 @@ def circumstances(
         "disk": f"{template.disk_gib} GiB",
         "cards": " ".join(template.macs),
         "mtu": str(template.mtu),
-        "programs": ready,
+        "programs": programs_digest,
         "format": str(FORMAT),
     }
 
 
-def is_outdated(kept: Mapping[str, object], now: Mapping[str, str]) -> bool:
-    """Whether a memory is of the same kind of node as another, and of circumstances that are no more."""
-    return kept != now and all(kept.get(name) == now[name] for name in _KIND)
+def is_outdated(saved: Mapping[str, object], current: Mapping[str, str]) -> bool:
+    """Whether a snapshot is of the same template, but of conditions that have changed since."""
+    return saved != current and all(saved.get(name) == current[name] for name in _KIND)
 
 
-def key_of(found: Mapping[str, str]) -> str:
-    """The name of a snapshot: its image's and, of all that it depends on, the beginnings of their digests."""
-    digest = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
-    return f"{found['image'].removeprefix('sha256-')[:12]}-{digest[:16]}"
+def key_of(conditions: Mapping[str, str]) -> str:
+    """The key of a snapshot: the beginning of its image's digest, and of the digest of its conditions."""
+    digest = hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()
+    return f"{conditions['image'].removeprefix('sha256-')[:12]}-{digest[:16]}"
 
 
-def root_on(storage: Path) -> Path:
-    """Where a server keeps them."""
+def snapshots_folder(storage: Path) -> Path:
+    """The folder of snapshots on a server, from its storage folder."""
     return storage / FOLDER
 
 
 def template_seed(template: Template, host_key: KeyPair) -> dict[str, str]:
-    """The seed of a template: nobody may log in, and its cards have names and nothing else.
+    """The seed of a template. It permits no login, and its interfaces get only names and MTU.
 
-    sshd runs already, with a key that is thrown away: a copy only has to give it its own.
+    sshd runs with a temporary host key, so that a clone only has to replace the key.
     """
     user = {
         "hostname": NAME,
@@ -120,14 +120,14 @@ def template_seed(template: Template, host_key: KeyPair) -> dict[str, str]:
         "ssh_genkeytypes": [],
         "ssh_keys": {"ed25519_private": host_key.private, "ed25519_public": host_key.public},
     }
-    cards = {
-        card: {"match": {"macaddress": mac}, "set-name": card, "dhcp4": False} for card, mac in template.macs.items()
+    ethernets = {
+        name: {"match": {"macaddress": mac}, "set-name": name, "dhcp4": False} for name, mac in template.macs.items()
     }
-    cards["lab0"]["mtu"] = template.mtu
+    ethernets["lab0"]["mtu"] = template.mtu
     return {
         "meta-data": _text({"instance-id": INSTANCE_ID, "local-hostname": NAME, "dsmode": "local"}),
         "user-data": "#cloud-config\n" + _text(user),
-        "network-config": _text({"version": 2, "ethernets": cards}),
+        "network-config": _text({"version": 2, "ethernets": ethernets}),
     }
 
 
