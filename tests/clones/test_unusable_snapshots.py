@@ -61,8 +61,8 @@ def test_a_changed_snapshot_is_found_before_it_is_used(
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    (line,) = (line for line in errors.splitlines() if "is thrown away" in line)
-    assert f"snapshot {snapshot} is thrown away: " in line
+    (line,) = (line for line in errors.splitlines() if "is discarded" in line)
+    assert f"snapshot {snapshot} is discarded: " in line
     assert reason in line
     assert "clone took" not in errors
     assert not host.snapshots()
@@ -79,7 +79,7 @@ def test_a_snapshot_that_qemu_refuses_is_reported_and_the_node_boots(host: Host,
 
     rewrite(folder, change)
     made = host.vcluster("local", "create", "-n", "1", "--name", "doomed", timeout_s=120)
-    assert "node1 is booted, as it could not be made from the snapshot: " in made.stderr, made.stderr
+    assert "node1 boots, because it cannot be cloned: " in made.stderr, made.stderr
     assert "Traceback" not in made.stderr
     assert host.json("status", "doomed")["state"] == "ready"
     assert {"clone", "boot", "login", "configure", "check"} <= set(host.stages("doomed", "node1"))
@@ -89,6 +89,6 @@ def test_a_snapshot_that_qemu_refuses_is_reported_and_the_node_boots(host: Host,
     process = host.popen("local", "create", "-n", "1", "--name", "doomed")
     host.wait_for(BOOTS)
     process.send_signal(signal.SIGINT)
-    assert "nodes boot, as copies were refused before: " in process.communicate(timeout=60)[1]
+    assert "nodes boot, because QEMU refused clones before: " in process.communicate(timeout=60)[1]
     host.sh(f"rm {SNAPSHOTS}/{snapshot}.refused")
     assert "doomed" not in str(left_behind(survey(host), bare))

@@ -63,7 +63,7 @@ def test_a_second_switch_side_of_the_same_name_is_refused(bed: Bed) -> None:
     before = sides(bed)
     again = bed.switch.vcluster(*switch_command(bed), check=False)
     assert again.returncode == 4
-    assert "cluster doomed has things on this machine already" in again.stderr
+    assert "this machine has parts of a cluster doomed already" in again.stderr
     assert sides(bed) == before
 
 

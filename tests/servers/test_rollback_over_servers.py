@@ -275,7 +275,7 @@ def test_foreign_links_on_the_switch(doomed: Doomed) -> None:
     bed.switch.sh("ip link add vc-doomed type bridge")
     try:
         line = refused(bed, *doomed.remote, exit_code=4)
-        assert f"link vc-doomed exists on {bed.switch.server.name} and is not ours" in line
+        assert f"interface vc-doomed exists on {bed.switch.server.name} and is not ours" in line
         assert doomed.clear("--on", bed.switch.server.name).stdout == "doomed: nothing to clear\n"
     finally:
         bed.switch.sh("ip link del vc-doomed")  # fails when it was harmed
