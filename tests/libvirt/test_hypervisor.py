@@ -37,12 +37,12 @@ def test_domains_pass_the_schema_and_are_recognised(hypervisor: Hypervisor, imag
         xml = domain_xml(plan, node).replace("type='qemu'", "type='test'").replace('type="qemu"', 'type="test"')
         hypervisor.define_domain(xml)
     found = hypervisor.domains()
-    assert {(each.name, each.cluster, each.node, each.image, each.is_active) for each in found} == {
-        ("lab.node1", "lab", "node1", image.digest, False),
-        ("lab.node2", "lab", "node2", image.digest, False),
+    assert {(each.name, each.cluster, each.node, each.image, each.power.state) for each in found} == {
+        ("lab.node1", "lab", "node1", image.digest, "stopped"),
+        ("lab.node2", "lab", "node2", image.digest, "stopped"),
     }
     hypervisor.start_domain("lab.node1")
-    assert {domain.node for domain in hypervisor.domains() if domain.is_active} == {"node1"}
+    assert {domain.node for domain in hypervisor.domains() if domain.power.is_active} == {"node1"}
 
 
 def test_a_domain_is_removed_twice_without_an_error(hypervisor: Hypervisor) -> None:

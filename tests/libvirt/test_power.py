@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests import samples
+from vcluster.adapters.libvirt.domain_state import disk_errors
 from vcluster.adapters.libvirt.hypervisor import Hypervisor
 from vcluster.agent.client import LocalAgent
 from vcluster.cli import common, main
@@ -68,7 +69,36 @@ def test_on_and_off_and_again(context: Context) -> None:
     assert messages(power.cycle(context, PLAN, PLAN.nodes[:1])) == ["on"]  # type: ignore[arg-type]
     assert messages(power.cycle(context, PLAN, PLAN.nodes[:2])) == ["off and on", "on"]  # type: ignore[arg-type]
     states, errors = power.status(context, PLAN, PLAN.nodes)  # type: ignore[arg-type]
-    assert (states, errors) == ({"node1": "on", "node2": "on", "node3": "off"}, [])
+    assert ({node: str(power) for node, power in states.items()}, errors) == (
+        {"node1": "on", "node2": "on", "node3": "off"},
+        [],
+    )
+
+
+def test_a_paused_node_is_shown_and_resumed(context: Context) -> None:
+    libvirt = context.fleet["localhost"].hypervisor
+    power.turn_on(context, PLAN, PLAN.nodes[:2])  # type: ignore[arg-type]
+    libvirt._connection.lookupByName("lab.node2").suspend()
+    states, _ = power.status(context, PLAN, PLAN.nodes)  # type: ignore[arg-type]
+    assert [str(state) for state in states.values()] == ["on", "paused (paused by a user of libvirt)", "off"]
+    assert messages(power.turn_on(context, PLAN, PLAN.nodes)) == ["already on", "resumed", "on"]  # type: ignore[arg-type]
+    assert libvirt.power_state("lab.node2").state == "running"
+    libvirt._connection.lookupByName("lab.node1").suspend()
+    assert messages(power.cycle(context, PLAN, PLAN.nodes[:1])) == ["off and on"]  # type: ignore[arg-type]
+    assert libvirt.power_state("lab.node1").state == "running"
+    libvirt._connection.lookupByName("lab.node1").suspend()
+    assert messages(power.turn_off(context, PLAN, PLAN.nodes[:1])) == ["off"]  # type: ignore[arg-type]
+
+
+def test_a_disk_error_names_the_file(context: Context) -> None:
+    """The test driver invents an error for each disk: the first is unspecified, the others have no space left."""
+    libvirt = context.fleet["localhost"].hypervisor
+    libvirt.start_domain("lab.node1")
+    folder = "/var/lib/libvirt/images/vcluster/clusters/lab"
+    assert disk_errors(libvirt._connection.lookupByName("lab.node1")) == (
+        f"I/O error on {folder}/node1.qcow2: unspecified error, I/O error on {folder}/node1.seed.iso: no space left"
+    )
+    assert disk_errors(libvirt._connection.lookupByName("lab.node2")) == ""
 
 
 def test_a_missing_node_does_not_stop_the_others(context: Context) -> None:
@@ -78,13 +108,13 @@ def test_a_missing_node_does_not_stop_the_others(context: Context) -> None:
     missing = done["node2"]
     assert isinstance(missing, VclusterError)
     assert missing.hint == "vcluster clear lab, and create it again"
-    assert power.status(context, PLAN, PLAN.nodes)[0]["node2"] == "gone"  # type: ignore[arg-type]
+    assert power.status(context, PLAN, PLAN.nodes)[0]["node2"].state == "gone"  # type: ignore[arg-type]
 
 
 def test_a_server_that_does_not_answer(context: Context) -> None:
     lost = Context(Fleet({}, {"localhost": VclusterError("localhost: no answer")}), context.root)
     states, errors = power.status(lost, PLAN, PLAN.nodes)  # type: ignore[arg-type]
-    assert set(states.values()) == {"unknown"}
+    assert {state.state for state in states.values()} == {"unknown"}
     assert [error.message for error in errors] == ["localhost: no answer"]
     assert messages(power.turn_off(lost, PLAN, PLAN.nodes)) == ["localhost: no answer"] * 3  # type: ignore[arg-type]
 
@@ -108,7 +138,7 @@ def test_the_command(context: Context, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert printed.err.startswith("vcluster: node2 is missing: localhost")
     assert vcluster("status", "-o", "json") == 0
     assert json.loads(capsys.readouterr().out) == [
-        {"node": "node1", "power": "on"},
-        {"node": "node2", "power": "gone"},
-        {"node": "node3", "power": "on"},
+        {"node": "node1", "power": "on", "reason": ""},
+        {"node": "node2", "power": "gone", "reason": ""},
+        {"node": "node3", "power": "on", "reason": ""},
     ]

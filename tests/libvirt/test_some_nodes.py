@@ -81,7 +81,8 @@ def test_one_node_is_removed_twice_without_an_error(world: World) -> None:
     for _ in range(2):
         domains.reduce(world.server, PLAN, rest)
         volumes.reduce(world.server, PLAN, rest)
-    assert [(each.node, each.is_active) for each in sorted(world.libvirt.domains(), key=lambda each: each.node)] == [
+    found = sorted(world.libvirt.domains(), key=lambda each: each.node)
+    assert [(each.node, each.power.is_active) for each in found] == [
         ("node1", True), ("node3", True),
     ]  # fmt: skip
     assert world.volume_counts() == {"node1": 4, "node3": 5}

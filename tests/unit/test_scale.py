@@ -24,6 +24,7 @@ from vcluster.fleet.servers import Server, ServerRequest
 from vcluster.images.store import ImageStore
 from vcluster.model.plan import Node, Plan
 from vcluster.model.spec import LOCAL
+from vcluster.model.status import PowerState
 from vcluster.planning.resize import shrink
 from vcluster.resources import interfaces, rules
 from vcluster.util.deadline import Deadline
@@ -88,7 +89,8 @@ def world(context: Context, monkeypatch: pytest.MonkeyPatch) -> World:
         ledger = files.read_ledger()
         assert ledger
         names = [node.name for node in ledger.plan.nodes]
-        nodes = [SimpleNamespace(name=name, state=world.states.get(name, "running")) for name in names]
+        states = [PowerState(world.states.get(name, "running")) for name in names]
+        nodes = [SimpleNamespace(name=name, power=state) for name, state in zip(names, states, strict=True)]
         return SimpleNamespace(name="lab", state=ledger.state, nodes=nodes)
 
     def step(name: str) -> Callable[..., None]:

@@ -14,11 +14,13 @@ from vcluster.cli.output.hints import Reader
 from vcluster.fleet.ledger import StageTime
 from vcluster.model import codec
 from vcluster.model.plan import Plan
-from vcluster.model.status import Observed, Status, status_of
+from vcluster.model.status import PAUSED, RUNNING, STOPPED, Observed, PowerState, Status, status_of
 from vcluster.stages.check import Check, CheckReport
 
 PLAN = samples.plan(2)
-BOTH_RUN = {"lab.node1": True, "lab.node2": True}
+UP, DOWN = PowerState(RUNNING), PowerState(STOPPED)
+FULL = PowerState(PAUSED, "I/O error on /data/node2.qcow2: no space left")
+BOTH_RUN = {"lab.node1": UP, "lab.node2": UP}
 ROOT = Reader("root", is_root=True, uses_sudo=False, has_sudo=False)
 
 
@@ -30,18 +32,20 @@ ROOT = Reader("root", is_root=True, uses_sudo=False, has_sudo=False)
         ("creating", True, BOTH_RUN, {"vc-lab"}, "creating"),
         ("creating", False, BOTH_RUN, {"vc-lab"}, "partial"),
         ("ready", False, BOTH_RUN, set(), "partial"),
-        ("ready", False, {"lab.node1": True}, {"vc-lab"}, "partial"),
-        ("ready", False, {"lab.node1": True, "lab.node2": False}, {"vc-lab"}, "partial"),
-        ("ready", False, {"lab.node1": False, "lab.node2": False}, {"vc-lab"}, "stopped"),
+        ("ready", False, {"lab.node1": UP}, {"vc-lab"}, "partial"),
+        ("ready", False, {"lab.node1": UP, "lab.node2": DOWN}, {"vc-lab"}, "partial"),
+        ("ready", False, {"lab.node1": DOWN, "lab.node2": DOWN}, {"vc-lab"}, "stopped"),
+        ("ready", False, {"lab.node1": UP, "lab.node2": FULL}, {"vc-lab"}, "partial"),
+        ("ready", False, {"lab.node1": FULL, "lab.node2": FULL}, {"vc-lab"}, "partial"),
         ("ready", False, {}, set(), "partial"),
     ],
 )
-def test_states(ledger_state: str, locked: bool, domains: dict[str, bool], links: set[str], state: str) -> None:
+def test_states(ledger_state: str, locked: bool, domains: dict[str, PowerState], links: set[str], state: str) -> None:
     assert seen(domains, links, ledger_state=ledger_state, is_being_changed=locked).state == state
 
 
 def seen(
-    domains: dict[str, bool], links: set[str], *, ledger_state: str = "ready", is_being_changed: bool = False
+    domains: dict[str, PowerState], links: set[str], *, ledger_state: str = "ready", is_being_changed: bool = False
 ) -> Status:
     """The status of a cluster on this machine with these domains, their taps, and these other links."""
     ports = {node.port: node.bridge for node in PLAN.nodes}
@@ -57,7 +61,7 @@ def whole(plan: Plan, server: str) -> Observed:
     links = {bridge.name: "" for bridge in planned.bridges}
     links |= {tunnel.name: tunnel.bridge for tunnel in planned.tunnels} | {node.port: node.bridge for node in nodes}
     names = {"vcluster-lab"} if nodes else set()
-    return Observed({node.domain: True for node in nodes}, links, names, names, {f"vcluster-lab-{samples.OWNER}"})
+    return Observed({node.domain: UP for node in nodes}, links, names, names, {f"vcluster-lab-{samples.OWNER}"})
 
 
 SHARED = samples.shared_plan()
@@ -80,7 +84,8 @@ def test_a_whole_shared_cluster() -> None:
         ("red", {"interfaces": {}}, "port vx-lab-1 of bridge vb-lab-1 on red"),
         ("red", {"networks": set()}, "network vcluster-lab on red"),
         ("blue", {"pools": set()}, "pool vcluster-lab on blue"),
-        ("blue", {"domains": {"lab.node3": False}}, "node node3 on blue"),
+        ("blue", {"domains": {"lab.node3": DOWN}}, "node node3 on blue"),
+        ("blue", {"domains": {"lab.node3": FULL}}, f"node node3 on blue: paused ({FULL.reason})"),
         ("blue", None, "server blue: no answer"),
     ],
 )
@@ -96,6 +101,12 @@ def test_missing_parts_are_listed(server: str, change: dict[str, object] | None,
     assert f"missing: {words}" in status_report.text(status_report.document(found), ROOT)
 
 
+def test_a_paused_node_keeps_its_port_and_shows_the_reason() -> None:
+    found = seen({"lab.node1": UP, "lab.node2": FULL}, {"vc-lab"})
+    assert [(node.state, node.reason) for node in found.nodes] == [("running", ""), ("paused", FULL.reason)]
+    assert found.missing == (f"node node2: paused ({FULL.reason})",)
+
+
 def test_the_json_contract() -> None:
     found = seen(BOTH_RUN, {"vc-lab"})
     document = json.loads(codec.to_json(found))
@@ -103,6 +114,7 @@ def test_the_json_contract() -> None:
     assert document["switch"] == {"server": "localhost", "bridge": "vc-lab"}
     assert list(document["nodes"][0]) == [
         "name", "role", "server", "state", "address", "management_address", "mac", "bridge", "port", "vni",
+        "reason",
     ]  # fmt: skip
     assert document["nodes"][0]["address"] == "10.0.0.1"
     assert document["nodes"][0]["vni"] is None

@@ -14,10 +14,10 @@ from vcluster.adapters.pipe import LineSplitter
 from vcluster.adapters.process import Completed
 from vcluster.adapters.ssh.ssh_session import Session
 from vcluster.commands.deployment import Deployment
-from vcluster.commands.inventory import observe_status
+from vcluster.commands.inventory import describe_down, node_powers, observe_status
 from vcluster.commands.node_lifecycle import console_log
 from vcluster.commands.node_login import log_in
-from vcluster.errors import DeadlineError, RequestError, VclusterError
+from vcluster.errors import ConflictError, DeadlineError, RequestError, VclusterError
 from vcluster.fleet.context import Context
 from vcluster.fleet.servers import Fleet, request_for_plan
 from vcluster.model.naming import folded, one_line, shown
@@ -103,12 +103,23 @@ def check_cluster(context: Context, plan: Plan, *, timeout_s: float, pairs: bool
     files = context.files(plan.name)
     with context.fleet_of(plan) as fleet:
         status = observe_status(fleet, files)
-        down = [node.name for node in status.nodes if node.state != "running"]
-        if down:
-            raise VclusterError(f"not running: {', '.join(down)}", hint=f"vcluster start {plan.name}")
+        if down := describe_down({node.name: node.power for node in status.nodes}):
+            raise VclusterError(down, hint=f"vcluster start {plan.name}")
         deadline = Deadline(timeout_s).with_check(fleet.check)
         with sessions(context, plan, plan.nodes, user="root", deadline=deadline, fleet=fleet) as opened:
             return Deployment(context, fleet, plan, files.read_keys(), deadline).check(opened, pairs=pairs)
+
+
+def require_running(context: Context, plan: Plan, nodes: Sequence[Node]) -> None:
+    """Raise ConflictError if one of the nodes does not run, or the head that they are reached through."""
+    if down := describe_down(node_powers(context, plan, _with_jump_hosts(plan, nodes))):
+        raise ConflictError(down, hint=f"vcluster start {plan.name}")
+
+
+def _with_jump_hosts(plan: Plan, nodes: Sequence[Node]) -> tuple[Node, ...]:
+    """The nodes, and the head if one of them is reached through it; in the plan's order."""
+    via_head = any(node.management is None for node in nodes)
+    return tuple(node for node in plan.nodes if node in nodes or (node.is_head and via_head))
 
 
 def trace(context: Context, plan: Plan, start: Node, end: Node, *, packets: int, timeout_s: float) -> path.Path:
@@ -157,10 +168,17 @@ def run_everywhere(
     The value is the error if a node could not be reached or the command did not end. `on_line` is called with each
     line of output as it comes.
     """
-    deadline = Deadline(timeout_s)
-    with _jump_hosts(context, plan, nodes, deadline) as login:
+    deadline, powers = Deadline(timeout_s), node_powers(context, plan, _with_jump_hosts(plan, nodes))
+
+    def require_up(node: Node) -> None:
+        if down := describe_down({each.name: powers[each.name] for each in _with_jump_hosts(plan, [node])}):
+            raise ConflictError(down, hint=f"vcluster start {plan.name}")
+
+    up = [node for node in nodes if not describe_down({node.name: powers[node.name]})]
+    with _jump_hosts(context, plan, up, deadline) as login:
 
         def work(node: Node) -> Completed:
+            require_up(node)
             lines = LineSplitter(lambda stream, line: on_line(node.name, stream, line) if on_line else None)
             with login(node, user) as session:
                 completed = session.run(argv, awaited=f"{argv[0]} to end", on_output=lines if on_line else None)
@@ -177,6 +195,7 @@ def provision(
     """Run a job on nodes; see vcluster.stages.provision."""
     deadline = Deadline(timeout_s)
     involved = [node for node in plan.nodes if node in nodes or (node.is_head and job.payload)]
+    require_running(context, plan, involved)
     with (
         context.files(plan.name).locked(),
         sessions(context, plan, involved, user="root", deadline=deadline) as opened,
@@ -184,8 +203,8 @@ def provision(
         return stage.run(plan, opened, job, nodes=nodes, deadline=deadline, report=context.report, logs=logs)
 
 
-def choose_copy(plan: Plan, sources: Sequence[str], destination: str) -> None:
-    """Raise RequestError unless the sources, or the destination, are NODE:PATH of one node, and local sources exist.
+def choose_copy(plan: Plan, sources: Sequence[str], destination: str) -> Node:
+    """The node of a copy. Raises RequestError unless the sources, or the destination, are NODE:PATH of one node.
 
     As scp reads operands: text with a slash before its first colon is a path on this machine.
     """
@@ -208,6 +227,7 @@ def choose_copy(plan: Plan, sources: Sequence[str], destination: str) -> None:
     ]
     if missing:
         raise RequestError(f"{shown(missing[0])} does not exist on this machine")
+    return choose_node(plan, nodes[0])
 
 
 def _require_copy_node(plan: Plan, node: str) -> None:

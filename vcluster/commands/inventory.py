@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from vcluster.errors import RequestError, VclusterError
 from vcluster.fleet import ledger as ledgers
+from vcluster.fleet import servers
 from vcluster.fleet.context import Context
 from vcluster.fleet.ledger import ClusterFiles, Ledger
 from vcluster.fleet.servers import Fleet, Server
 from vcluster.model import naming
-from vcluster.model.plan import Plan
-from vcluster.model.status import Observed, Status, status_of
+from vcluster.model.plan import Node, Plan
+from vcluster.model.status import MISSING, PAUSED, STOPPED, UNKNOWN, Observed, PowerState, Status, status_of
 from vcluster.render.domain_xml import DATA_SUFFIX
 from vcluster.resources import KINDS
 from vcluster.resources.owned import OwnedItem
@@ -114,6 +116,35 @@ def data_disks(context: Context, name: str) -> tuple[str, ...]:
         )
 
 
-def domains_on(server: Server) -> dict[str, bool]:
-    """Our domains on a server, and whether each is active."""
-    return {domain.name: domain.is_active for domain in server.libvirt.domains()} if server.libvirt else {}
+def describe_down(powers: Mapping[str, PowerState]) -> str:
+    """Which of these nodes do not run, and why; empty if all run. Nodes in an unknown state count as running."""
+    off = [name for name, power in powers.items() if power.state in (STOPPED, MISSING)]
+    texts = [f"not running: {naming.folded(off)}"] if off else []
+    texts += [f"{name} is paused: {power.reason}" for name, power in powers.items() if power.state == PAUSED]
+    return "; ".join(texts)
+
+
+def node_powers(context: Context, plan: Plan, nodes: Sequence[Node]) -> dict[str, PowerState]:
+    """The power of nodes, by name. It is unknown for nodes of a server whose libvirt this user cannot open.
+
+    Nobody is asked for passwords: commands that log in to nodes need no rights on servers.
+    """
+    names = {node.server for node in nodes}
+    key = context.files(plan.name).server_key()
+    requests = [servers.request_for_plan(server, key) for server in plan.servers if server.name in names]
+    silent = replace(context, connector=replace(context.connector, ask=None, confirm=None))
+    with silent.fleet(requests, allow_unreachable=True) as fleet:
+        outcomes = parallel.outcomes(tuple(fleet.servers.values()), domains_on)
+        found = dict(zip(fleet.servers, outcomes, strict=True))
+    return {node.name: _power(found.get(node.server), node) for node in nodes}
+
+
+def _power(domains: Mapping[str, PowerState] | VclusterError | None, node: Node) -> PowerState:
+    if domains is None or isinstance(domains, VclusterError):
+        return PowerState(UNKNOWN)
+    return domains.get(node.domain, PowerState(MISSING))
+
+
+def domains_on(server: Server) -> dict[str, PowerState]:
+    """The power of our domains on a server."""
+    return {domain.name: domain.power for domain in server.libvirt.domains()} if server.libvirt else {}

@@ -17,12 +17,14 @@ from vcluster.fleet.ledger import Ledger
 from vcluster.fleet.servers import Fleet
 from vcluster.model import naming
 from vcluster.model.plan import Node
+from vcluster.model.status import PAUSED, RUNNING, STOPPED, PowerState
 from vcluster.planning.resize import shrink
 from vcluster.resources import domains, interfaces, volumes
 from vcluster.util import parallel
 from vcluster.util.deadline import Deadline
 
 SHUTDOWN_S, SHUTDOWN_POLL_S = 60.0, 0.2
+OFF = PowerState(STOPPED)
 
 
 def stop(context: Context, name: str, *, timeout_s: float) -> tuple[str, ...]:
@@ -31,8 +33,12 @@ def stop(context: Context, name: str, *, timeout_s: float) -> tuple[str, ...]:
     with context.fleet_of(read_ledger(files).plan) as fleet, files.locked():
         plan = read_ledger(files).plan  # another command may have changed it before the lock
         deadline = Deadline(timeout_s).with_check(fleet.check)
-        is_active = _domains(fleet)
-        running = [node for node in plan.nodes if is_active.get(node.domain)]
+        power = _power_of_domains(fleet)
+        running = [node for node in plan.nodes if power.get(node.domain, OFF).is_active]
+        for node in running:
+            if power[node.domain].state == PAUSED:  # a paused node does not react to its power button
+                context.report.note(f"{node.name} was {power[node.domain]}: resumed for the shutdown")
+                fleet[node.server].hypervisor.resume_domain(node.domain)
         serving = {plan.head.name, *plan.stores}
         for group in (
             [node for node in running if node.name not in serving],
@@ -43,9 +49,9 @@ def stop(context: Context, name: str, *, timeout_s: float) -> tuple[str, ...]:
     return tuple(node.name for node in running)
 
 
-def _domains(fleet: Fleet) -> dict[str, bool]:
-    """All domains of ours on the servers, and whether each is active."""
-    return {domain: active for server in fleet.servers.values() for domain, active in domains_on(server).items()}
+def _power_of_domains(fleet: Fleet) -> dict[str, PowerState]:
+    """The power of all our domains on the servers."""
+    return {domain: power for server in fleet.servers.values() for domain, power in domains_on(server).items()}
 
 
 def _shut_down(context: Context, fleet: Fleet, node: Node, deadline: Deadline) -> None:
@@ -98,18 +104,21 @@ def _restore(context: Context, name: str, *, timeout_s: float, unless_ready: boo
 
 def _restore_nodes(cluster: Deployment, ledger: Ledger) -> None:
     """Start nodes that are off, configure all nodes as the plan specifies, and check the cluster."""
-    plan, is_active = cluster.plan, _domains(cluster.fleet)
+    plan, power = cluster.plan, _power_of_domains(cluster.fleet)
     lifecycle = NodeLifecycle(cluster, image_password=image_password(cluster.context, plan.image_login))
-    absent = [node for node in plan.nodes if node.domain not in is_active]
+    absent = [node for node in plan.nodes if node.domain not in power]
     if ledger.state != "ready":
-        absent += [node for node in plan.nodes if is_active.get(node.domain) and lifecycle.has_no_identity(node)]
+        running = [node for node in plan.nodes if node.domain in power and power[node.domain].state == RUNNING]
+        absent += [node for node in running if lifecycle.has_no_identity(node)]
     if absent:
         _discard_unfinished(cluster, ledger, absent)
 
     def restore(node: Node) -> NodeConnection:
         if node in absent:
             return lifecycle.bring_up_during_add(node)
-        return lifecycle.configure_running(node) if is_active[node.domain] else lifecycle.start_again(node)
+        if power[node.domain].state == PAUSED:
+            return lifecycle.resume(node)
+        return lifecycle.configure_running(node) if power[node.domain].is_active else lifecycle.start_again(node)
 
     with ExitStack() as stack:
         cluster.require_ready(lifecycle.all_nodes(restore, stack))

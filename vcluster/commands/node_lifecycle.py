@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 
@@ -18,6 +19,7 @@ from vcluster.guest import program
 from vcluster.images.recipes import guest_file
 from vcluster.model.plan import Node, Plan
 from vcluster.model.spec import ImageLogin
+from vcluster.model.status import PAUSED
 from vcluster.render import node_actions
 from vcluster.render.domain_xml import READY_CHANNEL, console_path
 from vcluster.render.seed_files import seed_files
@@ -32,6 +34,7 @@ SSH_PORT = 22
 GREETING_S = 5.0
 IDENTITY_S = 120.0  # many clones at once need a part of it; a clone that does not resume is given up after it
 RELOAD_TRIES, RELOAD_S = 10, 0.5
+PAUSE_POLL_S = 1.0
 
 
 class NodeLifecycle:
@@ -173,6 +176,33 @@ class NodeLifecycle:
             with self._cluster.report.step("start", node.name, awaiting="its power"):
                 self._server(node).hypervisor.start_domain(node.domain)
             return self._await_boot(node)
+
+    def resume(self, node: Node) -> ssh_session.Session:
+        """Let a paused node run again and configure it as the plan specifies.
+
+        Raises VclusterError if the node is paused again, for example because its disk is still full.
+        """
+        with self._cluster.report.step("start", node.name, awaiting="its resumption"):
+            self._server(node).hypervisor.resume_domain(node.domain)
+        return self.configure_running(node, self._deadline.with_check(self._pause_check(node)))
+
+    def _pause_check(self, node: Node) -> Callable[[str], None]:
+        """A check that raises when a node is paused; it asks libvirt at most once in PAUSE_POLL_S."""
+        next_s = time.monotonic() + PAUSE_POLL_S
+
+        def check(awaited: str) -> None:
+            nonlocal next_s
+            if time.monotonic() < next_s:
+                return
+            next_s = time.monotonic() + PAUSE_POLL_S
+            power = self._server(node).hypervisor.power_state(node.domain)
+            if power.state == PAUSED:
+                raise VclusterError(
+                    f"{node.name} is {power} again during {awaited}",
+                    hint=f"remove the cause, then vcluster start {self._plan.name}",
+                )
+
+        return check
 
     def configure_running(self, node: Node, deadline: Deadline | None = None) -> ssh_session.Session:
         """Log in to a running node and configure it as the plan specifies."""

@@ -11,17 +11,20 @@ from vcluster.errors import VclusterError
 from vcluster.fleet.context import Context
 from vcluster.fleet.servers import Fleet, Server
 from vcluster.model.plan import Node, Plan
+from vcluster.model.status import PAUSED, RUNNING, STOPPED, PowerState
 from vcluster.stages import boot
 from vcluster.util import parallel
 from vcluster.util.deadline import Deadline
 
 ON, OFF, GONE, UNKNOWN = "on", "off", "gone", "unknown"
+RESUMED = "resumed"
 
 Outcomes = dict[str, str | VclusterError]  # by node
+Powers = dict[str, PowerState]  # by node or domain
 
 
-def status(context: Context, plan: Plan, nodes: Sequence[Node]) -> tuple[dict[str, str], list[VclusterError]]:
-    """The power state of each node, by name (`on`, `off`, `gone`, `unknown`), and why servers could not be asked."""
+def status(context: Context, plan: Plan, nodes: Sequence[Node]) -> tuple[Powers, list[VclusterError]]:
+    """The power of each node by name, as on, off, paused, gone or unknown; and why servers did not answer."""
     with context.fleet_of(plan, allow_unreachable=True) as fleet:
         answers = parallel.outcomes(tuple(fleet.servers.values()), domains_on)
         found = dict(zip(fleet.servers, answers, strict=True)) | fleet.unreachable
@@ -32,17 +35,23 @@ def status(context: Context, plan: Plan, nodes: Sequence[Node]) -> tuple[dict[st
     )
 
 
-def _state(found: dict[str, bool] | VclusterError, node: Node) -> str:
+def _state(found: Powers | VclusterError, node: Node) -> PowerState:
     if isinstance(found, VclusterError):
-        return UNKNOWN
-    return {True: ON, False: OFF, None: GONE}[found.get(node.domain)]
+        return PowerState(UNKNOWN)
+    power = found.get(node.domain)
+    if power is None:
+        return PowerState(GONE)
+    return {RUNNING: PowerState(ON), STOPPED: PowerState(OFF)}.get(power.state, power)
 
 
 def turn_on(context: Context, plan: Plan, nodes: Sequence[Node], *, ready_by: Deadline | None = None) -> Outcomes:
-    """Turn nodes on; with `ready_by`, wait until each node reports that it is ready."""
+    """Turn nodes on, and resume paused nodes; with `ready_by`, wait until each started node reports ready."""
 
-    def work(server: Server, node: Node, is_on: bool) -> str:
-        if is_on:
+    def work(server: Server, node: Node, power: PowerState) -> str:
+        if power.state == PAUSED:
+            server.hypervisor.resume_domain(node.domain)
+            return RESUMED
+        if power.is_active:
             return "already on"
         _start(context, plan, server, node, ready_by)
         return ON
@@ -53,8 +62,8 @@ def turn_on(context: Context, plan: Plan, nodes: Sequence[Node], *, ready_by: De
 def turn_off(context: Context, plan: Plan, nodes: Sequence[Node]) -> Outcomes:
     """Cut the power of nodes."""
 
-    def work(server: Server, node: Node, is_on: bool) -> str:
-        if not is_on:
+    def work(server: Server, node: Node, power: PowerState) -> str:
+        if not power.is_active:
             return "already off"
         server.hypervisor.stop_domain(node.domain)
         return OFF
@@ -65,11 +74,11 @@ def turn_off(context: Context, plan: Plan, nodes: Sequence[Node]) -> Outcomes:
 def cycle(context: Context, plan: Plan, nodes: Sequence[Node], *, ready_by: Deadline | None = None) -> Outcomes:
     """Cut the power of nodes and turn them on again; `ready_by` as in `turn_on`."""
 
-    def work(server: Server, node: Node, is_on: bool) -> str:
-        if is_on:
+    def work(server: Server, node: Node, power: PowerState) -> str:
+        if power.is_active:
             server.hypervisor.stop_domain(node.domain)
         _start(context, plan, server, node, ready_by)
-        return "off and on" if is_on else ON
+        return "off and on" if power.is_active else ON
 
     return _on_each(context, plan, nodes, work, ready_by)
 
@@ -78,7 +87,7 @@ def _on_each(
     context: Context,
     plan: Plan,
     nodes: Sequence[Node],
-    work: Callable[[Server, Node, bool], str],
+    work: Callable[[Server, Node, PowerState], str],
     ready_by: Deadline | None = None,
 ) -> Outcomes:
     """The outcome of `work` on each node; the nodes are worked on at once, and a failure stops only its own node."""
@@ -86,12 +95,12 @@ def _on_each(
         answers = parallel.outcomes(tuple(fleet.servers.values()), domains_on)
         domains = dict(zip(fleet.servers, answers, strict=True))
         done = parallel.outcomes(
-            nodes, lambda node: work(fleet[node.server], node, _is_on(plan, fleet, domains, node)), deadline=ready_by
+            nodes, lambda node: work(fleet[node.server], node, _power(plan, fleet, domains, node)), deadline=ready_by
         )
     return {node.name: outcome for node, outcome in zip(nodes, done, strict=True)}
 
 
-def _is_on(plan: Plan, fleet: Fleet, domains: dict[str, dict[str, bool] | VclusterError], node: Node) -> bool:
+def _power(plan: Plan, fleet: Fleet, domains: dict[str, Powers | VclusterError], node: Node) -> PowerState:
     found = domains[fleet[node.server].name]
     if isinstance(found, VclusterError):
         raise found

@@ -9,7 +9,7 @@ from dataclasses import replace
 from vcluster.adapters.node_connection import NodeConnection
 from vcluster.commands import admission, snapshot_build, teardown
 from vcluster.commands.deployment import Deployment, image_password
-from vcluster.commands.inventory import observe_status, read_ledger
+from vcluster.commands.inventory import describe_down, observe_status, read_ledger
 from vcluster.commands.node_lifecycle import NodeLifecycle
 from vcluster.errors import ConflictError, VclusterError
 from vcluster.fleet import observation, servers
@@ -19,7 +19,7 @@ from vcluster.fleet.servers import Fleet
 from vcluster.model.keys import add_keys, drop_keys
 from vcluster.model.naming import folded
 from vcluster.model.plan import Node, Plan
-from vcluster.model.status import Status
+from vcluster.model.status import MISSING, Status
 from vcluster.planning import resize
 from vcluster.snapshots.template import SnapshotIndex
 from vcluster.util import parallel
@@ -67,14 +67,15 @@ def _grow(context: Context, fleet: Fleet, plan: Plan, names: Sequence[str], dead
 
 def _require_up(fleet: Fleet, files: ClusterFiles, nodes: Sequence[Node], leaving: Sequence[str] = ()) -> None:
     """Raise ConflictError unless these nodes run. The hint removes missing nodes together with the `leaving` ones."""
-    states = {node.name: node.state for node in observe_status(fleet, files).nodes}
-    if missing := [node.name for node in nodes if states[node.name] == "missing"]:
+    status = observe_status(fleet, files)
+    powers = {node.name: node.power for node in status.nodes}
+    if missing := [node.name for node in nodes if powers[node.name].state == MISSING]:
         raise ConflictError(
             f"missing: {folded(missing)}",
             hint=f"vcluster repair {files.name}, or vcluster remove {folded([*leaving, *missing])} --name {files.name}",
         )
-    if down := [node.name for node in nodes if states[node.name] != "running"]:
-        raise ConflictError(f"not running: {folded(down)}", hint=f"vcluster start {files.name}")
+    if down := describe_down({node.name: powers[node.name] for node in nodes}):
+        raise ConflictError(down, hint=f"vcluster start {files.name}")
 
 
 def _configure(

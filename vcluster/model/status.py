@@ -8,10 +8,31 @@ from dataclasses import dataclass
 from vcluster.model.naming import table_name
 from vcluster.model.plan import Node, Plan, ServerPlan, Switch
 
+RUNNING, PAUSED, STOPPED, MISSING, UNKNOWN = "running", "paused", "stopped", "missing", "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class PowerState:
+    """The power of a domain: `state` is running, paused or stopped. `reason` explains a pause; it names a full disk."""
+
+    state: str
+    reason: str = ""
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the domain has a QEMU process: it runs or is paused."""
+        return self.state != STOPPED
+
+    def __str__(self) -> str:
+        return f"{self.state} ({self.reason})" if self.reason else self.state
+
 
 @dataclass(frozen=True, slots=True)
 class NodeStatus:
-    """One node; `state` is running, stopped, missing, or unknown if its server does not answer."""
+    """One node; `state` is running, paused, stopped, missing, or unknown if its server does not answer.
+
+    `reason` explains why a node is paused.
+    """
 
     name: str
     role: str
@@ -23,6 +44,12 @@ class NodeStatus:
     bridge: str
     port: str
     vni: int | None
+    reason: str = ""
+
+    @property
+    def power(self) -> PowerState:
+        """The power of the node, or why it is not known."""
+        return PowerState(self.state, self.reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +71,9 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """The state of a server: for each domain whether it runs, for each interface its bridge, and the other names."""
+    """The state of a server: for each domain its power, for each interface its bridge, and the other names."""
 
-    domains: Mapping[str, bool]
+    domains: Mapping[str, PowerState]
     interfaces: Mapping[str, str]
     networks: Set[str]
     pools: Set[str]
@@ -58,7 +85,7 @@ def status_of(
 ) -> Status:
     """The status of a cluster, from its plan and the observed servers; `lost` has the errors of the other servers."""
     nodes = tuple(_node(node, seen.get(node.server)) for node in plan.nodes)
-    is_stopped = {node.state for node in nodes} == {"stopped"}
+    is_stopped = {node.state for node in nodes} == {STOPPED}
     missing = tuple(
         text for server in plan.servers for text in _missing(plan, server, seen, lost, is_stopped=is_stopped)
     )
@@ -91,7 +118,10 @@ def _missing(
     if server.pool and server.pool.name not in seen.pools:
         yield f"pool {server.pool.name}{where}"
     for node in plan.nodes_on(server.name):
-        if not seen.domains.get(node.domain) and not is_stopped:
+        power = seen.domains.get(node.domain)
+        if power and power.state == PAUSED:
+            yield f"node {node.name}{where}: {power}"
+        elif not (power and power.is_active) and not is_stopped:
             yield f"node {node.name}{where}"
 
 
@@ -100,25 +130,27 @@ def _missing_interfaces(plan: Plan, server: ServerPlan, seen: Observed) -> Itera
         if bridge.name not in seen.interfaces:
             yield f"bridge {bridge.name}"
     ports = {tunnel.name: tunnel.bridge for tunnel in server.tunnels}
-    ports |= {node.port: node.bridge for node in plan.nodes_on(server.name) if seen.domains.get(node.domain)}
+    active = {name for name, power in seen.domains.items() if power.is_active}
+    ports |= {node.port: node.bridge for node in plan.nodes_on(server.name) if node.domain in active}
     for port, bridge_name in ports.items():
         if seen.interfaces.get(port) != bridge_name:
             yield f"port {port} of bridge {bridge_name}"
 
 
 def _node(node: Node, seen: Observed | None) -> NodeStatus:
-    running = seen.domains.get(node.domain) if seen else None
+    power = seen.domains.get(node.domain, PowerState(MISSING)) if seen else PowerState(UNKNOWN)
     return NodeStatus(
         name=node.name,
         role=node.role,
         server=node.server,
-        state="unknown" if seen is None else "missing" if running is None else "running" if running else "stopped",
+        state=power.state,
         address=str(node.address),
         management_address=str(node.management.address) if node.management else None,
         mac=node.mac,
         bridge=node.bridge,
         port=node.port,
         vni=node.vni,
+        reason=power.reason,
     )
 
 
@@ -126,6 +158,6 @@ def _state(nodes: tuple[NodeStatus, ...], ledger_state: str, *, is_being_changed
     states = {node.state for node in nodes}
     if ledger_state == "creating":
         return "creating" if is_being_changed else "partial"
-    if states == {"running"} and is_whole:
+    if states == {RUNNING} and is_whole:
         return "ready"
-    return "stopped" if states == {"stopped"} else "partial"
+    return "stopped" if states == {STOPPED} else "partial"

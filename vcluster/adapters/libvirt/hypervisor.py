@@ -16,11 +16,12 @@ from xml.etree import ElementTree as ET
 
 import libvirt
 
+from vcluster.adapters.libvirt.domain_state import OwnedDomain, owned_domain, power_state
 from vcluster.adapters.libvirt.libvirt_errors import translated_errors
 from vcluster.adapters.libvirt.serial_channel import SerialChannel
 from vcluster.errors import VclusterError
 from vcluster.model import naming
-from vcluster.render.domain_xml import OWNER_NAMESPACE
+from vcluster.model.status import PowerState
 
 SYSTEM_URI = "qemu:///system"
 
@@ -31,17 +32,6 @@ _GONE = {
     libvirt.VIR_ERR_NO_STORAGE_VOL,
     libvirt.VIR_ERR_OPERATION_INVALID,  # "… is not running", "… is not active"
 }
-
-
-@dataclass(frozen=True, slots=True)
-class OwnedDomain:
-    """A domain with our owner label."""
-
-    name: str
-    cluster: str
-    node: str
-    image: str
-    is_active: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +124,7 @@ class Hypervisor:
     def domains(self) -> tuple[OwnedDomain, ...]:
         """All domains with our owner label."""
         with self._errors("listing domains"):
-            found = [_owned_domain(domain, self.owner) for domain in self._connection.listAllDomains()]
+            found = [owned_domain(domain, self.owner) for domain in self._connection.listAllDomains()]
         return tuple(domain for domain in found if domain)
 
     def define_domain(self, xml: str) -> None:
@@ -158,6 +148,20 @@ class Hypervisor:
             domain = self._connection.lookupByName(name)
             if not domain.isActive():
                 domain.create()
+
+    def resume_domain(self, name: str) -> None:
+        """Let a paused domain run again."""
+        with self._errors(f"resuming {name}"):
+            domain = self._connection.lookupByName(name)
+            if domain.state()[0] == libvirt.VIR_DOMAIN_PMSUSPENDED:
+                domain.pMWakeup()
+            else:
+                domain.resume()
+
+    def power_state(self, name: str) -> PowerState:
+        """The power of a domain."""
+        with self._errors(f"inspecting {name}"):
+            return power_state(self._connection.lookupByName(name))
 
     def start_transient_domain(self, xml: str) -> None:
         """Start a domain that libvirt stops and removes when this connection ends, for any reason."""
@@ -293,20 +297,6 @@ class Hypervisor:
         while view:
             view = view[stream.send(bytes(view[:262144])) :]
         stream.finish()
-
-
-def _owned_domain(domain: libvirt.virDomain, owner_id: str) -> OwnedDomain | None:
-    try:
-        text = domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, OWNER_NAMESPACE)
-        owner, is_active = ET.fromstring(text), bool(domain.isActive())  # noqa: S314 - libvirt parsed it before
-    except libvirt.libvirtError as error:
-        if error.get_error_code() in (libvirt.VIR_ERR_NO_DOMAIN_METADATA, libvirt.VIR_ERR_NO_DOMAIN):
-            return None
-        raise
-    get = owner.attrib.get
-    if get("by") != owner_id:
-        return None
-    return OwnedDomain(domain.name(), get("cluster", ""), get("node", ""), get("image", ""), is_active)
 
 
 def _owned_resources(kind: str, resources: list[Any], owner: str) -> tuple[OwnedResource, ...]:

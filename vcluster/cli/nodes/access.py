@@ -60,7 +60,7 @@ def ssh(name: str | None, user: str | None, node: str, command: tuple[str, ...])
     from vcluster.commands import access
 
     context, plan = common.open_cluster(name)
-    access.choose_node(plan, node)
+    access.require_running(context, plan, [access.choose_node(plan, node)])
     line = command[0] if len(command) == 1 else shlex.join(command)
     become_ssh(context, plan, node, user, *([line] if command else []))
 
@@ -89,8 +89,11 @@ def mpiexec(name: str | None, words: tuple[str, ...]) -> None:
 
     The options are those of MPICH's mpiexec. Standard input goes to rank 0.
     """
+    from vcluster.commands import access
+
     chosen, argv = mpi_arguments.parse(words)
     context, plan = common.open_cluster(chosen or name)
+    access.require_running(context, plan, plan.nodes)
     become_ssh(context, plan, plan.head.name, None, shlex.join(["mpiexec", *argv]))
 
 

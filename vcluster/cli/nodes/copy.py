@@ -40,9 +40,10 @@ def copy(
     from vcluster.commands import access
 
     context, plan = common.open_cluster(name)
-    access.choose_copy(plan, sources, destination)
+    node = access.choose_copy(plan, sources, destination)
     if shutil.which("scp") is None:
         raise MissingError("scp is not installed", hint="apt-get install openssh-client")
+    access.require_running(context, plan, [node])
     login = ["-o", f"User={user}"] if user else []
     config = str(context.files(plan.name).ssh_config)
     sys.stdout.flush()

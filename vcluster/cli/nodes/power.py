@@ -37,7 +37,7 @@ def power() -> None:
 @arguments.timeout_option(600)
 @arguments.output_option
 def on(name: str | None, nodeset: str | None, wait: bool, timeout_s: float, output: str) -> None:
-    """Switch nodes on."""
+    """Switch nodes on. A paused node is resumed."""
     from vcluster.commands import power
 
     _switch(name, nodeset, output, lambda *nodes: power.turn_on(*nodes, ready_by=_ready_by(wait, timeout_s)))
@@ -109,7 +109,8 @@ def _outcomes_text(rows: list[dict[str, Any]]) -> str:
 def status(name: str | None, nodeset: str | None, output: str) -> None:
     """Show which nodes are on.
 
-    The power of a node is on, off, gone (it has no domain), or unknown (its server does not answer).
+    The power of a node is on, off, paused (libvirt stopped it, for example because its disk is full), gone (it has no
+    domain), or unknown (its server does not answer).
     """
     from vcluster.commands import access
     from vcluster.commands import power as work
@@ -117,8 +118,16 @@ def status(name: str | None, nodeset: str | None, output: str) -> None:
 
     context, plan = common.open_cluster(name)
     found, errors = work.status(context, plan, access.choose_nodes(plan, nodeset))
-    common.emit(output, [{"node": node, "power": state} for node, state in found.items()], _outcomes_text)
+    rows = [{"node": node, "power": power.state, "reason": power.reason} for node, power in found.items()]
+    common.emit(output, rows, _status_text)
     parallel.raise_all(errors)
+
+
+def _status_text(rows: list[dict[str, str]]) -> str:
+    from vcluster.cli.output import tables
+
+    reasons = {row["node"]: f" ({row['reason']})" if row["reason"] else "" for row in rows}
+    return tables.outcomes({row["node"]: row["power"] + reasons[row["node"]] for row in rows})
 
 
 COMMANDS = (power,)

@@ -1,0 +1,67 @@
+"""A node whose disk cannot grow: libvirt pauses it. Every command shows that, and `start` resumes it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.clusters import Host, survey
+
+pytestmark = pytest.mark.vm
+
+FOLDER = "/var/lib/libvirt/images/vcluster/clusters"
+SLACK_KIB = 4096
+
+
+@pytest.fixture
+def small_folder(host: Host, bare: dict[str, list[str]]) -> Iterator[str]:
+    """The folder of the disks on a file system that can be made full without using up memory."""
+    host.sh(f"mkdir -p {FOLDER} && mount -t tmpfs -o size=1200m tmpfs {FOLDER}")
+    yield FOLDER
+    host.vcluster("clear", "full", "-y", check=False)
+    host.sh(f"umount {FOLDER}; rmdir -p --ignore-fail-on-non-empty {FOLDER} || true")
+    assert survey(host) == bare
+
+
+def test_a_full_disk(host: Host, small_folder: str) -> None:
+    host.vcluster("local", "create", "--name", "full", "-n", "2", timeout_s=200)
+    used_kib = int(host.sh(f"df --output=used -k {small_folder} | tail -1"))
+    host.sh(f"mount -o remount,size={used_kib + SLACK_KIB}k {small_folder}")
+    config = host.vcluster("ssh-config", "--name", "full", "--path").stdout.strip()
+    fill = "dd if=/dev/urandom of=/root/fill bs=1M count=64 oflag=direct"
+    filling = host.server.popen(["ssh", "-F", config, "-o", "BatchMode=yes", "-l", "root", "node2", fill])
+    host.wait_for("virsh domstate full.node2 | grep paused", timeout_s=60)
+    reason = f"I/O error on {small_folder}/full/node2.qcow2: no space left"
+
+    status = host.json("status", "full")
+    assert status["state"] == "partial"
+    node = status["nodes"][1]
+    assert (node["state"], node["reason"]) == ("paused", reason)
+    assert status["missing"] == [f"node node2: paused ({reason})"]
+    assert host.json("power", "status", "--name", "full", "-w", "node2") == [
+        {"node": "node2", "power": "paused", "reason": reason}
+    ]
+    for command in (
+        ["check", "full"],
+        ["exec", "--name", "full", "-w", "node2", "--", "true"],
+        ["ssh", "--name", "full", "node2", "--", "true"],
+        ["mpiexec", "--name", "full", "-n", "2", "hostname"],
+        ["copy", "--name", "full", "/etc/hostname", "node2:/tmp"],
+    ):
+        began_s = time.monotonic()
+        failed = host.vcluster(*command, check=False)
+        assert failed.returncode == (1 if command[0] == "check" else 4), failed
+        assert f"node2 is paused: {reason} (vcluster start full" in failed.stderr.replace("sudo ", ""), failed.stderr
+        assert time.monotonic() - began_s < 10
+    assert host.vcluster("exec", "--name", "full", "-w", "node1", "--", "hostname").stdout.endswith("node1\n")
+
+    again = host.vcluster("start", "full", "--timeout", "60", timeout_s=90, check=False)
+    assert again.returncode == 1
+    assert f"node2 is paused ({reason}) again" in again.stderr
+
+    host.sh(f"mount -o remount,size=1200m {small_folder}")
+    assert host.vcluster("start", "full", timeout_s=120).stdout == "full: ready\n"
+    assert host.json("status", "full")["state"] == "ready"
+    filling.wait(30)
