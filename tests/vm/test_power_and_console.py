@@ -25,7 +25,7 @@ def test_a_node_without_network_is_reached_and_starts_again(cluster: Cluster) ->
     # Now only the console reaches it.
     assert on_console(cluster, "hostname") == ["red3"]
     assert "100% packet loss" in host.sh(f"ping -c 1 -W 1 {address}", check=False)
-    assert host.json("power", "status", "-w", "red3") == [{"node": "red3", "power": "on"}]
+    assert host.json("power", "status", "-w", "red3") == [{"node": "red3", "power": "on", "reason": ""}]
     assert host.vcluster("power", "cycle", "-w", "red3", "--wait", timeout_s=200).stdout == "red3: off and on\n"
     assert host.json("check", timeout_s=120)["passed"] is True
 

@@ -169,24 +169,20 @@ def run_everywhere(
     line of output as it comes.
     """
     deadline, powers = Deadline(timeout_s), node_powers(context, plan, _with_jump_hosts(plan, nodes))
-
-    def require_up(node: Node) -> None:
-        if down := describe_down({each.name: powers[each.name] for each in _with_jump_hosts(plan, [node])}):
-            raise ConflictError(down, hint=f"vcluster start {plan.name}")
-
-    up = [node for node in nodes if not describe_down({node.name: powers[node.name]})]
+    is_down = {node: bool(describe_down({node.name: powers[node.name]})) for node in _with_jump_hosts(plan, nodes)}
+    up = [node for node in nodes if not any(is_down[each] for each in _with_jump_hosts(plan, [node]))]
+    down = ConflictError(describe_down(powers), hint=f"vcluster start {plan.name}")
     with _jump_hosts(context, plan, up, deadline) as login:
 
         def work(node: Node) -> Completed:
-            require_up(node)
             lines = LineSplitter(lambda stream, line: on_line(node.name, stream, line) if on_line else None)
             with login(node, user) as session:
                 completed = session.run(argv, awaited=f"{argv[0]} to end", on_output=lines if on_line else None)
             lines.end()
             return completed
 
-        outcomes = parallel.outcomes(nodes, work, deadline=deadline, limit=fanout)
-    return {node.name: outcome for node, outcome in zip(nodes, outcomes, strict=True)}
+        outcomes = dict(zip(up, parallel.outcomes(up, work, deadline=deadline, limit=fanout), strict=True))
+    return {node.name: outcomes.get(node, down) for node in nodes}
 
 
 def provision(
