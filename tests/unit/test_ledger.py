@@ -1,4 +1,4 @@
-"""The cluster on disk."""
+"""The cluster on disk, and ledgers of an earlier version."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from vcluster.planning import addressing
 NODES_DEFAULT = 4
 # Other keys of a file that an option replaces, in addition to its own key.
 _SUPERSEDED = {"names": ("nodes", "cluster_number"), "cluster_number": ("names",)}
-_COUNTED = {"nodes": "is {}", "names": "has {} names", "addresses_from": "has {} addresses"}
+_COUNT_TEXTS = {"nodes": "is {}", "names": "has {} names", "addresses_from": "has {} addresses"}
 _ADDRESSES_PREFIX = 24
 
 
@@ -79,19 +79,19 @@ def read(
 
 def node_counts(cluster: SectionReader) -> dict[str, int] | None:
     """The number of nodes by each key that specifies it: all equal. None if a key is invalid or they differ."""
-    if cluster.invalid & set(_COUNTED):
+    if cluster.invalid & set(_COUNT_TEXTS):
         return None
     counts = dict(_counts(cluster))
     for key, count in counts.items():
         first_key, first_count = next(iter(counts.items()))
         if count != first_count:
-            first = f"{cluster.location(first_key)} {_COUNTED[first_key].format(first_count)}"
-            cluster.add_invalid(key, f"{_COUNTED[key].format(count)}, but {first}")
-    return None if cluster.invalid & set(_COUNTED) else counts
+            first = f"{cluster.location(first_key)} {_COUNT_TEXTS[first_key].format(first_count)}"
+            cluster.add_invalid(key, f"{_COUNT_TEXTS[key].format(count)}, but {first}")
+    return None if cluster.invalid & set(_COUNT_TEXTS) else counts
 
 
 def _counts(cluster: SectionReader) -> Iterator[tuple[str, int]]:
-    for key in _COUNTED:
+    for key in _COUNT_TEXTS:
         if value := cluster.get(key):
             yield key, value if isinstance(value, int) else len(value)
 
