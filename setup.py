@@ -30,5 +30,5 @@ setup(
         "termcolor>=2.3",
         "tqdm>=4.66",
     ],
-    extras_require={"test": ["hypothesis>=6", "mypy>=1.8", "pytest>=8", "ruff>=0.4"]},
+    extras_require={"test": ["codespell>=2.2", "hypothesis>=6", "mypy>=1.8", "pyte>=0.8", "pytest>=8", "ruff>=0.4"]},
 )
