@@ -1,7 +1,7 @@
 """Write the reference pages and the man pages from the code.
 
-    .venv/bin/python scripts/reference.py            write them
-    .venv/bin/python scripts/reference.py --check    fail if one of them is not as the code says
+.venv/bin/python scripts/reference.py            write them
+.venv/bin/python scripts/reference.py --check    fail if one of them is not as the code says
 """
 
 from __future__ import annotations

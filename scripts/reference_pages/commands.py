@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import click
-from reference_pages.text import NOTE, code, paragraph, table
 
+from reference_pages.text import NOTE, code, paragraph, table
 from vcluster.cli.main import main
 
 

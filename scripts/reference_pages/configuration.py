@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from reference_pages.text import NOTE, code, table
-
 from vcluster.config import readers
 from vcluster.config.options import CLUSTER, PANELS, option_name
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 
 import click
-from reference_pages.text import NOTE, code, table
 
+from reference_pages.text import NOTE, code, table
 from vcluster.cli.main import main
 
 # Variables that no option stands for. tests/scripts compares the names with the code.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from reference_pages import commands, configuration, environment
 from reference_pages.text import roff
-
 from vcluster import __version__
 from vcluster.config import readers
 from vcluster.config.options import PANELS

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reference_pages.text import NOTE, code, table
-
 from vcluster import errors
 
 TITLES = {
@@ -83,7 +82,8 @@ def _name(node: ast.expr) -> str:
 
 def page(package: Path) -> str:
     """The page in Markdown."""
-    parts = [f"{NOTE}# Messages\n\nWords in capitals stand for names and numbers.\nA fix is printed with its message.\n"]
+    introduction = "Words in capitals stand for names and numbers.\nA fix is printed with its message.\n"
+    parts = [f"{NOTE}# Messages\n\n{introduction}"]
     for exit_code, title in TITLES.items():
         rows = [(code(one.text), code(one.fix)) for one in messages(package) if one.exit_code == exit_code]
         parts.append(f"## {title}\n\n{table(('message', 'fix'), rows)}")
