@@ -66,8 +66,14 @@ class Host:
 
     def initialize_libvirt(self) -> None:
         """Make the chains and folders that libvirt makes for the first domain and keeps. They belong to no cluster."""
-        self.vcluster("local", "create", "-n", "1", "--boot", "cold", "--timeout", "3", timeout_s=60, check=False)
-        self.vcluster("clear", "--all", "-y")
+        made = "/etc/libvirt/qemu/networks /etc/libvirt/storage /var/lib/libvirt/dnsmasq /var/lib/libvirt/qemu"
+        for timeout_s in (3, 10, 30):  # a busy machine needs longer to come as far as the first domain
+            argv = ("local", "create", "-n", "1", "--boot", "cold", "--timeout", str(timeout_s))
+            self.vcluster(*argv, timeout_s=60 + timeout_s, check=False)
+            self.vcluster("clear", "--all", "-y")
+            if "No such file" not in self.sh(f"ls -d {made} 2>&1 || true"):
+                return
+        raise AssertionError(f"libvirt of {self.server.name} did not make its folders")
 
 
 @dataclass(frozen=True)
