@@ -136,6 +136,11 @@ def survey(host: Host) -> Survey:
     return {kind: sorted(set(parts[kind].split("\n")) - {""}) for kind in commands}
 
 
+def changes(now: Survey, before: Survey) -> Survey:
+    """The things on a server that are new or gone."""
+    return {kind: changed for kind, found in now.items() if (changed := sorted(set(found) ^ set(before[kind])))}
+
+
 def left_behind(now: Survey, before: Survey) -> Survey:
     """The things on a server that were not there before. A reboot removes things; a cluster did not remove those."""
     return {kind: extra for kind, found in now.items() if (extra := sorted(set(found) - set(before[kind])))}

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.clusters import VCLUSTER, Host, Survey, survey
+from tests.clusters import VCLUSTER, Host, Survey, changes, survey
 from tests.testbed import kill
 
 pytestmark = pytest.mark.vm
@@ -238,4 +238,4 @@ def assert_unchanged(host: Host, bare: Survey) -> None:
     if host.json("list"):
         assert "doomed" not in str(now)
         return
-    assert {kind: sorted(set(now[kind]) ^ set(bare[kind])) for kind in bare} == {kind: [] for kind in bare}
+    assert changes(now, bare) == {}
