@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-from click.shell_completion import CompletionItem
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -55,6 +57,8 @@ def complete_nodes(ctx: click.Context, param: click.Parameter, text: str) -> lis
 
 def complete_node_paths(ctx: click.Context, param: click.Parameter, text: str) -> list[CompletionItem]:
     """NODE: for copy, then files of this machine."""
+    from click.shell_completion import CompletionItem
+
     nodes = [CompletionItem(f"{item.value}:") for item in complete_nodes(ctx, param, text)]
     return [*nodes, CompletionItem(text, type="file")]
 
@@ -71,6 +75,8 @@ def complete_images(ctx: click.Context, param: click.Parameter, text: str) -> li
 
 
 def _beginning_with(text: str, names: list[str]) -> list[CompletionItem]:
+    from click.shell_completion import CompletionItem
+
     return [CompletionItem(name) for name in names if name.startswith(text)]
 
 

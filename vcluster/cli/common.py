@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shlex
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -102,6 +100,8 @@ def progress(node_names: Sequence[str] = (), *, stages: int = 1) -> Iterator[tup
 
 def emit(output: str, document: object, text: Callable[[Any], str]) -> None:
     """Print a result on standard output: the document as JSON, or the text that is rendered from this JSON."""
+    import json
+
     from vcluster.model import codec
 
     written = codec.to_json(document)
@@ -190,4 +190,6 @@ def require_root(context: Context) -> None:
 
 def needs_root() -> MissingError:
     """The error for a plain user: the same command with sudo."""
+    import shlex
+
     return MissingError("this needs root", hint=f"sudo vcluster {shlex.join(sys.argv[1:])}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +47,7 @@ def doctor(config: Path | None, host: str | None, output: str) -> None:
     if spec:
         findings += work.check_servers(context, spec)
     complete = common.reader().complete
-    common.emit(output, [_document(one) for one in findings], lambda found: complete("\n".join(map(_line, found))))
+    common.emit(output, [_document(one) for one in findings], lambda found: "\n".join(_line(one, complete) for one in found))
     errors = [finding for finding in findings if finding.level == "error"]
     if errors:
         has_fix = any(finding.fix for finding in errors)
@@ -74,9 +75,9 @@ def _document(finding: Finding) -> dict[str, str]:
     return {**asdict(finding), "mend": finding.fix}
 
 
-def _line(found: dict[str, Any]) -> str:
+def _line(found: dict[str, Any], complete: Callable[[str], str]) -> str:
     where = f"{found['server']}: " if found["server"] else ""
-    fix = f"\n        fix: {found['fix']}" if found["fix"] and found["level"] != "ok" else ""
+    fix = f"\n        fix: {complete(found['fix'])}" if found["fix"] and found["level"] != "ok" else ""
     return f"{found['level']:8}{where}{found['what']}: {found['detail']}{fix}"
 
 

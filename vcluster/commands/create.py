@@ -81,7 +81,7 @@ def _rollback(context: Context, fleet: Fleet, files: ClusterFiles, *, keep: bool
         if error is None:
             return
         if keep:
-            context.report.note(f"the cluster stays as it is: vcluster clear {files.name} removes it")
+            context.report.note(f"the cluster stays as it is; to remove it: vcluster clear {files.name}")
             return
         try:
             remove(context, fleet, files)

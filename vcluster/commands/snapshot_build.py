@@ -108,7 +108,7 @@ def make(
     """
     if FEATURE not in plan.image.features:
         raise MissingError(
-            f"image {plan.image.name} does not support clones", hint="vcluster image build makes one that does"
+            f"image {plan.image.name} does not support clones", hint="vcluster image build"
         )
     built = [
         name
@@ -138,7 +138,7 @@ def _find(server: Server, template: Template, *, deadline: Deadline, report: Rep
     if state["refused"]:
         report.note(
             f"nodes boot{_where(server)}, because QEMU refused clones before: {state['refused']} "
-            "(vcluster image warm tries again)"
+            "(to try again: vcluster image warm)"
         )
         return REFUSED
     if state["wrong"]:
