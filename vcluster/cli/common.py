@@ -136,11 +136,34 @@ def open_cluster(name: str | None) -> tuple[Context, Plan]:
     return here, inventory.read_ledger(here.files(choose_cluster(here, name))).plan
 
 
-def _no_cluster(context: Context, name: str | None) -> RequestError:
-    """The user may have looked for a cluster that root has made: its names can be read by everyone."""
+def own_clusters(context: Context) -> tuple[str, ...]:
+    """The clusters of this user's state folder. Raises RequestError when there are none, but root has some."""
     from vcluster.fleet import ledger
 
-    roots = ledger.cluster_names(ROOT_STATE) if os.geteuid() and context.state_root != ROOT_STATE else ()
+    names = ledger.cluster_names(context.state_root)
+    if not names and clusters_of_root(context):
+        raise _no_cluster(context, None)
+    return names
+
+
+def refuse_cluster_of_root(context: Context, name: str) -> None:
+    """Raise RequestError when root has the cluster of this name, and this user does not."""
+    from vcluster.fleet import ledger
+
+    if name in clusters_of_root(context) and name not in ledger.cluster_names(context.state_root):
+        raise _no_cluster(context, name)
+
+
+def clusters_of_root(context: Context) -> tuple[str, ...]:
+    """The names of root's clusters, which everyone may read; none for root and when the state is elsewhere."""
+    from vcluster.fleet import ledger
+
+    return ledger.cluster_names(ROOT_STATE) if os.geteuid() and context.state_root != ROOT_STATE else ()
+
+
+def _no_cluster(context: Context, name: str | None) -> RequestError:
+    """The user may look for a cluster that root has created."""
+    roots = clusters_of_root(context)
     if roots and name in (None, *roots):
         missing = f"cluster {name}" if name else "clusters"
         own = f"user {reader().user} has no {missing} on this machine"
@@ -174,22 +197,21 @@ def reader(cluster: str = "") -> Reader:
 
 
 def require_root(context: Context) -> None:
-    """Raise MissingError unless this user may use this machine's libvirt: root may, and members of its group."""
+    """Raise MissingError unless this user may use this machine's libvirt. The hint is the same command with sudo."""
+    from vcluster.cli.output.hints import RUN_WITH_SUDO
+
+    if not may_use_libvirt(context):
+        raise MissingError("this needs root", hint=RUN_WITH_SUDO)
+
+
+def may_use_libvirt(context: Context) -> bool:
+    """Whether this user may use this machine's libvirt: root may, and users whom libvirt lets in."""
     from vcluster.adapters.libvirt.hypervisor import SYSTEM_URI
 
     if os.geteuid() == 0 or context.connector.uri != SYSTEM_URI:
-        return
+        return True
     try:
         with context.local_server() as server:
-            if server.libvirt:
-                return
-    except VclusterError:
-        pass  # libvirt's own message names a symptom, for example the lack of a polkit agent
-    raise needs_root()
-
-
-def needs_root() -> MissingError:
-    """The error for a plain user: the same command with sudo."""
-    import shlex
-
-    return MissingError("this needs root", hint=f"sudo vcluster {shlex.join(sys.argv[1:])}")
+            return server.libvirt is not None
+    except VclusterError:  # libvirt's own message names a symptom, for example the lack of a polkit agent
+        return False

@@ -46,8 +46,9 @@ def doctor(config: Path | None, host: str | None, output: str) -> None:
     )
     if spec:
         findings += work.check_servers(context, spec)
-    complete = common.reader().complete
-    common.emit(output, [_document(one) for one in findings], lambda found: "\n".join(_line(one, complete) for one in found))
+    complete = common.reader().complete_hint
+    document = [_document(one) for one in findings]
+    common.emit(output, document, lambda found: "\n".join(_line(one, complete) for one in found))
     errors = [finding for finding in findings if finding.level == "error"]
     if errors:
         has_fix = any(finding.fix for finding in errors)
@@ -75,7 +76,7 @@ def _document(finding: Finding) -> dict[str, str]:
     return {**asdict(finding), "mend": finding.fix}
 
 
-def _line(found: dict[str, Any], complete: Callable[[str], str]) -> str:
+def _line(found: dict[str, Any], complete: Callable[[str], str | None]) -> str:
     where = f"{found['server']}: " if found["server"] else ""
     fix = f"\n        fix: {complete(found['fix'])}" if found["fix"] and found["level"] != "ok" else ""
     return f"{found['level']:8}{where}{found['what']}: {found['detail']}{fix}"

@@ -5,6 +5,7 @@ Plain click: importing rich-click's renderer takes twice as long as the whole of
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,6 +46,18 @@ class Command(click.Command):
         for title in sorted(panels, key=lambda title: title == OTHER_OPTIONS):
             with formatter.section(title):
                 formatter.write_dl([(names.ljust(width), text) for names, text in panels[title]])
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's
+        """Write the examples, without sudo where it is not installed."""
+        _format_epilog(self, formatter)
+
+
+def _format_epilog(command: click.Command, formatter: click.HelpFormatter) -> None:
+    if command.epilog:
+        text = command.epilog if shutil.which("sudo") else command.epilog.replace("sudo ", "")
+        formatter.write_paragraph()
+        with formatter.indentation():
+            formatter.write_text(text)
 
 
 class Group(click.Group):
@@ -100,6 +113,10 @@ class Group(click.Group):
             if section:
                 with formatter.section(title):
                     formatter.write_dl([(name.ljust(width), self._summary(name)) for name in section])
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's
+        """Write the examples, without sudo where it is not installed."""
+        _format_epilog(self, formatter)
 
     def _summary(self, name: str) -> str:
         return self.commands[name].get_short_help_str(SUMMARY_LENGTH_MAX)

@@ -145,6 +145,7 @@ def warm(name: str | None, gently: bool, output: str, **given: Any) -> None:
         if name:
             servers = snapshot_build.build_for_cluster(context, name, low_priority=gently)
         else:
+            common.require_root(context)
             order = request.of_options(request.read_options({"nodes": "2"} | keys), mode="local")
             servers = snapshot_build.build_for_spec(
                 context, order.spec, image_name=order.image, accel=order.accel, low_priority=gently

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -74,7 +75,7 @@ def _run() -> int:
     invocation = common.Invocation()
     try:
         result = main.main(prog_name="vcluster", standalone_mode=False, auto_envvar_prefix=None, obj=invocation)
-        _flush()
+        sys.stdout.flush()  # an error at exit would have neither a message nor an exit code
         return result if isinstance(result, int) else 0
     except click.ClickException as error:
         return _complain(error.format_message(), _usage_hint(error), error.exit_code, invocation)
@@ -87,28 +88,25 @@ def _run() -> int:
     except (KeyboardInterrupt, click.Abort):
         return _complain("interrupted", None, EXIT_INTERRUPTED, invocation)
     except BrokenPipeError:
-        # The reader of our output has ended; Python would report it again when it closes standard output.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 0
     except OSError as error:
-        return _complain(*_system_error(error), 1, invocation)
+        if _is_about_output(error):
+            _drop_output()
+            return _complain(f"standard output: {error.strerror}", None, 1, invocation)
+        return _complain(
+            f"{error.filename or 'the system'}: {error.strerror or error}", "vcluster doctor", 1, invocation
+        )
 
 
-def _flush() -> None:
-    """Write out the results now: an error at exit would have neither a message nor an exit code."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, "standard output") from error
+def _is_about_output(error: OSError) -> bool:
+    """Whether a write to standard output failed: only such a write has no file name in its error."""
+    return error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
 
-def _system_error(error: OSError) -> tuple[str, str | None]:
-    """The message and the hint of an error without a translation. One without a file is of standard output."""
-    if error.filename and error.filename != "standard output":
-        return f"{error.filename}: {error.strerror or error}", "vcluster doctor"
-    return f"standard output: {error.strerror or error}", None
+def _drop_output() -> None:
+    """Discard what is still to be written, or Python would report the error again when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _usage_hint(error: click.ClickException) -> str | None:
@@ -119,11 +117,12 @@ def _usage_hint(error: click.ClickException) -> str | None:
 def _complain(message: str, hint: str | None, exit_code: int, invocation: common.Invocation) -> int:
     from vcluster.cli.output.progress import may_color
 
-    complete = common.reader(invocation.cluster).complete
+    reader = common.reader(invocation.cluster)
     head = click.style("vcluster:", fg="red") if may_color(sys.stderr) else "vcluster:"
     gap = "\n  " if "\n" in message else " "  # the last of several lines may be a command to be copied
-    tail = f"{gap}({complete(hint)})" if hint else ""
-    click.echo(f"{head} {complete(message)}{tail}", err=True, color=may_color(sys.stderr))
+    hint = reader.complete_hint(hint, sys.argv[1:]) if hint else None
+    tail = f"{gap}({hint})" if hint else ""
+    click.echo(f"{head} {reader.complete(message)}{tail}", err=True, color=may_color(sys.stderr))
     return exit_code
 
 

@@ -107,9 +107,7 @@ def make(
     Raises MissingError for an image that does not support clones.
     """
     if FEATURE not in plan.image.features:
-        raise MissingError(
-            f"image {plan.image.name} does not support clones", hint="vcluster image build"
-        )
+        raise MissingError(f"image {plan.image.name} does not support clones", hint="vcluster image build")
     built = [
         name
         for name, templates in templates_of(plan).items()

@@ -143,7 +143,7 @@ def place_more(
         reasons = (f"{name}: at most {one.nodes} more, by {one.key} ({one.reason})" for name, one in tightest.items())
         raise MissingError(
             "\n".join([f"{count} more nodes do not fit on the servers; at most {most} fit", *reasons]),
-            hint="add fewer nodes, or remove another cluster with vcluster clear",
+            hint="add fewer nodes, or remove another cluster: vcluster clear NAME",
         )
     places: list[str] = []
     for _ in range(count):
@@ -256,7 +256,7 @@ def _refuse_too_many(count: int, size: NodeSize, offers: Sequence[_Offer]) -> No
                 *(_reason(offer) for offer in offers),
             ]
         ),
-        hint="take fewer or smaller nodes, or more servers, or remove another cluster with vcluster clear",
+        hint="take fewer or smaller nodes, or more servers, or remove another cluster: vcluster clear NAME",
     )
 
 

@@ -38,7 +38,7 @@ def new_names(plan: Plan, number: int, asked: Sequence[str] = ()) -> tuple[str, 
     if plan.switch.server not in {server.name for server in plan.servers}:
         raise ConflictError(
             f"the switch of {plan.name} was set up by hand, and has ports only for the present nodes",
-            hint=f"vcluster clear {plan.name}; then create it with more nodes, and vcluster switch up with as many",
+            hint=f"vcluster clear {plan.name}; then create the cluster and its switch with more nodes",
         )
     return tuple(asked) or _more_names(plan, number)
 
@@ -187,12 +187,12 @@ def shrink(plan: Plan, names: Sequence[str]) -> Plan:
     if plan.head.name in names:
         raise RequestError(
             f"{plan.head.name} is the head node, which cannot be removed",
-            hint=f"vcluster clear {plan.name} removes the whole cluster",
+            hint=f"to remove the whole cluster: vcluster clear {plan.name}",
         )
     if serving := [name for name in names if name in plan.stores]:
         raise ConflictError(
             f"{folded(serving)} serves a shared folder that the other nodes use",
-            hint=f"storage nodes cannot be removed; vcluster clear {plan.name} removes the whole cluster",
+            hint=f"storage nodes cannot be removed; to remove the whole cluster: vcluster clear {plan.name}",
         )
     removed = {plan.node(name) for name in names}
     bridges = {node.bridge for node in removed if node.vni is not None}

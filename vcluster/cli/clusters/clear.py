@@ -62,8 +62,10 @@ def _names_to_clear(context: Context, name: str | None, everything: bool) -> tup
     if name and everything:
         raise RequestError("a name and --all exclude each other")
     if name:
-        return (naming.check_cluster_name(name),)
-    names = inventory.cluster_names(context)
+        common.refuse_cluster_of_root(context, naming.check_cluster_name(name))
+        return (name,)
+    # Without libvirt here, a user can only have clusters on other servers, which the state folder lists.
+    names = inventory.cluster_names(context) if common.may_use_libvirt(context) else common.own_clusters(context)
     if len(names) > 1 and not everything:
         raise RequestError(f"there are {len(names)} clusters: {', '.join(names)}", hint="name one of them, or --all")
     return names

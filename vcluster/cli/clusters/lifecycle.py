@@ -71,7 +71,7 @@ def start(name: str | None, timeout_s: float, output: str) -> None:
         except RequestError as error:
             if name is None or "root has" in error.message:
                 raise
-            raise RequestError(error.message, hint=f"vcluster local create --name {name} makes it") from error
+            raise RequestError(error.message, hint=f"to create it: vcluster local create --name {name}") from error
         started = lifecycle.start(context, chosen, timeout_s=timeout_s)
     common.emit(
         output,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import pwd
 import re
+import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 # These need root, for whichever cluster. The others need it for root's clusters alone.
@@ -21,7 +22,13 @@ _COMMANDS = "|".join(
     sorted({*ROOT_COMMANDS, *CLUSTER_COMMANDS, "shared", "power", "completion"}, key=len, reverse=True)
 )
 # A printed command: up to its name, and (looked ahead) the rest of its clause.
-_PRINTED = re.compile(rf"(?<![\w/.-])(sudo )?vcluster ({_COMMANDS})(?![\w-])(?=([^,;()`'\n]*))")
+_PRINTED = re.compile(rf"(?<![\w/.`-])(sudo )?vcluster ({_COMMANDS})(?![\w-])(?=([^,;()`'\n]*))")
+RUN_WITH_SUDO = "run it with sudo"  # the hint of lower layers for a lack of rights
+# A hint that is a shell line for root. Prose may follow after a comma.
+_ROOT_LINE = re.compile(
+    r"(?:apt-get|apt|modprobe|systemctl|chown|mkdir|sysctl|nft|iptables|echo) .+?(?=, [a-z]|$)", re.DOTALL
+)
+_SHELL = re.compile(r"[;&|<>]")
 
 
 @dataclass(frozen=True)
@@ -42,35 +49,48 @@ class Reader:
         """A command as this user must type it. `cluster` is named when the user has others too."""
         if self._lacks_name(arguments, cluster):
             arguments = _named(arguments, cluster)
-        return f"{'sudo ' if self._needs_sudo(arguments.split()[0]) else ''}vcluster {arguments}"
+        return f"{self._prefix(arguments.split()[0])}vcluster {arguments}"
 
     def complete(self, text: str) -> str:
         """A text in which every vcluster command is written as this user must type it."""
         return _PRINTED.sub(self._completed, text)
 
+    def complete_hint(self, hint: str, arguments: Sequence[str] = ()) -> str | None:
+        """A hint, which may also be another command that needs root, for example `apt-get install tmux`.
+
+        `arguments` are those of the command that failed: a lack of rights is answered by this command with sudo. None
+        when the hint is of no use to this user.
+        """
+        if hint == RUN_WITH_SUDO:
+            command = f"vcluster {shlex.join(arguments)}"
+            return None if self.is_root else f"sudo {command}" if self.has_sudo else f"as root: {command}"
+        found = _ROOT_LINE.match(hint)
+        if not found or not self.has_sudo or (self.is_root and not self.uses_sudo):
+            return self.complete(hint)
+        line = found[0]
+        return f"sudo {f'sh -c {shlex.quote(line)}' if _SHELL.search(line) else line}{hint[len(line) :]}"
+
     def _completed(self, found: re.Match[str]) -> str:
-        command, rest = found[2], found[3].strip()
-        if found[1]:
-            return f"{'sudo ' if self.has_sudo else ''}vcluster {command}"
+        sudo, command, rest = found[1], found[2], found[3].strip()
         is_bare = not rest or rest.startswith("-") or not CLUSTER_COMMANDS.get(command, True)
         if is_bare and self._lacks_name(f"{command} {rest}", self.cluster):
             command = _named(command, self.cluster)
-        return self.command(command)
+        return f"{self._prefix(found[2], is_of_root=bool(sudo))}vcluster {command}"
 
     def _lacks_name(self, arguments: str, cluster: str) -> bool:
         """Whether a command would not find its cluster: the user has several, and it names none."""
         command, *rest = arguments.split()
-        known = {*self.clusters, cluster} - {""}
-        if command not in CLUSTER_COMMANDS or len(known) < 2 or "--name" in rest or "--all" in rest:
+        known = {*self.clusters, cluster, "NAME"} - {""}
+        if command not in CLUSTER_COMMANDS or len(known) < 3 or "--name" in rest or "--all" in rest:
             return False
         return not (CLUSTER_COMMANDS[command] and known & set(rest))
 
-    def _needs_sudo(self, command: str) -> bool:
-        if not self.has_sudo:
-            return False
+    def _prefix(self, command: str, *, is_of_root: bool = False) -> str:
+        """`sudo ` if the command needs it; `is_of_root` is for a cluster of root's."""
         if self.is_root:
-            return self.uses_sudo
-        return command in ROOT_COMMANDS or not self.clusters
+            return "sudo " if self.uses_sudo and self.has_sudo else ""
+        needs_root = is_of_root or command in ROOT_COMMANDS or not self.clusters
+        return "sudo " if needs_root and self.has_sudo else ""
 
 
 def _named(arguments: str, cluster: str) -> str:

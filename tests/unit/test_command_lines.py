@@ -1,0 +1,247 @@
+"""Arguments of mpiexec, exec and ssh, the name of a cluster, completion, and the option -v."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+from click.shell_completion import ShellComplete
+
+from tests import samples
+from vcluster.cli import main
+from vcluster.cli.nodes import mpi_arguments
+from vcluster.cli.nodes.execute import remote_argv
+from vcluster.cli.output import verbose
+from vcluster.errors import RequestError, VclusterError
+from vcluster.fleet.ledger import VERSION, ClusterFiles, Ledger
+from vcluster.util import events
+
+
+@pytest.fixture
+def clusters(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The clusters lab and other, with the nodes node1 and node2 each."""
+    for name in ("lab", "other"):
+        files = ClusterFiles(tmp_path, name)
+        files.folder.mkdir(parents=True)
+        files.write_ledger(Ledger(VERSION, "ready", "", replace(samples.plan(2), name=name)))
+        files.ssh_config.write_text("Host node1\n")
+    monkeypatch.setenv("VCLUSTER_STATE_DIR", str(tmp_path))
+    monkeypatch.delenv("VCLUSTER_NAME", raising=False)
+    return tmp_path
+
+
+class Replaced(Exception):
+    """The process would be replaced by a program."""
+
+
+@pytest.fixture
+def programs(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The command lines of the programs that would replace this process."""
+    started: list[list[str]] = []
+
+    def execvp(_: str, argv: list[str]) -> NoReturn:
+        started.append(argv)
+        raise Replaced
+
+    monkeypatch.setattr(os, "execvp", execvp)
+    monkeypatch.setattr("shutil.which", lambda program: f"/usr/bin/{program}")
+    return started
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["vcluster", *words])
+    return main._run()
+
+
+# mpiexec
+
+
+@pytest.mark.parametrize(
+    ("typed", "name", "argv"),
+    [
+        ("-n 2 hostname", None, "-n 2 hostname"),
+        ("-n 2 -- hostname", None, "-n 2 hostname"),
+        ("-n 2 --name lab -- hostname", "lab", "-n 2 hostname"),
+        ("-n 2 --name lab hostname --name x", "lab", "-n 2 hostname --name x"),
+        ("--name=lab -n 2 hostname -- -n 0", "lab", "-n 2 hostname -- -n 0"),
+        ("hostname", None, "hostname"),
+        ("-ppn 1 -genv A B -hosts node1,node2 -l ./ring", None, "-ppn 1 -genv A B -hosts node1,node2 -l ./ring"),
+        ("-n 1 a : -n 1 b", None, "-n 1 a : -n 1 b"),
+        ("-configfile jobs", None, "-configfile jobs"),
+    ],
+)
+def test_arguments_of_mpiexec(typed: str, name: str | None, argv: str) -> None:
+    assert mpi_arguments.parse(typed.split()) == (name, tuple(argv.split()))
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("-n 0 hostname", "mpiexec -n 0: '0' is not a number of processes"),
+        ("-n many hostname", "'many' is not a number of processes"),
+        ("-np -1 hostname", "'-1' is not a number of processes"),
+        ("-n", "mpiexec -n needs a value"),
+        ("-genv A", "mpiexec -genv needs 2 values"),
+        ("-n 2", "PROGRAM is missing"),
+        ("-n 2 --", "PROGRAM is missing"),
+        ("", "PROGRAM is missing"),
+        ("--oversubscribe -n 2 x", "mpiexec has no option --oversubscribe"),
+    ],
+)
+def test_wrong_arguments_of_mpiexec(typed: str, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        mpi_arguments.parse(typed.split())
+
+
+@pytest.mark.parametrize(
+    "typed",
+    ["--name other -hosts node1 x", "-hosts node1 --name other x", "-hosts node1 --name other -- x"],
+)
+@pytest.mark.usefixtures("clusters")
+def test_mpiexec_takes_the_name_before_the_program(
+    monkeypatch: pytest.MonkeyPatch, programs: list[list[str]], typed: str
+) -> None:
+    with pytest.raises(Replaced):
+        run(monkeypatch, "mpiexec", *typed.split())
+    assert programs[0][-2:] == ["node1", "mpiexec -hosts node1 x"]
+    assert "other" in programs[0][2]
+
+
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_help_of_mpiexec(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], option: str) -> None:
+    assert run(monkeypatch, "mpiexec", option) == 0
+    assert "Usage: vcluster mpiexec" in capsys.readouterr().out
+
+
+# One argument is a line for the shell
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["cat /etc/hostname | wc -l"], "cat /etc/hostname | wc -l"),
+        (["ls", "-l", "/my folder"], "ls -l '/my folder'"),
+        (["echo", "$HOME", "a|b"], "echo '$HOME' 'a|b'"),
+    ],
+)
+@pytest.mark.usefixtures("clusters")
+def test_the_command_of_ssh(
+    monkeypatch: pytest.MonkeyPatch, programs: list[list[str]], words: list[str], line: str
+) -> None:
+    with pytest.raises(Replaced):
+        run(monkeypatch, "ssh", "--name", "lab", "node1", "--", *words)
+    assert programs[0][-3:] == ["--", "node1", line]
+
+
+def test_the_command_of_exec() -> None:
+    assert remote_argv(["ls", "-l", "/my folder"]) == ("ls", "-l", "/my folder")
+    *shell, line = remote_argv(["cat /etc/hostname | wc -l"])
+    assert line == "cat /etc/hostname | wc -l"
+    assert shell[0] == "sh"
+    assert shlex.join(shell) == """sh -c 'exec "${SHELL:-/bin/sh}" -c "$1"' sh"""
+
+
+# The name of the cluster
+
+
+@pytest.mark.parametrize("words", [("timing", "other"), ("timing", "--name", "other")])
+def test_the_name_is_an_argument_or_an_option(
+    clusters: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    assert run(monkeypatch, *words) == 1
+    assert "the times of cluster other were not recorded" in capsys.readouterr().err
+    monkeypatch.setenv("VCLUSTER_NAME", "lab")  # what is typed overrides the environment
+    assert run(monkeypatch, *words) == 1
+    assert "the times of cluster other" in capsys.readouterr().err
+    assert ClusterFiles(clusters, "lab").read_timing() == ()
+
+
+def test_ssh_config_has_a_document(
+    clusters: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = ClusterFiles(clusters, "lab").ssh_config
+    for words, output in (((), "Host node1\n"), (("--path",), f"{path}\n")):
+        assert run(monkeypatch, "ssh-config", "lab", *words) == 0
+        assert capsys.readouterr().out == output
+
+
+# Completion
+
+
+def completions(words: list[str], incomplete: str) -> list[str]:
+    found = ShellComplete(main.main, {}, "vcluster", "_VCLUSTER_COMPLETE").get_completions(words, incomplete)
+    return [item.value for item in found if item.type == "plain"]
+
+
+@pytest.mark.parametrize(
+    ("words", "incomplete", "found"),
+    [
+        (["status"], "", ["lab", "other"]),
+        (["status"], "o", ["other"]),
+        (["check", "--name"], "l", ["lab"]),
+        (["ssh", "--name", "lab"], "node", ["node1", "node2"]),
+        (["ssh"], "node", []),  # there are two clusters
+        (["exec", "--name", "lab", "-w"], "", ["node1", "node2"]),
+        (["path", "--name", "other", "node1"], "n", ["node1", "node2"]),
+        (["copy", "--name", "lab", "file"], "node2", ["node2:"]),
+        (["image", "rm"], "", ["debian12"]),
+        (["local", "create", "--image"], "deb", ["debian12"]),
+    ],
+)
+def test_names_are_completed(
+    clusters: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], incomplete: str, found: list[str]
+) -> None:
+    names = clusters / "images" / "names"
+    names.mkdir(parents=True)
+    (names / "debian12").symlink_to("../sha256-0")
+    monkeypatch.setenv("VCLUSTER_IMAGE_DIR", str(clusters / "images"))
+    assert completions(words, incomplete) == found
+
+
+def test_completion_survives_a_broken_state(clusters: Path) -> None:
+    ClusterFiles(clusters, "lab").ledger.write_text("{")
+    assert completions(["ssh", "--name", "lab"], "") == []
+
+
+# -v
+
+
+@pytest.mark.parametrize("words", [("-v", "timing", "lab"), ("timing", "-v", "lab"), ("-v", "timing", "-v", "lab")])
+def test_verbose_prints_each_call_once(
+    clusters: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(events, "_call_listeners", [])
+    monkeypatch.setattr(verbose, "_started", False)
+    assert run(monkeypatch, *words) == 1
+    capsys.readouterr()
+    ClusterFiles(clusters, "lab").write_timing(())
+    with pytest.raises(VclusterError), events.timed_call("server2", "guard lab"):
+        raise VclusterError("no nf_tables\x1b[2J")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert lines[0].endswith(f" ms  ledger: write {ClusterFiles(clusters, 'lab').timing}")
+    assert lines[1].endswith(" ms  server2: guard lab: no nf_tables [2J")
+
+
+def test_without_verbose_nothing_is_printed(
+    clusters: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(events, "_call_listeners", [])
+    ClusterFiles(clusters, "lab").write_timing(())
+    assert capsys.readouterr().err == ""
+
+
+# Standard output that cannot be written
+
+
+@pytest.mark.usefixtures("clusters")
+def test_a_full_standard_output_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert run(monkeypatch, "ssh-config", "lab") == 1
+    assert capsys.readouterr().err == "vcluster: standard output: No space left on device\n"
