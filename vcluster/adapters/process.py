@@ -47,9 +47,7 @@ def run(
             check=False,
         )
     except FileNotFoundError as error:
-        raise MissingError(
-            f"{argv[0]} is not installed", hint="vcluster doctor prints the package to install"
-        ) from error
+        raise MissingError(f"{argv[0]} is not installed", hint="to see its package: vcluster doctor") from error
     except subprocess.TimeoutExpired as error:
         raise DeadlineError(f"timed out after {timeout_s:.0f} s waiting for {argv[0]}") from error
     completed = Completed(
