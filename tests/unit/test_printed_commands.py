@@ -24,20 +24,18 @@ from vcluster.model.status import status_of
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = ROOT / "vcluster"
+NAMES = "|".join(sorted((*main.main.commands, "--help", "--version"), reverse=True))
 # A printed command ends at punctuation, or where the text ends.
-COMMAND = re.compile(r"(?<![\w/.`-])(?:sudo )?vcluster (?:-[a-z-]+|[a-z-]+)(?: [^\s,;()`]+)*")
+COMMAND = re.compile(rf"(?<![\w/.`-])(?:sudo )?vcluster (?:{NAMES})(?![\w-])(?: [^\s,;()`]+)*")
 READERS = {
     "root": Reader("root", is_root=True, uses_sudo=False, has_sudo=True),
     "root by sudo": Reader("root", is_root=True, uses_sudo=True, has_sudo=True),
     "root without sudo": Reader("root", is_root=True, uses_sudo=False, has_sudo=False),
     "plain": Reader("alice", is_root=False, uses_sudo=False, has_sudo=True),
 }
-# Prose in which the name of the program is not a command.
+# Reasons of doctor, which are not commands to type.
 RENDERERS = {PROGRAM / "cli/output/hints.py", PROGRAM / "cli/help_layout.py"}
-PROSE = (
-    "vcluster logs in", "vcluster copies", "vcluster does not", "vcluster did not", "of a vcluster that",
-    "vcluster ssh, and", "vcluster console",
-)  # fmt: skip
+PROSE = ("vcluster ssh, and", "vcluster console")
 # The value of an expression in a message, by a part of its source.
 SAMPLES = {
     "folded": "node[2-3]", "nodes[0]": "node1", "address": "192.0.2.1", "host": "192.0.2.1", "local": "192.0.2.1",
@@ -74,11 +72,11 @@ def printed_texts() -> Iterator[str]:
         for node in ast.walk(tree):
             if isinstance(node, ast.JoinedStr | ast.Constant) and id(node) not in skipped:
                 text = text_of(node)
-                if re.search(r"vcluster [a-z]", text) and not any(prose in text for prose in PROSE):
+                if COMMAND.search(text) and not any(prose in text for prose in PROSE):
                     yield text
 
 
-TEXTS = sorted({line.strip() for text in printed_texts() for line in text.splitlines() if "vcluster " in line})
+TEXTS = sorted({line.strip() for text in printed_texts() for line in text.splitlines() if COMMAND.search(line)})
 
 
 @pytest.fixture
