@@ -167,7 +167,7 @@ def test_a_refused_snapshot_is_reported_and_not_built_again(world: World) -> Non
     assert list(found.values()) == [REFUSED]
     assert not snapshot_build.is_missing(PLAN, found)
     assert world.asked == ["check_snapshot"]
-    again = "(vcluster image warm tries again)"
+    again = "(to try again: vcluster image warm)"
     assert world.lines == [f"nodes boot, because QEMU refused clones before: may not open the file {again}"]
 
 
