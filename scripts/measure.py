@@ -35,14 +35,14 @@ BIN = Path(sys.executable).parent
 
 
 def seconds(work: Work) -> float:
-    """How long one run takes."""
+    """The time of one run."""
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
 
 
 def compare(title: str, ours: Work, others: dict[str, Work], runs: int = 15) -> None:
-    """Print our median, in milliseconds, and how many times as long each of the others takes."""
+    """Print our median in milliseconds, and the ratios of the other programs to it."""
     sides = {"vcluster": ours, **others}
     for work in sides.values():
         work()
@@ -50,30 +50,30 @@ def compare(title: str, ours: Work, others: dict[str, Work], runs: int = 15) -> 
     for _ in range(runs):
         for name, work in sides.items():
             times[name].append(seconds(work))
-    say(title, times)
+    print_ratios(title, times)
 
 
-def say(title: str, times: dict[str, list[float]]) -> None:
-    """Print our median of these seconds, and how many times as long each of the others took in the same round."""
+def print_ratios(title: str, times: dict[str, list[float]]) -> None:
+    """Print our median of these seconds, and the ratio of each other side to ours, round by round."""
     line = f"{title}: {statistics.median(times['vcluster']) * 1000:.1f} ms"
     for name in times.keys() - {"vcluster"}:
         line += f"; {name} takes {ratio(times[name], times['vcluster'])} times as long"
     print(line, flush=True)
 
 
-def ratio(these: list[float], those: list[float]) -> str:
-    """These over those, round by round: the median, and from the least to the most."""
-    found = [one / other for one, other in zip(these, those, strict=True)]
-    return f"{statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f})"
+def ratio(numerators: list[float], denominators: list[float]) -> str:
+    """The ratios, round by round: their median, minimum and maximum."""
+    ratios = [one / other for one, other in zip(numerators, denominators, strict=True)]
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 def quiet(*argv: str) -> None:
-    """Run a program, its output thrown away."""
+    """Run a program without its output."""
     subprocess.run(argv, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def seed() -> None:
-    """One seed: three files to an ISO image on the disk."""
+    """The time to make one seed: three files become an ISO image on the disk."""
     plan, keys = samples.plan(4), samples.keys(4)
     files = seed_files(plan, plan.head, keys, guest_file=guest_file)
     with tempfile.TemporaryDirectory() as folder:
@@ -99,27 +99,27 @@ def seed() -> None:
         )
 
 
-LINKS = 64
+NODES = 64
 ROUNDS = 5
-MARK = "vcluster:bench:00000000"
+LABEL = "vcluster:bench:00000000"
 
 
 def links() -> None:
-    """The links of many nodes on their server and on the switch, each inside one process with its libraries loaded."""
+    """The time to make the interfaces of many nodes, on their server and on the switch, without the start of Python."""
     with testbed("nodes", "switch") as (nodes, switch):
-        for here, there, where in ((nodes, switch, "their server"), (switch, nodes, "the switch")):
-            code = "import sys; from scripts import measure; measure.links_here(*sys.argv[1:])"
-            argv = [sys.executable, "-c", code, here.address, there.address, where]
-            print(here.run(argv, timeout_s=180, cwd=ROOT).stdout, end="", flush=True)
+        for server, peer, place in ((nodes, switch, "their server"), (switch, nodes, "the switch")):
+            code = "import sys; from scripts import measure; measure.measure_links(*sys.argv[1:])"
+            argv = [sys.executable, "-c", code, server.address, peer.address, place]
+            print(server.run(argv, timeout_s=180, cwd=ROOT).stdout, end="", flush=True)
 
 
-def links_here(here: str, there: str, where: str) -> None:
-    """One side of `links`, inside a server."""
-    names = [str(number) for number in range(LINKS)]
-    specs = tunnels(here, there, {name: "vc" if where == "the switch" else f"vb-{name}" for name in names})
+def measure_links(local: str, remote: str, place: str) -> None:
+    """One side of `links`. Runs in a server."""
+    names = [str(number) for number in range(NODES)]
+    specs = tunnels(local, remote, {name: "vc" if place == "the switch" else f"vb-{name}" for name in names})
     up, down = "\n".join(line for spec in specs for line in batch(spec)), "\n".join(f"link del {s.name}" for s in specs)
     sides: dict[str, tuple[Work, Work]] = {
-        "vcluster": (lambda: netlink_interfaces.create(specs), lambda: netlink_interfaces.destroy(MARK)),
+        "vcluster": (lambda: netlink_interfaces.create(specs), lambda: netlink_interfaces.destroy(LABEL)),
         "ip -batch": (lambda: ip_batch(up), lambda: ip_batch(down)),
     }
     made: dict[str, list[float]] = {name: [] for name in sides}
@@ -128,26 +128,28 @@ def links_here(here: str, there: str, where: str) -> None:
         for name, (make, remove) in sides.items():
             made[name].append(seconds(make))
             removed[name].append(seconds(remove))
-    say(f"links of {LINKS} nodes on {where} made", made)
-    say(f"links of {LINKS} nodes on {where} removed", removed)
+    print_ratios(f"links of {NODES} nodes on {place} made", made)
+    print_ratios(f"links of {NODES} nodes on {place} removed", removed)
 
 
-def tunnels(here: str, there: str, bridges: dict[str, str]) -> list[InterfaceSpec]:
-    """A tunnel for each node, in a bridge of its own or in one for all."""
-    specs = [InterfaceSpec(bridge, "bridge", 1450, MARK) for bridge in dict.fromkeys(bridges.values())]
+def tunnels(local: str, remote: str, bridges: dict[str, str]) -> list[InterfaceSpec]:
+    """A tunnel for each node, as a port of the node's bridge."""
+    specs = [InterfaceSpec(bridge, "bridge", 1450, LABEL) for bridge in dict.fromkeys(bridges.values())]
     for number, (name, bridge) in enumerate(bridges.items()):
-        specs.append(InterfaceSpec(f"vx-{name}", "vxlan", 1450, MARK, bridge, 40 + number, here, there, "eth0", 4789))
+        specs.append(
+            InterfaceSpec(f"vx-{name}", "vxlan", 1450, LABEL, bridge, 40 + number, local, remote, "eth0", 4789)
+        )
     return specs
 
 
 def batch(spec: InterfaceSpec) -> list[str]:
-    """What makes the same link by `ip -batch`."""
+    """The lines for `ip -batch` that make the same interface."""
     tunnel = (
         f"id {spec.vni} local {spec.local} remote {spec.remote} dev {spec.interface} dstport {spec.port} nolearning"
     )
-    more = tunnel if spec.kind == "vxlan" else "stp_state 0 forward_delay 0 mcast_snooping 0"
+    options = tunnel if spec.kind == "vxlan" else "stp_state 0 forward_delay 0 mcast_snooping 0"
     return [
-        f"link add {spec.name} mtu {spec.mtu} type {spec.kind} {more}",
+        f"link add {spec.name} mtu {spec.mtu} type {spec.kind} {options}",
         f"link set {spec.name} alias {spec.alias} {f'master {spec.master}' if spec.master else ''}",
         f"link set {spec.name} addrgenmode none",
         f"link set {spec.name} up",
@@ -163,31 +165,31 @@ FLOW_S = 2
 
 
 def traffic() -> None:
-    """Two nodes of one server through the switch on another, against the same two on one plain bridge."""
-    with testbed("nodes", "switch") as (nodes, switch), inside(nodes) as ours, inside(switch) as theirs:
-        homes = {"a": "vb-a", "b": "vb-b"}
-        for call, here, there, bridges in (
-            (ours, nodes, switch, homes),
-            (theirs, switch, nodes, dict.fromkeys(homes, "vc-bench")),
+    """Traffic of two nodes of one server through the switch on another server, against one plain bridge."""
+    with testbed("nodes", "switch") as (nodes, switch), inside(nodes) as on_nodes, inside(switch) as on_switch:
+        node_bridges = {"a": "vb-a", "b": "vb-b"}
+        for call, server, peer, bridges in (
+            (on_nodes, nodes, switch, node_bridges),
+            (on_switch, switch, nodes, dict.fromkeys(node_bridges, "vc-bench")),
         ):
             call(
                 "netlink_interfaces.create",
-                specs=[asdict(one) for one in tunnels(here.address, there.address, bridges)],
+                specs=[asdict(one) for one in tunnels(server.address, peer.address, bridges)],
             )
         nodes.run(["ip", "link", "add", "plain", "mtu", "1450", "type", "bridge", "forward_delay", "0"], timeout_s=10)
         nodes.run(["ip", "link", "set", "plain", "up"], timeout_s=10)
-        ways = {"the switch": {"a": "vb-a", "b": "vb-b"}, "a plain bridge": {"c": "plain", "d": "plain"}}
-        for number, pair in enumerate(ways.values()):
-            for place, (name, bridge) in enumerate(pair.items()):
-                plug(nodes, name, bridge, f"10.0.{number}.{place + 1}/24")
+        paths = {"the switch": node_bridges, "a plain bridge": {"c": "plain", "d": "plain"}}
+        for number, pair in enumerate(paths.values()):
+            for position, (name, bridge) in enumerate(pair.items()):
+                plug(nodes, name, bridge, f"10.0.{number}.{position + 1}/24")
         with contextlib.ExitStack() as stack:
             for name in ("b", "d"):
-                stack.callback(kill, listener(nodes, name))
+                stack.callback(kill, start_iperf(nodes, name))
             measure_traffic(nodes, {"the switch": ("a", "10.0.0.2"), "a plain bridge": ("c", "10.0.1.2")})
 
 
 def plug(server: Server, name: str, bridge: str, address: str) -> None:
-    """A namespace that stands for a node, at a port of a bridge."""
+    """Make a namespace in place of a node, as a port of a bridge."""
     server.run(["ip", "netns", "add", name], timeout_s=10)
     lines = (
         f"link add vt-{name} mtu 1450 type veth peer name lab0 netns {name}\nlink set vt-{name} master {bridge} up\n"
@@ -197,8 +199,8 @@ def plug(server: Server, name: str, bridge: str, address: str) -> None:
     server.run(["ip", "-n", name, "-batch", "-"], input=lines, timeout_s=10)
 
 
-def listener(server: Server, name: str) -> subprocess.Popen[str]:
-    """iperf3 that waits for callers in a namespace."""
+def start_iperf(server: Server, name: str) -> subprocess.Popen[str]:
+    """Start an iperf3 server in a namespace, and wait until it listens."""
     process = server.popen(["ip", "netns", "exec", name, "iperf3", "--server", "--forceflush"])
     assert process.stdout is not None
     while "listening" not in (line := process.stdout.readline()):
@@ -207,29 +209,29 @@ def listener(server: Server, name: str) -> subprocess.Popen[str]:
     return process
 
 
-def measure_traffic(server: Server, ways: dict[str, tuple[str, str]]) -> None:
-    """Print throughput and round-trip time of the first way, and how they compare with the second."""
-    rates: dict[str, list[float]] = {way: [] for way in ways}
-    trips: dict[str, list[float]] = {way: [] for way in ways}
+def measure_traffic(server: Server, paths: dict[str, tuple[str, str]]) -> None:
+    """Print throughput and round-trip time of the first path, and their ratios to those of the second."""
+    rates: dict[str, list[float]] = {path: [] for path in paths}
+    trips: dict[str, list[float]] = {path: [] for path in paths}
     for _ in range(ROUNDS):
-        for way, (name, target) in ways.items():
+        for path, (name, target) in paths.items():
             enter = ["ip", "netns", "exec", name]
             flow = server.run([*enter, "iperf3", "-c", target, "-t", str(FLOW_S), "-J"], timeout_s=30).stdout
-            rates[way].append(json.loads(flow)["end"]["sum_received"]["bits_per_second"])
+            rates[path].append(json.loads(flow)["end"]["sum_received"]["bits_per_second"])
             pings = server.run([*enter, "ping", "-q", "-c", "500", "-i", "0.002", target], timeout_s=30).stdout
-            trips[way].append(float(pings.rsplit(" = ", 1)[1].split("/")[1]))
-    (first, second), middle = ways, statistics.median
+            trips[path].append(float(pings.rsplit(" = ", 1)[1].split("/")[1]))
+    (first, second), median = paths, statistics.median
     print(
-        f"throughput through {first}: {middle(rates[first]) / 1e9:.2f} Gbit/s, "
+        f"throughput through {first}: {median(rates[first]) / 1e9:.2f} Gbit/s, "
         f"{ratio(rates[first], rates[second])} times that of {second}\n"
-        f"round trip through {first}: {middle(trips[first]) * 1000:.0f} µs, "
+        f"round trip through {first}: {median(trips[first]) * 1000:.0f} µs, "
         f"{ratio(trips[first], trips[second])} times that of {second}",
         flush=True,
     )
 
 
 def plan() -> None:
-    """Planning and rendering everything but the keys."""
+    """The time to plan a cluster and to render all texts, without making keys."""
     for count in (10, 100, 1000):
         keys = samples.keys(count)
 
@@ -250,7 +252,7 @@ def plan() -> None:
 
 
 def start() -> None:
-    """The command's own start, against Python's."""
+    """The start time of the command, against the start of Python."""
     compare(
         "vcluster --help",
         lambda: quiet(str(BIN / "vcluster"), "--help"),
@@ -259,20 +261,20 @@ def start() -> None:
 
 
 def create() -> None:
-    """Real clusters, in servers of the testbed; counted only when ready, which `create` proves by its check."""
+    """The time to create real clusters in servers of the testbed, until the check of `create` has passed."""
     with testbed("bench", "switch", are_friends=True) as (server, switch):
         command, cold = [str(BIN / "vcluster")], ["--boot", "cold"]
         server.run([*command, "doctor"], timeout_s=60, check=False)
-        for wish in (["local", "create", "-n", "1"], ["local", "create", "-n", "4"],
-                     ["remote", "create", "--switch", switch.name, "-n", "4"]):  # fmt: skip
-            took = seconds(lambda wish=wish: server.run([*command, *wish, *cold], timeout_s=900))  # type: ignore[misc]
-            print(f"{' '.join(wish)}, cold, to ready: {took:.1f} s")
+        for request in (["local", "create", "-n", "1"], ["local", "create", "-n", "4"],
+                        ["remote", "create", "--switch", switch.name, "-n", "4"]):  # fmt: skip
+            took = seconds(lambda request=request: server.run([*command, *request, *cold], timeout_s=900))  # type: ignore[misc]
+            print(f"{' '.join(request)}, cold, to ready: {took:.1f} s")
             print(server.run([*command, "timing"], timeout_s=30).stdout, end="")
             stages = json.loads(server.run([*command, "timing", "-o", "json"], timeout_s=30).stdout)["stages"]
             ready = max(one["started_s"] + one["seconds"] for one in stages if one["stage"] == "boot")
             print(f"  the last node was up after {ready:.1f} s")
-            gone = seconds(lambda: server.run([*command, "clear", "-y"], timeout_s=60))
-            print(f"clear: {gone:.1f} s", flush=True)
+            cleared = seconds(lambda: server.run([*command, "clear", "-y"], timeout_s=60))
+            print(f"clear: {cleared:.1f} s", flush=True)
 
 
 MEASUREMENTS = {"seed": seed, "links": links, "traffic": traffic, "plan": plan, "start": start, "create": create}
@@ -281,22 +283,22 @@ NEED_IMAGE = {"create", CLONES}
 
 
 def main() -> None:
-    """Run the measurements named on the command line, or all."""
+    """Run the measurements that the command line names, or all."""
     parser = argparse.ArgumentParser(prog="bench", description="Measure vcluster on this machine.")
     parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help=", ".join([*MEASUREMENTS, CLONES]))
-    parser.add_argument("--rounds", type=int, default=3, help=f"{CLONES}: how often copies are made  [default: 3]")
-    parser.add_argument("--cold-rounds", type=int, default=2, help=f"{CLONES}: how often nodes boot  [default: 2]")
+    parser.add_argument("--rounds", type=int, default=3, help=f"{CLONES}: rounds of clones  [default: 3]")
+    parser.add_argument("--cold-rounds", type=int, default=2, help=f"{CLONES}: rounds of booted nodes  [default: 2]")
     parser.add_argument("--json", type=lambda path: Path(path).resolve(), metavar="FILE", help=f"{CLONES}: raw numbers")
-    asked = parser.parse_args()
-    wanted = asked.subjects or [*MEASUREMENTS, CLONES]
+    arguments = parser.parse_args()
+    wanted = arguments.subjects or [*MEASUREMENTS, CLONES]
     if unknown := [name for name in wanted if name not in {*MEASUREMENTS, CLONES}]:
-        parser.error(f"there is no measurement {unknown[0]}; there are {', '.join([*MEASUREMENTS, CLONES])}")
+        parser.error(f"there is no measurement {unknown[0]}; choose from {', '.join([*MEASUREMENTS, CLONES])}")
     os.chdir(ROOT)
     if NEED_IMAGE & set(wanted):
         subprocess.run([str(BIN / "vcluster"), "image", "build"], check=True)
     for name in wanted:
         if name == CLONES:
-            measure_clones.clones(rounds=asked.rounds, cold_rounds=asked.cold_rounds, json_file=asked.json)
+            measure_clones.clones(rounds=arguments.rounds, cold_rounds=arguments.cold_rounds, json_file=arguments.json)
         else:
             MEASUREMENTS[name]()
 

@@ -1,4 +1,4 @@
-"""What scripts/bench makes of its numbers."""
+"""The report of scripts/bench."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from scripts import measure_clones
-from scripts.measure_clones import BOOTED, COPIED, Addition, Create, OwnedItem, report
+from scripts.measure_clones import BOOTED, CLONED, Addition, Create, Measurements, report
 
 SNAPSHOT = "/var/lib/libvirt/images/vcluster/snapshots/0123-4567/ram"
 SMAPS = f"""\
@@ -23,24 +23,24 @@ Anonymous:          1000 kB
 """
 
 
-def test_numbers_become_text() -> None:
-    creates = [Create(COPIED, nodes, 2.0 + nodes, "", 1.0) for nodes in (1, 4, 16)]
-    creates += [Create(COPIED, 4, 99.0, "exit code 1: no", None), Create(BOOTED, 4, 46.0, "", 1.0)]
-    text = report(OwnedItem(2, "tcg", 0.1, 30.0, creates, [Addition(3.0, 2.0)]))
-    assert "copied: t = 2.00 s + 1.00 s · n, least squares over 3 runs" in text
-    assert "t(16) / t(4), copied: 3.00" in text
-    assert "creates of 4: a copy spares 10.0 s a node; image warm pays after 3.0 nodes, 0.8 such creates" in text
+def test_the_report_has_medians_and_ratios() -> None:
+    creates = [Create(CLONED, nodes, 2.0 + nodes, "", 1.0) for nodes in (1, 4, 16)]
+    creates += [Create(CLONED, 4, 99.0, "exit code 1: no", None), Create(BOOTED, 4, 46.0, "", 1.0)]
+    text = report(Measurements(2, "tcg", 0.1, 30.0, creates, [Addition(3.0, 2.0)]))
+    assert "cloned: t = 2.00 s + 1.00 s · n, least squares over 3 runs" in text
+    assert "t(16) / t(4), cloned: 3.00" in text
+    assert "creates of 4: a clone saves 10.0 s a node; image warm pays after 3.0 nodes, 0.8 such creates" in text
     row = next(line.split() for line in text.splitlines() if line.startswith("4 "))
     assert row == ["4", "6.0", "6.0", "6.0", "1", "of", "2", "46.0", "46.0", "46.0", "1", "of", "1", "7.7", "1.0"]
 
 
-def test_what_failed_is_left_out() -> None:
-    text = report(OwnedItem(2, creates=[Create(COPIED, 1, 5.0, "exit code 1", None)]))
+def test_failed_runs_are_left_out() -> None:
+    text = report(Measurements(2, creates=[Create(CLONED, 1, 5.0, "exit code 1", None)]))
     assert "0 of 1" in text
     assert "t =" not in text
 
 
-def test_what_a_guest_has_written_to_is_told_from_what_it_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_written_pages_are_distinguished_from_shared_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = {"smaps": SMAPS, "smaps_rollup": "7f00-7fff ---p 0 00:00 0 [rollup]\nRss: 1300 kB\nPss: 1150 kB\n"}
     monkeypatch.setattr(Path, "read_text", lambda path: texts[path.name])
     found = measure_clones._memory_of(1)
