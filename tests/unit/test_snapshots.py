@@ -41,8 +41,8 @@ DISK = b"QFI\xfb" + be(3, 4) + bytes(16) + be(10 * 2**30, 8) + bytes(100)
 @pytest.fixture
 def root(tmp_path: Path) -> Iterator[str]:
     yield str(tmp_path / "snapshots")
-    for folder in list(snapshot_store._ours):
-        os.close(snapshot_store._ours.pop(folder))
+    for folder in list(snapshot_store._locked):
+        os.close(snapshot_store._locked.pop(folder))
 
 
 def filled(folder: Path, *, save: bytes | None = None, disk: bytes = DISK) -> Path:

@@ -1,5 +1,5 @@
-"""The agent: a process of ours on each server, started over SSH, that does there what only root of that server can.
+"""The agent: a process on each server, started over SSH, that does the work that needs root there.
 
-It answers requests one at a time and ends with the connection. `serve` and `operations` run on the server, `door` is
-the controller's side, `zipapp` and `loader` bring the one to the other.
+It answers requests one at a time and ends with the connection. On the server run `bootstrap`, `request_loop` and the
+operations. On the controller, `client` and `remote_agent` send requests, and `bundle` packs the modules for the server.
 """

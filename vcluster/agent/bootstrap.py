@@ -1,8 +1,8 @@
-"""The first thing that runs on a server: it sees to it that the agent's archive is there, then starts the agent.
+"""The first program of the agent on a server: it stores the agent's archive if it is missing, then starts the agent.
 
-It travels as text ahead of everything else, so it needs nothing but the standard library. Its input goes on with one
-line of JSON, the order: `folder`, `digest` and `size` of the archive, and what `serve` is to do. It answers whether the
-archive is there already; if not, the archive follows.
+It is sent as text before everything else, so it needs only the standard library. Its input continues with one line of
+JSON, the order: `folder`, `digest` and `size` of the archive, and the task of request_loop. It answers whether the
+server has the archive; if not, the controller sends it.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from typing import Any, BinaryIO
 
 
 def main(source: BinaryIO) -> None:
-    """Start the agent as ordered. Whoever runs holds a lock on the archive, so that nobody takes it away."""
+    """Start the agent as ordered. A running agent holds a lock on its archive, so that no other removes it."""
     sink = _own_output()
     order = json.loads(source.readline())
     path = Path(order["folder"], order["digest"] + ".pyz")
     try:
         _make_folder(path.parent)
         lock = _open(path, order["digest"])
-        _say(sink, {"have": lock is not None})
+        _answer(sink, {"have": lock is not None})
         if lock is None:
-            lock = _keep(path, source.read(order["size"]), order["digest"])
-            _say(sink, {"have": True})
+            lock = _store(path, source.read(order["size"]), order["digest"])
+            _answer(sink, {"have": True})
     except OSError as error:
-        _say(sink, {"refused": f"{error.filename or path}: {error.strerror or error}"})
+        _answer(sink, {"refused": f"{error.filename or path}: {error.strerror or error}"})
         return
     sys.path.insert(0, str(path))
-    from vcluster.agent import request_loop  # noqa: PLC0415 - it is in the archive
+    from vcluster.agent import request_loop  # noqa: PLC0415 - the archive contains it
 
     request_loop.main(source, sink, order, lock)
 
 
 def _own_output() -> BinaryIO:
-    """The way back to the controller, for us alone: what programs print goes to standard error."""
+    """The output to the controller, for this program only: other programs' output goes to standard error."""
     sink = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     nothing = os.open(os.devnull, os.O_RDONLY)
@@ -49,8 +49,8 @@ def _own_output() -> BinaryIO:
     return sink
 
 
-def _say(sink: BinaryIO, words: dict[str, Any]) -> None:
-    sink.write(json.dumps(words).encode() + b"\n")
+def _answer(sink: BinaryIO, fields: dict[str, Any]) -> None:
+    sink.write(json.dumps(fields).encode() + b"\n")
     sink.flush()
 
 
@@ -60,27 +60,27 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(0o700)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
-        raise PermissionError(1, "somebody else may write here; remove it", str(folder))
+        raise PermissionError(1, "another user can write here; remove it", str(folder))
 
 
 def _open(path: Path, digest: str) -> int | None:
-    """The archive, locked against removal, if it is there and as it should be."""
+    """Open and lock the archive. Return its descriptor, or None if it is missing or damaged."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     except FileNotFoundError:
         return None
     fcntl.flock(descriptor, fcntl.LOCK_SH)
     with os.fdopen(os.dup(descriptor), "rb") as file:
-        is_right = hashlib.sha256(file.read()).hexdigest() == digest
+        is_valid = hashlib.sha256(file.read()).hexdigest() == digest
     with contextlib.suppress(FileNotFoundError):
-        if is_right and path.stat().st_ino == os.fstat(descriptor).st_ino:
+        if is_valid and path.stat().st_ino == os.fstat(descriptor).st_ino:
             return descriptor
     os.close(descriptor)
     return None
 
 
-def _keep(path: Path, archive: bytes, digest: str) -> int:
-    """Write the archive, whole or not at all, and lock it as `_open` does."""
+def _store(path: Path, archive: bytes, digest: str) -> int:
+    """Write the archive atomically and lock it as `_open` does."""
     if hashlib.sha256(archive).hexdigest() != digest:
         raise OSError(5, "the agent's archive arrived damaged", str(path))
     draft = path.with_name(f"{path.name}.{os.getpid()}")

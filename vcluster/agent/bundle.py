@@ -1,4 +1,4 @@
-"""The agent as one file: our modules that run on servers and as much of pyroute2 as they load."""
+"""Pack the agent into one archive: our modules that run on servers, and the parts of pyroute2 that they load."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from vcluster.errors import VclusterError
 
-# What runs on servers. What of pyroute2 that needs is seen by importing it.
+# The modules that run on servers. A trial import finds everything else that they load.
 MODULES: tuple[str, ...] = (
     "vcluster",
     "vcluster.errors",
@@ -27,10 +27,10 @@ MODULES: tuple[str, ...] = (
     "vcluster.adapters.kvm_probe",
 )
 _LIBRARY = "pyroute2"
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip file can say
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date in a zip file
 _TIMEOUT_S = 60.0
-# The library's own __init__ would load all of it, which costs a server half a second at every start: it goes without.
-_LOOK = """
+# pyroute2's own __init__ would load the whole library, half a second at every start. An empty one replaces it.
+_FIND_FILES = """
 import importlib, importlib.util, json, sys, types
 sys.path[:], names, library = json.loads(sys.stdin.read())
 bare = types.ModuleType(library)
@@ -45,7 +45,7 @@ print(json.dumps({name: module.__file__ for name, module in sys.modules.items()
 
 @dataclass(frozen=True, slots=True)
 class Archive:
-    """A zip file of Python modules, and the SHA-256 of it in hexadecimal."""
+    """A zip file of Python modules, and its SHA-256 in hexadecimal."""
 
     content: bytes
     digest: str
@@ -53,12 +53,12 @@ class Archive:
 
 @functools.cache
 def build() -> Archive:
-    """Pack the agent."""
+    """The agent's archive."""
     return pack(files(MODULES))
 
 
 def pack(files: Mapping[str, bytes]) -> Archive:
-    """Files, by their names in the archive, as one. The same files give the same bytes."""
+    """Pack files, given by their names in the archive. The same files give the same bytes."""
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
         for name in sorted(files):
@@ -71,9 +71,9 @@ def pack(files: Mapping[str, bytes]) -> Archive:
 
 
 def files(modules: Sequence[str]) -> dict[str, bytes]:
-    """The source of modules, and of what they load of our own and of pyroute2, by its name in the archive."""
+    """The source of modules and of everything that they load from vcluster and pyroute2, by name in the archive."""
     done = subprocess.run(
-        [sys.executable, "-c", _LOOK],
+        [sys.executable, "-c", _FIND_FILES],
         input=json.dumps([sys.path, modules, _LIBRARY]).encode(),
         capture_output=True,
         timeout=_TIMEOUT_S,
@@ -81,7 +81,7 @@ def files(modules: Sequence[str]) -> dict[str, bytes]:
     )
     if done.returncode != 0:
         last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        raise VclusterError(f"the agent cannot be packed: {' '.join(last)}")
+        raise VclusterError(f"cannot pack the agent: {' '.join(last)}")
     found: dict[str, str] = json.loads(done.stdout)
     files = {_place(name, Path(path)): Path(path).read_bytes() for name, path in found.items()}
     return {**files, f"{_LIBRARY}/__init__.py": b""}

@@ -1,4 +1,4 @@
-"""The controller's side of the agent."""
+"""The interface of the agent, and the agent of this machine, which runs operations in this process."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Progress = Callable[[int], None]
 
 
 class Agent(ABC):
-    """What does our work on a server. Calls of several threads are made one after the other."""
+    """Runs operations on a server. Several threads may call it; it runs one operation at a time."""
 
     name: str
 
     @abstractmethod
     def call(self, operation: str, /, *, deadline: Deadline, awaited: str = "", **arguments: Any) -> Any:
-        """Have an operation done and return its result. Raises what the operation raises."""
+        """Run an operation and return its result. Raises the operation's errors."""
 
     @abstractmethod
     def send(
@@ -36,19 +36,19 @@ class Agent(ABC):
         awaited: str = "",
         **arguments: Any,
     ) -> Any:
-        """The same, with `size` bytes of `source` as its argument `body`; `progress` hears how many have gone."""
+        """Run an operation with `size` bytes of `source` as its body; `progress` gets the number of bytes sent."""
 
     @abstractmethod
     def uninstall(self, deadline: Deadline) -> None:
-        """Leave nothing of ours on the server that others do not still use. The agent ends with that."""
+        """Remove the agent's files from the server, unless another command uses them, and end the agent."""
 
     @abstractmethod
     def close(self) -> None:
-        """End it. A second time does nothing."""
+        """End the agent. A second call does nothing."""
 
 
 class LocalAgent(Agent):
-    """This machine: the operations are called in this process."""
+    """The agent of this machine: it runs operations in this process."""
 
     name = "this machine"
 
@@ -74,25 +74,25 @@ class LocalAgent(Agent):
         **arguments: Any,
     ) -> Any:
         with self._lock:
-            body = _Watched(source, size, progress, lambda: deadline.check(awaited or operation))
+            body = _LocalBody(source, size, progress, lambda: deadline.check(awaited or operation))
             return request_loop.perform(self._operations(), operation, arguments, body)
 
     def uninstall(self, deadline: Deadline) -> None:
-        """Nothing was installed."""
+        """Do nothing: nothing was installed."""
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: nothing is open."""
 
     def _operations(self) -> Operations:
         if self._given is not None:
             return self._given
-        from vcluster.agent.operations import OPERATIONS  # noqa: PLC0415 - it loads what speaks to the kernel
+        from vcluster.agent.operations import OPERATIONS  # noqa: PLC0415 - it loads pyroute2
 
         return OPERATIONS
 
 
-class _Watched(Body):
-    """A body of this process: its reader is called off by the deadline and heard by the progress."""
+class _LocalBody(Body):
+    """A body in this process: each read checks the deadline and reports the progress."""
 
     def __init__(self, source: BinaryIO, size: int, progress: Progress | None, check: Callable[[], None]) -> None:
         super().__init__(source, size)

@@ -1,6 +1,6 @@
-"""Is this server fit for nodes, or for a switch? Each finding says what is wrong and the command that mends it.
+"""Check that a server can carry nodes or a switch. Each finding names the problem and the command that fixes it.
 
-Runs on the server, so nothing here but the standard library.
+It runs on the server, so it uses only the standard library.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ OK, WARNING, ERROR = "ok", "warning", "error"
 KVM = Path("/dev/kvm")
 LIBVIRT_SOCKET = Path("/run/libvirt/libvirt-sock")
 
-# Program: Debian package, and what it is for.
+# Program: Debian package and purpose.
 PROGRAMS = {
     "qemu-system-x86_64": ("qemu-system-x86", "running nodes"),
     "qemu-img": ("qemu-utils", "checking images"),
     "dnsmasq": ("dnsmasq-base", "DNS of the management network"),
     "iptables": ("iptables", "libvirt's NAT network"),
 }
-# What only the machine needs that commands are given on.
+# Programs that only the controller needs.
 CONTROLLER_PROGRAMS = {
     "mmdebstrap": ("mmdebstrap", "building the guest image"),
     "mke2fs": ("e2fsprogs", "building the guest image"),
-    "ssh": ("openssh-client", "vcluster ssh, and the way to other servers"),
+    "ssh": ("openssh-client", "vcluster ssh, and connections to other servers"),
     "virsh": ("libvirt-clients", "vcluster console"),
 }
 
@@ -36,15 +36,15 @@ Finding = dict[str, Any]
 
 
 def diagnose(*, carries_nodes: bool, is_controller: bool) -> list[Finding]:
-    """Everything that can be looked at without changing anything."""
-    looks = [*_rights()]
+    """Run all checks; they change nothing."""
+    findings = [*_rights()]
     if carries_nodes:
-        looks += [*_programs(PROGRAMS), *_socket(), *device_findings(KVM), *_mounts(), *_forwarding()]
+        findings += [*_programs(PROGRAMS), *_socket(), *device_findings(KVM), *_mounts(), *_forwarding()]
     if is_controller:
-        looks += _programs(CONTROLLER_PROGRAMS)
+        findings += _programs(CONTROLLER_PROGRAMS)
     else:
-        looks.append(_finding(OK, "python3", platform.python_version()))
-    return looks
+        findings.append(_finding(OK, "python3", platform.python_version()))
+    return findings
 
 
 def _finding(level: str, what: str, detail: str, fix: str = "") -> Finding:
@@ -55,11 +55,11 @@ def _rights() -> Iterator[Finding]:
     if os.geteuid() == 0:
         yield _finding(OK, "rights", "root")
     else:
-        yield _finding(WARNING, "rights", "making and clearing clusters here needs root", "sudo vcluster …")
+        yield _finding(WARNING, "rights", "creating and clearing clusters here needs root", "sudo vcluster …")
 
 
-def _programs(wanted: dict[str, tuple[str, str]]) -> Iterator[Finding]:
-    for program, (package, purpose) in wanted.items():
+def _programs(required: dict[str, tuple[str, str]]) -> Iterator[Finding]:
+    for program, (package, purpose) in required.items():
         if shutil.which(program) or Path("/usr/sbin", program).exists():
             yield _finding(OK, program, purpose)
         else:
@@ -81,7 +81,7 @@ def libvirt_start() -> str:
 
 
 def device_findings(device: Path) -> Iterator[Finding]:
-    """/dev/kvm that exists but that QEMU, run by libvirt as another user, cannot open."""
+    """A warning if /dev/kvm exists but QEMU, which libvirt runs as another user, cannot open it."""
     if not device.exists():
         return
     state = device.stat()
@@ -92,7 +92,7 @@ def device_findings(device: Path) -> Iterator[Finding]:
             WARNING,
             str(device),
             f"mode {stat.S_IMODE(state.st_mode):04o}, group {state.st_gid}: libvirt's QEMU cannot "
-            "open it, and libvirt looks QEMU over again at every start of a node (some 16 s)",
+            "open it, and libvirt probes QEMU again at every start of a node (about 16 s)",
             f"chown root:kvm {device} && chmod 0660 {device}",
         )
 
@@ -101,14 +101,14 @@ def _mounts() -> Iterator[Finding]:
     points = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
     hidden = sorted({point for point in points if point.startswith("/dev/") and points.count(point) > 1})
     settings = Path("/etc/libvirt/qemu.conf")
-    if not hidden or not os.access(settings, os.R_OK):  # root's alone to read
+    if not hidden or not os.access(settings, os.R_OK):  # only root can read it
         return
     if "\nnamespaces = [ ]" not in settings.read_text():
         yield _finding(
             ERROR,
             "mounts",
-            f"two mounts at {hidden[0]}: libvirt cannot give QEMU a /dev of its own",
-            f"echo 'namespaces = [ ]' >>{settings}, and start libvirtd again",
+            f"two mounts at {hidden[0]}: libvirt cannot create a private /dev for QEMU",
+            f"echo 'namespaces = [ ]' >>{settings}, and restart libvirtd",
         )
 
 

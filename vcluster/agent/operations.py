@@ -1,7 +1,7 @@
-"""What the agent does on a server when it is asked: plain functions, with arguments and results that are JSON.
+"""The agent's operations: functions with JSON arguments and results.
 
-They run in this process for this machine, and in a process on the server for any other. Nothing here but the standard
-library, pyroute2 and the doors that travel with it.
+For this machine they run in this process; for a server they run in a process there. They use only the standard library,
+pyroute2 and the modules that travel with the agent (bundle.py).
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ LIBVIRT_DOMAINS = Path("/run/libvirt/qemu")
 NICEST = 19
 LIBVIRT_LOGS = Path("/var/log/libvirt/qemu")
 LIBVIRT_SOCKETS = (Path("/var/lib/libvirt/qemu"), Path("/var/lib/libvirt/qemu/channel/target"))
-LIBVIRT_NAME_CUT = 20  # so much of a domain's name is in such a folder's: one of that length may be another's
+LIBVIRT_NAME_CUT = 20  # libvirt truncates a domain's name to this length in the folder's name, so it may be ambiguous
 MACHINE_ID = Path("/etc/machine-id")
 CPU_INFO = Path("/proc/cpuinfo")
 IMAGE_TOOL_TIMEOUT_S = 30.0
-UNFINISHED = ".unfinished-"  # images/store.py removes what bears it
+UNFINISHED = ".unfinished-"  # images/store.py removes folders with this prefix
 CAP_NET_ADMIN = 12  # linux/capability.h
 
 
-# What it is like
+# Facts about the server
 
 
 def identity() -> dict[str, Any]:
-    """Who this server is, and whether we may change it."""
+    """The server's machine-id and host name, and whether this process may change its network."""
     return {
         "machine": MACHINE_ID.read_text().strip() if MACHINE_ID.exists() else "",
         "hostname": platform.node(),
@@ -56,22 +56,22 @@ def identity() -> dict[str, Any]:
 
 
 def has_rights() -> bool:
-    """Whether this process may make links and rules."""
+    """Whether this process may create interfaces and packet filter rules."""
     status = Path("/proc/self/status").read_text()
     capabilities = int(next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff:")), 16)
     return bool(capabilities >> CAP_NET_ADMIN & 1)
 
 
 def observe(disks: str) -> dict[str, Any]:
-    """What planning must know: room where `disks` will be, CPUs, routes, and VNIs in use."""
-    links = netlink_interfaces.interfaces()
+    """The facts for planning: free disk space at `disks`, CPUs, routes, and VNIs in use."""
+    interfaces = netlink_interfaces.interfaces()
     place = Path(disks)
     existing = next(path for path in (place, *place.parents) if path.exists())
     return {
         "disk_free_mib": shutil.disk_usage(existing).free // 2**20,
         "cpus": os.cpu_count() or 1,
         "routes": [[str(network), interface] for network, interface in netlink_routes.routes()],
-        "vnis": sorted(link.vni for link in links if link.vni),
+        "vnis": sorted(found.vni for found in interfaces if found.vni),
     }
 
 
@@ -81,62 +81,62 @@ def route_to(address: str, interface: str) -> dict[str, Any]:
 
 
 def addresses() -> list[list[str]]:
-    """This server's own IPv4 addresses, each with its interface."""
+    """This server's IPv4 addresses, as pairs of interface and address."""
     return [[interface, str(address)] for interface, address in netlink_routes.addresses()]
 
 
-# Links and rules
+# Interfaces and packet filter rules
 
 
 def interfaces() -> list[dict[str, Any]]:
-    """All links, with their marks and counters."""
-    return [asdict(link) for link in netlink_interfaces.interfaces()]
+    """All interfaces, with their owner labels and counters."""
+    return [asdict(found) for found in netlink_interfaces.interfaces()]
 
 
 def create_interfaces(specs: Sequence[dict[str, Any]]) -> None:
-    """Make links as told; those that are there already are brought to it."""
+    """Create interfaces; existing ones of the same owner are changed to match."""
     netlink_interfaces.create([InterfaceSpec(**spec) for spec in specs])
 
 
 def destroy_interfaces(alias: str, names: Sequence[str] | None = None) -> list[str]:
-    """Remove the links with this mark, all of them or those of these names."""
+    """Remove the interfaces with this owner label: all, or those in `names`."""
     return list(netlink_interfaces.destroy(alias, names))
 
 
 def attach(ports: dict[str, str]) -> list[str]:
-    """Put existing links into their bridges; returns those that were elsewhere."""
-    found = {link.name: link for link in netlink_interfaces.interfaces()}
-    astray = [port for port, master in ports.items() if port in found and found[port].master != master]
-    for port in astray:
+    """Attach existing interfaces to their bridges. Return those that were not attached there."""
+    masters = {found.name: found.master for found in netlink_interfaces.interfaces()}
+    detached = [port for port, master in ports.items() if masters.get(port, master) != master]
+    for port in detached:
         netlink_interfaces.attach(port, ports[port])
-    return astray
+    return detached
 
 
 def guard(table: str, tunnels: Sequence[Sequence[Any]], port: int) -> None:
-    """Let nobody but each tunnel's peer send into it."""
+    """Drop packets for each tunnel that do not come from its peer."""
     tunnel_guard.guard(table, [(int(vni), str(peer)) for vni, peer in tunnels], port)
 
 
 def remove_guard(table: str) -> None:
-    """Take that back."""
+    """Remove the table of `guard`."""
     tunnel_guard.remove(table)
 
 
 def guards(prefix: str) -> list[str]:
-    """The names of the tables that begin so. Who may not make any may not see any either, and has none."""
+    """The names of the tables with this prefix; none without the rights to read them."""
     return list(tunnel_guard.tables(prefix)) if has_rights() else []
 
 
 def obstacles(port: int) -> list[dict[str, str]]:
-    """What on this server would silently eat the traffic of bridges and tunnels; only root may see that."""
-    return [dict(one) for one in find_obstacles(port)] if has_rights() else []
+    """The settings that would drop traffic of bridges and tunnels; none without the rights to read them."""
+    return [dict(obstacle) for obstacle in find_obstacles(port)] if has_rights() else []
 
 
 # Frames
 
 
 def listen(interfaces: Sequence[str]) -> None:
-    """Note the probe frames that come in on these interfaces, from now on."""
+    """Record the probe frames that arrive on these interfaces from now on."""
     raw_frames.listen(interfaces)
 
 
@@ -147,12 +147,12 @@ def send_frames(tokens: dict[str, str], size: int) -> None:
 
 
 def received_probes(expected: dict[str, list[str]], timeout_s: float) -> dict[str, list[str]]:
-    """What has come in, as soon as all that is wanted has, or when time is up."""
+    """The tokens that arrived; waits for all `expected` tokens, at most `timeout_s` seconds."""
     return raw_frames.received(timeout_s, expected)
 
 
 def stop_listening() -> None:
-    """Listen no more."""
+    """Stop recording probe frames."""
     raw_frames.close()
 
 
@@ -166,7 +166,7 @@ def folders(path: str) -> list[str]:
 
 
 def remove_folder(path: str) -> None:
-    """Remove a folder with all that is in it; the two above it, which are ours too, go once they are empty."""
+    """Remove a folder with its content, and its two parent folders if they are empty."""
     shutil.rmtree(path, ignore_errors=True)
     for parent in list(Path(path).parents)[:2]:
         try:
@@ -176,9 +176,9 @@ def remove_folder(path: str) -> None:
 
 
 def remove_traces(networks: Sequence[str], domains: Sequence[str]) -> None:
-    """What libvirt keeps of things that are gone: the name server's process number, a folder of ports, logs.
+    """Remove the files that libvirt leaves of removed networks and domains: pid files, port folders, and logs.
 
-    And of domains that a power cut ended: folders with their sockets, which bear a number and the name.
+    A power cut also leaves the socket folders of domains, named by a number and the domain.
     """
     for name in networks:
         (LIBVIRT_RUN / f"{name}.pid").unlink(missing_ok=True)
@@ -187,14 +187,14 @@ def remove_traces(networks: Sequence[str], domains: Sequence[str]) -> None:
         for log in LIBVIRT_LOGS.glob(f"{name}.log*"):
             log.unlink(missing_ok=True)
         if len(name) < LIBVIRT_NAME_CUT:
-            for place in LIBVIRT_SOCKETS:
-                for folder in place.glob("domain-*"):
+            for sockets in LIBVIRT_SOCKETS:
+                for folder in sockets.glob("domain-*"):
                     if re.fullmatch(rf"domain-\d+-{re.escape(name)}", folder.name):
                         shutil.rmtree(folder, ignore_errors=True)
 
 
 def tail(path: str, size: int) -> str:
-    """The last `size` bytes of a file as text; nothing when there is no such file."""
+    """The last `size` bytes of a file as text; empty if the file cannot be read."""
     try:
         return Path(path).read_bytes()[-size:].decode(errors="replace")
     except OSError:
@@ -205,7 +205,7 @@ def tail(path: str, size: int) -> str:
 
 
 def image_state(root: str, digest: str) -> dict[str, Any]:
-    """Whether an image is there; else how much of each of its files has come already."""
+    """Whether an image is complete; if not, how many bytes of each file have arrived."""
     if (Path(root) / digest / "manifest.json").exists():
         return {"is_there": True, "partial": {}}
     unfinished = Path(root) / f"{UNFINISHED}{digest}"
@@ -214,9 +214,9 @@ def image_state(root: str, digest: str) -> dict[str, Any]:
 
 
 def receive_image_file(root: str, digest: str, name: str, offset: int, body: BinaryIO, size: int) -> None:
-    """Take in `size` bytes of an image's file, from `offset` on."""
+    """Write `size` bytes of an image's file, starting at `offset`."""
     folder = Path(root) / f"{UNFINISHED}{digest}"
-    with _disk(f"image {digest[:19]}"):
+    with _disk_errors(f"image {digest[:19]}"):
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / name).open("r+b" if (folder / name).exists() else "wb") as file:
             file.truncate(offset)
@@ -225,20 +225,23 @@ def receive_image_file(root: str, digest: str, name: str, offset: int, body: Bin
                 chunk = body.read(min(size, 2**20))
                 if not chunk:
                     raise VclusterError(
-                        f"image file {name} was cut off", hint="the same command again goes on from there"
+                        f"the upload of image file {name} was interrupted",
+                        hint="run the command again; it continues there",
                     )
                 file.write(chunk)
                 size -= len(chunk)
 
 
 def finish_image(root: str, digest: str, files: dict[str, str], manifest: str) -> None:
-    """Compare what has come with its digests and give it its name."""
+    """Compare the files with their digests and give the image its final name."""
     folder = Path(root) / f"{UNFINISHED}{digest}"
-    for name, wanted in files.items():
-        if _sha256(folder / name) != wanted:
+    for name, expected in files.items():
+        if _sha256(folder / name) != expected:
             shutil.rmtree(folder)
-            raise VclusterError(f"image file {name} came over changed", hint="the same command again sends it anew")
-    with _disk(f"image {digest[:19]}"):
+            raise VclusterError(
+                f"image file {name} arrived damaged", hint="run the command again; it sends the file again"
+            )
+    with _disk_errors(f"image {digest[:19]}"):
         (folder / "manifest.json").write_text(manifest)
         for path in folder.iterdir():
             path.chmod(0o644)
@@ -256,18 +259,20 @@ def _sha256(path: Path) -> str:
 
 
 @contextmanager
-def _disk(what: str) -> Iterator[None]:
+def _disk_errors(subject: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise MissingError(f"{what} cannot be stored: {error.strerror or error}", hint="make room there") from error
+        raise MissingError(
+            f"cannot store {subject}: {error.strerror or error}", hint="make room on the server's disk"
+        ) from error
 
 
 # Templates
 
 
 def prepare_template(folder: str, backing: str, size_bytes: int, seed: str) -> None:
-    """Put a disk over an image, and a seed (in base64), into a folder."""
+    """Create a disk backed by an image, and a seed (given in base64), in a folder."""
     place = Path(folder)
     argv = [
         "qemu-img",
@@ -286,11 +291,11 @@ def prepare_template(folder: str, backing: str, size_bytes: int, seed: str) -> N
 
 
 def processor() -> str:
-    """What guests see of the processor where they are shown all of it (proc(5), /proc/cpuinfo)."""
-    told = dict(line.split(":", 1) for line in CPU_INFO.read_text().split("\n\n")[0].splitlines() if ":" in line)
-    words = {name.strip(): value.strip() for name, value in told.items()}
-    flags = hashlib.sha256(words.get("flags", "").encode()).hexdigest()[:12]
-    return " ".join((*(words.get(name, "?") for name in ("vendor_id", "cpu family", "model", "stepping")), flags))
+    """The processor as guests with host-passthrough see it: its model and a digest of its flags (proc(5), cpuinfo)."""
+    pairs = dict(line.split(":", 1) for line in CPU_INFO.read_text().split("\n\n")[0].splitlines() if ":" in line)
+    fields = {name.strip(): value.strip() for name, value in pairs.items()}
+    flags = hashlib.sha256(fields.get("flags", "").encode()).hexdigest()[:12]
+    return " ".join((*(fields.get(name, "?") for name in ("vendor_id", "cpu family", "model", "stepping")), flags))
 
 
 def owner_of(path: str) -> list[int]:
@@ -300,10 +305,10 @@ def owner_of(path: str) -> list[int]:
 
 
 def lower_priority(domain: str) -> None:
-    """Have a domain's processor give way to all else that wants the server's."""
+    """Lower the CPU priority of a domain below all other processes."""
     pid = (LIBVIRT_DOMAINS / f"{domain}.pid").read_text().strip()
     for task in Path(f"/proc/{pid}/task").iterdir():
-        with suppress(ProcessLookupError):  # a thread that has ended meanwhile
+        with suppress(ProcessLookupError):  # the thread has ended
             os.setpriority(os.PRIO_PROCESS, int(task.name), NICEST)
 
 
@@ -311,12 +316,12 @@ def lower_priority(domain: str) -> None:
 
 
 def kvm_conditions() -> dict[str, Any]:
-    """All that a verdict on KVM depends on, and a reason against it that needs no trying."""
+    """The conditions that the KVM verdict depends on, and a reason why KVM cannot work, or empty."""
     return kvm_probe.conditions()
 
 
 def try_kvm(body: BinaryIO, size: int) -> dict[str, Any]:
-    """Boot a kernel under KVM."""
+    """Boot a kernel under KVM, and return the verdict."""
     return asdict(kvm_probe.boot(body.read(size)))
 
 

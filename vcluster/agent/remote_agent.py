@@ -1,4 +1,4 @@
-"""The agent on a server."""
+"""The agent on a server: a process that an SSH session starts there as root and that serves our requests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, Protocol
 from vcluster.adapters.pipe import Listener, Pipe
 from vcluster.agent import bundle, request_loop
 from vcluster.agent.client import Agent, Progress
-from vcluster.agent.sudo import Sudo, diagnosis
+from vcluster.agent.sudo import Sudo, translate_failure
 from vcluster.errors import DeadlineError, MissingError, VclusterError
 from vcluster.util.deadline import Cancelled, Deadline
 
@@ -20,24 +20,24 @@ FOLDER = Path("/var/lib/vcluster/agent")
 LIBVIRT_SOCKET = Path("/run/libvirt/libvirt-sock")
 OLDEST_PYTHON = (3, 10)
 CHUNK = 1 << 18
-_GREETINGS = 1000  # so many lines a login script may print before our program runs
-# Says that it runs and on which Python, then runs the loader, whose source comes next.
-_BOOT = (
-    "import os,sys;s=os.fdopen(os.dup(0),'rb');print({mark!r},*sys.version_info[:2],flush=True);"
+_LOGIN_LINES_MAX = 1000  # lines that login scripts may print before our program starts
+# Prints a marker and the Python version, then reads and runs the bootstrap's source.
+_PROGRAM = (
+    "import os,sys;s=os.fdopen(os.dup(0),'rb');print({marker!r},*sys.version_info[:2],flush=True);"
     "g={{'__name__':'loader'}};exec(compile(s.read({size}),'loader','exec'),g);g['main'](s)"
 )
 
 
-class Starter(Protocol):
-    """What can start programs on a server: a session."""
+class ProgramStarter(Protocol):
+    """Starts programs on a server. An SSH session implements it."""
 
     @property
     def name(self) -> str:
-        """The server, as messages name it."""
+        """The server's name in messages."""
 
     @property
     def user(self) -> str:
-        """Who is logged in there."""
+        """The user of the login."""
 
     def start(
         self,
@@ -47,19 +47,19 @@ class Starter(Protocol):
         deadline: Deadline | None = None,
         awaited: str = "",
     ) -> Pipe:
-        """Start a program."""
+        """Start a program and return its streams."""
 
 
 class RemoteAgent(Agent):
-    """A server: a process of ours on it, as root, that a session starts and that ends with the session.
+    """The agent on a server. Its process starts with the first call, runs as root and ends with the session.
 
-    `password` is asked for when sudo asks, and given once. An answer that did not come in time is awaited by the next
-    call before it is made: nothing runs on the server beside it.
+    `password` is called when sudo asks for the password, at most once. After a call that timed out, the next call first
+    waits for the late answer: the server runs one operation at a time.
     """
 
     def __init__(
         self,
-        session: Starter,
+        session: ProgramStarter,
         *,
         password: Callable[[], str | None] | None = None,
         deadline: Deadline | None = None,
@@ -80,8 +80,8 @@ class RemoteAgent(Agent):
     def call(self, operation: str, /, *, deadline: Deadline, awaited: str = "", **arguments: Any) -> Any:
         with self._lock:
             awaited = awaited or operation
-            pipe = self._ask(operation, arguments, None, deadline, awaited)
-            return self._answer(pipe, deadline, awaited)
+            pipe = self._send_request(operation, arguments, None, deadline, awaited)
+            return self._read_answer(pipe, deadline, awaited)
 
     def send(
         self,
@@ -97,29 +97,29 @@ class RemoteAgent(Agent):
     ) -> Any:
         with self._lock:
             awaited = awaited or operation
-            pipe = self._ask(operation, arguments, size, deadline, awaited)
+            pipe = self._send_request(operation, arguments, size, deadline, awaited)
             try:
-                is_whole = self._pour(pipe, source, size, progress, deadline, awaited)
+                is_whole = self._send_body(pipe, source, size, progress, deadline, awaited)
             except BaseException:
                 self._disconnect()
                 raise
             try:
-                return self._answer(pipe, deadline, awaited)
+                return self._read_answer(pipe, deadline, awaited)
             finally:
                 if not is_whole:
                     self._disconnect()
 
     def start_relay(self, deadline: Deadline, path: Path = LIBVIRT_SOCKET) -> Pipe:
-        """A stream to a socket of the server that only root may open."""
+        """A stream to a socket of the server that only root can open."""
         pipe = self._start({"relay": str(path)}, deadline)
         try:
-            words = json.loads(pipe.read_line(deadline, str(path)))
+            answer = json.loads(pipe.read_line(deadline, str(path)))
         except BaseException:
             pipe.close()
             raise
-        if "error" in words:
+        if "error" in answer:
             pipe.close()
-            raise request_loop.error_from_json(words["error"], self.name)
+            raise request_loop.error_from_json(answer["error"], self.name)
         return pipe
 
     def uninstall(self, deadline: Deadline) -> None:
@@ -137,7 +137,7 @@ class RemoteAgent(Agent):
 
     # Requests and answers
 
-    def _ask(
+    def _send_request(
         self, operation: str, arguments: dict[str, Any], body: int | None, deadline: Deadline, awaited: str
     ) -> Pipe:
         pipe = self._pipe
@@ -153,8 +153,8 @@ class RemoteAgent(Agent):
             raise
         return pipe
 
-    def _answer(self, pipe: Pipe, deadline: Deadline, awaited: str) -> Any:
-        """The answer to the last request; those to earlier ones, which nobody waited for to the end, are dropped."""
+    def _read_answer(self, pipe: Pipe, deadline: Deadline, awaited: str) -> Any:
+        """The answer to the last request. Late answers to earlier requests are dropped."""
         try:
             while True:
                 answer = json.loads(pipe.read_line(deadline, awaited))
@@ -162,7 +162,7 @@ class RemoteAgent(Agent):
                 if answer["id"] == self._number:
                     break
         except (DeadlineError, Cancelled):
-            raise  # the answer is still owed: see above
+            raise  # the next call drops the late answer
         except BaseException:
             self._disconnect()
             raise
@@ -170,17 +170,17 @@ class RemoteAgent(Agent):
             raise request_loop.error_from_json(answer["error"], self.name)
         return answer["result"] if content is None else content
 
-    def _pour(
+    def _send_body(
         self, pipe: Pipe, source: BinaryIO, size: int, progress: Progress | None, deadline: Deadline, awaited: str
     ) -> bool:
-        """Send the body; False when the answer came first, which is then a refusal."""
+        """Send the body. Return False if an answer arrived first: the operation failed early."""
         sent = 0
         while sent < size:
             if pipe.has_more():
                 return False
             chunk = source.read(min(CHUNK, size - sent))
             if not chunk:
-                raise VclusterError(f"{self.name}: {awaited}: what is to be sent ends {size - sent} bytes early")
+                raise VclusterError(f"{self.name}: {awaited}: the data to send ends {size - sent} bytes early")
             pipe.write(chunk, deadline, awaited)
             sent += len(chunk)
             if progress:
@@ -190,55 +190,55 @@ class RemoteAgent(Agent):
     # The start
 
     def _start(self, order: dict[str, Any], deadline: Deadline, awaited: str = "the start of its agent") -> Pipe:
-        """Start our program on the server as root; it gets its archive if it has not got it."""
+        """Start the agent on the server as root; send its archive if the server does not have it."""
         archive = self._archive or bundle.build()
-        loader = Path(__file__).with_name("bootstrap.py").read_bytes()
-        pipe = self._become_root(_BOOT, len(loader), deadline, awaited)
+        bootstrap = Path(__file__).with_name("bootstrap.py").read_bytes()
+        pipe = self._start_python(_PROGRAM, len(bootstrap), deadline, awaited)
         order = {**order, "folder": str(self._folder), "digest": archive.digest, "size": len(archive.content)}
         try:
-            pipe.write(loader + json.dumps(order).encode() + b"\n", deadline, awaited)
-            if not self._has(pipe, deadline, awaited):
+            pipe.write(bootstrap + json.dumps(order).encode() + b"\n", deadline, awaited)
+            if not self._has_archive(pipe, deadline, awaited):
                 pipe.write(archive.content, deadline, awaited)
-                self._has(pipe, deadline, awaited)
+                self._has_archive(pipe, deadline, awaited)
         except BaseException:
             pipe.close()
             raise
         return pipe
 
-    def _has(self, pipe: Pipe, deadline: Deadline, awaited: str) -> bool:
-        words = json.loads(pipe.read_line(deadline, awaited))
-        if "refused" in words:
-            raise MissingError(f"{self.name}: the agent's program cannot be kept there: {words['refused']}")
-        return bool(words["have"])
+    def _has_archive(self, pipe: Pipe, deadline: Deadline, awaited: str) -> bool:
+        answer = json.loads(pipe.read_line(deadline, awaited))
+        if "refused" in answer:
+            raise MissingError(f"{self.name}: cannot store the agent's program: {answer['refused']}")
+        return bool(answer["have"])
 
-    def _become_root(self, boot: str, size: int, deadline: Deadline, awaited: str) -> Pipe:
-        """Run Python there, by sudo unless we are root already, and wait for its first line."""
-        mark = f"vcluster-{secrets.token_hex(8)}"
-        argv = ["python3", "-I", "-S", "-c", boot.format(mark=mark, size=size)]
+    def _start_python(self, boot: str, size: int, deadline: Deadline, awaited: str) -> Pipe:
+        """Start Python on the server, with sudo unless the user is root, and wait for its first line."""
+        marker = f"vcluster-{secrets.token_hex(8)}"
+        argv = ["python3", "-I", "-S", "-c", boot.format(marker=marker, size=size)]
         sudo = None
         if self._session.user != "root":
             sudo = Sudo(self.name, self._session.user, self._password)
             argv = [*sudo.prefix, *argv]
         pipe = self._session.start(argv, on_error_output=sudo, deadline=deadline, awaited=awaited)
         try:
-            version = self._greeting(pipe, mark, deadline, awaited)
+            version = self._await_python(pipe, marker, deadline, awaited)
         except BaseException as error:
             code = pipe.wait(1.0) if not isinstance(error, (DeadlineError, Cancelled)) else None
             pipe.close()
             if sudo and sudo.failure:
                 raise sudo.failure from error
             if isinstance(error, VclusterError) and code is not None:
-                raise diagnosis(self.name, self._session.user, code, pipe.error_output) from error
+                raise translate_failure(self.name, self._session.user, code, pipe.error_output) from error
             raise
         if version < OLDEST_PYTHON:
             pipe.close()
             found, needed = (".".join(map(str, each)) for each in (version, OLDEST_PYTHON))
-            raise MissingError(f"{self.name} has Python {found}; {needed} or newer is needed there")
+            raise MissingError(f"{self.name} has Python {found}; the agent needs {needed} or newer")
         return pipe
 
-    def _greeting(self, pipe: Pipe, mark: str, deadline: Deadline, awaited: str) -> tuple[int, int]:
-        for _ in range(_GREETINGS):
+    def _await_python(self, pipe: Pipe, marker: str, deadline: Deadline, awaited: str) -> tuple[int, int]:
+        for _ in range(_LOGIN_LINES_MAX):
             word, *version = pipe.read_line(deadline, awaited).decode(errors="replace").split(" ") or [""]
-            if word == mark:
+            if word == marker:
                 return int(version[0]), int(version[1])
-        raise VclusterError(f"{self.name}: its login scripts print without end")
+        raise VclusterError(f"{self.name}: its login scripts print more than {_LOGIN_LINES_MAX} lines")

@@ -1,8 +1,8 @@
-"""The agent's loop: a request in, an answer out, one at a time, until the controller hangs up.
+"""The agent's request loop: one request, one answer, until the controller closes the connection.
 
-A request is a line of JSON, `{"id", "operation", "arguments", "body"}`, then `body` raw bytes if that is a number. An
-answer is a line `{"id", "result"}` or `{"id", "error": {"class", "message", "hint"}}`; a result that is bytes follows
-the line raw, and the line says how many under `body`.
+A request is a line of JSON, `{"id", "operation", "arguments", "body"}`, followed by `body` raw bytes if that is a
+number. An answer is a line `{"id", "result"}` or `{"id", "error": {"class", "message", "hint"}}`. For a result of
+bytes, the line is `{"id", "body"}` with their number, and the raw bytes follow.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from vcluster import errors
 from vcluster.errors import MissingError, VclusterError
 
 LINE_LIMIT = 1 << 26
-SILENCE_S = 600.0  # whoever says nothing for so long is gone; sshd may take hours to notice
+SILENCE_S = 600.0  # without a request for this time, the controller is gone; sshd may notice that hours later
 Operations = Mapping[str, Callable[..., Any]]
 
 
 class Body:
-    """The bytes that come with a request, as a file to read. Raises VclusterError when they are cut short."""
+    """The bytes that follow a request, as a readable file. Raises VclusterError when they end early."""
 
     def __init__(self, source: BinaryIO, size: int) -> None:
         self.size = self.left = size
@@ -34,11 +34,11 @@ class Body:
 
     def read(self, limit: int = -1) -> bytes:
         """At most `limit` bytes, none at the end."""
-        wanted = self.left if limit < 0 else min(limit, self.left)
-        data = self._source.read(wanted) if wanted else b""
+        count = self.left if limit < 0 else min(limit, self.left)
+        data = self._source.read(count) if count else b""
         self.left -= len(data)
-        if len(data) < wanted:
-            raise VclusterError(f"the upload was cut short, {self.left} bytes before its end")
+        if len(data) < count:
+            raise VclusterError(f"the upload ended {self.left} bytes early")
         return data
 
     def drain(self) -> None:
@@ -48,21 +48,21 @@ class Body:
 
 
 def main(source: BinaryIO, sink: BinaryIO, order: Mapping[str, Any], lock: int) -> None:
-    """Do what the loader was told to: `serve` requests, or `relay` to a socket of this server."""
+    """Execute the bootstrap's order: serve requests, or relay to a socket of this server."""
     with contextlib.suppress(BrokenPipeError):
         if "relay" in order:
-            os.close(lock)  # all it needs is loaded: it keeps nobody from removing the archive
+            os.close(lock)  # all modules are loaded, so the archive may be removed
             relay(source, sink, order["relay"])
         else:
-            from vcluster.agent.operations import OPERATIONS  # noqa: PLC0415 - it loads what speaks to the kernel
+            from vcluster.agent.operations import OPERATIONS  # noqa: PLC0415 - it loads pyroute2
 
             serve(source, sink, {**OPERATIONS, "uninstall": lambda: uninstall(Path(order["folder"]), lock)})
-    # Whatever still waits for input, in a thread or in a buffer at exit, shall not keep us.
+    # Exit at once: a thread or a buffer may still wait for input.
     os._exit(0)
 
 
 def serve(source: BinaryIO, sink: BinaryIO, operations: Operations) -> None:
-    """Answer requests until the input ends, or nothing comes for long."""
+    """Answer requests until the input ends, or until none arrives for SILENCE_S seconds."""
     while line := _next_line(source):
         request = json.loads(line)
         body = None if request.get("body") is None else Body(source, request["body"])
@@ -77,13 +77,13 @@ def serve(source: BinaryIO, sink: BinaryIO, operations: Operations) -> None:
 
 
 def _next_line(source: BinaryIO) -> bytes:
-    giving_up = threading.Timer(SILENCE_S, os._exit, [0])
-    giving_up.daemon = True
-    giving_up.start()
+    timer = threading.Timer(SILENCE_S, os._exit, [0])
+    timer.daemon = True
+    timer.start()
     try:
         return source.readline(LINE_LIMIT)
     finally:
-        giving_up.cancel()
+        timer.cancel()
 
 
 def _answer(request: Mapping[str, Any], body: Body | None, operations: Operations) -> tuple[dict[str, Any], bytes]:
@@ -97,7 +97,7 @@ def _answer(request: Mapping[str, Any], body: Body | None, operations: Operation
 
 
 def perform(operations: Operations, operation: str, arguments: Mapping[str, Any], body: Body | None) -> Any:
-    """Run one operation; what comes with it are its arguments `body` and `size`. Raises nothing but VclusterError."""
+    """Run one operation; a body becomes its arguments `body` and `size`. Raises only VclusterError."""
     try:
         result = operations[operation](**arguments, **({} if body is None else {"body": body, "size": body.size}))
         return result if isinstance(result, bytes) else json.loads(json.dumps(result))
@@ -111,20 +111,20 @@ def perform(operations: Operations, operation: str, arguments: Mapping[str, Any]
 
 
 def error_to_json(error: VclusterError) -> dict[str, Any]:
-    """An error as it travels."""
+    """An error as JSON."""
     return {"class": type(error).__name__, "message": error.message, "hint": error.hint}
 
 
-def error_from_json(words: Mapping[str, Any], where: str) -> VclusterError:
-    """The same error again, with the place it comes from."""
-    kind = getattr(errors, str(words.get("class")), VclusterError)
+def error_from_json(fields: Mapping[str, Any], server: str) -> VclusterError:
+    """The error from JSON, of the same class; its message starts with the server's name."""
+    kind = getattr(errors, str(fields.get("class")), VclusterError)
     if not (isinstance(kind, type) and issubclass(kind, VclusterError)) or kind is errors.SeveralErrors:
         kind = VclusterError
-    return kind(f"{where}: {words['message']}", hint=words.get("hint"))
+    return kind(f"{server}: {fields['message']}", hint=fields.get("hint"))
 
 
 def uninstall(folder: Path, lock: int) -> None:
-    """Remove every archive that no other agent runs from, and the folders that are empty then."""
+    """Remove every archive that no other agent uses, and the folders if they are empty."""
     os.close(lock)
     for path in folder.glob("*.pyz*"):
         with contextlib.suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
@@ -136,25 +136,25 @@ def uninstall(folder: Path, lock: int) -> None:
 
 
 def relay(source: BinaryIO, sink: BinaryIO, path: str) -> None:
-    """Join our input and output with a socket of this server, after a line that says whether it can be had."""
+    """Relay between our streams and a socket of this server. First write a line: `{}`, or the error."""
     try:
-        line = socket.socket(socket.AF_UNIX)
-        line.connect(path)
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(path)
     except OSError as error:
-        failure = MissingError(f"{path}: {error.strerror}", hint="is libvirtd running there?")
+        failure = MissingError(f"{path}: {error.strerror}", hint="check that libvirtd is running there")
         sink.write(json.dumps({"error": error_to_json(failure)}).encode() + b"\n")
         sink.flush()
         return
     sink.write(b"{}\n")
     sink.flush()
-    threading.Thread(target=_pump, args=(source, line), daemon=True).start()
-    while data := line.recv(1 << 18):
+    threading.Thread(target=_copy_input, args=(source, connection), daemon=True).start()
+    while data := connection.recv(1 << 18):
         sink.write(data)
         sink.flush()
 
 
-def _pump(source: BinaryIO, line: socket.socket) -> None:
+def _copy_input(source: BinaryIO, connection: socket.socket) -> None:
     with contextlib.suppress(OSError):
         while data := source.read1(1 << 18):  # type: ignore[attr-defined]  # it is buffered
-            line.sendall(data)
-        line.shutdown(socket.SHUT_WR)
+            connection.sendall(data)
+        connection.shutdown(socket.SHUT_WR)

@@ -1,4 +1,8 @@
-"""Folders of snapshots."""
+"""The folders of snapshots: their names, their locks and their removal.
+
+A snapshot is a folder with its key as name. Until it is complete, the folder is `.unfinished-KEY`, locked by the
+process that makes it. So the remains of a killed command are never mistaken for work in progress.
+"""
 
 from __future__ import annotations
 
@@ -19,30 +23,34 @@ KEY = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,127}\Z")
 
 
 def snapshot_folder(root: str, key: str) -> Path:
+    """The folder of a complete snapshot. Raises VclusterError for an invalid key."""
     if not KEY.match(key):
-        raise VclusterError(f"{key!r} is no key of a snapshot")
+        raise VclusterError(f"{key!r} is not a snapshot's key")
     return Path(root) / key
 
 
 def unfinished_folder(root: str, key: str) -> Path:
+    """The folder of a snapshot that is being made."""
     return Path(root) / f"{UNFINISHED}{snapshot_folder(root, key).name}"
 
 
 def refusal_file(root: str, key: str) -> Path:
+    """The file with the reason why a snapshot is not to be made again unless it is requested."""
     return Path(root) / f"{snapshot_folder(root, key).name}{REFUSED}"
 
 
 def snapshot_folders(root: str) -> list[Path]:
-    """None, for who may not look: `image list` is for everybody."""
+    """The folders of all complete snapshots; none without the right to list them (`image list` works for any user)."""
     if not Path(root).is_dir() or not os.access(root, os.R_OK):
         return []
     return sorted(path for path in Path(root).iterdir() if KEY.match(path.name) and path.is_dir())
 
 
 def lock_folder(folder: Path) -> int | None:
-    """The folder's descriptor with its lock, or None when somebody has that. Raises FileNotFoundError if it goes away.
+    """Lock a folder. Return its descriptor, or None when another process has the lock.
 
-    A folder that was renamed or removed before we had its lock is not the one that bears the name now.
+    Raises FileNotFoundError when the folder was renamed or removed before it was locked: then its name belongs to
+    another folder or to none.
     """
     with contextlib.ExitStack() as undo:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -58,7 +66,7 @@ def lock_folder(folder: Path) -> int | None:
 
 
 def is_busy(folder: Path) -> bool:
-    """Whether somebody has its lock."""
+    """Whether another process has the folder's lock."""
     try:
         descriptor = lock_folder(folder)
     except FileNotFoundError:
@@ -69,7 +77,7 @@ def is_busy(folder: Path) -> bool:
 
 
 def remove_unfinished(folder: Path) -> bool:
-    """Remove it, unless it is in use. Whether it was removed."""
+    """Remove a folder unless it is locked. Return whether it was removed."""
     try:
         descriptor = lock_folder(folder)
     except FileNotFoundError:
@@ -84,7 +92,7 @@ def remove_unfinished(folder: Path) -> bool:
 
 
 def remove_folder(folder: Path) -> None:
-    """Its name goes first: no half of a snapshot ever bears it, and another may be begun at once."""
+    """Rename a folder, then remove it: its name never belongs to part of a snapshot, and is free at once."""
     key = folder.name.removeprefix(UNFINISHED).partition(".")[0]
     doomed = folder.with_name(f"{UNFINISHED}{key}.{secrets.token_hex(4)}")
     with contextlib.suppress(FileNotFoundError):
@@ -93,14 +101,16 @@ def remove_folder(folder: Path) -> None:
 
 
 def remove_path(path: Path) -> None:
+    """Remove a file or a folder. Raises VclusterError if it still exists."""
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)  # another may be removing it too
+        shutil.rmtree(path, ignore_errors=True)  # another process may be removing it too
     else:
         path.unlink(missing_ok=True)
     if path.exists():
-        raise VclusterError(f"{path} cannot be removed")
+        raise VclusterError(f"cannot remove {path}")
 
 
 def remove_if_empty(root: str) -> None:
+    """Remove the folder of all snapshots if it is empty."""
     with contextlib.suppress(OSError):
         Path(root).rmdir()

@@ -1,4 +1,4 @@
-"""What is known of a snapshot."""
+"""The manifest of a snapshot: its conditions, its files and their digests, and the checks against them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SHOWN_MAX = 60
 
 @dataclass(frozen=True, slots=True)
 class ManifestFile:
-    """One file: its size in bytes and its digest (sparse.py)."""
+    """A file of a snapshot: its size in bytes and its digest (sparse_digest.py)."""
 
     size: int
     digest: str
@@ -29,10 +29,10 @@ class ManifestFile:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotManifest:
-    """What is known of a snapshot.
+    """The content of manifest.json.
 
-    `xml`, `cookie`, `data_bytes` and `was_running` are its savefile.SaveHead; `owner` is user and group of `ram`, as
-    numbers; `circumstances` are what it may only be used under, by their names.
+    `xml`, `cookie`, `data_bytes` and `was_running` are its SaveHead (save_file.py). `owner` is the user and the group
+    of `ram`, as numbers. `circumstances` are the conditions for its use, by name.
     """
 
     key: str
@@ -56,40 +56,42 @@ class SnapshotManifest:
             "was_running": bool,
             "owner": list,
         }
-        wrong = [name for name, kind in kinds.items() if not isinstance(getattr(self, name), kind)]
-        if wrong or sorted(self.files) != sorted(FILES) or len(self.owner) != 2:
-            raise ValueError(f"wrong: {', '.join(wrong) or 'files or owner'}")
+        invalid = [name for name, kind in kinds.items() if not isinstance(getattr(self, name), kind)]
+        if invalid or sorted(self.files) != sorted(FILES) or len(self.owner) != 2:
+            raise ValueError(f"invalid: {', '.join(invalid) or 'files or owner'}")
 
     @property
     def head(self) -> save_file.SaveHead:
-        """What its saved domain's file began with."""
+        """The head of the file that the domain was saved to."""
         return save_file.SaveHead(self.xml, self.cookie, self.data_bytes, self.was_running)
 
 
 def read_manifest(folder: Path) -> SnapshotManifest:
+    """Read the manifest of a snapshot's folder. Raises VclusterError if it is invalid, OSError if it is missing."""
     path = folder / MANIFEST
     try:
-        words = json.loads(path.read_bytes())
-        if (found := words.pop("format")) != FORMAT:
-            raise VclusterError(f"{path} is of format {_shown(found)}; {FORMAT} is known")
+        fields = json.loads(path.read_bytes())
+        if (found := fields.pop("format")) != FORMAT:
+            raise VclusterError(f"{path} has format {_shown(found)}; this version reads format {FORMAT}")
         return SnapshotManifest(
-            **{**words, "files": {name: ManifestFile(**file) for name, file in words["files"].items()}}
+            **{**fields, "files": {name: ManifestFile(**file) for name, file in fields["files"].items()}}
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise VclusterError(f"{path} is no manifest of a snapshot") from error
+        raise VclusterError(f"{path} is not a snapshot's manifest") from error
 
 
-def compare(manifest: SnapshotManifest, key: str, circumstances: Mapping[str, Any]) -> None:
-    """Raises VclusterError where a snapshot was made for another key or under other circumstances, naming the first."""
+def compare_conditions(manifest: SnapshotManifest, key: str, circumstances: Mapping[str, Any]) -> None:
+    """Raise VclusterError, with the first difference, if a snapshot has another key or other conditions."""
     if manifest.key != key:
-        raise VclusterError(f"snapshot {key} was made as {_shown(manifest.key)}")
+        raise VclusterError(f"snapshot {key} has the key {_shown(manifest.key)} in its manifest")
     for name in (*circumstances, *manifest.circumstances):
-        theirs, ours = manifest.circumstances.get(name), circumstances.get(name)
-        if theirs != ours:
-            raise VclusterError(f"snapshot {key} was made with {name} {_shown(theirs)}, not {_shown(ours)}")
+        made_with, current = manifest.circumstances.get(name), circumstances.get(name)
+        if made_with != current:
+            raise VclusterError(f"snapshot {key} was made with {name} {_shown(made_with)}, not {_shown(current)}")
 
 
 def compare_file(path: Path, file: ManifestFile) -> None:
+    """Raise VclusterError if a file differs from its entry."""
     size = path.stat().st_size
     if size != file.size:
         raise VclusterError(f"{path} has {size} bytes, not {file.size}")
@@ -98,13 +100,14 @@ def compare_file(path: Path, file: ManifestFile) -> None:
 
 
 def compare_owner(path: Path, owner: Sequence[int]) -> None:
+    """Raise VclusterError if a file's user or group has changed."""
     found = path.stat()
     if [found.st_uid, found.st_gid] != list(owner):
-        raise VclusterError(f"{path} does not belong to QEMU's user any more")
+        raise VclusterError(f"{path} no longer belongs to QEMU's user")
 
 
 def _shown(value: Any) -> str:
-    """A circumstance in a line."""
+    """A condition's value as one short line."""
     if value is None:
         return "unknown"
     text = value if isinstance(value, str) else json.dumps(value)

@@ -1,4 +1,11 @@
-"""Snapshots."""
+"""Snapshots of nodes on a server: the memory and the disk of a ready template, which clones resume from.
+
+The key of a snapshot stands for everything that it depends on. Its folder (snapshot_folders.py) contains `disk.qcow2`,
+the backing file of clones' disks; `ram`, the memory, sparse, which clones' QEMUs map; `state`, QEMU's stream without
+that memory (qemu_stream.py); and `manifest.json`. None of them changes later.
+
+These functions are operations of the agent, as in operations.py: arguments and results are JSON.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +44,7 @@ from vcluster.agent.snapshot_manifest import (
     STATE,
     ManifestFile,
     SnapshotManifest,
-    compare,
+    compare_conditions,
     compare_file,
     compare_owner,
     read_manifest,
@@ -45,30 +52,30 @@ from vcluster.agent.snapshot_manifest import (
 from vcluster.errors import MissingError, VclusterError
 from vcluster.snapshots import qemu_stream, save_file
 
-SAVE, SEED = "save", "seed.iso"  # only while it is being made
-_WAY_MODE = 0o711  # QEMU's user reaches its files through the folder; nobody lists it
+SAVE, SEED = "save", "seed.iso"  # exist only while the snapshot is being made
+_FOLDER_MODE = 0o711  # QEMU's user can open files in the folder, but only root can list it
 _CHUNK_BYTES = 1 << 20
-_ATTEMPTS = 100  # others may remove a folder between its making and its locking, not so often
+_ATTEMPTS = 100  # another process may remove the folder before we lock it
 _QCOW2 = b"QFI\xfb"  # docs/interop/qcow2.txt in QEMU
 
-# The unfinished snapshots of this process: their folders' descriptors, which bear the locks.
-_ours: dict[Path, int] = {}
+# The unfinished snapshots of this process: the descriptors of their folders, which hold the locks.
+_locked: dict[Path, int] = {}
 
 
 def begin_snapshot(root: str, key: str) -> dict[str, Any]:
-    """A folder to make a snapshot in, which is ours until it is finished or dropped, or this process ends.
+    """Create and lock a folder to make a snapshot in. The lock lasts until the snapshot is finished or dropped.
 
-    There is none when the snapshot is there, or when somebody makes it (`is_busy`), who is waited for by asking again.
-    What killed work left is gone.
+    Return no folder when the snapshot exists (`is_there`) or another process is making it (`is_busy`); then the caller
+    tries again later. Files of a killed command are removed.
     """
     final, unfinished = snapshot_folder(root, key), unfinished_folder(root, key)
-    with _storing(key):
+    with _storage_errors(key):
         for _ in range(_ATTEMPTS):
             if final.is_dir():
                 return {"folder": "", "is_there": True, "is_busy": False}
             with contextlib.suppress(FileExistsError, FileNotFoundError):
                 Path(root).mkdir(parents=True, exist_ok=True)
-                Path(root).chmod(_WAY_MODE)
+                Path(root).chmod(_FOLDER_MODE)
                 unfinished.mkdir()
             try:
                 descriptor = lock_folder(unfinished)
@@ -76,34 +83,34 @@ def begin_snapshot(root: str, key: str) -> dict[str, Any]:
                 continue
             if descriptor is None:
                 return {"folder": "", "is_there": False, "is_busy": True}
-            if final.is_dir():  # finished while we made the folder
+            if final.is_dir():  # another process finished it in the meantime
                 remove_folder(unfinished)
                 os.close(descriptor)
                 continue
-            _ours[unfinished] = descriptor
-            for left in list(unfinished.iterdir()):
-                remove_path(left)
-            unfinished.chmod(_WAY_MODE)
+            _locked[unfinished] = descriptor
+            for leftover in list(unfinished.iterdir()):
+                remove_path(leftover)
+            unfinished.chmod(_FOLDER_MODE)
             return {"folder": str(unfinished), "is_there": False, "is_busy": False}
-    raise VclusterError(f"snapshot {key} cannot be begun: its folder vanishes again and again")
+    raise VclusterError(f"cannot begin snapshot {key}: its folder is removed repeatedly")
 
 
 def finish_snapshot(
     folder: str, key: str, circumstances: Mapping[str, Any], image_digest: str, qemu_owner: Sequence[int]
 ) -> None:
-    """Make the folder whole and give it its name: it holds `disk.qcow2` and `save`, the domain as libvirt saved it.
+    """Complete a snapshot from `disk.qcow2` and `save`, the file that libvirt saved the domain to, and name its folder.
 
-    What else it holds goes. `qemu_owner` is user and group of QEMU, as numbers. After an error the folder is still
-    ours, to be dropped.
+    Other files in the folder are removed. `qemu_owner` is the user and the group of QEMU, as numbers. After an error
+    the folder stays locked; the caller drops it.
     """
     place = Path(folder)
-    if place not in _ours or place.name != f"{UNFINISHED}{key}":
-        raise VclusterError(f"snapshot {key} is not being made here")
-    with _storing(key):
+    if place not in _locked or place.name != f"{UNFINISHED}{key}":
+        raise VclusterError(f"this process is not making snapshot {key}")
+    with _storage_errors(key):
         head, split = _split(place)
-        for left in list(place.iterdir()):
-            if left.name not in FILES:
-                remove_path(left)
+        for leftover in list(place.iterdir()):
+            if leftover.name not in FILES:
+                remove_path(leftover)
         _require_qcow2(place / DISK)
         for name, mode, (user, group) in (
             (DISK, 0o600, (os.geteuid(), os.getegid())),
@@ -130,39 +137,39 @@ def finish_snapshot(
         for path in (*(place / name for name in (*FILES, MANIFEST)), place):
             _sync(path)
         place.rename(snapshot_folder(str(place.parent), key))
-        os.close(_ours.pop(place))
+        os.close(_locked.pop(place))
         _sync(place.parent)
 
 
 def drop_snapshot(root: str, key: str, refused: str = "") -> None:
-    """Remove a snapshot, and what there is of an unfinished one unless another makes it.
+    """Remove a snapshot, and an unfinished one unless another process is making it.
 
-    `refused` says why no node could be made from a whole one: until somebody asks for it, none is to be made again.
+    `refused` is the reason why no clone started from a complete one. It is not made again until a user requests it.
     """
     final, unfinished = snapshot_folder(root, key), unfinished_folder(root, key)
-    if unfinished in _ours:
+    if unfinished in _locked:
         remove_folder(unfinished)
-        os.close(_ours.pop(unfinished))
+        os.close(_locked.pop(unfinished))
     else:
         remove_unfinished(unfinished)
     remove_folder(final)
     if refused:
-        with _storing(key):
+        with _storage_errors(key):
             refusal_file(root, key).write_text(refused)
     remove_if_empty(root)
 
 
 def permit_snapshot(root: str, key: str) -> None:
-    """Let one be made again that was refused."""
+    """Allow a refused snapshot to be made again."""
     refusal_file(root, key).unlink(missing_ok=True)
     remove_if_empty(root)
 
 
 def check_snapshot(root: str, key: str, circumstances: Mapping[str, Any]) -> dict[str, Any]:
-    """Whether a snapshot is there, and why it must not be used: `wrong`, empty when it is as it was made, under these.
+    """Whether a snapshot exists, and whether it can be used under these conditions.
 
-    `refused` says why one that is not there is not to be made again unasked. With what a clone of it is made from: the
-    XML of the domain that was saved, and where its memory is.
+    `wrong` is the reason why it cannot be used, or empty. `refused` is the reason why a missing one is not to be made
+    again unless it is requested. `xml` is the saved domain's XML, and `ram` the path of its memory.
     """
     folder = snapshot_folder(root, key)
     found = {
@@ -179,7 +186,7 @@ def check_snapshot(root: str, key: str, circumstances: Mapping[str, Any]) -> dic
         return {**found, "is_busy": is_busy(unfinished_folder(root, key)), "refused": refused}
     try:
         manifest = read_manifest(folder)
-        compare(manifest, key, circumstances)
+        compare_conditions(manifest, key, circumstances)
         for name, file in manifest.files.items():
             compare_file(folder / name, file)
         compare_owner(folder / RAM, manifest.owner)
@@ -191,29 +198,29 @@ def check_snapshot(root: str, key: str, circumstances: Mapping[str, Any]) -> dic
 
 
 def write_clone(root: str, key: str, path: str, xml: str) -> None:
-    """Write a file that libvirt restores a clone from: with this XML, and without the memory. There must be none yet.
+    """Write a new file that libvirt restores a clone from: with this XML and without the memory.
 
-    Raises SaveFileError where the XML is too long for it.
+    Raises SaveFileError if the XML is too long for the file's head.
     """
     folder = snapshot_folder(root, key)
     head = save_file.write(replace(read_manifest(folder).head, xml=xml))
-    with _storing(key):
-        _copy(folder / STATE, Path(path), behind=head)
+    with _storage_errors(key):
+        _copy(folder / STATE, Path(path), head=head)
 
 
 def copy_disk(root: str, key: str, path: str) -> None:
-    """Copy the small disk that a snapshot's memory goes with: who is made from the snapshot outlives it."""
-    with _storing(key):
+    """Copy the snapshot's small disk for a clone, because the clone may outlive the snapshot."""
+    with _storage_errors(key):
         _copy(snapshot_folder(root, key) / DISK, Path(path))
 
 
 def remove_file(path: str) -> None:
-    """Remove a file, if it is there."""
+    """Remove a file, if it exists."""
     Path(path).unlink(missing_ok=True)
 
 
 def list_snapshots(root: str) -> list[dict[str, Any]]:
-    """The snapshots that are whole, with the bytes that they take. One with no manifest to read has empty entries."""
+    """All complete snapshots, with their size on disk. Without a readable manifest, the other fields are empty."""
     found = []
     for folder in snapshot_folders(root):
         entry: dict[str, Any] = {"key": folder.name, "image": "", "created": "", "memory_mib": 0, "circumstances": {}}
@@ -221,25 +228,25 @@ def list_snapshots(root: str) -> list[dict[str, Any]]:
             manifest = read_manifest(folder)
             entry.update(image=manifest.image, created=manifest.created, circumstances=manifest.circumstances)
             entry["memory_mib"] = manifest.files[RAM].size // 2**20
-        with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+        with contextlib.suppress(FileNotFoundError):  # removed in the meantime
             found.append({**entry, "bytes": sum(path.stat().st_blocks * 512 for path in folder.iterdir())})
     return found
 
 
 def sweep_snapshots(root: str) -> list[str]:
-    """Remove unfinished ones that nobody works on, and return their folders' names."""
+    """Remove unfinished snapshots that no process is making. Return their folders' names."""
     places = sorted(Path(root).glob(f"{UNFINISHED}*"))
-    swept = [place.name for place in places if place not in _ours and remove_unfinished(place)]
+    swept = [place.name for place in places if place not in _locked and remove_unfinished(place)]
     remove_if_empty(root)
     return swept
 
 
 def remove_snapshots(root: str, image_digest: str) -> list[str]:
-    """Remove all snapshots of an image, and return their keys."""
+    """Remove all snapshots of an image. Return their keys."""
     keys = [entry["key"] for entry in list_snapshots(root) if entry["image"] == image_digest]
     for key in keys:
         remove_folder(snapshot_folder(root, key))
-    # They have no manifest; their keys begin as their image's digest does (snapshots.key_of).
+    # Refusals have no manifest, but their keys start with the image's digest (snapshots.template.key_of).
     for refusal in Path(root).glob(f"{image_digest.removeprefix('sha256-')[:12]}-*{REFUSED}"):
         refusal.unlink(missing_ok=True)
     remove_if_empty(root)
@@ -262,7 +269,7 @@ OPERATIONS: tuple[Callable[..., Any], ...] = (
 
 
 def _split(folder: Path) -> tuple[save_file.SaveHead, qemu_stream.Split]:
-    """Make `ram` and `state` of `save`."""
+    """Split `save` into `ram` and `state`."""
     with (
         (folder / SAVE).open("rb", buffering=_CHUNK_BYTES) as source,
         (folder / RAM).open("xb", buffering=_CHUNK_BYTES) as ram,
@@ -273,13 +280,13 @@ def _split(folder: Path) -> tuple[save_file.SaveHead, qemu_stream.Split]:
         return save_file.read(start), qemu_stream.split(source, ram, state)
 
 
-def _copy(source: Path, path: Path, *, behind: bytes = b"") -> None:
-    """A new file that only we may read: these bytes, then all of another. There is none if that fails."""
+def _copy(source: Path, path: Path, *, head: bytes = b"") -> None:
+    """Write a new private file: `head`, then the content of `source`. Remove it on an error."""
     with source.open("rb") as content:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             with os.fdopen(descriptor, "wb") as file:
-                file.write(behind)
+                file.write(head)
                 shutil.copyfileobj(content, file, _CHUNK_BYTES)
         except BaseException:
             path.unlink(missing_ok=True)
@@ -289,7 +296,7 @@ def _copy(source: Path, path: Path, *, behind: bytes = b"") -> None:
 def _require_qcow2(path: Path) -> None:
     with path.open("rb") as file:
         if file.read(len(_QCOW2)) != _QCOW2:
-            raise VclusterError(f"{path} is no qcow2 file")
+            raise VclusterError(f"{path} is not a qcow2 file")
 
 
 def _sync(path: Path) -> None:
@@ -301,11 +308,12 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def _storing(key: str) -> Iterator[None]:
+def _storage_errors(key: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
+        path = f"{error.filename}: " if error.filename else ""
         raise MissingError(
-            f"snapshot {key} cannot be stored: {where}{error.strerror or error}", hint="see to room and rights there"
+            f"cannot store snapshot {key}: {path}{error.strerror or error}",
+            hint="check free space and permissions there",
         ) from error

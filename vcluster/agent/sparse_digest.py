@@ -1,7 +1,7 @@
-"""What a file holds, as one digest, at the cost of its data alone: holes are not read. Travels to servers.
+"""A digest of a sparse file that reads only its data, not its holes. The agent carries this module to servers.
 
-The digest depends on what is read from the file and not on how the file system keeps it: a block of zeros counts like a
-hole, so a copy with other holes, or none, has the same one. It is not what sha512sum says of the file.
+The digest depends on the content and not on how the file system stores it: a block of zeros counts as a hole, so a copy
+with other holes has the same digest. It differs from the output of sha512sum.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 BLOCK_BYTES = 1 << 16
-_PART_BLOCKS = 128  # what one thread hashes at a time: 8 MiB
+_PART_BLOCKS = 128  # one thread hashes this much at a time: 8 MiB
 _THREADS_MAX = 4
 _ZEROS = bytes(BLOCK_BYTES)
 
 
 def digest(path: Path) -> str:
-    """A SHA-512 over the size and over the SHA-512 of each part, which several threads make.
+    """The SHA-512 of the file's size and of the SHA-512 of each part, which several threads compute.
 
-    SHA-512, as it takes two thirds of the time of SHA-256 where the processor has no instructions for that.
-    A part's digest is over its blocks that are not zero, each behind its number; parts without any are left out.
+    SHA-512 takes two thirds of the time of SHA-256 on a processor without SHA instructions.
+    A part's digest covers its blocks that are not zero, each after its number. Parts without data are omitted.
     """
     whole = hashlib.sha512()
     descriptor = os.open(path, os.O_RDONLY)
@@ -41,13 +41,13 @@ def digest(path: Path) -> str:
 
 
 def _parts(descriptor: int, size: int) -> Iterator[int]:
-    """The numbers of the parts that have data."""
+    """The numbers of the parts with data."""
     part_bytes, at = BLOCK_BYTES * _PART_BLOCKS, 0
     while at < size:
         try:
             part = os.lseek(descriptor, at, os.SEEK_DATA) // part_bytes
         except OSError as error:
-            if error.errno == errno.ENXIO:  # nothing but a hole up to the end
+            if error.errno == errno.ENXIO:  # only a hole up to the end
                 return
             raise
         yield part
@@ -55,7 +55,7 @@ def _parts(descriptor: int, size: int) -> Iterator[int]:
 
 
 def _part(descriptor: int, part: int) -> bytes:
-    """The digest of one part, empty where all of it is zero."""
+    """The digest of one part; empty if all of it is zero."""
     found = hashlib.sha512()
     has_data = False
     for block in _blocks(descriptor, part * _PART_BLOCKS, (part + 1) * _PART_BLOCKS):
@@ -68,7 +68,7 @@ def _part(descriptor: int, part: int) -> bytes:
 
 
 def _blocks(descriptor: int, start: int, end: int) -> Iterator[int]:
-    """The numbers of blocks that have data, among those from `start` up to `end`."""
+    """The numbers of the blocks with data, from `start` up to `end`."""
     block = start
     while block < end:
         try:
