@@ -1,4 +1,4 @@
-"""The agent as it is started on a server: by a real Python, behind a sudo of the test's, over a pipe or over SSH."""
+"""The start of the agent: with a real Python and a test's sudo, over a pipe or over SSH."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ def reject(body, size): raise ConflictError("not this one", hint="another")
 
 def pause(path):
     while not os.path.exists(path): time.sleep(0.01)
-    return "awake"
+    return "done"
 
-def shout():
+def print_noise():
     print("noise on standard output"); sys.stdout.flush(); os.system("echo more noise; cat")
-    return "heard"
+    return "printed"
 
 def number(): return os.getpid()
 
-OPERATIONS = {f.__name__: f for f in (echo, count, reject, pause, shout, number)}
+OPERATIONS = {f.__name__: f for f in (echo, count, reject, pause, print_noise, number)}
 """
 
 
@@ -58,7 +58,7 @@ def archive(flavour: str = "") -> bundle.Archive:
 
 
 class Local:
-    """Starts programs of this machine as a session starts them on a server; `folder` goes ahead on the PATH."""
+    """Starts programs on this machine as a session starts them on a server; `folder` is first on the PATH."""
 
     name = "server2"
 
@@ -101,51 +101,49 @@ def soon() -> Deadline:
     return Deadline(20)
 
 
-def test_it_answers_and_its_archive_is_kept_for_the_next_time(start: Start, tmp_path: Path) -> None:
-    kept = tmp_path / "lib" / "agent" / f"{archive().digest}.pyz"
+def test_the_archive_is_stored_and_used_again(start: Start, tmp_path: Path) -> None:
+    stored = tmp_path / "lib" / "agent" / f"{archive().digest}.pyz"
     agent = start(deadline=soon())
     assert agent.call("echo", deadline=soon(), a=[1, "ä"]) == {"a": [1, "ä"]}
-    assert kept.read_bytes() == archive().content
-    assert (kept.stat().st_mode & 0o777, kept.parent.stat().st_mode & 0o777) == (0o600, 0o700)
-    before = kept.stat().st_mtime_ns
+    assert stored.read_bytes() == archive().content
+    assert (stored.stat().st_mode & 0o777, stored.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+    before = stored.stat().st_mtime_ns
     assert start(deadline=soon()).call("echo", deadline=soon()) == {}
-    assert kept.stat().st_mtime_ns == before
+    assert stored.stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize("spoil", [lambda data: data[:-1], lambda data: b"", lambda data: data[:50] + b"?" + data[51:]])  # noqa: ARG005
-def test_an_archive_that_is_not_as_it_should_be_is_sent_again(
-    start: Start, tmp_path: Path, spoil: Callable[[bytes], bytes]
-) -> None:
-    kept = tmp_path / "lib" / "agent" / f"{archive().digest}.pyz"
-    kept.parent.mkdir(mode=0o700, parents=True)
-    kept.write_bytes(spoil(archive().content))
+def test_a_damaged_archive_is_sent_again(start: Start, tmp_path: Path, spoil: Callable[[bytes], bytes]) -> None:
+    stored = tmp_path / "lib" / "agent" / f"{archive().digest}.pyz"
+    stored.parent.mkdir(mode=0o700, parents=True)
+    stored.write_bytes(spoil(archive().content))
     assert start().call("echo", deadline=soon(), a=1) == {"a": 1}
-    assert kept.read_bytes() == archive().content
-    assert [path.name for path in kept.parent.iterdir()] == [kept.name]
+    assert stored.read_bytes() == archive().content
+    assert [path.name for path in stored.parent.iterdir()] == [stored.name]
 
 
-def test_a_folder_that_others_may_write_to_is_refused(start: Start, tmp_path: Path) -> None:
+def test_a_folder_that_other_users_can_write_to_is_refused(start: Start, tmp_path: Path) -> None:
     (tmp_path / "lib" / "agent").mkdir(parents=True)
     (tmp_path / "lib" / "agent").chmod(0o777)
-    with pytest.raises(MissingError, match=r"server2: .*somebody else may write here"):
+    with pytest.raises(MissingError, match=r"server2: .*another user can write here"):
         start(deadline=soon())
 
 
 def test_bodies_errors_and_noise(start: Start) -> None:
     agent = start()
-    heard: list[int] = []
+    progress: list[int] = []
     size = 3 << 20
-    assert agent.send("count", io.BytesIO(bytes(size)), size, progress=heard.append, deadline=soon()) == size
-    assert heard[-1] == size
-    assert heard == sorted(heard)
-    assert agent.call("shout", deadline=soon()) == "heard"
+    assert agent.send("count", io.BytesIO(bytes(size)), size, progress=progress.append, deadline=soon()) == size
+    assert progress[-1] == size
+    assert progress == sorted(progress)
+    assert agent.call("print_noise", deadline=soon()) == "printed"
     with pytest.raises(ConflictError, match="server2: not this one") as caught:
         agent.send("reject", io.BytesIO(b"x"), 1, deadline=soon())
     assert caught.value.hint == "another"
     assert agent.call("echo", deadline=soon()) == {}
 
 
-def test_a_body_that_is_refused_half_way_is_not_sent_to_its_end(start: Start) -> None:
+def test_a_rejected_body_is_not_sent_to_its_end(start: Start) -> None:
     agent = start()
     size = 1 << 40
     with pytest.raises(ConflictError, match="not this one"), Path("/dev/zero").open("rb") as endless:
@@ -160,7 +158,7 @@ def test_a_source_that_ends_early(start: Start) -> None:
     assert agent.call("echo", deadline=soon(), a=1) == {"a": 1}
 
 
-def test_an_answer_that_came_too_late_is_not_taken_for_another(start: Start, tmp_path: Path) -> None:
+def test_a_late_answer_is_not_taken_for_the_next_one(start: Start, tmp_path: Path) -> None:
     agent = start(deadline=soon())
     number = agent.call("number", deadline=soon())
     with pytest.raises(DeadlineError, match="waiting for server2: the bell"):
@@ -169,7 +167,7 @@ def test_an_answer_that_came_too_late_is_not_taken_for_another(start: Start, tmp
     assert agent.call("number", deadline=soon()) == number
 
 
-def test_a_call_is_called_off_and_the_next_waits_for_its_end(start: Start, tmp_path: Path) -> None:
+def test_after_a_cancelled_call_the_next_waits_for_its_end(start: Start, tmp_path: Path) -> None:
     agent, deadline = start(deadline=soon()), soon()
     threading.Timer(0.2, deadline.cancel).start()
     with pytest.raises(Cancelled):
@@ -182,19 +180,19 @@ def test_calls_of_several_threads_do_not_mix(start: Start) -> None:
     agent = start(deadline=soon())
     results: dict[int, object] = {}
 
-    def work(which: int) -> None:
+    def work(thread_number: int) -> None:
         for turn in range(20):
-            results[which] = agent.call("echo", deadline=soon(), a=[which, turn])
+            results[thread_number] = agent.call("echo", deadline=soon(), a=[thread_number, turn])
 
-    threads = [threading.Thread(target=work, args=(which,)) for which in range(4)]
+    threads = [threading.Thread(target=work, args=(thread_number,)) for thread_number in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert results == {which: {"a": [which, 19]} for which in range(4)}
+    assert results == {thread_number: {"a": [thread_number, 19]} for thread_number in range(4)}
 
 
-def test_an_agent_that_dies_is_told_and_started_again(start: Start, tmp_path: Path) -> None:
+def test_a_dead_agent_is_reported_and_started_again(start: Start, tmp_path: Path) -> None:
     agent = start(deadline=soon())
     number = agent.call("number", deadline=soon())
     threading.Timer(0.2, os.kill, (number, signal.SIGKILL)).start()
@@ -212,16 +210,16 @@ def test_it_ends_with_its_connection(start: Start) -> None:
     assert not Path(f"/proc/{number}").exists()
 
 
-def test_uninstalling_leaves_nothing_but_what_others_run_from(start: Start, tmp_path: Path) -> None:
+def test_uninstalling_removes_all_archives_that_are_not_in_use(start: Start, tmp_path: Path) -> None:
     folder = tmp_path / "lib" / "agent"
-    old, other, mine = start(flavour="#1"), start(flavour="#2"), start()
-    for agent in (old, other, mine):
+    first, used, last = start(flavour="#1"), start(flavour="#2"), start()
+    for agent in (first, used, last):
         agent.call("echo", deadline=soon())
-    old.close()
+    first.close()
     (folder / "0.pyz.4711").touch()
-    mine.uninstall(soon())
+    last.uninstall(soon())
     assert [path.name for path in folder.iterdir()] == [f"{archive('#2').digest}.pyz"]
-    other.uninstall(soon())
+    used.uninstall(soon())
     assert not folder.exists()
     assert not folder.parent.exists()
 
@@ -261,57 +259,57 @@ def test_sudo_that_asks_gets_the_password_once(start: Start, tmp_path: Path) -> 
 
 def test_sudo_that_does_not_ask_never_sees_the_password(start: Start, tmp_path: Path) -> None:
     def never() -> str:
-        raise AssertionError("nobody asked")
+        raise AssertionError("sudo did not ask")
 
     agent = start(sudo(tmp_path, RUN), password=never, deadline=soon())
     assert agent.call("echo", deadline=soon(), a=1) == {"a": 1}
 
 
 def test_a_wrong_password_is_one_attempt(start: Start, tmp_path: Path) -> None:
-    again = f'echo "$given" >>{tmp_path}/given; echo "Sorry, try again." >&2\n'
+    refusal = f'echo "$given" >>{tmp_path}/given; echo "Sorry, try again." >&2\n'
     with pytest.raises(MissingError, match="server2: sudo refuses the password of user alice") as caught:
-        start(sudo(tmp_path, (ASK + again) * 3 + "exit 1"), password=lambda: "wrong-one", deadline=soon())
+        start(sudo(tmp_path, (ASK + refusal) * 3 + "exit 1"), password=lambda: "wrong-one", deadline=soon())
     assert (tmp_path / "given").read_text().split() in (["wrong-one"], ["wrong-one", ""])
     assert "wrong-one" not in caught.value.message
 
 
-def test_sudo_asks_and_there_is_no_password(start: Start, tmp_path: Path) -> None:
+def test_sudo_asks_and_no_password_is_configured(start: Start, tmp_path: Path) -> None:
     for password in (None, lambda: None):
-        with pytest.raises(MissingError, match="asks for the password of user alice, and none was given"):
+        with pytest.raises(MissingError, match="asks for the password of user alice, and none is configured"):
             start(sudo(tmp_path, ASK + RUN), password=password, deadline=soon())
 
 
 @pytest.mark.parametrize(
-    ("says", "code", "message"),
+    ("output", "code", "message"),
     [
-        ("sudo: a terminal is required to read the password", 1, "sudo wants a terminal"),
-        ("sudo: sorry, you must have a tty to run sudo", 1, "sudo wants a terminal"),
+        ("sudo: a terminal is required to read the password", 1, "sudo requires a terminal"),
+        ("sudo: sorry, you must have a tty to run sudo", 1, "sudo requires a terminal"),
         ("alice is not in the sudoers file.", 1, "user alice may not become root"),
         ("Sorry, user alice is not allowed to execute '/usr/bin/python3' as root on b.", 1, "may not become root"),
         ("sudo: 1 incorrect password attempt", 1, "refuses the password"),
-        ("sudo: python3: command not found", 1, "it has no python3"),
-        ("something else altogether", 5, r"exit code 5.*something else altogether"),
+        ("sudo: python3: command not found", 1, "python3 is not installed"),
+        ("another message", 5, r"exit code 5.*another message"),
     ],
 )
-def test_sudo_that_refuses(start: Start, tmp_path: Path, says: str, code: int, message: str) -> None:
+def test_sudo_that_refuses(start: Start, tmp_path: Path, output: str, code: int, message: str) -> None:
     with pytest.raises(MissingError, match=message):
-        start(sudo(tmp_path, f'echo "{says}" >&2; exit {code}'), deadline=soon())
+        start(sudo(tmp_path, f'echo "{output}" >&2; exit {code}'), deadline=soon())
 
 
-def test_no_sudo_no_python_an_old_python(start: Start, tmp_path: Path) -> None:
+def test_missing_sudo_missing_python_and_old_python(start: Start, tmp_path: Path) -> None:
     bare = Local("alice")
     bare.env = {"PATH": str(tmp_path)}
     for name in ("env", "sh"):
         (tmp_path / name).symlink_to(f"/usr/bin/{name}")
-    with pytest.raises(MissingError, match="it has no sudo"):
+    with pytest.raises(MissingError, match="sudo is not installed"):
         start(bare, deadline=soon())
     bare.user = "root"
-    with pytest.raises(MissingError, match="it has no python3"):
+    with pytest.raises(MissingError, match="python3 is not installed"):
         start(bare, deadline=soon())
     script(
         tmp_path, "python3", r"""echo "$4" | /usr/bin/sed "s/.*print('\([^']*\)'.*/\1 3 9/"; /usr/bin/cat >/dev/null"""
     )
-    with pytest.raises(MissingError, match=r"server2 has Python 3\.9; 3\.10 or newer"):
+    with pytest.raises(MissingError, match=r"server2 has Python 3\.9; the agent needs 3\.10 or newer"):
         start(bare, deadline=soon())
 
 
@@ -361,7 +359,7 @@ def test_a_connection_cut_in_the_middle_of_an_upload(start: Start, session: tupl
         agent.send("count", endless, 1 << 40, progress=cut, deadline=soon(), awaited="the image")
 
 
-def test_nothing_of_it_runs_on_when_the_connection_is_gone(
+def test_no_process_remains_after_the_connection_breaks(
     start: Start, session: tuple[ssh_session.Session, Rules], tmp_path: Path
 ) -> None:
     number = start(session[0], deadline=soon()).call("number", deadline=soon())
@@ -375,12 +373,12 @@ def test_nothing_of_it_runs_on_when_the_connection_is_gone(
 def is_running(number: int) -> bool:
     try:
         return "zombie" not in Path(f"/proc/{number}/status").read_text()
-    except OSError:  # it ended while we looked
+    except OSError:  # it ended in the meantime
         return False
 
 
-def test_an_agent_that_hears_nothing_ends() -> None:
-    """A controller that was cut off cannot say so, and sshd may take hours to notice."""
+def test_an_agent_without_requests_ends() -> None:
+    """A controller that is cut off sends nothing more, and sshd may notice that hours later."""
     code = "import sys; from vcluster.agent import request_loop as loop; loop.SILENCE_S = 0.3; "
     code += "loop.serve(sys.stdin.buffer, sys.stdout.buffer, {})"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as process:

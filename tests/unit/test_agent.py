@@ -1,4 +1,4 @@
-"""The agent's protocol, in memory: what is asked, what is answered, which errors come back."""
+"""The agent's protocol, in memory: requests, answers and errors."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def count(body: BinaryIO, size: int) -> list[int]:
     return [read, size]
 
 
-def glance(body: BinaryIO, size: int) -> str:
+def read_start(body: BinaryIO, size: int) -> str:
     return f"{body.read(3)!r} of {size}"
 
 
@@ -56,7 +56,7 @@ def raw(size: int) -> bytes:
 
 
 TABLE: dict[str, Callable[..., Any]] = {
-    function.__name__: function for function in (echo, refuse, fail, miss, count, glance, raw)
+    function.__name__: function for function in (echo, refuse, fail, miss, count, read_start, raw)
 }
 
 
@@ -85,74 +85,74 @@ def test_requests_are_answered_in_order_until_the_input_ends() -> None:
     assert answers() == []
 
 
-def test_bodies_are_streamed_and_what_is_left_of_them_is_no_request() -> None:
-    done = answers(request(1, "count", b"\n" * 100), request(2, "glance", b"{}\n{}\n"), request(3, "echo"))
+def test_unread_bytes_of_a_body_are_not_a_request() -> None:
+    done = answers(request(1, "count", b"\n" * 100), request(2, "read_start", b"{}\n{}\n"), request(3, "echo"))
     assert [answer["result"] for answer in done] == [[100, 100], "b'{}\\n' of 6", {}]
 
 
-def test_a_result_of_bytes_follows_raw() -> None:
+def test_a_result_of_bytes_follows_the_answer() -> None:
     done = answers(request(1, "raw", size=3), request(2, "echo", x=1))
     assert done == [{"id": 1, "body": 3, "content": b"\n\n\n"}, {"id": 2, "result": {"x": 1}}]
 
 
-def test_a_body_that_is_cut_short_is_an_error_and_the_end() -> None:
+def test_a_body_that_ends_early_is_an_error_and_the_last_request() -> None:
     done = answers(request(1, "count", b"123456789")[:-4])
     assert len(done) == 1
-    assert "cut short" in done[0]["error"]["message"]
+    assert "ended 4 bytes early" in done[0]["error"]["message"]
 
 
-def test_a_refusal_before_the_body_was_read_leaves_the_next_request_whole() -> None:
+def test_the_next_request_survives_an_error_before_the_body_is_read() -> None:
     done = answers(request(1, "refuse", b'{"id": 7}\n', kind="ConflictError"), request(2, "echo"))
     assert [answer["id"] for answer in done] == [1, 2]
 
 
 @pytest.mark.parametrize("kind", [VclusterError, RequestError, MissingError, ConflictError, DeadlineError])
-def test_errors_come_back_as_what_they_were(kind: type[VclusterError]) -> None:
-    words = answers(request(1, "refuse", kind=kind.__name__))[0]["error"]
-    error = request_loop.error_from_json(words, "server2")
+def test_errors_keep_their_class(kind: type[VclusterError]) -> None:
+    fields = answers(request(1, "refuse", kind=kind.__name__))[0]["error"]
+    error = request_loop.error_from_json(fields, "server2")
     assert type(error) is kind
     assert (error.message, error.hint) == ("server2: no", "try this")
 
 
 @pytest.mark.parametrize("name", ["SeveralErrors", "Cancelled", "annotations", "EXIT_INTERRUPTED", "", None])
-def test_errors_of_no_known_kind_are_still_errors(name: str | None) -> None:
+def test_errors_of_unknown_classes_are_still_errors(name: str | None) -> None:
     assert (
         type(request_loop.error_from_json({"class": name, "message": "no", "hint": None}, "server2")) is VclusterError
     )
 
 
 @pytest.mark.parametrize(
-    ("operation", "said"),
+    ("operation", "message"),
     [("fail", "fail: KeyError: 'it'"), ("miss", "miss: /nowhere: No such file or directory"), ("gone", "gone")],
 )
-def test_whatever_goes_wrong_is_one_clear_line(operation: str, said: str) -> None:
-    with pytest.raises(VclusterError, match=said) as caught:
+def test_every_failure_is_one_clear_line(operation: str, message: str) -> None:
+    with pytest.raises(VclusterError, match=message) as caught:
         LocalAgent(TABLE).call(operation, deadline=Deadline(5))
     assert "\n" not in caught.value.message
 
 
-def test_here_is_what_there_would_be() -> None:
-    here = LocalAgent({**TABLE, "pair": lambda: (1, 2)})
-    assert here.call("pair", deadline=Deadline(5)) == [1, 2]
-    assert here.call("raw", deadline=Deadline(5), size=2) == b"\n\n"
+def test_the_local_agent_behaves_like_a_remote_one() -> None:
+    agent = LocalAgent({**TABLE, "pair": lambda: (1, 2)})
+    assert agent.call("pair", deadline=Deadline(5)) == [1, 2]
+    assert agent.call("raw", deadline=Deadline(5), size=2) == b"\n\n"
     with pytest.raises(ConflictError, match="no"):
-        here.call("refuse", deadline=Deadline(5), kind="ConflictError")
+        agent.call("refuse", deadline=Deadline(5), kind="ConflictError")
     with pytest.raises(VclusterError, match="not JSON serializable"):
         LocalAgent({"odd": object}).call("odd", deadline=Deadline(5))
-    here.uninstall(Deadline(5))
-    here.close()
+    agent.uninstall(Deadline(5))
+    agent.close()
 
 
-def test_here_streams_a_body_and_tells_how_far_it_is() -> None:
-    heard: list[int] = []
-    done = LocalAgent(TABLE).send("count", io.BytesIO(b"x" * 20), 20, progress=heard.append, deadline=Deadline(5))
+def test_the_local_agent_reports_the_progress_of_a_body() -> None:
+    progress: list[int] = []
+    done = LocalAgent(TABLE).send("count", io.BytesIO(b"x" * 20), 20, progress=progress.append, deadline=Deadline(5))
     assert done == [20, 20]
-    assert heard == [7, 14, 20]
-    with pytest.raises(VclusterError, match="cut short"):
+    assert progress == [7, 14, 20]
+    with pytest.raises(VclusterError, match="ended 1 bytes early"):
         LocalAgent(TABLE).send("count", io.BytesIO(b"x" * 19), 20, deadline=Deadline(5))
 
 
-def test_here_is_called_off() -> None:
+def test_the_local_agent_can_be_cancelled() -> None:
     deadline = Deadline(5)
     deadline.cancel()
     with pytest.raises(Cancelled, match="an answer"):
@@ -160,7 +160,7 @@ def test_here_is_called_off() -> None:
 
 
 @given(st.dictionaries(st.text(min_size=1), JSON, max_size=3))
-def test_whatever_json_can_hold_comes_back_the_same(arguments: dict[str, Any]) -> None:
+def test_any_json_comes_back_unchanged(arguments: dict[str, Any]) -> None:
     assert answers(request(1, "echo", **arguments))[0]["result"] == arguments
 
 

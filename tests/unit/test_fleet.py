@@ -325,7 +325,7 @@ def test_an_image_with_a_wrong_digest_is_refused(tmp_path: Path) -> None:
     unfinished = tmp_path / "there" / f".unfinished-{manifest.digest}"
     unfinished.mkdir(parents=True)
     (unfinished / "disk.qcow2").write_bytes(b"x" * 5_000_000)
-    with pytest.raises(VclusterError, match=r"disk\.qcow2 came over changed"):
+    with pytest.raises(VclusterError, match=r"disk\.qcow2 arrived damaged"):
         deliver_image(store, manifest, tmp_path / "there")
     assert not unfinished.exists()
     deliver_image(store, manifest, tmp_path / "there")

@@ -1,4 +1,4 @@
-"""Snapshots on a server: whole or not there, in one hand until then, and never used when anything has changed."""
+"""Snapshots on a server: complete or absent, made by one process at a time, and refused after any change."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def root(tmp_path: Path) -> Iterator[str]:
         os.close(snapshot_store._locked.pop(folder))
 
 
-def filled(folder: Path, *, save: bytes | None = None, disk: bytes = DISK) -> Path:
-    """With what a template leaves in it."""
+def with_files(folder: Path, *, save: bytes | None = None, disk: bytes = DISK) -> Path:
+    """Write the files that a template leaves."""
     assert list(folder.iterdir()) == []
     (folder / "disk.qcow2").write_bytes(disk)
     (folder / "save").write_bytes(save_file.write(HEAD) + STREAM if save is None else save)
@@ -55,12 +55,12 @@ def filled(folder: Path, *, save: bytes | None = None, disk: bytes = DISK) -> Pa
 
 
 def begin(root: str, key: str = KEY, *, save: bytes | None = None, disk: bytes = DISK) -> Path:
-    """The folder of an unfinished one."""
-    return filled(Path(snapshot_store.begin_snapshot(root, key)["folder"]), save=save, disk=disk)
+    """The folder of an unfinished snapshot."""
+    return with_files(Path(snapshot_store.begin_snapshot(root, key)["folder"]), save=save, disk=disk)
 
 
 def make(root: str, key: str = KEY, *, image: str = IMAGE) -> Path:
-    """A whole snapshot."""
+    """A complete snapshot."""
     snapshot_store.finish_snapshot(str(begin(root, key)), key, UNDER, image, OURS)
     return Path(root) / key
 
@@ -69,7 +69,7 @@ def check(root: str, key: str = KEY, under: dict[str, str] = UNDER) -> dict[str,
     return snapshot_store.check_snapshot(root, key, under)
 
 
-def hold(root: str, line: Connection) -> None:
+def begin_and_wait(root: str, line: Connection) -> None:
     line.send(snapshot_store.begin_snapshot(root, KEY))
     signal.pause()
 
@@ -78,23 +78,23 @@ def make_or_wait(root: str, line: Connection) -> None:
     while (begun := snapshot_store.begin_snapshot(root, KEY))["is_busy"]:
         time.sleep(0.001)
     if begun["folder"]:
-        snapshot_store.finish_snapshot(str(filled(Path(begun["folder"]))), KEY, UNDER, IMAGE, OURS)
+        snapshot_store.finish_snapshot(str(with_files(Path(begun["folder"]))), KEY, UNDER, IMAGE, OURS)
     line.send([bool(begun["folder"]), check(root)["wrong"]])
 
 
-def elsewhere(task: Callable[[str, Connection], None], root: str) -> tuple[ForkProcess, Connection]:
-    """Another process, which does this, and what it says."""
-    ours, theirs = FORK.Pipe(duplex=False)
-    process = FORK.Process(target=task, args=(root, theirs), daemon=True)
+def in_another_process(task: Callable[[str, Connection], None], root: str) -> tuple[ForkProcess, Connection]:
+    """Run a task in another process; return the process and its messages."""
+    receiver, sender = FORK.Pipe(duplex=False)
+    process = FORK.Process(target=task, args=(root, sender), daemon=True)
     process.start()
-    theirs.close()
-    return process, ours
+    sender.close()
+    return process, receiver
 
 
 @pytest.fixture
 def maker(root: str) -> Iterator[ForkProcess]:
-    """Another process that makes KEY."""
-    process, line = elsewhere(hold, root)
+    """Another process that is making KEY."""
+    process, line = in_another_process(begin_and_wait, root)
     with line:
         assert line.recv()["folder"] == f"{root}/.unfinished-{KEY}"
         yield process
@@ -110,7 +110,7 @@ def mode(path: Path) -> int:
     return path.stat().st_mode & 0o7777
 
 
-def test_a_snapshot_from_its_beginning_to_its_end(root: str, tmp_path: Path) -> None:
+def test_the_life_of_a_snapshot(root: str, tmp_path: Path) -> None:
     nothing = {"is_there": False, "is_busy": False, "refused": "", "wrong": "", "xml": ""}
     assert check(root) == {**nothing, "ram": f"{root}/{KEY}/ram"}
     folder = begin(root)
@@ -120,12 +120,12 @@ def test_a_snapshot_from_its_beginning_to_its_end(root: str, tmp_path: Path) -> 
     assert not folder.exists()
     assert snapshot_store.begin_snapshot(root, KEY) == {"folder": "", "is_there": True, "is_busy": False}
 
-    place = Path(root) / KEY
-    assert sorted(path.name for path in place.iterdir()) == ["disk.qcow2", "manifest.json", "ram", "state"]
-    assert [mode(place / name) for name in ("disk.qcow2", "ram", "state")] == [0o600, 0o600, 0o600]
-    assert (place / "ram").read_bytes() == (bytes(300 * PAGE_BYTES) + DATA).ljust(SIZE, b"\0")
-    assert (place / "ram").stat().st_blocks * 512 < SIZE // 4
-    manifest = json.loads((place / "manifest.json").read_text())
+    folder = Path(root) / KEY
+    assert sorted(path.name for path in folder.iterdir()) == ["disk.qcow2", "manifest.json", "ram", "state"]
+    assert [mode(folder / name) for name in ("disk.qcow2", "ram", "state")] == [0o600, 0o600, 0o600]
+    assert (folder / "ram").read_bytes() == (bytes(300 * PAGE_BYTES) + DATA).ljust(SIZE, b"\0")
+    assert (folder / "ram").stat().st_blocks * 512 < SIZE // 4
+    manifest = json.loads((folder / "manifest.json").read_text())
     assert (manifest["format"], manifest["ram_data_bytes"], manifest["owner"]) == (1, PAGE_BYTES, OURS)
 
     assert check(root) == {
@@ -134,7 +134,7 @@ def test_a_snapshot_from_its_beginning_to_its_end(root: str, tmp_path: Path) -> 
         "refused": "",
         "wrong": "",
         "xml": HEAD.xml,
-        "ram": str(place / "ram"),
+        "ram": str(folder / "ram"),
     }
 
     clone = tmp_path / "clone.save"
@@ -143,8 +143,8 @@ def test_a_snapshot_from_its_beginning_to_its_end(root: str, tmp_path: Path) -> 
     written = clone.read_bytes()
     head = save_file.read(written)
     assert head == SaveHead("<domain><name>node1</name></domain>", "<cookie/>", 4096, was_running=True)
-    assert written[head.size_bytes :] == (place / "state").read_bytes()
-    with pytest.raises(MissingError, match=r"cannot be stored: .*clone.save: File exists"):
+    assert written[head.size_bytes :] == (folder / "state").read_bytes()
+    with pytest.raises(MissingError, match=r"cannot store snapshot .*clone.save: File exists"):
         snapshot_store.write_clone(root, KEY, str(clone), HEAD.xml)
     assert clone.read_bytes() == written
     snapshot_store.remove_file(str(clone))
@@ -160,13 +160,13 @@ def test_a_snapshot_from_its_beginning_to_its_end(root: str, tmp_path: Path) -> 
     assert not Path(root).exists()
 
 
-def test_it_is_all_json_and_errors_are_ours(root: str) -> None:
-    here = LocalAgent(OPERATIONS)
+def test_operations_use_json_and_project_errors(root: str) -> None:
+    agent = LocalAgent(OPERATIONS)
     deadline = Deadline(30)
-    begun = here.call("begin_snapshot", root=root, key=KEY, deadline=deadline)
+    begun = agent.call("begin_snapshot", root=root, key=KEY, deadline=deadline)
     folder = Path(begun["folder"])
-    with pytest.raises(MissingError, match=f"snapshot {KEY} cannot be stored: .*/save: No such file") as caught:
-        here.call(
+    with pytest.raises(MissingError, match=f"cannot store snapshot {KEY}: .*/save: No such file") as caught:
+        agent.call(
             "finish_snapshot",
             folder=str(folder),
             key=KEY,
@@ -176,32 +176,32 @@ def test_it_is_all_json_and_errors_are_ours(root: str) -> None:
             deadline=deadline,
         )
     assert "\n" not in caught.value.message
-    here.call("drop_snapshot", root=root, key=KEY, deadline=deadline)
+    agent.call("drop_snapshot", root=root, key=KEY, deadline=deadline)
     assert not folder.exists()
-    assert here.call("list_snapshots", root=root, deadline=deadline) == []
-    assert here.call("sweep_snapshots", root=root, deadline=deadline) == []
-    assert here.call("remove_snapshots", root=root, image_digest=IMAGE, deadline=deadline) == []
+    assert agent.call("list_snapshots", root=root, deadline=deadline) == []
+    assert agent.call("sweep_snapshots", root=root, deadline=deadline) == []
+    assert agent.call("remove_snapshots", root=root, image_digest=IMAGE, deadline=deadline) == []
     with pytest.raises(VclusterError, match=r"manifest\.json: No such file"):
-        here.call("write_clone", root=root, key=KEY, path=f"{root}x", xml="<a/>", deadline=deadline)
+        agent.call("write_clone", root=root, key=KEY, path=f"{root}x", xml="<a/>", deadline=deadline)
 
 
 @pytest.mark.parametrize(
-    ("save", "disk", "words"),
+    ("save", "disk", "message"),
     [
         (save_file.write(HEAD) + STREAM[:-1], DISK, "QEMU's stream is cut off"),
         (save_file.write(HEAD), DISK, "QEMU's stream is cut off"),
         (b"LibvirtQemudPart" + save_file.write(HEAD)[16:] + STREAM, DISK, "is incomplete"),
         (b"", DISK, "cut off: 0 bytes"),
-        (save_file.write(HEAD) + STREAM, b"", "is no qcow2 file"),
-        (save_file.write(HEAD) + STREAM, b"\0" * 100, "is no qcow2 file"),
+        (save_file.write(HEAD) + STREAM, b"", "is not a qcow2 file"),
+        (save_file.write(HEAD) + STREAM, b"\0" * 100, "is not a qcow2 file"),
     ],
 )
-def test_what_is_no_good_is_never_whole(root: str, save: bytes, disk: bytes, words: str) -> None:
+def test_an_invalid_snapshot_is_never_completed(root: str, save: bytes, disk: bytes, message: str) -> None:
     folder = begin(root, save=save, disk=disk)
-    with pytest.raises(VclusterError, match=words):
+    with pytest.raises(VclusterError, match=message):
         snapshot_store.finish_snapshot(str(folder), KEY, UNDER, IMAGE, OURS)
     assert not check(root)["is_there"]
-    assert snapshot_store.begin_snapshot(root, KEY)["is_busy"]  # it is ours still
+    assert snapshot_store.begin_snapshot(root, KEY)["is_busy"]  # this process still has it
     snapshot_store.drop_snapshot(root, KEY)
     assert begin(root).exists()
 
@@ -234,7 +234,7 @@ def garbage(text: str) -> Callable[[Path], None]:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "words"),
+    ("damage", "message"),
     [
         (flip("ram", 300 * PAGE_BYTES + 5), "ram has changed"),
         (flip("ram", 0), "ram has changed"),  # in a hole
@@ -246,37 +246,37 @@ def garbage(text: str) -> Callable[[Path], None]:
         (cut("state", 10), "state has 10 bytes"),
         (lambda folder: (folder / "ram").unlink(), "ram: No such file"),
         (lambda folder: (folder / "manifest.json").unlink(), "manifest.json: No such file"),
-        (garbage(""), "manifest.json is no manifest"),
-        (garbage("{"), "manifest.json is no manifest"),
-        (garbage("\0" * 100), "manifest.json is no manifest"),
-        (garbage("[]"), "manifest.json is no manifest"),
-        (garbage("{}"), "manifest.json is no manifest"),
-        (garbage('{"format": 1}'), "manifest.json is no manifest"),
-        (manifest(more=1), "manifest.json is no manifest"),
-        (manifest(xml=None), "manifest.json is no manifest"),
-        (manifest(files={}), "manifest.json is no manifest"),
-        (manifest(files=[]), "manifest.json is no manifest"),
-        (manifest(owner=[1]), "manifest.json is no manifest"),
-        (manifest(format=2), "is of format 2; 1 is known"),
-        (manifest(format=2, new={"way": "on"}), "is of format 2; 1 is known"),
-        (manifest(key=OTHER), f"was made as {OTHER}"),
-        (manifest(owner=[4242, 4242]), "does not belong to QEMU's user"),
+        (garbage(""), "manifest.json is not a snapshot's manifest"),
+        (garbage("{"), "manifest.json is not a snapshot's manifest"),
+        (garbage("\0" * 100), "manifest.json is not a snapshot's manifest"),
+        (garbage("[]"), "manifest.json is not a snapshot's manifest"),
+        (garbage("{}"), "manifest.json is not a snapshot's manifest"),
+        (garbage('{"format": 1}'), "manifest.json is not a snapshot's manifest"),
+        (manifest(more=1), "manifest.json is not a snapshot's manifest"),
+        (manifest(xml=None), "manifest.json is not a snapshot's manifest"),
+        (manifest(files={}), "manifest.json is not a snapshot's manifest"),
+        (manifest(files=[]), "manifest.json is not a snapshot's manifest"),
+        (manifest(owner=[1]), "manifest.json is not a snapshot's manifest"),
+        (manifest(format=2), "has format 2; this version reads format 1"),
+        (manifest(format=2, new={"field": "on"}), "has format 2; this version reads format 1"),
+        (manifest(key=OTHER), f"has the key {OTHER} in its manifest"),
+        (manifest(owner=[4242, 4242]), "no longer belongs to QEMU's user"),
     ],
 )
-def test_whatever_has_changed_is_seen(root: str, spoil: Callable[[Path], None], words: str) -> None:
+def test_any_change_is_detected(root: str, damage: Callable[[Path], None], message: str) -> None:
     folder = make(root)
     assert check(root)["wrong"] == ""
-    spoil(folder)
+    damage(folder)
     found = check(root)
     assert found["is_there"]
-    assert words in found["wrong"]
+    assert message in found["wrong"]
     assert "\n" not in found["wrong"]
     assert found["xml"] == ""
     assert [entry["key"] for entry in snapshot_store.list_snapshots(root)] == [KEY]
 
 
 @pytest.mark.parametrize(
-    ("under", "words"),
+    ("under", "message"),
     [
         ({**UNDER, "qemu": "7.1.0"}, "was made with qemu 7.2.22, not 7.1.0"),
         ({**UNDER, "qemu": "7.1.0", "libvirt": "8"}, "was made with qemu 7.2.22, not 7.1.0"),
@@ -285,22 +285,22 @@ def test_whatever_has_changed_is_seen(root: str, spoil: Callable[[Path], None], 
         ({**UNDER, "qemu": "x\n" * 100}, "not x x x x"),
     ],
 )
-def test_other_circumstances_are_named(root: str, under: dict[str, Any], words: str) -> None:
+def test_other_circumstances_are_named(root: str, under: dict[str, Any], message: str) -> None:
     make(root)
     found = check(root, under=under)["wrong"]
-    assert words in found
+    assert message in found
     assert "\n" not in found
     assert len(found) < 200
 
 
-def test_one_that_is_made_elsewhere_is_left_alone(root: str, maker: ForkProcess) -> None:
+def test_a_snapshot_of_another_process_is_not_touched(root: str, maker: ForkProcess) -> None:
     assert snapshot_store.begin_snapshot(root, KEY) == {"folder": "", "is_there": False, "is_busy": True}
     assert check(root)["is_busy"]
     assert snapshot_store.sweep_snapshots(root) == []
     snapshot_store.drop_snapshot(root, KEY)
-    with pytest.raises(VclusterError, match="is not being made here"):
+    with pytest.raises(VclusterError, match="this process is not making"):
         snapshot_store.finish_snapshot(f"{root}/.unfinished-{KEY}", KEY, UNDER, IMAGE, OURS)
-    make(root, OTHER)  # others can be made meanwhile
+    make(root, OTHER)  # another snapshot can be made at the same time
     assert (Path(root) / f".unfinished-{KEY}").exists()
 
     end(maker)
@@ -310,17 +310,17 @@ def test_one_that_is_made_elsewhere_is_left_alone(root: str, maker: ForkProcess)
     assert list(folder.iterdir()) == []
 
 
-def test_whoever_waits_finds_it_whole(root: str) -> None:
-    """Several processes want one; one of them makes it and all find it."""
+def test_all_waiting_processes_find_the_snapshot_complete(root: str) -> None:
+    """Of several processes that need a snapshot, one makes it and all find it."""
     answers = []
-    for process, line in [elsewhere(make_or_wait, root) for _ in range(4)]:
+    for process, line in [in_another_process(make_or_wait, root) for _ in range(4)]:
         with line:
             answers.append(line.recv())
         process.join()
     assert sorted(answers) == [[False, ""], [False, ""], [False, ""], [True, ""]]
 
 
-def test_sweeping_takes_what_nobody_works_on(root: str, maker: ForkProcess) -> None:
+def test_sweeping_removes_abandoned_snapshots(root: str, maker: ForkProcess) -> None:
     make(root, "whole")
     begin(root, "ours")
     for name in (".unfinished-killed", ".unfinished-whole.12345678"):
@@ -333,7 +333,7 @@ def test_sweeping_takes_what_nobody_works_on(root: str, maker: ForkProcess) -> N
     assert snapshot_store.sweep_snapshots(root) == [f".unfinished-{KEY}"]
 
 
-def test_those_of_an_image_are_listed_and_removed(root: str) -> None:
+def test_snapshots_of_an_image_are_listed_and_removed(root: str) -> None:
     make(root, "one")
     make(root, "two", image="sha256-other")
     garbage("?")(make(root, "three"))
@@ -351,15 +351,15 @@ def test_those_of_an_image_are_listed_and_removed(root: str) -> None:
     assert sorted(path.name for path in Path(root).iterdir()) == [".unfinished-four", "three", "two"]
 
 
-def test_nothing_but_a_key_is_a_key(root: str) -> None:
+def test_invalid_keys_are_refused(root: str) -> None:
     for key in ("", ".", "..", "a/b", "../a", ".unfinished-a", "a.b", "a\n", "-a", "a" * 129):
-        with pytest.raises(VclusterError, match="is no key of a snapshot"):
+        with pytest.raises(VclusterError, match="is not a snapshot's key"):
             snapshot_store.begin_snapshot(root, key)
-        with pytest.raises(VclusterError, match="is no key of a snapshot"):
+        with pytest.raises(VclusterError, match="is not a snapshot's key"):
             snapshot_store.drop_snapshot(root, key)
 
 
-def test_the_digest_is_that_of_what_is_read_and_not_of_how_it_is_kept(tmp_path: Path) -> None:
+def test_the_digest_does_not_depend_on_holes(tmp_path: Path) -> None:
     content = bytearray(20 * 2**20 + 100)
     for at in (0, 70_000, 2**23 - 1, 2**23, 15 * 2**20, len(content) - 1):
         content[at] = 7
@@ -381,7 +381,7 @@ def test_the_digest_is_that_of_what_is_read_and_not_of_how_it_is_kept(tmp_path: 
     assert len(seen) == 6
 
 
-def test_the_digest_of_nothing_is_that_of_its_size(tmp_path: Path) -> None:
+def test_the_digest_of_zeros_depends_on_the_size(tmp_path: Path) -> None:
     seen = set()
     for size in (0, 1, 2**16, 2**24):
         path, hole = tmp_path / f"{size}", tmp_path / f"{size}-hole"
@@ -393,7 +393,7 @@ def test_the_digest_of_nothing_is_that_of_its_size(tmp_path: Path) -> None:
     assert len(seen) == 4
 
 
-def test_equal_blocks_elsewhere_are_another_content(tmp_path: Path) -> None:
+def test_the_digest_depends_on_the_place_of_a_block(tmp_path: Path) -> None:
     block, hole = b"x" * sparse_digest.BLOCK_BYTES, bytes(sparse_digest.BLOCK_BYTES)
     seen = set()
     for number, content in enumerate([block + hole * 200, hole + block + hole * 199, hole * 200 + block]):
@@ -402,7 +402,7 @@ def test_equal_blocks_elsewhere_are_another_content(tmp_path: Path) -> None:
     assert len(seen) == 3
 
 
-def test_one_that_is_refused_is_not_made_again_unasked(root: str) -> None:
+def test_a_refused_snapshot_is_not_made_again(root: str) -> None:
     snapshot_store.begin_snapshot(root, KEY)
     snapshot_store.drop_snapshot(root, KEY, refused="QEMU may not open it")
     seen = snapshot_store.check_snapshot(root, KEY, {})
@@ -415,7 +415,7 @@ def test_one_that_is_refused_is_not_made_again_unasked(root: str) -> None:
     assert not Path(root).exists()
 
 
-def test_a_refusal_goes_with_its_image(root: str) -> None:
+def test_a_refusal_is_removed_with_its_image(root: str) -> None:
     key = f"{'1' * 12}-{'2' * 16}"
     snapshot_store.begin_snapshot(root, key)
     snapshot_store.drop_snapshot(root, key, refused="QEMU may not open it")

@@ -59,7 +59,7 @@ _FAILURES = (
     ),
     (
         ("not in the sudoers", "may not run sudo", "not allowed to execute", "not allowed to run"),
-        "user {user} may not use sudo",
+        "user {user} may not become root with sudo",
         "as root there: adduser {user} sudo",
     ),
     (("incorrect password", "Sorry, try again"), "sudo refuses the password of user {user}", None),
