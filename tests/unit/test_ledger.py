@@ -153,3 +153,9 @@ def test_destroy_leaves_nothing(tmp_path: Path) -> None:
 )
 def test_the_state_folder_follows_the_environment(environment: dict[str, str], root: str) -> None:
     assert ledger.state_root(environment) == Path(root)
+
+
+def test_an_empty_folder_is_not_a_cluster(files: ClusterFiles) -> None:
+    assert ledger.cluster_names(files.root) == ()
+    files.write_keys(samples.keys(1))
+    assert ledger.cluster_names(files.root) == ("lab",)

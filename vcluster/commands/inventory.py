@@ -56,18 +56,6 @@ def cluster_names(context: Context) -> tuple[str, ...]:
     return tuple(sorted(labelled | set(ledgers.cluster_names(context.state_root))))
 
 
-def only_cluster(context: Context, name: str | None) -> str:
-    """The name of the cluster that a command is about: the given name, or that of the only cluster."""
-    if name is not None:
-        return naming.check_cluster_name(name)
-    names = ledgers.cluster_names(context.state_root)
-    if len(names) == 1:
-        return names[0]
-    if names:
-        raise RequestError(f"there are {len(names)} clusters: {', '.join(names)}", hint="choose one with --name")
-    raise RequestError("there is no cluster", hint="vcluster local create -n 4")
-
-
 def read_ledger(files: ClusterFiles) -> Ledger:
     """The ledger of a cluster that must have one."""
     ledger = files.read_ledger()

@@ -42,16 +42,20 @@ def clear(context: Context, name: str, besides: Sequence[ServerSpec] = ()) -> bo
     if ledger is None:
         requests.append(servers.request_for_spec(LOCAL, carries_nodes=context.connector.has_libvirt))
     with context.fleet(requests, allow_unreachable=True) as fleet:
-        found = any(survey(server, name) for server in fleet.servers.values())
-        if not files.folder.exists() and not found and not fleet.unreachable:
-            files.destroy()
+        had_folder = files.folder.exists()
+        if not had_folder and not any(survey(server, name) for server in fleet.servers.values()):
             _on_each(fleet, snapshot_build.remove_unfinished)
             return False
         servers.require_rights(fleet)
         if ledger is None:
             _report_unvisited(context, fleet, name)
         with files.locked():
-            remove(context, fleet, files)
+            try:
+                remove(context, fleet, files)
+            except BaseException:
+                if not had_folder:  # without a ledger, the folder of the lock would look like a cluster
+                    files.destroy()
+                raise
         return True
 
 
@@ -104,7 +108,7 @@ def _on_each(fleet: Fleet, work: Callable[[Server], None]) -> None:
 
 
 def _not_reached(name: str, error: VclusterError) -> VclusterError:
-    return VclusterError(f"{name}: not reached, the ledger keeps what is there: {error.message}", hint=error.hint)
+    return VclusterError(f"{name} was not reached, nothing was removed there: {error.message}", hint=error.hint)
 
 
 def _remove_from(context: Context, server: Server, name: str) -> None:

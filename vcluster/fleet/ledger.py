@@ -58,9 +58,17 @@ def state_root(environment: dict[str, str]) -> Path:
 
 
 def cluster_names(root: Path) -> tuple[str, ...]:
-    """The clusters that have a folder in the state folder, complete or not."""
+    """The clusters that have files in the state folder, complete or not."""
     folder = root / "clusters"
-    return tuple(sorted(path.name for path in folder.iterdir() if path.is_dir())) if folder.is_dir() else ()
+    return tuple(sorted(path.name for path in folder.iterdir() if _has_files(path))) if folder.is_dir() else ()
+
+
+def _has_files(folder: Path) -> bool:
+    """Whether a folder is a cluster's; an empty folder is what the lock of a killed command left."""
+    try:
+        return folder.is_dir() and any(folder.iterdir())
+    except PermissionError:  # the cluster of another user
+        return True
 
 
 @contextmanager

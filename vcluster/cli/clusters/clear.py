@@ -46,6 +46,8 @@ def clear(name: str | None, everything: bool, verify: bool, hosts: tuple[str, ..
     """
     extra_servers = [server for host in hosts for server in servers_of(host)]
     with common.progress() as (context, _):
+        if context.connector.has_libvirt and not (name and context.files(name).ledger.exists()):
+            common.require_root(context)  # without a ledger, this machine's libvirt is searched
         names = _names_to_clear(context, name, everything)
         if names and not yes:
             _confirm(names, _data(context, names))

@@ -1,0 +1,85 @@
+"""What `clear` leaves in the state folder when it fails."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests import samples
+from vcluster.agent.client import LocalAgent
+from vcluster.commands import snapshot_build, teardown
+from vcluster.errors import MissingError, VclusterError
+from vcluster.fleet.context import Context
+from vcluster.fleet.ledger import VERSION, Ledger
+from vcluster.fleet.servers import Server, ServerRequest
+from vcluster.images.store import ImageStore
+from vcluster.resources.owned import OwnedItem
+from vcluster.util.events import Reporter
+
+
+class Connector:
+    """Opens this machine, or fails to."""
+
+    has_libvirt = True
+
+    def __init__(self, *, is_reachable: bool) -> None:
+        self.is_reachable = is_reachable
+
+    @contextmanager
+    def open(self, request: ServerRequest) -> Iterator[Server]:
+        if not self.is_reachable:
+            raise MissingError("no access to libvirt", hint="use sudo")
+        yield Server(request.name, samples.OWNER, request.storage, LocalAgent({}))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(teardown, "survey", lambda *_: ())
+    monkeypatch.setattr(teardown.servers, "require_rights", lambda _: None)
+    monkeypatch.setattr(teardown, "_report_unvisited", lambda *_: None)
+    monkeypatch.setattr(snapshot_build, "remove_unfinished", lambda _: None)
+
+
+def context_of(folder: Path, *, is_reachable: bool) -> Context:
+    connector = Connector(is_reachable=is_reachable)
+    return Context(folder / "state", connector, ImageStore(folder / "images"), Reporter())  # type: ignore[arg-type]
+
+
+def test_an_unknown_cluster_is_nothing_to_clear(tmp_path: Path) -> None:
+    assert teardown.clear(context_of(tmp_path, is_reachable=True), "nosuch") is False
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_failed_clear_of_an_unknown_cluster_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(VclusterError) as raised:
+        teardown.clear(context_of(tmp_path, is_reachable=False), "nosuch")
+    assert raised.value.message == "localhost was not reached, nothing was removed there: no access to libvirt"
+    assert raised.value.hint == "use sudo"
+    assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize("error", [VclusterError("busy"), KeyboardInterrupt()])
+def test_a_failed_clear_without_a_ledger_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(teardown, "survey", lambda *_: (OwnedItem("domain", "lab.node1", "lab"),))
+    monkeypatch.setattr(teardown, "remove", fail)
+    with pytest.raises(type(error)):
+        teardown.clear(context_of(tmp_path, is_reachable=True), "lab")
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_failed_clear_keeps_the_ledger(tmp_path: Path) -> None:
+    context = context_of(tmp_path, is_reachable=False)
+    files = context.files("lab")
+    files.folder.mkdir(parents=True)
+    files.write_ledger(Ledger(VERSION, "ready", "", samples.plan(2)))
+    with pytest.raises(VclusterError, match="localhost was not reached"):
+        teardown.clear(context, "lab")
+    assert files.read_ledger() is not None
