@@ -64,6 +64,21 @@ def test_an_interrupt_removes_everything(host: Host, bare: Survey, number: signa
     assert_unchanged(host, bare)
 
 
+def test_more_interrupts_do_not_disturb_the_removal(host: Host, bare: Survey) -> None:
+    process = host.popen("local", "create", "--name", "doomed", "-n", "2")
+    host.wait_for("virsh -q list --name | grep doomed")
+    for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+        process.send_signal(number)
+        time.sleep(0.3)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert errors.count("interrupted: removing cluster doomed") == 1
+    assert errors.index("interrupted: removing") < errors.index("remove domains took")
+    assert "still removing cluster doomed" in errors
+    assert "Traceback" not in errors
+    assert_unchanged(host, bare)
+
+
 def test_a_timeout_shows_node_stage_and_console(host: Host, bare: Survey) -> None:
     options = ("-n", "1", "--boot", "cold", "--timeout", "4")
     failed = host.vcluster("local", "create", "--name", "doomed", *options, check=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from datetime import datetime, timezone
 
 from vcluster.adapters.ssh import ssh_session
@@ -27,6 +27,7 @@ from vcluster.snapshots.template import SnapshotIndex
 from vcluster.stages import provision
 from vcluster.util import parallel
 from vcluster.util.deadline import Deadline
+from vcluster.util.interrupts import interruptible_once
 
 
 def create(
@@ -55,6 +56,7 @@ def create(
             plan, _ = admission.plan_cluster(context, fleet, spec, image=image, accel=accel)
             admission.refuse_foreign(fleet, plan)
             stack.enter_context(files.locked())
+            stack.enter_context(_interruptible(context, spec.name, keep=keep))
             stack.push(_rollback(context, fleet, files, keep=keep))
             keys = make_keys(plan.name, spec.node_names, label=naming.alias(plan.name, plan.owner))
             cluster = Deployment(context, fleet, plan, keys, deadline.with_check(fleet.check))
@@ -74,6 +76,16 @@ def create(
         return observe_status(fleet, files), boot == "auto" and snapshot_build.is_missing(plan, snapshots)
 
 
+def _interruptible(context: Context, name: str, *, keep: bool) -> AbstractContextManager[None]:
+    """Report interrupts of a create at once, and let only the first one end it."""
+    doing = "ending" if keep else f"removing cluster {name}"
+    return interruptible_once(
+        context.report.note,
+        first=f"interrupted: {doing}, this takes some seconds",
+        later=f"still {doing}; Ctrl-\\ ends at once, then vcluster clear {name} removes what is left",
+    )
+
+
 def _rollback(context: Context, fleet: Fleet, files: ClusterFiles, *, keep: bool) -> Callable[..., None]:
     """The exit callback of a create: on any error, also an interrupt, it removes what was created."""
 
@@ -86,7 +98,9 @@ def _rollback(context: Context, fleet: Fleet, files: ClusterFiles, *, keep: bool
         try:
             remove(context, fleet, files)
         except VclusterError as failure:
-            parallel.raise_all([each for each in (error, failure) if isinstance(each, VclusterError)])
+            what = f"cluster {files.name} is not removed: {failure.message}"
+            left = VclusterError(what, hint=f"vcluster clear {files.name}")
+            parallel.raise_all([each for each in (error, left) if isinstance(each, VclusterError)])
 
     return end
 

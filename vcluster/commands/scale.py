@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 
 from vcluster.adapters.node_connection import NodeConnection
@@ -24,6 +24,7 @@ from vcluster.planning import resize
 from vcluster.snapshots.template import SnapshotIndex
 from vcluster.util import parallel
 from vcluster.util.deadline import Deadline
+from vcluster.util.interrupts import interruptible_once
 
 ROLLBACK_TIMEOUT_S = 120.0
 
@@ -47,6 +48,7 @@ def add(context: Context, name: str, *, number: int = 1, asked: Sequence[str] = 
             admission.refuse_foreign(fleet, plan, present)
             keys = add_keys(files.read_keys(), names)
             cluster = Deployment(context, fleet, plan, keys, deadline.with_check(fleet.check))
+            stack.enter_context(_interruptible(context, name))
             stack.push(_rollback(cluster, ledger))
             files.write_keys(keys)  # before the ledger: every command needs the keys of every node in it
             cluster.save(replace(ledger, state="creating", plan=plan))
@@ -106,6 +108,15 @@ def _lifecycle(cluster: Deployment, snapshots: SnapshotIndex | None = None) -> N
 def _proven(ledger: Ledger) -> set[str]:
     """The nodes whose logins an earlier check has tried: all nodes of a ready cluster."""
     return {node.name for node in ledger.plan.nodes} if ledger.state == "ready" else set()
+
+
+def _interruptible(context: Context, name: str) -> AbstractContextManager[None]:
+    """Report interrupts of an add at once, and let only the first one end it."""
+    return interruptible_once(
+        context.report.note,
+        first="interrupted: removing the new nodes, this takes some seconds",
+        later=f"still removing the new nodes; Ctrl-\\ ends at once, then vcluster repair {name} restores the cluster",
+    )
 
 
 def _rollback(cluster: Deployment, ledger: Ledger) -> Callable[..., None]:

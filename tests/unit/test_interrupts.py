@@ -1,0 +1,59 @@
+"""The first interrupt ends the work; later ones are reported and do not disturb the rollback."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from contextlib import ExitStack
+
+import pytest
+
+from vcluster.util.interrupts import SIGNALS, interruptible_once
+
+
+def interrupt(number: signal.Signals = signal.SIGINT) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_only_the_first_interrupt_is_raised(number: signal.Signals) -> None:
+    reported: list[str] = []
+    lock, undone = threading.Lock(), []
+
+    def report(text: str) -> None:
+        with lock:
+            reported.append(text)
+
+    def undo(*_: object) -> None:
+        interrupt(number)
+        with lock:  # as if the interrupted code were printing
+            interrupt(signal.SIGINT)
+        undone.append("all")
+
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt), ExitStack() as stack:
+        stack.enter_context(interruptible_once(report, first="ending", later="still ending"))
+        stack.push(undo)
+        interrupt(number)
+        pytest.fail("the first interrupt did not end the work")
+    assert undone == ["all"]
+    for thread in threading.enumerate():
+        if thread is not threading.main_thread() and not thread.daemon:
+            thread.join(5)
+    assert sorted(reported) == ["ending", "still ending", "still ending"]
+    assert signal.getsignal(number) == before
+
+
+def test_other_threads_leave_signals_alone() -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    seen: list[list[object]] = []
+
+    def work() -> None:
+        with interruptible_once(print, first="", later=""):
+            seen.append([signal.getsignal(number) for number in SIGNALS])
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(5)
+    assert seen == [before]

@@ -1,0 +1,38 @@
+"""Interrupts during work that is rolled back: the first one ends the work, later ones do not disturb the rollback."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@contextmanager
+def interruptible_once(report: Callable[[str], None], *, first: str, later: str) -> Iterator[None]:
+    """Report the text `first` and raise KeyboardInterrupt at the first interrupt; at later ones, report `later`.
+
+    Only the main thread gets signals; in any other thread nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    is_interrupted = False
+
+    def interrupt(_: int, __: FrameType | None) -> None:
+        nonlocal is_interrupted
+        # The interrupted code may hold the lock of `report`, so another thread takes it.
+        threading.Thread(target=report, args=(later if is_interrupted else first,)).start()
+        if not is_interrupted:
+            is_interrupted = True
+            raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
