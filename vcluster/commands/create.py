@@ -82,7 +82,7 @@ def _interruptible(context: Context, name: str, *, keep: bool) -> AbstractContex
     return interruptible_once(
         context.report.note,
         first=f"interrupted: {doing}, this takes some seconds",
-        later=f"still {doing}; Ctrl-\\ ends at once, then vcluster clear {name} removes what is left",
+        later=f"still {doing}; Ctrl-\\ ends at once and leaves the rest to: vcluster clear {name}",
     )
 
 

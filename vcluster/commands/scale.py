@@ -115,7 +115,7 @@ def _interruptible(context: Context, name: str) -> AbstractContextManager[None]:
     return interruptible_once(
         context.report.note,
         first="interrupted: removing the new nodes, this takes some seconds",
-        later=f"still removing the new nodes; Ctrl-\\ ends at once, then vcluster repair {name} restores the cluster",
+        later=f"still removing the new nodes; Ctrl-\\ ends at once and leaves the rest to: vcluster repair {name}",
     )
 
 
