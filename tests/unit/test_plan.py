@@ -22,14 +22,14 @@ from vcluster.model.spec import DHCP, PRIVATE, AddressRange
 def test_all_names_and_addresses_differ(count: int) -> None:
     plan = samples.plan(count, subnet=None)
     nodes = plan.nodes
-    cards = [node.management for node in nodes if node.management]
-    assert len(cards) == count
-    ports = [node.port for node in nodes] + [card.port for card in cards]
+    management = [node.management for node in nodes if node.management]
+    assert len(management) == count
+    ports = [node.port for node in nodes] + [interface.port for interface in management]
     for values in (
         [node.name for node in nodes],
         [node.address for node in nodes],
-        [card.address for card in cards],
-        [node.mac for node in nodes] + [card.mac for card in cards],
+        [interface.address for interface in management],
+        [node.mac for node in nodes] + [interface.mac for interface in management],
         ports,
         [node.uuid for node in nodes],
     ):

@@ -55,8 +55,8 @@ def memory_in(content: bytes) -> dict[bytes, dict[int, bytes]]:
     block = b""
     ended = 0
     while ended < 2:  # the start section and the end section
-        word = int.from_bytes(source.read(8), "big")
-        address, flags = word & ~0xFFF, word & 0xFFF
+        header = int.from_bytes(source.read(8), "big")
+        address, flags = header & ~0xFFF, header & 0xFFF
         if flags == 4:
             while address:
                 name = source.read(source.read(1)[0])
@@ -179,8 +179,8 @@ def memory(*records: bytes) -> bytes:
         (configuration() + start(*GOOD, name=b"block"), "starts with 'block' 0 of version 4"),
         (configuration() + start(*GOOD, version=3), "starts with 'ram' 0 of version 3"),
         (configuration() + start(*GOOD, instance=1), "starts with 'ram' 1 of"),
-        (configuration() + start(*GOOD, footer=b"\x7d\0\0\0\2"), "7d00000002 where section 2 should end"),
-        (configuration() + start(*GOOD, footer=b"\x7e\0\0\0\3"), "7e00000003 where section 2 should end"),
+        (configuration() + start(*GOOD, footer=b"\x7d\0\0\0\2"), "7d00000002 instead of the footer of section 2"),
+        (configuration() + start(*GOOD, footer=b"\x7e\0\0\0\3"), "7e00000003 instead of the footer of section 2"),
         (stream([], []), "no block 'pc.ram'"),
         (stream([blocks({BIOS: SIZE})], []), "no block 'pc.ram'"),
         (stream([blocks({RAM: SIZE}), blocks({BIOS: SIZE})], []), "a second list of blocks"),

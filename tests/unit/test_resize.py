@@ -326,15 +326,15 @@ def test_all_names_and_addresses_differ_after_any_changes(steps: list[tuple[bool
         plan = larger(plan, number, facts=facts) if is_growth else shrink(plan, names(plan)[1:][-number:])
         stayed = {node.name for node in before.nodes} & {node.name for node in plan.nodes}
         assert all(before.node(name) == plan.node(name) for name in stayed)
-    cards = [node.management for node in plan.nodes if node.management]
+    management = [node.management for node in plan.nodes if node.management]
     for values in (
         names(plan),
         [node.index for node in plan.nodes],
         [node.address for node in plan.nodes],
-        [node.mac for node in plan.nodes] + [card.mac for card in cards],
-        [(node.server, card.address) for node, card in zip(plan.nodes, cards, strict=True)],
+        [node.mac for node in plan.nodes] + [interface.mac for interface in management],
+        [(node.server, interface.address) for node, interface in zip(plan.nodes, management, strict=True)],
         [node.vni for node in plan.nodes if node.vni],
-        [node.port for node in plan.nodes] + [card.port for card in cards],
+        [node.port for node in plan.nodes] + [interface.port for interface in management],
         *[server.interface_names for server in plan.servers],
     ):
         assert len(set(values)) == len(values)

@@ -101,7 +101,7 @@ class Pool:
 
 @dataclass(frozen=True, slots=True)
 class ServerPlan:
-    """What one server carries. `login` is None for this machine.
+    """The plan of one server. `login` is None for this machine.
 
     `host_key` is the only key that it may show. A server without nodes has no network, no pool and no image.
     """

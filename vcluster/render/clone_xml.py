@@ -91,7 +91,7 @@ def _memory_arguments(root: Element, ram: Path) -> Element:
     if unit != "KiB" or not kib.isdecimal() or not int(kib):  # libvirt writes KiB
         raise VclusterError(f"the saved domain XML has a memory of {kib!r} {unit}")
     if "," in str(ram):
-        raise VclusterError(f"the path {ram} contains a comma, where QEMU ends the path")
+        raise VclusterError(f"the path {ram} contains a comma, and QEMU would cut it there")
     size = int(kib) * 1024
     backend = (
         f"memory-backend-file,id={RAM},size={size},mem-path={ram},share=off,x-use-canonical-path-for-ramblock-id=off"

@@ -122,7 +122,7 @@ def template_xml(machine: Machine, name: str, *, by: str, macs: Mapping[str, str
     """
     owner = element(f"{{{TEMPLATE_NAMESPACE}}}template")
     owner.attrib.update(by=by)
-    unconnected = [_unconnected_interface(mac, mtu if card == "lab0" else None) for card, mac in macs.items()]
+    unconnected = [_unconnected_interface(mac, mtu if interface == "lab0" else None) for interface, mac in macs.items()]
     names = [element("name", name), element("title", "vcluster template"), element("metadata", owner)]
     return text_of(_domain(machine, names, [element("controller", type="usb", model="none"), *unconnected]))
 

@@ -118,15 +118,15 @@ class _Memory:
         limit = self._sizes[block] if block is not None else 0
         is_guest = block == _GUEST_BLOCK
         while True:
-            word = int.from_bytes(take(8), "big")
-            flags = word % PAGE_BYTES
+            header = int.from_bytes(take(8), "big")
+            flags = header % PAGE_BYTES
             kind = flags & ~_CONTINUE
             if kind not in (_ZERO, _PAGE):
                 self._block = block
                 if flags == _EOS:
-                    self._state.write(_be(word, 8))
+                    self._state.write(_be(header, 8))
                     return
-                self._read_blocks(word, flags)
+                self._read_blocks(header, flags)
                 continue
             if not flags & _CONTINUE:
                 block = self._stream.name()
@@ -135,7 +135,7 @@ class _Memory:
                 limit, is_guest = self._sizes[block], block == _GUEST_BLOCK
             elif block is None:
                 raise StreamError("QEMU's stream has a page without a block")
-            address = word - flags
+            address = header - flags
             if address >= limit:
                 raise StreamError(f"QEMU's stream has a page at {address} of {_shown(block)}, which has {limit} bytes")
             data = take(PAGE_BYTES if kind == _PAGE else 1)
@@ -168,28 +168,28 @@ class _Memory:
         self._at = address + PAGE_BYTES
 
     def _copy(self, address: int, kind: int, block: bytes, data: bytes) -> None:
-        """Write a page of another block. CONTINUE is set anew: pages of the guest between are left out."""
+        """Write a page of another block. CONTINUE depends on the last page in `state`."""
         if block == self._state_block:
             self._state.write(_be(address | kind | _CONTINUE, 8) + data)
         else:
             self._state.write(_be(address | kind, 8) + _named(block) + data)
             self._state_block = block
 
-    def _read_blocks(self, word: int, flags: int) -> None:
+    def _read_blocks(self, header: int, flags: int) -> None:
         """Read the list of blocks and write it with the new name of the guest's memory."""
         if flags != _MEM_SIZE:
             known = next((f" ({name})" for flag, name in _KINDS.items() if flags & flag), "")
             raise StreamError(f"QEMU's stream has a record of an unknown kind: {flags:#x}{known}")
         if self._sizes:
             raise StreamError("QEMU's stream has a second list of blocks")
-        self._state.write(_be(word, 8))
-        total = left = word - flags
-        while left > 0:
+        self._state.write(_be(header, 8))
+        total = remaining = header - flags
+        while remaining > 0:
             name, size = self._stream.name(), self._stream.number(8)
-            if name in self._sizes or name == BLOCK or not 0 < size <= left or size % PAGE_BYTES:
+            if name in self._sizes or name == BLOCK or not 0 < size <= remaining or size % PAGE_BYTES:
                 raise StreamError(f"QEMU's stream has a block {_shown(name)} of {size} bytes, of {total} in all")
             self._sizes[name] = size
-            left -= size
+            remaining -= size
             self._state.write(_named(BLOCK if name == _GUEST_BLOCK else name) + _be(size, 8))
         self._has_data = bytearray(self._sizes.get(_GUEST_BLOCK, 0) // PAGE_BYTES)
 
@@ -221,7 +221,7 @@ def _ram_sections(stream: _Stream, memory: _Memory, state: BinaryIO) -> None:
             raise StreamError(f"QEMU's stream has section {found} before the end of the memory, section {number}")
         memory.section()
         if (footer := stream.take(5)) != _be(_FOOTER, 1) + _be(found, 4):
-            raise StreamError(f"QEMU's stream has {footer.hex()} where section {found} should end")
+            raise StreamError(f"QEMU's stream has {footer.hex()} instead of the footer of section {found}")
         state.write(footer)
 
 
