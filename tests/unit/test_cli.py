@@ -1,4 +1,4 @@
-"""Requests about other servers that are wrong as written: one line, exit code 2, and nobody was asked anything."""
+"""Wrong requests: one line, exit code 2, and no question. Options and variables become a spec."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vcluster.model.spec import Login, ServerSpec, Spec
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         (["remote", "create"], "Missing option '--switch'"),
         (["remote", "create", "--switch", "localhost"], "the switch is this machine itself"),
@@ -53,12 +53,12 @@ from vcluster.model.spec import Login, ServerSpec, Spec
         (["path", "node1"], "Missing argument"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(
+def test_a_wrong_request_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
     arguments: list[str],
-    words: str,
+    message: str,
 ) -> None:
     file = tmp_path / "config.ini"
     file.write_text("[switch]\nhost = server2\n[server server1]\nhost = localhost\n")
@@ -66,15 +66,15 @@ def test_what_is_wrong_is_said_in_one_line(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["vcluster", *(word.format(config=file) for word in arguments)])
     assert main._run() == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert words in said.err
-    assert said.err.startswith("vcluster: ")
-    assert "Traceback" not in said.err
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert message in output.err
+    assert output.err.startswith("vcluster: ")
+    assert "Traceback" not in output.err
 
 
 def _order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *arguments: str) -> request.CreateRequest:
-    """What a command would make."""
+    """The request that a command makes."""
     orders: list[request.CreateRequest] = []
     monkeypatch.setattr(create, "_make", lambda order, **_: orders.append(order))
     monkeypatch.setattr(sys, "argv", ["vcluster", *arguments])
@@ -112,8 +112,8 @@ def test_all_mistakes_of_a_command_at_once(monkeypatch: pytest.MonkeyPatch, caps
     arguments = ["remote", "create", "--switch", "a b", "--memory", "lots", "--interface", "a/b", "--user", "root"]
     monkeypatch.setattr(sys, "argv", ["vcluster", *arguments])
     assert main._run() == 2
-    said = capsys.readouterr().err
-    assert [line.removeprefix("vcluster: ").split(":")[0] for line in said.splitlines()] == [
+    output = capsys.readouterr().err
+    assert [line.removeprefix("vcluster: ").split(":")[0] for line in output.splitlines()] == [
         "--memory", "--interface", "--user", "--switch",
     ]  # fmt: skip
 
@@ -128,8 +128,8 @@ def test_help_shows_every_key(mode: str) -> None:
     }[mode]  # fmt: skip
 
 
-def test_what_is_slow_to_import_waits_for_the_command_that_needs_it() -> None:
-    # Modules of this process are there already: the source tells.
+def test_commands_import_slow_modules_when_they_run() -> None:
+    # This process has imported all modules already, so the test reads the source.
     source = Path(create.__file__).read_text()
     at_the_top = [line for line in source.splitlines() if line.startswith(("from vcluster", "import vcluster"))]
     assert at_the_top == [

@@ -286,7 +286,7 @@ def test_the_error_quotes_the_output_when_the_logs_are_removed(tmp_path: Path) -
         (["copy", "data", "node9:"], "has no node"),
         (["power"], ""),
         (["power", "on", "-w", "node9"], "has no node"),
-        (["power", "status", "--name", "none"], "there is no cluster none"),
+        (["power", "status", "--name", "none"], "cluster none does not exist"),
         (["provision"], "Missing argument"),
         (["provision", "none.sh"], "script none.sh: No such file"),
         (["provision", "a:b"], "has no interpreter line"),

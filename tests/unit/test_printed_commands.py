@@ -226,9 +226,9 @@ def test_commands_of_other_tools_are_answered(
 @pytest.mark.parametrize(
     ("clusters", "words", "error"),
     [
-        ((), ("status",), "there are no clusters (vcluster local create -n 4)"),
-        ((), ("start", "big"), "there is no cluster big (to create it: vcluster local create --name big)"),
-        ((), ("status", "big"), "there is no cluster big (vcluster list)"),
+        ((), ("status",), "no cluster exists (vcluster local create -n 4)"),
+        ((), ("start", "big"), "cluster big does not exist (to create it: vcluster local create --name big)"),
+        ((), ("status", "big"), "cluster big does not exist (vcluster list)"),
         (("lab", "other"), ("status",), "there are 2 clusters: lab, other (name one of them: --name NAME)"),
         (
             ("lab", "other"),

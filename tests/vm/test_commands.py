@@ -86,7 +86,7 @@ def test_timing_shows_every_stage_of_every_node(cluster: Cluster) -> None:
         (["exec", "-w", "red[1-9]", "--", "true"], 2, "has no node"),
         (["exec", "-w", "red[", "--", "true"], 2, "is not a nodeset"),
         (["console", "../red1", "--log"], 2, "has no node"),
-        (["status", "none"], 2, "there is no cluster none"),
+        (["status", "none"], 2, "cluster none does not exist"),
         (["local", "create", "-n", "1"], 4, "cluster lab exists"),
         (["local", "create", "-n", "1", "--name", "b", "--subnet", "10.0.0.128/25"], 4, "overlaps a subnet of cluster"),
         (

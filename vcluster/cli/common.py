@@ -170,8 +170,8 @@ def _no_cluster(context: Context, name: str | None) -> RequestError:
         hint = f"sudo vcluster status {name or roots[0]}" if name or len(roots) == 1 else "sudo vcluster list"
         return RequestError(f"{own}; root has: {', '.join(roots)}", hint=hint)
     if name is None:
-        return RequestError("there are no clusters", hint="vcluster local create -n 4")
-    return RequestError(f"there is no cluster {name}", hint="vcluster list")
+        return RequestError("no cluster exists", hint="vcluster local create -n 4")
+    return RequestError(f"cluster {name} does not exist", hint="vcluster list")
 
 
 def invocation() -> Invocation:

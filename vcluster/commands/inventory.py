@@ -67,7 +67,7 @@ def read_ledger(files: ClusterFiles) -> Ledger:
     if ledger is None and files.folder.exists():
         raise VclusterError(f"the ledger of cluster {files.name} is lost", hint=f"vcluster clear {files.name}")
     if ledger is None:
-        raise RequestError(f"there is no cluster {files.name}", hint="vcluster list")
+        raise RequestError(f"cluster {files.name} does not exist", hint="vcluster list")
     return ledger
 
 

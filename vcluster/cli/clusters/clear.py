@@ -93,7 +93,7 @@ def _confirm(names: tuple[str, ...], data: tuple[str, ...]) -> None:
 def _clear_all(
     context: Context, names: tuple[str, ...], extra_servers: Sequence[ServerSpec]
 ) -> tuple[list[Document], list[VclusterError]]:
-    """Try every cluster; what was there of those that are gone now, and the errors of the others."""
+    """Try every cluster. Returns the removed clusters, and the errors of the others."""
     from vcluster.commands import teardown
 
     cleared: list[Document] = []

@@ -26,7 +26,7 @@ wait_option: Callable[[F], F] = click.option("--wait", is_flag=True, help="Wait 
 def power() -> None:
     """Switch nodes on or off.
 
-    Uses libvirt alone: it works whatever runs on the nodes, and without their networks.
+    Uses libvirt alone: it works with any guest system, and without the nodes' networks.
     """
 
 
