@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import pytest
 
-from vcluster.cli import main
+from vcluster.cli import common, main
 from vcluster.cli.clusters import create
 from vcluster.config import options, request
 from vcluster.model.spec import Login, ServerSpec, Spec
@@ -106,6 +106,17 @@ def test_options_and_variables_become_a_spec(monkeypatch: pytest.MonkeyPatch, tm
     )
     again = _order(monkeypatch, tmp_path, "local", "create", "--sudo-command", "/a", "--sudo-command", "/b,/c")
     assert again.spec.sudo_commands == ("/a", "/b", "/c")
+
+
+@pytest.mark.parametrize(("subnet", "is_public"), [("8.8.8.0/24", True), ("10.7.0.0/24", False)])
+def test_a_public_subnet_is_noted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, subnet: str, is_public: bool
+) -> None:
+    monkeypatch.setenv("VCLUSTER_IMAGE_DIR", str(tmp_path / "none"))
+    monkeypatch.setattr(common, "require_root", lambda _: None)
+    monkeypatch.setattr(sys, "argv", ["vcluster", "local", "create", "--plan", "--subnet", subnet])
+    assert main._run() == 2  # there is no image to plan with
+    assert (f"{subnet} is a public network" in capsys.readouterr().err) is is_public
 
 
 def test_all_mistakes_of_a_command_at_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -353,7 +353,7 @@ password = env:hunter2!
         ("nodes = 4", "nodes = four", "2: [cluster] nodes: 'four' is not a number; 1 to 4094"),
         ("nodes = 4", "nodes = 0", "2: [cluster] nodes: 0 is out of range; 1 to 4094"),
         ("nodes = 4", "nodes = 4095", "2: [cluster] nodes: 4095 is out of range; 1 to 4094"),
-        ("nodes = 4", "nodes = -1", "2: [cluster] nodes: '-1' is not a number; 1 to 4094"),
+        ("nodes = 4", "nodes = -1", "2: [cluster] nodes: -1 is out of range; 1 to 4094"),
         ("nodes = 4", "nodes = ٤", "2: [cluster] nodes: '٤' is not a number; 1 to 4094"),
         ("nodes = 4", "nodes = 4 # four", "2: [cluster] nodes: '4 # four' is not a number; 1 to 4094; write comments "
          "on separate lines"),

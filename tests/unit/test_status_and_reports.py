@@ -9,11 +9,12 @@ import pytest
 
 from tests import samples
 from vcluster.adapters.process import Completed
-from vcluster.cli.output import check_report, run_report, status_report, timing_report
+from vcluster.cli.output import check_report, plan_report, run_report, status_report, timing_report
 from vcluster.cli.output.hints import Reader
 from vcluster.fleet.ledger import StageTime
 from vcluster.model import codec
 from vcluster.model.plan import Plan
+from vcluster.model.spec import StorageNode
 from vcluster.model.status import PAUSED, RUNNING, STOPPED, Observed, PowerState, Status, status_of
 from vcluster.stages.check import Check, CheckReport
 
@@ -118,6 +119,14 @@ def test_the_json_contract() -> None:
     ]  # fmt: skip
     assert document["nodes"][0]["address"] == "10.0.0.1"
     assert document["nodes"][0]["vni"] is None
+
+
+def test_a_node_that_serves_a_disk_is_a_storage_node() -> None:
+    plan = samples.plan(3, stores=(StorageNode("node1", 8), StorageNode("node3", 8)))
+    found = status_of(plan, ledger_state="ready", is_being_changed=False, seen={}, lost={})
+    assert [node.role for node in found.nodes] == ["head", "worker", "storage"]
+    rows = plan_report.text(plan_report.document(plan, {})).splitlines()
+    assert [row.split()[1] for row in rows if row.startswith("node")] == ["head", "worker", "storage"]
 
 
 def verdict(*, ssh_back: bool) -> CheckReport:

@@ -66,7 +66,7 @@ def number(low: int, high: int) -> Callable[[str], int]:
     """A reader of whole numbers from `low` to `high`."""
 
     def parse_number(text: str) -> int:
-        if not re.fullmatch(r"[0-9]{1,12}", text):
+        if not re.fullmatch(r"-?[0-9]{1,12}", text):
             raise RequestError(f"{shown(text)} is not a number", hint=f"{low} to {high}")
         if not low <= int(text) <= high:
             raise RequestError(f"{int(text)} is out of range", hint=f"{low} to {high}")

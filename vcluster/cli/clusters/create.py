@@ -16,6 +16,7 @@ from vcluster.cli.help_layout import Command, Group, PanelOption, examples
 
 if TYPE_CHECKING:
     from vcluster.config.request import CreateRequest
+    from vcluster.fleet.context import Context
     from vcluster.model.spec import ServerSpec
     from vcluster.stages.provision import Job
 
@@ -301,6 +302,7 @@ def _create(order: CreateRequest, job: Job | None, output: str, *, keep: bool, w
         if order.spec.mode != "shared":
             common.require_root(context)
         common.invocation().cluster = spec.name
+        _warn_of_public_subnet(order, context)
         status, is_cold = create.create(
             context, spec, image_name=order.image, accel=order.accel, keep=keep, boot=order.boot, job=job
         )
@@ -315,15 +317,23 @@ def _create(order: CreateRequest, job: Job | None, output: str, *, keep: bool, w
 
 def _show_plan(order: CreateRequest, output: str) -> None:
     from vcluster.cli.output import plan_report
+    from vcluster.cli.output.progress import ProgressLines
     from vcluster.commands import admission
 
-    context = common.context()
+    context = common.context(ProgressLines())
     if order.spec.mode != "shared":
         common.require_root(context)
+    _warn_of_public_subnet(order, context)
     image = context.images.find(order.image)
     with context.fleet(admission.server_requests(order.spec)) as fleet:
         plan, facts = admission.plan_cluster(context, fleet, order.spec, image=image, accel=order.accel)
     common.emit(output, plan_report.document(plan, facts), plan_report.text)
+
+
+def _warn_of_public_subnet(order: CreateRequest, context: Context) -> None:
+    subnet = order.spec.subnet
+    if subnet and not subnet.is_private:
+        context.report.note(f"{subnet} is a public network; nodes cannot reach the hosts on the internet that have it")
 
 
 COMMANDS = (local, remote, shared)

@@ -50,8 +50,9 @@ def _wiring(plan: Document) -> Iterable[str]:
 
 
 def _node_row(node: Document) -> tuple[object, ...]:
+    role = "storage" if node["data_gib"] and node["role"] != "head" else node["role"]
     return (
-        node["name"], node["role"], node["server"], node["address"], node["mac"], node["bridge"], node["port"],
+        node["name"], role, node["server"], node["address"], node["mac"], node["bridge"], node["port"],
         node["vni"] or "-", node["management"]["address"] if node["management"] else "-",
     )  # fmt: skip
 
