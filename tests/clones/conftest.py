@@ -67,14 +67,14 @@ def snapshot(host: Host, beginning: Beginning) -> str:
     """The key of the server's snapshot."""
     del beginning
     (key,) = host.snapshots()
-    assert host.vcluster("image", "warm").stdout == "all is kept already\n"
+    assert host.vcluster("image", "warm").stdout == "all snapshots are stored already\n"
     return key
 
 
 @pytest.fixture
 def restored_snapshot(host: Host, snapshot: str) -> Iterator[None]:
     """After the test the snapshot is as it was, whatever the test does to it."""
-    folder, copy = f"{SNAPSHOTS}/{snapshot}", "/var/lib/vcluster-kept"
+    folder, copy = f"{SNAPSHOTS}/{snapshot}", "/var/lib/vcluster-copy"
     host.sh(f"cp -a --reflink=auto --sparse=always {folder} {copy}")
     yield
     host.vcluster("clear", "doomed", "-y", check=False)

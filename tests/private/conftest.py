@@ -60,7 +60,7 @@ def cluster(place: Place, bare: Survey) -> Iterator[Cluster]:
     yield Cluster(host, "lab", NODES, host.vcluster("ssh-config", "--path").stdout.strip(), user="student")
     refused = host.vcluster("clear", "lab", check=False)
     assert refused.returncode == 4
-    assert "lab: a disk of 1 GiB that w053 serves: what is on it will be deleted" in refused.stderr
+    assert "lab: a disk of 1 GiB that w053 serves: its data will be deleted" in refused.stderr
     assert host.json("status")["state"] == "ready"
     host.vcluster("clear", "lab", "-y")
     assert left_behind(survey(host), bare) == {}  # a test has rebooted the server

@@ -53,7 +53,7 @@ def test_an_unknown_host_gets_an_address_of_another_range_and_is_marked(cluster:
     for address, node in nodes.items():
         assert (found[address]["name"], found[address]["mac"]) == (node["name"], node["mac"])
         assert not found[address]["stranger"]
-    assert "stranger" in cluster.host.vcluster("discover").stdout
+    assert "unknown host" in cluster.host.vcluster("discover").stdout
 
 
 def test_the_lease_of_an_unknown_host_that_left_is_listed(cluster: Cluster) -> None:

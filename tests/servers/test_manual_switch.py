@@ -85,7 +85,7 @@ def test_a_cluster_through_a_manual_switch_side(bed: Bed) -> None:
     assert path["crossed"]
     assert [hop["passed"] for hop in path["hops"]] == [True, True, None, None, True, True]
     shown = bed.control.vcluster("path", "--name", "doomed", "node1", "node2").stdout
-    assert re.search(r"vx-doomed-1 +\S+ +\? +\? +\? +not open to us", shown), shown
+    assert re.search(r"vx-doomed-1 +\S+ +\? +\? +\? +cannot be read from here", shown), shown
 
     assert bed.control.vcluster("clear", "doomed", "-y", "--verify").stdout == "doomed: cleared\nnothing left\n"
     assert [side["cluster"] for side in sides(bed)] == ["doomed"]

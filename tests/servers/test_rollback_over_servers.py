@@ -260,8 +260,8 @@ def test_a_firewall_on_the_switch(doomed: Doomed, bare: Survey, kind: str) -> No
             doctor = ["doctor", "--switch", bed.switch.server.name]
             found = bed.control.vcluster(*doctor, check=False)
             assert found.returncode == 3
-            assert f"tunnel localhost to {bed.switch.server.name}: frames of 1450 bytes get lost" in found.stdout
-            fix = re.search(r"mend: (nft .*)", error)
+            assert f"tunnel localhost to {bed.switch.server.name}: tunnels lose frames of 1450 bytes" in found.stdout
+            fix = re.search(r"fix: (nft .*)", error)
             assert fix
             assert fix[1] in found.stdout
             bed.switch.sh(fix[1])
@@ -411,7 +411,7 @@ def test_an_image_that_arrived_changed_is_sent_again(delivery: Delivery) -> None
     delivery.unfinished.write_bytes(b"!" * 100 * MIB)
     bed = delivery.doomed.bed
     error = refused(bed, *delivery.command, exit_code=1, VCLUSTER_IMAGE_DIR=delivery.store)
-    assert "four: image file disk.qcow2 came over changed (the same command again sends it anew)" in error
+    assert "four: image file disk.qcow2 arrived damaged (run the command again; it sends the file again)" in error
     assert not delivery.unfinished.exists()
     assert not delivery.complete.exists()
 

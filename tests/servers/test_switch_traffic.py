@@ -123,7 +123,7 @@ def test_path_finds_a_short_cut(bed: Bed, red: Cluster) -> None:
         assert "port vt-red-2 of bridge vb-red-2" in str(status(bed, "red")["missing"])
     finally:
         repaired = bed.control.vcluster("repair", "red", timeout_s=120)
-    assert "mended: port vt-red-2 of bridge vb-red-2" in repaired.stdout
+    assert "repaired: port vt-red-2 of bridge vb-red-2" in repaired.stdout
     assert bed.control.json("path", "--name", "red", "red1", "red2")["crossed"]
 
 

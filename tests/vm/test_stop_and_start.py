@@ -43,7 +43,7 @@ def test_stopped_and_started(cluster: Cluster) -> None:
     assert host.vcluster("power", "on", "-w", "red1").stdout == "red1: on\n"
     assert host.vcluster("power", "on", "-w", "red1", "--wait").stdout == "red1: already on\n"
     assert host.vcluster("start", timeout_s=300).stdout == "lab: ready\n"
-    assert host.vcluster("start").stdout == "lab: was up already\n"
+    assert host.vcluster("start").stdout == "lab: was running already\n"
     assert host.json("status")["state"] == "ready"
     assert host.json("check", timeout_s=120)["passed"] is True
 
