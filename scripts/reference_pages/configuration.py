@@ -2,40 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
 from reference_pages.text import NOTE, code, table
 from vcluster.config import readers
-from vcluster.config.options import CLUSTER, PANELS, option_name
+from vcluster.config.options import CLUSTER, PANELS, Key, option_name
+
+HEADER = ("key", "value", "default", "meaning")
+MACHINES = {"[switch]": readers.SWITCH_KEYS, "[server NAME]": readers.SERVER_KEYS}
 
 
-def cluster_rows(panel: str) -> list[tuple[str, str, str, str]]:
-    """The keys of [cluster] below a heading: key, value, default, meaning."""
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A key with its value, its default and its meaning, as plain texts."""
+
+    key: str
+    value: str
+    default: str
+    meaning: str
+
+
+def cluster_entries(panel: str) -> list[Entry]:
+    """The keys of [cluster] below a heading."""
     return [
-        (code(name), code(key.metavar), key.default_shown, f"{key.help} Option: `{option_name(name)}`.")
+        Entry(name, key.metavar, key.default_shown, f"{key.help}{_list(key)} Option: `{option_name(name)}`.")
         for name, key in CLUSTER.items()
         if key.panel == panel
     ]
 
 
+def _list(key: Key) -> str:
+    return " In the file, commas separate the items." if key.repeats else ""
+
+
+def machine_entries(keys: Mapping[str, readers.MachineKey]) -> list[Entry]:
+    """The keys of a section that describes a machine."""
+    return [Entry(name, key.metavar, key.default, key.help) for name, key in keys.items()]
+
+
 def page() -> str:
     """The page in Markdown."""
     clusters = "\n".join(
-        f"### {panel}\n\n{table(('key', 'value', 'default', 'meaning'), cluster_rows(panel))}"
-        for panel in PANELS
-        if cluster_rows(panel)
+        f"### {panel}\n\n{_table(cluster_entries(panel))}" for panel in PANELS if cluster_entries(panel)
     )
-    machines = {
-        "`[switch]`": readers.SWITCH,
-        "`[server NAME]`": readers.SERVER,
-    }
-    others = "\n".join(
-        f"## {title}\n\n{table(('key',), [(code(key),) for key in keys])}" for title, keys in machines.items()
-    )
-    return f"{NOTE}# Configuration file\n\n{INTRODUCTION}\n## `[cluster]`\n\n{clusters}\n{others}"
+    machines = "\n".join(f"## `{title}`\n\n{_table(machine_entries(keys))}" for title, keys in MACHINES.items())
+    return f"{NOTE}# Configuration file\n\n{INTRODUCTION}\n## `[cluster]`\n\n{clusters}\n{machines}"
+
+
+def _table(entries: Sequence[Entry]) -> str:
+    return table(HEADER, [(code(one.key), code(one.value), one.default, one.meaning) for one in entries])
 
 
 INTRODUCTION = """\
 `vcluster shared create` reads this file.
-`config.template` in the checkout is an example.
+The file `config.template` of the checkout is an example.
 The file has one section `[cluster]`, one section `[switch]`, and one section `[server NAME]` for each server.
 An option on the command line overrides the key of its name.
 """

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from reference_pages import commands, configuration, environment
+from reference_pages.configuration import Entry
 from reference_pages.text import roff
 from vcluster import __version__
-from vcluster.config import readers
 from vcluster.config.options import PANELS
 
 EXIT_CODES = {
@@ -28,6 +28,11 @@ def _head(name: str, section: int, title: str) -> str:
 
 def _entry(term: str, text: str) -> str:
     return f".TP\n.B {roff(term)}\n{roff(' '.join(text.split())) or '.'}\n"
+
+
+def _key(one: Entry) -> str:
+    default = f" Default: {one.default}." if one.default else ""
+    return _entry(f"{one.key} = {one.value}", one.meaning + default)
 
 
 def command_page() -> str:
@@ -55,15 +60,14 @@ def configuration_page() -> str:
     plain = configuration.INTRODUCTION.replace("`", "")
     parts = [
         _head("vcluster-config", 5, "configuration file of vcluster shared create"),
-        f".SH DESCRIPTION\n{roff(plain)}",
+        f".SH DESCRIPTION\n{roff(plain)}\n",
         ".SH [cluster]\n",
     ]
     for panel in PANELS:
-        rows = configuration.cluster_rows(panel)
-        parts += [f".SS {roff(panel)}\n"] if rows else []
-        parts += [_entry(f"{key} = {value}".replace("`", ""), text) for key, value, _, text in rows]
-    for title, keys in (("[switch]", readers.SWITCH), ("[server NAME]", readers.SERVER)):
-        parts.append(f".SH {title}\n")
-        parts += [f".TP\n.B {roff(key)}\n" for key in keys]
+        entries = configuration.cluster_entries(panel)
+        parts += [f".SS {roff(panel)}\n"] if entries else []
+        parts += map(_key, entries)
+    for title, keys in configuration.MACHINES.items():
+        parts += [f".SH {title}\n", *map(_key, configuration.machine_entries(keys))]
     parts.append(".SH SEE ALSO\n.BR vcluster (1)\n")
     return "".join(parts)

@@ -196,7 +196,7 @@ def _check_switch(config: _Config, switch: SectionReader) -> None:
             near = get_close_matches(name, [server.name for server in config.servers], n=1)
             switch.add_error("server", f"there is no [server {name}]" + (f"; did you mean {near[0]}?" if near else ""))
         for key in switch.entries:
-            if key in readers.MACHINE:
+            if key in readers.MACHINE_KEYS:
                 switch.add_error(key, f"belongs in [server {name}], because that server is the switch")
         return
     if "host" not in switch.entries and not {"host", "server"} & switch.invalid:

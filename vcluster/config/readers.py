@@ -17,7 +17,7 @@ from typing import Any
 from vcluster.errors import RequestError
 from vcluster.model import naming
 from vcluster.model.naming import HOST_NAME_MAX, INTERFACE_NAME_MAX, NODES_MAX, shown
-from vcluster.model.spec import LOCAL_SERVER
+from vcluster.model.spec import LOCAL_SERVER, SERVER_TIMEOUT_S, STORAGE_PATH
 
 VNI_MAX = 2**24 - 1  # RFC 7348
 PORT_MAX = 65535
@@ -200,23 +200,68 @@ def _path(text: str) -> Path:
     return Path(text)
 
 
-MACHINE: Table = {
-    "host": parse_host,
-    "user": login_name,
-    "port": number(1, PORT_MAX),
-    "password": _password,
-    "key": _key,
-    "fingerprint": matching(_FINGERPRINT, "a fingerprint", "SHA256:… as `ssh-keygen -l` prints it"),
-    "interface": interface,
-    "address": _address,
-    "timeout": seconds(3600),
-}
-SWITCH: Table = {"server": server_name, **MACHINE}
-SERVER: Table = {
-    **MACHINE,
-    "cpu": number(1, 4096),
-    "ram": size("MiB", 256, 2**30),
-    "hdd": size("GiB", 1, 2**20),
-    "nodes": number(1, NODES_MAX),
-    "path": _path,
-}
+@dataclass(frozen=True, slots=True)
+class MachineKey:
+    """A key of [switch] or [server NAME]. `default` is a text for the reference, empty if there is none."""
+
+    metavar: str
+    help: str
+    read: Callable[[str], Any]
+    default: str = ""
+
+
+MACHINE_KEYS: Mapping[str, MachineKey] = {
+    "host": MachineKey(
+        "[USER@]HOST[:PORT]", f"The server. {LOCAL_SERVER} is this machine, which needs no login.", parse_host,
+        "NAME of [server NAME]",
+    ),
+    "user": MachineKey("USER", "Login user, if it is not in host.", login_name, "from ~/.ssh/config"),
+    "port": MachineKey("PORT", "Port of sshd, if it is not in host.", number(1, PORT_MAX), "from ~/.ssh/config, or 22"),
+    "password": MachineKey(
+        "ask|env:NAME|PASSWORD",
+        "Password for the login and for sudo: a prompt, or an environment variable. "
+        "The password itself is allowed if only you can read the file.",
+        _password,
+    ),
+    "key": MachineKey("PATH", "Private key for the login.", _key, "the keys that ssh uses"),
+    "fingerprint": MachineKey(
+        "SHA256:…", "Fingerprint of the server's host key. vcluster compares it at the first login.",
+        matching(_FINGERPRINT, "a fingerprint", "SHA256:… as `ssh-keygen -l` prints it"),
+    ),
+    "interface": MachineKey(
+        "INTERFACE", "Interface of this server for the tunnels.", interface, "by the route to the other servers"
+    ),
+    "address": MachineKey(
+        "ADDRESS", "Address of this server for the tunnels.", _address,
+        "the address of the route, or of the SSH connection",
+    ),
+    "timeout": MachineKey(
+        "SECONDS", "Time limit of a login to this server in seconds.", seconds(3600), f"{SERVER_TIMEOUT_S:.0f}"
+    ),
+}  # fmt: skip
+SWITCH_KEYS: Mapping[str, MachineKey] = {
+    "server": MachineKey(
+        "NAME", "The switch is on the server of this name, which carries nodes. No other key is allowed then.",
+        server_name,
+    ),
+    **MACHINE_KEYS,
+}  # fmt: skip
+SERVER_KEYS: Mapping[str, MachineKey] = {
+    **MACHINE_KEYS,
+    "cpu": MachineKey(
+        "N", "Largest number of CPUs for all nodes of this server together.", number(1, 4096), "no limit"
+    ),
+    "ram": MachineKey(
+        "SIZE", "Largest memory for all nodes of this server together. A number without a unit is in MiB.",
+        size("MiB", 256, 2**30), "all free memory",
+    ),
+    "hdd": MachineKey(
+        "SIZE", "Largest disk space for all nodes of this server together. A number without a unit is in GiB.",
+        size("GiB", 1, 2**20), "all free space",
+    ),
+    "nodes": MachineKey("N", "Number of nodes on this server.", number(1, NODES_MAX), "the policy decides"),
+    "path": MachineKey("PATH", "Folder for disks and images.", _path, str(STORAGE_PATH)),
+}  # fmt: skip
+
+SWITCH: Table = {name: key.read for name, key in SWITCH_KEYS.items()}
+SERVER: Table = {name: key.read for name, key in SERVER_KEYS.items()}
