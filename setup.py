@@ -30,5 +30,16 @@ setup(
         "termcolor>=2.3",
         "tqdm>=4.66",
     ],
-    extras_require={"test": ["codespell>=2.2", "hypothesis>=6", "mypy>=1.8", "pyte>=0.8", "pytest>=8", "ruff>=0.4"]},
+    extras_require={
+        "docs": ["mkdocs-material>=9.5"],
+        "test": [
+            "codespell>=2.2",
+            "hypothesis>=6",
+            "jsonschema>=4.18",
+            "mypy>=1.8",
+            "pyte>=0.8",
+            "pytest>=8",
+            "ruff>=0.4",
+        ],
+    },
 )

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.results import is_json_requested, validated
 from tests.testbed import STATE, Server, testbed
 
 VCLUSTER = [sys.executable, "-c", "from vcluster.cli.main import run; run()"]
@@ -30,8 +31,11 @@ class Host:
     def vcluster(
         self, *arguments: str, timeout_s: float = 60, check: bool = True, **env: str
     ) -> subprocess.CompletedProcess[str]:
-        """Run vcluster there."""
-        return self.server.run([*VCLUSTER, *arguments], timeout_s=timeout_s, check=check, env=ENVIRONMENT | env)
+        """Run vcluster there. A result in JSON must fit the schema of its command."""
+        done = self.server.run([*VCLUSTER, *arguments], timeout_s=timeout_s, check=check, env=ENVIRONMENT | env)
+        if is_json_requested(arguments) and done.stdout:
+            validated(arguments, json.loads(done.stdout))
+        return done
 
     def popen(self, *arguments: str, **env: str) -> subprocess.Popen[str]:
         """Start vcluster there."""

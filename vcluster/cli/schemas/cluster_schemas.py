@@ -1,0 +1,148 @@
+"""The schemas of results about whole clusters, for example of create, status and clear."""
+
+from __future__ import annotations
+
+from vcluster.cli.schemas.plan_schema import MODE, MTU, ROLE, SUBNET, SWITCH
+from vcluster.cli.schemas.schema_parts import (
+    Schema,
+    address,
+    flag,
+    integer,
+    mac,
+    many,
+    one_of,
+    optional,
+    record,
+    seconds,
+    text,
+)
+
+CLUSTER = text("Name of the cluster")
+STATE = one_of("State of the cluster", "creating", "ready", "partial", "stopped")
+
+NODE_STATUS = record(
+    "A node",
+    {
+        "name": text("Name of the node"),
+        "role": ROLE,
+        "server": text("The server that carries the node"),
+        "state": one_of(
+            "State of the node; unknown if its server does not answer",
+            "running", "paused", "stopped", "missing", "unknown",
+        ),
+        "address": address("Address on the cluster network"),
+        "management_address": optional(address("Address on the management network; null without one")),
+        "mac": mac("MAC address on the cluster network"),
+        "bridge": text("The bridge that the node is connected to"),
+        "port": text("The port of the bridge for this node"),
+        "vni": optional(integer("VNI of the node's tunnel; null for a node without a tunnel")),
+        "reason": text("Why the node is paused; empty if it is not"),
+    },
+)  # fmt: skip
+STATUS_FIELDS = {
+    "name": CLUSTER,
+    "mode": MODE,
+    "state": STATE,
+    "subnet": SUBNET,
+    "mtu": MTU,
+    "switch": SWITCH,
+    "nodes": many("The nodes; the first is the head node", NODE_STATUS),
+    "missing": many("Planned resources that do not exist", text("Description of a resource")),
+}
+STATUS = record("The cluster", STATUS_FIELDS)
+NODE_NAMES = text("Name of a node")
+
+CREATED = record("The new cluster", {**STATUS_FIELDS, "ready_after_s": seconds("Duration of the create")})
+ADDED = record("The cluster", {**STATUS_FIELDS, "added": many("The new nodes", NODE_NAMES)})
+REMOVED = record("The cluster", {**STATUS_FIELDS, "removed": many("The removed nodes", NODE_NAMES)})
+
+LIST = many(
+    "The clusters of this machine",
+    record(
+        "A cluster; fields that only its ledger has are null if the ledger is lost",
+        {
+            "name": CLUSTER,
+            "mode": optional(MODE),
+            "state": STATE,
+            "subnet": optional(SUBNET),
+            "nodes": optional(integer("Number of nodes")),
+        },
+    ),
+)
+
+TIMING = record(
+    "The duration of a create",
+    {
+        "stages": many(
+            "The stages, in the order of their ends",
+            record(
+                "A stage of a node",
+                {
+                    "stage": text("Name of the stage"),
+                    "node": text("Name of the node or server; empty for a stage of the whole cluster"),
+                    "started_s": seconds("Time from the start of the command to the start of the stage"),
+                    "seconds": seconds("Duration of the stage"),
+                },
+            ),
+        )
+    },
+)
+
+REPAIRED = record(
+    "The result",
+    {
+        "name": CLUSTER,
+        "state": one_of("State of the cluster", "ready"),
+        "repaired": many("Resources that were missing; empty if none was", text("Description of a resource")),
+    },
+)
+STOPPED = record(
+    "The result",
+    {
+        "name": CLUSTER,
+        "state": one_of("State of the cluster", "stopped"),
+        "stopped": many("Nodes that were running", NODE_NAMES),
+    },
+)
+STARTED = record(
+    "The result",
+    {
+        "name": CLUSTER,
+        "state": one_of("State of the cluster", "ready"),
+        "started": flag("False if the cluster was running already"),
+    },
+)
+CLEARED = record(
+    "The result",
+    {
+        "clusters": many(
+            "The clusters", record("A cluster", {"name": CLUSTER, "cleared": flag("False if it did not exist")})
+        ),
+        "left": optional(
+            many(
+                "Resources that still have an owner label of vcluster; null without --verify",
+                record("A resource", {"cluster": CLUSTER, "item": text("Description of the resource")}),
+            )
+        ),
+    },
+)
+SSH_CONFIG = record(
+    "The OpenSSH configuration",
+    {"name": CLUSTER, "path": text("Path of the file"), "config": text("Content of the file")},
+)
+GATEWAY = record("The gateway of a private cluster", {"name": CLUSTER, "gateway": one_of("Its state", "on", "off")})
+
+SCHEMAS: dict[str, Schema] = {
+    **dict.fromkeys(("local create", "remote create", "shared create"), CREATED),
+    "clear": CLEARED,
+    "list": LIST,
+    "status": STATUS,
+    "add": ADDED,
+    "remove": REMOVED,
+    "start": STARTED,
+    "stop": STOPPED,
+    "repair": REPAIRED,
+    "timing": TIMING,
+    "gateway": GATEWAY,
+    "ssh-config": SSH_CONFIG,
+}

@@ -1,0 +1,149 @@
+"""The schemas of results about nodes and the hosts next to them: exec, provision, power, check, path, discover."""
+
+from __future__ import annotations
+
+from vcluster.cli.schemas.plan_schema import MTU
+from vcluster.cli.schemas.schema_parts import (
+    Schema,
+    address,
+    by_name,
+    flag,
+    integer,
+    mac,
+    many,
+    one_of,
+    optional,
+    record,
+    text,
+)
+
+NODE = text("Name of the node")
+OUTPUT = {"stdout": text("Standard output"), "stderr": text("Standard error")}
+EXIT_CODE = integer("Exit code; 255 if the connection broke")
+
+EXEC = by_name(
+    "The result of each node, by its name",
+    record(
+        "The result of a node",
+        {
+            "exit_code": optional(integer("Exit code; null if the command was not run to its end")),
+            **OUTPUT,
+            "error": optional(text("Why there is no exit code; null if there is one")),
+        },
+    ),
+)
+PROVISION = by_name(
+    "The result of each node, by its name",
+    optional(record("The result of a node; null if the script was not run there", {"exit_code": EXIT_CODE, **OUTPUT})),
+)
+
+POWER = many(
+    "The nodes",
+    record(
+        "A node",
+        {
+            "node": NODE,
+            "power": optional(
+                one_of(
+                    "What was done; null after an error",
+                    "on", "already on", "resumed", "off", "already off", "off and on",
+                )
+            ),
+            "error": optional(text("Why nothing was done; null without an error")),
+        },
+    ),
+)  # fmt: skip
+POWER_STATUS = many(
+    "The nodes",
+    record(
+        "A node",
+        {
+            "node": NODE,
+            "power": one_of(
+                "gone: it has no domain; unknown: its server does not answer",
+                "on", "off", "paused", "gone", "unknown",
+            ),
+            "reason": text("Why the node is paused; empty if it is not"),
+        },
+    ),
+)  # fmt: skip
+
+CHECK = record(
+    "The result of all checks",
+    {
+        "passed": flag("Whether every check passed"),
+        "checks": many(
+            "The checks",
+            record(
+                "A check",
+                {
+                    "check": text("Kind of the check: ping, ssh, nfs, mpi or path"),
+                    "from": text("Node that tried"),
+                    "to": text("Node that was tried; empty if the check has no second node"),
+                    "passed": flag("Whether it passed"),
+                    "detail": text("Why it failed; empty if it passed"),
+                },
+            ),
+        ),
+        "name": text("Name of the cluster"),
+        "mtu": MTU,
+        "nodes": many("The nodes", NODE),
+    },
+)
+
+COUNT = "Packets that the port counted"
+PATH = record(
+    "The path of packets from one node to another and back",
+    {
+        "from": text("The first node"),
+        "to": text("The second node"),
+        "packets": integer("Number of packets sent"),
+        "answered": integer("Number of packets answered"),
+        "crossed": flag("Whether all packets crossed every port in both directions"),
+        "detail": text("Which port missed packets; empty if none did"),
+        "hops": many(
+            "The ports, in the order of the path",
+            record(
+                "A port",
+                {
+                    "what": text("Description of the port"),
+                    "server": text("Its server"),
+                    "port": text("Name of the interface"),
+                    "bridge": text("Its bridge"),
+                    "mtu": optional(integer("MTU, in bytes; null if it cannot be read")),
+                    "there": optional(integer(f"{COUNT} to the second node; null if it cannot be read")),
+                    "back": optional(integer(f"{COUNT} to the first node; null if it cannot be read")),
+                    "passed": optional(flag("Whether it counted all packets; null if it cannot be read")),
+                },
+            ),
+        ),
+    },
+)
+
+DISCOVER = many(
+    "The hosts on the cluster network, and the nodes that were not found",
+    record(
+        "A host",
+        {
+            "name": text("Name of the node, or the name that an unknown host sends; empty without a name"),
+            "address": address("Address on the cluster network"),
+            "mac": mac("MAC address"),
+            "found_by": many("Methods that found it; empty for a node that was not found", text("Name of a method")),
+            "stranger": flag("Whether it is an unknown host"),
+            "misplaced": flag("Whether it is a node that does not have its planned address"),
+            "present": flag("Whether it answered"),
+        },
+    ),
+)
+
+SCHEMAS: dict[str, Schema] = {
+    "exec": EXEC,
+    "provision": PROVISION,
+    "power on": POWER,
+    "power off": POWER,
+    "power cycle": POWER,
+    "power status": POWER_STATUS,
+    "check": CHECK,
+    "path": PATH,
+    "discover": DISCOVER,
+}
