@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests import samples
+from tests.results import validated
 from tests.ssh.server import HOST, OTHER, USER, Rules, serving
 from vcluster.adapters import tmux
 from vcluster.adapters.ssh import ssh_login
@@ -132,7 +133,7 @@ def test_a_lost_node_does_not_hide_the_others(
     assert printed.err.startswith("vcluster: timed out after 2 s waiting for node2: the SSH login (")
     assert printed.err.endswith("(vcluster status lab)\n")
     assert vcluster(monkeypatch, "exec", "-o", "json", "--", "sh", "-c", "exit 9") == 9
-    document = json.loads(capfd.readouterr().out)
+    document = validated(["exec"], json.loads(capfd.readouterr().out))
     assert document["node1"] == {"exit_code": 9, "stdout": "", "stderr": "", "error": None}
     assert document["node2"]["exit_code"] is None
     assert "the SSH login" in document["node2"]["error"]
@@ -409,7 +410,7 @@ def test_the_command(
     folder = state / "clusters" / "lab" / "logs" / "provision-check.sh"
     assert printed.err.splitlines()[-1] == f"vcluster: check.sh failed on node2 (the logs are in {folder})"
     assert vcluster(monkeypatch, "provision", str(path), "-w", "node1", "-o", "json") == 0
-    document = json.loads(capfd.readouterr().out)
+    document = validated(["provision"], json.loads(capfd.readouterr().out))
     assert document == {"node1": {"exit_code": 0, "stdout": "same\n", "stderr": ""}}
 
 
