@@ -30,7 +30,7 @@ from vcluster.guest import authorize
 from vcluster.images import deliver
 from vcluster.images.store import ImageStore, Manifest
 from vcluster.model import codec
-from vcluster.model.spec import LOCAL
+from vcluster.model.spec import LOCAL, StorageNode
 from vcluster.planning.hops import hops
 from vcluster.planning.planner import make_plan
 from vcluster.render import ssh_files
@@ -244,12 +244,13 @@ def test_a_port_without_access_is_reported_as_unknown() -> None:
 
 
 def test_a_plan_shows_the_request_to_each_server() -> None:
-    asked = samples.spec(3, mode="shared", servers=(RED, BLUE), switch=MIDDLE)
+    stores = (StorageNode("node2", 500),)
+    asked = samples.spec(3, mode="shared", servers=(RED, BLUE), switch=MIDDLE, stores=stores)
     facts = samples.shared_facts(asked, memory_free_mib=4096, disk_free_mib=51200, cpus=2)
     plan = make_plan(asked, facts, image=samples.DIRECT, owner=samples.OWNER)
     text = plan_report.text(plan_report.document(plan, facts))
     rows = [line.split() for line in text.splitlines()]
-    assert ["red", "node[1-2]", "tcg", "2", "of", "2", "1024", "of", "4096", "16", "of", "50", "2", "40-41"] in [
+    assert ["red", "node[1-2]", "tcg", "2", "of", "2", "1408", "of", "4096", "516", "of", "50", "2", "40-41"] in [
         row[:14] for row in rows
     ]
     assert ["middle", "switch", "-", "-", "-", "-", "3", "40-42", "-", "-"] in rows

@@ -77,7 +77,7 @@ def test_too_little_memory(accel: str, free_mib: int, hint: str) -> None:
 
 
 def test_too_little_disk() -> None:
-    facts = replace(samples.ROOMY, disk_free_mib=512 + 2 * 256)
+    facts = replace(samples.ROOMY, disk_free_mib=768 + 2 * 256)
     samples.plan(2, facts=facts)
     with pytest.raises(MissingError, match="on disk") as raised:
         samples.plan(3, facts=facts)

@@ -13,8 +13,23 @@ from vcluster.fleet.servers import Fleet, ServerRequest
 from vcluster.model.facts import Facts
 from vcluster.model.plan import Plan, ServerPlan
 from vcluster.model.spec import Image, Spec
+from vcluster.planning import placement
 from vcluster.planning.planner import make_plan
 from vcluster.util.deadline import Deadline
+
+
+def admit(context: Context, fleet: Fleet, spec: Spec, *, image: Image, accel: str) -> tuple[Plan, dict[str, Facts]]:
+    """Make every check that comes before the first effect of a create, and plan the cluster.
+
+    Overcommitted CPUs and disks are reported. Raises what forbids the create. Returns the plan and the facts behind it.
+    """
+    servers.require_rights(fleet)
+    refuse_existing(fleet, context.files(spec.name))
+    plan, facts = plan_cluster(context, fleet, spec, image=image, accel=accel)
+    refuse_foreign(fleet, plan)
+    for text in placement.overcommitments(plan, facts):
+        context.report.note(text)
+    return plan, facts
 
 
 def server_requests(spec: Spec) -> list[ServerRequest]:

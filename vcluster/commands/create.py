@@ -13,7 +13,7 @@ from vcluster.commands.inventory import observe_status
 from vcluster.commands.node_lifecycle import NodeLifecycle
 from vcluster.commands.teardown import remove
 from vcluster.errors import VclusterError
-from vcluster.fleet import ledger, observation, servers
+from vcluster.fleet import ledger, observation
 from vcluster.fleet.context import Context
 from vcluster.fleet.ledger import ClusterFiles, Ledger
 from vcluster.fleet.servers import Fleet
@@ -50,11 +50,8 @@ def create(
     image, password = context.images.find(image_name), image_password(context, spec.image_login)
     password()  # a missing password is an error before anything is created
     with context.fleet(admission.server_requests(spec)) as fleet, ExitStack() as stack:
-        servers.require_rights(fleet)
         with ledger.planning(context.state_root):
-            admission.refuse_existing(fleet, files)
-            plan, _ = admission.plan_cluster(context, fleet, spec, image=image, accel=accel)
-            admission.refuse_foreign(fleet, plan)
+            plan, _ = admission.admit(context, fleet, spec, image=image, accel=accel)
             stack.enter_context(files.locked())
             stack.enter_context(_interruptible(context, spec.name, keep=keep))
             stack.push(_rollback(context, fleet, files, keep=keep))

@@ -6,13 +6,14 @@ for what its nodes really use. CPUs without a declaration may be promised to mor
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 from vcluster.errors import MissingError, RequestError
 from vcluster.model.facts import Facts
+from vcluster.model.plan import Plan, ServerPlan
 from vcluster.model.spec import ServerSpec
 
 POLICIES = ("spread", "pack")
@@ -21,7 +22,7 @@ POLICIES = ("spread", "pack")
 QEMU_OVERHEAD_MIB = {"kvm": 64, "tcg": 192}
 MEMORY_RESERVE_MIB = 512
 DISK_NODE_MIB = 256  # a node's overlay after boot and a little work; it grows with use
-DISK_RESERVE_MIB = 512
+DISK_RESERVE_MIB = 768  # some 200 MiB of it are for a snapshot, which is in the same folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +103,24 @@ def check_one_server(count: int, memory_mib: int, facts: Facts, folder: Path) ->
             f"{count} nodes need {count * DISK_NODE_MIB + DISK_RESERVE_MIB} MiB on disk at first, "
             f"but {facts.disk_free_mib} MiB are free at {folder}",
             hint=f"the largest -n that fits is {fit}" if fit else f"free space at {folder}",
+        )
+
+
+def overcommitments(plan: Plan, facts: Mapping[str, Facts]) -> tuple[str, ...]:
+    """What the plan promises beyond the capacity of a server: nodes may run slowly, or be paused by a full disk."""
+    return tuple(text for server in plan.servers for text in _overcommitments(plan, server, facts[server.name]))
+
+
+def _overcommitments(plan: Plan, server: ServerPlan, facts: Facts) -> Iterator[str]:
+    nodes = plan.nodes_on(server.name)
+    where = f"server {server.name}" if server.login else "this machine"
+    if nodes and plan.vcpus > facts.cpus:
+        yield f"a node has {plan.vcpus} CPUs, but {where} has {facts.cpus}: the node is slow"
+    promised_gib = sum(plan.disk_gib + node.data_gib for node in nodes)
+    if promised_gib * 1024 > facts.disk_free_mib:
+        yield (
+            f"the disks can grow to {promised_gib} GiB, but {where} has {facts.disk_free_mib // 1024} GiB free "
+            f"at {server.storage}: a full disk pauses nodes"
         )
 
 

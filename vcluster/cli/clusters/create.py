@@ -320,13 +320,13 @@ def _show_plan(order: CreateRequest, output: str) -> None:
     from vcluster.cli.output.progress import ProgressLines
     from vcluster.commands import admission
 
-    context = common.context(ProgressLines())
+    context = common.context(ProgressLines(complete=common.reader().complete))
     if order.spec.mode != "shared":
         common.require_root(context)
     _warn_of_public_subnet(order, context)
     image = context.images.find(order.image)
     with context.fleet(admission.server_requests(order.spec)) as fleet:
-        plan, facts = admission.plan_cluster(context, fleet, order.spec, image=image, accel=order.accel)
+        plan, facts = admission.admit(context, fleet, order.spec, image=image, accel=order.accel)
     common.emit(output, plan_report.document(plan, facts), plan_report.text)
 
 

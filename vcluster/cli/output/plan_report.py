@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vcluster.cli.output.tables import folded_numbers, table
 from vcluster.model import codec, naming
 from vcluster.model.spec import PRIVATE
+from vcluster.planning.placement import QEMU_OVERHEAD_MIB
 
 if TYPE_CHECKING:
     from vcluster.model.facts import Facts
@@ -59,13 +60,14 @@ def _node_row(node: Document) -> tuple[object, ...]:
 
 def _server_row(plan: Document, server: Document) -> tuple[object, ...]:
     """What the plan requests of a server, and what the server has."""
-    names = [node["name"] for node in plan["nodes"] if node["server"] == server["name"]]
+    nodes = [node for node in plan["nodes"] if node["server"] == server["name"]]
+    names = [node["name"] for node in nodes]
     has_tunnels = any(node["vni"] is not None for node in plan["nodes"])
     is_switch = server["name"] == plan["switch"]["server"] and has_tunnels
     return (
         server["name"],
         " ".join([*([naming.folded(names)] if names else []), *(["switch"] if is_switch else [])]),
-        *(_requested(plan, server, len(names)) if names else ("-", "-", "-", "-")),
+        *(_requested(plan, server, nodes) if nodes else ("-", "-", "-", "-")),
         len(server["tunnels"]),
         folded_numbers([tunnel["vni"] for tunnel in server["tunnels"]]),
         server["network"]["subnet"] if server["network"] else "-",
@@ -73,11 +75,14 @@ def _server_row(plan: Document, server: Document) -> tuple[object, ...]:
     )
 
 
-def _requested(plan: Document, server: Document, count: int) -> tuple[str, ...]:
-    facts = plan["facts"].get(server["name"], NO_FACTS)
+def _requested(plan: Document, server: Document, nodes: Sequence[Document]) -> tuple[str, ...]:
+    """CPUs, memory with QEMU's own, and disks with the served ones, each with what the server has."""
+    facts, count = plan["facts"].get(server["name"], NO_FACTS), len(nodes)
+    memory_mib = count * (plan["memory_mib"] + QEMU_OVERHEAD_MIB[server["accel"]])
+    disk_gib = sum(plan["disk_gib"] + node["data_gib"] for node in nodes)
     return (
         server["accel"],
         f"{count * plan['vcpus']} of {facts['cpus']}",
-        f"{count * plan['memory_mib']} of {facts['memory_free_mib']}",
-        f"{count * plan['disk_gib']} of {facts['disk_free_mib'] // 1024}",
+        f"{memory_mib} of {facts['memory_free_mib']}",
+        f"{disk_gib} of {facts['disk_free_mib'] // 1024}",
     )

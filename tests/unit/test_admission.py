@@ -1,0 +1,126 @@
+"""The checks before the first effect: `create` and `create --plan` make the same ones."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tests import samples
+from vcluster.agent.client import LocalAgent
+from vcluster.cli import common, main
+from vcluster.cli.output.progress import ProgressLines
+from vcluster.commands import admission
+from vcluster.commands.create import create
+from vcluster.errors import ConflictError, MissingError, VclusterError
+from vcluster.fleet.context import Context
+from vcluster.fleet.servers import Server, ServerRequest
+from vcluster.model.spec import StorageNode
+from vcluster.planning.placement import overcommitments
+from vcluster.resources.owned import OwnedItem
+from vcluster.util.events import Reporter
+
+GIB = 1024
+
+
+@pytest.mark.parametrize(
+    ("options", "cpus", "disk_free_gib", "texts"),
+    [
+        ({}, 1, 16, ()),
+        ({"vcpus": 2}, 2, 16, ()),
+        ({"vcpus": 64}, 2, 16, ("a node has 64 CPUs, but this machine has 2: the node is slow",)),
+        ({}, 2, 15, ("the disks can grow to 16 GiB, but this machine has 15 GiB free",)),
+        ({"stores": (StorageNode("node2", 500),)}, 2, 400, ("the disks can grow to 516 GiB",)),
+    ],
+)
+def test_overcommitments(options: dict[str, object], cpus: int, disk_free_gib: int, texts: tuple[str, ...]) -> None:
+    facts = replace(samples.ROOMY, cpus=cpus, disk_free_mib=disk_free_gib * GIB)
+    found = overcommitments(samples.plan(2, facts=facts, **options), {"localhost": facts})
+    assert len(found) == len(texts)
+    assert all(line.startswith(text) for line, text in zip(found, texts, strict=True))
+
+
+class World:
+    """This machine with a plain network, on which nothing is created."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.has_rights, self.present, self.interfaces = True, (), []
+        self.facts = replace(samples.ROOMY, cpus=2)
+        self.printed = io.StringIO()
+        images = SimpleNamespace(find=lambda _: samples.DIRECT, any_kernel=lambda: None)
+        self.context = Context(folder / "state", self, images, Reporter((ProgressLines(self.printed),)))  # type: ignore[arg-type]
+        self.has_libvirt, self.uri, self.owner = True, "test:///", samples.OWNER
+        monkeypatch.setattr(admission, "survey", lambda *_: self.present)
+        monkeypatch.setattr(admission.observation, "observe", lambda *_, **__: {"localhost": self.facts})
+
+    @contextmanager
+    def open(self, request: ServerRequest) -> Iterator[Server]:
+        agent = LocalAgent(
+            {
+                "identity": lambda: {"has_rights": self.has_rights},
+                "interfaces": lambda: [{"name": name} for name in self.interfaces],
+            }
+        )
+        libvirt = SimpleNamespace(names=lambda: dict.fromkeys(("domain", "network", "pool"), frozenset()))
+        yield Server(request.name, samples.OWNER, request.storage, agent, libvirt=libvirt)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    return World(tmp_path, monkeypatch)
+
+
+def forbid(world: World, reason: str) -> None:
+    match reason:
+        case "rights":
+            world.has_rights = False
+        case "folder":
+            world.context.files("lab").folder.mkdir(parents=True)
+        case "parts":
+            world.present = (OwnedItem("domain", "lab.node1", "lab"),)  # type: ignore[assignment]
+        case "interface":
+            world.interfaces.append("vc-lab")
+        case "memory":
+            world.facts = replace(world.facts, memory_free_mib=2 * 704 + 511)
+
+
+@pytest.mark.parametrize(
+    ("reason", "error", "message"),
+    [
+        ("rights", MissingError, "root"),
+        ("folder", ConflictError, "cluster lab exists"),
+        ("parts", ConflictError, "cluster lab exists"),
+        ("interface", ConflictError, "interface vc-lab exists and is not ours"),
+        ("memory", MissingError, "need 1408 MiB of memory"),
+    ],
+)
+def test_create_and_plan_refuse_the_same(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    reason: str, error: type[VclusterError], message: str,
+) -> None:  # fmt: skip
+    forbid(world, reason)
+    with pytest.raises(error, match=message):
+        create(world.context, samples.spec(2), image_name="debian12", accel="tcg", keep=False)
+    monkeypatch.setattr(common, "context", lambda *_: world.context)
+    monkeypatch.setattr(sys, "argv", ["vcluster", "local", "create", "-n", "2", "--plan"])
+    assert main._run() == error.exit_code
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert message in output.err
+
+
+def test_a_plan_is_printed_with_its_overcommitments(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(common, "context", lambda *_: world.context)
+    monkeypatch.setattr(sys, "argv", ["vcluster", "local", "create", "-n", "2", "--vcpus", "64", "--plan"])
+    assert main._run() == 0
+    assert "128 of 2" in capsys.readouterr().out
+    assert "a node has 64 CPUs, but this machine has 2" in world.printed.getvalue()
+    assert not world.context.state_root.exists()
