@@ -84,25 +84,25 @@ def typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]
     """Commands run up to the choice of their cluster; what they would do is left out."""
     done: list[str] = []
 
-    def stub(name: str) -> object:
+    def stub(name: str, path: str) -> object:
         def callback(**parameters: object) -> None:
             chosen = parameters.get("name") or parameters.get("name_option")
             if name == "mpiexec":
                 chosen = mpi_arguments.parse(parameters["words"])[0] or chosen  # type: ignore[arg-type]
-            if name in CLUSTER_COMMANDS and name != "clear":
+            if (name in CLUSTER_COMMANDS or path == "power") and name != "clear":
                 common.choose_cluster(common.context(), chosen)  # type: ignore[arg-type]
             done.append(name)
 
         return callback
 
-    def patch(group: click.Group) -> None:
+    def patch(group: click.Group, path: str) -> None:
         for name, command in group.commands.items():
             if isinstance(command, click.Group):
-                patch(command)
+                patch(command, name)
             else:
-                monkeypatch.setattr(command, "callback", stub(name))
+                monkeypatch.setattr(command, "callback", stub(name, path))
 
-    patch(main.main)
+    patch(main.main, "")
     monkeypatch.setenv("VCLUSTER_STATE_DIR", str(tmp_path))
     yield done
 
@@ -205,6 +205,7 @@ def type_in(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     return main._run(), capsys.readouterr().err
 
 
+@pytest.mark.parametrize("clusters", [("lab",), ("lab", "other")], ids=["1 cluster", "2 clusters"])
 @pytest.mark.parametrize("word", sorted(guidance.COMMANDS))
 def test_commands_of_other_tools_are_answered(
     typed: list[str],
@@ -212,8 +213,9 @@ def test_commands_of_other_tools_are_answered(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     word: str,
+    clusters: tuple[str, ...],
 ) -> None:
-    make_clusters(tmp_path, "lab")
+    make_clusters(tmp_path, *clusters)
     exit_code, error = type_in(monkeypatch, capsys, word)
     if word in main.main.commands:
         return

@@ -19,15 +19,26 @@ if TYPE_CHECKING:
 def list_clusters(output: str) -> None:
     """List the clusters of this machine."""
     from vcluster.cli.output import status_report
-    from vcluster.commands import inventory
     from vcluster.util import parallel
 
     context = common.context()
-    common.require_root(context)
-    found = parallel.outcomes(inventory.cluster_names(context), lambda name: _row(context, name))
+    names = _names(context)
+    found = parallel.outcomes(names, lambda name: _row(context, name))
     rows = [row for row in found if not isinstance(row, VclusterError)]
     parallel.raise_all([row for row in found if isinstance(row, VclusterError)])
     common.emit(output, rows, status_report.clusters_text)
+
+
+def _names(context: Context) -> tuple[str, ...]:
+    """The clusters of this machine. Without libvirt here, a user can only have clusters on other servers."""
+    from vcluster.commands import inventory
+    from vcluster.fleet import ledger
+
+    own = ledger.cluster_names(context.state_root)
+    if own and not common.may_use_libvirt(context):
+        return own
+    common.require_root(context)
+    return inventory.cluster_names(context)
 
 
 def _row(context: Context, name: str) -> dict[str, object]:

@@ -122,7 +122,10 @@ def console(name: str | None, everything: bool, nodeset: str | None, detach: boo
         return 0
     chosen = access.choose_node(plan, node)
     if log:
-        click.echo(access.read_console(context, plan, chosen), nl=False)
+        printed = access.read_console(context, plan, chosen)
+        click.echo(printed, nl=False)
+        if not printed:
+            click.echo(f"{node} has printed nothing since power-on; a clone does not boot", err=True)
         return 0
     click.echo(f"console of {node}; Ctrl-] leaves it", err=True)
     return access.attach_console(context, plan, chosen)

@@ -1,4 +1,7 @@
-"""Commands that are printed for the user: with `sudo` and the cluster's name when they are needed. Pure."""
+"""Commands that are printed for the user: with `sudo` and the cluster's name when they are needed.
+
+Everything but `reader` is pure.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +18,13 @@ ROOT_COMMANDS = frozenset({"local", "remote", "list", "image", "switch", "doctor
 # Without a name these act on the only cluster. Those with `True` take the name as their first argument.
 CLUSTER_COMMANDS: Mapping[str, bool] = {
     **dict.fromkeys(("clear", "status", "check", "timing", "repair", "stop", "start", "discover", "ssh-config"), True),
+    **dict.fromkeys(("power on", "power off", "power cycle", "power status"), True),
     **dict.fromkeys(("add", "remove", "ssh", "exec", "mpiexec", "shell", "copy", "provision", "console"), False),
     **dict.fromkeys(("gateway", "path"), False),
 }
-_COMMANDS = "|".join(
-    sorted({*ROOT_COMMANDS, *CLUSTER_COMMANDS, "shared", "power", "completion"}, key=len, reverse=True)
-)
+_COMMANDS = "|".join(sorted({*ROOT_COMMANDS, *CLUSTER_COMMANDS, "shared", "completion"}, key=len, reverse=True))
 # A printed command: up to its name, and (looked ahead) the rest of its clause.
-_PRINTED = re.compile(rf"(?<![\w/.`-])(sudo )?vcluster ({_COMMANDS})(?![\w-])(?=([^,;()`'\n]*))")
+_PRINTED = re.compile(rf"(?<![\w/.`-])(sudo )?vcluster ({_COMMANDS})(?![\w-])(?=((?: (?!or\b|and\b)[^\s,;()`]+)*))")
 RUN_WITH_SUDO = "run it with sudo"  # the hint of lower layers for a lack of rights
 # A hint that is a shell line for root. Prose may follow after a comma.
 _ROOT_LINE = re.compile(
@@ -78,12 +80,13 @@ class Reader:
         return f"{self._prefix(found[2], is_of_root=bool(sudo))}vcluster {command}"
 
     def _lacks_name(self, arguments: str, cluster: str) -> bool:
-        """Whether a command would not find its cluster: the user has several, and it names none."""
-        command, *rest = arguments.split()
-        known = {*self.clusters, cluster, "NAME"} - {""}
-        if command not in CLUSTER_COMMANDS or len(known) < 3 or "--name" in rest or "--all" in rest:
+        """Whether a command does not find its cluster: the user has several, and it names none."""
+        command, rest = _split(arguments)
+        clusters = {*self.clusters, cluster} - {""}
+        words = set(rest.split())
+        if command not in CLUSTER_COMMANDS or len(clusters) < 2 or {"--name", "--all"} & words:
             return False
-        return not (CLUSTER_COMMANDS[command] and known & set(rest))
+        return not (CLUSTER_COMMANDS[command] and {*clusters, "NAME"} & words)
 
     def _prefix(self, command: str, *, is_of_root: bool = False) -> str:
         """`sudo ` if the command needs it; `is_of_root` is for a cluster of root's."""
@@ -93,8 +96,15 @@ class Reader:
         return "sudo " if needs_root and self.has_sudo else ""
 
 
+def _split(arguments: str) -> tuple[str, str]:
+    """The command, which may have two words, and the rest."""
+    words = arguments.split(" ")
+    length = 2 if " ".join(words[:2]) in CLUSTER_COMMANDS else 1
+    return " ".join(words[:length]), " ".join(words[length:])
+
+
 def _named(arguments: str, cluster: str) -> str:
-    command, _, rest = arguments.partition(" ")
+    command, rest = _split(arguments)
     option = (cluster or "NAME") if CLUSTER_COMMANDS[command] else f"--name {cluster or 'NAME'}"
     return " ".join(filter(None, (command, option, rest)))
 
