@@ -84,7 +84,8 @@ class Reader:
         command, rest = _split(arguments)
         clusters = {*self.clusters, cluster} - {""}
         words = set(rest.split())
-        if command not in CLUSTER_COMMANDS or len(clusters) < 2 or {"--name", "--all"} & words:
+        names_all = command == "clear" and "--all" in words
+        if command not in CLUSTER_COMMANDS or len(clusters) < 2 or "--name" in words or names_all:
             return False
         return not (CLUSTER_COMMANDS[command] and {*clusters, "NAME"} & words)
 
