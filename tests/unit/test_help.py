@@ -43,6 +43,20 @@ def test_help_is_whole(path: tuple[str, ...]) -> None:
     assert "-v, --verbose" in text
 
 
+@pytest.mark.parametrize(("path", "command"), COMMANDS.items(), ids=map(" ".join, COMMANDS))
+def test_help_lists_each_option_and_command_once(path: tuple[str, ...], command: click.Command) -> None:
+    rows = [line.split()[0].rstrip(",") for line in help_of(*path).splitlines() if re.match(r"  \S", line)]
+    expected = [option.opts[0] for option in command.get_params(click.Context(command)) if shown(option)]
+    expected += command.commands if isinstance(command, click.Group) else []
+    for name in ("-h", *expected):
+        assert rows.count(name) == 1
+    assert "Other commands:" not in help_of(*path)
+
+
+def shown(parameter: click.Parameter) -> bool:
+    return isinstance(parameter, click.Option) and not parameter.hidden
+
+
 def test_every_command_is_in_a_section() -> None:
     placed = [name for section in main.SECTIONS.values() for name in section]
     assert sorted(placed) == sorted(main.main.commands)

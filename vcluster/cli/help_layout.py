@@ -40,7 +40,7 @@ class Command(click.Command):
         """Write the options panel by panel, all in columns of the same width."""
         panels: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
-            if record := parameter.get_help_record(ctx):
+            if isinstance(parameter, click.Option) and (record := parameter.get_help_record(ctx)):
                 panels.setdefault(getattr(parameter, "panel", OTHER_OPTIONS), []).append(record)
         width = max((len(names) for rows in panels.values() for names, _ in rows if len(names) < 30), default=0)
         for title in sorted(panels, key=lambda title: title == OTHER_OPTIONS):
@@ -107,7 +107,7 @@ class Group(click.Group):
         names = [name for name, command in self.commands.items() if not command.hidden]
         sections = {title: [name for name in section if name in names] for title, section in self._sections.items()}
         placed = {name for section in sections.values() for name in section}
-        sections["Commands"] = [name for name in names if name not in placed]
+        sections["Other commands" if sections else "Commands"] = [name for name in names if name not in placed]
         width = max(map(len, names), default=0)
         for title, section in sections.items():
             if section:

@@ -108,7 +108,7 @@ def _option(key: str, *, is_required: bool) -> click.Option:
         required=is_required,
         envvar=f"VCLUSTER_{key.upper()}",
         metavar=one.metavar,
-        help=one.help + (f"  [default: {one.default_shown}]" if one.default_shown else ""),
+        help=one.help + (f"  [default: {one.default_shown}]" if one.default_shown and not is_required else ""),
         panel=one.panel,
         shell_complete=arguments.complete_images if key == "image" else None,
     )
