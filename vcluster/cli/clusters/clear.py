@@ -53,7 +53,8 @@ def clear(name: str | None, everything: bool, verify: bool, hosts: tuple[str, ..
             _confirm(names, _data(context, names))
         cleared, errors = _clear_all(context, names, extra_servers)
         left = _leftovers(context, None if everything or not names else names[0]) if verify else None
-    common.emit(output, {"clusters": cleared, "left": left}, _text)
+    if output == "json" or cleared or not errors:
+        common.emit(output, {"clusters": cleared, "left": left}, _text)
     _raise(errors, left)
 
 
@@ -124,7 +125,11 @@ def _raise(errors: list[VclusterError], left: list[Document] | None) -> None:
     from vcluster.util import parallel
 
     if left and not errors:
-        errors = [VclusterError(f"{len(left)} items are left", hint="vcluster clear --all")]
+        errors = [
+            VclusterError(
+                "1 item is left" if len(left) == 1 else f"{len(left)} items are left", hint="vcluster clear --all"
+            )
+        ]
     parallel.raise_all(errors)
 
 
