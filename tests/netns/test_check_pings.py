@@ -1,4 +1,4 @@
-"""What the guest program of the check finds of the network and of files, as it runs on a node."""
+"""The guest program of the check: pings, digests and shared files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="making network namespaces needs root"),
 ]
 
-NODES = {"head": "10.0.0.1", "worker": "10.0.0.2", "silent": "10.0.0.3", "cutter": "10.0.0.4", "nobody": "10.0.0.99"}
+NODES = {"head": "10.0.0.1", "worker": "10.0.0.2", "silent": "10.0.0.3", "cutter": "10.0.0.4", "absent": "10.0.0.99"}
 TARGETS = [{"name": name, "address": address} for name, address in NODES.items()]
 MTU = 1450
 USER = "student"
@@ -30,45 +30,45 @@ FOLDER = "/run/shared"
 
 @pytest.fixture(scope="module")
 def net() -> Iterator[Lan]:
-    """Nodes, of which one ignores pings, and one answers and loses what does not fit into a smaller packet."""
-    with lan(*(name for name in NODES if name != "nobody")) as one:
+    """Nodes; `silent` ignores pings, and `cutter` has a smaller MTU than the others."""
+    with lan(*(name for name in NODES if name != "absent")) as net:
         for name in ("head", "worker", "silent", "cutter"):
-            one.plug(name, "lab0", "lan", [f"{NODES[name]}/24"])
-            one.run(name, ["ip", "link", "set", "lab0", "mtu", str(MTU)])
-        one.run("silent", ["sh", "-c", "echo 1 >/proc/sys/net/ipv4/icmp_echo_ignore_all"])
-        one.run("cutter", ["ip", "link", "set", "lab0", "mtu", str(MTU - 50)])
-        one.server.run(["install", "-d", "-o", USER, "-m", "700", FOLDER], timeout_s=10)
-        yield one
+            net.plug(name, "lab0", "lan", [f"{NODES[name]}/24"])
+            net.run(name, ["ip", "link", "set", "lab0", "mtu", str(MTU)])
+        net.run("silent", ["sh", "-c", "echo 1 >/proc/sys/net/ipv4/icmp_echo_ignore_all"])
+        net.run("cutter", ["ip", "link", "set", "lab0", "mtu", str(MTU - 50)])
+        net.server.run(["install", "-d", "-o", USER, "-m", "700", FOLDER], timeout_s=10)
+        yield net
 
 
 def request(do: str = "probe", **differences: object) -> dict[str, object]:
-    asked = {"do": do, "user": USER, "targets": TARGETS[:2], "payload": MTU - 28, "logins": [], "shares": []}
-    return {**asked, "token": "secret", **differences}
+    fields = {"do": do, "user": USER, "targets": TARGETS[:2], "payload": MTU - 28, "logins": [], "shares": []}
+    return {**fields, "token": "secret", **differences}
 
 
 def probe(net: Lan, **differences: object) -> dict[str, Any]:
     program = guest.program("check").decode()
-    asked = json.dumps(request(**differences))
-    done = net.run("head", ["/usr/bin/python3", "-IS", "-c", program], input=asked + "\n")
+    line = json.dumps(request(**differences))
+    done = net.run("head", ["/usr/bin/python3", "-IS", "-c", program], input=line + "\n")
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
 
 
 def pings(net: Lan, **differences: object) -> dict[str, str]:
     results = probe(net, **differences)["results"]
-    assert all(one["check"] == "ping" and one["passed"] == (not one["detail"]) for one in results)
-    return {one["to"]: one["detail"] for one in results}
+    assert all(result["check"] == "ping" and result["passed"] == (not result["detail"]) for result in results)
+    return {result["to"]: result["detail"] for result in results}
 
 
 @contextmanager
-def running(net: Lan, asked: dict[str, object]) -> Iterator[subprocess.Popen[str]]:
-    """The program on the head, which has been asked and whose input is still open."""
+def running(net: Lan, fields: dict[str, object]) -> Iterator[subprocess.Popen[str]]:
+    """The program on the head, with a request sent and its input still open."""
     program = guest.program("check").decode()
     argv = ["ip", "netns", "exec", "head", "/usr/bin/python3", "-IS", "-c", program]
     process = net.server.popen(argv, takes_input=True)
     try:
         assert process.stdin
-        process.stdin.write(json.dumps(asked) + "\n")
+        process.stdin.write(json.dumps(fields) + "\n")
         process.stdin.flush()
         yield process
     finally:
@@ -81,7 +81,7 @@ def end_input(process: subprocess.Popen[str]) -> None:
     process.stdin = None  # kill() would flush it
 
 
-def heard(process: subprocess.Popen[str]) -> dict[str, Any]:
+def read_answer(process: subprocess.Popen[str]) -> dict[str, Any]:
     assert process.stdout
     answer: dict[str, Any] = json.loads(process.stdout.readline())
     return answer
@@ -91,25 +91,25 @@ def test_all_answer(net: Lan) -> None:
     assert pings(net) == {"head": "", "worker": ""}
 
 
-def test_who_does_not_answer(net: Lan) -> None:
+def test_nodes_that_do_not_answer(net: Lan) -> None:
     assert pings(net, targets=TARGETS) == {
         "head": "",
         "worker": "",
-        **dict.fromkeys(("silent", "cutter", "nobody"), "no answer within 5 s"),
+        **dict.fromkeys(("silent", "cutter", "absent"), "no answer within 5 s"),
     }
 
 
-def test_a_smaller_packet_comes_back_from_where_a_full_one_is_lost(net: Lan) -> None:
+def test_a_smaller_packet_returns_from_a_node_that_loses_full_ones(net: Lan) -> None:
     assert pings(net, targets=[TARGETS[3]], payload=MTU - 78) == {"cutter": ""}
 
 
 def test_a_packet_that_does_not_fit_is_not_fragmented(net: Lan) -> None:
-    # What a node sends to itself crosses no link.
+    # Packets from a node to itself cross no interface with this MTU.
     assert pings(net, payload=MTU - 27) == {"head": "", "worker": "Message too long"}
 
 
-def test_without_a_way_it_is_said_why(net: Lan) -> None:
-    assert pings(net, targets=[{"name": "far", "address": "192.0.2.1"}]) == {"far": "Network is unreachable"}
+def test_the_reason_is_reported_without_a_route(net: Lan) -> None:
+    assert pings(net, targets=[{"name": "remote", "address": "192.0.2.1"}]) == {"remote": "Network is unreachable"}
 
 
 def test_the_last_of_several_tries_is_enough(net: Lan) -> None:
@@ -118,14 +118,14 @@ def test_the_last_of_several_tries_is_enough(net: Lan) -> None:
         time.sleep(1.5)
         net.run("worker", ["ip", "link", "set", "lab0", "up"])
         end_input(process)
-        assert [one["detail"] for one in heard(process)["results"]] == ["", ""]
+        assert [result["detail"] for result in read_answer(process)["results"]] == ["", ""]
 
 
-def test_digests_are_of_what_concerns_nodes(net: Lan) -> None:
+def test_digests_cover_only_lines_about_nodes(net: Lan) -> None:
     etc = "10.0.0.2 worker\n10.0.0.1 head\n"
     net.hosts_file("head", etc)
     first = probe(net)["same"]
-    net.hosts_file("head", f"# words\n127.0.0.1 localhost\n\n{etc}")
+    net.hosts_file("head", f"# a comment\n127.0.0.1 localhost\n\n{etc}")
     assert probe(net)["same"] == first
     net.hosts_file("head", "10.0.0.7 worker\n10.0.0.1 head\n")
     changed = probe(net)["same"]
@@ -140,25 +140,32 @@ def test_shared_files_are_read_when_the_input_ends(net: Lan) -> None:
         time.sleep(0.5)
         net.server.path(path).write_text("secret")
         end_input(process)
-        results = heard(process)["results"][2:]
+        results = read_answer(process)["results"][2:]
     net.server.path(path).unlink()
-    assert [(one["to"], one["detail"]) for one in results] == [("head", ""), ("worker", "/no/mount is not mounted")]
+    assert [(result["to"], result["detail"]) for result in results] == [
+        ("head", ""),
+        ("worker", "/no/mount is not mounted"),
+    ]
 
 
-def test_the_first_writes_as_the_user_and_removes_once_the_input_ends(net: Lan) -> None:
+def test_the_first_node_writes_as_the_user_and_removes_the_file_at_the_end(net: Lan) -> None:
     path = net.server.path(f"{FOLDER}/note")
     shares = [
         {"node": "head", "file": f"{FOLDER}/note", "mount": None},
         {"node": "worker", "file": "/run/not-the-users", "mount": None},
     ]
     with running(net, request("probe_first", shares=shares)) as process:
-        assert heard(process) == {"written": True}
+        assert read_answer(process) == {"written": True}
         assert path.read_text() == "secret"
         assert net.server.run(["stat", "-c", "%U", f"{FOLDER}/note"], timeout_s=10).stdout.strip() == USER
-        results = [one for one in heard(process)["results"] if one["check"] == "nfs"]
+        results = [result for result in read_answer(process)["results"] if result["check"] == "nfs"]
         assert path.exists()
         end_input(process)
         assert process.wait(10) == 0
     assert not path.exists()
-    assert [(one["to"], one["passed"]) for one in results] == [("worker", False), ("head", True), ("worker", False)]
+    assert [(result["to"], result["passed"]) for result in results] == [
+        ("worker", False),
+        ("head", True),
+        ("worker", False),
+    ]
     assert "Permission denied" in results[0]["detail"]

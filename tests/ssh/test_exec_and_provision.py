@@ -509,7 +509,7 @@ def test_only_a_whole_archive_becomes_a_payload(tmp_path: Path) -> None:
     assert unpack(tmp_path, b"") == [{"present": True}]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="being somebody else needs root")
+@pytest.mark.skipif(os.geteuid() != 0, reason="changing the user needs root")
 def test_a_payload_has_the_owner_of_the_shared_folder(tmp_path: Path) -> None:
     with tempfile.TemporaryDirectory() as name:
         shared = Path(name)

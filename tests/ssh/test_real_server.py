@@ -84,15 +84,15 @@ def test_every_kind_of_user_reaches_libvirt_and_nothing_stays(
 
 
 @pytest.mark.parametrize(
-    ("password", "for_sudo", "said"),
+    ("password", "for_sudo", "message"),
     [
         ("s e'c$r\\t", "wrong", "MissingError server2: sudo refuses the password of user student"),
-        ("s e'c$r\\t", "-", "MissingError server2: sudo asks for the password of user student, and none was given"),
+        ("s e'c$r\\t", "-", "MissingError server2: sudo asks for the password of user student, and none is configured"),
         ("wrong", "-", "refuses the password for user student"),
     ],
 )
 def test_the_error_names_the_program_that_refuses_the_password(
-    servers: tuple[Server, ...], password: str, for_sudo: str, said: str
+    servers: tuple[Server, ...], password: str, for_sudo: str, message: str
 ) -> None:
     (line,) = exercise(servers, "student", password, for_sudo)
-    assert said in line
+    assert message in line

@@ -1,7 +1,7 @@
 """Test whether a server's KVM works, by booting a kernel under it.
 
-A weaker test is not enough: /dev/kvm can open, report its API version, appear in libvirt and even run the firmware, and
-a guest kernel still prints nothing. So the test boots a kernel and waits for its first line. The verdict is valid until
+A weaker test is not enough. /dev/kvm can open, report its API version, appear in libvirt and even run the firmware,
+while a guest kernel prints nothing. So the test boots a kernel and waits for its first line. The verdict is valid until
 the machine, its kernel or QEMU changes; the caller stores it. The agent carries this module to servers.
 """
 

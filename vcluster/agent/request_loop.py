@@ -1,7 +1,7 @@
 """The agent's request loop: one request, one answer, until the controller closes the connection.
 
-A request is a line of JSON, `{"id", "operation", "arguments", "body"}`, followed by `body` raw bytes if that is a
-number. An answer is a line `{"id", "result"}` or `{"id", "error": {"class", "message", "hint"}}`. For a result of
+A request is a line of JSON, `{"id", "operation", "arguments", "body"}`; if `body` is a number, so many raw bytes
+follow. An answer is a line `{"id", "result"}` or `{"id", "error": {"class", "message", "hint"}}`. For a result of
 bytes, the line is `{"id", "body"}` with their number, and the raw bytes follow.
 """
 

@@ -1,6 +1,6 @@
 """The libvirt of one server: domains, networks, storage pools, volumes and channels of nodes.
 
-Owner labels mark what belongs to a cluster: domains carry an `owner` element in their metadata, and networks and pools
+Owner labels identify what belongs to a cluster. Domains carry an `owner` element in their metadata. Networks and pools
 have a UUID derived from their name and owner. Nothing else is ever changed. It is a success to remove what does not
 exist.
 """

@@ -1,4 +1,4 @@
-"""A local socket that leads to the libvirt of a server, over the SSH connection, also for users who need sudo there.
+"""A local socket that leads to the libvirt of a server over SSH, also for users who need sudo there.
 
 The libvirt client connects to a socket on this machine. For each connection, the agent starts a process on the server
 as root that relays to libvirt's socket there.

@@ -1,8 +1,8 @@
 """Probe frames: sent out of one interface and received at another, they prove the path between the two.
 
-A probe is a broadcast Ethernet frame with an IPv4 UDP packet that must not be fragmented, and with a unique token. One
-socket receives from all interfaces and one sends. Both stay open until `close`, because the kernel closes such sockets
-slowly.
+A probe is a broadcast Ethernet frame with an IPv4 UDP packet that must not be fragmented. It carries a unique token.
+One socket receives from all interfaces and one sends. Both stay open until `close`, because the kernel closes such
+sockets slowly.
 """
 
 from __future__ import annotations

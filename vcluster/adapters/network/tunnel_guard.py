@@ -1,7 +1,8 @@
 """Packet filter rules that guard tunnels, by netlink (nf_tables). No other program is needed.
 
 VXLAN has no authentication: a host that can reach the UDP port can send frames into a cluster. So each cluster has a
-table that drops VXLAN packets with one of its VNIs unless they come from that VNI's peer. All other packets pass.
+table that checks VXLAN packets with its VNIs: it drops those that do not come from the VNI's peer. All other packets
+pass.
 """
 
 from __future__ import annotations

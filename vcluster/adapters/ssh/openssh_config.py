@@ -95,7 +95,7 @@ def resolve(host: str, *, user: str = "", port: int = 0, config: Path | None = N
     """The target of `[user@]host[:port]` or of an alias in ssh's configuration; `user` and `port` override its own.
 
     `config` replaces the user's configuration file. Raises RequestError for text that is not a host and for a
-    configuration that ssh rejects, MissingError if ssh is not installed.
+    configuration that ssh rejects. Raises MissingError if ssh is not installed.
     """
     own_user, name, own_port = split_host(host)
     user, port = user or own_user, port or own_port

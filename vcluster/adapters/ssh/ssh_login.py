@@ -46,8 +46,8 @@ def connect_node(
     """Log in to a node whose sshd runs or is about to start. Only the pinned host key is accepted.
 
     The login uses the private key, or else the password. `via` is the session of the server in between, if any.
-    Raises DeadlineError when nothing answers, LoginRefusedError when the node refuses the key or the password, and
-    VclusterError when the node presents another host key.
+    Raises DeadlineError when nothing answers. Raises LoginRefusedError when the node refuses the key or the password.
+    Raises VclusterError when the node presents another host key.
     """
     key = paramiko.Ed25519Key.from_private_key(io.StringIO(private_key)) if private_key else None
     pinned = paramiko.Ed25519Key(data=base64.b64decode(host_key.split()[1]))
