@@ -36,7 +36,12 @@ records=/var/lib/vcluster/install    # what uninstall must know about the machin
 
 # Links outside the checkout that install makes and uninstall removes, one a line: the link, and its target here.
 links='
-/usr/local/bin/vcluster   .venv/bin/vcluster
+/usr/local/bin/vcluster                                   .venv/bin/vcluster
+/usr/local/share/man/man1/vcluster.1                      docs/man/vcluster.1
+/usr/local/share/man/man5/vcluster-config.5               docs/man/vcluster-config.5
+/usr/local/share/bash-completion/completions/vcluster     scripts/completions/bash/vcluster
+/usr/local/share/zsh/site-functions/_vcluster             scripts/completions/zsh/_vcluster
+/usr/local/share/fish/vendor_completions.d/vcluster.fish  scripts/completions/fish/vcluster.fish
 '
 
 # Packages, one a line: the name, and the reason.

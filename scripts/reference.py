@@ -1,4 +1,4 @@
-"""Write the reference pages and the man pages from the code.
+"""Write the reference pages, the man pages and the completions of shells from the code.
 
 .venv/bin/python scripts/reference.py            write them
 .venv/bin/python scripts/reference.py --check    fail if one of them is not as the code says
@@ -13,7 +13,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from reference_pages import commands, configuration, environment, manual, messages  # noqa: E402  the path is set above
+from reference_pages import commands, completions, configuration, environment, json_results, manual, messages  # noqa: E402  the path is set above
+
+COMPLETIONS = Path("scripts/completions")
 
 
 def pages() -> dict[Path, str]:
@@ -24,27 +26,44 @@ def pages() -> dict[Path, str]:
         reference / "configuration.md": configuration.page(),
         reference / "environment.md": environment.page(),
         reference / "messages.md": messages.page(ROOT / "vcluster"),
+        reference / "json.md": json_results.page(),
+        **{reference / json_results.FOLDER / name: text for name, text in json_results.files().items()},
         man / "vcluster.1": manual.command_page(),
         man / "vcluster-config.5": manual.configuration_page(),
+        **{COMPLETIONS / name: text for name, text in completions.files().items()},
     }
+
+
+# Each file in these folders is made here: a former one is removed.
+OWN_FOLDERS = (Path("docs/reference") / json_results.FOLDER, Path("docs/man"), COMPLETIONS)
 
 
 def main() -> None:
     """Write the pages, or compare them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if a page differs")
-    is_check = parser.parse_args().check
-    stale = []
-    for path, text in pages().items():
-        place = ROOT / path
-        if place.is_file() and place.read_text() == text:
-            continue
-        stale.append(str(path))
-        if not is_check:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_text(text)
-    if stale and is_check:
-        sys.exit(f"not as the code says: {', '.join(stale)} (python scripts/reference.py)")
+    parser.add_argument("--to", type=Path, default=ROOT, metavar="FOLDER", help="write below this folder")
+    arguments = parser.parse_args()
+    made = pages()
+    stale = [path for path, text in made.items() if _differs(arguments.to / path, text)]
+    former = [path for path in _own_files(arguments.to) if path not in made]
+    if arguments.check and (stale or former):
+        names = ", ".join(map(str, (*stale, *former)))
+        sys.exit(f"not as the code says: {names}. To fix it: python scripts/reference.py")
+    for path in stale:
+        (arguments.to / path).parent.mkdir(parents=True, exist_ok=True)
+        (arguments.to / path).write_text(made[path])
+    for path in former:
+        (arguments.to / path).unlink()
+
+
+def _differs(path: Path, text: str) -> bool:
+    return not path.is_file() or path.read_text() != text
+
+
+def _own_files(root: Path) -> list[Path]:
+    """The files below `root` in folders that have only files made here."""
+    return [path.relative_to(root) for folder in OWN_FOLDERS for path in (root / folder).rglob("*") if path.is_file()]
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Links outside the checkout, such as the command on the PATH.
+# Links outside the checkout: the command on the PATH, manual pages, completions of shells.
 
 # Call a function with each link of $links, and the path in the checkout that it leads to.
 for_each_link() {
@@ -41,9 +41,25 @@ remove_link() {
     if [ "$(readlink -- "$link" || true)" = "$target" ]; then
         rm -- "$link"
         say "removed $link"
+        remove_empty_folders "$(dirname "$link")"
     elif [ -e "$link" ] || [ -L "$link" ]; then
         say "$link does not belong to this checkout and stays"
     fi
+}
+
+# Remove a folder that a link was in, and its parents, while they are empty. Folders of a Debian system stay.
+remove_empty_folders() {
+    local folder=$1
+    while ! is_system_folder "$folder" && rmdir -- "$folder" 2>/dev/null; do
+        folder=$(dirname "$folder")
+    done
+}
+
+is_system_folder() {
+    case $1 in
+    /usr/local/bin | /usr/local/share | /usr/local/share/man) return 0 ;;
+    *) return 1 ;;
+    esac
 }
 
 # Another checkout whose command is on the PATH, if there is one.

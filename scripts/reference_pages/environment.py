@@ -13,6 +13,8 @@ from vcluster.cli.main import main
 OTHERS = {
     "VCLUSTER_IMAGE_DIR": "The folder of the image store.",
     "VCLUSTER_STATE_DIR": "The folder of ledgers and keys.",
+    "VCLUSTER_SWITCH_PASSWORD": "The password for the server of `--switch`.",
+    "XDG_STATE_HOME": "The folder that contains the ledgers and keys of a user who is not root.",
     "LIBVIRT_DEFAULT_URI": "The libvirt of this machine.",
     "NO_COLOR": "Any value turns colors off.",
 }

@@ -1,15 +1,16 @@
-"""The page of error messages: what each raise statement of the code prints, by exit code."""
+"""The page of messages: errors by exit code, mistakes in a configuration file, findings of doctor, and notes."""
 
 from __future__ import annotations
 
 import ast
-import inspect
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from reference_pages.message_texts import Scope, is_text, scopes
 from reference_pages.text import NOTE, code, table
-from vcluster import errors
+from vcluster.errors import VclusterError
 
 TITLES = {
     1: "Exit code 1: it failed, or a check failed",
@@ -17,74 +18,96 @@ TITLES = {
     3: "Exit code 3: this host or a server lacks something",
     4: "Exit code 4: something is in the way",
 }
+MISTAKES, FINDINGS, NOTES = "Mistakes in a configuration file", "Findings of doctor", "Notes"
+INTRODUCTION = """\
+An error message says what failed, with the server or node, and the cause.
+vcluster prints the fix in parentheses after the message.
+Words in capitals stand for names, numbers and texts, and … stands for a part that is not always there.
+Messages of libvirt, ssh and other programs are not listed; vcluster prints them after the name of what failed.
+"""
+ABOUT = {
+    MISTAKES: "They are printed after the file, the line, the section and the key, with exit code 2.\n",
+    FINDINGS: "The command `vcluster doctor` prints them.\n",
+    NOTES: "They are printed with the progress of a command, and do not stop it.\n",
+}
+# Functions that report a mistake in a configuration file, and the position of its text.
+MISTAKE_TEXTS = {"add_error": 1, "add_invalid": 1, "_refuse": 1, "add": 2, "Mistake": 2}
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A message with its fix, values shown by their names in capitals."""
+    """A message under its heading, with the texts of its fix."""
 
+    heading: str
     text: str
-    fix: str
-    exit_code: int
-
-
-def kinds() -> dict[str, int]:
-    """The error classes of the tree and their exit codes."""
-    classes = inspect.getmembers(errors, inspect.isclass)
-    return {name: kind.exit_code for name, kind in classes if issubclass(kind, errors.VclusterError)}
+    fixes: tuple[str, ...] = ()
 
 
 def messages(package: Path) -> tuple[Message, ...]:
-    """All messages of the code, in alphabetical order."""
-    found = {one for path in package.rglob("*.py") for one in _of(ast.parse(path.read_text()))}
-    return tuple(sorted(found, key=lambda one: (one.exit_code, one.text.lower(), one.fix)))
+    """All messages of the code, each once, in alphabetical order."""
+    fixes: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
+    codes = _exit_codes(package)
+    for path in _modules(package):
+        is_config = path.parent.name == "config"
+        for scope, call in scopes(path, package.parent):
+            for one in _of(scope, call, codes, is_config=is_config):
+                fixes[one.heading, one.text] |= dict.fromkeys(one.fixes)
+    found = (Message(heading, text, tuple(texts)) for (heading, text), texts in fixes.items() if is_text(text))
+    return tuple(sorted(found, key=lambda one: (one.text.lower(), one.text)))
 
 
-def _of(tree: ast.Module) -> Iterator[Message]:
-    codes = kinds()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in codes and node.args:
-            text = shown(node.args[0])
-            hint = next((word.value for word in node.keywords if word.arg == "hint"), None)
-            if text and " " in text:
-                yield Message(text, shown(hint) if hint else "", codes[node.func.id])
+def _modules(package: Path) -> list[Path]:
+    """The files of the package. `__main__` runs the command when it is imported."""
+    return [path for path in sorted(package.rglob("*.py")) if path.stem != "__main__"]
 
 
-def shown(node: ast.expr | None) -> str:
-    """A string expression as a reader sees it: `{node.name}` becomes NODE_NAME."""
-    if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        return node.value.replace("\n", " ")
-    if isinstance(node, ast.JoinedStr):
-        return "".join(shown(part) for part in node.values)
-    if isinstance(node, ast.FormattedValue):
-        return _name(node.value)
-    if isinstance(node, ast.IfExp):
-        return shown(node.body) or shown(node.orelse)
-    if isinstance(node, ast.BinOp):
-        return shown(node.left) + shown(node.right)
-    return ""
+def _exit_codes(package: Path) -> dict[str, int]:
+    """The exit code of each error class."""
+    for path in _modules(package):
+        scopes(path, package.parent)  # imports the module
+    found, left = {}, [VclusterError]
+    while left:
+        kind = left.pop()
+        found[kind.__name__] = kind.exit_code
+        left += kind.__subclasses__()
+    return found
 
 
-def _name(node: ast.expr) -> str:
-    if isinstance(node, ast.Name):
-        return node.id.strip("_").upper()
-    if isinstance(node, ast.Attribute):
-        owner = _name(node.value)
-        return node.attr.upper() if owner in ("", "SELF") else f"{owner}_{node.attr}".upper()
-    if isinstance(node, ast.Call) and node.args:
-        return _name(node.args[0])
-    if isinstance(node, ast.Call):
-        return _name(node.func)
-    if isinstance(node, ast.Subscript):
-        return _name(node.value)
-    return "VALUE"
+def _of(scope: Scope, call: ast.Call, codes: dict[str, int], *, is_config: bool) -> Iterator[Message]:
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    if codes.get(name) in TITLES and call.args:
+        hint = next((word.value for word in call.keywords if word.arg == "hint"), None)
+        for text in scope.texts(call.args[0]):
+            yield Message(TITLES[codes[name]], text, tuple(filter(is_text, scope.texts(hint))))
+    elif is_config and len(call.args) > MISTAKE_TEXTS.get(name, 99):
+        yield from (Message(MISTAKES, text) for text in scope.texts(call.args[MISTAKE_TEXTS[name]]))
+    elif name in ("Finding", "_finding") and len(call.args) > 2 and _is_a_problem(call.args[0]):
+        fixes = scope.texts(call.args[3]) if len(call.args) > 3 else []
+        for text in scope.texts(call.args[2]):
+            yield Message(FINDINGS, f"{_what(scope, call.args[1])}: {text}", tuple(filter(is_text, fixes)))
+    elif name == "note" and call.args:
+        yield from (Message(NOTES, text) for text in scope.texts(call.args[0]))
+
+
+def _is_a_problem(level: ast.expr) -> bool:
+    return any(isinstance(node, ast.Name) and node.id in ("ERROR", "WARNING") for node in ast.walk(level))
+
+
+def _what(scope: Scope, node: ast.expr) -> str:
+    return next(iter(scope.texts(node)), "") or scope.word(node)
 
 
 def page(package: Path) -> str:
     """The page in Markdown."""
-    introduction = "Words in capitals stand for names and numbers.\nA fix is printed with its message.\n"
-    parts = [f"{NOTE}# Messages\n\n{introduction}"]
-    for exit_code, title in TITLES.items():
-        rows = [(code(one.text), code(one.fix)) for one in messages(package) if one.exit_code == exit_code]
-        parts.append(f"## {title}\n\n{table(('message', 'fix'), rows)}")
+    found = messages(package)
+    parts = [f"{NOTE}# Messages\n\n{INTRODUCTION}"]
+    for heading in (*TITLES.values(), MISTAKES, FINDINGS, NOTES):
+        below = [one for one in found if one.heading == heading]
+        parts.append("\n".join(filter(None, (f"## {heading}\n", ABOUT.get(heading), _table(below)))))
     return "\n".join(parts)
+
+
+def _table(found: Sequence[Message]) -> str:
+    if not any(one.fixes for one in found):
+        return table(("message",), [(code(one.text),) for one in found])
+    return table(("message", "fix"), [(code(one.text), " or ".join(map(code, one.fixes))) for one in found])

@@ -16,6 +16,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def code(text: str) -> str:
     """Text in code style; empty for none."""
+    if "`" in text:
+        return f"`` {text} ``"
     return f"`{text}`" if text else ""
 
 

@@ -1,4 +1,4 @@
-"""A server of the testbed with its own /dev and /usr/local/bin, and copies of this checkout to run scripts of."""
+"""A server of the testbed with its own /dev and /usr/local, and copies of this checkout whose scripts run there."""
 
 from __future__ import annotations
 
@@ -91,7 +91,9 @@ def server() -> Iterator[Server]:
     if os.geteuid() != 0:
         pytest.skip("making namespaces needs root")
     with testbed("scripts", has_uplink=True) as (server,):
-        server.run(["sh", "-c", "mkdir /run/bin && mount --bind /run/bin /usr/local/bin"], timeout_s=10)
+        for folder in ("bin", "share"):
+            line = f"mkdir /run/{folder} && mount --bind /run/{folder} /usr/local/{folder}"
+            server.run(["sh", "-c", line], timeout_s=10)
         settings = Path("/root/.config/pip/pip.conf")  # a server has its own /root/.config
         if settings.exists():
             server.path(str(settings.parent)).mkdir(parents=True)

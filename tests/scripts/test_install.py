@@ -15,6 +15,12 @@ from tests.scripts.conftest import LINK, RECORDS, Checkout, Installed
 pytestmark = pytest.mark.netns
 
 
+def links(checkout: Checkout) -> dict[str, Path]:
+    """The links that scripts/install makes, and their targets."""
+    lines = checkout.call('printf "%s" "$links"').stdout.split("\n")
+    return {link: checkout.path / target for link, target in (line.split() for line in lines if line)}
+
+
 def suggested(printed: str) -> str:
     """The command that the last line of scripts/install suggests."""
     last = printed.strip().splitlines()[-1]
@@ -53,6 +59,29 @@ def test_an_interrupted_install_works_the_next_time(installed: Installed) -> Non
     assert "include-system-site-packages = true" in (checkout.path / ".venv/pyvenv.cfg").read_text()
     assert checkout.sh("vcluster --version").startswith("vcluster, version")
     assert checkout.server.path(LINK).readlink() == checkout.path / ".venv/bin/vcluster"
+
+
+def test_the_links_lead_into_the_checkout(installed: Installed) -> None:
+    found = links(installed.checkout)
+    assert LINK in found
+    assert len(found) == 6
+    for link, target in found.items():
+        assert installed.checkout.server.path(link).readlink() == target
+        assert target.is_file()
+
+
+@pytest.mark.parametrize(("page", "title"), [("vcluster", "VCLUSTER(1)"), ("vcluster-config", "VCLUSTER-CONFIG(5)")])
+def test_man_finds_the_pages(installed: Installed, page: str, title: str) -> None:
+    if not shutil.which("man"):
+        pytest.skip("man is not installed")
+    assert installed.checkout.sh(f"man -P cat {page}").startswith(title)
+
+
+def test_bash_completes_commands(installed: Installed) -> None:
+    line = "COMP_WORDS=(vcluster sta) COMP_CWORD=1; _vcluster_completion vcluster; echo ${COMPREPLY[*]}"
+    file = "/usr/local/share/bash-completion/completions/vcluster"
+    completed = installed.checkout.sh(f"bash -c '. {file}; {line}'").split()
+    assert sorted(completed) == ["start", "status"]
 
 
 def test_the_environment_changes_nothing(installed: Installed) -> None:
@@ -212,7 +241,7 @@ def test_uninstall_removes_what_install_made_and_install_makes_it_again(installe
     printed = checkout.run("uninstall").stderr
     for name in (".venv", "build", "vcluster.egg-info", "vcluster/__pycache__"):
         assert not (checkout.path / name).exists()
-    assert not server.path(LINK).is_symlink()
+    assert checkout.sh("find /usr/local/bin /usr/local/share -mindepth 1") == "/usr/local/share/man\n"
     assert not server.path(RECORDS).exists()
     assert checkout.kvm() == "root:root 600"
     assert "  the guest images (" in printed

@@ -1,0 +1,142 @@
+"""The texts that an expression of the code can become, with values shown as words in capitals."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+UNKNOWN = "…"  # a part that is a sentence's end, a list or empty
+# Names in the code that mean another term of the glossary.
+TERMS = {
+    "PLAN": "CLUSTER",
+    "FILES": "CLUSTER",
+    "CHOSEN": "CLUSTER",
+    "SESSION": "NODE",
+    "PIPE": "NODE",
+    "ERROR": "REASON",
+}
+REASONS = ("message", "strerror", "reason")
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What names mean at a place of the code: the names of its module, and the texts that its function assigns."""
+
+    module: Mapping[str, Any]
+    assigned: Mapping[str, ast.expr] = field(default_factory=dict)
+
+    def texts(self, node: ast.expr | None) -> list[str]:
+        """The texts that an expression can become. None for an expression without a text of its own."""
+        if isinstance(node, ast.Constant):
+            return [node.value.replace("\n", " ")] if isinstance(node.value, str) else []
+        if isinstance(node, ast.JoinedStr):
+            return [re.sub(f"{UNKNOWN}+", UNKNOWN, "".join(self._joined(node)))]
+        if isinstance(node, ast.IfExp):
+            return self.texts(node.body) + self.texts(node.orelse)
+        if isinstance(node, ast.BoolOp):
+            return [text for value in node.values for text in self.texts(value)]
+        if isinstance(node, ast.BinOp):
+            return [left + right for left in self.texts(node.left) or [""] for right in self.texts(node.right) or [""]]
+        if isinstance(node, ast.Name) and node.id in self.assigned:
+            return Scope(self.module).texts(self.assigned[node.id])
+        if isinstance(node, ast.Name) and isinstance(self.module.get(node.id), str):
+            return [self.module[node.id]]
+        return []
+
+    def _joined(self, node: ast.JoinedStr) -> list[str]:
+        """The parts of an f-string. A value that touches a word or another value is not a word: …"""
+        parts = [(isinstance(part, ast.FormattedValue), self._part(part)) for part in node.values]
+        shown = []
+        for place, (is_value, text) in enumerate(parts):
+            before = parts[place - 1][1] if place else " "
+            after = parts[place + 1][1] if place + 1 < len(parts) else " "
+            touches = before[-1:].isalnum() or after[:1].isalnum()
+            shown.append(UNKNOWN if is_value and touches and text.isupper() else text)
+        return shown
+
+    def _part(self, node: ast.expr) -> str:
+        if isinstance(node, ast.FormattedValue):
+            return self.word(node.value)
+        return str(node.value).replace("\n", " ") if isinstance(node, ast.Constant) else UNKNOWN
+
+    def word(self, node: ast.expr) -> str:
+        """The word for a value: `node.name` is NODE. A constant is shown as its value."""
+        if isinstance(node, ast.Name):
+            return self._constant(self.module.get(node.id)) or _term(node.id)
+        if isinstance(node, ast.Attribute):
+            return self._attribute(node)
+        if isinstance(node, ast.Call):
+            return self._call(node)
+        if isinstance(node, ast.Subscript | ast.Await | ast.Starred):
+            return self.word(node.value)
+        if isinstance(node, ast.BoolOp):
+            return self.word(node.values[0])
+        if isinstance(node, ast.GeneratorExp | ast.ListComp):
+            return self.word(node.elt)
+        if isinstance(node, ast.BinOp):
+            return "N"
+        return str(node.value) if isinstance(node, ast.Constant) else UNKNOWN
+
+    def _attribute(self, node: ast.Attribute) -> str:
+        if isinstance(node.value, ast.Name) and inspect.ismodule(self.module.get(node.value.id)):
+            return self._constant(getattr(self.module[node.value.id], node.attr, None)) or _term(node.attr)
+        if node.attr in REASONS:
+            return "REASON"
+        owner = self.word(node.value)
+        if owner == "SELF":
+            return _term(node.attr)
+        return owner if node.attr == "name" else _term(node.attr)
+
+    def _call(self, node: ast.Call) -> str:
+        if isinstance(node.func, ast.Name) and node.func.id == "len":
+            return "N"
+        if isinstance(node.func, ast.Attribute) and not self._is_function_of_texts(node.func):
+            return self.word(node.func.value)
+        return self.word(node.args[0]) if node.args else self.word(node.func)
+
+    def _is_function_of_texts(self, node: ast.Attribute) -> bool:
+        """Whether the arguments are shown: of ', '.join(names) and of a function of another module."""
+        if isinstance(node.value, ast.Constant):
+            return True
+        return isinstance(node.value, ast.Name) and inspect.ismodule(self.module.get(node.value.id))
+
+    @staticmethod
+    def _constant(value: object) -> str:
+        return str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
+
+
+def _term(name: str) -> str:
+    word = name.strip("_").upper()
+    return TERMS.get(word, word)
+
+
+def scopes(path: Path, root: Path) -> list[tuple[Scope, ast.Call]]:
+    """Each call in a file of the package below `root`, with its scope."""
+    parts = path.relative_to(root).with_suffix("").parts
+    module = vars(importlib.import_module(".".join(part for part in parts if part != "__init__")))
+    found: dict[ast.Call, Scope] = {}
+    tree = ast.parse(path.read_text())
+    for function in (tree, *(node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))):
+        scope = Scope(module, _assigned(function) if isinstance(function, ast.FunctionDef) else {})
+        found |= {node: scope for node in ast.walk(function) if isinstance(node, ast.Call)}
+    return [(scope, call) for call, scope in found.items()]
+
+
+def _assigned(function: ast.FunctionDef) -> dict[str, ast.expr]:
+    """The value of each name that a function assigns once."""
+    found: dict[str, list[ast.expr]] = {}
+    for node in ast.walk(function):
+        if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
+            found.setdefault(node.targets[0].id, []).append(node.value)
+    return {name: values[0] for name, values in found.items() if len(values) == 1}
+
+
+def is_text(text: str) -> bool:
+    """Whether a text has words of its own, and not only those of another program."""
+    return re.search("[a-z]{2}", text) is not None

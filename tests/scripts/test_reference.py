@@ -1,0 +1,136 @@
+"""The reference, the manual pages and the completions: as the code makes them, complete, and readable by man."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.scripts.conftest import CHECKOUT
+from vcluster import errors
+from vcluster.cli.schemas.result_schemas import SCHEMAS
+from vcluster.config.options import CLUSTER
+from vcluster.config.readers import SERVER_KEYS, SWITCH_KEYS
+
+SCRIPT = CHECKOUT / "scripts/reference.py"
+REFERENCE = CHECKOUT / "docs/reference"
+MANUALS = sorted((CHECKOUT / "docs/man").iterdir())
+
+
+def make(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_the_pages_are_as_the_code_says() -> None:
+    done = make("--check")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_page_that_differs_is_found_and_made_again(tmp_path: Path) -> None:
+    assert make("--to", str(tmp_path)).returncode == 0
+    assert make("--check", "--to", str(tmp_path)).returncode == 0
+    page = tmp_path / "docs/reference/messages.md"
+    text = page.read_text()
+    page.write_text(text + "one more line\n")
+    (tmp_path / "docs/man/vcluster.1").unlink()
+    (tmp_path / "docs/reference/schemas/former.json").write_text("{}")
+    done = make("--check", "--to", str(tmp_path))
+    assert done.returncode == 1
+    for name in ("docs/reference/messages.md", "docs/man/vcluster.1", "docs/reference/schemas/former.json"):
+        assert name in done.stderr
+    assert make("--to", str(tmp_path)).returncode == 0
+    assert page.read_text() == text
+    assert make("--check", "--to", str(tmp_path)).returncode == 0
+
+
+def first_cells(page: str) -> list[str]:
+    """The first cell of each row of each table of a page."""
+    lines = (REFERENCE / page).read_text().splitlines()
+    cells = [re.split(r"(?<!\\)\|", line)[1].strip() for line in lines if line.startswith("| `")]
+    return [cell.strip("`").strip() for cell in cells]
+
+
+def test_every_variable_of_the_code_is_listed() -> None:
+    sources = [path for path in (CHECKOUT / "vcluster").rglob("*.py") if "schemas" not in path.parts]
+    used = {name for path in sources for name in re.findall(r"(?<!_)VCLUSTER_[A-Z_]+[A-Z]", path.read_text())}
+    used |= {f"VCLUSTER_{key.upper()}" for key in CLUSTER}
+    assert len(used) > 30
+    assert used == {name for name in first_cells("environment.md") if name.startswith("VCLUSTER_")}
+
+
+def test_every_key_of_a_configuration_file_is_described() -> None:
+    counts = Counter(first_cells("configuration.md"))
+    assert counts == Counter([*CLUSTER, *SWITCH_KEYS, *SERVER_KEYS])
+    for line in (REFERENCE / "configuration.md").read_text().splitlines():
+        if line.startswith("| `"):
+            _, key, value, _, meaning, _ = re.split(r"(?<!\\)\|", line)
+            assert value.strip(), key
+            assert meaning.strip(), key
+
+
+def literals() -> set[str]:
+    """The messages of the code that are plain strings, and the longest plain part of the others."""
+    kinds = {name for name in vars(errors) if name.endswith("Error") and name != "SeveralErrors"}
+    trees = [ast.parse(path.read_text()) for path in (CHECKOUT / "vcluster").rglob("*.py")]
+    raised = [node.exc for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Raise)]
+    calls = [call for call in raised if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.args]
+    found = {longest_literal(call.args[0]) for call in calls if getattr(call.func, "id", "") in kinds}
+    return {text for text in found if len(text) > 8}
+
+
+def longest_literal(node: ast.expr) -> str:
+    parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+    return max((str(part.value) for part in parts if isinstance(part, ast.Constant)), key=len, default="")
+
+
+def test_every_message_is_listed() -> None:
+    page = (REFERENCE / "messages.md").read_text().replace("\\|", "|")
+    expected = literals()
+    assert len(expected) > 100
+    assert {text for text in expected if text.replace("\n", " ").strip() not in page} == set()
+
+
+def test_no_message_is_listed_twice() -> None:
+    section, rows = "", Counter[tuple[str, str]]()
+    for line in (REFERENCE / "messages.md").read_text().splitlines():
+        if line.startswith("## "):
+            section = line
+        elif line.startswith("| `"):
+            rows[section, re.split(r"(?<!\\)\|", line)[1]] += 1
+    assert len(rows) > 200
+    assert {row: count for row, count in rows.items() if count > 1} == {}
+
+
+def test_every_result_has_a_section_and_a_schema() -> None:
+    page = (REFERENCE / "json.md").read_text()
+    headings = [name for line in page.splitlines() if line.startswith("## ") for name in line[3:].split(", ")]
+    assert sorted(headings) == sorted(SCHEMAS)
+    links = re.findall(r"\]\((schemas/[^)]*)\)", page)
+    assert sorted(links) == sorted(str(path.relative_to(REFERENCE)) for path in (REFERENCE / "schemas").iterdir())
+    assert len(links) == len(SCHEMAS)
+
+
+@pytest.mark.parametrize("page", MANUALS, ids=lambda path: path.name)
+def test_man_renders_a_page_without_warnings(page: Path) -> None:
+    if not shutil.which("groff"):
+        pytest.skip("groff is not installed")
+    argv = ["groff", "-man", "-Tutf8", "-Kutf8", "-ww", "-rCHECKSTYLE=1", str(page)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=True)
+    assert done.stderr == ""
+    assert not re.findall(r"\.(?:SH|SS|TP|BR?)\b", done.stdout)
+
+
+def test_the_manual_pages_name_all_commands_and_keys() -> None:
+    commands = (REFERENCE / "commands.md").read_text()
+    names = [line[3:] for line in commands.splitlines() if line.startswith("## ")]
+    assert len(names) > 35
+    manual = (CHECKOUT / "docs/man/vcluster.1").read_text().replace("\\-", "-")
+    assert [name for name in names if f".SS {name}" not in manual] == []
+    configuration = (CHECKOUT / "docs/man/vcluster-config.5").read_text()
+    assert [key for key in (*CLUSTER, *SWITCH_KEYS, *SERVER_KEYS) if f".B {key} =" not in configuration] == []
