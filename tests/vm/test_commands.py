@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 
 import pytest
 
@@ -78,6 +79,13 @@ def test_timing_shows_every_stage_of_every_node(cluster: Cluster) -> None:
     assert all(one["seconds"] >= 0 for one in stages)
 
 
+@pytest.fixture(scope="module")
+def ready_afterwards(cluster: Cluster) -> Iterator[None]:
+    """After all bad requests, the cluster is ready."""
+    yield
+    assert cluster.host.json("status")["state"] == "ready"
+
+
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "reason"),
     [
@@ -98,6 +106,7 @@ def test_timing_shows_every_stage_of_every_node(cluster: Cluster) -> None:
         (["clear", "--all", "lab"], 2, "exclude each other"),
     ],
 )
+@pytest.mark.usefixtures("ready_afterwards")
 def test_bad_requests_are_refused_in_one_line(
     cluster: Cluster, arguments: list[str], exit_code: int, reason: str
 ) -> None:
@@ -105,7 +114,6 @@ def test_bad_requests_are_refused_in_one_line(
     assert refused.returncode == exit_code
     assert reason in refused.stderr
     assert len(refused.stderr.strip().splitlines()) == 1
-    assert cluster.host.json("status")["state"] == "ready"
 
 
 def test_a_second_cluster_next_to_the_first(cluster: Cluster) -> None:
