@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pytest
@@ -103,8 +104,8 @@ def bed() -> Iterator[Bed]:
         three.set_password("student", PASSWORD)
         three.send_host_key_to(one)
         four.allow_login_of(one, user="operator")
-        for host in (bed.control, bed.three, bed.four):
-            host.initialize_libvirt()
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(Host.initialize_libvirt, (bed.control, bed.three, bed.four)))
         snapshot_cache.provide(bed.control)
         yield bed
 
