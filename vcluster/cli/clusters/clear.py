@@ -125,11 +125,8 @@ def _raise(errors: list[VclusterError], left: list[Document] | None) -> None:
     from vcluster.util import parallel
 
     if left and not errors:
-        errors = [
-            VclusterError(
-                "1 item is left" if len(left) == 1 else f"{len(left)} items are left", hint="vcluster clear --all"
-            )
-        ]
+        count = "1 item is" if len(left) == 1 else f"{len(left)} items are"
+        errors = [VclusterError(f"{count} left", hint="vcluster clear --all")]
     parallel.raise_all(errors)
 
 
