@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shlex
 import sys
@@ -61,22 +62,24 @@ def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
 # mpiexec
 
 
+# @ stands for the program that gives the standard input to rank 0 alone.
 @pytest.mark.parametrize(
     ("typed", "name", "argv"),
     [
-        ("-n 2 hostname", None, "-n 2 hostname"),
-        ("-n 2 -- hostname", None, "-n 2 hostname"),
-        ("-n 2 --name lab -- hostname", "lab", "-n 2 hostname"),
-        ("-n 2 --name lab hostname --name x", "lab", "-n 2 hostname --name x"),
-        ("--name=lab -n 2 hostname -- -n 0", "lab", "-n 2 hostname -- -n 0"),
-        ("hostname", None, "hostname"),
-        ("-ppn 1 -genv A B -hosts node1,node2 -l ./ring", None, "-ppn 1 -genv A B -hosts node1,node2 -l ./ring"),
+        ("-n 2 hostname", None, "-n 2 @ hostname"),
+        ("-n 2 -- hostname", None, "-n 2 @ hostname"),
+        ("-n 2 --name lab -- hostname", "lab", "-n 2 @ hostname"),
+        ("-n 2 --name lab hostname --name x", "lab", "-n 2 @ hostname --name x"),
+        ("--name=lab -n 2 hostname -- -n 0", "lab", "-n 2 @ hostname -- -n 0"),
+        ("hostname", None, "@ hostname"),
+        ("-ppn 1 -genv A B -hosts node1,node2 -l ./ring", None, "-ppn 1 -genv A B -hosts node1,node2 -l @ ./ring"),
         ("-n 1 a : -n 1 b", None, "-n 1 a : -n 1 b"),
         ("-configfile jobs", None, "-configfile jobs"),
     ],
 )
 def test_arguments_of_mpiexec(typed: str, name: str | None, argv: str) -> None:
-    assert mpi_arguments.parse(typed.split()) == (name, tuple(argv.split()))
+    words = (mpi_arguments.INPUT_FOR_RANK_0 if word == "@" else (word,) for word in argv.split())
+    assert mpi_arguments.parse(typed.split()) == (name, tuple(itertools.chain(*words)))
 
 
 @pytest.mark.parametrize(
@@ -108,7 +111,9 @@ def test_mpiexec_takes_the_name_before_the_program(
 ) -> None:
     with pytest.raises(Replaced):
         run(monkeypatch, "mpiexec", *typed.split())
-    assert programs[0][-2:] == ["node1", "mpiexec -hosts node1 x"]
+    assert programs[0][-2] == "node1"
+    line = shlex.split(programs[0][-1])
+    assert (line[:3], line[-1]) == (["mpiexec", "-hosts", "node1"], "x")
     assert "other" in programs[0][2]
 
 

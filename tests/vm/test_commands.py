@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterator
 
 import pytest
 
-from tests.clusters import Cluster
+from tests.clusters import VCLUSTER, Cluster
 from tests.vm.conftest import NODES
 
 pytestmark = [pytest.mark.vm, pytest.mark.core]
@@ -54,8 +55,21 @@ def test_arguments_of_a_command_arrive_unchanged(cluster: Cluster, argument: str
     assert json.loads(done.stdout)["red1"]["stdout"] == f"{argument}|"
 
 
-def test_mpiexec(cluster: Cluster) -> None:
-    assert sorted(cluster.host.vcluster("mpiexec", "-n", "3", "hostname").stdout.split()) == sorted(NODES)
+def test_one_argument_is_a_line_for_the_shell(cluster: Cluster) -> None:
+    line = "cat /etc/hostname | tr a-z A-Z; echo $SHELL"
+    assert cluster.host.vcluster("ssh", "red2", "--", line).stdout == "RED2\n/bin/bash\n"
+    printed = cluster.host.vcluster("exec", "-o", "json", "-w", "red[2-3]", "--", line).stdout
+    assert json.loads(printed)["red3"]["stdout"] == "RED3\n/bin/bash\n"
+
+
+@pytest.mark.parametrize("arguments", [("-n", "3"), ("-n", "3", "--"), ("-n", "3", "--name", "lab", "--")])
+def test_mpiexec(cluster: Cluster, arguments: tuple[str, ...]) -> None:
+    assert sorted(cluster.host.vcluster("mpiexec", *arguments, "hostname").stdout.split()) == sorted(NODES)
+
+
+def test_standard_input_of_mpiexec_goes_to_rank_0_and_ends(cluster: Cluster) -> None:
+    command = shlex.join([*VCLUSTER, "mpiexec", "-n", "3", "sh", "-c", 'echo "$PMI_RANK $(wc -c)"'])
+    assert sorted(cluster.host.sh(f"echo hello | {command}").splitlines()) == ["0 6", "1 0", "2 0"]
 
 
 def test_ssh(cluster: Cluster) -> None:

@@ -29,6 +29,7 @@ from vcluster.util import parallel
 from vcluster.util.deadline import Deadline
 
 CONSOLE_BYTES = 2**24
+NO_POLKIT = "Authorization not available. Check if polkit"  # virsh starts polkit's agent, though root needs none
 FANOUT = 64
 LOGIN_TIMEOUT_S = 30.0  # a node that is up answers at once
 
@@ -140,14 +141,22 @@ def read_console(context: Context, plan: Plan, node: Node) -> str:
         return console_log(fleet[node.server], plan, node, size=CONSOLE_BYTES)
 
 
-def attach_console(context: Context, plan: Plan, node: Node) -> int:
-    """Connect the terminal to a node's console by virsh until the user leaves it. Returns virsh's exit code."""
+def attach_console(context: Context, plan: Plan, node: Node, *, on_error: Callable[[str], object]) -> int:
+    """Connect the terminal to a node's console by virsh until the user leaves it. Returns virsh's exit code.
+
+    Each line of virsh's standard error is passed to `on_error`.
+    """
     with context.fleet_of(plan, allow_unreachable=True) as fleet:
         uri = fleet[node.server].hypervisor.uri
         # virsh has the terminal: Ctrl-C belongs to the console, not to us.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
-            return subprocess.run(["virsh", "-c", uri, "console", node.domain, "--force"], check=False).returncode  # noqa: S607
+            argv = ["virsh", "-c", uri, "console", node.domain, "--force"]
+            with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as virsh:
+                for line in virsh.stderr or ():
+                    if NO_POLKIT not in line:
+                        on_error(line)
+            return virsh.returncode
         finally:
             signal.signal(signal.SIGINT, before)
 

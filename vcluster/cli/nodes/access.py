@@ -87,7 +87,7 @@ class MpiexecCommand(Command):
 def mpiexec(name: str | None, words: tuple[str, ...]) -> None:
     """Run an MPI program from the head node, on all nodes.
 
-    The options are those of MPICH's mpiexec. Standard input goes to rank 0.
+    The options are those of MPICH's mpiexec. Rank 0 reads standard input; the other ranks read an empty input.
     """
     from vcluster.commands import access
 

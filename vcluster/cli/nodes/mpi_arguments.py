@@ -8,24 +8,27 @@ from vcluster.errors import RequestError
 
 # The options of hydra and the number of their values (MPICH 4.0, src/pm/hydra/ui/mpich/utils.c).
 _VALUES = {
-    0: "genvnone genvall envnone envall prepend-rank l enablex disable-x gpus-debug verbose v print-all-exitcodes "
-       "disable-auto-cleanup enable-auto-cleanup disable-hostname-propagation enable-hostname-propagation usize-debug "
-       "info version skip-launch-node skip_launch_node order-nodes no-order-nodes",
+    0: "genvnone genvall envnone envall prepend-rank l enable-x disable-x profile gpus-debug verbose v "
+       "print-all-exitcodes disable-auto-cleanup enable-auto-cleanup disable-hostname-propagation "
+       "enable-hostname-propagation usize-debug info version skip-launch-node order-nodes",
     1: "n np ppn perhost grr f hostfile machinefile hosts host wdir genvlist envlist configfile prepend-pattern "
-       "outfile-pattern outfile errfile-pattern errfile nameserver disable-auto-cleanup-interval path hostlist "
-       "exitcodes ranks-per-proc launcher bootstrap launcher-exec bootstrap-exec rmk bind-to binding map-by membind "
-       "topolib ckpointlib ckpoint-prefix ckpoint-num ckpoint-interval demux iface pmi-port debugger usize localhost "
-       "arch gpus-per-proc gpu-subdevs-per-proc tool-attach",
+       "outfile-pattern outfile errfile-pattern errfile nameserver ranks-per-proc launcher bootstrap launcher-exec "
+       "bootstrap-exec rmk bind-to binding map-by membind topolib ckpointlib ckpoint-prefix ckpoint-num "
+       "ckpoint-interval demux iface pmi-port debugger usize localhost arch gpus-per-proc gpu-subdevs-per-proc",
     2: "genv env",
 }  # fmt: skip
 VALUES = {option: count for count, options in _VALUES.items() for option in options.split()}
 COUNTS = {"n", "np", "ppn", "perhost", "grr"}
+# hydra passes standard input to rank 0, but it never closes the pipes of the other ranks.
+INPUT_FOR_RANK_0 = ("sh", "-c", '[ "${PMI_RANK-0}" = 0 ] || exec </dev/null; exec "$@"', "sh")
 
 
 def parse(words: Sequence[str]) -> tuple[str | None, tuple[str, ...]]:
-    """The cluster of `--name`, wherever it stands before the program, and mpiexec's arguments without it and `--`.
+    """The cluster of `--name`, at any place before the program, and mpiexec's arguments without it and `--`.
 
-    Raises RequestError for an option that mpiexec does not have, and when there is no program.
+    The program reads standard input on rank 0 only, and its end is passed on. With several programs, separated by `:`,
+    the arguments stay as they are. Raises RequestError for an option that mpiexec does not have, and when the program
+    is missing.
     """
     name: str | None = None
     options: list[str] = []
@@ -41,7 +44,8 @@ def parse(words: Sequence[str]) -> tuple[str | None, tuple[str, ...]]:
         options += [word, *_values(option, word, rest)]
     if not rest and "configfile" not in {option.lstrip("-") for option in options}:
         raise RequestError("PROGRAM is missing", hint="vcluster mpiexec -n 4 hostname")
-    return name, (*options, *rest)
+    wrapper = INPUT_FOR_RANK_0 if rest and ":" not in rest else ()
+    return name, (*options, *wrapper, *rest)
 
 
 def _values(option: str, word: str, rest: list[str]) -> list[str]:

@@ -128,7 +128,7 @@ def console(name: str | None, everything: bool, nodeset: str | None, detach: boo
             click.echo(f"{node} has printed nothing since power-on; a clone does not boot", err=True)
         return 0
     click.echo(f"console of {node}; Ctrl-] leaves it", err=True)
-    return access.attach_console(context, plan, chosen)
+    return access.attach_console(context, plan, chosen, on_error=sys.stderr.write)
 
 
 def _show_consoles(plan: Plan, nodes: Sequence[Node], *, detach: bool) -> None:
