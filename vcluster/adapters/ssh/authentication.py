@@ -12,7 +12,7 @@ import paramiko
 
 from vcluster.adapters.pipe import error_line, one_line
 from vcluster.adapters.ssh.openssh_config import PORT, Target
-from vcluster.adapters.ssh.ssh_identities import agent_keys, blob, key_of_file, load_key, public_part
+from vcluster.adapters.ssh.ssh_identities import agent_keys, key_blob, key_of_file, load_key, public_part
 from vcluster.errors import MissingError, VclusterError
 from vcluster.util.deadline import Deadline
 
@@ -22,7 +22,8 @@ class LoginRefusedError(MissingError):
 
 
 @contextmanager
-def translated_errors(server: str, deadline: Deadline) -> Iterator[None]:
+def login_errors(server: str, deadline: Deadline) -> Iterator[None]:
+    """Translate paramiko's errors during a login."""
     try:
         yield
     except paramiko.AuthenticationException as error:
@@ -40,6 +41,10 @@ def authenticate(
     password: str | None,
     cluster_key: str | None,
 ) -> None:
+    """Log in with the cluster's key, else the password, else the key file, else the user's identities.
+
+    Raises LoginRefusedError when the server refuses, MissingError for an unusable key.
+    """
     user = target.user
     if cluster_key is not None:
         pair = paramiko.Ed25519Key.from_private_key(io.StringIO(cluster_key))
@@ -123,9 +128,9 @@ def _try_identities(
     """Try what ssh tries by default: the agent's keys, then the identity files."""
     tried, unusable = 0, []
     configured = [public_part(path) for path in target.identity_files]
-    chosen = sorted(in_agent, key=lambda key: blob(key) not in configured)
+    chosen = sorted(in_agent, key=lambda key: key_blob(key) not in configured)
     if target.identities_only:
-        chosen = [key for key in chosen if blob(key) in configured]
+        chosen = [key for key in chosen if key_blob(key) in configured]
     files = [path for path in target.identity_files if path.is_file()]
     for source in (*chosen, *files):
         try:
@@ -133,7 +138,7 @@ def _try_identities(
         except MissingError:
             unusable.append(str(source))
             continue
-        if isinstance(source, Path) and blob(key) in map(blob, chosen):
+        if isinstance(source, Path) and key_blob(key) in map(key_blob, chosen):
             continue
         tried += 1
         if _accepts(server, transport, target.user, key):

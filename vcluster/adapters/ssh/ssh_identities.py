@@ -15,14 +15,15 @@ from vcluster.adapters.ssh.openssh_config import Target
 from vcluster.errors import MissingError
 
 
-def key_of_file(path: Path, agent_keys: Sequence[paramiko.PKey]) -> paramiko.PKey:
+def key_of_file(path: Path, in_agent: Sequence[paramiko.PKey]) -> paramiko.PKey:
     """The key of a file; for a file with a passphrase, the same key in the agent."""
     public = public_part(path)
-    same = [key for key in agent_keys if public and blob(key) == public]
+    same = [key for key in in_agent if public and key_blob(key) == public]
     return same[0] if same else load_key(path)
 
 
 def load_key(path: Path) -> paramiko.PKey:
+    """Read a private key. Raises MissingError if it is missing, unreadable, invalid, or has a passphrase."""
     try:
         return paramiko.PKey.from_path(path)
     except FileNotFoundError as error:
@@ -72,5 +73,6 @@ def agent_keys(target: Target) -> Iterator[Sequence[paramiko.PKey]]:
             agent._close()
 
 
-def blob(key: paramiko.PKey) -> str:
+def key_blob(key: paramiko.PKey) -> str:
+    """The public key in base64, as in a .pub file."""
     return str(key.get_base64())

@@ -1,7 +1,8 @@
 """Connect and log in by SSH, with a check of the host key.
 
 vcluster makes the keys of nodes and pins them. Servers belong to the user: the OpenSSH configuration describes their
-address, identities and host keys (openssh_config, host_keys)."""
+address, identities and host keys (openssh_config, host_keys).
+"""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ import paramiko
 
 from vcluster.adapters.pipe import error_line, one_line
 from vcluster.adapters.ssh import host_keys, openssh_config
-from vcluster.adapters.ssh.authentication import LoginRefusedError, authenticate, give_password, translated_errors
+from vcluster.adapters.ssh.authentication import LoginRefusedError, authenticate, give_password, login_errors
 from vcluster.adapters.ssh.openssh_config import PORT, Target
 from vcluster.adapters.ssh.proxy_command import ProxyCommand
 from vcluster.adapters.ssh.ssh_session import CONNECT_TIMEOUT_S, Session
@@ -58,7 +59,7 @@ def connect_node(
             raise LoginRefusedError(f"{name} at {address} refuses the cluster's key for {user}") from error
         except (paramiko.SSHException, OSError, EOFError) as error:
             if via and not via.is_alive:
-                raise VclusterError(f"{name}: the connection broke to {via.name}, which leads to {name}") from error
+                raise VclusterError(f"{name}: the connection through {via.name} broke") from error
             deadline.pause(RETRY_S, f"{name}: the SSH login ({error_line(error)})")
         else:
             return Session(name, transport, deadline, user=user, address=address, host_key=host_key)
@@ -99,7 +100,7 @@ def _log_in(
 
 def _require_pinned(presented: paramiko.PKey, pinned: paramiko.PKey, server: str) -> None:
     if presented != pinned:
-        raise VclusterError(f"{server} presents another host key than its own")
+        raise VclusterError(f"{server} presents another host key than the cluster's key for it")
 
 
 def connect_server(
@@ -138,7 +139,7 @@ def connect_server(
                     transport.close()
                     continue
                 _confirm_host_key(server, target, public, ask)
-            with translated_errors(server, deadline):
+            with login_errors(server, deadline):
                 authenticate(server, transport, target, key, password, cluster_key)
             transport.set_keepalive(5)
             return Session(name, transport, deadline, user=target.user, address=address, host_key=public)
