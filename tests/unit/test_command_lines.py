@@ -75,6 +75,9 @@ def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
         ("-ppn 1 -genv A B -hosts node1,node2 -l ./ring", None, "-ppn 1 -genv A B -hosts node1,node2 -l @ ./ring"),
         ("-n 1 a : -n 1 b", None, "-n 1 a : -n 1 b"),
         ("-configfile jobs", None, "-configfile jobs"),
+        ("-version", None, "-version"),
+        ("-n=2 -env A=1 -genv B 2 x", None, "-n=2 -env A=1 -genv B 2 @ x"),
+        ("-order-nodes UP -pmi-port x", None, "-order-nodes UP -pmi-port @ x"),
     ],
 )
 def test_arguments_of_mpiexec(typed: str, name: str | None, argv: str) -> None:
@@ -85,8 +88,10 @@ def test_arguments_of_mpiexec(typed: str, name: str | None, argv: str) -> None:
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
-        ("-n 0 hostname", "mpiexec -n 0: '0' is not a number of processes"),
+        ("-n 0 hostname", "mpiexec -n: '0' is not a number of processes"),
         ("-n many hostname", "'many' is not a number of processes"),
+        ("-n=0 hostname", "mpiexec -n=0: '0' is not a number of processes"),
+        ("--name", "mpiexec --name needs a value"),
         ("-np -1 hostname", "'-1' is not a number of processes"),
         ("-n", "mpiexec -n needs a value"),
         ("-genv A", "mpiexec -genv needs 2 values"),

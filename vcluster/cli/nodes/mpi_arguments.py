@@ -8,16 +8,17 @@ from vcluster.errors import RequestError
 
 # The options of hydra and the number of their values (MPICH 4.0, src/pm/hydra/ui/mpich/utils.c).
 _VALUES = {
-    0: "genvnone genvall envnone envall prepend-rank l enable-x disable-x profile gpus-debug verbose v "
+    0: "genvnone genvall envnone envall prepend-rank l enable-x disable-x profile verbose v "
        "print-all-exitcodes disable-auto-cleanup enable-auto-cleanup disable-hostname-propagation "
-       "enable-hostname-propagation usize-debug info version skip-launch-node order-nodes",
+       "enable-hostname-propagation dac debug info version skip-launch-node pmi-port",
     1: "n np ppn perhost grr f hostfile machinefile hosts host wdir genvlist envlist configfile prepend-pattern "
        "outfile-pattern outfile errfile-pattern errfile nameserver ranks-per-proc launcher bootstrap launcher-exec "
        "bootstrap-exec rmk bind-to binding map-by membind topolib ckpointlib ckpoint-prefix ckpoint-num "
-       "ckpoint-interval demux iface pmi-port debugger usize localhost arch gpus-per-proc gpu-subdevs-per-proc",
+       "ckpoint-interval demux iface order-nodes usize localhost arch gpus-per-proc gpu-subdevs-per-proc",
     2: "genv env",
 }  # fmt: skip
 VALUES = {option: count for count, options in _VALUES.items() for option in options.split()}
+WITHOUT_PROGRAM = {"configfile", "info", "version"}
 COUNTS = {"n", "np", "ppn", "perhost", "grr"}
 # hydra passes standard input to rank 0, but it never closes the pipes of the other ranks.
 INPUT_FOR_RANK_0 = ("sh", "-c", '[ "${PMI_RANK-0}" = 0 ] || exec </dev/null; exec "$@"', "sh")
@@ -38,30 +39,43 @@ def parse(words: Sequence[str]) -> tuple[str | None, tuple[str, ...]]:
         if word == "--":
             break
         option, equals, value = word.lstrip("-").partition("=")
+        given = [value] if equals else []
         if option == "name":
-            name = value if equals else _take(rest, word, 1)[0]
+            name = _values(word, 1, given, rest)[0]
             continue
-        options += [word, *_values(option, word, rest)]
-    if not rest and "configfile" not in {option.lstrip("-") for option in options}:
+        _require_option(option, word)
+        values = _values(word, _count(option, given or rest), given, rest)
+        _require_processes(option, word, values)
+        options += [word, *values[len(given) :]]
+    if not rest and not WITHOUT_PROGRAM & {option.lstrip("-") for option in options}:
         raise RequestError("PROGRAM is missing", hint="vcluster mpiexec -n 4 hostname")
     wrapper = INPUT_FOR_RANK_0 if rest and ":" not in rest else ()
     return name, (*options, *wrapper, *rest)
 
 
-def _values(option: str, word: str, rest: list[str]) -> list[str]:
+def _require_option(option: str, word: str) -> None:
     if option not in VALUES:
         raise RequestError(
-            f"mpiexec has no option {word}", hint="vcluster ssh NODE -- mpiexec --help lists the options"
+            f"mpiexec has no option {word}", hint="to list its options: vcluster ssh node1 -- mpiexec --help"
         )
-    values = _take(rest, word, VALUES[option])
-    if option in COUNTS and not (values[0].isdecimal() and int(values[0]) > 0):
-        raise RequestError(f"mpiexec {word} {values[0]}: {values[0]!r} is not a number of processes", hint="1 or more")
+
+
+def _count(option: str, following: Sequence[str]) -> int:
+    """The number of an option's values. `-env NAME=VALUE` has one, `-env NAME VALUE` two."""
+    is_pair = VALUES[option] == 2 and following and "=" in following[0]
+    return 1 if is_pair else VALUES[option]
+
+
+def _values(word: str, count: int, given: Sequence[str], rest: list[str]) -> list[str]:
+    """The values of an option: those after `=`, then the next words, which are removed from `rest`."""
+    needed = count - len(given)
+    if len(rest) < needed:
+        raise RequestError(f"mpiexec {word} needs {'a value' if count == 1 else f'{count} values'}")
+    values = [*given, *rest[:needed]]
+    del rest[:needed]
     return values
 
 
-def _take(rest: list[str], word: str, count: int) -> list[str]:
-    if len(rest) < count:
-        raise RequestError(f"mpiexec {word} needs {'a value' if count == 1 else f'{count} values'}")
-    taken = rest[:count]
-    del rest[:count]
-    return taken
+def _require_processes(option: str, word: str, values: Sequence[str]) -> None:
+    if option in COUNTS and not (values[0].isdecimal() and int(values[0]) > 0):
+        raise RequestError(f"mpiexec {word}: {values[0]!r} is not a number of processes", hint="1 or more")
