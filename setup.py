@@ -31,7 +31,6 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
-        "docs": ["mkdocs-material>=9.5"],
         "test": [
             "codespell>=2.2",
             "hypothesis>=6",

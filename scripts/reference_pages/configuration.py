@@ -56,7 +56,7 @@ def _table(entries: Sequence[Entry]) -> str:
 
 INTRODUCTION = """\
 `vcluster shared create` reads this file.
-The file `config.template` of the checkout is an example.
+The file [config.template](../../config.template) is an example.
 The file has one section `[cluster]`, one section `[switch]`, and one section `[server NAME]` for each server.
 An option on the command line overrides the key of its name.
 """

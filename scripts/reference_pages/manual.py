@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from reference_pages import commands, configuration, environment
 from reference_pages.configuration import Entry
 from reference_pages.text import roff
@@ -57,7 +59,7 @@ def command_page() -> str:
 
 def configuration_page() -> str:
     """vcluster-config(5)."""
-    plain = configuration.INTRODUCTION.replace("`", "")
+    plain = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", configuration.INTRODUCTION).replace("`", "")
     parts = [
         _head("vcluster-config", 5, "configuration file of vcluster shared create"),
         f".SH DESCRIPTION\n{roff(plain)}\n",

@@ -134,3 +134,31 @@ def test_the_manual_pages_name_all_commands_and_keys() -> None:
     assert [name for name in names if f".SS {name}" not in manual] == []
     configuration = (CHECKOUT / "docs/man/vcluster-config.5").read_text()
     assert [key for key in (*CLUSTER, *SWITCH_KEYS, *SERVER_KEYS) if f".B {key} =" not in configuration] == []
+
+
+DEVELOPMENT = CHECKOUT / "docs/development"
+
+
+def defined(path: Path) -> set[str]:
+    """The functions, classes, methods and module variables of a file."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return names
+
+
+def test_the_walk_names_functions_that_exist() -> None:
+    rows = re.findall(r"^\| `(vcluster/[^`]*)` \| `([^`]*)` \|", (DEVELOPMENT / "walk.md").read_text(), re.MULTILINE)
+    assert len(rows) > 40
+    assert [(file, name) for file, name in rows if name not in defined(CHECKOUT / file)] == []
+
+
+@pytest.mark.parametrize("page", ["walk.md", "layers.md", "architecture.md"])
+def test_the_pages_for_developers_name_files_that_exist(page: str) -> None:
+    named = set(re.findall(r"`((?:vcluster|tests|scripts|images)/[a-z_/0-9.-]+)`", (DEVELOPMENT / page).read_text()))
+    assert named
+    assert {name for name in named if not (CHECKOUT / name).exists()} == set()
