@@ -87,10 +87,11 @@ def _ask(question: str) -> str:
 @contextmanager
 def progress(node_names: Sequence[str] = (), *, stages: int = 1) -> Iterator[tuple[Context, Timer]]:
     """The context of a command that takes seconds, with progress on standard error."""
+    from vcluster.cli.output import verbose
     from vcluster.cli.output.progress import ProgressBars, ProgressLines, Timer
 
     timer, complete = Timer(), reader(invocation().cluster).complete
-    use_bars = sys.stderr.isatty() and 0 < len(node_names) <= BAR_NODES_MAX
+    use_bars = sys.stderr.isatty() and 0 < len(node_names) <= BAR_NODES_MAX and not verbose.is_on()
     display = ProgressBars(node_names, stages, complete=complete) if use_bars else ProgressLines(complete=complete)
     try:
         yield context(timer, display), timer

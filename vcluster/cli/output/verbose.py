@@ -22,6 +22,11 @@ def start() -> None:
         events.listen_to_calls(print_call)
 
 
+def is_on() -> bool:
+    """Whether every call is printed."""
+    return _started
+
+
 def print_call(call: Call) -> None:
     """Print one call: its duration, where it went, and the operation."""
     failed = f": {call.error}" if call.error else ""
