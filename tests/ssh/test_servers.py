@@ -283,7 +283,7 @@ def test_the_agents_keys(rules: Rules, tmp_path: Path) -> None:
         log_in(rules, tmp_path, where=where).close()
         path.with_name(path.name + ".pub").unlink()
         only = with_agent(where, socket_path, identities_only=True)
-        with pytest.raises(LoginRefusedError, match="there is no key to try"):
+        with pytest.raises(LoginRefusedError, match="no key was found to try"):
             log_in(rules, tmp_path, where=only, knows=False)
 
 

@@ -38,7 +38,7 @@ def read_interfaces(netlink: NetlinkSocket) -> tuple[Interface, ...]:
 
 
 def create(specs: Sequence[InterfaceSpec]) -> None:
-    """Create interfaces, with their owner labels, and set them up. Interfaces of ours that exist are changed to match.
+    """Create interfaces, with their owner labels, and set them up. Existing ones of the owner are changed to match.
 
     A tunnel is replaced when its ends, VNI or port differ. Raises ConflictError, before any change, when a name, a VNI
     or a bridge belongs to another owner. Raises MissingError when the kernel does not support a kind.

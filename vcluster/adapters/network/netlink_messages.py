@@ -42,7 +42,7 @@ def creation_messages(spec: InterfaceSpec, *, exists: bool) -> list[Message]:
     """The messages that create one interface, or change an existing one to match its spec.
 
     The kernel rejects an alias in the message that creates an interface. All messages go out in one send, and the
-    kernel handles them before a signal can end this process. So no interface of ours is ever without an owner label.
+    kernel handles them before a signal can end this process. So none of our interfaces is ever without an owner label.
     """
     kind = [_kind(spec.kind, _data(spec))]
     mtu = ("IFLA_MTU", spec.mtu)

@@ -149,7 +149,7 @@ def _try_identities(
                 hint="set the right key: key = FILE in the configuration, or IdentityFile with IdentitiesOnly for ssh",
             )
     skipped = f" ({', '.join(unusable)}: with a passphrase or not readable)" if unusable else ""
-    result = f"it accepts none of {tried} keys" if tried else "there is no key to try"
+    result = f"it accepts none of {tried} keys" if tried else "no key was found to try"
     raise LoginRefusedError(f"{server} refuses user {target.user}: {result}{skipped}", hint=_key_hint(target))
 
 
