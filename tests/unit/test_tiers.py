@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
-from tests.conftest import FOLDERS, TESTS, tier_of
+from tests.conftest import TESTS, folder_of, tier_of
 
 
 @pytest.mark.parametrize(
@@ -38,9 +41,11 @@ def test_markers_that_a_folder_does_not_allow(folder: str, markers: list[str], r
         tier_of(folder, markers)
 
 
-def test_each_folder_with_tests_has_an_entry() -> None:
-    folders = {path.parent.relative_to(TESTS).parts[0] for path in TESTS.glob("*/**/test_*.py")}
-    assert folders <= set(FOLDERS)
+@pytest.mark.parametrize("path", sorted(TESTS.glob("*/**/test_*.py")), ids=lambda path: path.stem)
+def test_each_module_has_markers_that_its_folder_allows(path: Path) -> None:
+    folder = folder_of(path)
+    if folder != "unit":
+        tier_of(folder, re.findall(r"\bpytest\.mark\.(\w+)", path.read_text()))
 
 
 def test_no_two_modules_share_a_name() -> None:

@@ -12,6 +12,8 @@ import pytest
 
 from tests.clusters import Cluster, Host, survey
 
+pytestmark = pytest.mark.vm
+
 FORMER = "2b157f7"  # version 0.1.0, the last one with all modules at the top level
 ROOT = Path(__file__).parent.parent.parent
 RUN = "import sys; sys.path.insert(0, sys.argv.pop(1)); from vcluster.cli.main import run; run()"
