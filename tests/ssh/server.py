@@ -102,7 +102,9 @@ def execute(channel: paramiko.Channel, command: str, env: dict[str, str] | None)
     """Run a command with its streams joined to the channel's, as sshd does."""
     pipe = subprocess.PIPE
     environment = {**os.environ, **env} if env else None
-    with subprocess.Popen(["sh", "-c", command], stdin=pipe, stdout=pipe, stderr=pipe, env=environment) as process:
+    with subprocess.Popen(
+        ["sh", "-c", command], stdin=pipe, stdout=pipe, stderr=pipe, env=environment, start_new_session=True
+    ) as process:
 
         def feed_input() -> None:
             with contextlib.suppress(OSError, EOFError), process.stdin:
@@ -122,7 +124,8 @@ def execute(channel: paramiko.Channel, command: str, env: dict[str, str] | None)
                 channel.sendall(data)
         threads[1].join()
         with contextlib.suppress(OSError, EOFError):
-            channel.send_exit_status(process.wait())
+            code = process.wait()
+            channel.send_exit_status(code if code >= 0 else 128 - code)
             channel.close()
         threads[0].join(5)
 

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import itertools
-import os
 import shlex
+import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 from click.shell_completion import ShellComplete
 
 from tests import samples
+from vcluster import guest
 from vcluster.cli import main
 from vcluster.cli.nodes import mpi_arguments
 from vcluster.cli.nodes.execute import remote_argv
 from vcluster.cli.output import verbose
+from vcluster.commands import access
 from vcluster.errors import RequestError, VclusterError
 from vcluster.fleet.ledger import VERSION, ClusterFiles, Ledger
 from vcluster.util import events
@@ -36,22 +38,46 @@ def clusters(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
-class Replaced(Exception):
-    """The process would be replaced by a program."""
+class Program:
+    """A started program. Its first wait ends as `ending` says: with an exit code, or by an interrupt."""
+
+    ending: int | type[BaseException] = 0
+
+    def __init__(self, argv: Sequence[str]) -> None:
+        self.argv, self.is_terminated = list(argv), False
+
+    def __enter__(self) -> Program:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def wait(self) -> int:
+        if isinstance(self.ending, int):
+            return self.ending
+        raise self.ending
+
+    def terminate(self) -> None:
+        self.is_terminated = True
 
 
 @pytest.fixture
-def programs(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """The command lines of the programs that would replace this process."""
-    started: list[list[str]] = []
-
-    def execvp(_: str, argv: list[str]) -> NoReturn:
-        started.append(argv)
-        raise Replaced
-
-    monkeypatch.setattr(os, "execvp", execvp)
+def programs(monkeypatch: pytest.MonkeyPatch) -> list[Program]:
+    """The programs that were started; all nodes are up."""
+    started: list[Program] = []
+    monkeypatch.setattr(subprocess, "Popen", lambda argv: started.append(Program(argv)) or started[-1])
     monkeypatch.setattr("shutil.which", lambda program: f"/usr/bin/{program}")
+    monkeypatch.setattr(access, "require_running", lambda *_: None)
     return started
+
+
+def remote_command(program: Program) -> list[str]:
+    """The command that ssh runs on the node, without the watcher of the connection."""
+    assert program.argv[0] == "ssh"
+    shell, option, _, name, watcher, *argv = shlex.split(program.argv[-1])
+    assert (shell, option, name) == ("sh", "-c", "sh")
+    assert watcher == guest.program("hangup_watch").decode()
+    return argv
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
@@ -112,14 +138,13 @@ def test_wrong_arguments_of_mpiexec(typed: str, message: str) -> None:
 )
 @pytest.mark.usefixtures("clusters")
 def test_mpiexec_takes_the_name_before_the_program(
-    monkeypatch: pytest.MonkeyPatch, programs: list[list[str]], typed: str
+    monkeypatch: pytest.MonkeyPatch, programs: list[Program], typed: str
 ) -> None:
-    with pytest.raises(Replaced):
-        run(monkeypatch, "mpiexec", *typed.split())
-    assert programs[0][-2] == "node1"
-    line = shlex.split(programs[0][-1])
-    assert (line[:3], line[-1]) == (["mpiexec", "-hosts", "node1"], "x")
-    assert "other" in programs[0][2]
+    assert run(monkeypatch, "mpiexec", *typed.split()) == 0
+    assert programs[0].argv[-2] == "node1"
+    argv = remote_command(programs[0])
+    assert (argv[:3], argv[-1]) == (["mpiexec", "-hosts", "node1"], "x")
+    assert "other" in programs[0].argv[2]
 
 
 @pytest.mark.parametrize("option", ["-h", "--help"])
@@ -131,21 +156,28 @@ def test_help_of_mpiexec(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 # One argument is a line for the shell
 
 
+@pytest.mark.parametrize("words", [["cat /etc/hostname | wc -l"], ["ls", "-l", "/my folder"], ["echo", "$HOME", "a|b"]])
+@pytest.mark.usefixtures("clusters")
+def test_the_command_of_ssh(monkeypatch: pytest.MonkeyPatch, programs: list[Program], words: list[str]) -> None:
+    assert run(monkeypatch, "ssh", "--name", "lab", "node1", "--", *words) == 0
+    assert programs[0].argv[-3:-1] == ["--", "node1"]
+    assert remote_command(programs[0]) == list(remote_argv(words))
+
+
 @pytest.mark.parametrize(
-    ("words", "line"),
-    [
-        (["cat /etc/hostname | wc -l"], "cat /etc/hostname | wc -l"),
-        (["ls", "-l", "/my folder"], "ls -l '/my folder'"),
-        (["echo", "$HOME", "a|b"], "echo '$HOME' 'a|b'"),
-    ],
+    ("ending", "exit_code", "is_terminated"), [(7, 7, False), (-15, 143, False), (KeyboardInterrupt, 130, True)]
 )
 @pytest.mark.usefixtures("clusters")
-def test_the_command_of_ssh(
-    monkeypatch: pytest.MonkeyPatch, programs: list[list[str]], words: list[str], line: str
+def test_the_exit_code_of_ssh(
+    monkeypatch: pytest.MonkeyPatch,
+    programs: list[Program],
+    ending: int | type[BaseException],
+    exit_code: int,
+    is_terminated: bool,
 ) -> None:
-    with pytest.raises(Replaced):
-        run(monkeypatch, "ssh", "--name", "lab", "node1", "--", *words)
-    assert programs[0][-3:] == ["--", "node1", line]
+    monkeypatch.setattr(Program, "ending", ending)
+    assert run(monkeypatch, "ssh", "--name", "lab", "node1", "--", "true") == exit_code
+    assert programs[0].is_terminated == is_terminated
 
 
 def test_the_command_of_exec() -> None:

@@ -64,4 +64,4 @@ def test_a_full_disk(host: Host, small_folder: str) -> None:
     host.sh(f"mount -o remount,size=1200m {small_folder}")
     assert host.vcluster("start", "full", timeout_s=120).stdout == "full: ready\n"
     assert host.json("status", "full")["state"] == "ready"
-    filling.wait(30)
+    filling.communicate(timeout=30)

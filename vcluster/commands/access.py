@@ -12,6 +12,7 @@ from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet, NodeSetException
 
 from vcluster.adapters.pipe import LineSplitter
 from vcluster.adapters.process import Completed
+from vcluster.adapters.ssh.attached_command import without_input
 from vcluster.adapters.ssh.ssh_session import Session
 from vcluster.commands.deployment import Deployment
 from vcluster.commands.inventory import describe_down, node_powers, observe_status
@@ -172,7 +173,9 @@ def run_everywhere(
     fanout: int = FANOUT,
     on_line: OnLine | None = None,
 ) -> dict[str, Completed | VclusterError]:
-    """Run a command on nodes, at most `fanout` at once. Returns its output and exit code by node.
+    """Run a command without input on nodes, at most `fanout` at once. Returns its output and exit code by node.
+
+    It ends with its connection: after an interrupt or the deadline it runs on no node.
 
     The value is the error if a node could not be reached or the command did not end. `on_line` is called with each
     line of output as it comes.
@@ -186,7 +189,9 @@ def run_everywhere(
         def work(node: Node) -> Completed:
             lines = LineSplitter(lambda stream, line: on_line(node.name, stream, line) if on_line else None)
             with login(node, user) as session:
-                completed = session.run(argv, awaited=f"{argv[0]} to end", on_output=lines if on_line else None)
+                completed = session.run(
+                    without_input(argv), stdin=None, awaited=f"{argv[0]} to end", on_output=lines if on_line else None
+                )
             lines.end()
             return completed
 

@@ -73,12 +73,14 @@ class Session:
         self,
         argv: Sequence[str],
         *,
-        stdin: bytes = b"",
+        stdin: bytes | None = b"",
         awaited: str,
         deadline: Deadline | None = None,
         on_output: Output | None = None,
     ) -> Completed:
         """Run a program until it ends or the deadline expires (by default, the session's).
+
+        Its standard input ends after `stdin`; if that is None, when the program ends.
 
         `awaited` names the program in messages. Its output is passed to `on_output` as it arrives, and is returned.
         """
@@ -157,11 +159,12 @@ class Session:
             ) from error
 
     def _communicate(
-        self, channel: paramiko.Channel, stdin: bytes, awaited: str, deadline: Deadline, on_output: Output | None
+        self, channel: paramiko.Channel, stdin: bytes | None, awaited: str, deadline: Deadline, on_output: Output | None
     ) -> Completed:
         printed = {"stdout": bytearray(), "stderr": bytearray()}
         channel.settimeout(_POLL_S)
-        self._send(channel, stdin, awaited, deadline)
+        if stdin is not None:
+            self._send(channel, stdin, awaited, deadline)
         arrivals = select.poll()
         arrivals.register(channel.fileno(), select.POLLIN)
         while not (channel.exit_status_ready() and (channel.eof_received or channel.closed) and _empty(channel)):

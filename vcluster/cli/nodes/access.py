@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import subprocess
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 import click
@@ -13,6 +15,7 @@ import click
 from vcluster.cli import arguments, common
 from vcluster.cli.help_layout import Command, examples
 from vcluster.cli.nodes import mpi_arguments
+from vcluster.cli.nodes.execute import remote_argv
 from vcluster.errors import MissingError
 
 if TYPE_CHECKING:
@@ -20,10 +23,15 @@ if TYPE_CHECKING:
     from vcluster.model.plan import Plan
 
 
-def _become(program: str, *argv: str, package: str) -> NoReturn:
-    """Replace this process by a program."""
+def require_program(program: str, *, package: str) -> None:
+    """Raise MissingError if a program is not installed."""
     if shutil.which(program) is None:
         raise MissingError(f"{program} is not installed", hint=f"apt-get install {package}")
+
+
+def _become(program: str, *argv: str, package: str) -> NoReturn:
+    """Replace this process by a program."""
+    require_program(program, package=package)
     sys.stdout.flush()
     os.execvp(program, [program, *argv])  # noqa: S606 - no shell is wanted
 
@@ -39,6 +47,27 @@ def become_ssh(context: Context, plan: Plan, node: str, user: str | None, *comma
     _become(*ssh_argv(context, plan, node, user, *command), package="openssh-client")
 
 
+def run_by_ssh(context: Context, plan: Plan, node: str, user: str | None, argv: Sequence[str]) -> int:
+    """Run a command on a node by ssh, with our standard streams. Returns its exit code, 255 if ssh itself fails.
+
+    An interrupt ends ssh, and by that the command: it is attached to the connection.
+    """
+    from vcluster import guest
+    from vcluster.adapters.ssh import attached_command
+
+    attached = attached_command.with_input(argv, guest.program("hangup_watch"))
+    ssh_command = ssh_argv(context, plan, node, user, shlex.join(attached))
+    require_program(ssh_command[0], package="openssh-client")
+    sys.stdout.flush()
+    with subprocess.Popen(ssh_command) as process:
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            process.terminate()
+            raise
+    return code if code >= 0 else 128 - code
+
+
 @click.command(
     cls=Command,
     epilog=examples(
@@ -51,7 +80,7 @@ def become_ssh(context: Context, plan: Plan, node: str, user: str | None, *comma
 @arguments.user_option
 @click.argument("node", shell_complete=arguments.complete_nodes)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
-def ssh(name: str | None, user: str | None, node: str, command: tuple[str, ...]) -> None:
+def ssh(name: str | None, user: str | None, node: str, command: tuple[str, ...]) -> int:
     """Log in to a node, or run a command there.
 
     One argument after NODE is a line for the user's shell on the node. Several arguments are a command and its
@@ -61,8 +90,9 @@ def ssh(name: str | None, user: str | None, node: str, command: tuple[str, ...])
 
     context, plan = common.open_cluster(name)
     access.require_running(context, plan, [access.choose_node(plan, node)])
-    line = command[0] if len(command) == 1 else shlex.join(command)
-    become_ssh(context, plan, node, user, *([line] if command else []))
+    if not command:
+        become_ssh(context, plan, node, user)
+    return run_by_ssh(context, plan, node, user, remote_argv(command))
 
 
 class MpiexecCommand(Command):
@@ -84,7 +114,7 @@ class MpiexecCommand(Command):
 )
 @arguments.name_option
 @click.argument("words", metavar="[MPIEXEC-OPTION]... [--] PROGRAM [ARGUMENT]...", nargs=-1, type=click.UNPROCESSED)
-def mpiexec(name: str | None, words: tuple[str, ...]) -> None:
+def mpiexec(name: str | None, words: tuple[str, ...]) -> int:
     """Run an MPI program from the head node, on all nodes.
 
     The options are those of MPICH's mpiexec. Rank 0 reads standard input; the other ranks read an empty input.
@@ -94,7 +124,7 @@ def mpiexec(name: str | None, words: tuple[str, ...]) -> None:
     chosen, argv = mpi_arguments.parse(words)
     context, plan = common.open_cluster(chosen or name)
     access.require_running(context, plan, plan.nodes)
-    become_ssh(context, plan, plan.head.name, None, shlex.join(["mpiexec", *argv]))
+    return run_by_ssh(context, plan, plan.head.name, None, ["mpiexec", *argv])
 
 
 @click.command("ssh-config", cls=Command)
