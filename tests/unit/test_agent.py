@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vcluster import errors
-from vcluster.agent import bundle, request_loop
+from vcluster.agent import bundle, diagnostics, request_loop
 from vcluster.agent.client import LocalAgent
 from vcluster.errors import ConflictError, DeadlineError, MissingError, RequestError, VclusterError
 from vcluster.util.deadline import Cancelled, Deadline
@@ -169,3 +170,25 @@ def test_the_same_files_give_the_same_archive() -> None:
     first, second = bundle.pack(files), bundle.pack(dict(reversed(files.items())))
     assert first == second
     assert first.digest != bundle.pack({**files, "a.py": b"three"}).digest
+
+
+@pytest.mark.parametrize(
+    ("user_id", "capabilities", "level", "detail"),
+    [
+        (0, "000001ffffffffff", "ok", "root"),
+        (0, "00000000a80425fb", "error", "root lacks CAP_NET_ADMIN, so it cannot create network interfaces"),
+        (1000, "0000000000000000", "warning", "creating and clearing clusters here needs root"),
+    ],
+)
+def test_the_rights_of_this_process(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, user_id: int, capabilities: str, level: str, detail: str
+) -> None:
+    """The second capability set is that of a container that docker starts without options."""
+    status = tmp_path / "status"
+    status.write_text(f"Name:\tpython3\nCapPrm:\t0\nCapEff:\t{capabilities}\n")
+    monkeypatch.setattr(diagnostics, "STATUS", status)
+    monkeypatch.setattr("os.geteuid", lambda: user_id)
+    found = next(
+        each for each in diagnostics.diagnose(carries_nodes=False, is_controller=False) if each["what"] == "rights"
+    )
+    assert (found["level"], found["detail"]) == (level, detail)

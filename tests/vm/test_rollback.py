@@ -214,7 +214,11 @@ def test_no_permission(host: Host, bare: Survey) -> None:
     argv = ["setpriv", "--bounding-set=-net_admin", *VCLUSTER, "local", "create", "-n", "1"]
     refused = host.server.run(argv, timeout_s=30, check=False)
     assert refused.returncode == 3
-    assert "needs root" in refused.stderr
+    assert "root lacks CAP_NET_ADMIN" in refused.stderr
+    assert "docker run --cap-add NET_ADMIN" in refused.stderr
+    doctor = host.server.run([*argv[:2], *VCLUSTER, "doctor"], timeout_s=60, check=False)
+    assert doctor.returncode == 3
+    assert "error   rights: root lacks CAP_NET_ADMIN" in doctor.stdout
     assert_unchanged(host, bare)
 
 

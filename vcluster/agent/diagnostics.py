@@ -34,6 +34,10 @@ CONTROLLER_PROGRAMS = {
 
 Finding = dict[str, Any]
 
+STATUS = Path("/proc/self/status")
+CAP_NET_ADMIN = 12  # linux/capability.h
+ADD_CAPABILITY = "start the container with: docker run --cap-add NET_ADMIN"
+
 
 def diagnose(*, carries_nodes: bool, is_controller: bool) -> list[Finding]:
     """Run all checks; they change nothing."""
@@ -51,8 +55,19 @@ def _finding(level: str, what: str, detail: str, fix: str = "") -> Finding:
     return {"level": level, "what": what, "detail": detail, "fix": fix}
 
 
+def has_rights() -> bool:
+    """Whether this process may create interfaces and packet filter rules."""
+    status = STATUS.read_text()
+    capabilities = int(next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff:")), 16)
+    return bool(capabilities >> CAP_NET_ADMIN & 1)
+
+
 def _rights() -> Iterator[Finding]:
-    if os.geteuid() == 0:
+    if os.geteuid() == 0 and not has_rights():
+        yield _finding(
+            ERROR, "rights", "root lacks CAP_NET_ADMIN, so it cannot create network interfaces", ADD_CAPABILITY
+        )
+    elif os.geteuid() == 0:
         yield _finding(OK, "rights", "root")
     else:
         yield _finding(WARNING, "rights", "creating and clearing clusters here needs root", "sudo vcluster …")

@@ -24,7 +24,7 @@ from vcluster.adapters.network.interface_spec import InterfaceSpec
 from vcluster.adapters.network.obstacles import find_obstacles
 from vcluster.adapters.process import run
 from vcluster.agent import snapshot_manifest, snapshot_store
-from vcluster.agent.diagnostics import diagnose
+from vcluster.agent.diagnostics import diagnose, has_rights
 from vcluster.errors import MissingError, VclusterError
 
 LIBVIRT_SOCKET = Path("/run/libvirt/libvirt-sock")
@@ -38,28 +38,21 @@ MACHINE_ID = Path("/etc/machine-id")
 CPU_INFO = Path("/proc/cpuinfo")
 IMAGE_TOOL_TIMEOUT_S = 30.0
 UNFINISHED = ".unfinished-"  # images/store.py removes folders with this prefix
-CAP_NET_ADMIN = 12  # linux/capability.h
 
 
 # Facts about the server
 
 
 def identity() -> dict[str, Any]:
-    """The server's machine-id and host name, and whether this process may change its network."""
+    """The server's machine-id and host name, and whether this process is root and may change the network."""
     return {
         "machine": MACHINE_ID.read_text().strip() if MACHINE_ID.exists() else "",
         "hostname": platform.node(),
+        "is_root": os.geteuid() == 0,
         "has_rights": has_rights(),
         "cpus": os.cpu_count() or 1,
         "has_libvirt": LIBVIRT_SOCKET.exists(),
     }
-
-
-def has_rights() -> bool:
-    """Whether this process may create interfaces and packet filter rules."""
-    status = Path("/proc/self/status").read_text()
-    capabilities = int(next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff:")), 16)
-    return bool(capabilities >> CAP_NET_ADMIN & 1)
 
 
 def observe(disks: str) -> dict[str, Any]:

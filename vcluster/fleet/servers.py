@@ -17,6 +17,7 @@ from vcluster.adapters.libvirt.libvirt_proxy import LibvirtProxy
 from vcluster.adapters.ssh import openssh_config, ssh_login, ssh_session
 from vcluster.adapters.ssh.authentication import LoginRefusedError
 from vcluster.agent.client import Agent, LocalAgent
+from vcluster.agent.diagnostics import ADD_CAPABILITY
 from vcluster.agent.operations import LIBVIRT_SOCKET, MACHINE_ID
 from vcluster.agent.remote_agent import RemoteAgent
 from vcluster.config import passwords
@@ -324,6 +325,11 @@ def require_rights(fleet: Fleet) -> None:
 
 def require_rights_on(server: Server) -> None:
     """Raise MissingError if we lack the rights to make interfaces on the server."""
-    if not server.call("identity")["has_rights"]:
-        where = f" on {server.name}" if server.session else ""
+    identity = server.call("identity")
+    where = f" on {server.name}" if server.session else ""
+    if not identity["has_rights"] and identity["is_root"]:
+        raise MissingError(
+            f"root lacks CAP_NET_ADMIN{where}, so it cannot create network interfaces", hint=ADD_CAPABILITY
+        )
+    if not identity["has_rights"]:
         raise MissingError(f"creating network interfaces{where} requires root (CAP_NET_ADMIN)", hint="run it with sudo")
