@@ -16,7 +16,7 @@ from vcluster.adapters.libvirt.domain_state import disk_errors
 from vcluster.adapters.libvirt.hypervisor import Hypervisor
 from vcluster.agent.client import LocalAgent
 from vcluster.cli import common, main
-from vcluster.commands import power
+from vcluster.commands import lifecycle, power
 from vcluster.errors import VclusterError
 from vcluster.fleet.ledger import VERSION, ClusterFiles, Ledger
 from vcluster.fleet.servers import Fleet, Server
@@ -89,6 +89,25 @@ def test_a_paused_node_is_shown_and_resumed(context: Context) -> None:
     assert libvirt.power_state("lab.node1").state == "running"
     libvirt._connection.lookupByName("lab.node1").suspend()
     assert messages(power.turn_off(context, PLAN, PLAN.nodes[:1])) == ["off"]  # type: ignore[arg-type]
+
+
+def test_stop_resumes_a_paused_node_and_shuts_it_down(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A paused node does not react to its power button."""
+
+    def press_power_button(self: Hypervisor, name: str) -> None:
+        assert self.power_state(name).state == "running"
+        self.stop_domain(name)
+
+    monkeypatch.setattr(Hypervisor, "shut_down_domain", press_power_button)
+    context.files("lab").folder.mkdir(parents=True)
+    context.files("lab").write_ledger(Ledger(VERSION, "ready", "", PLAN))
+    libvirt, notes = context.fleet["localhost"].hypervisor, []
+    context.report = Reporter((lambda event: notes.append(event.text) if event.what == "note" else None,))
+    power.turn_on(context, PLAN, PLAN.nodes[:2])  # type: ignore[arg-type]
+    libvirt._connection.lookupByName("lab.node2").suspend()
+    assert lifecycle.stop(context, "lab", timeout_s=20) == ("node1", "node2")  # type: ignore[arg-type]
+    assert notes == ["node2 was paused (paused by a user of libvirt): resumed for the shutdown"]
+    assert {libvirt.power_state(node.domain).state for node in PLAN.nodes} == {"stopped"}
 
 
 def test_a_disk_error_names_the_file(context: Context) -> None:

@@ -128,6 +128,7 @@ def trace(context: Context, plan: Plan, start: Node, end: Node, *, packets: int,
     """Send a marked flow from one node to another, and read the counters of every port on its path."""
     if start.name == end.name:
         raise RequestError(f"a frame from {start.name} to itself crosses no port", hint="name two nodes")
+    require_running(context, plan, [start, end])
     deadline = Deadline(timeout_s)
     with (
         context.fleet_of(plan) as fleet,
@@ -175,10 +176,8 @@ def run_everywhere(
 ) -> dict[str, Completed | VclusterError]:
     """Run a command without input on nodes, at most `fanout` at once. Returns its output and exit code by node.
 
-    It ends with its connection: after an interrupt or the deadline it runs on no node.
-
-    The value is the error if a node could not be reached or the command did not end. `on_line` is called with each
-    line of output as it comes.
+    It ends with its connection: after an interrupt or the deadline it runs on no node. The value is the error if a node
+    does not run or was not reached, or if the command did not end. `on_line` is called with each line of output.
     """
     deadline, powers = Deadline(timeout_s), node_powers(context, plan, _with_jump_hosts(plan, nodes))
     is_down = {node: bool(describe_down({node.name: powers[node.name]})) for node in _with_jump_hosts(plan, nodes)}

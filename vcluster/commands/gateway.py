@@ -77,6 +77,7 @@ def _require_gateway(plan: Plan) -> Plan:
 
 
 def _log_in_to_head(context: Context, plan: Plan, stack: ExitStack, timeout_s: float) -> Session:
+    access.require_running(context, plan, [plan.head])
     deadline = Deadline(timeout_s)
     sessions = stack.enter_context(access.sessions(context, plan, [plan.head], user="root", deadline=deadline))
     return sessions[plan.head.name]
