@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,3 +86,22 @@ def test_a_failed_clear_keeps_the_ledger(tmp_path: Path) -> None:
     with pytest.raises(VclusterError, match="localhost was not reached"):
         teardown.clear(context, "lab")
     assert files.read_ledger() is not None
+
+
+def test_an_interrupted_clear_prints_the_command_for_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("the interrupt was ignored")
+
+    notes: list[str] = []
+    context = context_of(tmp_path, is_reachable=True)
+    context.report.listeners = (lambda event: notes.append(event.text),)
+    context.files("lab").folder.mkdir(parents=True)
+    monkeypatch.setattr(teardown, "remove", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        teardown.clear(context, "lab")
+    for thread in threading.enumerate():
+        if thread is not threading.main_thread() and not thread.daemon:
+            thread.join(5)
+    assert notes == ["interrupted: the rest of cluster lab is for: vcluster clear lab"]
+    assert context.files("lab").folder.exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TypeVar
 
 from vcluster.adapters import tmux
@@ -21,6 +22,7 @@ from vcluster.resources import KINDS, NODE_KINDS, server_keys
 from vcluster.snapshots.template import snapshots_folder
 from vcluster.util import parallel
 from vcluster.util.deadline import Deadline
+from vcluster.util.interrupts import interruptible_once
 
 Kind = TypeVar("Kind")
 
@@ -49,7 +51,7 @@ def clear(context: Context, name: str, besides: Sequence[ServerSpec] = ()) -> bo
         servers.require_rights(fleet)
         if ledger is None:
             _report_unvisited(context, fleet, name)
-        with files.locked():
+        with files.locked(), _interruptible(context, name):
             try:
                 remove(context, fleet, files)
             except BaseException:
@@ -57,6 +59,15 @@ def clear(context: Context, name: str, besides: Sequence[ServerSpec] = ()) -> bo
                     files.destroy()
                 raise
         return True
+
+
+def _interruptible(context: Context, name: str) -> AbstractContextManager[None]:
+    """Report interrupts of a removal at once, and let only the first one end it."""
+    return interruptible_once(
+        context.report.note,
+        first=f"interrupted: the rest of cluster {name} is for: vcluster clear {name}",
+        later=f"still ending the current step; Ctrl-\\ ends at once, the rest is for: vcluster clear {name}",
+    )
 
 
 def _report_unvisited(context: Context, fleet: Fleet, name: str) -> None:
