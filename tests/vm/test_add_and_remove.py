@@ -55,17 +55,20 @@ def names(host: Host) -> list[str]:
 
 
 @pytest.fixture(autouse=True)
-def _as_it_was(cluster: Cluster) -> Iterator[None]:
+def _restore(cluster: Cluster) -> Iterator[None]:
     """A test that fails must not make later tests fail."""
-    before = nodes(cluster.host)
+    host, before = cluster.host, nodes(cluster.host)
     yield
-    present = names(cluster.host)
-    if extra := [name for name in present if name not in NODES]:
-        cluster.host.vcluster("remove", *extra, "-y", *PATIENCE, timeout_s=320)
-    if missing := [name for name in NODES if name not in present]:
-        cluster.host.vcluster("add", "--names", ",".join(missing), *PATIENCE, timeout_s=320)
-    assert nodes(cluster.host) == before
-    assert cluster.host.json("status")["state"] == "ready"
+    status = host.json("status")
+    present = [node["name"] for node in status["nodes"]]
+    extra, missing = [name for name in present if name not in NODES], [name for name in NODES if name not in present]
+    if extra:
+        host.vcluster("remove", *extra, "-y", *PATIENCE, timeout_s=320)
+    if missing:
+        host.vcluster("add", "--names", ",".join(missing), *PATIENCE, timeout_s=320)
+    if extra or missing:
+        status = host.json("status")
+    assert (status["state"], status["nodes"]) == ("ready", before)
 
 
 @contextmanager
@@ -138,7 +141,6 @@ def test_impossible_requests_are_refused(cluster: Cluster, arguments: list[str],
     refused = cluster.host.vcluster(*arguments, check=False)
     assert refused.returncode == exit_code
     assert reason in refused.stderr
-    assert names(cluster.host) == list(NODES)
 
 
 def test_a_foreign_domain_of_the_same_name_stays(cluster: Cluster) -> None:
