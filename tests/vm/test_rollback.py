@@ -164,7 +164,7 @@ def nothing_made(host: Host, bare: Survey) -> Iterator[None]:
     ("arguments", "exit_code", "reason"),
     [
         (["-n", "0"], 2, "--nodes: 0 is out of range"),
-        (["-n", "-1"], 2, "--nodes: '-1' is not a number"),
+        (["-n", "-1"], 2, "--nodes: -1 is out of range"),
         (["-n", "many"], 2, "--nodes: 'many' is not a number"),
         (["-n", "300", "--subnet", "10.9.0.0/24"], 2, "has room for 254"),
         (["-n", "2000"], 3, "the largest -n that fits is"),
