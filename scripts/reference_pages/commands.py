@@ -23,7 +23,7 @@ class Described:
 
 
 def commands() -> tuple[Described, ...]:
-    """All commands that do something, in the order of help."""
+    """All commands that do something, in alphabetical order."""
     return tuple(_below(main, click.Context(main, info_name="vcluster")))
 
 

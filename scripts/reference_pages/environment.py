@@ -51,7 +51,7 @@ def variables() -> dict[str, list[tuple[str, str]]]:
 def page() -> str:
     """The page in Markdown."""
     options = [
-        (code(name), code(uses[0][1]), "all" if len(uses) > 5 else ", ".join(code(where) for where, _ in uses))
+        (code(name), code(uses[0][1]), "all that have the option" if len(uses) > 5 else ", ".join(code(where) for where, _ in uses))
         for name, uses in sorted(variables().items())
     ]
     others = [(code(name), meaning) for name, meaning in sorted(OTHERS.items())]
