@@ -75,11 +75,11 @@ def test_kill_9_while_a_clone_is_added(cluster: Cluster) -> None:
     host.wait_for("virsh -q list --name | grep lab.node4")
     kill(process)
     assert host.json("status", "lab")["state"] == "partial"
-    host.vcluster("repair", "lab", "--timeout", "300", timeout_s=320)
+    host.json("repair", "lab", "--timeout", "300", timeout_s=320)
     cluster.ssh("node4", "true")
     ids = {cluster.ssh(node, "cat /etc/machine-id") for node in (*cluster.names, "node4")}
     assert len(ids) == 4
-    host.vcluster("remove", "node4", "--name", "lab", "-y", "--timeout", "300", timeout_s=320)
+    host.json("remove", "node4", "--name", "lab", "-y", "--timeout", "300", timeout_s=320)
     assert host.json("status", "lab")["state"] == "ready"
 
 

@@ -55,12 +55,12 @@ def cluster(place: Place, bare: Survey) -> Iterator[Cluster]:
     host = place.host
     host.sh("mkdir /run/payload; echo from the payload >/run/payload/letter")
     host.server.path("/run/setup").write_text(SETUP)
-    host.vcluster("local", "create", *OPTIONS, "--timeout", "500", timeout_s=520)
+    host.json("local", "create", *OPTIONS, "--timeout", "500", timeout_s=520)
     assert all("clone" in host.stages("lab", node) for node in NODES)
     yield Cluster(host, "lab", NODES, host.vcluster("ssh-config", "--path").stdout.strip(), user="student")
     refused = host.vcluster("clear", "lab", check=False)
     assert refused.returncode == 4
     assert "lab: a disk of 1 GiB that w053 serves: its data will be deleted" in refused.stderr
     assert host.json("status")["state"] == "ready"
-    host.vcluster("clear", "lab", "-y")
+    host.json("clear", "lab", "-y")
     assert left_behind(survey(host), bare) == {}  # a test has rebooted the server

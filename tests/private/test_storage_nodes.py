@@ -54,7 +54,7 @@ def test_no_node_hangs_while_a_storage_node_is_down(cluster: Cluster) -> None:
     for folder in SERVED:
         cluster.ssh("w051", f"echo saved >{CLOUD}/{folder}/saved")
     # One storage node dies while its folder is in use. A program that opens a file there waits, but not for ever.
-    host.vcluster("power", "off", "-w", "w053")
+    host.json("power", "off", "-w", "w053")
     tried = [
         f"(timeout -s KILL 100 {line} || echo exit code $?) &"
         for line in (f"touch {CLOUD}/0/new", f"cat {CLOUD}/0/saved")
@@ -63,16 +63,16 @@ def test_no_node_hangs_while_a_storage_node_is_down(cluster: Cluster) -> None:
     assert output.count("exit code") == 2
     assert "137" not in output, "it hung"
     assert cluster.ssh("w051", f"cat {CLOUD}/1/saved") == "saved\n"
-    host.vcluster("stop", timeout_s=200)
+    host.json("stop", timeout_s=200)
     assert host.json("status")["state"] == "stopped"
     # It stays off while the other nodes start.
-    host.vcluster("power", "on", "-w", "w051,w052", "--wait", timeout_s=200)
+    host.json("power", "on", "-w", "w051,w052", "--wait", timeout_s=200)
     wait_for(cluster, "w051", f"cat {CLOUD}/1/saved", "saved")
     began = time.monotonic()
     assert "saved" not in cluster.ssh("w051", f"cat {CLOUD}/0/saved", timeout_s=90, check=False)
     assert time.monotonic() - began < 60, "it hung"
     assert cluster.ssh("w052", f"cat {CLOUD}/1/saved; ls {CLOUD}") == "saved\n0\n1\n"
-    host.vcluster("power", "on", "-w", "w053", "--wait", timeout_s=200)
+    host.json("power", "on", "-w", "w053", "--wait", timeout_s=200)
     wait_for(cluster, "w051", f"cat {CLOUD}/0/saved", "saved")
     wait_for(cluster, "w052", f"cat {CLOUD}/0/saved", "saved")
 
@@ -82,7 +82,7 @@ def test_everything_works_after_reboots_of_the_nodes(cluster: Cluster, place: Pl
     boot_id = "cat /proc/sys/kernel/random/boot_id"
     for nodes in (["w052", "w053"], ["w051"]):
         before = {node: cluster.ssh(node, boot_id) for node in nodes}
-        cluster.host.vcluster("power", "cycle", "-w", ",".join(nodes), "--wait", timeout_s=200)
+        cluster.host.json("power", "cycle", "-w", ",".join(nodes), "--wait", timeout_s=200)
         for node in nodes:
             wait_for(cluster, node, boot_id, "-", but_not=before[node])
     for node in NODES:
@@ -93,9 +93,9 @@ def test_everything_works_after_reboots_of_the_nodes(cluster: Cluster, place: Pl
 
 def test_the_cluster_starts_again_after_a_reboot_of_its_server(cluster: Cluster, place: Place) -> None:
     host = cluster.host
-    host.vcluster("gateway", "off")
+    host.json("gateway", "off")
     place.host.server.reboot()
-    host.vcluster("start", timeout_s=400)
+    host.json("start", timeout_s=400)
     assert host.json("status")["state"] == "ready"
     assert host.json("check", timeout_s=200)["passed"] is True
     assert host.vcluster("gateway", "status").stdout == "off\n"

@@ -68,7 +68,7 @@ def test_a_second_switch_side_of_the_same_name_is_refused(bed: Bed) -> None:
 
 
 def test_a_cluster_through_a_manual_switch_side(bed: Bed) -> None:
-    bed.switch.vcluster(*switch_command(bed))
+    bed.switch.json(*switch_command(bed))
     before = bed.logins()
     bed.control.vcluster(*create_command(bed), "--timeout", "400", timeout_s=420)
     assert bed.logins() == before  # vcluster does not log in to the switch server

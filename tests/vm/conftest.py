@@ -39,9 +39,9 @@ def bare(host: Host) -> Survey:
 @pytest.fixture(scope="package")
 def cluster(host: Host, bare: Survey) -> Iterator[Cluster]:
     """Three nodes. After the last test they are cleared, and nothing may be left."""
-    host.vcluster("local", "create", *OPTIONS, "--timeout", "400", timeout_s=420)
-    config = host.vcluster("ssh-config", "--path").stdout.strip()
+    host.json("local", "create", *OPTIONS, "--timeout", "400", timeout_s=420)
+    config = host.json("ssh-config")["path"]
     assert Path(config).is_absolute()
     yield Cluster(host, "lab", NODES, config)
-    host.vcluster("clear", "lab", "-y")
+    host.json("clear", "lab", "-y")
     assert changes(survey(host), bare) == {}
