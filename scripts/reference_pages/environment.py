@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 
 import click
 
 from reference_pages.text import NOTE, code, table
 from vcluster.cli.main import main
 
+SHOWN_MAX = 5  # commands
 # Variables that no option stands for. tests/scripts compares the names with the code.
 OTHERS = {
     "VCLUSTER_IMAGE_DIR": "The folder of the image store.",
@@ -48,10 +50,14 @@ def variables() -> dict[str, list[tuple[str, str]]]:
     return found
 
 
+def _commands(names: Sequence[str]) -> str:
+    return "all that have the option" if len(names) > SHOWN_MAX else ", ".join(map(code, names))
+
+
 def page() -> str:
     """The page in Markdown."""
     options = [
-        (code(name), code(uses[0][1]), "all that have the option" if len(uses) > 5 else ", ".join(code(where) for where, _ in uses))
+        (code(name), code(uses[0][1]), _commands([command for command, _ in uses]))
         for name, uses in sorted(variables().items())
     ]
     others = [(code(name), meaning) for name, meaning in sorted(OTHERS.items())]
