@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-NOTE = "<!-- Made by scripts/reference.py from the code. Do not edit. -->\n"
+NOTE = "<!-- Made by scripts/reference.py from the code: change the code, not this page. -->\n"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
