@@ -162,7 +162,7 @@ def test_a_connection_that_breaks_is_an_error_of_its_node(rules: Rules, state: P
     argv = ["sh", "-c", f"touch {flag}; sleep 3"]
     found = access.run_everywhere(context(state), plan, plan.nodes, argv, user="root", timeout_s=20)
     assert isinstance(found["node1"], VclusterError)
-    assert "the connection broke during sh to end" in found["node1"].message
+    assert "the connection broke during the command" in found["node1"].message
 
 
 @pytest.mark.usefixtures("rules")

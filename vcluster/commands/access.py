@@ -189,7 +189,7 @@ def run_everywhere(
             lines = LineSplitter(lambda stream, line: on_line(node.name, stream, line) if on_line else None)
             with login(node, user) as session:
                 completed = session.run(
-                    without_input(argv), stdin=None, awaited=f"{argv[0]} to end", on_output=lines if on_line else None
+                    without_input(argv), stdin=None, awaited="the command", on_output=lines if on_line else None
                 )
             lines.end()
             return completed
