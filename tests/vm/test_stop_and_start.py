@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from tests.clusters import Cluster
@@ -38,6 +40,21 @@ def test_stopped_and_started(cluster: Cluster) -> None:
     refused = host.vcluster("check", check=False)
     assert refused.returncode == 1
     assert refused.stderr.strip().splitlines() == ["vcluster: not running: red[1-3] (vcluster start lab)"]
+
+    # Every command that logs in looks at the power first: it neither waits nor prints an error of ssh.
+    for command, down in (
+        (["exec", "--", "true"], "red[1-3]"),
+        (["ssh", "red2", "--", "true"], "red2"),
+        (["mpiexec", "-n", "2", "hostname"], "red[1-3]"),
+        (["copy", "/etc/hostname", "red3:"], "red3"),
+        (["shell", "red1"], "red1"),
+        (["path", "red1", "red2"], "red[1-2]"),
+    ):
+        began_s = time.monotonic()
+        refused = host.vcluster(*command, check=False)
+        assert refused.returncode == 4, refused
+        assert refused.stderr.strip() == f"vcluster: not running: {down} (vcluster start lab)"
+        assert time.monotonic() - began_s < 10
 
     # One node boots already when the others are started.
     assert host.vcluster("power", "on", "-w", "red1").stdout == "red1: on\n"
