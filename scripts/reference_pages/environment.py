@@ -67,5 +67,5 @@ def page() -> str:
         "`sudo` removes variables; `sudo --preserve-env=NAME` keeps one.\n\n"
         f"## Variables of options\n\n{table(('variable', 'option', 'commands'), options)}\n"
         f"## Other variables\n\n{table(('variable', 'meaning'), others)}\n"
-        f"## Variables of a provisioning script\n\n{table(('variable', 'meaning'), scripts)}"
+        f"## Variables of a setup script\n\n{table(('variable', 'meaning'), scripts)}"
     )

@@ -15,15 +15,16 @@ from vcluster.errors import VclusterError
 TITLES = {
     1: "Exit code 1: it failed, or a check failed",
     2: "Exit code 2: the request is wrong as written",
-    3: "Exit code 3: this host or a server lacks something",
+    3: "Exit code 3: this machine or a server lacks something",
     4: "Exit code 4: something is in the way",
 }
 MISTAKES, FINDINGS, NOTES = "Mistakes in a configuration file", "Findings of doctor", "Notes"
 INTRODUCTION = """\
-An error message says what failed, with the server or node, and the cause.
-vcluster prints the fix in parentheses after the message.
+An error message has three parts: what failed, with the server or node; the cause; and the fix in parentheses.
+If a message has no fix here, remove the cause that it names, then run the command again.
 Words in capitals stand for names, numbers and texts, and … stands for a part that is not always there.
 Messages of libvirt, ssh and other programs are not listed; vcluster prints them after the name of what failed.
+If `QEMU's stream` or `the saved domain` is wrong, vcluster cannot use or make a snapshot; use `--boot cold`.
 """
 ABOUT = {
     MISTAKES: "They are printed after the file, the line, the section and the key, with exit code 2.\n",

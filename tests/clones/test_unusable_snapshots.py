@@ -61,8 +61,8 @@ def test_a_changed_snapshot_is_found_before_it_is_used(
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    (line,) = (line for line in errors.splitlines() if "is discarded" in line)
-    assert f"snapshot {snapshot} is discarded: " in line
+    (line,) = (line for line in errors.splitlines() if "is deleted" in line)
+    assert f"snapshot {snapshot} is deleted: " in line
     assert reason in line
     assert "clone took" not in errors
     assert not host.snapshots()

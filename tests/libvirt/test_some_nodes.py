@@ -123,7 +123,7 @@ def test_a_stopped_or_missing_pool(world: World) -> None:
 def test_leftovers_are_reported(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.make(PLAN)
     monkeypatch.setattr(Hypervisor, "undefine_domain", lambda *_: None)
-    with pytest.raises(VclusterError, match=r"left of lab: domain lab\.node2"):
+    with pytest.raises(VclusterError, match=r"parts of cluster lab are left: domain lab\.node2"):
         teardown.remove_nodes(_context(), world.fleet, PLAN, shrink(PLAN, ["node2"]))  # type: ignore[arg-type]
 
 

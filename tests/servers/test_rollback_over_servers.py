@@ -114,7 +114,7 @@ def test_a_server_disappears(doomed: Doomed, lost: str, sign: str) -> None:
         errors = [line for line in errors.splitlines() if line.startswith("vcluster:")]
         assert len(errors) == 2, errors
         assert re.search(rf"{name}: the connection (to libvirt )?broke (during|while) \S", errors[0])
-        assert f"{name} was not reached, nothing was removed there" in errors[1]
+        assert f"{name} was not reached, so nothing was removed there" in errors[1]
         assert bed.control.server.path(LEDGER).exists()
         assert "doomed" not in str(bed.switch.sh("ip -o link") if lost == "four" else bed.four.sh("virsh list --all"))
         assert "doomed" not in bed.three.sh("virsh -q list --all; ip -o link")
@@ -275,7 +275,7 @@ def test_foreign_links_on_the_switch(doomed: Doomed) -> None:
     bed.switch.sh("ip link add vc-doomed type bridge")
     try:
         line = refused(bed, *doomed.remote, exit_code=4)
-        assert f"interface vc-doomed exists on {bed.switch.server.name} and is not ours" in line
+        assert f"interface vc-doomed exists on {bed.switch.server.name} and does not belong to this cluster" in line
         assert doomed.clear("--on", bed.switch.server.name).stdout == "doomed: nothing to clear\n"
     finally:
         bed.switch.sh("ip link del vc-doomed")  # fails when it was harmed
@@ -298,7 +298,7 @@ def test_a_cluster_of_the_same_name_from_another_controller(doomed: Doomed) -> N
     bed.switch.server.allow_login_of(bed.three.server)
     try:
         line = refused(bed, *doomed.remote, exit_code=4, host=bed.three)
-        assert f"exists on {bed.switch.server.name} and is not ours" in line
+        assert f"exists on {bed.switch.server.name} and does not belong to this cluster" in line
         on = ["--on", bed.switch.server.name]
         assert bed.three.vcluster("clear", "doomed", "-y", *on).stdout == "doomed: nothing to clear\n"
         assert bed.three.vcluster("clear", "doomed", "-y").stdout == "doomed: nothing to clear\n"

@@ -96,11 +96,11 @@ def forbid(world: World, reason: str) -> None:
 @pytest.mark.parametrize(
     ("reason", "error", "message"),
     [
-        ("user", MissingError, r"requires root \(CAP_NET_ADMIN\)"),
+        ("user", MissingError, r"needs root \(CAP_NET_ADMIN\)"),
         ("capability", MissingError, "root lacks CAP_NET_ADMIN, so it cannot create network interfaces"),
         ("folder", ConflictError, "cluster lab exists"),
         ("parts", ConflictError, "cluster lab exists"),
-        ("interface", ConflictError, "interface vc-lab exists and is not ours"),
+        ("interface", ConflictError, "interface vc-lab exists and does not belong to this cluster"),
         ("memory", MissingError, "need 1408 MiB of memory"),
     ],
 )

@@ -373,10 +373,10 @@ password = env:hunter2!
          "example "
          "20 GiB or 1 TiB"),
         ("nodes = 4", "nodes = 4\nsubnet = 10.0.0.0", "3: [cluster] subnet: subnet 10.0.0.0 has no room for two "
-         "nodes; take a prefix from /8 to /30"),
+         "nodes; use a prefix from /8 to /30"),
         ("nodes = 4", "nodes = 4\nsubnet = 10.0.0.0/30", "3: [cluster] subnet: 4 nodes do not fit into 10.0.0.0/30, "
          "which has room for 2"),
-        ("nodes = 4", "nodes = 4\nmtu = 60", "3: [cluster] mtu: MTU 60 is not possible; take 576 to 9216 bytes; 1450 "
+        ("nodes = 4", "nodes = 4\nmtu = 60", "3: [cluster] mtu: MTU 60 is not possible; use 576 to 9216 bytes; 1450 "
          "leaves room for VXLAN"),
         ("nodes = 4", "nodes = 4\nboot = warm", "3: [cluster] boot: 'warm' is not one of auto, clone, cold"),
         ("nodes = 4", "nodes = 4\naccel = xen", "3: [cluster] accel: 'xen' is not one of auto, kvm, tcg"),

@@ -173,7 +173,7 @@ def test_names_without_a_pattern(nodeset: str) -> None:
     )
     with pytest.raises(RequestError, match="have no pattern for new names") as raised:
         new_names(plan, 1)
-    assert raised.value.hint == "give the names with --names"
+    assert raised.value.hint == "set the names with --names"
     assert names(larger(plan, asked=("eve",)))[-1] == "eve"
 
 

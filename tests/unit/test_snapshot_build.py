@@ -158,7 +158,7 @@ def test_a_wrong_snapshot_is_discarded_and_reported(world: World) -> None:
     assert world.asked == ["check_snapshot", "drop_snapshot"]
     (line,) = world.lines
     assert line.startswith("snapshot 111111111111-")
-    assert line.endswith(" is discarded: /kept/ram has changed")
+    assert line.endswith(" is deleted: /kept/ram has changed")
 
 
 def test_a_refused_snapshot_is_reported_and_not_built_again(world: World) -> None:

@@ -59,7 +59,7 @@ def test_an_unknown_cluster_is_nothing_to_clear(tmp_path: Path) -> None:
 def test_a_failed_clear_of_an_unknown_cluster_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(VclusterError) as raised:
         teardown.clear(context_of(tmp_path, is_reachable=False), "nosuch")
-    assert raised.value.message == "localhost was not reached, nothing was removed there: no access to libvirt"
+    assert raised.value.message == "localhost was not reached, so nothing was removed there: no access to libvirt"
     assert raised.value.hint == "use sudo"
     assert not (tmp_path / "state").exists()
 

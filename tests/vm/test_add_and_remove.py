@@ -149,7 +149,7 @@ def test_a_foreign_domain_of_the_same_name_stays(cluster: Cluster) -> None:
     try:
         refused = cluster.host.vcluster("add", check=False)
         assert refused.returncode == 4
-        assert "domain lab.red4 exists and is not ours" in refused.stderr
+        assert "domain lab.red4 exists and does not belong to this cluster" in refused.stderr
     finally:
         cluster.host.sh("virsh -q undefine lab.red4; rm /run/foreign.xml")
 

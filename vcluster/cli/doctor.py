@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     epilog=examples(
         "sudo vcluster doctor                    this machine",
         "sudo vcluster doctor cluster.ini        every server of the file, and the tunnels between them",
-        "sudo vcluster doctor --switch server2   this machine, and a switch server",
+        "sudo vcluster doctor --switch server2   this machine and the switch's server",
     ),
 )
 @click.argument("config", required=False, type=click.Path(path_type=Path), metavar="[CONFIG.ini]")
 @click.option(
     "--switch", "host", envvar="VCLUSTER_SWITCH", metavar="HOST",
-    help="Check this machine and this switch server, [user@]host[:port].",
+    help="Check this machine and the switch's server: [user@]host[:port], or a Host of ~/.ssh/config.",
 )  # fmt: skip
 @arguments.output_option
 def doctor(config: Path | None, host: str | None, output: str) -> None:

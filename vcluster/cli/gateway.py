@@ -14,9 +14,9 @@ from vcluster.cli.help_layout import Command
 @arguments.timeout_option(60)
 @arguments.output_option
 def gateway(action: str, name: str | None, timeout_s: float, output: str) -> None:
-    """Allow or block internet access of a private cluster.
+    """Allow or block internet access in the private layout.
 
-    In the private layout the head is the gateway of all nodes. `off` also ends connections that are open.
+    The head node is the gateway of the other nodes. `off` also ends their open connections.
     """
     from vcluster.commands import gateway as work
 
@@ -38,8 +38,8 @@ def gateway(action: str, name: str | None, timeout_s: float, output: str) -> Non
 def discover(name: str | None, timeout_s: float, output: str) -> None:
     """List all hosts on the cluster network.
 
-    The head finds them by DHCP leases, by its neighbour table and by a ping to every address. Hosts that are not nodes
-    are marked as unknown hosts.
+    The head node finds them by DHCP leases, by ARP and by a ping to every address. Hosts that are not nodes are marked
+    as unknown hosts.
     """
     from vcluster.cli.output import network_report
     from vcluster.commands import gateway as work

@@ -119,7 +119,7 @@ def list_images(output: str) -> None:
 @image.command(cls=KeysCommand, only=WARM_KEYS)
 @click.option(
     "--name", envvar="VCLUSTER_NAME", metavar="NAME", shell_complete=arguments.complete_clusters,
-    help="For nodes like those of this cluster, on each of its servers; instead of the other options.",
+    help="Make a snapshot for nodes like those of this cluster, on each of its servers. Not with options of the nodes.",
 )  # fmt: skip
 @click.option("--gently", is_flag=True, help="Run with low CPU and disk priority.")
 @arguments.output_option

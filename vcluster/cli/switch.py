@@ -29,7 +29,7 @@ class Address(click.ParamType):  # type: ignore[type-arg]
 def switch() -> None:
     """Set up a switch manually, without SSH access.
 
-    Run these on the switch server, when the nodes' server has no login there.
+    Run these commands on the switch's server, if the nodes' server cannot log in to it.
     """
 
 

@@ -58,7 +58,7 @@ def refuse_existing(fleet: Fleet, files: ClusterFiles) -> None:
         away = found if found and found.session and not files.folder.exists() else None
         raise ConflictError(
             f"cluster {files.name} exists{f' on {away.name}' if away else ''}, or parts of it are left",
-            hint=f"vcluster clear {files.name}{f' --on {away.host}' if away else ''}, or take another --name",
+            hint=f"vcluster clear {files.name}{f' --on {away.host}' if away else ''}, or use another --name",
         )
 
 
@@ -73,7 +73,9 @@ def refuse_foreign(fleet: Fleet, plan: Plan, present: Plan | None = None) -> Non
         for kind, name in _names_on(plan, planned):
             if name in taken[kind] and (kind, name) not in ours:
                 where = f" on {server.name}" if server.session else ""
-                raise ConflictError(f"{kind} {name} exists{where} and is not ours", hint="take another --name")
+                raise ConflictError(
+                    f"{kind} {name} exists{where} and does not belong to this cluster", hint="use another --name"
+                )
 
 
 def _names_on(plan: Plan, planned: ServerPlan) -> Iterator[tuple[str, str]]:

@@ -63,7 +63,9 @@ def _shut_down(context: Context, fleet: Fleet, node: Node, deadline: Deadline) -
         while libvirt.is_active(node.domain):
             deadline.pause(SHUTDOWN_POLL_S, f"{node.name} to shut down")
             if patience.remaining_s() == 0:
-                context.report.note(f"{node.name} did not shut down within {patience.timeout_s:.0f} s: power cut")
+                context.report.note(
+                    f"{node.name} did not shut down within {patience.timeout_s:.0f} s: its power is cut"
+                )
                 libvirt.stop_domain(node.domain)
 
 

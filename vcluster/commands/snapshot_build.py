@@ -163,7 +163,7 @@ def _call(server: Server, operation: str, deadline: Deadline, **arguments: Any) 
 
 def discard(server: Server, root: str, key: str, reason: str, *, report: Reporter) -> None:
     """Delete a snapshot and report why. Its clones do not need it any more."""
-    report.note(f"snapshot {key}{_where(server)} is discarded: {reason}")
+    report.note(f"snapshot {key}{_where(server)} is deleted: {reason}")
     server.call("drop_snapshot", root=root, key=key)
 
 

@@ -68,7 +68,7 @@ def up(context: Context, request: SwitchRequest) -> SwitchSide:
         if survey(server, request.name) or context.files(request.name).folder.exists():
             raise ConflictError(
                 f"this machine has parts of a cluster {request.name} already",
-                hint=f"vcluster switch down {request.name}, or take another --name",
+                hint=f"vcluster switch down {request.name}, or use another --name",
             )
         planned = _plan(server, request)
         _refuse_taken(server, planned)
@@ -92,7 +92,9 @@ def down(context: Context, name: str) -> bool:
         _remove(server, name)
         left = survey(server, name)
         if left:
-            raise MissingError(f"left of {name}: {', '.join(map(str, left))}", hint=f"vcluster clear {name}")
+            raise MissingError(
+                f"parts of cluster {name} are left: {', '.join(map(str, left))}", hint=f"vcluster clear {name}"
+            )
         return True
 
 
@@ -122,10 +124,12 @@ def _refuse_taken(server: Server, planned: ServerPlan) -> None:
     names, vnis = {link["name"] for link in found}, {link["vni"] for link in found}
     for name in planned.interface_names:
         if name in names:
-            raise ConflictError(f"interface {name} exists and is not ours", hint="take another --name")
+            raise ConflictError(
+                f"interface {name} exists and does not belong to this cluster", hint="use another --name"
+            )
     taken = next((tunnel.vni for tunnel in planned.tunnels if tunnel.vni in vnis), None)
     if taken is not None:
-        raise ConflictError(f"VNI {taken} is in use here", hint="take another --vni-base, the same on both servers")
+        raise ConflictError(f"VNI {taken} is in use here", hint="use another --vni-base, the same on both servers")
 
 
 def _remove(server: Server, name: str) -> None:

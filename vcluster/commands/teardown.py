@@ -100,7 +100,7 @@ def remove_nodes(context: Context, fleet: Fleet, before: Plan, after: Plan) -> N
         removed = _names_on(before, server.name) - _names_on(after, server.name)
         left = [item for item in survey(server, before.name) if item.name in removed] if not failures else ()
         if left:
-            failures.append(VclusterError(f"left of {before.name}: {', '.join(map(str, left))}"))
+            failures.append(VclusterError(f"parts of cluster {before.name} are left: {', '.join(map(str, left))}"))
         parallel.raise_all(failures)
 
     _on_each(fleet, work)
@@ -119,14 +119,14 @@ def _on_each(fleet: Fleet, work: Callable[[Server], None]) -> None:
 
 
 def _not_reached(name: str, error: VclusterError) -> VclusterError:
-    return VclusterError(f"{name} was not reached, nothing was removed there: {error.message}", hint=error.hint)
+    return VclusterError(f"{name} was not reached, so nothing was removed there: {error.message}", hint=error.hint)
 
 
 def _remove_from(context: Context, server: Server, name: str) -> None:
     failures = _try_each(context, server, KINDS, lambda kind: kind.destroy(server, name))
     left = survey(server, name) if not failures else ()
     if left:
-        failures.append(VclusterError(f"left of {name}: {', '.join(map(str, left))}"))
+        failures.append(VclusterError(f"parts of cluster {name} are left: {', '.join(map(str, left))}"))
     parallel.raise_all(failures)
     snapshot_build.remove_unfinished(server)
     server_keys.destroy(server, name)
@@ -157,7 +157,9 @@ def remove_image(context: Context, digest: str, specs: Sequence[ServerSpec]) -> 
     def remove_from(server: Server) -> bool:
         users = server.call("folders", path=str(server.storage / CLUSTERS_FOLDER))
         if users:
-            raise ConflictError(f"{server.name} carries {', '.join(users)}", hint="clear these clusters first")
+            raise ConflictError(
+                f"{server.name} carries clusters: {', '.join(users)}", hint="clear these clusters first"
+            )
         root = server.storage / IMAGES_FOLDER
         names = [name for name in server.call("folders", path=str(root)) if name.endswith(digest)]
         server.call("remove_snapshots", root=str(snapshots_folder(server.storage)), image_digest=digest)

@@ -197,7 +197,8 @@ def _mtu(text: str) -> int:
 
 CLUSTER: Mapping[str, Key] = {
     "nodes": Key(
-        SIZE, "N", "Number of nodes.", number(1, NODES_MAX), default_note="4, or what the servers specify", short="-n"
+        SIZE, "N", "Number of nodes.", number(1, NODES_MAX), short="-n",
+        default_note="4; with a configuration file, the sum of its servers",
     ),
     "name": Key(NAMES, "NAME", "Name of the cluster.", naming.check_cluster_name, "name", "lab"),
     "names": Key(
@@ -206,7 +207,7 @@ CLUSTER: Mapping[str, Key] = {
     ),
     "cluster_number": Key(
         NAMES, "N",
-        "Number the nodes across clusters of one size. With 5 nodes, cluster 11 gets node051 to node055.",
+        "Number of this cluster among clusters of the same size. With 5 nodes, cluster 11 gets node051 to node055.",
         number(1, 9999),
     ),
     "image": Key(
@@ -236,8 +237,8 @@ CLUSTER: Mapping[str, Key] = {
     ),
     "layout": Key(
         NETWORK, "|".join((DIRECT, PRIVATE)),
-        "direct: every node has internet access. "
-        "private: only the head node has internet access, and it is the gateway of the other nodes.",
+        "direct: every node has a management interface, and so internet access. "
+        "private: only the head node has one, and it is the gateway of the other nodes.",
         choice(DIRECT, PRIVATE), "layout", DIRECT,
     ),
     "subnet": Key(
@@ -270,7 +271,9 @@ CLUSTER: Mapping[str, Key] = {
     "provision": Key(
         USERS, "SCRIPT", "Script that every node runs as root after the cluster is ready.", _path
     ),
-    "payload": Key(USERS, "PATH", "File or folder that vcluster copies to every node for the script.", _path),
+    "payload": Key(
+        USERS, "PATH", "File or folder for the script. vcluster copies it to the shared folder first.", _path
+    ),
     "boot": Key(
         START, "auto|clone|cold",
         "clone: start nodes from a snapshot, which is made first if needed. cold: boot nodes. "

@@ -82,7 +82,7 @@ def choose_accel(server: Server, asked: str, kernel: Path | None, state_root: Pa
     where = f"on {server.name}" if server.session else "here"
     if asked == "kvm":
         raise MissingError(
-            f"KVM does not work {where}: {verdict.reason}", hint="use --accel auto: it emulates, but slowly"
+            f"KVM does not work {where}: {verdict.reason}", hint="--accel auto emulates the nodes, several times slower"
         )
     return "tcg", f"KVM does not work {where} ({verdict.reason}): nodes are emulated (TCG), several times slower"
 

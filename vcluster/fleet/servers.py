@@ -332,4 +332,4 @@ def require_rights_on(server: Server) -> None:
             f"root lacks CAP_NET_ADMIN{where}, so it cannot create network interfaces", hint=ADD_CAPABILITY
         )
     if not identity["has_rights"]:
-        raise MissingError(f"creating network interfaces{where} requires root (CAP_NET_ADMIN)", hint="run it with sudo")
+        raise MissingError(f"creating network interfaces{where} needs root (CAP_NET_ADMIN)", hint="run it with sudo")

@@ -118,12 +118,12 @@ def recipe_digest(recipe: Path) -> str:
 def check_host() -> None:
     """Raise MissingError for the first requirement of a build that this host does not meet."""
     if os.geteuid() != 0:
-        raise MissingError("building an image requires root", hint="sudo vcluster image build")
+        raise MissingError("building an image needs root", hint="sudo vcluster image build")
     for program, package in PROGRAMS.items():
         if shutil.which(program) is None:
-            raise MissingError(f"{program} is not installed", hint=f"apt install {package}")
+            raise MissingError(f"{program} is not installed", hint=f"apt-get install {package}")
     if not KEYRING.exists():
-        raise MissingError("the Debian archive keys are not installed", hint="apt install debian-archive-keyring")
+        raise MissingError("the Debian archive keys are not installed", hint="apt-get install debian-archive-keyring")
 
 
 def read_host_sources() -> list[str]:

@@ -146,7 +146,7 @@ class ImageStore:
             report("checking the image")
             actual = verify.sha256(path) if sha256 else ""
             if sha256 and actual != sha256.lower():
-                raise RequestError(f"checksum mismatch: the SHA-256 of {source} is {actual}")
+                raise RequestError(f"{source} has the SHA-256 digest {actual}, not the one of --sha256")
             facts = verify.inspect(path)
             report("storing the image")
             fetch.to_qcow2(path, facts.format, folder / _DISK)

@@ -29,12 +29,12 @@ def parse_subnet(text: str) -> IPv4Network:
     if not isinstance(network, IPv4Network):
         raise RequestError(f"subnet {shown(text)} is IPv6", hint="the cluster network is IPv4, for example 10.0.0.0/24")
     if network.prefixlen < 8:
-        raise RequestError(f"subnet {text} is too large", hint="take a prefix from /8 to /30")
+        raise RequestError(f"subnet {text} is too large", hint="use a prefix from /8 to /30")
     if network.prefixlen > 30:
-        raise RequestError(f"subnet {text} has no room for two nodes", hint="take a prefix from /8 to /30")
+        raise RequestError(f"subnet {text} has no room for two nodes", hint="use a prefix from /8 to /30")
     if network.is_loopback or network.is_multicast or network.is_link_local or network.is_reserved:
         raise RequestError(
-            f"subnet {text} is not for ordinary hosts", hint="take a private subnet, for example 10.0.0.0/24"
+            f"subnet {text} is not for ordinary hosts", hint="use a private subnet, for example 10.0.0.0/24"
         )
     return network
 
@@ -43,7 +43,7 @@ def check_mtu(mtu: int) -> int:
     """The MTU in bytes, unchanged. Raises RequestError if interfaces of nodes cannot have it."""
     if not MTU_MIN <= mtu <= MTU_MAX:
         raise RequestError(
-            f"MTU {mtu} is not possible", hint=f"take {MTU_MIN} to {MTU_MAX} bytes; 1450 leaves room for VXLAN"
+            f"MTU {mtu} is not possible", hint=f"use {MTU_MIN} to {MTU_MAX} bytes; 1450 leaves room for VXLAN"
         )
     return mtu
 
@@ -58,7 +58,7 @@ def node_addresses(subnet: IPv4Network, count: int) -> tuple[IPv4Address, ...]:
     if count > hosts_max(subnet):
         raise RequestError(
             f"{count} nodes do not fit into {subnet}",
-            hint=f"it holds {hosts_max(subnet)}; take a larger --subnet or fewer nodes",
+            hint=f"it holds {hosts_max(subnet)}; use a larger --subnet or fewer nodes",
         )
     return tuple(subnet[number] for number in range(1, count + 1))
 
@@ -74,15 +74,15 @@ def choose_dhcp_range(asked: AddressRange | None, subnet: IPv4Network, nodes: Se
         if first > last:
             raise RequestError(
                 f"{subnet} has no address left for unknown hosts",
-                hint="take a larger --subnet, or give a --dhcp-range",
+                hint="use a larger --subnet, or set --dhcp-range",
             )
         return AddressRange(first, last)
     if not subnet.network_address < asked.first <= asked.last < subnet.broadcast_address:
-        raise RequestError(f"--dhcp-range {asked} is not within {subnet}", hint="take another --dhcp-range or --subnet")
+        raise RequestError(f"--dhcp-range {asked} is not within {subnet}", hint="use another --dhcp-range or --subnet")
     if taken := next((address for address in nodes if address in asked), None):
         raise RequestError(
             f"--dhcp-range {asked} contains {taken}, the address of a node",
-            hint="the range is for unknown hosts; take one without addresses of nodes",
+            hint="the range is for unknown hosts; use a range without addresses of nodes",
         )
     return asked
 
@@ -165,7 +165,7 @@ def _first_free(size: IPv4Network, space: IPv4Network, taken: Iterable[IPv4Netwo
         candidate = _next_network(
             obstacle if obstacle.prefixlen < candidate.prefixlen else candidate, candidate.prefixlen
         )
-    raise ConflictError(f"no /{size.prefixlen} of {space} is free", hint="give a free one with --subnet")
+    raise ConflictError(f"no /{size.prefixlen} of {space} is free", hint="choose a free one with --subnet")
 
 
 def _next_network(network: IPv4Network, prefixlen: int) -> IPv4Network | None:
@@ -179,13 +179,13 @@ def _refuse_overlap(subnet: IPv4Network, facts: Facts) -> None:
     if claim:
         raise ConflictError(
             f"subnet {subnet} overlaps a subnet of cluster {claim.cluster}",
-            hint="take another --subnet, or leave the option out",
+            hint="use another --subnet, or leave the option out",
         )
     route = next((route for route in facts.routes if route.network.overlaps(subnet)), None)
     if route:
         raise ConflictError(
             f"subnet {subnet} overlaps {route.network}, which {route.server} reaches by {route.interface}",
-            hint="take another --subnet, or leave the option out",
+            hint="use another --subnet, or leave the option out",
         )
 
 

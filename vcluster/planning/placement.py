@@ -275,7 +275,7 @@ def _refuse_too_many(count: int, size: NodeSize, offers: Sequence[_Offer]) -> No
                 *(_reason(offer) for offer in offers),
             ]
         ),
-        hint="take fewer or smaller nodes, or more servers, or remove another cluster: vcluster clear NAME",
+        hint="use fewer or smaller nodes, or more servers, or remove another cluster: vcluster clear NAME",
     )
 
 

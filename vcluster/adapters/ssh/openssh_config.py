@@ -115,7 +115,7 @@ def address_of(host: str) -> str:
     try:
         found = socket.getaddrinfo(name, None, family=socket.AF_INET, type=socket.SOCK_DGRAM)
     except OSError as error:
-        raise MissingError(f"{name} has no IPv4 address: {error.strerror or error}", hint="give its address") from error
+        raise MissingError(f"{name} has no IPv4 address: {error.strerror or error}", hint="use its address") from error
     return str(found[0][4][0])
 
 

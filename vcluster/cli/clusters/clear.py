@@ -31,7 +31,7 @@ Document = dict[str, Any]
 )
 @arguments.cluster_argument
 @click.option("--all", "everything", is_flag=True, help="Remove every cluster of this machine.")
-@click.option("--verify", is_flag=True, help="Then search for anything that is left with our owner label.")
+@click.option("--verify", is_flag=True, help="Then search for anything that still has an owner label of this machine.")
 @click.option(
     "--on", "hosts", multiple=True, metavar="HOST|CONFIG.ini",
     help="Search this server too, when the ledger that lists the servers is lost. Repeatable.",
@@ -41,8 +41,8 @@ Document = dict[str, Any]
 def clear(name: str | None, everything: bool, verify: bool, hosts: tuple[str, ...], yes: bool, output: str) -> None:
     """Remove a cluster from every server it is on.
 
-    On a terminal it asks first; -y answers yes. Without a terminal it does not ask, but it refuses to delete a served
-    disk without -y. When there is nothing to remove it prints so, and exits 0.
+    On a terminal it asks first; -y answers yes. Without a terminal it does not ask, but it refuses to delete the
+    disk of a storage node without -y. When there is nothing to remove it prints so, and exits 0.
     """
     extra_servers = [server for host in hosts for server in servers_of(host)]
     with common.progress() as (context, _):
@@ -88,7 +88,9 @@ def _confirm(names: tuple[str, ...], data: tuple[str, ...]) -> None:
     if sys.stdin.isatty() and sys.stderr.isatty():
         click.confirm(f"Remove {', '.join(names)} with all nodes and their disks?", abort=True, err=True)
     elif data:
-        raise ConflictError("data would be deleted, and there is no terminal to ask", hint="-y deletes it")
+        raise ConflictError(
+            "data would be deleted, and there is no terminal to ask", hint="-y deletes it without a question"
+        )
 
 
 def _clear_all(

@@ -33,7 +33,7 @@ NETWORK, START, RUN_CONTROL, ADVANCED = "Network and switch", "How nodes start",
 
 interface_option = click.option(
     "--interface", cls=PanelOption, panel=ADVANCED, envvar="VCLUSTER_INTERFACE", metavar="NAME",
-    help="Interface of this server for the tunnels.  [default: by route]",
+    help="Interface of this server for the tunnels.  [default: that of the route]",
 )  # fmt: skip
 
 
@@ -46,7 +46,7 @@ def run_options(function: F) -> F:
         ),
         click.option(
             "--no-warm", cls=PanelOption, panel=START, is_flag=True, envvar="VCLUSTER_NO_WARM",
-            help="Do not make a snapshot for the next create, in the background.",
+            help="Do not make a snapshot in the background for the next create.",
         ),
         click.option(
             "--keep", cls=PanelOption, panel=RUN_CONTROL, is_flag=True, help="Keep a failed cluster for inspection."
@@ -166,12 +166,12 @@ def remote() -> None:
     epilog=examples(
         "sudo vcluster remote create --switch server2 -n 4",
         "sudo vcluster remote create --switch admin@192.0.2.7:2222 -n 4 --plan",
-        "sudo vcluster doctor --switch server2     check this machine and the switch server first",
+        "sudo vcluster doctor --switch server2     check this machine and the switch's server first",
     ),
 )
 @click.option(
     "--switch", cls=PanelOption, panel=NETWORK, required=True, envvar="VCLUSTER_SWITCH", metavar="HOST",
-    help="The server of the switch, [user@]host[:port], by ~/.ssh/config too.",
+    help="The switch's server: [user@]host[:port], or a Host of ~/.ssh/config.",
 )  # fmt: skip
 @interface_option
 @click.option(
@@ -179,7 +179,7 @@ def remote() -> None:
     cls=PanelOption,
     panel=NETWORK,
     is_flag=True,
-    help="Ask for the password of HOST, if VCLUSTER_SWITCH_PASSWORD does not hold it.",
+    help="Ask for the password of the login to HOST. VCLUSTER_SWITCH_PASSWORD can hold it instead.",
 )
 @click.option(
     "--no-switch-setup", cls=PanelOption, panel=NETWORK, is_flag=True,

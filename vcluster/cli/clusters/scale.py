@@ -49,7 +49,7 @@ def add(number: int | None, name: str | None, nodeset: str | None, timeout_s: fl
 def remove(nodes: tuple[str, ...], name: str | None, yes: bool, timeout_s: float, output: str) -> None:
     """Remove nodes and their disks, for example 'node[3-4]'.
 
-    Their power is cut; the other nodes keep running and are checked. The head and the storage nodes cannot be removed.
+    Their power is cut; the other nodes keep running and are checked. The head node and storage nodes cannot be removed.
     """
     from vcluster.commands import inventory, scale
     from vcluster.model import naming
@@ -71,7 +71,8 @@ def _confirm(cluster: str, names: Sequence[str]) -> None:
     nodes = naming.folded(names)
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise ConflictError(
-            f"the disk of {nodes} would be deleted, and there is no terminal to ask", hint="-y deletes it"
+            f"the disk of {nodes} would be deleted, and there is no terminal to ask",
+            hint="-y deletes it without a question",
         )
     click.confirm(f"Remove {nodes} of {cluster} and delete the disks?", abort=True, err=True)
 

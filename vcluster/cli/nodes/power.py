@@ -109,8 +109,8 @@ def _outcomes_text(rows: list[dict[str, Any]]) -> str:
 def status(name: str | None, nodeset: str | None, output: str) -> None:
     """Show which nodes are on.
 
-    Each node is on, off, paused, gone or unknown. libvirt pauses a node, for example when its disk is full. A node that
-    is gone has no domain. A node is unknown when its server does not answer.
+    Each node is on, off, paused, gone or unknown. QEMU pauses a node whose disk cannot grow, for example. A node
+    that is gone has no domain. A node is unknown when its server does not answer.
     """
     from vcluster.commands import access
     from vcluster.commands import power as work
