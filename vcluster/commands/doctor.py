@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vcluster.agent.diagnostics import ERROR, OK, WARNING, libvirt_start
+from vcluster.commands.inventory import survey
 from vcluster.errors import VclusterError
 from vcluster.fleet import observation, servers
 from vcluster.fleet.context import Context
@@ -128,6 +129,11 @@ def _tunnel(context: Context, fleet: Fleet, spec: Spec, carrier: ServerSpec) -> 
     """Create a tunnel between a server and the switch, send frames through it, and remove it."""
     pair = Fleet({name: fleet[name] for name in (carrier.name, spec.switch.name)}, {})
     what = f"tunnel {carrier.name} to {spec.switch.name}"
+    if taken := next((server for server in pair.servers.values() if survey(server, TRIAL)), None):
+        away = f" --on {taken.host}" if taken.session and not context.files(TRIAL).folder.exists() else ""
+        detail = f"not tried: {taken.name} has a cluster {TRIAL} or parts of it, and the trial has this name"
+        yield Finding(WARNING, what, detail, f"vcluster clear {TRIAL}{away}")
+        return
     trial = replace(
         spec, name=TRIAL, node_names=("node1",), servers=(replace(carrier, nodes=None),), memory_mib=1, disk_gib=1
     )

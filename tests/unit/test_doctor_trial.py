@@ -1,0 +1,51 @@
+"""The tunnels that doctor tries have the name of a cluster, which a user may have too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests import samples
+from vcluster.agent.client import LocalAgent
+from vcluster.commands import doctor
+from vcluster.commands.doctor import Finding
+from vcluster.fleet.context import Context
+from vcluster.fleet.servers import Server, ServerRequest
+from vcluster.images.store import ImageStore
+from vcluster.model import naming
+from vcluster.model.spec import LOCAL, Login, ServerSpec, Spec
+from vcluster.util.events import Reporter
+
+SPEC = Spec(
+    name="lab", mode="remote", node_names=("node1",), servers=(LOCAL,), switch=ServerSpec("server2", Login("server2"))
+)
+
+
+class Connector:
+    """Opens servers on which only the user's own cluster `doctor` exists; every other operation is an error."""
+
+    has_libvirt = True
+    owner = samples.OWNER
+
+    @contextmanager
+    def open(self, request: ServerRequest) -> Iterator[Server]:
+        bridge = {"name": "vc-doctor", "alias": naming.alias("doctor", samples.OWNER)}
+        operations = {
+            "obstacles": lambda port: [],  # noqa: ARG005 - the agent passes it by name
+            "guards": lambda prefix: [],  # noqa: ARG005
+            "interfaces": lambda: [bridge],
+        }
+        yield Server(request.name, samples.OWNER, request.storage, LocalAgent(operations))
+
+
+def test_a_cluster_with_the_name_of_the_trial_is_left_alone(tmp_path: Path) -> None:
+    context = Context(tmp_path / "state", Connector(), ImageStore(tmp_path / "images"), Reporter())  # type: ignore[arg-type]
+    assert doctor.check_servers(context, SPEC) == (
+        Finding(
+            "warning",
+            "tunnel localhost to server2",
+            "not tried: localhost has a cluster doctor or parts of it, and the trial has this name",
+            "vcluster clear doctor",
+        ),
+    )
