@@ -128,7 +128,9 @@ def _raise(errors: list[VclusterError], left: list[Document] | None) -> None:
 
     if left and not errors:
         count = "1 item is" if len(left) == 1 else f"{len(left)} items are"
-        errors = [VclusterError(f"{count} left", hint="vcluster clear --all")]
+        clusters = sorted({item["cluster"] for item in left})
+        cluster = clusters[0] if len(clusters) == 1 else "--all"
+        errors = [VclusterError(f"{count} left", hint=f"vcluster clear {cluster}")]
     parallel.raise_all(errors)
 
 
