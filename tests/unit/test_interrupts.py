@@ -45,6 +45,23 @@ def test_only_the_first_interrupt_is_raised(number: signal.Signals) -> None:
     assert signal.getsignal(number) == before
 
 
+def test_an_ignored_signal_stays_ignored() -> None:
+    """As with nohup, or in the background of a script."""
+    reported: list[str] = []
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interruptible_once(reported.append, first="ending", later="still ending"):
+            interrupt(signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    except KeyboardInterrupt:
+        pytest.fail("an ignored signal ended the work")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert reported == []
+
+
 def test_other_threads_leave_signals_alone() -> None:
     before = [signal.getsignal(number) for number in SIGNALS]
     seen: list[list[object]] = []

@@ -67,7 +67,8 @@ def completion(shell: str) -> None:
 def run() -> None:
     """The entry point: never a traceback for what a user can cause."""
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup has it ignore SIGHUP
+            signal.signal(number, _interrupt)
     sys.exit(_run())
 
 

@@ -30,7 +30,9 @@ def interruptible_once(report: Callable[[str], None], *, first: str, later: str)
             is_interrupted = True
             raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in SIGNALS}
+    # Signals that the command was started to ignore stay ignored: by nohup, or by a script with `&`.
+    heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in heeded}
     try:
         yield
     finally:
