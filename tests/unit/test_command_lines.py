@@ -245,6 +245,16 @@ def test_names_are_completed(
     assert completions(words, incomplete) == found
 
 
+@pytest.mark.usefixtures("clusters")
+def test_completion_prints_no_errors(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(events, "_call_listeners", [])
+    monkeypatch.setattr(verbose, "_started", False)
+    for words in (["up"], ["local", "up"], ["status", "-v"]):
+        completions(words, "")
+        assert capsys.readouterr().err == ""
+    assert events._call_listeners == []
+
+
 def test_completion_survives_a_broken_state(clusters: Path) -> None:
     ClusterFiles(clusters, "lab").ledger.write_text("{")
     assert completions(["ssh", "--name", "lab"], "") == []

@@ -93,7 +93,8 @@ class Group(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command. A name that other tools use is answered with the command that does it here."""
-        if args and args[0] not in self.commands and (commands := self._guidance.get(args[0])):
+        is_unknown = bool(args) and args[0] not in self.commands and not ctx.resilient_parsing
+        if is_unknown and (commands := self._guidance.get(args[0])):
             from vcluster.errors import RequestError
 
             raise RequestError(
@@ -133,8 +134,8 @@ def verbose_option() -> click.Option:
     )
 
 
-def _set_verbose(_: click.Context, __: click.Parameter, value: bool) -> None:
-    if value:
+def _set_verbose(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:  # a shell that completes words prints nothing else
         from vcluster.cli.output import verbose
 
         verbose.start()
