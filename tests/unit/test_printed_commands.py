@@ -299,6 +299,17 @@ def test_a_user_learns_that_a_cluster_is_roots(
         )
 
 
+@pytest.mark.usefixtures("alice")
+@pytest.mark.parametrize("command", ["check", "power on", "gateway", "copy", "local create", "image rm"])
+def test_the_hint_to_read_help_needs_neither_a_name_nor_sudo(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str
+) -> None:
+    make_clusters(tmp_path / "alice", "lab", "other")
+    exit_code, error = type_in(monkeypatch, capsys, *command.split(), "--no-such-option")
+    assert exit_code == 2
+    assert error.endswith(f"(vcluster {command} --help)\n")
+
+
 @pytest.mark.parametrize(
     "command", ["list", "local create -n 4", "local create --plan", "remote create --switch server2", "image list"]
 )

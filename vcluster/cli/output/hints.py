@@ -74,6 +74,8 @@ class Reader:
 
     def _completed(self, found: re.Match[str]) -> str:
         sudo, command, rest = found[1], found[2], found[3].strip()
+        if rest.endswith("--help") and "--" not in rest.split():  # help needs neither rights nor a cluster
+            return f"vcluster {command}"
         is_bare = not rest or rest.startswith("-") or not CLUSTER_COMMANDS.get(command, True)
         if is_bare and self._lacks_name(f"{command} {rest}", self.cluster):
             command = _named(command, self.cluster)
