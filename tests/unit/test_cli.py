@@ -51,6 +51,7 @@ from vcluster.model.spec import Login, ServerSpec, Spec
         (["doctor", "--switch", "server2", "config.ini"], "exclude each other"),
         (["clear", "lab", "--on", "a b"], "is not a host"),
         (["path", "node1"], "Missing argument"),
+        (["check", "--timeout", "nan"], "nan is not possible (1 to 1000000)"),
     ],
 )
 def test_a_wrong_request_is_one_line(

@@ -35,7 +35,7 @@ class Number(click.ParamType):  # type: ignore[type-arg]
             number = self._kind(value)
         except ValueError:
             self.fail(f"{value!r} is not a number ({self._range})", param, ctx)
-        if number < self._low or (self._high is not None and number > self._high):
+        if not number >= self._low or (self._high is not None and number > self._high):  # nan is neither
             self.fail(f"{value} is not possible ({self._range})", param, ctx)
         return number
 
