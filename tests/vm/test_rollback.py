@@ -12,7 +12,7 @@ import pytest
 from tests.clusters import VCLUSTER, Host, Survey, changes, survey
 from tests.testbed import kill
 
-pytestmark = pytest.mark.vm
+pytestmark = [pytest.mark.vm, pytest.mark.core]
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ import pytest
 from tests.clusters import Cluster
 from tests.vm.conftest import NODES
 
-pytestmark = pytest.mark.vm
+pytestmark = [pytest.mark.vm, pytest.mark.core]
 
 
 def boot_ids(cluster: Cluster) -> dict[str, str]:
