@@ -1,4 +1,4 @@
-"""vcluster ssh, mpiexec, copy, ssh-config: OpenSSH's own programs, with the cluster's configuration."""
+"""vcluster ssh, mpiexec, ssh-config: OpenSSH's own programs, with the cluster's configuration."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def require_program(program: str, *, package: str) -> None:
         raise MissingError(f"{program} is not installed", hint=f"apt-get install {package}")
 
 
-def _become(program: str, *argv: str, package: str) -> NoReturn:
+def become(program: str, *argv: str, package: str) -> NoReturn:
     """Replace this process by a program."""
     require_program(program, package=package)
     sys.stdout.flush()
@@ -44,7 +44,7 @@ def ssh_argv(context: Context, plan: Plan, node: str, user: str | None, *command
 
 def become_ssh(context: Context, plan: Plan, node: str, user: str | None, *command: str) -> NoReturn:
     """Replace this process by ssh to a node."""
-    _become(*ssh_argv(context, plan, node, user, *command), package="openssh-client")
+    become(*ssh_argv(context, plan, node, user, *command), package="openssh-client")
 
 
 def run_by_ssh(context: Context, plan: Plan, node: str, user: str | None, argv: Sequence[str]) -> int:

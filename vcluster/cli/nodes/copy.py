@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import sys
-
 import click
 
 from vcluster.cli import arguments, common
 from vcluster.cli.help_layout import Command, examples
-from vcluster.errors import MissingError
+from vcluster.cli.nodes.access import become
 
 
 @click.command(
@@ -41,13 +37,10 @@ def copy(
 
     context, plan = common.open_cluster(name)
     node = access.choose_copy(plan, sources, destination)
-    if shutil.which("scp") is None:
-        raise MissingError("scp is not installed", hint="apt-get install openssh-client")
     access.require_running(context, plan, [node])
     login = ["-o", f"User={user}"] if user else []
     config = str(context.files(plan.name).ssh_config)
-    sys.stdout.flush()
-    os.execvp("scp", ["scp", "-F", config, "-r", "-p", *login, "--", *sources, destination])  # noqa: S606, S607
+    become("scp", "-F", config, "-r", "-p", *login, "--", *sources, destination, package="openssh-client")
 
 
 COMMANDS = (copy,)
