@@ -183,7 +183,7 @@ def test_a_failed_rollback_is_reported_and_in_the_ledger(context: Context, world
         scale.add(context, "lab", timeout_s=5)
     assert [(one.message, one.hint) for one in raised.value.errors] == [
         ("it failed", None),
-        ("lab is not restored: red is down", "vcluster repair lab"),
+        ("cluster lab is not restored: red is down", "vcluster repair lab"),
     ]
     ledger = world.files.read_ledger()
     assert ledger
@@ -195,7 +195,7 @@ def test_a_failed_rollback_is_reported_and_in_the_ledger(context: Context, world
 def test_nodes_that_the_rollback_did_not_restore_are_for_repair(context: Context, world: World) -> None:
     world.failing["configure node1, configure node2, configure node3"] = VclusterError("node2 is silent")
     world.failing["create_networks"] = KeyboardInterrupt()
-    with pytest.raises(VclusterError, match="lab is not restored: node2 is silent"):
+    with pytest.raises(VclusterError, match="cluster lab is not restored: node2 is silent"):
         scale.add(context, "lab", timeout_s=5)
     world.ends("creating", "node1", "node2", "node3")
 
@@ -206,7 +206,7 @@ def test_nodes_that_the_rollback_did_not_restore_are_for_repair(context: Context
         ({"node2": "stopped", "node3": "stopped"}, r"not running: node\[2-3\]", "vcluster start lab"),
         (
             {"node2": "stopped", "node3": "missing"},
-            "missing: node3",
+            "nodes of cluster lab are missing: node3",
             "vcluster repair lab, or vcluster remove node3 --name lab",
         ),
     ],
@@ -261,7 +261,7 @@ def test_remove_needs_the_other_nodes_up(context: Context, world: World) -> None
     with pytest.raises(ConflictError, match="not running: node2"):
         scale.remove(context, "lab", ["node3"], timeout_s=5)
     world.states = {"node2": "missing", "node3": "missing"}
-    with pytest.raises(ConflictError, match="missing: node2") as raised:
+    with pytest.raises(ConflictError, match="nodes of cluster lab are missing: node2") as raised:
         scale.remove(context, "lab", ["node3"], timeout_s=5)
     assert raised.value.hint == "vcluster repair lab, or vcluster remove node[2-3] --name lab"
     with pytest.raises(RequestError, match="is the head"):

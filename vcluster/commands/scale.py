@@ -73,7 +73,7 @@ def _require_up(fleet: Fleet, files: ClusterFiles, nodes: Sequence[Node], leavin
     powers = {node.name: node.power for node in status.nodes}
     if missing := [node.name for node in nodes if powers[node.name].state == MISSING]:
         raise ConflictError(
-            f"missing: {folded(missing)}",
+            f"nodes of cluster {files.name} are missing: {folded(missing)}",
             hint=f"vcluster repair {files.name}, or vcluster remove {folded([*leaving, *missing])} --name {files.name}",
         )
     if down := describe_down({node.name: powers[node.name] for node in nodes}):
@@ -134,7 +134,7 @@ def _rollback(cluster: Deployment, ledger: Ledger) -> Callable[..., None]:
             cluster.files.write_ledger(ledger)
         except VclusterError as failure:
             name = cluster.plan.name
-            left = VclusterError(f"{name} is not restored: {failure.message}", hint=f"vcluster repair {name}")
+            left = VclusterError(f"cluster {name} is not restored: {failure.message}", hint=f"vcluster repair {name}")
             parallel.raise_all([each for each in (error, left) if isinstance(each, VclusterError)])
 
     return end

@@ -236,7 +236,7 @@ class ImageStore:
         except BlockingIOError as error:
             raise ConflictError("another command is changing the images", hint="wait for that command") from error
         except OSError as error:
-            raise VclusterError(f"cannot use {self.root}: {error.strerror or error}") from error
+            raise VclusterError(f"cannot use the image store {self.root}: {error.strerror or error}") from error
         finally:
             os.close(descriptor)
 
