@@ -24,7 +24,7 @@ class Described:
 
 def commands() -> tuple[Described, ...]:
     """All commands that do something, in alphabetical order."""
-    return tuple(_below(main, click.Context(main, info_name="vcluster")))
+    return tuple(_below(main, click.Context(main, info_name="vcluster", **main.context_settings)))
 
 
 def _below(command: click.Command, context: click.Context) -> Iterator[Described]:

@@ -46,7 +46,7 @@ def variables() -> dict[str, list[tuple[str, str]]]:
                 for name in names:
                     found[name].append((context.command_path, max(one.opts, key=len)))
 
-    visit(main, click.Context(main, info_name="vcluster"))
+    visit(main, click.Context(main, info_name="vcluster", **main.context_settings))
     return found
 
 

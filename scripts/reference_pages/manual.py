@@ -20,7 +20,7 @@ EXIT_CODES = {
 }
 ABOUT = (
     "vcluster creates MPI clusters of virtual machines. All traffic between the nodes crosses one software switch, on "
-    "this machine or on another server."
+    "this machine or on another server. Each command prints its help with -h or --help."
 )
 
 

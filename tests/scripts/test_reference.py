@@ -64,6 +64,13 @@ def test_every_variable_of_the_code_is_listed() -> None:
     assert used == {name for name in first_cells("environment.md") if name.startswith("VCLUSTER_")}
 
 
+def test_help_has_a_short_form_in_the_reference_and_one_line_in_the_manual() -> None:
+    rows = [cell for cell in first_cells("commands.md") if "--help" in cell]
+    assert len(rows) > 30
+    assert set(rows) == {"-h, --help"}
+    assert (CHECKOUT / "docs/man/vcluster.1").read_text().count("\\-\\-help") == 1
+
+
 def test_every_key_of_a_configuration_file_is_described() -> None:
     counts = Counter(first_cells("configuration.md"))
     assert counts == Counter([*CLUSTER, *SWITCH_KEYS, *SERVER_KEYS])
