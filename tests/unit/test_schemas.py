@@ -24,6 +24,8 @@ from vcluster.errors import VclusterError
 from vcluster.fleet.ledger import StageTime
 from vcluster.images.store import Manifest
 from vcluster.model import codec
+from vcluster.model.plan import Plan
+from vcluster.model.spec import StorageNode
 from vcluster.model.status import PAUSED, RUNNING, Observed, PowerState, Status, status_of
 from vcluster.planning.hops import hops
 from vcluster.planning.neighbours import Neighbour
@@ -31,6 +33,7 @@ from vcluster.stages.check import Check, CheckReport
 from vcluster.stages.path import Counted, Path
 
 LOCAL, SHARED = samples.plan(2), samples.shared_plan()
+STORAGE = samples.plan(2, stores=(StorageNode("node2", 8),))
 PRIVATE = samples.plan(3, layout="private", addresses="dhcp")
 TIMES = (StageTime("network", "", 0.0, 0.5), StageTime("boot", "node1", 1.0, 20.0))
 FULL = PowerState(PAUSED, "I/O error: no space left")
@@ -47,7 +50,7 @@ def commands_with_json() -> Iterator[str]:
         elif any("--output" in one.opts for one in command.get_params(context)):
             yield context.command_path.removeprefix("vcluster ")
 
-    return visit(main, click.Context(main, info_name="vcluster"))
+    return visit(main, click.Context(main, info_name="vcluster", **main.context_settings))
 
 
 def test_every_command_with_json_has_a_schema() -> None:
@@ -90,10 +93,10 @@ def test_a_number_names_its_unit(command: str) -> None:
                 assert unit in schema["description"], path
 
 
-def status(domains: dict[str, PowerState] | None = None) -> Status:
-    running = {node.domain: PowerState(RUNNING) for node in LOCAL.nodes}
+def status(domains: dict[str, PowerState] | None = None, plan: Plan = LOCAL) -> Status:
+    running = {node.domain: PowerState(RUNNING) for node in plan.nodes}
     seen = Observed(domains or running, {}, set(), set(), set())
-    return status_of(LOCAL, ledger_state="ready", is_being_changed=False, seen={"localhost": seen}, lost={})
+    return status_of(plan, ledger_state="ready", is_being_changed=False, seen={"localhost": seen}, lost={})
 
 
 def manifest() -> Manifest:
@@ -121,6 +124,7 @@ HOSTS = (
 DOCUMENTS: list[tuple[str, Any]] = [
     ("status", status_report.document(status())),
     ("status", status_report.document(status({"lab.node1": FULL}))),
+    ("status", status_report.document(status(plan=STORAGE))),
     ("local create", status_report.created_document(status(), TIMES)),
     ("add", status_report.resized_document(status(), change="added", names=["node2"])),
     ("remove", status_report.resized_document(status(), change="removed", names=["node3"])),

@@ -115,7 +115,7 @@ def test_the_json_contract() -> None:
     assert document["switch"] == {"server": "localhost", "bridge": "vc-lab"}
     assert list(document["nodes"][0]) == [
         "name", "role", "server", "state", "address", "management_address", "mac", "bridge", "port", "vni",
-        "reason",
+        "reason", "data_gib",
     ]  # fmt: skip
     assert document["nodes"][0]["address"] == "10.0.0.1"
     assert document["nodes"][0]["vni"] is None
@@ -124,9 +124,13 @@ def test_the_json_contract() -> None:
 def test_a_node_that_serves_a_disk_is_a_storage_node() -> None:
     plan = samples.plan(3, stores=(StorageNode("node1", 8), StorageNode("node3", 8)))
     found = status_of(plan, ledger_state="ready", is_being_changed=False, seen={}, lost={})
-    assert [node.role for node in found.nodes] == ["head", "worker", "storage"]
-    rows = plan_report.text(plan_report.document(plan, {})).splitlines()
-    assert [row.split()[1] for row in rows if row.startswith("node")] == ["head", "worker", "storage"]
+    assert [(node.role, node.data_gib) for node in found.nodes] == [("head", 8), ("worker", 0), ("worker", 8)]
+    for text in (
+        status_report.text(status_report.document(found), ROOT),
+        plan_report.text(plan_report.document(plan, {})),
+    ):
+        rows = [row.split() for row in text.splitlines() if row.startswith("node")]
+        assert [row[1] for row in rows] == ["head", "worker", "storage"]
 
 
 def verdict(*, ssh_back: bool) -> CheckReport:

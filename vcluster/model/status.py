@@ -31,7 +31,7 @@ class PowerState:
 class NodeStatus:
     """One node; `state` is running, paused, stopped, missing, or unknown if its server does not answer.
 
-    `reason` explains why a node is paused.
+    `reason` explains why a node is paused. `data_gib` is the size of the disk that the node shares, 0 without one.
     """
 
     name: str
@@ -45,6 +45,7 @@ class NodeStatus:
     port: str
     vni: int | None
     reason: str = ""
+    data_gib: int = 0
 
     @property
     def power(self) -> PowerState:
@@ -141,7 +142,7 @@ def _node(node: Node, seen: Observed | None) -> NodeStatus:
     power = seen.domains.get(node.domain, PowerState(MISSING)) if seen else PowerState(UNKNOWN)
     return NodeStatus(
         name=node.name,
-        role="storage" if node.data_gib and not node.is_head else node.role,
+        role=node.role,
         server=node.server,
         state=power.state,
         address=str(node.address),
@@ -151,6 +152,7 @@ def _node(node: Node, seen: Observed | None) -> NodeStatus:
         port=node.port,
         vni=node.vni,
         reason=power.reason,
+        data_gib=node.data_gib,
     )
 
 

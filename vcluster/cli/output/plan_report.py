@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vcluster.cli.output.tables import folded_numbers, table
+from vcluster.cli.output.tables import folded_numbers, shown_role, table
 from vcluster.model import codec, naming
 from vcluster.model.spec import PRIVATE
 from vcluster.planning.placement import QEMU_OVERHEAD_MIB
@@ -51,9 +51,8 @@ def _wiring(plan: Document) -> Iterable[str]:
 
 
 def _node_row(node: Document) -> tuple[object, ...]:
-    role = "storage" if node["data_gib"] and node["role"] != "head" else node["role"]
     return (
-        node["name"], role, node["server"], node["address"], node["mac"], node["bridge"], node["port"],
+        node["name"], shown_role(node), node["server"], node["address"], node["mac"], node["bridge"], node["port"],
         node["vni"] or "-", node["management"]["address"] if node["management"] else "-",
     )  # fmt: skip
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vcluster.cli.output.hints import Reader
-from vcluster.cli.output.tables import table
+from vcluster.cli.output.tables import shown_role, table
 from vcluster.model import codec, naming
 
 if TYPE_CHECKING:
@@ -27,8 +27,11 @@ def text(found: Document, reader: Reader) -> str:
     head = f"{found['name']}: {found['state']}, {found['mode']}, {found['subnet']}, MTU {found['mtu']}"
     switch = f"switch: bridge {found['switch']['bridge']} on {found['switch']['server']}"
     header = ("NODE", "ROLE", "SERVER", "STATE", "ADDRESS", "MANAGEMENT", "MAC", "BRIDGE", "PORT", "VNI")
-    keys = ("name", "role", "server", "state", "address", "management_address", "mac", "bridge", "port", "vni")
-    rows = [[node[key] if node[key] is not None else "-" for key in keys] for node in found["nodes"]]
+    keys = ("server", "state", "address", "management_address", "mac", "bridge", "port", "vni")
+    rows = [
+        [node["name"], shown_role(node), *(node[key] if node[key] is not None else "-" for key in keys)]
+        for node in found["nodes"]
+    ]
     missing = [f"missing: {item}" for item in found["missing"]]
     if missing:
         missing.append(f"to recreate it: {reader.command('repair ' + found['name'])}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from ClusterShell.RangeSet import RangeSet
 
@@ -29,6 +30,11 @@ def outcomes(by_node: Mapping[str, str]) -> str:
         f"{naming.folded(name for name, found in by_node.items() if found == outcome)}: {outcome}"
         for outcome in dict.fromkeys(by_node.values())
     )
+
+
+def shown_role(node: Mapping[str, Any]) -> str:
+    """The role of a node in a table. In documents a storage node is a worker with `data_gib`."""
+    return "storage" if node["data_gib"] and node["role"] != "head" else str(node["role"])
 
 
 def prefixes(names: Sequence[str]) -> dict[str, str]:

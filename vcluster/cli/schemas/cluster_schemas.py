@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vcluster.cli.schemas.plan_schema import MODE, MTU, SUBNET, SWITCH
+from vcluster.cli.schemas.plan_schema import DATA_GIB, MODE, MTU, ROLE, SUBNET, SWITCH
 from vcluster.cli.schemas.schema_parts import (
     Schema,
     address,
@@ -24,9 +24,7 @@ NODE_STATUS = record(
     "A node",
     {
         "name": text("Name of the node"),
-        "role": one_of(
-            "The head node starts MPI programs; a storage node serves its own disk", "head", "worker", "storage"
-        ),
+        "role": ROLE,
         "server": text("The server that carries the node"),
         "state": one_of(
             "State of the node; unknown if its server does not answer",
@@ -39,6 +37,7 @@ NODE_STATUS = record(
         "port": text("The port of the bridge for this node"),
         "vni": optional(integer("VNI of the node's tunnel; null for a node without a tunnel")),
         "reason": text("Why the node is paused; empty if it is not"),
+        "data_gib": DATA_GIB,
     },
 )  # fmt: skip
 STATUS_FIELDS = {

@@ -19,7 +19,8 @@ from vcluster.cli.schemas.schema_parts import (
 )
 
 MODE = one_of("How the cluster was requested", "local", "remote", "shared")
-ROLE = one_of("The head node starts MPI programs", "head", "worker")
+ROLE = one_of("The head node starts MPI programs; a storage node is a worker with data_gib", "head", "worker")
+DATA_GIB = integer("Size of the disk that a storage node shares, in GiB; 0 for other nodes")
 MTU = integer("MTU of the cluster network, in bytes")
 SUBNET = subnet("The cluster network")
 SWITCH = record(
@@ -122,7 +123,7 @@ NODE = record(
         "port": text("The port of the bridge for this node"),
         "management": optional(MANAGEMENT),
         "vni": optional(integer("VNI of the node's tunnel; null for a node without a tunnel")),
-        "data_gib": integer("Size of the disk that a storage node shares, in GiB; 0 for other nodes"),
+        "data_gib": DATA_GIB,
     },
 )
 DHCP_RANGE = record(
