@@ -277,11 +277,11 @@ def test_files_and_folders_go_to_a_node_and_come_back(cluster: Cluster, tmp_path
 @pytest.mark.parametrize(
     ("source", "destination", "reason"),
     [
-        ("/etc/hosts", "/tmp/hosts", "neither '/etc/hosts' nor '/tmp/hosts' is on a node"),
-        ("red1:/etc/hosts", "red2:/tmp/hosts", "both 'red1:/etc/hosts' and 'red2:/tmp/hosts' are on nodes"),
+        ("/etc/hosts", "/tmp/hosts", "none of '/etc/hosts', '/tmp/hosts' is on a node"),
+        ("red1:/etc/hosts", "red2:/tmp/hosts", "both ends of the copy are on nodes: 'red1:/etc/hosts', 'red2:/tmp/hosts'"),
         ("red9:/etc/hosts", "/tmp", "cluster lab has no node 'red9'"),
-        ("root@red1:/etc/hosts", "/tmp", "'root@red1' is not a node (-l USER says as whom)"),
-        ("/no/such", "red1:/tmp", "there is no '/no/such' here to be copied"),
+        ("root@red1:/etc/hosts", "/tmp", "'root@red1' is not a node (-l USER sets the user)"),
+        ("/no/such", "red1:/tmp", "'/no/such' does not exist on this machine"),
     ],
 )
 def test_impossible_copies_are_refused(cluster: Cluster, source: str, destination: str, reason: str) -> None:
