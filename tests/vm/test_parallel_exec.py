@@ -267,6 +267,8 @@ def test_files_and_folders_go_to_a_node_and_come_back(cluster: Cluster, tmp_path
     back.mkdir()
     cluster.host.vcluster("copy", str(folder), "red2:/tmp")
     assert cluster.ssh("red2", "cd '/tmp/a folder'; cat note; deep/tool; stat -c %U note") == "a note\nruns\nmpiuser\n"
+    cluster.host.vcluster("copy", "-r", str(folder / "note"), str(folder / "deep"), "red2:/tmp/a folder/deep")
+    assert cluster.ssh("red2", "cd '/tmp/a folder/deep'; cat note; deep/tool") == "a note\nruns\n"
     cluster.host.vcluster("copy", "red2:/tmp/a folder", str(back))
     assert (back / "a folder" / "note").read_text() == "a note\n"
     assert os.access(back / "a folder" / "deep" / "tool", os.X_OK)
@@ -278,7 +280,7 @@ def test_files_and_folders_go_to_a_node_and_come_back(cluster: Cluster, tmp_path
     ("source", "destination", "reason"),
     [
         ("/etc/hosts", "/tmp/hosts", "none of '/etc/hosts', '/tmp/hosts' is on a node"),
-        ("red1:/etc/hosts", "red2:/tmp/hosts", "both ends of the copy are on nodes: 'red1:/etc/hosts', 'red2:/tmp/hosts'"),
+        ("red1:/etc/hosts", "red2:/tmp/hosts", "both ends of the copy are on nodes"),
         ("red9:/etc/hosts", "/tmp", "cluster lab has no node 'red9'"),
         ("root@red1:/etc/hosts", "/tmp", "'root@red1' is not a node (-l USER sets the user)"),
         ("/no/such", "red1:/tmp", "'/no/such' does not exist on this machine"),
