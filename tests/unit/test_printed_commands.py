@@ -147,6 +147,11 @@ def test_a_printed_command_works_as_typed(
             run(command, typed, capsys, monkeypatch)
 
 
+def test_hints_know_every_command() -> None:
+    known = {command.split()[0] for command in (*hints.ROOT_COMMANDS, *CLUSTER_COMMANDS)}
+    assert known | {"shared", "completion"} == set(main.main.commands)
+
+
 def test_texts_are_found() -> None:
     joined = "\n".join(TEXTS)
     for text in ("vcluster clear lab", "vcluster local create -n 4", "vcluster list", "vcluster switch up --name lab"):

@@ -182,7 +182,7 @@ def mount_line(plan: Plan, node: Node, share: Share) -> str:
     if share.node == node.name:
         return f"{share.source} {share.target} none bind,nofail,x-systemd.requires-mounts-for={share.source} 0 0\n"
     if plan.stores:
-        # A storage node that is down must not block the other nodes; see guest/stores.py too.
+        # A storage node that is down must not block the other nodes; see guest/storage_watch.py too.
         options = f"{AUTOMOUNT},x-systemd.mount-timeout=15,x-systemd.idle-timeout=60"
     else:
         options = f"{AUTOMOUNT},x-systemd.mount-timeout=30"

@@ -1,1 +1,1 @@
-"""The stages of a node after its power-on: boot, configuration, NFS, check, path and provisioning."""
+"""Steps of a create: proof of the tunnels; then boot, configuration, check, path and provisioning of the nodes."""
