@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.ssh.local_pipe import LocalPipe
 from tests.ssh.server import HOST, USER, Rules, serving, target
-from vcluster.adapters.pipe import Listener, LocalPipe, Pipe
+from vcluster.adapters.pipe import Listener, Pipe
 from vcluster.adapters.ssh import ssh_login, ssh_session
 from vcluster.agent import bundle
 from vcluster.agent.remote_agent import RemoteAgent
