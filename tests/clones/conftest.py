@@ -73,7 +73,7 @@ def snapshot(host: Host, beginning: Beginning) -> str:
 
 @pytest.fixture
 def restored_snapshot(host: Host, snapshot: str) -> Iterator[None]:
-    """After the test the snapshot is as it was, whatever the test does to it."""
+    """After the test the snapshot is as it was before, also if the test changes it."""
     folder, copy = f"{SNAPSHOTS}/{snapshot}", "/var/lib/vcluster-copy"
     host.sh(f"cp -a --reflink=auto --sparse=always {folder} {copy}")
     yield

@@ -62,7 +62,9 @@ def test_no_phrase_is_hard_to_read() -> None:
 
 def test_exceptions_are_few_and_needed() -> None:
     found = [text for text in texts(ROOT) if any(pattern.search(text.content) for pattern in PATTERNS)]
-    used = [any(text.place.startswith(name) and phrase in text.content for text in found) for name, phrase in exceptions()]
+    used = [
+        any(text.place.startswith(name) and phrase in text.content for text in found) for name, phrase in exceptions()
+    ]
     assert len(used) <= EXCEPTIONS_MAX
     assert all(used), [one for one, is_used in zip(exceptions(), used, strict=True) if not is_used]
 

@@ -68,8 +68,9 @@ def python_texts(source: str, name: str) -> Iterator[Text]:
     docstrings = set()
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-            if (first := node.body[:1]) and isinstance(first[0], ast.Expr) and isinstance(first[0].value, ast.Constant):
-                docstrings.add(first[0].value)
+            first = node.body[0] if node.body else None
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                docstrings.add(first.value)
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             kind = "docstring" if node in docstrings else "message"
@@ -92,12 +93,12 @@ def help_texts(command: click.Command, name: str) -> Iterator[Text]:
 
 
 def prose(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a Markdown file but those of code blocks and tables."""
+    """The lines of a Markdown file but those of code blocks, tables and notes that no page shows."""
     is_code = False
     for number, line in _lines(path):
         if line.lstrip().startswith("```"):
             is_code = not is_code
-        elif not is_code and not line.lstrip().startswith("|") and not line.startswith("    "):
+        elif not is_code and not line.lstrip().startswith(("|", "<!--")) and not line.startswith("    "):
             yield number, line
 
 

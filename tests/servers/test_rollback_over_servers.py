@@ -1,4 +1,4 @@
-"""Each way in which a create on several servers can end. Nothing of it is left, and nothing else is touched."""
+"""All the ends that a create on several servers can have. Nothing of it is left, and nothing else is touched."""
 
 from __future__ import annotations
 

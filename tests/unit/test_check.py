@@ -304,7 +304,7 @@ def test_words_that_are_no_answer_end_it_for_all(node: str) -> None:
 
 
 def test_mpiexec_has_the_environment_that_logins_have() -> None:
-    """Without it, it would listen where the packet filter lets nobody in."""
+    """Without it, mpiexec would listen on a port that the packet filter closes."""
     plan = samples.plan(3, mpi_ports=PortRange(20000, 20200))
     environment = check._mpi(plan, ())["environment"]
     assert environment == rendered.mpi_environment(plan)

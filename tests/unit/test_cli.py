@@ -116,7 +116,7 @@ def test_a_public_subnet_is_noted(
     monkeypatch.setenv("VCLUSTER_IMAGE_DIR", str(tmp_path / "none"))
     monkeypatch.setattr(common, "require_root", lambda _: None)
     monkeypatch.setattr(sys, "argv", ["vcluster", "local", "create", "--plan", "--subnet", subnet])
-    assert main._run() == 2  # there is no image to plan with
+    assert main._run() == 2  # a plan needs an image, and the store is empty
     assert (f"{subnet} is a public network" in capsys.readouterr().err) is is_public
 
 

@@ -73,13 +73,15 @@ def test_imports_go_down_only(path: Path) -> None:
 def test_no_module_uses_a_private_name_of_another(path: Path) -> None:
     tree = ast.parse(path.read_text())
     modules = {path.stem for path in MODULES}
-    froms = [one for one in ast.walk(tree) if isinstance(one, ast.ImportFrom) and (one.module or "").startswith("vclu")]
-    private = [alias.name for one in froms for alias in one.names if alias.name.startswith("_")]
+    imports = [
+        one for one in ast.walk(tree) if isinstance(one, ast.ImportFrom) and (one.module or "").startswith("vclu")
+    ]
+    private = [alias.name for one in imports for alias in one.names if alias.name.startswith("_")]
     private += [
         f"{one.value.id}.{one.attr}"
         for one in ast.walk(tree)
         if isinstance(one, ast.Attribute) and isinstance(one.value, ast.Name) and one.attr.startswith("_")
-        if one.value.id in modules and one.value.id in {alias.name for each in froms for alias in each.names}
+        if one.value.id in modules and one.value.id in {alias.name for each in imports for alias in each.names}
     ]
     assert [name for name in private if name != "__version__"] == []
 

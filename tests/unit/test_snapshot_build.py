@@ -31,7 +31,7 @@ THERE = {"is_there": True, "is_busy": False, "refused": "", "wrong": "", "xml": 
 NOTHING = {**THERE, "is_there": False}
 BUSY = {**NOTHING, "is_busy": True}
 WRONG = {**THERE, "wrong": "/kept/ram has changed"}
-MINE, DONE, ANOTHERS = (
+MINE, DONE, FOREIGN = (
     {"folder": folder, "is_there": is_there, "is_busy": is_busy}
     for folder, is_there, is_busy in (("/kept/.unfinished", False, False), ("", True, False), ("", False, True))
 )
@@ -209,7 +209,7 @@ def test_one_snapshot_is_built_for_all_nodes(world: World) -> None:
 
 
 def test_an_existing_snapshot_is_not_built_again(world: World) -> None:
-    world.answers["begin_snapshot"] = [ANOTHERS, ANOTHERS, DONE]
+    world.answers["begin_snapshot"] = [FOREIGN, FOREIGN, DONE]
     assert world.make() == ()
     assert set(world.asked) == {"permit_snapshot", "begin_snapshot"}
     assert world.lines == ["waiting for the snapshot that another command builds"]

@@ -1,4 +1,4 @@
-"""Nodes are added and removed while others compute. Each way in which an `add` can end."""
+"""Nodes are added and removed while others compute. All the ends that an `add` can have."""
 
 from __future__ import annotations
 

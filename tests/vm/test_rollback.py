@@ -1,4 +1,4 @@
-"""Each way in which a create can end. Nothing is left after any of them."""
+"""All the ends that a create can have. Nothing is left after any of them."""
 
 from __future__ import annotations
 

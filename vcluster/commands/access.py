@@ -217,22 +217,24 @@ def choose_copy(plan: Plan, sources: Sequence[str], destination: str) -> Node:
 
     As scp reads operands: text with a slash before its first colon is a path on this machine.
     """
-    froms, to = [_remote_part(source) for source in sources], _remote_part(destination)
-    nodes = list(dict.fromkeys(side for side in (*froms, to) if side is not None))
+    remote_sources, to = [_remote_part(source) for source in sources], _remote_part(destination)
+    nodes = list(dict.fromkeys(side for side in (*remote_sources, to) if side is not None))
     for node in nodes:
         _require_copy_node(plan, node)
     operands = ", ".join(map(shown, (*sources, destination)))
     if not nodes:
         raise RequestError(f"none of {operands} is on a node", hint=f"for example {plan.head.name}:/tmp")
-    if to is not None and any(side is not None for side in froms):
+    if to is not None and any(side is not None for side in remote_sources):
         raise RequestError(
             f"both ends of the copy are on nodes: {operands}",
             hint=f"vcluster ssh {nodes[0]}, and scp there; a local path with a colon is written ./a:b",
         )
-    if to is None and (len(nodes) > 1 or None in froms):
+    if to is None and (len(nodes) > 1 or None in remote_sources):
         raise RequestError(f"the sources are not all on one node: {operands}", hint="copy from one node at a time")
     missing = [
-        source for source, side in zip(sources, froms, strict=True) if side is None and not Path(source).exists()
+        source
+        for source, side in zip(sources, remote_sources, strict=True)
+        if side is None and not Path(source).exists()
     ]
     if missing:
         raise RequestError(f"{shown(missing[0])} does not exist on this machine")

@@ -115,7 +115,7 @@ def describe_down(powers: Mapping[str, PowerState]) -> str:
 def node_powers(context: Context, plan: Plan, nodes: Sequence[Node]) -> dict[str, PowerState]:
     """The power of nodes, by name. It is unknown for nodes of a server whose libvirt this user cannot open.
 
-    Nobody is asked for passwords: commands that log in to nodes need no rights on servers.
+    vcluster does not ask for passwords here: commands that log in to nodes need no rights on servers.
     """
     names = {node.server for node in nodes}
     key = context.files(plan.name).server_key()

@@ -122,7 +122,7 @@ class NodeLifecycle:
         return self._await_boot(node)
 
     def _clone(self, node: Node) -> NodeConnection | None:
-        """Create a node from a snapshot; None if there is no snapshot, or the clone failed and the node must boot."""
+        """Create a node from a snapshot; None if a snapshot is missing, or the clone failed and the node must boot."""
         snapshot = self._snapshots.get((node.server, template_of(self._plan, node)))
         if snapshot is None:
             return None
