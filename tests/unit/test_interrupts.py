@@ -9,6 +9,7 @@ from contextlib import ExitStack
 
 import pytest
 
+from vcluster.cli import main
 from vcluster.util.interrupts import SIGNALS, interruptible_once
 
 
@@ -60,6 +61,19 @@ def test_an_ignored_signal_stays_ignored() -> None:
     finally:
         signal.signal(signal.SIGHUP, before)
     assert reported == []
+
+
+def test_a_command_ends_by_signals_that_it_was_not_started_to_ignore(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(main, "_run", lambda: 0)
+    before = {signal.SIGHUP: signal.signal(signal.SIGHUP, signal.SIG_IGN), signal.SIGTERM: signal.getsignal(15)}
+    try:
+        with pytest.raises(SystemExit):
+            main.run()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGTERM) is main._interrupt
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_other_threads_leave_signals_alone() -> None:

@@ -140,6 +140,7 @@ def test_a_printed_command_works_as_typed(
     own = clusters if READERS[who].is_root else ()
     reader = replace(READERS[who], clusters=own, cluster="lab")
     found = COMMAND.findall(reader.complete(text))
+    assert found
     for command in found:
         needs_sudo = who in ("root by sudo", "plain")
         assert command.startswith("sudo ") is needs_sudo, command
