@@ -124,7 +124,7 @@ def test_the_json_contract() -> None:
 def test_a_node_that_serves_a_disk_is_a_storage_node() -> None:
     plan = samples.plan(3, stores=(StorageNode("node1", 8), StorageNode("node3", 8)))
     found = status_of(plan, ledger_state="ready", is_being_changed=False, seen={}, lost={})
-    assert [(node.role, node.data_gib) for node in found.nodes] == [("head", 8), ("worker", 0), ("worker", 8)]
+    assert [(node.role, node.data_gib) for node in found.nodes] == [("head", 8), ("worker", 0), ("storage", 8)]
     for text in (
         status_report.text(status_report.document(found), ROOT),
         plan_report.text(plan_report.document(plan, {})),

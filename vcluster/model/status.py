@@ -142,7 +142,7 @@ def _node(node: Node, seen: Observed | None) -> NodeStatus:
     power = seen.domains.get(node.domain, PowerState(MISSING)) if seen else PowerState(UNKNOWN)
     return NodeStatus(
         name=node.name,
-        role=node.role,
+        role="storage" if node.data_gib and not node.is_head else node.role,
         server=node.server,
         state=power.state,
         address=str(node.address),

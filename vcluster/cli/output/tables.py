@@ -33,7 +33,7 @@ def outcomes(by_node: Mapping[str, str]) -> str:
 
 
 def shown_role(node: Mapping[str, Any]) -> str:
-    """The role of a node in a table. In documents a storage node is a worker with `data_gib`."""
+    """The role of a node in a table. In a plan's document a storage node is a worker with `data_gib`."""
     return "storage" if node["data_gib"] and node["role"] != "head" else str(node["role"])
 
 

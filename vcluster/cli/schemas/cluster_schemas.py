@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vcluster.cli.schemas.plan_schema import DATA_GIB, MODE, MTU, ROLE, SUBNET, SWITCH
+from vcluster.cli.schemas.plan_schema import DATA_GIB, MODE, MTU, SUBNET, SWITCH
 from vcluster.cli.schemas.schema_parts import (
     Schema,
     address,
@@ -24,7 +24,9 @@ NODE_STATUS = record(
     "A node",
     {
         "name": text("Name of the node"),
-        "role": ROLE,
+        "role": one_of(
+            "The head node starts MPI programs; a storage node shares its own disk", "head", "worker", "storage"
+        ),
         "server": text("The server that carries the node"),
         "state": one_of(
             "State of the node; unknown if its server does not answer",
