@@ -18,7 +18,7 @@ SLACK_KIB = 4096
 @pytest.fixture
 def small_folder(host: Host, bare: dict[str, list[str]]) -> Iterator[str]:
     """The folder of the disks on a file system that can be made full without using up memory."""
-    host.sh(f"mkdir -p {FOLDER} && mount -t tmpfs -o size=1200m tmpfs {FOLDER}")
+    host.sh(f"mkdir -p {FOLDER} && mount -t tmpfs -o size=1400m tmpfs {FOLDER}")
     yield FOLDER
     host.vcluster("clear", "full", "-y", check=False)
     host.sh(f"umount {FOLDER}; rmdir -p --ignore-fail-on-non-empty {FOLDER} || true")
@@ -61,7 +61,7 @@ def test_a_full_disk(host: Host, small_folder: str) -> None:
     assert again.returncode == 1
     assert f"node2 is paused ({reason}) again" in again.stderr
 
-    host.sh(f"mount -o remount,size=1200m {small_folder}")
+    host.sh(f"mount -o remount,size=1400m {small_folder}")
     assert host.vcluster("start", "full", timeout_s=120).stdout == "full: ready\n"
     assert host.json("status", "full")["state"] == "ready"
     filling.communicate(timeout=30)
