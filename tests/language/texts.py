@@ -81,15 +81,15 @@ def python_texts(source: str, name: str) -> Iterator[Text]:
             yield Text("comment", f"{name}:{token.start[0]}", token.string)
 
 
-def help_texts(command: click.Command, name: str) -> Iterator[Text]:
+def help_texts(command: click.Command, name: str, parent: click.Context | None = None) -> Iterator[Text]:
     """What `--help` of a command and of all below it prints."""
-    context = click.Context(command, info_name=name)
-    yield Text("help", f"{name} --help", " ".join(command.get_help(context).split()))
+    context = click.Context(command, info_name=name, parent=parent, **command.context_settings)
+    yield Text("help", f"{context.command_path} --help", " ".join(command.get_help(context).split()))
     if isinstance(command, click.Group):
         for child in command.list_commands(context):
             found = command.get_command(context, child)
             assert found is not None
-            yield from help_texts(found, f"{name} {child}")
+            yield from help_texts(found, child, context)
 
 
 def prose(path: Path) -> Iterator[tuple[int, str]]:
