@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from scripts import measure_clones  # noqa: E402
+from scripts import measure_against, measure_clones  # noqa: E402
 from tests import samples  # noqa: E402
 from tests.inside import inside  # noqa: E402
 from tests.testbed import Server, kill, testbed  # noqa: E402
@@ -282,14 +282,34 @@ CLONES = "clones"
 NEED_IMAGE = {"create", CLONES}
 
 
+def sizes(text: str) -> tuple[int, ...]:
+    """Numbers of nodes from a list with commas."""
+    return tuple(int(part) for part in text.split(","))
+
+
 def main() -> None:
     """Run the measurements that the command line names, or all."""
     parser = argparse.ArgumentParser(prog="bench", description="Measure vcluster on this machine.")
     parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help=", ".join([*MEASUREMENTS, CLONES]))
-    parser.add_argument("--rounds", type=int, default=3, help=f"{CLONES}: rounds of clones  [default: 3]")
+    parser.add_argument("--rounds", type=int, help=f"{CLONES}, --against: number of rounds  [default: 3, 5]")
     parser.add_argument("--cold-rounds", type=int, default=2, help=f"{CLONES}: rounds of booted nodes  [default: 2]")
-    parser.add_argument("--json", type=lambda path: Path(path).resolve(), metavar="FILE", help=f"{CLONES}: raw numbers")
+    parser.add_argument(
+        "--json", type=lambda path: Path(path).resolve(), metavar="FILE", help=f"{CLONES}, --against: raw numbers"
+    )
+    parser.add_argument(
+        "--against", metavar="REV", help="compare creates and `add` with this revision, and nothing else"
+    )
+    parser.add_argument("--nodes", type=sizes, default=measure_against.SIZES, metavar="N,N",
+                        help="--against: numbers of nodes  [default: 4,16,32]")  # fmt: skip
     arguments = parser.parse_args()
+    if arguments.against:
+        measure_against.against(
+            arguments.against,
+            rounds=arguments.rounds or measure_against.ROUNDS,
+            sizes=arguments.nodes,
+            json_file=arguments.json,
+        )
+        return
     wanted = arguments.subjects or [*MEASUREMENTS, CLONES]
     if unknown := [name for name in wanted if name not in {*MEASUREMENTS, CLONES}]:
         parser.error(f"there is no measurement {unknown[0]}; choose from {', '.join([*MEASUREMENTS, CLONES])}")
@@ -298,7 +318,9 @@ def main() -> None:
         subprocess.run([str(BIN / "vcluster"), "image", "build"], check=True)
     for name in wanted:
         if name == CLONES:
-            measure_clones.clones(rounds=arguments.rounds, cold_rounds=arguments.cold_rounds, json_file=arguments.json)
+            measure_clones.clones(
+                rounds=arguments.rounds or 3, cold_rounds=arguments.cold_rounds, json_file=arguments.json
+            )
         else:
             MEASUREMENTS[name]()
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts import measure_clones
+from scripts import measure_against, measure_clones
+from scripts.measure_against import OTHER, THIS, Run
 from scripts.measure_clones import BOOTED, CLONED, Addition, Create, Measurements, report
 
 SNAPSHOT = "/var/lib/libvirt/images/vcluster/snapshots/0123-4567/ram"
@@ -46,3 +47,12 @@ def test_written_pages_are_distinguished_from_shared_pages(monkeypatch: pytest.M
     found = measure_clones._memory_of(1)
     assert (found["ram_own"], found["ram_clean"], found["ram_clean_pss"]) == (100 * 1024, 200 * 1024, 50 * 1024)
     assert (found["rss"], found["pss"]) == (1300 * 1024, 1150 * 1024)
+
+
+def test_two_revisions_are_compared_by_the_ratio_of_their_medians() -> None:
+    runs = [Run(THIS, "create -n 4", seconds, "") for seconds in (6.0, 7.0, 20.0)]
+    runs += [Run(OTHER, "create -n 4", seconds, "") for seconds in (14.0, 9.0, 10.0)]
+    runs += [Run(OTHER, "create -n 4", 1.0, "exit code 1: no"), Run(THIS, "add 1 to 4", 2.0, "")]
+    create, add = (line.split() for line in measure_against.report(runs).splitlines()[-2:])
+    assert create[3:] == ["7.0", "6.0", "20.0", "3", "of", "3", "10.0", "9.0", "14.0", "3", "of", "4", "0.70"]
+    assert add[-1] == "-"

@@ -1,10 +1,10 @@
-"""The check: who logs in to whom, what is concluded of the logins that are not made, in which order things happen."""
+"""The check: the logins that it makes, the logins that it concludes, and the order of events on the nodes."""
 
 from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from itertools import product
 
 import pytest
@@ -20,46 +20,42 @@ from vcluster.model.plan import Plan
 from vcluster.model.spec import PortRange
 from vcluster.render import node_actions as rendered
 from vcluster.stages import check
-from vcluster.stages.check import Answer, Check
+from vcluster.stages.check import Check
 from vcluster.util.deadline import Deadline
-from vcluster.util.events import Reporter
+from vcluster.util.events import Event, Listener, Reporter
 
 HOSTS, KNOWN = "/etc/hosts", "/etc/ssh/ssh_known_hosts"
 
-# Who logs in to whom
+# Logins that the check makes
 
 
-def tried(plan: Plan, *, pairs: bool = False) -> list[tuple[str, str]]:
-    return [(node.name, to.name) for node in plan.nodes for to in check.targets(plan, node, pairs=pairs)]
+def made(plan: Plan, *, pairs: bool = False, proven: Collection[str] = ()) -> list[tuple[str, str]]:
+    return [
+        (node.name, target.name)
+        for node in plan.nodes
+        for target in check.targets(plan, node, pairs=pairs, proven=proven)
+    ]
 
 
-@pytest.mark.parametrize(
-    ("count", "expected"),
-    [
-        (1, [("node1", "node1")]),
-        (2, [("node2", "node1")]),
-        (4, [("node2", "node3"), ("node3", "node4"), ("node4", "node1")]),
-    ],
-)
-def test_logins_make_a_ring_but_for_the_heads(count: int, expected: list[tuple[str, str]]) -> None:
-    assert tried(samples.plan(count)) == expected
+@pytest.mark.parametrize(("count", "last"), [(1, "node1"), (2, "node2"), (4, "node4")])
+def test_the_last_node_logs_in_to_the_head(count: int, last: str) -> None:
+    assert made(samples.plan(count)) == [(last, "node1")]
 
 
 def test_all_pairs_begin_with_themselves() -> None:
-    plan = samples.plan(3)
-    made = tried(plan, pairs=True)
-    assert sorted(made) == sorted(product(names(3), repeat=2))
-    assert [made[number] for number in (0, 3, 6)] == [(name, name) for name in names(3)]
+    logins = made(samples.plan(3), pairs=True)
+    assert sorted(logins) == sorted(product(names(3), repeat=2))
+    assert [logins[number] for number in (0, 3, 6)] == [(name, name) for name in names(3)]
 
 
-def test_only_those_that_came_log_in_again() -> None:
-    plan = samples.plan(4)
-    proven = {"node1", "node2", "node4"}
-    made = [(node.name, to.name) for node in plan.nodes for to in check.targets(plan, node, pairs=False, proven=proven)]
-    assert made == [("node3", "node4")]
+@pytest.mark.parametrize("proven", [{"node1", "node2", "node3"}, {"node1", "node2", "node3", "node4"}])
+def test_no_node_logs_in_to_a_proven_head(proven: set[str]) -> None:
+    assert made(samples.plan(4), proven=proven) == []
 
 
-# What is concluded
+# Logins that the check concludes
+
+FAILED = "Permission denied"
 
 
 def names(count: int) -> list[str]:
@@ -67,136 +63,143 @@ def names(count: int) -> list[str]:
 
 
 def login(start: str, end: str, *, passed: bool = True) -> Check:
-    return Check("ssh", start, end, passed, "" if passed else "oops")
+    return Check("ssh", start, end, passed, "" if passed else FAILED)
 
 
-def answers(count: int, *, failed: tuple[str, ...] = (), odd: dict[str, str] | None = None) -> list[Answer]:
-    """Of a ring whose logins from `failed` did not pass, and where a path is not as it should be on the `odd`."""
-    ring = dict(tried(samples.plan(count)))
-    return [
-        Answer(
-            name,
-            (login(name, ring[name], passed=name not in failed),) if name in ring else (),
-            {path: "other" if (odd or {}).get(name) == path else "usual" for path in (HOSTS, KNOWN)},
-        )
-        for name in names(count)
-    ]
+def usual(count: int, **odd: str) -> dict[str, dict[str, str]]:
+    """Digests of nodes that differ only as `odd` says: the name of what differs, by node."""
+    return {
+        name: {path: "odd" if odd.get(name) == path else "usual" for path in (HOSTS, KNOWN)} for name in names(count)
+    }
 
 
-def launched(count: int, *, passed: bool = True) -> list[Check]:
-    return [Check("mpi", "node1", name, passed, "" if passed else "lost") for name in names(count)]
+def of_mpiexec(count: int) -> list[Check]:
+    return list(check.logins_of_mpiexec(Check("mpi", "node1", name, True, "") for name in names(count)))
 
 
-def failures(found: list[Answer], launched: list[Check]) -> dict[tuple[str, str], str]:
-    verdict = check.judge(found, launched)
-    logins = [one for one in verdict.checks if one.check == "ssh"]
-    everyone = [answer.node for answer in found]
-    assert [(one.from_node, one.to_node) for one in logins] == list(product(everyone, repeat=2))
-    assert all(one.passed == (not one.detail) for one in logins)
-    assert verdict.passed == (not verdict.failed)
-    return {(one.from_node, one.to_node): one.detail for one in logins if not one.passed}
+def ordinary(count: int, *failing: tuple[str, str]) -> list[Check]:
+    """The logins of an ordinary check, of which some fail."""
+    logins = [*((one.from_node, one.to_node) for one in of_mpiexec(count)), *made(samples.plan(count))]
+    return [login(start, end, passed=(start, end) not in failing) for start, end in logins]
+
+
+def failures(
+    same: dict[str, dict[str, str]], logins: list[Check], proven: Collection[str] = ()
+) -> dict[tuple[str, str], str]:
+    found = list(check.conclude(same, logins, proven))
+    assert [(one.from_node, one.to_node) for one in found] == list(product(same, repeat=2))
+    assert all(one.passed == (not one.detail) for one in found)
+    return {(one.from_node, one.to_node): one.detail for one in found if not one.passed}
+
+
+def test_mpiexec_logs_in_to_all_nodes_but_its_own() -> None:
+    launched = [Check("mpi", "node1", name, name != "node3", "") for name in names(4)]
+    assert list(check.logins_of_mpiexec(launched)) == [login("node1", "node2"), login("node1", "node4")]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
-def test_when_all_went_well_every_pair_passes(count: int) -> None:
-    assert failures(answers(count), launched(count)) == {}
+def test_every_pair_passes_after_few_logins(count: int) -> None:
+    assert check.doubtful(usual(count), ordinary(count), ()) == []
+    assert failures(usual(count), ordinary(count)) == {}
 
 
-def test_a_node_that_gets_nowhere_fails_to_all() -> None:
-    why = "not tried, as the one from node2 to node3 failed"
-    assert failures(answers(4, failed=("node2",)), launched(4)) == {
-        **{("node2", to): why for to in names(4)},
-        ("node2", "node3"): "oops",
-    }
+def test_a_node_that_refuses_logins_fails_from_all() -> None:
+    logins = ordinary(4, ("node1", "node3"))
+    assert check.doubtful(usual(4), logins, ()) == []
+    why = "not tried, as the one from node1 to node3 failed"
+    expected = {(name, "node3"): why for name in names(4)}
+    assert failures(usual(4), logins) == {**expected, ("node1", "node3"): FAILED}
 
 
-def test_a_node_that_nobody_gets_to_fails_from_all() -> None:
-    found = failures(answers(3, failed=("node3",)), launched(3))
-    why = "not tried, as the one from node3 to node1 failed"
-    assert found == {
-        ("node1", "node1"): why,
-        ("node2", "node1"): why,
-        ("node3", "node1"): "oops",
-        ("node3", "node2"): why,
-        ("node3", "node3"): why,
-    }
+def test_a_head_that_refuses_logins_fails_from_all() -> None:
+    found = failures(usual(3), ordinary(3, ("node3", "node1")))
+    assert {end for _, end in found} >= {"node1"}
+    assert {(name, "node1") for name in names(3)} <= set(found)
 
 
-def test_mpiexec_stands_for_the_heads_logins() -> None:
-    found = failures(answers(3), launched(3, passed=False))
-    why = "not tried, as the one from node1 to node2 failed"
-    assert found == {
-        ("node1", "node1"): why,
-        ("node1", "node2"): "mpiexec: lost",
-        ("node1", "node3"): "mpiexec: lost",
-        ("node2", "node2"): why,
-        ("node3", "node2"): why,
-    }
+def test_without_any_login_nothing_is_concluded() -> None:
+    nowhere = [login("node1", "node2", passed=False), login("node2", "node1", passed=False)]
+    assert set(failures(usual(2), nowhere)) == set(product(names(2), repeat=2))
 
 
-@pytest.mark.parametrize(("node", "path"), [("node1", HOSTS), ("node3", KNOWN)])
-def test_the_odd_one_fails_where_it_was_not_tried(node: str, path: str) -> None:
-    found = failures(answers(4, odd={node: path}), launched(4))
+@pytest.mark.parametrize(("node", "name"), [("node1", HOSTS), ("node3", KNOWN)])
+def test_logins_of_a_node_that_differs_are_made(node: str, name: str) -> None:
+    same, logins = usual(3, **{node: name}), ordinary(3)
+    todo = check.doubtful(same, logins, ())
+    known = {(one.from_node, one.to_node) for one in logins}
+    of_node = {pair for pair in product(names(3), repeat=2) if node in pair}
+    assert set(todo) >= of_node - known
+    assert not set(todo) & known
+    assert failures(same, [*logins, *(login(*pair) for pair in todo)]) == {}
     model = "node2" if node == "node1" else "node1"
-    assert set(found.values()) == {f"{path} is not as on {model}"}
-    untried = set(product([node], names(4))) - set(tried(samples.plan(4)))
-    assert set(found) == {pair for pair in untried if pair[0] != "node1" or pair[1] == "node1"}
+    failing = failures(same, [*logins, *(login(*pair, passed=node not in pair) for pair in todo)])
+    assert set(failing) == of_node - known
+    assert set(failing.values()) == {f"{FAILED} ({name} of {node} differs from that of {model})"}
 
 
-def test_of_two_the_head_is_right() -> None:
-    found = failures(answers(2, odd={"node1": KNOWN}), launched(2))
-    assert found == {("node2", "node2"): f"{KNOWN} is not as on node1"}
+def test_another_node_tries_the_head_when_the_last_node_differs() -> None:
+    same, logins = usual(4, node4=KNOWN), ordinary(4, ("node4", "node1"))
+    todo = check.doubtful(same, logins, ())
+    assert ("node3", "node1") in todo
+    found = failures(same, [*logins, *(login(*pair, passed=pair[0] != "node4") for pair in todo)])
+    assert set(found) == {("node4", name) for name in names(4)}
 
 
-def test_what_was_tried_by_itself_counts_more_than_mpiexec() -> None:
-    made = [Answer(name, tuple(login(name, to) for to in names(2)), {HOSTS: "one", KNOWN: "one"}) for name in names(2)]
-    assert failures(made, launched(2, passed=False)) == {}
+def test_of_two_nodes_the_first_is_the_model() -> None:
+    assert check.differences(usual(2, node1=KNOWN)) == {"node2": f"{KNOWN} of node2 differs from that of node1"}
+
+
+def test_a_direct_login_counts_more_than_mpiexec() -> None:
+    direct = [login(*pair) for pair in product(names(2), repeat=2)]
+    assert failures(usual(2), [login("node1", "node2", passed=False), *direct]) == {}
 
 
 @given(count=st.integers(1, 6), data=st.data())
-def test_whatever_failed_fails_the_check(count: int, data: st.DataObject) -> None:
-    some = st.lists(st.sampled_from(names(count)), unique=True).map(tuple)
-    failed = data.draw(some)
-    odd = dict.fromkeys(data.draw(some), KNOWN)
-    found = failures(answers(count, failed=failed, odd=odd), launched(count))
-    ring = dict(tried(samples.plan(count)))
-    is_odd = 0 < len(odd) < count
-    assert bool(found) == (any(name in ring for name in failed) or is_odd)
+def test_a_login_that_fails_fails_the_check(count: int, data: st.DataObject) -> None:
+    """For any nodes that cannot be entered or left, and any that differ, each of their logins fails."""
+    some = st.lists(st.sampled_from(names(count)), unique=True)
+    shut, odd = data.draw(some), data.draw(some)
+    lost = [name for name in data.draw(some) if name in odd]  # a node with usual files can be left
+    same = usual(count, **dict.fromkeys(odd, KNOWN))
+    differing = check.differences(same)
+
+    def really(start: str, end: str) -> Check:
+        return login(start, end, passed=end not in shut and not (start in lost and start in differing))
+
+    logins = [really(one.from_node, one.to_node) for one in ordinary(count)]
+    logins += [really(*pair) for pair in check.doubtful(same, logins, ())]
+    found = failures(same, logins)
+    expected = {pair for pair in product(names(count), repeat=2) if not really(*pair).passed}
+    assert expected <= set(found)
+    assert expected or not found
 
 
-def came(passed: bool, *, odd: dict[str, str] | None = None) -> dict[tuple[str, str], str]:
-    """The failures after node3 came to two that are proven; it logged in to the head, mpiexec reached it or did not."""
-    found = [Answer(name, (), (odd or {}).get(name, {}) or {HOSTS: "a"}) for name in ("node1", "node2")]
-    found.append(Answer("node3", (login("node3", "node1"),), {HOSTS: "a"}))
-    launch = [Check("mpi", "node1", name, passed, "" if passed else "oops") for name in ("node1", "node3")]
-    verdict = check.judge(found, launch, {"node1", "node2"})
-    assert {(one.from_node, one.to_node) for one in verdict.checks if one.check == "ssh"} == set(
-        product(names(3), repeat=2)
-    )
-    return {(one.from_node, one.to_node): one.detail for one in verdict.failed if one.check == "ssh"}
+PROVEN = {"node1", "node2"}
 
 
-def test_between_those_that_are_proven_logins_are_taken_as_they_were() -> None:
-    assert not came(passed=True)
+def added(*, passed: bool, **odd: str) -> dict[tuple[str, str], str]:
+    """The failures after node3 was added to two proven nodes; all logins of node3 have the same result."""
+    same = usual(3, **odd)
+    logins = [login("node1", "node3", passed=passed), login("node3", "node1")]
+    logins += [login(*pair) for pair in check.doubtful(same, logins, PROVEN)]
+    return failures(same, logins, PROVEN)
 
 
-def test_who_came_and_is_not_reached_fails_from_all() -> None:
-    assert set(came(passed=False)) == {(name, "node3") for name in names(3)}
+def test_logins_between_proven_nodes_pass() -> None:
+    assert not added(passed=True)
 
 
-def test_one_that_is_proven_and_was_changed_since_fails() -> None:
-    assert set(came(passed=True, odd={"node2": {HOSTS: "b"}})) == {("node2", name) for name in names(3)}
+def test_an_added_node_that_refuses_logins_fails_from_all() -> None:
+    assert set(added(passed=False)) == {(name, "node3") for name in names(3)}
 
 
-def test_other_tries_are_told_as_they_are() -> None:
-    ping = Check("ping", "node1", "node1", False, "no answer")
-    (alone,) = answers(1)
-    verdict = check.judge([Answer("node1", (ping, *alone.checks), alone.same)], launched(1))
-    assert [one.check for one in verdict.checks] == ["ping", "ssh", "mpi"]
-    assert verdict.failed == (ping,)
+def test_the_logins_of_a_proven_node_that_was_changed_are_made() -> None:
+    same = usual(3, node2=HOSTS)
+    todo = check.doubtful(same, [login("node1", "node3"), login("node3", "node1")], PROVEN)
+    assert set(todo) == {pair for pair in product(names(3), repeat=2) if "node2" in pair}
 
 
-# The order of things
+# The order of events
 
 
 class Log:
@@ -249,41 +252,46 @@ class FakePipe:
 class FakeSession:
     """A session on a node."""
 
-    def __init__(self, name: str, log: Log, *, words: bytes = b"") -> None:
-        self.name, self._log, self._words = name, log, words
+    def __init__(
+        self, name: str, log: Log, *, output: bytes = b"", known: str = "one", program: str = "mpi-check"
+    ) -> None:
+        self.name, self._log, self._output, self._known, self._program = name, log, output, known, program
 
     def start_program(self, source: bytes, *, awaited: str, deadline: Deadline) -> FakePipe:  # noqa: ARG002
         assert source == guest.program("check")
         return FakePipe(self.name, self._log, self._lines)
 
     def _lines(self, request: dict[str, object]) -> list[bytes]:
-        if self._words:
-            return [self._words]
+        if self._output:
+            return [self._output]
         results = [{"check": "ssh", "to": to, "passed": True, "detail": ""} for to in request["logins"]]  # type: ignore[attr-defined]
-        answer = json.dumps({"results": results, "same": {HOSTS: "one", KNOWN: "one"}}).encode()
+        answer = json.dumps({"results": results, "same": {HOSTS: "one", KNOWN: self._known}}).encode()
         return [b'{"written": true}', answer] if request["do"] == "probe_first" else [answer]
 
     def run_program(self, source: bytes, stdin: bytes, *, awaited: str) -> Completed:  # noqa: ARG002
         request = json.loads(stdin)
-        assert request["do"] == "mpi"
-        results = [
-            {"check": "mpi", "to": target["name"], "passed": True, "detail": ""} for target in request["targets"]
-        ]
-        return Completed(0, json.dumps({"results": results}), "")
+        self._log.add(self.name, request["do"])
+        kind, ends = ("mpi", names_of(request["targets"])) if request["do"] == "mpi" else ("ssh", request["logins"])
+        results = [{"check": kind, "to": to, "passed": True, "detail": ""} for to in ends]
+        return Completed(0, json.dumps({"results": results, "program": self._program}), "")
 
 
-def run(count: int, log: Log, *, timer: Timer | None = None, **words: bytes) -> check.CheckReport:
-    sessions = {name: FakeSession(name, log, words=words.get(name, b"")) for name in names(count)}
-    report = Reporter((timer,) if timer else ())
-    return check.run(samples.plan(count), sessions, deadline=Deadline(20), report=report)  # type: ignore[arg-type]
+def names_of(targets: list[dict[str, str]]) -> list[str]:
+    return [target["name"] for target in targets]
+
+
+def run(count: int, log: Log, *listeners: Listener, **differing: FakeSession) -> check.CheckReport:
+    sessions = {name: differing.get(name) or FakeSession(name, log) for name in names(count)}
+    return check.run(samples.plan(count), sessions, deadline=Deadline(20), report=Reporter(listeners))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 40])
 def test_shared_files_are_there_while_they_are_read(count: int) -> None:
     log, timer = Log(), Timer()
-    verdict = run(count, log, timer=timer)
+    verdict = run(count, log, timer)
     assert verdict.passed
     assert len(verdict.checks) == count * count + count
+    assert "logins" not in {what for _, what in log.events}
     order = log.events
     for worker in names(count)[1:]:
         assert order.index(("node1", "answered")) < order.index((worker, "ended"))
@@ -296,16 +304,28 @@ def test_shared_files_are_there_while_they_are_read(count: int) -> None:
 
 
 @pytest.mark.parametrize("node", ["node1", "node3"])
-def test_words_that_are_no_answer_end_it_for_all(node: str) -> None:
+def test_output_that_is_not_an_answer_ends_the_check(node: str) -> None:
     log = Log()
     with pytest.raises(VclusterError, match=f"{node}: check: no JSON"):
-        run(3, log, **{node: b"no JSON"})
+        run(3, log, **{node: FakeSession(node, log, output=b"no JSON")})
     assert {(name, "closed") for name, what in log.events if what == "asked"} <= set(log.events)
 
 
+def test_the_missing_logins_of_a_node_that_differs_are_made() -> None:
+    log = Log()
+    assert run(3, log, node2=FakeSession("node2", log, known="other")).passed
+    assert sorted(name for name, what in log.events if what == "logins") == ["node2", "node3"]
+
+
+def test_without_a_compiler_the_check_reports_that_no_data_was_exchanged() -> None:
+    log, events = Log(), list[Event]()
+    assert run(2, log, events.append, node1=FakeSession("node1", log, program="hostname")).passed
+    assert any("exchanges no data" in event.text for event in events)
+
+
 def test_mpiexec_has_the_environment_that_logins_have() -> None:
-    """Without it, mpiexec would listen on a port that the packet filter closes."""
+    """Without it, mpiexec would listen on ports that the packet filter closes."""
     plan = samples.plan(3, mpi_ports=PortRange(20000, 20200))
     environment = check._mpi(plan, ())["environment"]
-    assert environment == rendered.mpi_environment(plan)
+    assert environment == {**rendered.mpi_environment(plan), **check.QUICK_START}
     assert environment["MPIEXEC_PORT_RANGE"] == "20000:20200"  # type: ignore[index]

@@ -149,7 +149,7 @@ def test_a_passed_check() -> None:
     text = check_report.text(check_report.document(PLAN, verdict(ssh_back=True)))
     assert "all 12 checks passed" in text
     assert "FAIL" not in text
-    assert "mpi: mpiexec hostname: ok on node[1-2]" in text
+    assert "mpi: an exchange between all ranks: ok on node[1-2]" in text
 
 
 def test_a_failed_check_names_the_pair() -> None:

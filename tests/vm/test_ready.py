@@ -168,3 +168,44 @@ def test_the_check_reports_every_pair(cluster: Cluster, options: list[str]) -> N
     assert {(frm, to) for check, frm, to in rows if check == "ssh"} == pairs
     assert {frm for check, frm, _ in rows if check == "nfs"} == set(NODES)
     assert {to for check, _, to in rows if check == "mpi"} == set(NODES)
+
+
+@pytest.mark.parametrize(
+    ("setting", "holder"),
+    [("AllowUsers root", ""), ("PerSourceMaxStartups 1", "red1")],
+    ids=["for-a-user", "for-too-many-logins"],
+)
+def test_a_node_whose_sshd_refuses_logins_fails_the_check_which_names_it(
+    cluster: Cluster, setting: str, holder: str
+) -> None:
+    """`holder` has a connection to the node that never logs in, so sshd refuses the next one from there."""
+    path = "/etc/ssh/sshd_config.d/00-refuse.conf"
+    reload = "kill -HUP $(cat /run/sshd.pid); sleep 1"
+    cluster.ssh("red2", f"echo '{setting}' >{path}; {reload}", user="root")
+    try:
+        if holder:
+            cluster.ssh(
+                holder, "setsid bash -c 'exec 3<>/dev/tcp/red2/22; sleep 100' >/dev/null 2>&1 </dev/null & sleep 1"
+            )
+        failed = cluster.host.vcluster("check", "-o", "json", check=False, timeout_s=240)
+    finally:
+        cluster.ssh("red2", f"rm {path}; {reload}", user="root")
+    assert failed.returncode == 1, failed.stderr
+    checks = json.loads(failed.stdout)["checks"]
+    bad = {(one["from"], one["to"]): one["detail"] for one in checks if one["check"] == "ssh" and not one["passed"]}
+    assert ("red1", "red2") in bad
+    assert {to for _, to in bad} == {"red2"}
+    assert "red2" in bad["red1", "red2"] or "10.0.0.2" in bad["red1", "red2"], "ssh's own reason"
+    assert not any(one["passed"] for one in checks if one["check"] == "mpi")
+    assert cluster.host.json("check", timeout_s=120)["passed"] is True
+
+
+def test_without_the_program_the_check_compiles_it_and_without_a_compiler_it_runs_hostname(cluster: Cluster) -> None:
+    cluster.ssh("red1", "mv /usr/lib/vcluster/mpi-check /root", user="root")
+    try:
+        assert "exchanges no data" not in cluster.host.vcluster("check", timeout_s=120).stderr
+        assert "mpi-check" not in cluster.ssh("red1", "ls -A cloud")
+        cluster.ssh("red1", "mv /usr/bin/mpicc /root", user="root")
+        assert "exchanges no data" in cluster.host.vcluster("check", timeout_s=120).stderr
+    finally:
+        cluster.ssh("red1", "mv /root/mpicc /usr/bin; mv /root/mpi-check /usr/lib/vcluster", user="root")

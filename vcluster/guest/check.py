@@ -1,28 +1,32 @@
-"""Tries, from inside one node, what "ready" means, and answers with one result for each try.
+"""Tests, from inside a node, what "ready" means, and reports one result for each test.
 
-Sent to a node and run there as root by its own python3. Reads a JSON request, one line of standard input:
+The controller sends it to a node, where python3 runs it as root. It reads a JSON request, one line of standard input:
   {"do": "probe", "user", "targets", "payload", "logins", "shares", "token"}
-      ping all targets, log in to those named, and read the shared files once the input ends: then they are there
+      ping all targets, log in to the nodes in "logins", and read the shared files after the end of the input
   {"do": "probe_first", …}
-      write the shared files, say {"written": true}, do the same without a wait, and remove them once the input ends
-  {"do": "mpi", "user", "home", "hosts", "environment", "targets", "timeout"}
-      mpiexec hostname on all targets, which "hosts" tells it, as its arguments
-where each of "targets" is {"name", "address"} and each of "shares" {"node", "file", "mount"}, the mount null where the
-folder is the node's own; and writes a line {"results": [{"check", "to", "passed", "detail"}]}, for a probe with
-"same" as well: digests, by path, of what has to be the same on all nodes for their logins. And
+      write the shared files, write {"written": true}, do the same without a wait, and remove the files after the end of
+      the input
+  {"do": "mpi", "user", "home", "hosts", "environment", "targets", "timeout", "program", "source", "folder"}
+      run the MPI program on all targets, with "hosts" as options of mpiexec; if "program" is missing, compile "source"
+      in the shared "folder"; without a compiler run hostname
+  {"do": "logins", "user", "logins"}
+      log in to the nodes in "logins"
+Each of "targets" is {"name", "address"}. Each of "shares" is {"node", "file", "mount"}; the mount is null for a folder
+of the node itself. The answer is a line {"results": [{"check", "to", "passed", "detail"}]}. The answer to a probe also
+has "same": digests, by name, of everything that must be equal on all nodes for their logins. And
   {"do": "flow", "address", "count", "payload"}
-      send so many packets there and count the answers
-and writes {"answered": N}.
+      send that number of packets and count the answers; the answer is {"answered": N}
 """
 
 from __future__ import annotations
 
-# Each import costs under emulation. The libraries that have no underscore load several more, hashlib all of OpenSSL.
+# Each import costs time under emulation. Modules without the underscore load several others, hashlib all of OpenSSL.
 import _blake2
 import _socket
 import json
 import os
 import pwd
+import signal
 import subprocess
 import sys
 import time
@@ -35,11 +39,14 @@ if TYPE_CHECKING:
     Request = dict[str, Any]
     Result = dict[str, Any]
 
+SSH_PROGRAM = "/usr/bin/ssh"
 SSH = ["ssh", "-n", "-o", "BatchMode=yes", "-o", "ConnectTimeout=30"]
+LOGINS_AT_ONCE = 8
+POLL_S = 1.0
 
 PING_TRIES, PING_AGAIN_S, PING_S = 3, 1.0, 5.0
 ICMP_HEADER_BYTES = 8
-BUFFER_BYTES = 4 << 20  # packets that wait for ARP count against the socket
+BUFFER_BYTES = 4 << 20  # packets that wait for ARP count against the socket's buffer
 # asm-generic/socket.h, linux/in.h, linux/icmp.h; Python does not name them.
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
 IP_MTU_DISCOVER, IP_PMTUDISC_DO = 10, 2
@@ -52,7 +59,7 @@ def as_user(user: str, argv: list[str]) -> list[str]:
 
 
 def result(check: str, to: str, passed: bool, detail: str = "") -> Result:
-    return {"check": check, "to": to, "passed": passed, "detail": "" if passed else (detail or "it said nothing")}
+    return {"check": check, "to": to, "passed": passed, "detail": "" if passed else (detail or "it printed nothing")}
 
 
 def last_line(text: str) -> str:
@@ -60,131 +67,179 @@ def last_line(text: str) -> str:
     return lines[-1] if lines else ""
 
 
+# Pings
+
+
 def echo(identifier: int, size: int) -> bytes:
-    """An ICMP echo request, RFC 792, whose data, `size` bytes, is zeros, so that the header alone makes its sum."""
+    """An ICMP echo request, RFC 792, with `size` zero bytes of data, so that only the header counts in the checksum."""
     total = 0x0800 + identifier
     checksum = ~((total >> 16) + total) & 0xFFFF
     return b"\x08\x00" + checksum.to_bytes(2, "big") + identifier.to_bytes(2, "big") + bytes(2 + size)
 
 
-def ears() -> _socket.socket:
-    """For packets that may not be fragmented, and for answers to some."""
-    one = _socket.socket(_socket.AF_INET, _socket.SOCK_RAW, _socket.IPPROTO_ICMP)
-    one.setsockopt(_socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DO)
-    one.setsockopt(_socket.SOL_SOCKET, SO_SNDBUFFORCE, BUFFER_BYTES)
-    one.setsockopt(_socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER_BYTES)
-    one.setsockopt(SOL_RAW, ICMP_FILTER, ALL_BUT_ECHO_REPLIES.to_bytes(4, sys.byteorder))
-    return one
+def open_socket() -> _socket.socket:
+    """A socket for packets that must not be fragmented, and for their answers."""
+    ping = _socket.socket(_socket.AF_INET, _socket.SOCK_RAW, _socket.IPPROTO_ICMP)
+    ping.setsockopt(_socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DO)
+    ping.setsockopt(_socket.SOL_SOCKET, SO_SNDBUFFORCE, BUFFER_BYTES)
+    ping.setsockopt(_socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER_BYTES)
+    ping.setsockopt(SOL_RAW, ICMP_FILTER, ALL_BUT_ECHO_REPLIES.to_bytes(4, sys.byteorder))
+    return ping
 
 
-def send(one: _socket.socket, packet: bytes, addresses: Iterable[str]) -> dict[str, str]:
-    """Returns why, by address, for those to which nothing can be sent."""
+def send(ping: _socket.socket, packet: bytes, addresses: Iterable[str]) -> dict[str, str]:
+    """Send a packet to each address. Returns, by address, the reason why it could not be sent."""
     refused = {}
     for address in addresses:
         try:
-            one.sendto(packet, (address, 0))
+            ping.sendto(packet, (address, 0))
         except OSError as error:
             refused[address] = error.strerror or str(error)
     return refused
 
 
-def listen(one: _socket.socket, packet: bytes, awaited: set[str], seconds: float) -> None:
-    """Take from the awaited who answers within this time, with all that it was sent."""
+def receive(ping: _socket.socket, packet: bytes, awaited: set[str], seconds: float) -> None:
+    """Remove from `awaited` each address that returns the whole packet within this time."""
     end = time.monotonic() + seconds
     while awaited and (left := end - time.monotonic()) > 0:
-        one.settimeout(left)
+        ping.settimeout(left)
         try:
-            data, (sender, _) = one.recvfrom(65535)
+            data, (sender, _) = ping.recvfrom(65535)
         except _socket.timeout:
             return
-        message = data[(data[0] & 15) * 4 :]  # behind the IP header
+        message = data[(data[0] & 15) * 4 :]  # after the IP header
         if message[:1] == b"\0" and message[4:] == packet[4:]:
             awaited.discard(sender)
 
 
 def pings(request: Request) -> Iterator[Result]:
-    """Full-size packets that may not be fragmented, to all at once; again to those that do not answer soon."""
+    """Ping all targets at once with full-size packets that must not be fragmented. Repeat for silent targets."""
     packet = echo(os.getpid() & 0xFFFF, request["payload"])
     awaited, refused = {target["address"] for target in request["targets"]}, {}
-    one = ears()
+    ping = open_socket()
     for number in range(PING_TRIES):
-        refused.update(send(one, packet, awaited))
+        refused.update(send(ping, packet, awaited))
         awaited.difference_update(refused)
         is_last = number == PING_TRIES - 1
-        listen(one, packet, awaited, PING_S - PING_AGAIN_S * number if is_last else PING_AGAIN_S)
-    one.close()
+        receive(ping, packet, awaited, PING_S - PING_AGAIN_S * number if is_last else PING_AGAIN_S)
+    ping.close()
     silent = dict.fromkeys(awaited, f"no answer within {PING_S:.0f} s")
     for target in request["targets"]:
         detail = refused.get(target["address"]) or silent.get(target["address"], "")
         yield result("ping", target["name"], not detail, detail)
 
 
+# Logins
+
+
 def logins(request: Request) -> Iterator[Result]:
-    """One after the other: under emulation, logins side by side only slow each other down."""
-    for name in request["logins"]:
-        done = subprocess.run(
-            as_user(request["user"], [*SSH, name, "hostname"]),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
-        yield result("ssh", name, done.returncode == 0 and done.stdout.strip() == name, last_line(done.stdout))
+    """Log in to each of these nodes, several at a time: a node that does not answer costs a timeout."""
+    names = request["logins"]
+    for start in range(0, len(names), LOGINS_AT_ONCE):
+        begun = [(name, start_login(request["user"], name)) for name in names[start : start + LOGINS_AT_ONCE]]
+        for name, process in begun:
+            output, _ = process.communicate()
+            yield result("ssh", name, process.returncode == 0 and output.strip() == name, last_line(output))
+
+
+def start_login(user: str, name: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        as_user(user, [*SSH, name, "hostname"]),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def same(request: Request) -> dict[str, str]:
-    """Digests of the names, addresses and host keys of all nodes as known here, and of the key that logs in to them."""
+    """Digests of everything on this node that its logins depend on: names, keys, and the settings of both sides."""
     names = {target["name"] for target in request["targets"]}
-    key = f"{pwd.getpwnam(request['user']).pw_dir}/.ssh/id_ed25519"
-    chosen: dict[str, Callable[[list[str]], bool]] = {
-        "/etc/hosts": lambda words: not names.isdisjoint(words[1:]),
-        "/etc/ssh/ssh_known_hosts": lambda words: not names.isdisjoint(words[0].split(",")),
-        key: bool,
+    folder = f"{pwd.getpwnam(request['user']).pw_dir}/.ssh"
+    key, public = f"{folder}/id_ed25519", public_key(f"{folder}/id_ed25519.pub")
+    found = {
+        "/etc/hosts": digest(["/etc/hosts"], lambda words: not names.isdisjoint(words[1:])),
+        "/etc/ssh/ssh_known_hosts": digest(
+            ["/etc/ssh/ssh_known_hosts"], lambda words: not names.isdisjoint(words[0].split(","))
+        ),
+        key: digest([key]),
+        f"{folder}/authorized_keys": digest([f"{folder}/authorized_keys"], lambda words: public in words),
+        SSH_PROGRAM: size(SSH_PROGRAM),
     }
-    return {path: digest(path, is_wanted) for path, is_wanted in chosen.items()}
+    for settings in ("/etc/ssh/ssh_config", "/etc/ssh/sshd_config"):
+        found[settings] = digest([settings, *files_in(f"{settings}.d")])
+    if os.path.exists(f"{folder}/config"):
+        found["/etc/ssh/ssh_config"] += digest([f"{folder}/config"])
+    return found
 
 
-def digest(path: str, is_wanted: Callable[[list[str]], bool]) -> str:
-    """Of those lines whose words are wanted, whatever their order."""
+def public_key(path: str) -> str:
     try:
         with open(path) as file:
-            lines = sorted(line for line in file if line.strip() and is_wanted(line.split()))
+            return file.read().split()[1]
+    except (OSError, IndexError):
+        return ""
+
+
+def size(path: str) -> str:
+    try:
+        return str(os.stat(path).st_size)
+    except OSError as error:
+        return str(error)
+
+
+def files_in(folder: str) -> list[str]:
+    try:
+        return sorted(f"{folder}/{name}" for name in os.listdir(folder))
+    except OSError:
+        return []
+
+
+def digest(paths: list[str], is_relevant: Callable[[list[str]], object] = bool) -> str:
+    """A digest of the relevant lines of some files, in any order. The predicate gets the fields of a line."""
+    try:
+        lines = []
+        for path in paths:
+            with open(path) as file:
+                lines += [line for line in file if line.strip() and is_relevant(line.split())]
     except (OSError, ValueError) as error:
         return str(error)
-    return _blake2.blake2b("".join(lines).encode(), digest_size=16).hexdigest()
+    return _blake2.blake2b("".join(sorted(lines)).encode(), digest_size=16).hexdigest()
 
 
-def mounted(folder: str) -> bool:
+# Shared folders
+
+
+def is_mounted(folder: str) -> bool:
     with open("/proc/self/mounts") as file:
         return any(line.split()[1] == folder for line in file)
 
 
-def shared(share: Request, token: str) -> Result:
-    if share["mount"] and not mounted(share["mount"]):
+def read_shared(share: Request, token: str) -> Result:
+    if share["mount"] and not is_mounted(share["mount"]):
         return result("nfs", share["node"], False, f"{share['mount']} is not mounted")
     try:
         with open(share["file"]) as file:
             found = file.read()
     except OSError as error:
         return result("nfs", share["node"], False, str(error))
-    return result("nfs", share["node"], found == token, f"{share['file']} holds something else")
+    return result("nfs", share["node"], found == token, f"{share['file']} has another content")
 
 
-def read(request: Request) -> list[Result]:
-    """Only now: a client of NFS that looks for a file too early believes for a while that there is none."""
-    return [shared(share, request["token"]) for share in request["shares"]]
+def read_all(request: Request) -> list[Result]:
+    """Read the shared files, after they were written: an NFS client remembers for a while that a file is missing."""
+    return [read_shared(share, request["token"]) for share in request["shares"]]
 
 
 def become(uid: int, gid: int) -> None:
-    """Be a user to files; of root's own first, for only root may."""
+    """Access files as a user. Return to root first, because only root may change the user."""
     os.seteuid(0)
     os.setegid(gid)
     os.seteuid(uid)
 
 
 def each_as_user(request: Request, work: Callable[[str], None]) -> list[Result]:
-    """Do something with every shared file as the user, as root is nobody to the server of a mounted folder."""
+    """Call `work` with each shared file as the user, because NFS maps root to an account without rights."""
     account, failures = pwd.getpwnam(request["user"]), []
     become(account.pw_uid, account.pw_gid)
     for share in request["shares"]:
@@ -201,59 +256,132 @@ def write(path: str, text: str) -> None:
         file.write(text)
 
 
+# Requests
+
+
 def probe(request: Request) -> None:
     results = [*pings(request), *logins(request)]
     sys.stdin.read()
-    say({"results": [*results, *read(request)], "same": same(request)})
+    answer({"results": [*results, *read_all(request)], "same": same(request)})
 
 
 def probe_first(request: Request) -> None:
     results = each_as_user(request, lambda path: write(path, request["token"]))
     try:
-        say({"written": True})
-        results += [*pings(request), *logins(request), *read(request)]
-        say({"results": results, "same": same(request)})
+        answer({"written": True})
+        results += [*pings(request), *logins(request), *read_all(request)]
+        answer({"results": results, "same": same(request)})
         sys.stdin.read()
     finally:
         each_as_user(request, os.unlink)
 
 
+def log_in(request: Request) -> None:
+    answer({"results": list(logins(request))})
+
+
 def mpi(request: Request) -> None:
-    names = [target["name"] for target in request["targets"]]
-    home = request["home"]
-    argv = ["mpiexec", *request["hosts"], "-ppn", "1", "-n", str(len(names)), "hostname"]
+    program = mpi_program(request)
+    try:
+        answer({"results": mpi_results(request, program), "program": os.path.basename(program)})
+    finally:
+        if program not in (request["program"], "hostname"):
+            os.unlink(program)
+
+
+def mpi_program(request: Request) -> str:
+    """The program of the image; else one that is compiled now; else hostname, if this node has no compiler."""
+    if os.access(request["program"], os.X_OK):
+        return str(request["program"])
+    path = f"{request['folder']}/.mpi-check-{os.getpid()}"
+    argv = as_user(request["user"], ["mpicc", "-O1", "-x", "c", "-o", path, "-"])
+    environment = dict(os.environ, **request["environment"])
     try:
         done = subprocess.run(
-            as_user(request["user"], argv),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=request["timeout"],
-            env=dict(os.environ, HOME=home, **request["environment"]),
-            check=False,
-            cwd=home,
+            argv, input=request["source"], env=environment, text=True, capture_output=True, check=False
         )
-        found, detail = done.stdout.split(), last_line(done.stderr) or last_line(done.stdout)
-    except subprocess.TimeoutExpired:
-        found, detail = [], f"mpiexec did not end within {request['timeout']} s"
-    say({"results": [result("mpi", name, found.count(name) == 1, detail) for name in names]})
+    except OSError:
+        return "hostname"
+    return path if done.returncode == 0 else "hostname"
+
+
+def mpi_results(request: Request, program: str) -> list[Result]:
+    """Run the program once on each target. If it fails on any of them, log in to each of them to find the reason."""
+    names = [target["name"] for target in request["targets"]]
+    lines, detail = mpiexec(request, ["-n", str(len(names)), program])
+    reports = {name: [rest for first, _, rest in lines if first == name] for name in names}
+    good = [""] if program == "hostname" else ["ok"]
+    results = [result("mpi", name, reports[name] == good, " ".join(reports[name]) or detail) for name in names]
+    if not all(one["passed"] for one in results):
+        results += logins({**request, "logins": names})
+    return results
+
+
+def mpiexec(request: Request, argv: list[str]) -> tuple[list[tuple[str, str, str]], str]:
+    """Run mpiexec with one rank a node. Returns its lines, each divided after the first word, and why it failed."""
+    process = subprocess.Popen(
+        as_user(request["user"], ["mpiexec", *request["hosts"], "-ppn", "1", *argv]),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=dict(os.environ, HOME=request["home"], **request["environment"]),
+        cwd=request["home"],
+        start_new_session=True,
+    )
+    reason, end = "", time.monotonic() + request["timeout"]
+    while True:
+        try:
+            output, errors = process.communicate(timeout=POLL_S)
+            break
+        except subprocess.TimeoutExpired:
+            reason = stuck(process.pid, end - time.monotonic(), request["timeout"])
+            if reason:
+                os.killpg(process.pid, signal.SIGKILL)
+                output, errors = process.communicate()
+                break
+    lines = [line.strip().partition(" ") for line in output.splitlines()]
+    return lines, reason or last_line(errors) or last_line(output)
+
+
+def stuck(pid: int, left_s: float, timeout: float) -> str:
+    """Why a running mpiexec will not end, or empty. It waits forever for a node whose login failed."""
+    if left_s <= 0:
+        return f"mpiexec did not end within {timeout} s"
+    return "a login of mpiexec failed" if any(map(has_failed, children(pid))) else ""
+
+
+def children(pid: int) -> list[str]:
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        return file.read().split()
+
+
+def has_failed(pid: str) -> bool:
+    """Whether a process ended with an error and its parent has not noticed (proc(5), /proc/pid/stat)."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            fields = file.read().rpartition(")")[2].split()
+    except OSError:  # its parent has noticed
+        return False
+    return fields[0] == "Z" and fields[49] != "0"
 
 
 def flow(request: Request) -> None:
-    """As fast as they are answered, at least a hundred a second."""
+    """Send packets as fast as they are answered, at least a hundred in a second."""
     argv = ["ping", "-n", "-q", "-f", "-c", str(request["count"]), "-w", "20", "-s", str(request["payload"])]
     done = subprocess.run([*argv, request["address"]], capture_output=True, text=True, check=False)
     words = done.stdout.split(" received")[0].split()
-    say({"answered": int(words[-1]) if words and words[-1].isdigit() else 0})
+    answer({"answered": int(words[-1]) if words and words[-1].isdigit() else 0})
 
 
-def say(answer: Request) -> None:
-    print(json.dumps(answer), flush=True)
+def answer(message: Request) -> None:
+    print(json.dumps(message), flush=True)
 
 
 def main() -> None:
     request = json.loads(sys.stdin.readline())
-    {"probe": probe, "probe_first": probe_first, "mpi": mpi, "flow": flow}[request["do"]](request)
+    work = {"probe": probe, "probe_first": probe_first, "logins": log_in, "mpi": mpi, "flow": flow}
+    work[request["do"]](request)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ SSHD_SETTINGS = "/etc/ssh/sshd_config.d/10-vcluster.conf"
 WATCHER, WATCHER_UNIT = "/usr/lib/vcluster/stores.py", "vcluster-stores.service"
 EXPORTS = "/exports"  # mount point of the served disk on a storage node
 MPI_END = "/usr/lib/vcluster/mpi-end.so"
+MPI_CHECK = "/usr/lib/vcluster/mpi-check"
 # The first NFS mount takes most of its time to load these.
 PROFILE_MODULES = "sunrpc\nnfsv4\nnfsd\n"
 # A login takes half the time without the post-quantum key exchange, which OpenSSH prefers. The nodes share a host, and

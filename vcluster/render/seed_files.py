@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vcluster.model.keys import Keys
 from vcluster.model.plan import ManagementInterface, Node, Plan
-from vcluster.render.node_actions import MPI_END, PROFILE_MODULES, SSHD_SETTINGS, sshd_settings
+from vcluster.render.node_actions import MPI_CHECK, MPI_END, PROFILE_MODULES, SSHD_SETTINGS, sshd_settings
 
 GuestFile = Callable[[str], str]
 
@@ -104,7 +104,10 @@ def _sshd(plan: Plan) -> dict[str, str]:
 def _completion(plan: Plan, node: Node, guest_file: GuestFile) -> dict[str, object]:
     """The files and commands that complete an ordinary cloud image at its first boot."""
     unit = {"path": "/etc/systemd/system/vcluster-ready.service", "content": guest_file("vcluster-ready.service")}
-    source = {"path": str(Path(MPI_END).with_suffix(".c")), "content": guest_file("mpi-end.c")}
+    sources = [
+        {"path": str(Path(path).with_suffix(".c")), "content": guest_file(Path(path).with_suffix(".c").name)}
+        for path in (MPI_END, MPI_CHECK)
+    ]
     modules = {"path": "/etc/modules-load.d/vcluster.conf", "content": PROFILE_MODULES}
     sshd = [] if plan.image_login else [_sshd(plan)]
     packages = " ".join((*PACKAGES, *HEAD_PACKAGES) if node.is_head else PACKAGES)
@@ -115,10 +118,11 @@ def _completion(plan: Plan, node: Node, guest_file: GuestFile) -> dict[str, obje
         # Its gateway is the head, which first boots and installs its own packages.
         install = f"for i in $(seq 60); do ({install}) && break; sleep 10; done"
     return {
-        "write_files": [unit, modules, *sshd, source],
+        "write_files": [unit, modules, *sshd, *sources],
         "runcmd": [
             ["env", "DEBIAN_FRONTEND=noninteractive", "sh", "-c", f"{has_all} || {{ {install}; }}"],
-            ["gcc", "-O2", "-shared", "-fPIC", "-o", MPI_END, source["path"]],
+            ["gcc", "-O2", "-shared", "-fPIC", "-o", MPI_END, sources[0]["path"]],
+            ["mpicc", "-O2", "-o", MPI_CHECK, sources[1]["path"]],
             ["systemctl", "enable", "--now", "--no-block", "vcluster-ready.service"],
         ],
     }

@@ -1,8 +1,8 @@
-"""Is the cluster ready? Tried from inside the nodes, all of them side by side.
+"""The check: is the cluster ready? Guest programs test it from inside the nodes, on all nodes at the same time.
 
-A login costs a second of CPU under emulation, and there are N² of them. So each node is logged in to and from at least
-once, along a ring and by mpiexec, and what else logins depend on is compared; `logins` concludes from that how each of
-the others would go. With `pairs` all of them are tried.
+A login costs most of a second of CPU under emulation, and N nodes have N² logins. So the check makes few of them and
+concludes the others. mpiexec logs in from the head to every node, and one node logs in to the head. `conclude` uses
+these logins and what the nodes report about their keys, names and settings. With `pairs` all logins are made.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import secrets
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from vcluster import guest
 from vcluster.adapters.node_connection import NodeConnection
 from vcluster.adapters.pipe import Pipe
 from vcluster.errors import VclusterError
+from vcluster.images.recipes import guest_file
 from vcluster.model.plan import Node, Plan
 from vcluster.render import node_actions as paths
 from vcluster.stages.configure import ask
@@ -29,13 +31,23 @@ from vcluster.util.events import Reporter
 
 HEADERS_BYTES = 28  # IPv4 (20) and ICMP (8) before the payload of a ping
 MPI_TIMEOUT_S = 120
-LOOK_S = 0.1
+POLL_S = 0.1
 END_S = 10.0
+
+# One rank a node needs no shared memory, no other transport, no hooks for registered memory and no topology. To prepare
+# them takes half of the start of an MPI program (ucx_info -cf; hwloc, "Environment Variables").
+QUICK_START = {
+    "UCX_TLS": "tcp",
+    "UCX_MEM_MMAP_HOOK_MODE": "none",
+    "HWLOC_COMPONENTS": "-linux,-x86,-pci",
+}
+
+Login = tuple[str, str]  # from a node, to a node
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One try: what, from which node, to which, and how it went."""
+    """One result: the name of the test, the nodes, and the reason of a failure."""
 
     check: str
     from_node: str
@@ -49,24 +61,24 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
-    """All tries together."""
+    """All results of a check."""
 
     checks: tuple[Check, ...]
 
     @property
     def passed(self) -> bool:
-        """Whether every try went well."""
+        """Whether every test passed."""
         return all(check.passed for check in self.checks)
 
     @property
     def failed(self) -> tuple[Check, ...]:
-        """The tries that did not."""
+        """The results that did not pass."""
         return tuple(check for check in self.checks if not check.passed)
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a program on a node found; `same` are digests, by path, of what has to be the same on all nodes."""
+    """The results of a node; `same` are digests, by name, of everything that must be equal on all nodes."""
 
     node: str
     checks: tuple[Check, ...]
@@ -83,24 +95,29 @@ def run(
     proven: Collection[str] = (),
     limit: int = parallel.WORKERS_MAX,
 ) -> CheckReport:
-    """Ping, log in, share files and run MPI between all nodes; with `pairs` every login between two is made.
+    """Ping, log in, share files and run MPI between all nodes. With `pairs` every login is made.
 
-    Between nodes that are `proven` logins and MPI are taken as they were found when the last of them came, as long as
-    what they depend on is the same on all. So many as `limit` nodes are at work at once, beside the head.
+    `proven` nodes passed an earlier check. Their logins and MPI are tested again only if what they depend on differs.
+    At most `limit` nodes work at the same time, in addition to the head.
     """
-    tries = _Tries(plan, sessions, deadline, report, pairs, proven)
-    # The head's first: all others wait for it, and not all may fit beside each other.
+    tests = _Tests(plan, sessions, deadline, report, pairs, proven)
+    # The head's part comes first: all other nodes wait for it, and the limit may leave some of them out at first.
     works: list[Callable[[], Answer]] = [
-        tries.lead,
-        tries.launch,
-        *(partial(tries.follow, node) for node in plan.workers),
+        tests.lead,
+        tests.launch,
+        *(partial(tests.follow, node) for node in plan.workers),
     ]
     led, launched, *followed = parallel.each(works, lambda work: work(), deadline=deadline, limit=limit + 2)
-    return judge((led, *followed), launched.checks, proven)
+    answers = (led, *followed)
+    tested = [*logins_of_mpiexec(launched.checks), *_logins(launched, *answers)]
+    same = {answer.node: answer.same for answer in answers}
+    tested += tests.log_in(doubtful(same, tested, proven), limit)
+    others = [check for answer in (*answers, launched) for check in answer.checks if check.check != "ssh"]
+    return CheckReport((*others, *conclude(same, tested, proven)))
 
 
-class _Tries:
-    """What happens on each node; arguments as those of `run`."""
+class _Tests:
+    """The tests of each node; arguments as those of `run`."""
 
     def __init__(
         self,
@@ -117,7 +134,7 @@ class _Tries:
         self._written, self._read = threading.Event(), threading.Semaphore(0)
 
     def lead(self) -> Answer:
-        """The head's part. The shared files are there while its program's input is open."""
+        """The head's part. Its program removes the shared files at the end of its input."""
         head, deadline = self._plan.head, self._deadline
         with self._start(head) as pipe:
             try:
@@ -127,13 +144,13 @@ class _Tries:
                     answer = _answer(head, _receive(pipe, deadline))
                 for _ in self._plan.workers:
                     _wait(self._read.acquire, deadline)
-            finally:  # it removes the files, whatever has failed
+            finally:  # after a failure, too, so that the files are removed
                 pipe.shut()
                 pipe.wait(END_S)
         return answer
 
     def follow(self, node: Node) -> Answer:
-        """Another node's, which reads the files once they are there."""
+        """The part of another node, which reads the files after the head has written them."""
         with self._report.step("check", node.name, awaiting="ping, ssh and NFS"), self._start(node) as pipe:
             _wait(self._written.wait, self._deadline)
             pipe.shut()
@@ -142,25 +159,42 @@ class _Tries:
         return answer
 
     def launch(self) -> Answer:
-        """MPI, from the head."""
-        head, asked = self._plan.head, _mpi(self._plan, self._proven)
-        with self._report.step("mpiexec", head.name, awaiting="mpiexec hostname"):
-            return _answer(head, ask(self._sessions[head.name], "check", asked, awaited="mpiexec"))
+        """The MPI program, which the head starts."""
+        head = self._plan.head
+        with self._report.step("mpiexec", head.name, awaiting="an MPI program on all nodes"):
+            answer = ask(self._sessions[head.name], "check", _mpi(self._plan, self._proven), awaited="mpiexec")
+        if answer.get("program") == "hostname":
+            self._report.note(f"{head.name} has no MPI compiler: the check ran hostname, which exchanges no data")
+        return _answer(head, answer)
+
+    def log_in(self, logins: Iterable[Login], limit: int) -> list[Check]:
+        """Make these logins, each node its own, all nodes at the same time."""
+        targets = defaultdict(list)
+        for start, end in logins:
+            targets[start].append(end)
+
+        def work(name: str) -> Answer:
+            request: dict[str, object] = {"do": "logins", "user": self._plan.user, "logins": targets[name]}
+            answer = ask(self._sessions[name], "check", request, awaited="logins")
+            return _answer(next(node for node in self._plan.nodes if node.name == name), answer)
+
+        answers = parallel.each([*targets], work, deadline=self._deadline, limit=limit)
+        return [check for answer in answers for check in answer.checks]
 
     @contextmanager
     def _start(self, node: Node) -> Iterator[Pipe]:
-        asked = _probe(self._plan, node, self._token, pairs=self._pairs, proven=self._proven)
+        request = _probe(self._plan, node, self._token, pairs=self._pairs, proven=self._proven)
         program = self._sessions[node.name].start_program(
             guest.program("check"), awaited="check", deadline=self._deadline
         )
         with closing(program) as pipe:
-            pipe.write(json.dumps(asked).encode() + b"\n", self._deadline, "check")
+            pipe.write(json.dumps(request).encode() + b"\n", self._deadline, "check")
             yield pipe
 
 
-def _wait(ready: Callable[..., bool], deadline: Deadline) -> None:
-    while not ready(timeout=LOOK_S):
-        deadline.check("the other nodes' part of the check")
+def _wait(is_ready: Callable[..., bool], deadline: Deadline) -> None:
+    while not is_ready(timeout=POLL_S):
+        deadline.check("the check on other nodes")
 
 
 def _receive(pipe: Pipe, deadline: Deadline) -> dict[str, Any]:
@@ -177,7 +211,7 @@ def _answer(node: Node, answer: dict[str, Any]) -> Answer:
     return Answer(node.name, tuple(found), answer.get("same", {}))
 
 
-# What is asked
+# Requests
 
 
 def _probe(plan: Plan, node: Node, token: str, *, pairs: bool, proven: Collection[str]) -> dict[str, object]:
@@ -193,22 +227,19 @@ def _probe(plan: Plan, node: Node, token: str, *, pairs: bool, proven: Collectio
 
 
 def targets(plan: Plan, node: Node, *, pairs: bool, proven: Collection[str] = ()) -> tuple[Node, ...]:
-    """To whom a node logs in: to the next one, the last to the head; the head, unless it is alone, by mpiexec.
+    """The nodes that a node logs in to: the last node to the head, and no other node, because mpiexec logs in to them.
 
-    Those that are proven have done so before.
-
-    For `pairs` to all. Each begins with itself then, so that they do not all log in to the same one at the same time.
+    A proven head was entered before. With `pairs` each node logs in to all, to itself first, so that the nodes do not
+    all log in to the same one at the same time.
     """
-    if node.name in proven:
-        return ()
     place = plan.nodes.index(node)
     if pairs:
         return plan.nodes[place:] + plan.nodes[:place]
-    return () if node.is_head and plan.workers else (plan.nodes[(place + 1) % len(plan.nodes)],)
+    return (plan.head,) if node == plan.nodes[-1] and plan.head.name not in proven else ()
 
 
 def _shares(plan: Plan, node: Node, token: str) -> list[dict[str, object]]:
-    """The file of this check on every shared folder, and where a mount must be for it to be the shared one."""
+    """The file of this check in every shared folder, and the mount that must hold it."""
     return [
         {
             "node": share.node,
@@ -220,77 +251,95 @@ def _shares(plan: Plan, node: Node, token: str) -> list[dict[str, object]]:
 
 
 def _mpi(plan: Plan, proven: Collection[str]) -> dict[str, object]:
-    """From the head to itself and all nodes that are not proven."""
+    """From the head to itself and to all nodes that are not proven."""
     names = [node.name for node in plan.nodes if node.is_head or node.name not in proven]
     return {
         "do": "mpi",
         "user": plan.user,
         "home": paths.home(plan),
         "hosts": ["-hosts", ",".join(names)] if proven else ["-f", paths.hostfile_path(plan)],
-        "environment": paths.mpi_environment(plan),  # which sshd gives to logins, and a serial port does not
+        # sshd sets the environment for logins, the serial port does not.
+        "environment": paths.mpi_environment(plan) | QUICK_START,
         "targets": [{"name": name} for name in names],
         "timeout": MPI_TIMEOUT_S,
+        "program": paths.MPI_CHECK,
+        "source": guest_file("mpi-check.c"),
+        "folder": paths.shared_folder(plan),
     }
 
 
-# What is concluded
+# Conclusions
 
 
-def judge(answers: Sequence[Answer], launched: Sequence[Check], proven: Collection[str] = ()) -> CheckReport:
-    """All tries, and a login from every node to every other; `launched` says where mpiexec came from the head."""
-    checks = [check for answer in answers for check in answer.checks]
-    tried = [check for check in checks if check.check == "ssh"]
-    logins = conclude({answer.node: answer.same for answer in answers}, [*_logins_of_mpiexec(launched), *tried], proven)
-    return CheckReport((*(check for check in checks if check.check != "ssh"), *logins, *launched))
+def _logins(*answers: Answer) -> Iterator[Check]:
+    return (check for answer in answers for check in answer.checks if check.check == "ssh")
 
 
-def _logins_of_mpiexec(launched: Sequence[Check]) -> Iterator[Check]:
-    """It logs in to every node but its own."""
+def logins_of_mpiexec(launched: Iterable[Check]) -> Iterator[Check]:
+    """The logins of a run of mpiexec: to every node on which its program ran, except the head itself."""
     for one in launched:
-        if one.from_node != one.to_node:
-            yield Check("ssh", one.from_node, one.to_node, one.passed, one.detail and f"mpiexec: {one.detail}")
+        if one.check == "mpi" and one.passed and one.from_node != one.to_node:
+            yield Check("ssh", one.from_node, one.to_node, True, "")
+
+
+def doubtful(same: Mapping[str, Mapping[str, str]], tested: Iterable[Check], proven: Collection[str]) -> list[Login]:
+    """The logins that were not made and do not follow from others, so that the check must make them.
+
+    These are all from and to a node that differs from the others, and one to each node that no equal node tried.
+    """
+    known = {(check.from_node, check.to_node) for check in tested}
+    odd = differences(same)
+    equal = [name for name in same if name not in odd]
+    logins = {(start, end): None for start in same for end in same if start in odd or end in odd}
+    for end in equal:
+        if end not in proven and not any((start, end) in known for start in equal):
+            logins[next((start for start in reversed(equal) if start != end), end), end] = None
+    return [login for login in logins if login not in known]
 
 
 def conclude(
-    same: Mapping[str, Mapping[str, str]], tried: Iterable[Check], proven: Collection[str] = ()
+    same: Mapping[str, Mapping[str, str]], tested: Iterable[Check], proven: Collection[str] = ()
 ) -> Iterator[Check]:
-    """A login from every node to every other: as it went, or, where it was not made, as it must go.
+    """A login from every node to every other: its result if it was made, else the conclusion from other logins.
 
-    It goes well from a node that could log in somewhere to one where somebody could log in, if the first knows all
-    nodes, and is known to them, just as the others do. Nodes that are proven have done both.
+    A login passes if its first node could log in to any node, if any node could log in to its second node, and if both
+    nodes have the keys, names and settings that the others have. A node that was not tried in a direction has the same
+    chance as the equal nodes. Proven nodes did both in an earlier check.
     """
-    known = {(one.from_node, one.to_node): one for one in tried}  # the later of two
-    odd = _odd(same)
+    known = {(check.from_node, check.to_node): check for check in tested}  # the later of two
+    odd = differences(same)
+    of_equals = [check for check in known.values() if check.from_node not in odd]
     for start in same:
-        leaving = [one for (one_start, _), one in known.items() if one_start == start]
+        leaving = [check for check in known.values() if check.from_node == start] or of_equals
         for end in same:
-            # One that fails from an odd node says nothing of where it went.
-            arriving = [
-                one
-                for (_, one_end), one in known.items()
-                if one_end == end and (one.passed or one.from_node not in odd)
-            ]
-            detail = odd.get(start, "")
-            detail = detail or ("" if start in proven else _none_passed(leaving))
+            arriving = [check for check in of_equals if check.to_node == end]
+            detail = "" if start in proven else _none_passed(leaving)
             detail = detail or ("" if end in proven else _none_passed(arriving))
-            yield known.get((start, end)) or Check("ssh", start, end, not detail, detail)
+            check = known.get((start, end)) or Check("ssh", start, end, not detail, detail)
+            yield _explained(check, odd.get(start) or odd.get(end, ""))
 
 
-def _none_passed(tried: Sequence[Check]) -> str:
-    """Why there is no hope for another login after those; empty where there is, or none of them says anything."""
-    if not tried or any(one.passed for one in tried):
+def _none_passed(tested: Sequence[Check]) -> str:
+    """Why another login must fail after these; empty if one of them passed."""
+    if not tested or any(check.passed for check in tested):
         return ""
-    return f"not tried, as the one from {tried[0].from_node} to {tried[0].to_node} failed"
+    return f"not tried, as the one from {tested[0].from_node} to {tested[0].to_node} failed"
 
 
-def _odd(same: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
-    """What is wrong, by node, with those that do not have what most have, and the first among equals."""
+def _explained(check: Check, difference: str) -> Check:
+    if check.passed or not difference:
+        return check
+    return Check(check.check, check.from_node, check.to_node, False, f"{check.detail} ({difference})")
+
+
+def differences(same: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """By node, the first difference of each node that does not equal the majority; the first value wins a tie."""
     found: dict[str, str] = {}
-    for path in next(iter(same.values())):
-        digests = {node: seen[path] for node, seen in same.items()}
+    for name in next(iter(same.values())):
+        digests = {node: seen[name] for node, seen in same.items()}
         usual = max(digests.values(), key=list(digests.values()).count)
         model = next(node for node, digest in digests.items() if digest == usual)
         for node, digest in digests.items():
             if digest != usual:
-                found.setdefault(node, f"{path} is not as on {model}")
+                found.setdefault(node, f"{name} of {node} differs from that of {model}")
     return found

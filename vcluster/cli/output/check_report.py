@@ -18,7 +18,7 @@ FROM_TO = "from \\ to"
 # Checks that are summed up in one line: the title, and the node that passes or fails.
 SUMMED_UP = {
     "nfs": ("nfs: a file written on each shared folder is read", "from"),
-    "mpi": ("mpi: mpiexec hostname", "to"),
+    "mpi": ("mpi: an exchange between all ranks", "to"),
     "path": ("path: every port up to the switch and back counted it", "from"),
 }
 
