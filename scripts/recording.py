@@ -142,9 +142,13 @@ def keyframes(frames: Sequence[Frame], total_s: float) -> Iterator[str]:
 
 
 def record_create() -> tuple[Frame, ...]:
-    """A create of four clones in a server of the testbed, which has a snapshot, and is removed afterwards."""
+    """A create of four clones in a server of the testbed, which has a snapshot, and is removed afterwards.
+
+    A user types it with sudo: then vcluster prints its commands with sudo too.
+    """
     testbed, name = [sys.executable, str(ROOT / "scripts" / "testbed")], f"record-{os.getpid()}"
-    inside = [*testbed, "exec", name, "--", str(ROOT / ".venv" / "bin" / "vcluster")]
+    as_user = ["runuser", "-u", "operator", "--", "sudo"]  # of the testbed's users, the one without a password
+    inside = [*testbed, "exec", name, "--", *as_user, str(ROOT / ".venv" / "bin" / "vcluster")]
     subprocess.run([*testbed, "up", "--owner", str(os.getpid()), name], check=True, stdout=subprocess.DEVNULL)
     try:
         subprocess.run([*inside, "image", "warm"], check=True)

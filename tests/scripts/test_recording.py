@@ -7,8 +7,6 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-import pytest
-
 ROOT = Path(__file__).parent.parent.parent
 SVG = "{http://www.w3.org/2000/svg}"
 PROGRAM = r"""
@@ -41,7 +39,6 @@ def test_a_command_that_fails_makes_no_picture(tmp_path: Path) -> None:
     assert not (tmp_path / "run.svg").exists()
 
 
-@pytest.mark.skipif(not (ROOT / "docs/img/create.svg").exists(), reason="docs/img/create.svg is not made yet")
 def test_the_picture_of_the_readme_shows_its_text() -> None:
     root = ET.parse(ROOT / "docs/img/create.svg").getroot()
     typed, _, text = (ROOT / "docs/img/create.txt").read_text().partition("\n")
