@@ -106,6 +106,7 @@ def draw(frames: Sequence[Frame], typed: str, title: str) -> str:
         "svg", xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {width:g} {height:g}", role="img",
         width=f"{width:g}", height=f"{height:g}",
     )  # fmt: skip
+    root.set("{http://www.w3.org/XML/1998/namespace}space", "preserve")  # for viewers without `white-space`
     ET.SubElement(root, "title").text = title
     ET.SubElement(root, "desc").text = f"$ {typed}\n{text_of(frames[-1])}"
     ET.SubElement(root, "style").text = STYLE + "".join(keyframes(frames, total_s))
