@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 from collections import defaultdict
@@ -16,6 +17,9 @@ from hypothesis import HealthCheck, settings
 # A machine that also boots nodes is slow at times. That is not an error of the code under test.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
+
+# A shell starts background programs with SIGINT ignored, and all they start inherits that. Tests interrupt commands.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TESTS = Path(__file__).parent
 GOLDEN = TESTS / "golden"

@@ -87,7 +87,7 @@ def test_a_template_that_is_not_idle_in_time(host: Host, snapshot: str) -> None:
     before = survey(host)
     failed = host.vcluster("image", "warm", *OTHER, "--timeout", "4", check=False)
     assert failed.returncode == 1
-    assert "within 4 s" in failed.stderr
+    assert "timed out after 4 s" in failed.stderr
     assert len([line for line in failed.stderr.splitlines() if line.startswith("vcluster:")]) == 1
     assert changes(survey(host), before) == {}
     assert host.snapshots() == [snapshot]

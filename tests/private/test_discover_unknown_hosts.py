@@ -46,7 +46,7 @@ def test_an_unknown_host_gets_an_address_of_another_range_and_is_marked(cluster:
     found = {one["address"]: one for one in cluster.host.json("discover", timeout_s=60)}
     assert found[unknown_host] | {"found_by": set(found[unknown_host]["found_by"])} == {
         "name": "passer-by", "address": unknown_host, "mac": MAC, "found_by": {"lease", "neighbour", "ping"},
-        "stranger": True, "misplaced": False,
+        "stranger": True, "misplaced": False, "present": True,
     }  # fmt: skip
     nodes = {node["address"]: node for node in cluster.host.json("status")["nodes"]}
     assert set(found) == {*nodes, unknown_host}
