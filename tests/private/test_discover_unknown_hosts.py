@@ -38,7 +38,7 @@ def unknown_host(cluster: Cluster) -> Iterator[str]:
         host.sh(f"ip -n unknown addr add {address}/24 dev eth9")
         yield address
     finally:
-        host.sh("ip netns del unknown; ip link del st0 2>/dev/null || true")
+        host.sh("ip netns del unknown; umount /run/netns; ip link del st0 2>/dev/null || true")
 
 
 def test_an_unknown_host_gets_an_address_of_another_range_and_is_marked(cluster: Cluster, unknown_host: str) -> None:
