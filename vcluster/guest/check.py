@@ -45,7 +45,6 @@ LOGINS_AT_ONCE = 8
 POLL_S = 1.0
 
 PING_TRIES, PING_AGAIN_S, PING_S = 3, 1.0, 5.0
-ICMP_HEADER_BYTES = 8
 BUFFER_BYTES = 4 << 20  # packets that wait for ARP count against the socket's buffer
 # asm-generic/socket.h, linux/in.h, linux/icmp.h; Python does not name them.
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
