@@ -130,7 +130,7 @@ def test_a_lost_node_does_not_hide_the_others(
     assert vcluster(monkeypatch, "exec", "--", "echo", "here") == 1
     printed = capfd.readouterr()
     assert printed.out == "node[1,3]:\n  here\n"
-    assert printed.err.startswith("vcluster: timed out after 2 s waiting for node2: the SSH login (")
+    assert printed.err.startswith("vcluster: timed out after 2 s waiting for the SSH login to node2 (")
     assert printed.err.endswith("(vcluster status lab)\n")
     assert vcluster(monkeypatch, "exec", "-o", "json", "--", "sh", "-c", "exit 9") == 9
     document = validated(["exec"], json.loads(capfd.readouterr().out))

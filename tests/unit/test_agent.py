@@ -156,7 +156,7 @@ def test_the_local_agent_reports_the_progress_of_a_body() -> None:
 def test_the_local_agent_can_be_cancelled() -> None:
     deadline = Deadline(5)
     deadline.cancel()
-    with pytest.raises(Cancelled, match="an answer"):
+    with pytest.raises(Cancelled, match="waiting for an answer on this machine"):
         LocalAgent(TABLE).call("echo", deadline=deadline, awaited="an answer")
 
 

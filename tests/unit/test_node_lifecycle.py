@@ -51,7 +51,7 @@ def test_this_machine_reaches_the_head_directly() -> None:
 def test_other_nodes_wait_for_the_session_on_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(node_login, "POLL_S", 0.001)
     jump_hosts, session = JumpHosts(PLAN, {"localhost": None}), Session()
-    with pytest.raises(DeadlineError, match="node1, which node2 is reached through"):
+    with pytest.raises(DeadlineError, match="a login to node1, the jump host of node2"):
         jump_hosts.to(WORKER, Deadline(0.01))
     jump_hosts.set_head(session)  # type: ignore[arg-type]
     assert jump_hosts.to(WORKER, Deadline(1)) is session

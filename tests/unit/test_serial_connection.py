@@ -73,7 +73,7 @@ class PipeChannel:
 
     def check(self, awaited: str) -> None:
         if self.has_ended and self.lines.empty():
-            raise VclusterError(f"node1 stopped running, waiting for {awaited}")
+            raise VclusterError(f"node1 stopped running while vcluster waited for {awaited}")
 
     def close(self) -> None:
         if not self.is_closed:
@@ -313,7 +313,7 @@ def test_a_closed_program_ends(connection: SerialConnection, *, reads: bool) -> 
 
 
 def test_a_deadline_ends_the_wait_for_a_program(connection: SerialConnection) -> None:
-    with pytest.raises(DeadlineError, match="waiting for node1: a sleeper"):
+    with pytest.raises(DeadlineError, match="waiting for a sleeper on node1"):
         connection.run_program(SLEEPER, b"", awaited="a sleeper", deadline=Deadline(0.3))
 
 

@@ -83,7 +83,7 @@ def test_a_timeout_shows_node_stage_and_console(host: Host, bare: Survey) -> Non
     options = ("-n", "1", "--boot", "cold", "--timeout", "4")
     failed = host.vcluster("local", "create", "--name", "doomed", *options, check=False)
     assert failed.returncode == 1
-    assert "timed out after 4 s waiting for node1: boot: ready" in failed.stderr
+    assert "timed out after 4 s waiting for node1 to boot" in failed.stderr
     assert "console" in failed.stderr
     assert_unchanged(host, bare)
 

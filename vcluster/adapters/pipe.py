@@ -58,7 +58,7 @@ class Pipe(ABC):
             try:
                 view = view[self.transmit(view, deadline.remaining_s(_POLL_S)) :]
             except TimeoutError:
-                deadline.check(f"{self.name}: {awaited}")
+                deadline.check(f"{awaited} on {self.name}")
             except (OSError, EOFError, ValueError) as error:  # ValueError: closed by another thread
                 raise self.broken(awaited, error) from error
 
@@ -108,7 +108,7 @@ class Pipe(ABC):
             try:
                 data = self.receive(deadline.remaining_s(_POLL_S))
             except TimeoutError:
-                deadline.check(f"{self.name}: {awaited}")
+                deadline.check(f"{awaited} on {self.name}")
             except (OSError, EOFError, ValueError) as error:  # ValueError: closed by another thread
                 raise self.broken(awaited, error) from error
             else:

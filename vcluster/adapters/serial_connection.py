@@ -86,7 +86,7 @@ class SerialConnection:
             is_first, self._has_left = not self._has_left, True
         if is_first and self.is_alive:
             with suppress(VclusterError):
-                self.request({"do": "leave"}, Deadline(LEAVE_TIMEOUT_S), "the end of its program")
+                self.request({"do": "leave"}, Deadline(LEAVE_TIMEOUT_S), "the end of the program")
         self.disconnect()
 
     def disconnect(self) -> None:
@@ -107,7 +107,7 @@ class SerialConnection:
         answer = _Answer()
         self._queue(request, awaited, answer)
         while not answer.is_complete.wait(deadline.remaining_s(POLL_S)):
-            deadline.check(f"{self.name}: {awaited}")
+            deadline.check(f"{awaited} on {self.name}")
         if answer.failure:
             raise self._broken(awaited, answer.failure)
         if "error" in answer.message:
@@ -153,7 +153,7 @@ class SerialConnection:
         return self._start(source, awaited, deadline or self.deadline)
 
     def _start(self, source: bytes, awaited: str, deadline: Deadline) -> SerialPipe:
-        deadline.check(f"{self.name}: {awaited}")
+        deadline.check(f"{awaited} on {self.name}")
         number = next(self._numbers)
         pipe = SerialPipe(self.name, self._queue_when_room, number, source)
         with self._lock:
@@ -199,7 +199,7 @@ class SerialConnection:
         deadline = self._until_closed.with_check(self._channel.check)
         try:
             while True:
-                line = self._channel.read_line(deadline, "its next message")
+                line = self._channel.read_line(deadline, "the next message")
                 try:
                     message = json.loads(line)
                 except ValueError:  # another message of the node, such as "ready"

@@ -62,7 +62,7 @@ class SerialPipe(Pipe):
     def next_piece(self, deadline: Deadline, awaited: str) -> tuple[str, bytes] | None:
         """The next output: the stream's name and the bytes, or None at the end. Raises DeadlineError."""
         while True:
-            deadline.check(f"{self.name}: {awaited}")
+            deadline.check(f"{awaited} on {self.name}")
             with suppress(TimeoutError):
                 return self._next_piece(deadline.remaining_s(POLL_S))
 
@@ -87,7 +87,7 @@ class SerialPipe(Pipe):
         """Write all of the program's input and close it."""
         view = memoryview(stdin)
         while view:
-            deadline.check(f"{self.name}: {awaited}")
+            deadline.check(f"{awaited} on {self.name}")
             with suppress(TimeoutError):
                 view = view[self.transmit(view, deadline.remaining_s(POLL_S)) :]
         self.shut()

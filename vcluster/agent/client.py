@@ -58,7 +58,7 @@ class LocalAgent(Agent):
 
     def call(self, operation: str, /, *, deadline: Deadline, awaited: str = "", **arguments: Any) -> Any:
         with self._lock:
-            deadline.check(awaited or operation)
+            deadline.check(self._awaited(awaited, operation))
             return request_loop.perform(self._operations(), operation, arguments, None)
 
     def send(
@@ -74,7 +74,7 @@ class LocalAgent(Agent):
         **arguments: Any,
     ) -> Any:
         with self._lock:
-            body = _LocalBody(source, size, progress, lambda: deadline.check(awaited or operation))
+            body = _LocalBody(source, size, progress, lambda: deadline.check(self._awaited(awaited, operation)))
             return request_loop.perform(self._operations(), operation, arguments, body)
 
     def uninstall(self, deadline: Deadline) -> None:
@@ -82,6 +82,9 @@ class LocalAgent(Agent):
 
     def close(self) -> None:
         """Do nothing: nothing is open."""
+
+    def _awaited(self, awaited: str, operation: str) -> str:
+        return f"{awaited or f'the operation {operation}'} on {self.name}"
 
     def _operations(self) -> Operations:
         if self._given is not None:

@@ -79,7 +79,7 @@ class RemoteAgent(Agent):
 
     def call(self, operation: str, /, *, deadline: Deadline, awaited: str = "", **arguments: Any) -> Any:
         with self._lock:
-            awaited = awaited or operation
+            awaited = awaited or f"the operation {operation}"
             pipe = self._send_request(operation, arguments, None, deadline, awaited)
             return self._read_answer(pipe, deadline, awaited)
 
@@ -96,7 +96,7 @@ class RemoteAgent(Agent):
         **arguments: Any,
     ) -> Any:
         with self._lock:
-            awaited = awaited or operation
+            awaited = awaited or f"the operation {operation}"
             pipe = self._send_request(operation, arguments, size, deadline, awaited)
             try:
                 is_whole = self._send_body(pipe, source, size, progress, deadline, awaited)
@@ -189,7 +189,7 @@ class RemoteAgent(Agent):
 
     # The start
 
-    def _start(self, order: dict[str, Any], deadline: Deadline, awaited: str = "the start of its agent") -> Pipe:
+    def _start(self, order: dict[str, Any], deadline: Deadline, awaited: str = "the start of the agent") -> Pipe:
         """Start the agent on the server as root; send its archive if the server does not have it."""
         archive = self._archive or bundle.build()
         bootstrap = Path(__file__).with_name("bootstrap.py").read_bytes()

@@ -134,7 +134,7 @@ class NodeLifecycle:
         except VclusterError as error:
             if isinstance(error, DeadlineError) and not self._deadline.remaining_s():
                 raise
-            self._deadline.check(f"{node.name}: a boot instead of a clone")
+            self._deadline.check(f"{node.name} to boot")
             self._cluster.report.note(f"{node.name} boots, because it cannot be cloned: {error.message}")
             self._snapshots.clear()
             refused = error.message if isinstance(error, domains.CloneRefusedError) else ""
@@ -151,10 +151,10 @@ class NodeLifecycle:
         with closed_on_error(SerialConnection(node.name, boot.listen(server, node), self._deadline)) as connection:
             with self._cluster.report.step("identity", node.name, awaiting="its name, keys and addresses"):
                 within = Deadline(self._deadline.remaining_s(IDENTITY_S)).with_check(self._deadline.check)
-                connection.request(boot.identity(seed), within, "its identity")
+                connection.request(boot.identity(seed), within, "the new identity")
             self.configure(node, connection)
             with self._cluster.report.step("sshd", node.name, awaiting="sshd with its keys"):
-                connection.request({"do": "listening", "port": SSH_PORT}, self._deadline, "sshd with its keys")
+                connection.request({"do": "listening", "port": SSH_PORT}, self._deadline, "sshd")
         self._provide_jump_host(node)
         return connection
 
@@ -198,7 +198,7 @@ class NodeLifecycle:
             power = self._server(node).hypervisor.power_state(node.domain)
             if power.state == PAUSED:
                 raise VclusterError(
-                    f"{node.name} is {power} again during {awaited}",
+                    f"{node.name} is {power} again while vcluster waited for {awaited}",
                     hint=f"remove the cause, then vcluster start {self._plan.name}",
                 )
 
@@ -260,7 +260,7 @@ class NodeLifecycle:
         if connection is None:
             return False
         with connection:
-            return bool(connection.request({"do": "here"}, Deadline(GREETING_S), "its name") == "")
+            return bool(connection.request({"do": "here"}, Deadline(GREETING_S), "the host name") == "")
 
     def configure(self, node: Node, connection: NodeConnection) -> tuple[str, ...]:
         """Apply what the plan specifies for this node alone. Returns what changed."""

@@ -45,7 +45,7 @@ class JumpHosts:
         if node.management:
             return self._by_server.get(node.server)
         while self._head_session is None:
-            deadline.pause(POLL_S, f"{self._head.name}, which {node.name} is reached through")
+            deadline.pause(POLL_S, f"a login to {self._head.name}, the jump host of {node.name}")
             with self._lock:
                 if self._head_session is None and self._log_in:
                     self._head_session = self._own_session = self._log_in()

@@ -158,7 +158,7 @@ def _wait_while_busy(server: Server, call: Callable[[], Any], deadline: Deadline
 
 def _call(server: Server, operation: str, deadline: Deadline, **arguments: Any) -> Any:
     """Call an operation whose time grows with the memory of a node, so only the command's deadline limits it."""
-    return server.agent.call(operation, deadline=deadline, awaited=operation, **arguments)
+    return server.agent.call(operation, deadline=deadline, **arguments)
 
 
 def discard(server: Server, root: str, key: str, reason: str, *, report: Reporter) -> None:
@@ -252,13 +252,13 @@ def _boot_and_save(
 def _wait_until_idle(channel: SerialChannel, deadline: Deadline, report: Reporter) -> None:
     """Load and compile the programs that clones run first; then wait until the template has no work left."""
     watched = deadline.with_check(channel.check)
-    while not channel.read_line(watched, "the boot of the template").startswith("{"):
+    while not channel.read_line(watched, "the template to boot").startswith("{"):
         pass  # progress of the boot; a line of JSON comes from the program that listens on the channel
     connection = SerialConnection(NAME, channel, watched)
     try:
-        connection.load([guest.program(name) for name in PROGRAMS], watched, "the template's programs")
+        connection.load([guest.program(name) for name in PROGRAMS], watched, "the loading of programs")
         configure.apply(connection, "warm", template_actions(), report=report)
-        if failed := connection.request({"do": "rest"}, watched, "the template to be idle"):
+        if failed := connection.request({"do": "rest"}, watched, "the end of all work"):
             raise VclusterError(f"services of the template failed: {', '.join(failed)}")
     finally:
         connection.disconnect()

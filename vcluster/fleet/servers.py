@@ -97,7 +97,7 @@ class Server:
     def call(self, operation: str, **arguments: Any) -> Any:
         """Run an operation of the agent, with a limit of CALL_TIMEOUT_S."""
         with timed_call(self.name, _described(operation, arguments)):
-            return self.agent.call(operation, deadline=Deadline(CALL_TIMEOUT_S), awaited=operation, **arguments)
+            return self.agent.call(operation, deadline=Deadline(CALL_TIMEOUT_S), **arguments)
 
 
 def _described(operation: str, arguments: Mapping[str, Any]) -> str:
@@ -284,7 +284,7 @@ class Fleet:
         """Raise VclusterError if the connection to a server is lost. `awaited` is the event that now cannot come."""
         for server in self.servers.values():
             if not server.is_alive:
-                raise VclusterError(f"{server.name}: the connection broke during {awaited}")
+                raise VclusterError(f"{server.name}: the connection broke while vcluster waited for {awaited}")
 
     def each(self, work: Callable[[Server], R], *, deadline: Deadline) -> dict[str, R]:
         """Run `work` on every server in parallel and return the results by server name."""

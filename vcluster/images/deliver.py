@@ -24,7 +24,9 @@ def deliver(
 
     `name` is the server's name for progress. Raises VclusterError if a digest does not match after the transfer.
     """
-    state = agent.call("image_state", root=str(root), digest=image.digest, deadline=deadline, awaited=STAGE)
+    state = agent.call(
+        "image_state", root=str(root), digest=image.digest, deadline=deadline, awaited="the state of the image"
+    )
     if state["is_there"]:
         return
     manifest, folder = store.manifest(image.digest), store.root / image.digest
@@ -37,12 +39,12 @@ def deliver(
                 source.seek(offset)
                 agent.send(
                     "receive_image_file", source, size - offset, progress=progress.listener(offset), deadline=deadline,
-                    awaited=f"{STAGE}: {file}", root=str(root), digest=image.digest, name=file, offset=offset,
+                    awaited=f"image file {file}", root=str(root), digest=image.digest, name=file, offset=offset,
                 )  # fmt: skip
             progress.done_bytes += size
         agent.call(
             "finish_image", root=str(root), digest=image.digest, files=manifest.files,
-            manifest=codec.to_json(manifest), deadline=deadline, awaited=f"{STAGE}: its digests",
+            manifest=codec.to_json(manifest), deadline=deadline, awaited="the digests of the image",
         )  # fmt: skip
 
 

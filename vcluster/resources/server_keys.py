@@ -31,7 +31,7 @@ def _authorize(server: Server, request: dict[str, str]) -> None:
     assert server.session is not None  # noqa: S101 - only a server with an SSH session has a password
     data = json.dumps(request).encode()
     done = server.session.run_program(
-        guest.program("authorize"), data, awaited="authorized_keys", deadline=Deadline(TIMEOUT_S)
+        guest.program("authorize"), data, awaited="the change of authorized_keys", deadline=Deadline(TIMEOUT_S)
     )
     if done.exit_code != 0:
         raise VclusterError(f"{server.name}: cannot write ~/.ssh/authorized_keys: {last_lines(done, 1)}")

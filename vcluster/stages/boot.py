@@ -26,7 +26,7 @@ def listen(server: Server, node: Node) -> SerialChannel:
 def wait_ready(channel: SerialChannel, node: Node, *, deadline: Deadline, report: Reporter) -> None:
     """Wait until the node writes `ready` on its channel. Messages before that are reported as progress."""
     with report.step("boot", node.name, awaiting="the node's report that it is ready"):
-        while (message := channel.read_line(deadline, f"{node.name}: boot: ready").split(" ")[0]) != "ready":
+        while (message := channel.read_line(deadline, f"{node.name} to boot").split(" ")[0]) != "ready":
             report.emit("progress", "boot", node.name, message)
 
 

@@ -175,7 +175,7 @@ class _Tests:
 
         def work(name: str) -> Answer:
             request: dict[str, object] = {"do": "logins", "user": self._plan.user, "logins": targets[name]}
-            answer = ask(self._sessions[name], "check", request, awaited="logins")
+            answer = ask(self._sessions[name], "check", request, awaited="the logins")
             return _answer(next(node for node in self._plan.nodes if node.name == name), answer)
 
         answers = parallel.each([*targets], work, deadline=self._deadline, limit=limit)
@@ -185,10 +185,10 @@ class _Tests:
     def _start(self, node: Node) -> Iterator[Pipe]:
         request = _probe(self._plan, node, self._token, pairs=self._pairs, proven=self._proven)
         program = self._sessions[node.name].start_program(
-            guest.program("check"), awaited="check", deadline=self._deadline
+            guest.program("check"), awaited="the check", deadline=self._deadline
         )
         with closing(program) as pipe:
-            pipe.write(json.dumps(request).encode() + b"\n", self._deadline, "check")
+            pipe.write(json.dumps(request).encode() + b"\n", self._deadline, "the check")
             yield pipe
 
 
@@ -198,7 +198,7 @@ def _wait(is_ready: Callable[..., bool], deadline: Deadline) -> None:
 
 
 def _receive(pipe: Pipe, deadline: Deadline) -> dict[str, Any]:
-    line = pipe.read_line(deadline, "check")
+    line = pipe.read_line(deadline, "the check")
     try:
         answer: dict[str, Any] = json.loads(line)
     except ValueError as error:

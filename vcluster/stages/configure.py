@@ -16,7 +16,7 @@ from vcluster.util.events import Reporter
 def apply(session: NodeConnection, stage: str, actions: Sequence[Action], *, report: Reporter) -> tuple[str, ...]:
     """Apply the actions on a node and return what was changed. A second call returns nothing."""
     with report.step(stage, session.name):
-        answer = ask(session, "apply", {"actions": actions}, awaited=stage)
+        answer = ask(session, "apply", {"actions": actions}, awaited=f"the {stage} stage")
     if "error" in answer:
         raise VclusterError(f"{session.name}: {stage}: {answer['error']}")
     return tuple(answer["changed"])

@@ -162,7 +162,7 @@ def _run_on(
                 report.emit("progress", "provision", name, _last_line(data.decode(errors="replace")))
 
         try:
-            deadline.check(f"{name}: {job.script.name}")
+            deadline.check(f"{job.script.name} on {name}")
             ended = session.run_program(
                 guest.program("provision"),
                 json.dumps(request).encode(),

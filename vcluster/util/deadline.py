@@ -48,7 +48,7 @@ class Deadline:
     def check(self, awaited: str) -> None:
         """Raise DeadlineError when the time is up, Cancelled when cancelled.
 
-        `awaited` is a noun phrase with the node or server, for example "sshd on node3".
+        `awaited` continues "waiting for" and names the node or server, for example "sshd on node3" or "node1 to boot".
         """
         if self._cancelled.is_set():
             raise Cancelled(f"stopped while waiting for {awaited}")

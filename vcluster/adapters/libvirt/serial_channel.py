@@ -59,7 +59,7 @@ class SerialChannel:
     def check(self, awaited: str) -> None:
         """Raise VclusterError when the node has stopped running: its channel ends with it."""
         if self._has_ended:
-            raise VclusterError(f"{self.domain} stopped running, waiting for {awaited}")
+            raise VclusterError(f"{self.domain} stopped running while vcluster waited for {awaited}")
 
     def close(self) -> None:
         """Close the stream."""

@@ -86,7 +86,7 @@ class NetlinkSocket:
         self._socket.send(b"".join(_encoded(message) for message in messages))
         awaited = {number for number, message in by_number.items() if message["header"]["flags"] & NLM_F_ACK}
         while awaited:
-            for kind, flags, number, body in self._receive("its answers"):
+            for kind, flags, number, body in self._receive("the answers"):
                 if kind != _NLMSG_ERROR or number not in by_number:
                     continue
                 code = -struct.unpack_from("=i", body)[0]
@@ -107,7 +107,7 @@ class NetlinkSocket:
         number = self._number(message)
         self._socket.send(_encoded(message))
         while True:
-            for kind, flags, which, body in self._receive("its answer"):
+            for kind, flags, which, body in self._receive("the answer"):
                 if which != number:
                     continue
                 if kind == _NLMSG_ERROR:
@@ -121,7 +121,7 @@ class NetlinkSocket:
         found: list[Message] = []
         is_whole = True
         while True:
-            for kind, flags, which, body in self._receive("its list"):
+            for kind, flags, which, body in self._receive("the list"):
                 if which != number:
                     continue
                 is_whole = is_whole and not flags & NLM_F_DUMP_INTR
@@ -141,7 +141,7 @@ class NetlinkSocket:
         try:
             data = self._socket.recv(2**20)
         except TimeoutError as error:
-            raise DeadlineError(f"timed out after {TIMEOUT_S:.0f} s waiting for the kernel: {awaited}") from error
+            raise DeadlineError(f"timed out after {TIMEOUT_S:.0f} s waiting for {awaited} of the kernel") from error
         except OSError as error:
             raise NetlinkError(None, error.errno or errno.EIO, "") from error
         found: list[tuple[int, int, int, bytes]] = []

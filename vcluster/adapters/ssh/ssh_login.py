@@ -60,7 +60,7 @@ def connect_node(
         except (paramiko.SSHException, OSError, EOFError) as error:
             if via and not via.is_alive:
                 raise VclusterError(f"{name}: the connection through {via.name} broke") from error
-            deadline.pause(RETRY_S, f"{name}: the SSH login ({error_line(error)})")
+            deadline.pause(RETRY_S, f"the SSH login to {name} ({error_line(error)})")
         else:
             return Session(name, transport, deadline, user=user, address=address, host_key=host_key)
 
@@ -176,7 +176,7 @@ def _negotiate(
         done = threading.Event()
         transport.start_client(event=done)
         while not done.wait(0.05):
-            deadline.check(f"{server}: the SSH greeting")
+            deadline.check(f"the SSH greeting of {server}")
         _raise_if_ended(transport)
     except paramiko.ssh_exception.IncompatiblePeer as error:
         transport.close()
@@ -186,7 +186,7 @@ def _negotiate(
     except (paramiko.SSHException, OSError, EOFError) as error:
         transport.close()
         reason = carrier.error_output() if isinstance(carrier, ProxyCommand) else ""
-        deadline.check(f"{server}: the SSH greeting")
+        deadline.check(f"the SSH greeting of {server}")
         raise VclusterError(
             f"{server}: the connection broke during the greeting: {reason or error_line(error)}"
         ) from error
@@ -206,7 +206,7 @@ def _connect_socket(server: str, target: Target, deadline: Deadline) -> tuple[so
     if command:
         return ProxyCommand(command), ""
     try:
-        deadline.check(f"{server}: a connection")
+        deadline.check(f"a connection to {server}")
         carrier = socket.create_connection((target.hostname, target.port), timeout=max(0.1, deadline.remaining_s()))
     except socket.gaierror as error:
         raise MissingError(
@@ -215,7 +215,7 @@ def _connect_socket(server: str, target: Target, deadline: Deadline) -> tuple[so
         ) from error
     except TimeoutError as error:
         raise DeadlineError(
-            f"timed out after {deadline.timeout_s:.0f} s waiting for an answer of {server} at {target.address}"
+            f"timed out after {deadline.timeout_s:.0f} s waiting for an answer from {server} at {target.address}"
         ) from error
     except ConnectionRefusedError as error:
         raise MissingError(

@@ -168,7 +168,7 @@ class Session:
         arrivals = select.poll()
         arrivals.register(channel.fileno(), select.POLLIN)
         while not (channel.exit_status_ready() and (channel.eof_received or channel.closed) and _empty(channel)):
-            deadline.check(f"{self.name}: {awaited}")
+            deadline.check(f"{awaited} on {self.name}")
             for stream, data in _output_of(channel, arrivals):
                 printed[stream] += data
                 if on_output:
@@ -185,7 +185,7 @@ class Session:
             try:
                 view = view[channel.send(bytes(view[:32768])) :]
             except TimeoutError:
-                deadline.check(f"{self.name}: {awaited}")
+                deadline.check(f"{awaited} on {self.name}")
         channel.shutdown_write()
 
 
