@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import socket
 import stat
 import subprocess
@@ -373,7 +374,16 @@ def test_a_server_that_does_not_speak_ssh() -> None:
             try_log_in(somewhere(listener.getsockname()[1]))
 
 
-def test_a_proxy_command_carries_the_connection(rules: Rules, tmp_path: Path) -> None:
+def use_config(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let ssh read this configuration. ssh finds the user's by the user database, not by $HOME."""
+    wrapper = config.parent / "bin" / "ssh"
+    wrapper.parent.mkdir()
+    wrapper.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {config} "$@"\n')
+    wrapper.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{wrapper.parent}:{os.environ['PATH']}")
+
+
+def test_a_proxy_command_carries_the_connection(rules: Rules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tmp_path / "config"
     relay = tmp_path / "relay.py"
     relay.write_text(
@@ -387,16 +397,19 @@ def test_a_proxy_command_carries_the_connection(rules: Rules, tmp_path: Path) ->
         f"Host far\n HostName 127.0.0.1\n Port {rules.port}\n User root\n ProxyCommand python3 {relay} %h %p\n"
         f" UserKnownHostsFile {tmp_path}/kh\n"
     )
-    where = openssh_config.resolve("far", config=config)
+    use_config(config, monkeypatch)
+    where = openssh_config.resolve("far")
     with log_in(rules, tmp_path, where=where, knows=False, pinned=HOST.public, cluster_key=USER.private) as session:
         assert session.address == ""
         assert session.run(["echo", "hello"], awaited="echo").stdout == "hello\n"
 
 
-def test_the_error_of_a_proxy_command_is_reported(tmp_path: Path) -> None:
-    (tmp_path / "config").write_text("Host far\n ProxyCommand echo the gateway is closed >&2; exit 1\n")
+def test_the_error_of_a_proxy_command_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tmp_path / "config"
+    config.write_text("Host far\n ProxyCommand echo the gateway is closed >&2; exit 1\n")
+    use_config(config, monkeypatch)
     with pytest.raises(VclusterError, match="the gateway is closed"):
-        try_log_in(openssh_config.resolve("far", config=tmp_path / "config"))
+        try_log_in(openssh_config.resolve("far"))
 
 
 # Nodes through a server
@@ -529,13 +542,14 @@ def test_a_host_is_never_an_option_for_ssh_or_code_for_a_shell(text: str) -> Non
     assert 0 <= port < 65536
 
 
-def test_ssh_itself_resolves_a_host(tmp_path: Path) -> None:
+def test_ssh_itself_resolves_a_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tmp_path / "config"
     config.write_text(
         "Host sw\n HostName 192.0.2.7\n Port 2200\n User alice\n IdentityFile ~/keys/%h\n IdentitiesOnly yes\n"
         " ProxyJump bob@gate:33,inner\n HostKeyAlias the-switch\n UserKnownHostsFile ~/kh /tmp/%r\n"
     )
-    found = openssh_config.resolve("sw", config=config)
+    use_config(config, monkeypatch)
+    found = openssh_config.resolve("sw")
     home = Path("~").expanduser()
     assert (found.hostname, found.port, found.user, found.identities_only) == ("192.0.2.7", 2200, "alice", True)
     assert found.identity_files == (home / "keys" / "192.0.2.7",)
@@ -545,14 +559,16 @@ def test_ssh_itself_resolves_a_host(tmp_path: Path) -> None:
     assert command is not None
     assert command.endswith("-J bob@gate:33 -W '[192.0.2.7]:2200' -- ssh://inner")
     assert found.proxy_options == ("ProxyJump bob@gate:33,inner",)
-    other = openssh_config.resolve("carol@sw:44", config=config)
+    other = openssh_config.resolve("carol@sw:44")
     assert (other.user, other.port) == ("carol", 44)
 
 
-def test_a_configuration_that_ssh_rejects(tmp_path: Path) -> None:
-    (tmp_path / "config").write_text("Nonsense yes\n")
+def test_a_configuration_that_ssh_rejects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tmp_path / "config"
+    config.write_text("Nonsense yes\n")
+    use_config(config, monkeypatch)
     with pytest.raises(RequestError, match="rejects its configuration"):
-        openssh_config.resolve("server2", config=tmp_path / "config")
+        openssh_config.resolve("server2")
 
 
 def test_keys_are_described_as_openssh_does(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ import pytest
 from tests.ssh.server import HOST, USER, Rules, serving, target
 from tests.ssh.test_agent_start import archive
 from vcluster.adapters.libvirt.libvirt_proxy import LibvirtProxy
-from vcluster.adapters.pipe import Pipe
 from vcluster.adapters.ssh import ssh_login
+from vcluster.agent import remote_agent
 from vcluster.agent.remote_agent import RemoteAgent
 from vcluster.errors import MissingError, RequestError
 from vcluster.util.deadline import Deadline
@@ -54,18 +54,6 @@ class Libvirt:
             connection.close()
 
 
-class RelayStarter:
-    """The agent, with another path for libvirt's socket."""
-
-    name = "server2"
-
-    def __init__(self, agent: RemoteAgent, path: Path) -> None:
-        self.agent, self.path = agent, path
-
-    def start_relay(self, deadline: Deadline) -> Pipe:
-        return self.agent.start_relay(deadline, self.path)
-
-
 @pytest.fixture
 def rules() -> Iterator[Rules]:
     with serving(Rules()) as rules:
@@ -73,13 +61,14 @@ def rules() -> Iterator[Rules]:
 
 
 @pytest.fixture
-def relays(rules: Rules, tmp_path: Path) -> Iterator[RelayStarter]:
+def agent(rules: Rules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RemoteAgent]:
+    monkeypatch.setattr(remote_agent, "LIBVIRT_SOCKET", tmp_path / "libvirt")
     where = target(rules, tmp_path)
     with ssh_login.connect_server(
         "server2", where, cluster_key=USER.private, pinned=HOST.public, deadline=Deadline(20)
     ) as session:
         agent = RemoteAgent(session, folder=tmp_path / "lib" / "agent", archive=archive())
-        yield RelayStarter(agent, tmp_path / "libvirt")
+        yield agent
         agent.close()
 
 
@@ -111,16 +100,16 @@ def exchange(connection: socket.socket, data: bytes) -> bytes:
 
 
 @pytest.mark.usefixtures("libvirt")
-def test_several_connections_at_once_in_both_directions(relays: RelayStarter) -> None:
+def test_several_connections_at_once_in_both_directions(agent: RemoteAgent) -> None:
     data = os.urandom(3 << 20)
-    with LibvirtProxy(relays) as tunnel, connect(tunnel) as one, connect(tunnel) as two:
+    with LibvirtProxy(agent) as tunnel, connect(tunnel) as one, connect(tunnel) as two:
         assert exchange(two, b"hello") == b"hello"
         assert exchange(one, data) == data
 
 
 @pytest.mark.usefixtures("libvirt")
-def test_only_the_user_can_open_the_socket_and_it_is_removed(relays: RelayStarter) -> None:
-    with LibvirtProxy(relays) as tunnel:
+def test_only_the_user_can_open_the_socket_and_it_is_removed(agent: RemoteAgent) -> None:
+    with LibvirtProxy(agent) as tunnel:
         path = path_of(tunnel)
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
@@ -132,15 +121,15 @@ def test_only_the_user_can_open_the_socket_and_it_is_removed(relays: RelayStarte
     tunnel.close()
 
 
-def test_the_proxy_closes_when_libvirt_does(relays: RelayStarter, libvirt: Libvirt) -> None:
-    with LibvirtProxy(relays) as tunnel, connect(tunnel) as connection:
+def test_the_proxy_closes_when_libvirt_does(agent: RemoteAgent, libvirt: Libvirt) -> None:
+    with LibvirtProxy(agent) as tunnel, connect(tunnel) as connection:
         assert exchange(connection, b"x") == b"x"
         libvirt.connections[0].shutdown(socket.SHUT_RDWR)
         assert connection.recv(1) == b""
 
 
-def test_the_server_sees_the_client_close(relays: RelayStarter, libvirt: Libvirt) -> None:
-    with LibvirtProxy(relays) as tunnel:
+def test_the_server_sees_the_client_close(agent: RemoteAgent, libvirt: Libvirt) -> None:
+    with LibvirtProxy(agent) as tunnel:
         with connect(tunnel) as connection:
             assert exchange(connection, b"x") == b"x"
         deadline = Deadline(10)
@@ -149,24 +138,24 @@ def test_the_server_sees_the_client_close(relays: RelayStarter, libvirt: Libvirt
 
 
 @pytest.mark.usefixtures("libvirt")
-def test_all_sockets_close_when_the_connection_breaks(relays: RelayStarter, rules: Rules) -> None:
-    with LibvirtProxy(relays) as tunnel, connect(tunnel) as one, connect(tunnel) as two:
+def test_all_sockets_close_when_the_connection_breaks(agent: RemoteAgent, rules: Rules) -> None:
+    with LibvirtProxy(agent) as tunnel, connect(tunnel) as one, connect(tunnel) as two:
         assert exchange(one, b"x") + exchange(two, b"y") == b"xy"
         rules.cut()
         one.settimeout(5)
         assert (one.recv(1), two.recv(1)) == (b"", b"")
 
 
-def test_a_server_without_libvirt(relays: RelayStarter) -> None:
-    with LibvirtProxy(relays) as tunnel, connect(tunnel) as connection:
+def test_a_server_without_libvirt(agent: RemoteAgent) -> None:
+    with LibvirtProxy(agent) as tunnel, connect(tunnel) as connection:
         assert connection.recv(1) == b""
         assert isinstance(tunnel.failure, MissingError)
         assert "server2" in tunnel.failure.message
 
 
-def test_a_path_that_is_too_long(relays: RelayStarter, tmp_path: Path) -> None:
+def test_a_path_that_is_too_long(agent: RemoteAgent, tmp_path: Path) -> None:
     folder = tmp_path / ("x" * 100)
     folder.mkdir()
     with pytest.raises(RequestError, match="too long"):
-        LibvirtProxy(relays, folder)
+        LibvirtProxy(agent, folder)
     assert not list(folder.iterdir())

@@ -109,11 +109,11 @@ class RemoteAgent(Agent):
                 if not is_whole:
                     self._disconnect()
 
-    def start_relay(self, deadline: Deadline, path: Path = LIBVIRT_SOCKET) -> Pipe:
-        """A stream to a socket of the server that only root can open."""
-        pipe = self._start({"relay": str(path)}, deadline)
+    def start_relay(self, deadline: Deadline) -> Pipe:
+        """A stream to the socket of the server's libvirt, which only root can open."""
+        pipe = self._start({"relay": str(LIBVIRT_SOCKET)}, deadline)
         try:
-            answer = json.loads(pipe.read_line(deadline, str(path)))
+            answer = json.loads(pipe.read_line(deadline, str(LIBVIRT_SOCKET)))
         except BaseException:
             pipe.close()
             raise

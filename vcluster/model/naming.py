@@ -23,6 +23,7 @@ CLUSTER_NAME_MAX = 32
 HOST_NAME_MAX = 63
 INTERFACE_NAME_MAX = 15  # IFNAMSIZ - 1, linux/if.h
 NODES_MAX = 4094
+ERROR_LENGTH_MAX = 80  # of a library's message in a line of ours
 NUMBER_WIDTH = 3  # at least so many digits in names that are numbered across clusters
 
 _NAME = re.compile(r"[a-z](?:[a-z0-9-]*[a-z0-9])?\Z")
@@ -55,9 +56,9 @@ def shown(text: str, length_max: int = 40) -> str:
     return repr(text if len(text) <= length_max else text[:length_max] + "…")
 
 
-def one_line(error: Exception, length_max: int = 80) -> str:
+def one_line(error: Exception) -> str:
     """A library's message, escaped and shortened for one line; it may contain a user's text."""
-    return str(error).encode("unicode_escape").decode()[:length_max]
+    return str(error).encode("unicode_escape").decode()[:ERROR_LENGTH_MAX]
 
 
 def default_node_names(count: int) -> tuple[str, ...]:

@@ -146,7 +146,6 @@ def place_more(
     free: Mapping[str, Room],
     *,
     used_memory_mib: Mapping[str, int],
-    used_disk_mib: int = DISK_NODE_MIB,
 ) -> tuple[str, ...]:
     """The server of each of `count` more nodes: each time the server with the fewest nodes, the first among equals.
 
@@ -154,7 +153,7 @@ def place_more(
     MissingError when there is no room for all.
     """
     tightest = {
-        name: min(_observed(free[name], used_memory_mib[name], used_disk_mib), key=lambda limit: limit.nodes)
+        name: min(_observed(free[name], used_memory_mib[name], DISK_NODE_MIB), key=lambda limit: limit.nodes)
         for name in carried
     }
     most = sum(limit.nodes for limit in tightest.values())

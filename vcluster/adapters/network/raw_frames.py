@@ -68,8 +68,8 @@ def close() -> None:
         _found.clear()
 
 
-def send(interface: str, token: str, size: int, count: int = 1) -> None:
-    """Send `count` probes with this token out of an interface, each an IPv4 packet of `size` bytes.
+def send(interface: str, token: str, size: int) -> None:
+    """Send a probe with this token out of an interface, an IPv4 packet of `size` bytes.
 
     Raises RequestError when the interface's MTU is smaller, MissingError when there is no such interface.
     """
@@ -78,8 +78,7 @@ def send(interface: str, token: str, size: int, count: int = 1) -> None:
     try:
         with _lock:
             _sender = _sender or socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-            for _ in range(count):
-                _sender.sendto(frame, (interface, _ETH_P_IP))
+            _sender.sendto(frame, (interface, _ETH_P_IP))
     except OSError as error:
         raise _translate_error(error, interface, size) from error
 

@@ -27,7 +27,7 @@ def login_errors(server: str, deadline: Deadline) -> Iterator[None]:
     try:
         yield
     except paramiko.AuthenticationException as error:
-        deadline.check(f"the answer of {server} to the login")
+        deadline.check(f"the answer to the login on {server}")
         raise VclusterError(f"{server}: the login failed: {error_line(error)}") from error
     except (paramiko.SSHException, OSError, EOFError) as error:
         raise VclusterError(f"{server}: the connection broke during the login: {error_line(error)}") from error

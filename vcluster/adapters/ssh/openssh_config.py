@@ -91,18 +91,18 @@ def split_host(text: str) -> tuple[str, str, int]:
     return user, host, int(port or 0)
 
 
-def resolve(host: str, *, user: str = "", port: int = 0, config: Path | None = None) -> Target:
+def resolve(host: str, *, user: str = "", port: int = 0) -> Target:
     """The target of `[user@]host[:port]` or of an alias in ssh's configuration; `user` and `port` override its own.
 
-    `config` replaces the user's configuration file. Raises RequestError for text that is not a host and for a
-    configuration that ssh rejects. Raises MissingError if ssh is not installed.
+    Raises RequestError for text that is not a host and for a configuration that ssh rejects. Raises MissingError if ssh
+    is not installed.
     """
     own_user, name, own_port = split_host(host)
     user, port = user or own_user, port or own_port
     if user and not _USER.fullmatch(user):
         raise RequestError(f"{user!r} is not a user name")
-    options = [*(["-F", str(config)] if config else []), *(["-p", str(port)] if port else [])]
-    argv = ["ssh", "-G", "-T", *options, *(["-l", user] if user else []), "--", name]
+    options = [*(["-p", str(port)] if port else []), *(["-l", user] if user else [])]
+    argv = ["ssh", "-G", "-T", *options, "--", name]
     done = process.run(argv, timeout_s=_TIMEOUT_S, may_fail=True)
     if done.exit_code != 0:
         raise RequestError(f"ssh rejects its configuration for {name}: {process.last_lines(done)}")
