@@ -22,7 +22,9 @@ MISTAKES, FINDINGS, NOTES = "Mistakes in a configuration file", "Findings of doc
 INTRODUCTION = """\
 An error message has three parts: what failed, with the server or node; the cause; and the fix in parentheses.
 If a message has no fix here, remove the cause that it names, then run the command again.
-Words in capitals stand for names, numbers and texts, and … stands for a part that is not always there.
+A text in angle brackets stands for a value, for example `<node>` for the name of a node.
+`…` stands for a part that is not always there.
+Replace what is in capitals in a fix, for example `NAME`, by your own value.
 Messages of libvirt, ssh and other programs are not listed; vcluster prints them after the name of what failed.
 If `QEMU's stream` or `the saved domain` is wrong, vcluster cannot use or make a snapshot; use `--boot cold`.
 """
@@ -77,7 +79,7 @@ def _exit_codes(package: Path) -> dict[str, int]:
 def _of(scope: Scope, call: ast.Call, codes: dict[str, int], *, is_config: bool) -> Iterator[Message]:
     name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
     if codes.get(name) in TITLES and call.args:
-        hint = next((word.value for word in call.keywords if word.arg == "hint"), None)
+        hint = next((argument.value for argument in call.keywords if argument.arg == "hint"), None)
         for text in scope.texts(call.args[0]):
             yield Message(TITLES[codes[name]], text, tuple(filter(is_text, scope.texts(hint))))
     elif is_config and len(call.args) > MISTAKE_TEXTS.get(name, 99):
@@ -95,7 +97,7 @@ def _is_a_problem(level: ast.expr) -> bool:
 
 
 def _what(scope: Scope, node: ast.expr) -> str:
-    return next(iter(scope.texts(node)), "") or scope.word(node)
+    return next(iter(scope.texts(node)), "") or scope.placeholder(node)
 
 
 def page(package: Path) -> str:

@@ -15,7 +15,7 @@ SECRET = "hunter2 # ; % = 'x' [y]"
 
 
 def find(source: str, **given_: object) -> str | None:
-    arguments: dict[str, object] = {"environment": {}, "ask": None, "what": "password of student@server1"} | given_
+    arguments: dict[str, object] = {"environment": {}, "ask": None, "secret": "password of student@server1"} | given_
     return passwords.find(source, **arguments)  # type: ignore[arg-type]
 
 

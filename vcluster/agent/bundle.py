@@ -80,8 +80,8 @@ def files(modules: Sequence[str]) -> dict[str, bytes]:
         check=False,
     )
     if done.returncode != 0:
-        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        raise VclusterError(f"cannot pack the agent: {' '.join(last)}")
+        reason = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        raise VclusterError(f"cannot pack the agent: {' '.join(reason)}")
     found: dict[str, str] = json.loads(done.stdout)
     files = {_place(name, Path(path)): Path(path).read_bytes() for name, path in found.items()}
     return {**files, f"{_LIBRARY}/__init__.py": b""}

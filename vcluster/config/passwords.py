@@ -11,24 +11,24 @@ from vcluster.config.readers import ASK, ENVIRONMENT, FILE, is_plain
 from vcluster.errors import MissingError, RequestError
 
 
-def find(source: str, *, environment: Mapping[str, str], ask: Callable[[str], str] | None, what: str) -> str | None:
+def find(source: str, *, environment: Mapping[str, str], ask: Callable[[str], str] | None, secret: str) -> str | None:
     """The password from the source of a Login, or None if there is no source.
 
-    `what` names the password in messages, for example `password of student@server1`. `ask` asks the user on the
+    `secret` names the password in messages, for example `password of student@server1`. `ask` asks the user on the
     terminal, and is None without a terminal. Raises MissingError if there is no password, and RequestError if other
     users can read it or if it is not usable.
     """
     if not source:
         return None
     if source.startswith(ENVIRONMENT):
-        return _checked(_from_environment(source.removeprefix(ENVIRONMENT), environment, what), what)
+        return _checked(_from_environment(source.removeprefix(ENVIRONMENT), environment, secret), secret)
     if source.startswith(FILE):
         path, _, section = source.removeprefix(FILE).rpartition("#")
-        return _checked(_from_file(Path(path), section, what), what)
+        return _checked(_from_file(Path(path), section, secret), secret)
     if source == ASK:
-        return _checked(_from_terminal(ask, what), what)
+        return _checked(_from_terminal(ask, secret), secret)
     raise RequestError(
-        f"the {what} has an unknown source", hint="use env:NAME, ask, or the password itself in the file"
+        f"the {secret} has an unknown source", hint="use env:NAME, ask, or the password itself in the file"
     )
 
 
@@ -37,42 +37,42 @@ def chmod_command(path: Path) -> str:
     return f"chmod 600 {shlex.quote(str(path))}" if str(path).isprintable() else "chmod 600 that file"
 
 
-def _from_environment(name: str, environment: Mapping[str, str], what: str) -> str:
+def _from_environment(name: str, environment: Mapping[str, str], secret: str) -> str:
     if not environment.get(name):
         raise MissingError(
-            f"the variable {name} for the {what} is not set",
+            f"the variable {name} for the {secret} is not set",
             hint=f"read -rs {name}; export {name}",
         )
     return environment[name]
 
 
-def _from_file(path: Path, section: str, what: str) -> str:
-    where = ini_file.path_shown(path)
+def _from_file(path: Path, section: str, secret: str) -> str:
+    shown_path = ini_file.path_shown(path)
     try:
         text, is_private = ini_file.load(path)
     except RequestError as error:
-        raise MissingError(f"cannot read the {what}: {error.message}") from error
+        raise MissingError(f"cannot read the {secret}: {error.message}") from error
     if not is_private:
-        raise RequestError(f"other users can read {where}, which contains the {what}", hint=chmod_command(path))
+        raise RequestError(f"other users can read {shown_path}, which contains the {secret}", hint=chmod_command(path))
     found = ini_file.value(text, section, "password")
     if not found or not is_plain(found):
-        raise MissingError(f"{where} no longer contains the {what} in [{section}]")
+        raise MissingError(f"{shown_path} no longer contains the {secret} in [{section}]")
     return found
 
 
-def _from_terminal(ask: Callable[[str], str] | None, what: str) -> str:
+def _from_terminal(ask: Callable[[str], str] | None, secret: str) -> str:
     if ask is None:
         raise MissingError(
-            f"there is no terminal to ask for the {what}", hint="set password = env:NAME, and export that variable"
+            f"there is no terminal to ask for the {secret}", hint="set password = env:NAME, and export that variable"
         )
-    answer = ask(what[:1].upper() + what[1:])
+    answer = ask(secret[:1].upper() + secret[1:])
     if not answer:
-        raise MissingError(f"the {what} is empty")
+        raise MissingError(f"the {secret} is empty")
     return answer
 
 
-def _checked(password: str, what: str) -> str:
+def _checked(password: str, secret: str) -> str:
     """The password. Raises RequestError if SSH, or a line to sudo, cannot carry it."""
     if ini_file.CONTROL.search(password):
-        raise RequestError(f"the {what} contains a control character or is not UTF-8")
+        raise RequestError(f"the {secret} contains a control character or is not UTF-8")
     return password

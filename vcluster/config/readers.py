@@ -117,12 +117,12 @@ def choice(*values: str) -> Callable[[str], str]:
     return parse_choice
 
 
-def matching(pattern: re.Pattern[str], what: str, hint: str) -> Callable[[str], str]:
-    """A reader of texts that match a pattern. `what` and `hint` describe the pattern in errors."""
+def matching(pattern: re.Pattern[str], kind: str, hint: str) -> Callable[[str], str]:
+    """A reader of texts that match a pattern. `kind` and `hint` describe the pattern in errors."""
 
     def parse_match(text: str) -> str:
         if not pattern.fullmatch(text):
-            raise RequestError(f"{shown(text)} is not {what}", hint=hint)
+            raise RequestError(f"{shown(text)} is not {kind}", hint=hint)
         return text
 
     return parse_match

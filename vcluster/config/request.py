@@ -85,7 +85,8 @@ def node_counts(cluster: SectionReader) -> dict[str, int] | None:
     for key, count in counts.items():
         first_key, first_count = next(iter(counts.items()))
         if count != first_count:
-            first = f"{cluster.location(first_key)} {_COUNT_TEXTS[first_key].format(first_count)}"
+            location = cluster.location(first_key)
+            first = f"{location} {_COUNT_TEXTS[first_key].format(first_count)}"
             cluster.add_invalid(key, f"{_COUNT_TEXTS[key].format(count)}, but {first}")
     return None if cluster.invalid & set(_COUNT_TEXTS) else counts
 
@@ -113,7 +114,8 @@ def _check_combinations(cluster: SectionReader) -> None:
     """Check keys that exclude or require each other."""
     given = cluster.entries
     if {"names", "cluster_number"} <= set(given):
-        cluster.add_invalid("cluster_number", f"cannot be combined with {cluster.location('names')}")
+        location = cluster.location("names")
+        cluster.add_invalid("cluster_number", f"cannot be combined with {location}")
     for key, other, why in (
         ("image_user", "image_password", "needs a password"),
         ("image_password", "image_user", "needs a user"),
@@ -122,7 +124,8 @@ def _check_combinations(cluster: SectionReader) -> None:
         if key in given and other not in given and other not in cluster.invalid:
             cluster.add_error(key, f"{why}: {_example(cluster, key, other)}")
     if "dhcp_range" in given and cluster.get("addresses") != DHCP and "addresses" not in cluster.invalid:
-        cluster.add_error("dhcp_range", f"requires {_example(cluster, 'dhcp_range', 'addresses', DHCP)}")
+        setting = _example(cluster, "dhcp_range", "addresses", DHCP)
+        cluster.add_error("dhcp_range", f"requires {setting}")
 
 
 def _example(cluster: SectionReader, key: str, other: str, value: str = "…") -> str:

@@ -168,8 +168,8 @@ class Connector:
 
     def image_password(self, login: ImageLogin) -> str:
         """The password of the image's user, from its source."""
-        what = f"password of {login.user} in the image"
-        return passwords.find(login.password, environment=self.environment, ask=self.ask, what=what) or ""
+        secret = f"password of {login.user} in the image"
+        return passwords.find(login.password, environment=self.environment, ask=self.ask, secret=secret) or ""
 
     @contextmanager
     def open(self, request: ServerRequest) -> Iterator[Server]:
@@ -244,9 +244,9 @@ class Connector:
 
     def _password_of(self, login: Login) -> Callable[[], str | None]:
         """A function that reads the password of a login once, at the first call."""
-        what = f"password of {login.user + '@' if login.user else ''}{login.host}"
+        secret = f"password of {login.user + '@' if login.user else ''}{login.host}"
         return functools.cache(
-            lambda: passwords.find(login.password, environment=self.environment, ask=self.ask, what=what)
+            lambda: passwords.find(login.password, environment=self.environment, ask=self.ask, secret=secret)
         )
 
 

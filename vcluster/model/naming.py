@@ -23,7 +23,7 @@ CLUSTER_NAME_MAX = 32
 HOST_NAME_MAX = 63
 INTERFACE_NAME_MAX = 15  # IFNAMSIZ - 1, linux/if.h
 NODES_MAX = 4094
-ERROR_LENGTH_MAX = 80  # of a library's message in a line of ours
+ERROR_LENGTH_MAX = 80  # of a library's message, quoted in an error message
 NUMBER_WIDTH = 3  # at least so many digits in names that are numbered across clusters
 
 _NAME = re.compile(r"[a-z](?:[a-z0-9-]*[a-z0-9])?\Z")

@@ -55,10 +55,11 @@ def hosts_max(subnet: IPv4Network) -> int:
 
 def node_addresses(subnet: IPv4Network, count: int) -> tuple[IPv4Address, ...]:
     """The addresses of `count` nodes, from .1 on. Raises RequestError if the subnet is too small."""
-    if count > hosts_max(subnet):
+    most = hosts_max(subnet)
+    if count > most:
         raise RequestError(
             f"{count} nodes do not fit into {subnet}",
-            hint=f"it holds {hosts_max(subnet)}; use a larger --subnet or fewer nodes",
+            hint=f"it holds {most}; use a larger --subnet or fewer nodes",
         )
     return tuple(subnet[number] for number in range(1, count + 1))
 
@@ -125,11 +126,11 @@ def more_addresses(
     return _first(count, free, f"{subnet}{excluded}")
 
 
-def _first(count: int, free: Iterator[IPv4Address], where: str) -> tuple[IPv4Address, ...]:
+def _first(count: int, free: Iterator[IPv4Address], subnet: str) -> tuple[IPv4Address, ...]:
     addresses = tuple(islice(free, count))
     if len(addresses) < count:
         hint = f"{len(addresses)} more fit" if addresses else "it is full"
-        raise RequestError(f"{count} more nodes do not fit into {where}", hint=hint)
+        raise RequestError(f"{count} more nodes do not fit into {subnet}", hint=hint)
     return addresses
 
 

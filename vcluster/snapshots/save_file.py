@@ -95,14 +95,14 @@ def _header(start: bytes) -> tuple[int, bool, int]:
     return data_bytes, bool(was_running), cookie_at
 
 
-def _text(data: bytes, start: int, what: str) -> tuple[str, int]:
+def _text(data: bytes, start: int, part: str) -> tuple[str, int]:
     """An XML text, and the offset after it."""
     end = data.find(b"\0", start)
     if end <= start:
-        raise SaveFileError(f"the {what} of the saved domain is missing or has no end")
+        raise SaveFileError(f"the {part} of the saved domain is missing or has no end")
     try:
         text = data[start:end].decode()
         ET.fromstring(text)  # noqa: S314 - written by libvirt
     except (UnicodeDecodeError, ET.ParseError) as error:
-        raise SaveFileError(f"the {what} of the saved domain is not XML: {error}") from error
+        raise SaveFileError(f"the {part} of the saved domain is not XML: {error}") from error
     return text, end + 1

@@ -148,8 +148,8 @@ def _send(pipe: Pipe, payload: Payload, deadline: Deadline, report: Reporter) ->
                 _add(archive, entry)
         pieces.end()
     except OSError as error:
-        where = error.filename or payload.source
-        raise VclusterError(f"{where} changed while it was sent: {error.strerror or error}") from error
+        path = error.filename or payload.source
+        raise VclusterError(f"{path} changed while it was sent: {error.strerror or error}") from error
     except VclusterError:
         if pipe.has_more():
             _answer(pipe, deadline)  # raises the reason why the node stopped reading

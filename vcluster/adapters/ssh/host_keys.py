@@ -58,10 +58,10 @@ class HostKeyPolicy:
         """The error for a server without a key that has the configured fingerprint."""
         return self._changed(", ".join(map(described, presented)) or "none", f"{self.fingerprint} (as configured)")
 
-    def _changed(self, presented: str, known: str) -> ConflictError:
-        text = presented if "SHA256:" in presented or presented == "none" else described(presented)
+    def _changed(self, presented: str, known_keys: str) -> ConflictError:
+        key = presented if "SHA256:" in presented or presented == "none" else described(presented)
         return ConflictError(
-            f"{self.server} presents another host key than the known one: {text}; known: {known}",
+            f"{self.server} presents another host key than the known one: {key}; known: {known_keys}",
             hint="the connection may be intercepted; if the server was reinstalled, "
             + ("correct the fingerprint" if self.fingerprint else f"ssh-keygen -R {self.target.key_name!r}"),
         )
