@@ -87,11 +87,11 @@ fail() {
     exit 3
 }
 
-# Words as a shell reads them again: a path with spaces stays one word.
+# Arguments as a shell reads them again: a path with spaces stays one argument.
 quoted() {
-    local words
-    printf -v words '%q ' "$@"
-    printf '%s' "${words% }"
+    local arguments
+    printf -v arguments '%q ' "$@"
+    printf '%s' "${arguments% }"
 }
 
 # A command that needs root, as the reader types it: with sudo when sudo is installed and the reader is not root.

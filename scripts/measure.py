@@ -312,7 +312,7 @@ def main() -> None:
         return
     wanted = arguments.subjects or [*MEASUREMENTS, CLONES]
     if unknown := [name for name in wanted if name not in {*MEASUREMENTS, CLONES}]:
-        parser.error(f"there is no measurement {unknown[0]}; choose from {', '.join([*MEASUREMENTS, CLONES])}")
+        parser.error(f"unknown measurement {unknown[0]}; choose from {', '.join([*MEASUREMENTS, CLONES])}")
     os.chdir(ROOT)
     if NEED_IMAGE & set(wanted):
         subprocess.run([str(BIN / "vcluster"), "image", "build"], check=True)

@@ -354,7 +354,7 @@ def _relations(measured: Measurements) -> Iterable[str]:
 def _break_even(warm_s: float, nodes: int, saved_s: float) -> str:
     label = f"creates of {nodes}"
     if saved_s <= 0:
-        return f"{label}: clones save no time, so there is no break-even"
+        return f"{label}: clones save no time, so they never break even"
     creates = warm_s / saved_s
     return (
         f"{label}: a clone saves {saved_s / nodes:.1f} s a node; image warm pays after {creates * nodes:.1f} nodes, "

@@ -90,7 +90,7 @@ class Scope:
         return []
 
     def _joined(self, node: ast.JoinedStr) -> list[str]:
-        """The parts of an f-string. A value that touches a word or another value is a part of it: …"""
+        """The parts of an f-string. A value that touches a letter or another value is shown as …"""
         parts = [(isinstance(part, ast.FormattedValue), self._part(part)) for part in node.values]
         shown = []
         for place, (is_value, text) in enumerate(parts):

@@ -71,9 +71,9 @@ def commands(names: Sequence[str], password: str = "PASSWORD") -> list[str]:
     if len(names) < 2:
         return []
     tried = [f"remote create --switch {names[1]} -n 2", "path node1 node2", "clear lab"]
-    lines = [f"vcluster {words}" for words in tried]
+    lines = [f"vcluster {arguments}" for arguments in tried]
     if len(names) > 2:
         variable = f"{password_variable(names[2])}={password}"
         tried = [f"shared create {CONFIG}", "path node1 node3", "clear lab"]
-        lines += [f"cat {CONFIG}", *(f"env {variable} vcluster {words}" for words in tried)]
+        lines += [f"cat {CONFIG}", *(f"env {variable} vcluster {arguments}" for arguments in tried)]
     return [*(typed(f"exec {names[0]} -- {line}") for line in lines), typed(f"down {' '.join(names)}")]

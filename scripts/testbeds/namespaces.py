@@ -33,7 +33,7 @@ class Process:
     def of(cls, pid: int) -> Process:
         fields = _stat_fields(pid)
         if fields is None:
-            raise NamespaceError(f"there is no process {pid}")
+            raise NamespaceError(f"process {pid} does not exist")
         return cls(pid, int(fields[19]), _boot())
 
     def is_alive(self) -> bool:

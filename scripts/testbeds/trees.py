@@ -112,10 +112,10 @@ def paths_to_show(extra: Sequence[Path]) -> list[Path]:
     named = [value for name, value in os.environ.items() if name.startswith(PASSED)]
     if shutil.which("pip"):
         named += [run(["pip", "config", "list"])]
-    words = itertools.chain.from_iterable(re.findall(r"/[^\s'\"]+", text) for text in named)
+    matches = itertools.chain.from_iterable(re.findall(r"/[^\s'\"]+", text) for text in named)
     files = [Path("/etc/pip.conf"), Path("/root/.config/pip/pip.conf"), Path("/root/.pip/pip.conf")]
-    # "file:///srv/x" gives "///srv/x"; an https address gives "//host/x", which is no path here
-    found = [Path(re.sub("^/+", "/", word)) for word in words if not re.match(r"//[^/]", word)]
+    # "file:///srv/x" gives "///srv/x"; an https address gives "//host/x", which is not a path here
+    found = [Path(re.sub("^/+", "/", match)) for match in matches if not re.match(r"//[^/]", match)]
     # an index in a directory `simple` links to files next to that directory
     found = [path.parent if path.name == "simple" else path for path in found]
     return list(dict.fromkeys(path for path in [*extra, *found, *files] if path.exists()))

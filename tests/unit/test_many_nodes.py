@@ -320,4 +320,4 @@ def test_panes_need_a_terminal(
     monkeypatch.setenv("VCLUSTER_STATE_DIR", str(folder / "state"))
     monkeypatch.setattr(sys, "argv", ["vcluster", "shell", "--all"])
     assert main._run() == 3
-    assert "there is no terminal (--detach makes the panes" in capsys.readouterr().err
+    assert "panes need a terminal (--detach makes the panes" in capsys.readouterr().err

@@ -48,7 +48,7 @@ def test_from_the_terminal() -> None:
 
 
 def test_no_terminal_and_no_answer() -> None:
-    with pytest.raises(MissingError, match="no terminal to ask for the password of student@server1"):
+    with pytest.raises(MissingError, match="cannot ask for the password of student@server1: no terminal"):
         find("ask")
     with pytest.raises(MissingError, match="the password of student@server1 is empty"):
         find("ask", ask=lambda _: "")

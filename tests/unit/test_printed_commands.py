@@ -88,7 +88,7 @@ def typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]
         def callback(**parameters: object) -> None:
             chosen = parameters.get("name") or parameters.get("name_option")
             if name == "mpiexec":
-                chosen = mpi_arguments.parse(parameters["words"])[0] or chosen  # type: ignore[arg-type]
+                chosen = mpi_arguments.parse(parameters["argv"])[0] or chosen  # type: ignore[arg-type]
             if (name in CLUSTER_COMMANDS or path == "power") and name != "clear":
                 common.choose_cluster(common.context(), chosen)  # type: ignore[arg-type]
             done.append(name)
@@ -226,7 +226,7 @@ def test_commands_of_other_tools_are_answered(
     if word in main.main.commands:
         return
     assert exit_code == 2
-    assert error.startswith(f"vcluster: there is no command 'vcluster {word}' (")
+    assert error.startswith(f"vcluster: 'vcluster {word}' is not a command (")
     for command in error.rstrip(")\n").partition("(")[2].split(" or "):
         run(command.replace("HOST", "server2"), typed, capsys, monkeypatch)
 

@@ -362,7 +362,7 @@ def test_unfinished_nodes_are_created_again(monkeypatch: pytest.MonkeyPatch) -> 
         (["remove", "node2", "node2"], 2, "'node2' is given twice"),
         (["remove", "node["], 2, "is not a nodeset"),
         (["remove", "node2", "--name", "none"], 2, "cluster none does not exist"),
-        (["remove", "node[2-3]"], 4, "the disk of node[2-3] would be deleted, and there is no terminal to ask (-y"),
+        (["remove", "node[2-3]"], 4, "cannot ask whether to delete the disks of node[2-3]: no terminal (-y"),
     ],
 )
 def test_a_wrong_request_is_one_line(

@@ -168,7 +168,7 @@ class SerialConnection:
     def _queue_when_room(self, request: dict[str, object], awaited: str, *, room_s: float = 0.0) -> None:
         """Queue a request of a pipe; with `room_s`, first wait so many seconds for room in the queue.
 
-        Raises TimeoutError when there is no room, VclusterError when the connection is broken.
+        Raises TimeoutError when the queue stays full, VclusterError when the connection is broken.
         """
         ends_s = time.monotonic() + room_s
         while room_s and self._outgoing.qsize() >= _QUEUED_MAX:

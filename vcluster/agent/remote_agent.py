@@ -238,7 +238,7 @@ class RemoteAgent(Agent):
 
     def _await_python(self, pipe: Pipe, marker: str, deadline: Deadline, awaited: str) -> tuple[int, int]:
         for _ in range(_LOGIN_LINES_MAX):
-            word, *version = pipe.read_line(deadline, awaited).decode(errors="replace").split(" ") or [""]
-            if word == marker:
+            token, *version = pipe.read_line(deadline, awaited).decode(errors="replace").split(" ") or [""]
+            if token == marker:
                 return int(version[0]), int(version[1])
         raise VclusterError(f"{self.name}: its login scripts print more than {_LOGIN_LINES_MAX} lines")

@@ -16,7 +16,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 FANOUT = 64
 
-# The command to run begins at the first word that is not an option of vcluster.
+# The command to run begins at the first argument that is not an option of vcluster.
 REST = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 
 

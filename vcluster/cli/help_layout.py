@@ -98,7 +98,7 @@ class Group(click.Group):
             from vcluster.errors import RequestError
 
             raise RequestError(
-                f"there is no command '{ctx.command_path} {args[0]}'",
+                f"'{ctx.command_path} {args[0]}' is not a command",
                 hint=" or ".join(f"vcluster {command}" for command in commands),
             )
         return super().resolve_command(ctx, args)
@@ -135,7 +135,7 @@ def verbose_option() -> click.Option:
 
 
 def _set_verbose(ctx: click.Context, _: click.Parameter, value: bool) -> None:
-    if value and not ctx.resilient_parsing:  # a shell that completes words prints nothing else
+    if value and not ctx.resilient_parsing:  # a shell that completes arguments prints nothing else
         from vcluster.cli.output import verbose
 
         verbose.start()

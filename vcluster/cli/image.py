@@ -61,7 +61,9 @@ def build(recipe: str, name: str | None, again: bool, output: str) -> None:
     from vcluster.model.naming import shown
 
     if recipe not in recipe_names():
-        raise RequestError(f"there is no recipe {shown(recipe)}", hint=f"the recipes are {', '.join(recipe_names())}")
+        raise RequestError(
+            f"recipe {shown(recipe)} does not exist", hint=f"the recipes are {', '.join(recipe_names())}"
+        )
     built = _store().build(recipes_path() / recipe, name=name or recipe, force=again, report=_report())
     common.emit(output, built, _stored_text)
 

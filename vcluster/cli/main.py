@@ -60,7 +60,7 @@ def completion(shell: str) -> None:
 
     kind = get_completion_class(shell)
     if kind is None:
-        raise click.UsageError(f"there is no completion for {shell}")
+        raise click.UsageError(f"vcluster has no completion for {shell}")
     click.echo(kind(main, {}, "vcluster", "_VCLUSTER_COMPLETE").source())
 
 

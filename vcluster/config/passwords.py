@@ -12,10 +12,10 @@ from vcluster.errors import MissingError, RequestError
 
 
 def find(source: str, *, environment: Mapping[str, str], ask: Callable[[str], str] | None, secret: str) -> str | None:
-    """The password from the source of a Login, or None if there is no source.
+    """The password from the source of a Login, or None without a source.
 
     `secret` names the password in messages, for example `password of student@server1`. `ask` asks the user on the
-    terminal, and is None without a terminal. Raises MissingError if there is no password, and RequestError if other
+    terminal, and is None without a terminal. Raises MissingError if the password is missing, and RequestError if other
     users can read it or if it is not usable.
     """
     if not source:
@@ -63,7 +63,7 @@ def _from_file(path: Path, section: str, secret: str) -> str:
 def _from_terminal(ask: Callable[[str], str] | None, secret: str) -> str:
     if ask is None:
         raise MissingError(
-            f"there is no terminal to ask for the {secret}", hint="set password = env:NAME, and export that variable"
+            f"cannot ask for the {secret}: no terminal", hint="set password = env:NAME, and export that variable"
         )
     answer = ask(secret[:1].upper() + secret[1:])
     if not answer:

@@ -93,7 +93,7 @@ def kvm_verdict(server: Server, kernel: Path | None, cache: Path) -> KvmVerdict:
     if conditions["against"]:
         return KvmVerdict(False, conditions["against"])
     if kernel is None:
-        return KvmVerdict(False, "there is no guest kernel to test it with; run vcluster image build")
+        return KvmVerdict(False, "a test of it needs a guest kernel; run vcluster image build")
     known = _read(cache).get(json.dumps(conditions, sort_keys=True))
     if known is not None:
         return KvmVerdict(**known)

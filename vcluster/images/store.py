@@ -71,7 +71,7 @@ class ImageStore:
     def manifest(self, name: str) -> Manifest:
         """The manifest of an image, by its name, its digest, or the first digits of its digest (8 or more).
 
-        Raises RequestError if there is no such image.
+        Raises RequestError if the image does not exist.
         """
         digest = self.names().get(name, name)
         found = [image for image in self.images() if _has_digest(image, digest)]
@@ -81,7 +81,7 @@ class ImageStore:
         return found[0]
 
     def find(self, name: str) -> Image:
-        """The image for a plan, by its name or digest. Raises RequestError if there is no such image."""
+        """The image for a plan, by its name or digest. Raises RequestError if the image does not exist."""
         manifest = self.manifest(name)
         folder = self.root / manifest.digest
         boots_directly = _KERNEL in manifest.files

@@ -42,7 +42,7 @@ class Node:
 
     @property
     def is_head(self) -> bool:
-        """Whether this node launches MPI, and serves NFS if there is no storage node."""
+        """Whether this node launches MPI, and serves NFS if the cluster has no storage nodes."""
         return self.role == "head"
 
     @property
@@ -175,7 +175,7 @@ class Plan:
 
     @property
     def head(self) -> Node:
-        """The first node: MPI launcher, and NFS server if there is no storage node."""
+        """The first node: MPI launcher, and NFS server if the cluster has no storage nodes."""
         return self.nodes[0]
 
     @property

@@ -150,7 +150,7 @@ def place_more(
     """The server of each of `count` more nodes: each time the server with the fewest nodes, the first among equals.
 
     All mappings are by server. `carried` is the number of present nodes, `free` is the room next to them. Raises
-    MissingError when there is no room for all.
+    MissingError when not all fit.
     """
     tightest = {
         name: min(_observed(free[name], used_memory_mib[name], DISK_NODE_MIB), key=lambda limit: limit.nodes)

@@ -58,7 +58,7 @@ def routes() -> tuple[tuple[IPv4Network, str], ...]:
 def route_to(address: str, interface: str = "") -> RouteInfo:
     """How the kernel would send to an IPv4 address; only through `interface`, if it is given.
 
-    Raises MissingError when there is no route. Raises RequestError for an invalid address or an unknown interface.
+    Raises MissingError without a route. Raises RequestError for an invalid address or an unknown interface.
     """
     try:
         target = str(IPv4Address(address))
@@ -85,7 +85,7 @@ def _route(netlink: NetlinkSocket, target: str, interface: str, existing: Mappin
         if error.code in (errno.EPERM, errno.ENOBUFS):
             raise
         through = f" through {interface}" if interface else ""
-        raise MissingError(f"there is no route to {target}{through}", hint=f"ip route get {target}") from error
+        raise MissingError(f"no route to {target}{through}", hint=f"ip route get {target}") from error
     name = next((found.name for found in existing.values() if found.index == route.get_attr("RTA_OIF")), "")
     metrics = route.get_attr("RTA_METRICS")
     limits = [existing[name].mtu if name else 0, metrics.get_attr("RTAX_MTU") if metrics else None]

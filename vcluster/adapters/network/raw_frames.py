@@ -71,7 +71,7 @@ def close() -> None:
 def send(interface: str, token: str, size: int) -> None:
     """Send a probe with this token out of an interface, an IPv4 packet of `size` bytes.
 
-    Raises RequestError when the interface's MTU is smaller, MissingError when there is no such interface.
+    Raises RequestError when the interface's MTU is smaller, MissingError when the interface does not exist.
     """
     global _sender  # noqa: PLW0603
     frame = probe(token, size)

@@ -37,7 +37,7 @@ def load_key(path: Path) -> paramiko.PKey:
 
 
 def public_part(path: Path) -> str:
-    """The key blob in FILE.pub; empty if there is no such file."""
+    """The key blob in FILE.pub; empty if that file does not exist."""
     try:
         return path.with_name(path.name + ".pub").read_text().split()[1]
     except (OSError, ValueError, IndexError):

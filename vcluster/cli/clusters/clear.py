@@ -88,9 +88,7 @@ def _confirm(names: tuple[str, ...], data: tuple[str, ...]) -> None:
     if sys.stdin.isatty() and sys.stderr.isatty():
         click.confirm(f"Remove {', '.join(names)} with all nodes and their disks?", abort=True, err=True)
     elif data:
-        raise ConflictError(
-            "data would be deleted, and there is no terminal to ask", hint="-y deletes it without a question"
-        )
+        raise ConflictError("cannot ask whether to delete data: no terminal", hint="-y deletes it without a question")
 
 
 def _clear_all(

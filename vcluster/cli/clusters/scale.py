@@ -71,8 +71,8 @@ def _confirm(cluster: str, names: Sequence[str]) -> None:
     nodes = naming.folded(names)
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise ConflictError(
-            f"the disk of {nodes} would be deleted, and there is no terminal to ask",
-            hint="-y deletes it without a question",
+            f"cannot ask whether to delete the disks of {nodes}: no terminal",
+            hint="-y deletes them without a question",
         )
     click.confirm(f"Remove {nodes} of {cluster} and delete the disks?", abort=True, err=True)
 

@@ -113,18 +113,18 @@ class MpiexecCommand(Command):
     ),
 )
 @arguments.name_option
-@click.argument("words", metavar="[MPIEXEC-OPTION]... [--] PROGRAM [ARGUMENT]...", nargs=-1, type=click.UNPROCESSED)
-def mpiexec(name: str | None, words: tuple[str, ...]) -> int:
+@click.argument("argv", metavar="[MPIEXEC-OPTION]... [--] PROGRAM [ARGUMENT]...", nargs=-1, type=click.UNPROCESSED)
+def mpiexec(name: str | None, argv: tuple[str, ...]) -> int:
     """Run an MPI program from the head node, on all nodes.
 
     The options are those of MPICH's mpiexec. Rank 0 reads standard input; the other ranks read an empty input.
     """
     from vcluster.commands import access
 
-    chosen, argv = mpi_arguments.parse(words)
+    chosen, passed = mpi_arguments.parse(argv)
     context, plan = common.open_cluster(chosen or name)
     access.require_running(context, plan, plan.nodes)
-    return run_by_ssh(context, plan, plan.head.name, None, ["mpiexec", *argv])
+    return run_by_ssh(context, plan, plan.head.name, None, ["mpiexec", *passed])
 
 
 @click.command("ssh-config", cls=Command)

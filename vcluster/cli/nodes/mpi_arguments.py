@@ -24,7 +24,7 @@ COUNTS = {"n", "np", "ppn", "perhost", "grr"}
 INPUT_FOR_RANK_0 = ("sh", "-c", '[ "${PMI_RANK-0}" = 0 ] || exec </dev/null; exec "$@"', "sh")
 
 
-def parse(words: Sequence[str]) -> tuple[str | None, tuple[str, ...]]:
+def parse(argv: Sequence[str]) -> tuple[str | None, tuple[str, ...]]:
     """The cluster of `--name`, at any place before the program, and mpiexec's arguments without it and `--`.
 
     The program reads standard input on rank 0 only, and its end is passed on. With several programs, separated by `:`,
@@ -33,30 +33,30 @@ def parse(words: Sequence[str]) -> tuple[str | None, tuple[str, ...]]:
     """
     name: str | None = None
     options: list[str] = []
-    rest = list(words)
+    rest = list(argv)
     while rest and rest[0].startswith("-"):
-        word = rest.pop(0)
-        if word == "--":
+        flag = rest.pop(0)
+        if flag == "--":
             break
-        option, equals, value = word.lstrip("-").partition("=")
+        option, equals, value = flag.lstrip("-").partition("=")
         given = [value] if equals else []
         if option == "name":
-            name = _values(word, 1, given, rest)[0]
+            name = _values(flag, 1, given, rest)[0]
             continue
-        _require_option(option, word)
-        values = _values(word, _count(option, given or rest), given, rest)
-        _require_processes(option, word, values)
-        options += [word, *values[len(given) :]]
+        _require_option(option, flag)
+        values = _values(flag, _count(option, given or rest), given, rest)
+        _require_processes(option, flag, values)
+        options += [flag, *values[len(given) :]]
     if not rest and not WITHOUT_PROGRAM & {option.lstrip("-") for option in options}:
         raise RequestError("PROGRAM is missing", hint="vcluster mpiexec -n 4 hostname")
     wrapper = INPUT_FOR_RANK_0 if rest and ":" not in rest else ()
     return name, (*options, *wrapper, *rest)
 
 
-def _require_option(option: str, word: str) -> None:
+def _require_option(option: str, flag: str) -> None:
     if option not in VALUES:
         raise RequestError(
-            f"mpiexec has no option {word}", hint="to list its options: vcluster ssh node1 -- mpiexec --help"
+            f"mpiexec has no option {flag}", hint="to list its options: vcluster ssh node1 -- mpiexec --help"
         )
 
 
@@ -66,16 +66,16 @@ def _count(option: str, following: Sequence[str]) -> int:
     return 1 if is_pair else VALUES[option]
 
 
-def _values(word: str, count: int, given: Sequence[str], rest: list[str]) -> list[str]:
-    """The values of an option: those after `=`, then the next words, which are removed from `rest`."""
+def _values(flag: str, count: int, given: Sequence[str], rest: list[str]) -> list[str]:
+    """The values of an option: those after `=`, then the next arguments, which are removed from `rest`."""
     needed = count - len(given)
     if len(rest) < needed:
-        raise RequestError(f"mpiexec {word} needs {'a value' if count == 1 else f'{count} values'}")
+        raise RequestError(f"mpiexec {flag} needs {'a value' if count == 1 else f'{count} values'}")
     values = [*given, *rest[:needed]]
     del rest[:needed]
     return values
 
 
-def _require_processes(option: str, word: str, values: Sequence[str]) -> None:
+def _require_processes(option: str, flag: str, values: Sequence[str]) -> None:
     if option in COUNTS and not (values[0].isdecimal() and int(values[0]) > 0):
-        raise RequestError(f"mpiexec {word}: {values[0]!r} is not a number of processes", hint="1 or more")
+        raise RequestError(f"mpiexec {flag}: {values[0]!r} is not a number of processes", hint="1 or more")

@@ -88,7 +88,7 @@ def _show(screen: Screen, *, detach: bool) -> None:
     from vcluster.adapters import tmux
 
     if not detach and not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise MissingError("there is no terminal", hint="--detach makes the panes and prints how to show them")
+        raise MissingError("panes need a terminal", hint="--detach makes the panes and prints how to show them")
     tmux.require()
     tmux.ensure_session(screen)
     if not detach:

@@ -85,11 +85,11 @@ class Reader:
         """Whether a command does not find its cluster: the user has several, and it names none."""
         command, rest = _split(arguments)
         clusters = {*self.clusters, cluster} - {""}
-        words = set(rest.split())
-        names_all = command == "clear" and "--all" in words
-        if command not in CLUSTER_COMMANDS or len(clusters) < 2 or "--name" in words or names_all:
+        parts = set(rest.split())
+        names_all = command == "clear" and "--all" in parts
+        if command not in CLUSTER_COMMANDS or len(clusters) < 2 or "--name" in parts or names_all:
             return False
-        return not (CLUSTER_COMMANDS[command] and {*clusters, "NAME"} & words)
+        return not (CLUSTER_COMMANDS[command] and {*clusters, "NAME"} & parts)
 
     def _prefix(self, command: str, *, is_of_root: bool = False) -> str:
         """`sudo ` if the command needs it; `is_of_root` is for a cluster of root's."""
@@ -100,10 +100,10 @@ class Reader:
 
 
 def _split(arguments: str) -> tuple[str, str]:
-    """The command, which may have two words, and the rest."""
-    words = arguments.split(" ")
-    length = 2 if " ".join(words[:2]) in CLUSTER_COMMANDS else 1
-    return " ".join(words[:length]), " ".join(words[length:])
+    """The command, with its group if it has one, and the rest."""
+    parts = arguments.split(" ")
+    length = 2 if " ".join(parts[:2]) in CLUSTER_COMMANDS else 1
+    return " ".join(parts[:length]), " ".join(parts[length:])
 
 
 def _named(arguments: str, cluster: str) -> str:

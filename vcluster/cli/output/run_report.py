@@ -17,7 +17,7 @@ Document = Mapping[str, Any]
 
 
 def document(results: Mapping[str, Completed | VclusterError]) -> dict[str, Any]:
-    """By node its exit code and output; where there is no exit code, `error` is the reason."""
+    """By node its exit code and output; without an exit code, `error` is the reason."""
     return {
         name: {"exit_code": None, "stdout": "", "stderr": "", "error": found.message}
         if isinstance(found, VclusterError)

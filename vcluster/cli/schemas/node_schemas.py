@@ -28,7 +28,7 @@ EXEC = by_name(
         {
             "exit_code": optional(integer("Exit code; null if the command was not run to its end")),
             **OUTPUT,
-            "error": optional(text("Why there is no exit code; null if there is one")),
+            "error": optional(text("Why the exit code is null; null if the command ended")),
         },
     ),
 )

@@ -1,4 +1,4 @@
-"""The schema of each command's result, by the command's words."""
+"""The schema of each command's result, by the command's name."""
 
 from __future__ import annotations
 
