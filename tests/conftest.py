@@ -7,12 +7,14 @@ import signal
 import socket
 import subprocess
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.testbed import ended_processes
 
 # A machine that also boots nodes is slow at times. That is not an error of the code under test.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -137,6 +139,13 @@ def _pure(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(socket, "socket", refuse)
     monkeypatch.setattr(subprocess, "Popen", refuse)
+
+
+@pytest.fixture(autouse=True)
+def _processes_end_with_the_test() -> Iterator[None]:
+    """A test that fails must leave no process that disturbs later tests, or the end of the run."""
+    with ended_processes():
+        yield
 
 
 @pytest.fixture

@@ -37,6 +37,8 @@ SOL_PACKET, PACKET_STATISTICS = 263, 6
 SO_RCVBUFFORCE = 33
 CAPTURE_BYTES = 64 << 20  # the kernel counts a small frame as about 2 KiB
 
+_started: list[subprocess.Popen[str]] = []  # by `Server.popen`
+
 
 @dataclass(frozen=True, slots=True)
 class Server:
@@ -79,9 +81,12 @@ class Server:
         cwd: Path | None = None,
         takes_input: bool = False,
     ) -> subprocess.Popen[str]:
-        """Start a program. `send_signal` of the result reaches the program itself. `kill` always ends it."""
+        """Start a program. `send_signal` of the result reaches the program itself. `kill` always ends it.
+
+        A program that a test starts ends with the test.
+        """
         extra = ["env", *(f"{name}={value}" for name, value in env.items())] if env else []
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, str(SCRIPT), "exec", self.name, "--", *extra, *argv],
             stdin=subprocess.PIPE if takes_input else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -91,6 +96,8 @@ class Server:
             cwd=cwd,
             start_new_session=True,
         )
+        _started.append(process)
+        return process
 
     def path(self, path: str) -> Path:
         """The path by which this process opens a file of the server: /proc/PID/root/run/x for /run/x."""
@@ -207,6 +214,20 @@ def _append(path: Path, line: str) -> None:
     if not path.exists() or line not in path.read_text():
         with path.open("a") as file:
             file.write(line)
+
+
+@contextlib.contextmanager
+def ended_processes() -> Iterator[None]:
+    """When the `with` ends, end the processes that `Server.popen` started in it, and close their streams."""
+    before = len(_started)
+    try:
+        yield
+    finally:
+        for process in _started[before:]:
+            streams = (process.stdin, process.stdout, process.stderr)
+            if process.returncode is None or not all(stream is None or stream.closed for stream in streams):
+                kill(process)
+        del _started[before:]
 
 
 def kill(process: subprocess.Popen[str]) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.testbed import SCRIPT, STATE, USERS, Frame, Server, find, kill, manage, testbed
+from tests.testbed import SCRIPT, STATE, USERS, Frame, Server, ended_processes, find, kill, manage, testbed
 
 pytestmark = [
     pytest.mark.netns,
@@ -165,6 +165,19 @@ def test_a_program_that_takes_too_long_is_ended(pair: tuple[Server, ...]) -> Non
     with pytest.raises(subprocess.TimeoutExpired):
         pair[0].run(["sleep", "4711"], timeout_s=0.5)
     wait_until(lambda: "sleep 4711" not in pair[0].run(["ps", "ax", "-o", "args"], timeout_s=10).stdout)
+
+
+def test_processes_that_a_test_leaves_are_ended(pair: tuple[Server, ...]) -> None:
+    with ended_processes():
+        sleeper = pair[0].popen(["sleep", "4712"], takes_input=True)
+        printer = pair[0].popen(["echo", "ready"])
+        printer.wait(timeout=10)
+        with pytest.raises(subprocess.TimeoutExpired):
+            sleeper.communicate(timeout=0.5)
+    assert sleeper.returncode == -signal.SIGKILL
+    for process in (sleeper, printer):
+        assert all(stream is None or stream.closed for stream in (process.stdin, process.stdout, process.stderr))
+    wait_until(lambda: "sleep 4712" not in pair[0].run(["ps", "ax", "-o", "args"], timeout_s=10).stdout)
 
 
 def test_orphans_are_reaped(pair: tuple[Server, ...]) -> None:
