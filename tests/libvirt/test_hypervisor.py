@@ -55,6 +55,42 @@ def test_a_domain_is_removed_twice_without_an_error(hypervisor: Hypervisor) -> N
     assert hypervisor.domains() == ()
 
 
+def test_the_run_of_a_domain_ends_with_its_power(hypervisor: Hypervisor) -> None:
+    plan = samples.plan(1)
+    hypervisor.define_domain(domain_xml(plan, plan.head).replace('type="qemu"', 'type="test"'))
+    off = hypervisor.run_of("lab.node1", "node1")
+    with pytest.raises(VclusterError, match=r"^node1 stopped running"):
+        off.check("a login")
+    hypervisor.start_domain("lab.node1")
+    first = hypervisor.run_of("lab.node1", "node1")
+    first.check("a login")
+    hypervisor._connection.lookupByName("lab.node1").suspend()
+    paused = hypervisor.run_of("lab.node1", "node1")
+    paused.check("a login")
+    hypervisor.stop_domain("lab.node1")
+    for run in (paused, hypervisor.run_of("lab.node1", "node1")):
+        run._next_s = 0.0
+        with pytest.raises(VclusterError, match=r"^node1 stopped .* a login: another command cut its power$"):
+            run.check("a login")
+    hypervisor.start_domain("lab.node1")
+    for _ in range(2):
+        first._next_s = 0.0
+        with pytest.raises(VclusterError, match=r"^node1 stopped .* a login$"):  # libvirt knows only the second run
+            first.check("a login")
+    hypervisor.run_of("lab.node1", "node1").check("a login")
+
+
+def test_the_run_of_a_removed_domain_has_ended(hypervisor: Hypervisor) -> None:
+    plan = samples.plan(1)
+    hypervisor.define_domain(domain_xml(plan, plan.head).replace('type="qemu"', 'type="test"'))
+    hypervisor.start_domain("lab.node1")
+    run = hypervisor.run_of("lab.node1", "node1")
+    hypervisor.stop_domain("lab.node1")
+    hypervisor.undefine_domain("lab.node1")
+    with pytest.raises(VclusterError, match=r"^node1 stopped running while vcluster waited for a login$"):
+        run.check("a login")
+
+
 def test_unknown_elements_are_refused(hypervisor: Hypervisor) -> None:
     plan = samples.plan(1)
     xml = (

@@ -59,19 +59,20 @@ class PipeChannel:
             deadline.check(awaited)
             with contextlib.suppress(queue.Empty):
                 return self.lines.get(timeout=deadline.remaining_s(0.02))
+            self._check(awaited)
 
     def send(self, text: str | bytes, deadline: Deadline, awaited: str) -> None:
         view = memoryview(text.encode() if isinstance(text, str) else text)
         while view:
             deadline.check(awaited)
-            self.check(awaited)
+            self._check(awaited)
             if select.select([], [self.outgoing], [], 0.02)[1]:
                 try:
                     view = view[os.write(self.outgoing, view) :]
                 except OSError as error:
                     raise VclusterError(str(error)) from error
 
-    def check(self, awaited: str) -> None:
+    def _check(self, awaited: str) -> None:
         if self.has_ended and self.lines.empty():
             raise VclusterError(f"node1 stopped running while vcluster waited for {awaited}")
 
@@ -464,9 +465,18 @@ class Stream:
         return len(data[:1000])
 
 
+class Run:
+    """The run of a node that does not stop."""
+
+    name = "node1"
+
+    def check(self, _: str) -> None:
+        pass
+
+
 def test_text_is_sent_piece_by_piece() -> None:
     stream = Stream(2500)
-    channel = SerialChannel("node1", stream)
+    channel = SerialChannel(Run(), stream)  # type: ignore[arg-type]
     channel.send("ä" * 1250, Deadline(20), "a line")
     assert stream.taken == ("ä" * 1250).encode()
     with pytest.raises(VclusterError, match="node1: a line: the stream is broken"):

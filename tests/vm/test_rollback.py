@@ -95,7 +95,23 @@ def test_a_node_that_stops_early_is_reported_at_once(host: Host, bare: Survey, m
     host.sh("virsh -q destroy doomed.node1")
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "doomed.node1" in errors or "node1: the connection broke" in errors
+    assert any(text in errors for text in ("doomed.node1", "node1 stopped running", "node1: the connection broke"))
+    assert_unchanged(host, bare)
+
+
+@pytest.mark.parametrize("later_s", [0.0, 2.0])
+def test_a_node_that_stops_during_its_boot_is_reported_at_once(host: Host, bare: Survey, later_s: float) -> None:
+    """At the moment when vcluster opens the node's channel, and while it waits for the node's report there."""
+    process = host.popen("local", "create", "--name", "doomed", "-n", "1", "--boot", "cold")
+    assert process.stderr
+    assert any("node1: create took" in line for line in process.stderr)
+    time.sleep(later_s)  # the moment of the stop is the subject of the test
+    host.sh("virsh -q destroy doomed.node1")
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 1
+    last = errors.splitlines()[-1]
+    assert last.startswith("vcluster: node1 stopped running")
+    assert last.endswith("(run the command again)")
     assert_unchanged(host, bare)
 
 

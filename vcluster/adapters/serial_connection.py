@@ -33,13 +33,10 @@ class LineChannel(Protocol):
     """A channel for lines, such as SerialChannel."""
 
     def read_line(self, deadline: Deadline, awaited: str) -> str:
-        """The next line. Raises DeadlineError."""
+        """The next line. Raises DeadlineError, or VclusterError when the node has stopped."""
 
     def send(self, text: str | bytes, deadline: Deadline, awaited: str) -> None:
-        """Send all of `text`. Raises DeadlineError, or VclusterError when the node has stopped running."""
-
-    def check(self, awaited: str) -> None:
-        """Raise VclusterError when nothing more can arrive."""
+        """Send all of `text`. Raises DeadlineError, or VclusterError when the node has stopped."""
 
     def close(self) -> None:
         """Close the channel."""
@@ -187,19 +184,18 @@ class SerialConnection:
 
     def _send_lines(self) -> None:
         """Send in a separate thread: a line that a caller's deadline cuts off would spoil the next one."""
-        deadline = self._until_closed.with_check(self._channel.check)
         try:
-            self._channel.send("\n", deadline, "the serial port")  # an earlier connection may have sent part of a line
+            # An earlier connection may have sent part of a line.
+            self._channel.send("\n", self._until_closed, "the serial port")
             while (line := self._outgoing.get()) is not None:
-                self._channel.send(line, deadline, "the serial port")
+                self._channel.send(line, self._until_closed, "the serial port")
         except VclusterError as error:
             self._fail(error)
 
     def _receive_lines(self) -> None:
-        deadline = self._until_closed.with_check(self._channel.check)
         try:
             while True:
-                line = self._channel.read_line(deadline, "the next message")
+                line = self._channel.read_line(self._until_closed, "the next message")
                 try:
                     message = json.loads(line)
                 except ValueError:  # another message of the node, such as "ready"
@@ -233,7 +229,8 @@ class SerialConnection:
             pipe.abort(error)
 
     def _broken(self, awaited: str, error: VclusterError) -> VclusterError:
-        return VclusterError(f"{self.name}: the connection broke during {awaited}: {one_line(error.message)}")
+        message = f"{self.name}: the connection broke during {awaited}: {one_line(error.message)}"
+        return VclusterError(message, hint=error.hint)
 
 
 class _Answer:

@@ -275,10 +275,12 @@ class NodeLifecycle:
     def _await_boot(self, node: Node) -> ssh_session.Session:
         with closing(boot.listen(self._server(node), node)) as channel:
             boot.wait_ready(channel, node, deadline=self._deadline, report=self._cluster.report)
-            # A node that dies during the configuration is an error at once, not only at the deadline.
-            return self.configure_running(node, self._deadline.with_check(channel.check))
+        return self.configure_running(node)
 
     def _log_in(self, node: Node, deadline: Deadline) -> ssh_session.Session:
+        """Log in to a running node. The waits for the login and for the session's programs end when the node stops."""
+        run = self._server(node).hypervisor.run_of(node.domain, node.name)
+        deadline = deadline.with_check(run.check)
         via = self._jump_hosts.to(node, deadline)
         keys = self._cluster.keys
         try:

@@ -119,4 +119,4 @@ def _start(context: Context, plan: Plan, server: Server, node: Node, ready_by: D
         raise VclusterError(f"{node.name}: {error.message}", hint=f"vcluster repair {plan.name}") from error
     if ready_by is not None:
         with console_on_timeout(server, plan, node), closing(boot.listen(server, node)) as channel:
-            boot.wait_ready(channel, node, deadline=ready_by.with_check(channel.check), report=context.report)
+            boot.wait_ready(channel, node, deadline=ready_by, report=context.report)

@@ -239,7 +239,7 @@ def _boot_and_save(
     try:
         if low_priority:
             server.call("lower_priority", domain=name)
-        with closing(libvirt.open_channel(name, READY_CHANNEL)) as channel:
+        with closing(libvirt.open_channel(name, READY_CHANNEL, NAME)) as channel:
             _wait_until_idle(channel, deadline, report)
         owner: list[int] = server.call("owner_of", path=str(disk))
         libvirt.save_domain(name, str(folder / SAVE))
@@ -251,14 +251,13 @@ def _boot_and_save(
 
 def _wait_until_idle(channel: SerialChannel, deadline: Deadline, report: Reporter) -> None:
     """Load and compile the programs that clones run first; then wait until the template has no work left."""
-    watched = deadline.with_check(channel.check)
-    while not channel.read_line(watched, "the template to boot").startswith("{"):
+    while not channel.read_line(deadline, "the template to boot").startswith("{"):
         pass  # progress of the boot; a line of JSON comes from the program that listens on the channel
-    connection = SerialConnection(NAME, channel, watched)
+    connection = SerialConnection(NAME, channel, deadline)
     try:
-        connection.load([guest.program(name) for name in PROGRAMS], watched, "the loading of programs")
+        connection.load([guest.program(name) for name in PROGRAMS], deadline, "the loading of programs")
         configure.apply(connection, "warm", template_actions(), report=report)
-        if failed := connection.request({"do": "rest"}, watched, "the end of all work"):
+        if failed := connection.request({"do": "rest"}, deadline, "the end of all work"):
             raise VclusterError(f"services of the template failed: {', '.join(failed)}")
     finally:
         connection.disconnect()

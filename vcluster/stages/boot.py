@@ -20,11 +20,14 @@ RANDOM_BYTES = 256
 
 def listen(server: Server, node: Node) -> SerialChannel:
     """Open the channel on which a node that was just powered on reports its progress."""
-    return server.hypervisor.open_channel(node.domain, READY_CHANNEL)
+    return server.hypervisor.open_channel(node.domain, READY_CHANNEL, node.name)
 
 
 def wait_ready(channel: SerialChannel, node: Node, *, deadline: Deadline, report: Reporter) -> None:
-    """Wait until the node writes `ready` on its channel. Messages before that are reported as progress."""
+    """Wait until the node writes `ready` on its channel. Messages before that are reported as progress.
+
+    Raises DeadlineError, or VclusterError when the node stops.
+    """
     with report.step("boot", node.name, awaiting="the node's report that it is ready"):
         while (message := channel.read_line(deadline, f"{node.name} to boot").split(" ")[0]) != "ready":
             report.emit("progress", "boot", node.name, message)

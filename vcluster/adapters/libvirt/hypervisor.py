@@ -16,6 +16,7 @@ from xml.etree import ElementTree as ET
 
 import libvirt
 
+from vcluster.adapters.libvirt.domain_run import DomainRun
 from vcluster.adapters.libvirt.domain_state import OwnedDomain, owned_domain, power_state
 from vcluster.adapters.libvirt.libvirt_errors import translated_errors
 from vcluster.adapters.libvirt.serial_channel import SerialChannel
@@ -207,12 +208,22 @@ class Hypervisor:
             for target in root.iterfind("devices/channel/target")
         )
 
-    def open_channel(self, domain: str, channel: str) -> SerialChannel:
-        """Open a channel of a running node."""
-        with self._errors(f"opening a channel of {domain}"):
-            stream = self._connection.newStream(libvirt.VIR_STREAM_NONBLOCK)
-            self._connection.lookupByName(domain).openChannel(channel, stream, 0)
-        return SerialChannel(domain, stream)
+    def run_of(self, domain: str, node: str) -> DomainRun:
+        """The present run of a node's domain, for waits that end with it."""
+        with self._errors(f"inspecting {domain}"):
+            return DomainRun(self._connection.lookupByName(domain), node)
+
+    def open_channel(self, domain: str, channel: str, node: str) -> SerialChannel:
+        """Open a channel of a running node. Raises VclusterError, also when the node has stopped."""
+        run = self.run_of(domain, node)
+        try:
+            with self._errors(f"opening a channel of {domain}"):
+                stream = self._connection.newStream(libvirt.VIR_STREAM_NONBLOCK)
+                self._connection.lookupByName(domain).openChannel(channel, stream, 0)
+        except VclusterError:
+            run.check(f"channel {channel}")  # a node that has stopped is the cause
+            raise
+        return SerialChannel(run, stream)
 
     # Networks
 

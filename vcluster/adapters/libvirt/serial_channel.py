@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import queue
+from contextlib import suppress
 from typing import Any
 
 import libvirt
 
+from vcluster.adapters.libvirt.domain_run import DomainRun
 from vcluster.adapters.libvirt.libvirt_errors import translated_errors
-from vcluster.errors import VclusterError
 from vcluster.util.deadline import Deadline
 
 _CHUNK_BYTES = 1 << 16  # sent to libvirt at a time
@@ -19,11 +20,12 @@ _POLL_S = 0.5
 class SerialChannel:
     """The lines that a node writes to its channel, and those we write to it.
 
-    Lines arrive in the thread of libvirt's event loop and wait in a queue for `read_line`.
+    Lines arrive in the thread of libvirt's event loop and wait in a queue for `read_line`. Every wait ends with the
+    node's run, also if libvirt does not report the end of the stream.
     """
 
-    def __init__(self, domain: str, stream: libvirt.virStream) -> None:
-        self.domain = domain
+    def __init__(self, run: DomainRun, stream: libvirt.virStream) -> None:
+        self._run = run
         self._stream = stream
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._has_ended = False
@@ -32,34 +34,28 @@ class SerialChannel:
         stream.eventAddCallback(events, self._on_event, None)
 
     def read_line(self, deadline: Deadline, awaited: str) -> str:
-        """The next line. Raises DeadlineError, which names `awaited`."""
+        """The next line. Raises DeadlineError, which names `awaited`, or VclusterError when the node has stopped."""
         while True:
             deadline.check(awaited)
-            try:
+            with suppress(queue.Empty):
                 return self._lines.get(timeout=deadline.remaining_s(_POLL_S))
-            except queue.Empty:
-                continue
+            self._check(awaited)
 
     def send(self, text: str | bytes, deadline: Deadline, awaited: str) -> None:
         """Send all of `text` to the node; only one thread may send at a time.
 
-        Raises DeadlineError, or VclusterError when the node has stopped running.
+        Raises DeadlineError, or VclusterError when the node has stopped.
         """
         view = memoryview(text.encode() if isinstance(text, str) else text)
         while view:
             deadline.check(awaited)
-            self.check(awaited)
-            with translated_errors(f"{self.domain}: {awaited}"):
+            self._check(awaited)
+            with translated_errors(f"{self._run.name}: {awaited}"):
                 sent = self._stream.send(bytes(view[:_CHUNK_BYTES]))
             if sent > 0:
                 view = view[sent:]
             else:  # it would block
                 deadline.pause(_RETRY_S, awaited)
-
-    def check(self, awaited: str) -> None:
-        """Raise VclusterError when the node has stopped running: its channel ends with it."""
-        if self._has_ended:
-            raise VclusterError(f"{self.domain} stopped running while vcluster waited for {awaited}")
 
     def close(self) -> None:
         """Close the stream."""
@@ -69,6 +65,11 @@ class SerialChannel:
         except libvirt.libvirtError:
             pass  # the domain and its stream have ended
 
+    def _check(self, awaited: str) -> None:
+        if self._has_ended:
+            raise self._run.stopped(awaited)
+        self._run.check(awaited)
+
     def _on_event(self, stream: libvirt.virStream, events: int, _: Any) -> None:
         try:
             data = stream.recv(4096) if events & libvirt.VIR_STREAM_EVENT_READABLE else b""
@@ -77,8 +78,8 @@ class SerialChannel:
         if data == -2:  # nothing to read, despite the event
             return
         if not data:
-            stream.eventRemoveCallback()
             self._has_ended = True
+            stream.eventRemoveCallback()
             return
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:

@@ -1,0 +1,144 @@
+"""Waits for a node end when the node stops, also if libvirt never reports the end of its channel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import libvirt
+import pytest
+
+from tests import samples
+from vcluster.adapters.libvirt import domain_run
+from vcluster.adapters.libvirt.domain_run import DomainRun
+from vcluster.adapters.libvirt.serial_channel import SerialChannel
+from vcluster.adapters.serial_connection import SerialConnection
+from vcluster.errors import VclusterError
+from vcluster.stages import boot
+from vcluster.util.deadline import Deadline
+from vcluster.util.events import Reporter
+
+NODE = samples.plan(1).head
+STOPPED = r"^node1 stopped running while vcluster waited for .*: QEMU crashed or was killed$"
+
+
+class Domain:
+    """A domain of libvirt, which counts the questions about its run."""
+
+    def __init__(self) -> None:
+        self.id, self.questions = 7, 0
+
+    def ID(self) -> int:  # noqa: N802 - libvirt's name
+        return self.id
+
+    def UUID(self) -> bytes:  # noqa: N802
+        return b"uuid"
+
+    def connect(self) -> Domain:
+        return self
+
+    def lookupByUUID(self, _: bytes) -> Domain:  # noqa: N802
+        self.questions += 1
+        return self
+
+    def state(self) -> list[int]:
+        return [libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_SHUTOFF_CRASHED]
+
+
+class Stream:
+    """A stream of libvirt that takes no data and reports only what a test lets it report."""
+
+    def __init__(self) -> None:
+        self.report: Callable[..., None]
+
+    def eventAddCallback(self, _: int, report: Callable[..., None], __: object) -> None:  # noqa: N802
+        self.report = report
+
+    def eventRemoveCallback(self) -> None:  # noqa: N802
+        pass
+
+    def abort(self) -> None:
+        pass
+
+    def send(self, _: bytes) -> int:
+        return -2
+
+
+class Boot:
+    """A node that boots, and the channel that vcluster listens on."""
+
+    def __init__(self) -> None:
+        self.domain, self.stream = Domain(), Stream()
+        self.run = DomainRun(self.domain, "node1")  # type: ignore[arg-type]
+        self.channel = SerialChannel(self.run, self.stream)  # type: ignore[arg-type]
+
+    def wait_ready(self) -> None:
+        boot.wait_ready(self.channel, NODE, deadline=Deadline(20), report=Reporter(()))
+
+
+@pytest.fixture
+def node(monkeypatch: pytest.MonkeyPatch) -> Boot:
+    monkeypatch.setattr(domain_run, "POLL_S", 0.01)
+    return Boot()
+
+
+def end_of_channel(node: Boot) -> None:
+    node.stream.report(node.stream, libvirt.VIR_STREAM_EVENT_HANGUP, None)
+
+
+def end_of_run(node: Boot) -> None:
+    node.domain.id = -1
+
+
+def another_run(node: Boot) -> None:
+    node.domain.id += 1
+
+
+ENDS = pytest.mark.parametrize("end", [end_of_channel, end_of_run, another_run])
+
+
+@ENDS
+def test_the_wait_for_a_boot_ends(node: Boot, end: Callable[[Boot], None]) -> None:
+    end(node)
+    with pytest.raises(VclusterError, match=STOPPED) as raised:
+        node.wait_ready()
+    assert raised.value.hint == "run the command again"
+
+
+@ENDS
+def test_a_send_that_waits_for_room_ends(node: Boot, end: Callable[[Boot], None]) -> None:
+    end(node)
+    with pytest.raises(VclusterError, match=STOPPED):
+        node.channel.send("a line", Deadline(20), "a line")
+
+
+@ENDS
+def test_the_requests_to_a_node_end(node: Boot, end: Callable[[Boot], None]) -> None:
+    connection = SerialConnection("node1", node.channel, Deadline(20))
+    end(node)
+    with pytest.raises(VclusterError, match=r"during its identity: node1 stopped .*: QEMU crashed") as raised:
+        connection.request({"do": "become"}, Deadline(20), "its identity")
+    assert raised.value.hint == "run the command again"
+    connection.disconnect()
+
+
+def test_lines_that_arrived_before_the_end_are_read(node: Boot) -> None:
+    node.channel._lines.put("ready 5.6")
+    end_of_channel(node)
+    node.wait_ready()
+
+
+def test_libvirt_is_asked_at_most_once_in_a_period(node: Boot, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(domain_run, "POLL_S", 3600.0)
+    for _ in range(9):
+        node.run.check("a login")
+    assert node.domain.questions == 1
+
+
+def test_a_libvirt_that_does_not_answer_ends_the_wait(node: Boot, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise libvirt.libvirtError("the connection broke")
+
+    monkeypatch.setattr(node.domain, "lookupByUUID", fail)
+    with pytest.raises(VclusterError, match=r"^node1: libvirt does not report its power: the connection broke$"):
+        node.wait_ready()
