@@ -139,9 +139,10 @@ class Scope:
 
     def _subscript(self, node: ast.Subscript) -> str:
         """The placeholder of an item: `answer["error"]` is <reason>, `names[0]` is <name>."""
-        if not isinstance(node.slice, ast.Constant):
-            return self.placeholder(node.value)
-        return _term(node.slice.value) if isinstance(node.slice.value, str) else _one_of(self.placeholder(node.value))
+        if isinstance(node.slice, ast.Constant) and isinstance(node.slice.value, str):
+            return _term(node.slice.value)
+        is_number = isinstance(node.slice, ast.Constant | ast.UnaryOp)
+        return _one_of(self.placeholder(node.value)) if is_number else self.placeholder(node.value)
 
     def _call(self, node: ast.Call) -> str:
         if isinstance(node.func, ast.Name) and node.func.id == "len":

@@ -106,7 +106,7 @@ def test_stop_resumes_a_paused_node_and_shuts_it_down(context: Context, monkeypa
     power.turn_on(context, PLAN, PLAN.nodes[:2])  # type: ignore[arg-type]
     libvirt._connection.lookupByName("lab.node2").suspend()
     assert lifecycle.stop(context, "lab", timeout_s=20) == ("node1", "node2")  # type: ignore[arg-type]
-    assert notes == ["node2 was paused (paused by a user of libvirt): resumed for the shutdown"]
+    assert notes == ["node2 was paused (paused by a user of libvirt), so vcluster resumes it for the shutdown"]
     assert {libvirt.power_state(node.domain).state for node in PLAN.nodes} == {"stopped"}
 
 

@@ -269,7 +269,7 @@ def test_an_invalid_spec_is_refused_before_any_change(
     before = links(server)
     for spec, error, message in (
         (replace(vxlan, interface="eth7"), MissingError, "interface 'eth7' does not exist; this server has lo, "),
-        (replace(vxlan, mtu=1451), RequestError, "MTU of 1451 does not fit into the MTU of eth0, 1500"),
+        (replace(vxlan, mtu=1451), RequestError, "its MTU of 1451 is too large for eth0, whose MTU is 1500"),
         (replace(vxlan, master="vb-none"), MissingError, "bridge vb-none does not exist"),
         (replace(vxlan, master="eth0"), ConflictError, "eth0 is not a bridge of this cluster"),
         (replace(vxlan, name="vx-lab-1", kind="wire"), RequestError, "unknown kind 'wire'"),

@@ -147,7 +147,7 @@ def test_a_changed_host_key_is_refused(doomed: Doomed) -> None:
     try:
         known.write_text("".join(f"{line}\n" for line in [*others, f"{name} {other_key}"]))
         line = refused(bed, *doomed.remote, exit_code=4)
-        assert "presents another host key than the known one" in line
+        assert "presents a host key that differs from the known one" in line
         for host in (bed.switch, bed.three):
             assert fingerprint(host) in line
         known.write_text("".join(f"{line}\n" for line in others))

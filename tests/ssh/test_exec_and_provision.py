@@ -296,7 +296,7 @@ def test_a_single_file_is_found_in_the_working_folder(state: Path, shared: Path,
 def test_a_payload_that_cannot_be_stored(state: Path, shared: Path, tmp_path: Path) -> None:
     (shared / ".vcluster").write_text("in the way")
     job = Job.read(script(tmp_path, "true\n"), tree(tmp_path / "payload"))
-    with pytest.raises(VclusterError, match=r"node1: payload: .*\.vcluster"):
+    with pytest.raises(VclusterError, match=r"node1: cannot store the payload: .*\.vcluster"):
         run(state, job)
 
 

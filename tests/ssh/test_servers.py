@@ -142,7 +142,7 @@ def test_a_changed_host_key_is_refused_with_both_fingerprints(rules: Rules, tmp_
 def test_a_known_server_with_a_key_of_another_type_is_a_changed_one(rules: Rules, tmp_path: Path) -> None:
     where = target(rules, tmp_path)
     know(where, f"ssh-rsa {RSA.get_base64()}")
-    with pytest.raises(ConflictError, match="another host key"):
+    with pytest.raises(ConflictError, match="a host key that differs from the known one"):
         log_in(rules, tmp_path, where=where, knows=False, ask=lambda _: True)
 
 
@@ -162,7 +162,7 @@ def test_a_certificate_authority_is_not_a_host_key(rules: Rules, tmp_path: Path)
 
 def test_the_pinned_key_is_the_only_one(rules: Rules, tmp_path: Path) -> None:
     log_in(rules, tmp_path, knows=False, pinned=HOST.public).close()
-    with pytest.raises(ConflictError, match="another host key"):
+    with pytest.raises(ConflictError, match="a host key that differs from the known one"):
         log_in(rules, tmp_path, knows=True, pinned=OTHER.public, fingerprint=fingerprint(HOST.public))
 
 

@@ -306,7 +306,7 @@ def test_shared_files_are_there_while_they_are_read(count: int) -> None:
 @pytest.mark.parametrize("node", ["node1", "node3"])
 def test_output_that_is_not_an_answer_ends_the_check(node: str) -> None:
     log = Log()
-    with pytest.raises(VclusterError, match=f"{node}: check: no JSON"):
+    with pytest.raises(VclusterError, match=f"{node}: the check printed no result: no JSON"):
         run(3, log, **{node: FakeSession(node, log, output=b"no JSON")})
     assert {(name, "closed") for name, what in log.events if what == "asked"} <= set(log.events)
 

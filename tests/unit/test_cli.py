@@ -48,7 +48,7 @@ from vcluster.model.spec import Login, ServerSpec, Spec
         (["local", "create", "--payload", "."], "--payload: needs a script: --provision"),
         (["shared", "create", "{config}", "--storage", "b:1", "--names", "a"], "--storage: 'b' is not a node"),
         (["switch", "down", "a b"], "is not a name"),
-        (["doctor", "--switch", "server2", "config.ini"], "exclude each other"),
+        (["doctor", "--switch", "server2", "config.ini"], "a file and --switch cannot be used together"),
         (["clear", "lab", "--on", "a b"], "is not a host"),
         (["path", "node1"], "Missing argument"),
         (["check", "--timeout", "nan"], "nan is not possible (1 to 1000000)"),

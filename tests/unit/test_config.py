@@ -431,8 +431,8 @@ password = env:hunter2!
          "letters, digits and hyphens, a letter first, at most 63 characters"),
         ("[server server3]", "[server localhost]", "7: [server localhost]: server name 'localhost' is reserved; use "
          "another name and set host = localhost"),
-        ("[server server3]", "[server switch]", "7: [server switch]: switch is the name of the switch; use another "
-         "name and set host = …"),
+        ("[server server3]", "[server switch]", "7: [server switch]: server name 'switch' is reserved; use "
+         "another name and set host = …"),
         ("host = server2", "host = s\naddress = 10.9.9.9\n[server x]\naddress = 10.9.9.9", "5: [switch] address: "
          "10.9.9.9 is also the address of [server x]"),
         # the switch that is a server

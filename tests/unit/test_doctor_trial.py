@@ -45,7 +45,7 @@ def test_a_cluster_with_the_name_of_the_trial_is_left_alone(tmp_path: Path) -> N
         Finding(
             "warning",
             "tunnel localhost to server2",
-            "not tried: localhost has a cluster doctor or parts of it, and the trial has this name",
+            "not tried: localhost already has parts of a cluster doctor, the name of the trial",
             "vcluster clear doctor",
         ),
     )

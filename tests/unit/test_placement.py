@@ -128,8 +128,8 @@ def test_every_declaration_that_a_server_does_not_meet_is_reported() -> None:
         (3, [replace(RED, nodes=1), replace(BLUE, nodes=1)], "add up to 2, but the cluster has 3 nodes"),
         (1, [replace(RED, nodes=1), replace(BLUE, nodes=1)], "add up to 2, but the cluster has 1 nodes"),
         (2, [RED, replace(BLUE, nodes=3)], "add up to 3, but the cluster has 2 nodes"),
-        (2, [RED, replace(BLUE, nodes=2)], "no node is left for red, but the first server carries the head"),
-        (2, [replace(RED, nodes=0), BLUE], "no node is left for red, but the first server carries the head"),
+        (2, [RED, replace(BLUE, nodes=2)], "no node is left for red, the first server, which must carry the head node"),
+        (2, [replace(RED, nodes=0), BLUE], "no node is left for red, the first server, which must carry the head node"),
         (2, [replace(RED, nodes=0), replace(BLUE, nodes=2)], "no node is left for red"),
     ],
 )

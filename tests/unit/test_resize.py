@@ -171,7 +171,7 @@ def test_names_without_a_pattern(nodeset: str) -> None:
     plan = make_plan(
         replace(samples.spec(), node_names=expand(nodeset)), LOCAL_FACTS, image=samples.DIRECT, owner=samples.OWNER
     )
-    with pytest.raises(RequestError, match="have no pattern for new names") as raised:
+    with pytest.raises(RequestError, match="cannot derive new names from the names of") as raised:
         new_names(plan, 1)
     assert raised.value.hint == "set the names with --names"
     assert names(larger(plan, asked=("eve",)))[-1] == "eve"

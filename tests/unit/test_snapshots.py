@@ -236,11 +236,11 @@ def garbage(text: str) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (flip("ram", 300 * PAGE_BYTES + 5), "ram has changed"),
-        (flip("ram", 0), "ram has changed"),  # in a hole
-        (flip("ram", SIZE - 1), "ram has changed"),
-        (flip("state", 100), "state has changed"),
-        (flip("disk.qcow2", 40), "disk.qcow2 has changed"),
+        (flip("ram", 300 * PAGE_BYTES + 5), "ram has changed since the snapshot was made"),
+        (flip("ram", 0), "ram has changed since the snapshot was made"),  # in a hole
+        (flip("ram", SIZE - 1), "ram has changed since the snapshot was made"),
+        (flip("state", 100), "state has changed since the snapshot was made"),
+        (flip("disk.qcow2", 40), "disk.qcow2 has changed since the snapshot was made"),
         (cut("ram", SIZE - PAGE_BYTES), f"ram has {SIZE - PAGE_BYTES} bytes, not {SIZE}"),
         (cut("ram", SIZE + 1), f"ram has {SIZE + 1} bytes"),
         (cut("state", 10), "state has 10 bytes"),
@@ -259,7 +259,7 @@ def garbage(text: str) -> Callable[[Path], None]:
         (manifest(owner=[1]), "manifest.json is not a snapshot's manifest"),
         (manifest(format=2), "has format 2; this version reads format 1"),
         (manifest(format=2, new={"field": "on"}), "has format 2; this version reads format 1"),
-        (manifest(key=OTHER), f"has the key {OTHER} in its manifest"),
+        (manifest(key=OTHER), f"has another key: {OTHER}"),
         (manifest(owner=[4242, 4242]), "no longer belongs to QEMU's user"),
     ],
 )

@@ -117,7 +117,7 @@ def ready_afterwards(cluster: Cluster) -> Iterator[None]:
             "which this machine reaches by",
         ),
         (["image", "rm", "debian12"], 4, "is in use by lab"),
-        (["clear", "--all", "lab"], 2, "exclude each other"),
+        (["clear", "--all", "lab"], 2, "a name and --all cannot be used together"),
     ],
 )
 @pytest.mark.usefixtures("ready_afterwards")

@@ -96,7 +96,7 @@ def ensure_session(screen: Screen) -> None:
         done = _run(screen.socket, command)
         if done.exit_code:
             _run(screen.socket, ["kill-session", "-t", f"={screen.session}"])
-            raise VclusterError(f"tmux {command[0]}: {process.last_lines(done)}")
+            raise VclusterError(f"tmux {command[0]} failed: {process.last_lines(done)}")
 
 
 def _restart_ended_panes(screen: Screen) -> None:

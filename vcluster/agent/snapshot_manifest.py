@@ -83,7 +83,7 @@ def read_manifest(folder: Path) -> SnapshotManifest:
 def compare_conditions(manifest: SnapshotManifest, key: str, circumstances: Mapping[str, Any]) -> None:
     """Raise VclusterError, with the first difference, if a snapshot has another key or other conditions."""
     if manifest.key != key:
-        raise VclusterError(f"snapshot {key} has the key {_shown(manifest.key)} in its manifest")
+        raise VclusterError(f"the manifest of snapshot {key} has another key: {_shown(manifest.key)}")
     for name in (*circumstances, *manifest.circumstances):
         made_with, current = manifest.circumstances.get(name), circumstances.get(name)
         if made_with != current:
@@ -96,7 +96,7 @@ def compare_file(path: Path, file: ManifestFile) -> None:
     if size != file.size:
         raise VclusterError(f"{path} has {size} bytes, not {file.size}")
     if sparse_digest.digest(path) != file.digest:
-        raise VclusterError(f"{path} has changed")
+        raise VclusterError(f"{path} has changed since the snapshot was made")
 
 
 def compare_owner(path: Path, owner: Sequence[int]) -> None:

@@ -92,7 +92,7 @@ def begin_snapshot(root: str, key: str) -> dict[str, Any]:
                 remove_path(leftover)
             unfinished.chmod(_FOLDER_MODE)
             return {"folder": str(unfinished), "is_there": False, "is_busy": False}
-    raise VclusterError(f"cannot begin snapshot {key}: its folder is removed repeatedly")
+    raise VclusterError(f"cannot begin snapshot {key}: another process removed its folder several times")
 
 
 def finish_snapshot(

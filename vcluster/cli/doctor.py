@@ -65,7 +65,7 @@ def _spec(config: Path | None, host: str | None) -> Spec | None:
     from vcluster.model.spec import Spec
 
     if config and host:
-        raise RequestError("a file and --switch exclude each other")
+        raise RequestError("a file and --switch cannot be used together")
     if config:
         return configuration.read(config).spec
     return Spec(name="doctor", mode="remote", node_names=("node1",), switch=server_of(host)) if host else None

@@ -227,7 +227,7 @@ def choose_copy(plan: Plan, sources: Sequence[str], destination: str) -> Node:
     if to is not None and any(side is not None for side in remote_sources):
         raise RequestError(
             f"both ends of the copy are on nodes: {operands}",
-            hint=f"vcluster ssh {nodes[0]}, and scp there; a local path with a colon is written ./a:b",
+            hint=f"vcluster ssh {nodes[0]}, then use scp there; write a local path with a colon as ./a:b",
         )
     if to is None and (len(nodes) > 1 or None in remote_sources):
         raise RequestError(f"the sources are not all on one node: {operands}", hint="copy from one node at a time")

@@ -131,7 +131,7 @@ def _tunnel(context: Context, fleet: Fleet, spec: Spec, carrier: ServerSpec) -> 
     what = f"tunnel {carrier.name} to {spec.switch.name}"
     if taken := next((server for server in pair.servers.values() if survey(server, TRIAL)), None):
         away = f" --on {taken.host}" if taken.session and not context.files(TRIAL).folder.exists() else ""
-        detail = f"not tried: {taken.name} has a cluster {TRIAL} or parts of it, and the trial has this name"
+        detail = f"not tried: {taken.name} already has parts of a cluster {TRIAL}, the name of the trial"
         yield Finding(WARNING, what, detail, f"vcluster clear {TRIAL}{away}")
         return
     trial = replace(

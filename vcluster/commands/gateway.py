@@ -62,7 +62,7 @@ def discover(context: Context, name: str, *, timeout_s: float) -> tuple[Neighbou
         head = _log_in_to_head(context, plan, stack, timeout_s)
         answer = configure.ask(head, "discover", request, awaited="the search for hosts")
     if "error" in answer:
-        raise VclusterError(f"{head.name}: discover: {answer['error']}")
+        raise VclusterError(f"{head.name}: cannot discover hosts: {answer['error']}")
     context.report.note(f"pinged {answer['swept']}")
     return classify(plan, answer)
 

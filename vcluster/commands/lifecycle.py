@@ -37,7 +37,7 @@ def stop(context: Context, name: str, *, timeout_s: float) -> tuple[str, ...]:
         running = [node for node in plan.nodes if power.get(node.domain, OFF).is_active]
         for node in running:
             if power[node.domain].state == PAUSED:  # a paused node does not react to its power button
-                context.report.note(f"{node.name} was {power[node.domain]}: resumed for the shutdown")
+                context.report.note(f"{node.name} was {power[node.domain]}, so vcluster resumes it for the shutdown")
                 fleet[node.server].hypervisor.resume_domain(node.domain)
         serving = {plan.head.name, *plan.stores}
         for group in (
@@ -64,7 +64,7 @@ def _shut_down(context: Context, fleet: Fleet, node: Node, deadline: Deadline) -
             deadline.pause(SHUTDOWN_POLL_S, f"{node.name} to shut down")
             if patience.remaining_s() == 0:
                 context.report.note(
-                    f"{node.name} did not shut down within {patience.timeout_s:.0f} s: its power is cut"
+                    f"{node.name} did not shut down within {patience.timeout_s:.0f} s, so vcluster cuts its power"
                 )
                 libvirt.stop_domain(node.domain)
 

@@ -79,7 +79,9 @@ def _report_unvisited(context: Context, fleet: Fleet, name: str) -> None:
         own |= {address for _, address in server.call("addresses")}
         ends |= {link["remote"] for link in server.call("interfaces") if link["alias"] == label and link["remote"]}
     for address in sorted(ends - own):
-        context.report.note(f"tunnels lead to {address}, which is not searched: vcluster clear {name} --on {address}")
+        context.report.note(
+            f"a tunnel ends at {address}, which this command does not clear: vcluster clear {name} --on {address}"
+        )
 
 
 def remove(context: Context, fleet: Fleet, files: ClusterFiles) -> None:

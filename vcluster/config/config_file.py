@@ -116,7 +116,7 @@ def _read_server(config: _Config, section: SectionReader, *, is_first: bool) -> 
     try:
         readers.server_name(section.name)
         if section.name == SWITCH:
-            raise RequestError(f"{SWITCH} is the name of the switch", hint="use another name and set host = …")  # noqa: TRY301
+            raise RequestError(f"server name {SWITCH!r} is reserved", hint="use another name and set host = …")  # noqa: TRY301
     except RequestError as error:
         is_reserved = section.name == LOCAL_SERVER
         hint = f"use another name and set host = {LOCAL_SERVER}" if is_reserved else error.hint

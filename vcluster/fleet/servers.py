@@ -41,7 +41,7 @@ CALL_TIMEOUT_S = 60.0  # for one operation of the agent; the server's own timeou
 class Server:
     """An open server.
 
-    `session` and `target` are None for this machine. `libvirt` is None for a server that is opened only as a switch.
+    `session` and `target` are None for this machine. `libvirt` is None for a server that is used only as the switch.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Server:
     def hypervisor(self) -> Hypervisor:
         """The connection to its libvirt. Raises MissingError if there is none."""
         if self.libvirt is None:
-            raise MissingError(f"{self.name} is opened only as a switch, without libvirt")
+            raise MissingError(f"{self.name} is used only as the switch, without libvirt")
         return self.libvirt
 
     @property

@@ -166,7 +166,7 @@ def _first_free(size: IPv4Network, space: IPv4Network, taken: Iterable[IPv4Netwo
         candidate = _next_network(
             obstacle if obstacle.prefixlen < candidate.prefixlen else candidate, candidate.prefixlen
         )
-    raise ConflictError(f"no /{size.prefixlen} of {space} is free", hint="choose a free one with --subnet")
+    raise ConflictError(f"{space} has no free /{size.prefixlen} subnet", hint="choose a free subnet with --subnet")
 
 
 def _next_network(network: IPv4Network, prefixlen: int) -> IPv4Network | None:

@@ -253,8 +253,8 @@ def _refuse_contradictions(count: int, offers: Sequence[_Offer]) -> None:
         )
     if head.requested == 0 or (head.requested is None and requested == count):
         raise RequestError(
-            f"no node is left for {head.name}, but the first server carries the head",
-            hint=f"give {head.name} a node, or begin with another server",
+            f"no node is left for {head.name}, the first server, which must carry the head node",
+            hint=f"give {head.name} a node, or make another server the first one",
         )
 
 

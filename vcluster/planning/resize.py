@@ -51,7 +51,7 @@ def _more_names(plan: Plan, number: int) -> tuple[str, ...]:
     patterns = _patterns(plan.workers) or _patterns(plan.nodes[:1])
     if len({(one.prefix, one.suffix) for one in patterns}) != 1:
         raise RequestError(
-            f"the names of {plan.name}'s nodes have no pattern for new names", hint="set the names with --names"
+            f"cannot derive new names from the names of {plan.name}'s nodes", hint="set the names with --names"
         )
     pattern = patterns[0]
     # If any number has leading zeros, new numbers have as many digits.

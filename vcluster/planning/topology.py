@@ -149,7 +149,7 @@ def _choose_vnis(
         while candidate in used_at_switch or candidate in facts[server].vnis:
             candidate += 1
         if candidate > VNI_MAX:
-            raise ConflictError(f"no VNI from {fabric.vni_base} on is free", hint="use a smaller --vni-base")
+            raise ConflictError(f"all VNIs from {fabric.vni_base} on are in use", hint="use a smaller --vni-base")
         chosen.append(candidate)
         candidate += 1
     return tuple(chosen)
@@ -159,7 +159,9 @@ def _consecutive_vnis(base: int, facts: Mapping[str, Facts], remote: Sequence[st
     """The VNIs that `vcluster switch up` takes too, for the same number of nodes and the same base."""
     wanted = range(base, base + len(remote))
     if wanted and wanted[-1] > VNI_MAX:
-        raise RequestError(f"VNI {wanted[-1]} is not possible: VNIs end at {VNI_MAX}", hint="use a smaller --vni-base")
+        raise RequestError(
+            f"VNI {wanted[-1]} is too high; the highest VNI is {VNI_MAX}", hint="use a smaller --vni-base"
+        )
     taken = next((vni for server, vni in zip(remote, wanted, strict=True) if vni in facts[server].vnis), None)
     if taken is not None:
         raise ConflictError(f"VNI {taken} is in use here", hint="use another --vni-base, the same on both servers")

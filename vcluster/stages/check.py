@@ -202,7 +202,7 @@ def _receive(pipe: Pipe, deadline: Deadline) -> dict[str, Any]:
     try:
         answer: dict[str, Any] = json.loads(line)
     except ValueError as error:
-        raise VclusterError(f"{pipe.name}: check: {line.decode(errors='replace')}") from error
+        raise VclusterError(f"{pipe.name}: the check printed no result: {line.decode(errors='replace')}") from error
     return answer
 
 

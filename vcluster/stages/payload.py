@@ -134,9 +134,9 @@ def _answer(pipe: Pipe, deadline: Deadline) -> dict[str, Any]:
     try:
         answer: dict[str, Any] = json.loads(line)
     except ValueError as error:
-        raise VclusterError(f"{pipe.name}: payload: {line.decode(errors='replace')}") from error
+        raise VclusterError(f"{pipe.name}: cannot store the payload: {line.decode(errors='replace')}") from error
     if "error" in answer:
-        raise VclusterError(f"{pipe.name}: payload: {answer['error']}")
+        raise VclusterError(f"{pipe.name}: cannot store the payload: {answer['error']}")
     return answer
 
 

@@ -103,7 +103,7 @@ def _check_tunnel(spec: InterfaceSpec, existing: Mapping[str, Interface]) -> Non
         )
     if underlay.mtu < spec.mtu + VXLAN_OVERHEAD_BYTES:
         raise RequestError(
-            f"tunnel {spec.name}: an MTU of {spec.mtu} does not fit into the MTU of {underlay.name}, {underlay.mtu}",
+            f"tunnel {spec.name}: its MTU of {spec.mtu} is too large for {underlay.name}, whose MTU is {underlay.mtu}",
             hint=f"--mtu {underlay.mtu - VXLAN_OVERHEAD_BYTES}",
         )
 

@@ -61,7 +61,7 @@ class HostKeyPolicy:
     def _changed(self, presented: str, known_keys: str) -> ConflictError:
         key = presented if "SHA256:" in presented or presented == "none" else described(presented)
         return ConflictError(
-            f"{self.server} presents another host key than the known one: {key}; known: {known_keys}",
+            f"{self.server} presents a host key that differs from the known one: {key}; known: {known_keys}",
             hint="the connection may be intercepted; if the server was reinstalled, "
             + ("correct the fingerprint" if self.fingerprint else f"ssh-keygen -R {self.target.key_name!r}"),
         )

@@ -100,7 +100,7 @@ def _log_in(
 
 def _require_pinned(presented: paramiko.PKey, pinned: paramiko.PKey, server: str) -> None:
     if presented != pinned:
-        raise VclusterError(f"{server} presents another host key than the cluster's key for it")
+        raise VclusterError(f"{server} presents a host key that differs from the one that the cluster recorded")
 
 
 def connect_server(

@@ -63,7 +63,7 @@ def _names_to_clear(context: Context, name: str | None, everything: bool) -> tup
     from vcluster.model import naming
 
     if name and everything:
-        raise RequestError("a name and --all exclude each other")
+        raise RequestError("a name and --all cannot be used together")
     if name:
         common.refuse_cluster_of_root(context, naming.check_cluster_name(name))
         return (name,)

@@ -57,7 +57,7 @@ def execute(
     from vcluster.commands import access
 
     if lines and output == "json":
-        raise RequestError("--lines and -o json exclude each other")
+        raise RequestError("--lines and -o json cannot be used together")
     context, plan = common.open_cluster(name)
     nodes = access.choose_nodes(plan, nodeset)
     printer = _LinePrinter([node.name for node in nodes])

@@ -65,11 +65,11 @@ def shell(
 def _require_one_or_all(node: str | None, everything: bool, nodeset: str | None, *, detach: bool = False) -> None:
     is_many = everything or nodeset is not None
     if node and is_many:
-        raise RequestError("a node and --all exclude each other")
+        raise RequestError("a node and --all cannot be used together")
     if not node and not is_many:
         raise RequestError("NODE is missing", hint="name a node, or use --all")
     if detach and not is_many:
-        raise RequestError("--detach is for --all")
+        raise RequestError("--detach works only with --all")
 
 
 def _screen(
@@ -114,7 +114,7 @@ def console(name: str | None, everything: bool, nodeset: str | None, detach: boo
     _require_one_or_all(node, everything, nodeset, detach=detach)
     context, plan = common.open_cluster(name)
     if log and not node:
-        raise RequestError("--log is for one node")
+        raise RequestError("--log works only with one node")
     if not log and shutil.which("virsh") is None:
         raise MissingError("virsh is not installed", hint="apt-get install libvirt-clients")
     if not node:
