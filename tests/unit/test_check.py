@@ -233,7 +233,8 @@ class FakePipe:
         self._lines = self._answer(request)
         self._log.add(self.name, "asked")
 
-    def read_line(self, deadline: Deadline, awaited: str) -> bytes:  # noqa: ARG002
+    def read_line(self, deadline: Deadline, awaited: str) -> bytes:
+        deadline.check(awaited)
         if not self._writes:
             self._log.wait(self.name, "ended")
         self._log.add(self.name, "answered")
@@ -256,8 +257,10 @@ class FakeSession:
         self, name: str, log: Log, *, output: bytes = b"", known: str = "one", program: str = "mpi-check"
     ) -> None:
         self.name, self._log, self._output, self._known, self._program = name, log, output, known, program
+        self.deadline = Deadline(20)
+        self.check: Callable[[str], None] = lambda _: None
 
-    def start_program(self, source: bytes, *, awaited: str, deadline: Deadline) -> FakePipe:  # noqa: ARG002
+    def start_program(self, source: bytes, *, awaited: str) -> FakePipe:  # noqa: ARG002
         assert source == guest.program("check")
         return FakePipe(self.name, self._log, self._lines)
 
@@ -282,7 +285,22 @@ def names_of(targets: list[dict[str, str]]) -> list[str]:
 
 def run(count: int, log: Log, *listeners: Listener, **differing: FakeSession) -> check.CheckReport:
     sessions = {name: differing.get(name) or FakeSession(name, log) for name in names(count)}
-    return check.run(samples.plan(count), sessions, deadline=Deadline(20), report=Reporter(listeners))  # type: ignore[arg-type]
+    deadline = Deadline(20)
+    for session in sessions.values():
+        session.deadline = deadline.with_check(session.check)
+    return check.run(samples.plan(count), sessions, deadline=deadline, report=Reporter(listeners))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["node1", "node2"])
+def test_a_node_that_stops_ends_the_check(name: str) -> None:
+    def stop(awaited: str) -> None:
+        raise VclusterError(f"{name} stopped running while vcluster waited for {awaited}")
+
+    log = Log()
+    stopped = FakeSession(name, log)
+    stopped.check = stop
+    with pytest.raises(VclusterError, match=f"{name} stopped running while vcluster waited for the check"):
+        run(3, log, **{name: stopped})
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 40])

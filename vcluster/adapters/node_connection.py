@@ -19,6 +19,10 @@ class NodeConnection(Protocol):
     def name(self) -> str:
         """The node's name."""
 
+    @property
+    def deadline(self) -> Deadline:
+        """The connection's own deadline. A wait on it also ends when the node stops, if libvirt is asked about it."""
+
     def run_program(
         self,
         source: bytes,

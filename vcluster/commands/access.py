@@ -73,7 +73,8 @@ def _jump_hosts(
             session = log_in(keys, via, node, user=user, deadline=patience)
         except DeadlineError as error:
             raise DeadlineError(error.message, hint=f"vcluster status {plan.name}") from error
-        session.deadline = deadline
+        server = fleet.servers.get(node.server) if fleet else None
+        session.deadline = server.until_stop(node, deadline) if server else deadline
         return session
 
     with ExitStack() as stack:

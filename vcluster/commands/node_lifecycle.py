@@ -279,8 +279,7 @@ class NodeLifecycle:
 
     def _log_in(self, node: Node, deadline: Deadline) -> ssh_session.Session:
         """Log in to a running node. The waits for the login and for the session's programs end when the node stops."""
-        run = self._server(node).hypervisor.run_of(node.domain, node.name)
-        deadline = deadline.with_check(run.check)
+        deadline = self._server(node).until_stop(node, deadline)
         via = self._jump_hosts.to(node, deadline)
         keys = self._cluster.keys
         try:

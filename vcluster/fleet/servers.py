@@ -23,7 +23,7 @@ from vcluster.agent.remote_agent import RemoteAgent
 from vcluster.config import passwords
 from vcluster.errors import MissingError, VclusterError
 from vcluster.model import naming
-from vcluster.model.plan import ServerPlan
+from vcluster.model.plan import Node, ServerPlan
 from vcluster.model.spec import ImageLogin, Login, ServerSpec
 from vcluster.render.ssh_files import Jump
 from vcluster.util import parallel
@@ -60,6 +60,10 @@ class Server:
         if self.libvirt is None:
             raise MissingError(f"{self.name} is used only as the switch, without libvirt")
         return self.libvirt
+
+    def until_stop(self, node: Node, deadline: Deadline) -> Deadline:
+        """The same deadline; a wait on it also ends when this running node stops."""
+        return deadline.with_check(self.hypervisor.run_of(node.domain, node.name).check)
 
     @property
     def host(self) -> str:

@@ -97,6 +97,8 @@ def run(
 ) -> CheckReport:
     """Ping, log in, share files and run MPI between all nodes. With `pairs` every login is made.
 
+    The deadline of each session derives from `deadline`: to cancel one cancels all.
+
     `proven` nodes passed an earlier check. Their logins and MPI are tested again only if what they depend on differs.
     At most `limit` nodes work at the same time, in addition to the head.
     """
@@ -135,7 +137,7 @@ class _Tests:
 
     def lead(self) -> Answer:
         """The head's part. Its program removes the shared files at the end of its input."""
-        head, deadline = self._plan.head, self._deadline
+        head, deadline = self._plan.head, self._deadline_of(self._plan.head)
         with self._start(head) as pipe:
             try:
                 with self._report.step("check", head.name, awaiting="ping, ssh and NFS"):
@@ -151,10 +153,11 @@ class _Tests:
 
     def follow(self, node: Node) -> Answer:
         """The part of another node, which reads the files after the head has written them."""
+        deadline = self._deadline_of(node)
         with self._report.step("check", node.name, awaiting="ping, ssh and NFS"), self._start(node) as pipe:
-            _wait(self._written.wait, self._deadline)
+            _wait(self._written.wait, deadline)
             pipe.shut()
-            answer = _answer(node, _receive(pipe, self._deadline))
+            answer = _answer(node, _receive(pipe, deadline))
         self._read.release()
         return answer
 
@@ -184,12 +187,14 @@ class _Tests:
     @contextmanager
     def _start(self, node: Node) -> Iterator[Pipe]:
         request = _probe(self._plan, node, self._token, pairs=self._pairs, proven=self._proven)
-        program = self._sessions[node.name].start_program(
-            guest.program("check"), awaited="the check", deadline=self._deadline
-        )
+        program = self._sessions[node.name].start_program(guest.program("check"), awaited="the check")
         with closing(program) as pipe:
-            pipe.write(json.dumps(request).encode() + b"\n", self._deadline, "the check")
+            pipe.write(json.dumps(request).encode() + b"\n", self._deadline_of(node), "the check")
             yield pipe
+
+    def _deadline_of(self, node: Node) -> Deadline:
+        """The deadline of the node's connection: a wait on it also ends when the node stops."""
+        return self._sessions[node.name].deadline
 
 
 def _wait(is_ready: Callable[..., bool], deadline: Deadline) -> None:

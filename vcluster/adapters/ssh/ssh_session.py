@@ -85,7 +85,7 @@ class Session:
         `awaited` names the program in messages. Its output is passed to `on_output` as it arrives, and is returned.
         """
         deadline = deadline or self.deadline
-        with timed_call(self.name, f"run {awaited}"), self._errors(awaited):
+        with timed_call(self.name, f"run {awaited}"), self._errors(awaited, deadline):
             channel = self._open_session(deadline)
             try:
                 channel.exec_command(shlex.join(argv))
@@ -120,8 +120,9 @@ class Session:
         awaited: str = "",
     ) -> Pipe:
         """Start a program and return its streams. Its standard error goes to the listener."""
-        with self._errors(awaited or f"the start of {argv[0]}"):
-            channel = self._open_session(deadline or self.deadline)
+        deadline = deadline or self.deadline
+        with self._errors(awaited or f"the start of {argv[0]}", deadline):
+            channel = self._open_session(deadline)
             pipe = SessionPipe(self.name, channel, on_error_output)
             channel.exec_command(shlex.join(argv))
         return pipe
@@ -143,10 +144,11 @@ class Session:
             raise ConnectionRefusedError(errno.ECONNREFUSED, f"no answer at {address} from {self.name}") from error
 
     @contextmanager
-    def _errors(self, awaited: str) -> Iterator[None]:
+    def _errors(self, awaited: str, deadline: Deadline) -> Iterator[None]:
         try:
             yield
         except (paramiko.SSHException, OSError, EOFError) as error:
+            deadline.check(f"{awaited} on {self.name}")  # it may know the cause
             raise VclusterError(f"{self.name}: the connection broke during {awaited}: {error_line(error)}") from error
 
     def _open_session(self, deadline: Deadline) -> paramiko.Channel:
