@@ -26,7 +26,7 @@ class Domain:
     """A domain of libvirt, which counts the questions about its run."""
 
     def __init__(self) -> None:
-        self.id, self.questions = 7, 0
+        self.id, self.questions, self.answers_before_off = 7, 0, 0
 
     def ID(self) -> int:  # noqa: N802 - libvirt's name
         return self.id
@@ -42,6 +42,9 @@ class Domain:
         return self
 
     def state(self) -> list[int]:
+        if self.answers_before_off:
+            self.answers_before_off -= 1
+            return [libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_RUNNING_BOOTED]
         return [libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_SHUTOFF_CRASHED]
 
 
@@ -79,6 +82,7 @@ class Boot:
 @pytest.fixture
 def node(monkeypatch: pytest.MonkeyPatch) -> Boot:
     monkeypatch.setattr(domain_run, "POLL_S", 0.01)
+    monkeypatch.setattr(domain_run, "REASON_S", 0.001)
     return Boot()
 
 
@@ -118,6 +122,23 @@ def test_the_requests_to_a_node_end(node: Boot, end: Callable[[Boot], None]) -> 
     end(node)
     with pytest.raises(VclusterError, match=r"during its identity: node1 stopped .*: QEMU crashed") as raised:
         connection.request({"do": "become"}, Deadline(20), "its identity")
+    assert raised.value.hint == "run the command again"
+    connection.disconnect()
+
+
+def test_the_reason_may_come_after_the_end_of_the_channel(node: Boot) -> None:
+    node.domain.answers_before_off = 2
+    end_of_channel(node)
+    with pytest.raises(VclusterError, match=STOPPED):
+        node.wait_ready()
+
+
+def test_a_program_on_a_stopped_node_ends_with_the_hint(node: Boot) -> None:
+    connection = SerialConnection("node1", node.channel, Deadline(20))
+    pipe = connection.start_program(b"", awaited="a program")
+    end_of_run(node)
+    with pytest.raises(VclusterError, match=r"the connection broke during a line: node1 stopped") as raised:
+        pipe.read_line(Deadline(20), "a line")
     assert raised.value.hint == "run the command again"
     connection.disconnect()
 

@@ -122,6 +122,10 @@ class SerialPipe(Pipe):
                 self.add_error_output(data)
         return self.error_output or ("" if code is None else f"the program ended with exit code {code}")
 
+    def broken(self, awaited: str, error: BaseException | None = None) -> VclusterError:
+        hint = self._failure.hint if self._failure else None
+        return VclusterError(super().broken(awaited, error).message, hint=hint)
+
     def on_message(self, message: dict[str, Any]) -> None:
         """Handle a message of the node about this program."""
         with self._changed:

@@ -9,6 +9,7 @@ import libvirt
 from vcluster.errors import VclusterError
 
 POLL_S = 1.0
+REASON_TRIES, REASON_S = 5, 0.1
 
 # virDomainShutoffReason, https://libvirt.org/html/libvirt-libvirt-domain.html
 STOP_REASONS = {
@@ -45,13 +46,21 @@ class DomainRun:
 
     def stopped(self, awaited: str) -> VclusterError:
         """The error of a run that has ended, with the reason if libvirt knows it."""
-        try:
-            state, number = self._domain.state()
-        except libvirt.libvirtError:  # the domain was removed
-            state, number = libvirt.VIR_DOMAIN_NOSTATE, 0
-        reason = STOP_REASONS.get(number) if state == libvirt.VIR_DOMAIN_SHUTOFF else None
+        reason = self._reason()
         message = f"{self.name} stopped running while vcluster waited for {awaited}"
         return VclusterError(f"{message}: {reason}" if reason else message, hint="run the command again")
+
+    def _reason(self) -> str | None:
+        """Why the domain is off; None if it is not, or was removed. Its stream may end before libvirt knows it."""
+        for _ in range(REASON_TRIES):
+            try:
+                state, number = self._domain.state()
+            except libvirt.libvirtError:
+                return None
+            if state == libvirt.VIR_DOMAIN_SHUTOFF:
+                return STOP_REASONS.get(number)
+            time.sleep(REASON_S)
+        return None
 
     def _present_id(self) -> int:
         """The id of the domain's present run; -1 without one."""
