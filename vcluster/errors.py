@@ -3,7 +3,7 @@
     VclusterError           1  it failed, or a check failed
     ├── RequestError        2  the request is wrong as written
     ├── MissingError        3  this host or a server lacks something
-    ├── ConflictError       4  something is in the way
+    ├── ConflictError       4  the present state does not allow it
     └── DeadlineError       1  a wait timed out
 
 The message of an error has two parts: what failed (with the server or node), and why. The hint is the command that
@@ -41,7 +41,7 @@ class MissingError(VclusterError):
 
 
 class ConflictError(VclusterError):
-    """Something that vcluster may not change is in the way."""
+    """The present state does not allow it: a name is in use, or a node is off, for example."""
 
     exit_code = 4
 

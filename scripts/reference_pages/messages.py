@@ -16,7 +16,7 @@ TITLES = {
     1: "Exit code 1: it failed, or a check failed",
     2: "Exit code 2: the request is wrong as written",
     3: "Exit code 3: this machine or a server lacks something",
-    4: "Exit code 4: something is in the way",
+    4: "Exit code 4: the present state does not allow it",
 }
 MISTAKES, FINDINGS, NOTES = "Mistakes in a configuration file", "Findings of doctor", "Notes"
 INTRODUCTION = """\

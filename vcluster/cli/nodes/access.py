@@ -117,7 +117,9 @@ class MpiexecCommand(Command):
 def mpiexec(name: str | None, argv: tuple[str, ...]) -> int:
     """Run an MPI program from the head node, on all nodes.
 
-    The options are those of MPICH's mpiexec. Rank 0 reads standard input; the other ranks read an empty input.
+    The options are those of MPICH's mpiexec. -n is the number of processes; without it, each CPU of each node runs one.
+    The program starts in the user's home folder, in which only cloud is shared. Rank 0 reads standard input; the other
+    ranks read an empty input.
     """
     from vcluster.commands import access
 

@@ -20,8 +20,8 @@ from vcluster.cli.nodes.access import become
 @arguments.name_option
 @arguments.user_option
 @click.option("-r", "is_recursive", is_flag=True, hidden=True, help="Accepted as scp does; folders are always copied.")
-@click.argument("sources", metavar="SRC...", nargs=-1, required=True, shell_complete=arguments.complete_node_paths)
-@click.argument("destination", metavar="DST", shell_complete=arguments.complete_node_paths)
+@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True, shell_complete=arguments.complete_node_paths)
+@click.argument("destination", metavar="DESTINATION", shell_complete=arguments.complete_node_paths)
 def copy(
     name: str | None,
     user: str | None,
@@ -31,7 +31,8 @@ def copy(
 ) -> None:
     """Copy files and folders to a node or from a node.
 
-    A path on a node is NODE:PATH. Either all sources or the destination are on one node. Modes and times are kept.
+    A path on a node is NODE:PATH. Copy from this machine to one node, or from one node to this machine. Modes and times
+    are kept.
     """
     from vcluster.commands import access
 
