@@ -61,13 +61,29 @@ def _connector(environment: dict[str, str]) -> Connector:
     from vcluster.adapters.libvirt.hypervisor import SYSTEM_URI
     from vcluster.fleet.servers import Connector
 
-    is_terminal = sys.stdin.isatty() and sys.stderr.isatty()
     return Connector(
         uri=environment.get("LIBVIRT_DEFAULT_URI") or SYSTEM_URI,
         environment=environment,
-        confirm=_confirm if is_terminal else None,
-        ask=_ask if is_terminal else None,
+        confirm=_confirm if can_ask() else None,
+        ask=_ask if can_ask() else None,
     )
+
+
+# Questions
+
+
+def can_ask() -> bool:
+    """Whether there is a terminal for a question and its answer."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def require_consent(question: str, *, declined: str) -> None:
+    """Ask on a terminal. Raises VclusterError with the text `declined` unless the answer is yes.
+
+    Without a terminal there is no question: a script means what it runs.
+    """
+    if can_ask() and not _confirm(question):
+        raise VclusterError(declined)
 
 
 # Several threads may ask; one question at a time.

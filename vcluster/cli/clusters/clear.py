@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -42,7 +41,8 @@ def clear(name: str | None, everything: bool, verify: bool, hosts: tuple[str, ..
     """Remove a cluster from every server it is on.
 
     On a terminal it asks first; -y answers yes. Without a terminal it does not ask, but it refuses to delete the
-    disk of a storage node without -y. When there is nothing to remove it prints so, and exits 0.
+    disk of a storage node without -y. When there is nothing to remove it prints so, and exits 0. `delete` and `destroy`
+    are other names of this command.
     """
     extra_servers = [server for host in hosts for server in servers_of(host)]
     with common.progress() as (context, _):
@@ -85,10 +85,10 @@ def _confirm(names: tuple[str, ...], data: tuple[str, ...]) -> None:
     """Ask on a terminal. Without one, a script means what it runs, except for disks with data."""
     for disk in data:
         click.echo(f"{disk}: its data will be deleted", err=True)
-    if sys.stdin.isatty() and sys.stderr.isatty():
-        click.confirm(f"Remove {', '.join(names)} with all nodes and their disks?", abort=True, err=True)
-    elif data:
+    if data and not common.can_ask():
         raise ConflictError("cannot ask whether to delete data: no terminal", hint="-y deletes it without a question")
+    question = f"Remove {', '.join(names)} with all nodes and their disks?"
+    common.require_consent(question, declined="nothing was removed")
 
 
 def _clear_all(

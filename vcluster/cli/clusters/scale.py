@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -50,6 +49,7 @@ def remove(nodes: tuple[str, ...], name: str | None, yes: bool, timeout_s: float
     """Remove nodes and their disks, for example 'node[3-4]'.
 
     Their power is cut; the other nodes keep running and are checked. The head node and storage nodes cannot be removed.
+    On a terminal it asks first; -y answers yes. Without a terminal it needs -y.
     """
     from vcluster.commands import inventory, scale
     from vcluster.model import naming
@@ -69,12 +69,12 @@ def _confirm(cluster: str, names: Sequence[str]) -> None:
     from vcluster.model import naming
 
     nodes = naming.folded(names)
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+    if not common.can_ask():
         raise ConflictError(
             f"cannot ask whether to delete the disks of {nodes}: no terminal",
             hint="-y deletes them without a question",
         )
-    click.confirm(f"Remove {nodes} of {cluster} and delete the disks?", abort=True, err=True)
+    common.require_consent(f"Remove {nodes} of {cluster} and delete the disks?", declined="nothing was removed")
 
 
 def _emit(output: str, found: Status, change: str, names: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -40,31 +41,41 @@ def on(name: str | None, nodeset: str | None, wait: bool, timeout_s: float, outp
     """Switch nodes on. A paused node is resumed."""
     from vcluster.commands import power
 
-    _switch(name, nodeset, output, lambda *nodes: power.turn_on(*nodes, ready_by=_ready_by(wait, timeout_s)))
+    _switch(name, nodeset, output, functools.partial(power.turn_on, ready_by=_ready_by(wait, timeout_s)))
 
 
 @power.command()
 @arguments.cluster_argument
 @arguments.nodes_option
+@arguments.yes_option
 @arguments.output_option
-def off(name: str | None, nodeset: str | None, output: str) -> None:
-    """Cut the power of nodes; unwritten data is lost."""
+def off(name: str | None, nodeset: str | None, yes: bool, output: str) -> None:
+    """Cut the power of nodes; unwritten data is lost.
+
+    Without -w it cuts the power of all nodes. On a terminal it asks first; -y answers yes.
+    """
     from vcluster.commands import power
 
-    _switch(name, nodeset, output, power.turn_off)
+    _switch(name, nodeset, output, power.turn_off, asks=not yes)
 
 
 @power.command()
 @arguments.cluster_argument
 @arguments.nodes_option
 @wait_option
+@arguments.yes_option
 @arguments.timeout_option(600)
 @arguments.output_option
-def cycle(name: str | None, nodeset: str | None, wait: bool, timeout_s: float, output: str) -> None:
-    """Cut the power of nodes, and switch them on again."""
+def cycle(name: str | None, nodeset: str | None, wait: bool, yes: bool, timeout_s: float, output: str) -> None:
+    """Cut the power of nodes, and switch them on again.
+
+    Without -w it cuts the power of all nodes. On a terminal it asks first; -y answers yes.
+    """
     from vcluster.commands import power
 
-    _switch(name, nodeset, output, lambda *nodes: power.cycle(*nodes, ready_by=_ready_by(wait, timeout_s)))
+    _switch(
+        name, nodeset, output, lambda *nodes: power.cycle(*nodes, ready_by=_ready_by(wait, timeout_s)), asks=not yes
+    )
 
 
 def _ready_by(wait: bool, timeout_s: float) -> Deadline | None:
@@ -74,14 +85,22 @@ def _ready_by(wait: bool, timeout_s: float) -> Deadline | None:
 
 
 def _switch(
-    name: str | None, nodeset: str | None, output: str, work: Callable[[Context, Plan, tuple[Node, ...]], Outcomes]
+    name: str | None,
+    nodeset: str | None,
+    output: str,
+    work: Callable[[Context, Plan, tuple[Node, ...]], Outcomes],
+    *,
+    asks: bool = False,
 ) -> None:
-    """Do the work, and print the outcome of each node; errors come at the end."""
+    """Do the work, and print the outcome of each node; errors come at the end. `asks` is about work on all nodes."""
     from vcluster.commands import access
     from vcluster.util import parallel
 
     _, plan = common.open_cluster(name)
     nodes = access.choose_nodes(plan, nodeset)
+    if asks and nodeset is None:
+        question = f"Cut the power of all nodes of {plan.name}? Unwritten data is lost."
+        common.require_consent(question, declined="nothing was switched off")
     with common.progress() as (context, _):
         outcomes = work(context, plan, nodes)
     errors = [outcome for outcome in outcomes.values() if isinstance(outcome, VclusterError)]
