@@ -17,6 +17,7 @@ setup(
     packages=[*find_packages(include=["vcluster", "vcluster.*"]), "vcluster.recipes"],
     package_dir={"vcluster.recipes": "images"},
     package_data={"vcluster": ["py.typed"], "vcluster.recipes": RECIPES},
+    data_files=[("share/vcluster", ["config.template"])],
     entry_points={"console_scripts": ["vcluster=vcluster.cli.main:run"]},
     install_requires=[
         "ClusterShell>=1.9",

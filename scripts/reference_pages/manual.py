@@ -12,10 +12,10 @@ from vcluster.config.options import PANELS
 
 EXIT_CODES = {
     0: "Done.",
-    1: "It failed, or a check failed.",
+    1: "It failed, a check failed, or the answer to a question was not yes.",
     2: "The request is wrong as written.",
     3: "This host or a server lacks something.",
-    4: "Something is in the way.",
+    4: "The present state does not allow it: a name is in use, or a node is off, for example.",
     130: "Interrupted.",
 }
 ABOUT = (

@@ -21,6 +21,7 @@ from vcluster.commands import admission
 from vcluster.commands.create import create
 from vcluster.errors import ConflictError, MissingError, VclusterError
 from vcluster.fleet.context import Context
+from vcluster.fleet.ledger import VERSION, Ledger
 from vcluster.fleet.servers import Server, ServerRequest
 from vcluster.model.spec import StorageNode
 from vcluster.planning.placement import overcommitments
@@ -85,6 +86,11 @@ def forbid(world: World, reason: str) -> None:
             world.has_rights = False
         case "folder":
             world.context.files("lab").folder.mkdir(parents=True)
+        case "cluster" | "creating" | "former version":
+            files, state = world.context.files("lab"), "creating" if reason == "creating" else "ready"
+            files.folder.mkdir(parents=True)
+            version = VERSION - 1 if reason == "former version" else VERSION
+            files.write_ledger(Ledger(version, state, "", samples.plan(2)))
         case "parts":
             world.present = (OwnedItem("domain", "lab.node1", "lab"),)  # type: ignore[assignment]
         case "interface":
@@ -98,10 +104,17 @@ def forbid(world: World, reason: str) -> None:
     [
         ("user", MissingError, r"needs root \(CAP_NET_ADMIN\)"),
         ("capability", MissingError, "root lacks CAP_NET_ADMIN, so it cannot create network interfaces"),
-        ("folder", ConflictError, "cluster lab exists"),
-        ("parts", ConflictError, "cluster lab exists"),
+        ("folder", ConflictError, "parts of cluster lab are left"),
+        ("parts", ConflictError, "parts of cluster lab are left"),
+        ("creating", ConflictError, "parts of cluster lab are left"),
+        ("cluster", ConflictError, "cluster lab exists already"),
+        ("former version", ConflictError, "cluster lab exists already"),
         ("interface", ConflictError, "interface vc-lab exists and does not belong to this cluster"),
-        ("memory", MissingError, "need 1408 MiB of memory"),
+        (
+            "memory",
+            MissingError,
+            r"need 1920 MiB of memory, 2 times 704 \(512 for a node, 192 for its QEMU\) and a reserve of 512, but 1919",
+        ),
     ],
 )
 def test_create_and_plan_refuse_the_same(
@@ -117,6 +130,13 @@ def test_create_and_plan_refuse_the_same(
     output = capsys.readouterr()
     assert output.out == ""
     assert re.search(message, output.err)
+
+
+def test_a_cluster_that_is_changed_now_is_not_to_be_cleared(world: World) -> None:
+    files = world.context.files("lab")
+    with files.locked(), pytest.raises(ConflictError, match="cluster lab exists already") as raised:
+        create(world.context, samples.spec(2), image_name="debian12", accel="tcg", keep=False)
+    assert raised.value.hint == "vcluster status lab, or use another --name"
 
 
 def test_a_plan_is_printed_with_its_overcommitments(

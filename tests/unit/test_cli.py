@@ -18,7 +18,10 @@ from vcluster.model.spec import Login, ServerSpec, Spec
     ("arguments", "message"),
     [
         (["remote", "create"], "Missing option '--switch'"),
-        (["remote", "create", "--switch", "localhost"], "the switch is this machine itself"),
+        (
+            ["remote", "create", "--switch", "localhost"],
+            "--switch: the switch is this machine itself (vcluster local create)\n",
+        ),
         (["remote", "create", "--switch", "-oProxyCommand=x"], "is not a host"),
         (["remote", "create", "--switch", "a b"], "is not a host"),
         (["remote", "create", "--switch", "server2:0"], "is not a port"),
@@ -110,14 +113,14 @@ def test_options_and_variables_become_a_spec(monkeypatch: pytest.MonkeyPatch, tm
 
 
 @pytest.mark.parametrize(("subnet", "is_public"), [("8.8.8.0/24", True), ("10.7.0.0/24", False)])
-def test_a_public_subnet_is_noted(
+def test_a_public_subnet_is_a_warning(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, subnet: str, is_public: bool
 ) -> None:
     monkeypatch.setenv("VCLUSTER_IMAGE_DIR", str(tmp_path / "none"))
     monkeypatch.setattr(common, "require_root", lambda _: None)
     monkeypatch.setattr(sys, "argv", ["vcluster", "local", "create", "--plan", "--subnet", subnet])
     assert main._run() == 2  # a plan needs an image, and the store is empty
-    assert (f"{subnet} is a public network" in capsys.readouterr().err) is is_public
+    assert (f"warning: {subnet} has public addresses: " in capsys.readouterr().err) is is_public
 
 
 def test_all_mistakes_of_a_command_at_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import asdict, is_dataclass, replace
 from dataclasses import fields as dataclass_fields
 from ipaddress import IPv4Address, IPv4Network
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from vcluster.config import config_file, options, readers, request
+from vcluster.config import config_file, ini_file, options, readers, request
 from vcluster.errors import RequestError
 from vcluster.images.store import DEFAULT_IMAGE
 from vcluster.model.facts import Facts
@@ -326,7 +327,7 @@ password = env:hunter2!
         ("nodes = 4", "nodes = 4\rx", "2: this line contains a control character"),
         ("nodes = 4", "nodes = 4\nname = \x1b[1mx", "3: this line contains a control character"),
         ("nodes = 4", "nodes = 4\u2028name = x", "2: this line contains a control character"),
-        ("[cluster]", "name = lab\n[cluster]", "1: this line is before the first [section]"),
+        ("[cluster]", "name = lab\n[cluster]", "1: this line is before the first [section]; write [cluster] above it"),
         ("nodes = 4", "nodes = 4\nnodes = 5", "3: [cluster] nodes: is a duplicate; the first is on line 2"),
         ("[switch]", "[cluster]\n[switch]", "3: [cluster]: is a duplicate; the first is on line 1"),
         ("[server server3]", "[server server3]\n[server  server1]", "8: [server server1]: is a duplicate; the first "
@@ -340,6 +341,10 @@ password = env:hunter2!
          "NAME]"),
         ("[cluster]", "[xyz]\n[cluster]", "1: [xyz]: unknown section; known sections are [cluster], [switch] and "
          "[server NAME]"),
+        ("[switch]", "[switchh]", "3: [switchh]: unknown section; did you mean [switch]?"),
+        ("nodes = 4", "nodes = 4\nname = \"mylab\"", "3: [cluster] name: cluster name '\"mylab\"' is not a name; "
+         "lower-case letters, digits and hyphens, a letter first, at most 32 characters; remove the quotes"),
+        ("nodes = 4", "nodes = '4'", "2: [cluster] nodes: \"'4'\" is not a number; 1 to 4094; remove the quotes"),
         ("nodes = 4", "nodes = 4\nmemmory = 512", "3: [cluster] memmory: unknown key; did you mean memory?"),
         ("nodes = 4", "node = 4", "2: [cluster] node: unknown key; did you mean nodes?"),
         ("nodes = 4", "nodes = 4\nName = x", "3: [cluster] Name: unknown key; did you mean name?"),
@@ -839,10 +844,25 @@ def test_a_nul_and_bytes_that_are_not_utf_8(tmp_path: Path) -> None:
         config_file.read(path)
 
 
+def test_misspelled_server_sections_are_not_missing_too() -> None:
+    lines = errors_in(SMALL.replace("[server ", "[servr "))
+    assert all(line.endswith("]: unknown section; did you mean [server NAME]?") for line in lines), lines
+
+
+def test_an_installed_template_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(ini_file, "__file__", str(tmp_path / "site/vcluster/config/ini_file.py"))
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    assert ini_file.template() == "config.template"
+    installed = tmp_path / "share/vcluster/config.template"
+    installed.parent.mkdir(parents=True)
+    installed.touch()
+    assert ini_file.template() == str(installed)
+
+
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"config\.ini does not exist") as raised:
         config_file.read(tmp_path / "config.ini")
-    assert raised.value.hint == "copy config.template and edit the copy"
+    assert raised.value.hint == f"copy {TEMPLATE} and edit the copy"
     with pytest.raises(RequestError, match="is not a regular file"):
         config_file.read(tmp_path)
     with pytest.raises(RequestError, match="is not a regular file"):

@@ -113,7 +113,9 @@ def test_the_name_is_an_argument_and_an_option() -> None:
         if isinstance(command, click.Group):
             continue
         parameters = command.get_params(click.Context(command))
-        if any(isinstance(one, click.Argument) and one.human_readable_name == "[NAME]" for one in parameters):
+        if any(
+            isinstance(one, click.Argument) and one.human_readable_name.rstrip("…") == "[NAME]" for one in parameters
+        ):
             takes_argument.add(path)
         if any("--name" in one.opts for one in parameters):
             takes_option.add(path)

@@ -159,7 +159,7 @@ def test_valid_operands(sources: list[str], destination: str) -> None:
 @pytest.mark.parametrize(
     ("sources", "destination", "message"),
     [
-        (["data"], "/tmp", "none of 'data', '/tmp' is on a node"),
+        (["data"], "/tmp", "no path names a node: 'data', '/tmp'; write NODE:PATH"),
         (["node1:a"], "node2:b", "both ends of the copy are on nodes: 'node1:a', 'node2:b'"),
         (["a:b"], "node1:", "cluster lab has no node 'a'"),
         (["data"], "node9:", "cluster lab has no node 'node9'"),
@@ -176,6 +176,23 @@ def test_valid_operands(sources: list[str], destination: str) -> None:
 def test_invalid_operands(sources: list[str], destination: str, message: str) -> None:
     with pytest.raises(RequestError, match=message):
         access.choose_copy(PLAN, sources, destination)
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("operands", "hint"),
+    [
+        ("data node1", "vcluster copy data node1:cloud/"),
+        ("data a node2", "vcluster copy data a node2:cloud/"),
+        ("node2 .", "vcluster copy node2:cloud/ ."),
+        ("data /tmp", "vcluster copy data node1:/tmp"),
+    ],
+)
+def test_operands_without_a_node_are_answered_with_the_command(operands: str, hint: str) -> None:
+    *sources, destination = operands.split()
+    with pytest.raises(RequestError) as raised:
+        access.choose_copy(PLAN, sources, destination)
+    assert raised.value.hint == hint
 
 
 # Scripts and payloads

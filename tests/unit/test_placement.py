@@ -82,8 +82,8 @@ def test_free_memory_and_disk_are_limits_without_declarations() -> None:
         places_of(7, RED, BLUE, free=free)
     assert raised.value.message.splitlines() == [
         "7 nodes (1 CPU, 512 MiB, 8 GiB each) do not fit on the servers; at most 6 fit",
-        "red: at most 2, by ram (1408 MiB free, a node takes 704)",
-        "blue: at most 4, by hdd (1024 MiB free, a node takes 256)",
+        "red: at most 2, by ram (1408 MiB free for nodes, a node and its QEMU take 704)",
+        "blue: at most 4, by hdd (1024 MiB free for nodes, a node takes 256 at first)",
     ]
 
 
@@ -103,7 +103,10 @@ def test_a_request_for_more_nodes_than_a_server_holds() -> None:
     with pytest.raises(MissingError) as raised:
         places_of(4, replace(RED, nodes=2), replace(BLUE, nodes=2), free=free)
     assert "at most 3 fit" in raised.value.message
-    assert "blue: at most 1, by ram (704 MiB free, a node takes 704); 2 requested" in raised.value.message
+    assert (
+        "blue: at most 1, by ram (704 MiB free for nodes, a node and its QEMU take 704); 2 requested"
+        in raised.value.message
+    )
 
 
 def test_a_first_server_without_room_for_the_head() -> None:

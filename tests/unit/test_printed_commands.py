@@ -38,7 +38,8 @@ RENDERERS = {PROGRAM / "cli/output/hints.py", PROGRAM / "cli/help_layout.py"}
 PROSE = ("vcluster ssh, and", "vcluster console")
 # The value of an expression in a message, by a part of its source.
 SAMPLES = {
-    "folded": "node[2-3]", "nodes[0]": "node1", "address": "192.0.2.1", "host": "192.0.2.1", "local": "192.0.2.1",
+    "folded": "node[2-3]", "quote(value)": "node6",
+    "nodes[0]": "node1", "address": "192.0.2.1", "host": "192.0.2.1", "local": "192.0.2.1",
     "vni": "40", "port": "4789", "mtu": "1450", "count": "2", "_where": "", "state[": "x", "removal": "",
 }  # fmt: skip
 
@@ -276,7 +277,7 @@ def alice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("command", ["status", "ssh node1", "exec -- true", "stop", "clear"])
 @pytest.mark.parametrize(
     ("roots", "hint"),
-    [(("demo",), "root has: demo (sudo vcluster status demo)"), (("a", "b"), "root has: a, b (sudo vcluster list)")],
+    [(("demo",), "root has: demo (sudo vcluster COMMAND)"), (("a", "b"), "root has: a, b (sudo vcluster list)")],
 )
 def test_a_user_without_clusters_learns_who_has_some(
     alice: Path,
@@ -290,6 +291,7 @@ def test_a_user_without_clusters_learns_who_has_some(
     make_clusters(alice, *roots)
     exit_code, error = type_in(monkeypatch, capsys, *command.split())
     assert exit_code == 2
+    hint = hint.replace("COMMAND", command)
     assert error == f"vcluster: user alice has no clusters on this machine; {hint}\n"
 
 
@@ -301,7 +303,7 @@ def test_a_user_learns_that_a_cluster_is_roots(
         exit_code, error = type_in(monkeypatch, capsys, *command.split())
         assert exit_code == 2
         assert error == (
-            "vcluster: user alice has no cluster demo on this machine; root has: demo (sudo vcluster status demo)\n"
+            f"vcluster: user alice has no cluster demo on this machine; root has: demo (sudo vcluster {command})\n"
         )
 
 

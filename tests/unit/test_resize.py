@@ -125,8 +125,8 @@ def test_the_server_with_the_fewest_nodes_and_room_is_chosen() -> None:
         larger(plan, 2, facts=facts)
     assert raised.value.message.splitlines() == [
         "2 more nodes do not fit on the servers; at most 1 fit",
-        "red: at most 1 more, by ram (704 MiB free, a node takes 704)",
-        "blue: at most 0 more, by ram (700 MiB free, a node takes 704)",
+        "red: at most 1 more, by ram (704 MiB free for nodes, a node and its QEMU take 704)",
+        "blue: at most 0 more, by ram (700 MiB free for nodes, a node and its QEMU take 704)",
     ]
 
 

@@ -77,6 +77,13 @@ def test_a_whole_shared_cluster() -> None:
     assert found.missing == ()
 
 
+# What a node that is not missing gets in place of `missing: `.
+SHOWN = {
+    "node node3 on blue": "off: node3 (vcluster power on -w node3)",
+    f"node node3 on blue: paused ({FULL.reason})": f"paused: node3: {FULL.reason} (vcluster power on -w node3)",
+}
+
+
 @pytest.mark.parametrize(
     ("server", "change", "words"),
     [
@@ -99,7 +106,22 @@ def test_missing_parts_are_listed(server: str, change: dict[str, object] | None,
     found = status_of(SHARED, ledger_state="ready", is_being_changed=False, seen=servers, lost={"blue": "no answer"})
     assert found.state == "partial"
     assert words in found.missing
-    assert f"missing: {words}" in status_report.text(status_report.document(found), ROOT)
+    lines = status_report.text(status_report.document(found), ROOT).splitlines()
+    line = SHOWN.get(words, f"missing: {words}")
+    assert line in lines
+    assert ("to recreate it: vcluster repair lab" in lines) is line.startswith("missing: ")
+
+
+def test_nodes_that_are_off_are_not_missing() -> None:
+    found = seen({"lab.node1": UP, "lab.node2": DOWN}, {"vc-lab"})
+    assert found.missing == ("node node2",)  # a contract with scripts
+    text = status_report.text(status_report.document(found), replace(ROOT, clusters=("lab", "other")))
+    assert text.splitlines()[-1] == "off: node2 (vcluster power on lab -w node2)"
+    assert "missing" not in text
+    stopped = seen({"lab.node1": DOWN, "lab.node2": DOWN}, {"vc-lab"})
+    assert "off:" not in status_report.text(status_report.document(stopped), ROOT)
+    gone = seen({"lab.node1": UP}, {"vc-lab"})
+    assert "missing: node node2\nto recreate it: " in status_report.text(status_report.document(gone), ROOT)
 
 
 def test_a_paused_node_keeps_its_port_and_shows_the_reason() -> None:

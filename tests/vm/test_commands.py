@@ -109,7 +109,7 @@ def ready_afterwards(cluster: Cluster) -> Iterator[None]:
         (["exec", "-w", "red[", "--", "true"], 2, "is not a nodeset"),
         (["console", "../red1", "--log"], 2, "has no node"),
         (["status", "none"], 2, "cluster none does not exist"),
-        (["local", "create", "-n", "1"], 4, "cluster lab exists"),
+        (["local", "create", "-n", "1"], 4, "cluster lab exists already"),
         (["local", "create", "-n", "1", "--name", "b", "--subnet", "10.0.0.128/25"], 4, "overlaps a subnet of cluster"),
         (
             ["local", "create", "-n", "1", "--name", "b", "--subnet", "172.31.255.0/28"],

@@ -279,7 +279,7 @@ def test_files_and_folders_go_to_a_node_and_come_back(cluster: Cluster, tmp_path
 @pytest.mark.parametrize(
     ("source", "destination", "reason"),
     [
-        ("/etc/hosts", "/tmp/hosts", "none of '/etc/hosts', '/tmp/hosts' is on a node"),
+        ("/etc/hosts", "/tmp/hosts", "no path names a node: '/etc/hosts', '/tmp/hosts'"),
         ("red1:/etc/hosts", "red2:/tmp/hosts", "both ends of the copy are on nodes"),
         ("red9:/etc/hosts", "/tmp", "cluster lab has no node 'red9'"),
         ("root@red1:/etc/hosts", "/tmp", "'root@red1' is not a node (-l USER sets the user)"),

@@ -45,14 +45,14 @@ class Number(click.ParamType):  # type: ignore[type-arg]
 
 def complete_clusters(ctx: click.Context, param: click.Parameter, text: str) -> list[CompletionItem]:  # noqa: ARG001 - click's signature
     """Names of clusters."""
-    return _beginning_with(text, _cluster_names())
+    return _beginning_with(text, cluster_names())
 
 
 def complete_nodes(ctx: click.Context, param: click.Parameter, text: str) -> list[CompletionItem]:  # noqa: ARG001 - click's signature
     """Names of nodes of the chosen cluster, or of the only one."""
     chosen = ctx.params.get("name") or ctx.params.get("name_option") or os.environ.get("VCLUSTER_NAME")
-    names = [chosen] if chosen else _cluster_names()
-    return _beginning_with(text, _node_names(names[0]) if len(names) == 1 else [])
+    names = [chosen] if chosen else cluster_names()
+    return _beginning_with(text, node_names(names[0]) if len(names) == 1 else [])
 
 
 def complete_node_paths(ctx: click.Context, param: click.Parameter, text: str) -> list[CompletionItem]:
@@ -80,7 +80,8 @@ def _beginning_with(text: str, names: list[str]) -> list[CompletionItem]:
     return [CompletionItem(name) for name in names if name.startswith(text)]
 
 
-def _cluster_names() -> list[str]:
+def cluster_names() -> list[str]:
+    """The clusters in the user's state folder; none if it cannot be read."""
     from vcluster.fleet import ledger
 
     try:
@@ -89,7 +90,8 @@ def _cluster_names() -> list[str]:
         return []
 
 
-def _node_names(cluster: str) -> list[str]:
+def node_names(cluster: str) -> list[str]:
+    """The nodes of a cluster; none if its ledger cannot be read."""
     from vcluster.errors import VclusterError
     from vcluster.fleet import ledger
 
@@ -111,6 +113,12 @@ def name_option(function: F) -> F:
     )(function)  # fmt: skip
 
 
+_second_name_option: Callable[[F], F] = click.option(
+    "--name", "name_option", envvar="VCLUSTER_NAME", metavar="NAME", shell_complete=complete_clusters,
+    help="The same as the argument NAME.",
+)  # fmt: skip
+
+
 def cluster_argument(function: F) -> F:
     """NAME as the first argument or as --name. The command receives one `name`."""
 
@@ -118,12 +126,20 @@ def cluster_argument(function: F) -> F:
     def with_one_name(*args: Any, name: str | None, name_option: str | None, **kwargs: Any) -> Any:
         return function(*args, name=_one_name(name, name_option), **kwargs)
 
-    option = click.option(
-        "--name", "name_option", envvar="VCLUSTER_NAME", metavar="NAME", shell_complete=complete_clusters,
-        help="The same as the argument NAME.",
-    )  # fmt: skip
     argument = click.argument("name", required=False, metavar="[NAME]", shell_complete=complete_clusters)
-    return argument(option(with_one_name))  # type: ignore[return-value]
+    return argument(_second_name_option(with_one_name))  # type: ignore[return-value]
+
+
+def clusters_argument(function: F) -> F:
+    """NAMEs as arguments, or one as --name. The command receives `names`."""
+
+    @functools.wraps(function)
+    def with_names(*args: Any, names: tuple[str, ...], name_option: str | None, **kwargs: Any) -> Any:
+        one = _one_name(names[0] if names else None, name_option)
+        return function(*args, names=names or tuple(filter(None, [one])), **kwargs)
+
+    argument = click.argument("names", nargs=-1, metavar="[NAME]…", shell_complete=complete_clusters)
+    return argument(_second_name_option(with_names))  # type: ignore[return-value]
 
 
 def _one_name(argument: str | None, option: str | None) -> str | None:

@@ -38,12 +38,12 @@ def check(name: str | None, pairs: bool, timeout_s: float, output: str) -> None:
 )  # fmt: skip
 @arguments.timeout_option(60)
 @arguments.output_option
-@click.argument("start", metavar="NODE", shell_complete=arguments.complete_nodes)
-@click.argument("end", metavar="NODE", shell_complete=arguments.complete_nodes)
+@click.argument("start", metavar="FROM", shell_complete=arguments.complete_nodes)
+@click.argument("end", metavar="TO", shell_complete=arguments.complete_nodes)
 def path(name: str | None, packets: int, timeout_s: float, output: str, start: str, end: str) -> None:
     """Prove which ports packets cross between two nodes.
 
-    Sends packets from the first node to the second and back, and reads the counters of each port. Exits 1 unless every
+    Sends packets from the node FROM to the node TO and back, and reads the counters of each port. Exits 1 unless every
     packet crossed the switch.
     """
     from vcluster.cli.output import path_report

@@ -128,8 +128,11 @@ def emit(output: str, document: object, text: Callable[[Any], str]) -> None:
 # The choice of the cluster
 
 
-def choose_cluster(context: Context, name: str | None) -> str:
-    """The cluster that a command is about: the named one, or the only one there is."""
+def choose_cluster(context: Context, name: str | None, *, absent_hint: str = "vcluster list") -> str:
+    """The cluster that a command is about: the named one, or the only one there is.
+
+    `absent_hint` is the hint when no cluster has this name.
+    """
     from vcluster.fleet import ledger
     from vcluster.model import naming
 
@@ -138,8 +141,10 @@ def choose_cluster(context: Context, name: str | None) -> str:
         raise RequestError(f"there are {len(names)} clusters: {', '.join(names)}", hint="name one of them: --name NAME")
     if name is not None:
         naming.check_cluster_name(name)
+    if name and name not in names and (mistake := node_as_cluster(name)):
+        raise mistake
     if name not in (None, *names) or not names:
-        raise _no_cluster(context, name)
+        raise _no_cluster(context, name, absent_hint=absent_hint)
     chosen = name or names[0]
     invocation().cluster = chosen
     return chosen
@@ -178,17 +183,36 @@ def clusters_of_root(context: Context) -> tuple[str, ...]:
     return ledger.cluster_names(ROOT_STATE) if os.geteuid() and context.state_root != ROOT_STATE else ()
 
 
-def _no_cluster(context: Context, name: str | None) -> RequestError:
+def node_as_cluster(name: str) -> RequestError | None:
+    """The error when a node of the user has this name: the command takes the name of a cluster."""
+    from vcluster.cli import arguments
+    from vcluster.cli.output.hints import CLUSTER_COMMANDS, NODE_COMMANDS
+
+    owner = next((cluster for cluster in arguments.cluster_names() if name in arguments.node_names(cluster)), None)
+    if owner is None:
+        return None
+    invocation().cluster = owner
+    command = click.get_current_context().command_path.partition(" ")[2]
+    if command in NODE_COMMANDS:
+        hint = f"vcluster {NODE_COMMANDS[command]} {name}"
+    else:
+        hint = f"vcluster {command} {owner}" if CLUSTER_COMMANDS.get(command) else f"--name {owner}"
+    return RequestError(f"{name} is a node of {owner}; {command} takes the name of a cluster", hint=hint)
+
+
+def _no_cluster(context: Context, name: str | None, *, absent_hint: str = "vcluster list") -> RequestError:
     """The user may look for a cluster that root has created."""
+    from vcluster.cli.output.hints import RUN_WITH_SUDO
+
     roots = clusters_of_root(context)
     if roots and name in (None, *roots):
         missing = f"cluster {name}" if name else "clusters"
         own = f"user {reader().user} has no {missing} on this machine"
-        hint = f"sudo vcluster status {name or roots[0]}" if name or len(roots) == 1 else "sudo vcluster list"
+        hint = RUN_WITH_SUDO if name or len(roots) == 1 else "sudo vcluster list"
         return RequestError(f"{own}; root has: {', '.join(roots)}", hint=hint)
     if name is None:
         return RequestError("no cluster exists", hint="vcluster local create -n 4")
-    return RequestError(f"cluster {name} does not exist", hint="vcluster list")
+    return RequestError(f"cluster {name} does not exist", hint=absent_hint)
 
 
 def invocation() -> Invocation:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -46,7 +48,7 @@ def doctor(config: Path | None, host: str | None, output: str) -> None:
     )
     if spec:
         findings += work.check_servers(context, spec)
-    complete = common.reader().complete_hint
+    complete = functools.partial(common.reader().complete_hint, arguments=sys.argv[1:])
     document = [_document(one) for one in findings]
     common.emit(output, document, lambda found: "\n".join(_line(one, complete) for one in found))
     errors = [finding for finding in findings if finding.level == "error"]

@@ -18,6 +18,10 @@ from vcluster.cli.nodes import access, copy, execute, power, provision, terminal
 from vcluster.errors import EXIT_INTERRUPTED, SeveralErrors, VclusterError
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+# A group without a command: its help is the message. Before click 8.2 this was not an error.
+HELP: tuple[type[click.ClickException], ...] = tuple(
+    filter(None, [getattr(click.exceptions, "NoArgsIsHelpError", None)])
+)
 SECTIONS = {
     "Create and delete": ("local", "remote", "shared", "clear", "list", "status", "add", "remove"),
     "Run on nodes": ("ssh", "exec", "mpiexec", "shell", "copy", "provision", "console"),
@@ -78,6 +82,9 @@ def _run() -> int:
         result = main.main(prog_name="vcluster", standalone_mode=False, auto_envvar_prefix=None, obj=invocation)
         sys.stdout.flush()  # an error at exit would have neither a message nor an exit code
         return result if isinstance(result, int) else 0
+    except HELP as error:
+        click.echo(error.format_message(), err=True)
+        return error.exit_code
     except click.ClickException as error:
         return _complain(error.format_message(), _usage_hint(error), error.exit_code, invocation)
     except SeveralErrors as error:

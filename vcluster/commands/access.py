@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence, Set
@@ -224,7 +225,8 @@ def choose_copy(plan: Plan, sources: Sequence[str], destination: str) -> Node:
         _require_copy_node(plan, node)
     operands = ", ".join(map(shown, (*sources, destination)))
     if not nodes:
-        raise RequestError(f"none of {operands} is on a node", hint=f"for example {plan.head.name}:/tmp")
+        hint = shlex.join(("vcluster", "copy", *_with_node(plan, sources, destination)))
+        raise RequestError(f"no path names a node: {operands}; write NODE:PATH", hint=hint)
     if to is not None and any(side is not None for side in remote_sources):
         raise RequestError(
             f"both ends of the copy are on nodes: {operands}",
@@ -240,6 +242,16 @@ def choose_copy(plan: Plan, sources: Sequence[str], destination: str) -> Node:
     if missing:
         raise RequestError(f"{shown(missing[0])} does not exist on this machine")
     return choose_node(plan, nodes[0])
+
+
+def _with_node(plan: Plan, sources: Sequence[str], destination: str) -> tuple[str, ...]:
+    """The operands with a node: the one whose name is an operand, or else the head as the destination."""
+    names = {node.name for node in plan.nodes}
+    if destination in names:
+        return (*sources, f"{destination}:cloud/")
+    if names & set(sources):
+        return (*(f"{source}:cloud/" if source in names else source for source in sources), destination)
+    return (*sources, f"{plan.head.name}:{destination}")
 
 
 def _require_copy_node(plan: Plan, node: str) -> None:

@@ -53,11 +53,16 @@ def plan_cluster(
 
 def refuse_existing(fleet: Fleet, files: ClusterFiles) -> None:
     """Raise ConflictError if the cluster exists here or on a server of the fleet, also if only parts are left of it."""
+    ledger = files.read_ledger()
+    if files.is_locked() or files.is_of_another_version() or (ledger and ledger.state == "ready"):
+        raise ConflictError(
+            f"cluster {files.name} exists already", hint=f"vcluster status {files.name}, or use another --name"
+        )
     found = next((server for server in fleet.servers.values() if survey(server, files.name)), None)
     if files.folder.exists() or found:
         away = found if found and found.session and not files.folder.exists() else None
         raise ConflictError(
-            f"cluster {files.name} exists{f' on {away.name}' if away else ''}, or parts of it are left",
+            f"parts of cluster {files.name} are left{f' on {away.name}' if away else ''}",
             hint=f"vcluster clear {files.name}{f' --on {away.host}' if away else ''}, or use another --name",
         )
 

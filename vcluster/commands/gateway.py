@@ -71,7 +71,7 @@ def _require_gateway(plan: Plan) -> Plan:
     if not plan.is_private:
         raise RequestError(
             f"cluster {plan.name} has no gateway: every node has its own route to the internet",
-            hint="vcluster local create --layout private",
+            hint="vcluster local create -n 4 --layout private --name private",
         )
     return plan
 

@@ -63,7 +63,10 @@ def parse(
 
 @dataclass(slots=True)
 class _Config:
-    """The sections of a file, and the errors found so far. `has_lost_lines`: some lines could not be parsed."""
+    """The sections of a file, and the errors found so far. `has_lost_lines`: some lines could not be parsed.
+
+    `misspelled` holds the sections that unknown titles seem to mean. It is not an error again that these are missing.
+    """
 
     source: Path
     errors: ValidationErrors
@@ -72,6 +75,7 @@ class _Config:
     cluster: SectionReader = field(init=False)
     switch: SectionReader | None = None
     servers: list[SectionReader] = field(default_factory=list)
+    misspelled: set[str] = field(default_factory=set)
 
     @property
     def is_capacity_unknown(self) -> bool:
@@ -130,6 +134,7 @@ def _refuse_section(config: _Config, section: ini_file.IniSection) -> None:
     kind = section.title.partition(" ")[0]
     near = get_close_matches(kind.lower(), ("cluster", SWITCH, "server"), n=1, cutoff=0.5)
     meant = {"server": "[server NAME]"}.get(near[0], f"[{near[0]}]") if near else ""
+    config.misspelled.add(meant)
     tail = f"did you mean {meant}?" if meant else "known sections are [cluster], [switch] and [server NAME]"
     config.errors.add(section.line, ini_file.about(section.title), f"unknown section; {tail}")
 
@@ -138,10 +143,10 @@ def _refuse_section(config: _Config, section: ini_file.IniSection) -> None:
 
 
 def _check_sections(config: _Config) -> None:
-    if not config.servers:
+    if not config.servers and "[server NAME]" not in config.misspelled:
         text = "is missing; add one section for each server, for example [server server1]"
         config.errors.add(0, "[server NAME]", text)
-    if config.switch is None:
+    if config.switch is None and "[switch]" not in config.misspelled:
         text = "is missing; add it with host = …, or with server = NAME for a server that carries nodes"
         config.errors.add(0, "[switch]", text)
     for machine in config.machines:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from vcluster.errors import RequestError
 from vcluster.model.naming import one_line, shown
 
 SIZE_MAX_BYTES = 65536
+TEMPLATE = "config.template"
 TITLE_SHOWN_MAX = 60
 
 # Characters that a terminal, a log or a line-based file acts on: control characters, line separators, surrogates.
@@ -59,7 +61,7 @@ def load(path: Path) -> tuple[str, bool]:
     try:
         if not path.is_file():
             what = "is not a regular file" if path.exists() else "does not exist"
-            raise RequestError(f"{path_shown(path)} {what}", hint="copy config.template and edit the copy")
+            raise RequestError(f"{path_shown(path)} {what}", hint=f"copy {template()} and edit the copy")
         with path.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode
             content = file.read(SIZE_MAX_BYTES + 1)
@@ -72,6 +74,13 @@ def load(path: Path) -> tuple[str, bool]:
             f"{path_shown(path)} is larger than {SIZE_MAX_BYTES // 1024} KiB, so it is not a configuration file"
         )
     return _decode(content, path), not mode & (stat.S_IRWXG | stat.S_IRWXO)
+
+
+def template() -> str:
+    """The path of config.template: in a checkout, or below the prefix of an installed package."""
+    folders = (Path(__file__).parents[2], Path(sys.prefix, "share/vcluster"))
+    found = next((folder for folder in folders if (folder / TEMPLATE).is_file()), Path())
+    return path_shown(found / TEMPLATE)
 
 
 def _decode(content: bytes, path: Path) -> str:
@@ -151,7 +160,7 @@ class _Reader:
 
     def _add(self, number: int, key: str, value: str) -> None:
         if not self.sections:
-            self._refuse(number, "this line is before the first [section]")
+            self._refuse(number, "this line is before the first [section]; write [cluster] above it")
             return
         title, entries = self.sections[-1].title, self.sections[-1].entries
         if key in entries:

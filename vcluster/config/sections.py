@@ -16,6 +16,7 @@ from vcluster.config.readers import Host, Table
 from vcluster.errors import RequestError
 from vcluster.model.spec import LOCAL_SERVER
 
+_QUOTED = re.compile(r"""(["']).*\1""")
 _TRAILING_COMMENT = re.compile(r"[ \t][#;]")
 _SYNONYMS = {"memory": "ram", "ram": "memory", "disk": "hdd", "hdd": "disk"}
 
@@ -74,7 +75,10 @@ class SectionReader:
         try:
             self.values[key] = table[key](entry.value)
         except RequestError as error:
-            hints = [error.message, error.hint]
+            is_command = (error.hint or "").startswith("vcluster ")
+            hints = [f"{error.message} ({error.hint})"] if is_command else [error.message, error.hint]
+            if "password" not in key and _QUOTED.fullmatch(entry.value):
+                hints.append("remove the quotes")
             if "password" not in key and entry.line and _TRAILING_COMMENT.search(entry.value):
                 hints.append("write comments on separate lines")
             self.add_invalid(key, "; ".join(filter(None, hints)))

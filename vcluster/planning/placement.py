@@ -89,11 +89,13 @@ def room_on(facts: Facts) -> Room:
 
 def check_one_server(count: int, memory_mib: int, facts: Facts, folder: Path) -> None:
     """Raise MissingError, with the largest -n that fits, when the only server lacks memory or disk for the nodes."""
-    node_mib = memory_mib + QEMU_OVERHEAD_MIB[facts.accel]
+    overhead_mib = QEMU_OVERHEAD_MIB[facts.accel]
+    node_mib = memory_mib + overhead_mib
     fit = max(0, facts.memory_free_mib - MEMORY_RESERVE_MIB) // node_mib
     if count > fit:
         raise MissingError(
-            f"{count} nodes of {memory_mib} MiB need {count * node_mib} MiB of memory, "
+            f"{count} nodes need {count * node_mib + MEMORY_RESERVE_MIB} MiB of memory, {count} times {node_mib} "
+            f"({memory_mib} for a node, {overhead_mib} for its QEMU) and a reserve of {MEMORY_RESERVE_MIB}, "
             f"but {facts.memory_free_mib} MiB are free",
             hint=f"the largest -n that fits is {fit}" if fit else "take a smaller --memory",
         )
@@ -101,6 +103,7 @@ def check_one_server(count: int, memory_mib: int, facts: Facts, folder: Path) ->
     if count > fit:
         raise MissingError(
             f"{count} nodes need {count * DISK_NODE_MIB + DISK_RESERVE_MIB} MiB on disk at first, "
+            f"{count} times {DISK_NODE_MIB} and a reserve of {DISK_RESERVE_MIB}, "
             f"but {facts.disk_free_mib} MiB are free at {folder}",
             hint=f"the largest -n that fits is {fit}" if fit else f"free space at {folder}",
         )
@@ -203,8 +206,8 @@ def _refuse_unmet_limits(servers: Sequence[ServerSpec], free: Mapping[str, Room]
 
 
 def _observed(room: Room, used_memory_mib: int, used_disk_mib: int) -> tuple[Limit, ...]:
-    memory = f"{room.memory_free_mib} MiB free, a node takes {used_memory_mib}"
-    disk = f"{room.disk_free_mib} MiB free, a node takes {used_disk_mib}"
+    memory = f"{room.memory_free_mib} MiB free for nodes, a node and its QEMU take {used_memory_mib}"
+    disk = f"{room.disk_free_mib} MiB free for nodes, a node takes {used_disk_mib} at first"
     return (
         Limit("ram", room.memory_free_mib // used_memory_mib, memory),
         Limit("hdd", room.disk_free_mib // used_disk_mib, disk),

@@ -24,11 +24,11 @@ Document = dict[str, Any]
     cls=Command,
     epilog=examples(
         "sudo vcluster clear            the only cluster; asks first",
-        "sudo vcluster clear lab -y     the cluster lab, without a question",
+        "sudo vcluster clear lab -y     the cluster lab, without a question; more names can follow",
         "sudo vcluster clear --all --verify",
     ),
 )
-@arguments.cluster_argument
+@arguments.clusters_argument
 @click.option("--all", "everything", is_flag=True, help="Remove every cluster of this machine.")
 @click.option("--verify", is_flag=True, help="Then search for anything that still has an owner label of this machine.")
 @click.option(
@@ -37,8 +37,10 @@ Document = dict[str, Any]
 )  # fmt: skip
 @arguments.yes_option
 @arguments.output_option
-def clear(name: str | None, everything: bool, verify: bool, hosts: tuple[str, ...], yes: bool, output: str) -> None:
-    """Remove a cluster from every server it is on.
+def clear(
+    names: tuple[str, ...], everything: bool, verify: bool, hosts: tuple[str, ...], yes: bool, output: str
+) -> None:
+    """Remove clusters from every server they are on.
 
     On a terminal it asks first; -y answers yes. Without a terminal it does not ask, but it refuses to delete the
     disk of a storage node without -y. When there is nothing to remove it prints so, and exits 0. `delete` and `destroy`
@@ -46,32 +48,42 @@ def clear(name: str | None, everything: bool, verify: bool, hosts: tuple[str, ..
     """
     extra_servers = [server for host in hosts for server in servers_of(host)]
     with common.progress() as (context, _):
-        if context.connector.has_libvirt and not (name and context.files(name).ledger.exists()):
+        has_ledgers = bool(names) and all(context.files(name).ledger.exists() for name in names)
+        if context.connector.has_libvirt and not has_ledgers:
             common.require_root(context)  # without a ledger, this machine's libvirt is searched
-        names = _names_to_clear(context, name, everything)
-        if names and not yes:
-            _confirm(names, _data(context, names))
-        cleared, errors = _clear_all(context, names, extra_servers)
-        left = _leftovers(context, None if everything or not names else names[0]) if verify else None
+        chosen = _names_to_clear(context, names, everything)
+        if chosen and not yes:
+            _confirm(chosen, _data(context, chosen))
+        cleared, errors = _clear_all(context, chosen, extra_servers)
+        left = _leftovers(context, () if everything else chosen) if verify else None
     if output == "json" or cleared or not errors:
         common.emit(output, {"clusters": cleared, "left": left}, _text)
     _raise(errors, left)
 
 
-def _names_to_clear(context: Context, name: str | None, everything: bool) -> tuple[str, ...]:
+def _names_to_clear(context: Context, given: tuple[str, ...], everything: bool) -> tuple[str, ...]:
     from vcluster.commands import inventory
     from vcluster.model import naming
 
-    if name and everything:
+    if given and everything:
         raise RequestError("a name and --all cannot be used together")
-    if name:
+    for name in given:
         common.refuse_cluster_of_root(context, naming.check_cluster_name(name))
-        return (name,)
+        _warn_of_node(context, name)
+    if given:
+        return tuple(dict.fromkeys(given))
     # Without libvirt here, a user can only have clusters on other servers, which the state folder lists.
     names = inventory.cluster_names(context) if common.may_use_libvirt(context) else common.own_clusters(context)
     if len(names) > 1 and not everything:
         raise RequestError(f"there are {len(names)} clusters: {', '.join(names)}", hint="name one of them, or --all")
     return names
+
+
+def _warn_of_node(context: Context, name: str) -> None:
+    """Report that a name is a node's. It may also be the name of a cluster that is gone, so this is not an error."""
+    mistake = None if context.files(name).folder.exists() else common.node_as_cluster(name)
+    if mistake:
+        context.report.note(f"{mistake.message} ({mistake.hint})")
 
 
 def _data(context: Context, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -107,10 +119,12 @@ def _clear_all(
     return cleared, errors
 
 
-def _leftovers(context: Context, name: str | None) -> list[Document]:
+def _leftovers(context: Context, names: tuple[str, ...]) -> list[Document]:
+    """What is left of these clusters; without names, of any cluster."""
     from vcluster.commands import inventory
 
-    return [{"cluster": item.cluster, "item": str(item)} for item in inventory.leftovers(context, name)]
+    found = (item for name in names or (None,) for item in inventory.leftovers(context, name))
+    return [{"cluster": item.cluster, "item": str(item)} for item in found]
 
 
 def _text(found: Document) -> str:

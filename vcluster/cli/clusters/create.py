@@ -333,7 +333,9 @@ def _show_plan(order: CreateRequest, output: str) -> None:
 def _warn_of_public_subnet(order: CreateRequest, context: Context) -> None:
     subnet = order.spec.subnet
     if subnet and not subnet.is_private:
-        context.report.note(f"{subnet} is a public network; nodes cannot reach internet hosts with its addresses")
+        context.report.note(
+            f"warning: {subnet} has public addresses: the nodes and this machine cannot reach the real hosts there"
+        )
 
 
 COMMANDS = (local, remote, shared)

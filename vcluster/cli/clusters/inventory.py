@@ -60,7 +60,11 @@ def _row(context: Context, name: str) -> dict[str, object]:
 @arguments.cluster_argument
 @arguments.output_option
 def status(name: str | None, output: str) -> None:
-    """Show the nodes, addresses and ports of a cluster."""
+    """Show the nodes, addresses and ports of a cluster.
+
+    A cluster is ready, stopped or creating. Or it is partial: some of its nodes are off or paused, or a part of it is
+    missing.
+    """
     from vcluster.cli.output import status_report
     from vcluster.commands import inventory
 

@@ -8,7 +8,6 @@ import click
 
 from vcluster.cli import arguments, common
 from vcluster.cli.help_layout import Command
-from vcluster.errors import RequestError
 
 
 @click.command(cls=Command)
@@ -66,12 +65,8 @@ def start(name: str | None, timeout_s: float, output: str) -> None:
     from vcluster.commands import lifecycle
 
     with common.progress() as (context, _):
-        try:
-            chosen = common.choose_cluster(context, name)
-        except RequestError as error:
-            if name is None or "root has" in error.message:
-                raise
-            raise RequestError(error.message, hint=f"to create it: vcluster local create --name {name}") from error
+        hint = f"to create it: vcluster local create --name {name}"
+        chosen = common.choose_cluster(context, name, absent_hint=hint)
         started = lifecycle.start(context, chosen, timeout_s=timeout_s)
     common.emit(
         output,

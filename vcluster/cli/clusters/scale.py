@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,8 +16,18 @@ if TYPE_CHECKING:
     from vcluster.model.status import Status
 
 
+class NodeCount(arguments.Number):
+    """A number of nodes. The name of a node is answered with the option for names."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | float:
+        """Read a text."""
+        if isinstance(value, str) and value[:1].isalpha():
+            raise RequestError(f"{value!r} is not a number of nodes", hint=f"vcluster add --names {shlex.quote(value)}")
+        return super().convert(value, param, ctx)
+
+
 @click.command(cls=Command)
-@click.argument("number", metavar="[N]", type=arguments.Number(int, 1), required=False)
+@click.argument("number", metavar="[N]", type=NodeCount(int, 1), required=False)
 @arguments.name_option
 @click.option("--names", "nodeset", metavar="NODESET", help="Names of the new nodes.  [default: the next free ones]")
 @arguments.timeout_option(900)

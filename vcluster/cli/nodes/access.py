@@ -16,11 +16,14 @@ from vcluster.cli import arguments, common
 from vcluster.cli.help_layout import Command, examples
 from vcluster.cli.nodes import mpi_arguments
 from vcluster.cli.nodes.execute import remote_argv
-from vcluster.errors import MissingError
+from vcluster.errors import MissingError, RequestError, VclusterError
 
 if TYPE_CHECKING:
     from vcluster.fleet.context import Context
     from vcluster.model.plan import Plan
+
+
+NOT_FOUND = 127  # a shell's exit code
 
 
 def require_program(program: str, *, package: str) -> None:
@@ -56,10 +59,14 @@ def run_by_ssh(context: Context, plan: Plan, node: str, user: str | None, argv: 
     from vcluster.adapters.ssh import attached_command
 
     attached = attached_command.with_input(argv, guest.program("hangup_watch"))
-    ssh_command = ssh_argv(context, plan, node, user, shlex.join(attached))
-    require_program(ssh_command[0], package="openssh-client")
+    return run_attached(*ssh_argv(context, plan, node, user, shlex.join(attached)), package="openssh-client")
+
+
+def run_attached(*argv: str, package: str) -> int:
+    """Run a program with our standard streams. Returns its exit code; an interrupt ends it."""
+    require_program(argv[0], package=package)
     sys.stdout.flush()
-    with subprocess.Popen(ssh_command) as process:
+    with subprocess.Popen(argv) as process:
         try:
             code = process.wait()
         except KeyboardInterrupt:
@@ -68,8 +75,35 @@ def run_by_ssh(context: Context, plan: Plan, node: str, user: str | None, argv: 
     return code if code >= 0 else 128 - code
 
 
+class SshCommand(Command):
+    """A command whose options may stand around NODE. An unknown one after NODE belongs to the command on the node."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse; an option of the command on the node is answered with the same line and `--`."""
+        typed = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except (click.NoSuchOption, click.BadOptionUsage) as error:
+            start = self._start_of_command(typed)
+            if start is None:
+                raise
+            separated = shlex.join(("vcluster", "ssh", *typed[:start], "--", *typed[start:]))
+            raise RequestError(error.format_message().rstrip("."), hint=separated) from error
+
+    def _start_of_command(self, args: Sequence[str]) -> int | None:
+        """The place of the first argument after NODE."""
+        options = [option for option in self.params if isinstance(option, click.Option) and not option.is_flag]
+        taking = {name for option in options for name in option.opts}
+        places = [
+            place
+            for place, argument in enumerate(args)
+            if not argument.startswith("-") and (place == 0 or args[place - 1] not in taking)
+        ]
+        return places[1] if len(places) > 1 else None
+
+
 @click.command(
-    cls=Command,
+    cls=SshCommand,
     epilog=examples(
         "sudo vcluster ssh node1",
         "sudo vcluster ssh node1 -- ls -l '/my folder'            arguments, passed on as they are",
@@ -126,7 +160,27 @@ def mpiexec(name: str | None, argv: tuple[str, ...]) -> int:
     chosen, passed = mpi_arguments.parse(argv)
     context, plan = common.open_cluster(chosen or name)
     access.require_running(context, plan, plan.nodes)
-    return run_by_ssh(context, plan, plan.head.name, None, ["mpiexec", *passed])
+    code = run_by_ssh(context, plan, plan.head.name, None, ["mpiexec", *passed])
+    if code == NOT_FOUND:
+        raise _not_found(argv, passed)
+    return code
+
+
+def _not_found(argv: Sequence[str], passed: Sequence[str]) -> VclusterError:
+    """The error when a node does not find the program, with the command for the program in the shared folder."""
+    elsewhere = mpi_arguments.with_program(argv, passed, _in_shared_folder)
+    error = VclusterError(
+        "exit code 127: a node did not find the program or a library. Programs start in the home folder, whose folder "
+        "cloud is shared by all nodes",
+        hint=shlex.join(("vcluster", "mpiexec", *elsewhere)) if elsewhere != tuple(argv) else None,
+    )
+    error.exit_code = NOT_FOUND
+    return error
+
+
+def _in_shared_folder(program: str) -> str:
+    is_elsewhere = program.startswith("/") or program.removeprefix("./").startswith("cloud/")
+    return program if is_elsewhere else f"./cloud/{program.removeprefix('./')}"
 
 
 @click.command("ssh-config", cls=Command)

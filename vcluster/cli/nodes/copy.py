@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
+import subprocess
+from typing import TYPE_CHECKING
+
 import click
 
 from vcluster.cli import arguments, common
 from vcluster.cli.help_layout import Command, examples
-from vcluster.cli.nodes.access import become
+from vcluster.cli.nodes.access import run_attached, ssh_argv
+from vcluster.errors import VclusterError
+
+if TYPE_CHECKING:
+    from vcluster.fleet.context import Context
+    from vcluster.model.plan import Plan
 
 
 @click.command(
@@ -28,7 +37,7 @@ def copy(
     is_recursive: bool,  # noqa: ARG001 - copy is always recursive
     sources: tuple[str, ...],
     destination: str,
-) -> None:
+) -> int:
     """Copy files and folders to a node or from a node.
 
     A path on a node is NODE:PATH. Copy from this machine to one node, or from one node to this machine. Modes and times
@@ -41,7 +50,23 @@ def copy(
     access.require_running(context, plan, [node])
     login = ["-o", f"User={user}"] if user else []
     config = str(context.files(plan.name).ssh_config)
-    become("scp", "-F", config, "-r", "-p", *login, "--", *sources, destination, package="openssh-client")
+    code = run_attached(
+        "scp", "-F", config, "-r", "-p", *login, "--", *sources, destination, package="openssh-client"
+    )  # fmt: skip
+    path = destination.removeprefix(f"{node.name}:")
+    if code and path != destination and path.endswith("/") and _lacks_folder(context, plan, node.name, user, path):
+        option = ["-l", user] if user else []
+        command = ("vcluster", "ssh", *option, node.name, "--", "mkdir", "-p", path)
+        error = VclusterError(f"{node.name} has no folder {path}", hint=shlex.join(command))
+        error.exit_code = code
+        raise error
+    return code
+
+
+def _lacks_folder(context: Context, plan: Plan, node: str, user: str | None, path: str) -> bool:
+    """Whether a node answers that it has no such folder: scp only prints that it failed."""
+    test = ssh_argv(context, plan, node, user, shlex.join(("test", "-d", path)))
+    return subprocess.run(test, stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode == 1
 
 
 COMMANDS = (copy,)

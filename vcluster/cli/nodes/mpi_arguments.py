@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from vcluster.errors import RequestError
 
@@ -51,6 +51,14 @@ def parse(argv: Sequence[str]) -> tuple[str | None, tuple[str, ...]]:
         raise RequestError("PROGRAM is missing", hint="vcluster mpiexec -n 4 hostname")
     wrapper = INPUT_FOR_RANK_0 if rest and ":" not in rest else ()
     return name, (*options, *wrapper, *rest)
+
+
+def with_program(argv: Sequence[str], passed: Sequence[str], choose: Callable[[str], str]) -> tuple[str, ...]:
+    """The typed arguments with another program, `passed` as `parse` returns them. Unchanged with several programs."""
+    if INPUT_FOR_RANK_0[2] not in passed:
+        return tuple(argv)
+    place = passed.index(INPUT_FOR_RANK_0[2]) + 2 - len(passed)
+    return (*argv[:place], choose(argv[place]), *argv[len(argv) + place + 1 :])
 
 
 def _require_option(option: str, flag: str) -> None:

@@ -22,6 +22,14 @@ CLUSTER_COMMANDS: Mapping[str, bool] = {
     **dict.fromkeys(("add", "remove", "ssh", "exec", "mpiexec", "shell", "copy", "provision", "console"), False),
     **dict.fromkeys(("gateway", "path"), False),
 }
+# What does to a node what these do to a cluster.
+NODE_COMMANDS: Mapping[str, str] = {
+    **{f"power {what}": f"power {what} -w" for what in ("on", "off", "cycle", "status")},
+    "start": "power on -w",
+    "stop": "power off -w",
+    "status": "power status -w",
+    "clear": "remove",
+}
 _COMMANDS = "|".join(sorted({*ROOT_COMMANDS, *CLUSTER_COMMANDS, "shared", "completion"}, key=len, reverse=True))
 # A printed command: up to its name, and (looked ahead) the rest of its clause.
 _PRINTED = re.compile(rf"(?<![\w/.`-])(sudo )?vcluster ({_COMMANDS})(?![\w-])(?=((?: (?!or\b|and\b)[^\s,;()`]+)*))")

@@ -57,7 +57,7 @@ class ProgressLines:
         elif event.what == "end":
             self._print(event, f"{event.stage} took {event.at_s - self._started.pop(key, event.at_s):.1f} s")
         elif event.what == "fail" and event.text:
-            self._print(event, f"{event.stage} failed: {event.text.splitlines()[0]}")
+            self._print(event, f"{event.stage} failed")  # the error of the command gives the reason
 
     def close(self) -> None:
         """Do nothing: lines leave nothing open."""

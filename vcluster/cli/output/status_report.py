@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vcluster.cli.output.hints import Reader
 from vcluster.cli.output.tables import shown_role, table
 from vcluster.model import codec, naming
+from vcluster.model.status import PAUSED, STOPPED
 
 if TYPE_CHECKING:
     from vcluster.fleet.ledger import StageTime
@@ -32,10 +35,33 @@ def text(found: Document, reader: Reader) -> str:
         [node["name"], shown_role(node), *(node[key] if node[key] is not None else "-" for key in keys)]
         for node in found["nodes"]
     ]
-    missing = [f"missing: {item}" for item in found["missing"]]
+    return "\n".join((head, switch, table(header, rows), *_deviations(found, reader)))
+
+
+def _deviations(found: Document, reader: Reader) -> Iterator[str]:
+    """A line for each part that is not as planned, with its command. A node that is off or paused is not missing."""
+    down = [node for node in found["nodes"] if node["state"] in (PAUSED, STOPPED)]
+    missing = [item for item in found["missing"] if not any(_is_about(item, node["name"]) for node in down)]
+    yield from (f"missing: {item}" for item in missing)
     if missing:
-        missing.append(f"to recreate it: {reader.command('repair ' + found['name'])}")
-    return "\n".join((head, switch, table(header, rows), *missing))
+        yield f"to recreate it: {reader.command('repair ' + found['name'])}"
+    if found["state"] == STOPPED:
+        return
+    off = [node["name"] for node in down if node["state"] == STOPPED]
+    if off:
+        yield f"off: {naming.folded(off)} ({_power_on(found, off, reader)})"
+    for node in down:
+        if node["state"] == PAUSED:
+            yield f"paused: {node['name']}: {node['reason']} ({_power_on(found, [node['name']], reader)})"
+
+
+def _is_about(item: str, node: str) -> bool:
+    """Whether an item of `missing` is this node, perhaps with its server or its state."""
+    return re.match(rf"node {node}(?![a-z0-9-])", item) is not None
+
+
+def _power_on(found: Document, nodes: Sequence[str], reader: Reader) -> str:
+    return reader.command(f"power on -w {shlex.quote(naming.folded(nodes))}", cluster=found["name"])
 
 
 def created_document(status: Status, times: Sequence[StageTime]) -> dict[str, Any]:
