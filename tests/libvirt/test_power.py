@@ -152,7 +152,7 @@ def test_the_command(context: Context, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert vcluster("on", "-w", "node[1,3]") == 0
     assert capsys.readouterr().out == "node[1,3]: on\n"
     context.fleet["localhost"].hypervisor.undefine_domain("lab.node2")
-    assert vcluster("cycle") == 1
+    assert vcluster("cycle", "-y") == 1
     printed = capsys.readouterr()
     assert printed.out == "node[1,3]: off and on\n"
     assert printed.err.startswith("vcluster: node2 is missing: localhost")

@@ -82,7 +82,7 @@ FAILED = VclusterError("server2 does not answer")
         ("power on", (power, "turn_on", {"node1": "on", "node2": "already on"}),
          [{"node": "node1", "power": "on", "error": None}, {"node": "node2", "power": "already on", "error": None}],
          "node1: on\nnode2: already on"),
-        ("power off lab", (power, "turn_off", {"node1": "off", "node2": "off"}),
+        ("power off lab -y", (power, "turn_off", {"node1": "off", "node2": "off"}),
          [{"node": "node1", "power": "off", "error": None}, {"node": "node2", "power": "off", "error": None}],
          "node[1-2]: off"),
         ("clear lab -y", (teardown, "clear", True), {"clusters": [{"name": "lab", "cleared": True}], "left": None},
@@ -124,11 +124,11 @@ def test_a_result(
 @pytest.mark.parametrize(
     ("arguments", "results_of", "document", "text", "error"),
     [
-        ("power cycle", (power, "cycle", {"node1": "off and on", "node2": FAILED}),
+        ("power cycle -y", (power, "cycle", {"node1": "off and on", "node2": FAILED}),
          [{"node": "node1", "power": "off and on", "error": None},
           {"node": "node2", "power": None, "error": "server2 does not answer"}],
          "node1: off and on\n", "server2 does not answer"),
-        ("power cycle", (power, "cycle", {"node1": FAILED}),
+        ("power cycle -y", (power, "cycle", {"node1": FAILED}),
          [{"node": "node1", "power": None, "error": "server2 does not answer"}], "", "server2 does not answer"),
         ("clear lab -y", (teardown, "clear", FAILED), {"clusters": [], "left": None}, "", "server2 does not answer"),
         ("clear lab -y --verify", (inventory, "leftovers", (OwnedItem("bridge", "vc-lab", "lab"),)),
