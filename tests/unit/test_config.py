@@ -281,7 +281,7 @@ def test_a_file_with_a_password_is_closed_to_others(tmp_path: Path) -> None:
         config_file.read(path)
     assert raised.value.exit_code == 2
     assert raised.value.message == (
-        f"{path}:8: [server server3] password: other users can read this file; chmod 600 {path}"
+        f"{path}:8: [server server3] password: other users can read this file (chmod 600 {path})"
     )
     path.chmod(0o600)
     login = config_file.read(path).spec.servers[1].login

@@ -223,6 +223,13 @@ def test_doctor_repeats_its_own_command_with_sudo(
     assert "fix: sudo vcluster doctor\n" in capsys.readouterr().out
 
 
+def test_the_fix_of_missing_rights_is_the_typed_command() -> None:
+    """A text with `sudo vcluster` would lose the user's arguments, and fail where sudo is not installed."""
+    texts = [path.read_text() for path in sorted((ROOT / "vcluster").rglob("*.py")) if "cli" not in path.parts]
+    assert len(texts) > 50
+    assert not [line for text in texts for line in text.splitlines() if '"sudo vcluster' in line]
+
+
 def test_the_reason_of_a_failed_step_is_printed_once() -> None:
     """The error of the command is its only place."""
     printed = io.StringIO()

@@ -70,7 +70,7 @@ def _rights() -> Iterator[Finding]:
     elif os.geteuid() == 0:
         yield _finding(OK, "rights", "root")
     else:
-        yield _finding(WARNING, "rights", "creating and clearing clusters here needs root", "sudo vcluster …")
+        yield _finding(WARNING, "rights", "creating and clearing clusters here needs root", "run it with sudo")
 
 
 def _programs(required: dict[str, tuple[str, str]]) -> Iterator[Finding]:

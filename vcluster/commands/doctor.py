@@ -86,7 +86,7 @@ def _libvirt_here(context: Context) -> Iterator[Finding]:
         with context.connector.open(servers.request_for_spec(LOCAL, carries_nodes=True)) as server:
             yield from _libvirt(context, server)
     except VclusterError as error:
-        fix = "sudo vcluster doctor" if os.geteuid() else libvirt_start()
+        fix = "run it with sudo" if os.geteuid() else libvirt_start()
         yield Finding(ERROR, "libvirt", error.message, fix)
 
 

@@ -171,7 +171,7 @@ def _check_machine(config: _Config, machine: SectionReader) -> None:
             machine.add_error("host", f"this machine needs no user and no port; write {LOCAL_SERVER}")
     if not config.is_private and _holds_password(machine):
         command = passwords.chmod_command(config.source)
-        machine.add_error("password", f"other users can read this file; {command}")
+        machine.add_error("password", f"other users can read this file ({command})")
 
 
 def _holds_password(machine: SectionReader) -> bool:

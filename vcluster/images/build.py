@@ -118,7 +118,7 @@ def recipe_digest(recipe: Path) -> str:
 def check_host() -> None:
     """Raise MissingError for the first requirement of a build that this host does not meet."""
     if os.geteuid() != 0:
-        raise MissingError("building an image needs root", hint="sudo vcluster image build")
+        raise MissingError("building an image needs root", hint="run it with sudo")
     for program, package in PROGRAMS.items():
         if shutil.which(program) is None:
             raise MissingError(f"{program} is not installed", hint=f"apt-get install {package}")
