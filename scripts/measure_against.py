@@ -87,7 +87,7 @@ class _Side:
         self._checkout = checkout  # Python looks for modules in the working directory first
         image = f"bench-{name}"
         self._env = {"PYTHONPATH": str(checkout), "VCLUSTER_NO_WARM": "1", "VCLUSTER_IMAGE": image}
-        self._build = [*COMMAND, "image", "build", str(checkout / "images" / RECIPE), "--name", image]
+        self._build = [*COMMAND, "image", "build", RECIPE, "--name", image]
 
     def prepare(self) -> None:
         """Build the image on this machine, and the snapshot in the server."""
