@@ -512,12 +512,13 @@ LINE = "   0: {}:{:04X} 00000000:0000 {} 00000000:00000000 00:00000000 00000000 
 
 
 def test_listening_sockets_are_found(clone: ModuleType) -> None:
-    sockets = [("00000000", 22, "0A", 1), ("0100007F", 22, "01", 2), ("00000000", 2222, "0A", 3)]
-    table = HEAD + "".join(LINE.format(*entry) for entry in [*sockets, ("0100007F", 22, "0A", 4)])
-    assert clone.listening_at(22, table) == {"1", "4"}
-    assert clone.listening_at(22, "") == set()
-    tables = {"/proc/net/tcp": table, "/proc/net/tcp6": HEAD + LINE.format("0" * 32, 22, "0A", 9)}
-    assert clone.listeners(22, tables.__getitem__) == {"1", "4", "9"}
+    sockets = [("0100007F", 22, "01", 2), ("00000000", 2222, "0A", 3)]
+    table = HEAD + "".join(LINE.format(*entry) for entry in sockets)
+    tables = {"/proc/net/tcp": table, "/proc/net/tcp6": ""}
+    assert not clone.is_listening(22, tables.__getitem__)
+    assert clone.is_listening(2222, tables.__getitem__)
+    tables["/proc/net/tcp6"] = HEAD + LINE.format("0" * 32, 22, "0A", 9)
+    assert clone.is_listening(22, tables.__getitem__)
 
 
 @pytest.mark.parametrize(
@@ -550,11 +551,15 @@ class Effects:
 
 
 @pytest.mark.parametrize("dhcp", ["", "LINK=lab0\n"])
-def test_a_clone_becomes_a_node(clone: ModuleType, monkeypatch: pytest.MonkeyPatch, dhcp: str) -> None:
-    effects, seed = Effects(), clone.load_seed()
-    sshd, socket_line = {"/run/sshd.pid": "77\n"}, HEAD + LINE.format("00000000", 22, "0A", 5)
-    texts = {**sshd, "/proc/net/tcp": socket_line, seed.DHCP: dhcp}
-    for name in ("write", "apply_network", "write_settings"):
+def test_a_clone_becomes_a_node(clone: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dhcp: str) -> None:
+    """sshd reads its settings from the pipe that it waits for."""
+    effects, seed, settings = Effects(), clone.load_seed(), tmp_path / "settings"
+    os.mkfifo(settings)
+    sshd = os.open(settings, os.O_RDONLY | os.O_NONBLOCK)
+    monkeypatch.setattr(clone, "SSHD_SETTINGS", str(settings))
+    monkeypatch.setattr(seed, "write_settings", effects.recording("write_settings"))
+    texts = {str(settings): "UseDNS no\n", seed.DHCP: dhcp}
+    for name in ("write", "apply_network"):
         monkeypatch.setattr(seed, name, effects.recording(name, ["172.28.0.1"] if name == "apply_network" else None))
     monkeypatch.setattr(seed, "read_text", lambda path: texts.get(path, ""))
     for name in ("renew_random", "bind", "set_mac_addresses", "remove_file", "start_command"):
@@ -562,7 +567,8 @@ def test_a_clone_becomes_a_node(clone: ModuleType, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(clone, "INTERFACES", "/interfaces")
     monkeypatch.setattr(os, "listdir", lambda _: ["lo", "lab0"])
     monkeypatch.setattr(time, "clock_settime", effects.recording("clock"))
-    monkeypatch.setattr(os, "kill", lambda *arguments: effects.done.append(("kill", *arguments)))
+    monkeypatch.setattr(signal, "signal", effects.recording("signal"))
+    monkeypatch.setattr(signal, "alarm", effects.recording("alarm"))
     ethernets = {"lab0": {"match": {"macaddress": MAC}, "set-name": "lab0", "addresses": ["10.0.0.3/24"]}}
     files = {
         "meta-data": json.dumps({"instance-id": "i", "local-hostname": "node3"}),
@@ -570,7 +576,9 @@ def test_a_clone_becomes_a_node(clone: ModuleType, monkeypatch: pytest.MonkeyPat
         "network-config": json.dumps({"version": 2, "ethernets": ethernets}),
     }
     request = {"seed": files, "time_s": 12.5, "machine_id": "ab" * 16, "boot_id": "cd", "random": "00ff"}
-    assert clone.become(request, seed) == ("node3", {"5"})
+    assert clone.become(request, seed) == "node3"
+    assert (os.read(sshd, 100), os.read(sshd, 100)) == (b"UseDNS no\n", b"")
+    os.close(sshd)
     started = [("start_command", "systemctl")] if dhcp else []
     assert effects.done == [
         ("clock", time.CLOCK_REALTIME),
@@ -580,17 +588,38 @@ def test_a_clone_becomes_a_node(clone: ModuleType, monkeypatch: pytest.MonkeyPat
         ("bind", "/run/vcluster/boot_id"),
         ("set_mac_addresses", {"lab0": MAC}),
         ("apply_network", ethernets),
+        ("remove_file", str(settings)),
         ("write_settings", files),
         ("remove_file", "/run/vcluster/template"),
-        ("kill", 77, signal.SIGHUP),
+        ("signal", signal.SIGALRM),
+        ("alarm", 60),
         *started,
     ]
 
 
-def test_listening_waits_for_a_new_socket(clone: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    seed, tables = clone.load_seed(), {"/proc/net/tcp": HEAD + LINE.format("00000000", 22, "0A", 5)}
+def test_udevd_runs_again_once(clone: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = []
+    monkeypatch.setattr(os, "kill", lambda *arguments: sent.append(arguments))
+    clone.held.append(77)
+    clone.release_udevd()
+    clone.release_udevd(signal.SIGALRM, None)
+    assert sent == [(77, signal.SIGCONT)]
+
+
+def test_udevd_that_was_restarted_is_left_alone(clone: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    def kill(*_: object) -> None:
+        raise ProcessLookupError
+
+    monkeypatch.setattr(os, "kill", kill)
+    clone.held.append(77)
+    clone.release_udevd()
+    assert clone.held == []
+
+
+def test_listening_waits_for_a_socket(clone: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    seed, tables = clone.load_seed(), {"/proc/net/tcp": HEAD}
     monkeypatch.setattr(seed, "read_text", lambda path: tables.get(path, ""))
-    monkeypatch.setattr(clone, "become", lambda *_: ("node3", {"5"}))
+    monkeypatch.setattr(clone, "become", lambda *_: "node3")
     host_in, node_out = os.pipe()
     node_in, host_out = os.pipe()
     program = clone.Clone(node_in, node_out, seed, lambda: None)
