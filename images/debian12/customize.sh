@@ -16,7 +16,7 @@ install -m 644 "$here/../guest/vcluster-ready.service" "$root/etc/systemd/system
 mkdir -p "$root/usr/lib/vcluster" "$root/var/lib/nfs/v4recovery" # the latter for modprobe.d/vcluster.conf
 install -m 644 "$here/../guest/mpi-end.c" "$here/../guest/mpi-check.c" "$root/usr/lib/vcluster/"
 in_root gcc -O2 -Wall -shared -fPIC -o /usr/lib/vcluster/mpi-end.so /usr/lib/vcluster/mpi-end.c
-in_root mpicc -O2 -Wall -o /usr/lib/vcluster/mpi-check /usr/lib/vcluster/mpi-check.c
+in_root mpicc -O2 -Wall -o /usr/lib/vcluster/mpi-check /usr/lib/vcluster/mpi-check.c -ldl
 
 # --- accounts -------------------------------------------------------------------------------------
 # The cluster's user has the same number on every image.

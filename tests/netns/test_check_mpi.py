@@ -23,9 +23,9 @@ pytestmark = [
 USER, FOLDER, PROGRAMS = "student", "/run/shared", "/run/programs"
 NAMES = ("one", "two")
 MPIEXEC = "#!/bin/sh\necho $* >/run/shared/arguments\n"
+SOURCE = "int main(void) { return 0; }"
 GOOD = "echo one ok; echo two ok\n"
-# A launcher whose login has failed: mpiexec notices nothing, and waits.
-STUCK = "echo one ok; exec python3 -c 'import os, time; os.fork() or os._exit(255); time.sleep(60)'\n"
+PROXIES = "echo HYDRA_LAUNCH: /usr/bin/proxy --id 0; echo HYDRA_LAUNCH: /usr/bin/proxy --id 1; echo HYDRA_LAUNCH_END\n"
 
 
 @pytest.fixture(scope="module")
@@ -42,24 +42,23 @@ def install(net: Lan, name: str, text: str) -> None:
     path.chmod(0o755)
 
 
-def mpi(net: Lan, *, program: str = "/bin/true", path: str = f"{PROGRAMS}:/usr/bin:/bin") -> dict[str, Any]:
+def mpi(net: Lan, *, program: str = "/bin/true", source: str = "", timeout_s: int = 20) -> list[dict[str, Any]]:
     request = {
         "do": "mpi",
         "user": USER,
         "home": "/run",
         "hosts": ["-f", "hosts"],
-        "environment": {"PATH": path},
+        "environment": {"PATH": f"{PROGRAMS}:/usr/bin:/bin"},
         "targets": [{"name": name} for name in NAMES],
-        "timeout": 20,
+        "timeout": timeout_s,
         "program": program,
-        "source": "",
+        "source": source,
         "folder": FOLDER,
     }
     done = net.run(
         "head", ["/usr/bin/python3", "-IS", "-c", guest.program("check").decode()], input=json.dumps(request)
     )
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def details(answer: dict[str, Any], check: str = "mpi") -> dict[str, str]:
@@ -69,26 +68,33 @@ def details(answer: dict[str, Any], check: str = "mpi") -> dict[str, str]:
 
 
 def test_every_rank_reports(net: Lan) -> None:
-    install(net, "mpiexec", MPIEXEC + GOOD)
-    answer = mpi(net)
+    install(net, "mpiexec", MPIEXEC + PROXIES + GOOD)
+    started, answer = mpi(net)
+    assert started == {"proxies": [["/usr/bin/proxy", "--id", "0"], ["/usr/bin/proxy", "--id", "1"]]}
     assert answer == {"results": answer["results"], "program": "true"}
     assert details(answer) == {"one": "", "two": ""}
     assert details(answer, "ssh") == {}
-    assert net.server.path(f"{FOLDER}/arguments").read_text() == "-f hosts -ppn 1 -n 2 /bin/true\n"
+    arguments = net.server.path(f"{FOLDER}/arguments").read_text()
+    assert arguments == "-launcher manual -f hosts -ppn 1 -n 2 /bin/true\n"
 
 
 def test_the_reason_of_a_rank_is_its_detail_and_the_head_logs_in_to_all(net: Lan) -> None:
     install(net, "mpiexec", MPIEXEC + "echo one ok; echo two received 3 wrong bytes\n")
-    answer = mpi(net)
+    (answer,) = mpi(net)
     assert details(answer) == {"one": "", "two": "received 3 wrong bytes"}
     assert set(details(answer, "ssh")) == set(NAMES)
 
 
-def test_a_login_that_failed_ends_mpiexec(net: Lan) -> None:
-    install(net, "mpiexec", MPIEXEC + STUCK)
-    answer = mpi(net)
-    assert details(answer)["two"] == "a login of mpiexec failed"
-    assert set(details(answer, "ssh")) == set(NAMES)
+def test_the_reason_of_mpiexec_is_the_detail_of_nodes_that_do_not_report(net: Lan) -> None:
+    install(net, "mpiexec", MPIEXEC + "echo one ok; echo no memory >&2; exit 1\n")
+    (answer,) = mpi(net)
+    assert details(answer) == {"one": "", "two": "no memory"}
+
+
+def test_a_run_that_does_not_end_is_ended(net: Lan) -> None:
+    install(net, "mpiexec", MPIEXEC + "echo one ok; exec sleep 60\n")
+    (answer,) = mpi(net, timeout_s=1)
+    assert details(answer) == {"one": "", "two": "mpiexec did not end within 1 s"}
 
 
 @pytest.mark.parametrize("exit_code", [0, 1])
@@ -96,7 +102,21 @@ def test_a_missing_program_is_compiled_or_replaced_by_hostname(net: Lan, exit_co
     compiler = f"#!/bin/sh\nwhile [ $1 != -o ]; do shift; done\n[ {exit_code} = 0 ] && touch $2\nexit {exit_code}\n"
     install(net, "mpicc", compiler)
     install(net, "mpiexec", MPIEXEC + (GOOD if exit_code == 0 else "echo one; echo two\n"))
-    answer = mpi(net, program="/no/such/program")
+    (answer,) = mpi(net, program="/no/such/program", source=SOURCE)
     assert details(answer) == {"one": "", "two": ""}
     assert (answer["program"] == "hostname") == (exit_code == 1)
     assert [path.name for path in net.server.path(FOLDER).iterdir()] == ["arguments"]
+
+
+def test_without_its_source_a_missing_program_is_reported(net: Lan) -> None:
+    assert mpi(net, program="/no/such/program") == [{"results": [], "program": ""}]
+
+
+def test_a_proxy_runs_as_the_user_with_its_environment(net: Lan) -> None:
+    request = {
+        "do": "proxy", "user": USER, "home": "/run", "environment": {"KIND": "proxy"},
+        "argv": ["/bin/sh", "-c", "echo $(id -un) $(id -Gn) $KIND $HOME $PWD"],
+    }  # fmt: skip
+    program = guest.program("check").decode()
+    done = net.run("head", ["/usr/bin/python3", "-IS", "-c", program], input=json.dumps(request))
+    assert done.stdout == f"{USER} {USER} proxy /run /run\n"

@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Callable, Collection
 from itertools import product
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -73,14 +74,9 @@ def usual(count: int, **odd: str) -> dict[str, dict[str, str]]:
     }
 
 
-def of_mpiexec(count: int) -> list[Check]:
-    return list(check.logins_of_mpiexec(Check("mpi", "node1", name, True, "") for name in names(count)))
-
-
 def ordinary(count: int, *failing: tuple[str, str]) -> list[Check]:
     """The logins of an ordinary check, of which some fail."""
-    logins = [*((one.from_node, one.to_node) for one in of_mpiexec(count)), *made(samples.plan(count))]
-    return [login(start, end, passed=(start, end) not in failing) for start, end in logins]
+    return [login(*pair, passed=pair not in failing) for pair in made(samples.plan(count))]
 
 
 def failures(
@@ -92,29 +88,38 @@ def failures(
     return {(one.from_node, one.to_node): one.detail for one in found if not one.passed}
 
 
-def test_mpiexec_logs_in_to_all_nodes_but_its_own() -> None:
-    launched = [Check("mpi", "node1", name, name != "node3", "") for name in names(4)]
-    assert list(check.logins_of_mpiexec(launched)) == [login("node1", "node2"), login("node1", "node4")]
-
-
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 def test_every_pair_passes_after_few_logins(count: int) -> None:
-    assert check.doubtful(usual(count), ordinary(count), ()) == []
+    entered = names(count)
+    assert check.doubtful(usual(count), ordinary(count), entered) == []
     assert failures(usual(count), ordinary(count)) == {}
 
 
 def test_a_node_that_refuses_logins_fails_from_all() -> None:
-    logins = ordinary(4, ("node1", "node3"))
-    assert check.doubtful(usual(4), logins, ()) == []
-    why = "not tried, as the one from node1 to node3 failed"
-    expected = {(name, "node3"): why for name in names(4)}
-    assert failures(usual(4), logins) == {**expected, ("node1", "node3"): FAILED}
+    logins, entered = ordinary(4), {"node1", "node2", "node4"}
+    assert check.doubtful(usual(4), logins, entered) == [("node4", "node3")]
+    expected = {(name, "node3"): "not tried, as the one from node4 to node3 failed" for name in names(4)}
+    found = failures(usual(4), [*logins, login("node4", "node3", passed=False)])
+    assert found == {**expected, ("node4", "node3"): FAILED}
+
+
+def test_a_node_that_only_refuses_this_machine_passes() -> None:
+    assert failures(usual(4), [*ordinary(4), login("node4", "node3")]) == {}
 
 
 def test_a_head_that_refuses_logins_fails_from_all() -> None:
     found = failures(usual(3), ordinary(3, ("node3", "node1")))
     assert {end for _, end in found} >= {"node1"}
     assert {(name, "node1") for name in names(3)} <= set(found)
+
+
+def test_after_a_failed_login_the_first_node_tries_all() -> None:
+    """So that a node that no other can enter does not count as one that cannot leave."""
+    logins, entered = ordinary(3, ("node3", "node1")), names(3)
+    todo = check.doubtful(usual(3), logins, entered)
+    assert todo == [("node1", name) for name in names(3)]
+    logins += [login(*pair, passed=pair != ("node1", "node1")) for pair in todo]
+    assert set(failures(usual(3), logins)) == {(name, "node1") for name in names(3)}
 
 
 def test_without_any_login_nothing_is_concluded() -> None:
@@ -124,34 +129,27 @@ def test_without_any_login_nothing_is_concluded() -> None:
 
 @pytest.mark.parametrize(("node", "name"), [("node1", HOSTS), ("node3", KNOWN)])
 def test_logins_of_a_node_that_differs_are_made(node: str, name: str) -> None:
-    same, logins = usual(3, **{node: name}), ordinary(3)
-    todo = check.doubtful(same, logins, ())
+    same, logins, entered = usual(3, **{node: name}), ordinary(3), names(3)
+    todo = check.doubtful(same, logins, entered)
     known = {(one.from_node, one.to_node) for one in logins}
     of_node = {pair for pair in product(names(3), repeat=2) if node in pair}
-    assert set(todo) >= of_node - known
-    assert not set(todo) & known
+    assert set(todo) == of_node - known
     assert failures(same, [*logins, *(login(*pair) for pair in todo)]) == {}
     model = "node2" if node == "node1" else "node1"
     failing = failures(same, [*logins, *(login(*pair, passed=node not in pair) for pair in todo)])
-    assert set(failing) == of_node - known
-    assert set(failing.values()) == {f"{FAILED} ({name} of {node} differs from that of {model})"}
+    assert set(failing) >= of_node - known
+    assert {failing[pair] for pair in of_node - known} == {f"{FAILED} ({name} of {node} differs from that of {model})"}
 
 
-def test_another_node_tries_the_head_when_the_last_node_differs() -> None:
-    same, logins = usual(4, node4=KNOWN), ordinary(4, ("node4", "node1"))
-    todo = check.doubtful(same, logins, ())
-    assert ("node3", "node1") in todo
-    found = failures(same, [*logins, *(login(*pair, passed=pair[0] != "node4") for pair in todo)])
-    assert set(found) == {("node4", name) for name in names(4)}
+def test_a_node_that_cannot_enter_one_that_differs_can_still_leave() -> None:
+    same, logins = usual(3, node2=HOSTS), ordinary(3)
+    todo = check.doubtful(same, logins, names(3))
+    logins += [login(*pair, passed=pair != ("node1", "node2")) for pair in todo]
+    assert set(failures(same, logins)) == {("node1", "node2")}
 
 
 def test_of_two_nodes_the_first_is_the_model() -> None:
     assert check.differences(usual(2, node1=KNOWN)) == {"node2": f"{KNOWN} of node2 differs from that of node1"}
-
-
-def test_a_direct_login_counts_more_than_mpiexec() -> None:
-    direct = [login(*pair) for pair in product(names(2), repeat=2)]
-    assert failures(usual(2), [login("node1", "node2", passed=False), *direct]) == {}
 
 
 @given(count=st.integers(1, 6), data=st.data())
@@ -162,12 +160,13 @@ def test_a_login_that_fails_fails_the_check(count: int, data: st.DataObject) -> 
     lost = [name for name in data.draw(some) if name in odd]  # a node with usual files can be left
     same = usual(count, **dict.fromkeys(odd, KNOWN))
     differing = check.differences(same)
+    entered = [name for name in names(count) if name not in shut]
 
     def really(start: str, end: str) -> Check:
         return login(start, end, passed=end not in shut and not (start in lost and start in differing))
 
     logins = [really(one.from_node, one.to_node) for one in ordinary(count)]
-    logins += [really(*pair) for pair in check.doubtful(same, logins, ())]
+    logins += [really(*pair) for pair in check.doubtful(same, logins, entered)]
     found = failures(same, logins)
     expected = {pair for pair in product(names(count), repeat=2) if not really(*pair).passed}
     assert expected <= set(found)
@@ -177,25 +176,25 @@ def test_a_login_that_fails_fails_the_check(count: int, data: st.DataObject) -> 
 PROVEN = {"node1", "node2"}
 
 
-def added(*, passed: bool, **odd: str) -> dict[tuple[str, str], str]:
-    """The failures after node3 was added to two proven nodes; all logins of node3 have the same result."""
-    same = usual(3, **odd)
-    logins = [login("node1", "node3", passed=passed), login("node3", "node1")]
-    logins += [login(*pair) for pair in check.doubtful(same, logins, PROVEN)]
+def added(*, enters: bool = True, **odd: str) -> dict[tuple[str, str], str]:
+    """The failures after node3 was added to two proven nodes; node3 lets logins in or not."""
+    same, logins = usual(3, **odd), list[Check]()
+    entered = {*PROVEN, *(["node3"] if enters else [])}
+    todo = check.doubtful(same, logins, entered)
+    logins += [login(*pair, passed=enters or pair[1] != "node3") for pair in todo]
     return failures(same, logins, PROVEN)
 
 
 def test_logins_between_proven_nodes_pass() -> None:
-    assert not added(passed=True)
+    assert not added()
 
 
 def test_an_added_node_that_refuses_logins_fails_from_all() -> None:
-    assert set(added(passed=False)) == {(name, "node3") for name in names(3)}
+    assert set(added(enters=False)) == {(name, "node3") for name in names(3)}
 
 
 def test_the_logins_of_a_proven_node_that_was_changed_are_made() -> None:
-    same = usual(3, node2=HOSTS)
-    todo = check.doubtful(same, [login("node1", "node3"), login("node3", "node1")], PROVEN)
+    todo = check.doubtful(usual(3, node2=HOSTS), [], names(3))
     assert set(todo) == {pair for pair in product(names(3), repeat=2) if "node2" in pair}
 
 
@@ -225,20 +224,27 @@ class FakePipe:
     def __init__(self, name: str, log: Log, answer: Callable[[dict[str, object]], list[bytes]]) -> None:
         self.name, self._log, self._answer = name, log, answer
         self._lines: list[bytes] = []
-        self._writes = False
+        self._waits = False
 
     def write(self, data: bytes, deadline: Deadline, awaited: str) -> None:  # noqa: ARG002
         request = json.loads(data)
-        self._writes = request["do"] == "probe_first"
+        self._waits = request["do"] == "probe"
         self._lines = self._answer(request)
-        self._log.add(self.name, "asked")
+        self._log.add(self.name, request["do"])
 
     def read_line(self, deadline: Deadline, awaited: str) -> bytes:
         deadline.check(awaited)
-        if not self._writes:
+        if self._waits:
             self._log.wait(self.name, "ended")
         self._log.add(self.name, "answered")
         return self._lines.pop(0)
+
+    def has_more(self) -> bool:
+        return bool(self._lines)
+
+    @property
+    def is_alive(self) -> bool:
+        return bool(self._lines)
 
     def shut(self) -> None:
         self._log.add(self.name, "ended")
@@ -264,19 +270,29 @@ class FakeSession:
         assert source == guest.program("check")
         return FakePipe(self.name, self._log, self._lines)
 
-    def _lines(self, request: dict[str, object]) -> list[bytes]:
+    def _lines(self, request: dict[str, Any]) -> list[bytes]:
         if self._output:
             return [self._output]
-        results = [{"check": "ssh", "to": to, "passed": True, "detail": ""} for to in request["logins"]]  # type: ignore[attr-defined]
+        if request["do"] == "proxy":
+            return []
+        if request["do"] == "mpi":
+            return self._mpi(names_of(request["targets"]))
+        results = [{"check": "ssh", "to": to, "passed": True, "detail": ""} for to in request["logins"]]
         answer = json.dumps({"results": results, "same": {HOSTS: "one", KNOWN: self._known}}).encode()
         return [b'{"written": true}', answer] if request["do"] == "probe_first" else [answer]
+
+    def _mpi(self, ends: list[str]) -> list[bytes]:
+        results = [{"check": "mpi", "to": to, "passed": True, "detail": ""} for to in ends]
+        proxies = [["/usr/bin/hydra_pmi_proxy", "--proxy-id", str(number)] for number, _ in enumerate(ends)]
+        return [
+            json.dumps(one).encode() for one in ({"proxies": proxies}, {"results": results, "program": self._program})
+        ]
 
     def run_program(self, source: bytes, stdin: bytes, *, awaited: str) -> Completed:  # noqa: ARG002
         request = json.loads(stdin)
         self._log.add(self.name, request["do"])
-        kind, ends = ("mpi", names_of(request["targets"])) if request["do"] == "mpi" else ("ssh", request["logins"])
-        results = [{"check": kind, "to": to, "passed": True, "detail": ""} for to in ends]
-        return Completed(0, json.dumps({"results": results, "program": self._program}), "")
+        results = [{"check": "ssh", "to": to, "passed": True, "detail": ""} for to in request["logins"]]
+        return Completed(0, json.dumps({"results": results}), "")
 
 
 def names_of(targets: list[dict[str, str]]) -> list[str]:
@@ -288,7 +304,14 @@ def run(count: int, log: Log, *listeners: Listener, **differing: FakeSession) ->
     deadline = Deadline(20)
     for session in sessions.values():
         session.deadline = deadline.with_check(session.check)
-    return check.run(samples.plan(count), sessions, deadline=deadline, report=Reporter(listeners))  # type: ignore[arg-type]
+    plan, report = samples.plan(count), Reporter(listeners)
+    return check.run(
+        plan,
+        sessions,
+        deadline=deadline,
+        report=report,
+        enter=lambda node: log.add(node.name, "entered"),  # type: ignore[arg-type]
+    )
 
 
 @pytest.mark.parametrize("name", ["node1", "node2"])
@@ -299,7 +322,7 @@ def test_a_node_that_stops_ends_the_check(name: str) -> None:
     log = Log()
     stopped = FakeSession(name, log)
     stopped.check = stop
-    with pytest.raises(VclusterError, match=f"{name} stopped running while vcluster waited for the check"):
+    with pytest.raises(VclusterError, match=f"{name} stopped running while vcluster waited for "):
         run(3, log, **{name: stopped})
 
 
@@ -314,7 +337,9 @@ def test_shared_files_are_there_while_they_are_read(count: int) -> None:
     for worker in names(count)[1:]:
         assert order.index(("node1", "answered")) < order.index((worker, "ended"))
         assert order.index((worker, "answered")) < order.index(("node1", "ended"))
-    assert [name for name, what in order if what == "asked"].count("node1") == 1
+    assert sorted(name for name, what in order if what == "entered") == sorted(names(count))
+    assert sorted(name for name, what in order if what == "proxy") == sorted(names(count))
+    assert [name for name, what in order if what == "mpi"] == ["node1"]
     assert {(time.stage, time.node) for time in timer.times} == {
         ("mpiexec", "node1"),
         *(("check", name) for name in names(count)),
@@ -324,15 +349,15 @@ def test_shared_files_are_there_while_they_are_read(count: int) -> None:
 @pytest.mark.parametrize("node", ["node1", "node3"])
 def test_output_that_is_not_an_answer_ends_the_check(node: str) -> None:
     log = Log()
-    with pytest.raises(VclusterError, match=f"{node}: the check printed no result: no JSON"):
+    with pytest.raises(VclusterError, match=f"{node}: the (check|MPI program) printed no result: no JSON"):
         run(3, log, **{node: FakeSession(node, log, output=b"no JSON")})
-    assert {(name, "closed") for name, what in log.events if what == "asked"} <= set(log.events)
+    assert {(name, "closed") for name, what in log.events if what.startswith("probe")} <= set(log.events)
 
 
 def test_the_missing_logins_of_a_node_that_differs_are_made() -> None:
     log = Log()
     assert run(3, log, node2=FakeSession("node2", log, known="other")).passed
-    assert sorted(name for name, what in log.events if what == "logins") == ["node2", "node3"]
+    assert sorted(name for name, what in log.events if what == "logins") == ["node1", "node2", "node3"]
 
 
 def test_without_a_compiler_the_check_reports_that_no_data_was_exchanged() -> None:
@@ -344,6 +369,6 @@ def test_without_a_compiler_the_check_reports_that_no_data_was_exchanged() -> No
 def test_mpiexec_has_the_environment_that_logins_have() -> None:
     """Without it, mpiexec would listen on ports that the packet filter closes."""
     plan = samples.plan(3, mpi_ports=PortRange(20000, 20200))
-    environment = check._mpi(plan, ())["environment"]
+    environment = check._mpi(plan, names(3))["environment"]
     assert environment == {**rendered.mpi_environment(plan), **check.QUICK_START}
     assert environment["MPIEXEC_PORT_RANGE"] == "20000:20200"  # type: ignore[index]

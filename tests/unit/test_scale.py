@@ -50,6 +50,7 @@ class World:
     states: dict[str, str] = field(default_factory=dict)
     steps: list[str] = field(default_factory=list)
     failing: dict[str, BaseException] = field(default_factory=dict)
+    proven: list[set[str]] = field(default_factory=list)
 
     def take(self, step: str) -> None:
         ledger = self.files.read_ledger()
@@ -70,6 +71,34 @@ class World:
         for text in (self.files.ssh_config.read_text(), self.files.known_hosts.read_text()):
             assert [name for name in ("node1", "node2", "node3", "node4", "node5") if name in text] == list(names)
         assert not self.files.is_locked()
+
+
+class Lifecycle:
+    """Records what is done with each node."""
+
+    def __init__(self, world: World, cluster: Deployment) -> None:
+        self._world, self._plan = world, cluster.plan
+
+    def all_nodes(self, work: Callable[[Node], str], stack: ExitStack) -> list[str]:
+        assert stack
+        done = [work(node) for node in self._plan.nodes]
+        self._world.take(", ".join(done))
+        return done
+
+    def require_ready(self, nodes: list[str], *, proven: set[str]) -> None:
+        assert nodes
+        self._world.proven.append(proven)
+        self._world.take("require_ready")
+
+    def mount_all(self, nodes: list[str]) -> None:
+        assert nodes
+
+    def configure_via_serial(self, node: Node) -> str:
+        return f"configure {node.name}"
+
+    def bring_up_during_add(self, node: Node) -> str:
+        self._world.take("bring up")
+        return f"create {node.name}"
 
 
 @pytest.fixture
@@ -96,25 +125,6 @@ def world(context: Context, monkeypatch: pytest.MonkeyPatch) -> World:
     def step(name: str) -> Callable[..., None]:
         return lambda *_, **__: world.take(name)
 
-    class Lifecycle:
-        """Records what is done with each node."""
-
-        def __init__(self, cluster: Deployment, **_: object) -> None:
-            self.plan = cluster.plan
-
-        def all_nodes(self, work: Callable[[Node], str], stack: ExitStack) -> list[str]:
-            assert stack
-            done = [work(node) for node in self.plan.nodes]
-            world.take(", ".join(done))
-            return done
-
-        def configure_via_serial(self, node: Node) -> str:
-            return f"configure {node.name}"
-
-        def bring_up_during_add(self, node: Node) -> str:
-            world.take("bring up")
-            return f"create {node.name}"
-
     def remove_nodes(_: object, __: object, before: Plan, after: Plan) -> None:
         world.take("remove " + ",".join(node.name for node in before.nodes if node not in after.nodes))
 
@@ -122,9 +132,9 @@ def world(context: Context, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(scale.servers, "require_rights", lambda _: None)
     monkeypatch.setattr(scale.observation, "observe", lambda *_, **__: {LOCAL.name: samples.ROOMY})
     monkeypatch.setattr(scale.teardown, "remove_nodes", remove_nodes)
-    monkeypatch.setattr(scale, "NodeLifecycle", Lifecycle)
+    monkeypatch.setattr(scale, "NodeLifecycle", lambda cluster, **_: Lifecycle(world, cluster))
     monkeypatch.setattr(admission, "refuse_foreign", step("refuse_foreign"))
-    for name in ("deliver_image", "create_networks", "require_ready"):
+    for name in ("deliver_image", "create_networks"):
         monkeypatch.setattr(Deployment, name, step(name))
     return world
 
@@ -134,16 +144,14 @@ def world(context: Context, monkeypatch: pytest.MonkeyPatch) -> World:
 
 @pytest.mark.parametrize(("state", "proven"), [("ready", {"node1", "node2", "node3"}), ("creating", set())])
 def test_only_the_logins_of_a_ready_cluster_count_as_proven(
-    context: Context, world: World, monkeypatch: pytest.MonkeyPatch, state: str, proven: set[str]
+    context: Context, world: World, state: str, proven: set[str]
 ) -> None:
     """The logins of nodes that a killed command left were never tried."""
-    seen = []
-    monkeypatch.setattr(Deployment, "require_ready", lambda *_, proven: seen.append(proven))
     world.files.write_ledger(replace(READY, state=state))
     scale.add(context, "lab", timeout_s=5)
     world.files.write_ledger(replace(READY, state=state))
     scale.remove(context, "lab", ["node3"], timeout_s=5)
-    assert seen == [proven, proven]
+    assert world.proven == [proven, proven]
 
 
 def test_the_steps_of_add(context: Context, world: World) -> None:

@@ -110,8 +110,11 @@ def check_cluster(context: Context, plan: Plan, *, timeout_s: float, pairs: bool
         if down := describe_down({node.name: node.power for node in status.nodes}):
             raise VclusterError(down, hint=f"vcluster start {plan.name}")
         deadline = Deadline(timeout_s).with_check(fleet.check)
-        with sessions(context, plan, plan.nodes, user="root", deadline=deadline, fleet=fleet) as opened:
-            return Deployment(context, fleet, plan, files.read_keys(), deadline).check(opened, pairs=pairs)
+        with _jump_hosts(context, plan, plan.nodes, deadline, fleet) as login, ExitStack() as stack:
+            opened = parallel.each(plan.nodes, lambda node: stack.enter_context(login(node, "root")), deadline=deadline)
+            by_name = {session.name: session for session in opened}
+            cluster = Deployment(context, fleet, plan, files.read_keys(), deadline)
+            return cluster.check(by_name, lambda node: login(node, plan.user).close(), pairs=pairs)
 
 
 def require_running(context: Context, plan: Plan, nodes: Sequence[Node]) -> None:

@@ -66,7 +66,7 @@ def create(
             cluster.create_networks()
             lifecycle = NodeLifecycle(cluster, image_password=password, snapshots=snapshots)
             nodes = lifecycle.all_nodes(lifecycle.bring_up, connections)
-            cluster.require_ready(nodes)
+            lifecycle.require_ready(nodes)
             if job:
                 _provision(cluster, job, lifecycle.sessions(nodes, connections))
         files.write_ledger(_ledger("ready", plan))

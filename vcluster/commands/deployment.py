@@ -7,13 +7,12 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
 from vcluster.adapters.node_connection import NodeConnection
-from vcluster.errors import VclusterError
 from vcluster.fleet.context import Context
 from vcluster.fleet.ledger import ClusterFiles, Ledger
 from vcluster.fleet.servers import Fleet, Server
 from vcluster.images import deliver
 from vcluster.model.keys import Keys
-from vcluster.model.plan import Plan
+from vcluster.model.plan import Node, Plan
 from vcluster.model.spec import ImageLogin
 from vcluster.render.ssh_files import known_hosts, ssh_config
 from vcluster.resources import interfaces, networks, rules, volumes
@@ -98,26 +97,27 @@ class Deployment:
                 tunnels.prove(self.fleet, self.plan)
 
     def check(
-        self, connections: Mapping[str, NodeConnection], *, pairs: bool = False, proven: Collection[str] = ()
+        self,
+        connections: Mapping[str, NodeConnection],
+        enter: Callable[[Node], object],
+        *,
+        pairs: bool = False,
+        proven: Collection[str] = (),
+        mount: Callable[[Node], object] | None = None,
     ) -> check.CheckReport:
         """Check everything that "ready" means: from inside the nodes, and by the counters of the switch.
 
-        `proven` names nodes that passed an earlier check and have not changed since.
+        `enter` logs in to a node as the cluster's user. `proven` names nodes that passed an earlier check and have not
+        changed since. `mount` mounts the shared folders of a node, if they are not mounted yet.
         """
         report = check.run(
             self.plan, connections, deadline=self.deadline, report=self.report,
-            pairs=pairs, proven=proven, limit=self.concurrency_limit,
+            pairs=pairs, proven=proven, limit=self.concurrency_limit, enter=enter, mount=mount,
         )  # fmt: skip
         if self.plan.has_tunnels:
             crossed = path.check_all(self.fleet, self.plan, connections, deadline=self.deadline, report=self.report)
             report = replace(report, checks=(*report.checks, *crossed))
         return report
-
-    def require_ready(self, connections: Mapping[str, NodeConnection], *, proven: Collection[str] = ()) -> None:
-        """Check the cluster; raise VclusterError with every failed check."""
-        report = self.check(connections, proven=proven)
-        if not report.passed:
-            raise VclusterError("the cluster is not ready:" + "".join(f"\n  {failure}" for failure in report.failed))
 
 
 def image_password(context: Context, login: ImageLogin | None) -> Callable[[], str]:

@@ -123,7 +123,7 @@ def _restore_nodes(cluster: Deployment, ledger: Ledger) -> None:
         return lifecycle.configure_running(node) if power[node.domain].is_active else lifecycle.start_again(node)
 
     with ExitStack() as stack:
-        cluster.require_ready(lifecycle.all_nodes(restore, stack))
+        lifecycle.require_ready(lifecycle.all_nodes(restore, stack))
 
 
 def _discard_unfinished(cluster: Deployment, ledger: Ledger, absent: Sequence[Node]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 
 from vcluster.adapters.node_connection import NodeConnection
@@ -33,6 +33,7 @@ CONSOLE_BYTES = 16384
 SSH_PORT = 22
 GREETING_S = 5.0
 IDENTITY_S = 120.0  # many clones at once need a part of it; a clone that does not resume is given up after it
+ENTER_S = 30.0  # many nodes at once answer late
 RELOAD_TRIES, RELOAD_S = 10, 0.5
 PAUSE_POLL_S = 1.0
 
@@ -58,10 +59,9 @@ class NodeLifecycle:
         self._jump_hosts = JumpHosts(cluster.plan, sessions)
 
     def all_nodes(self, work: Callable[[Node], NodeConnection], stack: ExitStack) -> dict[str, NodeConnection]:
-        """Do `work` on all nodes at once; then every node mounts the shares of the others.
+        """Do `work` on all nodes at once. Returns the connections that it opened, by node.
 
-        Returns the connections that `work` opened, by node. They are closed with the stack, also when another node
-        fails.
+        They are closed with the stack, also when another node fails.
         """
         connections: dict[str, NodeConnection] = {}
 
@@ -78,13 +78,30 @@ class NodeLifecycle:
             deadline=self._deadline,
             limit=limit if self._snapshots else parallel.WORKERS_MAX,
         )
+        return connections
+
+    def require_ready(self, connections: Mapping[str, NodeConnection], *, proven: Collection[str] = ()) -> None:
+        """Mount the shared folders of all nodes and check the cluster; raise VclusterError with every failed check."""
+        report = self._cluster.check(
+            connections, self._enter, proven=proven, mount=lambda node: self.mount_shares(node, connections[node.name])
+        )
+        if not report.passed:
+            raise VclusterError("the cluster is not ready:" + "".join(f"\n  {failure}" for failure in report.failed))
+
+    def _enter(self, node: Node) -> None:
+        """Log in to a node as the cluster's user."""
+        deadline = Deadline(self._deadline.remaining_s(ENTER_S)).with_check(self._deadline.check)
+        via = self._jump_hosts.to(node, deadline)
+        log_in(self._cluster.keys, via, node, user=self._plan.user, deadline=deadline).close()
+
+    def mount_all(self, connections: Mapping[str, NodeConnection]) -> None:
+        """Mount the shared folders of all nodes."""
         parallel.each(
             self._plan.nodes,
             lambda node: self.mount_shares(node, connections[node.name]),
             deadline=self._deadline,
-            limit=limit,
+            limit=self._cluster.concurrency_limit,
         )
-        return connections
 
     def sessions(self, connections: Mapping[str, NodeConnection], stack: ExitStack) -> dict[str, ssh_session.Session]:
         """SSH sessions on all nodes, by name. A node with a serial connection gets a session, closed with the stack."""

@@ -97,7 +97,7 @@ def _configure(
         return lifecycle.configure_via_serial(node) if node in running else lifecycle.bring_up_during_add(node)
 
     with ExitStack() as stack:
-        cluster.require_ready(lifecycle.all_nodes(connect, stack), proven=proven)
+        lifecycle.require_ready(lifecycle.all_nodes(connect, stack), proven=proven)
 
 
 def _lifecycle(cluster: Deployment, snapshots: SnapshotIndex | None = None) -> NodeLifecycle:
@@ -130,7 +130,7 @@ def _rollback(cluster: Deployment, ledger: Ledger) -> Callable[..., None]:
             deadline = Deadline(ROLLBACK_TIMEOUT_S).with_check(cluster.fleet.check)
             lifecycle = _lifecycle(replace(rest, deadline=deadline))
             with ExitStack() as stack:
-                lifecycle.all_nodes(lifecycle.configure_via_serial, stack)
+                lifecycle.mount_all(lifecycle.all_nodes(lifecycle.configure_via_serial, stack))
             cluster.files.write_ledger(ledger)
         except VclusterError as failure:
             name = cluster.plan.name

@@ -1,8 +1,8 @@
 """The check: is the cluster ready? Guest programs test it from inside the nodes, on all nodes at the same time.
 
-A login costs most of a second of CPU under emulation, and N nodes have N² logins. So the check makes few of them and
-concludes the others. mpiexec logs in from the head to every node, and one node logs in to the head. `conclude` uses
-these logins and what the nodes report about their keys, names and settings. With `pairs` all logins are made.
+A login from node to node costs half a second of CPU under emulation, and N nodes have N² logins. So this machine logs
+in to each node, one node logs in to the head, and the check concludes the others. `conclude` uses these logins and what
+the nodes report about their keys, names and settings. With `pairs` all logins are made.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import secrets
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,6 +24,7 @@ from vcluster.errors import VclusterError
 from vcluster.images.recipes import guest_file
 from vcluster.model.plan import Node, Plan
 from vcluster.render import node_actions as paths
+from vcluster.stages import mpi_run
 from vcluster.stages.configure import ask
 from vcluster.util import parallel
 from vcluster.util.deadline import Deadline
@@ -33,11 +34,14 @@ HEADERS_BYTES = 28  # IPv4 (20) and ICMP (8) before the payload of a ping
 MPI_TIMEOUT_S = 120
 POLL_S = 0.1
 END_S = 10.0
+AWAITED = "the check"
 
 # One rank a node needs no shared memory, no other transport, no hooks for registered memory and no topology. To prepare
-# them takes half of the start of an MPI program (ucx_info -cf; hwloc, "Environment Variables").
+# them takes most of the start of an MPI program (ucx_info -cf; hwloc, "Environment Variables"). UCX's modules are for
+# other transports, and their libraries look for InfiniBand.
 QUICK_START = {
     "UCX_TLS": "tcp",
+    "UCX_MODULE_DIR": "/nonexistent",
     "UCX_MEM_MMAP_HOOK_MODE": "none",
     "HWLOC_COMPONENTS": "-linux,-x86,-pci",
 }
@@ -94,6 +98,8 @@ def run(
     pairs: bool = False,
     proven: Collection[str] = (),
     limit: int = parallel.WORKERS_MAX,
+    enter: Callable[[Node], object],
+    mount: Callable[[Node], object] | None = None,
 ) -> CheckReport:
     """Ping, log in, share files and run MPI between all nodes. With `pairs` every login is made.
 
@@ -101,8 +107,10 @@ def run(
 
     `proven` nodes passed an earlier check. Their logins and MPI are tested again only if what they depend on differs.
     At most `limit` nodes work at the same time, in addition to the head.
+    `enter` logs in to a node from this machine, as the cluster's user, or raises VclusterError. `mount` mounts the
+    shared folders of a node. Both are called before the node's own tests, and MPI does not wait for them.
     """
-    tests = _Tests(plan, sessions, deadline, report, pairs, proven)
+    tests = _Tests(plan, sessions, deadline, report, pairs, proven, enter, mount)
     # The head's part comes first: all other nodes wait for it, and the limit may leave some of them out at first.
     works: list[Callable[[], Answer]] = [
         tests.lead,
@@ -111,9 +119,9 @@ def run(
     ]
     led, launched, *followed = parallel.each(works, lambda work: work(), deadline=deadline, limit=limit + 2)
     answers = (led, *followed)
-    tested = [*logins_of_mpiexec(launched.checks), *_logins(launched, *answers)]
+    tested, entered = list(_logins(launched, *answers)), {*tests.entered, *proven}
     same = {answer.node: answer.same for answer in answers}
-    tested += tests.log_in(doubtful(same, tested, proven), limit)
+    tested += tests.log_in(doubtful(same, tested, entered), limit)
     others = [check for answer in (*answers, launched) for check in answer.checks if check.check != "ssh"]
     return CheckReport((*others, *conclude(same, tested, proven)))
 
@@ -129,23 +137,28 @@ class _Tests:
         report: Reporter,
         pairs: bool,
         proven: Collection[str],
+        enter: Callable[[Node], object],
+        mount: Callable[[Node], object] | None,
     ) -> None:
         self._plan, self._sessions, self._deadline, self._report = plan, sessions, deadline, report
-        self._pairs, self._proven = pairs, proven
+        self._pairs, self._proven, self._enter, self._mount = pairs, proven, enter, mount
+        self.entered: set[str] = set()  # the nodes that this machine could log in to
         self._token = secrets.token_hex(16)
+        self._mounted = threading.Semaphore(0)
         self._written, self._read = threading.Event(), threading.Semaphore(0)
 
     def lead(self) -> Answer:
         """The head's part. Its program removes the shared files at the end of its input."""
-        head, deadline = self._plan.head, self._deadline_of(self._plan.head)
+        head, session = self._plan.head, self._sessions[self._plan.head.name]
+        self._prepare(head)
         with self._start(head) as pipe:
             try:
                 with self._report.step("check", head.name, awaiting="ping, ssh and NFS"):
-                    _receive(pipe, deadline)
+                    mpi_run.receive(pipe, session, AWAITED)
                     self._written.set()
-                    answer = _answer(head, _receive(pipe, deadline))
+                    answer = _answer(head, mpi_run.receive(pipe, session, AWAITED))
                 for _ in self._plan.workers:
-                    _wait(self._read.acquire, deadline)
+                    _wait(self._read.acquire, session.deadline)
             finally:  # after a failure, too, so that the files are removed
                 pipe.shut()
                 pipe.wait(END_S)
@@ -153,20 +166,36 @@ class _Tests:
 
     def follow(self, node: Node) -> Answer:
         """The part of another node, which reads the files after the head has written them."""
-        deadline = self._deadline_of(node)
+        session = self._sessions[node.name]
+        self._prepare(node)
         with self._report.step("check", node.name, awaiting="ping, ssh and NFS"), self._start(node) as pipe:
-            _wait(self._written.wait, deadline)
+            _wait(self._written.wait, session.deadline)
             pipe.shut()
-            answer = _answer(node, _receive(pipe, deadline))
+            answer = _answer(node, mpi_run.receive(pipe, session, AWAITED))
         self._read.release()
         return answer
 
+    def _prepare(self, node: Node) -> None:
+        if not self._pairs and node.name not in self._proven:
+            with suppress(VclusterError):  # another node then tries to log in, for the reason
+                self._enter(node)
+                self.entered.add(node.name)
+            self._deadline_of(node).check(f"the login to {node.name}")
+        if self._mount:
+            self._mount(node)
+        self._mounted.release()
+
     def launch(self) -> Answer:
-        """The MPI program, which the head starts."""
-        head = self._plan.head
+        """The MPI program, which the head starts. It waits for shared folders only if it must be compiled there."""
+        head, names = self._plan.head, mpi_nodes(self._plan, self._proven)
+        run_on = partial(mpi_run.run, self._sessions, head.name, names)
         with self._report.step("mpiexec", head.name, awaiting="an MPI program on all nodes"):
-            answer = ask(self._sessions[head.name], "check", _mpi(self._plan, self._proven), awaited="mpiexec")
-        if answer.get("program") == "hostname":
+            answer = run_on(_mpi(self._plan, names))
+            if not answer["program"]:
+                for _ in self._plan.nodes:
+                    _wait(self._mounted.acquire, self._deadline_of(head))
+                answer = run_on(_mpi(self._plan, names, source=guest_file("mpi-check.c")))
+        if answer["program"] == "hostname":
             self._report.note(f"{head.name} has no MPI compiler: the check ran hostname, which exchanges no data")
         return _answer(head, answer)
 
@@ -202,15 +231,6 @@ def _wait(is_ready: Callable[..., bool], deadline: Deadline) -> None:
         deadline.check("the check on other nodes")
 
 
-def _receive(pipe: Pipe, deadline: Deadline) -> dict[str, Any]:
-    line = pipe.read_line(deadline, "the check")
-    try:
-        answer: dict[str, Any] = json.loads(line)
-    except ValueError as error:
-        raise VclusterError(f"{pipe.name}: the check printed no result: {line.decode(errors='replace')}") from error
-    return answer
-
-
 def _answer(node: Node, answer: dict[str, Any]) -> Answer:
     found = (Check(one["check"], node.name, one["to"], one["passed"], one["detail"]) for one in answer["results"])
     return Answer(node.name, tuple(found), answer.get("same", {}))
@@ -232,9 +252,9 @@ def _probe(plan: Plan, node: Node, token: str, *, pairs: bool, proven: Collectio
 
 
 def targets(plan: Plan, node: Node, *, pairs: bool, proven: Collection[str] = ()) -> tuple[Node, ...]:
-    """The nodes that a node logs in to: the last node to the head, and no other node, because mpiexec logs in to them.
+    """The nodes that a node logs in to: the last node to the head, and no other node, because this machine enters all.
 
-    A proven head was entered before. With `pairs` each node logs in to all, to itself first, so that the nodes do not
+    Proven nodes did so before. With `pairs` each node logs in to all, to itself first, so that the nodes do not
     all log in to the same one at the same time.
     """
     place = plan.nodes.index(node)
@@ -255,20 +275,23 @@ def _shares(plan: Plan, node: Node, token: str) -> list[dict[str, object]]:
     ]
 
 
-def _mpi(plan: Plan, proven: Collection[str]) -> dict[str, object]:
-    """From the head to itself and to all nodes that are not proven."""
-    names = [node.name for node in plan.nodes if node.is_head or node.name not in proven]
+def mpi_nodes(plan: Plan, proven: Collection[str]) -> list[str]:
+    """The nodes that the MPI program runs on: the head and all nodes that are not proven."""
+    return [node.name for node in plan.nodes if node.is_head or node.name not in proven]
+
+
+def _mpi(plan: Plan, names: Sequence[str], *, source: str = "") -> dict[str, object]:
     return {
         "do": "mpi",
         "user": plan.user,
         "home": paths.home(plan),
-        "hosts": ["-hosts", ",".join(names)] if proven else ["-f", paths.hostfile_path(plan)],
+        "hosts": ["-hosts", ",".join(names)],
         # sshd sets the environment for logins, the serial port does not.
         "environment": paths.mpi_environment(plan) | QUICK_START,
         "targets": [{"name": name} for name in names],
         "timeout": MPI_TIMEOUT_S,
         "program": paths.MPI_CHECK,
-        "source": guest_file("mpi-check.c"),
+        "source": source,
         "folder": paths.shared_folder(plan),
     }
 
@@ -280,25 +303,21 @@ def _logins(*answers: Answer) -> Iterator[Check]:
     return (check for answer in answers for check in answer.checks if check.check == "ssh")
 
 
-def logins_of_mpiexec(launched: Iterable[Check]) -> Iterator[Check]:
-    """The logins of a run of mpiexec: to every node on which its program ran, except the head itself."""
-    for one in launched:
-        if one.check == "mpi" and one.passed and one.from_node != one.to_node:
-            yield Check("ssh", one.from_node, one.to_node, True, "")
-
-
-def doubtful(same: Mapping[str, Mapping[str, str]], tested: Iterable[Check], proven: Collection[str]) -> list[Login]:
+def doubtful(same: Mapping[str, Mapping[str, str]], tested: Collection[Check], entered: Collection[str]) -> list[Login]:
     """The logins that were not made and do not follow from others, so that the check must make them.
 
-    These are all from and to a node that differs from the others, and one to each node that no equal node tried.
+    These are all from and to a node that differs from the others, and one to each node that neither this machine nor an
+    equal node `entered`. If a login failed, the first equal node tries all equal nodes.
     """
     known = {(check.from_node, check.to_node) for check in tested}
     odd = differences(same)
     equal = [name for name in same if name not in odd]
     logins = {(start, end): None for start in same for end in same if start in odd or end in odd}
     for end in equal:
-        if end not in proven and not any((start, end) in known for start in equal):
+        if end not in entered and not any((start, end) in known for start in equal):
             logins[next((start for start in reversed(equal) if start != end), end), end] = None
+    if not all(check.passed for check in tested):
+        logins |= {(start, end): None for start in equal[:1] for end in equal}
     return [login for login in logins if login not in known]
 
 
@@ -307,19 +326,22 @@ def conclude(
 ) -> Iterator[Check]:
     """A login from every node to every other: its result if it was made, else the conclusion from other logins.
 
-    A login passes if its first node could log in to any node, if any node could log in to its second node, and if both
-    nodes have the keys, names and settings that the others have. A node that was not tried in a direction has the same
-    chance as the equal nodes. Proven nodes did both in an earlier check.
+    A login passes if its first node could log in to any equal node that others can enter, if no login to its second
+    node failed or another one passed, and if both nodes have the keys, names and settings of the others. A node that
+    was not tried in a direction has the same chance as the equal nodes. Proven nodes did both in an earlier check.
     """
     known = {(check.from_node, check.to_node): check for check in tested}  # the later of two
     odd = differences(same)
     of_equals = [check for check in known.values() if check.from_node not in odd]
+    shut = {end: _none_passed([check for check in of_equals if check.to_node == end]) for end in same}
+    shut |= dict.fromkeys(proven, "")
+    to_equals = [check for check in known.values() if not shut[check.to_node] and check.to_node not in odd]
     for start in same:
-        leaving = [check for check in known.values() if check.from_node == start] or of_equals
+        leaving = [check for check in to_equals if check.from_node == start]
+        leaving = leaving or [check for check in to_equals if check.from_node not in odd]
+        cannot_leave = "" if start in proven else _none_passed(leaving)
         for end in same:
-            arriving = [check for check in of_equals if check.to_node == end]
-            detail = "" if start in proven else _none_passed(leaving)
-            detail = detail or ("" if end in proven else _none_passed(arriving))
+            detail = cannot_leave or shut[end]
             check = known.get((start, end)) or Check("ssh", start, end, not detail, detail)
             yield _explained(check, odd.get(start) or odd.get(end, ""))
 

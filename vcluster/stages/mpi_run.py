@@ -1,0 +1,92 @@
+"""Run an MPI program on nodes as mpiexec does, but without its logins.
+
+mpiexec of MPICH (Hydra) logs in to every node to start a proxy there, and the proxy starts the ranks of the node. With
+the launcher "manual" it prints the commands of the proxies instead, and waits until they connect to it. This machine
+starts them over the connections that it has.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
+from typing import Any
+
+from vcluster import guest
+from vcluster.adapters.node_connection import NodeConnection
+from vcluster.adapters.pipe import Pipe
+from vcluster.errors import VclusterError
+from vcluster.util import parallel
+
+AWAITED = "the MPI program"
+PROXY = "hydra_pmi_proxy"
+ARGUMENT = re.compile(r"[\w.:/-]{1,200}")  # the head node is not trusted
+POLL_S = 0.02
+
+
+def run(
+    sessions: Mapping[str, NodeConnection], head: str, names: Sequence[str], request: Mapping[str, object]
+) -> dict[str, Any]:
+    """Send the `request` "mpi" of guest/check.py to the head node, and start a proxy on each of the nodes `names`.
+
+    Returns the answer of the program. If a proxy fails, the answer is one failed result for each node.
+    """
+    with ExitStack() as stack:
+        mpiexec = stack.enter_context(closing(_start(sessions[head], request)))
+        answer = receive(mpiexec, sessions[head])
+        if "proxies" not in answer:
+            return answer
+        commands = list(zip(names, _proxies(mpiexec, answer["proxies"], len(names)), strict=True))
+
+        def start(command: tuple[str, list[str]]) -> Pipe:
+            name, argv = command
+            parts = {key: request[key] for key in ("user", "home", "environment")}
+            return stack.enter_context(closing(_start(sessions[name], {"do": "proxy", "argv": argv, **parts})))
+
+        proxies = parallel.each(commands, start, deadline=sessions[head].deadline)
+        while not mpiexec.has_more():
+            for name, proxy in zip(names, proxies, strict=True):
+                if not proxy.is_alive and proxy.wait(0.0):
+                    return _failed(names, name, proxy.reason())
+                sessions[name].deadline.check(f"{AWAITED} on {name}")
+            sessions[head].deadline.pause(POLL_S, AWAITED)
+        return receive(mpiexec, sessions[head])
+
+
+def _start(session: NodeConnection, request: Mapping[str, object]) -> Pipe:
+    pipe = session.start_program(guest.program("check"), awaited=AWAITED)
+    pipe.write(json.dumps(request).encode() + b"\n", session.deadline, AWAITED)
+    return pipe
+
+
+def receive(pipe: Pipe, session: NodeConnection, awaited: str = AWAITED) -> dict[str, Any]:
+    """The next answer of a guest program. Raises VclusterError for a line that is not an answer."""
+    line = pipe.read_line(session.deadline, awaited)
+    try:
+        answer: dict[str, Any] = json.loads(line)
+    except ValueError as error:
+        raise VclusterError(f"{pipe.name}: {awaited} printed no result: {line.decode(errors='replace')}") from error
+    return answer
+
+
+def _proxies(pipe: Pipe, proxies: object, count: int) -> list[list[str]]:
+    """The commands of the proxies, if they can be such."""
+    if isinstance(proxies, list) and len(proxies) == count and all(map(_is_proxy, proxies)):
+        return proxies
+    raise VclusterError(f"{pipe.name}: mpiexec printed commands that vcluster does not know")
+
+
+def _is_proxy(argv: object) -> bool:
+    return (
+        isinstance(argv, list)
+        and all(isinstance(argument, str) and ARGUMENT.fullmatch(argument) for argument in argv)
+        and bool(argv)
+        and str(argv[0]).rpartition("/")[2] == PROXY
+    )
+
+
+def _failed(names: Sequence[str], failed: str, reason: str) -> dict[str, Any]:
+    details = dict.fromkeys(names, f"not tried, as it failed on {failed}") | {failed: reason}
+    results = [{"check": "mpi", "to": name, "passed": False, "detail": details[name]} for name in names]
+    return {"results": results, "program": PROXY}
