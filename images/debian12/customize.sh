@@ -24,6 +24,11 @@ in_root mpicc -O2 -Wall -o /usr/lib/vcluster/mpi-check /usr/lib/vcluster/mpi-che
 in_root useradd --uid 2000 --user-group --create-home --shell /bin/bash --password '*' mpiuser
 in_root usermod --password '*' root
 
+# --- the prompt -----------------------------------------------------------------------------------
+# The console's shell of a clone began in the template. \h is the host name of that time, so read the name at each prompt.
+sed -i 's|\\u@\\h|\\u@$(</proc/sys/kernel/hostname)|' "$root/etc/bash.bashrc"
+grep -q 'u@$(</proc/sys/kernel/hostname)' "$root/etc/bash.bashrc"
+
 # --- units ----------------------------------------------------------------------------------------
 system=$root/etc/systemd/system
 mkdir -p "$system/vcluster-late.target.wants" "$root/etc/systemd/system-generators" "$root/etc/tmpfiles.d"
