@@ -9,12 +9,14 @@
 #define _GNU_SOURCE /* RTLD_NEXT */
 #include <dlfcn.h>
 #include <mpi.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/prctl.h>
 #include <time.h>
 
 enum { BLOCK = 8192 }; /* bytes for each other rank: MPICH sends blocks of this size directly, not through other ranks */
-enum { PAUSE_MIN = 500000, PAUSE_MAX = 100000000 }; /* nanoseconds between two looks for messages */
+enum { PAUSE_MIN = 500000, PAUSE_MAX = 100000000 }; /* nanoseconds between two checks for messages */
 
 static unsigned char pattern(int from, int to, int at)
 {
@@ -59,6 +61,7 @@ int main(int argc, char **argv)
 {
     int rank, size, length, wrong = 0;
     char name[MPI_MAX_PROCESSOR_NAME];
+    prctl(PR_SET_PDEATHSIG, SIGKILL); /* mpiexec makes a session for each rank, so only its parent can end it */
     MPI_Init(&argc, &argv);
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
     MPI_Comm_size(MPI_COMM_WORLD, &size);

@@ -1,4 +1,4 @@
-"""The check: the logins that it makes, the logins that it concludes, and the order of events on the nodes."""
+"""The check: the logins that it makes, the logins that it derives, and the order of events on the nodes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_no_node_logs_in_to_a_proven_head(proven: set[str]) -> None:
     assert made(samples.plan(4), proven=proven) == []
 
 
-# Logins that the check concludes
+# Logins that the check derives
 
 FAILED = "Permission denied"
 
@@ -82,7 +82,7 @@ def ordinary(count: int, *failing: tuple[str, str]) -> list[Check]:
 def failures(
     same: dict[str, dict[str, str]], logins: list[Check], proven: Collection[str] = ()
 ) -> dict[tuple[str, str], str]:
-    found = list(check.conclude(same, logins, proven))
+    found = list(check.derive(same, logins, proven))
     assert [(one.from_node, one.to_node) for one in found] == list(product(same, repeat=2))
     assert all(one.passed == (not one.detail) for one in found)
     return {(one.from_node, one.to_node): one.detail for one in found if not one.passed}
@@ -122,7 +122,7 @@ def test_after_a_failed_login_the_first_node_tries_all() -> None:
     assert set(failures(usual(3), logins)) == {(name, "node1") for name in names(3)}
 
 
-def test_without_any_login_nothing_is_concluded() -> None:
+def test_without_any_login_nothing_is_derived() -> None:
     nowhere = [login("node1", "node2", passed=False), login("node2", "node1", passed=False)]
     assert set(failures(usual(2), nowhere)) == set(product(names(2), repeat=2))
 
@@ -352,6 +352,27 @@ def test_output_that_is_not_an_answer_ends_the_check(node: str) -> None:
     with pytest.raises(VclusterError, match=f"{node}: the (check|MPI program) printed no result: no JSON"):
         run(3, log, **{node: FakeSession(node, log, output=b"no JSON")})
     assert {(name, "closed") for name, what in log.events if what.startswith("probe")} <= set(log.events)
+
+
+RESULT = {"check": "ssh", "to": "node1", "passed": True, "detail": ""}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"results": [RESULT | {"to": "node9"}]},
+        {"results": [RESULT | {"check": "other"}]},
+        {"results": [RESULT | {"passed": 1}]},
+        {"results": [{"check": "ssh"}]},
+        {"results": "none"},
+        {"results": [], "same": []},
+        {},
+    ],
+)
+def test_an_answer_with_something_unknown_ends_the_check(answer: object) -> None:
+    log = Log()
+    with pytest.raises(VclusterError, match="node2: the check printed a result that vcluster does not know"):
+        run(2, log, node2=FakeSession("node2", log, output=json.dumps(answer).encode()))
 
 
 def test_the_missing_logins_of_a_node_that_differs_are_made() -> None:

@@ -26,8 +26,8 @@ PROXIES = [proxy(number) for number in range(3)]
 class Pipe:
     """A program of a node: it has printed these lines and ended with this exit code, or runs on."""
 
-    def __init__(self, name: str, lines: list[bytes], exit_code: int | None) -> None:
-        self.name, self.lines, self.exit_code = name, lines, exit_code
+    def __init__(self, name: str, lines: list[bytes], exit_code: int | None, polls: int = 0) -> None:
+        self.name, self.lines, self.exit_code, self.polls = name, lines, exit_code, polls
         self.is_closed = False
 
     @property
@@ -41,7 +41,8 @@ class Pipe:
         return self.lines.pop(0)
 
     def has_more(self) -> bool:
-        return bool(self.lines)
+        self.polls -= 1
+        return bool(self.lines) and self.polls < 0
 
     def wait(self, timeout_s: float) -> int | None:  # noqa: ARG002
         return self.exit_code
@@ -65,8 +66,11 @@ class Session:
         return self.started[-1]
 
 
-def run(*answers: object, exit_codes: tuple[int | None, ...] = (0, 0, 0)) -> tuple[dict[str, Any], list[Pipe]]:
-    mpiexec = Pipe("node1", [json.dumps(answer).encode() for answer in answers], None)
+def run(
+    *answers: object, exit_codes: tuple[int | None, ...] = (0, 0, 0), polls: int = 0
+) -> tuple[dict[str, Any], list[Pipe]]:
+    """The answer of a run whose last answer comes after some polls, and the programs that it started."""
+    mpiexec = Pipe("node1", [json.dumps(answer).encode() for answer in answers], None, polls)
     proxies = [Pipe(name, [], code) for name, code in zip(NAMES, exit_codes, strict=True)]
     sessions = {name: Session(name, one) for name, one in zip(NAMES, proxies, strict=True)}
     sessions["node1"].pipes.insert(0, mpiexec)
@@ -90,7 +94,21 @@ def test_without_proxies_the_answer_is_final() -> None:
     assert len(started) == 1
 
 
-def test_a_proxy_that_fails_ends_the_run() -> None:
+def test_the_reason_of_mpiexec_counts_more_than_that_of_a_proxy() -> None:
+    """When mpiexec ends after a failure, the proxies of other nodes fail too."""
+    answer, _ = run({"proxies": PROXIES}, DONE, exit_codes=(0, 7, 7), polls=3)
+    assert answer == DONE
+
+
+def test_a_changed_hostfile_is_reported() -> None:
+    answer, started = run({"proxies": PROXIES[:2]})
+    assert {one["to"] for one in answer["results"] if not one["passed"]} == set(NAMES)
+    assert answer["results"][0]["detail"] == "mpiexec uses 2 nodes, not 3: the hostfile was changed"
+    assert len(started) == 1
+
+
+def test_a_proxy_that_fails_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mpi_run, "END_S", 0.1)
     answer, _ = run({"proxies": PROXIES}, exit_codes=(None, 1, None))
     found = {one["to"]: one["detail"] for one in answer["results"]}
     assert found == {
@@ -103,7 +121,6 @@ def test_a_proxy_that_fails_ends_the_run() -> None:
 @pytest.mark.parametrize(
     "proxies",
     [
-        PROXIES[:2],
         [*PROXIES[:2], []],
         [*PROXIES[:2], ["/bin/sh", "-c", "true"]],
         [*PROXIES[:2], [*proxy(2), "$(reboot)"]],

@@ -158,7 +158,7 @@ def test_a_lost_file_fails_the_check_which_names_the_pairs(cluster: Cluster) -> 
     cluster.ssh("red3", f"cat > /etc/ssh/ssh_known_hosts <<'END'\n{known_hosts}END", user="root")
 
 
-@pytest.mark.parametrize("options", [[], ["--pairs"]], ids=["concluded", "tried"])
+@pytest.mark.parametrize("options", [[], ["--pairs"]], ids=["derived", "tried"])
 def test_the_check_reports_every_pair(cluster: Cluster, options: list[str]) -> None:
     document = cluster.host.json("check", *options, timeout_s=120)
     assert document["passed"] is True

@@ -10,7 +10,7 @@ from collections import deque
 from contextlib import suppress
 from typing import Any, Protocol
 
-from vcluster.adapters.pipe import Pipe
+from vcluster.adapters.pipe import LINE_LIMIT, Pipe
 from vcluster.adapters.process import KILLED
 from vcluster.errors import VclusterError
 from vcluster.util.deadline import Deadline
@@ -38,6 +38,7 @@ class SerialPipe(Pipe):
         self._send, self._number, self._source = send, number, source
         self._changed = threading.Condition()
         self._pieces: deque[tuple[str, bytes]] = deque()
+        self._unread_bytes = 0
         self._exit_code: int | None = None
         self._failure: VclusterError | None = None
         self._is_closed = False
@@ -70,7 +71,11 @@ class SerialPipe(Pipe):
         with self._changed:
             if not self._changed.wait_for(lambda: self._pieces or self._has_ended, timeout_s):
                 raise TimeoutError
-            return self._pieces.popleft() if self._pieces else None
+            if not self._pieces:
+                return None
+            stream, data = self._pieces.popleft()
+            self._unread_bytes -= len(data)
+            return stream, data
 
     def transmit(self, data: memoryview, timeout_s: float) -> int:
         if self._has_ended:
@@ -135,7 +140,12 @@ class SerialPipe(Pipe):
                 self._exit_code = message["exit"]
             elif not self._is_closed:
                 stream = "stdout" if "out" in message else "stderr"
-                self._pieces.append((stream, message.get("out", message.get("err", "")).encode("latin-1")))
+                data = message.get("out", message.get("err", "")).encode("latin-1")
+                self._pieces.append((stream, data))
+                self._unread_bytes += len(data)
+                if self._unread_bytes > LINE_LIMIT:  # the node is not trusted
+                    self._failure = VclusterError(f"{self.name}: the program printed too much")
+                    self._pieces.clear()
             self._changed.notify_all()
 
     def abort(self, error: VclusterError) -> None:

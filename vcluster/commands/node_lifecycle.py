@@ -104,10 +104,15 @@ class NodeLifecycle:
         )
 
     def sessions(self, connections: Mapping[str, NodeConnection], stack: ExitStack) -> dict[str, ssh_session.Session]:
-        """SSH sessions on all nodes, by name. A node with a serial connection gets a session, closed with the stack."""
+        """SSH sessions on all nodes, by name. A node with a serial connection gets a session, closed with the stack.
+
+        Serial connections are closed: a clone holds udevd back until then, and users' programs may need it.
+        """
         sessions = {
             name: connection for name, connection in connections.items() if isinstance(connection, ssh_session.Session)
         }
+        serial = [connection for name, connection in connections.items() if name not in sessions]
+        parallel.outcomes(serial, lambda connection: connection.close())
         opened: list[ssh_session.Session] = []
 
         def open_session(node: Node) -> None:

@@ -1,7 +1,7 @@
 """The check: is the cluster ready? Guest programs test it from inside the nodes, on all nodes at the same time.
 
 A login from node to node costs half a second of CPU under emulation, and N nodes have N² logins. So this machine logs
-in to each node, one node logs in to the head, and the check concludes the others. `conclude` uses these logins and what
+in to each node, one node logs in to the head, and the check derives the others. `derive` uses these logins and what
 the nodes report about their keys, names and settings. With `pairs` all logins are made.
 """
 
@@ -35,10 +35,11 @@ MPI_TIMEOUT_S = 120
 POLL_S = 0.1
 END_S = 10.0
 AWAITED = "the check"
+KINDS = ("ping", "ssh", "nfs", "mpi")
 
-# One rank a node needs no shared memory, no other transport, no hooks for registered memory and no topology. To prepare
-# them takes most of the start of an MPI program (ucx_info -cf; hwloc, "Environment Variables"). UCX's modules are for
-# other transports, and their libraries look for InfiniBand.
+# With one rank on each node, MPI needs no shared memory, no other transport, no hooks for registered memory and no
+# topology. To prepare them takes most of the start of an MPI program (ucx_info -cf; hwloc, "Environment Variables").
+# UCX's modules are for other transports, and their libraries look for InfiniBand.
 QUICK_START = {
     "UCX_TLS": "tcp",
     "UCX_MODULE_DIR": "/nonexistent",
@@ -123,7 +124,7 @@ def run(
     same = {answer.node: answer.same for answer in answers}
     tested += tests.log_in(doubtful(same, tested, entered), limit)
     others = [check for answer in (*answers, launched) for check in answer.checks if check.check != "ssh"]
-    return CheckReport((*others, *conclude(same, tested, proven)))
+    return CheckReport((*others, *derive(same, tested, proven)))
 
 
 class _Tests:
@@ -156,7 +157,7 @@ class _Tests:
                 with self._report.step("check", head.name, awaiting="ping, ssh and NFS"):
                     mpi_run.receive(pipe, session, AWAITED)
                     self._written.set()
-                    answer = _answer(head, mpi_run.receive(pipe, session, AWAITED))
+                    answer = _answer(self._plan, head, mpi_run.receive(pipe, session, AWAITED))
                 for _ in self._plan.workers:
                     _wait(self._read.acquire, session.deadline)
             finally:  # after a failure, too, so that the files are removed
@@ -171,7 +172,7 @@ class _Tests:
         with self._report.step("check", node.name, awaiting="ping, ssh and NFS"), self._start(node) as pipe:
             _wait(self._written.wait, session.deadline)
             pipe.shut()
-            answer = _answer(node, mpi_run.receive(pipe, session, AWAITED))
+            answer = _answer(self._plan, node, mpi_run.receive(pipe, session, AWAITED))
         self._read.release()
         return answer
 
@@ -191,13 +192,13 @@ class _Tests:
         run_on = partial(mpi_run.run, self._sessions, head.name, names)
         with self._report.step("mpiexec", head.name, awaiting="an MPI program on all nodes"):
             answer = run_on(_mpi(self._plan, names))
-            if not answer["program"]:
+            if not answer.get("program"):
                 for _ in self._plan.nodes:
                     _wait(self._mounted.acquire, self._deadline_of(head))
                 answer = run_on(_mpi(self._plan, names, source=guest_file("mpi-check.c")))
-        if answer["program"] == "hostname":
+        if answer.get("program") == "hostname":
             self._report.note(f"{head.name} has no MPI compiler: the check ran hostname, which exchanges no data")
-        return _answer(head, answer)
+        return _answer(self._plan, head, answer)
 
     def log_in(self, logins: Iterable[Login], limit: int) -> list[Check]:
         """Make these logins, each node its own, all nodes at the same time."""
@@ -208,7 +209,7 @@ class _Tests:
         def work(name: str) -> Answer:
             request: dict[str, object] = {"do": "logins", "user": self._plan.user, "logins": targets[name]}
             answer = ask(self._sessions[name], "check", request, awaited="the logins")
-            return _answer(next(node for node in self._plan.nodes if node.name == name), answer)
+            return _answer(self._plan, next(node for node in self._plan.nodes if node.name == name), answer)
 
         answers = parallel.each([*targets], work, deadline=self._deadline, limit=limit)
         return [check for answer in answers for check in answer.checks]
@@ -231,9 +232,19 @@ def _wait(is_ready: Callable[..., bool], deadline: Deadline) -> None:
         deadline.check("the check on other nodes")
 
 
-def _answer(node: Node, answer: dict[str, Any]) -> Answer:
-    found = (Check(one["check"], node.name, one["to"], one["passed"], one["detail"]) for one in answer["results"])
-    return Answer(node.name, tuple(found), answer.get("same", {}))
+def _answer(plan: Plan, node: Node, answer: dict[str, Any]) -> Answer:
+    """The results of a node. Raises VclusterError if they cannot be such: nodes are not trusted."""
+    names = {each.name for each in plan.nodes}
+    try:
+        found = tuple(
+            Check(one["check"], node.name, one["to"], one["passed"], one["detail"]) for one in answer["results"]
+        )
+        same = {str(name): str(digest) for name, digest in answer.get("same", {}).items()}
+    except (TypeError, KeyError, AttributeError) as error:
+        raise VclusterError(f"{node.name}: {AWAITED} printed a result that vcluster does not know") from error
+    if not all(check.check in KINDS and check.to_node in names and isinstance(check.passed, bool) for check in found):
+        raise VclusterError(f"{node.name}: {AWAITED} printed a result that vcluster does not know")
+    return Answer(node.name, found, same)
 
 
 # Requests
@@ -252,7 +263,7 @@ def _probe(plan: Plan, node: Node, token: str, *, pairs: bool, proven: Collectio
 
 
 def targets(plan: Plan, node: Node, *, pairs: bool, proven: Collection[str] = ()) -> tuple[Node, ...]:
-    """The nodes that a node logs in to: the last node to the head, and no other node, because this machine enters all.
+    """The nodes that a node logs in to: the last node to the head, and no other, because this machine logs in to all.
 
     Proven nodes did so before. With `pairs` each node logs in to all, to itself first, so that the nodes do not
     all log in to the same one at the same time.
@@ -285,7 +296,7 @@ def _mpi(plan: Plan, names: Sequence[str], *, source: str = "") -> dict[str, obj
         "do": "mpi",
         "user": plan.user,
         "home": paths.home(plan),
-        "hosts": ["-hosts", ",".join(names)],
+        "hosts": ["-f", paths.hostfile_path(plan)] if len(names) == len(plan.nodes) else ["-hosts", ",".join(names)],
         # sshd sets the environment for logins, the serial port does not.
         "environment": paths.mpi_environment(plan) | QUICK_START,
         "targets": [{"name": name} for name in names],
@@ -296,7 +307,7 @@ def _mpi(plan: Plan, names: Sequence[str], *, source: str = "") -> dict[str, obj
     }
 
 
-# Conclusions
+# Derived logins
 
 
 def _logins(*answers: Answer) -> Iterator[Check]:
@@ -321,10 +332,10 @@ def doubtful(same: Mapping[str, Mapping[str, str]], tested: Collection[Check], e
     return [login for login in logins if login not in known]
 
 
-def conclude(
+def derive(
     same: Mapping[str, Mapping[str, str]], tested: Iterable[Check], proven: Collection[str] = ()
 ) -> Iterator[Check]:
-    """A login from every node to every other: its result if it was made, else the conclusion from other logins.
+    """A login from every node to every other: its result if it was made, else derived from other logins.
 
     A login passes if its first node could log in to any equal node that others can enter, if no login to its second
     node failed or another one passed, and if both nodes have the keys, names and settings of the others. A node that

@@ -15,14 +15,16 @@ from typing import Any
 
 from vcluster import guest
 from vcluster.adapters.node_connection import NodeConnection
-from vcluster.adapters.pipe import Pipe
+from vcluster.adapters.pipe import Pipe, one_line
 from vcluster.errors import VclusterError
 from vcluster.util import parallel
+from vcluster.util.deadline import Deadline
 
 AWAITED = "the MPI program"
 PROXY = "hydra_pmi_proxy"
 ARGUMENT = re.compile(r"[\w.:/-]{1,200}")  # the head node is not trusted
 POLL_S = 0.02
+END_S = 5.0  # after a proxy has failed, mpiexec has this time to report the reason
 
 
 def run(
@@ -37,7 +39,10 @@ def run(
         answer = receive(mpiexec, sessions[head])
         if "proxies" not in answer:
             return answer
-        commands = list(zip(names, _proxies(mpiexec, answer["proxies"], len(names)), strict=True))
+        argvs = _proxies(mpiexec, answer["proxies"])
+        if len(argvs) != len(names):
+            return _failed(names, head, f"mpiexec uses {len(argvs)} nodes, not {len(names)}: the hostfile was changed")
+        commands = list(zip(names, argvs, strict=True))
 
         def start(command: tuple[str, list[str]]) -> Pipe:
             name, argv = command
@@ -45,18 +50,25 @@ def run(
             return stack.enter_context(closing(_start(sessions[name], {"do": "proxy", "argv": argv, **parts})))
 
         proxies = parallel.each(commands, start, deadline=sessions[head].deadline)
+        failed, reason, patience = "", "", Deadline(END_S)
         while not mpiexec.has_more():
             for name, proxy in zip(names, proxies, strict=True):
-                if not proxy.is_alive and proxy.wait(0.0):
-                    return _failed(names, name, proxy.reason())
+                if not failed and not proxy.is_alive and proxy.wait(0.0):
+                    failed, reason, patience = name, proxy.reason(), Deadline(END_S)
                 sessions[name].deadline.check(f"{AWAITED} on {name}")
+            if failed and not patience.remaining_s():
+                return _failed(names, failed, reason)
             sessions[head].deadline.pause(POLL_S, AWAITED)
         return receive(mpiexec, sessions[head])
 
 
 def _start(session: NodeConnection, request: Mapping[str, object]) -> Pipe:
     pipe = session.start_program(guest.program("check"), awaited=AWAITED)
-    pipe.write(json.dumps(request).encode() + b"\n", session.deadline, AWAITED)
+    try:
+        pipe.write(json.dumps(request).encode() + b"\n", session.deadline, AWAITED)
+    except BaseException:
+        pipe.close()
+        raise
     return pipe
 
 
@@ -64,15 +76,17 @@ def receive(pipe: Pipe, session: NodeConnection, awaited: str = AWAITED) -> dict
     """The next answer of a guest program. Raises VclusterError for a line that is not an answer."""
     line = pipe.read_line(session.deadline, awaited)
     try:
-        answer: dict[str, Any] = json.loads(line)
-    except ValueError as error:
-        raise VclusterError(f"{pipe.name}: {awaited} printed no result: {line.decode(errors='replace')}") from error
+        answer = json.loads(line)
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict):
+        raise VclusterError(f"{pipe.name}: {awaited} printed no result: {one_line(line.decode(errors='replace'))}")
     return answer
 
 
-def _proxies(pipe: Pipe, proxies: object, count: int) -> list[list[str]]:
+def _proxies(pipe: Pipe, proxies: object) -> list[list[str]]:
     """The commands of the proxies, if they can be such."""
-    if isinstance(proxies, list) and len(proxies) == count and all(map(_is_proxy, proxies)):
+    if isinstance(proxies, list) and all(map(_is_proxy, proxies)):
         return proxies
     raise VclusterError(f"{pipe.name}: mpiexec printed commands that vcluster does not know")
 
