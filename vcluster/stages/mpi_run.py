@@ -53,7 +53,7 @@ def run(
         failed, reason, patience = "", "", Deadline(END_S)
         while not mpiexec.has_more():
             for name, proxy in zip(names, proxies, strict=True):
-                if not failed and not proxy.is_alive and proxy.wait(0.0):
+                if not failed and not proxy.is_alive and proxy.wait(0.0) != 0:
                     failed, reason, patience = name, proxy.reason(), Deadline(END_S)
                 sessions[name].deadline.check(f"{AWAITED} on {name}")
             if failed and not patience.remaining_s():
