@@ -109,7 +109,8 @@ def run(
     `proven` nodes passed an earlier check. Their logins and MPI are tested again only if what they depend on differs.
     At most `limit` nodes work at the same time, in addition to the head.
     `enter` logs in to a node from this machine, as the cluster's user, or raises VclusterError. `mount` mounts the
-    shared folders of a node. Both are called before the node's own tests, and MPI does not wait for them.
+    shared folders of a node. Both are called before the node's own tests. MPI does not wait for them, unless nodes have
+    addresses by DHCP.
     """
     tests = _Tests(plan, sessions, deadline, report, pairs, proven, enter, mount)
     # The head's part comes first: all other nodes wait for it, and the limit may leave some of them out at first.
@@ -145,7 +146,8 @@ class _Tests:
         self._pairs, self._proven, self._enter, self._mount = pairs, proven, enter, mount
         self.entered: set[str] = set()  # the nodes that this machine could log in to
         self._token = secrets.token_hex(16)
-        self._mounted = threading.Semaphore(0)
+        self._mounted: set[str] = set()
+        self._changed = threading.Condition()
         self._written, self._read = threading.Event(), threading.Semaphore(0)
 
     def lead(self) -> Answer:
@@ -177,24 +179,34 @@ class _Tests:
         return answer
 
     def _prepare(self, node: Node) -> None:
+        if self._mount:
+            self._mount(node)
+        with self._changed:
+            self._mounted.add(node.name)
+            self._changed.notify_all()
         if not self._pairs and node.name not in self._proven:
             with suppress(VclusterError):  # another node then tries to log in, for the reason
                 self._enter(node)
                 self.entered.add(node.name)
             self._deadline_of(node).check(f"the login to {node.name}")
-        if self._mount:
-            self._mount(node)
-        self._mounted.release()
+
+    def _await_mounts(self) -> None:
+        def are_complete(timeout: float) -> bool:
+            with self._changed:
+                return self._changed.wait_for(lambda: len(self._mounted) == len(self._plan.nodes), timeout)
+
+        _wait(are_complete, self._deadline_of(self._plan.head))
 
     def launch(self) -> Answer:
-        """The MPI program, which the head starts. It waits for shared folders only if it must be compiled there."""
+        """The MPI program, which the head starts."""
         head, names = self._plan.head, mpi_nodes(self._plan, self._proven)
         run_on = partial(mpi_run.run, self._sessions, head.name, names)
+        if self._plan.dhcp_range:  # a node has its address when it can mount
+            self._await_mounts()
         with self._report.step("mpiexec", head.name, awaiting="an MPI program on all nodes"):
             answer = run_on(_mpi(self._plan, names))
-            if not answer.get("program"):
-                for _ in self._plan.nodes:
-                    _wait(self._mounted.acquire, self._deadline_of(head))
+            if not answer.get("program"):  # it must be compiled in a shared folder
+                self._await_mounts()
                 answer = run_on(_mpi(self._plan, names, source=guest_file("mpi-check.c")))
         if answer.get("program") == "hostname":
             self._report.note(f"{head.name} has no MPI compiler: the check ran hostname, which exchanges no data")
