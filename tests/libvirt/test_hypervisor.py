@@ -147,3 +147,18 @@ def test_an_absent_libvirt(uri: str) -> None:
     with pytest.raises((MissingError, VclusterError), match="connecting to") as raised:
         Hypervisor(uri, samples.OWNER)
     assert len(raised.value.message.splitlines()) == 1
+
+
+def test_a_run_on_a_lost_server_names_the_server(hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wait may be the first that notices it."""
+    plan = samples.plan(1)
+    hypervisor.define_domain(domain_xml(plan, plan.head).replace('type="qemu"', 'type="test"'))
+    hypervisor.start_domain("lab.node1")
+    monkeypatch.setattr(hypervisor, "name", "four")
+    run = hypervisor.run_of("lab.node1", "node1")
+    monkeypatch.setattr(Hypervisor, "is_alive", False)
+    monkeypatch.setattr(run._domain, "UUID", lambda: b"short")  # libvirt answers with an error
+    with pytest.raises(
+        VclusterError, match=r"^four: the connection to libvirt broke while asking for the power of node1$"
+    ):
+        run.check("a login")

@@ -19,6 +19,12 @@ from vcluster.util.deadline import Deadline
 from vcluster.util.events import Reporter
 
 NODE = samples.plan(1).head
+
+
+def error_of(action: str, error: Exception) -> VclusterError:
+    return VclusterError(f"{action}: {error}")
+
+
 STOPPED = r"^node1 stopped running while vcluster waited for .*: QEMU crashed or was killed$"
 
 
@@ -72,7 +78,7 @@ class Boot:
 
     def __init__(self) -> None:
         self.domain, self.stream = Domain(), Stream()
-        self.run = DomainRun(self.domain, "node1")  # type: ignore[arg-type]
+        self.run = DomainRun(self.domain, "node1", error_of)  # type: ignore[arg-type]
         self.channel = SerialChannel(self.run, self.stream)  # type: ignore[arg-type]
 
     def wait_ready(self) -> None:
@@ -161,5 +167,5 @@ def test_a_libvirt_that_does_not_answer_ends_the_wait(node: Boot, monkeypatch: p
         raise libvirt.libvirtError("the connection broke")
 
     monkeypatch.setattr(node.domain, "lookupByUUID", fail)
-    with pytest.raises(VclusterError, match=r"^node1: libvirt does not report its power: the connection broke$"):
+    with pytest.raises(VclusterError, match=r"^asking for the power of node1: the connection broke$"):
         node.wait_ready()

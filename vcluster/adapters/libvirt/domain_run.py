@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import libvirt
 
@@ -24,11 +25,13 @@ STOP_REASONS = {
 class DomainRun:
     """The run of a domain from one power-on to the next power-off; each has its own id in libvirt.
 
-    `name` names the node in messages.
+    `name` names the node in messages. `error_of` returns our error for an error of libvirt during an action.
     """
 
-    def __init__(self, domain: libvirt.virDomain, name: str) -> None:
-        self.name = name
+    def __init__(
+        self, domain: libvirt.virDomain, name: str, error_of: Callable[[str, libvirt.libvirtError], VclusterError]
+    ) -> None:
+        self.name, self._error_of = name, error_of
         self._domain, self._id = domain, domain.ID()
         self._has_ended = self._id < 0
         self._next_s = 0.0
@@ -70,4 +73,4 @@ class DomainRun:
         except libvirt.libvirtError as error:
             if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                 return -1
-            raise VclusterError(f"{self.name}: libvirt does not report its power: {error}") from error
+            raise self._error_of(f"asking for the power of {self.name}", error) from error

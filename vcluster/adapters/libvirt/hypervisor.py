@@ -72,14 +72,23 @@ class Hypervisor:
 
     @contextmanager
     def _errors(self, action: str) -> Iterator[None]:
-        server = f"{self.name}: " if self.name else ""
         try:
-            with translated_errors(server + action):
+            with translated_errors(self._prefix + action):
                 yield
         except VclusterError as error:
             if self.is_alive:
                 raise
-            raise VclusterError(f"{server}the connection to libvirt broke while {action}") from error
+            raise self._error_of(action, error) from error
+
+    def _error_of(self, action: str, error: Exception) -> VclusterError:
+        """The error of an action, which names the server if the connection to it is lost."""
+        if self.is_alive:
+            return VclusterError(f"{self._prefix}{action}: {error}")
+        return VclusterError(f"{self._prefix}the connection to libvirt broke while {action}")
+
+    @property
+    def _prefix(self) -> str:
+        return f"{self.name}: " if self.name else ""
 
     @property
     def is_alive(self) -> bool:
@@ -211,7 +220,7 @@ class Hypervisor:
     def run_of(self, domain: str, node: str) -> DomainRun:
         """The present run of a node's domain, for waits that end with it."""
         with self._errors(f"inspecting {domain}"):
-            return DomainRun(self._connection.lookupByName(domain), node)
+            return DomainRun(self._connection.lookupByName(domain), node, self._error_of)
 
     def open_channel(self, domain: str, channel: str, node: str) -> SerialChannel:
         """Open a channel of a running node. Raises VclusterError, also when the node has stopped."""
