@@ -25,9 +25,12 @@ in_root useradd --uid 2000 --user-group --create-home --shell /bin/bash --passwo
 in_root usermod --password '*' root
 
 # --- the prompt -----------------------------------------------------------------------------------
-# The console's shell of a clone began in the template. \h is the host name of that time, so read the name at each prompt.
-sed -i 's|\\u@\\h|\\u@$(</proc/sys/kernel/hostname)|' "$root/etc/bash.bashrc"
-grep -q 'u@$(</proc/sys/kernel/hostname)' "$root/etc/bash.bashrc"
+# The console's shell of a clone began in the template, and \h is the host name of that time. So read the name before each
+# prompt.
+cat >>"$root/etc/bash.bashrc" <<'END'
+PROMPT_COMMAND='read -r HOSTNAME </proc/sys/kernel/hostname'
+PS1=${PS1//\\h/\$HOSTNAME}
+END
 
 # --- units ----------------------------------------------------------------------------------------
 system=$root/etc/systemd/system
