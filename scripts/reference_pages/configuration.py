@@ -26,7 +26,7 @@ class Entry:
 def cluster_entries(panel: str) -> list[Entry]:
     """The keys of [cluster] below a heading."""
     return [
-        Entry(name, key.metavar, key.default_shown, f"{key.help}{_list(key)} Option: `{option_name(name)}`.")
+        Entry(name, key.metavar, key.default_in_file, f"{key.help}{_list(key)} Option: `{option_name(name)}`.")
         for name, key in CLUSTER.items()
         if key.panel == panel
     ]

@@ -54,7 +54,7 @@ _NAMES = {
     "reason": "conflict detail error message refused strerror",
     "rest": "left",
     "section": "title",
-    "server": "carrier via",
+    "server": "carrier occupied via",
     "size": "st_size",
     "subnet": "space",
     "value": "current data footer found item machine made_with needed present taken value_in_host",

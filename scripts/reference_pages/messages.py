@@ -1,4 +1,4 @@
-"""The page of messages: errors by exit code, mistakes in a configuration file, findings of doctor, and notes."""
+"""The page of messages: errors by exit code, mistakes in a configuration file, findings of doctor, notes, the rest."""
 
 from __future__ import annotations
 
@@ -18,21 +18,37 @@ TITLES = {
     3: "Exit code 3: this machine or a server lacks something",
     4: "Exit code 4: the present state does not allow it",
 }
+PASSED_ON = "Exit code of a program"
 MISTAKES, FINDINGS, NOTES = "Mistakes in a configuration file", "Findings of doctor", "Notes"
+INTERNAL = "Internal messages"
 INTRODUCTION = """\
 An error message has three parts: what failed, with the server or node; the cause; and the fix in parentheses.
 If a message has no fix here, remove the cause that it names, then run the command again.
+This page leaves out `sudo`; vcluster prints each fix as you must type it.
 A text in angle brackets stands for a value, for example `<node>` for the name of a node.
 `…` stands for a part that is not always there.
 Replace what is in capitals in a fix, for example `NAME`, by your own value.
 Messages of libvirt, ssh and other programs are not listed; vcluster prints them after the name of what failed.
-If `QEMU's stream` or `the saved domain` is wrong, vcluster cannot use or make a snapshot; use `--boot cold`.
+Messages with a line for each server are not listed either; see [Troubleshooting](../how-to/troubleshooting.md).
 """
 ABOUT = {
+    PASSED_ON: "The command returns the exit code of the program that it runs.\n",
     MISTAKES: "They are printed after the file, the line, the section and the key, with exit code 2.\n",
     FINDINGS: "The command `vcluster doctor` prints them.\n",
     NOTES: "They are printed with the progress of a command, and do not stop it.\n",
+    INTERNAL: (
+        "They are about data between parts of vcluster, QEMU and libvirt that is not as expected.\n"
+        "Most of them are the reason in a note about a snapshot; otherwise the exit code is 1.\n"
+        "Run the command again.\n"
+        "If it fails again because of a snapshot, `QEMU's stream` or `the saved domain`, use `--boot cold`.\n"
+    ),
 }
+# Modules whose failures name the parts of vcluster, and no object of the user.
+INTERNAL_MODULES = frozenset({
+    "adapters/network/raw_frames", "agent/bundle", "agent/request_loop", "agent/snapshot_folders",
+    "agent/snapshot_manifest", "agent/snapshot_store", "render/clone_xml", "snapshots/qemu_stream",
+    "snapshots/save_file",
+})  # fmt: skip
 # Functions that report a mistake in a configuration file, and the position of its text.
 MISTAKE_TEXTS = {"add_error": 1, "add_invalid": 1, "_refuse": 1, "add": 2, "Mistake": 2}
 
@@ -52,9 +68,11 @@ def messages(package: Path) -> tuple[Message, ...]:
     codes = _exit_codes(package)
     for path in _modules(package):
         is_config = path.parent.name == "config"
+        is_internal = str(path.relative_to(package).with_suffix("")) in INTERNAL_MODULES
         for scope, call in scopes(path, package.parent):
             for one in _of(scope, call, codes, is_config=is_config):
-                fixes[one.heading, one.text] |= dict.fromkeys(one.fixes)
+                heading = INTERNAL if is_internal and one.heading == TITLES[1] else one.heading
+                fixes[heading, one.text] |= dict.fromkeys(one.fixes)
     found = (Message(heading, text, tuple(texts)) for (heading, text), texts in fixes.items() if is_text(text))
     return tuple(sorted(found, key=lambda one: (one.text.lower(), one.text)))
 
@@ -81,7 +99,8 @@ def _of(scope: Scope, call: ast.Call, codes: dict[str, int], *, is_config: bool)
     if codes.get(name) in TITLES and call.args:
         hint = next((argument.value for argument in call.keywords if argument.arg == "hint"), None)
         for text in scope.texts(call.args[0]):
-            yield Message(TITLES[codes[name]], text, tuple(filter(is_text, scope.texts(hint))))
+            heading = PASSED_ON if text.startswith("exit code ") else TITLES[codes[name]]
+            yield Message(heading, text, tuple(filter(is_text, scope.texts(hint))))
     elif is_config and len(call.args) > MISTAKE_TEXTS.get(name, 99):
         yield from (Message(MISTAKES, text) for text in scope.texts(call.args[MISTAKE_TEXTS[name]]))
     elif name in ("Finding", "_finding") and len(call.args) > 2 and _is_a_problem(call.args[0]):
@@ -104,7 +123,7 @@ def page(package: Path) -> str:
     """The page in Markdown."""
     found = messages(package)
     parts = [f"{NOTE}# Messages\n\n{INTRODUCTION}"]
-    for heading in (*TITLES.values(), MISTAKES, FINDINGS, NOTES):
+    for heading in (*TITLES.values(), PASSED_ON, MISTAKES, FINDINGS, NOTES, INTERNAL):
         below = [one for one in found if one.heading == heading]
         parts.append("\n".join(filter(None, (f"## {heading}\n", ABOUT.get(heading), _table(below)))))
     return "\n".join(parts)

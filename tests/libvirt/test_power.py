@@ -127,7 +127,7 @@ def test_a_missing_node_does_not_stop_the_others(context: Context) -> None:
     assert messages(done) == ["on", "node2 is missing: localhost has no domain lab.node2", "on"]
     missing = done["node2"]
     assert isinstance(missing, VclusterError)
-    assert missing.hint == "vcluster clear lab, and create it again"
+    assert missing.hint == "vcluster repair lab"
     assert power.status(context, PLAN, PLAN.nodes)[0]["node2"].state == "gone"  # type: ignore[arg-type]
 
 

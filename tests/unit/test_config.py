@@ -747,7 +747,7 @@ junk
         "config.ini:6: [switch] prot: unknown key; did you mean port?",
         "config.ini:8: [server red] ram: 'lots' is not a size; for example 4096 MiB or 4 GiB",
         "config.ini:11: [server blue] host: a is also the host of [server red]",
-        "config.ini:12: [server blue] password: cannot be combined with key; remove one of them",
+        "config.ini:12: [server blue] password: cannot be combined with key = …; remove one of them",
         "config.ini:13: [server blue] key: '/nowhere/id' is not a file; use the full path of a private key, for "
         "example ~/.ssh/id_ed25519",
         "config.ini:14: [serve x]: unknown section; did you mean [server NAME]?",

@@ -45,7 +45,7 @@ def test_a_cluster_with_the_name_of_the_trial_is_left_alone(tmp_path: Path) -> N
         Finding(
             "warning",
             "tunnel localhost to server2",
-            "not tried: localhost already has parts of a cluster doctor, the name of the trial",
+            "not tried: localhost has parts of an earlier test, or a cluster with the name doctor",
             "vcluster clear doctor",
         ),
     )

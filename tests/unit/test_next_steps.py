@@ -143,7 +143,7 @@ def test_a_program_that_no_node_finds(
     assert exit_code == 127
     assert error == (
         "vcluster: exit code 127: a node did not find the program or a library. Programs start in the home folder, "
-        f"whose folder cloud is shared by all nodes{hint}\n"
+        f"and nodes share only what is in its folder cloud{hint}\n"
     )
     monkeypatch.setattr(access, "run_by_ssh", lambda *_: 3)
     assert type_in(monkeypatch, capsys, command) == (3, "")

@@ -215,7 +215,7 @@ def test_nodes_that_the_rollback_did_not_restore_are_for_repair(context: Context
         (
             {"node2": "stopped", "node3": "missing"},
             "nodes of cluster lab are missing: node3",
-            "vcluster repair lab, or vcluster remove node3 --name lab",
+            "vcluster repair lab",
         ),
     ],
 )
@@ -271,7 +271,7 @@ def test_remove_needs_the_other_nodes_up(context: Context, world: World) -> None
     world.states = {"node2": "missing", "node3": "missing"}
     with pytest.raises(ConflictError, match="nodes of cluster lab are missing: node2") as raised:
         scale.remove(context, "lab", ["node3"], timeout_s=5)
-    assert raised.value.hint == "vcluster repair lab, or vcluster remove node[2-3] --name lab"
+    assert raised.value.hint == "vcluster repair lab"
     with pytest.raises(RequestError, match="is the head"):
         scale.remove(context, "lab", ["node1"], timeout_s=5)
     assert world.steps == []
@@ -322,7 +322,7 @@ def _operations(calls: list[tuple[str, object]]) -> dict[str, Callable[..., obje
 @pytest.mark.parametrize(
     ("state", "absent", "hint"),
     [
-        ("ready", ("node3",), "vcluster remove node3 --name lab, or vcluster clear lab, and create it again"),
+        ("ready", ("node3",), "vcluster remove node3 --name lab, then vcluster add --names node3 --name lab"),
         ("creating", ("node1", "node3"), "vcluster clear lab, and create it again"),
     ],
 )

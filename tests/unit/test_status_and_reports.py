@@ -80,7 +80,7 @@ def test_a_whole_shared_cluster() -> None:
 # What a node that is not missing gets in place of `missing: `.
 SHOWN = {
     "node node3 on blue": "off: node3 (vcluster power on -w node3)",
-    f"node node3 on blue: paused ({FULL.reason})": f"paused: node3: {FULL.reason} (vcluster power on -w node3)",
+    f"node node3 on blue: paused ({FULL.reason})": f"paused: node3: {FULL.reason} (vcluster start lab)",
 }
 
 

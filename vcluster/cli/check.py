@@ -11,13 +11,14 @@ from vcluster.errors import VclusterError
 
 @click.command(cls=Command)
 @arguments.cluster_argument
-@click.option("--pairs", is_flag=True, help="Try every login between two nodes; N nodes have N² of them.")
+@click.option("--pairs", is_flag=True, help="Make every login from node to node; N nodes have N² of them.")
 @arguments.timeout_option(600)
 @arguments.output_option
 def check(name: str | None, pairs: bool, timeout_s: float, output: str) -> None:
-    """Test ping, SSH, NFS and MPI between all nodes.
+    """Test ping, SSH, NFS and MPI on all nodes.
 
-    Pings have the full packet size and must not be fragmented. Exits 1 when a check fails.
+    Pings have the full packet size and must not be fragmented. Most logins are derived from equal settings of the
+    nodes; --pairs makes each one. Exits 1 when a check fails.
     """
     from vcluster.cli.output import check_report
     from vcluster.commands import access, inventory
@@ -54,7 +55,10 @@ def path(name: str | None, packets: int, timeout_s: float, output: str, start: s
     found = access.trace(context, plan, *ends, packets=packets, timeout_s=timeout_s)
     common.emit(output, path_report.document(found), path_report.text)
     if not found.crossed:
-        raise VclusterError(f"the frames from {start} to {end} did not cross the switch: {found.detail}")
+        raise VclusterError(
+            f"the frames from {start} to {end} did not cross the switch: {found.detail}",
+            hint=f"to see what is missing: vcluster status {plan.name}",
+        )
 
 
 COMMANDS = (check, path)

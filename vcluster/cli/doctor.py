@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     cls=Command,
     epilog=examples(
         "sudo vcluster doctor                    this machine",
-        "sudo vcluster doctor cluster.ini        every server of the file, and the tunnels between them",
+        "sudo vcluster doctor config.ini         every server of the file, and the tunnels between them",
         "sudo vcluster doctor --switch server2   this machine and the switch's server",
     ),
 )
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 def doctor(config: Path | None, host: str | None, output: str) -> None:
     """Diagnose this machine, or the servers of a cluster.
 
-    Each problem is printed with the command that fixes it. Exits 3 when there is an error.
+    Each problem is printed with its fix, if there is one. Exits 3 when there is an error.
     """
     from vcluster.commands import doctor as work
 

@@ -37,6 +37,7 @@ def switch() -> None:
     cls=KeysCommand,
     only={"nodes", "name", "mtu", "vni_base", "vxlan_port"},
     required={"nodes"},
+    helps={"vni_base": "First VXLAN network identifier (VNI). It must be the same on both servers."},
     epilog=examples("sudo vcluster switch up -n 4 --peer 192.0.2.1"),
 )
 @click.option(

@@ -260,10 +260,11 @@ def _with_node(plan: Plan, sources: Sequence[str], destination: str) -> tuple[st
 def _require_copy_node(plan: Plan, node: str) -> None:
     if "@" in node:
         raise RequestError(f"{shown(node)} is not a node", hint="-l USER sets the user")
+    folder = "cloud/0" if plan.stores else "cloud"
     if set(node) & set("[],*?"):
         raise RequestError(
             f"copy takes one node, not the set {shown(node)}",
-            hint=f"copy to {plan.head.name}:cloud, which all nodes share, or to one node after the other",
+            hint=f"copy to {plan.head.name}:{folder}, which all nodes share, or to one node after the other",
         )
     choose_node(plan, node)
 

@@ -129,9 +129,9 @@ def _tunnel(context: Context, fleet: Fleet, spec: Spec, carrier: ServerSpec) -> 
     """Create a tunnel between a server and the switch, send frames through it, and remove it."""
     pair = Fleet({name: fleet[name] for name in (carrier.name, spec.switch.name)}, {})
     what = f"tunnel {carrier.name} to {spec.switch.name}"
-    if taken := next((server for server in pair.servers.values() if survey(server, TRIAL)), None):
-        away = f" --on {taken.host}" if taken.session and not context.files(TRIAL).folder.exists() else ""
-        detail = f"not tried: {taken.name} already has parts of a cluster {TRIAL}, the name of the trial"
+    if occupied := next((server for server in pair.servers.values() if survey(server, TRIAL)), None):
+        away = f" --on {occupied.host}" if occupied.session and not context.files(TRIAL).folder.exists() else ""
+        detail = f"not tried: {occupied.name} has parts of an earlier test, or a cluster with the name {TRIAL}"
         yield Finding(WARNING, what, detail, f"vcluster clear {TRIAL}{away}")
         return
     trial = replace(

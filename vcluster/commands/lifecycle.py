@@ -134,10 +134,11 @@ def _discard_unfinished(cluster: Deployment, ledger: Ledger, absent: Sequence[No
     plan, names = cluster.plan, [node.name for node in absent]
     needed = any(node.is_head or node.data_gib for node in absent)
     if ledger.state == "ready" or needed:
-        removal = "" if needed else f"vcluster remove {naming.folded(names)} --name {plan.name}, or "
+        nodes = naming.folded(names)
+        replacing = f"vcluster remove {nodes} --name {plan.name}, then vcluster add --names {nodes} --name {plan.name}"
         raise VclusterError(
             f"deleted outside vcluster: {', '.join(names)}",
-            hint=f"{removal}vcluster clear {plan.name}, and create it again",
+            hint=f"vcluster clear {plan.name}, and create it again" if needed else replacing,
         )
     rest = shrink(plan, names)
     for kind in (domains, volumes):

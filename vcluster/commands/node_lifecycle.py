@@ -217,11 +217,11 @@ class NodeLifecycle:
             if time.monotonic() < next_s:
                 return
             next_s = time.monotonic() + PAUSE_POLL_S
-            power = self._server(node).hypervisor.power_state(node.domain)
+            power, name = self._server(node).hypervisor.power_state(node.domain), self._plan.name
             if power.state == PAUSED:
                 raise VclusterError(
                     f"{node.name} is {power} again while vcluster waited for {awaited}",
-                    hint=f"remove the cause, then vcluster start {self._plan.name}",
+                    hint=f"to see the reason: vcluster status {name}; remove the reason, then vcluster start {name}",
                 )
 
         return check

@@ -107,7 +107,7 @@ def _power(plan: Plan, fleet: Fleet, domains: dict[str, Powers | VclusterError],
     if node.domain not in found:
         raise VclusterError(
             f"{node.name} is missing: {node.server} has no domain {node.domain}",
-            hint=f"vcluster clear {plan.name}, and create it again",
+            hint=f"vcluster repair {plan.name}",
         )
     return found[node.domain]
 

@@ -67,14 +67,13 @@ def _grow(context: Context, fleet: Fleet, plan: Plan, names: Sequence[str], dead
     return resize.grow(plan, facts, names)
 
 
-def _require_up(fleet: Fleet, files: ClusterFiles, nodes: Sequence[Node], leaving: Sequence[str] = ()) -> None:
-    """Raise ConflictError unless these nodes run. The hint removes missing nodes together with the `leaving` ones."""
+def _require_up(fleet: Fleet, files: ClusterFiles, nodes: Sequence[Node]) -> None:
+    """Raise ConflictError unless these nodes run. `repair` recreates missing nodes, or prints how to replace them."""
     status = observe_status(fleet, files)
     powers = {node.name: node.power for node in status.nodes}
     if missing := [node.name for node in nodes if powers[node.name].state == MISSING]:
         raise ConflictError(
-            f"nodes of cluster {files.name} are missing: {folded(missing)}",
-            hint=f"vcluster repair {files.name}, or vcluster remove {folded([*leaving, *missing])} --name {files.name}",
+            f"nodes of cluster {files.name} are missing: {folded(missing)}", hint=f"vcluster repair {files.name}"
         )
     if down := describe_down({node.name: powers[node.name] for node in nodes}):
         raise ConflictError(down, hint=f"vcluster start {files.name}")
@@ -164,7 +163,7 @@ def remove(context: Context, name: str, names: Sequence[str], *, timeout_s: floa
         servers.require_rights(fleet)
         ledger = read_ledger(files)
         after = replace(ledger, state="creating", plan=resize.shrink(ledger.plan, names))
-        _require_up(fleet, files, after.plan.nodes, leaving=names)
+        _require_up(fleet, files, after.plan.nodes)
         rest = _remove_nodes(Deployment(context, fleet, ledger.plan, files.read_keys(), deadline), after)
         _configure(rest, running=rest.plan.nodes, proven=_proven(ledger))
         files.write_ledger(replace(after, state="ready"))

@@ -80,7 +80,7 @@ def _report_unvisited(context: Context, fleet: Fleet, name: str) -> None:
         ends |= {link["remote"] for link in server.call("interfaces") if link["alias"] == label and link["remote"]}
     for address in sorted(ends - own):
         context.report.note(
-            f"a tunnel ends at {address}, which this command does not clear: vcluster clear {name} --on {address}"
+            f"server {address} may have the other end of a tunnel; to remove it: vcluster clear {name} --on {address}"
         )
 
 

@@ -162,7 +162,7 @@ def _check_machine(config: _Config, machine: SectionReader) -> None:
         if value_in_host and machine.get(key, value_in_host) != value_in_host:
             machine.add_error(key, f"is {machine.get(key)} here, but {value_in_host} in host")
     if "password" in machine.entries and "key" in machine.entries:
-        machine.add_error("password", "cannot be combined with key; remove one of them")
+        machine.add_error("password", "cannot be combined with key = …; remove one of them")
     if machine.is_local:
         for key in _LOGIN_KEYS:
             if key in machine.entries:
@@ -295,7 +295,8 @@ def _check_limits(config: _Config) -> None:
         for limit in _limits(config, server):
             if limit.nodes < count:
                 nodes = f"{count} nodes" if count > 1 else "one node"
-                server.add_error(limit.key, f"{limit.reason.removesuffix(' declared')} is not enough for {nodes}")
+                amount = limit.reason.removesuffix(" declared")
+                server.add_error(limit.key, f"{amount} is not enough for {nodes}")
 
 
 def _capacity(config: _Config, server: SectionReader) -> int | None:

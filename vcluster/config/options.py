@@ -69,6 +69,7 @@ class Key:
 
     `panel` is the heading of its option in help. `spec_field` is the field of Spec that takes the value, or empty.
     `default` is a text as a user writes it; `default_note` describes a default that depends on other values.
+    `file_note` describes another default, which holds for a configuration file.
     The option of a key that `repeats` takes one item each time. A file separates the items by commas.
     """
 
@@ -79,13 +80,19 @@ class Key:
     spec_field: str = ""
     default: str = ""
     default_note: str = ""
+    file_note: str = ""
     short: str = ""
     repeats: bool = False
 
     @property
     def default_shown(self) -> str:
-        """The default for help and reference pages; empty if there is none."""
+        """The default for help, without a configuration file; empty if there is none."""
         return self.default or self.default_note
+
+    @property
+    def default_in_file(self) -> str:
+        """The default of a configuration file; empty if there is none."""
+        return self.file_note or self.default_shown
 
 
 def option_name(key: str) -> str:
@@ -198,7 +205,7 @@ def _mtu(text: str) -> int:
 CLUSTER: Mapping[str, Key] = {
     "nodes": Key(
         SIZE, "N", "Number of nodes.", number(1, NODES_MAX), short="-n",
-        default_note="4; with a configuration file, the sum of its servers",
+        default_note="4", file_note="the number that the servers of the file specify",
     ),
     "name": Key(NAMES, "NAME", "Name of the cluster.", naming.check_cluster_name, "name", "lab"),
     "names": Key(
@@ -218,7 +225,8 @@ CLUSTER: Mapping[str, Key] = {
         IMAGE, "USER", "User in a foreign image. vcluster logs in as this user to install its own keys.", login_name
     ),
     "image_password": Key(
-        IMAGE, "ask|env:NAME", "Source of the password of --image-user: a prompt or an environment variable.",
+        IMAGE, "ask|env:NAME",
+        "Source of the password of --image-user: a prompt, or the environment variable NAME that holds the password.",
         password_elsewhere,
     ),
     "vcpus": Key(SIZE, "N", "Number of CPUs of each node.", number(1, 64), "vcpus", "1"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from ipaddress import AddressValueError, IPv4Address
 from pathlib import Path
@@ -245,6 +245,7 @@ SWITCH_KEYS: Mapping[str, MachineKey] = {
         server_name,
     ),
     **MACHINE_KEYS,
+    "host": replace(MACHINE_KEYS["host"], default="required, unless server is set"),
 }  # fmt: skip
 SERVER_KEYS: Mapping[str, MachineKey] = {
     **MACHINE_KEYS,

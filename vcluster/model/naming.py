@@ -94,8 +94,8 @@ def expand_any(nodeset: str, *, example: str) -> tuple[str, ...]:
     """
     if re.search(r"\d{10}", nodeset):
         raise RequestError(f"{shown(nodeset)} has a number of ten digits or more")
-    if (size := _size(nodeset)) > NODES_MAX:
-        raise RequestError(f"{shown(nodeset)} gives {size} names", hint=f"1 to {NODES_MAX} are possible")
+    if (count := _size(nodeset)) > NODES_MAX:
+        raise RequestError(f"{shown(nodeset)} gives {count} names", hint=f"1 to {NODES_MAX} are possible")
     try:
         items = tuple(item for part in split(nodeset) for item in _items(part))
     except (RangeSetException, ValueError) as error:

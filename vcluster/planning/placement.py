@@ -246,7 +246,7 @@ def _counts(count: int, offers: Sequence[_Offer], policy: str) -> list[int]:
 
 def _refuse_contradictions(count: int, offers: Sequence[_Offer]) -> None:
     """Raise RequestError when the servers' requested numbers of nodes do not fit `count`, or leave out the head."""
-    head = offers[0]
+    first_server = offers[0]
     requested = sum(offer.requested or 0 for offer in offers)
     has_open = any(offer.requested is None for offer in offers)
     if requested > count or (requested != count and not has_open):
@@ -254,10 +254,10 @@ def _refuse_contradictions(count: int, offers: Sequence[_Offer]) -> None:
             f"the servers' numbers of nodes add up to {requested}, but the cluster has {count} nodes",
             hint="change the servers' numbers of nodes, or the number of all nodes",
         )
-    if head.requested == 0 or (head.requested is None and requested == count):
+    if first_server.requested == 0 or (first_server.requested is None and requested == count):
         raise RequestError(
-            f"no node is left for {head.name}, the first server, which must carry the head node",
-            hint=f"give {head.name} a node, or make another server the first one",
+            f"no node is left for {first_server.name}, the first server, which must carry the head node",
+            hint=f"give {first_server.name} a node, or make another server the first one",
         )
 
 

@@ -33,8 +33,8 @@ def new_names(plan: Plan, number: int, asked: Sequence[str] = ()) -> tuple[str, 
     names = {node.name for node in plan.nodes}
     if len(names) + (len(asked) or number) > NODES_MAX:
         raise RequestError(f"{len(asked) or number} more nodes are too many", hint=f"a cluster has at most {NODES_MAX}")
-    if taken := [name for name in asked if name in names]:
-        raise RequestError(f"cluster {plan.name} has {folded(taken)} already", hint=f"it has {folded(names)}")
+    if known := [name for name in asked if name in names]:
+        raise RequestError(f"cluster {plan.name} has {folded(known)} already", hint=f"it has {folded(names)}")
     if plan.switch.server not in {server.name for server in plan.servers}:
         raise ConflictError(
             f"the switch of {plan.name} was set up by hand, and has ports only for the present nodes",

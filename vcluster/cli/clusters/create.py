@@ -69,7 +69,8 @@ class Items(click.types.StringParamType):
 class KeysCommand(Command):
     """A command with keys of [cluster] as options: all `but` some, or `only` some; the `required` must be given.
 
-    The table of keys is slow to import, so the command reads it when it runs.
+    `helps` replaces the help of some keys. `has_file` decides which defaults the help shows. The table of keys is slow
+    to import, so the command reads it when it runs.
     """
 
     def __init__(
@@ -78,10 +79,13 @@ class KeysCommand(Command):
         but: Collection[str] = (),
         only: Collection[str] = (),
         required: Collection[str] = (),
+        helps: Mapping[str, str] | None = None,
+        has_file: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self._but, self._only, self._required = but, only, required
+        self._helps, self._has_file = helps or {}, has_file
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """The keys' options, then the command's own."""
@@ -93,25 +97,25 @@ class KeysCommand(Command):
 
         keys = [key for key in CLUSTER if key not in self._but and (not self._only or key in self._only)]
         keys.sort(key=lambda key: PANELS.index(CLUSTER[key].panel))
-        return [_option(key, is_required=key in self._required) for key in keys]
+        return [self._option(key) for key in keys]
 
+    def _option(self, key: str) -> click.Option:
+        """The option for a key. All texts are read together later, so that every mistake is reported at once."""
+        from vcluster.config.options import CLUSTER, option_name
 
-def _option(key: str, *, is_required: bool) -> click.Option:
-    """The option for a key. All texts are read together later, so that every mistake is reported at once."""
-    from vcluster.config.options import CLUSTER, option_name
-
-    one = CLUSTER[key]
-    return PanelOption(
-        [*filter(None, [one.short]), option_name(key), key],
-        type=Items() if one.repeats else str,
-        multiple=one.repeats,
-        required=is_required,
-        envvar=f"VCLUSTER_{key.upper()}",
-        metavar=one.metavar,
-        help=one.help + (f"  [default: {one.default_shown}]" if one.default_shown and not is_required else ""),
-        panel=one.panel,
-        shell_complete=arguments.complete_images if key == "image" else None,
-    )
+        one, is_required = CLUSTER[key], key in self._required
+        default = one.default_in_file if self._has_file else one.default_shown
+        return PanelOption(
+            [*filter(None, [one.short]), option_name(key), key],
+            type=Items() if one.repeats else str,
+            multiple=one.repeats,
+            required=is_required,
+            envvar=f"VCLUSTER_{key.upper()}",
+            metavar=one.metavar,
+            help=self._helps.get(key, one.help) + (f"  [default: {default}]" if default and not is_required else ""),
+            panel=one.panel,
+            shell_complete=arguments.complete_images if key == "image" else None,
+        )
 
 
 def texts(given: Mapping[str, str | tuple[str, ...] | None]) -> dict[str, str]:
@@ -179,7 +183,7 @@ def remote() -> None:
     cls=PanelOption,
     panel=NETWORK,
     is_flag=True,
-    help="Ask for the password of the login to HOST. VCLUSTER_SWITCH_PASSWORD can hold it instead.",
+    help="Ask for the password of the login to HOST. The variable VCLUSTER_SWITCH_PASSWORD can hold it instead.",
 )
 @click.option(
     "--no-switch-setup", cls=PanelOption, panel=NETWORK, is_flag=True,
@@ -259,10 +263,11 @@ def shared() -> None:
 @shared.command(
     "create",
     cls=KeysCommand,
+    has_file=True,
     epilog=examples(
-        "sudo vcluster shared create cluster.ini",
-        "sudo vcluster shared create cluster.ini --name test -n 8",
-        "sudo vcluster doctor cluster.ini     check the servers of the file first",
+        "sudo vcluster shared create config.ini",
+        "sudo vcluster shared create config.ini --name test -n 8",
+        "sudo vcluster doctor config.ini     check the servers of the file first",
     ),
 )
 @click.argument("config", type=click.Path(path_type=Path), metavar="CONFIG.ini")

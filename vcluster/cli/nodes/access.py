@@ -152,8 +152,8 @@ def mpiexec(name: str | None, argv: tuple[str, ...]) -> int:
     """Run an MPI program from the head node, on all nodes.
 
     The options are those of MPICH's mpiexec. -n is the number of processes; without it, each CPU of each node runs one.
-    The program starts in the user's home folder, in which only cloud is shared. Rank 0 reads standard input; the other
-    ranks read an empty input.
+    The program starts in the user's home folder; nodes share only what is in its folder cloud. Rank 0 reads standard
+    input; the other ranks read an empty input.
     """
     from vcluster.commands import access
 
@@ -170,8 +170,8 @@ def _not_found(argv: Sequence[str], passed: Sequence[str]) -> VclusterError:
     """The error when a node does not find the program, with the command for the program in the shared folder."""
     elsewhere = mpi_arguments.with_program(argv, passed, _in_shared_folder)
     error = VclusterError(
-        "exit code 127: a node did not find the program or a library. Programs start in the home folder, whose folder "
-        "cloud is shared by all nodes",
+        "exit code 127: a node did not find the program or a library. Programs start in the home folder, and nodes "
+        "share only what is in its folder cloud",
         hint=shlex.join(("vcluster", "mpiexec", *elsewhere)) if elsewhere != tuple(argv) else None,
     )
     error.exit_code = NOT_FOUND

@@ -52,7 +52,7 @@ def _deviations(found: Document, reader: Reader) -> Iterator[str]:
         yield f"off: {naming.folded(off)} ({_power_on(found, off, reader)})"
     for node in down:
         if node["state"] == PAUSED:
-            yield f"paused: {node['name']}: {node['reason']} ({_power_on(found, [node['name']], reader)})"
+            yield f"paused: {node['name']}: {node['reason']} ({reader.command('start ' + found['name'])})"
 
 
 def _is_about(item: str, node: str) -> bool:
