@@ -360,3 +360,16 @@ def test_authorize_adds_and_removes_only_its_key(
     assert not run_authorize(monkeypatch, capsys, do="remove", mark="vcluster:lab:0badcafe")
     assert path.read_text().splitlines() == (before or "").splitlines()
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_lost_server_is_one_error_for_all_waits() -> None:
+    """Otherwise a command whose nodes wait at the same moment would report it once for each of them."""
+    fleet = servers.Fleet({"one": SimpleNamespace(name="one", is_alive=False)}, {})  # type: ignore[dict-item]
+    errors = []
+    for node in ("node1", "node2"):
+        with pytest.raises(
+            VclusterError, match="one: the connection broke while vcluster waited for node1 to boot"
+        ) as lost:
+            fleet.check(f"{node} to boot")
+        errors.append(lost.value)
+    assert errors[0] is errors[1]

@@ -275,6 +275,7 @@ class Fleet:
     def __init__(self, servers: Mapping[str, Server], unreachable: Mapping[str, VclusterError]) -> None:
         self.servers = dict(servers)
         self.unreachable = dict(unreachable)
+        self._lost: dict[str, VclusterError] = {}
 
     def __getitem__(self, name: str) -> Server:
         if name in self.unreachable:
@@ -285,10 +286,14 @@ class Fleet:
         return name in self.servers
 
     def check(self, awaited: str) -> None:
-        """Raise VclusterError if the connection to a server is lost. `awaited` is the event that now cannot come."""
+        """Raise VclusterError if the connection to a server is lost. `awaited` is the event that now cannot come.
+
+        Several waits raise the same error, which is then reported once.
+        """
         for server in self.servers.values():
             if not server.is_alive:
-                raise VclusterError(f"{server.name}: the connection broke while vcluster waited for {awaited}")
+                lost = VclusterError(f"{server.name}: the connection broke while vcluster waited for {awaited}")
+                raise self._lost.setdefault(server.name, lost)
 
     def each(self, work: Callable[[Server], R], *, deadline: Deadline) -> dict[str, R]:
         """Run `work` on every server in parallel and return the results by server name."""
