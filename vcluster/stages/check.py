@@ -121,7 +121,7 @@ def run(
     ]
     led, launched, *followed = parallel.each(works, lambda work: work(), deadline=deadline, limit=limit + 2)
     answers = (led, *followed)
-    tested, entered = list(_logins(launched, *answers)), {*tests.entered, *proven}
+    tested, entered = list(_logins(*answers)), {*tests.entered, *proven}
     same = {answer.node: answer.same for answer in answers}
     tested += tests.log_in(doubtful(same, tested, entered), limit)
     others = [check for answer in (*answers, launched) for check in answer.checks if check.check != "ssh"]
@@ -329,8 +329,9 @@ def _logins(*answers: Answer) -> Iterator[Check]:
 def doubtful(same: Mapping[str, Mapping[str, str]], tested: Collection[Check], entered: Collection[str]) -> list[Login]:
     """The logins that were not made and do not follow from others, so that the check must make them.
 
-    These are all from and to a node that differs from the others, and one to each node that neither this machine nor an
-    equal node `entered`. If a login failed, the first equal node tries all equal nodes.
+    These are all from and to a node that differs from the others, and one to each node that no login has reached;
+    `entered` are the nodes that this machine has logged in to. If a login failed, the first equal node tries all equal
+    nodes.
     """
     known = {(check.from_node, check.to_node) for check in tested}
     odd = differences(same)
