@@ -49,8 +49,14 @@ def sessions(
     """
     with ExitStack() as stack:
         login = stack.enter_context(_jump_hosts(context, plan, nodes, deadline, fleet))
-        opened = parallel.each(nodes, lambda node: stack.enter_context(login(node, user)), deadline=deadline)
-        yield {session.name: session for session in opened}
+        yield _open_all(login, nodes, user, deadline, stack)
+
+
+def _open_all(
+    login: NodeLogin, nodes: Sequence[Node], user: str, deadline: Deadline, stack: ExitStack
+) -> dict[str, Session]:
+    opened = parallel.each(nodes, lambda node: stack.enter_context(login(node, user)), deadline=deadline)
+    return {session.name: session for session in opened}
 
 
 @contextmanager
@@ -111,10 +117,9 @@ def check_cluster(context: Context, plan: Plan, *, timeout_s: float, pairs: bool
             raise VclusterError(down, hint=f"vcluster start {plan.name}")
         deadline = Deadline(timeout_s).with_check(fleet.check)
         with _jump_hosts(context, plan, plan.nodes, deadline, fleet) as login, ExitStack() as stack:
-            opened = parallel.each(plan.nodes, lambda node: stack.enter_context(login(node, "root")), deadline=deadline)
-            by_name = {session.name: session for session in opened}
+            opened = _open_all(login, plan.nodes, "root", deadline, stack)
             cluster = Deployment(context, fleet, plan, files.read_keys(), deadline)
-            return cluster.check(by_name, lambda node: login(node, plan.user).close(), pairs=pairs)
+            return cluster.check(opened, lambda node: login(node, plan.user).close(), pairs=pairs)
 
 
 def require_running(context: Context, plan: Plan, nodes: Sequence[Node]) -> None:

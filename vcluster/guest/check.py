@@ -59,12 +59,12 @@ def becoming(user: str) -> Callable[[], None]:
     """A function that gives a process all rights of a user, and no others. setpriv(1) takes a tenth of a second."""
     account = pwd.getpwnam(user)
 
-    def become() -> None:
+    def drop_rights() -> None:
         os.initgroups(user, account.pw_gid)
         os.setgid(account.pw_gid)
         os.setuid(account.pw_uid)
 
-    return become
+    return drop_rights
 
 
 def result(check: str, to: str, passed: bool, detail: str = "") -> Result:
