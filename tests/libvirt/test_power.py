@@ -16,7 +16,8 @@ from vcluster.adapters.libvirt.domain_state import disk_errors
 from vcluster.adapters.libvirt.hypervisor import Hypervisor
 from vcluster.agent.client import LocalAgent
 from vcluster.cli import common, main
-from vcluster.commands import lifecycle, power
+from vcluster.commands.clusters import lifecycle
+from vcluster.commands.nodes import power
 from vcluster.errors import VclusterError
 from vcluster.fleet.ledger import VERSION, ClusterFiles, Ledger
 from vcluster.fleet.servers import Fleet, Server

@@ -11,7 +11,7 @@ import pytest
 from tests import samples
 from vcluster.adapters.libvirt.hypervisor import Hypervisor
 from vcluster.agent.client import LocalAgent
-from vcluster.commands import teardown
+from vcluster.commands.clusters import teardown
 from vcluster.errors import VclusterError
 from vcluster.fleet.servers import Fleet, Server
 from vcluster.model import naming

@@ -25,7 +25,7 @@ from vcluster.adapters import tmux
 from vcluster.adapters.ssh import ssh_login
 from vcluster.adapters.tmux import Pane, Screen
 from vcluster.cli import main
-from vcluster.commands import access
+from vcluster.commands.nodes import access
 from vcluster.errors import VclusterError
 from vcluster.fleet.context import Context
 from vcluster.fleet.ledger import VERSION, ClusterFiles, Ledger

@@ -17,8 +17,8 @@ from tests import samples
 from vcluster.agent.client import LocalAgent
 from vcluster.cli import common, main
 from vcluster.cli.output.progress import ProgressLines
-from vcluster.commands import admission
-from vcluster.commands.create import create
+from vcluster.commands.clusters.create import create
+from vcluster.commands.steps import admission
 from vcluster.errors import ConflictError, MissingError, VclusterError
 from vcluster.fleet.context import Context
 from vcluster.fleet.ledger import VERSION, Ledger

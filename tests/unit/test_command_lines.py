@@ -19,7 +19,7 @@ from vcluster.cli import main
 from vcluster.cli.nodes import mpi_arguments
 from vcluster.cli.nodes.execute import remote_argv
 from vcluster.cli.output import verbose
-from vcluster.commands import access
+from vcluster.commands.nodes import access
 from vcluster.errors import RequestError, VclusterError
 from vcluster.fleet.ledger import VERSION, ClusterFiles, Ledger
 from vcluster.util import events

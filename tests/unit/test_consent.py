@@ -13,7 +13,8 @@ import pytest
 from tests import samples
 from vcluster.cli import common, main
 from vcluster.cli.output import status_report
-from vcluster.commands import power, scale, teardown
+from vcluster.commands.clusters import scale, teardown
+from vcluster.commands.nodes import power
 from vcluster.fleet.ledger import VERSION, ClusterFiles, Ledger
 from vcluster.model.status import status_of
 

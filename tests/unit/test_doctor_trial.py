@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tests import samples
 from vcluster.agent.client import LocalAgent
-from vcluster.commands import doctor
-from vcluster.commands.doctor import Finding
+from vcluster.commands.servers import doctor
+from vcluster.commands.servers.doctor import Finding
 from vcluster.fleet.context import Context
 from vcluster.fleet.servers import Server, ServerRequest
 from vcluster.images.store import ImageStore

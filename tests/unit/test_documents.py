@@ -13,9 +13,13 @@ import pytest
 
 from tests import samples
 from vcluster.adapters.process import Completed
-from vcluster.cli import image, main
+from vcluster.cli import main
 from vcluster.cli.output import run_report
-from vcluster.commands import inventory, lifecycle, power, snapshot_build, switch, teardown
+from vcluster.cli.servers import image
+from vcluster.commands.clusters import lifecycle, teardown
+from vcluster.commands.nodes import power
+from vcluster.commands.servers import switch
+from vcluster.commands.steps import inventory, snapshot_build
 from vcluster.errors import VclusterError
 from vcluster.fleet.ledger import VERSION, ClusterFiles, Ledger
 from vcluster.resources.owned import OwnedItem

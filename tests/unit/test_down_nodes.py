@@ -11,8 +11,9 @@ import pytest
 
 from tests import samples
 from vcluster.adapters.process import Completed
-from vcluster.commands import access, inventory
-from vcluster.commands.inventory import describe_down
+from vcluster.commands.nodes import access
+from vcluster.commands.steps import inventory
+from vcluster.commands.steps.inventory import describe_down
 from vcluster.errors import ConflictError, MissingError
 from vcluster.fleet.context import Context
 from vcluster.fleet.servers import Connector, Server, ServerRequest

@@ -19,8 +19,8 @@ from tests.samples import BLUE, MIDDLE, RED
 from vcluster.agent.client import LocalAgent
 from vcluster.agent.operations import OPERATIONS
 from vcluster.cli.output import path_report, plan_report
-from vcluster.commands import lifecycle
-from vcluster.commands.deployment import Deployment
+from vcluster.commands.clusters import lifecycle
+from vcluster.commands.steps.deployment import Deployment
 from vcluster.errors import ConflictError, MissingError, SeveralErrors, VclusterError
 from vcluster.fleet import servers
 from vcluster.fleet.context import Context

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from vcluster.agent import snapshot_manifest, snapshot_store
-from vcluster.cli import image, main
+from vcluster.cli import main
+from vcluster.cli.servers import image
 from vcluster.errors import ConflictError, RequestError
 from vcluster.images.store import ImageStore
 from vcluster.images.verify import SECTOR, partitions_end

@@ -17,7 +17,7 @@ from vcluster.adapters.process import Completed
 from vcluster.adapters.tmux import Pane, Screen
 from vcluster.cli import main
 from vcluster.cli.output import progress, run_report, tables
-from vcluster.commands import access
+from vcluster.commands.nodes import access
 from vcluster.errors import RequestError, VclusterError
 from vcluster.fleet.ledger import VERSION, ClusterFiles, Ledger
 from vcluster.stages import payload, provision

@@ -17,10 +17,11 @@ from tests import samples
 from vcluster.cli import common, main
 from vcluster.cli.nodes import access, copy
 from vcluster.cli.output.progress import ProgressLines
-from vcluster.commands import access as work
-from vcluster.commands import doctor as diagnosis
-from vcluster.commands import inventory, teardown
-from vcluster.commands.doctor import Finding
+from vcluster.commands.clusters import teardown
+from vcluster.commands.nodes import access as work
+from vcluster.commands.servers import doctor as diagnosis
+from vcluster.commands.servers.doctor import Finding
+from vcluster.commands.steps import inventory
 from vcluster.fleet.ledger import VERSION, ClusterFiles, Ledger
 from vcluster.util.events import Reporter
 

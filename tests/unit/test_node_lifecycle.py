@@ -12,10 +12,10 @@ import pytest
 from tests import samples
 from vcluster.agent.client import LocalAgent
 from vcluster.cli.output.progress import ProgressLines
-from vcluster.commands import node_lifecycle, node_login
-from vcluster.commands.deployment import Deployment
-from vcluster.commands.node_lifecycle import NodeLifecycle
-from vcluster.commands.node_login import JumpHosts
+from vcluster.commands.steps import node_lifecycle, node_login
+from vcluster.commands.steps.deployment import Deployment
+from vcluster.commands.steps.node_lifecycle import NodeLifecycle
+from vcluster.commands.steps.node_login import JumpHosts
 from vcluster.errors import DeadlineError, VclusterError
 from vcluster.fleet.servers import Fleet, Server
 from vcluster.model.plan import Node

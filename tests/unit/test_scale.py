@@ -15,8 +15,9 @@ import pytest
 from tests import samples
 from vcluster.agent.client import LocalAgent
 from vcluster.cli import main
-from vcluster.commands import admission, lifecycle, scale
-from vcluster.commands.deployment import Deployment
+from vcluster.commands.clusters import lifecycle, scale
+from vcluster.commands.steps import admission
+from vcluster.commands.steps.deployment import Deployment
 from vcluster.errors import ConflictError, RequestError, SeveralErrors, VclusterError
 from vcluster.fleet.context import Context
 from vcluster.fleet.ledger import VERSION, ClusterFiles, Ledger

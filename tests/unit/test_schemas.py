@@ -19,7 +19,7 @@ from vcluster.cli.main import main
 from vcluster.cli.output import check_report, network_report, path_report, plan_report, run_report, status_report
 from vcluster.cli.output import timing_report as timings
 from vcluster.cli.schemas.result_schemas import CREATE, PLAN_OPTION, SCHEMAS, schema_of
-from vcluster.commands.switch import Port, SwitchSide
+from vcluster.commands.servers.switch import Port, SwitchSide
 from vcluster.errors import VclusterError
 from vcluster.fleet.ledger import StageTime
 from vcluster.images.store import Manifest

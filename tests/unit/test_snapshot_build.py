@@ -16,7 +16,7 @@ from tests import samples
 from vcluster.agent.client import LocalAgent
 from vcluster.cli import main
 from vcluster.cli.output.progress import ProgressLines
-from vcluster.commands import snapshot_build
+from vcluster.commands.steps import snapshot_build
 from vcluster.errors import DeadlineError, MissingError, VclusterError
 from vcluster.fleet.servers import Fleet, Server
 from vcluster.model.plan import Plan

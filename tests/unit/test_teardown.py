@@ -13,7 +13,8 @@ import pytest
 
 from tests import samples
 from vcluster.agent.client import LocalAgent
-from vcluster.commands import snapshot_build, teardown
+from vcluster.commands.clusters import teardown
+from vcluster.commands.steps import snapshot_build
 from vcluster.errors import MissingError, VclusterError
 from vcluster.fleet.context import Context
 from vcluster.fleet.ledger import VERSION, Ledger

@@ -127,9 +127,9 @@ def test_a_program_compiled_on_the_head_runs_on_all_and_its_traffic_uses_lab0(cl
 def test_the_stages_change_nothing_the_second_time(cluster: Cluster) -> None:
     code = """
 from vcluster.cli import common
-from vcluster.commands import node_login
-from vcluster.commands.deployment import Deployment
-from vcluster.commands.node_lifecycle import NodeLifecycle
+from vcluster.commands.steps import node_login
+from vcluster.commands.steps.deployment import Deployment
+from vcluster.commands.steps.node_lifecycle import NodeLifecycle
 from vcluster.util.deadline import Deadline
 context = common.context()
 files = context.files('lab')

@@ -152,7 +152,7 @@ def choose_cluster(context: Context, name: str | None, *, absent_hint: str = "vc
 
 def open_cluster(name: str | None) -> tuple[Context, Plan]:
     """The context, and the plan of the chosen cluster."""
-    from vcluster.commands import inventory
+    from vcluster.commands.steps import inventory
 
     here = context()
     return here, inventory.read_ledger(here.files(choose_cluster(here, name))).plan

@@ -11,10 +11,11 @@ from types import FrameType
 import click
 
 from vcluster import __version__
-from vcluster.cli import check, common, doctor, gateway, guidance, image, switch
+from vcluster.cli import common, guidance
 from vcluster.cli.clusters import clear, create, inventory, lifecycle, scale
 from vcluster.cli.help_layout import Group, examples
-from vcluster.cli.nodes import access, copy, execute, power, provision, terminals
+from vcluster.cli.nodes import access, check, copy, execute, gateway, power, provision, terminals
+from vcluster.cli.servers import doctor, image, switch
 from vcluster.errors import EXIT_INTERRUPTED, SeveralErrors, VclusterError
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}

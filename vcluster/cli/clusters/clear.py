@@ -62,7 +62,7 @@ def clear(
 
 
 def _names_to_clear(context: Context, given: tuple[str, ...], everything: bool) -> tuple[str, ...]:
-    from vcluster.commands import inventory
+    from vcluster.commands.steps import inventory
     from vcluster.model import naming
 
     if given and everything:
@@ -88,7 +88,7 @@ def _warn_of_node(context: Context, name: str) -> None:
 
 def _data(context: Context, names: tuple[str, ...]) -> tuple[str, ...]:
     """The served disks of these clusters, which hold the users' data."""
-    from vcluster.commands import inventory
+    from vcluster.commands.steps import inventory
 
     return tuple(f"{name}: {disk}" for name in names for disk in inventory.data_disks(context, name))
 
@@ -107,7 +107,7 @@ def _clear_all(
     context: Context, names: tuple[str, ...], extra_servers: Sequence[ServerSpec]
 ) -> tuple[list[Document], list[VclusterError]]:
     """Try every cluster. Returns the removed clusters, and the errors of the others."""
-    from vcluster.commands import teardown
+    from vcluster.commands.clusters import teardown
 
     cleared: list[Document] = []
     errors = []
@@ -121,7 +121,7 @@ def _clear_all(
 
 def _leftovers(context: Context, names: tuple[str, ...]) -> list[Document]:
     """What is left of these clusters; without names, of any cluster."""
-    from vcluster.commands import inventory
+    from vcluster.commands.steps import inventory
 
     found = (item for name in names or (None,) for item in inventory.leftovers(context, name))
     return [{"cluster": item.cluster, "item": str(item)} for item in found]

@@ -300,7 +300,8 @@ def _job(order: CreateRequest) -> Job | None:
 
 def _create(order: CreateRequest, job: Job | None, output: str, *, keep: bool, warm: bool) -> None:
     from vcluster.cli.output import status_report
-    from vcluster.commands import create, snapshot_build
+    from vcluster.commands.clusters import create
+    from vcluster.commands.steps import snapshot_build
 
     spec = order.spec
     with common.progress(spec.node_names, stages=STAGES) as (context, timer):
@@ -323,7 +324,7 @@ def _create(order: CreateRequest, job: Job | None, output: str, *, keep: bool, w
 def _show_plan(order: CreateRequest, output: str) -> None:
     from vcluster.cli.output import plan_report
     from vcluster.cli.output.progress import ProgressLines
-    from vcluster.commands import admission
+    from vcluster.commands.steps import admission
 
     context = common.context(ProgressLines(complete=common.reader().complete))
     if order.spec.mode != "shared":

@@ -31,7 +31,7 @@ def list_clusters(output: str) -> None:
 
 def _names(context: Context) -> tuple[str, ...]:
     """The clusters of this machine. Without libvirt here, a user can only have clusters on other servers."""
-    from vcluster.commands import inventory
+    from vcluster.commands.steps import inventory
     from vcluster.fleet import ledger
 
     own = ledger.cluster_names(context.state_root)
@@ -42,7 +42,7 @@ def _names(context: Context) -> tuple[str, ...]:
 
 
 def _row(context: Context, name: str) -> dict[str, object]:
-    from vcluster.commands import inventory
+    from vcluster.commands.steps import inventory
 
     if context.files(name).read_ledger() is None:
         return {"name": name, "mode": None, "state": "partial", "subnet": None, "nodes": None}
@@ -66,7 +66,7 @@ def status(name: str | None, output: str) -> None:
     missing.
     """
     from vcluster.cli.output import status_report
-    from vcluster.commands import inventory
+    from vcluster.commands.steps import inventory
 
     context = common.context()
     found = inventory.status(context, common.choose_cluster(context, name))

@@ -19,7 +19,7 @@ def repair(name: str | None, timeout_s: float, output: str) -> None:
 
     Ends with the same check as create.
     """
-    from vcluster.commands import lifecycle
+    from vcluster.commands.clusters import lifecycle
 
     with common.progress() as (context, _):
         chosen = common.choose_cluster(context, name)
@@ -41,7 +41,7 @@ def stop(name: str | None, timeout_s: float, output: str) -> None:
 
     Nodes that serve files to the others are shut down last.
     """
-    from vcluster.commands import lifecycle
+    from vcluster.commands.clusters import lifecycle
 
     with common.progress() as (context, _):
         chosen = common.choose_cluster(context, name)
@@ -62,7 +62,7 @@ def start(name: str | None, timeout_s: float, output: str) -> None:
 
     Works after a reboot of its servers too. Ends with the same check as create.
     """
-    from vcluster.commands import lifecycle
+    from vcluster.commands.clusters import lifecycle
 
     with common.progress() as (context, _):
         hint = f"to create it: vcluster local create --name {name}"

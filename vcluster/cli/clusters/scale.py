@@ -37,7 +37,8 @@ def add(number: int | None, name: str | None, nodeset: str | None, timeout_s: fl
 
     The other nodes keep running. Ends with the same check as create; when it fails, the new nodes are removed again.
     """
-    from vcluster.commands import inventory, scale
+    from vcluster.commands.clusters import scale
+    from vcluster.commands.steps import inventory
     from vcluster.model import naming
 
     names = () if nodeset is None else naming.expand(nodeset)
@@ -62,7 +63,8 @@ def remove(nodes: tuple[str, ...], name: str | None, yes: bool, timeout_s: float
     Their power is cut; the other nodes keep running and are checked. The head node and storage nodes cannot be removed.
     On a terminal it asks first; -y answers yes. Without a terminal it needs -y.
     """
-    from vcluster.commands import inventory, scale
+    from vcluster.commands.clusters import scale
+    from vcluster.commands.steps import inventory
     from vcluster.model import naming
     from vcluster.planning import resize
 

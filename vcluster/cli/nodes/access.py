@@ -120,7 +120,7 @@ def ssh(name: str | None, user: str | None, node: str, command: tuple[str, ...])
     One argument after NODE is a line for the user's shell on the node. Several arguments are a command and its
     arguments, passed on as they are.
     """
-    from vcluster.commands import access
+    from vcluster.commands.nodes import access
 
     context, plan = common.open_cluster(name)
     access.require_running(context, plan, [access.choose_node(plan, node)])
@@ -155,7 +155,7 @@ def mpiexec(name: str | None, argv: tuple[str, ...]) -> int:
     The program starts in the user's home folder; nodes share only what is in its folder cloud. Rank 0 reads standard
     input; the other ranks read an empty input.
     """
-    from vcluster.commands import access
+    from vcluster.commands.nodes import access
 
     chosen, passed = mpi_arguments.parse(argv)
     context, plan = common.open_cluster(chosen or name)

@@ -43,7 +43,7 @@ def copy(
     A path on a node is NODE:PATH. Copy from this machine to one node, or from one node to this machine. Modes and times
     are kept.
     """
-    from vcluster.commands import access
+    from vcluster.commands.nodes import access
 
     context, plan = common.open_cluster(name)
     node = access.choose_copy(plan, sources, destination)

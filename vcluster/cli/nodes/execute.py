@@ -54,7 +54,7 @@ def execute(
     on as they are. Equal outputs are printed once. Exits with the highest exit code of all nodes.
     """
     from vcluster.cli.output import run_report
-    from vcluster.commands import access
+    from vcluster.commands.nodes import access
 
     if lines and output == "json":
         raise RequestError("--lines and -o json cannot be used together")

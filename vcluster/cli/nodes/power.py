@@ -13,7 +13,7 @@ from vcluster.cli.help_layout import Group
 from vcluster.errors import VclusterError
 
 if TYPE_CHECKING:
-    from vcluster.commands.power import Outcomes
+    from vcluster.commands.nodes.power import Outcomes
     from vcluster.fleet.context import Context
     from vcluster.model.plan import Node, Plan
     from vcluster.util.deadline import Deadline
@@ -39,7 +39,7 @@ def power() -> None:
 @arguments.output_option
 def on(name: str | None, nodeset: str | None, wait: bool, timeout_s: float, output: str) -> None:
     """Switch nodes on. A paused node is resumed."""
-    from vcluster.commands import power
+    from vcluster.commands.nodes import power
 
     _switch(name, nodeset, output, functools.partial(power.turn_on, ready_by=_ready_by(wait, timeout_s)))
 
@@ -54,7 +54,7 @@ def off(name: str | None, nodeset: str | None, yes: bool, output: str) -> None:
 
     Without -w it cuts the power of all nodes. On a terminal it asks first; -y answers yes.
     """
-    from vcluster.commands import power
+    from vcluster.commands.nodes import power
 
     _switch(name, nodeset, output, power.turn_off, asks=not yes)
 
@@ -71,7 +71,7 @@ def cycle(name: str | None, nodeset: str | None, wait: bool, yes: bool, timeout_
 
     Without -w it cuts the power of all nodes. On a terminal it asks first; -y answers yes.
     """
-    from vcluster.commands import power
+    from vcluster.commands.nodes import power
 
     _switch(
         name, nodeset, output, lambda *nodes: power.cycle(*nodes, ready_by=_ready_by(wait, timeout_s)), asks=not yes
@@ -93,7 +93,7 @@ def _switch(
     asks: bool = False,
 ) -> None:
     """Do the work, and print the outcome of each node; errors come at the end. `asks` is about work on all nodes."""
-    from vcluster.commands import access
+    from vcluster.commands.nodes import access
     from vcluster.util import parallel
 
     _, plan = common.open_cluster(name)
@@ -131,8 +131,8 @@ def status(name: str | None, nodeset: str | None, output: str) -> None:
     Each node is on, off, paused, gone or unknown. QEMU pauses a node whose disk cannot grow, for example. A node
     that is gone has no domain. A node is unknown when its server does not answer.
     """
-    from vcluster.commands import access
-    from vcluster.commands import power as work
+    from vcluster.commands.nodes import access
+    from vcluster.commands.nodes import power as work
     from vcluster.util import parallel
 
     context, plan = common.open_cluster(name)

@@ -46,7 +46,7 @@ def provision(
     and on this machine. After a failure the script starts on no further node. Equal outputs are printed once.
     """
     from vcluster.cli.output import run_report
-    from vcluster.commands import access
+    from vcluster.commands.nodes import access
     from vcluster.stages import provision as stage
 
     job = stage.Job.read(script, payload, keep_going=keep_going, fanout=fanout)

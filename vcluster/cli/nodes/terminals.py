@@ -48,7 +48,7 @@ def shell(
     With --all each node has a pane, and what is typed goes to every pane.
     """
     from vcluster.adapters.tmux import Pane
-    from vcluster.commands import access
+    from vcluster.commands.nodes import access
 
     _require_one_or_all(node, everything, nodeset, detach=detach)
     context, plan = common.open_cluster(name)
@@ -109,7 +109,7 @@ def console(name: str | None, everything: bool, nodeset: str | None, detach: boo
 
     With --all each node has its own pane of tmux.
     """
-    from vcluster.commands import access
+    from vcluster.commands.nodes import access
 
     _require_one_or_all(node, everything, nodeset, detach=detach)
     context, plan = common.open_cluster(name)

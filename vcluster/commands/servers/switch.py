@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Any
 
-from vcluster.commands.inventory import survey
+from vcluster.commands.steps.inventory import survey
 from vcluster.errors import ConflictError, MissingError, RequestError
 from vcluster.fleet import ledger, servers
 from vcluster.fleet.context import Context

@@ -132,7 +132,7 @@ def warm(name: str | None, gently: bool, output: str, **given: Any) -> None:
     in seconds.
     """
     from vcluster.cli.clusters.create import texts
-    from vcluster.commands import snapshot_build
+    from vcluster.commands.steps import snapshot_build
     from vcluster.config import request
 
     keys = texts(given)
@@ -190,7 +190,7 @@ def rm(name: str, host: str | None, output: str) -> None:
     """Remove an image that no cluster uses, and its snapshots."""
     from vcluster.agent import snapshot_store
     from vcluster.cli.clusters.create import servers_of
-    from vcluster.commands import teardown
+    from vcluster.commands.clusters import teardown
 
     store = _store()
     manifest = store.manifest(name)

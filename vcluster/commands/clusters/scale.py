@@ -7,10 +7,11 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 
 from vcluster.adapters.node_connection import NodeConnection
-from vcluster.commands import admission, snapshot_build, teardown
-from vcluster.commands.deployment import Deployment, image_password
-from vcluster.commands.inventory import describe_down, observe_status, read_ledger
-from vcluster.commands.node_lifecycle import NodeLifecycle
+from vcluster.commands.clusters import teardown
+from vcluster.commands.steps import admission, snapshot_build
+from vcluster.commands.steps.deployment import Deployment, image_password
+from vcluster.commands.steps.inventory import describe_down, observe_status, read_ledger
+from vcluster.commands.steps.node_lifecycle import NodeLifecycle
 from vcluster.errors import ConflictError, VclusterError
 from vcluster.fleet import observation, servers
 from vcluster.fleet.context import Context

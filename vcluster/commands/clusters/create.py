@@ -7,11 +7,11 @@ from contextlib import AbstractContextManager, ExitStack
 from datetime import datetime, timezone
 
 from vcluster.adapters.ssh import ssh_session
-from vcluster.commands import admission, snapshot_build
-from vcluster.commands.deployment import Deployment, image_password
-from vcluster.commands.inventory import observe_status
-from vcluster.commands.node_lifecycle import NodeLifecycle
-from vcluster.commands.teardown import remove
+from vcluster.commands.clusters.teardown import remove
+from vcluster.commands.steps import admission, snapshot_build
+from vcluster.commands.steps.deployment import Deployment, image_password
+from vcluster.commands.steps.inventory import observe_status
+from vcluster.commands.steps.node_lifecycle import NodeLifecycle
 from vcluster.errors import VclusterError
 from vcluster.fleet import ledger, observation
 from vcluster.fleet.context import Context

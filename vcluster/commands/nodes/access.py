@@ -15,10 +15,10 @@ from vcluster.adapters.pipe import LineSplitter
 from vcluster.adapters.process import Completed
 from vcluster.adapters.ssh.attached_command import without_input
 from vcluster.adapters.ssh.ssh_session import Session
-from vcluster.commands.deployment import Deployment
-from vcluster.commands.inventory import describe_down, node_powers, observe_status
-from vcluster.commands.node_lifecycle import console_log
-from vcluster.commands.node_login import log_in
+from vcluster.commands.steps.deployment import Deployment
+from vcluster.commands.steps.inventory import describe_down, node_powers, observe_status
+from vcluster.commands.steps.node_lifecycle import console_log
+from vcluster.commands.steps.node_login import log_in
 from vcluster.errors import ConflictError, DeadlineError, RequestError, VclusterError
 from vcluster.fleet.context import Context
 from vcluster.fleet.servers import Fleet, request_for_plan

@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager
 from typing import TypeVar
 
 from vcluster.adapters import tmux
-from vcluster.commands import snapshot_build
-from vcluster.commands.inventory import survey
+from vcluster.commands.steps import snapshot_build
+from vcluster.commands.steps.inventory import survey
 from vcluster.errors import ConflictError, VclusterError
 from vcluster.fleet import servers
 from vcluster.fleet.context import Context

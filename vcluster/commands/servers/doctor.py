@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vcluster.agent.diagnostics import ERROR, OK, WARNING, libvirt_start
-from vcluster.commands.inventory import survey
+from vcluster.commands.steps.inventory import survey
 from vcluster.errors import VclusterError
 from vcluster.fleet import observation, servers
 from vcluster.fleet.context import Context

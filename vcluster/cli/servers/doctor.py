@@ -16,7 +16,7 @@ from vcluster.cli.help_layout import Command, examples
 from vcluster.errors import MissingError, RequestError
 
 if TYPE_CHECKING:
-    from vcluster.commands.doctor import Finding
+    from vcluster.commands.servers.doctor import Finding
     from vcluster.model.spec import Spec
 
 
@@ -39,7 +39,7 @@ def doctor(config: Path | None, host: str | None, output: str) -> None:
 
     Each problem is printed with its fix, if there is one. Exits 3 when there is an error.
     """
-    from vcluster.commands import doctor as work
+    from vcluster.commands.servers import doctor as work
 
     context = common.context()
     spec = _spec(config, host)

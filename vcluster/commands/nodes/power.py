@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import closing
 
-from vcluster.commands.inventory import domains_on
-from vcluster.commands.node_lifecycle import console_on_timeout
+from vcluster.commands.steps.inventory import domains_on
+from vcluster.commands.steps.node_lifecycle import console_on_timeout
 from vcluster.errors import VclusterError
 from vcluster.fleet.context import Context
 from vcluster.fleet.servers import Fleet, Server

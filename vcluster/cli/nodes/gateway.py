@@ -18,7 +18,7 @@ def gateway(action: str, name: str | None, timeout_s: float, output: str) -> Non
 
     The head node is the gateway of the other nodes. `off` also ends their open connections.
     """
-    from vcluster.commands import gateway as work
+    from vcluster.commands.nodes import gateway as work
 
     context = common.context()
     chosen = common.choose_cluster(context, name)
@@ -42,7 +42,7 @@ def discover(name: str | None, timeout_s: float, output: str) -> None:
     as unknown hosts.
     """
     from vcluster.cli.output import network_report
-    from vcluster.commands import gateway as work
+    from vcluster.commands.nodes import gateway as work
 
     with common.progress() as (context, _):
         found = work.discover(context, common.choose_cluster(context, name), timeout_s=timeout_s)

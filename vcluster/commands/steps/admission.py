@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Set
 
-from vcluster.commands.inventory import survey
+from vcluster.commands.steps.inventory import survey
 from vcluster.errors import ConflictError
 from vcluster.fleet import observation, servers
 from vcluster.fleet.context import Context

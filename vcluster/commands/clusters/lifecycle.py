@@ -7,9 +7,9 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from vcluster.adapters.node_connection import NodeConnection
-from vcluster.commands.deployment import Deployment, image_password
-from vcluster.commands.inventory import domains_on, observe_status, read_ledger
-from vcluster.commands.node_lifecycle import NodeLifecycle
+from vcluster.commands.steps.deployment import Deployment, image_password
+from vcluster.commands.steps.inventory import domains_on, observe_status, read_ledger
+from vcluster.commands.steps.node_lifecycle import NodeLifecycle
 from vcluster.errors import VclusterError
 from vcluster.fleet import servers
 from vcluster.fleet.context import Context

@@ -52,7 +52,7 @@ def up(peer: IPv4Address, output: str, **given: Any) -> None:
     Then run `vcluster remote create --no-switch-setup` on the nodes' server.
     """
     from vcluster.cli.output import network_report
-    from vcluster.commands import switch as work
+    from vcluster.commands.servers import switch as work
     from vcluster.config import readers, request
 
     asked = request.read_options(texts(given), {"interface": readers.interface})
@@ -74,7 +74,7 @@ def up(peer: IPv4Address, output: str, **given: Any) -> None:
 def show(output: str) -> None:
     """Show the switches on this machine, their ports and counters."""
     from vcluster.cli.output import network_report
-    from vcluster.commands import switch as work
+    from vcluster.commands.servers import switch as work
 
     common.emit(output, work.show(common.context()), network_report.switches_text)
 
@@ -87,7 +87,7 @@ def down(name: str | None, output: str) -> None:
 
     The default name is lab. When there is nothing to remove it prints so, and exits 0.
     """
-    from vcluster.commands import switch as work
+    from vcluster.commands.servers import switch as work
     from vcluster.model import naming
 
     chosen = naming.check_cluster_name(name or "lab")

@@ -18,8 +18,8 @@ from vcluster.adapters.libvirt.serial_channel import SerialChannel
 from vcluster.adapters.serial_connection import SerialConnection
 from vcluster.agent.snapshot_manifest import DISK
 from vcluster.agent.snapshot_store import SAVE, SEED
-from vcluster.commands import admission
-from vcluster.commands.inventory import read_ledger
+from vcluster.commands.steps import admission
+from vcluster.commands.steps.inventory import read_ledger
 from vcluster.config.options import CLUSTER
 from vcluster.errors import MissingError, VclusterError
 from vcluster.fleet import servers

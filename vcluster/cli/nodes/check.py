@@ -21,7 +21,8 @@ def check(name: str | None, pairs: bool, timeout_s: float, output: str) -> None:
     nodes; --pairs makes each one. Exits 1 when a check fails.
     """
     from vcluster.cli.output import check_report
-    from vcluster.commands import access, inventory
+    from vcluster.commands.nodes import access
+    from vcluster.commands.steps import inventory
 
     with common.progress() as (context, _):
         plan = inventory.read_ledger(context.files(common.choose_cluster(context, name))).plan
@@ -48,7 +49,7 @@ def path(name: str | None, packets: int, timeout_s: float, output: str, start: s
     packet crossed the switch.
     """
     from vcluster.cli.output import path_report
-    from vcluster.commands import access
+    from vcluster.commands.nodes import access
 
     context, plan = common.open_cluster(name)
     ends = access.choose_node(plan, start), access.choose_node(plan, end)

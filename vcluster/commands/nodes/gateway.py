@@ -6,8 +6,8 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from vcluster.adapters.ssh.ssh_session import Session
-from vcluster.commands import access
-from vcluster.commands.inventory import read_ledger
+from vcluster.commands.nodes import access
+from vcluster.commands.steps.inventory import read_ledger
 from vcluster.errors import RequestError, VclusterError
 from vcluster.fleet.context import Context
 from vcluster.model.plan import Plan

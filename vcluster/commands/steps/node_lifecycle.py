@@ -11,8 +11,8 @@ from vcluster.adapters.node_connection import NodeConnection
 from vcluster.adapters.serial_connection import SerialConnection
 from vcluster.adapters.ssh import ssh_login, ssh_session
 from vcluster.adapters.ssh.authentication import LoginRefusedError
-from vcluster.commands.deployment import Deployment
-from vcluster.commands.node_login import POLL_S, JumpHosts, log_in
+from vcluster.commands.steps.deployment import Deployment
+from vcluster.commands.steps.node_login import POLL_S, JumpHosts, log_in
 from vcluster.errors import DeadlineError, VclusterError
 from vcluster.fleet.servers import Server
 from vcluster.guest import program
