@@ -17,11 +17,12 @@ from vcluster import guest
 from vcluster.adapters.process import Completed
 from vcluster.cli.output.progress import Timer
 from vcluster.errors import VclusterError
+from vcluster.model.checks import Check, CheckReport
 from vcluster.model.plan import Plan
 from vcluster.model.spec import PortRange
 from vcluster.render import node_actions as rendered
 from vcluster.stages import check
-from vcluster.stages.check import Check
+from vcluster.stages.logins import derive, differences, doubtful, targets
 from vcluster.util.deadline import Deadline
 from vcluster.util.events import Event, Listener, Reporter
 
@@ -32,9 +33,7 @@ HOSTS, KNOWN = "/etc/hosts", "/etc/ssh/ssh_known_hosts"
 
 def made(plan: Plan, *, pairs: bool = False, proven: Collection[str] = ()) -> list[tuple[str, str]]:
     return [
-        (node.name, target.name)
-        for node in plan.nodes
-        for target in check.targets(plan, node, pairs=pairs, proven=proven)
+        (node.name, target.name) for node in plan.nodes for target in targets(plan, node, pairs=pairs, proven=proven)
     ]
 
 
@@ -82,7 +81,7 @@ def ordinary(count: int, *failing: tuple[str, str]) -> list[Check]:
 def failures(
     same: dict[str, dict[str, str]], logins: list[Check], proven: Collection[str] = ()
 ) -> dict[tuple[str, str], str]:
-    found = list(check.derive(same, logins, proven))
+    found = list(derive(same, logins, proven))
     assert [(one.from_node, one.to_node) for one in found] == list(product(same, repeat=2))
     assert all(one.passed == (not one.detail) for one in found)
     return {(one.from_node, one.to_node): one.detail for one in found if not one.passed}
@@ -91,13 +90,13 @@ def failures(
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 def test_every_pair_passes_after_few_logins(count: int) -> None:
     entered = names(count)
-    assert check.doubtful(usual(count), ordinary(count), entered) == []
+    assert doubtful(usual(count), ordinary(count), entered) == []
     assert failures(usual(count), ordinary(count)) == {}
 
 
 def test_a_node_that_refuses_logins_fails_from_all() -> None:
     logins, entered = ordinary(4), {"node1", "node2", "node4"}
-    assert check.doubtful(usual(4), logins, entered) == [("node4", "node3")]
+    assert doubtful(usual(4), logins, entered) == [("node4", "node3")]
     expected = {(name, "node3"): "not tried, as the one from node4 to node3 failed" for name in names(4)}
     found = failures(usual(4), [*logins, login("node4", "node3", passed=False)])
     assert found == {**expected, ("node4", "node3"): FAILED}
@@ -116,7 +115,7 @@ def test_a_head_that_refuses_logins_fails_from_all() -> None:
 def test_after_a_failed_login_the_first_node_tries_all() -> None:
     """So that a node that no other can enter does not count as one that cannot leave."""
     logins, entered = ordinary(3, ("node3", "node1")), names(3)
-    todo = check.doubtful(usual(3), logins, entered)
+    todo = doubtful(usual(3), logins, entered)
     assert todo == [("node1", name) for name in names(3)]
     logins += [login(*pair, passed=pair != ("node1", "node1")) for pair in todo]
     assert set(failures(usual(3), logins)) == {(name, "node1") for name in names(3)}
@@ -130,7 +129,7 @@ def test_without_any_login_nothing_is_derived() -> None:
 @pytest.mark.parametrize(("node", "name"), [("node1", HOSTS), ("node3", KNOWN)])
 def test_logins_of_a_node_that_differs_are_made(node: str, name: str) -> None:
     same, logins, entered = usual(3, **{node: name}), ordinary(3), names(3)
-    todo = check.doubtful(same, logins, entered)
+    todo = doubtful(same, logins, entered)
     known = {(one.from_node, one.to_node) for one in logins}
     of_node = {pair for pair in product(names(3), repeat=2) if node in pair}
     assert set(todo) == of_node - known
@@ -143,13 +142,13 @@ def test_logins_of_a_node_that_differs_are_made(node: str, name: str) -> None:
 
 def test_a_node_that_cannot_enter_one_that_differs_can_still_leave() -> None:
     same, logins = usual(3, node2=HOSTS), ordinary(3)
-    todo = check.doubtful(same, logins, names(3))
+    todo = doubtful(same, logins, names(3))
     logins += [login(*pair, passed=pair != ("node1", "node2")) for pair in todo]
     assert set(failures(same, logins)) == {("node1", "node2")}
 
 
 def test_of_two_nodes_the_first_is_the_model() -> None:
-    assert check.differences(usual(2, node1=KNOWN)) == {"node2": f"{KNOWN} of node2 differs from that of node1"}
+    assert differences(usual(2, node1=KNOWN)) == {"node2": f"{KNOWN} of node2 differs from that of node1"}
 
 
 @given(count=st.integers(1, 6), data=st.data())
@@ -159,14 +158,14 @@ def test_a_login_that_fails_fails_the_check(count: int, data: st.DataObject) -> 
     shut, odd = data.draw(some), data.draw(some)
     lost = [name for name in data.draw(some) if name in odd]  # a node with usual files can be left
     same = usual(count, **dict.fromkeys(odd, KNOWN))
-    differing = check.differences(same)
+    differing = differences(same)
     entered = [name for name in names(count) if name not in shut]
 
     def really(start: str, end: str) -> Check:
         return login(start, end, passed=end not in shut and not (start in lost and start in differing))
 
     logins = [really(one.from_node, one.to_node) for one in ordinary(count)]
-    logins += [really(*pair) for pair in check.doubtful(same, logins, entered)]
+    logins += [really(*pair) for pair in doubtful(same, logins, entered)]
     found = failures(same, logins)
     expected = {pair for pair in product(names(count), repeat=2) if not really(*pair).passed}
     assert expected <= set(found)
@@ -180,7 +179,7 @@ def added(*, enters: bool = True, **odd: str) -> dict[tuple[str, str], str]:
     """The failures after node3 was added to two proven nodes; node3 lets logins in or not."""
     same, logins = usual(3, **odd), list[Check]()
     entered = {*PROVEN, *(["node3"] if enters else [])}
-    todo = check.doubtful(same, logins, entered)
+    todo = doubtful(same, logins, entered)
     logins += [login(*pair, passed=enters or pair[1] != "node3") for pair in todo]
     return failures(same, logins, PROVEN)
 
@@ -194,7 +193,7 @@ def test_an_added_node_that_refuses_logins_fails_from_all() -> None:
 
 
 def test_the_logins_of_a_proven_node_that_was_changed_are_made() -> None:
-    todo = check.doubtful(usual(3, node2=HOSTS), [], names(3))
+    todo = doubtful(usual(3, node2=HOSTS), [], names(3))
     assert set(todo) == {pair for pair in product(names(3), repeat=2) if "node2" in pair}
 
 
@@ -299,7 +298,7 @@ def names_of(targets: list[dict[str, str]]) -> list[str]:
     return [target["name"] for target in targets]
 
 
-def run(count: int, log: Log, *listeners: Listener, **differing: FakeSession) -> check.CheckReport:
+def run(count: int, log: Log, *listeners: Listener, **differing: FakeSession) -> CheckReport:
     sessions = {name: differing.get(name) or FakeSession(name, log) for name in names(count)}
     deadline = Deadline(20)
     for session in sessions.values():

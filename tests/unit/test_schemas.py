@@ -24,12 +24,12 @@ from vcluster.errors import VclusterError
 from vcluster.fleet.ledger import StageTime
 from vcluster.images.store import Manifest
 from vcluster.model import codec
+from vcluster.model.checks import Check, CheckReport
 from vcluster.model.plan import Plan
 from vcluster.model.spec import StorageNode
 from vcluster.model.status import PAUSED, RUNNING, Observed, PowerState, Status, status_of
 from vcluster.planning.hops import hops
 from vcluster.planning.neighbours import Neighbour
-from vcluster.stages.check import Check, CheckReport
 from vcluster.stages.path import Counted, Path
 
 LOCAL, SHARED = samples.plan(2), samples.shared_plan()

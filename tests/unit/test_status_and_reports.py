@@ -13,10 +13,10 @@ from vcluster.cli.output import check_report, plan_report, run_report, status_re
 from vcluster.cli.output.hints import Reader
 from vcluster.fleet.ledger import StageTime
 from vcluster.model import codec
+from vcluster.model.checks import Check, CheckReport
 from vcluster.model.plan import Plan
 from vcluster.model.spec import StorageNode
 from vcluster.model.status import PAUSED, RUNNING, STOPPED, Observed, PowerState, Status, status_of
-from vcluster.stages.check import Check, CheckReport
 
 PLAN = samples.plan(2)
 UP, DOWN = PowerState(RUNNING), PowerState(STOPPED)

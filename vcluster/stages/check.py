@@ -1,8 +1,6 @@
 """The check: is the cluster ready? Guest programs test it from inside the nodes, on all nodes at the same time.
 
-A login from node to node costs half a second of CPU under emulation, and N nodes have N² logins. So this machine logs
-in to each node, one node logs in to the head, and the check derives the others. `derive` uses these logins and what
-the nodes report about their keys, names and settings. With `pairs` all logins are made.
+Few of the logins between nodes are made; see `logins`.
 """
 
 from __future__ import annotations
@@ -22,10 +20,12 @@ from vcluster.adapters.node_connection import NodeConnection
 from vcluster.adapters.pipe import Pipe
 from vcluster.errors import VclusterError
 from vcluster.images.recipes import guest_file
+from vcluster.model.checks import Check, CheckReport
 from vcluster.model.plan import Node, Plan
 from vcluster.render import node_actions as paths
 from vcluster.stages import mpi_run
-from vcluster.stages.configure import ask
+from vcluster.stages.guest_answer import ask, receive
+from vcluster.stages.logins import Login, derive, doubtful, targets
 from vcluster.util import parallel
 from vcluster.util.deadline import Deadline
 from vcluster.util.events import Reporter
@@ -46,39 +46,6 @@ QUICK_START = {
     "UCX_MEM_MMAP_HOOK_MODE": "none",
     "HWLOC_COMPONENTS": "-linux,-x86,-pci",
 }
-
-Login = tuple[str, str]  # from a node, to a node
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One result: the name of the test, the nodes, and the reason of a failure."""
-
-    check: str
-    from_node: str
-    to_node: str
-    passed: bool
-    detail: str
-
-    def __str__(self) -> str:
-        return f"{self.check} from {self.from_node} to {self.to_node or '?'}: {self.detail or 'ok'}"
-
-
-@dataclass(frozen=True, slots=True)
-class CheckReport:
-    """All results of a check."""
-
-    checks: tuple[Check, ...]
-
-    @property
-    def passed(self) -> bool:
-        """Whether every test passed."""
-        return all(check.passed for check in self.checks)
-
-    @property
-    def failed(self) -> tuple[Check, ...]:
-        """The results that did not pass."""
-        return tuple(check for check in self.checks if not check.passed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,9 +124,9 @@ class _Tests:
         with self._start(head) as pipe:
             try:
                 with self._report.step("check", head.name, awaiting="ping, ssh and NFS"):
-                    mpi_run.receive(pipe, session, AWAITED)
+                    receive(pipe, session.deadline, AWAITED)
                     self._written.set()
-                    answer = _answer(self._plan, head, mpi_run.receive(pipe, session, AWAITED))
+                    answer = _answer(self._plan, head, receive(pipe, session.deadline, AWAITED))
                 for _ in self._plan.workers:
                     _wait(self._read.acquire, session.deadline)
             finally:  # after a failure, too, so that the files are removed
@@ -174,7 +141,7 @@ class _Tests:
         with self._report.step("check", node.name, awaiting="ping, ssh and NFS"), self._start(node) as pipe:
             _wait(self._written.wait, session.deadline)
             pipe.shut()
-            answer = _answer(self._plan, node, mpi_run.receive(pipe, session, AWAITED))
+            answer = _answer(self._plan, node, receive(pipe, session.deadline, AWAITED))
         self._read.release()
         return answer
 
@@ -274,18 +241,6 @@ def _probe(plan: Plan, node: Node, token: str, *, pairs: bool, proven: Collectio
     }
 
 
-def targets(plan: Plan, node: Node, *, pairs: bool, proven: Collection[str] = ()) -> tuple[Node, ...]:
-    """The nodes that a node logs in to: the last node to the head, and no other, because this machine logs in to all.
-
-    Proven nodes did so before. With `pairs` each node logs in to all, to itself first, so that the nodes do not
-    all log in to the same one at the same time.
-    """
-    place = plan.nodes.index(node)
-    if pairs:
-        return plan.nodes[place:] + plan.nodes[:place]
-    return (plan.head,) if node == plan.nodes[-1] and plan.head.name not in proven else ()
-
-
 def _shares(plan: Plan, node: Node, token: str) -> list[dict[str, object]]:
     """The file of this check in every shared folder, and the mount that must hold it."""
     return [
@@ -319,78 +274,5 @@ def _mpi(plan: Plan, names: Sequence[str], *, source: str = "") -> dict[str, obj
     }
 
 
-# Derived logins
-
-
 def _logins(*answers: Answer) -> Iterator[Check]:
     return (check for answer in answers for check in answer.checks if check.check == "ssh")
-
-
-def doubtful(same: Mapping[str, Mapping[str, str]], tested: Collection[Check], entered: Collection[str]) -> list[Login]:
-    """The logins that were not made and do not follow from others, so that the check must make them.
-
-    These are all from and to a node that differs from the others, and one to each node that no login has reached;
-    `entered` are the nodes that this machine has logged in to. If a login failed, the first equal node tries all equal
-    nodes.
-    """
-    known = {(check.from_node, check.to_node) for check in tested}
-    odd = differences(same)
-    equal = [name for name in same if name not in odd]
-    logins = {(start, end): None for start in same for end in same if start in odd or end in odd}
-    for end in equal:
-        if end not in entered and not any((start, end) in known for start in equal):
-            logins[next((start for start in reversed(equal) if start != end), end), end] = None
-    if not all(check.passed for check in tested):
-        logins |= {(start, end): None for start in equal[:1] for end in equal}
-    return [login for login in logins if login not in known]
-
-
-def derive(
-    same: Mapping[str, Mapping[str, str]], tested: Iterable[Check], proven: Collection[str] = ()
-) -> Iterator[Check]:
-    """A login from every node to every other: its result if it was made, else derived from other logins.
-
-    A login passes if its first node could log in to any equal node that others can enter, if no login to its second
-    node failed or another one passed, and if both nodes have the keys, names and settings of the others. A node that
-    was not tried in a direction has the same chance as the equal nodes. Proven nodes did both in an earlier check.
-    """
-    known = {(check.from_node, check.to_node): check for check in tested}  # the later of two
-    odd = differences(same)
-    of_equals = [check for check in known.values() if check.from_node not in odd]
-    shut = {end: _none_passed([check for check in of_equals if check.to_node == end]) for end in same}
-    shut |= dict.fromkeys(proven, "")
-    to_equals = [check for check in known.values() if not shut[check.to_node] and check.to_node not in odd]
-    for start in same:
-        leaving = [check for check in to_equals if check.from_node == start]
-        leaving = leaving or [check for check in to_equals if check.from_node not in odd]
-        cannot_leave = "" if start in proven else _none_passed(leaving)
-        for end in same:
-            detail = cannot_leave or shut[end]
-            check = known.get((start, end)) or Check("ssh", start, end, not detail, detail)
-            yield _explained(check, odd.get(start) or odd.get(end, ""))
-
-
-def _none_passed(tested: Sequence[Check]) -> str:
-    """Why another login must fail after these; empty if one of them passed."""
-    if not tested or any(check.passed for check in tested):
-        return ""
-    return f"not tried, as the one from {tested[0].from_node} to {tested[0].to_node} failed"
-
-
-def _explained(check: Check, difference: str) -> Check:
-    if check.passed or not difference:
-        return check
-    return Check(check.check, check.from_node, check.to_node, False, f"{check.detail} ({difference})")
-
-
-def differences(same: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
-    """By node, the first difference of each node that does not equal the majority; the first value wins a tie."""
-    found: dict[str, str] = {}
-    for name in next(iter(same.values())):
-        digests = {node: seen[name] for node, seen in same.items()}
-        usual = max(digests.values(), key=list(digests.values()).count)
-        model = next(node for node, digest in digests.items() if digest == usual)
-        for node, digest in digests.items():
-            if digest != usual:
-                found.setdefault(node, f"{name} of {node} differs from that of {model}")
-    return found

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from typing import Any
 
-from vcluster import guest
 from vcluster.adapters.node_connection import NodeConnection
 from vcluster.errors import VclusterError
 from vcluster.render.actions import Action
+from vcluster.stages.guest_answer import ask
 from vcluster.util.events import Reporter
 
 
@@ -20,15 +18,3 @@ def apply(session: NodeConnection, stage: str, actions: Sequence[Action], *, rep
     if "error" in answer:
         raise VclusterError(f"{session.name}: {stage}: {answer['error']}")
     return tuple(answer["changed"])
-
-
-def ask(session: NodeConnection, program: str, request: dict[str, object], *, awaited: str) -> dict[str, Any]:
-    """Run a guest program on a node with a JSON request and return its JSON answer."""
-    source = guest.program(program)
-    completed = session.run_program(source, json.dumps(request).encode(), awaited=awaited)
-    try:
-        answer: dict[str, Any] = json.loads(completed.stdout)
-    except ValueError as error:
-        lines = (completed.stderr or completed.stdout).strip().splitlines()[-1:] or ["the program printed nothing"]
-        raise VclusterError(f"{session.name}: {awaited}: {lines[0]}") from error
-    return answer

@@ -15,8 +15,9 @@ from typing import Any
 
 from vcluster import guest
 from vcluster.adapters.node_connection import NodeConnection
-from vcluster.adapters.pipe import Pipe, one_line
+from vcluster.adapters.pipe import Pipe
 from vcluster.errors import VclusterError
+from vcluster.stages.guest_answer import receive
 from vcluster.util import parallel
 from vcluster.util.deadline import Deadline
 
@@ -36,7 +37,7 @@ def run(
     """
     with ExitStack() as stack:
         mpiexec = stack.enter_context(closing(_start(sessions[head], request)))
-        answer = receive(mpiexec, sessions[head])
+        answer = receive(mpiexec, sessions[head].deadline, AWAITED)
         if "proxies" not in answer:
             return answer
         argvs = _proxies(mpiexec, answer["proxies"])
@@ -59,7 +60,7 @@ def run(
             if failed and not patience.remaining_s():
                 return _failed(names, failed, reason)
             sessions[head].deadline.pause(POLL_S, AWAITED)
-        return receive(mpiexec, sessions[head])
+        return receive(mpiexec, sessions[head].deadline, AWAITED)
 
 
 def _start(session: NodeConnection, request: Mapping[str, object]) -> Pipe:
@@ -70,18 +71,6 @@ def _start(session: NodeConnection, request: Mapping[str, object]) -> Pipe:
         pipe.close()
         raise
     return pipe
-
-
-def receive(pipe: Pipe, session: NodeConnection, awaited: str = AWAITED) -> dict[str, Any]:
-    """The next answer of a guest program. Raises VclusterError for a line that is not an answer."""
-    line = pipe.read_line(session.deadline, awaited)
-    try:
-        answer = json.loads(line)
-    except ValueError:
-        answer = None
-    if not isinstance(answer, dict):
-        raise VclusterError(f"{pipe.name}: {awaited} printed no result: {one_line(line.decode(errors='replace'))}")
-    return answer
 
 
 def _proxies(pipe: Pipe, proxies: object) -> list[list[str]]:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from vcluster.adapters.node_connection import NodeConnection
 from vcluster.fleet.servers import Fleet
+from vcluster.model.checks import Check
 from vcluster.model.plan import Node, Plan
 from vcluster.planning.hops import Hop, hops
-from vcluster.stages.check import Check
-from vcluster.stages.configure import ask
+from vcluster.stages.guest_answer import ask
 from vcluster.util import parallel
 from vcluster.util.deadline import Deadline
 from vcluster.util.events import Reporter

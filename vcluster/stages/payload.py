@@ -18,6 +18,7 @@ from vcluster.adapters.pipe import Pipe
 from vcluster.adapters.ssh.ssh_session import Session
 from vcluster.errors import RequestError, VclusterError
 from vcluster.guest.unpack import FOLDER
+from vcluster.stages.guest_answer import receive
 from vcluster.util.deadline import Deadline
 from vcluster.util.events import Reporter
 
@@ -130,11 +131,7 @@ def put(session: Session, payload: Payload, shared: str, *, deadline: Deadline, 
 
 
 def _answer(pipe: Pipe, deadline: Deadline) -> dict[str, Any]:
-    line = pipe.read_line(deadline, "the payload")
-    try:
-        answer: dict[str, Any] = json.loads(line)
-    except ValueError as error:
-        raise VclusterError(f"{pipe.name}: cannot store the payload: {line.decode(errors='replace')}") from error
+    answer = receive(pipe, deadline, "the payload")
     if "error" in answer:
         raise VclusterError(f"{pipe.name}: cannot store the payload: {answer['error']}")
     return answer

@@ -9,8 +9,8 @@ from vcluster.cli.output.tables import table
 from vcluster.model import naming
 
 if TYPE_CHECKING:
+    from vcluster.model.checks import CheckReport
     from vcluster.model.plan import Plan
-    from vcluster.stages.check import CheckReport
 
 Checks = Sequence[Mapping[str, Any]]
 

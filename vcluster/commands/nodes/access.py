@@ -22,9 +22,10 @@ from vcluster.commands.steps.node_login import log_in
 from vcluster.errors import ConflictError, DeadlineError, RequestError, VclusterError
 from vcluster.fleet.context import Context
 from vcluster.fleet.servers import Fleet, request_for_plan
+from vcluster.model.checks import CheckReport
 from vcluster.model.naming import folded, one_line, shown
 from vcluster.model.plan import Node, Plan
-from vcluster.stages import check, path
+from vcluster.stages import path
 from vcluster.stages import provision as stage
 from vcluster.stages.provision import Job
 from vcluster.util import parallel
@@ -105,7 +106,7 @@ def _log_in_to_servers(
     return {request.name: outcome for request, outcome in zip(requests, outcomes, strict=True)}
 
 
-def check_cluster(context: Context, plan: Plan, *, timeout_s: float, pairs: bool = False) -> check.CheckReport:
+def check_cluster(context: Context, plan: Plan, *, timeout_s: float, pairs: bool = False) -> CheckReport:
     """Run the whole check on a cluster; with `pairs`, try every login between two nodes.
 
     Raises VclusterError if a node is not running.

@@ -14,6 +14,7 @@ from vcluster.model.plan import Plan
 from vcluster.planning.neighbours import Neighbour, classify
 from vcluster.render import gateway_actions
 from vcluster.stages import configure
+from vcluster.stages.guest_answer import ask
 from vcluster.util.deadline import Deadline
 
 SWEEP_MAX, SWEEP_TIMEOUT_S = 4094, 2.0
@@ -60,7 +61,7 @@ def discover(context: Context, name: str, *, timeout_s: float) -> tuple[Neighbou
     }
     with ExitStack() as stack:
         head = _log_in_to_head(context, plan, stack, timeout_s)
-        answer = configure.ask(head, "discover", request, awaited="the search for hosts")
+        answer = ask(head, "discover", request, awaited="the search for hosts")
     if "error" in answer:
         raise VclusterError(f"{head.name}: cannot discover hosts: {answer['error']}")
     context.report.note(f"pinged {answer['swept']}")

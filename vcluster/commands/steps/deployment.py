@@ -11,6 +11,7 @@ from vcluster.fleet.context import Context
 from vcluster.fleet.ledger import ClusterFiles, Ledger
 from vcluster.fleet.servers import Fleet, Server
 from vcluster.images import deliver
+from vcluster.model.checks import CheckReport
 from vcluster.model.keys import Keys
 from vcluster.model.plan import Node, Plan
 from vcluster.model.spec import ImageLogin
@@ -104,7 +105,7 @@ class Deployment:
         pairs: bool = False,
         proven: Collection[str] = (),
         mount: Callable[[Node], object] | None = None,
-    ) -> check.CheckReport:
+    ) -> CheckReport:
         """Check everything that "ready" means: from inside the nodes, and by the counters of the switch.
 
         `enter` logs in to a node as the cluster's user. `proven` names nodes that passed an earlier check and have not
