@@ -32,5 +32,5 @@ def _parsed(text: str, where: str, error_output: str = "") -> dict[str, Any]:
         answer = None
     if isinstance(answer, dict):
         return answer
-    reason = one_line(error_output) or one_line(text) or "the program printed nothing"
-    raise VclusterError(f"{where}: no result: {''.join(one if one.isprintable() else '?' for one in reason)}")
+    reason = one_line(error_output) or one_line(text) or "nothing at all"
+    raise VclusterError(f"{where} printed no result: {''.join(one if one.isprintable() else '?' for one in reason)}")
