@@ -53,7 +53,7 @@ def page() -> str:
 
 
 INTRODUCTION = """\
-Type `sudo` in front of a command that makes, changes or uses a cluster of root.
+Clusters usually belong to root, so type `sudo` in front of the commands.
 Results go to standard output, and progress goes to standard error.
 Most options also have an [environment variable](environment.md).
 """

@@ -14,7 +14,7 @@ ROOT = "(whole result)"
 HEADER = ("field", "type", "meaning")
 INTRODUCTION = """\
 `-o json` prints the result of a command on standard output as one JSON document.
-A version of vcluster can add fields; it does not change or remove fields.
+A new version of vcluster can add fields, but it does not change or remove fields.
 So a script must ignore fields that it does not know.
 The schemas describe the fields of this version exactly.
 

@@ -33,7 +33,7 @@ NETWORK, START, RUN_CONTROL, ADVANCED = "Network and switch", "How nodes start",
 
 interface_option = click.option(
     "--interface", cls=PanelOption, panel=ADVANCED, envvar="VCLUSTER_INTERFACE", metavar="NAME",
-    help="Interface of this server for the tunnels.  [default: that of the route]",
+    help="Interface of this machine for the tunnels.  [default: by the route to the other server]",
 )  # fmt: skip
 
 

@@ -33,9 +33,9 @@ class NodeCount(arguments.Number):
 @arguments.timeout_option(900)
 @arguments.output_option
 def add(number: int | None, name: str | None, nodeset: str | None, timeout_s: float, output: str) -> None:
-    """Add nodes to a running cluster: N of them, or one.
+    """Add N nodes to a running cluster; without N, add one node.
 
-    The other nodes keep running. Ends with the same check as create; when it fails, the new nodes are removed again.
+    The other nodes keep running. Ends with the same check as create. When add fails, it removes the new nodes again.
     """
     from vcluster.commands.clusters import scale
     from vcluster.commands.steps import inventory

@@ -143,7 +143,7 @@ class MpiexecCommand(Command):
     epilog=examples(
         "sudo vcluster mpiexec -n 4 hostname",
         "sudo vcluster mpiexec -n 8 -ppn 2 -- ./cloud/ring",
-        "sudo vcluster mpiexec --name lab -n 2 ./a.out <input     rank 0 reads standard input",
+        "sudo vcluster mpiexec --name lab -n 2 ./cloud/a.out <input     rank 0 reads standard input",
     ),
 )
 @arguments.name_option
@@ -190,7 +190,7 @@ def _in_shared_folder(program: str) -> str:
 def ssh_config(name: str | None, path: bool, output: str) -> None:
     """Print an OpenSSH configuration for the nodes.
 
-    With --path, use it as in: ssh -F FILE node2
+    With --path it prints the path of a FILE for: ssh -F FILE node2
     """
     context, plan = common.open_cluster(name)
     file = context.files(plan.name).ssh_config

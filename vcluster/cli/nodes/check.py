@@ -18,7 +18,7 @@ def check(name: str | None, pairs: bool, timeout_s: float, output: str) -> None:
     """Test ping, SSH, NFS and MPI on all nodes.
 
     Pings have the full packet size and must not be fragmented. Most logins are derived from equal settings of the
-    nodes; --pairs makes each one. Exits 1 when a check fails.
+    nodes; --pairs makes every login. Exits 1 when a check fails.
     """
     from vcluster.cli.output import check_report
     from vcluster.commands.nodes import access
@@ -43,7 +43,7 @@ def check(name: str | None, pairs: bool, timeout_s: float, output: str) -> None:
 @click.argument("start", metavar="FROM", shell_complete=arguments.complete_nodes)
 @click.argument("end", metavar="TO", shell_complete=arguments.complete_nodes)
 def path(name: str | None, packets: int, timeout_s: float, output: str, start: str, end: str) -> None:
-    """Prove which ports packets cross between two nodes.
+    """Prove which ports the packets between two nodes cross.
 
     Sends packets from the node FROM to the node TO and back, and reads the counters of each port. Exits 1 unless every
     packet crossed the switch.

@@ -34,7 +34,7 @@ LOGIN_SHELL = ("sh", "-c", 'exec "${SHELL:-/bin/sh}" -c "$1"', "sh")
 @arguments.nodes_option
 @arguments.user_option
 @arguments.fanout_option
-@click.option("--lines", is_flag=True, help="Print each line at once, after the name of its node.")
+@click.option("--lines", is_flag=True, help="Print each line as soon as it arrives, after the name of its node.")
 @arguments.timeout_option(3600)
 @arguments.output_option
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)

@@ -52,7 +52,7 @@ def on(name: str | None, nodeset: str | None, wait: bool, timeout_s: float, outp
 def off(name: str | None, nodeset: str | None, yes: bool, output: str) -> None:
     """Cut the power of nodes; unwritten data is lost.
 
-    Without -w it cuts the power of all nodes. On a terminal it asks first; -y answers yes.
+    Without -w it cuts the power of all nodes, and asks first on a terminal; -y answers yes.
     """
     from vcluster.commands.nodes import power
 
@@ -69,7 +69,7 @@ def off(name: str | None, nodeset: str | None, yes: bool, output: str) -> None:
 def cycle(name: str | None, nodeset: str | None, wait: bool, yes: bool, timeout_s: float, output: str) -> None:
     """Cut the power of nodes, and switch them on again.
 
-    Without -w it cuts the power of all nodes. On a terminal it asks first; -y answers yes.
+    Without -w it cuts the power of all nodes, and asks first on a terminal; -y answers yes.
     """
     from vcluster.commands.nodes import power
 
@@ -128,8 +128,8 @@ def _outcomes_text(rows: list[dict[str, Any]]) -> str:
 def status(name: str | None, nodeset: str | None, output: str) -> None:
     """Show which nodes are on.
 
-    Each node is on, off, paused, gone or unknown. QEMU pauses a node whose disk cannot grow, for example. A node
-    that is gone has no domain. A node is unknown when its server does not answer.
+    Each node is on, off, paused, gone or unknown. For example, QEMU pauses a node when its disk cannot grow. A node is
+    gone when its virtual machine does not exist. A node is unknown when its server does not answer.
     """
     from vcluster.commands.nodes import access
     from vcluster.commands.nodes import power as work

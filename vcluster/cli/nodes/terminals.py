@@ -26,10 +26,10 @@ F = TypeVar("F", bound=Callable[..., object])
 ENVIRONMENT = ("VCLUSTER_STATE_DIR", "VCLUSTER_IMAGE_DIR", "LIBVIRT_DEFAULT_URI")
 
 all_option: Callable[[F], F] = click.option(
-    "--all", "everything", is_flag=True, help="All nodes, each in its own pane of tmux. With -w, some of them."
+    "--all", "everything", is_flag=True, help="Open all nodes, each in its own pane of tmux. -w opens some of them."
 )
 detach_option: Callable[[F], F] = click.option(
-    "--detach", is_flag=True, help="With --all: make the panes, and print the command that shows them."
+    "--detach", is_flag=True, help="Only make the panes of --all or -w, and print the command that shows them."
 )
 
 
@@ -45,7 +45,7 @@ def shell(
 ) -> None:
     """Open a shell on a node, or on many nodes in tmux.
 
-    With --all each node has a pane, and what is typed goes to every pane.
+    With --all or -w each node has its own pane, and every pane receives what you type.
     """
     from vcluster.adapters.tmux import Pane
     from vcluster.commands.nodes import access
@@ -107,7 +107,7 @@ def _show(screen: Screen, *, detach: bool) -> None:
 def console(name: str | None, everything: bool, nodeset: str | None, detach: bool, log: bool, node: str | None) -> int:
     """Attach to the serial console of a node; Ctrl-] leaves it.
 
-    With --all each node has its own pane of tmux.
+    With --all or -w each node has its own pane of tmux.
     """
     from vcluster.commands.nodes import access
 

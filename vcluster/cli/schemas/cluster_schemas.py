@@ -123,7 +123,7 @@ CLEARED = record(
         ),
         "left": optional(
             many(
-                "Resources that still have an owner label of vcluster; null without --verify",
+                "Resources that still have an owner label of this controller; null without --verify",
                 record("A resource", {"cluster": CLUSTER, "item": text("Description of the resource")}),
             )
         ),

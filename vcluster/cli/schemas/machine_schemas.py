@@ -123,7 +123,7 @@ SWITCH = record(
     "A switch",
     {
         "cluster": text("Name of the cluster"),
-        "is_ours": flag("Whether this installation of vcluster created it"),
+        "is_ours": flag("Whether this controller created it"),
         "bridge": text("Name of the bridge"),
         "mtu": integer("MTU, in bytes"),
         "ports": many("The ports", PORT),

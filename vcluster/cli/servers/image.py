@@ -121,7 +121,8 @@ def list_images(output: str) -> None:
 @image.command(cls=KeysCommand, only=WARM_KEYS)
 @click.option(
     "--name", envvar="VCLUSTER_NAME", metavar="NAME", shell_complete=arguments.complete_clusters,
-    help="Make a snapshot for nodes like those of this cluster, on each of its servers. Not with options of the nodes.",
+    help="Make a snapshot for nodes like those of this cluster, on each of its servers. "
+    "Cannot be used with options that describe nodes, such as --memory.",
 )  # fmt: skip
 @click.option("--gently", is_flag=True, help="Run with low CPU and disk priority.")
 @arguments.output_option
