@@ -21,7 +21,7 @@ from vcluster.model.plan import Plan
 from vcluster.model.spec import DHCP, LOCAL, PRIVATE, AddressRange, ServerSpec, Spec, StorageNode
 from vcluster.planning import addressing
 from vcluster.planning.planner import make_plan
-from vcluster.planning.resize import as_spec, grow, new_names, shrink
+from vcluster.planning.resize import grow, new_names, server_spec, shrink
 from vcluster.render import node_actions
 
 LOCAL_FACTS = {LOCAL.name: samples.ROOMY}
@@ -104,15 +104,14 @@ def test_new_nodes_on_the_switchs_server_need_no_tunnels() -> None:
 
 def test_new_tunnels_have_the_ends_that_the_old_ones_have() -> None:
     plan, _ = shared(RED, BLUE, LOCAL, count=3)
-    spec = as_spec(plan)
-    assert [(one.name, str(one.address), one.interface, one.login) for one in spec.servers] == [
+    specs = map(server_spec, plan.servers)
+    assert [(one.name, str(one.address), one.interface, one.login) for one in specs] == [
         ("red", "192.0.2.10", "eth0", RED.login),
         ("blue", "192.0.2.11", "eth0", BLUE.login),
         ("localhost", "192.0.2.12", "eth0", None),
+        ("middle", "192.0.2.13", "eth0", MIDDLE.login),
     ]
-    assert (str(spec.switch.address), spec.switch.interface) == ("192.0.2.13", "eth0")
-    alone = as_spec(samples.plan(2))
-    assert (alone.servers, alone.switch) == ((LOCAL,), LOCAL)
+    assert [*map(server_spec, samples.plan(2).servers)] == [LOCAL]
 
 
 def test_the_server_with_the_fewest_nodes_and_room_is_chosen() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from ipaddress import AddressValueError, IPv4Address, IPv4Network
 from pathlib import Path
@@ -15,7 +15,7 @@ from vcluster.errors import ConflictError, MissingError
 from vcluster.fleet import ledger
 from vcluster.fleet.servers import Fleet, Server
 from vcluster.model.facts import Claim, Facts, Route, UnderlayRoute
-from vcluster.model.spec import ServerSpec, Spec
+from vcluster.model.spec import ServerSpec
 from vcluster.planning.addressing import routes_of_interest
 from vcluster.planning.planner import CLUSTERS_FOLDER
 from vcluster.util.deadline import Deadline
@@ -24,14 +24,23 @@ KVM_TIMEOUT_S = 60.0
 
 
 def observe(
-    fleet: Fleet, spec: Spec, state_root: Path, *, accel: str, kernel: Path | None, deadline: Deadline
+    fleet: Fleet,
+    carriers: Sequence[ServerSpec],
+    switch: ServerSpec,
+    state_root: Path,
+    *,
+    accel: str,
+    kernel: Path | None,
+    deadline: Deadline,
 ) -> dict[str, Facts]:
-    """The facts of every server by name, for planning. `accel` is auto, kvm or tcg; `kernel` is the kernel to test KVM.
+    """The facts of every server by name, for planning.
+
+    `carriers` are the servers that carry nodes. `accel` is auto, kvm or tcg; `kernel` is the kernel to test KVM.
 
     Raises MissingError if kvm is required and does not work, or if a server cannot reach the switch.
     """
     claims = tuple(claim for name in ledger.cluster_names(state_root) if (claim := _claim(state_root, name)))
-    routes = _underlay_routes(fleet, spec)
+    routes = _underlay_routes(fleet, carriers, switch)
 
     def observe_server(server: Server) -> Facts:
         chosen = choose_accel(server, accel, kernel, state_root)[0] if server.libvirt else "tcg"
@@ -124,17 +133,19 @@ def _write(cache: Path, key: str, verdict: Mapping[str, object]) -> None:
 # Routes between servers
 
 
-def _underlay_routes(fleet: Fleet, spec: Spec) -> dict[str, dict[str, UnderlayRoute]]:
+def _underlay_routes(
+    fleet: Fleet, carriers: Sequence[ServerSpec], switch: ServerSpec
+) -> dict[str, dict[str, UnderlayRoute]]:
     """The routes between each server that carries nodes and the switch, by the names of start and end."""
-    routes: dict[str, dict[str, UnderlayRoute]] = {server.name: {} for server in spec.servers}
-    routes.setdefault(spec.switch.name, {})
-    for server in spec.servers:
-        if server.name == spec.switch.name:
+    routes: dict[str, dict[str, UnderlayRoute]] = {server.name: {} for server in carriers}
+    routes.setdefault(switch.name, {})
+    for server in carriers:
+        if server.name == switch.name:
             continue
-        there, back = _routes_to_switch(fleet, server, spec.switch)
-        routes[server.name][spec.switch.name] = there
+        there, back = _routes_to_switch(fleet, server, switch)
+        routes[server.name][switch.name] = there
         if back:
-            routes[spec.switch.name][server.name] = back
+            routes[switch.name][server.name] = back
     return routes
 
 

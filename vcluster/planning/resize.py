@@ -13,7 +13,7 @@ from vcluster.model import naming
 from vcluster.model.facts import Facts
 from vcluster.model.naming import NODES_MAX, folded, shown
 from vcluster.model.plan import Node, Plan, ServerPlan
-from vcluster.model.spec import DEFAULT_VNI, ServerSpec, Spec
+from vcluster.model.spec import DEFAULT_VNI, ServerSpec
 from vcluster.planning import addressing, placement
 from vcluster.planning.planner import make_nodes
 from vcluster.planning.topology import Fabric, Topology, plan_topology
@@ -83,34 +83,11 @@ def _patterns(nodes: Iterable[Node]) -> list[_Pattern]:
     return [_Pattern(one[1], one[2], one[3], int(one[2]) - node.index + 2) for node, one in matches if one]
 
 
-def as_spec(plan: Plan) -> Spec:
-    """A request for more nodes like the plan's, on its servers, to observe these servers by. It names no nodes.
+def server_spec(server: ServerPlan) -> ServerSpec:
+    """A server of the plan as a user describes it, so that new tunnels get the same ends as present ones.
 
-    New tunnels get the same ends as present ones. The plan does not have the servers' declared CPUs, memory and disk.
+    The plan does not have the declared CPUs, memory and disk.
     """
-    return Spec(
-        name=plan.name,
-        mode=plan.mode,
-        node_names=(),
-        servers=tuple(_server_spec(server) for server in plan.servers if server.carries_nodes),
-        switch=_server_spec(plan.server(plan.switch.server)),
-        vni_base=_vni_base(plan),
-        vxlan_port=plan.vxlan_port,
-        vcpus=plan.vcpus,
-        memory_mib=plan.memory_mib,
-        disk_gib=plan.disk_gib,
-        subnet=plan.subnet,
-        mtu=plan.mtu,
-        timeout_s=plan.timeout_s,
-        layout=plan.layout,
-    )
-
-
-def _vni_base(plan: Plan) -> int:
-    return min((node.vni for node in plan.nodes if node.vni is not None), default=DEFAULT_VNI)
-
-
-def _server_spec(server: ServerPlan) -> ServerSpec:
     return ServerSpec(
         server.name,
         server.login,
@@ -149,6 +126,10 @@ def grow(plan: Plan, facts: Mapping[str, Facts], names: Sequence[str]) -> Plan:
         nodes=tuple(sorted((*plan.nodes, *new_nodes), key=lambda node: node.index)),
         servers=tuple(_with_interfaces(server, topology) for server in plan.servers),
     )
+
+
+def _vni_base(plan: Plan) -> int:
+    return min((node.vni for node in plan.nodes if node.vni is not None), default=DEFAULT_VNI)
 
 
 def _place(plan: Plan, facts: Mapping[str, Facts], number: int) -> tuple[str, ...]:

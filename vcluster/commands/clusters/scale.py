@@ -63,8 +63,11 @@ def add(context: Context, name: str, *, number: int = 1, asked: Sequence[str] = 
 
 def _grow(context: Context, fleet: Fleet, plan: Plan, names: Sequence[str], deadline: Deadline) -> Plan:
     """The plan with more nodes. The accelerator of a server stays what the first create chose."""
-    spec = resize.as_spec(plan)
-    facts = observation.observe(fleet, spec, context.state_root, accel="tcg", kernel=None, deadline=deadline)
+    carriers = [resize.server_spec(server) for server in plan.servers if server.carries_nodes]
+    switch = resize.server_spec(plan.server(plan.switch.server))
+    facts = observation.observe(
+        fleet, carriers, switch, context.state_root, accel="tcg", kernel=None, deadline=deadline
+    )
     return resize.grow(plan, facts, names)
 
 

@@ -139,7 +139,13 @@ def _tunnel(context: Context, fleet: Fleet, spec: Spec, carrier: ServerSpec) -> 
     )
     try:
         facts = observation.observe(
-            pair, trial, context.state_root, accel="tcg", kernel=None, deadline=Deadline(carrier.timeout_s)
+            pair,
+            trial.servers,
+            trial.switch,
+            context.state_root,
+            accel="tcg",
+            kernel=None,
+            deadline=Deadline(carrier.timeout_s),
         )
         facts = {name: replace(each, memory_free_mib=2**20, disk_free_mib=2**20) for name, each in facts.items()}
         route = facts[carrier.name].underlay_routes[spec.switch.name]

@@ -46,7 +46,13 @@ def plan_cluster(
     """Decide everything about a cluster and change nothing. Returns the plan and the facts behind it, by server."""
     kernel = image.kernel or context.images.any_kernel()
     facts = observation.observe(
-        fleet, spec, context.state_root, accel=accel, kernel=kernel, deadline=Deadline(spec.timeout_s)
+        fleet,
+        spec.servers,
+        spec.switch,
+        context.state_root,
+        accel=accel,
+        kernel=kernel,
+        deadline=Deadline(spec.timeout_s),
     )
     return make_plan(spec, facts, image=image, owner=context.connector.owner), facts
 
