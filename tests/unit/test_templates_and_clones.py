@@ -117,11 +117,11 @@ def test_another_processor_has_another_key_only_with_kvm() -> None:
 
 def test_a_snapshot_of_the_same_template_is_outdated_after_other_changes() -> None:
     current = compatibility(TEMPLATE, versions=VERSIONS, processor="one", programs=PROGRAMS)
-    assert is_outdated(current | {"qemu": "7.2.4"}, current)
-    assert is_outdated(current | {"programs": "others"}, current)
-    assert not is_outdated(current, current)
-    assert not is_outdated(current | {"memory": "1024 MiB", "qemu": "7.2.4"}, current)
-    assert not is_outdated({}, current)
+    assert is_outdated(current | {"qemu": "7.2.4"}, TEMPLATE, current)
+    assert is_outdated(current | {"programs": "others"}, TEMPLATE, current)
+    assert not is_outdated(current, TEMPLATE, current)
+    assert not is_outdated(current | {"memory": "1024 MiB", "qemu": "7.2.4"}, TEMPLATE, current)
+    assert not is_outdated({}, TEMPLATE, current)
 
 
 def test_the_order_of_versions_and_programs_does_not_matter() -> None:

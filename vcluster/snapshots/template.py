@@ -19,7 +19,6 @@ from vcluster.model.spec import Image
 FEATURE = "clone"  # images with it have the program that configures a clone
 FOLDER = "snapshots"  # next to the folder of images, on every server
 FORMAT = 1  # of snapshots on disk
-_KIND = ("image", "accelerator", "memory", "vcpus", "disk", "cards", "mtu")  # properties that users choose
 INSTANCE_ID = "vcluster-template"  # by this id an image recognises the seed of a template (images/debian12)
 NAME = "template"
 # Locally administered MACs that no node has: the nodes' MACs begin with 02 (naming.mac_for).
@@ -69,6 +68,19 @@ def template_of(plan: Plan, node: Node) -> Template:
     return Template(plan.image_of(node), accel, plan.memory_mib, plan.vcpus, plan.disk_gib, plan.mtu, has_management)
 
 
+def properties(template: Template) -> dict[str, str]:
+    """The conditions of a snapshot that users choose, by name: they make one template differ from another."""
+    return {
+        "image": template.image.digest,
+        "accelerator": template.accel,
+        "memory": f"{template.memory_mib} MiB",
+        "vcpus": str(template.vcpus),
+        "disk": f"{template.disk_gib} GiB",
+        "cards": " ".join(template.macs),
+        "mtu": str(template.mtu),
+    }
+
+
 def compatibility(
     template: Template, *, versions: Mapping[str, str], processor: str, programs: Mapping[str, bytes]
 ) -> dict[str, str]:
@@ -79,23 +91,17 @@ def compatibility(
     """
     programs_digest = hashlib.sha256(b"".join(name.encode() + programs[name] for name in sorted(programs))).hexdigest()
     return {
-        "image": template.image.digest,
-        "accelerator": template.accel,
+        **properties(template),
         "processor": processor if template.accel == "kvm" else "QEMU's",
         **{name: versions[name] for name in sorted(versions)},
-        "memory": f"{template.memory_mib} MiB",
-        "vcpus": str(template.vcpus),
-        "disk": f"{template.disk_gib} GiB",
-        "cards": " ".join(template.macs),
-        "mtu": str(template.mtu),
         "programs": programs_digest,
         "format": str(FORMAT),
     }
 
 
-def is_outdated(saved: Mapping[str, object], current: Mapping[str, str]) -> bool:
-    """Whether a snapshot is of the same template, but of conditions that have changed since."""
-    return saved != current and all(saved.get(name) == current[name] for name in _KIND)
+def is_outdated(saved: Mapping[str, object], template: Template, current: Mapping[str, str]) -> bool:
+    """Whether a snapshot is of this template, but of conditions that have changed since."""
+    return saved != current and properties(template).items() <= saved.items()
 
 
 def key_of(conditions: Mapping[str, str]) -> str:

@@ -200,7 +200,7 @@ def build(
         server.call("drop_snapshot", root=root, key=key)
         raise
     for snapshot in server.call("list_snapshots", root=root):
-        if is_outdated(snapshot["circumstances"], found):
+        if is_outdated(snapshot["circumstances"], template, found):
             server.call("drop_snapshot", root=root, key=snapshot["key"])
     return True
 
