@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vcluster.cli import arguments, common
-from vcluster.cli.clusters.create import servers_of
 from vcluster.cli.help_layout import Command, examples
+from vcluster.cli.server_arguments import servers_of
 from vcluster.errors import ConflictError, RequestError, VclusterError
 
 if TYPE_CHECKING:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from vcluster.cli import arguments, common
-from vcluster.cli.help_layout import Command, Group, PanelOption, examples
+from vcluster.cli import common
+from vcluster.cli.help_layout import Group, PanelOption, examples
+from vcluster.cli.key_options import KeysCommand, texts
+from vcluster.cli.server_arguments import interface_option, server_of
 
 if TYPE_CHECKING:
     from vcluster.config.request import CreateRequest
@@ -29,12 +30,7 @@ PLACING = frozenset({"policy"})
 TUNNELLING = frozenset({"vni_base", "vxlan_port"})
 
 # Panels of help. The keys name theirs in vcluster.config.options, which is slow to import.
-NETWORK, START, RUN_CONTROL, ADVANCED = "Network and switch", "How nodes start", "Run control", "Advanced"
-
-interface_option = click.option(
-    "--interface", cls=PanelOption, panel=ADVANCED, envvar="VCLUSTER_INTERFACE", metavar="NAME",
-    help="Interface of this machine for the tunnels.  [default: by the route to the other server]",
-)  # fmt: skip
+NETWORK, START, RUN_CONTROL = "Network and switch", "How nodes start", "Run control"
 
 
 def run_options(function: F) -> F:
@@ -58,73 +54,6 @@ def run_options(function: F) -> F:
     ):  # fmt: skip
         function = option(function)
     return function
-
-
-class Items(click.types.StringParamType):
-    """The texts of an option that is repeatable. An environment variable separates them by commas, as a file does."""
-
-    envvar_list_splitter = ","
-
-
-class KeysCommand(Command):
-    """A command with keys of [cluster] as options: all `but` some, or `only` some; the `required` must be given.
-
-    `helps` replaces the help of some keys. `has_file` decides which defaults the help shows. The table of keys is slow
-    to import, so the command reads it when it runs.
-    """
-
-    def __init__(
-        self,
-        *args: Any,
-        but: Collection[str] = (),
-        only: Collection[str] = (),
-        required: Collection[str] = (),
-        helps: Mapping[str, str] | None = None,
-        has_file: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        self._but, self._only, self._required = but, only, required
-        self._helps, self._has_file = helps or {}, has_file
-
-    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """The keys' options, then the command's own."""
-        return [*self._options, *super().get_params(ctx)]
-
-    @cached_property
-    def _options(self) -> list[click.Option]:
-        from vcluster.config.options import CLUSTER, PANELS
-
-        keys = [key for key in CLUSTER if key not in self._but and (not self._only or key in self._only)]
-        keys.sort(key=lambda key: PANELS.index(CLUSTER[key].panel))
-        return [self._option(key) for key in keys]
-
-    def _option(self, key: str) -> click.Option:
-        """The option for a key. All texts are read together later, so that every mistake is reported at once."""
-        from vcluster.config.options import CLUSTER, option_name
-
-        one, is_required = CLUSTER[key], key in self._required
-        default = one.default_in_file if self._has_file else one.default_shown
-        return PanelOption(
-            [*filter(None, [one.short]), option_name(key), key],
-            type=Items() if one.repeats else str,
-            multiple=one.repeats,
-            required=is_required,
-            envvar=f"VCLUSTER_{key.upper()}",
-            metavar=one.metavar,
-            help=self._helps.get(key, one.help) + (f"  [default: {default}]" if default and not is_required else ""),
-            panel=one.panel,
-            shell_complete=arguments.complete_images if key == "image" else None,
-        )
-
-
-def texts(given: Mapping[str, str | tuple[str, ...] | None]) -> dict[str, str]:
-    """The given options, written as a file would write them."""
-    return {
-        key: value if isinstance(value, str) else ", ".join(value)
-        for key, value in given.items()
-        if value is not None and value != ()
-    }
 
 
 # Names that other tools give to `create`.
@@ -228,31 +157,6 @@ def _switch(server: ServerSpec, host: str, *, ask_password: bool, is_reached: bo
     if not is_reached:
         return replace(server, address=IPv4Address(openssh_config.address_of(host)))
     return replace(server, login=replace(server.login, password=ASK)) if ask_password and server.login else server
-
-
-def server_of(host: str) -> ServerSpec:
-    """The spec of another server, from [user@]host[:port]."""
-    import os
-
-    from vcluster.adapters.ssh import openssh_config
-    from vcluster.errors import RequestError
-    from vcluster.model.spec import LOCAL_SERVER, Login, ServerSpec
-
-    user, name, port = openssh_config.split_host(host)
-    if name == LOCAL_SERVER:
-        raise RequestError("the switch is this machine itself", hint="vcluster local create")
-    password = "env:VCLUSTER_SWITCH_PASSWORD" if "VCLUSTER_SWITCH_PASSWORD" in os.environ else ""
-    return ServerSpec(name, Login(name, user, port, password=password))
-
-
-def servers_of(host: str) -> list[ServerSpec]:
-    """The other servers of a configuration file, or the server of that name."""
-    from vcluster.config import config_file
-
-    if not host.endswith(".ini"):
-        return [server_of(host)]
-    spec = config_file.read(Path(host)).spec
-    return [one for one in (*spec.servers, spec.switch) if one.login]
 
 
 @click.group(cls=Group, guidance=dict.fromkeys(CREATE_NAMES, ("shared create CONFIG.ini",)))

@@ -13,6 +13,7 @@ import click
 
 from vcluster.cli import arguments, common
 from vcluster.cli.help_layout import Command, examples
+from vcluster.cli.server_arguments import server_of
 from vcluster.errors import MissingError, RequestError
 
 if TYPE_CHECKING:
@@ -62,7 +63,6 @@ def doctor(config: Path | None, host: str | None, output: str) -> None:
 
 def _spec(config: Path | None, host: str | None) -> Spec | None:
     """The cluster whose servers are to be checked."""
-    from vcluster.cli.clusters.create import server_of
     from vcluster.config import config_file as configuration
     from vcluster.model.spec import Spec
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vcluster.cli import arguments, common
-from vcluster.cli.clusters.create import KeysCommand
 from vcluster.cli.help_layout import Group, examples
+from vcluster.cli.key_options import KeysCommand, texts
+from vcluster.cli.server_arguments import servers_of
 from vcluster.errors import RequestError, VclusterError
 
 if TYPE_CHECKING:
@@ -132,7 +133,6 @@ def warm(name: str | None, gently: bool, output: str, **given: Any) -> None:
     Boots one node, stores its memory and disk, and removes it. A node with the same image, size and layout then starts
     in seconds.
     """
-    from vcluster.cli.clusters.create import texts
     from vcluster.commands.steps import snapshot_build
     from vcluster.config import request
 
@@ -190,7 +190,6 @@ def verify(name: str, output: str) -> None:
 def rm(name: str, host: str | None, output: str) -> None:
     """Remove an image that no cluster uses, and its snapshots."""
     from vcluster.agent import snapshot_store
-    from vcluster.cli.clusters.create import servers_of
     from vcluster.commands.clusters import teardown
 
     store = _store()

@@ -8,8 +8,9 @@ from typing import Any
 import click
 
 from vcluster.cli import arguments, common
-from vcluster.cli.clusters.create import KeysCommand, interface_option, texts
 from vcluster.cli.help_layout import Group, examples
+from vcluster.cli.key_options import KeysCommand, texts
+from vcluster.cli.server_arguments import interface_option
 
 
 class Address(click.ParamType):  # type: ignore[type-arg]
