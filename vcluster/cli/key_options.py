@@ -21,8 +21,8 @@ class Items(click.types.StringParamType):
 class KeysCommand(Command):
     """A command with keys of [cluster] as options: all `but` some, or `only` some; the `required` must be given.
 
-    `helps` replaces the help of some keys. `has_file` decides which defaults the help shows. The table of keys is slow
-    to import, so the command reads it when it runs.
+    `in_image_warm` chooses the keys of that name. `helps` replaces the help of some keys. `has_file` decides which
+    defaults the help shows. The table of keys is slow to import, so the command reads it when it runs.
     """
 
     def __init__(
@@ -30,13 +30,14 @@ class KeysCommand(Command):
         *args: Any,
         but: Collection[str] = (),
         only: Collection[str] = (),
+        in_image_warm: bool = False,
         required: Collection[str] = (),
         helps: Mapping[str, str] | None = None,
         has_file: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self._but, self._only, self._required = but, only, required
+        self._but, self._only, self._in_image_warm, self._required = but, only, in_image_warm, required
         self._helps, self._has_file = helps or {}, has_file
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
@@ -47,7 +48,8 @@ class KeysCommand(Command):
     def _options(self) -> list[click.Option]:
         from vcluster.config.options import CLUSTER, PANELS
 
-        keys = [key for key in CLUSTER if key not in self._but and (not self._only or key in self._only)]
+        only = self._only or {key for key in CLUSTER if CLUSTER[key].in_image_warm or not self._in_image_warm}
+        keys = [key for key in CLUSTER if key in only and key not in self._but]
         keys.sort(key=lambda key: PANELS.index(CLUSTER[key].panel))
         return [self._option(key) for key in keys]
 

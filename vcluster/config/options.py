@@ -71,6 +71,7 @@ class Key:
     `default` is a text as a user writes it; `default_note` describes a default that depends on other values.
     `file_note` describes another default, which holds for a configuration file.
     The option of a key that `repeats` takes one item each time. A file separates the items by commas.
+    A key `in_image_warm` is an option of `image warm` too: snapshots depend on it, or the command itself.
     """
 
     panel: str
@@ -83,6 +84,7 @@ class Key:
     file_note: str = ""
     short: str = ""
     repeats: bool = False
+    in_image_warm: bool = False
 
     @property
     def default_shown(self) -> str:
@@ -220,6 +222,7 @@ CLUSTER: Mapping[str, Key] = {
     "image": Key(
         IMAGE, "IMAGE", "Name or digest of the guest image.",
         matching(_IMAGE, "an image", "use a name or digest that `vcluster image list` prints"), default="debian12",
+        in_image_warm=True,
     ),
     "image_user": Key(
         IMAGE, "USER", "User in a foreign image. vcluster logs in as this user to install its own keys.", login_name
@@ -229,14 +232,14 @@ CLUSTER: Mapping[str, Key] = {
         "Source of the password of --image-user: a prompt, or the environment variable NAME that holds the password.",
         password_elsewhere,
     ),
-    "vcpus": Key(SIZE, "N", "Number of CPUs of each node.", number(1, 64), "vcpus", "1"),
+    "vcpus": Key(SIZE, "N", "Number of CPUs of each node.", number(1, 64), "vcpus", "1", in_image_warm=True),
     "memory": Key(
         SIZE, "SIZE", "Memory of each node. A number without a unit is in MiB.", size("MiB", 256, 1048576),
-        "memory_mib", "512 MiB",
+        "memory_mib", "512 MiB", in_image_warm=True,
     ),
     "disk": Key(
         SIZE, "SIZE", "Largest size of each node's disk. A number without a unit is in GiB.", size("GiB", 4, 65536),
-        "disk_gib", "8 GiB",
+        "disk_gib", "8 GiB", in_image_warm=True,
     ),
     "storage": Key(
         STORAGE, "NODES:SIZE,…",
@@ -247,7 +250,7 @@ CLUSTER: Mapping[str, Key] = {
         NETWORK, "|".join((DIRECT, PRIVATE)),
         "direct: every node has a management interface, and so internet access. "
         "private: only the head node has one, and it is the gateway of the other nodes.",
-        choice(DIRECT, PRIVATE), "layout", DIRECT,
+        choice(DIRECT, PRIVATE), "layout", DIRECT, in_image_warm=True,
     ),
     "subnet": Key(
         NAMES, "SUBNET", "IPv4 subnet of the cluster network.", addressing.parse_subnet, "subnet",
@@ -266,7 +269,7 @@ CLUSTER: Mapping[str, Key] = {
         NAMES, "FIRST-LAST", "DHCP addresses for unknown hosts, which are not nodes. Needs --addresses dhcp.",
         _address_range, "dhcp_range", default_note="the last addresses of the subnet",
     ),
-    "mtu": Key(ADVANCED, "BYTES", "MTU of the cluster network in bytes.", _mtu, "mtu", "1450"),
+    "mtu": Key(ADVANCED, "BYTES", "MTU of the cluster network in bytes.", _mtu, "mtu", "1450", in_image_warm=True),
     "user": Key(USERS, "USER", "User on the nodes who runs MPI programs.", _account, "user", "mpiuser"),
     "sudo_commands": Key(
         USERS, "PATH", "Program that the user can run as root by sudo. Repeat the option for more programs.",
@@ -290,9 +293,11 @@ CLUSTER: Mapping[str, Key] = {
     ),
     "accel": Key(
         START, "auto|kvm|tcg", "kvm: hardware virtualization. tcg: emulation. auto: kvm if it works.",
-        choice("auto", "kvm", "tcg"), default="auto",
+        choice("auto", "kvm", "tcg"), default="auto", in_image_warm=True,
     ),
-    "timeout": Key(RUN, "SECONDS", "Time limit of the command in seconds.", seconds(1e6), "timeout_s", "900"),
+    "timeout": Key(
+        RUN, "SECONDS", "Time limit of the command in seconds.", seconds(1e6), "timeout_s", "900", in_image_warm=True
+    ),
     "policy": Key(
         SIZE, "|".join(placement.POLICIES),
         "spread: distribute nodes evenly over the servers. pack: fill one server after the other.",

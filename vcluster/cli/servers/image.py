@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from vcluster.images.store import ImageStore
 
 
-WARM_KEYS = frozenset({"image", "vcpus", "memory", "disk", "mtu", "layout", "accel", "timeout"})
 image_argument = click.argument("name", metavar="IMAGE", shell_complete=arguments.complete_images)
 
 
@@ -119,7 +118,7 @@ def list_images(output: str) -> None:
     common.emit(output, rows, image_report.text)
 
 
-@image.command(cls=KeysCommand, only=WARM_KEYS)
+@image.command(cls=KeysCommand, in_image_warm=True)
 @click.option(
     "--name", envvar="VCLUSTER_NAME", metavar="NAME", shell_complete=arguments.complete_clusters,
     help="Make a snapshot for nodes like those of this cluster, on each of its servers. "
