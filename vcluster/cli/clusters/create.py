@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-# create, boot, login, configure, nfs, check; of clones: clone, identity, configure, sshd, nfs, check
-STAGES = 6
 # Keys without a meaning when all nodes are on this machine, or when the switch is.
 PLACING = frozenset({"policy"})
 TUNNELLING = frozenset({"vni_base", "vxlan_port"})
@@ -206,9 +204,10 @@ def _create(order: CreateRequest, job: Job | None, output: str, *, keep: bool, w
     from vcluster.cli.output import status_report
     from vcluster.commands.clusters import create
     from vcluster.commands.steps import snapshot_build
+    from vcluster.stages import NODE_STAGES
 
     spec = order.spec
-    with common.progress(spec.node_names, stages=STAGES) as (context, timer):
+    with common.progress(spec.node_names, stages=NODE_STAGES) as (context, timer):
         if order.spec.mode != "shared":
             common.require_root(context)
         common.invocation().cluster = spec.name

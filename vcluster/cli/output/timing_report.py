@@ -7,14 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from vcluster.cli.output.tables import table
 from vcluster.model import codec
+from vcluster.stages import STAGE_ORDER
 
 if TYPE_CHECKING:
     from vcluster.fleet.ledger import StageTime
-
-STAGE_ORDER = (
-    "connect", "image", "network", "tunnels", "create", "clone", "identity", "start", "boot", "login", "configure",
-    "sshd", "nfs", "check", "mpiexec", "path", "payload", "provision",
-)  # fmt: skip
 
 
 def document(times: Sequence[StageTime]) -> dict[str, Any]:
