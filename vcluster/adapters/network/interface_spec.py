@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from vcluster.errors import ConflictError, MissingError, RequestError
 
 VXLAN_OVERHEAD_BYTES = 50  # outer IPv4, UDP and VXLAN headers, and the inner Ethernet header
+KINDS = ("bridge", "vxlan")  # in the order of creation: a bridge before its ports
 NAME_BYTES_MAX = 15  # IFNAMSIZ - 1, linux/if.h
 
 
@@ -16,7 +17,7 @@ class InterfaceSpec:
     """A requested bridge or tunnel. A tunnel ("vxlan") has fixed ends, an underlay interface and a UDP port."""
 
     name: str
-    kind: str  # "bridge" or "vxlan"
+    kind: str  # one of KINDS
     mtu: int
     alias: str  # the owner label
     master: str = ""  # the bridge that this interface is a port of
@@ -68,8 +69,8 @@ def check(specs: Sequence[InterfaceSpec], existing: Mapping[str, Interface]) -> 
 def _check_distinct(specs: Sequence[InterfaceSpec]) -> None:
     users: dict[object, str] = {}
     for spec in specs:
-        if spec.kind not in ("bridge", "vxlan"):
-            raise RequestError(f"interface {spec.name}: unknown kind {spec.kind!r}; use bridge or vxlan")
+        if spec.kind not in KINDS:
+            raise RequestError(f"interface {spec.name}: unknown kind {spec.kind!r}; use {' or '.join(KINDS)}")
         if len(spec.name.encode()) > NAME_BYTES_MAX:
             raise RequestError(f"interface {spec.name}: the name is longer than {NAME_BYTES_MAX} characters")
         for key in (spec.name, *([(spec.vni, spec.port)] if spec.kind == "vxlan" else [])):

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
-from vcluster.adapters.network.interface_spec import Interface, InterfaceSpec, check, needs_replacement
+from vcluster.adapters.network.interface_spec import KINDS, Interface, InterfaceSpec, check, needs_replacement
 from vcluster.adapters.network.netlink_messages import (
     IFF_UP,
     change_message,
@@ -50,7 +50,7 @@ def create(specs: Sequence[InterfaceSpec]) -> None:
         stale = [interface for spec, interface in found if needs_replacement(spec, interface)]
         _remove(netlink, stale)
         current = existing.keys() - {interface.name for interface in stale}
-        for kind in ("bridge", "vxlan"):  # bridges first, because their ports refer to them
+        for kind in KINDS:
             same_kind = [spec for spec in specs if spec.kind == kind]
             for start in range(0, len(same_kind), _BATCH):
                 batch = same_kind[start : start + _BATCH]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ def creation_messages(spec: InterfaceSpec, *, exists: bool) -> list[Message]:
     The kernel rejects an alias in the message that creates an interface. All messages go out in one send, and the
     kernel handles them before a signal can end this process. So none of our interfaces is ever without an owner label.
     """
-    kind = [_kind(spec.kind, _data(spec))]
+    kind = [_kind(spec.kind, _DATA[spec.kind](spec))]
     mtu = ("IFLA_MTU", spec.mtu)
     # A bridge takes the MTU of its ports unless its own is set after its creation. A tunnel's data is set only once.
     creation = [change_message(spec.name, kind if spec.kind == "bridge" else [mtu, *kind], flags=CREATE_EXCLUSIVE)]
@@ -97,9 +97,7 @@ def _kind(kind: str, data: Sequence[tuple[str, object]]) -> tuple[str, object]:
     return "IFLA_LINKINFO", _nested(("IFLA_INFO_KIND", kind), ("IFLA_INFO_DATA", _nested(*data)))
 
 
-def _data(spec: InterfaceSpec) -> Sequence[tuple[str, object]]:
-    if spec.kind == "bridge":
-        return _BRIDGE
+def _vxlan(spec: InterfaceSpec) -> Sequence[tuple[str, object]]:
     return (
         ("IFLA_VXLAN_ID", spec.vni),
         ("IFLA_VXLAN_LOCAL", spec.local),
@@ -108,6 +106,13 @@ def _data(spec: InterfaceSpec) -> Sequence[tuple[str, object]]:
         ("IFLA_VXLAN_PORT", spec.port),
         ("IFLA_VXLAN_LEARNING", 0),
     )
+
+
+# The attributes of each kind of interface.
+_DATA: Mapping[str, Callable[[InterfaceSpec], Sequence[tuple[str, object]]]] = {
+    "bridge": lambda _: _BRIDGE,
+    "vxlan": _vxlan,
+}
 
 
 def _nested(*attributes: tuple[str, object]) -> dict[str, object]:
