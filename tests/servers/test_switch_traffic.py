@@ -15,6 +15,7 @@ import pytest
 from tests.clusters import VCLUSTER, Cluster, left_behind
 from tests.servers.conftest import PASSWORD, Bed, Survey
 from tests.testbed import Frame, kill
+from vcluster.model.checks import CHECK_KINDS
 
 pytestmark = [pytest.mark.vm, pytest.mark.core]
 
@@ -63,7 +64,7 @@ def test_the_check_passes_and_proves_the_path(bed: Bed, red: Cluster, blue: Clus
     document = json.loads(done.stdout)
     assert document["passed"]
     kinds = {check["check"] for check in document["checks"]}
-    assert kinds == {"ping", "ssh", "nfs", "mpi", "path"}
+    assert kinds == {kind.name for kind in CHECK_KINDS}
 
 
 def test_every_frame_between_two_nodes_of_one_server_crosses_the_switch(bed: Bed, red: Cluster) -> None:

@@ -6,6 +6,30 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
+class CheckKind:
+    """A kind of test. `title` is the heading of its results; it may contain `{mtu}`.
+
+    `listed` is the end, `from` or `to`, whose nodes a summary lists. Without it the results are a table of both ends.
+    `of_nodes` is False if no guest program answers with it; such a kind is not part of every check.
+    """
+
+    name: str
+    title: str
+    listed: str = ""
+    of_nodes: bool = True
+
+
+CHECK_KINDS = (
+    CheckKind("ping", "ping of {mtu} bytes, not fragmented"),
+    CheckKind("ssh", "ssh without password or prompt"),
+    CheckKind("nfs", "nfs: a file written on each shared folder is read", listed="from"),
+    CheckKind("mpi", "mpi: an exchange between all ranks", listed="to"),
+    CheckKind("path", "path: every port up to the switch and back counted it", listed="from", of_nodes=False),
+)
+NODE_CHECKS = frozenset(kind.name for kind in CHECK_KINDS if kind.of_nodes)
+
+
+@dataclass(frozen=True, slots=True)
 class Check:
     """One result: the name of the test, the nodes, and the reason of a failure."""
 

@@ -20,7 +20,7 @@ from vcluster.adapters.node_connection import NodeConnection
 from vcluster.adapters.pipe import Pipe
 from vcluster.errors import VclusterError
 from vcluster.images.recipes import guest_file
-from vcluster.model.checks import Check, CheckReport
+from vcluster.model.checks import NODE_CHECKS, Check, CheckReport
 from vcluster.model.plan import Node, Plan
 from vcluster.render import node_actions as paths
 from vcluster.stages import mpi_run
@@ -35,7 +35,6 @@ MPI_TIMEOUT_S = 120
 POLL_S = 0.1
 END_S = 10.0
 AWAITED = "the check"
-KINDS = ("ping", "ssh", "nfs", "mpi")
 
 # With one rank on each node, MPI needs no shared memory, no other transport, no hooks for registered memory and no
 # topology. To prepare them takes most of the start of an MPI program (ucx_info -cf; hwloc, "Environment Variables").
@@ -221,7 +220,9 @@ def _answer(plan: Plan, node: Node, answer: dict[str, Any]) -> Answer:
         same = {str(name): str(digest) for name, digest in answer.get("same", {}).items()}
     except (TypeError, KeyError, AttributeError) as error:
         raise VclusterError(f"{node.name}: {AWAITED} printed a result that vcluster does not know") from error
-    if not all(check.check in KINDS and check.to_node in names and isinstance(check.passed, bool) for check in found):
+    if not all(
+        check.check in NODE_CHECKS and check.to_node in names and isinstance(check.passed, bool) for check in found
+    ):
         raise VclusterError(f"{node.name}: {AWAITED} printed a result that vcluster does not know")
     return Answer(node.name, found, same)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vcluster.cli.output.tables import table
 from vcluster.model import naming
+from vcluster.model.checks import CHECK_KINDS, CheckKind
 
 if TYPE_CHECKING:
     from vcluster.model.checks import CheckReport
@@ -15,12 +16,6 @@ if TYPE_CHECKING:
 Checks = Sequence[Mapping[str, Any]]
 
 FROM_TO = "from \\ to"
-# Checks that are summed up in one line: the title, and the node that passes or fails.
-SUMMED_UP = {
-    "nfs": ("nfs: a file written on each shared folder is read", "from"),
-    "mpi": ("mpi: an exchange between all ranks", "to"),
-    "path": ("path: every port up to the switch and back counted it", "from"),
-}
 
 
 def document(plan: Plan, verdict: CheckReport) -> dict[str, Any]:
@@ -38,21 +33,22 @@ def document(plan: Plan, verdict: CheckReport) -> dict[str, Any]:
 
 
 def text(found: Mapping[str, Any]) -> str:
-    """A check for people: a matrix for ping and ssh, a line for each other check, then the failures."""
-    names, checks = found["nodes"], found["checks"]
-    parts = [
-        _matrix(f"ping of {found['mtu']} bytes, not fragmented", names, _of(checks, "ping")),
-        _matrix("ssh without password or prompt", names, _of(checks, "ssh")),
-        *(_summary(*SUMMED_UP[kind], _of(checks, kind)) for kind in SUMMED_UP if kind != "path" or _of(checks, kind)),
-    ]
+    """A check for people: a matrix or a line for each kind, then the failures."""
+    checks = found["checks"]
+    parts = [_part(kind, found) for kind in CHECK_KINDS if kind.of_nodes or _of(checks, kind)]
     failed = [check for check in checks if not check["passed"]]
     if not failed:
         return "\n".join((*parts, f"all {len(checks)} checks passed"))
     return "\n".join((*parts, f"{len(failed)} of {len(checks)} checks failed:", *map(_failure, failed)))
 
 
-def _of(checks: Checks, kind: str) -> Checks:
-    return [check for check in checks if check["check"] == kind]
+def _part(kind: CheckKind, found: Mapping[str, Any]) -> str:
+    title, checks = kind.title.format(mtu=found["mtu"]), _of(found["checks"], kind)
+    return _summary(title, kind.listed, checks) if kind.listed else _matrix(title, found["nodes"], checks)
+
+
+def _of(checks: Checks, kind: CheckKind) -> Checks:
+    return [check for check in checks if check["check"] == kind.name]
 
 
 def _failure(check: Mapping[str, Any]) -> str:

@@ -16,8 +16,10 @@ from vcluster.cli.schemas.schema_parts import (
     record,
     text,
 )
+from vcluster.model.checks import CHECK_KINDS
 
 NODE = text("Name of the node")
+CHECKS = " or ".join(", ".join(kind.name for kind in CHECK_KINDS).rsplit(", ", 1))
 OUTPUT = {"stdout": text("Standard output"), "stderr": text("Standard error")}
 EXIT_CODE = integer("Exit code; 255 if the connection broke")
 
@@ -77,7 +79,7 @@ CHECK = record(
             record(
                 "A check",
                 {
-                    "check": text("Kind of the check: ping, ssh, nfs, mpi or path"),
+                    "check": text(f"Kind of the check: {CHECKS}"),
                     "from": text("Node that tried"),
                     "to": text("Node that was tried; empty if the check has no second node"),
                     "passed": flag("Whether it passed"),
