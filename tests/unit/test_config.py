@@ -723,6 +723,14 @@ def test_every_key_of_the_cluster_has_a_field_or_another_use() -> None:
     }  # fmt: skip
 
 
+def test_every_key_of_a_server_has_a_field_or_another_use() -> None:
+    keys = {**readers.SWITCH_KEYS, **readers.SERVER_KEYS}
+    fields = {one.name for one in dataclass_fields(ServerSpec)}
+    assert {key.spec_field for key in keys.values() if key.spec_field} == fields - {"name", "login"}
+    others = {name for name, key in keys.items() if not key.spec_field}
+    assert others == {"server", "host", "user", "port", "password", "key", "fingerprint"}
+
+
 def test_all_errors_are_reported_at_once() -> None:
     assert errors_in("""\
 [cluster]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from ipaddress import IPv4Address
 from pathlib import Path
+from typing import Any
 
 from vcluster.config import ini_file, passwords, readers, request
 from vcluster.config.readers import Host
@@ -18,7 +19,7 @@ from vcluster.config.request import CreateRequest
 from vcluster.config.sections import SectionReader, ValidationErrors
 from vcluster.errors import RequestError
 from vcluster.model.naming import NODES_MAX
-from vcluster.model.spec import LOCAL_SERVER, SERVER_TIMEOUT_S, STORAGE_PATH, Login, ServerSpec
+from vcluster.model.spec import LOCAL_SERVER, Login, ServerSpec
 from vcluster.planning import placement
 
 SWITCH = "switch"
@@ -308,7 +309,7 @@ def _capacity(config: _Config, server: SectionReader) -> int | None:
 def _limits(config: _Config, server: SectionReader) -> tuple[placement.Limit, ...]:
     cluster = config.cluster
     return placement.declared_limits(
-        ServerSpec(server.name, cpus=server.get("cpu"), memory_mib=server.get("ram"), disk_gib=server.get("hdd")),
+        ServerSpec(server.name, **_spec_fields(server)),
         vcpus=cluster.get("vcpus"),
         memory_mib=cluster.get("memory"),
         disk_gib=cluster.get("disk"),
@@ -319,18 +320,14 @@ def _limits(config: _Config, server: SectionReader) -> tuple[placement.Limit, ..
 
 
 def _server_spec(config: _Config, section: SectionReader, name: str) -> ServerSpec:
-    return ServerSpec(
-        name=name,
-        login=None if section.is_local else _login(config, section),
-        nodes=section.get("nodes"),
-        cpus=section.get("cpu"),
-        memory_mib=section.get("ram"),
-        disk_gib=section.get("hdd"),
-        interface=section.get("interface", ""),
-        address=section.get("address"),
-        path=section.get("path", STORAGE_PATH),
-        timeout_s=section.get("timeout", SERVER_TIMEOUT_S),
-    )
+    login = None if section.is_local else _login(config, section)
+    return ServerSpec(name, login, **_spec_fields(section))
+
+
+def _spec_fields(section: SectionReader) -> dict[str, Any]:
+    """The fields of ServerSpec that the section specifies."""
+    keys = {**readers.SWITCH_KEYS, **readers.SERVER_KEYS}
+    return {keys[name].spec_field: value for name, value in section.values.items() if keys[name].spec_field}
 
 
 def _login(config: _Config, section: SectionReader) -> Login:

@@ -202,12 +202,17 @@ def _path(text: str) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class MachineKey:
-    """A key of [switch] or [server NAME]. `default` is a text for the reference, empty if there is none."""
+    """A key of [switch] or [server NAME].
+
+    `default` is a text for the reference, empty if there is none. `spec_field` is the field of ServerSpec that takes
+    the value, or empty.
+    """
 
     metavar: str
     help: str
     read: Callable[[str], Any]
     default: str = ""
+    spec_field: str = ""
 
 
 MACHINE_KEYS: Mapping[str, MachineKey] = {
@@ -229,14 +234,16 @@ MACHINE_KEYS: Mapping[str, MachineKey] = {
         matching(_FINGERPRINT, "a fingerprint", "SHA256:… as `ssh-keygen -l` prints it"),
     ),
     "interface": MachineKey(
-        "INTERFACE", "Interface of this server for the tunnels.", interface, "by the route to the other servers"
+        "INTERFACE", "Interface of this server for the tunnels.", interface, "by the route to the other servers",
+        spec_field="interface",
     ),
     "address": MachineKey(
         "ADDRESS", "Address of this server for the tunnels.", _address,
-        "the address of the route, or of the SSH connection",
+        "the address of the route, or of the SSH connection", spec_field="address",
     ),
     "timeout": MachineKey(
-        "SECONDS", "Time limit of a login to this server in seconds.", seconds(3600), f"{SERVER_TIMEOUT_S:.0f}"
+        "SECONDS", "Time limit of a login to this server in seconds.", seconds(3600), f"{SERVER_TIMEOUT_S:.0f}",
+        spec_field="timeout_s",
     ),
 }  # fmt: skip
 SWITCH_KEYS: Mapping[str, MachineKey] = {
@@ -250,18 +257,21 @@ SWITCH_KEYS: Mapping[str, MachineKey] = {
 SERVER_KEYS: Mapping[str, MachineKey] = {
     **MACHINE_KEYS,
     "cpu": MachineKey(
-        "N", "Largest number of CPUs for all nodes of this server together.", number(1, 4096), "no limit"
+        "N", "Largest number of CPUs for all nodes of this server together.", number(1, 4096), "no limit",
+        spec_field="cpus",
     ),
     "ram": MachineKey(
         "SIZE", "Largest memory for all nodes of this server together. A number without a unit is in MiB.",
-        size("MiB", 256, 2**30), "all free memory",
+        size("MiB", 256, 2**30), "all free memory", spec_field="memory_mib",
     ),
     "hdd": MachineKey(
         "SIZE", "Largest disk space for all nodes of this server together. A number without a unit is in GiB.",
-        size("GiB", 1, 2**20), "all free space",
+        size("GiB", 1, 2**20), "all free space", spec_field="disk_gib",
     ),
-    "nodes": MachineKey("N", "Number of nodes on this server.", number(1, NODES_MAX), "the policy decides"),
-    "path": MachineKey("PATH", "Folder for disks and images.", _path, str(STORAGE_PATH)),
+    "nodes": MachineKey(
+        "N", "Number of nodes on this server.", number(1, NODES_MAX), "the policy decides", spec_field="nodes"
+    ),
+    "path": MachineKey("PATH", "Folder for disks and images.", _path, str(STORAGE_PATH), spec_field="path"),
 }  # fmt: skip
 
 SWITCH: Table = {name: key.read for name, key in SWITCH_KEYS.items()}
