@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from vcluster.cli import main
+from vcluster.cli.output import hints
 from vcluster.config import options
 
 COLUMNS = 80
@@ -99,12 +100,13 @@ def test_every_command_with_a_result_has_a_document() -> None:
     assert without == RESULTLESS
 
 
-# Commands that take no other argument take the name of the cluster.
-NAMED = {
-    ("clear",), ("status",), ("timing",), ("stop",), ("start",), ("repair",), ("check",), ("discover",),
-    ("ssh-config",), ("power", "on"), ("power", "off"), ("power", "cycle"), ("power", "status"), ("switch", "down"),
-}  # fmt: skip
-NAMELESS = {("list",), ("completion",), ("doctor",), ("shared", "create"), ("switch", "show")}
+OF_CLUSTERS = {tuple(name.split()): is_argument for name, is_argument in hints.CLUSTER_COMMANDS.items()}
+# Their --name is that of a new cluster, an image or a switch; `image warm` can do without a cluster.
+OTHERS = {
+    *[(mode, "create") for mode in ("local", "remote", "shared")],
+    *[("image", command) for command in ("build", "import", "warm")],
+    *[("switch", command) for command in ("up", "down")],
+}
 
 
 def test_the_name_is_an_argument_and_an_option() -> None:
@@ -119,7 +121,5 @@ def test_the_name_is_an_argument_and_an_option() -> None:
             takes_argument.add(path)
         if any("--name" in one.opts for one in parameters):
             takes_option.add(path)
-    assert takes_argument == NAMED
-    images = {path for path in COMMANDS if path[0] == "image" and path != ("image", "warm")}
-    leaf_commands = {path for path, command in COMMANDS.items() if not isinstance(command, click.Group)}
-    assert leaf_commands - takes_option - images == NAMELESS - {("shared", "create")}
+    assert takes_argument - {("switch", "down")} == {path for path, is_argument in OF_CLUSTERS.items() if is_argument}
+    assert takes_option - OTHERS == {*OF_CLUSTERS}

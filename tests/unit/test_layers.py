@@ -69,6 +69,14 @@ def test_imports_go_down_only(path: Path) -> None:
     assert not above, f"{shown(path)} imports {above} from above"
 
 
+def test_shared_steps_do_not_use_commands() -> None:
+    steps = [path for path in MODULES if is_in(path, ["commands/steps"])]
+    packages = {path.parent.name for path in (PACKAGE / "commands").glob("*/__init__.py")}
+    others = tuple(f"vcluster.commands.{name}" for name in packages - {"steps"})
+    assert steps
+    assert {shown(path): name for path in steps for name in imported(path) if name.startswith(others)} == {}
+
+
 @pytest.mark.parametrize("path", MODULES, ids=shown)
 def test_no_module_uses_a_private_name_of_another(path: Path) -> None:
     tree = ast.parse(path.read_text())
