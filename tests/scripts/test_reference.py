@@ -164,8 +164,28 @@ def test_the_walk_names_functions_that_exist() -> None:
     assert [(file, name) for file, name in rows if name not in defined(CHECKOUT / file)] == []
 
 
+# Commands, a tier, a folder and a key of mkdocs.yml.
+NO_PYTHON = {"add", "status", "full", "docs", "nav"}
+
+
+def test_the_page_of_changes_names_functions_that_exist() -> None:
+    """Each name of a row is in one of the files, or below one of the folders, that the same row names."""
+    _, _, text = (DEVELOPMENT / "layers.md").read_text().partition("## Where a change goes")
+    rows = [re.findall(r"`([^`]*)`", line) for line in text.splitlines() if line.startswith("| ")]
+    unknown = set()
+    for row in rows:
+        places = [CHECKOUT / name for name in row if "/" in name]
+        files = {file for place in places for file in (place.rglob("*.py") if place.is_dir() else [place])}
+        known = {name for file in files if file.suffix == ".py" for name in defined(file)}
+        unknown |= {name for name in row if re.fullmatch(r"\w+", name)} - known
+    assert len(rows) > 30
+    assert unknown == NO_PYTHON
+
+
 @pytest.mark.parametrize("page", ["walk.md", "layers.md", "architecture.md"])
 def test_the_pages_for_developers_name_files_that_exist(page: str) -> None:
-    named = set(re.findall(r"`((?:vcluster|tests|scripts|images)/[a-z_/0-9.-]+)`", (DEVELOPMENT / page).read_text()))
+    named = set(
+        re.findall(r"`((?:vcluster|tests|scripts|images|docs)/[a-z_/0-9.-]+)`", (DEVELOPMENT / page).read_text())
+    )
     assert named
     assert {name for name in named if not (CHECKOUT / name).exists()} == set()
