@@ -37,6 +37,7 @@ clone = importlib.util.module_from_spec(importlib.util.spec_from_loader("clone",
 loader.exec_module(clone)
 clone.GRACE_S, clone.STALE_S, clone.GONE_S, clone.LINGER_S, clone.LATER_MAX_S = 0.3, 0.2, 0.3, 0.1, 0.3
 clone.ENVIRONMENT["HOME"] = sys.argv[4]
+clone.wait_until_idle = lambda: []
 clone.Clone(int(sys.argv[2]), int(sys.argv[3]), clone.load_seed(), sys.exit).serve()
 """
 CAT = b"import sys\nfor line in sys.stdin: print(line.upper(), end='', flush=True)\nprint('end', file=sys.stderr)"
@@ -134,10 +135,18 @@ def node(tmp_path: Path) -> Iterator[Node]:
         node.end()
 
 
-@pytest.fixture
-def connection(node: Node) -> Iterator[SerialConnection]:
+@pytest.fixture(params=["forks", "reserves"])
+def connection(node: Node, request: pytest.FixtureRequest) -> Iterator[SerialConnection]:
     with SerialConnection("node1", node.channel, Deadline(20)) as connection:
+        if request.param == "reserves":
+            prepare(connection, CAT, SLEEPER)
         yield connection
+
+
+def prepare(connection: SerialConnection, *programs: bytes) -> None:
+    """Load programs, and fork the processes that run them later, as in a template."""
+    connection.load(programs, Deadline(20), "the programs")
+    assert connection.request({"do": "rest"}, Deadline(20), "rest") == []
 
 
 def is_running(pid: int) -> bool:
@@ -244,6 +253,7 @@ def test_two_programs_at_once(connection: SerialConnection) -> None:
 def test_the_source_of_an_unknown_program_is_sent_and_its_input_is_kept(
     node: Node, connection: SerialConnection
 ) -> None:
+    unknown = CAT + b"\n"
     requests: list[dict[str, Any]] = []
     send = node.channel.send
 
@@ -252,12 +262,37 @@ def test_the_source_of_an_unknown_program_is_sent_and_its_input_is_kept(
         send(text, deadline, awaited)
 
     node.channel.send = record  # type: ignore[method-assign]
-    assert connection.run_program(CAT, b"x", awaited="cat").stdout == "X"
+    assert connection.run_program(unknown, b"x", awaited="cat").stdout == "X"
     sent = [request["do"] for request in requests if "source" in request]
     assert sent == ["start"]
     requests.clear()
-    assert connection.run_program(CAT, b"y", awaited="cat").stdout == "Y"
+    assert connection.run_program(unknown, b"y", awaited="cat").stdout == "Y"
     assert [request["do"] for request in requests] == ["start", "write", "end"]
+
+
+def test_the_first_programs_run_in_processes_that_exist(node: Node) -> None:
+    source = b"import os, sys\nprint(os.getpid(), os.getsid(0), sys.stdin.read())"
+    with SerialConnection("node1", node.channel, Deadline(20)) as connection:
+        prepare(connection, source)
+        reserves = set(Path(f"/proc/{node.pid}/task/{node.pid}/children").read_text().split())
+        done = [connection.run_program(source, b"x" * 70000, awaited="it").stdout.split() for _ in range(4)]
+        assert all(pid == session and len(text) == 70000 for pid, session, text in done)
+        assert {pid for pid, *_ in done} < reserves
+        unknown = connection.run_program(b"import os; print(os.getpid())", b"", awaited="it")
+        assert unknown.stdout.strip() not in reserves
+        (left,) = reserves - {pid for pid, *_ in done}
+        assert is_running(int(left))
+        assert connection.run_program(source, b"", awaited="it").stdout.split()[0] == left
+        assert connection.run_program(source, b"", awaited="it").stdout.split()[0] not in reserves
+
+
+def test_leaving_ends_the_processes_that_wait_for_programs(node: Node) -> None:
+    with SerialConnection("node1", node.channel, Deadline(20)) as connection:
+        prepare(connection, CAT)
+        reserves = Path(f"/proc/{node.pid}/task/{node.pid}/children").read_text().split()
+        assert len(reserves) == 5
+    assert node.wait() == 0
+    assert not [pid for pid in reserves if is_running(int(pid))]
 
 
 def test_loading_imports_modules_and_does_not_run_the_program(connection: SerialConnection, tmp_path: Path) -> None:
@@ -562,9 +597,12 @@ def test_a_clone_becomes_a_node(clone: ModuleType, monkeypatch: pytest.MonkeyPat
     for name in ("write", "apply_network"):
         monkeypatch.setattr(seed, name, effects.recording(name, ["172.28.0.1"] if name == "apply_network" else None))
     monkeypatch.setattr(seed, "read_text", lambda path: texts.get(path, ""))
-    for name in ("renew_random", "bind", "set_mac_addresses", "remove_file", "start_command"):
+    for name in ("renew_random", "set_mac_addresses", "remove_file", "start_command"):
         monkeypatch.setattr(clone, name, effects.recording(name))
     monkeypatch.setattr(clone, "INTERFACES", "/interfaces")
+    (tmp_path / "boot_id").write_text("of the template\n")
+    mounted = (tmp_path / "boot_id").stat().st_ino
+    monkeypatch.setattr(clone, "BOOT_ID", str(tmp_path / "boot_id"))
     monkeypatch.setattr(os, "listdir", lambda _: ["lo", "lab0"])
     monkeypatch.setattr(time, "clock_settime", effects.recording("clock"))
     monkeypatch.setattr(signal, "signal", effects.recording("signal"))
@@ -579,13 +617,12 @@ def test_a_clone_becomes_a_node(clone: ModuleType, monkeypatch: pytest.MonkeyPat
     assert clone.become(request, seed) == "node3"
     assert (os.read(sshd, 100), os.read(sshd, 100)) == (b"UseDNS no\n", b"")
     os.close(sshd)
+    assert ((tmp_path / "boot_id").read_text(), (tmp_path / "boot_id").stat().st_ino) == ("cd\n", mounted)
     started = [("start_command", "systemctl")] if dhcp else []
     assert effects.done == [
         ("clock", time.CLOCK_REALTIME),
         ("renew_random", b"\x00\xff"),
         ("write", "/etc/machine-id"),
-        ("write", "/run/vcluster/boot_id"),
-        ("bind", "/run/vcluster/boot_id"),
         ("set_mac_addresses", {"lab0": MAC}),
         ("apply_network", ethernets),
         ("remove_file", str(settings)),
