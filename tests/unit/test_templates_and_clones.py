@@ -242,13 +242,14 @@ def test_the_memory_is_a_private_mapping_of_the_file() -> None:
     resumed = ET.fromstring(clone())
     (commandline,) = (one for one in resumed if one.tag.endswith("}commandline"))
     arguments = [one.attrib["value"] for one in commandline]
-    assert arguments[0::2] == ["-object", "-machine"]
+    assert arguments[0::2] == ["-object", "-machine", "-global"]
     settings = dict(part.split("=") for part in arguments[1].split(",")[1:])
     assert settings["mem-path"] == str(RAM_FILE)
     assert settings["share"] == "off"
     assert settings["size"] == str(512 * 2**20)
     assert settings["id"] == RAM == qemu_stream.BLOCK.decode()
     assert arguments[3] == f"memory-backend={RAM}"
+    assert arguments[5] == "migration.announce-rounds=0"
 
 
 def test_a_clone_with_one_interface_needs_a_template_with_one() -> None:

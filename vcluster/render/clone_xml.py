@@ -49,7 +49,7 @@ def clone_xml(saved_xml: str, plan: Plan, node: Node, *, ram: Path, macs: Mappin
     for port in devices.iter():
         if port.tag in ("serial", "console", "channel"):
             _reset_port(port, console_path(plan, node))
-    root.append(_memory_arguments(root, ram))
+    root.append(_arguments(root, ram))
     return text_of(root)
 
 
@@ -84,7 +84,12 @@ def _reset_port(port: Element, console: Path) -> None:
         log.attrib["file"] = str(console)
 
 
-def _memory_arguments(root: Element, ram: Path) -> Element:
+# After a migration QEMU announces each interface, and has the guest do so. All nodes of the cluster would receive these
+# ten broadcasts of each clone.
+_SILENCE = "migration.announce-rounds=0"
+
+
+def _arguments(root: Element, ram: Path) -> Element:
     """QEMU arguments that map guest memory privately from a file; they replace libvirt's memory backend."""
     memory = _find(root, "memory")
     kib, unit = memory.text or "", memory.get("unit", "KiB")
@@ -96,6 +101,6 @@ def _memory_arguments(root: Element, ram: Path) -> Element:
     backend = (
         f"memory-backend-file,id={RAM},size={size},mem-path={ram},share=off,x-use-canonical-path-for-ramblock-id=off"
     )
-    arguments = ("-object", backend, "-machine", f"memory-backend={RAM}")
+    arguments = ("-object", backend, "-machine", f"memory-backend={RAM}", "-global", _SILENCE)
     elements = [element(f"{{{QEMU_NAMESPACE}}}arg", value=argument) for argument in arguments]
     return element(f"{{{QEMU_NAMESPACE}}}commandline", *elements)
