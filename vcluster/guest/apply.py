@@ -16,6 +16,7 @@ writes {"changed": […]}. The field "do" names the action:
   leases     path, unit, hosts, unknown_hosts  dnsmasq's leases: keep those of `hosts` (MACs by address) and those from
                                                the first to the last address of `unknown_hosts`, remove all others
   address    address                           wait until the node has this address; changes nothing
+  arp        interface, macs                   MACs by address in the ARP cache, as if learned before; not a change
   resolver   text                              /etc/resolv.conf, unless a service of the system maintains it
 """
 
@@ -34,6 +35,7 @@ Action = Dict[str, Any]
 UNITS = "/etc/systemd/system"
 MOUNT_TRIES = 2
 ADDRESS_TIMEOUT_S, ADDRESS_POLL_S = 60.0, 0.1
+SIOCSARP, ATF_COM, ARPHRD_ETHER = 0x8955, 2, 1  # linux/sockios.h, linux/if_arp.h: struct arpreq, a complete entry
 
 
 def run(argv: list[str]) -> None:
@@ -267,6 +269,23 @@ def do_address(action: Action, _changed: list[str]) -> None:
         if time.monotonic() > deadline:
             raise RuntimeError(f"timed out after {ADDRESS_TIMEOUT_S:.0f} s waiting for the address {action['address']}")
         time.sleep(ADDRESS_POLL_S)
+
+
+def do_arp(action: Action, _changed: list[str]) -> None:
+    """The kernel uses a stale entry at once, and asks that address for it a few seconds later."""
+    import fcntl  # noqa: PLC0415 - only this action needs it
+    import socket  # noqa: PLC0415
+    import struct  # noqa: PLC0415
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        for address, mac in action["macs"].items():
+            protocol = struct.pack("=HH4s8x", socket.AF_INET, 0, socket.inet_aton(address))
+            hardware = struct.pack("=H6s8x", ARPHRD_ETHER, bytes.fromhex(mac.replace(":", "")))
+            entry = protocol + hardware + struct.pack("=i16x16s", ATF_COM, action["interface"].encode())
+            try:
+                fcntl.ioctl(control, SIOCSARP, entry)
+            except OSError:  # the interface has no address yet, and ARP will ask for the others
+                return
 
 
 def do_resolver(action: Action, changed: list[str]) -> None:

@@ -226,8 +226,21 @@ def account_actions(plan: Plan, node: Node, keys: Keys) -> list[Action]:
         file(f"{ssh}/authorized_keys", authorized, owner=plan.user, mode=0o600),
         *([file("/etc/sudoers.d/vcluster", sudoers(plan), mode=0o440)] if plan.sudo_commands else []),
         {"do": "resolver", "text": resolver(plan, node)},
+        *([] if plan.dhcp_range else [_arp(plan, node)]),
         *([file(SSHD_SETTINGS, sshd_settings(plan)), _reload_sshd()] if plan.image_login else []),
     ]
+
+
+def _arp(plan: Plan, node: Node) -> Action:
+    """The ARP cache of a node: all other nodes but the next one, which it finds by a broadcast.
+
+    Without them, N nodes that begin to talk at once send N² broadcasts, and each node receives all of them. The check
+    still needs one broadcast of each node.
+    """
+    place = plan.nodes.index(node)
+    following = plan.nodes[(place + 1) % len(plan.nodes)]
+    macs = {str(other.address): other.mac for other in plan.nodes if other not in (node, following)}
+    return {"do": "arp", "interface": "lab0", "macs": macs}
 
 
 def _uid(plan: Plan) -> int | None:
