@@ -16,3 +16,18 @@ def test_a_process_ends_with_its_exit_code_and_all_output(arguments: list[str], 
         [sys.executable, "-m", "vcluster", *arguments], capture_output=True, text=True, check=False, timeout=60
     )
     assert (done.returncode, output in done.stdout + done.stderr) == (exit_code, True)
+
+
+def test_the_command_loads_only_the_modules_of_pyroute2_that_it_uses() -> None:
+    program = (
+        "import sys, atexit\n"
+        "from vcluster.cli import main\n"
+        "main._run = lambda: 0\n"
+        "atexit.register = lambda *_: None\n"
+        "try:\n    main.run()\nexcept SystemExit:\n    pass\n"
+        "from vcluster.adapters.network import netlink_interfaces, netlink_routes, nftables_rules, tunnel_guard\n"
+        "print(sorted(name for name in sys.modules if name.startswith('pyroute2.') and name.count('.') == 1))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert "pyroute2.netlink" in done.stdout
+    assert not [name for name in ("pyroute2.ndb", "pyroute2.ethtool", "pyroute2.ipdb") if name in done.stdout]

@@ -65,6 +65,7 @@ def test_an_ignored_signal_stays_ignored() -> None:
 
 def test_a_command_ends_by_signals_that_it_was_not_started_to_ignore(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(main, "_run", lambda: 0)
+    monkeypatch.setattr(main, "load_less_of_pyroute2", lambda: None)
     monkeypatch.setattr(main.atexit, "register", lambda *_: None)  # or pytest would end with exit code 0
     before = {signal.SIGHUP: signal.signal(signal.SIGHUP, signal.SIG_IGN), signal.SIGTERM: signal.getsignal(15)}
     try:

@@ -12,6 +12,7 @@ from types import FrameType
 import click
 
 from vcluster import __version__
+from vcluster.adapters.network import load_less_of_pyroute2
 from vcluster.cli import common, guidance
 from vcluster.cli.clusters import clear, create, inventory, lifecycle, scale
 from vcluster.cli.help_layout import Group, examples
@@ -75,6 +76,7 @@ def run() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup has it ignore SIGHUP
             signal.signal(number, _interrupt)
+    load_less_of_pyroute2()
     exit_code = _run()
     # When all threads have ended, end at once. Python would first free all objects, which takes seconds while nodes
     # occupy the processor.
