@@ -42,7 +42,7 @@ def net() -> Iterator[Lan]:
 
 
 def request(do: str = "probe", **differences: object) -> dict[str, object]:
-    fields = {"do": do, "user": USER, "targets": TARGETS[:2], "payload": MTU - 28, "logins": [], "shares": []}
+    fields = {"do": do, "user": USER, "targets": TARGETS[:2], "payload": MTU - 28, "shares": []}
     return {**fields, "token": "secret", **differences}
 
 

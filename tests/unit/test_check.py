@@ -18,11 +18,10 @@ from vcluster.adapters.process import Completed
 from vcluster.cli.output.progress import Timer
 from vcluster.errors import VclusterError
 from vcluster.model.checks import Check, CheckReport
-from vcluster.model.plan import Plan
 from vcluster.model.spec import PortRange
 from vcluster.render import node_actions as rendered
 from vcluster.stages import check
-from vcluster.stages.logins import derive, differences, doubtful, targets
+from vcluster.stages.logins import chosen, derive, differences, doubtful
 from vcluster.util.deadline import Deadline
 from vcluster.util.events import Event, Listener, Reporter
 
@@ -31,26 +30,20 @@ HOSTS, KNOWN = "/etc/hosts", "/etc/ssh/ssh_known_hosts"
 # Logins that the check makes
 
 
-def made(plan: Plan, *, pairs: bool = False, proven: Collection[str] = ()) -> list[tuple[str, str]]:
-    return [
-        (node.name, target.name) for node in plan.nodes for target in targets(plan, node, pairs=pairs, proven=proven)
-    ]
-
-
-@pytest.mark.parametrize(("count", "last"), [(1, "node1"), (2, "node2"), (4, "node4")])
-def test_the_last_node_logs_in_to_the_head(count: int, last: str) -> None:
-    assert made(samples.plan(count)) == [(last, "node1")]
+@pytest.mark.parametrize(("count", "first"), [(1, "node1"), (2, "node2"), (4, "node2")])
+def test_the_first_worker_logs_in_to_the_head(count: int, first: str) -> None:
+    assert chosen(samples.plan(count), pairs=False) == [(first, "node1")]
 
 
 def test_all_pairs_begin_with_themselves() -> None:
-    logins = made(samples.plan(3), pairs=True)
+    logins = chosen(samples.plan(3), pairs=True)
     assert sorted(logins) == sorted(product(names(3), repeat=2))
     assert [logins[number] for number in (0, 3, 6)] == [(name, name) for name in names(3)]
 
 
 @pytest.mark.parametrize("proven", [{"node1", "node2", "node3"}, {"node1", "node2", "node3", "node4"}])
 def test_no_node_logs_in_to_a_proven_head(proven: set[str]) -> None:
-    assert made(samples.plan(4), proven=proven) == []
+    assert chosen(samples.plan(4), pairs=False, proven=proven) == []
 
 
 # Logins that the check derives
@@ -75,7 +68,7 @@ def usual(count: int, **odd: str) -> dict[str, dict[str, str]]:
 
 def ordinary(count: int, *failing: tuple[str, str]) -> list[Check]:
     """The logins of an ordinary check, of which some fail."""
-    return [login(*pair, passed=pair not in failing) for pair in made(samples.plan(count))]
+    return [login(*pair, passed=pair not in failing) for pair in chosen(samples.plan(count), pairs=False)]
 
 
 def failures(
@@ -107,14 +100,14 @@ def test_a_node_that_only_refuses_this_machine_passes() -> None:
 
 
 def test_a_head_that_refuses_logins_fails_from_all() -> None:
-    found = failures(usual(3), ordinary(3, ("node3", "node1")))
+    found = failures(usual(3), ordinary(3, ("node2", "node1")))
     assert {end for _, end in found} >= {"node1"}
     assert {(name, "node1") for name in names(3)} <= set(found)
 
 
 def test_after_a_failed_login_the_first_node_tries_all() -> None:
     """So that a node that no other can enter does not count as one that cannot leave."""
-    logins, entered = ordinary(3, ("node3", "node1")), names(3)
+    logins, entered = ordinary(3, ("node2", "node1")), names(3)
     todo = doubtful(usual(3), logins, entered)
     assert todo == [("node1", name) for name in names(3)]
     logins += [login(*pair, passed=pair != ("node1", "node1")) for pair in todo]
@@ -276,8 +269,7 @@ class FakeSession:
             return []
         if request["do"] == "mpi":
             return self._mpi(names_of(request["targets"]))
-        results = [{"check": "ssh", "to": to, "passed": True, "detail": ""} for to in request["logins"]]
-        answer = json.dumps({"results": results, "same": {HOSTS: "one", KNOWN: self._known}}).encode()
+        answer = json.dumps({"results": [], "same": {HOSTS: "one", KNOWN: self._known}}).encode()
         return [b'{"written": true}', answer] if request["do"] == "probe_first" else [answer]
 
     def _mpi(self, ends: list[str]) -> list[bytes]:
@@ -331,7 +323,7 @@ def test_shared_files_are_there_while_they_are_read(count: int) -> None:
     verdict = run(count, log, timer)
     assert verdict.passed
     assert len(verdict.checks) == count * count + count
-    assert "logins" not in {what for _, what in log.events}
+    assert [name for name, what in log.events if what == "logins"] == [names(count)[:2][-1]]
     order = log.events
     for worker in names(count)[1:]:
         assert order.index(("node1", "answered")) < order.index((worker, "ended"))
@@ -377,7 +369,7 @@ def test_an_answer_with_something_unknown_ends_the_check(answer: object) -> None
 def test_the_missing_logins_of_a_node_that_differs_are_made() -> None:
     log = Log()
     assert run(3, log, node2=FakeSession("node2", log, known="other")).passed
-    assert sorted(name for name, what in log.events if what == "logins") == ["node1", "node2", "node3"]
+    assert sorted(name for name, what in log.events if what == "logins") == ["node1", "node2", "node2", "node3"]
 
 
 def test_without_a_compiler_the_check_reports_that_no_data_was_exchanged() -> None:

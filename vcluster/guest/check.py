@@ -1,8 +1,8 @@
 """Tests, from inside a node, what "ready" means, and reports one result for each test.
 
 The controller sends it to a node, where python3 runs it as root. It reads a JSON request, one line of standard input:
-  {"do": "probe", "user", "targets", "payload", "logins", "shares", "token"}
-      ping all targets, log in to the nodes in "logins", and read the shared files after the end of the input
+  {"do": "probe", "user", "targets", "payload", "shares", "token"}
+      ping all targets, and read the shared files after the end of the input
   {"do": "probe_first", …}
       write the shared files, write {"written": true}, do the same without a wait, and remove the files after the end of
       the input
@@ -272,7 +272,7 @@ def write(path: str, text: str) -> None:
 
 
 def probe(request: Request) -> None:
-    results = [*pings(request), *logins(request)]
+    results = [*pings(request)]
     sys.stdin.read()
     answer({"results": [*results, *read_all(request)], "same": same(request)})
 
@@ -281,7 +281,7 @@ def probe_first(request: Request) -> None:
     results = each_as_user(request, lambda path: write(path, request["token"]))
     try:
         answer({"written": True})
-        results += [*pings(request), *logins(request), *read_all(request)]
+        results += [*pings(request), *read_all(request)]
         answer({"results": results, "same": same(request)})
         sys.stdin.read()
     finally:

@@ -25,7 +25,7 @@ from vcluster.model.plan import Node, Plan
 from vcluster.render import node_actions as paths
 from vcluster.stages import mpi_run
 from vcluster.stages.guest_answer import ask, receive
-from vcluster.stages.logins import Login, derive, doubtful, targets
+from vcluster.stages.logins import Login, chosen, derive, doubtful
 from vcluster.util import parallel
 from vcluster.util.deadline import Deadline
 from vcluster.util.events import Reporter
@@ -83,14 +83,14 @@ def run(
     works: list[Callable[[], Answer]] = [
         tests.lead,
         tests.launch,
+        partial(tests.log_in, chosen(plan, pairs=pairs, proven=proven), limit),
         *(partial(tests.follow, node) for node in plan.workers),
     ]
-    led, launched, *followed = parallel.each(works, lambda work: work(), deadline=deadline, limit=limit + 2)
-    answers = (led, *followed)
-    tested, entered = list(_logins(*answers)), {*tests.entered, *proven}
-    same = {answer.node: answer.same for answer in answers}
-    tested += tests.log_in(doubtful(same, tested, entered), limit)
-    others = [check for answer in (*answers, launched) for check in answer.checks if check.check != "ssh"]
+    led, launched, logged_in, *followed = parallel.each(works, lambda work: work(), deadline=deadline, limit=limit + 3)
+    same = {answer.node: answer.same for answer in (led, *followed)}
+    tested, entered = logged_in.checks, {*tests.entered, *proven}
+    tested += tests.log_in(doubtful(same, tested, entered), limit).checks
+    others = [check for answer in (led, *followed, launched) for check in answer.checks if check.check != "ssh"]
     return CheckReport((*others, *derive(same, tested, proven)))
 
 
@@ -167,7 +167,9 @@ class _Tests:
         """The MPI program, which the head starts."""
         head, names = self._plan.head, mpi_nodes(self._plan, self._proven)
         run_on = partial(mpi_run.run, self._sessions, head.name, names)
-        if self._plan.dhcp_range:  # a node has its address when it can mount
+        # A node with an address by DHCP has it when it can mount. And if few nodes are new, MPI would hold up the head,
+        # which serves their mounts.
+        if self._plan.dhcp_range or self._proven:
             self._await_mounts()
         with self._report.step("mpiexec", head.name, awaiting="an MPI program on all nodes"):
             answer = run_on(_mpi(self._plan, names))
@@ -178,8 +180,10 @@ class _Tests:
             self._report.note(f"{head.name} has no MPI compiler: the check ran hostname, which exchanges no data")
         return _answer(self._plan, head, answer)
 
-    def log_in(self, logins: Iterable[Login], limit: int) -> list[Check]:
+    def log_in(self, logins: Iterable[Login], limit: int) -> Answer:
         """Make these logins, each node its own, all nodes at the same time."""
+        if self._plan.dhcp_range:
+            self._await_mounts()
         targets = defaultdict(list)
         for start, end in logins:
             targets[start].append(end)
@@ -190,11 +194,11 @@ class _Tests:
             return _answer(self._plan, next(node for node in self._plan.nodes if node.name == name), answer)
 
         answers = parallel.each([*targets], work, deadline=self._deadline, limit=limit)
-        return [check for answer in answers for check in answer.checks]
+        return Answer(self._plan.head.name, tuple(check for answer in answers for check in answer.checks), {})
 
     @contextmanager
     def _start(self, node: Node) -> Iterator[Pipe]:
-        request = _probe(self._plan, node, self._token, pairs=self._pairs, proven=self._proven)
+        request = _probe(self._plan, node, self._token)
         program = self._sessions[node.name].start_program(guest.program("check"), awaited="the check")
         with closing(program) as pipe:
             pipe.write(json.dumps(request).encode() + b"\n", self._deadline_of(node), "the check")
@@ -230,13 +234,12 @@ def _answer(plan: Plan, node: Node, answer: dict[str, Any]) -> Answer:
 # Requests
 
 
-def _probe(plan: Plan, node: Node, token: str, *, pairs: bool, proven: Collection[str]) -> dict[str, object]:
+def _probe(plan: Plan, node: Node, token: str) -> dict[str, object]:
     return {
         "do": "probe_first" if node.is_head else "probe",
         "user": plan.user,
         "targets": [{"name": target.name, "address": str(target.address)} for target in plan.nodes],
         "payload": plan.mtu - HEADERS_BYTES,
-        "logins": [target.name for target in targets(plan, node, pairs=pairs, proven=proven)],
         "shares": _shares(plan, node, token),
         "token": token,
     }
@@ -273,7 +276,3 @@ def _mpi(plan: Plan, names: Sequence[str], *, source: str = "") -> dict[str, obj
         "source": source,
         "folder": paths.shared_folder(plan),
     }
-
-
-def _logins(*answers: Answer) -> Iterator[Check]:
-    return (check for answer in answers for check in answer.checks if check.check == "ssh")

@@ -10,21 +10,22 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from vcluster.model.checks import Check
-from vcluster.model.plan import Node, Plan
+from vcluster.model.plan import Plan
 
 Login = tuple[str, str]  # from a node, to a node
 
 
-def targets(plan: Plan, node: Node, *, pairs: bool, proven: Collection[str] = ()) -> tuple[Node, ...]:
-    """The nodes that a node logs in to: the last node to the head, and no other, because this machine logs in to all.
+def chosen(plan: Plan, *, pairs: bool, proven: Collection[str] = ()) -> list[Login]:
+    """The logins that the check makes in any case: from the first worker to the head, unless the head is proven.
 
-    Proven nodes did so before. With `pairs` each node logs in to all, to itself first, so that the nodes do not
-    all log in to the same one at the same time.
+    With `pairs` they are all. Each node logs in to itself first, so that the nodes do not all log in to the same one at
+    the same time.
     """
-    place = plan.nodes.index(node)
+    names = [node.name for node in plan.nodes]
     if pairs:
-        return plan.nodes[place:] + plan.nodes[:place]
-    return (plan.head,) if node == plan.nodes[-1] and plan.head.name not in proven else ()
+        return [(start, end) for place, start in enumerate(names) for end in names[place:] + names[:place]]
+    head, first = names[0], names[:2][-1]
+    return [] if head in proven else [(first, head)]
 
 
 def doubtful(same: Mapping[str, Mapping[str, str]], tested: Collection[Check], entered: Collection[str]) -> list[Login]:
