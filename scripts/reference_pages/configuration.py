@@ -57,6 +57,7 @@ def _table(entries: Sequence[Entry]) -> str:
 INTRODUCTION = """\
 `vcluster shared create` reads this file.
 The file [config.template](../../config.template) is an example.
-The file has one section `[cluster]`, one section `[switch]`, and one section `[server NAME]` for each server.
+The file has one section `[cluster]` and one section `[switch]`.
+Each server that carries nodes has a section `[server NAME]`.
 An option on the command line overrides the key of its name.
 """

@@ -207,7 +207,7 @@ def _mtu(text: str) -> int:
 CLUSTER: Mapping[str, Key] = {
     "nodes": Key(
         SIZE, "N", "Number of nodes.", number(1, NODES_MAX), short="-n",
-        default_note="4", file_note="the number that the servers of the file specify",
+        default_note="4", file_note="the sum of the servers' nodes, or what their cpu, ram and hdd allow",
     ),
     "name": Key(NAMES, "NAME", "Name of the cluster.", naming.check_cluster_name, "name", "lab"),
     "names": Key(
@@ -300,7 +300,7 @@ CLUSTER: Mapping[str, Key] = {
     ),
     "policy": Key(
         SIZE, "|".join(placement.POLICIES),
-        "spread: distribute nodes evenly over the servers. pack: fill one server after the other.",
+        "spread: distribute nodes in proportion to the size of each server. pack: fill one server after the other.",
         choice(*placement.POLICIES), "policy", "spread",
     ),
     "vni_base": Key(

@@ -43,8 +43,8 @@ def clear(
     """Remove clusters from every server they are on.
 
     On a terminal it asks first; -y answers yes. Without a terminal it does not ask, but it refuses to delete the
-    disk of a storage node without -y. When there is nothing to remove it prints so, and exits 0. `delete` and `destroy`
-    are other names of this command.
+    disk of a storage node without -y. When there is nothing to remove, it prints `nothing to clear` and exits 0.
+    `delete` and `destroy` are other names of this command.
     """
     extra_servers = [server for host in hosts for server in servers_of(host)]
     with common.progress() as (context, _):

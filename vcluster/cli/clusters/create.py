@@ -114,7 +114,7 @@ def remote() -> None:
 )
 @click.option(
     "--no-switch-setup", cls=PanelOption, panel=NETWORK, is_flag=True,
-    help="Do not log in to HOST: run `vcluster switch up` there by hand.",
+    help="Do not log in to HOST; its administrator runs `vcluster switch up` there.",
 )  # fmt: skip
 @run_options
 def create_remote(

@@ -17,7 +17,8 @@ from vcluster.cli.help_layout import Command
 def repair(name: str | None, timeout_s: float, output: str) -> None:
     """Recreate what is missing, for example after a reboot.
 
-    Ends with the same check as create.
+    Makes missing bridges, tunnels and networks, and switches on nodes that are off. Does not recreate a node that was
+    deleted outside vcluster. Ends with the same check as create.
     """
     from vcluster.commands.clusters import lifecycle
 

@@ -190,7 +190,7 @@ def _in_shared_folder(program: str) -> str:
 def ssh_config(name: str | None, path: bool, output: str) -> None:
     """Print an OpenSSH configuration for the nodes.
 
-    With --path it prints the path of a FILE for: ssh -F FILE node2
+    With --path it prints the path of the stored file. Use it as in: ssh -F PATH node2
     """
     context, plan = common.open_cluster(name)
     file = context.files(plan.name).ssh_config

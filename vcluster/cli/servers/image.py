@@ -44,7 +44,7 @@ def _report() -> Callable[[str], None]:
 
 @click.group(cls=Group, sections={"Commands": ("build", "import", "list", "verify", "rm", "warm")})
 def image() -> None:
-    """Build, import, list, verify and remove guest images."""
+    """Build, import, list, verify and remove images, and make snapshots."""
 
 
 @image.command()

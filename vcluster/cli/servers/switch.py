@@ -86,7 +86,7 @@ def show(output: str) -> None:
 def down(name: str | None, output: str) -> None:
     """Remove a switch that `switch up` created.
 
-    The default name is lab. When there is nothing to remove it prints so, and exits 0.
+    The default name is lab. When there is nothing to remove, it prints `nothing to clear` and exits 0.
     """
     from vcluster.commands.servers import switch as work
     from vcluster.model import naming
