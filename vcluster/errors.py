@@ -1,6 +1,6 @@
 """The error tree, sorted by who must act. Each class has its exit code.
 
-    VclusterError           1  it failed, or a check failed
+    VclusterError           1  the command or a check failed
     ├── RequestError        2  the request is wrong as written
     ├── MissingError        3  this host or a server lacks something
     ├── ConflictError       4  the present state does not allow it

@@ -15,9 +15,9 @@ SHOWN_MAX = 5  # commands
 OTHERS = {
     "VCLUSTER_IMAGE_DIR": "The folder of the image store.",
     "VCLUSTER_STATE_DIR": "The folder of ledgers and keys.",
-    "VCLUSTER_SWITCH_PASSWORD": "The password itself for the server of `--switch`.",
+    "VCLUSTER_SWITCH_PASSWORD": "The password for the server of `--switch`. It is the password itself, not its source.",
     "XDG_STATE_HOME": "The folder that contains the ledgers and keys of a user who is not root.",
-    "LIBVIRT_DEFAULT_URI": "The libvirt of this machine.",
+    "LIBVIRT_DEFAULT_URI": "The address (URI) of libvirt on this machine.",
     "NO_COLOR": "Any value turns colors off.",
 }
 IN_SCRIPTS = {
@@ -66,7 +66,7 @@ def page() -> str:
         f"{NOTE}# Environment variables\n\nAn option on the command line overrides its variable.\n"
         "`sudo` removes variables; `sudo --preserve-env=NAME` keeps one.\n\n"
         f"## Variables of options\n\n{table(('variable', 'option', 'commands'), options)}\n"
-        "The value is that of the option.\n"
+        "A variable takes the same values as its option.\n"
         "So `VCLUSTER_IMAGE_PASSWORD` is `ask` or `env:NAME`; it never holds the password itself.\n\n"
         f"## Other variables\n\n{table(('variable', 'meaning'), others)}\n"
         f"## Variables of a setup script\n\n{table(('variable', 'meaning'), scripts)}"

@@ -19,7 +19,7 @@ So a script must ignore fields that it does not know.
 The schemas describe the fields of this version exactly.
 
 In the tables, `[]` after a name means each item of an array.
-`.NAME` means each name of an object whose keys are names, for example of nodes.
+`.NAME` stands for each key of an object, for example for the name of each node.
 Each section links to its schema, which is a [JSON Schema](https://json-schema.org/draft/2020-12).
 A command that fails can print a result too, for example `check`; see its [exit code](exit-codes.md).
 """

@@ -13,7 +13,7 @@ from reference_pages.text import NOTE, code, table
 from vcluster.errors import VclusterError
 
 TITLES = {
-    1: "Exit code 1: it failed, or a check failed",
+    1: "Exit code 1: the command or a check failed",
     2: "Exit code 2: the request is wrong as written",
     3: "Exit code 3: this machine or a server lacks something",
     4: "Exit code 4: the present state does not allow it",

@@ -382,9 +382,9 @@ def test_a_lost_host_ends_its_programs(node: Node) -> None:
     connection.disconnect()
     assert await_end(pid)
     assert node.wait(0.1) is None  # it waits for the next connection
-    with pytest.raises(VclusterError, match="the connection broke during more: vcluster closed it"):
+    with pytest.raises(VclusterError, match="the connection broke during more: vcluster closed the connection"):
         pipe.read(1, Deadline(20), "more")
-    with pytest.raises(VclusterError, match="the connection broke during more: vcluster closed it"):
+    with pytest.raises(VclusterError, match="the connection broke during more: vcluster closed the connection"):
         connection.run_program(CAT, b"", awaited="more")
     connection.close()
     assert not connection.is_alive

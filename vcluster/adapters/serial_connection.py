@@ -92,7 +92,7 @@ class SerialConnection:
             is_first, self._is_disconnected = not self._is_disconnected, True
         if not is_first:
             return
-        self._fail(VclusterError("vcluster closed it"))
+        self._fail(VclusterError("vcluster closed the connection"))
         self._until_closed.cancel()
         self._channel.close()
 

@@ -83,7 +83,7 @@ WARMED = record("The result", {"servers": many("The servers that got a new snaps
 VERIFIED = record(
     "The result",
     {
-        "name": text("The image as it was named"),
+        "name": text("The image, as written in the command"),
         "digest": DIGEST,
         "verified": flag("Whether every file has its digest"),
         "problems": many("What is wrong; empty if nothing is", text("Description of a problem")),
@@ -92,7 +92,7 @@ VERIFIED = record(
 IMAGE_REMOVED = record(
     "The result",
     {
-        "name": text("The image as it was named"),
+        "name": text("The image, as written in the command"),
         "digest": DIGEST,
         "servers": many(
             "The servers",
