@@ -18,6 +18,14 @@ def test_a_process_ends_with_its_exit_code_and_all_output(arguments: list[str], 
     assert (done.returncode, output in done.stdout + done.stderr) == (exit_code, True)
 
 
+def test_output_that_is_not_flushed_is_complete() -> None:
+    program = (
+        "import sys\nfrom vcluster.cli import main\nmain._run = lambda: sys.stdout.write('the end') and 1\nmain.run()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (1, "the end")
+
+
 def test_the_command_loads_only_the_modules_of_pyroute2_that_it_uses() -> None:
     program = (
         "import sys, atexit\n"

@@ -7,6 +7,7 @@ import errno
 import os
 import signal
 import sys
+from contextlib import suppress
 from types import FrameType
 
 import click
@@ -78,10 +79,16 @@ def run() -> None:
             signal.signal(number, _interrupt)
     load_less_of_pyroute2()
     exit_code = _run()
-    # When all threads have ended, end at once. Python would first free all objects, which takes seconds while nodes
-    # occupy the processor.
-    atexit.register(os._exit, exit_code)
+    atexit.register(_end, exit_code)  # Python calls it when all threads have ended
     sys.exit(exit_code)
+
+
+def _end(exit_code: int) -> None:
+    """End at once. Python would first free all objects, which takes seconds while nodes occupy the processor."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # nothing reads it, or it is closed
+            stream.flush()
+    os._exit(exit_code)
 
 
 def _run() -> int:
