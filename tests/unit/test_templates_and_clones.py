@@ -249,7 +249,7 @@ def test_the_memory_is_a_private_mapping_of_the_file() -> None:
     assert settings["size"] == str(512 * 2**20)
     assert settings["id"] == RAM == qemu_stream.BLOCK.decode()
     assert arguments[3] == f"memory-backend={RAM}"
-    assert arguments[5] == "migration.announce-rounds=0"
+    assert arguments[5] == "migration.announce-rounds=1"
 
 
 def test_a_clone_with_one_interface_needs_a_template_with_one() -> None:

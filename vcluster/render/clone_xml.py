@@ -84,9 +84,9 @@ def _reset_port(port: Element, console: Path) -> None:
         log.attrib["file"] = str(console)
 
 
-# After a migration QEMU announces each interface, and has the guest do so. All nodes of the cluster would receive these
-# ten broadcasts of each clone.
-_SILENCE = "migration.announce-rounds=0"
+# After a migration QEMU announces each interface, and has the guest do so. By default these are ten broadcasts of each
+# clone, which all nodes of the cluster receive. Without any round, QEMU 7.2 crashes when the clone reboots.
+_SILENCE = "migration.announce-rounds=1"
 
 
 def _arguments(root: Element, ram: Path) -> Element:
