@@ -185,3 +185,12 @@ def test_any_text_is_escaped_in_xml(text: str) -> None:
     assert [child.tag for child in tree.iter()] == ["a", "b"]
     assert (tree[0].text or "") == text
     assert tree[0].attrib == {"c": text}
+
+
+def test_each_node_still_asks_for_one_other() -> None:
+    plan, keys = samples.plan(4), samples.keys(4)
+    addresses = [str(node.address) for node in plan.nodes]
+    for place, node in enumerate(plan.nodes):
+        (arp,) = [one for one in node_actions.actions(plan, node, keys) if one["do"] == "arp"]
+        assert arp["unknown"] == [addresses[(place + 1) % 4]]
+        assert set(arp["macs"]) == set(addresses) - {addresses[place], *arp["unknown"]}

@@ -16,12 +16,14 @@ writes {"changed": […]}. The field "do" names the action:
   leases     path, unit, hosts, unknown_hosts  dnsmasq's leases: keep those of `hosts` (MACs by address) and those from
                                                the first to the last address of `unknown_hosts`, remove all others
   address    address                           wait until the node has this address; changes nothing
-  arp        interface, macs                   MACs by address in the ARP cache, as if learned before; not a change
+  arp        interface, macs, unknown          the ARP cache: MACs by address, as if learned before, and addresses that
+                                               are not there; not a change
   resolver   text                              /etc/resolv.conf, unless a service of the system maintains it
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pwd
@@ -35,7 +37,7 @@ Action = Dict[str, Any]
 UNITS = "/etc/systemd/system"
 MOUNT_TRIES = 2
 ADDRESS_TIMEOUT_S, ADDRESS_POLL_S = 60.0, 0.1
-SIOCSARP, ATF_COM, ARPHRD_ETHER = 0x8955, 2, 1  # linux/sockios.h, linux/if_arp.h: struct arpreq, a complete entry
+SIOCDARP, SIOCSARP, ATF_COM, ARPHRD_ETHER = 0x8953, 0x8955, 2, 1  # linux/sockios.h, linux/if_arp.h
 
 
 def run(argv: list[str]) -> None:
@@ -275,17 +277,26 @@ def do_arp(action: Action, _changed: list[str]) -> None:
     """The kernel uses a stale entry at once, and asks that address for it a few seconds later."""
     import fcntl  # noqa: PLC0415 - only this action needs it
     import socket  # noqa: PLC0415
-    import struct  # noqa: PLC0415
 
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        for address in action["unknown"]:
+            with contextlib.suppress(OSError):  # there is no such entry
+                fcntl.ioctl(control, SIOCDARP, arp_entry(action["interface"], address, "00:00:00:00:00:00"))
         for address, mac in action["macs"].items():
-            protocol = struct.pack("=HH4s8x", socket.AF_INET, 0, socket.inet_aton(address))
-            hardware = struct.pack("=H6s8x", ARPHRD_ETHER, bytes.fromhex(mac.replace(":", "")))
-            entry = protocol + hardware + struct.pack("=i16x16s", ATF_COM, action["interface"].encode())
             try:
-                fcntl.ioctl(control, SIOCSARP, entry)
+                fcntl.ioctl(control, SIOCSARP, arp_entry(action["interface"], address, mac))
             except OSError:  # the interface has no address yet, and ARP will ask for the others
                 return
+
+
+def arp_entry(interface: str, address: str, mac: str) -> bytes:
+    """A complete entry: struct arpreq of linux/if_arp.h."""
+    import socket  # noqa: PLC0415
+    import struct  # noqa: PLC0415
+
+    protocol = struct.pack("=HH4s8x", socket.AF_INET, 0, socket.inet_aton(address))
+    hardware = struct.pack("=H6s8x", ARPHRD_ETHER, bytes.fromhex(mac.replace(":", "")))
+    return protocol + hardware + struct.pack("=i16x16s", ATF_COM, interface.encode())
 
 
 def do_resolver(action: Action, changed: list[str]) -> None:

@@ -21,6 +21,7 @@ WATCHER, WATCHER_UNIT = "/usr/lib/vcluster/stores.py", "vcluster-stores.service"
 EXPORTS = "/exports"  # mount point of the served disk on a storage node
 MPI_END = "/usr/lib/vcluster/mpi-end.so"
 MPI_CHECK = "/usr/lib/vcluster/mpi-check"
+ARP_MAX = 500  # addresses in a node's ARP cache; the kernel holds 1024 (net.ipv4.neigh.default.gc_thresh3)
 # The first NFS mount takes most of its time to load these.
 PROFILE_MODULES = "sunrpc\nnfsv4\nnfsd\n"
 # A login takes half the time without the post-quantum key exchange, which OpenSSH prefers. The nodes share a host, and
@@ -239,8 +240,9 @@ def _arp(plan: Plan, node: Node) -> Action:
     """
     place = plan.nodes.index(node)
     following = plan.nodes[(place + 1) % len(plan.nodes)]
-    macs = {str(other.address): other.mac for other in plan.nodes if other not in (node, following)}
-    return {"do": "arp", "interface": "lab0", "macs": macs}
+    known = [other for other in plan.nodes if other not in (node, following)][:ARP_MAX]
+    macs = {str(other.address): other.mac for other in known}
+    return {"do": "arp", "interface": "lab0", "macs": macs, "unknown": [str(following.address)]}
 
 
 def _uid(plan: Plan) -> int | None:
