@@ -21,7 +21,7 @@ from vcluster.model.checks import Check, CheckReport
 from vcluster.model.spec import PortRange
 from vcluster.render import node_actions as rendered
 from vcluster.stages import check
-from vcluster.stages.logins import chosen, derive, differences, doubtful
+from vcluster.stages.logins import all_pairs, chosen, derive, differences, doubtful
 from vcluster.util.deadline import Deadline
 from vcluster.util.events import Event, Listener, Reporter
 
@@ -32,18 +32,18 @@ HOSTS, KNOWN = "/etc/hosts", "/etc/ssh/ssh_known_hosts"
 
 @pytest.mark.parametrize(("count", "first"), [(1, "node1"), (2, "node2"), (4, "node2")])
 def test_the_first_worker_logs_in_to_the_head(count: int, first: str) -> None:
-    assert chosen(samples.plan(count), pairs=False) == [(first, "node1")]
+    assert chosen(samples.plan(count)) == [(first, "node1")]
 
 
 def test_all_pairs_begin_with_themselves() -> None:
-    logins = chosen(samples.plan(3), pairs=True)
+    logins = all_pairs(samples.plan(3))
     assert sorted(logins) == sorted(product(names(3), repeat=2))
     assert [logins[number] for number in (0, 3, 6)] == [(name, name) for name in names(3)]
 
 
 @pytest.mark.parametrize("proven", [{"node1", "node2", "node3"}, {"node1", "node2", "node3", "node4"}])
 def test_no_node_logs_in_to_a_proven_head(proven: set[str]) -> None:
-    assert chosen(samples.plan(4), pairs=False, proven=proven) == []
+    assert chosen(samples.plan(4), proven=proven) == []
 
 
 # Logins that the check derives
@@ -68,7 +68,7 @@ def usual(count: int, **odd: str) -> dict[str, dict[str, str]]:
 
 def ordinary(count: int, *failing: tuple[str, str]) -> list[Check]:
     """The logins of an ordinary check, of which some fail."""
-    return [login(*pair, passed=pair not in failing) for pair in chosen(samples.plan(count), pairs=False)]
+    return [login(*pair, passed=pair not in failing) for pair in chosen(samples.plan(count))]
 
 
 def failures(

@@ -25,7 +25,7 @@ from vcluster.model.plan import Node, Plan
 from vcluster.render import node_actions as paths
 from vcluster.stages import mpi_run
 from vcluster.stages.guest_answer import ask, receive
-from vcluster.stages.logins import Login, chosen, derive, doubtful
+from vcluster.stages.logins import Login, all_pairs, chosen, derive, doubtful
 from vcluster.util import parallel
 from vcluster.util.deadline import Deadline
 from vcluster.util.events import Reporter
@@ -73,22 +73,24 @@ def run(
     The deadline of each session derives from `deadline`: to cancel one cancels all.
 
     `proven` nodes passed an earlier check. Their logins and MPI are tested again only if what they depend on differs.
-    At most `limit` nodes work at the same time, in addition to the head.
+    At most `limit` nodes work at the same time, in addition to the head and to one node that logs in to it.
     `enter` logs in to a node from this machine, as the cluster's user, or raises VclusterError. `mount` mounts the
-    shared folders of a node. Both are called before the node's own tests. MPI does not wait for them, unless nodes have
-    addresses by DHCP.
+    shared folders of a node. Both are called before the node's own tests. MPI waits for the mounts if nodes have
+    addresses by DHCP, or if there are proven nodes.
     """
     tests = _Tests(plan, sessions, deadline, report, pairs, proven, enter, mount)
     # The head's part comes first: all other nodes wait for it, and the limit may leave some of them out at first.
     works: list[Callable[[], Answer]] = [
         tests.lead,
         tests.launch,
-        partial(tests.log_in, chosen(plan, pairs=pairs, proven=proven), limit),
+        partial(tests.log_in, [] if pairs else chosen(plan, proven=proven), limit),
         *(partial(tests.follow, node) for node in plan.workers),
     ]
     led, launched, logged_in, *followed = parallel.each(works, lambda work: work(), deadline=deadline, limit=limit + 3)
     same = {answer.node: answer.same for answer in (led, *followed)}
     tested, entered = logged_in.checks, {*tests.entered, *proven}
+    if pairs:  # after the pings, which have a time limit
+        tested = tests.log_in(all_pairs(plan), limit).checks
     tested += tests.log_in(doubtful(same, tested, entered), limit).checks
     others = [check for answer in (led, *followed, launched) for check in answer.checks if check.check != "ssh"]
     return CheckReport((*others, *derive(same, tested, proven)))
@@ -191,7 +193,10 @@ class _Tests:
         def work(name: str) -> Answer:
             request: dict[str, object] = {"do": "logins", "user": self._plan.user, "logins": targets[name]}
             answer = ask(self._sessions[name], "check", request, awaited="the logins")
-            return _answer(self._plan, next(node for node in self._plan.nodes if node.name == name), answer)
+            results = _answer(self._plan, self._plan.node(name), answer)
+            if [(one.check, one.to_node) for one in results.checks] != [("ssh", end) for end in targets[name]]:
+                raise VclusterError(f"{name}: {AWAITED} printed a result that vcluster does not know")
+            return results
 
         answers = parallel.each([*targets], work, deadline=self._deadline, limit=limit)
         return Answer(self._plan.head.name, tuple(check for answer in answers for check in answer.checks), {})

@@ -11,6 +11,8 @@ from vcluster.adapters.pipe import Pipe, one_line
 from vcluster.errors import VclusterError
 from vcluster.util.deadline import Deadline
 
+REASON_MAX = 500  # characters of a node's output in a message
+
 
 def ask(session: NodeConnection, program: str, request: dict[str, object], *, awaited: str) -> dict[str, Any]:
     """Run a guest program on a node with a JSON request to its end, and return its answer."""
@@ -28,9 +30,10 @@ def receive(pipe: Pipe, deadline: Deadline, awaited: str) -> dict[str, Any]:
 def _parsed(text: str, where: str, error_output: str = "") -> dict[str, Any]:
     try:
         answer = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         answer = None
     if isinstance(answer, dict):
         return answer
     reason = one_line(error_output) or one_line(text) or "nothing at all"
-    raise VclusterError(f"{where} printed no result: {''.join(one if one.isprintable() else '?' for one in reason)}")
+    shown = "".join(one if one.isprintable() else "?" for one in reason[:REASON_MAX])
+    raise VclusterError(f"{where} printed no result: {shown}")

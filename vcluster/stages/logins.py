@@ -15,17 +15,16 @@ from vcluster.model.plan import Plan
 Login = tuple[str, str]  # from a node, to a node
 
 
-def chosen(plan: Plan, *, pairs: bool, proven: Collection[str] = ()) -> list[Login]:
-    """The logins that the check makes in any case: from the first worker to the head, unless the head is proven.
-
-    With `pairs` they are all. Each node logs in to itself first, so that the nodes do not all log in to the same one at
-    the same time.
-    """
-    names = [node.name for node in plan.nodes]
-    if pairs:
-        return [(start, end) for place, start in enumerate(names) for end in names[place:] + names[:place]]
-    head, first = names[0], names[:2][-1]
+def chosen(plan: Plan, *, proven: Collection[str] = ()) -> list[Login]:
+    """The login that the check makes in any case: from the first worker to the head, unless the head is proven."""
+    head, first = plan.head.name, plan.nodes[:2][-1].name
     return [] if head in proven else [(first, head)]
+
+
+def all_pairs(plan: Plan) -> list[Login]:
+    """All logins. Each node begins with itself, so that not all log in to the same one at the same time."""
+    names = [node.name for node in plan.nodes]
+    return [(start, end) for place, start in enumerate(names) for end in names[place:] + names[:place]]
 
 
 def doubtful(same: Mapping[str, Mapping[str, str]], tested: Collection[Check], entered: Collection[str]) -> list[Login]:
