@@ -86,7 +86,7 @@ def run() -> None:
 def _end(exit_code: int) -> None:
     """End at once. Python would first free all objects, which takes seconds while nodes occupy the processor."""
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # nothing reads it, or it is closed
+        with suppress(AttributeError, OSError, ValueError):  # there is none, nothing reads it, or it is closed
             stream.flush()
     os._exit(exit_code)
 

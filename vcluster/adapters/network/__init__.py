@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from types import ModuleType
 
@@ -12,6 +11,8 @@ def load_less_of_pyroute2() -> None:
 
     For a process in which nothing but this package uses pyroute2.
     """
+    import importlib.util  # noqa: PLC0415 - the agent imports this package, and does not need it
+
     specification = importlib.util.find_spec("pyroute2")
     if "pyroute2" in sys.modules or not specification or not specification.submodule_search_locations:
         return
