@@ -24,7 +24,7 @@ from vcluster.model.checks import NODE_CHECKS, Check, CheckReport
 from vcluster.model.plan import Node, Plan
 from vcluster.render import node_actions as paths
 from vcluster.stages import mpi_run
-from vcluster.stages.guest_answer import ask, receive
+from vcluster.stages.guest_answer import ask, receive, unknown_result
 from vcluster.stages.logins import Login, all_pairs, chosen, derive, doubtful
 from vcluster.util import parallel
 from vcluster.util.deadline import Deadline
@@ -195,7 +195,7 @@ class _Tests:
             answer = ask(self._sessions[name], "check", request, awaited="the logins")
             results = _answer(self._plan, self._plan.node(name), answer)
             if [(one.check, one.to_node) for one in results.checks] != [("ssh", end) for end in targets[name]]:
-                raise VclusterError(f"{name}: {AWAITED} printed a result that vcluster does not know")
+                raise unknown_result(f"{name}: {AWAITED}")
             return results
 
         answers = parallel.each([*targets], work, deadline=self._deadline, limit=limit)
@@ -228,11 +228,11 @@ def _answer(plan: Plan, node: Node, answer: dict[str, Any]) -> Answer:
         )
         same = {str(name): str(digest) for name, digest in answer.get("same", {}).items()}
     except (TypeError, KeyError, AttributeError) as error:
-        raise VclusterError(f"{node.name}: {AWAITED} printed a result that vcluster does not know") from error
+        raise unknown_result(f"{node.name}: {AWAITED}") from error
     if not all(
         check.check in NODE_CHECKS and check.to_node in names and isinstance(check.passed, bool) for check in found
     ):
-        raise VclusterError(f"{node.name}: {AWAITED} printed a result that vcluster does not know")
+        raise unknown_result(f"{node.name}: {AWAITED}")
     return Answer(node.name, found, same)
 
 

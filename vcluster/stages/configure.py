@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from vcluster.adapters.node_connection import NodeConnection
 from vcluster.errors import VclusterError
 from vcluster.render.actions import Action
-from vcluster.stages.guest_answer import ask
+from vcluster.stages.guest_answer import ask, field
 from vcluster.util.events import Reporter
 
 
@@ -17,4 +17,4 @@ def apply(session: NodeConnection, stage: str, actions: Sequence[Action], *, rep
         answer = ask(session, "apply", {"actions": actions}, awaited=f"the {stage} stage")
     if "error" in answer:
         raise VclusterError(f"{session.name}: {stage}: {answer['error']}")
-    return tuple(answer["changed"])
+    return tuple(map(str, field(answer, "changed", list, f"{session.name}: {stage}")))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 from vcluster import guest
 from vcluster.adapters.node_connection import NodeConnection
@@ -11,7 +12,9 @@ from vcluster.adapters.pipe import Pipe, one_line
 from vcluster.errors import VclusterError
 from vcluster.util.deadline import Deadline
 
-REASON_MAX = 500  # characters of a node's output in a message
+T = TypeVar("T")
+
+OUTPUT_MAX = 500  # characters of a node's output in a message
 
 
 def ask(session: NodeConnection, program: str, request: dict[str, object], *, awaited: str) -> dict[str, Any]:
@@ -27,13 +30,32 @@ def receive(pipe: Pipe, deadline: Deadline, awaited: str) -> dict[str, Any]:
     return _parsed(line, f"{pipe.name}: {awaited}")
 
 
-def _parsed(text: str, where: str, error_output: str = "") -> dict[str, Any]:
+def find(text: str) -> dict[str, Any] | None:
+    """The answer in a line, or None if the line is not an answer."""
     try:
         answer = json.loads(text)
     except (ValueError, RecursionError):
-        answer = None
-    if isinstance(answer, dict):
+        return None
+    return answer if isinstance(answer, dict) else None
+
+
+def field(answer: Mapping[str, Any], name: str, kind: type[T], where: str) -> T:
+    """A field of an answer. Raises VclusterError if it is missing, or of another type."""
+    value = answer.get(name)
+    if not isinstance(value, kind):
+        raise unknown_result(where)
+    return value
+
+
+def unknown_result(where: str) -> VclusterError:
+    """The error for an answer that cannot be used. `where` names the node and the program."""
+    return VclusterError(f"{where} printed a result that vcluster does not know")
+
+
+def _parsed(text: str, where: str, error_output: str = "") -> dict[str, Any]:
+    answer = find(text)
+    if answer is not None:
         return answer
-    reason = one_line(error_output) or one_line(text) or "nothing at all"
-    shown = "".join(one if one.isprintable() else "?" for one in reason[:REASON_MAX])
-    raise VclusterError(f"{where} printed no result: {shown}")
+    output = (one_line(error_output) or one_line(text) or "nothing at all")[:OUTPUT_MAX]
+    output = "".join(one if one.isprintable() else "?" for one in output)
+    raise VclusterError(f"{where} printed no result: {output}")

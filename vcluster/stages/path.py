@@ -10,11 +10,12 @@ from vcluster.fleet.servers import Fleet
 from vcluster.model.checks import Check
 from vcluster.model.plan import Node, Plan
 from vcluster.planning.hops import Hop, hops
-from vcluster.stages.guest_answer import ask
+from vcluster.stages.guest_answer import ask, field
 from vcluster.util import parallel
 from vcluster.util.deadline import Deadline
 from vcluster.util.events import Reporter
 
+AWAITED = "a flow"
 CHECK_PACKETS = 40
 PAYLOAD_BYTES = 1000
 
@@ -83,7 +84,8 @@ def trace(
     def send(pair: tuple[Node, Node]) -> int:
         start, end = pair
         request = {"do": "flow", "address": str(end.address), "count": packets, "payload": PAYLOAD_BYTES}
-        return int(ask(sessions[start.name], "check", request, awaited="a flow")["answered"])
+        answer = ask(sessions[start.name], "check", request, awaited=AWAITED)
+        return field(answer, "answered", int, f"{start.name}: {AWAITED}")
 
     answered = parallel.each(pairs, send, deadline=deadline)
     after = _counters(fleet, deadline)

@@ -18,10 +18,11 @@ from vcluster.adapters.pipe import Pipe
 from vcluster.adapters.ssh.ssh_session import Session
 from vcluster.errors import RequestError, VclusterError
 from vcluster.guest.unpack import FOLDER
-from vcluster.stages.guest_answer import receive
+from vcluster.stages.guest_answer import field, receive
 from vcluster.util.deadline import Deadline
 from vcluster.util.events import Reporter
 
+AWAITED = "the payload"
 CHUNK = 1 << 18
 DIGEST_LENGTH = 12
 MIB = 1 << 20
@@ -120,18 +121,18 @@ def put(session: Session, payload: Payload, shared: str, *, deadline: Deadline, 
     """Put a payload below the shared folder, unless it is there, and return its folder on the nodes."""
     with (
         report.step("payload", session.name, awaiting=f"{payload.source} on the shared folder"),
-        closing(session.start_program(guest.program("unpack"), awaited="the payload", deadline=deadline)) as pipe,
+        closing(session.start_program(guest.program("unpack"), awaited=AWAITED, deadline=deadline)) as pipe,
     ):
         request = json.dumps({"shared": shared, "name": payload.name}) + "\n"
-        pipe.write(request.encode(), deadline, "the payload")
-        if not _answer(pipe, deadline)["present"]:
+        pipe.write(request.encode(), deadline, AWAITED)
+        if not field(_answer(pipe, deadline), "present", bool, f"{pipe.name}: {AWAITED}"):
             _send(pipe, payload, deadline, report)
             _answer(pipe, deadline)
     return f"{shared}/{FOLDER}/{payload.name}"
 
 
 def _answer(pipe: Pipe, deadline: Deadline) -> dict[str, Any]:
-    answer = receive(pipe, deadline, "the payload")
+    answer = receive(pipe, deadline, AWAITED)
     if "error" in answer:
         raise VclusterError(f"{pipe.name}: cannot store the payload: {answer['error']}")
     return answer
@@ -172,7 +173,7 @@ class _Pieces:
 
     def write(self, data: bytes) -> int:
         """Send a piece."""
-        self._pipe.write(len(data).to_bytes(4, "big") + data, self._deadline, "the payload")
+        self._pipe.write(len(data).to_bytes(4, "big") + data, self._deadline, AWAITED)
         self._sent += len(data)
         if (percent := min(100, 100 * self._sent // self._size)) > self._percent:
             self._percent = percent
@@ -182,4 +183,4 @@ class _Pieces:
 
     def end(self) -> None:
         """Mark the end of the archive."""
-        self._pipe.write(bytes(4), self._deadline, "the payload")
+        self._pipe.write(bytes(4), self._deadline, AWAITED)

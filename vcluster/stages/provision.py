@@ -18,6 +18,7 @@ from vcluster.model.naming import folded
 from vcluster.model.plan import Node, Plan
 from vcluster.render import node_actions as paths
 from vcluster.stages import payload
+from vcluster.stages.guest_answer import find
 from vcluster.stages.payload import Payload
 from vcluster.util import parallel
 from vcluster.util.deadline import Cancelled, Deadline
@@ -186,13 +187,12 @@ def _run_on(
 
 def _script_result(ended: Completed) -> Completed:
     """The script's output and exit code, which the guest program reports in its last line."""
-    try:
-        answer = json.loads(_last_line(ended.stderr))
-    except ValueError:
-        return Completed(ended.exit_code or BROKEN, ended.stdout, ended.stderr)
+    answer = find(_last_line(ended.stderr)) or {}
     if "error" in answer:
-        return Completed(CANNOT_RUN, ended.stdout, answer["error"])
-    return Completed(answer["exit_code"], ended.stdout, "")
+        return Completed(CANNOT_RUN, ended.stdout, str(answer["error"]))
+    if isinstance(exit_code := answer.get("exit_code"), int):
+        return Completed(exit_code, ended.stdout, "")
+    return Completed(ended.exit_code or BROKEN, ended.stdout, ended.stderr)
 
 
 def _last_line(text: str) -> str:

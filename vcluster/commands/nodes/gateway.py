@@ -14,9 +14,10 @@ from vcluster.model.plan import Plan
 from vcluster.planning.neighbours import Neighbour, classify
 from vcluster.render import gateway_actions
 from vcluster.stages import configure
-from vcluster.stages.guest_answer import ask
+from vcluster.stages.guest_answer import ask, field, unknown_result
 from vcluster.util.deadline import Deadline
 
+AWAITED = "the search for hosts"
 SWEEP_MAX, SWEEP_TIMEOUT_S = 4094, 2.0
 
 
@@ -61,11 +62,15 @@ def discover(context: Context, name: str, *, timeout_s: float) -> tuple[Neighbou
     }
     with ExitStack() as stack:
         head = _log_in_to_head(context, plan, stack, timeout_s)
-        answer = ask(head, "discover", request, awaited="the search for hosts")
+        answer = ask(head, "discover", request, awaited=AWAITED)
     if "error" in answer:
         raise VclusterError(f"{head.name}: cannot discover hosts: {answer['error']}")
-    context.report.note(f"pinged {answer['swept']}")
-    return classify(plan, answer)
+    where = f"{head.name}: {AWAITED}"
+    context.report.note(f"pinged {field(answer, 'swept', str, where)}")
+    try:
+        return classify(plan, answer)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise unknown_result(where) from error
 
 
 def _require_gateway(plan: Plan) -> Plan:
