@@ -66,7 +66,8 @@ def discover(context: Context, name: str, *, timeout_s: float) -> tuple[Neighbou
     if "error" in answer:
         raise VclusterError(f"{head.name}: cannot discover hosts: {answer['error']}")
     where = f"{head.name}: {AWAITED}"
-    context.report.note(f"pinged {field(answer, 'swept', str, where)}")
+    swept = field(answer, "swept", str, where)
+    context.report.note(f"pinged {swept}")
     try:
         return classify(plan, answer)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
