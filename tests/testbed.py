@@ -85,7 +85,8 @@ class Server:
 
         A program that a test starts ends with the test.
         """
-        extra = ["env", *(f"{name}={value}" for name, value in env.items())] if env else []
+        # Under nohup, programs would ignore SIGHUP, which some tests send.
+        extra = ["env", "--default-signal=HUP", *(f"{name}={value}" for name, value in (env or {}).items())]
         process = subprocess.Popen(
             [sys.executable, str(SCRIPT), "exec", self.name, "--", *extra, *argv],
             stdin=subprocess.PIPE if takes_input else subprocess.DEVNULL,

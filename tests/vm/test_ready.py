@@ -124,6 +124,16 @@ def test_a_program_compiled_on_the_head_runs_on_all_and_its_traffic_uses_lab0(cl
     assert management < 2**17, "only the logins of this test may use mgmt0"
 
 
+def test_ranks_of_the_check_sleep_while_they_wait(cluster: Cluster) -> None:
+    """The program of the check replaces functions that MPI libraries call. Without that it would only be slow."""
+    libraries = "/usr/lib/x86_64-linux-gnu/libucs.so.0 /usr/lib/x86_64-linux-gnu/libmpich.so.12"
+    called = cluster.ssh("red1", f"nm -D --undefined-only {libraries}")
+    replaced = cluster.ssh("red1", "nm -D --defined-only /usr/lib/vcluster/mpi-check")
+    for name in ("epoll_create", "sched_yield", "ucp_worker_progress"):
+        assert re.search(rf" U {name}\b", called)
+        assert re.search(rf" T {name}\b", replaced)
+
+
 def test_the_stages_change_nothing_the_second_time(cluster: Cluster) -> None:
     code = """
 from vcluster.cli import common

@@ -49,7 +49,7 @@ def clone_xml(saved_xml: str, plan: Plan, node: Node, *, ram: Path, macs: Mappin
     for port in devices.iter():
         if port.tag in ("serial", "console", "channel"):
             _reset_port(port, console_path(plan, node))
-    root.append(_arguments(root, ram))
+    root.append(_qemu_arguments(root, ram))
     return text_of(root)
 
 
@@ -86,11 +86,11 @@ def _reset_port(port: Element, console: Path) -> None:
 
 # After a migration QEMU announces each interface, and has the guest do so. By default these are ten broadcasts of each
 # clone, which all nodes of the cluster receive. Without any round, QEMU 7.2 crashes when the clone reboots.
-_SILENCE = "migration.announce-rounds=1"
+_ANNOUNCE_ONCE = "migration.announce-rounds=1"
 
 
-def _arguments(root: Element, ram: Path) -> Element:
-    """QEMU arguments that map guest memory privately from a file; they replace libvirt's memory backend."""
+def _qemu_arguments(root: Element, ram: Path) -> Element:
+    """QEMU arguments that libvirt has no elements for. The memory backend maps guest memory privately from a file."""
     memory = _find(root, "memory")
     kib, unit = memory.text or "", memory.get("unit", "KiB")
     if unit != "KiB" or not kib.isdecimal() or not int(kib):  # libvirt writes KiB
@@ -101,6 +101,6 @@ def _arguments(root: Element, ram: Path) -> Element:
     backend = (
         f"memory-backend-file,id={RAM},size={size},mem-path={ram},share=off,x-use-canonical-path-for-ramblock-id=off"
     )
-    arguments = ("-object", backend, "-machine", f"memory-backend={RAM}", "-global", _SILENCE)
+    arguments = ("-object", backend, "-machine", f"memory-backend={RAM}", "-global", _ANNOUNCE_ONCE)
     elements = [element(f"{{{QEMU_NAMESPACE}}}arg", value=argument) for argument in arguments]
     return element(f"{{{QEMU_NAMESPACE}}}commandline", *elements)
