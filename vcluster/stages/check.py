@@ -124,7 +124,7 @@ class _Tests:
         self._prepare(head)
         with self._start(head) as pipe:
             try:
-                with self._report.step("check", head.name, awaiting="ping, ssh and NFS"):
+                with self._report.step("check", head.name, awaiting="pings and NFS"):
                     receive(pipe, session.deadline, AWAITED)
                     self._written.set()
                     answer = _answer(self._plan, head, receive(pipe, session.deadline, AWAITED))
@@ -139,7 +139,7 @@ class _Tests:
         """The part of another node, which reads the files after the head has written them."""
         session = self._sessions[node.name]
         self._prepare(node)
-        with self._report.step("check", node.name, awaiting="ping, ssh and NFS"), self._start(node) as pipe:
+        with self._report.step("check", node.name, awaiting="pings and NFS"), self._start(node) as pipe:
             _wait(self._written.wait, session.deadline)
             pipe.shut()
             answer = _answer(self._plan, node, receive(pipe, session.deadline, AWAITED))
