@@ -18,7 +18,7 @@ from vcluster.model.spec import Image
 
 FEATURE = "clone"  # images with it have the program that configures a clone
 FOLDER = "snapshots"  # next to the folder of images, on every server
-FORMAT = 1  # of snapshots on disk
+FORMAT = 2
 INSTANCE_ID = "vcluster-template"  # by this id an image recognises the seed of a template (images/debian12)
 NAME = "template"
 # Locally administered MACs that no node has: the nodes' MACs begin with 02 (naming.mac_for).
