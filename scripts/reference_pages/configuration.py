@@ -59,5 +59,5 @@ INTRODUCTION = """\
 The file [config.template](../../config.template) is an example.
 The file has one section `[cluster]` and one section `[switch]`.
 Each server that carries nodes has a section `[server NAME]`.
-An option on the command line overrides the key of its name.
+An option on the command line overrides the key of the same name.
 """

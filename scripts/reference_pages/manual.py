@@ -14,7 +14,7 @@ EXIT_CODES = {
     0: "Done.",
     1: "It failed, a check failed, or the answer to a question was not yes.",
     2: "The request is wrong as written.",
-    3: "This host or a server lacks something.",
+    3: "This machine or a server lacks something.",
     4: "The present state does not allow it: a name is in use, or a node is off, for example.",
     130: "Interrupted.",
 }

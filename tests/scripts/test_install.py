@@ -244,7 +244,7 @@ def test_uninstall_removes_what_install_made_and_install_makes_it_again(installe
     assert checkout.sh("find /usr/local/bin /usr/local/share -mindepth 1") == "/usr/local/share/man\n"
     assert not server.path(RECORDS).exists()
     assert checkout.kvm() == "root:root 600"
-    assert "  the guest images (" in printed
+    assert "  the images of the nodes (" in printed
     assert "rm -r /var/lib/libvirt/images/vcluster/images" in printed
     daemons = next(line for line in printed.splitlines() if "libvirt's daemons" in line).partition(": kill ")[2].split()
     names = [server.path(f"/proc/{number}/comm").read_text().strip() for number in daemons]

@@ -26,8 +26,8 @@ PROGRAMS = {
 }
 # Programs that only the controller needs.
 CONTROLLER_PROGRAMS = {
-    "mmdebstrap": ("mmdebstrap", "building the guest image"),
-    "mke2fs": ("e2fsprogs", "building the guest image"),
+    "mmdebstrap": ("mmdebstrap", "building the image"),
+    "mke2fs": ("e2fsprogs", "building the image"),
     "ssh": ("openssh-client", "vcluster ssh, and connections to other servers"),
     "virsh": ("libvirt-clients", "vcluster console"),
 }

@@ -257,7 +257,7 @@ def _disk_errors(subject: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise MissingError(
-            f"cannot store {subject}: {error.strerror or error}", hint="make room on the server's disk"
+            f"cannot store {subject}: {error.strerror or error}", hint="free space on the server's disk"
         ) from error
 
 

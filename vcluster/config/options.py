@@ -220,7 +220,7 @@ CLUSTER: Mapping[str, Key] = {
         number(1, 9999),
     ),
     "image": Key(
-        IMAGE, "IMAGE", "Name or digest of the guest image.",
+        IMAGE, "IMAGE", "Name or digest of the image.",
         matching(_IMAGE, "an image", "use a name or digest that `vcluster image list` prints"), default="debian12",
         in_image_warm=True,
     ),
@@ -280,7 +280,7 @@ CLUSTER: Mapping[str, Key] = {
         "mpi_ports", default_note="any",
     ),
     "provision": Key(
-        USERS, "SCRIPT", "Script that every node runs as root after the cluster is ready.", _path
+        USERS, "SCRIPT", "Script that every node runs as root after the check.", _path
     ),
     "payload": Key(
         USERS, "PATH", "File or folder for the script. vcluster copies it to the shared folder first.", _path

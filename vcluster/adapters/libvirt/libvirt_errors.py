@@ -24,7 +24,7 @@ def translated_errors(action: str) -> Iterator[None]:
         if error.get_error_code() in _DENIED or ("Permission denied" in text and "socket" in text):
             raise MissingError(f"{action}: libvirt denies access: {text}", hint="run it with sudo") from error
         if "No space left" in text:
-            raise MissingError(f"{action}: the disk is full: {text}", hint="make room and try again") from error
+            raise MissingError(f"{action}: the disk is full: {text}", hint="free space on the server's disk") from error
         if error.get_error_code() in (libvirt.VIR_ERR_NO_CONNECT, libvirt.VIR_ERR_SYSTEM_ERROR):
             raise MissingError(f"{action}: libvirt does not answer: {text}", hint="vcluster doctor") from error
         raise VclusterError(f"{action}: {text}") from error

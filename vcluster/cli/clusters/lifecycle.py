@@ -17,8 +17,9 @@ from vcluster.cli.help_layout import Command
 def repair(name: str | None, timeout_s: float, output: str) -> None:
     """Recreate what is missing, for example after a reboot.
 
-    Makes missing bridges, tunnels and networks, and switches on nodes that are off. Does not recreate a node that was
-    deleted outside vcluster. Ends with the same check as create.
+    Makes missing bridges, tunnels and networks, and switches on nodes that are off. Configures all nodes again, also
+    those of a ready cluster. Does not recreate a node that was deleted outside vcluster. Ends with the same check as
+    create.
     """
     from vcluster.commands.clusters import lifecycle
 
@@ -61,7 +62,8 @@ def stop(name: str | None, timeout_s: float, output: str) -> None:
 def start(name: str | None, timeout_s: float, output: str) -> None:
     """Start a stopped cluster.
 
-    Works after a reboot of its servers too. Ends with the same check as create.
+    Does the same as repair, for example after a reboot of a server, and ends with the same check as create. If the
+    cluster is ready, start does nothing and runs no check.
     """
     from vcluster.commands.clusters import lifecycle
 

@@ -41,7 +41,7 @@ LOGIN = record(
     },
 )
 IMAGE = record(
-    "The guest image",
+    "The image of the nodes",
     {
         "name": text("Name of the image"),
         "digest": text("Digest of the image, sha256-…"),

@@ -53,7 +53,7 @@ def image() -> None:
 @click.option("--again", is_flag=True, help="Build even if an image of this recipe exists.")
 @arguments.output_option
 def build(recipe: str, name: str | None, again: bool, output: str) -> None:
-    """Build a guest image from Debian's packages.
+    """Build an image of nodes from Debian's packages.
 
     Takes a minute or two, once.
     """
