@@ -1,4 +1,7 @@
-"""Steps of a create: proof of the tunnels; then boot, configuration, check, path and provisioning of the nodes."""
+"""Steps of a create: proof of the tunnels; then boot, configuration, check, path and provisioning of the nodes.
+
+STAGES lists every name that `report.step` reports. A new stage needs an entry, which progress and `timing` use.
+"""
 
 from __future__ import annotations
 
