@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -75,6 +76,11 @@ def test_shared_steps_do_not_use_commands() -> None:
     others = tuple(f"vcluster.commands.{name}" for name in packages - {"steps"})
     assert steps
     assert {shown(path): name for path in steps for name in imported(path) if name.startswith(others)} == {}
+
+
+@pytest.mark.parametrize("path", [path for path in NAMED if layer(path) == "guest"], ids=shown)
+def test_a_guest_program_needs_only_the_standard_library(path: Path) -> None:
+    assert {name.split(".")[0] for name in imported(path)} - sys.stdlib_module_names - {"__future__"} == set()
 
 
 @pytest.mark.parametrize("path", MODULES, ids=shown)

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import vcluster
-from vcluster.stages import NODE_STAGES, STAGE_ORDER
+from vcluster.stages.stage_table import NODE_STAGES, STAGE_ORDER
 
 PACKAGE = Path(vcluster.__file__).parent
 REPORTERS = ("fleet", "images", "stages", "commands/steps")

@@ -1,14 +1,1 @@
-"""The resources of a cluster on a server. Each kind has the operations create, destroy and observe.
-
-Create makes rules, interfaces, networks, volumes and domains, in this order; removal is in reverse.
-`create` makes missing resources and leaves correct ones. `destroy` and `observe` find resources by their owner labels.
-Kinds with resources for each node also have `reduce`: it removes the resources of one plan that the next plan lacks.
-Teardown and the search for leftovers use KINDS. The commands `switch up`, `switch down` and `doctor` do not: they name
-the kinds that they make and remove.
-"""
-
-from vcluster.resources import domains, interfaces, networks, rules, volumes
-
-# In the order of removal
-KINDS = {"domains": domains, "volumes": volumes, "networks": networks, "interfaces": interfaces, "rules": rules}
-NODE_KINDS = {"domains": domains, "volumes": volumes, "interfaces": interfaces, "rules": rules}
+"""What vcluster creates, finds and removes on servers: a module for each kind. kinds.py lists them."""

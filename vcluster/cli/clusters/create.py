@@ -204,7 +204,7 @@ def _create(order: CreateRequest, job: Job | None, output: str, *, keep: bool, w
     from vcluster.cli.output import status_report
     from vcluster.commands.clusters import create
     from vcluster.commands.steps import snapshot_build
-    from vcluster.stages import NODE_STAGES
+    from vcluster.stages.stage_table import NODE_STAGES
 
     spec = order.spec
     with common.progress(spec.node_names, stages=NODE_STAGES) as (context, timer):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vcluster.cli.output.tables import table
 from vcluster.model import codec
-from vcluster.stages import STAGE_ORDER
+from vcluster.stages.stage_table import STAGE_ORDER
 
 if TYPE_CHECKING:
     from vcluster.fleet.ledger import StageTime

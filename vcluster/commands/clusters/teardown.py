@@ -18,7 +18,8 @@ from vcluster.model import naming
 from vcluster.model.plan import Plan
 from vcluster.model.spec import LOCAL, ServerSpec
 from vcluster.planning.planner import CLUSTERS_FOLDER, IMAGES_FOLDER
-from vcluster.resources import KINDS, NODE_KINDS, server_keys
+from vcluster.resources import server_keys
+from vcluster.resources.kinds import KINDS, NODE_KINDS
 from vcluster.snapshots.template import snapshots_folder
 from vcluster.util import parallel
 from vcluster.util.deadline import Deadline
@@ -99,7 +100,7 @@ def remove_nodes(context: Context, fleet: Fleet, before: Plan, after: Plan) -> N
 
     def work(server: Server) -> None:
         failures = _try_each(context, server, NODE_KINDS, lambda part: part.reduce(server, before, after))
-        removed = _names_on(before, server.name) - _names_on(after, server.name)
+        removed = _removable_names(before, server.name) - _removable_names(after, server.name)
         left = [item for item in survey(server, before.name) if item.name in removed] if not failures else ()
         if left:
             failures.append(VclusterError(f"parts of cluster {before.name} are left: {', '.join(map(str, left))}"))
@@ -108,7 +109,7 @@ def remove_nodes(context: Context, fleet: Fleet, before: Plan, after: Plan) -> N
     _on_each(fleet, work)
 
 
-def _names_on(plan: Plan, server: str) -> set[str]:
+def _removable_names(plan: Plan, server: str) -> set[str]:
     return {*plan.server(server).interface_names, *(node.domain for node in plan.nodes_on(server))}
 
 

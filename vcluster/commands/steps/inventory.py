@@ -15,7 +15,7 @@ from vcluster.model import naming
 from vcluster.model.plan import Node, Plan
 from vcluster.model.status import MISSING, PAUSED, STOPPED, UNKNOWN, Observed, PowerState, Status, status_of
 from vcluster.render.domain_xml import DATA_SUFFIX
-from vcluster.resources import KINDS
+from vcluster.resources.kinds import KINDS
 from vcluster.resources.owned import OwnedItem
 from vcluster.util import parallel
 
