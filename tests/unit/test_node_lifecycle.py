@@ -110,7 +110,7 @@ class World:
         here = LocalAgent({"drop_snapshot": self._drop, "identity": lambda: {"cpus": 2}})
         server = Server("localhost", samples.OWNER, Path("/storage"), here)
         snapshots = {
-            ("localhost", template_of(PLAN, node)): Snapshot("key", "/root", "", Path("/ram"), {})
+            ("localhost", template_of(PLAN, node)): Snapshot("key", "/root", "", Path("/ram"), Path("/state"), {})
             for node in PLAN.nodes
         }
         context: Any = type("Context", (), {"report": Reporter((ProgressLines(self.printed),))})

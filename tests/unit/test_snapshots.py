@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
@@ -15,27 +16,23 @@ from typing import Any
 
 import pytest
 
-from tests.migration import BIOS, PAGE_BYTES, RAM, be, blocks, page, stream, zero
+from vcluster.adapters.process import run
 from vcluster.agent import snapshot_store, sparse_digest
 from vcluster.agent.client import LocalAgent
 from vcluster.agent.operations import OPERATIONS
 from vcluster.errors import MissingError, VclusterError
-from vcluster.snapshots import save_file
-from vcluster.snapshots.save_file import SaveFileError, SaveHead
 from vcluster.util.deadline import Deadline
 
 FORK = get_context("fork")
 KEY, OTHER = "0123456789ab-fedcba9876543210", "0123456789ab-other"
 IMAGE = "sha256-" + "1" * 64
 UNDER = {"qemu": "7.2.22", "libvirt": "9.0.0", "memory": "2 MiB"}
-HEAD = SaveHead("<domain><name>template</name></domain>", "<cookie/>", 4096, was_running=True)
-SIZE = 2 * 2**20
+XML = "<domain><name>template</name></domain>"
+SIZE, PAGE_BYTES = 2 * 2**20, 4096
 OURS = [os.geteuid(), os.getegid()]
 DATA = bytes(range(1, 129)) * (PAGE_BYTES // 128)
-STREAM = stream(
-    [blocks({RAM: SIZE, BIOS: PAGE_BYTES})], [zero(0, RAM), page(300, DATA), zero(511), page(0, DATA, BIOS)]
-)
-DISK = b"QFI\xfb" + be(3, 4) + bytes(16) + be(10 * 2**30, 8) + bytes(100)
+STATE = b"QEVM" + bytes(200)
+DISK = b"QFI\xfb" + (3).to_bytes(4, "big") + bytes(16) + (10 * 2**30).to_bytes(8, "big") + bytes(100)
 
 
 @pytest.fixture
@@ -45,23 +42,31 @@ def root(tmp_path: Path) -> Iterator[str]:
         os.close(snapshot_store._locked.pop(folder))
 
 
-def with_files(folder: Path, *, save: bytes | None = None, disk: bytes = DISK) -> Path:
+def with_files(folder: Path, *, disk: bytes = DISK) -> Path:
     """Write the files that a template leaves."""
     assert list(folder.iterdir()) == []
     (folder / "disk.qcow2").write_bytes(disk)
-    (folder / "save").write_bytes(save_file.write(HEAD) + STREAM if save is None else save)
+    with (folder / "ram").open("wb") as ram:
+        ram.truncate(SIZE)
+        ram.seek(300 * PAGE_BYTES)
+        ram.write(DATA)
+    (folder / "state").write_bytes(STATE)
     (folder / "seed.iso").write_bytes(b"seed")
     return folder
 
 
-def begin(root: str, key: str = KEY, *, save: bytes | None = None, disk: bytes = DISK) -> Path:
+def begin(root: str, key: str = KEY, *, disk: bytes = DISK) -> Path:
     """The folder of an unfinished snapshot."""
-    return with_files(Path(snapshot_store.begin_snapshot(root, key)["folder"]), save=save, disk=disk)
+    return with_files(Path(snapshot_store.begin_snapshot(root, key)["folder"]), disk=disk)
+
+
+def finish(folder: Path, key: str = KEY, image: str = IMAGE) -> None:
+    snapshot_store.finish_snapshot(str(folder), key, UNDER, image, XML, OURS)
 
 
 def make(root: str, key: str = KEY, *, image: str = IMAGE) -> Path:
     """A complete snapshot."""
-    snapshot_store.finish_snapshot(str(begin(root, key)), key, UNDER, image, OURS)
+    finish(begin(root, key), key, image)
     return Path(root) / key
 
 
@@ -78,7 +83,7 @@ def make_or_wait(root: str, line: Connection) -> None:
     while (begun := snapshot_store.begin_snapshot(root, KEY))["is_busy"]:
         time.sleep(0.001)
     if begun["folder"]:
-        snapshot_store.finish_snapshot(str(with_files(Path(begun["folder"]))), KEY, UNDER, IMAGE, OURS)
+        finish(with_files(Path(begun["folder"])))
     line.send([bool(begun["folder"]), check(root)["wrong"]])
 
 
@@ -112,11 +117,11 @@ def mode(path: Path) -> int:
 
 def test_the_life_of_a_snapshot(root: str, tmp_path: Path) -> None:
     nothing = {"is_there": False, "is_busy": False, "refused": "", "wrong": "", "xml": ""}
-    assert check(root) == {**nothing, "ram": f"{root}/{KEY}/ram"}
+    assert check(root) == {**nothing, "ram": f"{root}/{KEY}/ram", "state": f"{root}/{KEY}/state"}
     folder = begin(root)
     assert mode(folder) == mode(folder.parent) == 0o711
     assert not check(root)["is_there"]
-    snapshot_store.finish_snapshot(str(folder), KEY, UNDER, IMAGE, OURS)
+    finish(folder)
     assert not folder.exists()
     assert snapshot_store.begin_snapshot(root, KEY) == {"folder": "", "is_there": True, "is_busy": False}
 
@@ -126,34 +131,24 @@ def test_the_life_of_a_snapshot(root: str, tmp_path: Path) -> None:
     assert (folder / "ram").read_bytes() == (bytes(300 * PAGE_BYTES) + DATA).ljust(SIZE, b"\0")
     assert (folder / "ram").stat().st_blocks * 512 < SIZE // 4
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert (manifest["format"], manifest["ram_data_bytes"], manifest["owner"]) == (1, PAGE_BYTES, OURS)
+    assert (manifest["format"], manifest["owner"]) == (1, OURS)
 
     assert check(root) == {
         "is_there": True,
         "is_busy": False,
         "refused": "",
         "wrong": "",
-        "xml": HEAD.xml,
+        "xml": XML,
         "ram": str(folder / "ram"),
+        "state": str(folder / "state"),
     }
 
-    clone = tmp_path / "clone.save"
-    snapshot_store.write_clone(root, KEY, str(clone), "<domain><name>node1</name></domain>")
-    assert mode(clone) == 0o600
-    written = clone.read_bytes()
-    head = save_file.read(written)
-    assert head == SaveHead("<domain><name>node1</name></domain>", "<cookie/>", 4096, was_running=True)
-    assert written[head.size_bytes :] == (folder / "state").read_bytes()
-    with pytest.raises(MissingError, match=r"cannot store snapshot .*clone.save: File exists"):
-        snapshot_store.write_clone(root, KEY, str(clone), HEAD.xml)
-    assert clone.read_bytes() == written
-    snapshot_store.remove_file(str(clone))
-    snapshot_store.remove_file(str(clone))
-    with pytest.raises(SaveFileError, match="do not fit"):
-        snapshot_store.write_clone(root, KEY, str(clone), "<a>" + "x" * 5000 + "</a>")
-    assert not clone.exists()
+    clone = tmp_path / "clone.qcow2"
     snapshot_store.copy_disk(root, KEY, str(clone))
     assert (clone.read_bytes(), mode(clone)) == (DISK, 0o600)
+    with pytest.raises(MissingError, match=r"cannot store snapshot .*clone.qcow2: File exists"):
+        snapshot_store.copy_disk(root, KEY, str(clone))
+    assert clone.read_bytes() == DISK
 
     snapshot_store.drop_snapshot(root, KEY)
     snapshot_store.drop_snapshot(root, KEY)
@@ -165,13 +160,14 @@ def test_operations_use_json_and_project_errors(root: str) -> None:
     deadline = Deadline(30)
     begun = agent.call("begin_snapshot", root=root, key=KEY, deadline=deadline)
     folder = Path(begun["folder"])
-    with pytest.raises(MissingError, match=f"cannot store snapshot {KEY}: .*/save: No such file") as caught:
+    with pytest.raises(MissingError, match=f"cannot store snapshot {KEY}: .*/disk.qcow2: No such file") as caught:
         agent.call(
             "finish_snapshot",
             folder=str(folder),
             key=KEY,
             circumstances=UNDER,
             image_digest=IMAGE,
+            xml=XML,
             qemu_owner=OURS,
             deadline=deadline,
         )
@@ -181,25 +177,15 @@ def test_operations_use_json_and_project_errors(root: str) -> None:
     assert agent.call("list_snapshots", root=root, deadline=deadline) == []
     assert agent.call("sweep_snapshots", root=root, deadline=deadline) == []
     assert agent.call("remove_snapshots", root=root, image_digest=IMAGE, deadline=deadline) == []
-    with pytest.raises(VclusterError, match=r"manifest\.json: No such file"):
-        agent.call("write_clone", root=root, key=KEY, path=f"{root}x", xml="<a/>", deadline=deadline)
+    with pytest.raises(MissingError, match=r"disk\.qcow2: No such file"):
+        agent.call("copy_disk", root=root, key=KEY, path=f"{root}x", deadline=deadline)
 
 
-@pytest.mark.parametrize(
-    ("save", "disk", "message"),
-    [
-        (save_file.write(HEAD) + STREAM[:-1], DISK, "QEMU's stream is cut off"),
-        (save_file.write(HEAD), DISK, "QEMU's stream is cut off"),
-        (b"LibvirtQemudPart" + save_file.write(HEAD)[16:] + STREAM, DISK, "is incomplete"),
-        (b"", DISK, "cut off: 0 bytes"),
-        (save_file.write(HEAD) + STREAM, b"", "is not a qcow2 file"),
-        (save_file.write(HEAD) + STREAM, b"\0" * 100, "is not a qcow2 file"),
-    ],
-)
-def test_an_invalid_snapshot_is_never_completed(root: str, save: bytes, disk: bytes, message: str) -> None:
-    folder = begin(root, save=save, disk=disk)
-    with pytest.raises(VclusterError, match=message):
-        snapshot_store.finish_snapshot(str(folder), KEY, UNDER, IMAGE, OURS)
+@pytest.mark.parametrize("disk", [b"", b"\0" * 100])
+def test_an_invalid_snapshot_is_never_completed(root: str, disk: bytes) -> None:
+    folder = begin(root, disk=disk)
+    with pytest.raises(VclusterError, match="is not a qcow2 file"):
+        finish(folder)
     assert not check(root)["is_there"]
     assert snapshot_store.begin_snapshot(root, KEY)["is_busy"]  # this process still has it
     snapshot_store.drop_snapshot(root, KEY)
@@ -252,7 +238,6 @@ def garbage(text: str) -> Callable[[Path], None]:
         (garbage("[]"), "manifest.json is not a snapshot's manifest"),
         (garbage("{}"), "manifest.json is not a snapshot's manifest"),
         (garbage('{"format": 1}'), "manifest.json is not a snapshot's manifest"),
-        (manifest(more=1), "manifest.json is not a snapshot's manifest"),
         (manifest(xml=None), "manifest.json is not a snapshot's manifest"),
         (manifest(files={}), "manifest.json is not a snapshot's manifest"),
         (manifest(files=[]), "manifest.json is not a snapshot's manifest"),
@@ -299,7 +284,7 @@ def test_a_snapshot_of_another_process_is_not_touched(root: str, maker: ForkProc
     assert snapshot_store.sweep_snapshots(root) == []
     snapshot_store.drop_snapshot(root, KEY)
     with pytest.raises(VclusterError, match="this process is not making"):
-        snapshot_store.finish_snapshot(f"{root}/.unfinished-{KEY}", KEY, UNDER, IMAGE, OURS)
+        finish(Path(f"{root}/.unfinished-{KEY}"))
     make(root, OTHER)  # another snapshot can be made at the same time
     assert (Path(root) / f".unfinished-{KEY}").exists()
 
@@ -357,6 +342,27 @@ def test_invalid_keys_are_refused(root: str) -> None:
             snapshot_store.begin_snapshot(root, key)
         with pytest.raises(VclusterError, match="is not a snapshot's key"):
             snapshot_store.drop_snapshot(root, key)
+
+
+def test_the_files_of_a_template(root: str, tmp_path: Path) -> None:
+    """The memory is a sparse file of QEMU's user; the disk is an overlay of the image."""
+    folder, image = Path(snapshot_store.begin_snapshot(root, KEY)["folder"]), tmp_path / "image.qcow2"
+    run(["qemu-img", "create", "-q", "-f", "qcow2", str(image), "1M"], timeout_s=60)
+    seed = base64.b64encode(b"seed").decode()
+    snapshot_store.prepare_template(str(folder), str(image), 2**21, seed, SIZE, OURS)
+    assert {path.name for path in folder.iterdir()} == {"disk.qcow2", "ram", "seed.iso"}
+    ram = (folder / "ram").stat()
+    assert (ram.st_size, ram.st_blocks, ram.st_mode & 0o777, [ram.st_uid, ram.st_gid]) == (SIZE, 0, 0o600, OURS)
+    found = json.loads(run(["qemu-img", "info", "--output=json", str(folder / "disk.qcow2")], timeout_s=60).stdout)
+    assert (found["virtual-size"], found["backing-filename"]) == (2**21, str(image))
+
+
+def test_a_manifest_of_an_earlier_version_is_read(root: str) -> None:
+    """Its key differs, so it is never used. But `image rm` finds its image, and an outdated one is removed."""
+    manifest(cookie="<cookie/>", data_bytes=4096, was_running=True, machine="pc", ram_data_bytes=1)(make(root))
+    (entry,) = snapshot_store.list_snapshots(root)
+    assert (entry["image"], entry["circumstances"]) == (IMAGE, UNDER)
+    assert snapshot_store.remove_snapshots(root, IMAGE) == [KEY]
 
 
 def test_the_digest_does_not_depend_on_holes(tmp_path: Path) -> None:

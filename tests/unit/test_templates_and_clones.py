@@ -21,9 +21,8 @@ from vcluster.errors import VclusterError
 from vcluster.model.naming import mac_for
 from vcluster.model.plan import Plan
 from vcluster.model.spec import DHCP, PRIVATE
-from vcluster.render.clone_xml import RAM, clone_xml
+from vcluster.render.clone_xml import clone_xml
 from vcluster.render.domain_xml import Machine, domain_xml, template_xml
-from vcluster.snapshots import qemu_stream
 from vcluster.snapshots.template import (
     MACS,
     Template,
@@ -68,7 +67,7 @@ def test_the_conditions_of_a_snapshot_are_named() -> None:
         "disk": "8 GiB",
         "cards": "mgmt0 lab0",
         "mtu": "1450",
-        "format": "2",
+        "format": "3",
     }
 
 
@@ -190,7 +189,10 @@ def seed_program() -> ModuleType:
 def test_the_domain_of_a_template(golden: Golden, name: str, template: Template, image: Any) -> None:
     files = [Path("/snapshots/.unfinished-key") / file for file in ("disk.qcow2", "seed.iso", "console.log")]
     machine = Machine(image, template.accel, template.memory_mib, template.vcpus, *files)
-    xml = template_xml(machine, "vcluster-template-key", by=samples.OWNER, macs=template.macs, mtu=template.mtu)
+    ram = Path("/snapshots/.unfinished-key/ram")
+    xml = template_xml(
+        machine, "vcluster-template-key", by=samples.OWNER, macs=template.macs, mtu=template.mtu, ram=ram
+    )
     golden(f"clone/template-{name}.xml", xml)
 
 
@@ -242,14 +244,26 @@ def test_the_memory_is_a_private_mapping_of_the_file() -> None:
     resumed = ET.fromstring(clone())
     (commandline,) = (one for one in resumed if one.tag.endswith("}commandline"))
     arguments = [one.attrib["value"] for one in commandline]
-    assert arguments[0::2] == ["-object", "-machine", "-global"]
+    assert arguments[0::2] == ["-object", "-machine", "-incoming"]
     settings = dict(part.split("=") for part in arguments[1].split(",")[1:])
     assert settings["mem-path"] == str(RAM_FILE)
     assert settings["share"] == "off"
     assert settings["size"] == str(512 * 2**20)
-    assert settings["id"] == RAM == qemu_stream.BLOCK.decode()
-    assert arguments[3] == f"memory-backend={RAM}"
-    assert arguments[5] == "migration.announce-rounds=1"
+    assert arguments[3] == f"memory-backend={settings['id']}"
+    assert arguments[5] == "defer"
+
+
+def test_the_memory_of_a_template_is_a_shared_mapping_and_a_clone_has_one_of_its_own() -> None:
+    """The saved XML has the template's arguments."""
+    machine = Machine(samples.DIRECT, "tcg", 512, 1, *(Path("/x") / file for file in ("disk.qcow2", "seed.iso", "log")))
+    template = ET.fromstring(template_xml(machine, "t", by=samples.OWNER, macs=MACS, mtu=1450, ram=Path("/x/ram")))
+    (commandline,) = (one for one in template if one.tag.endswith("}commandline"))
+    assert "mem-path=/x/ram,share=on" in commandline[1].attrib["value"]
+    saved = ET.fromstring(SAVED)
+    saved.append(commandline)
+    text = clone(ET.tostring(saved, "unicode"))
+    assert "/x/ram" not in text
+    assert text.count("commandline>") == 2
 
 
 def test_a_clone_with_one_interface_needs_a_template_with_one() -> None:

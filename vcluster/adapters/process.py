@@ -30,8 +30,9 @@ def run(
     env: Mapping[str, str] | None = None,
     cwd: str | None = None,
     may_fail: bool = False,
+    pass_fds: Sequence[int] = (),
 ) -> Completed:
-    """Run a program to its end and return its exit code and output.
+    """Run a program to its end and return its exit code and output. It inherits the descriptors `pass_fds`.
 
     Raises MissingError when the program is not installed. Kills it after `timeout_s` seconds and raises DeadlineError.
     Raises VclusterError for an exit code other than 0, unless `may_fail`.
@@ -45,6 +46,7 @@ def run(
             env=None if env is None else dict(env),
             cwd=cwd,
             check=False,
+            pass_fds=tuple(pass_fds),
         )
     except FileNotFoundError as error:
         raise MissingError(f"{argv[0]} is not installed", hint="to see its package: vcluster doctor") from error

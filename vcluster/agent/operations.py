@@ -6,7 +6,6 @@ pyroute2 and the modules that travel with the agent (bundle.py).
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import os
 import platform
@@ -22,8 +21,7 @@ from vcluster.adapters import kvm_probe
 from vcluster.adapters.network import netlink_interfaces, netlink_routes, raw_frames, tunnel_guard
 from vcluster.adapters.network.interface_spec import InterfaceSpec
 from vcluster.adapters.network.obstacles import find_obstacles
-from vcluster.adapters.process import run
-from vcluster.agent import snapshot_manifest, snapshot_store
+from vcluster.agent import snapshot_store
 from vcluster.agent.diagnostics import diagnose, has_rights
 from vcluster.errors import MissingError, VclusterError
 
@@ -264,37 +262,12 @@ def _disk_errors(subject: str) -> Iterator[None]:
 # Templates
 
 
-def prepare_template(folder: str, backing: str, size_bytes: int, seed: str) -> None:
-    """Create a disk backed by an image, and a seed (given in base64), in a folder."""
-    place = Path(folder)
-    argv = [
-        "qemu-img",
-        "create",
-        "-q",
-        "-f",
-        "qcow2",
-        "-F",
-        "qcow2",
-        "-b",
-        backing,
-        str(place / snapshot_manifest.DISK),
-    ]
-    run([*argv, str(size_bytes)], timeout_s=IMAGE_TOOL_TIMEOUT_S)
-    (place / snapshot_store.SEED).write_bytes(base64.b64decode(seed))
-
-
 def processor() -> str:
     """The processor as guests with host-passthrough see it: its model and a digest of its flags (proc(5), cpuinfo)."""
     pairs = dict(line.split(":", 1) for line in CPU_INFO.read_text().split("\n\n")[0].splitlines() if ":" in line)
     fields = {name.strip(): value.strip() for name, value in pairs.items()}
     flags = hashlib.sha256(fields.get("flags", "").encode()).hexdigest()[:12]
     return " ".join((*(fields.get(name, "?") for name in ("vendor_id", "cpu family", "model", "stepping")), flags))
-
-
-def owner_of(path: str) -> list[int]:
-    """The user and the group that own a file."""
-    state = Path(path).stat()
-    return [state.st_uid, state.st_gid]
 
 
 def lower_priority(domain: str) -> None:
@@ -345,9 +318,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
         image_state,
         receive_image_file,
         finish_image,
-        prepare_template,
         processor,
-        owner_of,
         lower_priority,
         kvm_conditions,
         try_kvm,

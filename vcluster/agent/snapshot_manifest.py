@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any
 
 from vcluster.agent import sparse_digest
 from vcluster.errors import VclusterError
-from vcluster.snapshots import save_file
 
 FORMAT = 1
 DISK, RAM, STATE = "disk.qcow2", "ram", "state"
@@ -31,50 +31,42 @@ class ManifestFile:
 class SnapshotManifest:
     """The content of manifest.json.
 
-    `xml`, `cookie`, `data_bytes` and `was_running` are its SaveHead (save_file.py). `owner` is the user and the group
-    of `ram`, as numbers. `circumstances` are the conditions for its use, by name.
+    `xml` is the XML of the template's domain. `owner` is the user and the group of `ram`, as numbers. `circumstances`
+    are the conditions for its use, by name.
     """
 
     key: str
     created: str
     image: str
     circumstances: dict[str, Any]
-    machine: str
     xml: str
-    cookie: str
-    data_bytes: int
-    was_running: bool
     owner: list[int]
-    ram_data_bytes: int
     files: dict[str, ManifestFile]
 
     def __post_init__(self) -> None:
         kinds: dict[str, type] = {
-            **dict.fromkeys(("key", "created", "image", "machine", "xml", "cookie"), str),
+            **dict.fromkeys(("key", "created", "image", "xml"), str),
             **dict.fromkeys(("circumstances", "files"), dict),
-            **dict.fromkeys(("data_bytes", "ram_data_bytes"), int),
-            "was_running": bool,
             "owner": list,
         }
         invalid = [name for name, kind in kinds.items() if not isinstance(getattr(self, name), kind)]
         if invalid or sorted(self.files) != sorted(FILES) or len(self.owner) != 2:
             raise ValueError(f"invalid: {', '.join(invalid) or 'files or owner'}")
 
-    @property
-    def head(self) -> save_file.SaveHead:
-        """The head of the file that the domain was saved to."""
-        return save_file.SaveHead(self.xml, self.cookie, self.data_bytes, self.was_running)
-
 
 def read_manifest(folder: Path) -> SnapshotManifest:
-    """Read the manifest of a snapshot's folder. Raises VclusterError if it is invalid, OSError if it is missing."""
+    """Read the manifest of a snapshot's folder; fields of earlier versions are ignored.
+
+    Raises VclusterError if it is invalid, OSError if it is missing.
+    """
     path = folder / MANIFEST
     try:
         fields = json.loads(path.read_bytes())
         if (found := fields.pop("format")) != FORMAT:
             raise VclusterError(f"{path} has format {_shown(found)}; this version reads format {FORMAT}")
+        known = {field.name: fields[field.name] for field in dataclass_fields(SnapshotManifest)}
         return SnapshotManifest(
-            **{**fields, "files": {name: ManifestFile(**file) for name, file in fields["files"].items()}}
+            **{**known, "files": {name: ManifestFile(**file) for name, file in known["files"].items()}}
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise VclusterError(f"{path} is not a snapshot's manifest") from error

@@ -1,25 +1,27 @@
 """Snapshots of nodes on a server: the memory and the disk of a ready template, which clones resume from.
 
 The key of a snapshot stands for everything that it depends on. Its folder (snapshot_folders.py) contains `disk.qcow2`,
-the backing file of clones' disks; `ram`, the memory, sparse, which clones' QEMUs map; `state`, QEMU's stream without
-that memory (qemu_stream.py); and `manifest.json`. None of them changes later.
+the backing file of clones' disks; `ram`, the memory, sparse, which clones' QEMUs map; `state`, the state of QEMU's
+devices; and `manifest.json`. None of them changes later.
 
 These functions are operations of the agent, as in operations.py: arguments and results are JSON.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from vcluster.adapters.process import run
 from vcluster.agent import sparse_digest
 from vcluster.agent.snapshot_folders import (
     REFUSED,
@@ -50,11 +52,11 @@ from vcluster.agent.snapshot_manifest import (
     read_manifest,
 )
 from vcluster.errors import MissingError, VclusterError
-from vcluster.snapshots import qemu_stream, save_file
 
-SAVE, SEED = "save", "seed.iso"  # exist only while the snapshot is being made
+SEED = "seed.iso"  # exists only while the snapshot is being made
 _FOLDER_MODE = 0o711  # QEMU's user can open files in the folder, but only root can list it
 _CHUNK_BYTES = 1 << 20
+_IMAGE_TOOL_TIMEOUT_S, _MONITOR_TIMEOUT_S = 60.0, 30.0
 _ATTEMPTS = 100  # another process may remove the folder before we lock it
 _QCOW2 = b"QFI\xfb"  # docs/interop/qcow2.txt in QEMU
 
@@ -95,19 +97,51 @@ def begin_snapshot(root: str, key: str) -> dict[str, Any]:
     raise VclusterError(f"cannot begin snapshot {key}: another process removed its folder several times")
 
 
-def finish_snapshot(
-    folder: str, key: str, circumstances: Mapping[str, Any], image_digest: str, qemu_owner: Sequence[int]
+def prepare_template(
+    folder: str, backing: str, disk_bytes: int, seed: str, ram_bytes: int, qemu_owner: Sequence[int]
 ) -> None:
-    """Complete a snapshot from `disk.qcow2` and `save`, the file that libvirt saved the domain to, and name its folder.
+    """Make the files of a template: a disk backed by an image, a seed (given in base64), and a file for its memory.
 
-    Other files in the folder are removed. `qemu_owner` is the user and the group of QEMU, as numbers. After an error
+    `qemu_owner` is the user and the group of QEMU, as numbers.
+    """
+    place = Path(folder)
+    create = ("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", backing, str(place / DISK))
+    run([*create, str(disk_bytes)], timeout_s=_IMAGE_TOOL_TIMEOUT_S)
+    with _storage_errors(place.name):
+        (place / SEED).write_bytes(base64.b64decode(seed))
+        with (place / RAM).open("xb") as ram:
+            ram.truncate(ram_bytes)
+        (place / RAM).chmod(0o600)
+        os.chown(place / RAM, *qemu_owner)
+
+
+def lend_file(domain: str, path: str, name: str, *, is_new: bool = False) -> None:
+    """Give a domain's QEMU a descriptor of a file, under a name. QEMU itself needs no right to open the file."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL if is_new else os.O_RDONLY
+    request = json.dumps({"execute": "getfd", "arguments": {"fdname": name}})
+    with _storage_errors(Path(path).parent.name):
+        descriptor = os.open(path, flags, 0o600)
+    try:
+        argv = ("virsh", "--connect", "qemu:///system", "qemu-monitor-command", f"--pass-fds={descriptor}", domain)
+        answer = run([*argv, request], timeout_s=_MONITOR_TIMEOUT_S, pass_fds=(descriptor,)).stdout
+    finally:
+        os.close(descriptor)
+    if '"return"' not in answer:
+        raise VclusterError(f"QEMU does not accept {path}: {answer.strip()}")
+
+
+def finish_snapshot(
+    folder: str, key: str, circumstances: Mapping[str, Any], image_digest: str, xml: str, qemu_owner: Sequence[int]
+) -> None:
+    """Complete a snapshot from the files of a template that was stopped, and name its folder. Remove all other files.
+
+    `xml` is that of the template's domain. `qemu_owner` is the user and the group of QEMU, as numbers. After an error
     the folder stays locked; the caller drops it.
     """
     place = Path(folder)
     if place not in _locked or place.name != f"{UNFINISHED}{key}":
         raise VclusterError(f"this process is not making snapshot {key}")
     with _storage_errors(key):
-        head, split = _split(place)
         for leftover in list(place.iterdir()):
             if leftover.name not in FILES:
                 remove_path(leftover)
@@ -124,10 +158,8 @@ def finish_snapshot(
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             image=image_digest,
             circumstances=dict(circumstances),
-            machine=split.machine,
-            **asdict(head),
+            xml=xml,
             owner=list(qemu_owner),
-            ram_data_bytes=split.pages * qemu_stream.PAGE_BYTES,
             files={
                 name: ManifestFile((place / name).stat().st_size, sparse_digest.digest(place / name)) for name in FILES
             },
@@ -169,7 +201,7 @@ def check_snapshot(root: str, key: str, circumstances: Mapping[str, Any]) -> dic
     """Whether a snapshot exists, and whether it can be used under these conditions.
 
     `wrong` is the reason why it cannot be used, or empty. `refused` is the reason why a missing one is not to be made
-    again unless it is requested. `xml` is the saved domain's XML, and `ram` the path of its memory.
+    again unless it is requested. `xml` is that of the template's domain; `ram` and `state` are paths.
     """
     folder = snapshot_folder(root, key)
     found = {
@@ -179,6 +211,7 @@ def check_snapshot(root: str, key: str, circumstances: Mapping[str, Any]) -> dic
         "wrong": "",
         "xml": "",
         "ram": str(folder / RAM),
+        "state": str(folder / STATE),
     }
     if not found["is_there"]:
         refusal = refusal_file(root, key)
@@ -197,26 +230,10 @@ def check_snapshot(root: str, key: str, circumstances: Mapping[str, Any]) -> dic
     return {**found, "xml": manifest.xml}
 
 
-def write_clone(root: str, key: str, path: str, xml: str) -> None:
-    """Write a new file that libvirt restores a clone from: with this XML and without the memory.
-
-    Raises SaveFileError if the XML is too long for the file's head.
-    """
-    folder = snapshot_folder(root, key)
-    head = save_file.write(replace(read_manifest(folder).head, xml=xml))
-    with _storage_errors(key):
-        _copy(folder / STATE, Path(path), head=head)
-
-
 def copy_disk(root: str, key: str, path: str) -> None:
     """Copy the snapshot's small disk for a clone, because the clone may outlive the snapshot."""
     with _storage_errors(key):
         _copy(snapshot_folder(root, key) / DISK, Path(path))
-
-
-def remove_file(path: str) -> None:
-    """Remove a file, if it exists."""
-    Path(path).unlink(missing_ok=True)
 
 
 def list_snapshots(root: str) -> list[dict[str, Any]]:
@@ -255,38 +272,25 @@ def remove_snapshots(root: str, image_digest: str) -> list[str]:
 
 OPERATIONS: tuple[Callable[..., Any], ...] = (
     begin_snapshot,
+    prepare_template,
+    lend_file,
     finish_snapshot,
     drop_snapshot,
     permit_snapshot,
     check_snapshot,
-    write_clone,
     copy_disk,
-    remove_file,
     list_snapshots,
     sweep_snapshots,
     remove_snapshots,
 )
 
 
-def _split(folder: Path) -> tuple[save_file.SaveHead, qemu_stream.Split]:
-    """Split `save` into `ram` and `state`."""
-    with (
-        (folder / SAVE).open("rb", buffering=_CHUNK_BYTES) as source,
-        (folder / RAM).open("xb", buffering=_CHUNK_BYTES) as ram,
-        (folder / STATE).open("xb") as state,
-    ):
-        start = source.read(save_file.HEADER_BYTES)
-        start += source.read(save_file.data_bytes_of(start))
-        return save_file.read(start), qemu_stream.split(source, ram, state)
-
-
-def _copy(source: Path, path: Path, *, head: bytes = b"") -> None:
-    """Write a new private file: `head`, then the content of `source`. Remove it on an error."""
+def _copy(source: Path, path: Path) -> None:
+    """Copy to a new private file. Remove it on an error."""
     with source.open("rb") as content:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             with os.fdopen(descriptor, "wb") as file:
-                file.write(head)
                 shutil.copyfileobj(content, file, _CHUNK_BYTES)
         except BaseException:
             path.unlink(missing_ok=True)

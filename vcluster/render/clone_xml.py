@@ -1,8 +1,9 @@
 """The XML of a clone: the template's saved domain XML, with this node's identity, disks and interfaces. Pure.
 
 Everything that the guest's memory relies on stays: the machine type, the devices, their order and addresses. QEMU maps
-the memory from a file that all clones share. The mapping is private, so a page takes memory only after a write. libvirt
-has no XML element for that (https://libvirt.org/drvqemu.html, "Pass-through of arbitrary QEMU commands").
+the memory from a file that all clones share. The mapping is private, so a page takes memory only after a write.
+
+This XML is for the first start only. The node's definition is that of any node (domain_xml.py).
 """
 
 from __future__ import annotations
@@ -13,17 +14,17 @@ from xml.etree import ElementTree as ET
 
 from vcluster.errors import VclusterError
 from vcluster.model.plan import Node, Plan
+from vcluster.render import memory_file
 from vcluster.render.domain_xml import console_path, identity, interfaces, seed_path, volume_path
+from vcluster.render.memory_file import PRIVATE, QEMU_NAMESPACE
 from vcluster.render.xml_tree import Element, element, text_of
-from vcluster.snapshots.qemu_stream import BLOCK
 
-QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
-RAM = BLOCK.decode()
-ET.register_namespace("qemu", QEMU_NAMESPACE)
+# QEMU waits for the state of the devices, which the command migrate-incoming of its monitor loads.
+_WAIT_FOR_STATE = ("-incoming", "defer")
 
 
 def clone_xml(saved_xml: str, plan: Plan, node: Node, *, ram: Path, macs: Mapping[str, str]) -> str:
-    """The domain XML that a node resumes with. `macs` are the template's MACs, by interface.
+    """The domain XML that a node resumes with. `macs` are the template's MACs, by interface; `ram` is its memory.
 
     Raises VclusterError if the saved XML is not the XML of our template.
     """
@@ -49,7 +50,9 @@ def clone_xml(saved_xml: str, plan: Plan, node: Node, *, ram: Path, macs: Mappin
     for port in devices.iter():
         if port.tag in ("serial", "console", "channel"):
             _reset_port(port, console_path(plan, node))
-    root.append(_qemu_arguments(root, ram))
+    memory_file.remove_arguments(root)
+    size_bytes = _memory_bytes(root)
+    root.append(memory_file.arguments(ram, size_bytes=size_bytes, access=PRIVATE, others=_WAIT_FOR_STATE))
     root.append(_one_request_for_features())
     return text_of(root)
 
@@ -85,26 +88,12 @@ def _reset_port(port: Element, console: Path) -> None:
         log.attrib["file"] = str(console)
 
 
-# After a migration QEMU announces each interface, and has the guest do so. By default these are ten broadcasts of each
-# clone, which all nodes of the cluster receive. Without any round, QEMU 7.2 crashes when the clone reboots.
-_ANNOUNCE_ONCE = "migration.announce-rounds=1"
-
-
-def _qemu_arguments(root: Element, ram: Path) -> Element:
-    """QEMU arguments that libvirt has no elements for. The memory backend maps guest memory privately from a file."""
+def _memory_bytes(root: Element) -> int:
     memory = _find(root, "memory")
     kib, unit = memory.text or "", memory.get("unit", "KiB")
     if unit != "KiB" or not kib.isdecimal() or not int(kib):  # libvirt writes KiB
         raise VclusterError(f"the saved domain XML has a memory of {kib!r} {unit}")
-    if "," in str(ram):
-        raise VclusterError(f"the path {ram} contains a comma, and QEMU would cut it there")
-    size = int(kib) * 1024
-    backend = (
-        f"memory-backend-file,id={RAM},size={size},mem-path={ram},share=off,x-use-canonical-path-for-ramblock-id=off"
-    )
-    arguments = ("-object", backend, "-machine", f"memory-backend={RAM}", "-global", _ANNOUNCE_ONCE)
-    elements = [element(f"{{{QEMU_NAMESPACE}}}arg", value=argument) for argument in arguments]
-    return element(f"{{{QEMU_NAMESPACE}}}commandline", *elements)
+    return int(kib) * 1024
 
 
 def _one_request_for_features() -> Element:

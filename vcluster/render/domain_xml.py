@@ -9,6 +9,8 @@ from pathlib import Path
 from vcluster.model.naming import libvirt_name
 from vcluster.model.plan import ManagementInterface, Node, Plan
 from vcluster.model.spec import Image
+from vcluster.render import memory_file
+from vcluster.render.memory_file import SHARED
 from vcluster.render.xml_tree import Element, element, text_of
 
 OWNER_NAMESPACE, TEMPLATE_NAMESPACE = "urn:vcluster:owner:1", "urn:vcluster:template:1"
@@ -34,11 +36,6 @@ def seed_path(plan: Plan, node: Node) -> Path:
 def data_path(plan: Plan, node: Node) -> Path:
     """The path, on its server, of the disk that a node serves by NFS."""
     return plan.pool_of(node).path / data_name(node)
-
-
-def memory_path(plan: Plan, node: Node) -> Path:
-    """The path, on its server, of the file that a clone resumes from; it exists only for that moment."""
-    return plan.pool_of(node).path / f"{node.name}.memory"
 
 
 def console_path(plan: Plan, node: Node) -> Path:
@@ -115,16 +112,18 @@ def data_disk(plan: Plan, node: Node) -> Element:
     return _disk(data_path(plan, node), "qcow2", "vdc", serial=DATA_SERIAL)
 
 
-def template_xml(machine: Machine, name: str, *, by: str, macs: Mapping[str, str], mtu: int) -> str:
+def template_xml(machine: Machine, name: str, *, by: str, macs: Mapping[str, str], mtu: int, ram: Path) -> str:
     """The XML of a template's domain. Its interfaces have MACs that no node has, and are not connected.
 
-    `by` is the owner id. `macs` are by interface.
+    `by` is the owner id. `macs` are by interface. `ram` is the file of its memory.
     """
     owner = element(f"{{{TEMPLATE_NAMESPACE}}}template")
     owner.attrib.update(by=by)
     unconnected = [_unconnected_interface(mac, mtu if interface == "lab0" else None) for interface, mac in macs.items()]
     names = [element("name", name), element("title", "vcluster template"), element("metadata", owner)]
-    return text_of(_domain(machine, names, [element("controller", type="usb", model="none"), *unconnected]))
+    root = _domain(machine, names, [element("controller", type="usb", model="none"), *unconnected])
+    root.append(memory_file.arguments(ram, size_bytes=machine.memory_mib * 2**20, access=SHARED))
+    return text_of(root)
 
 
 def _domain(machine: Machine, names: Sequence[Element], devices: Sequence[Element]) -> Element:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vcluster.adapters.libvirt.hypervisor import Hypervisor
+from vcluster.adapters.libvirt.qemu_monitor import FILE
 from vcluster.errors import VclusterError
 from vcluster.fleet.servers import Server
 from vcluster.model.plan import Node, Plan
 from vcluster.render.clone_xml import clone_xml
-from vcluster.render.domain_xml import data_disk, domain_xml, memory_path
+from vcluster.render.domain_xml import data_disk, domain_xml
 from vcluster.render.xml_tree import text_of
 from vcluster.resources.owned import OwnedItem
 from vcluster.snapshots.template import Snapshot
@@ -29,24 +30,25 @@ def create(server: Server, plan: Plan, node: Node) -> None:
     server.hypervisor.start_domain(node.domain)
 
 
-def start_clone(server: Server, plan: Plan, node: Node, snapshot: Snapshot) -> None:
+def start_clone(server: Server, plan: Plan, node: Node, snapshot: Snapshot, deadline: Deadline) -> None:
     """Define a node and start it from a snapshot. The node does not have its identity yet.
 
     The definition equals that of a booted node: after a power cut, the node boots. Raises CloneRefusedError if
     libvirt or QEMU refuses the snapshot.
     """
-    libvirt, path = server.hypervisor, str(memory_path(plan, node))
+    libvirt = server.hypervisor
     libvirt.define_domain(domain_xml(plan, node))
     xml = clone_xml(snapshot.xml, plan, node, ram=snapshot.ram, macs=snapshot.macs)
-    server.call("write_clone", root=snapshot.root, key=snapshot.key, path=path, xml=xml)
+
+    def lend() -> None:
+        server.call("lend_file", domain=node.domain, path=str(snapshot.state), name=FILE)
+
     try:
-        libvirt.restore_domain(path)
+        libvirt.start_from_state(node.domain, xml, lend, deadline)
     except VclusterError as error:
         if type(error) is not VclusterError or not libvirt.is_alive:  # another attempt can succeed
             raise
         raise CloneRefusedError(error.message) from error
-    finally:
-        server.call("remove_file", path=path)
     if node.data_gib:
         libvirt.attach_device(node.domain, text_of(data_disk(plan, node)))
 

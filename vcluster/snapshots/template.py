@@ -18,7 +18,7 @@ from vcluster.model.spec import Image
 
 FEATURE = "clone"  # images with it have the program that configures a clone
 FOLDER = "snapshots"  # next to the folder of images, on every server
-FORMAT = 2
+FORMAT = 3
 INSTANCE_ID = "vcluster-template"  # by this id an image recognises the seed of a template (images/debian12)
 NAME = "template"
 # Locally administered MACs that no node has: the nodes' MACs begin with 02 (naming.mac_for).
@@ -45,17 +45,18 @@ class Template:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A verified snapshot on a server. `macs` are the template's MACs, by interface."""
+    """A verified snapshot on a server: its files there. `macs` are the template's MACs, by interface."""
 
     key: str
     root: str
     xml: str
     ram: Path
+    state: Path
     macs: Mapping[str, str]
 
 
 # Marks a template whose snapshot no clone could use; vcluster does not make it again unasked.
-REFUSED = Snapshot("", "", "", Path(), {})
+REFUSED = Snapshot("", "", "", Path(), Path(), {})
 
 # By server and template.
 SnapshotIndex = Mapping[tuple[str, Template], Snapshot]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 
@@ -75,3 +76,16 @@ def owned_domain(domain: libvirt.virDomain, owner_id: str) -> OwnedDomain | None
     if get("by") != owner_id:
         return None
     return OwnedDomain(domain.name(), get("cluster", ""), get("node", ""), get("image", ""), power)
+
+
+def qemu_user(capabilities: str) -> tuple[int, int]:
+    """The user and the group of QEMU in libvirt's capabilities (https://libvirt.org/formatcaps.html); else root.
+
+    A label such as +64055:+109 is of the security model "dac".
+    """
+    models = ET.fromstring(capabilities).iterfind("host/secmodel")  # noqa: S314 - libvirt wrote it
+    for model in models:
+        label = model.findtext("baselabel") or ""
+        if model.findtext("model") == "dac" and (found := re.fullmatch(r"\+(\d+):\+(\d+)", label)):
+            return int(found[1]), int(found[2])
+    return 0, 0

@@ -16,13 +16,15 @@ from xml.etree import ElementTree as ET
 
 import libvirt
 
+from vcluster.adapters.libvirt import qemu_monitor
 from vcluster.adapters.libvirt.domain_run import DomainRun
-from vcluster.adapters.libvirt.domain_state import OwnedDomain, owned_domain, power_state
+from vcluster.adapters.libvirt.domain_state import OwnedDomain, owned_domain, power_state, qemu_user
 from vcluster.adapters.libvirt.libvirt_errors import translated_errors
 from vcluster.adapters.libvirt.serial_channel import SerialChannel
 from vcluster.errors import VclusterError
 from vcluster.model import naming
 from vcluster.model.status import PowerState
+from vcluster.util.deadline import Deadline
 
 SYSTEM_URI = "qemu:///system"
 
@@ -160,11 +162,14 @@ class Hypervisor:
                 domain.create()
 
     def resume_domain(self, name: str) -> None:
-        """Let a paused domain run again."""
+        """Let a paused domain run again. A clone that has not received its state starts from its definition."""
         with self._errors(f"resuming {name}"):
             domain = self._connection.lookupByName(name)
             if domain.state()[0] == libvirt.VIR_DOMAIN_PMSUSPENDED:
                 domain.pMWakeup()
+            elif qemu_monitor.waits_for_state(domain):
+                domain.destroy()
+                domain.create()
             else:
                 domain.resume()
 
@@ -178,15 +183,32 @@ class Hypervisor:
         with self._errors("starting a domain"):
             self._connection.createXML(xml, libvirt.VIR_DOMAIN_START_AUTODESTROY)
 
-    def save_domain(self, name: str, path: str) -> None:
-        """Write a running domain's memory to a file on its server, and stop the domain."""
-        with self._errors(f"saving {name}"):
-            self._connection.lookupByName(name).save(path)
+    def xml_of(self, name: str) -> str:
+        """The XML of a running domain, with what libvirt added to it and without the names of its run."""
+        with self._errors(f"reading {name}"):
+            return str(self._connection.lookupByName(name).XMLDesc(libvirt.VIR_DOMAIN_XML_MIGRATABLE))
 
-    def restore_domain(self, path: str) -> None:
-        """Resume a domain from a file on its server that `save_domain` or `write_clone` wrote."""
-        with self._errors("restoring a domain"):
-            self._connection.restore(path)
+    def qemu_user(self) -> tuple[int, int]:
+        """The user and the group that QEMU runs as, as numbers."""
+        with self._errors("reading QEMU's user"):
+            return qemu_user(self._connection.getCapabilities())
+
+    def save_devices(self, name: str, lend: Callable[[], None], deadline: Deadline) -> None:
+        """Pause a domain and write the state of its devices. `lend` gives QEMU the file (qemu_monitor.FILE)."""
+        with self._errors(f"saving {name}"):
+            domain = self._connection.lookupByName(name)
+            domain.suspend()
+            qemu_monitor.transfer(domain, "migrate", lend, deadline)
+
+    def start_from_state(self, name: str, xml: str, lend: Callable[[], None], deadline: Deadline) -> None:
+        """Start a defined domain once with another XML, load the state of its devices, and let it run.
+
+        `lend` gives QEMU the file of the state (qemu_monitor.FILE). The definition does not change.
+        """
+        with self._errors(f"starting {name}"):
+            domain = self._connection.createXML(xml, libvirt.VIR_DOMAIN_START_PAUSED)
+            qemu_monitor.transfer(domain, "migrate-incoming", lend, deadline)
+            domain.resume()
 
     def attach_device(self, name: str, xml: str) -> None:
         """Plug a device into a running domain; it is unplugged when the domain stops."""

@@ -169,7 +169,7 @@ class NodeLifecycle:
         seed = self._seed(node)
         with self._cluster.report.step("clone", node.name, awaiting="its disk, seed and memory"):
             volumes.create(server, self._plan, node, seeds.seed_iso(seed), snapshot)
-            domains.start_clone(server, self._plan, node, snapshot)
+            domains.start_clone(server, self._plan, node, snapshot, self._deadline)
         with closed_on_error(SerialConnection(node.name, boot.listen(server, node), self._deadline)) as connection:
             with self._cluster.report.step("identity", node.name, awaiting="its name, keys and addresses"):
                 within = Deadline(self._deadline.remaining_s(IDENTITY_S)).with_check(self._deadline.check)

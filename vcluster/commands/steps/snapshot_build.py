@@ -8,16 +8,17 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from vcluster import guest
+from vcluster.adapters.libvirt.qemu_monitor import FILE
 from vcluster.adapters.libvirt.serial_channel import SerialChannel
 from vcluster.adapters.serial_connection import SerialConnection
-from vcluster.agent.snapshot_manifest import DISK
-from vcluster.agent.snapshot_store import SAVE, SEED
+from vcluster.agent.snapshot_manifest import DISK, RAM, STATE
+from vcluster.agent.snapshot_store import SEED
 from vcluster.commands.steps import admission
 from vcluster.commands.steps.inventory import read_ledger
 from vcluster.config.options import CLUSTER
@@ -142,7 +143,9 @@ def _find(server: Server, template: Template, *, deadline: Deadline, report: Rep
     if state["wrong"]:
         discard(server, root, key, state["wrong"], report=report)
         return None
-    return Snapshot(key, root, state["xml"], Path(state["ram"]), template.macs) if state["is_there"] else None
+    if not state["is_there"]:
+        return None
+    return Snapshot(key, root, state["xml"], Path(state["ram"]), Path(state["state"]), template.macs)
 
 
 def _wait_while_busy(server: Server, call: Callable[[], Any], deadline: Deadline, report: Reporter) -> Any:
@@ -183,8 +186,9 @@ def build(
     folder = Path(begun["folder"])
     try:
         with report.step("warm", server.label, awaiting="an idle template and its memory"):
-            owner = _boot_and_save(
-                server, template, domain_of(root, key), folder, deadline, report, low_priority=low_priority
+            owner = server.hypervisor.qemu_user()
+            xml = _boot_and_save(
+                server, template, domain_of(root, key), folder, owner, deadline, report, low_priority=low_priority
             )
             _call(
                 server,
@@ -194,6 +198,7 @@ def build(
                 key=key,
                 circumstances=found,
                 image_digest=template.image.digest,
+                xml=xml,
                 qemu_owner=owner,
             )
     except BaseException:
@@ -215,38 +220,47 @@ def _boot_and_save(
     template: Template,
     name: str,
     folder: Path,
+    qemu_owner: Sequence[int],
     deadline: Deadline,
     report: Reporter,
     *,
     low_priority: bool,
-) -> list[int]:
-    """Save the memory to the folder's file SAVE. Returns the user id and group id that QEMU runs as."""
-    image, disk = template.image, folder / DISK
+) -> str:
+    """Leave the template's disk, memory and devices in the folder's files. Returns the XML of its domain."""
+    image, disk, ram = template.image, folder / DISK, folder / RAM
     seed = seed_iso(template_seed(template, make_pair(NAME)))
     server.call(
         "prepare_template",
         folder=str(folder),
         backing=str(image.disk),
-        size_bytes=disk_bytes(template.disk_gib, image),
+        disk_bytes=disk_bytes(template.disk_gib, image),
         seed=base64.b64encode(seed).decode(),
+        ram_bytes=template.memory_mib * 2**20,
+        qemu_owner=list(qemu_owner),
     )
     machine = Machine(
         image, template.accel, template.memory_mib, template.vcpus, disk, folder / SEED, folder / "console.log"
     )
     libvirt = server.hypervisor
     libvirt.stop_domain(name)  # left by a command whose libvirtd was killed; the lock is ours, so it has no other user
-    libvirt.start_transient_domain(template_xml(machine, name, by=server.owner, macs=template.macs, mtu=template.mtu))
+    libvirt.start_transient_domain(
+        template_xml(machine, name, by=server.owner, macs=template.macs, mtu=template.mtu, ram=ram)
+    )
+
+    def lend() -> None:
+        server.call("lend_file", domain=name, path=str(folder / STATE), name=FILE, is_new=True)
+
     try:
         if low_priority:
             server.call("lower_priority", domain=name)
         with closing(libvirt.open_channel(name, READY_CHANNEL, NAME)) as channel:
             _wait_until_idle(channel, deadline, report)
-        owner: list[int] = server.call("owner_of", path=str(disk))
-        libvirt.save_domain(name, str(folder / SAVE))
+        libvirt.save_devices(name, lend, deadline)
+        xml = libvirt.xml_of(name)
     finally:
         libvirt.stop_domain(name)
         server.call("remove_traces", networks=[], domains=[name])
-    return owner
+    return xml
 
 
 def _wait_until_idle(channel: SerialChannel, deadline: Deadline, report: Reporter) -> None:
