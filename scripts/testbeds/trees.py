@@ -26,7 +26,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent.parent
 FRESH = CHECKOUT / "scripts" / "fresh"
 CLONE = "/root/vcluster"
 READY = "/run/fresh-is-ready"
-SUITE = "bookworm"
+SUITES = ("bookworm", "trixie", "testing")  # of Debian; the first is the default
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 PASSED = ("PIP_", "SSL_CERT_FILE", "http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 PROGRAMS = ("mmdebstrap", "git", "unshare", "nsenter", "setpriv", "mount", "pivot_root")
@@ -48,13 +48,13 @@ def check_requirements(mirrors: Sequence[str]) -> None:
 # --- the tree --------------------------------------------------------------------------------------------------------
 
 
-def make_tree(directory: Path, mirrors: Sequence[str]) -> None:
-    """A minimal Debian with a clone of HEAD in it."""
+def make_tree(directory: Path, suite: str, mirrors: Sequence[str]) -> None:
+    """A minimal Debian of this suite with a clone of HEAD in it."""
     tree, log = directory / "tree", directory / "log"
     report("making a fresh Debian tree (about half a minute)")
     options = ["--variant=minbase", "--include=ca-certificates"]
     options += [f"--keyring={KEYRING}"] if KEYRING.exists() else []
-    run_enclosed(["mmdebstrap", *options, SUITE, str(tree), *mirrors], log)
+    run_enclosed(["mmdebstrap", *options, suite, str(tree), *mirrors], log)
     run(["git", "clone", "--quiet", "--no-hardlinks", str(CHECKOUT), f"{tree}{CLONE}"])
     (tree / "etc/hostname").write_text("fresh\n")
     (tree / "etc/hosts").write_text("127.0.0.1 localhost\n127.0.1.1 fresh\n")
@@ -162,7 +162,7 @@ def run_inside(directory: Path, argv: Sequence[str], shown: Sequence[Path]) -> i
     return namespaces.execute([*entering(first.pid), "env", f"--chdir={CLONE}", *argv], environment)
 
 
-def run_fresh(argv: Sequence[str], *, binds: Sequence[Path], mirrors: Sequence[str]) -> int:
+def run_fresh(argv: Sequence[str], *, suite: str, binds: Sequence[Path], mirrors: Sequence[str]) -> int:
     """Make the tree, run the command in it, and remove the tree, also after a failure or an interruption."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
@@ -172,7 +172,7 @@ def run_fresh(argv: Sequence[str], *, binds: Sequence[Path], mirrors: Sequence[s
     directory.mkdir(parents=True, mode=0o755)
     try:
         (directory / "owner.json").write_text(json.dumps(Process.of(os.getpid()).as_dict()))
-        make_tree(directory, mirrors)
+        make_tree(directory, suite, mirrors)
         code = run_inside(directory, argv, paths_to_show(binds))
         report(f"exit code {code}")
     finally:
