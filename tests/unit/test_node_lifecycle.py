@@ -21,6 +21,7 @@ from vcluster.fleet.servers import Fleet, Server
 from vcluster.model.plan import Node
 from vcluster.model.spec import PRIVATE
 from vcluster.resources import domains
+from vcluster.snapshots.memory_access import WRITABLE
 from vcluster.snapshots.template import REFUSED, Snapshot, template_of
 from vcluster.util.deadline import Cancelled, Deadline
 from vcluster.util.events import Reporter
@@ -110,7 +111,9 @@ class World:
         here = LocalAgent({"drop_snapshot": self._drop, "identity": lambda: {"cpus": 2}})
         server = Server("localhost", samples.OWNER, Path("/storage"), here)
         snapshots = {
-            ("localhost", template_of(PLAN, node)): Snapshot("key", "/root", "", Path("/ram"), Path("/state"), {})
+            ("localhost", template_of(PLAN, node)): Snapshot(
+                "key", "/root", "", Path("/ram"), Path("/state"), WRITABLE, {}
+            )
             for node in PLAN.nodes
         }
         context: Any = type("Context", (), {"report": Reporter((ProgressLines(self.printed),))})

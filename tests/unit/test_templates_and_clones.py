@@ -23,6 +23,7 @@ from vcluster.model.plan import Plan
 from vcluster.model.spec import DHCP, PRIVATE
 from vcluster.render.clone_xml import clone_xml
 from vcluster.render.domain_xml import Machine, domain_xml, template_xml
+from vcluster.snapshots.memory_access import READ_ONLY, WRITABLE, clone_access
 from vcluster.snapshots.template import (
     MACS,
     Template,
@@ -40,6 +41,7 @@ SAVED = (GOLDEN / "clone" / "saved.xml").read_text()
 RAM_FILE = Path("/storage/snapshots/111111111111-0123456789abcdef/ram")
 VERSIONS = {"libvirt": "9.0.0", "qemu": "7.2.5"}
 PROGRAMS = {"apply": b"print(1)", "check": b"print(2)"}
+UUID = "00000000-0000-4000-8000-000000000001"
 TEMPLATE = Template(samples.DIRECT, "tcg", 512, 1, 8, 1450, has_management=True)
 WITHOUT_MANAGEMENT = replace(TEMPLATE, has_management=False)
 
@@ -191,7 +193,7 @@ def test_the_domain_of_a_template(golden: Golden, name: str, template: Template,
     machine = Machine(image, template.accel, template.memory_mib, template.vcpus, *files)
     ram = Path("/snapshots/.unfinished-key/ram")
     xml = template_xml(
-        machine, "vcluster-template-key", by=samples.OWNER, macs=template.macs, mtu=template.mtu, ram=ram
+        machine, "vcluster-template-key", UUID, by=samples.OWNER, macs=template.macs, mtu=template.mtu, ram=ram
     )
     golden(f"clone/template-{name}.xml", xml)
 
@@ -203,7 +205,7 @@ PLAN = samples.plan(3)
 
 
 def clone(saved: str = SAVED, *, plan: Plan = PLAN, macs: Any = MACS, ram: Path = RAM_FILE) -> str:
-    return clone_xml(saved, plan, plan.workers[0], ram=ram, macs=macs)
+    return clone_xml(saved, plan, plan.workers[0], ram=ram, access=WRITABLE, macs=macs)
 
 
 def test_the_xml_of_a_clone(golden: Golden) -> None:
@@ -256,7 +258,9 @@ def test_the_memory_is_a_private_mapping_of_the_file() -> None:
 def test_the_memory_of_a_template_is_a_shared_mapping_and_a_clone_has_one_of_its_own() -> None:
     """The saved XML has the template's arguments."""
     machine = Machine(samples.DIRECT, "tcg", 512, 1, *(Path("/x") / file for file in ("disk.qcow2", "seed.iso", "log")))
-    template = ET.fromstring(template_xml(machine, "t", by=samples.OWNER, macs=MACS, mtu=1450, ram=Path("/x/ram")))
+    template = ET.fromstring(
+        template_xml(machine, "t", UUID, by=samples.OWNER, macs=MACS, mtu=1450, ram=Path("/x/ram"))
+    )
     (commandline,) = (one for one in template if one.tag.endswith("}commandline"))
     assert "mem-path=/x/ram,share=on" in commandline[1].attrib["value"]
     saved = ET.fromstring(SAVED)
@@ -264,6 +268,12 @@ def test_the_memory_of_a_template_is_a_shared_mapping_and_a_clone_has_one_of_its
     text = clone(ET.tostring(saved, "unicode"))
     assert "/x/ram" not in text
     assert text.count("commandline>") == 2
+
+
+def test_since_qemu_8_2_a_clone_cannot_write_to_the_file() -> None:
+    assert clone_access("7.2.22") == clone_access("8.1.9") == WRITABLE
+    assert clone_access("8.2.0") == clone_access("10.0.13") == READ_ONLY
+    assert (WRITABLE.mode, READ_ONLY.mode) == ("rw", "r")
 
 
 def test_a_clone_with_one_interface_needs_a_template_with_one() -> None:

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from vcluster.agent.confinement import APPARMOR, SELINUX, confinement
+
 OK, WARNING, ERROR = "ok", "warning", "error"
 KVM = Path("/dev/kvm")
 LIBVIRT_SOCKET = Path("/run/libvirt/libvirt-sock")
@@ -23,13 +25,13 @@ PROGRAMS = {
     "qemu-img": ("qemu-utils", "checking images"),
     "dnsmasq": ("dnsmasq-base", "DNS of the management network"),
     "iptables": ("iptables", "libvirt's NAT network"),
+    "virsh": ("libvirt-clients", "clones, and vcluster console"),
 }
 # Programs that only the controller needs.
 CONTROLLER_PROGRAMS = {
     "mmdebstrap": ("mmdebstrap", "building the image"),
     "mke2fs": ("e2fsprogs", "building the image"),
     "ssh": ("openssh-client", "vcluster ssh, and connections to other servers"),
-    "virsh": ("libvirt-clients", "vcluster console"),
 }
 
 Finding = dict[str, Any]
@@ -43,7 +45,14 @@ def diagnose(*, carries_nodes: bool, is_controller: bool) -> list[Finding]:
     """Run all checks; they change nothing."""
     findings = [*_rights()]
     if carries_nodes:
-        findings += [*_programs(PROGRAMS), *_socket(), *device_findings(KVM), *_mounts(), *_forwarding()]
+        findings += [
+            *_programs(PROGRAMS),
+            *_socket(),
+            *device_findings(KVM),
+            *_mounts(),
+            *_forwarding(),
+            *_confinement(),
+        ]
     if is_controller:
         findings += _programs(CONTROLLER_PROGRAMS)
     else:
@@ -87,6 +96,14 @@ def _socket() -> Iterator[Finding]:
             yield _finding(ERROR, "libvirtd", "is not running", libvirt_start())
         else:
             yield _finding(ERROR, "libvirtd", "missing; it runs the nodes", "apt-get install libvirt-daemon-system")
+
+
+def _confinement() -> Iterator[Finding]:
+    found = confinement()
+    if found == APPARMOR:
+        yield _finding(OK, "AppArmor", "confines each node; a clone may also use its own snapshot")
+    elif found == SELINUX:
+        yield _finding(WARNING, "SELinux", "clones were never tried under it, so nodes boot")
 
 
 def libvirt_start() -> str:

@@ -21,7 +21,7 @@ from vcluster.adapters import kvm_probe
 from vcluster.adapters.network import netlink_interfaces, netlink_routes, raw_frames, tunnel_guard
 from vcluster.adapters.network.interface_spec import InterfaceSpec
 from vcluster.adapters.network.obstacles import find_obstacles
-from vcluster.agent import snapshot_store
+from vcluster.agent import confinement, snapshot_store
 from vcluster.agent.diagnostics import diagnose, has_rights
 from vcluster.errors import MissingError, VclusterError
 
@@ -323,4 +323,4 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
         kvm_conditions,
         try_kvm,
     )
-} | {function.__name__: function for function in snapshot_store.OPERATIONS}
+} | {function.__name__: function for function in (*snapshot_store.OPERATIONS, *confinement.OPERATIONS)}

@@ -16,14 +16,15 @@ from vcluster.errors import VclusterError
 from vcluster.model.plan import Node, Plan
 from vcluster.render import memory_file
 from vcluster.render.domain_xml import console_path, identity, interfaces, seed_path, volume_path
-from vcluster.render.memory_file import PRIVATE, QEMU_NAMESPACE
+from vcluster.render.memory_file import QEMU_NAMESPACE
 from vcluster.render.xml_tree import Element, element, text_of
+from vcluster.snapshots.memory_access import Access
 
 # QEMU waits for the state of the devices, which the command migrate-incoming of its monitor loads.
 _WAIT_FOR_STATE = ("-incoming", "defer")
 
 
-def clone_xml(saved_xml: str, plan: Plan, node: Node, *, ram: Path, macs: Mapping[str, str]) -> str:
+def clone_xml(saved_xml: str, plan: Plan, node: Node, *, ram: Path, access: Access, macs: Mapping[str, str]) -> str:
     """The domain XML that a node resumes with. `macs` are the template's MACs, by interface; `ram` is its memory.
 
     Raises VclusterError if the saved XML is not the XML of our template.
@@ -52,7 +53,7 @@ def clone_xml(saved_xml: str, plan: Plan, node: Node, *, ram: Path, macs: Mappin
             _reset_port(port, console_path(plan, node))
     memory_file.remove_arguments(root)
     size_bytes = _memory_bytes(root)
-    root.append(memory_file.arguments(ram, size_bytes=size_bytes, access=PRIVATE, others=_WAIT_FOR_STATE))
+    root.append(memory_file.arguments(ram, size_bytes=size_bytes, access=access, others=_WAIT_FOR_STATE))
     root.append(_one_request_for_features())
     return text_of(root)
 

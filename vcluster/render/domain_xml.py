@@ -10,8 +10,8 @@ from vcluster.model.naming import libvirt_name
 from vcluster.model.plan import ManagementInterface, Node, Plan
 from vcluster.model.spec import Image
 from vcluster.render import memory_file
-from vcluster.render.memory_file import SHARED
 from vcluster.render.xml_tree import Element, element, text_of
+from vcluster.snapshots.memory_access import SHARED
 
 OWNER_NAMESPACE, TEMPLATE_NAMESPACE = "urn:vcluster:owner:1", "urn:vcluster:template:1"
 READY_CHANNEL = "org.vcluster.0"
@@ -112,7 +112,9 @@ def data_disk(plan: Plan, node: Node) -> Element:
     return _disk(data_path(plan, node), "qcow2", "vdc", serial=DATA_SERIAL)
 
 
-def template_xml(machine: Machine, name: str, *, by: str, macs: Mapping[str, str], mtu: int, ram: Path) -> str:
+def template_xml(
+    machine: Machine, name: str, uuid: str, *, by: str, macs: Mapping[str, str], mtu: int, ram: Path
+) -> str:
     """The XML of a template's domain. Its interfaces have MACs that no node has, and are not connected.
 
     `by` is the owner id. `macs` are by interface. `ram` is the file of its memory.
@@ -120,7 +122,12 @@ def template_xml(machine: Machine, name: str, *, by: str, macs: Mapping[str, str
     owner = element(f"{{{TEMPLATE_NAMESPACE}}}template")
     owner.attrib.update(by=by)
     unconnected = [_unconnected_interface(mac, mtu if interface == "lab0" else None) for interface, mac in macs.items()]
-    names = [element("name", name), element("title", "vcluster template"), element("metadata", owner)]
+    names = [
+        element("name", name),
+        element("uuid", uuid),
+        element("title", "vcluster template"),
+        element("metadata", owner),
+    ]
     root = _domain(machine, names, [element("controller", type="usb", model="none"), *unconnected])
     root.append(memory_file.arguments(ram, size_bytes=machine.memory_mib * 2**20, access=SHARED))
     return text_of(root)

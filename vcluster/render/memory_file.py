@@ -11,16 +11,15 @@ from xml.etree import ElementTree as ET
 
 from vcluster.errors import VclusterError
 from vcluster.render.xml_tree import Element, element
+from vcluster.snapshots.memory_access import Access
 
 QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
-SHARED = "share=on"  # what the guest writes is in the file
-PRIVATE = "share=off"  # a page that the guest writes to is copied, and the file does not change
 _BLOCK = "vcluster.ram"  # the name of the memory in QEMU's stream
 ET.register_namespace("qemu", QEMU_NAMESPACE)
 
 
-def arguments(file: Path, *, size_bytes: int, access: str, others: Sequence[str] = ()) -> Element:
-    """The element with QEMU's arguments: memory in this file, then `others`. `access` is SHARED or PRIVATE.
+def arguments(file: Path, *, size_bytes: int, access: Access, others: Sequence[str] = ()) -> Element:
+    """The element with QEMU's arguments: memory in this file, then `others`.
 
     Raises VclusterError if the path has a comma, which would end it.
     """
@@ -28,7 +27,7 @@ def arguments(file: Path, *, size_bytes: int, access: str, others: Sequence[str]
         raise VclusterError(f"the path {file} contains a comma, and QEMU would cut it there")
     # Without the last option, the block's name in the stream would be a path in QEMU's tree of objects.
     backend = (
-        f"memory-backend-file,id={_BLOCK},size={size_bytes},mem-path={file},{access},"
+        f"memory-backend-file,id={_BLOCK},size={size_bytes},mem-path={file},{access.options},"
         "x-use-canonical-path-for-ramblock-id=off"
     )
     argv = ("-object", backend, "-machine", f"memory-backend={_BLOCK}", *others)

@@ -12,6 +12,7 @@ from vcluster.model.plan import Node, Plan
 from vcluster.render.clone_xml import clone_xml
 from vcluster.render.domain_xml import data_disk, domain_xml
 from vcluster.render.xml_tree import text_of
+from vcluster.resources import profiles
 from vcluster.resources.owned import OwnedItem
 from vcluster.snapshots.template import Snapshot
 from vcluster.util import parallel
@@ -26,6 +27,7 @@ class CloneRefusedError(VclusterError):
 
 def create(server: Server, plan: Plan, node: Node) -> None:
     """Define a node and power it on."""
+    profiles.create(server, plan.name, node.domain, node.uuid)
     server.hypervisor.define_domain(domain_xml(plan, node))
     server.hypervisor.start_domain(node.domain)
 
@@ -36,9 +38,10 @@ def start_clone(server: Server, plan: Plan, node: Node, snapshot: Snapshot, dead
     The definition equals that of a booted node: after a power cut, the node boots. Raises CloneRefusedError if
     libvirt or QEMU refuses the snapshot.
     """
-    libvirt = server.hypervisor
+    libvirt, access = server.hypervisor, snapshot.access
+    profiles.create(server, plan.name, node.domain, node.uuid, [(snapshot.ram, access.mode)])
     libvirt.define_domain(domain_xml(plan, node))
-    xml = clone_xml(snapshot.xml, plan, node, ram=snapshot.ram, macs=snapshot.macs)
+    xml = clone_xml(snapshot.xml, plan, node, ram=snapshot.ram, access=access, macs=snapshot.macs)
 
     def lend() -> None:
         server.call("lend_file", domain=node.domain, path=str(snapshot.state), name=FILE)
@@ -56,6 +59,7 @@ def start_clone(server: Server, plan: Plan, node: Node, snapshot: Snapshot, dead
 def discard(server: Server, node: Node) -> None:
     """Cut the power of one node and undefine it."""
     _end(server.hypervisor, server, [node.domain])
+    profiles.discard(server, node.domain)
 
 
 def destroy(server: Server, cluster: str) -> None:

@@ -1,6 +1,6 @@
 """The resources of a cluster on a server. Each kind has the operations create, destroy and observe.
 
-Create makes rules, interfaces, networks, volumes and domains, in this order; removal is in reverse.
+Create makes rules, interfaces, networks, volumes, profiles and domains, in this order; removal is in reverse.
 `create` makes missing resources and leaves correct ones. `destroy` and `observe` find resources by their owner labels.
 Kinds with resources for each node also have `reduce`: it removes the resources of one plan that the next plan lacks.
 Teardown and the search for leftovers use KINDS. The commands `switch up`, `switch down` and `doctor` do not: they name
@@ -9,8 +9,21 @@ the kinds that they make and remove.
 
 from __future__ import annotations
 
-from vcluster.resources import domains, interfaces, networks, rules, volumes
+from vcluster.resources import domains, interfaces, networks, profiles, rules, volumes
 
 # In the order of removal
-KINDS = {"domains": domains, "volumes": volumes, "networks": networks, "interfaces": interfaces, "rules": rules}
-NODE_KINDS = {"domains": domains, "volumes": volumes, "interfaces": interfaces, "rules": rules}
+KINDS = {
+    "domains": domains,
+    "profiles": profiles,
+    "volumes": volumes,
+    "networks": networks,
+    "interfaces": interfaces,
+    "rules": rules,
+}
+NODE_KINDS = {
+    "domains": domains,
+    "profiles": profiles,
+    "volumes": volumes,
+    "interfaces": interfaces,
+    "rules": rules,
+}

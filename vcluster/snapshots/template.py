@@ -15,6 +15,7 @@ from pathlib import Path
 from vcluster.model.keys import KeyPair
 from vcluster.model.plan import Node, Plan
 from vcluster.model.spec import Image
+from vcluster.snapshots.memory_access import WRITABLE, Access
 
 FEATURE = "clone"  # images with it have the program that configures a clone
 FOLDER = "snapshots"  # next to the folder of images, on every server
@@ -45,18 +46,22 @@ class Template:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A verified snapshot on a server: its files there. `macs` are the template's MACs, by interface."""
+    """A verified snapshot on a server, with its files there. `access` is how clones use `ram`.
+
+    `macs` are the template's MACs, by interface.
+    """
 
     key: str
     root: str
     xml: str
     ram: Path
     state: Path
+    access: Access
     macs: Mapping[str, str]
 
 
 # Marks a template whose snapshot no clone could use; vcluster does not make it again unasked.
-REFUSED = Snapshot("", "", "", Path(), Path(), {})
+REFUSED = Snapshot("", "", "", Path(), Path(), WRITABLE, {})
 
 # By server and template.
 SnapshotIndex = Mapping[tuple[str, Template], Snapshot]

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -17,6 +18,7 @@ from vcluster import guest
 from vcluster.adapters.libvirt.qemu_monitor import FILE
 from vcluster.adapters.libvirt.serial_channel import SerialChannel
 from vcluster.adapters.serial_connection import SerialConnection
+from vcluster.agent.confinement import SELINUX
 from vcluster.agent.snapshot_manifest import DISK, RAM, STATE
 from vcluster.agent.snapshot_store import SEED
 from vcluster.commands.steps import admission
@@ -31,8 +33,10 @@ from vcluster.model.plan import Plan
 from vcluster.model.spec import Spec
 from vcluster.render.domain_xml import READY_CHANNEL, Machine, template_xml
 from vcluster.render.node_actions import template_actions
+from vcluster.resources import profiles
 from vcluster.resources.seeds import seed_iso
 from vcluster.resources.volumes import disk_bytes
+from vcluster.snapshots.memory_access import SHARED, clone_access
 from vcluster.snapshots.template import (
     FEATURE,
     NAME,
@@ -129,6 +133,9 @@ def _identify(server: Server, template: Template) -> tuple[str, str, dict[str, s
 
 def _find(server: Server, template: Template, *, deadline: Deadline, report: Reporter) -> Snapshot | None:
     root, key, found = _identify(server, template)
+    if server.call("confinement") == SELINUX:
+        report.note(f"nodes boot{_where(server)}, because clones were never tried under SELinux")
+        return REFUSED
 
     def check() -> Any:
         return _call(server, "check_snapshot", deadline, root=root, key=key, circumstances=found)
@@ -145,7 +152,8 @@ def _find(server: Server, template: Template, *, deadline: Deadline, report: Rep
         return None
     if not state["is_there"]:
         return None
-    return Snapshot(key, root, state["xml"], Path(state["ram"]), Path(state["state"]), template.macs)
+    access = clone_access(found["qemu"])
+    return Snapshot(key, root, state["xml"], Path(state["ram"]), Path(state["state"]), access, template.macs)
 
 
 def _wait_while_busy(server: Server, call: Callable[[], Any], deadline: Deadline, report: Reporter) -> Any:
@@ -179,6 +187,11 @@ def build(
     `low_priority` other work on the server has precedence. A failure leaves nothing.
     """
     root, key, found = _identify(server, template)
+    if server.call("confinement") == SELINUX:
+        raise MissingError(
+            f"SELinux confines QEMU{_where(server)}; clones were never tried under it",
+            hint="nodes boot without a snapshot: vcluster local create --boot cold",
+        )
     server.call("permit_snapshot", root=root, key=key)
     begun = _wait_while_busy(server, lambda: server.call("begin_snapshot", root=root, key=key), deadline, report)
     if begun["is_there"]:
@@ -243,8 +256,10 @@ def _boot_and_save(
     )
     libvirt = server.hypervisor
     libvirt.stop_domain(name)  # left by a command whose libvirtd was killed; the lock is ours, so it has no other user
+    identity = str(uuid.uuid4())
+    profiles.create(server, "", name, identity, [(ram, SHARED.mode)])
     libvirt.start_transient_domain(
-        template_xml(machine, name, by=server.owner, macs=template.macs, mtu=template.mtu, ram=ram)
+        template_xml(machine, name, identity, by=server.owner, macs=template.macs, mtu=template.mtu, ram=ram)
     )
 
     def lend() -> None:
@@ -260,6 +275,7 @@ def _boot_and_save(
     finally:
         libvirt.stop_domain(name)
         server.call("remove_traces", networks=[], domains=[name])
+        profiles.discard(server, name)
     return xml
 
 
@@ -304,4 +320,7 @@ def remove_unfinished(server: Server) -> None:
     swept = server.call("sweep_snapshots", root=root)
     keys = {folder.split("-", 1)[1].partition(".")[0] for folder in swept}  # .unfinished-KEY.DIGITS
     if keys:
-        server.call("remove_traces", networks=[], domains=sorted(domain_of(root, key) for key in keys))
+        names = sorted(domain_of(root, key) for key in keys)
+        server.call("remove_traces", networks=[], domains=names)
+        for name in names:
+            profiles.discard(server, name)

@@ -1,0 +1,93 @@
+"""What confines QEMU on this server, and the AppArmor profiles of our domains.
+
+Under AppArmor libvirt confines each QEMU by a profile of its own, and never removes it.
+
+libvirt's virt-aa-helper keeps a profile that exists. It lists the files of the domain in a second file, which the
+profile includes (src/security/virt-aa-helper.c in libvirt). So we write the profile before libvirt does: with our
+label, and with a rule for each file that libvirt does not know. The rule is for this domain only.
+
+These functions are operations of the agent, as in operations.py: arguments and results are JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vcluster.errors import MissingError, VclusterError
+
+APPARMOR, SELINUX = "apparmor", "selinux"
+FOLDER = Path("/etc/apparmor.d/libvirt")
+APPARMOR_ENABLED = Path("/sys/module/apparmor/parameters/enabled")
+SELINUX_ENFORCES = Path("/sys/fs/selinux/enforce")
+_TEMPLATE = "TEMPLATE.qemu"
+_NAME = "LIBVIRT_TEMPLATE"
+_LABEL = "# vcluster "
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_FORBIDDEN = re.compile(r'[\x00-\x1f"\\*?\[\]{}^@]')  # in a quoted path of a rule (apparmor.d(5))
+
+
+def confinement() -> str:
+    """What confines each QEMU here: apparmor, selinux, or nothing."""
+    if _reads(APPARMOR_ENABLED, "Y") and (FOLDER / _TEMPLATE).is_file():
+        return APPARMOR
+    return SELINUX if _reads(SELINUX_ENFORCES, "1") else ""
+
+
+def _reads(file: Path, value: str) -> bool:
+    return file.is_file() and file.read_text().strip() == value
+
+
+def write_profile(uuid: str, label: Mapping[str, str], rules: Sequence[Sequence[str]]) -> bool:
+    """Write the profile of a domain. A rule is a path and a mode, for example r or rw.
+
+    Returns False, and writes nothing, if AppArmor does not confine programs here.
+    """
+    if confinement() != APPARMOR:
+        return False
+    name = f"libvirt-{_checked(uuid)}"
+    if wrong := next((path for path, _ in rules if _FORBIDDEN.search(path)), None):
+        raise VclusterError(f"a rule of AppArmor cannot contain the path {wrong!r}")
+    head, brace, tail = (FOLDER / _TEMPLATE).read_text().replace(_NAME, name).rpartition("}")
+    if not brace or name not in head:
+        raise VclusterError(f"{FOLDER / _TEMPLATE} is not a template of profiles")
+    lines = [f"  #include <libvirt/{name}.files>", *(f'  "{path}" {mode},' for path, mode in rules)]
+    text = "\n".join([_LABEL + json.dumps(dict(label)), head.rstrip(), *lines, brace + tail])
+    try:
+        (FOLDER / name).write_text(text)
+    except OSError as error:
+        raise MissingError(
+            f"{FOLDER / name}: {error.strerror}", hint="check free space and permissions there"
+        ) from error
+    return True
+
+
+def profiles() -> list[dict[str, str]]:
+    """The labels of all profiles that have one, each with the domain's `uuid`."""
+    found = []
+    for path in sorted(FOLDER.glob("libvirt-*")):
+        uuid = path.name.removeprefix("libvirt-")
+        with path.open(errors="replace") as file:
+            first = file.readline()
+        if _UUID.fullmatch(uuid) and first.startswith(_LABEL):
+            found.append({**json.loads(first.removeprefix(_LABEL)), "uuid": uuid})
+    return found
+
+
+def remove_profiles(uuids: Sequence[str]) -> None:
+    """Remove the profiles of domains that have stopped, and libvirt's list of their files."""
+    for uuid in uuids:
+        for suffix in ("", ".files"):
+            (FOLDER / f"libvirt-{_checked(uuid)}{suffix}").unlink(missing_ok=True)
+
+
+OPERATIONS: tuple[Callable[..., Any], ...] = (confinement, write_profile, profiles, remove_profiles)
+
+
+def _checked(uuid: str) -> str:
+    if not _UUID.fullmatch(uuid):
+        raise VclusterError(f"{uuid!r} is not a domain's UUID")
+    return uuid
