@@ -41,7 +41,12 @@ def transfer(domain: libvirt.virDomain, command: str, lend: Callable[[], None], 
 
 def waits_for_state(domain: libvirt.virDomain) -> bool:
     """Whether a domain was started for a state that it has not received."""
-    return bool(_execute(domain, "query-status").get("status") == "inmigrate")
+    try:
+        return bool(_execute(domain, "query-status")["status"] == "inmigrate")
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT:  # libvirt's test driver has no QEMU
+            return False
+        raise
 
 
 def _execute(domain: libvirt.virDomain, command: str, arguments: dict[str, Any] | None = None) -> Any:
