@@ -34,6 +34,7 @@ class Connector:
         operations = {
             "obstacles": lambda port: [],  # noqa: ARG005 - the agent passes it by name
             "guards": lambda prefix: [],  # noqa: ARG005
+            "profiles": list,
             "interfaces": lambda: [bridge],
         }
         yield Server(request.name, samples.OWNER, request.storage, LocalAgent(operations))

@@ -106,7 +106,7 @@ def write_snapshot(folder: Path, digest: str) -> None:
     """Write the manifest of a snapshot that was made from an image."""
     folder.mkdir(parents=True)
     files = {name: snapshot_manifest.ManifestFile(0, "") for name in ("disk.qcow2", "ram", "state")}
-    manifest = snapshot_manifest.SnapshotManifest(folder.name, "", digest, {}, "pc", "", "", 0, True, [0, 0], 0, files)
+    manifest = snapshot_manifest.SnapshotManifest(folder.name, "", digest, {}, "", [0, 0], files)
     (folder / "manifest.json").write_text(json.dumps({"format": snapshot_manifest.FORMAT, **asdict(manifest)}))
 
 

@@ -21,13 +21,15 @@ from vcluster.errors import DeadlineError, MissingError, VclusterError
 from vcluster.fleet.servers import Fleet, Server
 from vcluster.model.plan import Plan
 from vcluster.model.spec import PRIVATE
+from vcluster.snapshots.memory_access import READ_ONLY, WRITABLE
 from vcluster.snapshots.template import FEATURE, REFUSED, Template, template_of
 from vcluster.util.deadline import Deadline
 from vcluster.util.events import Reporter
 
 IMAGE = replace(samples.DIRECT, features=(*samples.DIRECT.features, FEATURE))
 PLAN = samples.plan(3, image=IMAGE)
-THERE = {"is_there": True, "is_busy": False, "refused": "", "wrong": "", "xml": "<domain/>", "ram": "/kept/ram"}
+THERE = {"is_there": True, "is_busy": False, "refused": "", "wrong": "", "xml": "<domain/>", "ram": "/kept/ram",
+         "state": "/kept/state"}  # fmt: skip
 NOTHING = {**THERE, "is_there": False}
 BUSY = {**NOTHING, "is_busy": True}
 WRONG = {**THERE, "wrong": "/kept/ram has changed"}
@@ -44,8 +46,16 @@ class Libvirt:
         self.asked = asked
         self.failure: Exception | None = None
 
+        self.qemu = "7.2.5"
+
     def versions(self) -> dict[str, str]:
-        return {"libvirt": "9.0.0", "qemu": "7.2.5"}
+        return {"libvirt": "9.0.0", "qemu": self.qemu}
+
+    def qemu_user(self) -> tuple[int, int]:
+        return 64055, 64055
+
+    def xml_of(self, _: str) -> str:
+        return "<domain/>"
 
     def stop_domain(self, _: str) -> None:
         self.asked.append("stop")
@@ -57,7 +67,8 @@ class Libvirt:
         self.asked.append("listen")
         return io.StringIO()  # it can be closed
 
-    def save_domain(self, *_: str) -> None:
+    def save_devices(self, _: str, lend: Callable[[], None], __: Deadline) -> None:
+        lend()
         if self.failure:
             raise self.failure
         self.asked.append("save")
@@ -69,16 +80,23 @@ class World:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked: list[str] = []
         self.snapshots: list[dict[str, Any]] = []
+        self.confinement = ""
         self.answers: dict[str, list[Any]] = {}
         self.libvirt = Libvirt(self.asked)
         self.printed = io.StringIO()
         self.report = Reporter((ProgressLines(self.printed),))
         self.deadline = Deadline(60)
         names = ("check_snapshot", "drop_snapshot", "begin_snapshot", "finish_snapshot", "prepare_template",
-                 "owner_of", "lower_priority", "permit_snapshot", "sweep_snapshots", "remove_traces")  # fmt: skip
+                 "lend_file", "dig_holes", "write_profile", "lower_priority", "permit_snapshot", "sweep_snapshots",
+                 "remove_traces")  # fmt: skip
         here = LocalAgent(
             {name: self._operation(name) for name in names}
-            | {"processor": lambda: "one", "list_snapshots": lambda **_: self.snapshots}
+            | {
+                "processor": lambda: "one",
+                "list_snapshots": lambda **_: self.snapshots,
+                "confinement": lambda: self.confinement,
+                "profiles": list,
+            }
         )
         self.server = Server("localhost", samples.OWNER, Path("/storage"), here, libvirt=self.libvirt)  # type: ignore[arg-type]
         self.fleet = Fleet({"localhost": self.server}, {})
@@ -122,9 +140,26 @@ def test_an_existing_snapshot_is_found(world: World) -> None:
     found = world.find()
     ((place, snapshot),) = found.items()
     assert place == ("localhost", *templates(PLAN))
-    assert (snapshot.root, snapshot.ram, snapshot.xml) == ("/storage/snapshots", Path("/kept/ram"), "<domain/>")
+    assert (snapshot.root, snapshot.xml) == ("/storage/snapshots", "<domain/>")
+    assert (snapshot.ram, snapshot.state, snapshot.access) == (Path("/kept/ram"), Path("/kept/state"), WRITABLE)
     assert not snapshot_build.is_missing(PLAN, found)
     assert world.lines == []
+
+
+def test_with_a_newer_qemu_clones_may_only_read_it(world: World) -> None:
+    world.answers["check_snapshot"] = [THERE]
+    world.libvirt.qemu = "10.0.13"
+    (snapshot,) = world.find().values()
+    assert snapshot.access == READ_ONLY
+
+
+def test_under_selinux_nodes_boot_and_no_snapshot_is_made(world: World) -> None:
+    world.confinement = "selinux"
+    assert list(world.find().values()) == [REFUSED]
+    assert world.lines == ["nodes boot, because clones were never tried under SELinux"]
+    with pytest.raises(MissingError, match="SELinux confines QEMU"):
+        world.make()
+    assert world.asked == []
 
 
 def test_a_missing_snapshot(world: World) -> None:
@@ -192,17 +227,19 @@ def test_no_snapshot_is_searched_for_an_image_without_clones(world: World, image
 
 
 def test_one_snapshot_is_built_for_all_nodes(world: World) -> None:
-    world.answers.update(begin_snapshot=[MINE], owner_of=[[64055, 64055]])
+    world.answers["begin_snapshot"] = [MINE]
     assert world.make() == ("localhost",)
     known = [
         "begin_snapshot",
         "prepare_template",
         "stop",
+        "write_profile",
         "run",
         "listen",
-        "owner_of",
+        "lend_file",
         "save",
         "stop",
+        "dig_holes",
         "finish_snapshot",
     ]
     assert [asked for asked in world.asked if asked in known] == known
@@ -217,7 +254,7 @@ def test_an_existing_snapshot_is_not_built_again(world: World) -> None:
 
 @pytest.mark.parametrize("low_priority", [False, True])
 def test_the_priority_of_a_build(world: World, low_priority: bool) -> None:
-    world.answers.update(begin_snapshot=[MINE], owner_of=[[0, 0]])
+    world.answers["begin_snapshot"] = [MINE]
     world.make(low_priority=low_priority)
     assert ("lower_priority" in world.asked) == low_priority
 

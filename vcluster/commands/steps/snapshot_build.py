@@ -276,6 +276,7 @@ def _boot_and_save(
         libvirt.stop_domain(name)
         server.call("remove_traces", networks=[], domains=[name])
         profiles.discard(server, name)
+    server.call("dig_holes", folder=str(folder))
     return xml
 
 
