@@ -19,6 +19,34 @@ def boot_id(cluster: Cluster, node: str) -> str:
     return cluster.ssh(node, "cat /proc/sys/kernel/random/boot_id")
 
 
+def command_line(cluster: Cluster, node: str) -> str:
+    """The arguments of a node's QEMU."""
+    return cluster.host.sh(f"tr '\\0' ' ' </proc/$(cat /run/libvirt/qemu/lab.{node}.pid)/cmdline")
+
+
+def test_only_the_first_start_differs_from_that_of_any_node(cluster: Cluster) -> None:
+    """And libvirt knows a running clone again after libvirtd was killed."""
+    host, node = cluster.host, "node2"
+    assert "-incoming defer" in command_line(cluster, node)
+    assert "qemu:" not in host.sh(f"virsh dumpxml --inactive lab.{node}")
+    host.sh("pkill --signal KILL libvirtd; rm -f /run/libvirtd.pid; libvirtd --daemon")
+    host.wait_for("virsh -q list --name | grep lab.node3")
+    nodes = host.json("status")["nodes"]
+    assert [each["state"] for each in nodes] == ["running"] * len(nodes)
+    assert host.json("check", timeout_s=120)["passed"] is True
+
+
+def test_a_clone_that_never_received_its_state_boots(cluster: Cluster) -> None:
+    """As after a kill between the start of QEMU and the load of the state: `start` powers the node off and on."""
+    host, node = cluster.host, "node3"
+    host.sh(f"virsh dumpxml lab.{node} >/tmp/half.xml; virsh destroy lab.{node}")
+    host.sh("virsh create /tmp/half.xml --paused; rm /tmp/half.xml")
+    assert {each["name"]: each["state"] for each in host.json("status")["nodes"]}[node] == "paused"
+    host.vcluster("start", timeout_s=200)
+    assert host.json("status")["state"] == "ready"
+    assert "-incoming" not in command_line(cluster, node)
+
+
 def test_a_reboot_and_a_power_cycle_change_only_the_boot(cluster: Cluster) -> None:
     host, rebooted, cycled = cluster.host, "node3", "node2"
     for node in (rebooted, cycled):
@@ -31,6 +59,8 @@ def test_a_reboot_and_a_power_cycle_change_only_the_boot(cluster: Cluster) -> No
     assert done.stdout == f"{cycled}: off and on\n"
     cluster.wait_for_boot(rebooted, boots)
     assert host.json("check", timeout_s=120)["passed"] is True
+
+    assert "-incoming" not in command_line(cluster, cycled)
 
     for node, (identity, boot) in before.items():
         assert cluster.ssh(node, IDENTITY) == identity
