@@ -29,7 +29,7 @@ def _clean_up(host: Host, snapshot: str) -> Iterator[None]:
     ("command", "sign", "end"),
     [
         (["image", "warm"], "virsh -q list --name | grep template", ["image", "warm"]),
-        (["local", "create", "--boot", "clone", "-n", "1", "--name", "doomed"], f"ls {UNFINISHED}/save",
+        (["local", "create", "--boot", "clone", "-n", "1", "--name", "doomed"], f"ls {UNFINISHED}/state",
          ["clear", "doomed", "-y"]),
     ],
     ids=["while it boots", "while it is saved"],
@@ -56,7 +56,7 @@ def test_kill_9_while_a_snapshot_is_made(
     assert changes(survey(host), before) == {}
 
 
-@pytest.mark.parametrize("moment", ["ls {clusters}/doomed/*.memory", "virsh -q list --name | grep doomed"])
+@pytest.mark.parametrize("moment", ["ls {clusters}/doomed/*.qcow2", "virsh -q list --name | grep doomed"])
 def test_kill_9_while_clones_resume(host: Host, snapshot: str, moment: str) -> None:
     before = survey(host)
     process = host.popen("local", "create", "-n", "2", "--name", "doomed")

@@ -19,6 +19,8 @@ from vcluster.util import parallel
 from vcluster.util.deadline import Deadline
 
 REMOVAL_TIMEOUT_S = 60.0
+QEMU_LOGS = "/var/log/libvirt/qemu"
+LOG_BYTES = 2000
 
 
 class CloneRefusedError(VclusterError):
@@ -51,9 +53,17 @@ def start_clone(server: Server, plan: Plan, node: Node, snapshot: Snapshot, dead
     except VclusterError as error:
         if type(error) is not VclusterError or not libvirt.is_alive:  # another attempt can succeed
             raise
-        raise CloneRefusedError(error.message) from error
+        raise CloneRefusedError(error.message + _last_words(server, node)) from error
     if node.data_gib:
         libvirt.attach_device(node.domain, text_of(data_disk(plan, node)))
+
+
+def _last_words(server: Server, node: Node) -> str:
+    """The last line of QEMU's log, which has the reason if QEMU has ended; empty if there is none."""
+    lines = server.call("tail", path=f"{QEMU_LOGS}/{node.domain}.log", size=LOG_BYTES).splitlines()
+    said = [line for line in lines if "qemu-system-x86_64: " in line]
+    text = said[-1].partition("qemu-system-x86_64: ")[2] if said else ""
+    return ": " + "".join(each if each.isprintable() else "?" for each in text) if text else ""
 
 
 def discard(server: Server, node: Node) -> None:

@@ -8,6 +8,7 @@ the file of the state as a descriptor: with QEMU 7.2, libvirt's sandbox forbids 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from vcluster.util.deadline import Deadline
 
 FILE = "state"  # the name of the descriptor in QEMU
 POLL_S = 0.005
+END_POLLS, END_POLL_S = 5, 0.1
 _IGNORE_SHARED = {"capability": "x-ignore-shared", "state": True}
 # When QEMU has loaded a state, it announces each interface, and has the guest do so. By default a clone sends ten
 # broadcasts, which all nodes of the cluster receive. Without any, QEMU 7.2 crashes when the clone reboots.
@@ -27,8 +29,23 @@ _ANNOUNCEMENTS = 1
 def transfer(domain: libvirt.virDomain, command: str, lend: Callable[[], None], deadline: Deadline) -> None:
     """Write the state ("migrate") or load it ("migrate-incoming"). `lend` gives QEMU the descriptor FILE.
 
-    Raises VclusterError if QEMU cannot, libvirtError if QEMU ends.
+    Raises VclusterError if QEMU cannot, or ends.
     """
+    try:
+        _transfer(domain, command, lend, deadline)
+    except (libvirt.libvirtError, VclusterError):
+        # libvirt may see the broken connection to QEMU before the end of QEMU.
+        if any(_has_ended(domain) for _ in range(END_POLLS)):
+            raise VclusterError(f"QEMU ended during {command}") from None
+        raise
+
+
+def _has_ended(domain: libvirt.virDomain) -> bool:
+    time.sleep(END_POLL_S)
+    return not domain.isActive()
+
+
+def _transfer(domain: libvirt.virDomain, command: str, lend: Callable[[], None], deadline: Deadline) -> None:
     _execute(domain, "migrate-set-capabilities", {"capabilities": [_IGNORE_SHARED]})
     _execute(domain, "migrate-set-parameters", {"announce-rounds": _ANNOUNCEMENTS})
     lend()
