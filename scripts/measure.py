@@ -192,7 +192,7 @@ def plug(server: Server, name: str, bridge: str, address: str) -> None:
     """Make a namespace in place of a node, as a port of a bridge."""
     server.run(["ip", "netns", "add", name], timeout_s=10)
     lines = (
-        f"link add vt-{name} mtu 1450 type veth peer name lab0 netns {name}\nlink set vt-{name} master {bridge} up\n"
+        f"link add vp-{name} mtu 1450 type veth peer name lab0 netns {name}\nlink set vp-{name} master {bridge} up\n"
     )
     server.run(["ip", "-batch", "-"], input=lines, timeout_s=10)
     lines = f"link set lab0 mtu 1450 up\naddress add {address} dev lab0\n"

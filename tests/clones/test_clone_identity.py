@@ -141,7 +141,7 @@ def test_bridges_see_each_mac_at_its_own_port_only(cluster: Cluster, facts: Fact
     for entry in entries:
         if entry.get("state") != "permanent":
             learned.setdefault(entry["ifname"], set()).add(entry["mac"])
-    port = {"lab0": "vt-lab-{}", "mgmt0": "vm-lab-{}"}[interface]
+    port = {"lab0": "vp-lab-{}", "mgmt0": "vm-lab-{}"}[interface]
     assert learned == {
         port.format(number): {one["address"] for one in facts[node]["interfaces"] if one["ifname"] == interface}
         for number, node in enumerate(NODES, start=1)

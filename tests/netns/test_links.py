@@ -147,8 +147,8 @@ def two_nodes(servers: tuple[Server, Server], calls: tuple[Call, Call], call: Ca
     for n in (0, 1):
         server.run(["ip", "netns", "add", f"n{n}"], timeout_s=10)
         commands += [
-            f"link add vt-lab-{n} mtu {MTU} type veth peer name lab0 netns n{n}",
-            f"link set vt-lab-{n} master vb-lab-{n} up",
+            f"link add vp-lab-{n} mtu {MTU} type veth peer name lab0 netns n{n}",
+            f"link set vp-lab-{n} master vb-lab-{n} up",
         ]
     server.run(["ip", "-batch", "-"], input="\n".join(commands), timeout_s=10)
     for n in (0, 1):
@@ -156,7 +156,7 @@ def two_nodes(servers: tuple[Server, Server], calls: tuple[Call, Call], call: Ca
         server.run(["ip", "-n", f"n{n}", "-batch", "-"], input=inner, timeout_s=10)
     yield server
     for n in (0, 1):
-        server.run(["ip", "link", "del", f"vt-lab-{n}"], timeout_s=10)
+        server.run(["ip", "link", "del", f"vp-lab-{n}"], timeout_s=10)
         server.run(["ip", "netns", "del", f"n{n}"], timeout_s=10)
 
 
@@ -184,15 +184,15 @@ def test_nodes_of_one_server_reach_each_other_only_through_the_switch(
 
 
 def test_a_detached_port_is_attached_again(two_nodes: Server, calls: tuple[Call, Call]) -> None:
-    two_nodes.run(["ip", "link", "set", "vt-lab-1", "nomaster"], timeout_s=10)
+    two_nodes.run(["ip", "link", "set", "vp-lab-1", "nomaster"], timeout_s=10)
     assert not pings(two_nodes)
-    calls[0]("netlink_interfaces.attach", port="vt-lab-1", master="vb-lab-1")
-    assert links(two_nodes)["vt-lab-1"]["master"] == "vb-lab-1"
+    calls[0]("netlink_interfaces.attach", port="vp-lab-1", master="vb-lab-1")
+    assert links(two_nodes)["vp-lab-1"]["master"] == "vb-lab-1"
     assert pings(two_nodes)
-    with pytest.raises(MissingError, match="interface vt-lab-9 does not exist"):
-        calls[0]("netlink_interfaces.attach", port="vt-lab-9", master="vb-lab-1")
+    with pytest.raises(MissingError, match="interface vp-lab-9 does not exist"):
+        calls[0]("netlink_interfaces.attach", port="vp-lab-9", master="vb-lab-1")
     with pytest.raises(ConflictError, match="eth0 is not a bridge"):
-        calls[0]("netlink_interfaces.attach", port="vt-lab-1", master="eth0")
+        calls[0]("netlink_interfaces.attach", port="vp-lab-1", master="eth0")
 
 
 def test_changed_interfaces_are_restored(servers: tuple[Server, Server], call: Call, server: Server) -> None:

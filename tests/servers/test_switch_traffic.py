@@ -103,28 +103,28 @@ def test_path_shows_every_port(bed: Bed, red: Cluster) -> None:
     document = bed.control.json("path", "--name", red.name, "red1", "red2")
     assert document["crossed"]
     assert [(hop["server"], hop["port"]) for hop in document["hops"]] == [
-        ("localhost", "vt-red-1"),
+        ("localhost", "vp-red-1"),
         ("localhost", "vx-red-1"),
         (bed.switch.server.name, "vx-red-1"),
         (bed.switch.server.name, "vx-red-2"),
         ("localhost", "vx-red-2"),
-        ("localhost", "vt-red-2"),
+        ("localhost", "vp-red-2"),
     ]
     assert all(hop["there"] >= 200 and hop["back"] >= 200 and hop["mtu"] == 1450 for hop in document["hops"])
 
 
 def test_path_finds_a_short_cut(bed: Bed, red: Cluster) -> None:
     """With both taps in one bridge, the nodes reach each other, but not through the switch."""
-    bed.control.sh("ip link set vt-red-2 master vb-red-1; ip link set vb-red-1 type bridge fdb_flush")
+    bed.control.sh("ip link set vp-red-2 master vb-red-1; ip link set vb-red-1 type bridge fdb_flush")
     try:
         ping(red, "red1", "10.0.0.2", count=3)
         done = bed.control.vcluster("path", "--name", "red", "red1", "red2", check=False)
         assert done.returncode == 1
         assert "did not cross the switch" in done.stderr
-        assert "port vt-red-2 of bridge vb-red-2" in str(status(bed, "red")["missing"])
+        assert "port vp-red-2 of bridge vb-red-2" in str(status(bed, "red")["missing"])
     finally:
         repaired = bed.control.vcluster("repair", "red", timeout_s=120)
-    assert "repaired: port vt-red-2 of bridge vb-red-2" in repaired.stdout
+    assert "repaired: port vp-red-2 of bridge vb-red-2" in repaired.stdout
     assert bed.control.json("path", "--name", "red", "red1", "red2")["crossed"]
 
 

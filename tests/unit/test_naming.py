@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 import string
 
@@ -204,3 +205,17 @@ def test_owner_labels_are_read_back(cluster: str) -> None:
 def test_controllers_have_different_owner_ids() -> None:
     assert naming.owner_of("one") != naming.owner_of("other")
     assert naming.owner_of("one\n") == naming.owner_of("one")
+
+
+# 80-vm-vt.network, 80-container-ve.network and 80-container-host0.network of systemd
+@pytest.mark.parametrize("pattern", ["vt-*", "ve-*", "vz-*", "mv-*", "wl*", "en*", "eth*", "host0"])
+def test_no_interface_has_a_name_that_systemd_networkd_configures(pattern: str) -> None:
+    names = [
+        naming.bridge_name("lab"),
+        naming.management_bridge_name("lab"),
+        *(
+            name("lab", 1)
+            for name in (naming.node_bridge_name, naming.tunnel_name, naming.port_name, naming.management_port_name)
+        ),
+    ]
+    assert not fnmatch.filter(names, pattern)

@@ -275,7 +275,7 @@ def test_the_first_worker_is_added_again_unchanged() -> None:
 def test_a_free_index_is_used_with_another_name() -> None:
     plan = larger(shrink(samples.plan(4), ["node3"]), asked=("gpu",))
     assert names(plan) == ["node1", "node2", "gpu", "node4"]
-    assert (plan.node("gpu").index, str(plan.node("gpu").address), plan.node("gpu").port) == (3, "10.0.0.3", "vt-lab-3")
+    assert (plan.node("gpu").index, str(plan.node("gpu").address), plan.node("gpu").port) == (3, "10.0.0.3", "vp-lab-3")
 
 
 def test_interfaces_of_removed_nodes_are_removed_and_servers_stay() -> None:

@@ -151,20 +151,20 @@ def test_the_image_has_its_path_on_each_server() -> None:
 def test_hops_between_two_nodes_of_one_server_go_through_the_switch() -> None:
     plan = remote_plan(3)
     assert [(hop.server, hop.link, hop.comes_in) for hop in hops(plan, plan.nodes[0], plan.nodes[2])] == [
-        ("localhost", "vt-lab-1", True),
+        ("localhost", "vp-lab-1", True),
         ("localhost", "vx-lab-1", False),
         ("middle", "vx-lab-1", True),
         ("middle", "vx-lab-3", False),
         ("localhost", "vx-lab-3", True),
-        ("localhost", "vt-lab-3", False),
+        ("localhost", "vp-lab-3", False),
     ]
 
 
 def test_hops_of_a_local_cluster_are_two_ports_of_the_switch() -> None:
     plan = samples.plan(2)
     assert [(hop.link, hop.bridge) for hop in hops(plan, *plan.nodes)] == [
-        ("vt-lab-1", "vc-lab"),
-        ("vt-lab-2", "vc-lab"),
+        ("vp-lab-1", "vc-lab"),
+        ("vp-lab-2", "vc-lab"),
     ]
 
 

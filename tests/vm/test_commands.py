@@ -34,7 +34,7 @@ def test_status_and_list(cluster: Cluster) -> None:
 
 def test_interfaces_are_as_planned(cluster: Cluster) -> None:
     ports = json.loads(cluster.host.sh("ip -j link show master vc-lab"))
-    assert {port["ifname"] for port in ports} == {"vt-lab-1", "vt-lab-2", "vt-lab-3"}
+    assert {port["ifname"] for port in ports} == {"vp-lab-1", "vp-lab-2", "vp-lab-3"}
     assert re.fullmatch("vcluster:lab:[0-9a-f]{8}\n", cluster.host.sh("cat /sys/class/net/vc-lab/ifalias"))
 
 

@@ -49,8 +49,8 @@ def test_one_byte_more_does_not_pass(cluster: Cluster) -> None:
 def test_the_mtu_is_the_same_everywhere(cluster: Cluster) -> None:
     assert cluster.ssh("red2", "cat /sys/class/net/lab0/mtu").strip() == "1450"
     links = json.loads(cluster.host.sh("ip -j link"))
-    mtus = {link["ifname"]: link["mtu"] for link in links if link["ifname"].startswith(("vc-", "vt-"))}
-    assert mtus == {"vc-lab": 1450, "vt-lab-1": 1450, "vt-lab-2": 1450, "vt-lab-3": 1450}
+    mtus = {link["ifname"]: link["mtu"] for link in links if link["ifname"].startswith(("vc-", "vp-"))}
+    assert mtus == {"vc-lab": 1450, "vp-lab-1": 1450, "vp-lab-2": 1450, "vp-lab-3": 1450}
 
 
 @pytest.mark.parametrize("node", NODES)

@@ -166,8 +166,11 @@ def tunnel_name(cluster: str, index: int) -> str:
 
 
 def port_name(cluster: str, index: int) -> str:
-    """The tap of a node's `lab0` on its server."""
-    return f"vt-{tag(cluster)}-{index}"
+    """The tap of a node's `lab0` on its server.
+
+    Not vt-: systemd-networkd has settings for all taps of that name (80-vm-vt.network), and takes them off our bridges.
+    """
+    return f"vp-{tag(cluster)}-{index}"
 
 
 def management_port_name(cluster: str, index: int) -> str:

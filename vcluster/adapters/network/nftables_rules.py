@@ -28,7 +28,7 @@ from vcluster.adapters.network.nftables_messages import (
 )
 from vcluster.adapters.process import run
 
-INTERFACE_PREFIXES = ("vt-", "vx-")  # of our taps and tunnels
+INTERFACE_PREFIXES = ("vp-", "vx-")  # of our taps and tunnels
 LEGACY = "legacy"  # in place of a table's name: rules of iptables-legacy, which nf_tables does not list
 
 
