@@ -51,7 +51,7 @@ def test_a_profile_has_the_rules_of_its_domain_only(folder: Path) -> None:
 def test_profiles_are_found_by_their_label_and_removed_with_their_list_of_files(folder: Path) -> None:
     confinement.write_profile(UUID, LABEL, [])
     (folder / f"libvirt-{UUID}.files").write_text("  # DO NOT EDIT\n")
-    (folder / f"libvirt-{OTHER}").write_text(TEMPLATE)  # of somebody else
+    (folder / f"libvirt-{OTHER}").write_text(TEMPLATE)  # of another program
     assert confinement.profiles() == [LABEL | {"uuid": UUID}]
     confinement.remove_profiles([UUID])
     confinement.remove_profiles([UUID])
