@@ -3,8 +3,8 @@
 Create makes rules, interfaces, networks, volumes, profiles and domains, in this order; removal is in reverse.
 `create` makes missing resources and leaves correct ones. `destroy` and `observe` find resources by their owner labels.
 Kinds with resources for each node also have `reduce`: it removes the resources of one plan that the next plan lacks.
-Teardown and the search for leftovers use KINDS. The commands `switch up`, `switch down` and `doctor` do not: they name
-the kinds that they make and remove.
+Teardown and the search for leftovers use KINDS. The commands `switch up`, `switch down`, `doctor` and `repair` do not:
+they name the kinds that they make and remove.
 """
 
 from __future__ import annotations
