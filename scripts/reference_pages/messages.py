@@ -38,9 +38,9 @@ ABOUT = {
     NOTES: "They are printed with the progress of a command, and do not stop it.\n",
     INTERNAL: (
         "They are about data between parts of vcluster, QEMU and libvirt that is not as expected.\n"
-        "Most of them are the reason in a note about a snapshot; otherwise the exit code is 1.\n"
-        "Run the command again.\n"
-        "If it fails again because of a snapshot, `QEMU's stream` or `the saved domain`, use `--boot cold`.\n"
+        "Most of them are printed as the reason in a note about a snapshot, and the command continues.\n"
+        "Otherwise the command fails with exit code 1; then run it again.\n"
+        "Use `--boot cold` if it fails again, and the message names a snapshot, QEMU or the saved domain.\n"
     ),
 }
 # Modules whose failures name the parts of vcluster, and no object of the user.

@@ -154,7 +154,7 @@ def test_a_rejected_body_is_not_sent_to_its_end(start: Start) -> None:
 
 def test_a_source_that_ends_early(start: Start) -> None:
     agent = start()
-    with pytest.raises(VclusterError, match=r"server2: the image: .* ends 10 bytes early"):
+    with pytest.raises(VclusterError, match=r"server2: the image: .* is 10 bytes too short"):
         agent.send("count", io.BytesIO(bytes(90)), 100, deadline=soon(), awaited="the image")
     assert agent.call("echo", deadline=soon(), a=1) == {"a": 1}
 

@@ -294,7 +294,7 @@ def test_the_error_quotes_the_output_when_the_logs_are_removed(tmp_path: Path) -
         (["exec", "-w", "node9", "--", "true"], "has no node 'node9'"),
         (["shell"], "NODE is missing"),
         (["shell", "node1", "--all"], "cannot be used together"),
-        (["shell", "node1", "--detach"], "--detach works only with --all"),
+        (["shell", "node1", "--detach"], "--detach works only with --all or -w"),
         (["shell", "node9"], "has no node"),
         (["shell", "--all", "-w", "node[", "--detach"], "is not a nodeset"),
         (["console"], "NODE is missing"),

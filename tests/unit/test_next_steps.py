@@ -144,7 +144,7 @@ def test_a_program_that_no_node_finds(
     assert exit_code == 127
     assert error == (
         "vcluster: exit code 127: a node did not find the program or a library. Programs start in the home folder, "
-        f"and nodes share only what is in its folder cloud{hint}\n"
+        f"and nodes share only the folder cloud in it{hint}\n"
     )
     monkeypatch.setattr(access, "run_by_ssh", lambda *_: 3)
     assert type_in(monkeypatch, capsys, command) == (3, "")

@@ -51,9 +51,10 @@ def write_profile(uuid: str, label: Mapping[str, str], rules: Sequence[Sequence[
     name = f"libvirt-{_checked(uuid)}"
     if wrong := next((path for path, _ in rules if _FORBIDDEN.search(path)), None):
         raise VclusterError(f"a rule of AppArmor cannot contain the path {wrong!r}")
-    head, brace, tail = (FOLDER / _TEMPLATE).read_text().replace(_NAME, name).rpartition("}")
+    file = FOLDER / _TEMPLATE
+    head, brace, tail = file.read_text().replace(_NAME, name).rpartition("}")
     if not brace or name not in head:
-        raise VclusterError(f"{FOLDER / _TEMPLATE} is not a template of profiles")
+        raise VclusterError(f"{file} is not a template of AppArmor profiles")
     lines = [f"  #include <libvirt/{name}.files>", *(f'  "{path}" {mode},' for path, mode in rules)]
     text = "\n".join([_LABEL + json.dumps(dict(label)), head.rstrip(), *lines, brace + tail])
     try:

@@ -180,7 +180,7 @@ class RemoteAgent(Agent):
                 return False
             chunk = source.read(min(CHUNK, size - sent))
             if not chunk:
-                raise VclusterError(f"{self.name}: {awaited}: the data to send ends {size - sent} bytes early")
+                raise VclusterError(f"{self.name}: {awaited}: the file to send is {size - sent} bytes too short")
             pipe.write(chunk, deadline, awaited)
             sent += len(chunk)
             if progress:

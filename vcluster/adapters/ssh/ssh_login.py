@@ -100,7 +100,10 @@ def _log_in(
 
 def _require_pinned(presented: paramiko.PKey, pinned: paramiko.PKey, server: str) -> None:
     if presented != pinned:
-        raise VclusterError(f"{server} presents a host key that differs from the one that the cluster recorded")
+        raise VclusterError(
+            f"{server} presents a host key that differs from the one that the cluster recorded",
+            hint="the connection may be intercepted; or the key was replaced, for example by a new installation",
+        )
 
 
 def connect_server(

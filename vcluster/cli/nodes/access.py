@@ -117,8 +117,8 @@ class SshCommand(Command):
 def ssh(name: str | None, user: str | None, node: str, command: tuple[str, ...]) -> int:
     """Log in to a node, or run a command there.
 
-    One argument after NODE is a line for the user's shell on the node. Several arguments are a command and its
-    arguments, passed on as they are.
+    If COMMAND is one argument, the user's shell on the node runs it as a shell line. If there are several arguments,
+    the node gets each one unchanged: no shell there splits or expands it.
     """
     from vcluster.commands.nodes import access
 
@@ -152,8 +152,8 @@ def mpiexec(name: str | None, argv: tuple[str, ...]) -> int:
     """Run an MPI program from the head node, on all nodes.
 
     The options are those of MPICH's mpiexec. -n is the number of processes; without it, each CPU of each node runs one.
-    The program starts in the user's home folder; nodes share only what is in its folder cloud. Rank 0 reads standard
-    input; the other ranks read an empty input.
+    The program starts in the user's home folder; nodes share only the folder cloud in it. Rank 0 reads standard input;
+    the other ranks read an empty input.
     """
     from vcluster.commands.nodes import access
 
@@ -171,7 +171,7 @@ def _not_found(argv: Sequence[str], passed: Sequence[str]) -> VclusterError:
     elsewhere = mpi_arguments.with_program(argv, passed, _in_shared_folder)
     error = VclusterError(
         "exit code 127: a node did not find the program or a library. Programs start in the home folder, and nodes "
-        "share only what is in its folder cloud",
+        "share only the folder cloud in it",
         hint=shlex.join(("vcluster", "mpiexec", *elsewhere)) if elsewhere != tuple(argv) else None,
     )
     error.exit_code = NOT_FOUND

@@ -17,8 +17,8 @@ from vcluster.errors import VclusterError
 def check(name: str | None, pairs: bool, timeout_s: float, output: str) -> None:
     """Test ping, SSH, NFS and MPI on all nodes.
 
-    Pings have the full packet size and must not be fragmented. Most logins are derived from equal settings of the
-    nodes; --pairs makes every login. Exits 1 when a check fails.
+    Pings have the full packet size and must not be fragmented. The check makes a few logins. It derives the others if
+    the nodes have equal settings; --pairs makes every login. Exits 1 when a check fails.
     """
     from vcluster.cli.output import check_report
     from vcluster.commands.nodes import access

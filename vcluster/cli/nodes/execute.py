@@ -50,8 +50,9 @@ def execute(
 ) -> int:
     """Run a command on many nodes in parallel.
 
-    One argument is a line for the user's shell on each node. Several arguments are a command and its arguments, passed
-    on as they are. Equal outputs are printed once. Exits with the highest exit code of all nodes.
+    If COMMAND is one argument, the user's shell on each node runs it as a shell line. If there are several arguments,
+    the nodes get each one unchanged: no shell there splits or expands it. Equal outputs are printed once. Exits with
+    the highest exit code of all nodes.
     """
     from vcluster.cli.output import run_report
     from vcluster.commands.nodes import access

@@ -69,7 +69,7 @@ def _require_one_or_all(node: str | None, everything: bool, nodeset: str | None,
     if not node and not is_many:
         raise RequestError("NODE is missing", hint="name a node, or use --all")
     if detach and not is_many:
-        raise RequestError("--detach works only with --all")
+        raise RequestError("--detach works only with --all or -w")
 
 
 def _screen(

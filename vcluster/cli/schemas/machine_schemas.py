@@ -58,7 +58,7 @@ SNAPSHOT = record(
         "created": text("Date and time of its making, as in ISO 8601; empty if its manifest cannot be read"),
         "memory_mib": integer("Size of its memory file, in MiB"),
         "circumstances": by_name(
-            "The properties of nodes that it fits, by name; empty if its manifest cannot be read",
+            "The properties of nodes that the snapshot fits, by name; empty if its manifest cannot be read",
             text("A value, with its unit"),
         ),
         "bytes": integer("Space that it takes on the disk, in bytes"),
@@ -75,7 +75,7 @@ IMAGES = many(
             "origin": ORIGIN,
             "bytes": integer("Space that it takes on the disk, in bytes"),
             "used_by": many("The clusters that use it", text("Name of a cluster")),
-            "snapshots": many("The snapshots of this machine that were taken of it", SNAPSHOT),
+            "snapshots": many("The snapshots on this machine that were made with this image", SNAPSHOT),
         },
     ),
 )

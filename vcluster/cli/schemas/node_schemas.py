@@ -93,7 +93,6 @@ CHECK = record(
     },
 )
 
-COUNT = "Packets that the port counted"
 PATH = record(
     "The path of packets from one node to another and back",
     {
@@ -113,8 +112,8 @@ PATH = record(
                     "port": text("Name of the interface"),
                     "bridge": text("Its bridge"),
                     "mtu": optional(integer("MTU, in bytes; null if it cannot be read")),
-                    "there": optional(integer(f"{COUNT} to the second node; null if it cannot be read")),
-                    "back": optional(integer(f"{COUNT} to the first node; null if it cannot be read")),
+                    "there": optional(integer("Counted packets to the second node; null if they cannot be read")),
+                    "back": optional(integer("Counted packets to the first node; null if they cannot be read")),
                     "passed": optional(flag("Whether it counted all packets; null if it cannot be read")),
                 },
             ),

@@ -105,7 +105,7 @@ MANAGEMENT = record(
     {
         "address": address("Address on the management network"),
         "mac": mac("MAC address"),
-        "port": text("The interface of the server that the node is connected to"),
+        "port": text("The tap of this interface, on the node's server"),
     },
 )
 NODE = record(
