@@ -43,7 +43,7 @@ def _folder(tier: str, *needs: str) -> Folder:
 
 
 NOTHING = "nothing"  # a test without a marker
-NEEDS = frozenset({"libvirt", "ssh", "netns", "vm"})
+NEEDS = frozenset({"libvirt", "ssh", "netns", "vm", "machines"})
 FOLDERS = {
     "unit": _folder("quick", NOTHING),
     "language": _folder("quick", NOTHING),
@@ -56,6 +56,7 @@ FOLDERS = {
     "clones": _folder("full", "vm"),
     "private": _folder("full", "vm"),
     "servers": _folder("full", "vm"),
+    "machines": _folder("machines", "machines"),
 }
 
 

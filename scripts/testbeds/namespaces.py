@@ -89,12 +89,13 @@ def _namespaces(pid: int) -> set[str]:
 # --- starting and entering -------------------------------------------------------------------------------------------
 
 
-def start(argv: Sequence[str], log: Path) -> None:
+def start(argv: Sequence[str], log: Path, *, kinds: Iterable[str] = KINDS, inside: Sequence[str] = ()) -> None:
     """Run a program in new namespaces. It must call `fork_first_process`. The error holds the log's last lines.
 
+    With `inside`, a command line from `entering`, it has the namespaces of that one and new ones of these kinds.
     unshare makes all mounts private, so none of these mounts reaches the machine.
     """
-    command = ["unshare", *(f"--{kind}" for kind in KINDS), *argv]
+    command = [*inside, "unshare", *(f"--{kind}" for kind in kinds), *argv]
     with log.open("a") as out:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=clean_environment(), check=False

@@ -1,0 +1,71 @@
+"""The kinds of machines: a Debian suite, with or without vcluster. Pure, except for the reading of files."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parent.parent.parent
+SUITES = ("bookworm", "trixie")
+CPUS = 2
+# Of every machine. A machine without the packages of vcluster is what Debian's installer makes, with sshd and sudo.
+BASE_PACKAGES = (
+    *("linux-image-amd64", "systemd-sysv", "dbus", "apparmor", "openssh-server", "sudo"),
+    *("ca-certificates", "ifupdown", "iputils-ping", "python3"),
+)
+# Files of this folder that decide what is on a disk.
+DISK_CODE = ("customize.sh", "disks.py", "kinds.py")
+# Files of the checkout that decide what scripts/install does.
+INSTALLATION = ("setup.py", "scripts/install", "scripts/lib.sh", "scripts/lib")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a machine is made of."""
+
+    suite: str
+    is_bare: bool  # without vcluster and its packages
+    memory_mib: int
+
+    def __str__(self) -> str:
+        return f"{self.suite}, {'bare' if self.is_bare else 'with vcluster'}, {self.memory_mib} MiB"
+
+
+def listed_packages(text: str, name: str) -> list[str]:
+    """The packages of a list in scripts/lib.sh: the first word of each line."""
+    found = re.search(rf"^{name}='\n(.*?)^'", text, re.MULTILINE | re.DOTALL)
+    if found is None:
+        raise ValueError(f"scripts/lib.sh has no list {name}")
+    return [line.split()[0] for line in found[1].splitlines() if line.strip()]
+
+
+def packages(kind: Kind, lists: str) -> list[str]:
+    """The packages of a machine. `lists` is the text of scripts/lib.sh."""
+    more = [] if kind.is_bare else [*listed_packages(lists, "packages"), *listed_packages(lists, "test_packages")]
+    return list(dict.fromkeys([*BASE_PACKAGES, *more]))
+
+
+def digest(parts: Mapping[str, bytes]) -> str:
+    """A name for what depends on these parts and on nothing else."""
+    result = hashlib.sha256()
+    for name, content in sorted(parts.items()):
+        result.update(f"{name}\0{len(content)}\0".encode() + content)
+    return result.hexdigest()[:16]
+
+
+def disk_digest(kind: Kind, key: str, images: Iterable[str], mirrors: Iterable[str]) -> str:
+    """The name of a kind's disk. `key` may log in to it, `images` are the names of the guest images on it."""
+    parts = {name: Path(__file__).with_name(name).read_bytes() for name in DISK_CODE}
+    parts |= {"suite": kind.suite.encode(), "key": key.encode(), "mirrors": "\n".join(mirrors).encode()}
+    if not kind.is_bare:
+        parts |= {str(path.relative_to(CHECKOUT)): path.read_bytes() for path in installation_files()}
+        parts["images"] = "\n".join(sorted(images)).encode()
+    return digest(parts)
+
+
+def installation_files() -> list[Path]:
+    paths = [CHECKOUT / name for name in INSTALLATION]
+    return [file for path in paths for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
