@@ -13,7 +13,7 @@ setup(
     description="Create MPI clusters of virtual machines whose traffic crosses one observable switch",
     long_description=(ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else "",
     long_description_content_type="text/markdown",
-    python_requires=">=3.10",
+    python_requires=">=3.11",
     packages=[*find_packages(include=["vcluster", "vcluster.*"]), "vcluster.recipes"],
     package_dir={"vcluster.recipes": "images"},
     package_data={"vcluster": ["py.typed"], "vcluster.recipes": RECIPES},

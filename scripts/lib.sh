@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Code that the scripts here share. A script sources it in its first line. Debian 12 or newer, Ubuntu 22.04 or newer.
+# Code that the scripts here share. A script sources it in its first line. Debian 12 or newer.
 # It holds messages, hints and packages; the files in lib/ hold the rest.
 
 # `sh scripts/install` runs this in sh, up to this line.
@@ -162,7 +162,7 @@ is_installed() {
 }
 
 install_packages() {
-    command -v apt-get >/dev/null || fail "apt-get is not installed; Debian 12+ and Ubuntu 22.04+ are supported"
+    command -v apt-get >/dev/null || fail "apt-get is not installed; vcluster needs Debian 12 or newer"
     local missing
     mapfile -t missing < <(missing_packages "$1")
     [ "${#missing[@]}" -gt 0 ] || return 0
@@ -176,6 +176,20 @@ install_packages() {
     fi
     quietly apt-get -q -o DPkg::Lock::Timeout=300 update
     quietly apt-get -q -o DPkg::Lock::Timeout=300 install --yes --no-install-recommends "${missing[@]}"
+}
+
+# Stop unless the machine has the versions of Debian 12 or newer ones: older ones were never tried.
+check_versions() {
+    check_version Python 3.11 "$(python3 --version)"
+    check_version libvirt 9.0 "$(virsh --version)"
+    check_version QEMU 7.2 "$(qemu-system-x86_64 --version)"
+}
+
+check_version() {
+    local found
+    found=$(grep -o '[0-9][0-9.]*' <<<"$3" | head -n 1)
+    printf '%s\n' "$2" "$found" | sort --check=quiet --version-sort ||
+        fail "$1 $found is too old: vcluster needs $2 or newer, as Debian 12 has"
 }
 
 # Add names to the record of packages that these scripts installed. It is for the list that uninstall prints.
@@ -202,6 +216,7 @@ unset part
 install_everything() {
     step "packages"
     install_packages "$packages"
+    check_versions
     step "vcluster and its libraries"
     install_project ""
     make_links

@@ -50,6 +50,28 @@ def without_sudo(checkout: Checkout) -> Iterator[None]:
         checkout.sh("umount /usr/bin/sudo")
 
 
+# --- versions --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("oldest", "printed", "exit_code"),
+    [
+        ("7.2", "QEMU emulator version 6.2.0 (Debian 1:6.2+dfsg-2ubuntu6)", 3),
+        ("7.2", "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)", 0),
+        ("7.2", "QEMU emulator version 10.0.13", 0),
+        ("3.11", "Python 3.10.12", 3),
+        ("3.11", "Python 3.9.2", 3),
+        ("3.11", "Python 3.13.5", 0),
+        ("9.0", "9.0.0", 0),
+        ("9.0", "8.10.0", 3),
+    ],
+)
+def test_an_old_version_is_refused(installed: Installed, oldest: str, printed: str, exit_code: int) -> None:
+    done = installed.checkout.call(f"check_version Program {oldest} {shlex.quote(printed)}", check=False)
+    assert done.returncode == exit_code
+    assert ("is too old: vcluster needs" in done.stderr) == bool(exit_code)
+
+
 # --- install ---------------------------------------------------------------------------------------------------------
 
 

@@ -50,3 +50,11 @@ def test_a_cluster_with_the_name_of_the_trial_is_left_alone(tmp_path: Path) -> N
             "vcluster clear doctor",
         ),
     )
+
+
+def test_versions_older_than_those_of_debian_12_are_errors() -> None:
+    assert list(doctor._old({"libvirt": "9.0.0", "qemu": "7.2.22"})) == []
+    assert list(doctor._old({"libvirt": "11.3.0", "qemu": "10.0.13"})) == []
+    libvirt, qemu = doctor._old({"libvirt": "8.10.0", "qemu": "6.2.0"})
+    assert (libvirt.level, libvirt.what, qemu.what) == ("error", "libvirt", "qemu")
+    assert qemu.detail == "6.2.0 is too old: vcluster needs 7.2 or newer"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +28,7 @@ from vcluster.util.deadline import Deadline
 TRIAL = "doctor"
 NO_IMAGE = Image("none", "sha256-none", Path("/none"), 0)
 MEMORY_LOW_MIB = 1024
+OLDEST = {"libvirt": (9, 0), "qemu": (7, 2)}  # those of Debian 12; older ones were never tried
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +103,20 @@ def _libvirt(context: Context, server: Server) -> Iterator[Finding]:
     versions, free = server.hypervisor.versions(), server.hypervisor.memory_free_mib()
     where = server.label
     yield Finding(OK, "libvirt", f"libvirt {versions['libvirt']}, QEMU {versions['qemu']}", server=where)
+    yield from (replace(finding, server=where) for finding in _old(versions))
     yield Finding(OK if free > MEMORY_LOW_MIB else WARNING, "memory", f"{free} MiB free", server=where)
     verdict = observation.kvm_verdict(server, context.images.any_kernel(), context.state_root / "accel.json")
     if verdict.kvm_works:
         yield Finding(OK, "KVM", verdict.reason, server=where)
     else:
         yield Finding(WARNING, "KVM", f"nodes are emulated, several times slower: {verdict.reason}", server=where)
+
+
+def _old(versions: Mapping[str, str]) -> Iterator[Finding]:
+    for program, oldest in OLDEST.items():
+        if tuple(map(int, versions[program].split("."))) < oldest:
+            detail = f"{versions[program]} is too old: vcluster needs {'.'.join(map(str, oldest))} or newer"
+            yield Finding(ERROR, program, detail, "upgrade to Debian 12 or newer")
 
 
 def _image(context: Context) -> Iterator[Finding]:
