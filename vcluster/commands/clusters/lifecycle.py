@@ -19,7 +19,7 @@ from vcluster.model import naming
 from vcluster.model.plan import Node
 from vcluster.model.status import PAUSED, RUNNING, STOPPED, PowerState
 from vcluster.planning.resize import shrink
-from vcluster.resources import domains, interfaces, volumes
+from vcluster.resources import domains, interfaces, profiles, volumes
 from vcluster.util import parallel
 from vcluster.util.deadline import Deadline
 
@@ -141,6 +141,6 @@ def _discard_unfinished(cluster: Deployment, ledger: Ledger, absent: Sequence[No
             hint=f"vcluster clear {plan.name}, and create it again" if needed else replacing,
         )
     rest = shrink(plan, names)
-    for kind in (domains, volumes):
+    for kind in (domains, profiles, volumes):
         cluster.fleet.each(lambda server, kind=kind: kind.reduce(server, plan, rest), deadline=cluster.deadline)  # type: ignore[misc]
     cluster.deliver_image()
