@@ -35,7 +35,15 @@ class World:
     def __init__(self, libvirt: Hypervisor, root: Path) -> None:
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.libvirt = libvirt
-        names = ("remove_traces", "destroy_interfaces", "interfaces", "guards", "folders")
+        names = (
+            "remove_traces",
+            "destroy_interfaces",
+            "interfaces",
+            "guards",
+            "folders",
+            "profiles",
+            "remove_profiles",
+        )
         agent = LocalAgent({name: self._operation(name) for name in names})
         self.server = Server("localhost", samples.OWNER, root, agent, libvirt=libvirt)
         self.fleet = Fleet({"localhost": self.server}, {})
@@ -86,7 +94,10 @@ def test_one_node_is_removed_twice_without_an_error(world: World) -> None:
         ("node1", True), ("node3", True),
     ]  # fmt: skip
     assert world.volume_counts() == {"node1": 4, "node3": 5}
-    assert world.requests == [("remove_traces", {"networks": [], "domains": ["lab.node2"]})]
+    assert world.requests == [
+        ("remove_traces", {"networks": [], "domains": ["lab.node2"]}),
+        ("remove_profiles", {"uuids": [PLAN.nodes[1].uuid]}),
+    ]
 
 
 def test_everything_of_a_node_is_removed_from_its_server(world: World) -> None:

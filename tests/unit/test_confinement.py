@@ -86,3 +86,38 @@ def test_an_invalid_uuid_is_refused(uuid: str) -> None:
         confinement.write_profile(uuid, LABEL, [])
     with pytest.raises(VclusterError, match="is not a domain's UUID"):
         confinement.remove_profiles([uuid])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "# vcluster",
+        '# vcluster {"cluster": "la',
+        "# vcluster []",
+        '# vcluster {"cluster": "lab", "domain": "lab.node1"}',
+        '# vcluster {"cluster": 1, "domain": "lab.node1", "by": "x"}',
+        "# vcluster " + "[" * 5000,
+    ],
+)
+def test_a_file_without_a_complete_label_is_not_ours(folder: Path, text: str) -> None:
+    (folder / f"libvirt-{UUID}").write_text(text)
+    assert confinement.profiles() == []
+
+
+def test_a_link_to_nothing_is_not_a_profile(folder: Path) -> None:
+    (folder / f"libvirt-{UUID}").symlink_to(folder / "nothing")
+    assert confinement.profiles() == []
+
+
+def test_a_rule_has_the_path_that_apparmor_sees(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "images").symlink_to(tmp_path / "disk")
+    confinement.write_profile(UUID, LABEL, [[str(tmp_path / "images" / "ram"), "r"]])
+    assert f'"{tmp_path}/disk/ram" r,' in (folder / f"libvirt-{UUID}").read_text()
+
+
+def test_a_missing_program_is_an_obstacle_to_clones(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    del folder
+    monkeypatch.setattr(confinement.shutil, "which", lambda name: None if name == "virsh" else f"/usr/bin/{name}")
+    assert confinement.clone_obstacle() == "virsh not installed there"

@@ -338,13 +338,13 @@ def test_deleted_nodes_are_not_replaced(state: str, absent: tuple[str, ...], hin
 def test_unfinished_nodes_are_created_again(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
     fleet = SimpleNamespace(each=lambda work, **_: work("server"))
-    for kind in ("domains", "volumes"):
+    for kind in ("domains", "profiles", "volumes"):
         reduce = lambda *plans, kind=kind: calls.append((kind, *(len(plan.nodes) for plan in plans[1:])))  # noqa: E731
         monkeypatch.setattr(getattr(lifecycle, kind), "reduce", reduce)
     monkeypatch.setattr(Deployment, "deliver_image", lambda _: calls.append("image"))
     cluster = Deployment(None, fleet, PLAN, samples.keys(3), Deadline(5))  # type: ignore[arg-type]
     lifecycle._discard_unfinished(cluster, Ledger(VERSION, "creating", "", PLAN), PLAN.nodes[1:])
-    assert calls == [("domains", 3, 1), ("volumes", 3, 1), "image"]
+    assert calls == [("domains", 3, 1), ("profiles", 3, 1), ("volumes", 3, 1), "image"]
 
 
 # Requests that are wrong as written

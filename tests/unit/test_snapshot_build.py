@@ -80,7 +80,7 @@ class World:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked: list[str] = []
         self.snapshots: list[dict[str, Any]] = []
-        self.confinement = ""
+        self.obstacle = ""
         self.answers: dict[str, list[Any]] = {}
         self.libvirt = Libvirt(self.asked)
         self.printed = io.StringIO()
@@ -94,7 +94,7 @@ class World:
             | {
                 "processor": lambda: "one",
                 "list_snapshots": lambda **_: self.snapshots,
-                "confinement": lambda: self.confinement,
+                "clone_obstacle": lambda: self.obstacle,
                 "profiles": list,
             }
         )
@@ -153,11 +153,11 @@ def test_with_a_newer_qemu_clones_may_only_read_it(world: World) -> None:
     assert snapshot.access == READ_ONLY
 
 
-def test_under_selinux_nodes_boot_and_no_snapshot_is_made(world: World) -> None:
-    world.confinement = "selinux"
+def test_with_an_obstacle_nodes_boot_and_no_template_is_booted(world: World) -> None:
+    world.obstacle = "clones were never tried under SELinux"
     assert list(world.find().values()) == [REFUSED]
-    assert world.lines == ["nodes boot, because clones were never tried under SELinux"]
-    with pytest.raises(MissingError, match="SELinux confines QEMU"):
+    assert world.lines == ["nodes boot: clones were never tried under SELinux"]
+    with pytest.raises(MissingError, match="no snapshot can be made: clones were never tried"):
         world.make()
     assert world.asked == []
 

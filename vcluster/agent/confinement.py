@@ -12,7 +12,9 @@ These functions are operations of the agent, as in operations.py: arguments and 
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ SELINUX_ENFORCES = Path("/sys/fs/selinux/enforce")
 _TEMPLATE = "TEMPLATE.qemu"
 _NAME = "LIBVIRT_TEMPLATE"
 _LABEL = "# vcluster "
+_LABEL_MAX = 1000
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _FORBIDDEN = re.compile(r'[\x00-\x1f"\\*?\[\]{}^@]')  # in a quoted path of a rule (apparmor.d(5))
 
@@ -35,6 +38,14 @@ def confinement() -> str:
     if _reads(APPARMOR_ENABLED, "Y") and (FOLDER / _TEMPLATE).is_file():
         return APPARMOR
     return SELINUX if _reads(SELINUX_ENFORCES, "1") else ""
+
+
+def clone_obstacle() -> str:
+    """Why no clone can be made on this server, or empty. It is known before a template boots."""
+    if confinement() == SELINUX:
+        return "clones were never tried under SELinux"
+    missing = [program for program in ("virsh", "fallocate") if shutil.which(program) is None]
+    return f"{' and '.join(missing)} not installed there" if missing else ""
 
 
 def _reads(file: Path, value: str) -> bool:
@@ -49,17 +60,22 @@ def write_profile(uuid: str, label: Mapping[str, str], rules: Sequence[Sequence[
     if confinement() != APPARMOR:
         return False
     name = f"libvirt-{_checked(uuid)}"
-    if wrong := next((path for path, _ in rules if _FORBIDDEN.search(path)), None):
+    allowed = [(os.path.realpath(path), mode) for path, mode in rules]  # AppArmor compares paths without links
+    if wrong := next((path for path, _ in allowed if _FORBIDDEN.search(path)), None):
         raise VclusterError(f"a rule of AppArmor cannot contain the path {wrong!r}")
     file = FOLDER / _TEMPLATE
     head, brace, tail = file.read_text().replace(_NAME, name).rpartition("}")
     if not brace or name not in head:
         raise VclusterError(f"{file} is not a template of AppArmor profiles")
-    lines = [f"  #include <libvirt/{name}.files>", *(f'  "{path}" {mode},' for path, mode in rules)]
+    lines = [f"  #include <libvirt/{name}.files>", *(f'  "{path}" {mode},' for path, mode in allowed)]
     text = "\n".join([_LABEL + json.dumps(dict(label)), head.rstrip(), *lines, brace + tail])
+    draft = FOLDER / f".{name}"
     try:
-        (FOLDER / name).write_text(text)
+        draft.write_text(text)
+        draft.chmod(0o644)
+        draft.rename(FOLDER / name)
     except OSError as error:
+        draft.unlink(missing_ok=True)
         raise MissingError(
             f"{FOLDER / name}: {error.strerror}", hint="check free space and permissions there"
         ) from error
@@ -71,11 +87,23 @@ def profiles() -> list[dict[str, str]]:
     found = []
     for path in sorted(FOLDER.glob("libvirt-*")):
         uuid = path.name.removeprefix("libvirt-")
-        with path.open(errors="replace") as file:
-            first = file.readline()
-        if _UUID.fullmatch(uuid) and first.startswith(_LABEL):
-            found.append({**json.loads(first.removeprefix(_LABEL)), "uuid": uuid})
+        if _UUID.fullmatch(uuid) and (label := _label(path)):
+            found.append({**label, "uuid": uuid})
     return found
+
+
+def _label(path: Path) -> dict[str, str] | None:
+    """The label of a profile; None without a complete one. Another command may remove the file at any time."""
+    try:
+        with path.open(errors="replace") as file:
+            first = file.readline(_LABEL_MAX)
+        found = json.loads(first.removeprefix(_LABEL)) if first.startswith(_LABEL) else None
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict):
+        return None
+    label = {name: found.get(name) for name in ("cluster", "domain", "by")}
+    return label if all(isinstance(value, str) for value in label.values()) else None  # type: ignore[return-value]
 
 
 def remove_profiles(uuids: Sequence[str]) -> None:
@@ -85,7 +113,7 @@ def remove_profiles(uuids: Sequence[str]) -> None:
             (FOLDER / f"libvirt-{_checked(uuid)}{suffix}").unlink(missing_ok=True)
 
 
-OPERATIONS: tuple[Callable[..., Any], ...] = (confinement, write_profile, profiles, remove_profiles)
+OPERATIONS: tuple[Callable[..., Any], ...] = (clone_obstacle, write_profile, profiles, remove_profiles)
 
 
 def _checked(uuid: str) -> str:

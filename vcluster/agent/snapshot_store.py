@@ -56,7 +56,7 @@ from vcluster.errors import MissingError, VclusterError
 SEED = "seed.iso"  # exists only while the snapshot is being made
 _FOLDER_MODE = 0o711  # QEMU's user can open files in the folder, but only root can list it
 _CHUNK_BYTES = 1 << 20
-_IMAGE_TOOL_TIMEOUT_S, _MONITOR_TIMEOUT_S = 60.0, 30.0
+_IMAGE_TOOL_TIMEOUT_S, _MONITOR_TIMEOUT_S, _DIG_TIMEOUT_S = 60.0, 30.0, 600.0
 _ATTEMPTS = 100  # another process may remove the folder before we lock it
 _QCOW2 = b"QFI\xfb"  # docs/interop/qcow2.txt in QEMU
 
@@ -105,6 +105,10 @@ def prepare_template(
     `qemu_owner` is the user and the group of QEMU, as numbers.
     """
     place = Path(folder)
+    if shutil.disk_usage(place).free < ram_bytes:  # QEMU would be killed when it writes to a page without room
+        raise MissingError(
+            f"{place} has no room for {ram_bytes // 2**20} MiB of memory", hint="free space on the server's disk"
+        )
     create = ("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", backing, str(place / DISK))
     run([*create, str(disk_bytes)], timeout_s=_IMAGE_TOOL_TIMEOUT_S)
     with _storage_errors(place.name):
@@ -131,8 +135,8 @@ def lend_file(domain: str, path: str, name: str, *, is_new: bool = False) -> Non
 
 
 def dig_holes(folder: str) -> None:
-    """Free the room of pages that the guest has cleared. This halves the memory's room on disk and time to compare."""
-    run(["fallocate", "--dig-holes", str(Path(folder) / RAM)], timeout_s=_IMAGE_TOOL_TIMEOUT_S)
+    """Free the room of pages that the guest has cleared, if the file system can."""
+    run(["fallocate", "--dig-holes", str(Path(folder) / RAM)], timeout_s=_DIG_TIMEOUT_S, may_fail=True)
 
 
 def finish_snapshot(

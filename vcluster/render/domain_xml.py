@@ -139,7 +139,6 @@ def _domain(machine: Machine, names: Sequence[Element], devices: Sequence[Elemen
         *names,
         element("memory", str(machine.memory_mib), unit="MiB"),
         element("vcpu", str(machine.vcpus)),
-        *_scheduling(machine),
         _os(machine.image),
         _features(machine.accel),
         *_cpu(machine.accel),
@@ -163,18 +162,6 @@ def _domain(machine: Machine, names: Sequence[Element], devices: Sequence[Elemen
         ),
         type="kvm" if machine.accel == "kvm" else "qemu",
     )
-
-
-def _scheduling(machine: Machine) -> list[Element]:
-    """The scheduling policy of QEMU's threads.
-
-    An emulated processor is busy for seconds. With SCHED_BATCH (sched(7)) it is interrupted less often when a thread
-    of another node becomes ready to run.
-    """
-    if machine.accel == "kvm":
-        return []
-    processors = element("vcpusched", vcpus=f"0-{machine.vcpus - 1}", scheduler="batch")
-    return [element("cputune", processors, element("emulatorsched", scheduler="batch"))]
 
 
 def _owner(plan: Plan, node: Node) -> Element:

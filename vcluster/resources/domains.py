@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from vcluster.adapters.libvirt.hypervisor import Hypervisor
-from vcluster.adapters.libvirt.qemu_monitor import FILE
+from vcluster.adapters.libvirt.qemu_monitor import ENDED, FILE
 from vcluster.errors import VclusterError
 from vcluster.fleet.servers import Server
 from vcluster.model.plan import Node, Plan
@@ -31,7 +31,19 @@ def create(server: Server, plan: Plan, node: Node) -> None:
     """Define a node and power it on."""
     profiles.create(server, plan.name, node.domain, node.uuid)
     server.hypervisor.define_domain(domain_xml(plan, node))
+    power_on(server, plan, node)
+
+
+def power_on(server: Server, plan: Plan, node: Node) -> None:
+    """Power a defined node on, unless it is running."""
     server.hypervisor.start_domain(node.domain)
+    _run_as_batch(server, plan, node)
+
+
+def _run_as_batch(server: Server, plan: Plan, node: Node) -> None:
+    """An emulated processor is busy for seconds; let it run on when a thread of another node becomes ready to run."""
+    if plan.server(server.name).accel == "tcg":
+        server.call("run_as_batch", domain=node.domain)
 
 
 def start_clone(server: Server, plan: Plan, node: Node, snapshot: Snapshot, deadline: Deadline) -> None:
@@ -46,6 +58,7 @@ def start_clone(server: Server, plan: Plan, node: Node, snapshot: Snapshot, dead
     xml = clone_xml(snapshot.xml, plan, node, ram=snapshot.ram, access=access, macs=snapshot.macs)
 
     def lend() -> None:
+        _run_as_batch(server, plan, node)
         server.call("lend_file", domain=node.domain, path=str(snapshot.state), name=FILE)
 
     try:
@@ -53,46 +66,56 @@ def start_clone(server: Server, plan: Plan, node: Node, snapshot: Snapshot, dead
     except VclusterError as error:
         if type(error) is not VclusterError or not libvirt.is_alive:  # another attempt can succeed
             raise
-        raise CloneRefusedError(error.message + _last_words(server, node)) from error
+        reason = _last_words(server, node)
+        if error.message.startswith(ENDED) and not reason:  # QEMU was killed
+            raise
+        raise CloneRefusedError(error.message + reason) from error
     if node.data_gib:
         libvirt.attach_device(node.domain, text_of(data_disk(plan, node)))
 
 
 def _last_words(server: Server, node: Node) -> str:
-    """The last line of QEMU's log, which has the reason if QEMU has ended; empty if there is none."""
+    """The last message in QEMU's log; empty if there is none since the start."""
     lines = server.call("tail", path=f"{QEMU_LOGS}/{node.domain}.log", size=LOG_BYTES).splitlines()
-    said = [line for line in lines if "qemu-system-x86_64: " in line]
+    said = [line for line in lines if "qemu-system-x86_64: " in line and "terminating on signal" not in line]
     text = said[-1].partition("qemu-system-x86_64: ")[2] if said else ""
     return ": " + "".join(each if each.isprintable() else "?" for each in text) if text else ""
 
 
 def discard(server: Server, node: Node) -> None:
     """Cut the power of one node and undefine it."""
-    _end(server.hypervisor, server, [node.domain])
-    profiles.discard(server, node.domain)
+    _end(server.hypervisor, server, {node.domain: node.uuid})
 
 
 def destroy(server: Server, cluster: str) -> None:
     """Cut the power of every node of the cluster, and undefine it. Remove libvirt's log of it too."""
     if server.libvirt:
-        _end(server.libvirt, server, [domain.name for domain in server.libvirt.domains() if domain.cluster == cluster])
+        owned = {domain.name: domain.uuid for domain in server.libvirt.domains() if domain.cluster == cluster}
+        _end(server.libvirt, server, owned)
 
 
 def reduce(server: Server, before: Plan, after: Plan) -> None:
     """The same for the nodes of the plan `before` that are not in the plan `after`."""
     if server.libvirt:
         removed = {node.domain for node in before.nodes_on(server.name)} - {node.domain for node in after.nodes}
-        _end(server.libvirt, server, [domain.name for domain in server.libvirt.domains() if domain.name in removed])
+        _end(
+            server.libvirt,
+            server,
+            {domain.name: domain.uuid for domain in server.libvirt.domains() if domain.name in removed},
+        )
 
 
-def _end(libvirt: Hypervisor, server: Server, names: Sequence[str]) -> None:
+def _end(libvirt: Hypervisor, server: Server, uuids: Mapping[str, str]) -> None:
+    """End domains, given by name with their UUIDs. Their profiles are removed too, also those of earlier versions."""
+
     def end(name: str) -> None:
         libvirt.stop_domain(name)
         libvirt.undefine_domain(name)
 
-    parallel.each(names, end, deadline=Deadline(REMOVAL_TIMEOUT_S))
-    if names:
-        server.call("remove_traces", networks=[], domains=list(names))
+    parallel.each(tuple(uuids), end, deadline=Deadline(REMOVAL_TIMEOUT_S))
+    if uuids:
+        server.call("remove_traces", networks=[], domains=list(uuids))
+        server.call("remove_profiles", uuids=list(uuids.values()))
 
 
 def observe(server: Server) -> tuple[OwnedItem, ...]:

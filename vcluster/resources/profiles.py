@@ -20,13 +20,15 @@ def create(server: Server, cluster: str, domain: str, uuid: str, rules: Sequence
 
 
 def discard(server: Server, domain: str) -> None:
-    """Remove the profile of one domain that has stopped."""
-    _remove(server, [found for found in _owned(server) if found["domain"] == domain])
+    """Remove the profile of a domain that has stopped, of any owner: no two domains of a server have one name."""
+    _remove(server, [found for found in server.call("profiles") if found["domain"] == domain])
 
 
 def destroy(server: Server, cluster: str) -> None:
-    """Remove the profiles of all nodes of the cluster."""
-    _remove(server, [found for found in _owned(server) if found["cluster"] == cluster])
+    """Remove the profiles of all nodes of the cluster, except of those whose domain could not be removed."""
+    present = server.libvirt.names()["domain"] if server.libvirt else frozenset()
+    found = [each for each in _owned(server) if each["cluster"] == cluster and each["domain"] not in present]
+    _remove(server, found)
 
 
 def reduce(server: Server, before: Plan, after: Plan) -> None:

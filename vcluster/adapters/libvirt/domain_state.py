@@ -35,6 +35,7 @@ class OwnedDomain:
     node: str
     image: str
     power: PowerState
+    uuid: str = ""
 
 
 def power_state(domain: libvirt.virDomain) -> PowerState:
@@ -75,7 +76,7 @@ def owned_domain(domain: libvirt.virDomain, owner_id: str) -> OwnedDomain | None
     get = owner.attrib.get
     if get("by") != owner_id:
         return None
-    return OwnedDomain(domain.name(), get("cluster", ""), get("node", ""), get("image", ""), power)
+    return OwnedDomain(domain.name(), get("cluster", ""), get("node", ""), get("image", ""), power, domain.UUIDString())
 
 
 def qemu_user(capabilities: str) -> tuple[int, int]:

@@ -17,6 +17,7 @@ import libvirt
 from vcluster.errors import VclusterError
 from vcluster.util.deadline import Deadline
 
+ENDED = "QEMU ended during "  # begins the message when it does
 FILE = "state"  # the name of the descriptor in QEMU
 POLL_S = 0.005
 END_POLLS, END_POLL_S = 5, 0.1
@@ -33,16 +34,30 @@ def transfer(domain: libvirt.virDomain, command: str, lend: Callable[[], None], 
     """
     try:
         _transfer(domain, command, lend, deadline)
-    except (libvirt.libvirtError, VclusterError):
-        # libvirt may see the broken connection to QEMU before the end of QEMU.
-        if any(_has_ended(domain) for _ in range(END_POLLS)):
-            raise VclusterError(f"QEMU ended during {command}") from None
+    except libvirt.libvirtError:
+        if _ends(domain):
+            raise VclusterError(f"{ENDED}{command}") from None
+        raise
+    except VclusterError as error:
+        if type(error) is VclusterError and _has_ended(domain):
+            raise VclusterError(f"{ENDED}{command}") from None
         raise
 
 
+def _ends(domain: libvirt.virDomain) -> bool:
+    """Whether QEMU has ended, or does so soon: libvirt may see the broken connection before the end."""
+    for _ in range(END_POLLS):
+        if _has_ended(domain):
+            return True
+        time.sleep(END_POLL_S)
+    return False
+
+
 def _has_ended(domain: libvirt.virDomain) -> bool:
-    time.sleep(END_POLL_S)
-    return not domain.isActive()
+    try:
+        return not domain.isActive()
+    except libvirt.libvirtError as error:
+        return bool(error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN)  # a template exists only while it runs
 
 
 def _transfer(domain: libvirt.virDomain, command: str, lend: Callable[[], None], deadline: Deadline) -> None:

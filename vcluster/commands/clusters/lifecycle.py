@@ -110,6 +110,10 @@ def _restore_nodes(cluster: Deployment, ledger: Ledger) -> None:
     lifecycle = NodeLifecycle(cluster, image_password=image_password(cluster.context, plan.image_login))
     absent = [node for node in plan.nodes if node.domain not in power]
     if ledger.state != "ready":
+        for node in plan.nodes:  # a clone may be paused because the command was killed before it ran
+            if node.domain in power and power[node.domain].state == PAUSED:
+                cluster.fleet[node.server].hypervisor.resume_domain(node.domain)
+        power = _power_of_domains(cluster.fleet)
         running = [node for node in plan.nodes if node.domain in power and power[node.domain].state == RUNNING]
         absent += [node for node in running if lifecycle.has_no_identity(node)]
     if absent:

@@ -12,6 +12,7 @@ from vcluster.fleet.context import Context
 from vcluster.fleet.servers import Fleet, Server
 from vcluster.model.plan import Node, Plan
 from vcluster.model.status import PAUSED, RUNNING, STOPPED, PowerState
+from vcluster.resources.domains import power_on
 from vcluster.stages import boot
 from vcluster.util import parallel
 from vcluster.util.deadline import Deadline
@@ -114,7 +115,7 @@ def _power(plan: Plan, fleet: Fleet, domains: dict[str, Powers | VclusterError],
 
 def _start(context: Context, plan: Plan, server: Server, node: Node, ready_by: Deadline | None) -> None:
     try:
-        server.hypervisor.start_domain(node.domain)
+        power_on(server, plan, node)
     except VclusterError as error:
         raise VclusterError(f"{node.name}: {error.message}", hint=f"vcluster repair {plan.name}") from error
     if ready_by is not None:

@@ -196,7 +196,7 @@ class NodeLifecycle:
         """Start a stopped node and configure it as the plan specifies."""
         with console_on_timeout(self._server(node), self._plan, node):
             with self._cluster.report.step("start", node.name, awaiting="its power"):
-                self._server(node).hypervisor.start_domain(node.domain)
+                domains.power_on(self._server(node), self._plan, node)
             return self._await_boot(node)
 
     def resume(self, node: Node) -> ssh_session.Session:

@@ -18,7 +18,6 @@ from vcluster import guest
 from vcluster.adapters.libvirt.qemu_monitor import FILE
 from vcluster.adapters.libvirt.serial_channel import SerialChannel
 from vcluster.adapters.serial_connection import SerialConnection
-from vcluster.agent.confinement import SELINUX
 from vcluster.agent.snapshot_manifest import DISK, RAM, STATE
 from vcluster.agent.snapshot_store import SEED
 from vcluster.commands.steps import admission
@@ -133,8 +132,8 @@ def _identify(server: Server, template: Template) -> tuple[str, str, dict[str, s
 
 def _find(server: Server, template: Template, *, deadline: Deadline, report: Reporter) -> Snapshot | None:
     root, key, found = _identify(server, template)
-    if server.call("confinement") == SELINUX:
-        report.note(f"nodes boot{_where(server)}, because clones were never tried under SELinux")
+    if obstacle := server.call("clone_obstacle"):
+        report.note(f"nodes boot{_where(server)}: {obstacle}")
         return REFUSED
 
     def check() -> Any:
@@ -187,11 +186,8 @@ def build(
     `low_priority` other work on the server has precedence. A failure leaves nothing.
     """
     root, key, found = _identify(server, template)
-    if server.call("confinement") == SELINUX:
-        raise MissingError(
-            f"SELinux confines QEMU{_where(server)}; clones were never tried under it",
-            hint="nodes boot without a snapshot: vcluster local create --boot cold",
-        )
+    if obstacle := server.call("clone_obstacle"):
+        raise MissingError(f"no snapshot can be made{_where(server)}: {obstacle}", hint="nodes boot without a snapshot")
     server.call("permit_snapshot", root=root, key=key)
     begun = _wait_while_busy(server, lambda: server.call("begin_snapshot", root=root, key=key), deadline, report)
     if begun["is_there"]:
@@ -257,15 +253,15 @@ def _boot_and_save(
     libvirt = server.hypervisor
     libvirt.stop_domain(name)  # left by a command whose libvirtd was killed; the lock is ours, so it has no other user
     identity = str(uuid.uuid4())
-    profiles.create(server, "", name, identity, [(ram, SHARED.mode)])
-    libvirt.start_transient_domain(
-        template_xml(machine, name, identity, by=server.owner, macs=template.macs, mtu=template.mtu, ram=ram)
-    )
 
     def lend() -> None:
         server.call("lend_file", domain=name, path=str(folder / STATE), name=FILE, is_new=True)
 
     try:
+        profiles.create(server, "", name, identity, [(ram, SHARED.mode)])
+        libvirt.start_transient_domain(
+            template_xml(machine, name, identity, by=server.owner, macs=template.macs, mtu=template.mtu, ram=ram)
+        )
         if low_priority:
             server.call("lower_priority", domain=name)
         with closing(libvirt.open_channel(name, READY_CHANNEL, NAME)) as channel:
@@ -274,9 +270,9 @@ def _boot_and_save(
         xml = libvirt.xml_of(name)
     finally:
         libvirt.stop_domain(name)
-        server.call("remove_traces", networks=[], domains=[name])
         profiles.discard(server, name)
-    server.call("dig_holes", folder=str(folder))
+        server.call("remove_traces", networks=[], domains=[name])
+    _call(server, "dig_holes", deadline, folder=str(folder))
     return xml
 
 
