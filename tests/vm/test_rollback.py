@@ -94,7 +94,7 @@ def test_a_node_that_stops_early_is_reported_at_once(host: Host, bare: Survey, m
     host.wait_for(moment.format(console="/var/lib/libvirt/images/vcluster/clusters/doomed/node1.console.log"))
     host.sh("virsh -q destroy doomed.node1")
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1
+    assert process.returncode == 1, errors
     assert any(text in errors for text in ("doomed.node1", "node1 stopped running", "node1: the connection broke"))
     assert_unchanged(host, bare)
 

@@ -10,6 +10,7 @@ import base64
 import io
 import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from vcluster.errors import DeadlineError, MissingError, VclusterError
 from vcluster.util.deadline import Deadline
 
 RETRY_S = 1.0  # OpenSSH 9.8 and later penalises clients that connect more often
+POLL_S = 0.05
 SILENCE_MS = 20_000  # a server without an acknowledgement for this time is dead
 _CIPHERS = ("aes128-ctr",)
 _KEX = ("curve25519-sha256@libssh.org",)
@@ -85,17 +87,37 @@ def _log_in(
         options = transport.get_security_options()
         options.ciphers = [name for name in options.ciphers if name in _CIPHERS]
         options.kex = [name for name in options.kex if name in _KEX]
-        transport.start_client(timeout=CONNECT_TIMEOUT_S)
+        done = threading.Event()
+        transport.start_client(event=done)
+        _await(done, transport, name, deadline)
         _require_pinned(transport.get_remote_server_key(), pinned, f"{name} at {address}")
         if isinstance(credential, str):
             give_password(name, transport, user, credential)
         else:
-            transport.auth_publickey(user, credential)
+            done = threading.Event()
+            transport.auth_publickey(user, credential, event=done)
+            _await(done, transport, name, deadline)
+            _raise_unless_authenticated(transport)
     except BaseException:
         transport.close()
         raise
     transport.set_keepalive(15)
     return transport
+
+
+def _raise_unless_authenticated(transport: paramiko.Transport) -> None:
+    if not transport.is_authenticated():
+        raise transport.get_exception() or paramiko.AuthenticationException("the key is refused")
+
+
+def _await(done: threading.Event, transport: paramiko.Transport, name: str, deadline: Deadline) -> None:
+    """Wait for a step of a login, at most CONNECT_TIMEOUT_S. The wait also ends when the deadline's checks fail."""
+    end_s = time.monotonic() + CONNECT_TIMEOUT_S
+    while not done.wait(POLL_S):
+        deadline.check(f"the SSH login to {name}")
+        if time.monotonic() > end_s:
+            raise TimeoutError("no answer")
+    _raise_if_ended(transport)
 
 
 def _require_pinned(presented: paramiko.PKey, pinned: paramiko.PKey, server: str) -> None:
