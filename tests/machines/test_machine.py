@@ -14,43 +14,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.machines.machine import SCRIPT, machine, run, up
+
 pytestmark = pytest.mark.machines
 
-SCRIPT = Path(__file__).resolve().parent.parent.parent / "scripts" / "machine"
 STATE = Path("/var/lib/vcluster-machines")
 NAMES = (f"red-{os.getpid()}", f"blue-{os.getpid()}")
-BUILD_TIMEOUT_S = 1800  # the first `up` makes the disk
-
-
-def machine(
-    *arguments: str,
-    input: str | None = None,  # noqa: A002
-    check: bool = True,
-    timeout_s: float = 300,
-) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), *arguments],
-        input=input or "",
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        check=False,
-    )
-    if check and done.returncode != 0:
-        raise AssertionError(f"machine {' '.join(arguments)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
-    return done
-
-
-def run(name: str, *argv: str, input: str | None = None) -> str:  # noqa: A002
-    return machine("exec", name, "--", *argv, input=input).stdout
 
 
 def listed(name: str) -> dict[str, object]:
     return next(dict(row) for row in json.loads(machine("list", "--json").stdout) if row["name"] == name)
-
-
-def up(*arguments: str) -> None:
-    machine("up", *arguments, "--owner", str(os.getpid()), timeout_s=BUILD_TIMEOUT_S)
 
 
 @pytest.fixture(scope="module", params=["bookworm", "trixie"])
