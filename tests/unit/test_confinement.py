@@ -120,4 +120,4 @@ def test_a_rule_has_the_path_that_apparmor_sees(folder: Path, tmp_path: Path) ->
 def test_a_missing_program_is_an_obstacle_to_clones(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     del folder
     monkeypatch.setattr(confinement.shutil, "which", lambda name: None if name == "virsh" else f"/usr/bin/{name}")
-    assert confinement.clone_obstacle() == "virsh not installed there"
+    assert confinement.clone_obstacle() == "missing programs: virsh"

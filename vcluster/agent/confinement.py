@@ -45,7 +45,7 @@ def clone_obstacle() -> str:
     if confinement() == SELINUX:
         return "clones were never tried under SELinux"
     missing = [program for program in ("virsh", "fallocate") if shutil.which(program) is None]
-    return f"{' and '.join(missing)} not installed there" if missing else ""
+    return f"missing programs: {', '.join(missing)}" if missing else ""
 
 
 def _reads(file: Path, value: str) -> bool:
