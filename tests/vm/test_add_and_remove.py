@@ -105,7 +105,7 @@ def test_a_job_continues_while_nodes_are_added_and_removed(cluster: Cluster) -> 
         output, errors = running.communicate(timeout=60)
         assert running.returncode == 0, errors
     steps, longest = output.split()
-    assert int(steps) > 100
+    assert int(steps) > 20
     assert float(longest) < 10
     assert {node: cluster.ssh(node, "cat /proc/sys/kernel/random/boot_id") for node in NODES[:2]} == boots
 
