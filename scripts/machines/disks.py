@@ -98,7 +98,7 @@ def mmdebstrap(kind: Kind, tree: Path, names: Sequence[str], mirrors: Sequence[s
 
 
 def copy_images(images: Mapping[str, Path], tree: Path) -> None:
-    """Copy guest images to where vcluster keeps them, with their names."""
+    """Copy images to where vcluster keeps them, with their names."""
     target = tree / str(IMAGES).lstrip("/")
     (target / "names").mkdir(parents=True)
     for name, image in images.items():

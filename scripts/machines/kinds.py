@@ -57,7 +57,7 @@ def digest(parts: Mapping[str, bytes]) -> str:
 
 
 def disk_digest(kind: Kind, key: str, images: Iterable[str], mirrors: Iterable[str]) -> str:
-    """The name of a kind's disk. `key` may log in to it, `images` are the names of the guest images on it."""
+    """The name of a kind's disk. `key` may log in to it, `images` are the names of the images on it."""
     parts = {name: Path(__file__).with_name(name).read_bytes() for name in DISK_CODE}
     parts |= {"suite": kind.suite.encode(), "key": key.encode(), "mirrors": "\n".join(mirrors).encode()}
     if not kind.is_bare:
