@@ -1,205 +1,98 @@
-"""Machines of scripts/machine: what they are, what distinguishes them, and what is left of killed ones."""
+"""What a machine of scripts/machine is, and what distinguishes two of them."""
 
 from __future__ import annotations
 
-import json
-import os
-import re
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.machines.machine import SCRIPT, machine, run, up
+from tests.whole_machines import WholeMachine, manage, whole_machines
 
 pytestmark = pytest.mark.machines
 
-STATE = Path("/var/lib/vcluster-machines")
-NAMES = (f"red-{os.getpid()}", f"blue-{os.getpid()}")
-
-
-def listed(name: str) -> dict[str, object]:
-    return next(dict(row) for row in json.loads(machine("list", "--json").stdout) if row["name"] == name)
+Pair = tuple[WholeMachine, WholeMachine]
 
 
 @pytest.fixture(scope="module", params=["bookworm", "trixie"])
-def suite(request: pytest.FixtureRequest) -> Iterator[str]:
+def suite(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def pair(suite: str) -> Iterator[Pair]:
     """Two machines of a suite, on one LAN."""
-    suite = str(request.param)
-    try:
-        up(*NAMES, "--lan", "--suite", suite)
-        yield suite
-    finally:
-        machine("down", *NAMES)
+    with whole_machines("red", "blue", suite=suite, is_on_lan=True) as (red, blue):
+        yield red, blue
 
 
-def test_it_is_a_whole_debian(suite: str) -> None:
-    for name in NAMES:
-        assert f"VERSION_CODENAME={suite}" in run(name, "cat", "/etc/os-release")
-        assert run(name, "systemctl", "is-system-running").strip() == "running"
-        assert run(name, "sudo", "aa-enabled").strip() == "Yes"
-        assert run(name, "stat", "-c", "%U:%G %a", "/dev/kvm").strip() == "root:kvm 660"
-        assert run(name, "hostname").strip() == name
+def test_it_is_a_whole_debian(pair: Pair, suite: str) -> None:
+    for machine in pair:
+        assert f"VERSION_CODENAME={suite}" in machine.run(["cat", "/etc/os-release"]).stdout
+        assert machine.run(["systemctl", "is-system-running"]).stdout == "running\n"
+        assert machine.run(["aa-enabled"], as_root=True).stdout == "Yes\n"
+        assert machine.run(["stat", "-c", "%U:%G %a", "/dev/kvm"]).stdout == "root:kvm 660\n"
+        assert machine.run(["hostname"]).stdout == f"{machine.name}\n"
 
 
-@pytest.mark.usefixtures("suite")
-def test_vcluster_is_installed() -> None:
-    assert "vcluster" in run(NAMES[0], "vcluster", "--version")
-    assert "debian12" in run(NAMES[0], "sudo", "vcluster", "image", "list")
+def test_vcluster_is_installed(pair: Pair) -> None:
+    assert "vcluster" in pair[0].run(["vcluster", "--version"]).stdout
+    assert "debian12" in pair[0].run(["vcluster", "image", "list"], as_root=True).stdout
 
 
-@pytest.mark.usefixtures("suite")
-def test_each_machine_has_its_own_identity() -> None:
-    for line in ("cat /etc/machine-id", "cat /sys/class/net/eth1/address", "cat /proc/sys/kernel/random/uuid"):
-        assert run(NAMES[0], *line.split()) != run(NAMES[1], *line.split())
+@pytest.mark.parametrize("path", ["/etc/machine-id", "/sys/class/net/eth1/address", "/proc/sys/kernel/random/uuid"])
+def test_each_machine_has_its_own_identity(pair: Pair, path: str) -> None:
+    one, other = (machine.run(["cat", path]).stdout for machine in pair)
+    assert one != other
 
 
-@pytest.mark.usefixtures("suite")
-def test_the_clock_is_right() -> None:
-    for name in NAMES:
+def test_the_clock_is_right(pair: Pair) -> None:
+    for machine in pair:
         before = time.time()
-        seen = float(run(name, "date", "+%s.%N"))
+        seen = float(machine.run(["date", "+%s.%N"]).stdout)
         assert before - 2 < seen < time.time() + 2
 
 
-@pytest.mark.usefixtures("suite")
-def test_the_machines_reach_each_other_and_the_outside() -> None:
-    run(NAMES[0], "ping", "-c", "1", "-W", "5", NAMES[1])
-    run(NAMES[1], "ping", "-c", "1", "-W", "5", NAMES[0])
-    assert run(NAMES[0], "ip", "route", "get", "192.0.2.1").split()[:3] == ["192.0.2.1", "via", "172.30.253.2"]
+def test_the_machines_reach_each_other_and_have_a_route_to_the_outside(pair: Pair) -> None:
+    red, blue = pair
+    red.run(["ping", "-c", "1", "-W", "5", blue.name])
+    blue.run(["ping", "-c", "1", "-W", "5", red.name])
+    route = red.run(["ip", "route", "get", "192.0.2.1"]).stdout
+    assert route.startswith("192.0.2.1 via 172.30.253.2 dev eth0")
 
 
-@pytest.mark.usefixtures("suite")
-def test_input_output_and_exit_codes_are_passed_on() -> None:
-    assert run(NAMES[0], "cat", input="a\nb\n") == "a\nb\n"
-    assert run(NAMES[0], "echo", "a  b", "$HOME") == "a  b $HOME\n"
-    done = machine("exec", NAMES[0], "--", "sh", "-c", "echo wrong >&2; exit 7", check=False)
-    assert (done.returncode, done.stderr) == (7, "wrong\n")
-    assert machine("exec", NAMES[0], "--root", "--", "id", "-un").stdout == "root\n"
-    assert run(NAMES[0], "id", "-un") == "student\n"
+def test_input_output_and_exit_codes_are_passed_on(pair: Pair) -> None:
+    red, _ = pair
+    assert red.run(["cat"], input="a\nb\n").stdout == "a\nb\n"
+    assert red.run(["echo", "a  b", "$HOME"]).stdout == "a  b $HOME\n"
+    done = manage("exec", red.name, "--", "sh", "-c", "echo wrong >&2; exit 7", check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (7, "", "wrong\n")
+    assert red.run(["id", "-un"]).stdout == "student\n"
+    assert red.run(["id", "-un"], as_root=True).stdout == "root\n"
+    assert red.run(["sudo", "-n", "id", "-un"]).stdout == "root\n"
 
 
-@pytest.mark.usefixtures("suite")
-def test_files_and_folders_are_put(tmp_path: Path) -> None:
+def test_files_and_folders_are_put(pair: Pair, tmp_path: Path) -> None:
+    red, _ = pair
     (tmp_path / "folder").mkdir()
-    (tmp_path / "folder/program").write_text("#!/bin/sh\necho done\n")
-    (tmp_path / "folder/program").chmod(0o755)
-    machine("put", NAMES[0], str(tmp_path / "folder"), "/home/student/a b/c")
-    assert run(NAMES[0], "/home/student/a b/c/program") == "done\n"
-    machine("put", NAMES[0], "--root", str(tmp_path / "folder/program"), "/usr/local/bin/a-program")
-    assert run(NAMES[0], "stat", "-c", "%U %a", "/usr/local/bin/a-program") == "root 755\n"
+    program = tmp_path / "folder/program"
+    program.write_text("#!/bin/sh\necho done\n")
+    program.chmod(0o755)
+    red.put(tmp_path / "folder", "/home/student/a b/c")
+    assert red.run(["/home/student/a b/c/program"]).stdout == "done\n"
+    red.put(program, "/usr/local/bin/a-program", as_root=True)
+    assert red.run(["stat", "-c", "%U %a", "/usr/local/bin/a-program"]).stdout == "root 755\n"
+    done = manage("put", red.name, str(program), "/usr/local/bin/b-program", check=False)
+    assert done.returncode == 1
+    assert "Permission denied" in done.stderr
 
 
-@pytest.mark.usefixtures("suite")
-def test_it_survives_a_power_cut() -> None:
-    run(NAMES[1], "sh", "-c", "echo kept >file; sync")
-    machine("reset", NAMES[1], timeout_s=400)
-    assert run(NAMES[1], "cat", "file") == "kept\n"
-    assert run(NAMES[1], "hostname").strip() == NAMES[1]
-    run(NAMES[1], "ping", "-c", "1", "-W", "5", NAMES[0])
-
-
-def links_and_ports() -> tuple[set[str], set[str]]:
-    """The links of this machine's network, and the ports that are listened on."""
-    ports = {
-        line.split()[1]
-        for file in ("tcp", "tcp6")
-        for line in Path("/proc/net", file).read_text().splitlines()[1:]
-        if line.split()[3] == "0A"
-    }
-    return set(re.findall(r"^\d+: ([^:@]+)", subprocess.check_output(["ip", "-o", "link"], text=True), re.M)), ports
-
-
-def processes() -> set[int]:
-    """The QEMUs of machines."""
-    found = set()
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if words[0].endswith(b"qemu-system-x86_64") and any(str(STATE).encode() in word for word in words):
-            found.add(int(path.parent.name))
-    return found
-
-
-@pytest.fixture
-def alone() -> None:
-    if json.loads(machine("list", "--json").stdout):
-        pytest.skip("other machines are up")
-
-
-@pytest.mark.usefixtures("alone")
-def test_nothing_is_left_after_down() -> None:
-    before = links_and_ports()
-    up(NAMES[0])
-    assert links_and_ports() == before
-    assert processes()
-    machine("down", NAMES[0])
-    assert links_and_ports() == before
-    assert not STATE.exists()
-    assert not processes()
-
-
-@pytest.mark.usefixtures("alone")
-def test_a_killed_machine_is_replaced() -> None:
-    try:
-        up(NAMES[0])
-        (killed,) = processes()
-        os.kill(killed, signal.SIGKILL)
-        while killed in processes() or listed(NAMES[0])["state"] == "up":
-            time.sleep(0.1)
-        assert listed(NAMES[0])["state"] == "broken"
-        assert f"machine {NAMES[0]} is not up" in machine("exec", NAMES[0], "--", "true", check=False).stderr
-        up(NAMES[0])
-        assert run(NAMES[0], "hostname").strip() == NAMES[0]
-    finally:
-        machine("down", NAMES[0])
-    assert not processes()
-
-
-@pytest.mark.usefixtures("alone")
-def test_a_killed_up_leaves_nothing_after_the_next_run() -> None:
-    process = subprocess.Popen([sys.executable, str(SCRIPT), "up", NAMES[0]], stderr=subprocess.DEVNULL)
-    while not processes():
-        assert process.poll() is None, "it was too fast to be killed"
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
-    machine("down", "--all")
-    assert not processes()
-    assert not STATE.exists()
-
-
-@pytest.mark.usefixtures("alone")
-def test_a_machine_ends_with_its_owner() -> None:
-    owner = subprocess.Popen(["sleep", "1000"])
-    try:
-        machine("up", NAMES[0], "--owner", str(owner.pid))
-        owner.kill()
-        owner.wait()
-        deadline = time.monotonic() + 20
-        while processes():
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-    finally:
-        owner.kill()
-        machine("down", NAMES[0])
-
-
-@pytest.mark.usefixtures("alone")
-def test_another_kind_of_the_same_name_is_in_the_way() -> None:
-    try:
-        up(NAMES[0])
-        done = machine("up", NAMES[0], "--lan", check=False)
-        assert done.returncode == 4
-        assert f"machine {NAMES[0]} is another kind; remove it first" in done.stderr
-        done = machine("purge", check=False)
-        assert done.returncode == 4
-        assert NAMES[0] in done.stderr
-    finally:
-        machine("down", NAMES[0])
+def test_a_machine_survives_a_power_cut_and_a_reboot(pair: Pair) -> None:
+    red, blue = pair
+    blue.run(["sh", "-c", "echo kept >file; sync"])
+    for restart in (blue.reset, blue.reboot):
+        restart()
+        assert blue.run(["cat", "file"]).stdout == "kept\n"
+        assert blue.run(["hostname"]).stdout == f"{blue.name}\n"
+        red.run(["ping", "-c", "1", "-W", "5", blue.name])
