@@ -56,7 +56,6 @@ def guest_images() -> dict[str, Path]:
 def build(kind: Kind, directory: Path, *, images: Mapping[str, Path], key: str, mirrors: Sequence[str]) -> None:
     """Make disk.raw, vmlinuz and initrd.img in a folder."""
     tree, log = directory / "tree", directory / "log"
-    lists = (CHECKOUT / "scripts/lib.sh").read_text()
     report(f"making the disk of {kind.suite}{', bare' if kind.is_bare else ''} (a few minutes, once)")
     (directory / "commit").write_text(commit())
     export(directory / "checkout")
@@ -66,7 +65,7 @@ def build(kind: Kind, directory: Path, *, images: Mapping[str, Path], key: str, 
         f"CHECKOUT={directory / 'checkout'}",
         f"IS_BARE={'yes' if kind.is_bare else 'no'}",
     ]
-    run_enclosed(["env", *settings, *mmdebstrap(kind, tree, packages(kind, lists), mirrors)], log)
+    run_enclosed(["env", *settings, *mmdebstrap(kind, tree, packages(kind), mirrors)], log)
     if images:
         copy_images(images, tree)
     for name in ("vmlinuz", "initrd.img"):

@@ -17,8 +17,9 @@ BASE_PACKAGES = (
     *("ca-certificates", "ifupdown", "iputils-ping", "python3"),
 )
 # Files of this folder that decide what is on a disk.
-DISK_CODE = ("customize.sh", "disks.py", "kinds.py")
-# Files of the checkout that decide what scripts/install does.
+DISK_CODE = ("customize.sh", "disks.py")
+# Files of the checkout that decide what is in the virtual environment, and what scripts/install does.
+ENVIRONMENT = ("setup.py", "scripts/lib/project.sh")
 INSTALLATION = ("setup.py", "scripts/install", "scripts/lib.sh", "scripts/lib")
 
 
@@ -42,8 +43,9 @@ def listed_packages(text: str, name: str) -> list[str]:
     return [line.split()[0] for line in found[1].splitlines() if line.strip()]
 
 
-def packages(kind: Kind, lists: str) -> list[str]:
-    """The packages of a machine. `lists` is the text of scripts/lib.sh."""
+def packages(kind: Kind) -> list[str]:
+    """The packages of a machine."""
+    lists = (CHECKOUT / "scripts/lib.sh").read_text()
     more = [] if kind.is_bare else [*listed_packages(lists, "packages"), *listed_packages(lists, "test_packages")]
     return list(dict.fromkeys([*BASE_PACKAGES, *more]))
 
@@ -59,13 +61,18 @@ def digest(parts: Mapping[str, bytes]) -> str:
 def disk_digest(kind: Kind, key: str, images: Iterable[str], mirrors: Iterable[str]) -> str:
     """The name of a kind's disk. `key` may log in to it, `images` are the names of the images on it."""
     parts = {name: Path(__file__).with_name(name).read_bytes() for name in DISK_CODE}
-    parts |= {"suite": kind.suite.encode(), "key": key.encode(), "mirrors": "\n".join(mirrors).encode()}
+    texts = {"suite": kind.suite, "key": key, "mirrors": "\n".join(mirrors), "packages": " ".join(packages(kind))}
     if not kind.is_bare:
-        parts |= {str(path.relative_to(CHECKOUT)): path.read_bytes() for path in installation_files()}
-        parts["images"] = "\n".join(sorted(images)).encode()
-    return digest(parts)
+        parts |= contents(CHECKOUT / name for name in ENVIRONMENT)
+        texts["images"] = "\n".join(sorted(images))
+    return digest({**parts, **{name: text.encode() for name, text in texts.items()}})
 
 
-def installation_files() -> list[Path]:
-    paths = [CHECKOUT / name for name in INSTALLATION]
-    return [file for path in paths for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
+def installation(kind: Kind) -> dict[str, bytes]:
+    """The files of the checkout that decide what scripts/install does, if it runs in a machine of this kind."""
+    paths = [CHECKOUT / name for name in (() if kind.is_bare else INSTALLATION)]
+    return contents(file for path in paths for file in (path.iterdir() if path.is_dir() else [path]))
+
+
+def contents(paths: Iterable[Path]) -> dict[str, bytes]:
+    return {str(path.relative_to(CHECKOUT)): path.read_bytes() for path in paths}

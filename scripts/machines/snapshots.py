@@ -15,7 +15,7 @@ from testbeds.namespaces import Process
 
 from . import cache, checkout, qemu
 from .connection import BOOT_TIMEOUT_S, connect, disconnect, run_as_root, unpack
-from .kinds import Kind, digest
+from .kinds import Kind, digest, installation
 from .processes import make_overlay, remove, start
 from .records import Machine, free_index, report
 
@@ -57,15 +57,21 @@ class Snapshot:
 def ensure_snapshot(kind: Kind, entry: Path) -> Snapshot:
     """The snapshot of a kind. The machine is booted and stopped if it is not there."""
     parts = {name: Path(__file__).with_name(name).read_bytes() for name in SNAPSHOT_CODE}
-    parts["qemu"] = qemu.version().encode()
-    directory = entry / f"booted-{kind.memory_mib}-{digest(parts)}"
+    name = digest({**parts, **installation(kind), "qemu": qemu.version().encode()})
+    directory = entry / f"booted-{kind.memory_mib}-{name}"
     if not directory.exists():
         report(f"booting a machine of {kind}, to keep it (a few minutes, once)")
-        for other in entry.glob(f"booted-{kind.memory_mib}-*"):  # of other code or of another QEMU
-            cache.remove(other)
+        remove_old(entry)
         with cache.unfinished(directory) as draft:
             boot(kind, entry, Snapshot(draft))
+    cache.touch(directory)
     return Snapshot(directory)
+
+
+def remove_old(entry: Path) -> None:
+    """Remove the snapshots of a disk, but not the last one: another checkout, or another memory size, may use it."""
+    for path in sorted(entry.glob("booted-*"), key=lambda path: path.stat().st_mtime)[:-1]:
+        cache.remove(path)
 
 
 def boot(kind: Kind, entry: Path, snapshot: Snapshot) -> None:

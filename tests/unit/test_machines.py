@@ -26,13 +26,13 @@ def machine(*, index: int = 3, is_on_lan: bool = False) -> Machine:
 
 
 def test_the_packages_are_those_that_install_installs() -> None:
-    names = kinds.packages(PREPARED, LISTS)
+    names = kinds.packages(PREPARED)
     assert {"libvirt-daemon-system", "qemu-system-x86", "slirp4netns", "linux-image-amd64"} <= set(names)
     assert len(names) == len(set(names))
 
 
 def test_a_bare_machine_has_no_package_of_vcluster() -> None:
-    names = set(kinds.packages(BARE, LISTS))
+    names = set(kinds.packages(BARE))
     assert {"libvirt-daemon-system", "qemu-utils", "tmux", "mmdebstrap"}.isdisjoint(names)
     assert {"apparmor", "sudo", "openssh-server"} <= names
 
