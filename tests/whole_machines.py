@@ -1,4 +1,4 @@
-"""Machines of scripts/machine for tests: whole emulated Debians, until a `with` ends.
+"""Machines of scripts/machine for tests: whole emulated Debian systems, until a `with` ends.
 
 with whole_machines("red", "blue", suite="trixie", is_on_lan=True) as (red, blue):
     red.run(["ping", "-c", "1", blue.name])
