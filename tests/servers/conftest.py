@@ -38,7 +38,7 @@ host = student@{three}
 password = env:THREE_PASSWORD
 cpu = 2
 ram = 4 GiB
-hdd = 40 GiB
+hdd = 20 GiB
 nodes = 2
 
 [server four]
@@ -47,7 +47,7 @@ user = operator
 key = /root/.ssh/id_ed25519
 cpu = 2
 ram = 4096
-hdd = 40
+hdd = 20
 nodes = 1
 """
 
