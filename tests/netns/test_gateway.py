@@ -17,7 +17,7 @@ from tests import dhcp_client, samples
 from tests.lan import Lan, lan
 from vcluster.model.plan import Plan
 from vcluster.model.spec import DHCP, PRIVATE, PortRange
-from vcluster.render import gateway_actions, node_actions
+from vcluster.render import common_files, gateway_actions
 
 pytestmark = [
     pytest.mark.netns,
@@ -47,7 +47,7 @@ def net() -> Iterator[Lan]:
         net.run("head", ["ip", "route", "add", "default", "via", OUTSIDE])
         net.run("worker", ["ip", "route", "add", "default", "via", HEAD])
         net.run("outside", ["ip", "route", "add", str(PLAN.subnet), "via", HEAD_OUTSIDE])
-        net.hosts_file("head", node_actions.etc_hosts(PLAN))
+        net.hosts_file("head", common_files.etc_hosts(PLAN))
         net.hosts_file("outside", f"127.0.0.1 localhost\n{WORLD} world.example later.example printer\n")
         upstream = ["--conf-file=/dev/null", "--no-resolv", "--bind-interfaces", f"--listen-address={OUTSIDE}"]
         upstream.append("--local-ttl=600")  # its answers may be cached

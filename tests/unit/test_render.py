@@ -13,9 +13,12 @@ from hypothesis import strategies as st
 
 from tests import samples
 from vcluster.images.recipes import guest_file
+from vcluster.model.keys import Keys
 from vcluster.model.plan import Node, Plan
 from vcluster.model.spec import DHCP, DIRECT, PRIVATE, ImageLogin, PortRange, StorageNode
 from vcluster.render import actions, network_xml, node_actions, seed_files, ssh_files, xml_tree
+from vcluster.render.actions import Action
+from vcluster.render.common_files import common_files, etc_hosts, known_hosts
 from vcluster.render.domain_xml import domain_xml
 
 Golden = Callable[[str, str], None]
@@ -57,16 +60,16 @@ def test_seed(golden: Golden, name: str, image: object) -> None:
 
 def test_guest_files(golden: Golden) -> None:
     plan, keys = samples.plan(3), samples.keys(3)
-    share = node_actions.shares(plan)[0]
-    golden("guest/hosts", node_actions.etc_hosts(plan))
-    golden("guest/known_hosts", node_actions.known_hosts(plan, plan.head, keys))
-    golden("guest/hostfile", node_actions.hostfile(plan))
+    share, common = node_actions.shares(plan)[0], common_files(plan, keys)
+    golden("guest/hosts", common.hosts)
+    golden("guest/known_hosts", known_hosts(common, plan.head, keys))
+    golden("guest/hostfile", common.hostfile)
     golden("guest/exports", node_actions.exports(plan, share))
     golden("guest/nfs.conf", node_actions.nfs_server_settings())
     golden("guest/fstab", node_actions.mount_line(plan, plan.workers[0], share))
     golden("guest/sshd.conf", node_actions.sshd_settings(plan))
-    golden("guest/groups", node_actions.clustershell_groups(plan))
-    golden("guest/genders", node_actions.genders(plan))
+    golden("guest/groups", common.clustershell_groups)
+    golden("guest/genders", common.genders)
     golden("guest/actions-head.json", actions_of(plan, plan.head))
     golden("guest/actions-worker.json", actions_of(plan, plan.workers[0]))
 
@@ -133,7 +136,8 @@ def test_mounts_wait_for_the_dhcp_lease(layout: str) -> None:
 
 def test_sshd_of_a_foreign_image_is_reloaded_after_a_change_of_its_settings() -> None:
     plan = samples.plan(2, image_login=ImageLogin("debian", "env:IMAGE_PASSWORD"))
-    found = node_actions.account_actions(plan, plan.head, samples.keys())
+    keys = samples.keys()
+    found = node_actions.account_actions(plan, plan.head, keys, common_files(plan, keys))
     (settings,) = (action for action in found if action.get("path") == node_actions.SSHD_SETTINGS)
     argv = ["systemctl", "reload-or-restart", "ssh.service"]
     after = found[found.index(settings) + 1 :]
@@ -142,9 +146,11 @@ def test_sshd_of_a_foreign_image_is_reloaded_after_a_change_of_its_settings() ->
 
 def actions_of(plan: Plan, node: Node) -> str:
     keys = samples.keys(len(plan.nodes))
-    return json.dumps(
-        [node_actions.actions(plan, node, keys), node_actions.mount_actions(plan, node, watcher="")], indent=1
-    )
+    return json.dumps([own_actions(plan, node, keys), node_actions.mount_actions(plan, node, watcher="")], indent=1)
+
+
+def own_actions(plan: Plan, node: Node, keys: Keys) -> list[Action]:
+    return node_actions.actions(plan, node, keys, common_files(plan, keys))
 
 
 def test_users_files(golden: Golden) -> None:
@@ -158,7 +164,7 @@ def test_users_files(golden: Golden) -> None:
 
 def test_no_node_name_is_on_the_loopback_interface() -> None:
     plan = samples.plan(4)
-    lines = [line.split() for line in node_actions.etc_hosts(plan).splitlines()]
+    lines = [line.split() for line in etc_hosts(plan).splitlines()]
     for node in plan.nodes:
         assert [line[0] for line in lines if node.name in line[1:]] == [str(node.address)]
 
@@ -167,7 +173,7 @@ def test_the_admin_key_never_enters_a_guest() -> None:
     plan, keys = samples.plan(2), samples.keys()
     texts = [
         *seed_files.seed_files(plan, plan.head, keys, guest_file=guest_file).values(),
-        json.dumps(node_actions.actions(plan, plan.head, keys)),
+        json.dumps(own_actions(plan, plan.head, keys)),
     ]
     assert not any(keys.admin.private.strip() in text for text in texts)
 
@@ -191,6 +197,6 @@ def test_each_node_still_asks_for_one_other() -> None:
     plan, keys = samples.plan(4), samples.keys(4)
     addresses = [str(node.address) for node in plan.nodes]
     for place, node in enumerate(plan.nodes):
-        (arp,) = [one for one in node_actions.actions(plan, node, keys) if one["do"] == "arp"]
+        (arp,) = [one for one in own_actions(plan, node, keys) if one["do"] == "arp"]
         assert arp["unknown"] == [addresses[(place + 1) % 4]]
         assert set(arp["macs"]) == set(addresses) - {addresses[place], *arp["unknown"]}

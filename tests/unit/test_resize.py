@@ -22,7 +22,7 @@ from vcluster.model.spec import DHCP, LOCAL, PRIVATE, AddressRange, ServerSpec, 
 from vcluster.planning import addressing
 from vcluster.planning.planner import make_plan
 from vcluster.planning.resize import grow, new_names, server_spec, shrink
-from vcluster.render import node_actions
+from vcluster.render import common_files, node_actions
 
 LOCAL_FACTS = {LOCAL.name: samples.ROOMY}
 
@@ -359,7 +359,9 @@ def test_remaining_nodes_only_get_new_files() -> None:
     plan, keys = samples.plan(3), samples.keys(4)
     grown = larger(plan)
     for node in plan.nodes:
-        before, after = node_actions.actions(plan, node, keys), node_actions.actions(grown, node, keys)
+        before, after = (
+            node_actions.actions(each, node, keys, common_files.common_files(each, keys)) for each in (plan, grown)
+        )
         different = [one for one, other in zip(after, before, strict=True) if one != other]
         assert {action["do"] for action in different} == {"file", "arp"}
         changed = {action["path"] for action in different if action["do"] == "file"}

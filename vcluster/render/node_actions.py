@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from vcluster.model import naming
 from vcluster.model.keys import Keys
 from vcluster.model.plan import Node, Plan
 from vcluster.model.spec import DEFAULT_USER
 from vcluster.render import gateway_actions
 from vcluster.render.actions import UNITS, Action, directory, file, unit_text
+from vcluster.render.common_files import CommonFiles, known_hosts
 from vcluster.render.domain_xml import DATA_SERIAL
 
 # The same on every node, so that files on NFS have one owner, and above the first ids of distributions. Our image has
@@ -98,54 +98,6 @@ def sshd_settings(plan: Plan) -> str:
     return f"PasswordAuthentication no\nKbdInteractiveAuthentication no\nUseDNS no\nSetEnv {environment}\n"
 
 
-def etc_hosts(plan: Plan) -> str:
-    """The cluster address of every node. A node's own name is not on 127.0.1.1, since MPI would bind to that."""
-    lines = ["127.0.0.1 localhost", "::1 localhost ip6-localhost ip6-loopback"]
-    lines += [f"{node.address} {node.name}" for node in plan.nodes]
-    return "\n".join(lines) + "\n"
-
-
-def known_hosts(plan: Plan, node: Node, keys: Keys) -> str:
-    """The host key of every node, by each name and address that it has for `node`."""
-
-    def line(names: Iterable[object], owner: Node) -> str:
-        return f"{','.join(map(str, names))} {' '.join(keys.hosts[owner.name].public.split()[:2])}\n"
-
-    names_of = [
-        (one, [one.name, one.address, *([one.management.address] if one.management else [])]) for one in plan.nodes
-    ]
-    return "".join(line(names, one) for one, names in names_of) + line(["localhost", "127.0.0.1", "::1"], node)
-
-
-def hostfile(plan: Plan) -> str:
-    """The hostfile: every node, with as many processes as it has CPUs."""
-    return "".join(f"{node.name}:{plan.vcpus}\n" for node in plan.nodes)
-
-
-def groups(plan: Plan) -> dict[str, tuple[str, ...]]:
-    """The node groups for parallel shells, by name."""
-    members = {
-        "all": tuple(node.name for node in plan.nodes),
-        "head": (plan.head.name,),
-        "workers": tuple(node.name for node in plan.workers),
-        "storage": plan.stores,
-    }
-    return {name: nodes for name, nodes in members.items() if nodes}
-
-
-def clustershell_groups(plan: Plan) -> str:
-    """The groups file of ClusterShell; `clush -a` uses the group `all` (groups.conf(5), file-based groups)."""
-    return "".join(f"{name}: {naming.folded(nodes)}\n" for name, nodes in groups(plan).items())
-
-
-def genders(plan: Plan) -> str:
-    """The groups file of pdsh's genders module, for `pdsh -a` and `pdsh -g workers` (genders(3))."""
-    return "".join(
-        f"{node.name} {','.join(name for name, nodes in groups(plan).items() if node.name in nodes)}\n"
-        for node in plan.nodes
-    )
-
-
 def sudoers(plan: Plan) -> str:
     """The commands that the cluster's user may run as root without a password (sudoers(5))."""
     return f"{plan.user} ALL=(root) NOPASSWD: {', '.join(plan.sudo_commands)}\n"
@@ -202,23 +154,23 @@ def resolver(plan: Plan, node: Node) -> str:
     return f"nameserver {plan.network_of(node).gateway if node.management else plan.head.address}\n"
 
 
-def actions(plan: Plan, node: Node, keys: Keys) -> list[Action]:
+def actions(plan: Plan, node: Node, keys: Keys, common: CommonFiles) -> list[Action]:
     """All actions for a node but mounts: accounts, names, services and exports."""
     return [
-        *account_actions(plan, node, keys),
+        *account_actions(plan, node, keys, common),
         *gateway_actions.gateway_actions(plan, node),
         *serve_actions(plan, node),
-        *mpi_actions(plan),
+        *mpi_actions(plan, common),
     ]
 
 
-def account_actions(plan: Plan, node: Node, keys: Keys) -> list[Action]:
+def account_actions(plan: Plan, node: Node, keys: Keys, common: CommonFiles) -> list[Action]:
     """The actions for the user, its keys, and the names and host keys of all nodes."""
     ssh = f"{home(plan)}/.ssh"
     authorized = f"{keys.user.public}\n{keys.admin.public}\n"
     return [
-        file("/etc/hosts", etc_hosts(plan)),
-        file("/etc/ssh/ssh_known_hosts", known_hosts(plan, node, keys)),
+        file("/etc/hosts", common.hosts),
+        file("/etc/ssh/ssh_known_hosts", known_hosts(common, node, keys)),
         file("/etc/ssh/ssh_config.d/10-vcluster.conf", f"StrictHostKeyChecking yes\n{_FAST_SSH}"),
         {"do": "user", "name": plan.user, "uid": _uid(plan), "home": home(plan)},
         directory(ssh, owner=plan.user, mode=0o700),
@@ -227,22 +179,22 @@ def account_actions(plan: Plan, node: Node, keys: Keys) -> list[Action]:
         file(f"{ssh}/authorized_keys", authorized, owner=plan.user, mode=0o600),
         *([file("/etc/sudoers.d/vcluster", sudoers(plan), mode=0o440)] if plan.sudo_commands else []),
         {"do": "resolver", "text": resolver(plan, node)},
-        *([] if plan.dhcp_range else [_arp(plan, node)]),
+        *([] if plan.dhcp_range else [_arp(node, common)]),
         *([file(SSHD_SETTINGS, sshd_settings(plan)), _reload_sshd()] if plan.image_login else []),
     ]
 
 
-def _arp(plan: Plan, node: Node) -> Action:
+def _arp(node: Node, common: CommonFiles) -> Action:
     """The ARP cache of a node: all other nodes but the next one, which it finds by a broadcast.
 
     Without them, N nodes that begin to talk at once send N² broadcasts, and each node receives all of them. The check
     still needs one broadcast of each node.
     """
-    place = plan.nodes.index(node)
-    following = plan.nodes[(place + 1) % len(plan.nodes)]
-    known = [other for other in plan.nodes if other not in (node, following)][:ARP_MAX]
-    macs = {str(other.address): other.mac for other in known}
-    return {"do": "arp", "interface": "lab0", "macs": macs, "unknown": [str(following.address)]}
+    following, _ = common.neighbours[(common.places[node.name] + 1) % len(common.neighbours)]
+    macs = dict(common.neighbours[:ARP_MAX])
+    for address in (str(node.address), following):
+        macs.pop(address, None)
+    return {"do": "arp", "interface": "lab0", "macs": macs, "unknown": [following]}
 
 
 def _uid(plan: Plan) -> int | None:
@@ -347,11 +299,11 @@ def _mount(plan: Plan, share: Share) -> Action:
     }
 
 
-def mpi_actions(plan: Plan) -> list[Action]:
+def mpi_actions(plan: Plan, common: CommonFiles) -> list[Action]:
     """The actions for the hostfile and the node groups. Every node has them, so a run may start on any node."""
     return [
-        file(hostfile_path(plan), hostfile(plan), owner=plan.user),
-        file("/etc/clustershell/groups.d/local.cfg", clustershell_groups(plan)),
-        file("/etc/genders", genders(plan)),
+        file(hostfile_path(plan), common.hostfile, owner=plan.user),
+        file("/etc/clustershell/groups.d/local.cfg", common.clustershell_groups),
+        file("/etc/genders", common.genders),
         file("/etc/pdsh/rcmd_default", "ssh\n"),
     ]

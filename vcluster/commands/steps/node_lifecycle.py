@@ -21,6 +21,7 @@ from vcluster.model.plan import Node, Plan
 from vcluster.model.spec import ImageLogin
 from vcluster.model.status import PAUSED
 from vcluster.render import node_actions
+from vcluster.render.common_files import common_files
 from vcluster.render.domain_xml import READY_CHANNEL, console_path
 from vcluster.render.seed_files import seed_files
 from vcluster.resources import domains, seeds, volumes
@@ -54,6 +55,7 @@ class NodeLifecycle:
         self._cluster, self._image_password = cluster, image_password
         self._plan, self._deadline = cluster.plan, cluster.deadline
         self._snapshots = {key: each for key, each in (snapshots or {}).items() if each is not REFUSED}
+        self._common = common_files(cluster.plan, cluster.keys)
         self._head_configured = threading.Event()
         sessions = {name: server.session for name, server in cluster.fleet.servers.items()}
         self._jump_hosts = JumpHosts(cluster.plan, sessions)
@@ -286,7 +288,7 @@ class NodeLifecycle:
 
     def configure(self, node: Node, connection: NodeConnection) -> tuple[str, ...]:
         """Apply what the plan specifies for this node alone. Returns what changed."""
-        actions = node_actions.actions(self._plan, node, self._cluster.keys)
+        actions = node_actions.actions(self._plan, node, self._cluster.keys, self._common)
         return configure.apply(connection, "configure", actions, report=self._cluster.report)
 
     def mount_shares(self, node: Node, connection: NodeConnection) -> tuple[str, ...]:
