@@ -174,14 +174,21 @@ def remove_traces(networks: Sequence[str], domains: Sequence[str]) -> None:
     for name in networks:
         (LIBVIRT_RUN / f"{name}.pid").unlink(missing_ok=True)
         shutil.rmtree(LIBVIRT_RUN / name, ignore_errors=True)
-    for name in domains:
-        for log in LIBVIRT_LOGS.glob(f"{name}.log*"):
+    removed = {*domains}
+    for log in LIBVIRT_LOGS.glob("*.log*"):
+        if _domain_of(r"(.+)\.log.*", log) in removed:
             log.unlink(missing_ok=True)
-        if len(name) < LIBVIRT_NAME_CUT:
-            for sockets in LIBVIRT_SOCKETS:
-                for folder in sockets.glob("domain-*"):
-                    if re.fullmatch(rf"domain-\d+-{re.escape(name)}", folder.name):
-                        shutil.rmtree(folder, ignore_errors=True)
+    for sockets in LIBVIRT_SOCKETS:
+        for folder in sockets.glob("domain-*"):
+            name = _domain_of(r"domain-\d+-(.+)", folder)
+            if name in removed and len(name) < LIBVIRT_NAME_CUT:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _domain_of(pattern: str, path: Path) -> str:
+    """The domain in the name of a file of libvirt; empty if the name is another."""
+    match = re.fullmatch(pattern, path.name)
+    return match[1] if match else ""
 
 
 def tail(path: str, size: int) -> str:

@@ -332,7 +332,10 @@ def mpi_results(request: Request, program: str) -> list[Result]:
     """Run the program once on each target."""
     names = [target["name"] for target in request["targets"]]
     lines, detail = mpiexec(request, ["-n", str(len(names)), program])
-    reports = {name: [rest for first, _, rest in lines if first == name] for name in names}
+    reports: dict[str, list[str]] = {name: [] for name in names}
+    for first, _, rest in lines:
+        if first in reports:
+            reports[first].append(rest)
     good = [""] if program == "hostname" else ["ok"]
     return [result("mpi", name, reports[name] == good, " ".join(reports[name]) or detail) for name in names]
 

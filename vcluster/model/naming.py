@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from itertools import product
 from math import prod
 
@@ -225,13 +225,12 @@ def uuid_for(kind: str, *names: str) -> str:
     return str(uuid.uuid5(_NAMESPACE, "/".join((kind, *names))))
 
 
-def mac_for(cluster: str, node: str, interface: str, taken: Iterable[str] = ()) -> str:
+def mac_for(cluster: str, node: str, interface: str, taken: Container[str] = ()) -> str:
     """A locally administered, unicast MAC (IEEE 802: second bit of the first byte set, first bit clear).
 
     The same names give the same MAC, which is not in `taken`. The first byte is 02: libvirt gives the tap the same
     address with first byte fe, and a bridge takes the lowest address of its ports.
     """
-    taken = set(taken)
     salt = 0
     while True:
         digest = hashlib.sha256(f"{cluster}/{node}/{interface}/{salt}".encode()).digest()

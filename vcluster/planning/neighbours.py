@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Any
@@ -36,9 +36,8 @@ def classify(plan: Plan, answer: Mapping[str, Any]) -> tuple[Neighbour, ...]:
     """All planned nodes and the unknown hosts, sorted by address. Nodes are recognised by their MAC."""
     nodes = {node.mac: node for node in plan.nodes}
     found = [_neighbour(nodes.get(entry["mac"].lower()), entry) for entry in answer["found"]]
-    missing = [
-        Neighbour(node.name, node.address, node.mac, ()) for mac, node in nodes.items() if mac not in _macs(found)
-    ]
+    macs = {one.mac for one in found}
+    missing = [Neighbour(node.name, node.address, node.mac, ()) for mac, node in nodes.items() if mac not in macs]
     return tuple(sorted([*found, *missing], key=lambda one: (one.address, one.is_unknown)))
 
 
@@ -47,7 +46,3 @@ def _neighbour(node: Node | None, entry: Mapping[str, Any]) -> Neighbour:
     if node is None:
         return Neighbour(entry["name"], address, mac, found_by, is_unknown=True)
     return Neighbour(node.name, address, mac, found_by, is_misplaced=address != node.address)
-
-
-def _macs(neighbours: Iterable[Neighbour]) -> set[str]:
-    return {one.mac for one in neighbours}

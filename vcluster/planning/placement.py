@@ -166,10 +166,12 @@ def place_more(
             "\n".join([f"{count} more nodes do not fit on the servers; at most {most} fit", *reasons]),
             hint="add fewer nodes, or remove another cluster: vcluster clear NAME",
         )
+    added = dict.fromkeys(carried, 0)
     places: list[str] = []
     for _ in range(count):
-        candidates = [name for name, limit in tightest.items() if places.count(name) < limit.nodes]
-        places.append(min(candidates, key=lambda name: carried[name] + places.count(name)))
+        candidates = [name for name, limit in tightest.items() if added[name] < limit.nodes]
+        places.append(min(candidates, key=lambda name: carried[name] + added[name]))
+        added[places[-1]] += 1
     return tuple(places)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
-from itertools import chain
 
 from vcluster.model import naming
 from vcluster.model.facts import Facts
@@ -213,5 +212,6 @@ def _macs(cluster: str, names: Sequence[str], present: Sequence[Node]) -> dict[t
     chosen: dict[tuple[str, str], str] = {}
     for name in names:
         for interface in ("lab0", "mgmt0"):
-            chosen[name, interface] = naming.mac_for(cluster, name, interface, chain(taken, chosen.values()))
+            chosen[name, interface] = naming.mac_for(cluster, name, interface, taken)
+            taken.add(chosen[name, interface])
     return chosen

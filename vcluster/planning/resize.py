@@ -110,7 +110,7 @@ def grow(plan: Plan, facts: Mapping[str, Facts], names: Sequence[str]) -> Plan:
     Raises RequestError, MissingError or ConflictError when the servers cannot carry them.
     """
     places = _place(plan, facts, len(names))
-    taken = [node.address for node in plan.nodes]
+    taken = {node.address for node in plan.nodes}
     addresses = addressing.more_addresses(plan.subnet, len(names), nodes=taken, unknown_hosts=plan.dhcp_range)
     fabric = Fabric(
         plan.name, plan.owner, plan.mtu, plan.vxlan_port, plan.switch.server, owns_switch=True, vni_base=_vni_base(plan)
@@ -144,7 +144,8 @@ def _place(plan: Plan, facts: Mapping[str, Facts], number: int) -> tuple[str, ..
 
 def _with_interfaces(server: ServerPlan, topology: Topology) -> ServerPlan:
     """The server with the bridges and tunnels of the topology added; it may have the switch's bridge already."""
-    bridges = (bridge for bridge in topology.bridges.get(server.name, ()) if bridge not in server.bridges)
+    present = {bridge.name for bridge in server.bridges}
+    bridges = (bridge for bridge in topology.bridges.get(server.name, ()) if bridge.name not in present)
     return replace(
         server,
         bridges=(*server.bridges, *bridges),
@@ -175,12 +176,13 @@ def shrink(plan: Plan, names: Sequence[str]) -> Plan:
             f"{folded(serving)} serves a shared folder that the other nodes use",
             hint=f"storage nodes cannot be removed; to remove the whole cluster: vcluster clear {plan.name}",
         )
-    removed = {plan.node(name) for name in names}
+    leaving = {*names}
+    removed = [node for node in plan.nodes if node.name in leaving]
     bridges = {node.bridge for node in removed if node.vni is not None}
     tunnels = {naming.tunnel_name(plan.name, node.index) for node in removed}
     return replace(
         plan,
-        nodes=tuple(node for node in plan.nodes if node not in removed),
+        nodes=tuple(node for node in plan.nodes if node.name not in leaving),
         servers=tuple(
             replace(
                 server,

@@ -9,7 +9,7 @@ import json
 import secrets
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -114,6 +114,8 @@ class _Tests:
         self._pairs, self._proven, self._enter, self._mount = pairs, proven, enter, mount
         self.entered: set[str] = set()  # the nodes that this machine could log in to
         self._token = secrets.token_hex(16)
+        self._names = {node.name for node in plan.nodes}
+        self._targets = [{"name": node.name, "address": str(node.address)} for node in plan.nodes]
         self._mounted: set[str] = set()
         self._changed = threading.Condition()
         self._written, self._read = threading.Event(), threading.Semaphore(0)
@@ -127,7 +129,7 @@ class _Tests:
                 with self._report.step("check", head.name, awaiting="pings and NFS"):
                     receive(pipe, session.deadline, AWAITED)
                     self._written.set()
-                    answer = _answer(self._plan, head, receive(pipe, session.deadline, AWAITED))
+                    answer = _answer(self._names, head.name, receive(pipe, session.deadline, AWAITED))
                 for _ in self._plan.workers:
                     _wait(self._read.acquire, session.deadline)
             finally:  # after a failure, too, so that the files are removed
@@ -142,7 +144,7 @@ class _Tests:
         with self._report.step("check", node.name, awaiting="pings and NFS"), self._start(node) as pipe:
             _wait(self._written.wait, session.deadline)
             pipe.shut()
-            answer = _answer(self._plan, node, receive(pipe, session.deadline, AWAITED))
+            answer = _answer(self._names, node.name, receive(pipe, session.deadline, AWAITED))
         self._read.release()
         return answer
 
@@ -180,7 +182,7 @@ class _Tests:
                 answer = run_on(_mpi(self._plan, names, source=guest_file("mpi-check.c")))
         if answer.get("program") == "hostname":
             self._report.note(f"{head.name} has no MPI compiler: the check ran hostname, which exchanges no data")
-        return _answer(self._plan, head, answer)
+        return _answer(self._names, head.name, answer)
 
     def log_in(self, logins: Iterable[Login], limit: int) -> Answer:
         """Make these logins, each node its own, all nodes at the same time."""
@@ -193,7 +195,7 @@ class _Tests:
         def work(name: str) -> Answer:
             request: dict[str, object] = {"do": "logins", "user": self._plan.user, "logins": targets[name]}
             answer = ask(self._sessions[name], "check", request, awaited="the logins")
-            results = _answer(self._plan, self._plan.node(name), answer)
+            results = _answer(self._names, name, answer)
             if [(one.check, one.to_node) for one in results.checks] != [("ssh", end) for end in targets[name]]:
                 raise unknown_result(f"{name}: {AWAITED}")
             return results
@@ -203,7 +205,7 @@ class _Tests:
 
     @contextmanager
     def _start(self, node: Node) -> Iterator[Pipe]:
-        request = _probe(self._plan, node, self._token)
+        request = _probe(self._plan, node, self._token, self._targets)
         program = self._sessions[node.name].start_program(guest.program("check"), awaited="the check")
         with closing(program) as pipe:
             pipe.write(json.dumps(request).encode() + b"\n", self._deadline_of(node), "the check")
@@ -219,31 +221,28 @@ def _wait(is_ready: Callable[..., bool], deadline: Deadline) -> None:
         deadline.check("the check on other nodes")
 
 
-def _answer(plan: Plan, node: Node, answer: dict[str, Any]) -> Answer:
-    """The results of a node. Raises VclusterError if they cannot be such: nodes are not trusted."""
-    names = {each.name for each in plan.nodes}
+def _answer(names: Set[str], node: str, answer: dict[str, Any]) -> Answer:
+    """The results of a node; `names` are all nodes. Raises VclusterError for other values: nodes are not trusted."""
     try:
-        found = tuple(
-            Check(one["check"], node.name, one["to"], one["passed"], one["detail"]) for one in answer["results"]
-        )
+        found = tuple(Check(one["check"], node, one["to"], one["passed"], one["detail"]) for one in answer["results"])
         same = {str(name): str(digest) for name, digest in answer.get("same", {}).items()}
     except (TypeError, KeyError, AttributeError) as error:
-        raise unknown_result(f"{node.name}: {AWAITED}") from error
+        raise unknown_result(f"{node}: {AWAITED}") from error
     if not all(
         check.check in NODE_CHECKS and check.to_node in names and isinstance(check.passed, bool) for check in found
     ):
-        raise unknown_result(f"{node.name}: {AWAITED}")
-    return Answer(node.name, found, same)
+        raise unknown_result(f"{node}: {AWAITED}")
+    return Answer(node, found, same)
 
 
 # Requests
 
 
-def _probe(plan: Plan, node: Node, token: str) -> dict[str, object]:
+def _probe(plan: Plan, node: Node, token: str, targets: Sequence[Mapping[str, str]]) -> dict[str, object]:
     return {
         "do": "probe_first" if node.is_head else "probe",
         "user": plan.user,
-        "targets": [{"name": target.name, "address": str(target.address)} for target in plan.nodes],
+        "targets": targets,
         "payload": plan.mtu - HEADERS_BYTES,
         "shares": _shares(plan, node, token),
         "token": token,

@@ -7,6 +7,7 @@ the nodes report about their keys, names and settings. With `pairs` all logins a
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from vcluster.model.checks import Check
@@ -37,9 +38,11 @@ def doubtful(same: Mapping[str, Mapping[str, str]], tested: Collection[Check], e
     known = {(check.from_node, check.to_node) for check in tested}
     odd = differences(same)
     equal = [name for name in same if name not in odd]
-    logins = {(start, end): None for start in same for end in same if start in odd or end in odd}
+    odd_ends = [end for end in same if end in odd]
+    logins = {(start, end): None for start in same for end in (same if start in odd else odd_ends)}
+    reached = {*entered, *(end for start, end in known if start not in odd)}
     for end in equal:
-        if end not in entered and not any((start, end) in known for start in equal):
+        if end not in reached:
             logins[next((start for start in reversed(equal) if start != end), end), end] = None
     if not all(check.passed for check in tested):
         logins |= {(start, end): None for start in equal[:1] for end in equal}
@@ -58,17 +61,25 @@ def derive(
     known = {(check.from_node, check.to_node): check for check in tested}  # the later of two
     odd = differences(same)
     of_equals = [check for check in known.values() if check.from_node not in odd]
-    shut = {end: _none_passed([check for check in of_equals if check.to_node == end]) for end in same}
-    shut |= dict.fromkeys(proven, "")
+    entering = _grouped((check.to_node, check) for check in of_equals)
+    shut = {end: _none_passed(entering[end]) for end in same} | dict.fromkeys(proven, "")
     to_equals = [check for check in known.values() if not shut[check.to_node] and check.to_node not in odd]
+    leaving = _grouped((check.from_node, check) for check in to_equals)
+    usual = _none_passed([check for check in to_equals if check.from_node not in odd])
     for start in same:
-        leaving = [check for check in to_equals if check.from_node == start]
-        leaving = leaving or [check for check in to_equals if check.from_node not in odd]
-        cannot_leave = "" if start in proven else _none_passed(leaving)
+        cannot_leave = "" if start in proven else _none_passed(leaving[start]) if leaving[start] else usual
         for end in same:
             detail = cannot_leave or shut[end]
             check = known.get((start, end)) or Check("ssh", start, end, not detail, detail)
             yield _explained(check, odd.get(start) or odd.get(end, ""))
+
+
+def _grouped(checks: Iterable[tuple[str, Check]]) -> Mapping[str, list[Check]]:
+    """The checks of each node, by name; none for another name."""
+    found: dict[str, list[Check]] = defaultdict(list)
+    for name, check in checks:
+        found[name].append(check)
+    return found
 
 
 def _none_passed(tested: Sequence[Check]) -> str:
@@ -89,7 +100,7 @@ def differences(same: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in next(iter(same.values())):
         digests = {node: seen[name] for node, seen in same.items()}
-        usual = max(digests.values(), key=list(digests.values()).count)
+        ((usual, _),) = Counter(digests.values()).most_common(1)  # the first of equally frequent ones
         model = next(node for node, digest in digests.items() if digest == usual)
         for node, digest in digests.items():
             if digest != usual:

@@ -41,7 +41,8 @@ def text(found: Document, reader: Reader) -> str:
 def _deviations(found: Document, reader: Reader) -> Iterator[str]:
     """A line for each part that is not as planned, with its command. A node that is off or paused is not missing."""
     down = [node for node in found["nodes"] if node["state"] in (PAUSED, STOPPED)]
-    missing = [item for item in found["missing"] if not any(_is_about(item, node["name"]) for node in down)]
+    names = {node["name"] for node in down}
+    missing = [item for item in found["missing"] if _node_of(item) not in names]
     yield from (f"missing: {item}" for item in missing)
     if missing:
         yield f"to recreate it: {reader.command('repair ' + found['name'])}"
@@ -55,9 +56,10 @@ def _deviations(found: Document, reader: Reader) -> Iterator[str]:
             yield f"paused: {node['name']}: {node['reason']} ({reader.command('start ' + found['name'])})"
 
 
-def _is_about(item: str, node: str) -> bool:
-    """Whether an item of `missing` is this node, perhaps with its server or its state."""
-    return re.match(rf"node {node}(?![a-z0-9-])", item) is not None
+def _node_of(item: str) -> str:
+    """The node that an item of `missing` is, perhaps with its server or its state; empty for another part."""
+    match = re.match(r"node ([a-z0-9-]+)", item)
+    return match[1] if match else ""
 
 
 def _power_on(found: Document, nodes: Sequence[str], reader: Reader) -> str:

@@ -116,11 +116,12 @@ def _restore_nodes(cluster: Deployment, ledger: Ledger) -> None:
         power = _power_of_domains(cluster.fleet)
         running = [node for node in plan.nodes if node.domain in power and power[node.domain].state == RUNNING]
         absent += [node for node in running if lifecycle.has_no_identity(node)]
+    absent_names = {node.name for node in absent}
     if absent:
         _discard_unfinished(cluster, ledger, absent)
 
     def restore(node: Node) -> NodeConnection:
-        if node in absent:
+        if node.name in absent_names:
             return lifecycle.bring_up_during_add(node)
         if power[node.domain].state == PAUSED:
             return lifecycle.resume(node)

@@ -94,10 +94,10 @@ def _configure(
 
     Logins between two `proven` nodes are not tried again; the check compares the settings that they depend on.
     """
-    lifecycle = _lifecycle(cluster, snapshots)
+    lifecycle, names = _lifecycle(cluster, snapshots), {node.name for node in running}
 
     def connect(node: Node) -> NodeConnection:
-        return lifecycle.configure_via_serial(node) if node in running else lifecycle.bring_up_during_add(node)
+        return lifecycle.configure_via_serial(node) if node.name in names else lifecycle.bring_up_during_add(node)
 
     with ExitStack() as stack:
         lifecycle.require_ready(lifecycle.all_nodes(connect, stack), proven=proven)

@@ -131,8 +131,8 @@ def require_running(context: Context, plan: Plan, nodes: Sequence[Node]) -> None
 
 def _with_jump_hosts(plan: Plan, nodes: Sequence[Node]) -> tuple[Node, ...]:
     """The nodes, and the head if one of them is reached through it; in the plan's order."""
-    via_head = any(node.management is None for node in nodes)
-    return tuple(node for node in plan.nodes if node in nodes or (node.is_head and via_head))
+    names = {node.name for node in nodes} | {plan.head.name for node in nodes if node.management is None}
+    return tuple(node for node in plan.nodes if node.name in names)
 
 
 def trace(context: Context, plan: Plan, start: Node, end: Node, *, packets: int, timeout_s: float) -> path.Path:
@@ -191,8 +191,8 @@ def run_everywhere(
     does not run or was not reached, or if the command did not end. `on_line` is called with each line of output.
     """
     deadline, powers = Deadline(timeout_s), node_powers(context, plan, _with_jump_hosts(plan, nodes))
-    is_down = {node: bool(describe_down({node.name: powers[node.name]})) for node in _with_jump_hosts(plan, nodes)}
-    up = [node for node in nodes if not any(is_down[each] for each in _with_jump_hosts(plan, [node]))]
+    is_down = {name: bool(describe_down({name: power})) for name, power in powers.items()}
+    up = [node for node in nodes if not is_down[node.name] and (node.management or not is_down[plan.head.name])]
     down = ConflictError(describe_down(powers), hint=f"vcluster start {plan.name}")
     with _jump_hosts(context, plan, up, deadline) as login:
 
@@ -214,7 +214,8 @@ def provision(
 ) -> dict[str, Completed | None]:
     """Run a job on nodes; see vcluster.stages.provision."""
     deadline = Deadline(timeout_s)
-    involved = [node for node in plan.nodes if node in nodes or (node.is_head and job.payload)]
+    names = {node.name for node in nodes}
+    involved = [node for node in plan.nodes if node.name in names or (node.is_head and job.payload)]
     require_running(context, plan, involved)
     with (
         context.files(plan.name).locked(),
