@@ -23,6 +23,8 @@ settings.load_profile("patient")
 # A shell starts background programs with SIGINT ignored, and all they start inherits that. Tests interrupt commands.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+pytest_plugins = ("pytester", "tests.long_runs")
+
 TESTS = Path(__file__).parent
 GOLDEN = TESTS / "golden"
 
@@ -58,6 +60,7 @@ FOLDERS = {
     "servers": _folder("full", "vm"),
     "machines": _folder("machines", "machines"),
 }
+LONG_TIERS = frozenset({"machines"})  # no other tier contains them, except for their smoke tests
 
 
 def folder_of(path: Path) -> str:
@@ -67,6 +70,8 @@ def folder_of(path: Path) -> str:
 
 def tier_of(folder: str, markers: Iterable[str]) -> str:
     """The tier of a test. Booted tests are in `full`, those of the core in `standard`.
+
+    The smoke test of a long tier is in `full` too.
 
     Raises ValueError when the folder has no entry, or when its tests may not have these markers.
     """
@@ -78,9 +83,11 @@ def tier_of(folder: str, markers: Iterable[str]) -> str:
         raise ValueError(f"needs {', '.join(sorted(needs))}; allowed: {', '.join(sorted(FOLDERS[folder].needs))}")
     if "core" in names and "vm" not in names:
         raise ValueError("is marked core, but only booted tests are part of the core")
+    if "smoke" in names and FOLDERS[folder].tier not in LONG_TIERS:
+        raise ValueError("is marked smoke, but its folder is not of a long tier")
     if "vm" in names:
         return "standard" if "core" in names else "full"
-    return FOLDERS[folder].tier
+    return "full" if "smoke" in names else FOLDERS[folder].tier
 
 
 SHARED_CLUSTERS = frozenset({"cluster", "beginning", "red", "blue"})  # fixtures: clusters of a whole folder

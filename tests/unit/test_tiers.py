@@ -20,6 +20,8 @@ from tests.conftest import TESTS, folder_of, tier_of
         ("scripts", ["vm"], "full"),
         ("vm", ["vm", "usefixtures"], "full"),
         ("vm", ["vm", "core"], "standard"),
+        ("machines", ["machines"], "machines"),
+        ("machines", ["machines", "smoke"], "full"),
     ],
 )
 def test_tiers(folder: str, markers: list[str], tier: str) -> None:
@@ -33,6 +35,7 @@ def test_tiers(folder: str, markers: list[str], tier: str) -> None:
         ("vm", [], "needs nothing; allowed: vm"),
         ("vm", ["vm", "netns"], "needs netns, vm; allowed: vm"),
         ("unit", ["core"], "only booted tests are part of the core"),
+        ("vm", ["vm", "smoke"], "not of a long tier"),
         ("elsewhere", [], "tests/elsewhere has no entry in FOLDERS"),
     ],
 )
