@@ -17,7 +17,7 @@ from tests.ssh.server import HOST, USER, Rules, serving, target
 from tests.ssh.test_agent_start import archive
 from vcluster.adapters.libvirt.libvirt_proxy import LibvirtProxy
 from vcluster.adapters.ssh import ssh_login
-from vcluster.agent import remote_agent
+from vcluster.agent import libvirt_daemons
 from vcluster.agent.remote_agent import RemoteAgent
 from vcluster.errors import MissingError, RequestError
 from vcluster.util.deadline import Deadline
@@ -62,7 +62,8 @@ def rules() -> Iterator[Rules]:
 
 @pytest.fixture
 def agent(rules: Rules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RemoteAgent]:
-    monkeypatch.setattr(remote_agent, "LIBVIRT_SOCKET", tmp_path / "libvirt")
+    sockets = {"libvirtd": tmp_path / "absent", "virtqemud": tmp_path / "libvirt"}
+    monkeypatch.setattr(libvirt_daemons, "SOCKETS", sockets)
     where = target(rules, tmp_path)
     with ssh_login.connect_server(
         "server2", where, cluster_key=USER.private, pinned=HOST.public, deadline=Deadline(20)

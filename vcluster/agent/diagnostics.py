@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from vcluster.agent import libvirt_daemons
 from vcluster.agent.confinement import APPARMOR, SELINUX, confinement
 
 OK, WARNING, ERROR = "ok", "warning", "error"
 KVM = Path("/dev/kvm")
-LIBVIRT_SOCKET = Path("/run/libvirt/libvirt-sock")
 
 # Program: Debian package and purpose.
 PROGRAMS = {
@@ -47,7 +47,7 @@ def diagnose(*, carries_nodes: bool, is_controller: bool) -> list[Finding]:
     if carries_nodes:
         findings += [
             *_programs(PROGRAMS),
-            *_socket(),
+            *_libvirt(),
             *device_findings(KVM),
             *_mounts(),
             *_forwarding(),
@@ -90,12 +90,13 @@ def _programs(required: dict[str, tuple[str, str]]) -> Iterator[Finding]:
             yield _finding(ERROR, program, f"missing; needed for {purpose}", f"apt-get install {package}")
 
 
-def _socket() -> Iterator[Finding]:
-    if not LIBVIRT_SOCKET.exists():
-        if shutil.which("libvirtd") or Path("/usr/sbin/libvirtd").exists():
-            yield _finding(ERROR, "libvirtd", "is not running", libvirt_start())
-        else:
-            yield _finding(ERROR, "libvirtd", "missing; it runs the nodes", "apt-get install libvirt-daemon-system")
+def _libvirt() -> Iterator[Finding]:
+    if libvirt_daemons.is_running():
+        return
+    if daemon := libvirt_daemons.installed_daemon():
+        yield _finding(ERROR, daemon, "is not running", libvirt_daemons.start_command())
+    else:
+        yield _finding(ERROR, "libvirtd", "missing; it runs the nodes", "apt-get install libvirt-daemon-system")
 
 
 def _confinement() -> Iterator[Finding]:
@@ -104,12 +105,6 @@ def _confinement() -> Iterator[Finding]:
         yield _finding(OK, "AppArmor", "confines each node; a clone may also use its own snapshot")
     elif found == SELINUX:
         yield _finding(WARNING, "SELinux", "clones were never tried under it, so nodes boot")
-
-
-def libvirt_start() -> str:
-    """The command that starts libvirt here."""
-    has_systemd = Path("/run/systemd/system").is_dir()
-    return "systemctl start libvirtd" if has_systemd else "mkdir -p /var/log/libvirt/qemu; virtlogd -d; libvirtd -d"
 
 
 def device_findings(device: Path) -> Iterator[Finding]:

@@ -21,11 +21,10 @@ from vcluster.adapters import kvm_probe
 from vcluster.adapters.network import netlink_interfaces, netlink_routes, raw_frames, tunnel_guard
 from vcluster.adapters.network.interface_spec import InterfaceSpec
 from vcluster.adapters.network.obstacles import find_obstacles
-from vcluster.agent import confinement, snapshot_store
+from vcluster.agent import confinement, libvirt_daemons, snapshot_store
 from vcluster.agent.diagnostics import diagnose, has_rights
 from vcluster.errors import MissingError, VclusterError
 
-LIBVIRT_SOCKET = Path("/run/libvirt/libvirt-sock")
 LIBVIRT_RUN = Path("/run/libvirt/network")
 LIBVIRT_DOMAINS = Path("/run/libvirt/qemu")
 NICEST = 19
@@ -49,7 +48,7 @@ def identity() -> dict[str, Any]:
         "is_root": os.geteuid() == 0,
         "has_rights": has_rights(),
         "cpus": os.cpu_count() or 1,
-        "has_libvirt": LIBVIRT_SOCKET.exists(),
+        "has_libvirt": libvirt_daemons.is_running(),
     }
 
 

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from vcluster.adapters.pipe import Listener, Pipe
-from vcluster.agent import bundle, request_loop
+from vcluster.agent import bundle, libvirt_daemons, request_loop
 from vcluster.agent.client import Agent, Progress
 from vcluster.agent.sudo import Sudo, translate_failure
 from vcluster.errors import DeadlineError, MissingError, VclusterError
 from vcluster.util.deadline import Cancelled, Deadline
 
 FOLDER = Path("/var/lib/vcluster/agent")
-LIBVIRT_SOCKET = Path("/run/libvirt/libvirt-sock")
 OLDEST_PYTHON = (3, 10)
 CHUNK = 1 << 18
 _LOGIN_LINES_MAX = 1000  # lines that login scripts may print before our program starts
@@ -111,9 +110,9 @@ class RemoteAgent(Agent):
 
     def start_relay(self, deadline: Deadline) -> Pipe:
         """A stream to the socket of the server's libvirt, which only root can open."""
-        pipe = self._start({"relay": str(LIBVIRT_SOCKET)}, deadline)
+        pipe = self._start({"relay": [str(path) for path in libvirt_daemons.SOCKETS.values()]}, deadline)
         try:
-            answer = json.loads(pipe.read_line(deadline, str(LIBVIRT_SOCKET)))
+            answer = json.loads(pipe.read_line(deadline, "libvirt"))
         except BaseException:
             pipe.close()
             raise

@@ -13,7 +13,7 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -135,13 +135,15 @@ def uninstall(folder: Path, lock: int) -> None:
             empty.rmdir()
 
 
-def relay(source: BinaryIO, sink: BinaryIO, path: str) -> None:
-    """Relay between our streams and a socket of this server. First write a line: `{}`, or the error."""
+def relay(source: BinaryIO, sink: BinaryIO, paths: Sequence[str]) -> None:
+    """Relay between our streams and the first of these sockets of libvirt that answers.
+
+    First write a line: `{}`, or the error.
+    """
     try:
-        connection = socket.socket(socket.AF_UNIX)
-        connection.connect(path)
+        connection = _connect(paths)
     except OSError as error:
-        failure = MissingError(f"{path}: {error.strerror}", hint="check that libvirtd is running there")
+        failure = MissingError(f"{paths[0]}: {error.strerror}", hint="check that libvirtd is running there")
         sink.write(json.dumps({"error": error_to_json(failure)}).encode() + b"\n")
         sink.flush()
         return
@@ -151,6 +153,21 @@ def relay(source: BinaryIO, sink: BinaryIO, path: str) -> None:
     while data := connection.recv(1 << 18):
         sink.write(data)
         sink.flush()
+
+
+def _connect(paths: Sequence[str]) -> socket.socket:
+    """A connection to the first socket that answers. If none does, raises the error of the first."""
+    failures = []
+    for path in paths:
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.connect(path)
+        except OSError as error:
+            connection.close()
+            failures.append(error)
+        else:
+            return connection
+    raise failures[0]
 
 
 def _copy_input(source: BinaryIO, connection: socket.socket) -> None:

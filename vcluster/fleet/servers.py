@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
@@ -16,9 +15,10 @@ from vcluster.adapters.libvirt.hypervisor import SYSTEM_URI, Hypervisor
 from vcluster.adapters.libvirt.libvirt_proxy import LibvirtProxy
 from vcluster.adapters.ssh import openssh_config, ssh_login, ssh_session
 from vcluster.adapters.ssh.authentication import LoginRefusedError
+from vcluster.agent import libvirt_daemons
 from vcluster.agent.client import Agent, LocalAgent
 from vcluster.agent.diagnostics import ADD_CAPABILITY
-from vcluster.agent.operations import LIBVIRT_SOCKET, MACHINE_ID
+from vcluster.agent.operations import MACHINE_ID
 from vcluster.agent.remote_agent import RemoteAgent
 from vcluster.config import passwords
 from vcluster.errors import MissingError, VclusterError
@@ -161,9 +161,9 @@ class Connector:
     @property
     def has_libvirt(self) -> bool:
         """True if this user can run nodes on this machine. A controller without nodes needs no libvirt."""
-        if self.uri != SYSTEM_URI or os.access(LIBVIRT_SOCKET, os.W_OK):
+        if self.uri != SYSTEM_URI or libvirt_daemons.is_open():
             return True
-        return os.geteuid() == 0 and any(map(shutil.which, ("libvirtd", "virtqemud")))
+        return os.geteuid() == 0 and bool(libvirt_daemons.installed_daemon())
 
     @property
     def owner(self) -> str:

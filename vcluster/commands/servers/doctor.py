@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vcluster.agent.diagnostics import ERROR, OK, WARNING, libvirt_start
+from vcluster.agent import libvirt_daemons
+from vcluster.agent.diagnostics import ERROR, OK, WARNING
 from vcluster.commands.steps.inventory import survey
 from vcluster.errors import VclusterError
 from vcluster.fleet import observation, servers
@@ -87,7 +88,7 @@ def _libvirt_here(context: Context) -> Iterator[Finding]:
         with context.connector.open(servers.request_for_spec(LOCAL, carries_nodes=True)) as server:
             yield from _libvirt(context, server)
     except VclusterError as error:
-        fix = "run it with sudo" if os.geteuid() else libvirt_start()
+        fix = "run it with sudo" if os.geteuid() else libvirt_daemons.start_command()
         yield Finding(ERROR, "libvirt", error.message, fix)
 
 
