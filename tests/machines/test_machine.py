@@ -15,11 +15,6 @@ pytestmark = pytest.mark.machines
 Pair = tuple[WholeMachine, WholeMachine]
 
 
-@pytest.fixture(scope="module", params=["bookworm", "trixie"])
-def suite(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 @pytest.fixture(scope="module")
 def pair(suite: str) -> Iterator[Pair]:
     """Two machines of a suite, on one LAN."""
