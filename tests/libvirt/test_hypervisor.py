@@ -11,7 +11,9 @@ import pytest
 from tests import samples
 from vcluster.adapters.libvirt.hypervisor import Hypervisor
 from vcluster.errors import MissingError, VclusterError
+from vcluster.model import naming
 from vcluster.model.spec import Image
+from vcluster.planning.planner import make_plan
 from vcluster.render import network_xml
 from vcluster.render.domain_xml import domain_xml
 
@@ -37,10 +39,12 @@ def test_domains_pass_the_schema_and_are_recognised(hypervisor: Hypervisor, imag
         xml = domain_xml(plan, node).replace("type='qemu'", "type='test'").replace('type="qemu"', 'type="test"')
         hypervisor.define_domain(xml)
     found = hypervisor.domains()
-    assert {(each.name, each.cluster, each.node, each.image, each.power.state) for each in found} == {
-        ("lab.node1", "lab", "node1", image.digest, "stopped"),
-        ("lab.node2", "lab", "node2", image.digest, "stopped"),
+    assert {(each.name, each.cluster, each.node, each.power.state) for each in found} == {
+        ("lab.node1", "lab", "node1", "stopped"),
+        ("lab.node2", "lab", "node2", "stopped"),
     }
+    assert hypervisor.image_users(image.digest) == {"lab"}
+    assert hypervisor.image_users("sha256-" + "3" * 64) == set()
     hypervisor.start_domain("lab.node1")
     assert {domain.node for domain in hypervisor.domains() if domain.power.is_active} == {"node1"}
 
@@ -162,3 +166,29 @@ def test_a_run_on_a_lost_server_names_the_server(hypervisor: Hypervisor, monkeyp
         VclusterError, match=r"^four: the connection to libvirt broke while asking for the power of node1$"
     ):
         run.check("a login")
+
+
+@pytest.mark.parametrize(("by", "is_ours"), [(samples.OWNER, True), ("ffffffff", False)])
+def test_the_label_decides_about_a_domain_of_version_0_1_0(hypervisor: Hypervisor, by: str, is_ours: bool) -> None:
+    plan = samples.plan(1)
+    former = replace(plan.head, uuid=naming.uuid_for("domain", "lab", "node1"))
+    hypervisor.define_domain(domain_xml(replace(plan, owner=by), former).replace('type="qemu"', 'type="test"'))
+    assert [found.node for found in hypervisor.domains()] == ["node1"] * is_ours
+
+
+def test_a_domain_of_another_controller_is_not_owned(hypervisor: Hypervisor) -> None:
+    plan = make_plan(samples.spec(1), {"localhost": samples.ROOMY}, image=samples.DIRECT, owner="ffffffff")
+    hypervisor.define_domain(domain_xml(plan, plan.head).replace('type="qemu"', 'type="test"'))
+    assert hypervisor.domains() == ()
+
+
+def test_the_states_of_domains(hypervisor: Hypervisor) -> None:
+    plan = samples.plan(3)
+    for node in plan.nodes:
+        hypervisor.define_domain(domain_xml(plan, node).replace('type="qemu"', 'type="test"'))
+    for name in ("lab.node2", "lab.node3"):
+        hypervisor.start_domain(name)
+    hypervisor._connection.lookupByName("lab.node3").suspend()
+    states = {found.node: str(found.power) for found in hypervisor.domains()}
+    assert states == {"node1": "stopped", "node2": "running", "node3": "paused (paused by a user of libvirt)"}
+    assert {name: str(hypervisor.power_state(f"lab.{name}")) for name in states} == states

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vcluster import errors
-from vcluster.agent import bundle, diagnostics, request_loop
+from vcluster.agent import bundle, diagnostics, operations, request_loop
 from vcluster.agent.client import LocalAgent
 from vcluster.errors import ConflictError, DeadlineError, MissingError, RequestError, VclusterError
 from vcluster.util.deadline import Cancelled, Deadline
@@ -192,3 +192,16 @@ def test_the_rights_of_this_process(
         each for each in diagnostics.diagnose(carries_nodes=False, is_controller=False) if each["what"] == "rights"
     )
     assert (found["level"], found["detail"]) == (level, detail)
+
+
+def test_only_traces_of_the_named_domains_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logs = ["lab.node1.log", "lab.node1.log.0", "lab.node10.log", "lab.node1.log-test.log", "other.log"]
+    folders = ["domain-7-lab.node1", "domain-71-lab.node10", "domain-8-mylab.node1", "master-key"]
+    for name in logs:
+        (tmp_path / name).touch()
+    for name in folders:
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(operations, "LIBVIRT_LOGS", tmp_path)
+    monkeypatch.setattr(operations, "LIBVIRT_SOCKETS", (tmp_path, tmp_path / "none"))
+    operations.remove_traces(networks=[], domains=["lab.node1", "lab.gone"])
+    assert {path.name for path in tmp_path.iterdir()} == {*logs[2:], *folders[1:]}

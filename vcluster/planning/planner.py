@@ -55,7 +55,14 @@ def make_plan(spec: Spec, facts: Mapping[str, Facts], *, image: Image, owner: st
         switch=topology.switch,
         servers=servers,
         nodes=make_nodes(
-            spec.name, spec.node_names, topology.attachments, addresses, networks, len(managed), data_gib=data_gib
+            spec.name,
+            owner,
+            spec.node_names,
+            topology.attachments,
+            addresses,
+            networks,
+            len(managed),
+            data_gib=data_gib,
         ),
         timeout_s=spec.timeout_s,
         vxlan_port=spec.vxlan_port,
@@ -154,6 +161,7 @@ def _pool(cluster: str, owner: str, server: ServerSpec) -> Pool:
 
 def make_nodes(
     cluster: str,
+    owner: str,
     names: Sequence[str],
     attachments: Sequence[Attachment],
     addresses: Sequence[IPv4Address],
@@ -181,7 +189,7 @@ def make_nodes(
             role="worker" if position or present else "head",
             server=attachment.server,
             domain=naming.domain_name(cluster, name),
-            uuid=naming.uuid_for("domain", cluster, name),
+            uuid=naming.uuid_for("domain", cluster, name, owner),
             address=addresses[position],
             mac=macs[name, "lab0"],
             bridge=attachment.bridge,

@@ -119,7 +119,15 @@ def grow(plan: Plan, facts: Mapping[str, Facts], names: Sequence[str]) -> Plan:
     networks = {server.name: server.network for server in plan.servers if server.network}
     managed = 0 if plan.is_private else len(names)
     new_nodes = make_nodes(
-        plan.name, names, topology.attachments, addresses, networks, managed, data_gib={}, present=plan.nodes
+        plan.name,
+        plan.owner,
+        names,
+        topology.attachments,
+        addresses,
+        networks,
+        managed,
+        data_gib={},
+        present=plan.nodes,
     )
     return replace(
         plan,

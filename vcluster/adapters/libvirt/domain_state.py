@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import libvirt
 
+from vcluster.model import naming
 from vcluster.model.status import PAUSED, RUNNING, STOPPED, PowerState
 from vcluster.render.domain_xml import OWNER_NAMESPACE
+from vcluster.util import parallel
+from vcluster.util.deadline import Deadline
 
+LABELS_TIMEOUT_S = 60.0
 # virDomainPausedReason, https://libvirt.org/html/libvirt-libvirt-domain.html
 PAUSE_REASONS = {
     libvirt.VIR_DOMAIN_PAUSED_USER: "paused by a user of libvirt",
@@ -28,25 +33,27 @@ PAUSE_REASONS = {
 
 @dataclass(frozen=True, slots=True)
 class OwnedDomain:
-    """A domain with our owner label."""
+    """A domain of ours: a node of a cluster."""
 
     name: str
     cluster: str
     node: str
-    image: str
     power: PowerState
-    uuid: str = ""
+    uuid: str
 
 
 def power_state(domain: libvirt.virDomain) -> PowerState:
     """The power of a domain, with the reason if it is paused."""
-    state, reason = domain.state()
+    return _power(domain, *domain.state())
+
+
+def _power(domain: libvirt.virDomain, state: int, reason: int) -> PowerState:
     if state == libvirt.VIR_DOMAIN_PMSUSPENDED:
         return PowerState(PAUSED, "suspended by its operating system")
     if state == libvirt.VIR_DOMAIN_PAUSED:
         disks = disk_errors(domain) if reason == libvirt.VIR_DOMAIN_PAUSED_IOERROR else ""
         return PowerState(PAUSED, disks or PAUSE_REASONS.get(reason, f"libvirt's reason {reason}"))
-    return PowerState(RUNNING if domain.isActive() else STOPPED)
+    return PowerState(STOPPED if state == libvirt.VIR_DOMAIN_SHUTOFF else RUNNING)
 
 
 def disk_errors(domain: libvirt.virDomain) -> str:
@@ -64,19 +71,59 @@ def disk_errors(domain: libvirt.virDomain) -> str:
     )
 
 
-def owned_domain(domain: libvirt.virDomain, owner_id: str) -> OwnedDomain | None:
-    """The domain, if its owner label has this owner id."""
+def owned_domains(connection: libvirt.virConnect, owner: str) -> tuple[OwnedDomain, ...]:
+    """All domains of ours. This asks libvirt about no other domain, and once for the states of all of ours."""
+    ours = _ours(connection, owner)
+    states = connection.domainListGetStats(ours, libvirt.VIR_DOMAIN_STATS_STATE) if ours else []
+    return tuple(_owned_domain(domain, state) for domain, state in states)
+
+
+def image_users(connection: libvirt.virConnect, owner: str, digest: str) -> frozenset[str]:
+    """The clusters of ours with a domain that was made with an image."""
+    labels = _labels(_ours(connection, owner))
+    return frozenset(label["cluster"] for label in labels if label.get("image") == digest)
+
+
+def _ours(connection: libvirt.virConnect, owner: str) -> list[libvirt.virDomain]:
+    """The domains of ours. Name and UUID, which libvirt's list has, show whose a domain is.
+
+    Only the UUIDs that version 0.1.0 made do not depend on the owner; for these the owner label decides.
+    """
+    listed = connection.listAllDomains()
+    former = [domain for domain in listed if _has_uuid_of(domain)]
+    labels = _labels(former)
+    ours = [domain for domain in listed if _has_uuid_of(domain, owner)]
+    return ours + [domain for domain, label in zip(former, labels, strict=True) if label.get("by") == owner]
+
+
+def _has_uuid_of(domain: libvirt.virDomain, *owner: str) -> bool:
+    return bool(domain.UUIDString() == naming.uuid_for("domain", *_names(domain), *owner))
+
+
+def _names(domain: libvirt.virDomain) -> tuple[str, str]:
+    """The cluster and the node in the name of a domain, if it is a node."""
+    cluster, _, node = domain.name().partition(".")
+    return cluster, node
+
+
+def _labels(domains: Sequence[libvirt.virDomain]) -> list[Mapping[str, str]]:
+    return parallel.each(domains, _label, deadline=Deadline(LABELS_TIMEOUT_S))
+
+
+def _label(domain: libvirt.virDomain) -> Mapping[str, str]:
+    """The owner label of a domain: cluster, node, image and owner id; empty without a label."""
     try:
         text = domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, OWNER_NAMESPACE)
-        owner, power = ET.fromstring(text), power_state(domain)  # noqa: S314 - libvirt parsed it before
     except libvirt.libvirtError as error:
         if error.get_error_code() in (libvirt.VIR_ERR_NO_DOMAIN_METADATA, libvirt.VIR_ERR_NO_DOMAIN):
-            return None
+            return {}
         raise
-    get = owner.attrib.get
-    if get("by") != owner_id:
-        return None
-    return OwnedDomain(domain.name(), get("cluster", ""), get("node", ""), get("image", ""), power, domain.UUIDString())
+    return ET.fromstring(text).attrib  # noqa: S314 - libvirt parsed it before
+
+
+def _owned_domain(domain: libvirt.virDomain, found: Mapping[str, int]) -> OwnedDomain:
+    power = _power(domain, found["state.state"], found["state.reason"])
+    return OwnedDomain(domain.name(), *_names(domain), power, domain.UUIDString())
 
 
 def qemu_user(capabilities: str) -> tuple[int, int]:

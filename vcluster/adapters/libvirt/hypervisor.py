@@ -18,12 +18,13 @@ import libvirt
 
 from vcluster.adapters.libvirt import qemu_monitor
 from vcluster.adapters.libvirt.domain_run import DomainRun
-from vcluster.adapters.libvirt.domain_state import OwnedDomain, owned_domain, power_state, qemu_user
+from vcluster.adapters.libvirt.domain_state import OwnedDomain, image_users, owned_domains, power_state, qemu_user
 from vcluster.adapters.libvirt.libvirt_errors import translated_errors
 from vcluster.adapters.libvirt.serial_channel import SerialChannel
 from vcluster.errors import VclusterError
 from vcluster.model import naming
 from vcluster.model.status import PowerState
+from vcluster.util import parallel
 from vcluster.util.deadline import Deadline
 
 SYSTEM_URI = "qemu:///system"
@@ -53,7 +54,7 @@ class Hypervisor:
         self.uri = uri
         self.owner = owner
         self.name = name
-        self._defining = threading.Lock()
+        self._defining, self._has_defined = threading.Lock(), False
         _start_event_loop()
         with translated_errors(f"connecting to {f'the libvirt of {name}' if name else uri}"):
             self._connection = libvirt.open(uri)
@@ -134,18 +135,27 @@ class Hypervisor:
     # Domains
 
     def domains(self) -> tuple[OwnedDomain, ...]:
-        """All domains with our owner label."""
+        """All domains of ours."""
         with self._errors("listing domains"):
-            found = [owned_domain(domain, self.owner) for domain in self._connection.listAllDomains()]
-        return tuple(domain for domain in found if domain)
+            return owned_domains(self._connection, self.owner)
+
+    def image_users(self, digest: str) -> frozenset[str]:
+        """The clusters of ours that use an image."""
+        with self._errors("listing domains"):
+            return image_users(self._connection, self.owner, digest)
 
     def define_domain(self, xml: str) -> None:
         """Define a domain. libvirt validates its XML against the schema; otherwise it would ignore unknown elements.
 
-        One at a time: libvirtd's first two validations fail when they run at once, because libxml2 sets up its schema
-        types without a lock.
+        The first one alone: libvirtd's first two validations fail when they run at once, because libxml2 sets up its
+        schema types without a lock.
         """
-        with self._defining, self._errors("defining a domain"):
+        with self._errors("defining a domain"):
+            with self._defining:
+                if not self._has_defined:
+                    self._connection.defineXMLFlags(xml, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
+                    self._has_defined = True
+                    return
             self._connection.defineXMLFlags(xml, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
 
     def undefine_domain(self, name: str) -> None:
@@ -316,9 +326,13 @@ class Hypervisor:
             pool.build()
             pool.create()
         pool.refresh()
-        for volume in filter(lambda volume: is_selected(volume.name()), pool.listAllVolumes()):
-            with self._unless_missing(f"deleting volume {volume.name()}"):
-                volume.delete()
+        selected = [volume for volume in pool.listAllVolumes() if is_selected(volume.name())]
+        outcomes = parallel.outcomes(selected, self._delete_volume)
+        parallel.raise_all([outcome for outcome in outcomes if outcome])
+
+    def _delete_volume(self, volume: libvirt.virStorageVol) -> None:
+        with self._unless_missing(f"deleting volume {volume.name()}"):
+            volume.delete()
 
     def create_volume(self, pool: str, xml: str, content: bytes = b"") -> None:
         """Create a volume and upload its content."""

@@ -221,9 +221,7 @@ def _users(digest: str) -> tuple[str, ...]:
     users = {name for name, one in ledgers if one and one.plan.image.digest == digest}
     try:
         with context.local_server() as server:
-            users |= {
-                one.cluster for one in (server.libvirt.domains() if server.libvirt else ()) if one.image == digest
-            }
+            users |= server.libvirt.image_users(digest) if server.libvirt else set()
     except MissingError:
         pass  # without libvirt there are no domains either
     return tuple(sorted(users))
