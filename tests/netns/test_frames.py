@@ -22,7 +22,8 @@ pytestmark = [
 
 LABEL = "vcluster:lab:00000000"
 MTU = 1450
-NAMES = ("vx-lab-0", "vx-lab-1")
+NAMES = tuple(f"vx-lab-{number}" for number in range(6))
+NONE: dict[str, list[str]] = {name: [] for name in NAMES}
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +34,10 @@ def servers() -> Iterator[tuple[Server, ...]]:
 
 @pytest.fixture
 def calls(servers: tuple[Server, ...]) -> Iterator[tuple[Call, Call]]:
-    """Two tunnels from the nodes' server, each with a bridge, to one bridge of the switch."""
+    """Tunnels from the nodes' server, each with a bridge, to one bridge of the switch."""
     nodes, switch = servers
     with inside(nodes) as on_nodes, inside(switch) as on_switch:
-        make(on_nodes, nodes, switch, {"vx-lab-0": "vb-lab-0", "vx-lab-1": "vb-lab-1"})
+        make(on_nodes, nodes, switch, {name: name.replace("vx", "vb") for name in NAMES})
         make(on_switch, switch, nodes, dict.fromkeys(NAMES, "vc-lab"))
         yield on_nodes, on_switch
         for call in (on_nodes, on_switch):
@@ -53,21 +54,25 @@ def make(call: Call, local: Server, remote: Server, ports: dict[str, str]) -> No
     call("netlink_interfaces.create", specs=[asdict(spec) for spec in specs])
 
 
+def send_through_switch(nodes: Call, token: str) -> None:
+    """Send a frame into the first tunnel, to the second one's end. Before that, the switch learns where this end is."""
+    nodes("raw_frames.send", interface="vx-lab-1", token="second", size=MTU)
+    nodes("raw_frames.send", interface="vx-lab-0", token=token, size=MTU, target="second")
+
+
 def test_full_size_frames_pass_the_switch(calls: tuple[Call, Call]) -> None:
     nodes, switch = calls
     for call in calls:
         call("raw_frames.listen", interfaces=NAMES)
-    nodes("raw_frames.send", interface="vx-lab-0", token="up", size=MTU)
+    send_through_switch(nodes, "up")
     for _ in range(3):
         switch("raw_frames.send", interface="vx-lab-0", token="down", size=MTU)
     began = time.monotonic()
-    # A sender does not receive its own frame. The switch forwards "up" to the other tunnel; "down" enters only one.
+    # A sender does not receive its own frame. The switch forwards "up" to the other tunnel; others enter only one.
     expected = {"vx-lab-0": ["down"], "vx-lab-1": ["up"]}
-    assert nodes("raw_frames.received", timeout_s=20, expected=expected) == expected
-    assert switch("raw_frames.received", timeout_s=20, expected={"vx-lab-0": ["up"]}) == {
-        "vx-lab-0": ["up"],
-        "vx-lab-1": [],
-    }
+    assert nodes("raw_frames.received", timeout_s=20, expected=expected) == NONE | expected
+    expected = {"vx-lab-0": ["up"], "vx-lab-1": ["second"]}
+    assert switch("raw_frames.received", timeout_s=20, expected=expected) == NONE | expected
     assert time.monotonic() - began < 10, "it waited although all frames had arrived"
 
 
@@ -76,14 +81,11 @@ def test_lost_frames_are_not_reported(servers: tuple[Server, ...], calls: tuple[
     servers[1].run(["ip", "link", "set", "vc-lab", "down"], timeout_s=10)
     for call in calls:
         call("raw_frames.listen", interfaces=NAMES)
-    nodes("raw_frames.send", interface="vx-lab-0", token="up", size=MTU)
+    send_through_switch(nodes, "up")
     assert switch("raw_frames.received", timeout_s=20, expected={"vx-lab-0": ["up"]})["vx-lab-0"] == ["up"]
-    assert nodes("raw_frames.received", timeout_s=0.2, expected={"vx-lab-1": ["up"]}) == {
-        "vx-lab-0": [],
-        "vx-lab-1": [],
-    }
+    assert nodes("raw_frames.received", timeout_s=0.2, expected={"vx-lab-1": ["up"]}) == NONE
     servers[1].run(["ip", "link", "set", "vc-lab", "up"], timeout_s=10)
-    nodes("raw_frames.send", interface="vx-lab-0", token="again", size=MTU)
+    send_through_switch(nodes, "again")
     assert nodes("raw_frames.received", timeout_s=20, expected={"vx-lab-1": ["again"]})["vx-lab-1"] == ["again"]
 
 
@@ -96,7 +98,21 @@ def test_many_tokens_wait_until_they_are_read(calls: tuple[Call, Call]) -> None:
     received = switch("raw_frames.received", timeout_s=0, expected={"vx-lab-0": tokens})
     assert set(received["vx-lab-0"]) == set(tokens)
     switch("raw_frames.listen", interfaces=NAMES)
-    assert switch("raw_frames.received", timeout_s=0, expected={}) == {"vx-lab-0": [], "vx-lab-1": []}
+    assert switch("raw_frames.received", timeout_s=0, expected={}) == NONE
+
+
+def test_the_switch_sends_each_frame_to_one_port(servers: tuple[Server, ...], calls: tuple[Call, Call]) -> None:
+    nodes, _ = calls
+    nodes("raw_frames.listen", interfaces=NAMES)
+    for name in NAMES:
+        nodes("raw_frames.send", interface=name, token=f"{name} up", size=MTU)
+    ring = list(zip(NAMES, (*NAMES[1:], NAMES[0]), strict=True))
+    for start, end in ring:
+        nodes("raw_frames.send", interface=start, token=start, size=MTU, target=f"{end} up")
+    expected = {end: [start] for start, end in ring}
+    assert nodes("raw_frames.received", timeout_s=20, expected=expected) == expected
+    # Each port of the switch receives both frames of its node's end, and sends one frame to it.
+    assert [servers[1].packets(name) for name in NAMES] == [3] * len(NAMES)
 
 
 def test_errors_of_sending_and_receiving(calls: tuple[Call, Call]) -> None:
@@ -117,8 +133,9 @@ def test_a_probe_must_not_be_fragmented() -> None:
     frame = raw_frames.probe("red>1", 1450)
     assert len(frame) == 14 + 1450
     assert raw_frames.token_of(frame) == "red>1"
-    assert frame[:6] == b"\xff" * 6
+    assert frame[:6] == bytes.fromhex("0180c200000e")
     assert frame[6] == 0x02
+    assert raw_frames.probe("red>2", 1450, "red>1")[:6] == frame[6:12]
     assert frame[6:12] != raw_frames.probe("red>2", 1450)[6:12]
     header = frame[14:34]
     assert int.from_bytes(header[2:4], "big") == 1450

@@ -30,6 +30,7 @@ from vcluster.guest import authorize
 from vcluster.images import deliver
 from vcluster.images.store import ImageStore, Manifest
 from vcluster.model import codec
+from vcluster.model.plan import Plan
 from vcluster.model.spec import LOCAL, StorageNode
 from vcluster.planning.hops import hops
 from vcluster.planning.planner import make_plan
@@ -183,20 +184,33 @@ def test_repair_checks_a_ready_cluster_too(monkeypatch: pytest.MonkeyPatch, cont
 
 
 def test_expected_frames_between_all_servers() -> None:
-    plan = samples.shared_plan(RED, BLUE, count=3)
-    expected = tunnels.expected(plan, has_switch=True)
+    expected = tokens(samples.shared_plan(RED, BLUE, count=3), has_switch=True)
     assert expected["middle"] == {"vx-lab-1": ["vx-lab-1>40"], "vx-lab-2": ["vx-lab-2>41"], "vx-lab-3": ["vx-lab-3>42"]}
-    assert expected["red"]["vx-lab-1"] == ["vx-lab-2>41", "vx-lab-3>42", "vx-lab-1<40"]
-    assert expected["blue"]["vx-lab-3"] == ["vx-lab-1>40", "vx-lab-2>41", "vx-lab-3<42"]
+    assert expected["red"]["vx-lab-1"] == ["vx-lab-1<40", "vx-lab-3>vx-lab-1"]
+    assert expected["blue"]["vx-lab-3"] == ["vx-lab-3<42", "vx-lab-2>vx-lab-3"]
 
 
 def test_expected_frames_without_a_login_to_the_switch() -> None:
-    plan = samples.shared_plan(RED, BLUE, count=2)
-    assert tunnels.expected(plan, has_switch=False) == {
-        "red": {"vx-lab-1": ["vx-lab-2>41"]},
-        "blue": {"vx-lab-2": ["vx-lab-1>40"]},
+    assert tokens(samples.shared_plan(RED, BLUE, count=2), has_switch=False) == {
+        "red": {"vx-lab-1": ["vx-lab-2>vx-lab-1"]},
+        "blue": {"vx-lab-2": ["vx-lab-1>vx-lab-2"]},
     }
-    assert tunnels.expected(samples.shared_plan(RED, count=1), has_switch=False) == {}
+    assert tokens(samples.shared_plan(RED, count=1), has_switch=False) == {}
+
+
+def test_a_frame_through_the_switch_goes_to_a_port_that_the_switch_has_learned() -> None:
+    plan = samples.shared_plan(RED, BLUE, count=3)
+    ends = tunnels._ends(plan)
+    learned = {probe.token: (probe.server, probe.link) for probe in tunnels.direct(plan, ends, has_switch=False)}
+    probes = tunnels.across(ends)
+    assert {(probe.to_server, probe.to_link) for probe in probes} == {(server, end.name) for server, end in ends}
+    assert all(learned[probe.target] == (probe.to_server, probe.to_link) for probe in probes)
+
+
+def tokens(plan: Plan, *, has_switch: bool) -> tunnels.Tokens:
+    ends = tunnels._ends(plan)
+    probes = [*tunnels.direct(plan, ends, has_switch=has_switch), *tunnels.across(ends)]
+    return tunnels.expected(probes, {"red", "blue", *["middle"] * has_switch})
 
 
 # The path of packets

@@ -130,10 +130,10 @@ def listen(interfaces: Sequence[str]) -> None:
     raw_frames.listen(interfaces)
 
 
-def send_frames(tokens: dict[str, str], size: int) -> None:
-    """Send a probe frame of `size` bytes out of each interface."""
-    for interface, token in tokens.items():
-        raw_frames.send(interface, token, size)
+def send_frames(frames: Sequence[Sequence[str]], size: int) -> None:
+    """Send probe frames of `size` bytes, each given as its interface, its token and its target."""
+    for interface, token, target in frames:
+        raw_frames.send(interface, token, size, target)
 
 
 def received_probes(expected: dict[str, list[str]], timeout_s: float) -> dict[str, list[str]]:

@@ -2,91 +2,150 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from typing import TypeVar
 
 from vcluster.errors import MissingError, VclusterError
-from vcluster.fleet.servers import Fleet
-from vcluster.model.plan import Plan, ServerPlan, Tunnel
+from vcluster.fleet.servers import CALL_TIMEOUT_S, Fleet, Server
+from vcluster.model.plan import Plan, Tunnel
+from vcluster.util.deadline import Deadline
+
+R = TypeVar("R")
 
 TRIES = 3
 TRY_TIMEOUT_S = 1.5
 
 # By server, by interface: the tokens that must arrive there.
-Tokens = dict[str, dict[str, list[str]]]
+Tokens = Mapping[str, Mapping[str, list[str]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A frame with a token, out of a tunnel's end on a server. It must arrive at a tunnel's end on another server.
+
+    `target` is the token of the frame that the switch has learned the receiver from; it is empty for a frame that only
+    the next bridge gets.
+    """
+
+    token: str
+    server: str
+    link: str
+    to_server: str
+    to_link: str
+    target: str = ""
 
 
 def prove(fleet: Fleet, plan: Plan) -> None:
-    """Send a full-size frame in both directions through every tunnel, and through the switch to all other tunnels.
+    """Send a full-size frame in both directions through every tunnel, and from every tunnel through the switch.
 
     Raises MissingError with the tunnels that lose frames, and with the known obstacles on the servers.
     """
-    wanted = expected(plan, has_switch=plan.switch.server in fleet)
-    for name, interfaces in wanted.items():
-        fleet[name].call("listen", interfaces=list(interfaces))
+    ends = _ends(plan)
+    groups = (direct(plan, ends, has_switch=plan.switch.server in fleet), across(ends))
+    wanted = expected([probe for group in groups for probe in group], fleet.servers)
     try:
-        silent = _silent_tunnels(fleet, plan, wanted)
+        _on_each(fleet, lambda server: _listen(server, wanted))
+        silent = _silent_tunnels(fleet, plan, groups, wanted)
     finally:
-        for name in wanted:
-            with suppress(VclusterError):
-                fleet[name].call("stop_listening")
+        with suppress(VclusterError):
+            _on_each(fleet, lambda server: server.call("stop_listening") if server.name in wanted else None)
     if silent:
         raise MissingError(_message(fleet, plan, silent), hint=_hint(fleet, plan))
 
 
-def expected(plan: Plan, *, has_switch: bool) -> Tokens:
-    """The tokens that arrive at each interface if every tunnel and the switch carry frames. Pure."""
-    wanted: Tokens = {}
-    ends = [
-        (server, tunnel) for server in plan.servers if server.carries_nodes for tunnel in _remote_tunnels(plan, server)
+def _ends(plan: Plan) -> list[tuple[str, Tunnel]]:
+    """The ends of the tunnels on the nodes' servers, each with its server."""
+    carriers = [server for server in plan.servers if server.carries_nodes and server.name != plan.switch.server]
+    return [(server.name, tunnel) for server in carriers for tunnel in server.tunnels]
+
+
+def direct(plan: Plan, ends: Sequence[tuple[str, Tunnel]], *, has_switch: bool) -> list[Probe]:
+    """The frames through each tunnel: to the switch, and back if we can log in to the switch. Pure."""
+    switch = plan.switch.server
+    up = [Probe(up_token(tunnel), server, tunnel.name, switch, tunnel.name) for server, tunnel in ends]
+    down = [Probe(down_token(tunnel), switch, tunnel.name, server, tunnel.name) for server, tunnel in ends]
+    return [*up, *down] if has_switch else up
+
+
+def across(ends: Sequence[tuple[str, Tunnel]]) -> list[Probe]:
+    """The frames from each tunnel through the switch to the next one, in a ring. Pure.
+
+    The switch learned the receiver's place from its frame to the switch, so it sends each of them to one port only.
+    """
+    if len(ends) < 2:
+        return []
+    return [
+        Probe(across_token(tunnel, following), server, tunnel.name, to_server, following.name, up_token(following))
+        for (server, tunnel), (to_server, following) in zip(ends, [*ends[1:], ends[0]], strict=True)
     ]
-    for server, tunnel in ends:
-        across = [up_token(other) for _, other in ends if other.name != tunnel.name]
-        down = [down_token(tunnel)] if has_switch else []
-        if across or down:
-            wanted.setdefault(server.name, {})[tunnel.name] = [*across, *down]
-    if has_switch:
-        ports = plan.server(plan.switch.server).tunnels
-        wanted[plan.switch.server] = {port.name: [up_token(port)] for port in ports}
+
+
+def expected(probes: Iterable[Probe], servers: Container[str]) -> Tokens:
+    """The tokens that arrive at each interface of these servers, if every tunnel and the switch carry frames. Pure."""
+    wanted: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for probe in probes:
+        if probe.to_server in servers:
+            wanted[probe.to_server][probe.to_link].append(probe.token)
     return wanted
 
 
 def up_token(tunnel: Tunnel) -> str:
-    """The token that the node's end sends."""
+    """The token of the frame from the node's end to the switch."""
     return f"{tunnel.name}>{tunnel.vni}"
 
 
 def down_token(tunnel: Tunnel) -> str:
-    """The token that the switch's end sends."""
+    """The token of the frame from the switch to the node's end."""
     return f"{tunnel.name}<{tunnel.vni}"
 
 
-def _remote_tunnels(plan: Plan, server: ServerPlan) -> tuple[Tunnel, ...]:
-    return server.tunnels if server.name != plan.switch.server else ()
+def across_token(tunnel: Tunnel, following: Tunnel) -> str:
+    """The token of the frame from one node's end to another's."""
+    return f"{tunnel.name}>{following.name}"
 
 
-def _silent_tunnels(fleet: Fleet, plan: Plan, wanted: Tokens) -> dict[str, Mapping[str, list[str]]]:
+def _on_each(fleet: Fleet, work: Callable[[Server], R]) -> dict[str, R]:
+    return fleet.each(work, deadline=Deadline(CALL_TIMEOUT_S))
+
+
+def _listen(server: Server, wanted: Tokens) -> None:
+    if server.name in wanted:
+        server.call("listen", interfaces=[*wanted[server.name]])
+
+
+def _send(server: Server, probes: Iterable[Probe], size: int) -> None:
+    frames = [[probe.link, probe.token, probe.target] for probe in probes if probe.server == server.name]
+    if frames:
+        server.call("send_frames", frames=frames, size=size)
+
+
+def _missing(server: Server, wanted: Tokens) -> Mapping[str, list[str]]:
+    """The tokens that did not arrive at a server in time, by interface."""
+    if server.name not in wanted:
+        return {}
+    links = wanted[server.name]
+    received = server.call("received_probes", expected=links, timeout_s=TRY_TIMEOUT_S)
+    missing = {link: sorted({*tokens} - {*received.get(link, ())}) for link, tokens in links.items()}
+    return {link: tokens for link, tokens in missing.items() if tokens}
+
+
+def _silent_tunnels(fleet: Fleet, plan: Plan, groups: Iterable[Iterable[Probe]], wanted: Tokens) -> Tokens:
     """The tokens that did not arrive after several tries, by server and interface."""
-    silent: dict[str, Mapping[str, list[str]]] = {}
+    silent: Tokens = {}
     for _ in range(TRIES):
-        for server in plan.servers:
-            token = down_token if server.name == plan.switch.server else up_token
-            if server.tunnels:
-                fleet[server.name].call(
-                    "send_frames", tokens={one.name: token(one) for one in server.tunnels}, size=plan.mtu
-                )
-        silent = {}
-        for name, interfaces in wanted.items():
-            received = fleet[name].call("received_probes", expected=interfaces, timeout_s=TRY_TIMEOUT_S)
-            missing = {link: sorted(set(tokens) - set(received.get(link, ()))) for link, tokens in interfaces.items()}
-            if any(missing.values()):
-                silent[name] = {link: tokens for link, tokens in missing.items() if tokens}
+        for group in groups:  # every server has sent one group before the next
+            _on_each(fleet, lambda server, group=group: _send(server, group, plan.mtu))  # type: ignore[misc]
+        found = _on_each(fleet, lambda server: _missing(server, wanted))
+        silent = {name: links for name, links in found.items() if links}
         if not silent:
-            return {}
+            break
     return silent
 
 
-def _message(fleet: Fleet, plan: Plan, silent: Mapping[str, Mapping[str, list[str]]]) -> str:
+def _message(fleet: Fleet, plan: Plan, silent: Tokens) -> str:
     lines = []
     for name, interfaces in silent.items():
         for link, tokens in interfaces.items():

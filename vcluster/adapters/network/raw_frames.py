@@ -1,6 +1,10 @@
 """Probe frames: sent out of one interface and received at another, they prove the path between the two.
 
-A probe is a broadcast Ethernet frame with an IPv4 UDP packet that must not be fragmented. It carries a unique token.
+A probe is an Ethernet frame with an IPv4 UDP packet that must not be fragmented. It carries a unique token, from which
+its source address follows. A probe without a target goes to the next bridge, which learns the source address and does
+not forward the frame. A probe whose target is another token goes to the source address of that one: a bridge that has
+learned it sends the frame to one port. So a switch with N ports forwards N probes, not N².
+
 One socket receives from all interfaces and one sends. Both stay open until `close`, because the kernel closes such
 sockets slowly.
 """
@@ -29,7 +33,8 @@ _ETH_P_IP = 0x0800
 _ETH_P_ALL = 0x0003
 _ETHERNET = 14  # bytes of its header
 _DONT_FRAGMENT = 0x4000
-_BUFFER_BYTES = 64 * 2**20  # a switch of n ports delivers a frame n times; all wait here until they are read
+_NEAREST_BRIDGE = bytes.fromhex("0180c200000e")  # no bridge forwards it (IEEE 802.1Q)
+_BUFFER_BYTES = 64 * 2**20  # all frames wait here until they are read
 _SO_ATTACH_FILTER = 26  # asm-generic/socket.h
 _SO_RCVBUFFORCE = 33
 _PACKET_TYPE = 0xFFFFF004  # SKF_AD_OFF + SKF_AD_PKTTYPE
@@ -68,13 +73,13 @@ def close() -> None:
         _found.clear()
 
 
-def send(interface: str, token: str, size: int) -> None:
+def send(interface: str, token: str, size: int, target: str = "") -> None:
     """Send a probe with this token out of an interface, an IPv4 packet of `size` bytes.
 
     Raises RequestError when the interface's MTU is smaller, MissingError when the interface does not exist.
     """
     global _sender  # noqa: PLW0603
-    frame = probe(token, size)
+    frame = probe(token, size, target)
     try:
         with _lock:
             _sender = _sender or socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
@@ -95,8 +100,8 @@ def received(timeout_s: float, expected: Mapping[str, Sequence[str]]) -> dict[st
         return {name: sorted(tokens) for name, tokens in _found.items()}
 
 
-def probe(token: str, size: int) -> bytes:
-    """The frame that carries a token; its IPv4 packet has `size` bytes. Pure.
+def probe(token: str, size: int, target: str = "") -> bytes:
+    """The frame that carries a token to a target; its IPv4 packet has `size` bytes. Pure.
 
     Each token has its own source MAC address, so that no bridge learns a node's address from a probe.
     """
@@ -106,13 +111,17 @@ def probe(token: str, size: int) -> bytes:
         raise RequestError(
             f"a probe of {size} bytes is too small for token {token!r}; it needs {len(text) + HEADERS_BYTES}"
         )
-    address = b"\x02" + hashlib.sha256(token.encode()).digest()[:5]
     payload = text.ljust(room, b"\0")
     datagram = struct.pack(">HHHH", PORT, PORT, 8 + room, 0) + payload
     ends = socket.inet_aton(SOURCE) + socket.inet_aton(TARGET)
     header = struct.pack(">BBHHHBBH", 0x45, 0, size, 0, _DONT_FRAGMENT, 64, socket.IPPROTO_UDP, 0) + ends
     header = header[:10] + struct.pack(">H", _checksum(header)) + header[12:]
-    return b"\xff" * 6 + address + struct.pack(">H", _ETH_P_IP) + header + datagram
+    addresses = (_address_of(target) if target else _NEAREST_BRIDGE) + _address_of(token)
+    return addresses + struct.pack(">H", _ETH_P_IP) + header + datagram
+
+
+def _address_of(token: str) -> bytes:
+    return b"\x02" + hashlib.sha256(token.encode()).digest()[:5]
 
 
 def token_of(frame: bytes) -> str | None:
@@ -169,13 +178,14 @@ def _open_receiver() -> socket.socket:
 def _attach_filter(receiver: socket.socket) -> None:
     """Have the kernel drop outgoing frames and frames that are not probes."""
     conditions = (
-        (_LOAD_WORD, _PACKET_TYPE, socket.PACKET_BROADCAST),
         (_LOAD_HALF, 12, _ETH_P_IP),
         (_LOAD_WORD, _ETHERNET + 12, struct.unpack(">I", socket.inet_aton(SOURCE))[0]),
         (_LOAD_WORD, _ETHERNET + 16, struct.unpack(">I", socket.inet_aton(TARGET))[0]),
         (_LOAD_HALF, _ETHERNET + 22, PORT),
     )
-    program = b""
+    drop_outgoing = 2 * len(conditions) + 1
+    program = struct.pack("=HBBI", _LOAD_WORD, 0, 0, _PACKET_TYPE)
+    program += struct.pack("=HBBI", _JUMP_EQUAL, drop_outgoing, 0, socket.PACKET_OUTGOING)
     for number, (load, at, value) in enumerate(conditions):
         to_drop = 2 * (len(conditions) - number) - 1
         program += struct.pack("=HBBI", load, 0, 0, at) + struct.pack("=HBBI", _JUMP_EQUAL, 0, to_drop, value)
