@@ -26,7 +26,7 @@ An error message has three parts: what failed, with the server or node; the caus
 If a message has no fix here, remove the cause that it names, then run the command again.
 This page leaves out `sudo`; vcluster prints each fix as you must type it.
 A text in angle brackets stands for a value, for example `<node>` for the name of a node.
-`…` stands for a part that is not always there.
+`…` stands for a part that differs, or that is not always there.
 Replace what is in capitals in a fix, for example `NAME`, by your own value.
 Messages of libvirt, ssh and other programs are not listed; vcluster prints them after the name of what failed.
 Messages with a line for each server are not listed either; see [Troubleshooting](../how-to/troubleshooting.md).
@@ -46,8 +46,7 @@ ABOUT = {
 # Modules whose failures name the parts of vcluster, and no object of the user.
 INTERNAL_MODULES = frozenset({
     "adapters/network/raw_frames", "agent/bundle", "agent/request_loop", "agent/snapshot_folders",
-    "agent/snapshot_manifest", "agent/snapshot_store", "render/clone_xml", "snapshots/qemu_stream",
-    "snapshots/save_file",
+    "agent/snapshot_manifest", "agent/snapshot_store", "render/clone_xml",
 })  # fmt: skip
 # Functions that report a mistake in a configuration file, and the position of its text.
 MISTAKE_TEXTS = {"add_error": 1, "add_invalid": 1, "_refuse": 1, "add": 2, "Mistake": 2}

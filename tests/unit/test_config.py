@@ -350,7 +350,7 @@ password = env:hunter2!
         ("nodes = 4", "nodes = 4\nram = 1G", "3: [cluster] ram: unknown key; did you mean memory?"),
         ("host = localhost", "host = localhost\nmemory = 1G", "7: [server server1] memory: unknown key; did you mean "
          "ram?"),
-        ("nodes = 4", "nodes = 4\nname =", "3: [cluster] name: is empty; remove the line"),
+        ("nodes = 4", "nodes = 4\nname =", "3: [cluster] name: is empty; write a value, or remove it"),
         ("host = server2", "", "3: [switch]: needs host = …, or server = NAME for a server that carries nodes"),
         ("host = server2", "hots = server2", "4: [switch] hots: unknown key; did you mean host?"),
         # values of [cluster]
@@ -444,10 +444,10 @@ password = env:hunter2!
          "server3?"),
         ("host = server2", "server = server1\nuser = a", "5: [switch] user: belongs in [server server1], because that "
          "server is the switch"),
-        ("host = server2", "host = server3\ntimeout = 9", "5: [switch] timeout: differs from [server server3], which "
-         "is the same machine; remove it here"),
-        ("host = server2", "host = bob@server3", "4: [switch] host: its user differs from [server server3], which is "
-         "the same machine; remove it here"),
+        ("host = server2", "host = server3\ntimeout = 9", "5: [switch] timeout: differs from [server server3]; both "
+         "sections are about one machine, so remove the key here"),
+        ("host = server2", "host = bob@server3", "4: [switch] host: its user differs from [server server3]; both "
+         "sections are about one machine, so remove the key here"),
         # how many nodes
         ("nodes = 4", "", "5: [server server1]: the number of nodes is unknown; set nodes here or in [cluster], or "
          "set cpu, ram and hdd here (missing: cpu, ram, hdd)"),

@@ -46,7 +46,7 @@ def test_a_cluster_with_the_name_of_the_trial_is_left_alone(tmp_path: Path) -> N
         Finding(
             "warning",
             "tunnel localhost to server2",
-            "not tried: localhost has parts of an earlier test, or a cluster with the name doctor",
+            "not tried: localhost already has parts of a cluster with the name doctor, which the test uses",
             "vcluster clear doctor",
         ),
     )

@@ -137,7 +137,7 @@ def test_a_result(
         ("clear lab -y", (teardown, "clear", FAILED), {"clusters": [], "left": None}, "", "server2 does not answer"),
         ("clear lab -y --verify", (inventory, "leftovers", (OwnedItem("bridge", "vc-lab", "lab"),)),
          {"clusters": [{"name": "lab", "cleared": True}], "left": [{"cluster": "lab", "item": "bridge vc-lab"}]},
-         "lab: cleared\nleft: bridge vc-lab of cluster lab\n", "1 item is left (vcluster clear lab)"),
+         "lab: cleared\nleft: bridge vc-lab of cluster lab\n", "1 item is left on this machine (vcluster clear lab)"),
         ("image verify debian12", (image, "_store", Store(("disk.qcow2 has changed",))),
          {"name": "debian12", "digest": "sha256-0", "verified": False, "problems": ["disk.qcow2 has changed"]}, "",
          "disk.qcow2 has changed"),

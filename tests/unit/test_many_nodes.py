@@ -164,7 +164,7 @@ def test_valid_operands(sources: list[str], destination: str) -> None:
         (["a:b"], "node1:", "cluster lab has no node 'a'"),
         (["data"], "node9:", "cluster lab has no node 'node9'"),
         (["data"], ":x", "cluster lab has no node ''"),
-        (["data"], "root@node1:", "'root@node1' is not a node"),
+        (["data"], "root@node1:", "'root@node1' is not the name of a node"),
         (["none"], "node1:", "'none' does not exist on this machine"),
         (["data", "none"], "node1:", "'none' does not exist on this machine"),
         (["-oProxyCommand=id"], "node1:", "'-oProxyCommand=id' does not exist on this machine"),

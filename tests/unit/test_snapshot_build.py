@@ -296,7 +296,7 @@ def test_an_image_without_clones_is_refused(world: World) -> None:
         ({"VCLUSTER_MEMORY": "1024", "VCLUSTER_TIMEOUT": "9"}, ["--name", "lab"], "lab"),
         ({"VCLUSTER_NAME": "lab"}, ["--memory", "1024"], "1024"),
         ({"VCLUSTER_NAME": "lab", "VCLUSTER_MEMORY": "1024"}, [], "lab"),
-        ({}, ["--name", "lab", "--memory", "1024"], "--name and options of the nodes cannot be used together"),
+        ({}, ["--name", "lab", "--memory", "1024"], "--name cannot be used together with options that describe nodes"),
     ],
 )
 def test_arguments_override_the_environment(

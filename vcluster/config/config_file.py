@@ -221,7 +221,7 @@ def _check_same_machine(switch: SectionReader, carrier: SectionReader) -> None:
             place = key if key in switch.entries else "host"
             subject = "" if place == key else f"its {key} "
             title = ini_file.about(carrier.title)
-            switch.add_error(place, f"{subject}differs from {title}, which is the same machine; remove it here")
+            switch.add_error(place, f"{subject}differs from {title}; both sections are about one machine, so remove the key here")
 
 
 def _carrier(config: _Config, switch: SectionReader) -> SectionReader | None:

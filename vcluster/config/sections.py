@@ -67,7 +67,7 @@ class SectionReader:
             if key not in table:
                 self._refuse_unknown(key, table)
             elif not entry.value:
-                self.add_invalid(key, f"is empty; remove the {'option' if entry.option else 'line'}")
+                self.add_invalid(key, "is empty; write a value, or remove it")
             else:
                 self._read_entry(key, entry, table)
 

@@ -177,7 +177,7 @@ def underlay_route(
     own = local or spec.address or IPv4Address(found["local"])
     if str(own) not in {address for _, address in server.call("addresses")}:
         raise MissingError(
-            f"{server.name} lacks the address {own}, to which the other end of the tunnel sends; NAT can be the cause",
+            f"{server.name} lacks the address {own}, which its tunnels need; it may be behind NAT",
             hint="set address = … in the section of this server to its own address",
         )
     return UnderlayRoute(own, remote, found["interface"], found["mtu"])

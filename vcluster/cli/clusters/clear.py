@@ -142,7 +142,7 @@ def _raise(errors: list[VclusterError], left: list[Document] | None) -> None:
         count = "1 item is" if len(left) == 1 else f"{len(left)} items are"
         clusters = sorted({item["cluster"] for item in left})
         cluster = clusters[0] if len(clusters) == 1 else "--all"
-        errors = [VclusterError(f"{count} left", hint=f"vcluster clear {cluster}")]
+        errors = [VclusterError(f"{count} left on this machine", hint=f"vcluster clear {cluster}")]
     parallel.raise_all(errors)
 
 

@@ -141,7 +141,7 @@ def _tunnel(context: Context, fleet: Fleet, spec: Spec, carrier: ServerSpec) -> 
     what = f"tunnel {carrier.name} to {spec.switch.name}"
     if occupied := next((server for server in pair.servers.values() if survey(server, TRIAL)), None):
         away = f" --on {occupied.host}" if occupied.session and not context.files(TRIAL).folder.exists() else ""
-        detail = f"not tried: {occupied.name} has parts of an earlier test, or a cluster with the name {TRIAL}"
+        detail = f"not tried: {occupied.name} already has parts of a cluster with the name {TRIAL}, which the test uses"
         yield Finding(WARNING, what, detail, f"vcluster clear {TRIAL}{away}")
         return
     trial = replace(

@@ -87,7 +87,7 @@ def down(context: Context, name: str) -> bool:
         if not survey(server, name):
             return False
         if context.files(name).folder.exists():
-            raise ConflictError(f"{name} is a cluster that this machine created", hint=f"vcluster clear {name}")
+            raise ConflictError(f"{name} is a whole cluster, not a switch that switch up made", hint=f"vcluster clear {name}")
         servers.require_rights_on(server)
         _remove(server, name)
         left = survey(server, name)
