@@ -282,7 +282,7 @@ def test_files_and_folders_go_to_a_node_and_come_back(cluster: Cluster, tmp_path
         ("/etc/hosts", "/tmp/hosts", "no path names a node: '/etc/hosts', '/tmp/hosts'"),
         ("red1:/etc/hosts", "red2:/tmp/hosts", "both ends of the copy are on nodes"),
         ("red9:/etc/hosts", "/tmp", "cluster lab has no node 'red9'"),
-        ("root@red1:/etc/hosts", "/tmp", "'root@red1' is not the name of a node (without USER@; the option -l USER sets the user)"),
+        ("root@red1:/etc/hosts", "/tmp", "'root@red1' is not the name of a node (leave USER@ out; -l USER sets"),
         ("/no/such", "red1:/tmp", "'/no/such' does not exist on this machine"),
     ],
 )

@@ -221,7 +221,8 @@ def _check_same_machine(switch: SectionReader, carrier: SectionReader) -> None:
             place = key if key in switch.entries else "host"
             subject = "" if place == key else f"its {key} "
             title = ini_file.about(carrier.title)
-            switch.add_error(place, f"{subject}differs from {title}; both sections are about one machine, so remove the key here")
+            text = f"differs from {title}; both sections are about one machine, so remove the key here"
+            switch.add_error(place, subject + text)
 
 
 def _carrier(config: _Config, switch: SectionReader) -> SectionReader | None:

@@ -59,7 +59,8 @@ def check(specs: Sequence[InterfaceSpec], existing: Mapping[str, Interface]) -> 
         interface = existing.get(spec.name)
         if interface and interface.alias != spec.alias:
             label = f"has the owner label {interface.alias!r}" if interface.alias else "has no owner label"
-            raise ConflictError(f"interface {spec.name} exists already, and it {label}", hint=f"ip link show {spec.name}")
+            text = f"interface {spec.name} exists already, and it {label}"
+            raise ConflictError(text, hint=f"ip link show {spec.name}")
         if spec.master:
             _check_master(spec, requested.get(spec.master) or existing.get(spec.master))
         if spec.kind == "vxlan":

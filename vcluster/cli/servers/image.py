@@ -139,7 +139,8 @@ def warm(name: str | None, gently: bool, output: str, **given: Any) -> None:
     if name and keys:  # one of them comes from the environment, or the request is contradictory
         if any(map(_is_typed, keys)):
             if _is_typed("name"):
-                raise RequestError("--name cannot be used together with options that describe nodes", hint="use one of them")
+                text = "--name cannot be used together with options that describe nodes"
+                raise RequestError(text, hint="use one of them")
             name = None
         else:
             keys = {}

@@ -266,7 +266,7 @@ def _with_node(plan: Plan, sources: Sequence[str], destination: str) -> tuple[st
 
 def _require_copy_node(plan: Plan, node: str) -> None:
     if "@" in node:
-        raise RequestError(f"{shown(node)} is not the name of a node", hint="without USER@; the option -l USER sets the user")
+        raise RequestError(f"{shown(node)} is not the name of a node", hint="leave USER@ out; -l USER sets the user")
     folder = "cloud/0" if plan.stores else "cloud"
     if set(node) & set("[],*?"):
         raise RequestError(

@@ -87,7 +87,8 @@ def down(context: Context, name: str) -> bool:
         if not survey(server, name):
             return False
         if context.files(name).folder.exists():
-            raise ConflictError(f"{name} is a whole cluster, not a switch that switch up made", hint=f"vcluster clear {name}")
+            text = f"{name} is a whole cluster, not a switch that switch up made"
+            raise ConflictError(text, hint=f"vcluster clear {name}")
         servers.require_rights_on(server)
         _remove(server, name)
         left = survey(server, name)
