@@ -343,7 +343,7 @@ password = env:hunter2!
          "[server NAME]"),
         ("nodes = 4", "nodes = 4\nname = \"mylab\"", "3: [cluster] name: cluster name '\"mylab\"' is not a name; "
          "lower-case letters, digits and hyphens, a letter first, at most 32 characters; remove the quotes"),
-        ("nodes = 4", "nodes = '4'", "2: [cluster] nodes: \"'4'\" is not a number; 1 to 4094; remove the quotes"),
+        ("nodes = 4", "nodes = '4'", "2: [cluster] nodes: \"'4'\" is not a number; 1 to 1023; remove the quotes"),
         ("nodes = 4", "nodes = 4\nmemmory = 512", "3: [cluster] memmory: unknown key; did you mean memory?"),
         ("nodes = 4", "node = 4", "2: [cluster] node: unknown key; did you mean nodes?"),
         ("nodes = 4", "nodes = 4\nName = x", "3: [cluster] Name: unknown key; did you mean name?"),
@@ -354,12 +354,12 @@ password = env:hunter2!
         ("host = server2", "", "3: [switch]: needs host = …, or server = NAME for a server that carries nodes"),
         ("host = server2", "hots = server2", "4: [switch] hots: unknown key; did you mean host?"),
         # values of [cluster]
-        ("nodes = 4", "nodes = four", "2: [cluster] nodes: 'four' is not a number; 1 to 4094"),
-        ("nodes = 4", "nodes = 0", "2: [cluster] nodes: 0 is out of range; 1 to 4094"),
-        ("nodes = 4", "nodes = 4095", "2: [cluster] nodes: 4095 is out of range; 1 to 4094"),
-        ("nodes = 4", "nodes = -1", "2: [cluster] nodes: -1 is out of range; 1 to 4094"),
-        ("nodes = 4", "nodes = ٤", "2: [cluster] nodes: '٤' is not a number; 1 to 4094"),
-        ("nodes = 4", "nodes = 4 # four", "2: [cluster] nodes: '4 # four' is not a number; 1 to 4094; write comments "
+        ("nodes = 4", "nodes = four", "2: [cluster] nodes: 'four' is not a number; 1 to 1023"),
+        ("nodes = 4", "nodes = 0", "2: [cluster] nodes: 0 is out of range; 1 to 1023"),
+        ("nodes = 4", "nodes = 4095", "2: [cluster] nodes: 4095 is out of range; 1 to 1023"),
+        ("nodes = 4", "nodes = -1", "2: [cluster] nodes: -1 is out of range; 1 to 1023"),
+        ("nodes = 4", "nodes = ٤", "2: [cluster] nodes: '٤' is not a number; 1 to 1023"),
+        ("nodes = 4", "nodes = 4 # four", "2: [cluster] nodes: '4 # four' is not a number; 1 to 1023; write comments "
          "on separate lines"),
         ("nodes = 4", "nodes = 4\nname = My Lab", "3: [cluster] name: cluster name 'My Lab' is not a name; lower-case "
          "letters, digits and hyphens, a letter first, at most 32 characters"),
@@ -540,7 +540,7 @@ BAD = [
     ("addresses_from = fd00::[1-4]", "addresses_from", "'fd00::1' is not an IPv4 address; for example 10.0.0.101"),
     ("addresses_from = 10.0.0.[1-", "addresses_from", "'10.0.0.[1-' is not a nodeset: unbalanced brackets; "
      "for example '10.0.0.[101-105]'"),
-    ("addresses_from = 10.0.0.[1-99999]", "addresses_from", "'10.0.0.[1-99999]' gives 99999 names; 1 to 4094 are "
+    ("addresses_from = 10.0.0.[1-99999]", "addresses_from", "'10.0.0.[1-99999]' gives 99999 names; 1 to 1023 are "
      "possible"),
     ("addresses_from = 127.0.0.[1-4]", "addresses_from", "127.0.0.1 is not an address for ordinary hosts; use a "
      "private address, for example "
@@ -749,7 +749,7 @@ key = /nowhere/id
 [serve x]
 junk
 """) == [
-        "config.ini:2: [cluster] nodes: 'x' is not a number; 1 to 4094",
+        "config.ini:2: [cluster] nodes: 'x' is not a number; 1 to 1023",
         "config.ini:3: [cluster] memmory: unknown key; did you mean memory?",
         "config.ini:5: [switch]: needs host = …, or server = NAME for a server that carries nodes",
         "config.ini:6: [switch] prot: unknown key; did you mean port?",

@@ -22,6 +22,8 @@ from tests.conftest import TESTS, folder_of, tier_of
         ("vm", ["vm", "core"], "standard"),
         ("machines", ["machines"], "machines"),
         ("machines", ["machines", "smoke"], "full"),
+        ("scale", ["scale"], "scale"),
+        ("scale", ["smoke"], "full"),
     ],
 )
 def test_tiers(folder: str, markers: list[str], tier: str) -> None:

@@ -116,7 +116,7 @@ def test_an_underlay_that_is_too_narrow_is_refused_with_the_mtu_that_fits(underl
 
 def test_interface_names_have_at_most_fifteen_characters() -> None:
     for cluster in ("lab", "x" * 32):
-        names = [naming.node_bridge_name(cluster, 4094), naming.tunnel_name(cluster, 4094)]
+        names = [naming.node_bridge_name(cluster, naming.NODES_MAX), naming.tunnel_name(cluster, naming.NODES_MAX)]
         assert all(len(name) <= naming.INTERFACE_NAME_MAX for name in names)
 
 

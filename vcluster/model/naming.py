@@ -22,7 +22,7 @@ PREFIX = "vcluster"  # of owner labels, and of names in libvirt and nftables
 CLUSTER_NAME_MAX = 32
 HOST_NAME_MAX = 63
 INTERFACE_NAME_MAX = 15  # IFNAMSIZ - 1, linux/if.h
-NODES_MAX = 4094
+NODES_MAX = 1023  # the most ports of a Linux bridge (BR_MAX_PORTS, net/bridge/br_private.h)
 ERROR_LENGTH_MAX = 80  # of a library's message, quoted in an error message
 NUMBER_WIDTH = 3  # at least so many digits in names that are numbered across clusters
 

@@ -33,7 +33,8 @@ def text(found: Document) -> str:
     for name, one in ended.items():
         for line in (one["stdout"] + one["stderr"]).splitlines():
             tree.add(name, line.encode())
-    outputs = sorted(tree.walk(), key=lambda entry: min(list(ended).index(name) for name in entry[1]))
+    places = {name: place for place, name in enumerate(ended)}
+    outputs = sorted(tree.walk(), key=lambda entry: min(places[name] for name in entry[1]))
     blocks = [f"{naming.folded(names)}:\n{_indented(message)}" for message, names in outputs]
     silent = ended.keys() - {name for _, names in outputs for name in names}
     if silent:

@@ -26,10 +26,10 @@ def folded_numbers(numbers: Sequence[int]) -> str:
 
 def outcomes(by_node: Mapping[str, str]) -> str:
     """Nodes with the same outcome in one line: node[1-3]: on."""
-    return "\n".join(
-        f"{naming.folded(name for name, found in by_node.items() if found == outcome)}: {outcome}"
-        for outcome in dict.fromkeys(by_node.values())
-    )
+    nodes: dict[str, list[str]] = {outcome: [] for outcome in by_node.values()}
+    for name, outcome in by_node.items():
+        nodes[outcome].append(name)
+    return "\n".join(f"{naming.folded(names)}: {outcome}" for outcome, names in nodes.items())
 
 
 def shown_role(node: Mapping[str, Any]) -> str:

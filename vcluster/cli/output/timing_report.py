@@ -22,15 +22,17 @@ def text(found: Mapping[str, Any]) -> str:
     """Seconds by node and stage; the stages of the whole cluster have a row of their own."""
     times = found["stages"]
     stages = sorted({time["stage"] for time in times}, key=_stage_rank)
-    nodes = list(dict.fromkeys(time["node"] for time in times))
+    until_s: dict[str, float] = {}
+    for time in times:
+        until_s[time["node"]] = max(until_s.get(time["node"], 0.0), time["started_s"] + time["seconds"])
     spent = {(time["node"], time["stage"]): time["seconds"] for time in times}
     rows = [
         (
             node or "(all)",
             *(f"{spent[node, stage]:.1f}" if (node, stage) in spent else "-" for stage in stages),
-            f"{max(time['started_s'] + time['seconds'] for time in times if time['node'] == node):.1f}",
+            f"{until_s[node]:.1f}",
         )
-        for node in sorted(nodes, key=lambda name: (name != "", nodes.index(name)))
+        for node in sorted(until_s, key=bool)
     ]
     return table(("SECONDS", *stages, "until"), rows)
 
