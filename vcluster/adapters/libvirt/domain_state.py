@@ -33,7 +33,7 @@ PAUSE_REASONS = {
 
 @dataclass(frozen=True, slots=True)
 class OwnedDomain:
-    """A domain of ours: a node of a cluster."""
+    """A domain that is a node of one of our clusters."""
 
     name: str
     cluster: str
@@ -72,20 +72,20 @@ def disk_errors(domain: libvirt.virDomain) -> str:
 
 
 def owned_domains(connection: libvirt.virConnect, owner: str) -> tuple[OwnedDomain, ...]:
-    """All domains of ours. This asks libvirt about no other domain, and once for the states of all of ours."""
+    """All our domains. This asks libvirt about no other domain, and once for the states of all our domains."""
     ours = _ours(connection, owner)
     states = connection.domainListGetStats(ours, libvirt.VIR_DOMAIN_STATS_STATE) if ours else []
     return tuple(_owned_domain(domain, state) for domain, state in states)
 
 
 def image_users(connection: libvirt.virConnect, owner: str, digest: str) -> frozenset[str]:
-    """The clusters of ours with a domain that was made with an image."""
+    """Our clusters with a domain that was made with an image."""
     labels = _labels(_ours(connection, owner))
     return frozenset(label["cluster"] for label in labels if label.get("image") == digest)
 
 
 def _ours(connection: libvirt.virConnect, owner: str) -> list[libvirt.virDomain]:
-    """The domains of ours. Name and UUID, which libvirt's list has, show whose a domain is.
+    """Our domains. Name and UUID, which libvirt's list has, show whose a domain is.
 
     Only the UUIDs that version 0.1.0 made do not depend on the owner; for these the owner label decides.
     """

@@ -135,12 +135,12 @@ class Hypervisor:
     # Domains
 
     def domains(self) -> tuple[OwnedDomain, ...]:
-        """All domains of ours."""
+        """All our domains."""
         with self._errors("listing domains"):
             return owned_domains(self._connection, self.owner)
 
     def image_users(self, digest: str) -> frozenset[str]:
-        """The clusters of ours that use an image."""
+        """Our clusters that use an image."""
         with self._errors("listing domains"):
             return image_users(self._connection, self.owner, digest)
 
