@@ -6,11 +6,13 @@ import hashlib
 import io
 import json
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -20,12 +22,13 @@ from vcluster.agent.client import LocalAgent
 from vcluster.agent.operations import OPERATIONS
 from vcluster.cli.output import path_report, plan_report
 from vcluster.commands.clusters import lifecycle
+from vcluster.commands.steps import admission
 from vcluster.commands.steps.deployment import Deployment
 from vcluster.errors import ConflictError, MissingError, SeveralErrors, VclusterError
 from vcluster.fleet import servers
 from vcluster.fleet.context import Context
 from vcluster.fleet.ledger import VERSION, Ledger
-from vcluster.fleet.servers import Server, ServerRequest, request_for_plan, request_for_spec
+from vcluster.fleet.servers import Fleet, Server, ServerRequest, request_for_plan, request_for_spec
 from vcluster.guest import authorize
 from vcluster.images import deliver
 from vcluster.images.store import ImageStore, Manifest
@@ -103,6 +106,37 @@ def test_a_failure_does_not_cancel_other_work() -> None:
     with pytest.raises(SeveralErrors, match="1 is odd\n3 is odd"):
         parallel.raise_all([one for one in found if isinstance(one, VclusterError)])
     parallel.raise_all([])
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda fleet, _: servers.require_rights(fleet),
+        lambda fleet, context: admission.refuse_existing(fleet, context.files("other")),
+        lambda fleet, _: admission.refuse_foreign(fleet, samples.shared_plan()),
+    ],
+    ids=["rights", "existing", "foreign"],
+)
+def test_servers_answer_side_by_side(work: Callable[[Fleet, Context], None], context: Context) -> None:
+    meeting = threading.Barrier(len(REQUESTS))
+
+    def meet(answer: object) -> object:
+        meeting.wait(timeout=5)
+        return answer
+
+    operations = {
+        "identity": lambda: meet({"has_rights": True}),
+        "interfaces": lambda: meet([]),
+        "profiles": lambda: meet([]),
+        "guards": lambda prefix: meet([]),  # noqa: ARG005 - the operation's arguments
+        "folders": lambda path: meet([]),  # noqa: ARG005
+    }
+    names = dict.fromkeys(("domain", "network", "pool"), frozenset[str]())
+    empty = dict.fromkeys(("domains", "networks", "pools"), lambda: ())
+    libvirt: Any = SimpleNamespace(names=lambda: names, **empty)
+    opened = [Server(one.name, samples.OWNER, one.storage, LocalAgent(operations), libvirt=libvirt) for one in REQUESTS]
+    work(Fleet({server.name: server for server in opened}, {}), context)
+    assert meeting.n_waiting == 0
 
 
 def test_the_cluster_key_replaces_only_passwords() -> None:

@@ -18,6 +18,7 @@ from vcluster.model.facts import Claim, Facts, Route, UnderlayRoute
 from vcluster.model.spec import ServerSpec
 from vcluster.planning.addressing import routes_of_interest
 from vcluster.planning.planner import CLUSTERS_FOLDER
+from vcluster.util import parallel
 from vcluster.util.deadline import Deadline
 
 KVM_TIMEOUT_S = 60.0
@@ -40,7 +41,7 @@ def observe(
     Raises MissingError if kvm is required and does not work, or if a server cannot reach the switch.
     """
     claims = tuple(claim for name in ledger.cluster_names(state_root) if (claim := _claim(state_root, name)))
-    routes = _underlay_routes(fleet, carriers, switch)
+    routes = _underlay_routes(fleet, carriers, switch, deadline)
 
     def observe_server(server: Server) -> Facts:
         chosen = choose_accel(server, accel, kernel, state_root)[0] if server.libvirt else "tcg"
@@ -134,15 +135,14 @@ def _write(cache: Path, key: str, verdict: Mapping[str, object]) -> None:
 
 
 def _underlay_routes(
-    fleet: Fleet, carriers: Sequence[ServerSpec], switch: ServerSpec
+    fleet: Fleet, carriers: Sequence[ServerSpec], switch: ServerSpec, deadline: Deadline
 ) -> dict[str, dict[str, UnderlayRoute]]:
     """The routes between each server that carries nodes and the switch, by the names of start and end."""
     routes: dict[str, dict[str, UnderlayRoute]] = {server.name: {} for server in carriers}
     routes.setdefault(switch.name, {})
-    for server in carriers:
-        if server.name == switch.name:
-            continue
-        there, back = _routes_to_switch(fleet, server, switch)
+    remote = [server for server in carriers if server.name != switch.name]
+    found = parallel.each(remote, lambda server: _routes_to_switch(fleet, server, switch), deadline=deadline)
+    for server, (there, back) in zip(remote, found, strict=True):
         routes[server.name][switch.name] = there
         if back:
             routes[switch.name][server.name] = back

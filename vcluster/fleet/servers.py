@@ -295,9 +295,9 @@ class Fleet:
                 lost = VclusterError(f"{server.name}: the connection broke while vcluster waited for {awaited}")
                 raise self._lost.setdefault(server.name, lost)
 
-    def each(self, work: Callable[[Server], R], *, deadline: Deadline) -> dict[str, R]:
+    def each(self, work: Callable[[Server], R], *, deadline: Deadline | None = None) -> dict[str, R]:
         """Run `work` on every server in parallel and return the results by server name."""
-        results = parallel.each(tuple(self.servers.values()), work, deadline=deadline)
+        results = parallel.each(tuple(self.servers.values()), work, deadline=deadline or Deadline(CALL_TIMEOUT_S))
         return dict(zip(self.servers, results, strict=True))
 
 
@@ -328,8 +328,7 @@ def open_fleet(
 
 def require_rights(fleet: Fleet) -> None:
     """Raise MissingError if we lack the rights to make interfaces on a server of the fleet."""
-    for server in fleet.servers.values():
-        require_rights_on(server)
+    fleet.each(require_rights_on)
 
 
 def require_rights_on(server: Server) -> None:

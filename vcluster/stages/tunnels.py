@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TypeVar
 
 from vcluster.errors import MissingError, VclusterError
-from vcluster.fleet.servers import CALL_TIMEOUT_S, Fleet, Server
+from vcluster.fleet.servers import Fleet, Server
 from vcluster.model.plan import Plan, Tunnel
-from vcluster.util.deadline import Deadline
-
-R = TypeVar("R")
 
 TRIES = 3
 TRY_TIMEOUT_S = 1.5
@@ -47,11 +43,11 @@ def prove(fleet: Fleet, plan: Plan) -> None:
     groups = (direct(plan, ends, has_switch=plan.switch.server in fleet), across(ends))
     wanted = expected([probe for group in groups for probe in group], fleet.servers)
     try:
-        _on_each(fleet, lambda server: _listen(server, wanted))
+        fleet.each(lambda server: _listen(server, wanted))
         silent = _silent_tunnels(fleet, plan, groups, wanted)
     finally:
         with suppress(VclusterError):
-            _on_each(fleet, lambda server: server.call("stop_listening") if server.name in wanted else None)
+            fleet.each(lambda server: server.call("stop_listening") if server.name in wanted else None)
     if silent:
         raise MissingError(_message(fleet, plan, silent), hint=_hint(fleet, plan))
 
@@ -107,10 +103,6 @@ def across_token(tunnel: Tunnel, following: Tunnel) -> str:
     return f"{tunnel.name}>{following.name}"
 
 
-def _on_each(fleet: Fleet, work: Callable[[Server], R]) -> dict[str, R]:
-    return fleet.each(work, deadline=Deadline(CALL_TIMEOUT_S))
-
-
 def _listen(server: Server, wanted: Tokens) -> None:
     if server.name in wanted:
         server.call("listen", interfaces=[*wanted[server.name]])
@@ -137,8 +129,8 @@ def _silent_tunnels(fleet: Fleet, plan: Plan, groups: Iterable[Iterable[Probe]],
     silent: Tokens = {}
     for _ in range(TRIES):
         for group in groups:  # every server has sent one group before the next
-            _on_each(fleet, lambda server, group=group: _send(server, group, plan.mtu))  # type: ignore[misc]
-        found = _on_each(fleet, lambda server: _missing(server, wanted))
+            fleet.each(lambda server, group=group: _send(server, group, plan.mtu))  # type: ignore[misc]
+        found = fleet.each(lambda server: _missing(server, wanted))
         silent = {name: links for name, links in found.items() if links}
         if not silent:
             break

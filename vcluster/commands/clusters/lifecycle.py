@@ -51,7 +51,7 @@ def stop(context: Context, name: str, *, timeout_s: float) -> tuple[str, ...]:
 
 def _power_of_domains(fleet: Fleet) -> dict[str, PowerState]:
     """The power of all our domains on the servers."""
-    return {domain: power for server in fleet.servers.values() for domain, power in domains_on(server).items()}
+    return {domain: power for found in fleet.each(domains_on).values() for domain, power in found.items()}
 
 
 def _shut_down(context: Context, fleet: Fleet, node: Node, deadline: Deadline) -> None:

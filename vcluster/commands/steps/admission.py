@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
 
 from vcluster.commands.steps.inventory import survey
 from vcluster.errors import ConflictError
 from vcluster.fleet import observation, servers
 from vcluster.fleet.context import Context
 from vcluster.fleet.ledger import ClusterFiles
-from vcluster.fleet.servers import Fleet, ServerRequest
+from vcluster.fleet.servers import Fleet, Server, ServerRequest
 from vcluster.model.facts import Facts
 from vcluster.model.plan import Plan, ServerPlan
 from vcluster.model.spec import Image, Spec
@@ -64,7 +64,8 @@ def refuse_existing(fleet: Fleet, files: ClusterFiles) -> None:
         raise ConflictError(
             f"cluster {files.name} exists already", hint=f"vcluster status {files.name}, or use another --name"
         )
-    found = next((server for server in fleet.servers.values() if survey(server, files.name)), None)
+    surveys = fleet.each(lambda server: survey(server, files.name))
+    found = next((fleet[name] for name, items in surveys.items() if items), None)
     if files.folder.exists() or found:
         away = found if found and found.session and not files.folder.exists() else None
         raise ConflictError(
@@ -75,11 +76,9 @@ def refuse_existing(fleet: Fleet, files: ClusterFiles) -> None:
 
 def refuse_foreign(fleet: Fleet, plan: Plan, present: Plan | None = None) -> None:
     """Raise ConflictError if a name of the plan is taken; names of the plan that is `present` already are ours."""
+    all_taken = fleet.each(_taken_names)
     for planned in plan.servers:
-        server = fleet[planned.name]
-        taken: dict[str, Set[str]] = {"interface": {link["name"] for link in server.call("interfaces")}}
-        if server.libvirt:
-            taken |= server.libvirt.names()
+        server, taken = fleet[planned.name], all_taken[planned.name]
         ours = {*_names_on(present, present.server(planned.name))} if present else set()
         for kind, name in _names_on(plan, planned):
             if name in taken[kind] and (kind, name) not in ours:
@@ -87,6 +86,12 @@ def refuse_foreign(fleet: Fleet, plan: Plan, present: Plan | None = None) -> Non
                 raise ConflictError(
                     f"{kind} {name} exists{where} and does not belong to this cluster", hint="use another --name"
                 )
+
+
+def _taken_names(server: Server) -> Mapping[str, Set[str]]:
+    """Every name in use on a server, of any owner, by kind."""
+    interfaces: dict[str, Set[str]] = {"interface": {link["name"] for link in server.call("interfaces")}}
+    return interfaces | (server.libvirt.names() if server.libvirt else {})
 
 
 def _names_on(plan: Plan, planned: ServerPlan) -> Iterator[tuple[str, str]]:
