@@ -10,6 +10,7 @@ from typing import Any
 
 from tests.whole_machines import WholeMachine
 
+RECIPES = Path(__file__).parent.parent.parent / "images"
 STORAGE = "/var/lib/libvirt/images/vcluster"
 SNAPSHOTS = f"{STORAGE}/snapshots"
 PROFILES = "/etc/apparmor.d/libvirt"
@@ -92,10 +93,12 @@ class Lab:
 
 
 def put_images(machine: WholeMachine) -> None:
-    """Bring the images that were built here to a machine, as if they were built there: that takes a quarter hour."""
+    """Bring the images of this checkout to a machine, as if they were built there: that takes a quarter hour."""
     images = Path(STORAGE) / "images"
-    for name in sorted(path for path in (images / "names").iterdir() if path.is_symlink()):
-        image = name.resolve()
-        machine.put(image, f"{images}/{image.name}", as_root=True)
-        link = f"mkdir -p {images}/names && ln -s ../{image.name} {images}/names/{name.name}"
+    names = {path.name for path in RECIPES.iterdir()} & {path.name for path in (images / "names").iterdir()}
+    assert names, "no image of this checkout is built here: sudo vcluster image build"
+    for name in sorted(names):
+        image = (images / "names" / name).resolve()
+        machine.put(image, str(image), as_root=True)
+        link = f"mkdir -p {images}/names && ln -s ../{image.name} {images}/names/{name}"
         machine.run(["sh", "-c", link], as_root=True)

@@ -21,7 +21,7 @@ from vcluster.planning.planner import CLUSTERS_FOLDER
 from vcluster.util import parallel
 from vcluster.util.deadline import Deadline
 
-KVM_TIMEOUT_S = 60.0
+KVM_TIMEOUT_S = 120.0  # longer than the test itself takes
 
 
 def observe(
