@@ -28,7 +28,7 @@ SURVEY = {
     f"/run/libvirt/qemu -name '*.xml' -o -path '{STORAGE}/clusters/*' -o -path '{SNAPSHOTS}/.*' "
     "-o -path '/var/lib/vcluster/clusters/*' -o -name '*.log' 2>/dev/null || true",
     "profiles": f"ls {PROFILES}; aa-status | grep -E 'libvirt-[0-9a-f]' || true",
-    "processes": "ps -eo args= | grep -E '[q]emu-system|[d]nsmasq|[v]cluster' || true",
+    "processes": "ps -eo comm= | grep -E 'qemu-system|dnsmasq|vcluster' || true",
     "rules": "nft list ruleset | grep -E 'vn-|vc-|172[.]2[89]' || true",
 }
 

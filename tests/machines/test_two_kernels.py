@@ -40,7 +40,7 @@ def test_the_switch_reboots(suite: str) -> None:
         status = lab.json("status")
         assert status["state"] == "partial"
         assert {node["state"] for node in status["nodes"]} == {"running"}
-        assert f"{blue.name}: bridge vc-lab" in " ".join(status["missing"])
+        assert f"bridge vc-lab on {blue.name}" in status["missing"]
         assert not lab.json("check || true", 300)["passed"]
         lab.wait("repair")
         assert lab.state() == "ready"
