@@ -17,12 +17,13 @@ from vcluster.agent.client import LocalAgent
 from vcluster.cli import main
 from vcluster.cli.output.progress import ProgressLines
 from vcluster.commands.steps import snapshot_build
+from vcluster.commands.steps.snapshot_build import domain_of
 from vcluster.errors import DeadlineError, MissingError, VclusterError
 from vcluster.fleet.servers import Fleet, Server
 from vcluster.model.plan import Plan
 from vcluster.model.spec import PRIVATE
 from vcluster.snapshots.memory_access import READ_ONLY, WRITABLE
-from vcluster.snapshots.template import FEATURE, REFUSED, Template, template_of
+from vcluster.snapshots.template import FEATURE, REFUSED, Template, snapshots_folder, template_of
 from vcluster.util.deadline import Deadline
 from vcluster.util.events import Reporter
 
@@ -81,6 +82,8 @@ class World:
         self.asked: list[str] = []
         self.snapshots: list[dict[str, Any]] = []
         self.obstacle = ""
+        self.profiles: list[dict[str, str]] = []
+        self.removed: list[str] = []
         self.answers: dict[str, list[Any]] = {}
         self.libvirt = Libvirt(self.asked)
         self.printed = io.StringIO()
@@ -95,13 +98,17 @@ class World:
                 "processor": lambda: "one",
                 "list_snapshots": lambda **_: self.snapshots,
                 "clone_obstacle": lambda: self.obstacle,
-                "profiles": list,
+                "profiles": lambda: self.profiles,
+                "remove_profiles": self._remove_profiles,
             }
         )
         self.server = Server("localhost", samples.OWNER, Path("/storage"), here, libvirt=self.libvirt)  # type: ignore[arg-type]
         self.fleet = Fleet({"localhost": self.server}, {})
         monkeypatch.setattr(snapshot_build, "BUSY_POLL_S", 0.001)
         monkeypatch.setattr(snapshot_build, "_wait_until_idle", lambda *_: None)
+
+    def _remove_profiles(self, uuids: list[str]) -> None:
+        self.removed += uuids
 
     def _operation(self, name: str) -> Callable[..., Any]:
         def work(**_: Any) -> Any:
@@ -267,6 +274,24 @@ def test_a_failed_build_leaves_nothing(world: World, failure: Exception) -> None
         world.make()
     end = [asked for asked in world.asked if asked in ("stop", "drop_snapshot", "finish_snapshot")]
     assert end == ["stop", "stop", "drop_snapshot"]
+
+
+@pytest.mark.parametrize("removed", [["b"], []], ids=["with its snapshot", "of a command killed later"])
+def test_the_profile_of_a_template_that_nobody_makes_is_removed(world: World, removed: list[str]) -> None:
+    root = str(snapshots_folder(world.server.storage))
+    domains = {
+        "made now": domain_of(root, "a"),
+        "left": domain_of(root, "b"),
+        "in another folder": domain_of("/elsewhere", "b"),
+        "of a node": "lab.node1",
+    }
+    world.profiles = [
+        {"uuid": uuid, "domain": domain, "by": samples.OWNER, "cluster": "lab" if domain == "lab.node1" else ""}
+        for uuid, domain in domains.items()
+    ]
+    world.answers["sweep_snapshots"] = [{"removed": removed, "in_use": ["a"]}]
+    snapshot_build.remove_unfinished(world.server)
+    assert world.removed == ["left"]
 
 
 def test_the_background_build_gets_no_settings_of_nodes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

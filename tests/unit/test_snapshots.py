@@ -174,7 +174,7 @@ def test_operations_use_json_and_project_errors(root: str) -> None:
     agent.call("drop_snapshot", root=root, key=KEY, deadline=deadline)
     assert not folder.exists()
     assert agent.call("list_snapshots", root=root, deadline=deadline) == []
-    assert agent.call("sweep_snapshots", root=root, deadline=deadline) == []
+    assert agent.call("sweep_snapshots", root=root, deadline=deadline) == {"removed": [], "in_use": []}
     assert agent.call("remove_snapshots", root=root, image_digest=IMAGE, deadline=deadline) == []
     with pytest.raises(MissingError, match=r"disk\.qcow2: No such file"):
         agent.call("copy_disk", root=root, key=KEY, path=f"{root}x", deadline=deadline)
@@ -280,7 +280,7 @@ def test_other_circumstances_are_named(root: str, under: dict[str, Any], message
 def test_a_snapshot_of_another_process_is_not_touched(root: str, maker: ForkProcess) -> None:
     assert snapshot_store.begin_snapshot(root, KEY) == {"folder": "", "is_there": False, "is_busy": True}
     assert check(root)["is_busy"]
-    assert snapshot_store.sweep_snapshots(root) == []
+    assert snapshot_store.sweep_snapshots(root) == {"removed": [], "in_use": [KEY]}
     snapshot_store.drop_snapshot(root, KEY)
     with pytest.raises(VclusterError, match="this process is not making"):
         finish(Path(f"{root}/.unfinished-{KEY}"))
@@ -309,12 +309,13 @@ def test_sweeping_removes_abandoned_snapshots(root: str, maker: ForkProcess) -> 
     begin(root, "ours")
     for name in (".unfinished-killed", ".unfinished-whole.12345678"):
         (Path(root) / name / "deep").mkdir(parents=True)
-    assert snapshot_store.sweep_snapshots(root) == [".unfinished-killed", ".unfinished-whole.12345678"]
-    assert snapshot_store.sweep_snapshots(root) == []
+    in_use = sorted([KEY, "ours"])
+    assert snapshot_store.sweep_snapshots(root) == {"removed": ["killed", "whole"], "in_use": in_use}
+    assert snapshot_store.sweep_snapshots(root) == {"removed": [], "in_use": in_use}
     left = sorted(path.name for path in Path(root).iterdir())
     assert left == [f".unfinished-{KEY}", ".unfinished-ours", "whole"]
     end(maker)
-    assert snapshot_store.sweep_snapshots(root) == [f".unfinished-{KEY}"]
+    assert snapshot_store.sweep_snapshots(root) == {"removed": [KEY], "in_use": ["ours"]}
 
 
 def test_snapshots_of_an_image_are_listed_and_removed(root: str) -> None:

@@ -39,6 +39,11 @@ def refusal_file(root: str, key: str) -> Path:
     return Path(root) / f"{snapshot_folder(root, key).name}{REFUSED}"
 
 
+def key_of_folder(folder: Path) -> str:
+    """The key of an unfinished snapshot, from its folder: `.unfinished-KEY`, or `.unfinished-KEY.DIGITS` if removed."""
+    return folder.name.removeprefix(UNFINISHED).partition(".")[0]
+
+
 def snapshot_folders(root: str) -> list[Path]:
     """The folders of all complete snapshots; none without the right to list them (`image list` works for any user)."""
     if not Path(root).is_dir() or not os.access(root, os.R_OK):
@@ -93,8 +98,7 @@ def remove_unfinished(folder: Path) -> bool:
 
 def remove_folder(folder: Path) -> None:
     """Rename a folder, then remove it: its name never belongs to part of a snapshot, and is free at once."""
-    key = folder.name.removeprefix(UNFINISHED).partition(".")[0]
-    doomed = folder.with_name(f"{UNFINISHED}{key}.{secrets.token_hex(4)}")
+    doomed = folder.with_name(f"{UNFINISHED}{key_of_folder(folder)}.{secrets.token_hex(4)}")
     with contextlib.suppress(FileNotFoundError):
         folder.rename(doomed)
         remove_path(doomed)

@@ -27,6 +27,7 @@ from vcluster.agent.snapshot_folders import (
     REFUSED,
     UNFINISHED,
     is_busy,
+    key_of_folder,
     lock_folder,
     refusal_file,
     remove_folder,
@@ -259,12 +260,16 @@ def list_snapshots(root: str) -> list[dict[str, Any]]:
     return found
 
 
-def sweep_snapshots(root: str) -> list[str]:
-    """Remove unfinished snapshots that no process is making. Return their folders' names."""
+def sweep_snapshots(root: str) -> dict[str, list[str]]:
+    """Remove unfinished snapshots that no process is making.
+
+    Return the keys of those `removed`, and of those that are `in_use`: some process is making them.
+    """
     places = sorted(Path(root).glob(f"{UNFINISHED}*"))
-    swept = [place.name for place in places if place not in _locked and remove_unfinished(place)]
+    removed = {key_of_folder(place) for place in places if place not in _locked and remove_unfinished(place)}
+    in_use = {key_of_folder(place) for place in Path(root).glob(f"{UNFINISHED}*")}
     remove_if_empty(root)
-    return swept
+    return {"removed": sorted(removed), "in_use": sorted(in_use)}
 
 
 def remove_snapshots(root: str, image_digest: str) -> list[str]:

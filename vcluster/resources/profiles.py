@@ -21,20 +21,31 @@ def create(server: Server, cluster: str, domain: str, uuid: str, rules: Sequence
 
 def discard(server: Server, domain: str) -> None:
     """Remove the profile of a domain that has stopped, of any owner: no two domains of a server have one name."""
-    _remove(server, [found for found in server.call("profiles") if found["domain"] == domain])
+    remove(server, [found for found in server.call("profiles") if found["domain"] == domain])
+
+
+def of_templates(server: Server) -> list[dict[str, str]]:
+    """The profiles of templates, of any owner, because snapshots belong to all users: each with `uuid` and `domain`."""
+    return [found for found in server.call("profiles") if not found["cluster"]]
+
+
+def remove(server: Server, found: Sequence[dict[str, str]]) -> None:
+    """Remove these profiles. Their domains have stopped."""
+    if found:
+        server.call("remove_profiles", uuids=[each["uuid"] for each in found])
 
 
 def destroy(server: Server, cluster: str) -> None:
     """Remove the profiles of all nodes of the cluster, except of those whose domain could not be removed."""
     present = server.libvirt.names()["domain"] if server.libvirt else frozenset()
     found = [each for each in _owned(server) if each["cluster"] == cluster and each["domain"] not in present]
-    _remove(server, found)
+    remove(server, found)
 
 
 def reduce(server: Server, before: Plan, after: Plan) -> None:
     """The same for the nodes of the plan `before` that are not in the plan `after`."""
     removed = _domains(before.nodes_on(server.name)) - _domains(after.nodes)
-    _remove(server, [found for found in _owned(server) if found["domain"] in removed])
+    remove(server, [found for found in _owned(server) if found["domain"] in removed])
 
 
 def observe(server: Server) -> tuple[OwnedItem, ...]:
@@ -50,8 +61,3 @@ def _domains(nodes: Sequence[Node]) -> set[str]:
 
 def _owned(server: Server) -> list[dict[str, str]]:
     return [found for found in server.call("profiles") if found["by"] == server.owner]
-
-
-def _remove(server: Server, found: Sequence[dict[str, str]]) -> None:
-    if found:
-        server.call("remove_profiles", uuids=[each["uuid"] for each in found])

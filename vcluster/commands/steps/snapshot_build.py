@@ -312,12 +312,24 @@ def start_in_background(cluster: str) -> None:
 
 
 def remove_unfinished(server: Server) -> None:
-    """Remove the unfinished snapshots of killed commands."""
+    """Remove the unfinished snapshots of killed commands, and the profiles of their templates.
+
+    A template's profile exists only while its snapshot is locked. So it is left over if it is older than a look at the
+    locks that finds none, even if the command that removed the snapshot was killed too.
+    """
     root = str(snapshots_folder(server.storage))
+    templates = profiles.of_templates(server)
     swept = server.call("sweep_snapshots", root=root)
-    keys = {folder.split("-", 1)[1].partition(".")[0] for folder in swept}  # .unfinished-KEY.DIGITS
-    if keys:
-        names = sorted(domain_of(root, key) for key in keys)
-        server.call("remove_traces", networks=[], domains=names)
-        for name in names:
-            profiles.discard(server, name)
+    if swept["removed"]:
+        domains = [domain_of(root, key) for key in swept["removed"]]
+        server.call("remove_traces", networks=[], domains=domains)
+    in_use = {domain_of(root, key) for key in swept["in_use"]}
+    profiles.remove(
+        server, [found for found in templates if _is_of(root, found["domain"]) and found["domain"] not in in_use]
+    )
+
+
+def _is_of(root: str, domain: str) -> bool:
+    """Whether a domain is that of a template whose snapshot is in this folder."""
+    key = domain.removeprefix(f"vcluster-{NAME}-").rpartition("-")[0]
+    return domain == domain_of(root, key)
