@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests import samples
+from vcluster.adapters.libvirt.domain_events import DESTROYED, DIED, PAUSED, DomainEvent
 from vcluster.adapters.libvirt.hypervisor import Hypervisor
 from vcluster.errors import MissingError, VclusterError
 from vcluster.model import naming
@@ -79,7 +81,7 @@ def test_the_run_of_a_domain_ends_with_its_power(hypervisor: Hypervisor) -> None
     hypervisor.start_domain("lab.node1")
     for _ in range(2):
         first._next_s = 0.0
-        with pytest.raises(VclusterError, match=r"^node1 stopped .* a login$"):  # libvirt knows only the second run
+        with pytest.raises(VclusterError, match=r"^node1 stopped .* a login: another command cut its power$"):
             first.check("a login")
     hypervisor.run_of("lab.node1", "node1").check("a login")
 
@@ -91,8 +93,34 @@ def test_the_run_of_a_removed_domain_has_ended(hypervisor: Hypervisor) -> None:
     run = hypervisor.run_of("lab.node1", "node1")
     hypervisor.stop_domain("lab.node1")
     hypervisor.undefine_domain("lab.node1")
-    with pytest.raises(VclusterError, match=r"^node1 stopped running while vcluster waited for a login$"):
+    expected = r"^node1 stopped running while vcluster waited for a login: another command cut its power$"
+    with pytest.raises(VclusterError, match=expected):
         run.check("a login")
+
+
+def test_the_events_of_domains(hypervisor: Hypervisor) -> None:
+    plan = samples.plan(2)
+    for node in plan.nodes:
+        hypervisor.define_domain(domain_xml(plan, node).replace('type="qemu"', 'type="test"'))
+        hypervisor.start_domain(node.domain)
+    received: queue.SimpleQueue[DomainEvent] = queue.SimpleQueue()
+    hypervisor.events.listen(plan.head.uuid, received.put)
+    hypervisor.stop_domain("lab.node2")
+    hypervisor._connection.lookupByName("lab.node1").suspend()
+    hypervisor._connection.lookupByName("lab.node1").resume()
+    hypervisor.stop_domain("lab.node1")
+    cut = DomainEvent(DIED, DESTROYED)
+    assert [received.get(timeout=10) for _ in range(2)] == [DomainEvent(PAUSED), cut]
+    assert [hypervisor.events.ends(node.uuid) for node in plan.nodes] == [(cut,), (cut,)]
+    hypervisor.events.ignore(plan.head.uuid)
+    hypervisor.start_domain("lab.node1")
+    hypervisor.stop_domain("lab.node1")
+    hypervisor.start_domain("lab.node2")
+    hypervisor.events.listen(plan.nodes[1].uuid, received.put)
+    hypervisor.stop_domain("lab.node2")
+    assert received.get(timeout=10) == cut
+    assert received.empty()
+    assert hypervisor.events.ends(plan.head.uuid) == (cut, cut)
 
 
 def test_unknown_elements_are_refused(hypervisor: Hypervisor) -> None:

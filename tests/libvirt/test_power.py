@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from vcluster.agent.client import LocalAgent
 from vcluster.cli import common, main
 from vcluster.commands.clusters import lifecycle
 from vcluster.commands.nodes import power
-from vcluster.errors import VclusterError
+from vcluster.errors import ConflictError, VclusterError
 from vcluster.fleet.ledger import VERSION, ClusterFiles, Ledger
 from vcluster.fleet.servers import Fleet, Server
 from vcluster.model.plan import Plan
@@ -90,6 +90,24 @@ def test_a_paused_node_is_shown_and_resumed(context: Context) -> None:
     assert libvirt.power_state("lab.node1").state == "running"
     libvirt._connection.lookupByName("lab.node1").suspend()
     assert messages(power.turn_off(context, PLAN, PLAN.nodes[:1])) == ["off"]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("turn", [power.turn_on, power.cycle])
+def test_nodes_that_another_command_creates_are_refused(context: Context, turn: Callable[..., power.Outcomes]) -> None:
+    """A clone is paused until it has received its memory. Resumed before that, it would run without it."""
+    files, libvirt = context.files("lab"), context.fleet["localhost"].hypervisor
+    files.folder.mkdir(parents=True)
+    files.write_ledger(Ledger(VERSION, "creating", "", PLAN))
+    power.turn_on(context, PLAN, PLAN.nodes)  # type: ignore[arg-type]
+    libvirt._connection.lookupByName("lab.node2").suspend()
+    with files.locked():
+        with pytest.raises(ConflictError, match=r"^another command is creating nodes of cluster lab$"):
+            turn(context, PLAN, PLAN.nodes)
+        assert libvirt.power_state("lab.node2").state == "paused"
+        files.write_ledger(Ledger(VERSION, "ready", "", PLAN))  # another command, for example provision
+        assert len(turn(context, PLAN, PLAN.nodes)) == 3
+    files.write_ledger(Ledger(VERSION, "creating", "", PLAN))  # as a killed create leaves it
+    assert len(turn(context, PLAN, PLAN.nodes)) == 3
 
 
 def test_stop_resumes_a_paused_node_and_shuts_it_down(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:

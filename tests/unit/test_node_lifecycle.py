@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 
 from tests import samples
+from vcluster.adapters.libvirt.domain_events import DESTROYED, DIED, REBOOTED
 from vcluster.agent.client import LocalAgent
 from vcluster.cli.output.progress import ProgressLines
 from vcluster.commands.steps import node_lifecycle, node_login
 from vcluster.commands.steps.deployment import Deployment
 from vcluster.commands.steps.node_lifecycle import NodeLifecycle
 from vcluster.commands.steps.node_login import JumpHosts
+from vcluster.commands.steps.node_watch import NodeStoppedError, NodeWatch
 from vcluster.errors import DeadlineError, VclusterError
 from vcluster.fleet.servers import Fleet, Server
 from vcluster.model.plan import Node
@@ -108,6 +110,7 @@ class World:
         self.printed = io.StringIO()
         self.deadline = Deadline(60)
         self.refused = ""
+        self.cause: NodeStoppedError | None = None
         here = LocalAgent({"drop_snapshot": self._drop, "identity": lambda: {"cpus": 2}})
         server = Server("localhost", samples.OWNER, Path("/storage"), here)
         snapshots = {
@@ -119,7 +122,10 @@ class World:
         context: Any = type("Context", (), {"report": Reporter((ProgressLines(self.printed),))})
         fleet = Fleet({"localhost": server}, {})
         self.cluster = Deployment(context, fleet, PLAN, samples.keys(3), self.deadline)
-        self.lifecycle = NodeLifecycle(self.cluster, image_password=str, snapshots=snapshots)
+        self.watch = NodeWatch(fleet, PLAN, context.report)
+        monkeypatch.setattr(self.watch, "cause_of", lambda error, _: self.cause or error)
+        monkeypatch.setattr(self.watch, "end", lambda _: self.asked.append("watch"))
+        self.lifecycle = NodeLifecycle(self.cluster, self.watch, image_password=str, snapshots=snapshots)
         monkeypatch.setattr(node_lifecycle.domains, "discard", lambda *_: self.asked.append("domain"))
         monkeypatch.setattr(node_lifecycle.volumes, "discard", lambda *_: self.asked.append("disks"))
         monkeypatch.setattr(NodeLifecycle, "_restore_clone", lambda *_: self._restore_clone())
@@ -145,7 +151,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
 
 def test_refused_snapshots_are_not_used(world: World) -> None:
     refused = {("localhost", template_of(PLAN, node)): REFUSED for node in PLAN.nodes}
-    lifecycle = NodeLifecycle(world.cluster, image_password=str, snapshots=refused)
+    lifecycle = NodeLifecycle(world.cluster, world.watch, image_password=str, snapshots=refused)
     assert not lifecycle._snapshots
     assert lifecycle._clone(WORKER) is None
 
@@ -154,11 +160,11 @@ def test_refused_snapshots_are_not_used(world: World) -> None:
 def test_a_node_whose_clone_fails_boots_and_so_do_all_later_nodes(world: World, error: Exception) -> None:
     world.resumed = error
     assert world.lifecycle._clone(WORKER) is None
-    assert world.asked == ["drop", "domain", "disks"]
+    assert world.asked == ["drop", "watch", "domain", "disks"]
     assert world.notes == [f"node2 boots, because it cannot be cloned: {error}"]
     world.resumed = "a connection"
     assert world.lifecycle._clone(OTHER) is None
-    assert len(world.asked) == 3
+    assert len(world.asked) == 4
 
 
 @pytest.mark.parametrize(
@@ -169,6 +175,24 @@ def test_only_a_snapshot_that_qemu_refuses_is_not_tried_again(world: World, erro
     world.resumed = error
     assert world.lifecycle._clone(WORKER) is None
     assert world.refused == refused
+
+
+def test_the_note_gives_the_reason_why_a_clone_stopped(world: World) -> None:
+    world.resumed = VclusterError("node2: the connection broke during the new identity")
+    world.cause = NodeStoppedError("node2", REBOOTED, "identity", "its kernel panicked")
+    assert world.lifecycle._clone(WORKER) is None
+    assert world.notes == [
+        "node2 boots, because it cannot be cloned: node2 rebooted during identity: its kernel panicked"
+    ]
+
+
+def test_a_clone_whose_power_a_user_cuts_does_not_boot(world: World) -> None:
+    """The snapshot is not the reason, so it stays."""
+    world.resumed = domains.CloneRefusedError("QEMU ended during migrate-incoming")
+    world.cause = NodeStoppedError("node2", DIED, "clone", DESTROYED)
+    with pytest.raises(NodeStoppedError, match=r"^node2 died during clone: another command cut its power$"):
+        world.lifecycle._clone(WORKER)
+    assert world.asked == []
 
 
 def test_no_node_boots_after_the_deadline(world: World) -> None:

@@ -133,7 +133,7 @@ def world(context: Context, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(scale.servers, "require_rights", lambda _: None)
     monkeypatch.setattr(scale.observation, "observe", lambda *_, **__: {LOCAL.name: samples.ROOMY})
     monkeypatch.setattr(scale.teardown, "remove_nodes", remove_nodes)
-    monkeypatch.setattr(scale, "NodeLifecycle", lambda cluster, **_: Lifecycle(world, cluster))
+    monkeypatch.setattr(scale, "NodeLifecycle", lambda cluster, _, **__: Lifecycle(world, cluster))
     monkeypatch.setattr(admission, "refuse_foreign", step("refuse_foreign"))
     for name in ("deliver_image", "create_networks"):
         monkeypatch.setattr(Deployment, name, step(name))

@@ -10,6 +10,7 @@ import pytest
 
 from tests import samples
 from vcluster.adapters.libvirt import domain_run
+from vcluster.adapters.libvirt.domain_events import DomainEvents
 from vcluster.adapters.libvirt.domain_run import DomainRun
 from vcluster.adapters.libvirt.serial_channel import SerialChannel
 from vcluster.adapters.serial_connection import SerialConnection
@@ -28,6 +29,22 @@ def error_of(action: str, error: Exception) -> VclusterError:
 STOPPED = r"^node1 stopped running while vcluster waited for .*: QEMU crashed or was killed$"
 
 
+class Libvirt:
+    """A connection to libvirt that sends only the events that a test lets it send."""
+
+    def __init__(self) -> None:
+        self.callbacks: dict[int, Callable[..., None]] = {}
+
+    def domainEventRegisterAny(  # noqa: N802 - libvirt's name
+        self, _: None, number: int, callback: Callable[..., None], __: None
+    ) -> int:
+        self.callbacks[number] = callback
+        return number
+
+    def domainEventDeregisterAny(self, number: int) -> None:  # noqa: N802
+        del self.callbacks[number]
+
+
 class Domain:
     """A domain of libvirt, which counts the questions about its run."""
 
@@ -39,6 +56,9 @@ class Domain:
 
     def UUID(self) -> bytes:  # noqa: N802
         return b"uuid"
+
+    def UUIDString(self) -> str:  # noqa: N802
+        return NODE.uuid
 
     def connect(self) -> Domain:
         return self
@@ -77,8 +97,9 @@ class Boot:
     """A node that boots, and the channel that vcluster listens on."""
 
     def __init__(self) -> None:
-        self.domain, self.stream = Domain(), Stream()
-        self.run = DomainRun(self.domain, "node1", error_of)  # type: ignore[arg-type]
+        self.domain, self.stream, self.libvirt = Domain(), Stream(), Libvirt()
+        events = DomainEvents(self.libvirt)  # type: ignore[arg-type]
+        self.run = DomainRun(self.domain, "node1", events, error_of)  # type: ignore[arg-type]
         self.channel = SerialChannel(self.run, self.stream)  # type: ignore[arg-type]
 
     def wait_ready(self) -> None:
@@ -104,7 +125,18 @@ def another_run(node: Boot) -> None:
     node.domain.id += 1
 
 
-ENDS = pytest.mark.parametrize("end", [end_of_channel, end_of_run, another_run])
+def event_of_an_end(node: Boot) -> None:
+    detail = libvirt.VIR_DOMAIN_EVENT_STOPPED_FAILED
+    node.libvirt.callbacks[libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE](
+        None, node.domain, libvirt.VIR_DOMAIN_EVENT_STOPPED, detail, None
+    )
+
+
+def reboot(node: Boot) -> None:
+    node.libvirt.callbacks[libvirt.VIR_DOMAIN_EVENT_ID_REBOOT](None, node.domain, None)
+
+
+ENDS = pytest.mark.parametrize("end", [end_of_channel, end_of_run, another_run, event_of_an_end])
 
 
 @ENDS
@@ -130,6 +162,22 @@ def test_the_requests_to_a_node_end(node: Boot, end: Callable[[Boot], None]) -> 
         connection.request({"do": "become"}, Deadline(20), "its identity")
     assert raised.value.hint == "run the command again"
     connection.disconnect()
+
+
+def test_a_reboot_ends_a_run(node: Boot) -> None:
+    """QEMU keeps the channel open, and the domain keeps its id."""
+    reboot(node)
+    with pytest.raises(VclusterError, match=r"^node1 rebooted while vcluster waited for node1 to boot$"):
+        node.wait_ready()
+    DomainRun(node.domain, "node1", node.run._events, error_of).check("a login")  # type: ignore[arg-type]
+
+
+def test_a_panic_that_the_kernel_reports_is_the_reason(node: Boot) -> None:
+    report = node.libvirt.callbacks[libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE]
+    report(None, node.domain, libvirt.VIR_DOMAIN_EVENT_CRASHED, libvirt.VIR_DOMAIN_EVENT_CRASHED_PANICKED, None)
+    event_of_an_end(node)
+    with pytest.raises(VclusterError, match=r"stopped running while .*: its kernel panicked$"):
+        node.wait_ready()
 
 
 def test_the_reason_may_come_after_the_end_of_the_channel(node: Boot) -> None:

@@ -69,7 +69,7 @@ def test_the_conditions_of_a_snapshot_are_named() -> None:
         "disk": "8 GiB",
         "cards": "mgmt0 lab0",
         "mtu": "1450",
-        "format": "3",
+        "format": "4",
     }
 
 

@@ -21,6 +21,8 @@ DATA_SERIAL = "vcluster-data"
 DATA_SUFFIX = ".data.qcow2"
 # QEMU's default limit is 1 GiB a guest; guests of this size do not translate more than this.
 TRANSLATION_CACHE_MIB = 128
+# A kernel that panics reboots at once, and libvirt reports the reboot. Without this it would stop silently.
+REBOOT_ON_PANIC = "panic=-1"
 
 
 def volume_path(plan: Plan, node: Node) -> Path:
@@ -159,6 +161,8 @@ def _domain(machine: Machine, names: Sequence[Element], devices: Sequence[Elemen
             element("input", type="keyboard", bus="ps2"),
             element("memballoon", model="none"),
             element("rng", element("backend", "/dev/urandom", model="random"), model="virtio"),
+            # A kernel with a driver for it reports its panic here; then libvirt ends the domain (on_crash).
+            element("panic", model="isa"),
         ),
         type="kvm" if machine.accel == "kvm" else "qemu",
     )
@@ -179,7 +183,7 @@ def _os(image: Image) -> Element:
         machine,
         element("kernel", str(image.kernel)),
         element("initrd", str(image.initrd)),
-        element("cmdline", image.kernel_cmdline),
+        element("cmdline", f"{image.kernel_cmdline} {REBOOT_ON_PANIC}"),
     )
 
 

@@ -14,7 +14,6 @@ from vcluster.render.domain_xml import READY_CHANNEL
 from vcluster.util.deadline import Deadline
 from vcluster.util.events import Reporter
 
-CONSOLE_LINES = 5
 RANDOM_BYTES = 256
 
 
@@ -43,11 +42,3 @@ def identity(seed: Mapping[str, str]) -> dict[str, object]:
         "boot_id": str(uuid.uuid4()),
         "random": secrets.token_hex(RANDOM_BYTES),
     }
-
-
-def console_tail(node: Node, console: str) -> str:
-    """The last lines of a node's console, to be appended to a message."""
-    lines = [line for line in console.replace("\r", "\n").splitlines() if line.strip()][-CONSOLE_LINES:]
-    if not lines:
-        return f"\n  {node.name} printed nothing on its console"
-    return f"\n  the last lines of {node.name}'s console:" + "".join(f"\n  | {line}" for line in lines)

@@ -84,6 +84,7 @@ def run(
 ) -> dict[str, Completed | None]:
     """Run a job on nodes (on all, if none are given), over sessions of root. A payload needs the head's session.
 
+    The deadline of each session derives from `deadline`.
     Returns, by node, the script's output and exit code, or in `stderr` the reason why it could not be run.
     The value is None for a node on which the script was not run because it failed on another.
     The output goes to NODE.log in the folder `logs` as it arrives.
@@ -92,7 +93,7 @@ def run(
     request = _request(job)
     if job.payload:
         head, shared = sessions[plan.head.name], paths.shared_folder(plan)
-        request["folder"] = payload.put(head, job.payload, shared, deadline=deadline, report=report)
+        request["folder"] = payload.put(head, job.payload, shared, deadline=head.deadline, report=report)
     _clear_logs(logs, nodes)
     has_failed = threading.Event()
 
@@ -168,7 +169,6 @@ def _run_on(
                 guest.program("provision"),
                 json.dumps(request).encode(),
                 awaited=job.script.name,
-                deadline=deadline,
                 on_output=on_output,
             )
             completed = _script_result(ended)

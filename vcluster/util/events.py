@@ -30,17 +30,48 @@ class Event:
 Listener = Callable[[Event], None]
 
 
+class OpenStages:
+    """The stages that have begun and not ended. A stage that failed stays open until the next one of its node."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open: dict[tuple[str, str], bool] = {}  # by node and stage, the latest last: whether it failed
+        self._latest = ""
+
+    def record(self, event: Event) -> None:
+        """Record the start, failure or end of a stage."""
+        key = (event.node, event.stage)
+        with self._lock:
+            if event.what == "start":
+                failed = [other for other, has_failed in self._open.items() if has_failed and other[0] == event.node]
+                for other in (*failed, key):
+                    self._open.pop(other, None)
+                self._open[key], self._latest = False, event.stage
+            elif event.what == "fail" and key in self._open:
+                self._open[key] = True
+            elif event.what == "end":
+                self._open.pop(key, None)
+
+    def of(self, node: str) -> str:
+        """The latest open stage of a node; without one, that of the command. Empty before the first stage."""
+        with self._lock:
+            own = [stage for name, stage in self._open if name == node]
+            return (own or [stage for _, stage in self._open] or [self._latest])[-1]
+
+
 @dataclass(slots=True)
 class Reporter:
     """Passes events to its listeners, one at a time, from any thread."""
 
     listeners: tuple[Listener, ...] = ()
     started_s: float = field(default_factory=time.monotonic)
+    stages: OpenStages = field(default_factory=OpenStages)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def emit(self, what: str, stage: str, node: str = EVERYONE, text: str = "", fraction: float | None = None) -> None:
         """Report one event."""
         event = Event(what, stage, node, time.monotonic() - self.started_s, text, fraction)
+        self.stages.record(event)
         with self._lock:
             for listener in self.listeners:
                 listener(event)

@@ -52,12 +52,15 @@ def outcomes(
 
 def raise_all(errors: Sequence[VclusterError]) -> None:
     """Raise the errors, if there are any. Several become SeveralErrors; the same error of several nodes counts once."""
+    if error := joined(errors):
+        raise error
+
+
+def joined(errors: Sequence[VclusterError]) -> VclusterError | None:
+    """The errors as one; None if there are none."""
     flat = [part for error in errors for part in (error.errors if isinstance(error, SeveralErrors) else (error,))]
     distinct = list(dict.fromkeys(flat))
-    if len(distinct) > 1:
-        raise SeveralErrors(distinct)
-    for error in distinct:
-        raise error
+    return SeveralErrors(distinct) if len(distinct) > 1 else next(iter(distinct), None)
 
 
 def _join(futures: Sequence[Future[R]], deadline: Deadline | None) -> None:

@@ -17,6 +17,7 @@ from xml.etree import ElementTree as ET
 import libvirt
 
 from vcluster.adapters.libvirt import qemu_monitor
+from vcluster.adapters.libvirt.domain_events import DomainEvents
 from vcluster.adapters.libvirt.domain_run import DomainRun
 from vcluster.adapters.libvirt.domain_state import OwnedDomain, image_users, owned_domains, power_state, qemu_user
 from vcluster.adapters.libvirt.libvirt_errors import translated_errors
@@ -55,6 +56,8 @@ class Hypervisor:
         self.owner = owner
         self.name = name
         self._defining, self._has_defined = threading.Lock(), False
+        self._registering = threading.Lock()
+        self._events: DomainEvents | None = None
         _start_event_loop()
         with translated_errors(f"connecting to {f'the libvirt of {name}' if name else uri}"):
             self._connection = libvirt.open(uri)
@@ -65,6 +68,8 @@ class Hypervisor:
     def close(self) -> None:
         """Close the connection."""
         with translated_errors(f"closing the connection to {self.uri}"):
+            if self._events:
+                self._events.close()
             self._connection.close()
 
     def __enter__(self) -> Hypervisor:
@@ -249,10 +254,18 @@ class Hypervisor:
             for target in root.iterfind("devices/channel/target")
         )
 
+    @property
+    def events(self) -> DomainEvents:
+        """The events of this connection's domains, from the first use on."""
+        with self._registering, self._errors("registering for events"):
+            self._events = self._events or DomainEvents(self._connection)
+            return self._events
+
     def run_of(self, domain: str, node: str) -> DomainRun:
         """The present run of a node's domain, for waits that end with it."""
+        events = self.events
         with self._errors(f"inspecting {domain}"):
-            return DomainRun(self._connection.lookupByName(domain), node, self._error_of)
+            return DomainRun(self._connection.lookupByName(domain), node, events, self._error_of)
 
     def open_channel(self, domain: str, channel: str, node: str) -> SerialChannel:
         """Open a channel of a running node. Raises VclusterError, also when the node has stopped."""

@@ -59,12 +59,12 @@ def create(
             cluster = Deployment(context, fleet, plan, keys, deadline.with_check(fleet.check))
             cluster.save(_ledger("creating", plan))
         _report_emulation(cluster, accel)
-        with ExitStack() as connections:
-            _authorize_cluster_key(cluster)
-            cluster.deliver_image()
-            snapshots = _find_snapshots(cluster, boot)
-            cluster.create_networks()
-            lifecycle = NodeLifecycle(cluster, image_password=password, snapshots=snapshots)
+        _authorize_cluster_key(cluster)
+        cluster.deliver_image()
+        snapshots = _find_snapshots(cluster, boot)
+        cluster.create_networks()
+        with cluster.watched() as (cluster, watch), ExitStack() as connections:
+            lifecycle = NodeLifecycle(cluster, watch, image_password=password, snapshots=snapshots)
             nodes = lifecycle.all_nodes(lifecycle.bring_up, connections)
             lifecycle.require_ready(nodes)
             if job:

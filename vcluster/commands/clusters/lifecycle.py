@@ -106,8 +106,13 @@ def _restore(context: Context, name: str, *, timeout_s: float, unless_ready: boo
 
 def _restore_nodes(cluster: Deployment, ledger: Ledger) -> None:
     """Start nodes that are off, configure all nodes as the plan specifies, and check the cluster."""
+    with cluster.watched() as (watched, watch):
+        password = image_password(cluster.context, cluster.plan.image_login)
+        _restore_each(watched, ledger, NodeLifecycle(watched, watch, image_password=password))
+
+
+def _restore_each(cluster: Deployment, ledger: Ledger, lifecycle: NodeLifecycle) -> None:
     plan, power = cluster.plan, _power_of_domains(cluster.fleet)
-    lifecycle = NodeLifecycle(cluster, image_password=image_password(cluster.context, plan.image_login))
     absent = [node for node in plan.nodes if node.domain not in power]
     if ledger.state != "ready":
         for node in plan.nodes:  # a clone may be paused because the command was killed before it ran

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 
 from vcluster.adapters.node_connection import NodeConnection
@@ -94,18 +94,21 @@ def _configure(
 
     Logins between two `proven` nodes are not tried again; the check compares the settings that they depend on.
     """
-    lifecycle, names = _lifecycle(cluster, snapshots), {node.name for node in running}
+    names = {node.name for node in running}
+    with _lifecycle(cluster, snapshots) as lifecycle, ExitStack() as stack:
 
-    def connect(node: Node) -> NodeConnection:
-        return lifecycle.configure_via_serial(node) if node.name in names else lifecycle.bring_up_during_add(node)
+        def connect(node: Node) -> NodeConnection:
+            return lifecycle.configure_via_serial(node) if node.name in names else lifecycle.bring_up_during_add(node)
 
-    with ExitStack() as stack:
+
         lifecycle.require_ready(lifecycle.all_nodes(connect, stack), proven=proven)
 
 
-def _lifecycle(cluster: Deployment, snapshots: SnapshotIndex | None = None) -> NodeLifecycle:
+@contextmanager
+def _lifecycle(cluster: Deployment, snapshots: SnapshotIndex | None = None) -> Iterator[NodeLifecycle]:
     password = image_password(cluster.context, cluster.plan.image_login)
-    return NodeLifecycle(cluster, image_password=password, snapshots=snapshots)
+    with cluster.watched() as (watched, watch):
+        yield NodeLifecycle(watched, watch, image_password=password, snapshots=snapshots)
 
 
 def _proven(ledger: Ledger) -> set[str]:
@@ -131,8 +134,7 @@ def _rollback(cluster: Deployment, ledger: Ledger) -> Callable[..., None]:
         try:
             rest = _remove_nodes(cluster, replace(ledger, state="creating"))
             deadline = Deadline(ROLLBACK_TIMEOUT_S).with_check(cluster.fleet.check)
-            lifecycle = _lifecycle(replace(rest, deadline=deadline))
-            with ExitStack() as stack:
+            with _lifecycle(replace(rest, deadline=deadline)) as lifecycle, ExitStack() as stack:
                 lifecycle.mount_all(lifecycle.all_nodes(lifecycle.configure_via_serial, stack))
             cluster.files.write_ledger(ledger)
         except VclusterError as failure:

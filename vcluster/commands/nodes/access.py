@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 import signal
 import subprocess
-from collections.abc import Callable, Iterator, Sequence, Set
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet, NodeSetException
@@ -16,15 +16,23 @@ from vcluster.adapters.process import Completed
 from vcluster.adapters.ssh.attached_command import without_input
 from vcluster.adapters.ssh.ssh_session import Session
 from vcluster.commands.steps.deployment import Deployment
-from vcluster.commands.steps.inventory import describe_down, node_powers, observe_status
-from vcluster.commands.steps.node_lifecycle import console_log
+from vcluster.commands.steps.inventory import (
+    accessible_fleet,
+    describe_down,
+    node_powers,
+    observe_status,
+    powers_of,
+)
+from vcluster.commands.steps.node_console import console_log
 from vcluster.commands.steps.node_login import log_in
+from vcluster.commands.steps.node_watch import NodeWatch
 from vcluster.errors import ConflictError, DeadlineError, RequestError, VclusterError
 from vcluster.fleet.context import Context
 from vcluster.fleet.servers import Fleet, request_for_plan
 from vcluster.model.checks import CheckReport
 from vcluster.model.naming import folded, one_line, shown
 from vcluster.model.plan import Node, Plan
+from vcluster.model.status import PowerState
 from vcluster.stages import path
 from vcluster.stages import provision as stage
 from vcluster.stages.provision import Job
@@ -117,15 +125,28 @@ def check_cluster(context: Context, plan: Plan, *, timeout_s: float, pairs: bool
         if down := describe_down({node.name: node.power for node in status.nodes}):
             raise VclusterError(down, hint=f"vcluster start {plan.name}")
         deadline = Deadline(timeout_s).with_check(fleet.check)
-        with _jump_hosts(context, plan, plan.nodes, deadline, fleet) as login, ExitStack() as stack:
-            opened = _open_all(login, plan.nodes, "root", deadline, stack)
-            cluster = Deployment(context, fleet, plan, files.read_keys(), deadline)
-            return cluster.check(opened, lambda node: login(node, plan.user).close(), pairs=pairs)
+        cluster = Deployment(context, fleet, plan, files.read_keys(), deadline)
+        with (
+            cluster.watched() as (watched, watch),
+            _jump_hosts(context, plan, plan.nodes, watched.deadline, fleet) as login,
+            ExitStack() as stack,
+        ):
+            for node in plan.nodes:
+                watch.begin(node)
+                watch.promote(node)
+            opened = _open_all(login, plan.nodes, "root", watched.deadline, stack)
+            for node in plan.nodes:
+                watch.call_on_stop(node, opened[node.name].close)
+            return watched.check(opened, lambda node: login(node, plan.user).close(), pairs=pairs)
 
 
 def require_running(context: Context, plan: Plan, nodes: Sequence[Node]) -> None:
     """Raise ConflictError if one of the nodes does not run, or the head that they are reached through."""
-    if down := describe_down(node_powers(context, plan, _with_jump_hosts(plan, nodes))):
+    _require_up(plan, node_powers(context, plan, _with_jump_hosts(plan, nodes)))
+
+
+def _require_up(plan: Plan, powers: Mapping[str, PowerState]) -> None:
+    if down := describe_down(powers):
         raise ConflictError(down, hint=f"vcluster start {plan.name}")
 
 
@@ -216,11 +237,16 @@ def provision(
     deadline = Deadline(timeout_s)
     names = {node.name for node in nodes}
     involved = [node for node in plan.nodes if node.name in names or (node.is_head and job.payload)]
-    require_running(context, plan, involved)
-    with (
-        context.files(plan.name).locked(),
-        sessions(context, plan, involved, user="root", deadline=deadline) as opened,
-    ):
+    with accessible_fleet(context, plan, involved) as fleet, ExitStack() as stack:
+        _require_up(plan, powers_of(fleet, _with_jump_hosts(plan, involved)))
+        stack.enter_context(context.files(plan.name).locked())
+        watch = stack.enter_context(closing(NodeWatch(fleet, plan, context.report)))
+        opened = stack.enter_context(sessions(context, plan, involved, user="root", deadline=deadline))
+        for node in involved:
+            if node.server in fleet:
+                watch.begin(node)
+                watch.call_on_stop(node, opened[node.name].close)
+                opened[node.name].deadline = watch.deadline_of(node, deadline)
         return stage.run(plan, opened, job, nodes=nodes, deadline=deadline, report=context.report, logs=logs)
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 
 from vcluster.commands.steps.inventory import domains_on
-from vcluster.commands.steps.node_lifecycle import console_on_timeout
-from vcluster.errors import VclusterError
+from vcluster.commands.steps.node_console import console_on_timeout
+from vcluster.errors import ConflictError, VclusterError
 from vcluster.fleet.context import Context
 from vcluster.fleet.servers import Fleet, Server
 from vcluster.model.plan import Node, Plan
@@ -46,7 +46,11 @@ def _state(found: Powers | VclusterError, node: Node) -> PowerState:
 
 
 def turn_on(context: Context, plan: Plan, nodes: Sequence[Node], *, ready_by: Deadline | None = None) -> Outcomes:
-    """Turn nodes on, and resume paused nodes; with `ready_by`, wait until each started node reports ready."""
+    """Turn nodes on, and resume paused nodes; with `ready_by`, wait until each started node reports ready.
+
+    Raises ConflictError while another command creates nodes: a clone is paused until it has received its memory.
+    """
+    _refuse_during_create(context, plan)
 
     def work(server: Server, node: Node, power: PowerState) -> str:
         if power.state == PAUSED:
@@ -58,6 +62,15 @@ def turn_on(context: Context, plan: Plan, nodes: Sequence[Node], *, ready_by: De
         return ON
 
     return _on_each(context, plan, nodes, work, ready_by)
+
+
+def _refuse_during_create(context: Context, plan: Plan) -> None:
+    files = context.files(plan.name)
+    ledger = files.read_ledger()
+    if ledger and ledger.state == "creating" and files.is_locked():
+        raise ConflictError(
+            f"another command is creating nodes of cluster {plan.name}", hint="wait for that command, or interrupt it"
+        )
 
 
 def turn_off(context: Context, plan: Plan, nodes: Sequence[Node]) -> Outcomes:
@@ -73,7 +86,8 @@ def turn_off(context: Context, plan: Plan, nodes: Sequence[Node]) -> Outcomes:
 
 
 def cycle(context: Context, plan: Plan, nodes: Sequence[Node], *, ready_by: Deadline | None = None) -> Outcomes:
-    """Cut the power of nodes and turn them on again; `ready_by` as in `turn_on`."""
+    """Cut the power of nodes and turn them on again; `ready_by` and ConflictError as in `turn_on`."""
+    _refuse_during_create(context, plan)
 
     def work(server: Server, node: Node, power: PowerState) -> str:
         if power.is_active:

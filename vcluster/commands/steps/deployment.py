@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from vcluster.adapters.node_connection import NodeConnection
+from vcluster.commands.steps.node_watch import NodeWatch
 from vcluster.fleet.context import Context
 from vcluster.fleet.ledger import ClusterFiles, Ledger
 from vcluster.fleet.servers import Fleet, Server
@@ -54,6 +56,13 @@ class Deployment:
         if any(planned.accel != "tcg" for planned in carriers):
             return parallel.WORKERS_MAX
         return sum(2 * int(self.fleet[planned.name].call("identity")["cpus"]) for planned in carriers)
+
+    @contextmanager
+    def watched(self) -> Iterator[tuple[Deployment, NodeWatch]]:
+        """The same cluster, and a watch of its nodes. All waits end when a watched node stops; the error names it."""
+        watch = NodeWatch(self.fleet, self.plan, self.report)
+        with watch.explained():
+            yield replace(self, deadline=self.deadline.with_check(watch.check)), watch
 
     def save(self, ledger: Ledger) -> None:
         """Write the ledger, then keys and SSH files. `clear` needs the ledger if this command is killed."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 from vcluster.errors import RequestError, VclusterError
@@ -113,7 +114,14 @@ def describe_down(powers: Mapping[str, PowerState]) -> str:
 
 
 def node_powers(context: Context, plan: Plan, nodes: Sequence[Node]) -> dict[str, PowerState]:
-    """The power of nodes, by name. It is unknown for nodes of a server whose libvirt this user cannot open.
+    """The power of nodes, by name. It is unknown for nodes of a server whose libvirt this user cannot open."""
+    with accessible_fleet(context, plan, nodes) as fleet:
+        return powers_of(fleet, nodes)
+
+
+@contextmanager
+def accessible_fleet(context: Context, plan: Plan, nodes: Sequence[Node]) -> Iterator[Fleet]:
+    """The servers of nodes whose libvirt this user can open.
 
     vcluster does not ask for passwords here: commands that log in to nodes need no rights on servers.
     """
@@ -122,8 +130,13 @@ def node_powers(context: Context, plan: Plan, nodes: Sequence[Node]) -> dict[str
     requests = [servers.request_for_plan(server, key) for server in plan.servers if server.name in names]
     silent = replace(context, connector=replace(context.connector, ask=None, confirm=None))
     with silent.fleet(requests, allow_unreachable=True) as fleet:
-        outcomes = parallel.outcomes(tuple(fleet.servers.values()), domains_on)
-        found = dict(zip(fleet.servers, outcomes, strict=True))
+        yield fleet
+
+
+def powers_of(fleet: Fleet, nodes: Sequence[Node]) -> dict[str, PowerState]:
+    """The power of nodes, by name; unknown for nodes of other servers, and of those that do not answer."""
+    outcomes = parallel.outcomes(tuple(fleet.servers.values()), domains_on)
+    found = dict(zip(fleet.servers, outcomes, strict=True))
     return {node.name: _power(found.get(node.server), node) for node in nodes}
 
 

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 
+from vcluster.adapters.libvirt.domain_events import DESTROYED
 from vcluster.adapters.node_connection import NodeConnection
 from vcluster.adapters.serial_connection import SerialConnection
 from vcluster.adapters.ssh import ssh_login, ssh_session
 from vcluster.adapters.ssh.authentication import LoginRefusedError
 from vcluster.commands.steps.deployment import Deployment
+from vcluster.commands.steps.node_console import console_on_timeout
 from vcluster.commands.steps.node_login import POLL_S, JumpHosts, log_in
+from vcluster.commands.steps.node_watch import NodeStoppedError, NodeWatch
 from vcluster.errors import DeadlineError, VclusterError
 from vcluster.fleet.servers import Server
 from vcluster.guest import program
 from vcluster.images.recipes import guest_file
-from vcluster.model.plan import Node, Plan
+from vcluster.model.plan import Node
 from vcluster.model.spec import ImageLogin
-from vcluster.model.status import PAUSED
 from vcluster.render import node_actions
 from vcluster.render.common_files import common_files
-from vcluster.render.domain_xml import READY_CHANNEL, console_path
+from vcluster.render.domain_xml import READY_CHANNEL
 from vcluster.render.seed_files import seed_files
 from vcluster.resources import domains, seeds, volumes
 from vcluster.snapshots.template import REFUSED, Snapshot, SnapshotIndex, template_of
@@ -30,29 +31,28 @@ from vcluster.stages import boot, configure, key_install
 from vcluster.util import parallel
 from vcluster.util.deadline import Cancelled, Deadline
 
-CONSOLE_BYTES = 16384
 SSH_PORT = 22
 GREETING_S = 5.0
 IDENTITY_S = 120.0  # many clones at once need a part of it; a clone that does not resume is given up after it
 ENTER_S = 30.0  # many nodes at once answer late
 RELOAD_TRIES, RELOAD_S = 10, 0.5
-PAUSE_POLL_S = 1.0
 
 
 class NodeLifecycle:
     """What happens to each node of a cluster. A node that only the head reaches waits until the head is configured.
 
-    `image_password` is called only if the image's own user must install our key.
+    `watch` watches each node that runs. `image_password` is called only if the image's own user must install our key.
     """
 
     def __init__(
         self,
         cluster: Deployment,
+        watch: NodeWatch,
         *,
         image_password: Callable[[], str],
         snapshots: SnapshotIndex | None = None,
     ) -> None:
-        self._cluster, self._image_password = cluster, image_password
+        self._cluster, self._watch, self._image_password = cluster, watch, image_password
         self._plan, self._deadline = cluster.plan, cluster.deadline
         self._snapshots = {key: each for key, each in (snapshots or {}).items() if each is not REFUSED}
         self._common = common_files(cluster.plan, cluster.keys)
@@ -69,6 +69,7 @@ class NodeLifecycle:
 
         def connect(node: Node) -> None:
             connections[node.name] = work(node)
+            self._watch.promote(node)
 
         stack.callback(self._jump_hosts.close)
         stack.callback(lambda: parallel.outcomes([*connections.values()], lambda connection: connection.close()))
@@ -142,6 +143,7 @@ class NodeLifecycle:
         with self._cluster.report.step("create", node.name, awaiting="its disk, seed and domain"):
             server, seed = self._server(node), self._seed(node)
             volumes.create(server, self._plan, node, seeds.seed_iso(seed))
+            self._watch.begin(node)
             domains.create(server, self._plan, node)
         return self._await_boot(node)
 
@@ -159,31 +161,40 @@ class NodeLifecycle:
             if isinstance(error, DeadlineError) and not self._deadline.remaining_s():
                 raise
             self._deadline.check(f"{node.name} to boot")
-            self._cluster.report.note(f"{node.name} boots, because it cannot be cloned: {error.message}")
+            cause = self._watch.cause_of(error, node)
+            if isinstance(cause, NodeStoppedError) and cause.reason == DESTROYED:  # the snapshot is not the reason
+                raise cause from error
+            self._cluster.report.note(f"{node.name} boots, because it cannot be cloned: {cause.message}")
             self._snapshots.clear()
             refused = error.message if isinstance(error, domains.CloneRefusedError) else ""
             server.call("drop_snapshot", root=snapshot.root, key=snapshot.key, refused=refused)
+            self._watch.end(node)
             domains.discard(server, node)
             volumes.discard(server, self._plan, node)
             return None
 
     def _restore_clone(self, server: Server, node: Node, snapshot: Snapshot) -> NodeConnection:
-        seed = self._seed(node)
+        seed, deadline = self._seed(node), self._deadline_of(node)
         with self._cluster.report.step("clone", node.name, awaiting="its disk, seed and memory"):
             volumes.create(server, self._plan, node, seeds.seed_iso(seed), snapshot)
-            domains.start_clone(server, self._plan, node, snapshot, self._deadline)
-        with closed_on_error(SerialConnection(node.name, boot.listen(server, node), self._deadline)) as connection:
+            self._watch.begin(node, is_loading=True)
+            domains.start_clone(server, self._plan, node, snapshot, deadline)
+            self._watch.begin(node)
+        with closed_on_error(SerialConnection(node.name, boot.listen(server, node), deadline)) as connection:
             with self._cluster.report.step("identity", node.name, awaiting="its name, keys and addresses"):
-                within = Deadline(self._deadline.remaining_s(IDENTITY_S)).with_check(self._deadline.check)
+                within = Deadline(deadline.remaining_s(IDENTITY_S)).with_check(deadline.check)
                 connection.request(boot.identity(seed), within, "the new identity")
             self.configure(node, connection)
             with self._cluster.report.step("sshd", node.name, awaiting="sshd with its keys"):
-                connection.request({"do": "listening", "port": SSH_PORT}, self._deadline, "sshd")
+                connection.request({"do": "listening", "port": SSH_PORT}, deadline, "sshd")
         self._provide_jump_host(node)
         return connection
 
     def _server(self, node: Node) -> Server:
         return self._cluster.fleet[node.server]
+
+    def _deadline_of(self, node: Node) -> Deadline:
+        return self._watch.deadline_of(node, self._deadline)
 
     def _seed(self, node: Node) -> dict[str, str]:
         return seed_files(self._plan, node, self._cluster.keys, guest_file=guest_file)
@@ -198,6 +209,7 @@ class NodeLifecycle:
         """Start a stopped node and configure it as the plan specifies."""
         with console_on_timeout(self._server(node), self._plan, node):
             with self._cluster.report.step("start", node.name, awaiting="its power"):
+                self._watch.begin(node)
                 domains.power_on(self._server(node), self._plan, node)
             return self._await_boot(node)
 
@@ -208,30 +220,17 @@ class NodeLifecycle:
         """
         with self._cluster.report.step("start", node.name, awaiting="its resumption"):
             self._server(node).hypervisor.resume_domain(node.domain)
-        return self.configure_running(node, self._deadline.with_check(self._pause_check(node)))
+        return self.configure_running(node)
 
-    def _pause_check(self, node: Node) -> Callable[[str], None]:
-        """A check that raises when a node is paused; it asks libvirt at most once in PAUSE_POLL_S."""
-        next_s = time.monotonic() + PAUSE_POLL_S
-
-        def check(awaited: str) -> None:
-            nonlocal next_s
-            if time.monotonic() < next_s:
-                return
-            next_s = time.monotonic() + PAUSE_POLL_S
-            power, name = self._server(node).hypervisor.power_state(node.domain), self._plan.name
-            if power.state == PAUSED:
-                raise VclusterError(
-                    f"{node.name} is {power} again while vcluster waited for {awaited}",
-                    hint=f"to see the reason: vcluster status {name}; remove the reason, then vcluster start {name}",
-                )
-
-        return check
-
-    def configure_running(self, node: Node, deadline: Deadline | None = None) -> ssh_session.Session:
+    def configure_running(self, node: Node) -> ssh_session.Session:
         """Log in to a running node and configure it as the plan specifies."""
+        self._watch.begin(node)
+        self._watch.inspect_pause(node)
+        return self._configure_by_ssh(node)
+
+    def _configure_by_ssh(self, node: Node) -> ssh_session.Session:
         with self._cluster.report.step("login", node.name, awaiting="a login by ssh"):
-            session = self._log_in(node, deadline or self._deadline)
+            session = self._log_in(node, self._deadline_of(node))
         try:
             if node.is_head:
                 self._jump_hosts.set_head(session)
@@ -247,6 +246,7 @@ class NodeLifecycle:
 
     def configure_via_serial(self, node: Node) -> NodeConnection:
         """Configure a running node over its serial port; over SSH if nothing answers there."""
+        self._watch.begin(node)
         connection = self._open_serial(node)
         if connection is None:
             return self.configure_running(node)
@@ -270,7 +270,7 @@ class NodeLifecycle:
             channel = boot.listen(server, node)
         except VclusterError:  # another command uses the channel
             return None
-        connection = SerialConnection(node.name, channel, self._deadline)
+        connection = SerialConnection(node.name, channel, self._deadline_of(node))
         try:
             connection.request({"do": "here"}, Deadline(GREETING_S), "an answer on the serial port")
         except VclusterError:  # another program uses the port inside the node
@@ -298,11 +298,16 @@ class NodeLifecycle:
 
     def _await_boot(self, node: Node) -> ssh_session.Session:
         with closing(boot.listen(self._server(node), node)) as channel:
-            boot.wait_ready(channel, node, deadline=self._deadline, report=self._cluster.report)
-        return self.configure_running(node)
+            boot.wait_ready(channel, node, deadline=self._deadline_of(node), report=self._cluster.report)
+        return self._configure_by_ssh(node)
 
     def _log_in(self, node: Node, deadline: Deadline) -> ssh_session.Session:
-        """Log in to a running node. The waits for the login and for the session's programs end when the node stops."""
+        """Log in to a running node. The session's waits end when the node stops."""
+        session = self._open_session(node, deadline)
+        self._watch.call_on_stop(node, session.close)
+        return session
+
+    def _open_session(self, node: Node, deadline: Deadline) -> ssh_session.Session:
         deadline = self._server(node).until_stop(node, deadline)
         via = self._jump_hosts.to(node, deadline)
         keys = self._cluster.keys
@@ -335,18 +340,6 @@ class NodeLifecycle:
 
 
 @contextmanager
-def console_on_timeout(server: Server, plan: Plan, node: Node) -> Iterator[None]:
-    """Add the last lines of a node's console to a DeadlineError."""
-    try:
-        yield
-    except DeadlineError as error:
-        lines = ""
-        with suppress(VclusterError):
-            lines = boot.console_tail(node, console_log(server, plan, node))
-        raise DeadlineError(error.message + lines, hint=error.hint) from error
-
-
-@contextmanager
 def closed_on_error(connection: SerialConnection) -> Iterator[SerialConnection]:
     """Close a connection if the block fails, and only then."""
     try:
@@ -354,8 +347,3 @@ def closed_on_error(connection: SerialConnection) -> Iterator[SerialConnection]:
     except BaseException:
         connection.close()
         raise
-
-
-def console_log(server: Server, plan: Plan, node: Node, size: int = CONSOLE_BYTES) -> str:
-    """The last `size` bytes of a node's console since power-on."""
-    return str(server.call("tail", path=str(console_path(plan, node)), size=size))

@@ -1,0 +1,193 @@
+"""Notice nodes that stop working while a command works on them, at every stage, and report the cause.
+
+libvirt sends an event when a node reboots, ends or is paused. The watch reads the node's console at once, because the
+next boot writes to it too. Then every wait of the command ends with the watch's error, so stages need no code for it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
+from functools import partial
+
+from vcluster.adapters.libvirt.domain_events import DIED, PAUSED, REBOOTED, DomainEvent
+from vcluster.commands.steps import node_console
+from vcluster.errors import VclusterError
+from vcluster.fleet.servers import Fleet
+from vcluster.model import status
+from vcluster.model.plan import Node, Plan
+from vcluster.util import parallel
+from vcluster.util.deadline import Deadline
+from vcluster.util.events import Reporter
+
+CONSOLE_S = 0.2  # the last lines reach the console's log later than the event reaches vcluster
+EVENT_S = 0.5  # the event may come after the end of a connection to the node
+SETTLE_S = 5.0  # for the inspection of a node that stopped
+INSPECTORS = 4
+PANIC = "Kernel panic - not syncing"  # Linux prints it (kernel/panic.c)
+
+
+class NodeStoppedError(VclusterError):
+    """A node rebooted, died or was paused, during a stage, for a reason. The last lines of its console may follow."""
+
+    def __init__(self, node: str, what: str, stage: str, reason: str, console: str = "") -> None:
+        during = f" during {stage}" if stage else ""
+        because = f": {reason}" if reason else ""
+        hint = "remove the reason, then run the command again" if what == PAUSED else "run the command again"
+        super().__init__(f"{node} {what}{during}{because}{console}", hint=hint)
+        self.reason = reason
+
+
+class NodeWatch:
+    """Watches nodes from `begin` to `end`; the first error of each node stays.
+
+    A node is in its trial until `promote`: its error ends only the waits for itself, since a clone that stops may be
+    replaced by a boot.
+    """
+
+    def __init__(self, fleet: Fleet, plan: Plan, report: Reporter) -> None:
+        self._fleet, self._plan, self._report = fleet, plan, report
+        self._lock = threading.Lock()
+        self._nodes: dict[str, Node] = {}
+        self._trials: set[str] = set()
+        self._loading: set[str] = set()
+        self._errors: dict[str, NodeStoppedError] = {}
+        self._closers: dict[str, list[Callable[[], None]]] = {}
+        self._inspectors = ThreadPoolExecutor(INSPECTORS, "node watch")
+        self._inspections: list[Future[None]] = []
+
+    def begin(self, node: Node, *, is_loading: bool = False) -> None:
+        """Watch a node, in its trial. While `is_loading`, it is no error that libvirt keeps it paused."""
+        with self._lock:
+            self._nodes[node.name] = node
+            self._trials.add(node.name)
+            (self._loading.add if is_loading else self._loading.discard)(node.name)
+        self._fleet[node.server].hypervisor.events.listen(node.uuid, partial(self._on_event, node))
+
+    def promote(self, node: Node) -> None:
+        """End the trial of a node: from now on its error ends the waits for all nodes."""
+        self._trials.discard(node.name)
+
+    def end(self, node: Node) -> None:
+        """Watch a node no more, because vcluster removes it, and forget its error."""
+        self._ignore(node)
+        self._settle()
+        with self._lock:
+            for found in (self._nodes, self._errors, self._closers):
+                found.pop(node.name, None)
+
+    def call_on_stop(self, node: Node, close: Callable[[], None]) -> None:
+        """Call `close` when the node stops: it ends calls of libraries that wait for the node."""
+        with self._lock:
+            self._closers.setdefault(node.name, []).append(close)
+
+    def close(self) -> None:
+        """End the watch of all nodes."""
+        for node in tuple(self._nodes.values()):
+            self._ignore(node)
+        self._inspectors.shutdown(wait=False)
+
+    # Errors
+
+    def check(self, _: str = "") -> None:
+        """Raise the error of a node after its trial, if there is one. A check for `Deadline.with_check`."""
+        for name, error in tuple(self._errors.items()):
+            if name not in self._trials:
+                raise error
+
+    def deadline_of(self, node: Node, deadline: Deadline) -> Deadline:
+        """The same deadline; a wait on it also ends when this node stops, also in its trial."""
+
+        def check(_: str) -> None:
+            if error := self._errors.get(node.name):
+                raise error
+
+        return deadline.with_check(check)
+
+    def cause_of(self, error: VclusterError, node: Node) -> VclusterError:
+        """Why the node stopped, if it did; else the error."""
+        self._find_causes([node])
+        return self._errors.get(node.name, error)
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Replace the error of a block by those of the nodes that stopped; raise these also without another error."""
+        try:
+            yield
+        except VclusterError as error:
+            self._find_causes(tuple(self._nodes.values()))
+            cause = parallel.joined(tuple(self._errors.values()))
+            if cause is None or cause is error:
+                raise
+            raise cause from error
+        finally:
+            self.close()
+        self._settle()
+        parallel.raise_all(tuple(self._errors.values()))
+
+    def _find_causes(self, nodes: Iterable[Node]) -> None:
+        """Wait for the errors of these nodes; ask libvirt which nodes stopped without an event."""
+        self._settle()
+        stopped = [(node, event) for node in nodes if (event := self._present_stop(node))]
+        if stopped:
+            time.sleep(EVENT_S)
+            self._settle()
+            for node, event in stopped:
+                self._inspect(node, event, self._report.stages.of(node.name))
+
+    def _present_stop(self, node: Node) -> DomainEvent | None:
+        """That the node does not run now, as an event."""
+        if node.name in self._errors or node.name in self._loading:
+            return None
+        try:
+            power = self._fleet[node.server].hypervisor.power_state(node.domain)
+        except VclusterError:  # it was deleted, or its server is lost; then the block's error is about that
+            return None
+        return {status.STOPPED: DomainEvent(DIED), status.PAUSED: DomainEvent(PAUSED)}.get(power.state)
+
+    # Inspections
+
+    def inspect_pause(self, node: Node) -> None:
+        """Find a pause that libvirt reported before the watch began."""
+        self._on_event(node, DomainEvent(PAUSED))
+
+    def _on_event(self, node: Node, event: DomainEvent) -> None:
+        """Called in the thread of libvirt's event loop, which must not wait."""
+        with suppress(RuntimeError):  # the block has ended
+            stage = self._report.stages.of(node.name)
+            self._inspections.append(self._inspectors.submit(self._inspect, node, event, stage))
+
+    def _inspect(self, node: Node, event: DomainEvent, stage: str) -> None:
+        if node.name in self._errors:
+            return
+        server, reason, console = self._fleet[node.server], event.reason, ""
+        if event.what == PAUSED:
+            with suppress(VclusterError):  # it has ended; another event reports that
+                power = server.hypervisor.power_state(node.domain)
+                if power.state != status.PAUSED or (node.name in self._loading and not event.is_error):
+                    return
+                reason = power.reason
+        else:
+            time.sleep(CONSOLE_S)
+            console = node_console.last_lines(server, self._plan, node)
+            if event.what == REBOOTED and PANIC in console:
+                reason = "its kernel panicked"
+        self._record(node, NodeStoppedError(node.name, event.what, stage, reason, console))
+
+    def _record(self, node: Node, error: NodeStoppedError) -> None:
+        with self._lock:
+            if node.name in self._nodes:
+                self._errors.setdefault(node.name, error)
+            closers = self._closers.pop(node.name, [])
+        for close in closers:
+            close()
+
+    def _settle(self) -> None:
+        wait(tuple(self._inspections), timeout=SETTLE_S)
+
+    def _ignore(self, node: Node) -> None:
+        with suppress(VclusterError):  # the server is lost
+            self._fleet[node.server].hypervisor.events.ignore(node.uuid)
