@@ -125,6 +125,18 @@ def test_a_server_disappears(doomed: Doomed, lost: str, sign: str) -> None:
     assert doomed.clear("--verify").stdout == "doomed: cleared\nnothing left\n"
 
 
+@pytest.mark.parametrize(("action", "ending"), [("reset", "rebooted"), ("destroy", "died")])
+def test_a_node_of_another_server_stops(doomed: Doomed, action: str, ending: str) -> None:
+    process = doomed.start(*doomed.shared())
+    assert process.stderr
+    assert any("doomed2: create took" in line for line in process.stderr)
+    doomed.bed.four.sh(f"virsh -q {action} doomed.doomed2")
+    errors = process.stderr.read()
+    assert process.wait(30) == 1
+    assert f"vcluster: doomed2 {ending} during boot" in errors, errors
+    assert "Traceback" not in errors
+
+
 # Logins that are refused
 
 

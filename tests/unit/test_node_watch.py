@@ -106,14 +106,14 @@ def test_a_wait_for_another_node_ends_with_the_node_and_the_stage(
 def test_a_panic_is_the_reason_of_a_reboot(world: World) -> None:
     world.console = "[ 9.1] Kernel panic - not syncing: sysrq triggered crash\n"
     world.send(DomainEvent(REBOOTED))
-    assert world.run(world.wait).message.startswith("node1 rebooted: its kernel panicked\n")
+    assert world.run(world.wait).message.startswith("node1 rebooted during the command: its kernel panicked\n")
 
 
 def test_a_pause_has_the_reason_of_libvirt(world: World) -> None:
     world.libvirt.powers[NODE.domain] = PowerState(status.PAUSED, "I/O error on /a: no space left")
     world.send(DomainEvent(PAUSED))
     error = world.run(world.wait)
-    assert error.message == "node1 was paused: I/O error on /a: no space left"
+    assert error.message == "node1 was paused during the command: I/O error on /a: no space left"
     assert error.hint == "remove the reason, then run the command again"
 
 
@@ -130,7 +130,7 @@ def test_a_loading_clone_is_paused_only_by_an_error_of_its_disk(world: World) ->
     world.watch.deadline_of(NODE, world.deadline).check("the clone")
     world.send(DomainEvent(PAUSED, is_error=True))
     world.watch.promote(NODE)
-    assert world.run(world.wait).message == "node1 was paused: starting"
+    assert world.run(world.wait).message == "node1 was paused during the command: starting"
 
 
 def test_the_error_of_a_stage_is_replaced_by_its_cause(world: World) -> None:
@@ -138,7 +138,7 @@ def test_the_error_of_a_stage_is_replaced_by_its_cause(world: World) -> None:
         world.send(CUT)
         raise VclusterError("node1: the connection broke during nfs")
 
-    assert world.run(work).message.startswith("node1 died: another command cut its power")
+    assert world.run(work).message.startswith("node1 died during the command: another command cut its power")
 
 
 def test_a_command_does_not_succeed_when_a_node_stopped(world: World) -> None:
@@ -157,7 +157,7 @@ def test_a_stop_without_an_event_is_found_after_an_error(world: World) -> None:
         world.libvirt.powers[NODE.domain] = PowerState(status.STOPPED)
         raise VclusterError("node1: the connection broke during nfs")
 
-    assert world.run(work).message == "node1 died" + TAIL
+    assert world.run(work).message == "node1 died during the command" + TAIL
 
 
 def test_several_nodes_stop(world: World) -> None:

@@ -26,13 +26,33 @@ def small_folder(host: Host, bare: dict[str, list[str]]) -> Iterator[str]:
     assert survey(host) == bare
 
 
+FILL = "dd if=/dev/urandom of=/root/fill bs=1M count=64 oflag=direct"
+
+
+def make_full(host: Host, folder: str) -> None:
+    """Leave only a little room on the file system of the disks."""
+    used_kib = int(host.sh(f"df --output=used -k {folder} | tail -1"))
+    host.sh(f"mount -o remount,size={used_kib + SLACK_KIB}k {folder}")
+
+
+def test_a_disk_that_is_full_ends_a_create_at_once(host: Host, small_folder: str) -> None:
+    host.server.path("/run/fill.sh").write_text(f"#!/bin/sh\n{FILL}\n")
+    process = host.popen("local", "create", "--name", "full", "-n", "1", "--provision", "/run/fill.sh")
+    assert process.stderr
+    assert any("node1: check took" in line for line in process.stderr)
+    make_full(host, small_folder)
+    errors = process.stderr.read()
+    assert process.wait(10) == 1
+    reason = f"I/O error on {small_folder}/full/node1.qcow2: no space left"
+    hint = "(remove the reason, then run the command again)"
+    assert f"vcluster: node1 was paused during provision: {reason} {hint}\n" in errors, errors
+
+
 def test_a_full_disk(host: Host, small_folder: str) -> None:
     host.vcluster("local", "create", "--name", "full", "-n", "2", timeout_s=200)
-    used_kib = int(host.sh(f"df --output=used -k {small_folder} | tail -1"))
-    host.sh(f"mount -o remount,size={used_kib + SLACK_KIB}k {small_folder}")
+    make_full(host, small_folder)
     config = host.vcluster("ssh-config", "--name", "full", "--path").stdout.strip()
-    fill = "dd if=/dev/urandom of=/root/fill bs=1M count=64 oflag=direct"
-    filling = host.server.popen(["ssh", "-F", config, "-o", "BatchMode=yes", "-l", "root", "node2", fill])
+    filling = host.server.popen(["ssh", "-F", config, "-o", "BatchMode=yes", "-l", "root", "node2", FILL])
     host.wait_for("virsh domstate full.node2 | grep paused", timeout_s=60)
     reason = f"I/O error on {small_folder}/full/node2.qcow2: no space left"
 
@@ -59,9 +79,11 @@ def test_a_full_disk(host: Host, small_folder: str) -> None:
 
     again = host.vcluster("start", "full", "--timeout", "60", timeout_s=90, check=False)
     assert again.returncode == 1
-    assert re.search(r"node[12] is paused \(I/O error on .*: no space left\) again", again.stderr), again.stderr
+    assert re.search(r"node[12] was paused during [a-z]+: I/O error on .*: no space left\n", again.stderr), again.stderr
 
     host.sh(f"mount -o remount,size=1400m {small_folder}")
     assert host.vcluster("start", "full", timeout_s=120).stdout == "full: ready\n"
     assert host.json("status", "full")["state"] == "ready"
     filling.communicate(timeout=30)
+    size = host.sh(f"ssh -F {config} -o BatchMode=yes -l root node2 'stat -c %s /root/fill'")
+    assert int(size) == 64 << 20  # nothing that was written is lost

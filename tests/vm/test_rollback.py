@@ -88,33 +88,6 @@ def test_a_timeout_shows_node_stage_and_console(host: Host, bare: Survey) -> Non
     assert_unchanged(host, bare)
 
 
-@pytest.mark.parametrize("moment", ["virsh -q list --name | grep doomed", "grep -l ready {console}"])
-def test_a_node_that_stops_early_is_reported_at_once(host: Host, bare: Survey, moment: str) -> None:
-    process = host.popen("local", "create", "--name", "doomed", "-n", "1", "--boot", "cold")
-    host.wait_for(moment.format(console="/var/lib/libvirt/images/vcluster/clusters/doomed/node1.console.log"))
-    host.sh("virsh -q destroy doomed.node1")
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1, errors
-    assert any(text in errors for text in ("doomed.node1", "node1 stopped running", "node1: the connection broke"))
-    assert_unchanged(host, bare)
-
-
-@pytest.mark.parametrize("later_s", [0.0, 2.0])
-def test_a_node_that_stops_during_its_boot_is_reported_at_once(host: Host, bare: Survey, later_s: float) -> None:
-    """At the moment when vcluster opens the node's channel, and while it waits for the node's report there."""
-    process = host.popen("local", "create", "--name", "doomed", "-n", "1", "--boot", "cold")
-    assert process.stderr
-    assert any("node1: create took" in line for line in process.stderr)
-    time.sleep(later_s)  # the moment of the stop is the subject of the test
-    host.sh("virsh -q destroy doomed.node1")
-    _, errors = process.communicate(timeout=20)
-    assert process.returncode == 1
-    last = errors.splitlines()[-1]
-    assert last.startswith("vcluster: node1 stopped running")
-    assert last.endswith("(run the command again)")
-    assert_unchanged(host, bare)
-
-
 def test_keep_leaves_the_cluster_for_inspection(host: Host, bare: Survey) -> None:
     options = ("-n", "1", "--boot", "cold", "--timeout", "4", "--keep")
     failed = host.vcluster("local", "create", "--name", "doomed", *options, check=False)

@@ -60,8 +60,11 @@ class DomainRun:
     def stopped(self, awaited: str) -> VclusterError:
         """The error of a run that has ended, with the reason if libvirt knows it."""
         end = self._end or DomainEvent(DIED, self._reason())
-        stopped = "rebooted" if end.what == REBOOTED else "stopped running"
-        message = f"{self.name} {stopped} while vcluster waited for {awaited}"
+        if end.what == REBOOTED:
+            return VclusterError(
+                f"{self.name} rebooted while vcluster waited for {awaited}", hint="run the command again"
+            )
+        message = f"{self.name} stopped running while vcluster waited for {awaited}"
         return VclusterError(f"{message}: {end.reason}" if end.reason else message, hint="run the command again")
 
     @property

@@ -31,13 +31,10 @@ PANIC = "Kernel panic - not syncing"  # Linux prints it (kernel/panic.c)
 
 
 class NodeStoppedError(VclusterError):
-    """A node rebooted, died or was paused, during a stage, for a reason. The last lines of its console may follow."""
+    """A node rebooted, died or was paused during a command. `reason` is empty if it is unknown."""
 
-    def __init__(self, node: str, what: str, stage: str, reason: str, console: str = "") -> None:
-        during = f" during {stage}" if stage else ""
-        because = f": {reason}" if reason else ""
-        hint = "remove the reason, then run the command again" if what == PAUSED else "run the command again"
-        super().__init__(f"{node} {what}{during}{because}{console}", hint=hint)
+    def __init__(self, message: str, *, reason: str, hint: str) -> None:
+        super().__init__(message, hint=hint)
         self.reason = reason
 
 
@@ -119,14 +116,17 @@ class NodeWatch:
             yield
         except VclusterError as error:
             self._find_causes(tuple(self._nodes.values()))
-            cause = parallel.joined(tuple(self._errors.values()))
+            cause = parallel.joined(self._errors_in_order())
             if cause is None or cause is error:
                 raise
             raise cause from error
         finally:
             self.close()
         self._settle()
-        parallel.raise_all(tuple(self._errors.values()))
+        parallel.raise_all(self._errors_in_order())
+
+    def _errors_in_order(self) -> list[VclusterError]:
+        return [self._errors[node.name] for node in self._plan.nodes if node.name in self._errors]
 
     def _find_causes(self, nodes: Iterable[Node]) -> None:
         """Wait for the errors of these nodes; ask libvirt which nodes stopped without an event."""
@@ -140,10 +140,11 @@ class NodeWatch:
 
     def _present_stop(self, node: Node) -> DomainEvent | None:
         """That the node does not run now, as an event."""
-        if node.name in self._errors or node.name in self._loading:
+        server = self._fleet[node.server]
+        if node.name in self._errors or node.name in self._loading or not server.is_alive:
             return None
         try:
-            power = self._fleet[node.server].hypervisor.power_state(node.domain)
+            power = server.hypervisor.power_state(node.domain)
         except VclusterError:  # it was deleted, or its server is lost; then the block's error is about that
             return None
         return {status.STOPPED: DomainEvent(DIED), status.PAUSED: DomainEvent(PAUSED)}.get(power.state)
@@ -163,19 +164,29 @@ class NodeWatch:
     def _inspect(self, node: Node, event: DomainEvent, stage: str) -> None:
         if node.name in self._errors:
             return
-        server, reason, console = self._fleet[node.server], event.reason, ""
+        with suppress(VclusterError):  # the server is lost
+            if error := self._error_of(node, event, stage or "the command"):
+                self._record(node, error)
+
+    def _error_of(self, node: Node, event: DomainEvent, stage: str) -> NodeStoppedError | None:
+        """The error for an event; None for a pause that is over, or belongs to the load of a clone."""
+        server, name = self._fleet[node.server], node.name
         if event.what == PAUSED:
-            with suppress(VclusterError):  # it has ended; another event reports that
-                power = server.hypervisor.power_state(node.domain)
-                if power.state != status.PAUSED or (node.name in self._loading and not event.is_error):
-                    return
-                reason = power.reason
-        else:
-            time.sleep(CONSOLE_S)
-            console = node_console.last_lines(server, self._plan, node)
-            if event.what == REBOOTED and PANIC in console:
-                reason = "its kernel panicked"
-        self._record(node, NodeStoppedError(node.name, event.what, stage, reason, console))
+            power = server.hypervisor.power_state(node.domain)
+            if power.state != status.PAUSED or (name in self._loading and not event.is_error):
+                return None
+            hint = "remove the reason, then run the command again"
+            return NodeStoppedError(f"{name} was paused during {stage}: {power.reason}", reason=power.reason, hint=hint)
+        time.sleep(CONSOLE_S)
+        console = node_console.last_lines(server, self._plan, node)
+        reason = "its kernel panicked" if event.what == REBOOTED and PANIC in console else event.reason
+        because = f": {reason}" if reason else ""
+        if event.what == REBOOTED:
+            again = f"{name} rebooted during {stage}{because}{console}"
+            return NodeStoppedError(again, reason=reason, hint="run the command again")
+        return NodeStoppedError(
+            f"{name} died during {stage}{because}{console}", reason=reason, hint="run the command again"
+        )
 
     def _record(self, node: Node, error: NodeStoppedError) -> None:
         with self._lock:
