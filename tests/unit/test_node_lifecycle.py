@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests import samples
-from vcluster.adapters.libvirt.domain_events import DESTROYED
+from vcluster.adapters.libvirt.domain_events import DESTROYED, DIED, REBOOTED
 from vcluster.agent.client import LocalAgent
 from vcluster.cli.output.progress import ProgressLines
 from vcluster.commands.steps import node_lifecycle, node_login
@@ -20,7 +21,7 @@ from vcluster.commands.steps.node_login import JumpHosts
 from vcluster.commands.steps.node_watch import NodeStoppedError, NodeWatch
 from vcluster.errors import DeadlineError, VclusterError
 from vcluster.fleet.servers import Fleet, Server
-from vcluster.model.plan import Node
+from vcluster.model.plan import Node, Plan
 from vcluster.model.spec import PRIVATE
 from vcluster.resources import domains
 from vcluster.snapshots.memory_access import WRITABLE
@@ -179,7 +180,7 @@ def test_only_a_snapshot_that_qemu_refuses_is_not_tried_again(world: World, erro
 
 def test_the_note_gives_the_reason_why_a_clone_stopped(world: World) -> None:
     world.resumed = VclusterError("node2: the connection broke during the new identity")
-    world.cause = NodeStoppedError("node2 rebooted during identity", reason="", hint="")
+    world.cause = NodeStoppedError("node2 rebooted during identity", what=REBOOTED, reason="", hint="")
     assert world.lifecycle._clone(WORKER) is None
     assert world.notes == ["node2 boots, because it cannot be cloned: node2 rebooted during identity"]
 
@@ -187,7 +188,7 @@ def test_the_note_gives_the_reason_why_a_clone_stopped(world: World) -> None:
 def test_a_clone_whose_power_a_user_cuts_does_not_boot(world: World) -> None:
     """The snapshot is not the reason, so it stays."""
     world.resumed = domains.CloneRefusedError("QEMU ended during migrate-incoming")
-    world.cause = NodeStoppedError("node2 died during clone", reason=DESTROYED, hint="")
+    world.cause = NodeStoppedError("node2 died during clone", what=DIED, reason=DESTROYED, hint="")
     with pytest.raises(NodeStoppedError, match=r"^node2 died during clone$"):
         world.lifecycle._clone(WORKER)
     assert world.asked == []
@@ -209,3 +210,49 @@ def test_no_node_boots_after_a_cancellation(world: World) -> None:
     with pytest.raises(Cancelled):
         world.lifecycle._clone(WORKER)
     assert world.asked == []
+
+
+# Boots
+
+
+@pytest.mark.parametrize(
+    ("what", "features", "boots"),
+    [(REBOOTED, (), 2), (REBOOTED, ("clone",), 1), (DIED, (), 1)],
+    ids=["an image of other origin", "our image", "a node that died"],
+)
+def test_only_an_image_of_other_origin_may_reboot_at_its_first_boot(
+    world: World, monkeypatch: pytest.MonkeyPatch, what: str, features: tuple[str, ...], boots: int
+) -> None:
+    monkeypatch.setattr(Plan, "image_of", lambda *_: replace(samples.DIRECT, features=features))
+    world.cause = NodeStoppedError(f"node2 {what} during boot", what=what, reason="", hint="")
+    waits = [VclusterError("node2 rebooted while vcluster waited for node2 to boot"), None]
+
+    def wait_ready(*_: object) -> None:
+        if error := waits.pop(0):
+            raise error
+
+    monkeypatch.setattr(NodeLifecycle, "_wait_ready", wait_ready)
+    monkeypatch.setattr(NodeLifecycle, "_configure_by_ssh", lambda *_: Session())
+    monkeypatch.setattr(world.watch, "begin", lambda _: world.asked.append("watch again"))
+    if boots == 2:
+        world.lifecycle._await_boot(WORKER)
+        assert world.asked == ["watch", "watch again"]
+        assert world.notes == ["node2 rebooted during boot"]
+    else:
+        with pytest.raises(VclusterError):
+            world.lifecycle._await_boot(WORKER)
+    assert len(waits) == 2 - boots
+
+
+def test_a_second_reboot_is_an_error(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Plan, "image_of", lambda *_: samples.ORDINARY)
+    world.cause = NodeStoppedError("node2 rebooted during boot", what=REBOOTED, reason="", hint="")
+
+    def wait_ready(*_: object) -> None:
+        raise VclusterError("node2 rebooted while vcluster waited for node2 to boot")
+
+    monkeypatch.setattr(NodeLifecycle, "_wait_ready", wait_ready)
+    monkeypatch.setattr(world.watch, "begin", lambda _: None)
+    with pytest.raises(VclusterError, match="rebooted while"):
+        world.lifecycle._await_boot(WORKER)
+    assert len(world.notes) == 1

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 
-from vcluster.adapters.libvirt.domain_events import DESTROYED
+from vcluster.adapters.libvirt.domain_events import DESTROYED, REBOOTED
 from vcluster.adapters.node_connection import NodeConnection
 from vcluster.adapters.serial_connection import SerialConnection
 from vcluster.adapters.ssh import ssh_login, ssh_session
@@ -26,7 +26,7 @@ from vcluster.render.common_files import common_files
 from vcluster.render.domain_xml import READY_CHANNEL
 from vcluster.render.seed_files import seed_files
 from vcluster.resources import domains, seeds, volumes
-from vcluster.snapshots.template import REFUSED, Snapshot, SnapshotIndex, template_of
+from vcluster.snapshots.template import FEATURE, REFUSED, Snapshot, SnapshotIndex, template_of
 from vcluster.stages import boot, configure, key_install
 from vcluster.util import parallel
 from vcluster.util.deadline import Cancelled, Deadline
@@ -297,9 +297,23 @@ class NodeLifecycle:
         return configure.apply(connection, "nfs", actions, report=self._cluster.report) if actions else ()
 
     def _await_boot(self, node: Node) -> ssh_session.Session:
+        """Wait until a node is ready and configure it. An image of other origin may reboot once, at its first boot."""
+        try:
+            self._wait_ready(node)
+        except VclusterError as error:
+            cause = self._watch.cause_of(error, node)
+            has_rebooted = isinstance(cause, NodeStoppedError) and cause.what == REBOOTED
+            if not has_rebooted or FEATURE in self._plan.image_of(node).features:
+                raise
+            self._cluster.report.note(cause.message)
+            self._watch.end(node)
+            self._watch.begin(node)
+            self._wait_ready(node)
+        return self._configure_by_ssh(node)
+
+    def _wait_ready(self, node: Node) -> None:
         with closing(boot.listen(self._server(node), node)) as channel:
             boot.wait_ready(channel, node, deadline=self._deadline_of(node), report=self._cluster.report)
-        return self._configure_by_ssh(node)
 
     def _log_in(self, node: Node, deadline: Deadline) -> ssh_session.Session:
         """Log in to a running node. The session's waits end when the node stops."""

@@ -31,11 +31,11 @@ PANIC = "Kernel panic - not syncing"  # Linux prints it (kernel/panic.c)
 
 
 class NodeStoppedError(VclusterError):
-    """A node rebooted, died or was paused during a command. `reason` is empty if it is unknown."""
+    """A node stopped during a command: `what` is rebooted, died or was paused. `reason` is empty if it is unknown."""
 
-    def __init__(self, message: str, *, reason: str, hint: str) -> None:
+    def __init__(self, message: str, *, what: str, reason: str, hint: str) -> None:
         super().__init__(message, hint=hint)
-        self.reason = reason
+        self.what, self.reason = what, reason
 
 
 class NodeWatch:
@@ -175,18 +175,17 @@ class NodeWatch:
             power = server.hypervisor.power_state(node.domain)
             if power.state != status.PAUSED or (name in self._loading and not event.is_error):
                 return None
-            hint = "remove the reason, then run the command again"
-            return NodeStoppedError(f"{name} was paused during {stage}: {power.reason}", reason=power.reason, hint=hint)
+            hint, text = "remove the reason, then run the command again", power.reason
+            return NodeStoppedError(f"{name} was paused during {stage}: {text}", what=PAUSED, reason=text, hint=hint)
         time.sleep(CONSOLE_S)
         console = node_console.last_lines(server, self._plan, node)
         reason = "its kernel panicked" if event.what == REBOOTED and PANIC in console else event.reason
-        because = f": {reason}" if reason else ""
+        because, hint = f": {reason}" if reason else "", "run the command again"
         if event.what == REBOOTED:
             again = f"{name} rebooted during {stage}{because}{console}"
-            return NodeStoppedError(again, reason=reason, hint="run the command again")
-        return NodeStoppedError(
-            f"{name} died during {stage}{because}{console}", reason=reason, hint="run the command again"
-        )
+            return NodeStoppedError(again, what=REBOOTED, reason=reason, hint=hint)
+        dead = f"{name} died during {stage}{because}{console}"
+        return NodeStoppedError(dead, what=DIED, reason=reason, hint=hint)
 
     def _record(self, node: Node, error: NodeStoppedError) -> None:
         with self._lock:
