@@ -123,7 +123,7 @@ class World:
         context: Any = type("Context", (), {"report": Reporter((ProgressLines(self.printed),))})
         fleet = Fleet({"localhost": server}, {})
         self.cluster = Deployment(context, fleet, PLAN, samples.keys(3), self.deadline)
-        self.watch = NodeWatch(fleet, PLAN, context.report)
+        self.watch = NodeWatch(fleet, PLAN, context.report, hint="")
         monkeypatch.setattr(self.watch, "cause_of", lambda error, _: self.cause or error)
         monkeypatch.setattr(self.watch, "end", lambda _: self.asked.append("watch"))
         self.lifecycle = NodeLifecycle(self.cluster, self.watch, image_password=str, snapshots=snapshots)

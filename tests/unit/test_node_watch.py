@@ -47,7 +47,7 @@ class World:
         self.libvirt, self.report, self.console = Hypervisor(), Reporter(), "a line\n"
         agent = LocalAgent({"tail": lambda **_: self.console})
         server = Server("localhost", samples.OWNER, Path("/storage"), agent, libvirt=self.libvirt)  # type: ignore[arg-type]
-        self.watch = NodeWatch(Fleet({"localhost": server}, {}), PLAN, self.report)
+        self.watch = NodeWatch(Fleet({"localhost": server}, {}), PLAN, self.report, hint="vcluster repair lab")
         self.deadline = Deadline(20).with_check(self.watch.check)
 
     def send(self, event: DomainEvent, node: Node = NODE) -> None:
@@ -100,7 +100,7 @@ def test_a_wait_for_another_node_ends_with_the_node_and_the_stage(
     error = world.run(work)
     assert isinstance(error, NodeStoppedError)
     assert error.message == message
-    assert error.hint == "run the command again"
+    assert error.hint == "vcluster repair lab"
 
 
 def test_a_panic_is_the_reason_of_a_reboot(world: World) -> None:
@@ -114,7 +114,7 @@ def test_a_pause_has_the_reason_of_libvirt(world: World) -> None:
     world.send(DomainEvent(PAUSED))
     error = world.run(world.wait)
     assert error.message == "node1 was paused during the command: I/O error on /a: no space left"
-    assert error.hint == "remove the reason, then run the command again"
+    assert error.hint == "remove the reason, then vcluster repair lab"
 
 
 def test_a_pause_that_is_over_is_no_error(world: World) -> None:

@@ -79,7 +79,9 @@ def test_a_full_disk(host: Host, small_folder: str) -> None:
 
     again = host.vcluster("start", "full", "--timeout", "60", timeout_s=90, check=False)
     assert again.returncode == 1
-    assert re.search(r"node[12] was paused during [a-z]+: I/O error on .*: no space left\n", again.stderr), again.stderr
+    assert re.search(r"node[12] was paused during [a-z]+: I/O error on .*: no space left \(remove", again.stderr), (
+        again.stderr
+    )
 
     host.sh(f"mount -o remount,size=1400m {small_folder}")
     assert host.vcluster("start", "full", timeout_s=120).stdout == "full: ready\n"

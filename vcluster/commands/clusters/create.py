@@ -63,7 +63,7 @@ def create(
         cluster.deliver_image()
         snapshots = _find_snapshots(cluster, boot)
         cluster.create_networks()
-        with cluster.watched() as (cluster, watch), ExitStack() as connections:
+        with cluster.watched(hint="run the command again") as (cluster, watch), ExitStack() as connections:
             lifecycle = NodeLifecycle(cluster, watch, image_password=password, snapshots=snapshots)
             nodes = lifecycle.all_nodes(lifecycle.bring_up, connections)
             lifecycle.require_ready(nodes)

@@ -106,7 +106,7 @@ def _restore(context: Context, name: str, *, timeout_s: float, unless_ready: boo
 
 def _restore_nodes(cluster: Deployment, ledger: Ledger) -> None:
     """Start nodes that are off, configure all nodes as the plan specifies, and check the cluster."""
-    with cluster.watched() as (watched, watch):
+    with cluster.watched(hint=f"vcluster repair {cluster.plan.name}") as (watched, watch):
         password = image_password(cluster.context, cluster.plan.image_login)
         _restore_each(watched, ledger, NodeLifecycle(watched, watch, image_password=password))
 

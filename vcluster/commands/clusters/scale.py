@@ -56,7 +56,9 @@ def add(context: Context, name: str, *, number: int = 1, asked: Sequence[str] = 
         cluster.deliver_image()
         snapshots = snapshot_build.find(fleet, plan, deadline=cluster.deadline, report=context.report)
         cluster.create_networks()
-        _configure(cluster, running=present.nodes, proven=_proven(ledger), snapshots=snapshots)
+        _configure(
+            cluster, running=present.nodes, proven=_proven(ledger), snapshots=snapshots, hint="run the command again"
+        )
         files.write_ledger(replace(ledger, state="ready", plan=plan))
         return observe_status(fleet, files)
 
@@ -89,13 +91,14 @@ def _configure(
     running: Sequence[Node],
     proven: Collection[str] = (),
     snapshots: SnapshotIndex | None = None,
+    hint: str,
 ) -> None:
     """Configure the `running` nodes as the plan specifies, bring up the others, and check the cluster.
 
     Logins between two `proven` nodes are not tried again; the check compares the settings that they depend on.
     """
     names = {node.name for node in running}
-    with _lifecycle(cluster, snapshots) as lifecycle, ExitStack() as stack:
+    with _lifecycle(cluster, snapshots, hint=hint) as lifecycle, ExitStack() as stack:
 
         def connect(node: Node) -> NodeConnection:
             return lifecycle.configure_via_serial(node) if node.name in names else lifecycle.bring_up_during_add(node)
@@ -105,9 +108,9 @@ def _configure(
 
 
 @contextmanager
-def _lifecycle(cluster: Deployment, snapshots: SnapshotIndex | None = None) -> Iterator[NodeLifecycle]:
+def _lifecycle(cluster: Deployment, snapshots: SnapshotIndex | None = None, *, hint: str) -> Iterator[NodeLifecycle]:
     password = image_password(cluster.context, cluster.plan.image_login)
-    with cluster.watched() as (watched, watch):
+    with cluster.watched(hint=hint) as (watched, watch):
         yield NodeLifecycle(watched, watch, image_password=password, snapshots=snapshots)
 
 
@@ -131,15 +134,15 @@ def _rollback(cluster: Deployment, ledger: Ledger) -> Callable[..., None]:
     def end(_: type[BaseException] | None, error: BaseException | None, *__: object) -> None:
         if error is None:
             return
+        repair = f"vcluster repair {cluster.plan.name}"
         try:
             rest = _remove_nodes(cluster, replace(ledger, state="creating"))
             deadline = Deadline(ROLLBACK_TIMEOUT_S).with_check(cluster.fleet.check)
-            with _lifecycle(replace(rest, deadline=deadline)) as lifecycle, ExitStack() as stack:
+            with _lifecycle(replace(rest, deadline=deadline), hint=repair) as lifecycle, ExitStack() as stack:
                 lifecycle.mount_all(lifecycle.all_nodes(lifecycle.configure_via_serial, stack))
             cluster.files.write_ledger(ledger)
         except VclusterError as failure:
-            name = cluster.plan.name
-            left = VclusterError(f"cluster {name} is not restored: {failure.message}", hint=f"vcluster repair {name}")
+            left = VclusterError(f"cluster {cluster.plan.name} is not restored: {failure.message}", hint=repair)
             parallel.raise_all([each for each in (error, left) if isinstance(each, VclusterError)])
 
     return end
@@ -171,6 +174,6 @@ def remove(context: Context, name: str, names: Sequence[str], *, timeout_s: floa
         after = replace(ledger, state="creating", plan=resize.shrink(ledger.plan, names))
         _require_up(fleet, files, after.plan.nodes)
         rest = _remove_nodes(Deployment(context, fleet, ledger.plan, files.read_keys(), deadline), after)
-        _configure(rest, running=rest.plan.nodes, proven=_proven(ledger))
+        _configure(rest, running=rest.plan.nodes, proven=_proven(ledger), hint=f"vcluster repair {name}")
         files.write_ledger(replace(after, state="ready"))
         return observe_status(fleet, files)

@@ -127,7 +127,7 @@ def check_cluster(context: Context, plan: Plan, *, timeout_s: float, pairs: bool
         deadline = Deadline(timeout_s).with_check(fleet.check)
         cluster = Deployment(context, fleet, plan, files.read_keys(), deadline)
         with (
-            cluster.watched() as (watched, watch),
+            cluster.watched(hint=f"vcluster repair {plan.name}") as (watched, watch),
             _jump_hosts(context, plan, plan.nodes, watched.deadline, fleet) as login,
             ExitStack() as stack,
         ):
@@ -240,7 +240,9 @@ def provision(
     with accessible_fleet(context, plan, involved) as fleet, ExitStack() as stack:
         _require_up(plan, powers_of(fleet, _with_jump_hosts(plan, involved)))
         stack.enter_context(context.files(plan.name).locked())
-        watch = stack.enter_context(closing(NodeWatch(fleet, plan, context.report)))
+        watch = stack.enter_context(
+            closing(NodeWatch(fleet, plan, context.report, hint=f"vcluster repair {plan.name}"))
+        )
         opened = stack.enter_context(sessions(context, plan, involved, user="root", deadline=deadline))
         for node in involved:
             if node.server in fleet:

@@ -58,9 +58,12 @@ class Deployment:
         return sum(2 * int(self.fleet[planned.name].call("identity")["cpus"]) for planned in carriers)
 
     @contextmanager
-    def watched(self) -> Iterator[tuple[Deployment, NodeWatch]]:
-        """The same cluster, and a watch of its nodes. All waits end when a watched node stops; the error names it."""
-        watch = NodeWatch(self.fleet, self.plan, self.report)
+    def watched(self, *, hint: str) -> Iterator[tuple[Deployment, NodeWatch]]:
+        """The same cluster, and a watch of its nodes. All waits end when a watched node stops.
+
+        The error names the node, and has the `hint`.
+        """
+        watch = NodeWatch(self.fleet, self.plan, self.report, hint=hint)
         with watch.explained():
             yield replace(self, deadline=self.deadline.with_check(watch.check)), watch
 

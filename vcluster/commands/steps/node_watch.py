@@ -42,11 +42,11 @@ class NodeWatch:
     """Watches nodes from `begin` to `end`; the first error of each node stays.
 
     A node is in its trial until `promote`: its error ends only the waits for itself, since a clone that stops may be
-    replaced by a boot.
+    replaced by a boot. `hint` is that of the errors.
     """
 
-    def __init__(self, fleet: Fleet, plan: Plan, report: Reporter) -> None:
-        self._fleet, self._plan, self._report = fleet, plan, report
+    def __init__(self, fleet: Fleet, plan: Plan, report: Reporter, *, hint: str) -> None:
+        self._fleet, self._plan, self._report, self._hint = fleet, plan, report, hint
         self._lock = threading.Lock()
         self._nodes: dict[str, Node] = {}
         self._trials: set[str] = set()
@@ -175,12 +175,12 @@ class NodeWatch:
             power = server.hypervisor.power_state(node.domain)
             if power.state != status.PAUSED or (name in self._loading and not event.is_error):
                 return None
-            hint, text = "remove the reason, then run the command again", power.reason
+            text, hint = power.reason, f"remove the reason, then {self._hint}"
             return NodeStoppedError(f"{name} was paused during {stage}: {text}", what=PAUSED, reason=text, hint=hint)
         time.sleep(CONSOLE_S)
         console = node_console.last_lines(server, self._plan, node)
         reason = "its kernel panicked" if event.what == REBOOTED and PANIC in console else event.reason
-        because, hint = f": {reason}" if reason else "", "run the command again"
+        because, hint = f": {reason}" if reason else "", self._hint
         if event.what == REBOOTED:
             again = f"{name} rebooted during {stage}{because}{console}"
             return NodeStoppedError(again, what=REBOOTED, reason=reason, hint=hint)
