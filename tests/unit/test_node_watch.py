@@ -13,6 +13,7 @@ import pytest
 from tests import samples
 from tests.unit.test_stopped_nodes import Libvirt
 from vcluster.adapters.libvirt.domain_events import DESTROYED, DIED, PAUSED, REBOOTED, DomainEvent, DomainEvents
+from vcluster.adapters.libvirt.domain_state import OwnedDomain
 from vcluster.agent.client import LocalAgent
 from vcluster.commands.steps import node_console, node_watch
 from vcluster.commands.steps.node_watch import NodeStoppedError, NodeWatch
@@ -38,6 +39,12 @@ class Hypervisor:
 
     def power_state(self, domain: str) -> PowerState:
         return self.powers.get(domain, PowerState(status.RUNNING))
+
+    def domains(self) -> list[OwnedDomain]:
+        return [
+            OwnedDomain(node.domain, PLAN.name, node.name, self.power_state(node.domain), node.uuid)
+            for node in PLAN.nodes
+        ]
 
 
 class World:

@@ -20,6 +20,7 @@ from vcluster.adapters.libvirt import qemu_monitor
 from vcluster.adapters.libvirt.domain_events import DomainEvents
 from vcluster.adapters.libvirt.domain_run import DomainRun
 from vcluster.adapters.libvirt.domain_state import OwnedDomain, image_users, owned_domains, power_state, qemu_user
+from vcluster.adapters.libvirt.event_loop import start_event_loop
 from vcluster.adapters.libvirt.libvirt_errors import translated_errors
 from vcluster.adapters.libvirt.serial_channel import SerialChannel
 from vcluster.errors import VclusterError
@@ -58,7 +59,7 @@ class Hypervisor:
         self._defining, self._has_defined = threading.Lock(), False
         self._registering = threading.Lock()
         self._events: DomainEvents | None = None
-        _start_event_loop()
+        start_event_loop()
         with translated_errors(f"connecting to {f'the libvirt of {name}' if name else uri}"):
             self._connection = libvirt.open(uri)
             # Detect a dead server by its silence.
@@ -384,24 +385,3 @@ def _delete_folder(pool: libvirt.virStoragePool) -> None:
     except libvirt.libvirtError as error:
         if "No such file" not in str(error):
             raise
-
-
-_loop_lock = threading.Lock()
-_loop_started = False
-
-
-def _start_event_loop() -> None:
-    """Start libvirt's event loop, which delivers streams and keep-alives, once and before the first connection."""
-    global _loop_started  # noqa: PLW0603 - libvirt has one event loop a process
-    with _loop_lock:
-        if _loop_started:
-            return
-        libvirt.registerErrorHandler(lambda *_: None, None)
-        libvirt.virEventRegisterDefaultImpl()
-        threading.Thread(target=_run_event_loop, name="libvirt-events", daemon=True).start()
-        _loop_started = True
-
-
-def _run_event_loop() -> None:
-    while True:
-        libvirt.virEventRunDefaultImpl()

@@ -103,7 +103,6 @@ def _configure(
         def connect(node: Node) -> NodeConnection:
             return lifecycle.configure_via_serial(node) if node.name in names else lifecycle.bring_up_during_add(node)
 
-
         lifecycle.require_ready(lifecycle.all_nodes(connect, stack), proven=proven)
 
 

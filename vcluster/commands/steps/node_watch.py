@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from functools import partial
 
 from vcluster.adapters.libvirt.domain_events import DIED, PAUSED, REBOOTED, DomainEvent
 from vcluster.commands.steps import node_console
+from vcluster.commands.steps.inventory import domains_on
 from vcluster.errors import VclusterError
 from vcluster.fleet.servers import Fleet
 from vcluster.model import status
@@ -128,26 +129,23 @@ class NodeWatch:
     def _errors_in_order(self) -> list[VclusterError]:
         return [self._errors[node.name] for node in self._plan.nodes if node.name in self._errors]
 
-    def _find_causes(self, nodes: Iterable[Node]) -> None:
+    def _find_causes(self, nodes: Sequence[Node]) -> None:
         """Wait for the errors of these nodes; ask libvirt which nodes stopped without an event."""
         self._settle()
-        stopped = [(node, event) for node in nodes if (event := self._present_stop(node))]
-        if stopped:
+        if stops := self._present_stops(nodes):
             time.sleep(EVENT_S)
             self._settle()
-            for node, event in stopped:
+            for node, event in stops:
                 self._inspect(node, event, self._report.stages.of(node.name))
 
-    def _present_stop(self, node: Node) -> DomainEvent | None:
-        """That the node does not run now, as an event."""
-        server = self._fleet[node.server]
-        if node.name in self._errors or node.name in self._loading or not server.is_alive:
-            return None
-        try:
-            power = server.hypervisor.power_state(node.domain)
-        except VclusterError:  # it was deleted, or its server is lost; then the block's error is about that
-            return None
-        return {status.STOPPED: DomainEvent(DIED), status.PAUSED: DomainEvent(PAUSED)}.get(power.state)
+    def _present_stops(self, nodes: Sequence[Node]) -> list[tuple[Node, DomainEvent]]:
+        """The nodes that do not run now. A server that is lost has none: the block's error is about the server."""
+        servers = [self._fleet[name] for name in {node.server for node in nodes}]
+        found = parallel.outcomes([server for server in servers if server.is_alive], domains_on)
+        powers = {name: power for each in found if isinstance(each, dict) for name, power in each.items()}
+        events = {status.STOPPED: DomainEvent(DIED), status.PAUSED: DomainEvent(PAUSED)}
+        candidates = [node for node in nodes if node.domain in powers and node.name not in self._loading]
+        return [(node, events[power.state]) for node in candidates if (power := powers[node.domain]).state in events]
 
     # Inspections
 
