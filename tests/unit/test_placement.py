@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from xml.etree import ElementTree as ET
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from tests import samples
 from vcluster.errors import MissingError, RequestError, VclusterError
 from vcluster.model.spec import ServerSpec
-from vcluster.planning.placement import NodeSize, Room, declared_limits, place
+from vcluster.planning.placement import NodeSize, Room, declared_limits, place, qemu_overhead_mib
+from vcluster.render.domain_xml import domain_xml
 
 ROOMY = Room(memory_free_mib=1_000_000, disk_free_mib=1_000_000, cpus=64)
 NODE_MIB, NODE_DISK_MIB = 704, 256
@@ -205,3 +208,11 @@ def test_nodes_that_fit_are_never_refused(holds: list[int], policy: str, data: s
 
 def test_a_server_without_declarations_has_no_declared_limits() -> None:
     assert declared_limits(RED, vcpus=1, memory_mib=512, disk_gib=8) == ()
+
+
+@pytest.mark.parametrize(("memory_mib", "cache_mib"), [(256, 64), (512, 128), (4096, 128)])
+def test_a_small_node_has_a_small_translation_cache(memory_mib: int, cache_mib: int) -> None:
+    plan = samples.plan(1, memory_mib=memory_mib)
+    assert ET.fromstring(domain_xml(plan, plan.head)).findtext("features/tcg/tb-cache") == str(cache_mib)
+    assert qemu_overhead_mib("tcg", memory_mib) == 64 + cache_mib
+    assert qemu_overhead_mib("kvm", memory_mib) == 64

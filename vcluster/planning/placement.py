@@ -15,11 +15,10 @@ from vcluster.errors import MissingError, RequestError
 from vcluster.model.facts import Facts
 from vcluster.model.plan import Plan, ServerPlan
 from vcluster.model.spec import ServerSpec
+from vcluster.render.domain_xml import translation_cache_mib
 
 POLICIES = ("spread", "pack")
-# A guest's cost beyond its own memory: QEMU itself, and under emulation its limited translation cache
-# (render/domain_xml.py).
-QEMU_OVERHEAD_MIB = {"kvm": 64, "tcg": 192}
+QEMU_MIB = 64
 MEMORY_RESERVE_MIB = 512
 DISK_NODE_MIB = 256  # a node's overlay after boot and a little work; it grows with use
 DISK_RESERVE_MIB = 768  # some 200 MiB of it are for a snapshot, which is in the same folder
@@ -78,6 +77,11 @@ class _Offer:
         return count / self.size
 
 
+def qemu_overhead_mib(accel: str, memory_mib: int) -> int:
+    """A node's cost beyond its own memory: QEMU itself, and its translation cache if the node is emulated."""
+    return QEMU_MIB + (translation_cache_mib(memory_mib) if accel == "tcg" else 0)
+
+
 def room_on(facts: Facts) -> Room:
     """The room of a server for nodes, without our reserves."""
     return Room(
@@ -89,7 +93,7 @@ def room_on(facts: Facts) -> Room:
 
 def check_one_server(count: int, memory_mib: int, facts: Facts, folder: Path) -> None:
     """Raise MissingError, with the largest -n that fits, when the only server lacks memory or disk for the nodes."""
-    overhead_mib = QEMU_OVERHEAD_MIB[facts.accel]
+    overhead_mib = qemu_overhead_mib(facts.accel, memory_mib)
     node_mib = memory_mib + overhead_mib
     fit = max(0, facts.memory_free_mib - MEMORY_RESERVE_MIB) // node_mib
     if count > fit:

@@ -92,7 +92,9 @@ def _place(spec: Spec, facts: Mapping[str, Facts]) -> tuple[str, ...]:
         server = spec.servers[0]
         placement.check_one_server(count, spec.memory_mib, facts[server.name], server.path / CLUSTERS_FOLDER)
     rooms = {server.name: placement.room_on(facts[server.name]) for server in spec.servers}
-    overhead_mib = max(placement.QEMU_OVERHEAD_MIB[facts[server.name].accel] for server in spec.servers)
+    overhead_mib = max(
+        placement.qemu_overhead_mib(facts[server.name].accel, spec.memory_mib) for server in spec.servers
+    )
     size = placement.NodeSize(spec.vcpus, spec.memory_mib, spec.disk_gib, spec.memory_mib + overhead_mib)
     return placement.place(count, spec.servers, rooms, size=size, policy=spec.policy)
 

@@ -146,7 +146,9 @@ def _place(plan: Plan, facts: Mapping[str, Facts], number: int) -> tuple[str, ..
         number,
         {server.name: len(plan.nodes_on(server.name)) for server in carriers},
         {server.name: placement.room_on(facts[server.name]) for server in carriers},
-        used_memory_mib={one.name: plan.memory_mib + placement.QEMU_OVERHEAD_MIB[one.accel] for one in carriers},
+        used_memory_mib={
+            one.name: plan.memory_mib + placement.qemu_overhead_mib(one.accel, plan.memory_mib) for one in carriers
+        },
     )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vcluster.cli.output.tables import folded_numbers, shown_role, table
 from vcluster.model import codec, naming
 from vcluster.model.spec import PRIVATE
-from vcluster.planning.placement import QEMU_OVERHEAD_MIB
+from vcluster.planning.placement import qemu_overhead_mib
 
 if TYPE_CHECKING:
     from vcluster.model.facts import Facts
@@ -77,7 +77,7 @@ def _server_row(plan: Document, server: Document) -> tuple[object, ...]:
 def _requested(plan: Document, server: Document, nodes: Sequence[Document]) -> tuple[str, ...]:
     """CPUs, memory with QEMU's own, and disks with the served ones, each with what the server has."""
     facts, count = plan["facts"].get(server["name"], NO_FACTS), len(nodes)
-    memory_mib = count * (plan["memory_mib"] + QEMU_OVERHEAD_MIB[server["accel"]])
+    memory_mib = count * (plan["memory_mib"] + qemu_overhead_mib(server["accel"], plan["memory_mib"]))
     disk_gib = sum(plan["disk_gib"] + node["data_gib"] for node in nodes)
     return (
         server["accel"],
