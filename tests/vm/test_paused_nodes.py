@@ -89,3 +89,10 @@ def test_a_full_disk(host: Host, small_folder: str) -> None:
     filling.communicate(timeout=30)
     size = host.sh(f"ssh -F {config} -o BatchMode=yes -l root node2 'stat -c %s /root/fill'")
     assert int(size) == 64 << 20  # nothing that was written is lost
+
+    host.sh("virsh -q suspend full.node2")
+    node = host.json("status", "full")["nodes"][1]
+    assert (node["state"], node["reason"]) == ("paused", "paused by a user of libvirt")
+    failed = host.vcluster("check", "full", check=False)
+    assert "node2 is paused: paused by a user of libvirt" in failed.stderr, failed.stderr
+    assert host.vcluster("start", "full", timeout_s=120).stdout == "full: ready\n"

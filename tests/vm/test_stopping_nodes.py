@@ -20,11 +20,12 @@ from vcluster.stages.stage_table import STAGE_ORDER
 
 pytestmark = pytest.mark.vm
 
-RESET, DESTROY, PANIC = "reset", "destroy", "panic"
+RESET, DESTROY, PANIC, SUSPEND = "reset", "destroy", "panic", "suspend"
 REASONS = {
     RESET: "rebooted during {stage}",
     DESTROY: "died during {stage}: another command cut its power",
     PANIC: "rebooted during {stage}: its kernel panicked",
+    SUSPEND: "was paused during {stage}: paused by a user of libvirt",
 }
 # A root shell waits on the console of every node, also of a clone that has no identity yet. QEMU needs a second to
 # notice that its terminal is open, so it is opened early; a reader empties it, so that QEMU never waits.
@@ -42,7 +43,7 @@ SETUP = "#!/bin/sh\nsleep 60\n"
 
 
 class Stopper:
-    """Stops a node in one of three ways. It prepares a panic before the node runs."""
+    """Stops a node in one of these ways. It prepares a panic before the node runs."""
 
     def __init__(self, host: Host, kind: str, node: str) -> None:
         self._host, self._kind, self._domain = host, kind, f"doomed.{node}"
@@ -97,10 +98,13 @@ def rest_of(process: subprocess.Popen[str]) -> str:
 
 def assert_reported(errors: str, kind: str, node: str, stage: str) -> None:
     """The message names the stage, or a later one that had begun when the stop came."""
-    found = re.search(rf"{node} ({REASONS[kind].format(stage='(?P<stage>[a-z]+)')})\n", errors)
+    found = re.search(rf"{node} {REASONS[kind].format(stage='(?P<stage>[a-z]+)')}( \(remove .*)?\n", errors)
     assert found, errors
     assert STAGE_ORDER.index(found["stage"]) >= STAGE_ORDER.index(stage), errors
-    assert re.search(rf"\n *(the last lines of {node}'s console:\n *\| |{node} printed nothing on its console)", errors)
+    console = re.search(
+        rf"\n *(the last lines of {node}'s console:\n *\| |{node} printed nothing on its console)", errors
+    )
+    assert bool(console) is (kind != SUSPEND), errors
     if kind == PANIC:
         assert "Kernel panic - not syncing: sysrq triggered crash" in errors
 
@@ -143,7 +147,7 @@ STOPS = {
     "clone": (ONE, (), [DESTROY]),
     "configure": (ONE, ("identity took",), [DESTROY]),
     "nfs": (TWO, ("node1: sshd took", "node2: sshd took"), [RESET, DESTROY, PANIC]),
-    "check": (TWO, ("node2: nfs took",), [RESET, DESTROY, PANIC]),
+    "check": (TWO, ("node2: nfs took",), [RESET, DESTROY, PANIC, SUSPEND]),
     "provision": (SETS_UP, CHECKED, [RESET, DESTROY, PANIC]),
     "boot": (BOOTS, ("create took",), [RESET, DESTROY]),
     "login": (BOOTS, ("boot took",), [RESET]),
