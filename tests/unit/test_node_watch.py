@@ -131,11 +131,12 @@ def test_a_pause_that_is_over_is_no_error(world: World) -> None:
 
 def test_a_loading_clone_is_paused_only_by_an_error_of_its_disk(world: World) -> None:
     world.libvirt.powers[NODE.domain] = PowerState(status.PAUSED, "starting")
-    world.watch.begin(NODE, is_loading=True)
-    world.send(DomainEvent(PAUSED))
-    world.watch._settle()
-    world.watch.deadline_of(NODE, world.deadline).check("the clone")
-    world.send(DomainEvent(PAUSED, is_error=True))
+    with world.watch.starting(NODE):
+        world.send(DomainEvent(PAUSED))
+        world.watch._settle()
+        world.watch.deadline_of(NODE, world.deadline).check("the clone")
+        world.send(DomainEvent(PAUSED, is_error=True))
+        world.watch._settle()
     world.watch.promote(NODE)
     assert world.run(world.wait).message == "node1 was paused during the command: starting"
 
@@ -165,6 +166,15 @@ def test_a_stop_without_an_event_is_found_after_an_error(world: World) -> None:
         raise VclusterError("node1: the connection broke during nfs")
 
     assert world.run(work).message == "node1 died during the command" + TAIL
+
+
+def test_a_node_that_cannot_be_started_did_not_stop(world: World) -> None:
+    def work() -> None:
+        world.libvirt.powers[NODE.domain] = PowerState(status.STOPPED)
+        with world.watch.starting(NODE):
+            raise VclusterError("starting lab.node1: no memory")
+
+    assert world.run(work).message == "starting lab.node1: no memory"
 
 
 def test_several_nodes_stop(world: World) -> None:

@@ -143,8 +143,8 @@ class NodeLifecycle:
         with self._cluster.report.step("create", node.name, awaiting="its disk, seed and domain"):
             server, seed = self._server(node), self._seed(node)
             volumes.create(server, self._plan, node, seeds.seed_iso(seed))
-            self._watch.begin(node)
-            domains.create(server, self._plan, node)
+            with self._watch.starting(node):
+                domains.create(server, self._plan, node)
         return self._await_boot(node)
 
     def _clone(self, node: Node) -> NodeConnection | None:
@@ -177,9 +177,8 @@ class NodeLifecycle:
         seed, deadline = self._seed(node), self._deadline_of(node)
         with self._cluster.report.step("clone", node.name, awaiting="its disk, seed and memory"):
             volumes.create(server, self._plan, node, seeds.seed_iso(seed), snapshot)
-            self._watch.begin(node, is_loading=True)
-            domains.start_clone(server, self._plan, node, snapshot, deadline)
-            self._watch.begin(node)
+            with self._watch.starting(node):
+                domains.start_clone(server, self._plan, node, snapshot, deadline)
         with closed_on_error(SerialConnection(node.name, boot.listen(server, node), deadline)) as connection:
             with self._cluster.report.step("identity", node.name, awaiting="its name, keys and addresses"):
                 within = Deadline(deadline.remaining_s(IDENTITY_S)).with_check(deadline.check)
@@ -208,8 +207,7 @@ class NodeLifecycle:
     def start_again(self, node: Node) -> ssh_session.Session:
         """Start a stopped node and configure it as the plan specifies."""
         with console_on_timeout(self._server(node), self._plan, node):
-            with self._cluster.report.step("start", node.name, awaiting="its power"):
-                self._watch.begin(node)
+            with self._cluster.report.step("start", node.name, awaiting="its power"), self._watch.starting(node):
                 domains.power_on(self._server(node), self._plan, node)
             return self._await_boot(node)
 

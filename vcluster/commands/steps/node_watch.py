@@ -51,18 +51,28 @@ class NodeWatch:
         self._lock = threading.Lock()
         self._nodes: dict[str, Node] = {}
         self._trials: set[str] = set()
-        self._loading: set[str] = set()
+        self._starting: set[str] = set()
         self._errors: dict[str, NodeStoppedError] = {}
         self._closers: dict[str, list[Callable[[], None]]] = {}
         self._inspectors = ThreadPoolExecutor(INSPECTORS, "node watch")
         self._inspections: list[Future[None]] = []
 
-    def begin(self, node: Node, *, is_loading: bool = False) -> None:
-        """Watch a node, in its trial. While `is_loading`, it is no error that libvirt keeps it paused."""
+    @contextmanager
+    def starting(self, node: Node) -> Iterator[None]:
+        """Watch a node that the block starts. If the block fails, its own error is the cause.
+
+        In the block a node may be off, and a clone is paused until it is loaded.
+        """
+        self._starting.add(node.name)
+        self.begin(node)
+        yield
+        self._starting.discard(node.name)
+
+    def begin(self, node: Node) -> None:
+        """Watch a node that runs, in its trial."""
         with self._lock:
             self._nodes[node.name] = node
             self._trials.add(node.name)
-            (self._loading.add if is_loading else self._loading.discard)(node.name)
         self._fleet[node.server].hypervisor.events.listen(node.uuid, partial(self._on_event, node))
 
     def promote(self, node: Node) -> None:
@@ -74,6 +84,7 @@ class NodeWatch:
         self._ignore(node)
         self._settle()
         with self._lock:
+            self._starting.discard(node.name)
             for found in (self._nodes, self._errors, self._closers):
                 found.pop(node.name, None)
 
@@ -144,7 +155,7 @@ class NodeWatch:
         found = parallel.outcomes([server for server in servers if server.is_alive], domains_on)
         powers = {name: power for each in found if isinstance(each, dict) for name, power in each.items()}
         events = {status.STOPPED: DomainEvent(DIED), status.PAUSED: DomainEvent(PAUSED)}
-        candidates = [node for node in nodes if node.domain in powers and node.name not in self._loading]
+        candidates = [node for node in nodes if node.domain in powers and node.name not in self._starting]
         return [(node, events[power.state]) for node in candidates if (power := powers[node.domain]).state in events]
 
     # Inspections
@@ -171,7 +182,7 @@ class NodeWatch:
         server, name = self._fleet[node.server], node.name
         if event.what == PAUSED:
             power = server.hypervisor.power_state(node.domain)
-            if power.state != status.PAUSED or (name in self._loading and not event.is_error):
+            if power.state != status.PAUSED or (name in self._starting and not event.is_error):
                 return None
             text, hint = power.reason, f"remove the reason, then {self._hint}"
             return NodeStoppedError(f"{name} was paused during {stage}: {text}", what=PAUSED, reason=text, hint=hint)
