@@ -24,7 +24,10 @@ PROXIES = [proxy(number) for number in range(3)]
 
 
 class Pipe:
-    """A program of a node: it has printed these lines and ended with this exit code, or runs on."""
+    """A program of a node: it has printed these lines and ended with this exit code, or runs on.
+
+    Its exit code arrives after the end of its output.
+    """
 
     def __init__(self, name: str, lines: list[bytes], exit_code: int | None, polls: int = 0) -> None:
         self.name, self.lines, self.exit_code, self.polls = name, lines, exit_code, polls
@@ -44,8 +47,8 @@ class Pipe:
         self.polls -= 1
         return bool(self.lines) and self.polls < 0
 
-    def wait(self, timeout_s: float) -> int | None:  # noqa: ARG002
-        return self.exit_code
+    def wait(self, timeout_s: float) -> int | None:
+        return self.exit_code if timeout_s else None
 
     def reason(self) -> str:
         return "no such file"
@@ -97,6 +100,12 @@ def test_without_proxies_the_answer_is_final() -> None:
 def test_the_reason_of_mpiexec_counts_more_than_that_of_a_proxy() -> None:
     """When mpiexec ends after a failure, the proxies of other nodes fail too."""
     answer, _ = run({"proxies": PROXIES}, DONE, exit_codes=(0, 7, 7), polls=3)
+    assert answer == DONE
+
+
+def test_a_proxy_whose_exit_code_arrives_late_has_not_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mpi_run, "END_S", 0.0)
+    answer, _ = run({"proxies": PROXIES}, DONE, polls=3)
     assert answer == DONE
 
 

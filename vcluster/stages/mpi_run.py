@@ -25,6 +25,7 @@ AWAITED = "the MPI program"
 PROXY = "hydra_pmi_proxy"
 ARGUMENT = re.compile(r"[\w.:/-]{1,200}")  # the head node is not trusted
 POLL_S = 0.02
+EXIT_CODE_S = 5.0  # the exit code of a program arrives after the end of its output
 END_S = 5.0  # after a proxy has failed, mpiexec has this time to report the reason
 
 
@@ -54,7 +55,7 @@ def run(
         failed, reason, patience = "", "", Deadline(END_S)
         while not mpiexec.has_more():
             for name, proxy in zip(names, proxies, strict=True):
-                if not failed and not proxy.is_alive and proxy.wait(0.0) != 0:
+                if not failed and not proxy.is_alive and proxy.wait(EXIT_CODE_S) != 0:
                     failed, reason, patience = name, proxy.reason(), Deadline(END_S)
                 sessions[name].deadline.check(f"{AWAITED} on {name}")
             if failed and not patience.remaining_s():
