@@ -21,6 +21,7 @@ def test_a_cluster_lives_through_every_command_and_a_reboot(suite: str) -> None:
 
         lab.wait("add")
         assert [node["name"] for node in lab.json("status")["nodes"]] == ["node1", "node2", "node3"]
+        lab.wait("remove node3 -y")
 
         lab.wait("stop")
         assert lab.state() == "stopped"
