@@ -117,7 +117,7 @@ def test_resources_of_other_owners_stay(world: World) -> None:
     world.libvirt.create_pool(foreign)
     world.libvirt.create_volume("vcluster-lab", network_xml.blank_xml("node2.qcow2", kind="raw", size_bytes=512))
     teardown.remove_nodes(_context(), world.fleet, PLAN, shrink(PLAN, ["node2"]))  # type: ignore[arg-type]
-    assert world.libvirt.names()["domain"] >= {"lab.node2"}
+    assert world.libvirt.names("domain") >= {"lab.node2"}
     assert world.volume_counts() == {"node2": 1}
 
 

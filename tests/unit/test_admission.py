@@ -69,7 +69,7 @@ class World:
                 "interfaces": lambda: [{"name": name} for name in self.interfaces],
             }
         )
-        libvirt = SimpleNamespace(names=lambda: dict.fromkeys(("domain", "network", "pool"), frozenset()))
+        libvirt = SimpleNamespace(names=lambda _: frozenset())
         yield Server(request.name, samples.OWNER, request.storage, agent, libvirt=libvirt)  # type: ignore[arg-type]
 
 

@@ -131,9 +131,8 @@ def test_servers_answer_side_by_side(work: Callable[[Fleet, Context], None], con
         "guards": lambda prefix: meet([]),  # noqa: ARG005 - the operation's arguments
         "folders": lambda path: meet([]),  # noqa: ARG005
     }
-    names = dict.fromkeys(("domain", "network", "pool"), frozenset[str]())
     empty = dict.fromkeys(("domains", "networks", "pools"), lambda: ())
-    libvirt: Any = SimpleNamespace(names=lambda: names, **empty)
+    libvirt: Any = SimpleNamespace(names=lambda _: frozenset(), **empty)
     opened = [Server(one.name, samples.OWNER, one.storage, LocalAgent(operations), libvirt=libvirt) for one in REQUESTS]
     work(Fleet({server.name: server for server in opened}, {}), context)
     assert meeting.n_waiting == 0

@@ -37,7 +37,7 @@ def remove(server: Server, found: Sequence[dict[str, str]]) -> None:
 
 def destroy(server: Server, cluster: str) -> None:
     """Remove the profiles of all nodes of the cluster, except of those whose domain could not be removed."""
-    present = server.libvirt.names()["domain"] if server.libvirt else frozenset()
+    present = server.libvirt.names("domain") if server.libvirt else frozenset()
     found = [each for each in _owned(server) if each["cluster"] == cluster and each["domain"] not in present]
     remove(server, found)
 

@@ -61,7 +61,7 @@ def destroy(server: Server, cluster: str) -> None:
     for pool in server.libvirt.pools():
         if pool.cluster == cluster:
             server.libvirt.destroy_pool(pool.name)
-    if naming.libvirt_name(cluster) not in server.libvirt.names()["pool"]:
+    if naming.libvirt_name(cluster) not in server.libvirt.names("pool"):
         # The folder can exist without a libvirt pool. It is ours because of its path.
         server.call("remove_folder", path=str(server.storage / CLUSTERS_FOLDER / cluster))
 
@@ -86,7 +86,7 @@ def observe(server: Server) -> tuple[OwnedItem, ...]:
     if server.libvirt is None:
         return ()
     pools = tuple(OwnedItem("pool", pool.name, pool.cluster) for pool in server.libvirt.pools())
-    known = server.libvirt.names()["pool"]
+    known = server.libvirt.names("pool")
     clusters_folder = server.storage / CLUSTERS_FOLDER
     names = server.call("folders", path=str(clusters_folder))
     unpooled = [name for name in names if naming.libvirt_name(name) not in known]

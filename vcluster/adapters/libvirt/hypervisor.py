@@ -30,6 +30,7 @@ from vcluster.util import parallel
 from vcluster.util.deadline import Deadline
 
 SYSTEM_URI = "qemu:///system"
+NAMED_KINDS = ("domain", "network", "pool")
 
 _GONE = {
     libvirt.VIR_ERR_NO_DOMAIN,
@@ -128,15 +129,15 @@ class Hypervisor:
             found = {"libvirt": self._connection.getLibVersion(), "qemu": self._connection.getVersion()}
         return {name: f"{n // 1_000_000}.{n // 1000 % 1000}.{n % 1000}" for name, n in found.items()}
 
-    def names(self) -> dict[str, frozenset[str]]:
-        """Every name in use, of any owner, by kind: domain, network, pool."""
+    def names(self, kind: str) -> frozenset[str]:
+        """Every name in use, of any owner, of one of NAMED_KINDS."""
+        resources = {
+            "domain": self._connection.listAllDomains,
+            "network": self._connection.listAllNetworks,
+            "pool": self._connection.listAllStoragePools,
+        }[kind]
         with self._errors("listing names"):
-            found = {
-                "domain": self._connection.listAllDomains(),
-                "network": self._connection.listAllNetworks(),
-                "pool": self._connection.listAllStoragePools(),
-            }
-            return {kind: frozenset(resource.name() for resource in resources) for kind, resources in found.items()}
+            return frozenset(resource.name() for resource in resources())
 
     # Domains
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Set
 
+from vcluster.adapters.libvirt.hypervisor import NAMED_KINDS
 from vcluster.commands.steps.inventory import survey
 from vcluster.errors import ConflictError
 from vcluster.fleet import observation, servers
@@ -91,7 +92,7 @@ def refuse_foreign(fleet: Fleet, plan: Plan, present: Plan | None = None) -> Non
 def _taken_names(server: Server) -> Mapping[str, Set[str]]:
     """Every name in use on a server, of any owner, by kind."""
     interfaces: dict[str, Set[str]] = {"interface": {link["name"] for link in server.call("interfaces")}}
-    return interfaces | (server.libvirt.names() if server.libvirt else {})
+    return interfaces | {kind: server.libvirt.names(kind) for kind in NAMED_KINDS if server.libvirt}
 
 
 def _names_on(plan: Plan, planned: ServerPlan) -> Iterator[tuple[str, str]]:
