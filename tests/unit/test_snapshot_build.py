@@ -230,6 +230,33 @@ def test_no_snapshot_is_searched_for_an_image_without_clones(world: World, image
     assert world.asked == []
 
 
+# Keys
+
+
+def key(world: World) -> str:
+    """The key of the snapshot that a clone of the plan's head needs."""
+    return snapshot_build._identify(world.server, template_of(PLAN, PLAN.head))[1]
+
+
+@pytest.mark.parametrize("part", ["template_xml", "template_actions", "template_seed"])
+def test_a_change_of_what_a_template_is_made_from_gives_another_key(
+    world: World, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    def changed(*arguments: Any, **how: Any) -> Any:
+        found = original(*arguments, **how)
+        return {**found, "more": "text"} if isinstance(found, dict) else found + found[:1]
+
+    before, original = key(world), getattr(snapshot_build, part)
+    monkeypatch.setattr(snapshot_build, part, changed)
+    assert key(world) != before
+
+
+def test_a_key_does_not_depend_on_names_keys_and_folders(world: World) -> None:
+    before = key(world)
+    world.server = replace(world.server, owner="another", storage=Path("/srv"))
+    assert key(world) == before
+
+
 # Build
 
 

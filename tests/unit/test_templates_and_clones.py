@@ -40,7 +40,7 @@ Golden = Callable[[str, str], None]
 SAVED = (GOLDEN / "clone" / "saved.xml").read_text()
 RAM_FILE = Path("/storage/snapshots/111111111111-0123456789abcdef/ram")
 VERSIONS = {"libvirt": "9.0.0", "qemu": "7.2.5"}
-PROGRAMS = {"apply": b"print(1)", "check": b"print(2)"}
+CONTENT = {"apply": b"print(1)", "check": b"print(2)"}
 UUID = "00000000-0000-4000-8000-000000000001"
 TEMPLATE = Template(samples.DIRECT, "tcg", 512, 1, 8, 1450, has_management=True)
 WITHOUT_MANAGEMENT = replace(TEMPLATE, has_management=False)
@@ -48,7 +48,7 @@ WITHOUT_MANAGEMENT = replace(TEMPLATE, has_management=False)
 
 def key(template: Template = TEMPLATE, **changed: Any) -> str:
     """The key of a template's snapshot."""
-    server: dict[str, Any] = {"versions": VERSIONS, "processor": "one", "programs": PROGRAMS}
+    server: dict[str, Any] = {"versions": VERSIONS, "processor": "one", "content": CONTENT}
     return key_of(compatibility(template, **server | changed))
 
 
@@ -56,8 +56,8 @@ def key(template: Template = TEMPLATE, **changed: Any) -> str:
 
 
 def test_the_conditions_of_a_snapshot_are_named() -> None:
-    found = compatibility(TEMPLATE, versions=VERSIONS, processor="one", programs=PROGRAMS)
-    assert re.fullmatch("[0-9a-f]{64}", found.pop("programs"))
+    found = compatibility(TEMPLATE, versions=VERSIONS, processor="one", content=CONTENT)
+    assert re.fullmatch("[0-9a-f]{64}", found.pop("content"))
     assert found == {
         "image": samples.DIRECT.digest,
         "accelerator": "tcg",
@@ -101,12 +101,12 @@ def test_another_template_has_another_key(changed: dict[str, Any]) -> None:
     [
         {"versions": VERSIONS | {"qemu": "7.2.6"}},
         {"versions": VERSIONS | {"libvirt": "9.0.1"}},
-        {"programs": PROGRAMS | {"apply": b"print(3)"}},
-        {"programs": {"apply": PROGRAMS["apply"]}},
-        {"programs": {"apply": b"print(1)check", "": b"print(2)"}},
+        {"content": CONTENT | {"apply": b"print(3)"}},
+        {"content": {"apply": CONTENT["apply"]}},
+        {"content": {"apply": b"print(1)check", "": b"print(2)"}},
     ],
 )
-def test_other_versions_or_programs_have_another_key(changed: dict[str, Any]) -> None:
+def test_other_versions_or_content_have_another_key(changed: dict[str, Any]) -> None:
     assert key(**changed) != key()
 
 
@@ -117,17 +117,17 @@ def test_another_processor_has_another_key_only_with_kvm() -> None:
 
 
 def test_a_snapshot_of_the_same_template_is_outdated_after_other_changes() -> None:
-    current = compatibility(TEMPLATE, versions=VERSIONS, processor="one", programs=PROGRAMS)
+    current = compatibility(TEMPLATE, versions=VERSIONS, processor="one", content=CONTENT)
     assert is_outdated(current | {"qemu": "7.2.4"}, TEMPLATE, current)
-    assert is_outdated(current | {"programs": "others"}, TEMPLATE, current)
+    assert is_outdated(current | {"content": "others"}, TEMPLATE, current)
     assert not is_outdated(current, TEMPLATE, current)
     assert not is_outdated(current | {"memory": "1024 MiB", "qemu": "7.2.4"}, TEMPLATE, current)
     assert not is_outdated({}, TEMPLATE, current)
 
 
-def test_the_order_of_versions_and_programs_does_not_matter() -> None:
+def test_the_order_of_versions_and_content_does_not_matter() -> None:
     reversed_versions = {name: VERSIONS[name] for name in sorted(VERSIONS, reverse=True)}
-    assert key(versions=reversed_versions, programs=dict(reversed(PROGRAMS.items()))) == key()
+    assert key(versions=reversed_versions, content=dict(reversed(CONTENT.items()))) == key()
 
 
 @pytest.mark.parametrize("options", [{}, {"addresses": DHCP}, {"user": "student"}, {"mpi_ports": None}])

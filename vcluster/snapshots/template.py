@@ -19,7 +19,7 @@ from vcluster.snapshots.memory_access import WRITABLE, Access
 
 FEATURE = "clone"  # images with it have the program that configures a clone
 FOLDER = "snapshots"  # next to the folder of images, on every server
-FORMAT = 4
+FORMAT = 4  # of what is saved, and how
 INSTANCE_ID = "vcluster-template"  # by this id an image recognises the seed of a template (images/debian12)
 NAME = "template"
 # Locally administered MACs that no node has: the nodes' MACs begin with 02 (naming.mac_for).
@@ -88,19 +88,20 @@ def properties(template: Template) -> dict[str, str]:
 
 
 def compatibility(
-    template: Template, *, versions: Mapping[str, str], processor: str, programs: Mapping[str, bytes]
+    template: Template, *, versions: Mapping[str, str], processor: str, content: Mapping[str, bytes]
 ) -> dict[str, str]:
     """All conditions that a snapshot depends on, by name.
 
-    `versions` and `processor` are those of the server. `programs` are the guest programs loaded in the template. Under
-    emulation the processor does not count: QEMU's version and machine type decide the CPU model (render/domain_xml.py).
+    `versions` and `processor` are those of the server. `content` is what the template is made from, by name: its XML,
+    its seed, and the guest programs loaded in it. Under emulation the processor does not count: QEMU's version and
+    machine type decide the CPU model (render/domain_xml.py).
     """
-    programs_digest = hashlib.sha256(b"".join(name.encode() + programs[name] for name in sorted(programs))).hexdigest()
+    parts = (f"{name}\0{len(content[name])}\0".encode() + content[name] for name in sorted(content))
     return {
         **properties(template),
         "processor": processor if template.accel == "kvm" else "QEMU's",
         **{name: versions[name] for name in sorted(versions)},
-        "programs": programs_digest,
+        "content": hashlib.sha256(b"".join(parts)).hexdigest(),
         "format": str(FORMAT),
     }
 

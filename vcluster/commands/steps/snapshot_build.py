@@ -27,7 +27,7 @@ from vcluster.errors import MissingError, VclusterError
 from vcluster.fleet import servers
 from vcluster.fleet.context import Context
 from vcluster.fleet.servers import Fleet, Server
-from vcluster.model.keys import make_pair
+from vcluster.model.keys import KeyPair, make_pair
 from vcluster.model.plan import Plan
 from vcluster.model.spec import Spec
 from vcluster.render.domain_xml import READY_CHANNEL, Machine, template_xml
@@ -56,6 +56,7 @@ from vcluster.util.deadline import Deadline
 from vcluster.util.events import Reporter
 
 PROGRAMS = ("apply", "check")  # loaded in the template, so that every clone starts with them
+CONSOLE = "console.log"
 BUSY_POLL_S = 0.5
 
 
@@ -123,11 +124,26 @@ def make(
 
 def _identify(server: Server, template: Template) -> tuple[str, str, dict[str, str]]:
     """The folder of a template's snapshot, its key, and everything that it depends on."""
-    programs = {name: guest.program(name) for name in PROGRAMS} | {"": json.dumps(template_actions()).encode()}
     found = compatibility(
-        template, versions=server.hypervisor.versions(), processor=server.call("processor"), programs=programs
+        template,
+        versions=server.hypervisor.versions(),
+        processor=server.call("processor"),
+        content=_content(template),
     )
     return str(snapshots_folder(server.storage)), key_of(found), found
+
+
+def _content(template: Template) -> dict[str, bytes]:
+    """What a template is made from, without what differs between two templates of one key: names, keys, files."""
+    xml = template_xml(_machine(template, Path()), "", "", by="", macs=template.macs, mtu=template.mtu, ram=Path(RAM))
+    texts = {"xml": xml, "actions": json.dumps(template_actions()), **template_seed(template, KeyPair("", ""))}
+    return {name: guest.program(name) for name in PROGRAMS} | {name: text.encode() for name, text in texts.items()}
+
+
+def _machine(template: Template, folder: Path) -> Machine:
+    """A template's machine, with its files in a folder."""
+    files = (folder / DISK, folder / SEED, folder / CONSOLE)
+    return Machine(template.image, template.accel, template.memory_mib, template.vcpus, *files)
 
 
 def _find(server: Server, template: Template, *, deadline: Deadline, report: Reporter) -> Snapshot | None:
@@ -236,7 +252,7 @@ def _boot_and_save(
     low_priority: bool,
 ) -> str:
     """Leave the template's disk, memory and devices in the folder's files. Returns the XML of its domain."""
-    image, disk, ram = template.image, folder / DISK, folder / RAM
+    image, ram = template.image, folder / RAM
     seed = seed_iso(template_seed(template, make_pair(NAME)))
     server.call(
         "prepare_template",
@@ -247,10 +263,7 @@ def _boot_and_save(
         ram_bytes=template.memory_mib * 2**20,
         qemu_owner=list(qemu_owner),
     )
-    machine = Machine(
-        image, template.accel, template.memory_mib, template.vcpus, disk, folder / SEED, folder / "console.log"
-    )
-    libvirt = server.hypervisor
+    libvirt, machine = server.hypervisor, _machine(template, folder)
     libvirt.stop_domain(name)  # left by a command whose libvirtd was killed; the lock is ours, so it has no other user
     identity = str(uuid.uuid4())
 
