@@ -10,6 +10,7 @@ from vcluster.agent import confinement
 from vcluster.errors import VclusterError
 
 UUID = "54facf48-3f02-56b3-8654-5c8d97656075"
+ROOT = "/var/lib/libvirt/images/vcluster/snapshots"
 OTHER = "00000000-0000-4000-8000-000000000001"
 LABEL = {"cluster": "lab", "domain": "lab.node1", "by": "2360ac0d"}
 TEMPLATE = """#
@@ -120,4 +121,20 @@ def test_a_rule_has_the_path_that_apparmor_sees(folder: Path, tmp_path: Path) ->
 def test_a_missing_program_is_an_obstacle_to_clones(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     del folder
     monkeypatch.setattr(confinement.shutil, "which", lambda name: None if name == "virsh" else f"/usr/bin/{name}")
-    assert confinement.clone_obstacle() == "missing programs: virsh"
+    assert confinement.clone_obstacle(ROOT) == "missing programs: virsh"
+
+
+def test_what_qemu_or_apparmor_cannot_do_is_an_obstacle_to_clones(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(confinement.shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert confinement.clone_obstacle(ROOT) == ""
+    assert confinement.clone_obstacle("/srv/a,b") == (
+        "QEMU cannot use a memory file in /srv/a,b, because the path contains a comma"
+    )
+    assert confinement.clone_obstacle("/srv/a*b") == "a rule of AppArmor cannot contain the path '/srv/a*b'"
+    (folder / "TEMPLATE.qemu").write_text("profile other {\n}\n")
+    assert confinement.clone_obstacle(ROOT) == f"{folder}/TEMPLATE.qemu is not a template of AppArmor profiles"
+    (folder / "enabled").write_text("N\n")
+    assert confinement.clone_obstacle(ROOT) == ""
+    assert confinement.clone_obstacle("/srv/a*b") == ""

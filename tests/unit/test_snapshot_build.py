@@ -97,7 +97,7 @@ class World:
             | {
                 "processor": lambda: "one",
                 "list_snapshots": lambda **_: self.snapshots,
-                "clone_obstacle": lambda: self.obstacle,
+                "clone_obstacle": lambda root: self.obstacle if root == "/storage/snapshots" else root,
                 "profiles": lambda: self.profiles,
                 "remove_profiles": self._remove_profiles,
             }
@@ -167,6 +167,32 @@ def test_with_an_obstacle_nodes_boot_and_no_template_is_booted(world: World) -> 
     with pytest.raises(MissingError, match="no snapshot can be made: clones were never tried"):
         world.make()
     assert world.asked == []
+
+
+def test_an_obstacle_is_reported_once_for_all_templates_of_a_server(world: World) -> None:
+    world.obstacle = "missing programs: virsh"
+    found = world.find(samples.plan(3, image=IMAGE, layout=PRIVATE))
+    assert list(found.values()) == [REFUSED, REFUSED]
+    assert world.lines == ["nodes boot: missing programs: virsh"]
+
+
+def test_a_qemu_that_is_too_old_is_found_before_a_template_boots(world: World) -> None:
+    world.libvirt.qemu = "6.2.0"
+    assert list(world.find().values()) == [REFUSED]
+    assert world.lines == ["nodes boot: clones need qemu 7.2 or newer, not 6.2.0"]
+    with pytest.raises(MissingError, match="no snapshot can be made: clones need qemu"):
+        world.make()
+    assert world.asked == []
+
+
+def test_a_snapshot_of_another_qemu_is_reported_and_nodes_boot(world: World) -> None:
+    world.answers["check_snapshot"] = [NOTHING]
+    template = template_of(PLAN, PLAN.head)
+    _, key, conditions = snapshot_build._identify(world.server, template)
+    other = {"key": "other", "circumstances": conditions | {"memory": "1 MiB"}}
+    world.snapshots = [other, {"key": key, "circumstances": conditions | {"qemu": "7.2.4"}}]
+    assert world.find() == {}
+    assert world.lines == [f"nodes boot, because snapshot {key} was made with qemu 7.2.4, not 7.2.5"]
 
 
 def test_a_missing_snapshot(world: World) -> None:

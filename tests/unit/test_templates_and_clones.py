@@ -28,6 +28,7 @@ from vcluster.snapshots.template import (
     MACS,
     Template,
     compatibility,
+    difference,
     is_outdated,
     key_of,
     snapshots_folder,
@@ -123,6 +124,20 @@ def test_a_snapshot_of_the_same_template_is_outdated_after_other_changes() -> No
     assert not is_outdated(current, TEMPLATE, current)
     assert not is_outdated(current | {"memory": "1024 MiB", "qemu": "7.2.4"}, TEMPLATE, current)
     assert not is_outdated({}, TEMPLATE, current)
+
+
+@pytest.mark.parametrize(
+    ("saved", "expected"),
+    [
+        ({"qemu": "7.2.4"}, "qemu 7.2.4, not 7.2.5"),
+        ({"content": "others"}, "another version of vcluster"),
+        ({"format": "2", "libvirt": "8.0.0"}, "libvirt 8.0.0, not 9.0.0"),
+        ({"more": "1"}, "more 1, not unknown"),
+    ],
+)
+def test_what_has_changed_since_a_snapshot_was_made(saved: dict[str, str], expected: str) -> None:
+    current = compatibility(TEMPLATE, versions=VERSIONS, processor="one", content=CONTENT)
+    assert difference(current | saved, current) == expected
 
 
 def test_the_order_of_versions_and_content_does_not_matter() -> None:

@@ -40,12 +40,25 @@ def confinement() -> str:
     return SELINUX if _reads(SELINUX_ENFORCES, "1") else ""
 
 
-def clone_obstacle() -> str:
-    """Why no clone can be made on this server, or empty. It is known before a template boots."""
-    if confinement() == SELINUX:
+def clone_obstacle(root: str) -> str:
+    """Why no clone can be made on this server, or empty. It is known before a template boots.
+
+    `root` is the folder of snapshots.
+    """
+    found = confinement()
+    if found == SELINUX:
         return "clones were never tried under SELinux"
     missing = [program for program in ("virsh", "fallocate") if shutil.which(program) is None]
-    return f"missing programs: {', '.join(missing)}" if missing else ""
+    if missing:
+        return f"missing programs: {', '.join(missing)}"
+    if "," in root:
+        return f"QEMU cannot use a memory file in {root}, because the path contains a comma"
+    if found == APPARMOR:
+        try:
+            _profile("libvirt-test", {}, [(os.path.realpath(root), "r")])
+        except (VclusterError, OSError) as error:
+            return str(error)
+    return ""
 
 
 def _reads(file: Path, value: str) -> bool:
@@ -60,15 +73,8 @@ def write_profile(uuid: str, label: Mapping[str, str], rules: Sequence[Sequence[
     if confinement() != APPARMOR:
         return False
     name = f"libvirt-{_checked(uuid)}"
-    allowed = [(os.path.realpath(path), mode) for path, mode in rules]  # AppArmor compares paths without links
-    if wrong := next((path for path, _ in allowed if _FORBIDDEN.search(path)), None):
-        raise VclusterError(f"a rule of AppArmor cannot contain the path {wrong!r}")
-    file = FOLDER / _TEMPLATE
-    head, brace, tail = file.read_text().replace(_NAME, name).rpartition("}")
-    if not brace or name not in head:
-        raise VclusterError(f"{file} is not a template of AppArmor profiles")
-    lines = [f"  #include <libvirt/{name}.files>", *(f'  "{path}" {mode},' for path, mode in allowed)]
-    text = "\n".join([_LABEL + json.dumps(dict(label)), head.rstrip(), *lines, brace + tail])
+    # AppArmor compares paths without links.
+    text = _profile(name, label, [(os.path.realpath(path), mode) for path, mode in rules])
     draft = FOLDER / f".{name}"
     try:
         draft.write_text(text)
@@ -80,6 +86,18 @@ def write_profile(uuid: str, label: Mapping[str, str], rules: Sequence[Sequence[
             f"{FOLDER / name}: {error.strerror}", hint="check free space and permissions there"
         ) from error
     return True
+
+
+def _profile(name: str, label: Mapping[str, str], rules: Sequence[tuple[str, str]]) -> str:
+    """The text of a profile. Raises VclusterError for a path or a template that cannot be used."""
+    if wrong := next((path for path, _ in rules if _FORBIDDEN.search(path)), None):
+        raise VclusterError(f"a rule of AppArmor cannot contain the path {wrong!r}")
+    file = FOLDER / _TEMPLATE
+    head, brace, tail = file.read_text().replace(_NAME, name).rpartition("}")
+    if not brace or name not in head:
+        raise VclusterError(f"{file} is not a template of AppArmor profiles")
+    lines = [f"  #include <libvirt/{name}.files>", *(f'  "{path}" {mode},' for path, mode in rules)]
+    return "\n".join([_LABEL + json.dumps(dict(label)), head.rstrip(), *lines, brace + tail])
 
 
 def profiles() -> list[dict[str, str]]:

@@ -111,6 +111,14 @@ def is_outdated(saved: Mapping[str, object], template: Template, current: Mappin
     return saved != current and properties(template).items() <= saved.items()
 
 
+def difference(saved: Mapping[str, object], current: Mapping[str, str]) -> str:
+    """The first condition that has changed since a snapshot was made, for example `qemu 7.2.22, not 10.0.13`."""
+    name = next(name for name in (*current, *saved) if saved.get(name) != current.get(name))
+    if name in ("content", "format"):
+        return "another version of vcluster"
+    return f"{name} {saved.get(name, 'unknown')}, not {current.get(name, 'unknown')}"
+
+
 def key_of(conditions: Mapping[str, str]) -> str:
     """The key of a snapshot: the beginning of its image's digest, and of the digest of its conditions."""
     digest = hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()

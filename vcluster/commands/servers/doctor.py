@@ -19,6 +19,7 @@ from vcluster.fleet.context import Context
 from vcluster.fleet.servers import Fleet, Server
 from vcluster.images.store import DEFAULT_IMAGE
 from vcluster.model.spec import LOCAL, Image, ServerSpec, Spec
+from vcluster.model.versions import too_old
 from vcluster.planning.planner import make_plan
 from vcluster.planning.topology import VXLAN_OVERHEAD_BYTES
 from vcluster.resources import interfaces, rules
@@ -29,7 +30,6 @@ from vcluster.util.deadline import Deadline
 TRIAL = "doctor"
 NO_IMAGE = Image("none", "sha256-none", Path("/none"), 0)
 MEMORY_LOW_MIB = 1024
-OLDEST = {"libvirt": (9, 0), "qemu": (7, 2)}  # those of Debian 12; older ones were never tried
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +114,9 @@ def _libvirt(context: Context, server: Server) -> Iterator[Finding]:
 
 
 def _old(versions: Mapping[str, str]) -> Iterator[Finding]:
-    for program, oldest in OLDEST.items():
-        if tuple(map(int, versions[program].split("."))) < oldest:
-            detail = f"{versions[program]} is too old: vcluster needs {'.'.join(map(str, oldest))} or newer"
-            yield Finding(ERROR, program, detail, "upgrade to Debian 12 or newer")
+    for program, oldest in too_old(versions).items():
+        detail = f"{versions[program]} is too old: vcluster needs {oldest} or newer"
+        yield Finding(ERROR, program, detail, "upgrade to Debian 12 or newer")
 
 
 def _image(context: Context) -> Iterator[Finding]:

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from vcluster.fleet.servers import Fleet, Server
 from vcluster.model.keys import KeyPair, make_pair
 from vcluster.model.plan import Plan
 from vcluster.model.spec import Spec
+from vcluster.model.versions import too_old
 from vcluster.render.domain_xml import READY_CHANNEL, Machine, template_xml
 from vcluster.render.node_actions import template_actions
 from vcluster.resources import profiles
@@ -44,6 +45,7 @@ from vcluster.snapshots.template import (
     SnapshotIndex,
     Template,
     compatibility,
+    difference,
     is_outdated,
     key_of,
     snapshots_folder,
@@ -89,14 +91,24 @@ def templates_of(plan: Plan) -> dict[str, tuple[Template, ...]]:
 
 
 def find(fleet: Fleet, plan: Plan, *, deadline: Deadline, report: Reporter) -> SnapshotIndex:
-    """The snapshots that nodes of this plan can be cloned from. Waits for a snapshot that another command builds."""
-    wanted = [(fleet[name], template) for name, templates in templates_of(plan).items() for template in templates]
-    found = parallel.each(wanted, lambda each: _find(*each, deadline=deadline, report=report), deadline=deadline)
-    return {
-        (server.name, template): snapshot
-        for (server, template), snapshot in zip(wanted, found, strict=True)
-        if snapshot
-    }
+    """The snapshots that nodes of this plan can be cloned from. Waits for a snapshot that another command builds.
+
+    Where no clone can be made, each template is REFUSED; the reason is reported once for each server.
+    """
+    templates = templates_of(plan)
+    obstacles = parallel.each([fleet[name] for name in templates], _obstacle, deadline=deadline)
+    hindered = {name for name, obstacle in zip(templates, obstacles, strict=True) if obstacle}
+    for name, obstacle in zip(templates, obstacles, strict=True):
+        if obstacle:
+            report.note(f"nodes boot{_where(fleet[name])}: {obstacle}")
+    wanted = [(name, template) for name, found in templates.items() for template in found]
+
+    def search(each: tuple[str, Template]) -> Snapshot | None:
+        name, template = each
+        return REFUSED if name in hindered else _find(fleet[name], template, deadline=deadline, report=report)
+
+    snapshots = parallel.each(wanted, search, deadline=deadline)
+    return {each: snapshot for each, snapshot in zip(wanted, snapshots, strict=True) if snapshot}
 
 
 def is_missing(plan: Plan, snapshots: SnapshotIndex) -> bool:
@@ -148,9 +160,6 @@ def _machine(template: Template, folder: Path) -> Machine:
 
 def _find(server: Server, template: Template, *, deadline: Deadline, report: Reporter) -> Snapshot | None:
     root, key, found = _identify(server, template)
-    if obstacle := server.call("clone_obstacle"):
-        report.note(f"nodes boot{_where(server)}: {obstacle}")
-        return REFUSED
 
     def check() -> Any:
         return _call(server, "check_snapshot", deadline, root=root, key=key, circumstances=found)
@@ -166,9 +175,29 @@ def _find(server: Server, template: Template, *, deadline: Deadline, report: Rep
         discard(server, root, key, state["wrong"], report=report)
         return None
     if not state["is_there"]:
+        _report_outdated(server, root, template, found, report)
         return None
     access = clone_access(found["qemu"])
     return Snapshot(key, root, state["xml"], Path(state["ram"]), Path(state["state"]), access, template.macs)
+
+
+def _obstacle(server: Server) -> str:
+    """Why no clone can be made on a server, or empty. It is known before a template boots."""
+    versions = server.hypervisor.versions()
+    if old := too_old(versions):
+        return ", ".join(f"clones need {name} {oldest} or newer, not {versions[name]}" for name, oldest in old.items())
+    return str(server.call("clone_obstacle", root=str(snapshots_folder(server.storage))))
+
+
+def _report_outdated(
+    server: Server, root: str, template: Template, current: Mapping[str, str], report: Reporter
+) -> None:
+    """Report why the snapshots of a template do not fit any more."""
+    for snapshot in server.call("list_snapshots", root=root):
+        saved = snapshot["circumstances"]
+        if is_outdated(saved, template, current):
+            reason = difference(saved, current)
+            report.note(f"nodes boot{_where(server)}, because snapshot {snapshot['key']} was made with {reason}")
 
 
 def _wait_while_busy(server: Server, call: Callable[[], Any], deadline: Deadline, report: Reporter) -> Any:
@@ -202,7 +231,7 @@ def build(
     `low_priority` other work on the server has precedence. A failure leaves nothing.
     """
     root, key, found = _identify(server, template)
-    if obstacle := server.call("clone_obstacle"):
+    if obstacle := _obstacle(server):
         raise MissingError(f"no snapshot can be made{_where(server)}: {obstacle}", hint="nodes boot without a snapshot")
     server.call("permit_snapshot", root=root, key=key)
     begun = _wait_while_busy(server, lambda: server.call("begin_snapshot", root=root, key=key), deadline, report)
