@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-CHECKOUT = Path(__file__).resolve().parent.parent.parent
+import testbeds.installation
+from testbeds.caches import digest
+from testbeds.installation import CHECKOUT, contents
+
 SUITES = ("bookworm", "trixie")
 CPUS = 2
 # Of every machine. A machine without the packages of vcluster is what Debian's installer makes, with sshd and sudo.
@@ -18,9 +20,8 @@ BASE_PACKAGES = (
 )
 # Files of this folder that decide what is on a disk.
 DISK_CODE = ("customize.sh", "disks.py")
-# Files of the checkout that decide what is in the virtual environment, and what scripts/install does.
+# Files of the checkout that decide what is in the virtual environment.
 ENVIRONMENT = ("setup.py", "scripts/lib/project.sh")
-INSTALLATION = ("setup.py", "scripts/install", "scripts/lib.sh", "scripts/lib")
 
 
 @dataclass(frozen=True)
@@ -50,14 +51,6 @@ def packages(kind: Kind) -> list[str]:
     return list(dict.fromkeys([*BASE_PACKAGES, *more]))
 
 
-def digest(parts: Mapping[str, bytes]) -> str:
-    """A name for what depends on these parts and on nothing else."""
-    result = hashlib.sha256()
-    for name, content in sorted(parts.items()):
-        result.update(f"{name}\0{len(content)}\0".encode() + content)
-    return result.hexdigest()[:16]
-
-
 def disk_digest(kind: Kind, key: str, images: Iterable[str], mirrors: Iterable[str]) -> str:
     """The name of a kind's disk. `key` may log in to it, `images` are the names of the images on it."""
     parts = {name: Path(__file__).with_name(name).read_bytes() for name in DISK_CODE}
@@ -70,9 +63,4 @@ def disk_digest(kind: Kind, key: str, images: Iterable[str], mirrors: Iterable[s
 
 def installation(kind: Kind) -> dict[str, bytes]:
     """The files of the checkout that decide what scripts/install does, if it runs in a machine of this kind."""
-    paths = [CHECKOUT / name for name in (() if kind.is_bare else INSTALLATION)]
-    return contents(file for path in paths for file in (path.iterdir() if path.is_dir() else [path]))
-
-
-def contents(paths: Iterable[Path]) -> dict[str, bytes]:
-    return {str(path.relative_to(CHECKOUT)): path.read_bytes() for path in paths}
+    return {} if kind.is_bare else testbeds.installation.installation()

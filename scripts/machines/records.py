@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import ipaddress
 import json
-import os
 import shutil
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from testbeds import locks
 from testbeds.namespaces import Process
 from testbeds.programs import NamespaceError, as_root
 from testbeds.servers import read_process
@@ -148,29 +146,11 @@ def free_index() -> int:
     return next(index for index in range(LAN_SUBNET.num_addresses - FIRST_ADDRESS - 1) if index not in taken)
 
 
-@contextlib.contextmanager
-def locked() -> Iterator[None]:
-    """Let one `up`, `down` or `purge` run at a time. The directory itself is the lock, so no lock file remains."""
-    while True:
-        STATE.mkdir(mode=0o700, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            descriptor = os.open(STATE, os.O_RDONLY | os.O_DIRECTORY)
-            take(descriptor)
-            if os.fstat(descriptor).st_ino == STATE.stat().st_ino:  # another command may have removed it meanwhile
-                break
-            os.close(descriptor)
-    try:
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def take(descriptor: int) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        report("another scripts/machine starts or removes machines; waiting for its end")
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+def locked() -> contextlib.AbstractContextManager[None]:
+    """Let one `up`, `down` or `purge` run at a time."""
+    return locks.locked(
+        STATE, lambda: report("another scripts/machine starts or removes machines; waiting for its end")
+    )
 
 
 def remove_debris() -> None:

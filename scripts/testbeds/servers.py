@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import ipaddress
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from . import namespaces
+from . import locks, namespaces
 from .namespaces import Process
 from .programs import NamespaceError, as_root, wait_until
 
@@ -107,20 +105,10 @@ def write_process(directory: Path) -> Callable[[Process], None]:
 
 @contextlib.contextmanager
 def locked() -> Iterator[None]:
-    """Let one `up` or `down` run at a time. The directory itself is the lock, so no lock file remains."""
-    while True:
-        STATE.mkdir(mode=0o700, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            descriptor = os.open(STATE, os.O_RDONLY | os.O_DIRECTORY)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if os.fstat(descriptor).st_ino == STATE.stat().st_ino:  # another command may have removed it meanwhile
-                break
-            os.close(descriptor)
-    try:
+    """Let one `up` or `down` run at a time."""
+    with locks.locked(STATE):
         remove_debris()
         yield
-    finally:
-        os.close(descriptor)
 
 
 def servers() -> list[Server]:

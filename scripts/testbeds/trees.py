@@ -12,13 +12,14 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from . import namespaces
 from .mounts import bind, mount_kernel_filesystems
 from .namespaces import Process, children, entering, fork_first_process, start
 from .programs import SYSTEM_PATH, UPLINK_PROGRAMS, NamespaceError, last_lines, require, require_tun, run, wait_until
+from .suites import base_of, prefer_backports
 from .uplink import UPLINK_DNS, start_uplink
 
 STATE = Path("/var/lib/vcluster-fresh")
@@ -26,9 +27,9 @@ CHECKOUT = Path(__file__).resolve().parent.parent.parent
 FRESH = CHECKOUT / "scripts" / "fresh"
 CLONE = "/root/vcluster"
 READY = "/run/fresh-is-ready"
-SUITES = ("bookworm", "trixie", "testing")  # of Debian; the first is the default
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 PASSED = ("PIP_", "SSL_CERT_FILE", "http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+Provide = Callable[[Path, str, Sequence[str]], None]  # folder, suite, mirrors
 PROGRAMS = ("mmdebstrap", "git", "unshare", "nsenter", "setpriv", "mount", "pivot_root")
 
 
@@ -51,10 +52,12 @@ def check_requirements(mirrors: Sequence[str]) -> None:
 def make_tree(directory: Path, suite: str, mirrors: Sequence[str]) -> None:
     """A minimal Debian of this suite with a clone of HEAD in it."""
     tree, log = directory / "tree", directory / "log"
-    report("making a fresh Debian tree (about half a minute)")
+    report(f"making a fresh Debian tree of {suite} (about half a minute)")
     options = ["--variant=minbase", "--include=ca-certificates"]
     options += [f"--keyring={KEYRING}"] if KEYRING.exists() else []
-    run_enclosed(["mmdebstrap", *options, suite, str(tree), *mirrors], log)
+    run_enclosed(["mmdebstrap", *options, base_of(suite), str(tree), *mirrors], log)
+    if suite != base_of(suite):
+        prefer_backports(tree, suite)
     run(["git", "clone", "--quiet", "--no-hardlinks", str(CHECKOUT), f"{tree}{CLONE}"])
     (tree / "etc/hostname").write_text("fresh\n")
     (tree / "etc/hosts").write_text("127.0.0.1 localhost\n127.0.1.1 fresh\n")
@@ -162,8 +165,18 @@ def run_inside(directory: Path, argv: Sequence[str], shown: Sequence[Path]) -> i
     return namespaces.execute([*entering(first.pid), "env", f"--chdir={CLONE}", *argv], environment)
 
 
-def run_fresh(argv: Sequence[str], *, suite: str, binds: Sequence[Path], mirrors: Sequence[str]) -> int:
-    """Make the tree, run the command in it, and remove the tree, also after a failure or an interruption."""
+def write_owner(directory: Path) -> None:
+    """Let a tree's processes end with this process."""
+    (directory / "owner.json").write_text(json.dumps(Process.of(os.getpid()).as_dict()))
+
+
+def run_fresh(
+    argv: Sequence[str], provide: Provide, *, suite: str, binds: Sequence[Path], mirrors: Sequence[str]
+) -> int:
+    """Run the command in a tree, and remove the tree, also after a failure or an interruption.
+
+    `provide` makes the tree, in a folder that it gets.
+    """
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     check_requirements(mirrors)
@@ -171,8 +184,8 @@ def run_fresh(argv: Sequence[str], *, suite: str, binds: Sequence[Path], mirrors
     directory = STATE / str(os.getpid())
     directory.mkdir(parents=True, mode=0o755)
     try:
-        (directory / "owner.json").write_text(json.dumps(Process.of(os.getpid()).as_dict()))
-        make_tree(directory, suite, mirrors)
+        write_owner(directory)
+        provide(directory, suite, mirrors)
         code = run_inside(directory, argv, paths_to_show(binds))
         report(f"exit code {code}")
     finally:

@@ -10,9 +10,10 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 sys.path.append(str(ROOT / "scripts"))
 
-from machines import cache, identity, kinds, qemu  # noqa: E402  the path to it is set above
+from machines import identity, kinds, qemu  # noqa: E402  the path to it is set above
 from machines.connection import remote  # noqa: E402
 from machines.records import Machine  # noqa: E402
+from testbeds import caches  # noqa: E402
 
 LISTS = (ROOT / "scripts/lib.sh").read_text()
 BARE, PREPARED = kinds.Kind("bookworm", True, 6144), kinds.Kind("bookworm", False, 6144)
@@ -56,14 +57,14 @@ def test_a_disk_is_named_by_all_that_it_depends_on() -> None:
 
 
 def test_a_digest_tells_where_a_part_ends() -> None:
-    assert kinds.digest({"a": b"bc", "d": b""}) != kinds.digest({"a": b"b", "cd": b""})
+    assert caches.digest({"a": b"bc", "d": b""}) != caches.digest({"a": b"b", "cd": b""})
 
 
 # The cache
 
 
-def entry(name: str, size: int, used: float) -> cache.Entry:
-    return cache.Entry(name, size, used)
+def entry(name: str, size: int, used: float) -> caches.Entry:
+    return caches.Entry(Path(name), size, used)
 
 
 @pytest.mark.parametrize(
@@ -79,16 +80,16 @@ def entry(name: str, size: int, used: float) -> cache.Entry:
 )
 def test_the_least_recently_used_goes_first(limit: int, in_use: list[str], removed: list[str]) -> None:
     found = [entry("new", 10, 30.0), entry("old", 20, 10.0), entry("middle", 30, 20.0)]
-    assert [one.name for one in cache.to_remove(found, in_use, limit)] == removed
+    assert [one.name for one in caches.to_remove(found, in_use, limit)] == removed
 
 
 def test_a_folder_gets_its_name_when_it_is_complete(tmp_path: Path) -> None:
     final = tmp_path / "entry"
-    with pytest.raises(ZeroDivisionError), cache.unfinished(final) as draft:
+    with pytest.raises(ZeroDivisionError), caches.unfinished(final) as draft:
         (draft / "file").touch()
         _ = 1 // 0
     assert list(tmp_path.iterdir()) == []
-    with cache.unfinished(final) as draft:
+    with caches.unfinished(final) as draft:
         (draft / "file").touch()
         assert not final.exists()
     assert [path.name for path in final.iterdir()] == ["file"]
@@ -98,7 +99,7 @@ def test_holes_of_a_file_do_not_count(tmp_path: Path) -> None:
     with (tmp_path / "disk.raw").open("wb") as file:
         file.write(b"x" * 4096)
         file.truncate(1 << 30)
-    assert 4096 <= cache.size_bytes(tmp_path) < 1 << 20
+    assert 4096 <= caches.size_bytes(tmp_path) < 1 << 20
 
 
 # QEMU
