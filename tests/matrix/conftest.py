@@ -1,0 +1,93 @@
+"""Trees of several suites: in each, a snapshot and two clones of it. One suite is the smoke test of `--full`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.clusters import SNAPSHOTS
+from tests.fresh_trees import ROOT, Tree, fresh_tree
+
+SUITES = ("bookworm", "bookworm-backports", "trixie", "testing")
+NODES = 2
+WARM_S, CREATE_S = 300, 300
+_found: dict[str, str] = {}  # what each tree has, by suite
+
+
+def commit() -> str:
+    """The last commit, in hexadecimal; empty if this is not a checkout."""
+    argv = ["git", "-c", f"safe.directory={ROOT}", "-C", str(ROOT), "rev-parse", "HEAD"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+def smoke_suite(commit: str) -> str:
+    """The suite of the smoke test. It alternates with the commit, and a commit has always the same one."""
+    return SUITES[int(commit or "0", 16) % len(SUITES)]
+
+
+SMOKE = smoke_suite(commit())
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A tree with a snapshot and a cluster of clones."""
+
+    tree: Tree
+    key: str  # of the snapshot
+
+    @property
+    def folder(self) -> Path:
+        """The snapshot's folder."""
+        return self.tree.path(SNAPSHOTS) / self.key
+
+    def manifest(self) -> dict[str, Any]:
+        return dict(json.loads((self.folder / "manifest.json").read_text()))
+
+    def count(self, cluster: str, stage: str) -> int:
+        """How many nodes went through a stage when their cluster was made."""
+        return sum(row["stage"] == stage for row in self.tree.json("timing", "--name", cluster)["stages"])
+
+
+@pytest.fixture(
+    scope="package", params=[pytest.param(each, marks=pytest.mark.smoke if each == SMOKE else ()) for each in SUITES]
+)
+def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    if os.geteuid() != 0:
+        pytest.skip("trees need root, to make namespaces")
+    with fresh_tree(str(request.param)) as tree:
+        tree.vcluster("image", "warm", "--timeout", str(WARM_S), timeout_s=WARM_S + 30)
+        (key,) = (path.name for path in tree.path(SNAPSHOTS).iterdir())
+        tree.json("local", "create", "-n", str(NODES), "--timeout", str(CREATE_S), timeout_s=CREATE_S + 30)
+        lab = Lab(tree, key)
+        note_versions(lab)
+        yield lab
+
+
+def note_versions(lab: Lab) -> None:
+    conditions, python = lab.manifest()["circumstances"], lab.tree.run(["python3", "--version"]).stdout.strip()
+    _found[lab.tree.suite] = (
+        f"QEMU {conditions['qemu']}, libvirt {conditions['libvirt']}, {python}, {conditions['accelerator']}"
+    )
+
+
+def pytest_report_collectionfinish(items: list[pytest.Item]) -> str | None:
+    """Print the suite of the smoke test, and the reason."""
+    if not any(item.get_closest_marker("matrix") for item in items):
+        return None
+    return f"tests/matrix: the tier full has {SMOKE}, chosen by the commit {commit()[:12] or '(none)'}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what each tree had."""
+    if _found:
+        terminalreporter.section("trees")
+    for suite, text in _found.items():
+        terminalreporter.write_line(f"{suite}: {text}")
