@@ -45,7 +45,7 @@ def _folder(tier: str, *needs: str) -> Folder:
 
 
 NOTHING = "nothing"  # a test without a marker
-NEEDS = frozenset({"libvirt", "ssh", "netns", "vm", "machines", "scale"})
+NEEDS = frozenset({"libvirt", "ssh", "netns", "vm", "machines", "matrix", "scale"})
 FOLDERS = {
     "unit": _folder("quick", NOTHING),
     "language": _folder("quick", NOTHING),
@@ -59,9 +59,10 @@ FOLDERS = {
     "private": _folder("full", "vm"),
     "servers": _folder("full", "vm"),
     "machines": _folder("machines", "machines"),
+    "matrix": _folder("matrix", "matrix"),
     "scale": _folder("scale", NOTHING, "scale"),
 }
-LONG_TIERS = frozenset({"machines", "scale"})  # no other tier contains them, except for their smoke tests
+LONG_TIERS = frozenset({"machines", "matrix", "scale"})  # no other tier contains them, except for their smoke tests
 
 
 def folder_of(path: Path) -> str:
