@@ -8,6 +8,8 @@ from .programs import NamespaceError
 
 SUITES = ("bookworm", "bookworm-backports", "trixie", "testing")  # the first is the default
 BACKPORTS = "-backports"  # newer packages, made for an older release
+# Settings of apt that a tree has from this machine: whether a mirror's lists may be older than they say themselves.
+AGE_CHECKS = ("Acquire::Check-Valid-Until", "Acquire::Check-Date")
 
 
 def base_of(suite: str) -> str:
@@ -22,6 +24,11 @@ def backports_source(sources: str, suite: str) -> str:
         if line.startswith("deb ") and f" {base} " in line:
             return line.replace(f" {base} ", f" {suite} ", 1) + "\n"
     raise NamespaceError(f"the sources of packages have no line for {base}, so {suite} cannot be added")
+
+
+def age_options(dump: str) -> list[str]:
+    """The options of mmdebstrap that give a tree this machine's settings of AGE_CHECKS, by `apt-config dump`."""
+    return [f"--aptopt={line.rstrip(';')}" for line in dump.splitlines() if line.split(" ")[0] in AGE_CHECKS]
 
 
 def prefer_backports(tree: Path, suite: str) -> None:

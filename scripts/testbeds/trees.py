@@ -19,7 +19,7 @@ from . import namespaces
 from .mounts import bind, mount_kernel_filesystems
 from .namespaces import Process, children, entering, fork_first_process, start
 from .programs import SYSTEM_PATH, UPLINK_PROGRAMS, NamespaceError, last_lines, require, require_tun, run, wait_until
-from .suites import base_of, prefer_backports
+from .suites import age_options, base_of, prefer_backports
 from .uplink import UPLINK_DNS, start_uplink
 
 STATE = Path("/var/lib/vcluster-fresh")
@@ -55,6 +55,7 @@ def make_tree(directory: Path, suite: str, mirrors: Sequence[str]) -> None:
     report(f"making a fresh Debian tree of {suite} (about half a minute)")
     options = ["--variant=minbase", "--include=ca-certificates"]
     options += [f"--keyring={KEYRING}"] if KEYRING.exists() else []
+    options += age_options(run(["apt-config", "dump"])) if shutil.which("apt-config") else []
     run_enclosed(["mmdebstrap", *options, base_of(suite), str(tree), *mirrors], log)
     if suite != base_of(suite):
         prefer_backports(tree, suite)

@@ -43,6 +43,15 @@ def test_backports_without_a_line_for_their_release() -> None:
         suites.backports_source("deb http://mirror/debian trixie main\n", "bookworm-backports")
 
 
+def test_a_tree_accepts_old_lists_if_this_machine_does() -> None:
+    dump = 'Acquire::Check-Valid-Until "false";\nAcquire::Languages "";\nAcquire::Check-Date "false";\n'
+    assert suites.age_options(dump) == [
+        '--aptopt=Acquire::Check-Valid-Until "false"',
+        '--aptopt=Acquire::Check-Date "false"',
+    ]
+    assert suites.age_options("") == []
+
+
 def test_apt_prefers_backports(tmp_path: Path) -> None:
     for name in ("sources.list.d", "preferences.d"):
         (tmp_path / "etc/apt" / name).mkdir(parents=True)
