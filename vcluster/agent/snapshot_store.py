@@ -120,15 +120,14 @@ def prepare_template(
         os.chown(place / RAM, *qemu_owner)
 
 
-def lend_file(domain: str, path: str, name: str, *, is_new: bool = False) -> None:
-    """Give a domain's QEMU a descriptor of a file, under a name. QEMU itself needs no right to open the file."""
+def lend_file(domain: str, path: str, request: Mapping[str, Any], *, is_new: bool = False) -> None:
+    """Send a command to a domain's QEMU with a descriptor of a file. QEMU itself needs no right to open the file."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL if is_new else os.O_RDONLY
-    request = json.dumps({"execute": "getfd", "arguments": {"fdname": name}})
     with _storage_errors(Path(path).parent.name):
         descriptor = os.open(path, flags, 0o600)
     try:
         argv = ("virsh", "--connect", "qemu:///system", "qemu-monitor-command", f"--pass-fds={descriptor}", domain)
-        answer = run([*argv, request], timeout_s=_MONITOR_TIMEOUT_S, pass_fds=(descriptor,)).stdout
+        answer = run([*argv, json.dumps(dict(request))], timeout_s=_MONITOR_TIMEOUT_S, pass_fds=(descriptor,)).stdout
     finally:
         os.close(descriptor)
     if '"return"' not in answer:

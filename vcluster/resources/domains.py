@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from vcluster.adapters.libvirt.hypervisor import Hypervisor
-from vcluster.adapters.libvirt.qemu_monitor import ENDED, FILE
+from vcluster.adapters.libvirt.qemu_monitor import ENDED
 from vcluster.errors import VclusterError
 from vcluster.fleet.servers import Server
 from vcluster.model.plan import Node, Plan
@@ -57,9 +58,9 @@ def start_clone(server: Server, plan: Plan, node: Node, snapshot: Snapshot, dead
     libvirt.define_domain(domain_xml(plan, node))
     xml = clone_xml(snapshot.xml, plan, node, ram=snapshot.ram, access=access, macs=snapshot.macs)
 
-    def lend() -> None:
+    def lend(request: Mapping[str, Any]) -> None:
         _run_as_batch(server, plan, node)
-        server.call("lend_file", domain=node.domain, path=str(snapshot.state), name=FILE)
+        server.call("lend_file", domain=node.domain, path=str(snapshot.state), request=request)
 
     try:
         libvirt.start_from_state(node.domain, xml, lend, deadline)

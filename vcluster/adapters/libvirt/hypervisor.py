@@ -210,17 +210,17 @@ class Hypervisor:
         with self._errors("reading QEMU's user"):
             return qemu_user(self._connection.getCapabilities())
 
-    def save_devices(self, name: str, lend: Callable[[], None], deadline: Deadline) -> None:
-        """Pause a domain and write the state of its devices. `lend` gives QEMU the file (qemu_monitor.FILE)."""
+    def save_devices(self, name: str, lend: qemu_monitor.Lend, deadline: Deadline) -> None:
+        """Pause a domain and write the state of its devices. `lend` gives QEMU the file."""
         with self._errors(f"saving {name}"):
             domain = self._connection.lookupByName(name)
             domain.suspend()
             qemu_monitor.transfer(domain, "migrate", lend, deadline)
 
-    def start_from_state(self, name: str, xml: str, lend: Callable[[], None], deadline: Deadline) -> None:
+    def start_from_state(self, name: str, xml: str, lend: qemu_monitor.Lend, deadline: Deadline) -> None:
         """Start a defined domain once with another XML, load the state of its devices, and let it run.
 
-        `lend` gives QEMU the file of the state (qemu_monitor.FILE). The definition does not change.
+        `lend` gives QEMU the file of the state. The definition does not change.
         """
         with self._errors(f"starting {name}"):
             domain = self._connection.createXML(xml, libvirt.VIR_DOMAIN_START_PAUSED)

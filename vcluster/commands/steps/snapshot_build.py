@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from vcluster import guest
-from vcluster.adapters.libvirt.qemu_monitor import FILE
 from vcluster.adapters.libvirt.serial_channel import SerialChannel
 from vcluster.adapters.serial_connection import SerialConnection
 from vcluster.agent.snapshot_manifest import DISK, RAM, STATE
@@ -296,8 +295,8 @@ def _boot_and_save(
     libvirt.stop_domain(name)  # left by a command whose libvirtd was killed; the lock is ours, so it has no other user
     identity = str(uuid.uuid4())
 
-    def lend() -> None:
-        server.call("lend_file", domain=name, path=str(folder / STATE), name=FILE, is_new=True)
+    def lend(request: Mapping[str, Any]) -> None:
+        server.call("lend_file", domain=name, path=str(folder / STATE), request=request, is_new=True)
 
     try:
         profiles.create(server, "", name, identity, [(ram, SHARED.mode)])
