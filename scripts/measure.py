@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from scripts import measure_against, measure_clones  # noqa: E402
+from scripts import measure_against, measure_clones, measure_host  # noqa: E402
 from tests import samples  # noqa: E402
 from tests.inside import inside  # noqa: E402
 from tests.testbed import Server, kill, testbed  # noqa: E402
@@ -279,7 +279,9 @@ def create() -> None:
 
 MEASUREMENTS = {"seed": seed, "links": links, "traffic": traffic, "plan": plan, "start": start, "create": create}
 CLONES = "clones"
-NEED_IMAGE = {"create", CLONES}
+HOST = "host"
+SUBJECTS = [*MEASUREMENTS, CLONES, HOST]
+NEED_IMAGE = {"create", CLONES, HOST}
 
 
 def sizes(text: str) -> tuple[int, ...]:
@@ -290,17 +292,22 @@ def sizes(text: str) -> tuple[int, ...]:
 def main() -> None:
     """Run the measurements that the command line names, or all."""
     parser = argparse.ArgumentParser(prog="bench", description="Measure vcluster on this machine.")
-    parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help=", ".join([*MEASUREMENTS, CLONES]))
+    parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help=", ".join(SUBJECTS))
     parser.add_argument("--rounds", type=int, help=f"{CLONES}, --against: number of rounds  [default: 3, 5]")
     parser.add_argument("--cold-rounds", type=int, default=2, help=f"{CLONES}: rounds of booted nodes  [default: 2]")
     parser.add_argument(
-        "--json", type=lambda path: Path(path).resolve(), metavar="FILE", help=f"{CLONES}, --against: raw numbers"
+        "--json",
+        type=lambda path: Path(path).resolve(),
+        metavar="FILE",
+        help=f"{CLONES}, {HOST}, --against: raw numbers",
     )
     parser.add_argument(
         "--against", metavar="REV", help="compare creates and `add` with this revision, and nothing else"
     )
     parser.add_argument("--nodes", type=sizes, default=measure_against.SIZES, metavar="N,N",
-                        help="--against: numbers of nodes  [default: 4,16,32]")  # fmt: skip
+                        help=f"--against, {HOST} (the first): numbers of nodes  [default: 4,16,32]")  # fmt: skip
+    parser.add_argument("--here", action="store_true", help=f"{HOST}: use the libvirt of this machine")
+    parser.add_argument("--command", default=str(BIN / "vcluster"), help=f"{HOST}: measure another vcluster")
     arguments = parser.parse_args()
     if arguments.against:
         measure_against.against(
@@ -310,16 +317,20 @@ def main() -> None:
             json_file=arguments.json,
         )
         return
-    wanted = arguments.subjects or [*MEASUREMENTS, CLONES]
-    if unknown := [name for name in wanted if name not in {*MEASUREMENTS, CLONES}]:
-        parser.error(f"unknown measurement {unknown[0]}; choose from {', '.join([*MEASUREMENTS, CLONES])}")
+    wanted = arguments.subjects or SUBJECTS
+    if unknown := [name for name in wanted if name not in SUBJECTS]:
+        parser.error(f"unknown measurement {unknown[0]}; choose from {', '.join(SUBJECTS)}")
     os.chdir(ROOT)
-    if NEED_IMAGE & set(wanted):
+    if NEED_IMAGE & set(wanted) and not arguments.here:
         subprocess.run([str(BIN / "vcluster"), "image", "build"], check=True)
     for name in wanted:
         if name == CLONES:
             measure_clones.clones(
                 rounds=arguments.rounds or 3, cold_rounds=arguments.cold_rounds, json_file=arguments.json
+            )
+        elif name == HOST:
+            measure_host.host(
+                nodes=arguments.nodes[0], command=arguments.command, here=arguments.here, json_file=arguments.json
             )
         else:
             MEASUREMENTS[name]()

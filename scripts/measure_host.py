@@ -1,0 +1,336 @@
+"""What the host does for a create: the subject `host` of scripts/bench.
+
+With KVM the guest's own work is fast, and the host's is most of the time. This measurement gives, for each phase of a
+create and each program, the CPU seconds without those of guests, the processes started, and the bytes written.
+
+The kernel reports each thread when it ends (Documentation/accounting/taskstats.rst). Living threads are read from
+/proc, before, after and each second. Both are compared with the CPU time of the whole machine in /proc/stat.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from pyroute2 import TaskStats
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tests.testbed import testbed  # noqa: E402
+from vcluster.cli.output.tables import table  # noqa: E402
+from vcluster.stages.stage_table import STAGE_ORDER  # noqa: E402
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+CLUSTER = "bench-host"
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+SAMPLE_S = 1.0
+LAST_OF_PROCESS = 0x20  # AGROUP in <linux/acct.h>: the last thread of its process
+RECEIVE_BYTES = 16 << 20
+ROWS = 10
+COMMAND_TIMEOUT_S = 3600.0
+MIB = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What a program used until a time (CLOCK_REALTIME, seconds). `started` counts processes."""
+
+    at_s: float
+    program: str
+    cpu_s: float = 0.0
+    written_bytes: int = 0
+    started: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Thread:
+    """A thread with its totals so far. `cpu_s` is without the guest's time."""
+
+    process: int
+    program: str
+    cpu_s: float
+    written_bytes: int
+
+
+@dataclass
+class Measured:
+    """One create: its phases (name, end in CLOCK_REALTIME seconds), uses, libvirt calls, and the machine's CPU time."""
+
+    nodes: int
+    began_s: float
+    phases: list[tuple[str, float]] = field(default_factory=list)
+    uses: list[Use] = field(default_factory=list)
+    libvirt_calls: list[tuple[float, str]] = field(default_factory=list)
+    machine_cpu_s: float = 0.0
+
+
+def host(*, nodes: int, command: str, here: bool, json_file: Path | None = None) -> None:
+    """Measure one create of clones, print the table, and write the raw numbers to a file.
+
+    `here` uses the libvirt of this machine, as a user's create does. Otherwise a server of the testbed is used.
+    """
+    if here:
+        measured = measure(_run_here, nodes, command)
+    else:
+        with testbed("bench") as (server,):
+            measured = measure(server.run, nodes, command)
+    if json_file:
+        json_file.write_text(json.dumps(asdict(measured), indent=1) + "\n")
+    print(report(measured), flush=True)
+
+
+def measure(run: Run, nodes: int, command: str) -> Measured:
+    """Create a cluster of clones, with the snapshot made beforehand, and remove it."""
+    quiet = {"VCLUSTER_NO_WARM": "1"}
+    run([command, "image", "warm"], timeout_s=COMMAND_TIMEOUT_S, env=quiet)
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder, "libvirt.log")
+        logged = {"LIBVIRT_LOG_FILTERS": "1:libvirt", "LIBVIRT_LOG_OUTPUTS": f"1:file:{log}"}
+        measured = Measured(nodes, time.time())
+        try:
+            with observed(measured):
+                argv = [command, "local", "create", CLUSTER, "-n", str(nodes)]
+                run(argv, timeout_s=COMMAND_TIMEOUT_S, env=quiet | logged)
+            times = json.loads(run([command, "timing", CLUSTER, "-o", "json"], timeout_s=60).stdout)["stages"]
+        finally:
+            run([command, "clear", CLUSTER, "-y"], timeout_s=600, check=False)
+        measured.libvirt_calls = libvirt_calls(log.read_text().splitlines())
+    _require_clones(times, nodes)
+    measured.phases = phases(measured.began_s, times)
+    return measured
+
+
+def _run_here(
+    argv: Sequence[str], *, timeout_s: float, check: bool = True, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        argv, timeout=timeout_s, check=check, env=os.environ | (env or {}), text=True, stdout=subprocess.PIPE
+    )
+
+
+def _require_clones(times: Iterable[dict[str, Any]], nodes: int) -> None:
+    made = sum(1 for one in times if one["stage"] == "clone")
+    if made != nodes:
+        raise SystemExit(f"bench: {nodes - made} of {nodes} nodes are not clones, so the table would mislead")
+
+
+# Observation
+
+
+@contextmanager
+def observed(measured: Measured) -> Iterator[None]:
+    """Record what all programs of the machine use meanwhile."""
+    stop = threading.Event()
+    listener = TaskStats(rcvsize=RECEIVE_BYTES)
+    listener.bind()
+    listener.register_mask(f"0-{os.cpu_count() or 1}")
+    observer = _Observer(measured.uses)
+    machine = machine_cpu_s()
+    threads = [
+        threading.Thread(target=_sample, args=(observer, stop), daemon=True),
+        threading.Thread(target=_listen, args=(listener, observer, stop), daemon=True),
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        measured.machine_cpu_s = machine_cpu_s() - machine
+        observer.read_threads()
+        stop.set()
+        threads[0].join()
+        subprocess.run(["true"], check=True)  # its end wakes the listener
+        threads[1].join()
+        listener.close()
+
+
+class _Observer:
+    """Turns the totals of threads into uses."""
+
+    def __init__(self, uses: list[Use]) -> None:
+        self._uses, self._lock = uses, threading.Lock()
+        self._known = threads_now()
+        self._processes = {thread.process for thread in self._known.values()}
+
+    def read_threads(self) -> None:
+        """Record what living threads used since the last call."""
+        with self._lock:
+            now = threads_now()
+            for number, thread in now.items():
+                self._record(number, thread)
+                if number == thread.process and number not in self._processes:
+                    self._processes.add(number)
+                    self._uses.append(Use(time.time(), thread.program, started=1))
+
+    def ended(self, number: int, program: str, cpu_s: float, written_bytes: int, is_last: bool) -> None:
+        """Record a thread that ended. `is_last` if its process ended too."""
+        with self._lock:
+            before = self._known.get(number)
+            process = before.process if before else number
+            self._record(number, Thread(process, before.program if before else program, cpu_s, written_bytes))
+            self._known.pop(number, None)
+            if is_last and process not in self._processes:
+                self._uses.append(Use(time.time(), program, started=1))
+            self._processes.discard(process if is_last else -1)
+
+    def _record(self, number: int, thread: Thread) -> None:
+        before = self._known.get(number)
+        self._known[number] = thread
+        cpu_s = thread.cpu_s - (before.cpu_s if before else 0.0)
+        written = thread.written_bytes - (before.written_bytes if before else 0)
+        if cpu_s > 0 or written > 0:
+            self._uses.append(Use(time.time(), thread.program, max(cpu_s, 0.0), max(written, 0)))
+
+
+def _sample(observer: _Observer, stop: threading.Event) -> None:
+    while not stop.wait(SAMPLE_S):
+        observer.read_threads()
+
+
+def _listen(listener: TaskStats, observer: _Observer, stop: threading.Event) -> None:
+    while not stop.is_set():
+        for message in listener.get():
+            part = message.get_attr("TASKSTATS_TYPE_AGGR_PID")
+            stats = part.get_attr("TASKSTATS_TYPE_STATS") if part else None
+            if stats:
+                program = stats["ac_comm"].rstrip(b"\0").decode(errors="replace")
+                cpu_s = stats["cpu_run_virtual_total"] / 1e9
+                is_last = bool(stats["ac_flag"] & LAST_OF_PROCESS)
+                observer.ended(stats["ac_pid"], program, cpu_s, stats["write_bytes"], is_last)
+
+
+def machine_cpu_s() -> float:
+    """The CPU seconds of the machine so far, without idle, stolen and guest time (proc_stat(5))."""
+    user, nice, system, _idle, _wait, irq, softirq, _steal, guest, guest_nice = (
+        int(value) for value in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:11]
+    )
+    return (user + nice + system + irq + softirq - guest - guest_nice) / TICKS_PER_S
+
+
+def threads_now() -> dict[int, Thread]:
+    """All living threads."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*/task/[0-9]*"):
+        try:
+            found[int(folder.name)] = _thread(folder)
+        except (OSError, ValueError, IndexError):
+            continue  # it ended meanwhile; the kernel reports it
+    return found
+
+
+def _thread(folder: Path) -> Thread:
+    process = folder.parent.parent
+    run_ns = int((folder / "schedstat").read_text().split()[0])
+    guest_ticks = int((folder / "stat").read_text().rpartition(")")[2].split()[40])  # guest_time, proc_pid_stat(5)
+    written = re.search(r"^write_bytes: (\d+)", (folder / "io").read_text(), re.MULTILINE)
+    program = (process / "comm").read_text().strip()
+    return Thread(
+        int(process.name), program, run_ns / 1e9 - guest_ticks / TICKS_PER_S, int(written[1]) if written else 0
+    )
+
+
+_CALL = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3})\+0000: \d+: debug : (vir\w+):\d+ : \w+=")
+
+
+def libvirt_calls(lines: Iterable[str]) -> list[tuple[float, str]]:
+    """The time and the name of each call of libvirt's API, from the debug log of a client of libvirt."""
+    found = []
+    for line in lines:
+        if match := _CALL.match(line):
+            at = datetime.strptime(match[1], "%Y-%m-%d %H:%M:%S.%f").replace(tzinfo=timezone.utc)
+            found.append((at.timestamp(), match[2]))
+    return found
+
+
+def phases(began_s: float, times: Iterable[dict[str, Any]]) -> list[tuple[str, float]]:
+    """The phases of a create: each ends when the last node has ended the stage of that name."""
+    ends: dict[str, float] = {}
+    for one in times:
+        ends[one["stage"]] = max(ends.get(one["stage"], 0.0), one["started_s"] + one["seconds"])
+    found, latest = [], 0.0
+    for stage in sorted(ends, key=lambda name: STAGE_ORDER.index(name) if name in STAGE_ORDER else len(STAGE_ORDER)):
+        if ends[stage] > latest:
+            latest = ends[stage]
+            found.append((stage, began_s + latest))
+    return found
+
+
+# Report
+
+
+END = "end"  # the phase after the last stage
+
+
+@dataclass
+class Totals:
+    """What a program, or all, used in a phase, for all nodes."""
+
+    cpu_s: float = 0.0
+    written_bytes: int = 0
+    started: int = 0
+    libvirt_calls: int = 0
+
+    def add(self, use: Use | Totals) -> None:
+        """Add a use, or other totals."""
+        self.cpu_s += use.cpu_s
+        self.written_bytes += use.written_bytes
+        self.started += use.started
+
+    def cells(self, nodes: int) -> tuple[str, ...]:
+        """The numbers of one node, for a row."""
+        values = f"{self.cpu_s / nodes:.2f}", f"{self.written_bytes / MIB / nodes:.2f}", f"{self.started / nodes:.1f}"
+        return (*values, f"{self.libvirt_calls / nodes:.1f}")
+
+
+def report(measured: Measured) -> str:
+    """The tables: by phase, and the largest entries by phase and program. All numbers of the tables are for a node."""
+    entries = _entries(measured)
+    by_phase = {name: Totals() for name in [*(name for name, _ in measured.phases), END]}
+    total = Totals(libvirt_calls=len(measured.libvirt_calls))
+    for (phase, _), totals in entries.items():
+        by_phase[phase].add(totals)
+        total.add(totals)
+    for at_s, _ in measured.libvirt_calls:
+        by_phase[_phase(measured, at_s)].libvirt_calls += 1
+    rows = [(name, *totals.cells(measured.nodes)) for name, totals in [*by_phase.items(), ("total", total)]]
+    largest = sorted(entries.items(), key=lambda item: -item[1].cpu_s)[:ROWS]
+    accounted = total.cpu_s / measured.machine_cpu_s
+    return f"""The host's work for each of {measured.nodes} clones
+
+{table(("PHASE", "CPU s", "MiB written", "processes", "libvirt calls"), rows)}
+
+{
+        table(
+            ("LARGEST", "PROGRAM", "CPU s", "MiB written", "processes"),
+            [(*name, *totals.cells(measured.nodes)[:3]) for name, totals in largest],
+        )
+    }
+
+CPU time of the machine without guests: {measured.machine_cpu_s:.1f} s for all nodes.
+The tables account for {accounted:.0%} of it."""
+
+
+def _entries(measured: Measured) -> dict[tuple[str, str], Totals]:
+    """The totals by phase and program."""
+    entries: dict[tuple[str, str], Totals] = defaultdict(Totals)
+    for use in measured.uses:
+        entries[_phase(measured, use.at_s), use.program].add(use)
+    return entries
+
+
+def _phase(measured: Measured, at_s: float) -> str:
+    return next((name for name, end_s in measured.phases if at_s <= end_s), END)
