@@ -37,9 +37,11 @@ from vcluster.stages.stage_table import STAGE_ORDER  # noqa: E402
 Run = Callable[..., subprocess.CompletedProcess[str]]
 CLUSTER = "bench-host"
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-SAMPLE_S = 1.0
+SAMPLE_S = 0.5
+LISTEN_TIMEOUT_S, LISTENER_WAIT_S = 10.0, 0.2
 LAST_OF_PROCESS = 0x20  # AGROUP in <linux/acct.h>: the last thread of its process
 RECEIVE_BYTES = 16 << 20
+START, END = "start", "end"  # the phases before the first and after the last stage
 ROWS = 10
 COMMAND_TIMEOUT_S = 3600.0
 MIB = 2**20
@@ -71,7 +73,6 @@ class Measured:
     """One create: its phases (name, end in CLOCK_REALTIME seconds), uses, libvirt calls, and the machine's CPU time."""
 
     nodes: int
-    began_s: float
     phases: list[tuple[str, float]] = field(default_factory=list)
     uses: list[Use] = field(default_factory=list)
     libvirt_calls: list[tuple[float, str]] = field(default_factory=list)
@@ -100,17 +101,18 @@ def measure(run: Run, nodes: int, command: str) -> Measured:
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "libvirt.log")
         logged = {"LIBVIRT_LOG_FILTERS": "1:libvirt", "LIBVIRT_LOG_OUTPUTS": f"1:file:{log}"}
-        measured = Measured(nodes, time.time())
+        measured = Measured(nodes)
         try:
             with observed(measured):
-                argv = [command, "local", "create", CLUSTER, "-n", str(nodes)]
+                argv = [command, "local", "create", "--name", CLUSTER, "-n", str(nodes)]
                 run(argv, timeout_s=COMMAND_TIMEOUT_S, env=quiet | logged)
+                ended_s = time.time()
             times = json.loads(run([command, "timing", CLUSTER, "-o", "json"], timeout_s=60).stdout)["stages"]
         finally:
             run([command, "clear", CLUSTER, "-y"], timeout_s=600, check=False)
         measured.libvirt_calls = libvirt_calls(log.read_text().splitlines())
     _require_clones(times, nodes)
-    measured.phases = phases(measured.began_s, times)
+    measured.phases = phases(ended_s, times)
     return measured
 
 
@@ -134,28 +136,25 @@ def _require_clones(times: Iterable[dict[str, Any]], nodes: int) -> None:
 @contextmanager
 def observed(measured: Measured) -> Iterator[None]:
     """Record what all programs of the machine use meanwhile."""
-    stop = threading.Event()
-    listener = TaskStats(rcvsize=RECEIVE_BYTES)
-    listener.bind()
-    listener.register_mask(f"0-{os.cpu_count() or 1}")
     observer = _Observer(measured.uses)
+    stop, listens = threading.Event(), threading.Event()
+    listener = threading.Thread(target=_listen, args=(observer, listens, stop), daemon=True)
+    sampler = threading.Thread(target=_sample, args=(observer, stop), daemon=True)
+    listener.start()
+    if not listens.wait(LISTEN_TIMEOUT_S):
+        raise SystemExit("bench: the kernel does not report the threads that end")
     machine = machine_cpu_s()
-    threads = [
-        threading.Thread(target=_sample, args=(observer, stop), daemon=True),
-        threading.Thread(target=_listen, args=(listener, observer, stop), daemon=True),
-    ]
-    for thread in threads:
-        thread.start()
+    sampler.start()
     try:
         yield
     finally:
         measured.machine_cpu_s = machine_cpu_s() - machine
         observer.read_threads()
         stop.set()
-        threads[0].join()
-        subprocess.run(["true"], check=True)  # its end wakes the listener
-        threads[1].join()
-        listener.close()
+        sampler.join()
+        while listener.is_alive():  # it waits for the end of a program
+            subprocess.run(["true"], check=True)
+            listener.join(timeout=LISTENER_WAIT_S)
 
 
 class _Observer:
@@ -201,16 +200,24 @@ def _sample(observer: _Observer, stop: threading.Event) -> None:
         observer.read_threads()
 
 
-def _listen(listener: TaskStats, observer: _Observer, stop: threading.Event) -> None:
-    while not stop.is_set():
-        for message in listener.get():
-            part = message.get_attr("TASKSTATS_TYPE_AGGR_PID")
-            stats = part.get_attr("TASKSTATS_TYPE_STATS") if part else None
-            if stats:
-                program = stats["ac_comm"].rstrip(b"\0").decode(errors="replace")
-                cpu_s = stats["cpu_run_virtual_total"] / 1e9
-                is_last = bool(stats["ac_flag"] & LAST_OF_PROCESS)
-                observer.ended(stats["ac_pid"], program, cpu_s, stats["write_bytes"], is_last)
+def _listen(observer: _Observer, listens: threading.Event, stop: threading.Event) -> None:
+    with TaskStats(rcvsize=RECEIVE_BYTES) as socket:
+        socket.bind()
+        socket.register_mask(f"0-{(os.cpu_count() or 1) - 1}")
+        listens.set()
+        while not stop.is_set():
+            for message in socket.get():
+                _report_end(message, observer)
+
+
+def _report_end(message: Any, observer: _Observer) -> None:
+    part = message.get_attr("TASKSTATS_TYPE_AGGR_PID")
+    stats = part.get_attr("TASKSTATS_TYPE_STATS") if part else None
+    if stats:
+        program = stats["ac_comm"].rstrip(b"\0").decode(errors="replace")
+        is_last = bool(stats["ac_flag"] & LAST_OF_PROCESS)
+        cpu_s = stats["cpu_run_virtual_total"] / 1e9
+        observer.ended(stats["ac_pid"], program, cpu_s, stats["write_bytes"], is_last)
 
 
 def machine_cpu_s() -> float:
@@ -256,12 +263,16 @@ def libvirt_calls(lines: Iterable[str]) -> list[tuple[float, str]]:
     return found
 
 
-def phases(began_s: float, times: Iterable[dict[str, Any]]) -> list[tuple[str, float]]:
-    """The phases of a create: each ends when the last node has ended the stage of that name."""
+def phases(ended_s: float, times: Iterable[dict[str, Any]]) -> list[tuple[str, float]]:
+    """The phases of a create that ended at `ended_s`: each ends when the last node has ended the stage of that name.
+
+    Before them is START: the command is loaded and plans. It ends soon after its last stage.
+    """
     ends: dict[str, float] = {}
     for one in times:
         ends[one["stage"]] = max(ends.get(one["stage"], 0.0), one["started_s"] + one["seconds"])
-    found, latest = [], 0.0
+    began_s = ended_s - max(ends.values())
+    found, latest = [(START, began_s)], 0.0
     for stage in sorted(ends, key=lambda name: STAGE_ORDER.index(name) if name in STAGE_ORDER else len(STAGE_ORDER)):
         if ends[stage] > latest:
             latest = ends[stage]
@@ -270,9 +281,6 @@ def phases(began_s: float, times: Iterable[dict[str, Any]]) -> list[tuple[str, f
 
 
 # Report
-
-
-END = "end"  # the phase after the last stage
 
 
 @dataclass

@@ -26,7 +26,8 @@ def test_a_phase_ends_with_the_last_node() -> None:
         stage("clone", "node2", 0.1, 1.9),
         stage("sshd", "node1", 1.0, 0.5),
     ]
-    assert phases(BEGAN_S, times) == [("clone", BEGAN_S + 2.0), ("check", BEGAN_S + 5.0)]
+    expected = [("start", BEGAN_S), ("clone", BEGAN_S + 2.0), ("check", BEGAN_S + 5.0)]
+    assert phases(BEGAN_S + 5.0, times) == expected
 
 
 def test_calls_of_libvirt_are_lines_with_arguments() -> None:
@@ -38,7 +39,6 @@ def test_the_tables_have_the_numbers_of_one_node() -> None:
     """Uses are summed by phase and program, and compared with the time of the whole machine."""
     measured = Measured(
         nodes=2,
-        began_s=BEGAN_S,
         phases=[("clone", BEGAN_S + 2), ("check", BEGAN_S + 5)],
         uses=[
             Use(BEGAN_S + 1, "libvirtd", cpu_s=1.0, written_bytes=4 << 20),
