@@ -1,4 +1,4 @@
-"""The host's work for a create, as scripts/bench prints it: phases, calls of libvirt, sums and the part accounted for."""
+"""The host's work for a create, as scripts/bench prints it: phases, calls of libvirt, sums, and what they explain."""
 
 from __future__ import annotations
 
@@ -56,4 +56,4 @@ def test_the_tables_have_the_numbers_of_one_node() -> None:
     assert ["end", "0.15", "0.00", "0.0", "0.0"] in lines
     assert ["total", "1.90", "2.00", "1.0", "1.0"] in lines
     assert ["clone", "libvirtd", "1.50", "2.00", "0.0"] in lines
-    assert lines[-1] == "The tables account for 95% of it.".split()
+    assert lines[-1] == ["The", "tables", "account", "for", "95%", "of", "it."]
