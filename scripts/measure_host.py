@@ -1,7 +1,8 @@
 """What the host does for a create: the subject `host` of scripts/bench.
 
 With KVM the guest's own work is fast, and the host's is most of the time. This measurement gives, for each phase of a
-create and each program, the CPU seconds without those of guests, the processes started, and the bytes written.
+create and each program, the CPU seconds without those of guests, the processes started, and the bytes written. The
+guests' are those of virtual processors: with KVM, their time in the guest; under emulation, all time of their threads.
 
 The kernel reports each thread when it ends (Documentation/accounting/taskstats.rst). Living threads are read from
 /proc, before, after and each second. Both are compared with the CPU time of the whole machine in /proc/stat.
@@ -44,6 +45,7 @@ RECEIVE_BYTES = 16 << 20
 START, END = "start", "end"  # the phases before the first and after the last stage
 ROWS = 10
 COMMAND_TIMEOUT_S = 3600.0
+_EMULATED_PROCESSOR = re.compile(r"CPU \d+/TCG")  # the name of QEMU's thread
 MIB = 2**20
 
 
@@ -60,23 +62,28 @@ class Use:
 
 @dataclass(frozen=True, slots=True)
 class Thread:
-    """A thread with its totals so far. `cpu_s` is without the guest's time."""
+    """A thread with its totals so far. `cpu_s` is without the guest's time, which is `guest_s`."""
 
     process: int
     program: str
-    cpu_s: float
-    written_bytes: int
+    cpu_s: float = 0.0
+    guest_s: float = 0.0
+    written_bytes: int = 0
 
 
 @dataclass
 class Measured:
-    """One create: its phases (name, end in CLOCK_REALTIME seconds), uses, libvirt calls, and the machine's CPU time."""
+    """One create: its phases (name, end in CLOCK_REALTIME seconds), uses, libvirt calls, and the machine's CPU time.
+
+    `guest_s` is the part of `machine_cpu_s` that is the guests'.
+    """
 
     nodes: int
     phases: list[tuple[str, float]] = field(default_factory=list)
     uses: list[Use] = field(default_factory=list)
     libvirt_calls: list[tuple[float, str]] = field(default_factory=list)
     machine_cpu_s: float = 0.0
+    guest_s: float = 0.0
 
 
 def host(*, nodes: int, command: str, here: bool, json_file: Path | None = None) -> None:
@@ -136,7 +143,7 @@ def _require_clones(times: Iterable[dict[str, Any]], nodes: int) -> None:
 @contextmanager
 def observed(measured: Measured) -> Iterator[None]:
     """Record what all programs of the machine use meanwhile."""
-    observer = _Observer(measured.uses)
+    observer = _Observer(measured)
     stop, listens = threading.Event(), threading.Event()
     listener = threading.Thread(target=_listen, args=(observer, listens, stop), daemon=True)
     sampler = threading.Thread(target=_sample, args=(observer, stop), daemon=True)
@@ -160,8 +167,8 @@ def observed(measured: Measured) -> Iterator[None]:
 class _Observer:
     """Turns the totals of threads into uses."""
 
-    def __init__(self, uses: list[Use]) -> None:
-        self._uses, self._lock = uses, threading.Lock()
+    def __init__(self, measured: Measured) -> None:
+        self._measured, self._uses, self._lock = measured, measured.uses, threading.Lock()
         self._known = threads_now()
         self._processes = {thread.process for thread in self._known.values()}
 
@@ -175,24 +182,25 @@ class _Observer:
                     self._processes.add(number)
                     self._uses.append(Use(time.time(), thread.program, started=1))
 
-    def ended(self, number: int, program: str, cpu_s: float, written_bytes: int, is_last: bool) -> None:
-        """Record a thread that ended. `is_last` if its process ended too."""
+    def ended(self, number: int, name: str, run_s: float, written_bytes: int, *, is_last: bool) -> None:
+        """Record a thread that ended, with its name. `is_last` if its process ended too."""
         with self._lock:
-            before = self._known.get(number)
-            process = before.process if before else number
-            self._record(number, Thread(process, before.program if before else program, cpu_s, written_bytes))
-            self._known.pop(number, None)
-            if is_last and process not in self._processes:
-                self._uses.append(Use(time.time(), program, started=1))
-            self._processes.discard(process if is_last else -1)
+            before = self._known.pop(number, Thread(number, name))
+            guest_s = run_s if _EMULATED_PROCESSOR.match(name) else before.guest_s
+            after = Thread(before.process, before.program, run_s - guest_s, guest_s, written_bytes)
+            self._add(before, after)
+            if is_last and after.process not in self._processes:
+                self._uses.append(Use(time.time(), after.program, started=1))
 
     def _record(self, number: int, thread: Thread) -> None:
-        before = self._known.get(number)
+        self._add(self._known.get(number, Thread(thread.process, thread.program)), thread)
         self._known[number] = thread
-        cpu_s = thread.cpu_s - (before.cpu_s if before else 0.0)
-        written = thread.written_bytes - (before.written_bytes if before else 0)
+
+    def _add(self, before: Thread, after: Thread) -> None:
+        self._measured.guest_s += after.guest_s - before.guest_s
+        cpu_s, written = after.cpu_s - before.cpu_s, after.written_bytes - before.written_bytes
         if cpu_s > 0 or written > 0:
-            self._uses.append(Use(time.time(), thread.program, max(cpu_s, 0.0), max(written, 0)))
+            self._uses.append(Use(time.time(), after.program, max(cpu_s, 0.0), max(written, 0)))
 
 
 def _sample(observer: _Observer, stop: threading.Event) -> None:
@@ -216,16 +224,14 @@ def _report_end(message: Any, observer: _Observer) -> None:
     if stats:
         program = stats["ac_comm"].rstrip(b"\0").decode(errors="replace")
         is_last = bool(stats["ac_flag"] & LAST_OF_PROCESS)
-        cpu_s = stats["cpu_run_virtual_total"] / 1e9
-        observer.ended(stats["ac_pid"], program, cpu_s, stats["write_bytes"], is_last)
+        run_s = stats["cpu_run_virtual_total"] / 1e9
+        observer.ended(stats["ac_pid"], program, run_s, stats["write_bytes"], is_last=is_last)
 
 
 def machine_cpu_s() -> float:
-    """The CPU seconds of the machine so far, without idle, stolen and guest time (proc_stat(5))."""
-    user, nice, system, _idle, _wait, irq, softirq, _steal, guest, guest_nice = (
-        int(value) for value in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:11]
-    )
-    return (user + nice + system + irq + softirq - guest - guest_nice) / TICKS_PER_S
+    """The CPU seconds of the machine so far, without idle and stolen time (proc_stat(5))."""
+    user, nice, system, _idle, _wait, irq, softirq = map(int, Path("/proc/stat").read_text().split(maxsplit=8)[1:8])
+    return (user + nice + system + irq + softirq) / TICKS_PER_S
 
 
 def threads_now() -> dict[int, Thread]:
@@ -241,13 +247,12 @@ def threads_now() -> dict[int, Thread]:
 
 def _thread(folder: Path) -> Thread:
     process = folder.parent.parent
-    run_ns = int((folder / "schedstat").read_text().split()[0])
-    guest_ticks = int((folder / "stat").read_text().rpartition(")")[2].split()[40])  # guest_time, proc_pid_stat(5)
+    run_s = int((folder / "schedstat").read_text().split()[0]) / 1e9
+    _, name, fields = re.split(r" \(|\) ", (folder / "stat").read_text(), maxsplit=2)
+    guest_s = run_s if _EMULATED_PROCESSOR.match(name) else int(fields.split()[40]) / TICKS_PER_S  # proc_pid_stat(5)
     written = re.search(r"^write_bytes: (\d+)", (folder / "io").read_text(), re.MULTILINE)
     program = (process / "comm").read_text().strip()
-    return Thread(
-        int(process.name), program, run_ns / 1e9 - guest_ticks / TICKS_PER_S, int(written[1]) if written else 0
-    )
+    return Thread(int(process.name), program, run_s - guest_s, guest_s, int(written[1]) if written else 0)
 
 
 _CALL = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3})\+0000: \d+: debug : (vir\w+):\d+ : \w+=")
@@ -316,7 +321,7 @@ def report(measured: Measured) -> str:
         by_phase[_phase(measured, at_s)].libvirt_calls += 1
     rows = [(name, *totals.cells(measured.nodes)) for name, totals in [*by_phase.items(), ("total", total)]]
     largest = sorted(entries.items(), key=lambda item: -item[1].cpu_s)[:ROWS]
-    accounted = total.cpu_s / measured.machine_cpu_s
+    host_s = measured.machine_cpu_s - measured.guest_s
     return f"""The host's work for each of {measured.nodes} clones
 
 {table(("PHASE", "CPU s", "MiB written", "processes", "libvirt calls"), rows)}
@@ -328,8 +333,8 @@ def report(measured: Measured) -> str:
         )
     }
 
-CPU time of the machine without guests: {measured.machine_cpu_s:.1f} s for all nodes.
-The tables account for {accounted:.0%} of it."""
+CPU time of the machine: {measured.guest_s:.1f} s of guests, {host_s:.1f} s of the host, for all nodes.
+The tables account for {total.cpu_s / host_s:.0%} of the host's."""
 
 
 def _entries(measured: Measured) -> dict[tuple[str, str], Totals]:

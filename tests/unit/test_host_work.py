@@ -48,7 +48,8 @@ def test_the_tables_have_the_numbers_of_one_node() -> None:
             Use(BEGAN_S + 9, "vcluster", cpu_s=0.3),
         ],
         libvirt_calls=[(BEGAN_S + 1, "virDomainCreate"), (BEGAN_S + 3, "virDomainCreate")],
-        machine_cpu_s=4.0,
+        machine_cpu_s=9.0,
+        guest_s=5.0,
     )
     lines = [line.split() for line in report(measured).splitlines()]
     assert ["clone", "1.50", "2.00", "1.0", "0.5"] in lines
@@ -56,4 +57,4 @@ def test_the_tables_have_the_numbers_of_one_node() -> None:
     assert ["end", "0.15", "0.00", "0.0", "0.0"] in lines
     assert ["total", "1.90", "2.00", "1.0", "1.0"] in lines
     assert ["clone", "libvirtd", "1.50", "2.00", "0.0"] in lines
-    assert lines[-1] == ["The", "tables", "account", "for", "95%", "of", "it."]
+    assert lines[-1] == ["The", "tables", "account", "for", "95%", "of", "the", "host's."]
