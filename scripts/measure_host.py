@@ -251,7 +251,7 @@ def _thread(folder: Path) -> Thread:
     _, name, fields = re.split(r" \(|\) ", (folder / "stat").read_text(), maxsplit=2)
     guest_s = run_s if _EMULATED_PROCESSOR.match(name) else int(fields.split()[40]) / TICKS_PER_S  # proc_pid_stat(5)
     written = re.search(r"^write_bytes: (\d+)", (folder / "io").read_text(), re.MULTILINE)
-    program = (process / "comm").read_text().strip()
+    program = "bench" if int(process.name) == os.getpid() else (process / "comm").read_text().strip()
     return Thread(int(process.name), program, run_s - guest_s, guest_s, int(written[1]) if written else 0)
 
 
