@@ -7,7 +7,8 @@ from itertools import pairwise
 
 import pytest
 
-from tests.operation_counts import PAIR_WORKS, WORKS, Cluster, Work, counts, sizes_of_texts, status
+from tests.cluster_works import PAIR_WORKS, WORKS, sizes_of_texts, status
+from tests.operation_counts import Cluster, Work, counts
 
 SIZES = (250, 500, 1000)
 

@@ -7,7 +7,8 @@ from itertools import pairwise
 
 import pytest
 
-from tests.operation_counts import PAIR_WORKS, WORKS, Cluster, Name, Work, counts, operations
+from tests.cluster_works import PAIR_WORKS, WORKS
+from tests.operation_counts import Cluster, Name, Work, counts, operations
 
 SIZES = (32, 64)
 
