@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.machines.labs import SNAPSHOTS
 from tests.whole_machines import WholeMachine, manage, whole_machines
 
 pytestmark = pytest.mark.machines
@@ -34,6 +35,7 @@ def test_it_is_a_whole_debian(pair: Pair, suite: str) -> None:
 def test_vcluster_is_installed(pair: Pair) -> None:
     assert "vcluster" in pair[0].run(["vcluster", "--version"]).stdout
     assert "debian12" in pair[0].run(["vcluster", "image", "list"], as_root=True).stdout
+    assert pair[0].run(["ls", SNAPSHOTS], as_root=True).stdout  # nodes are cloned from it
 
 
 @pytest.mark.parametrize("path", ["/etc/machine-id", "/sys/class/net/eth1/address", "/proc/sys/kernel/random/uuid"])
