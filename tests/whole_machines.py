@@ -18,9 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "machine"
+STATE = Path("/var/lib/vcluster-machines/machines")
+PANIC = "Kernel panic"
 START_TIMEOUT_S = 1800  # the first start of a kind makes its disk
 BOOT_TIMEOUT_S = 400
 COPY_TIMEOUT_S = 300
+
+
+class PanicError(AssertionError):
+    """The kernel of a machine panicked: QEMU emulates its KVM, and that is not perfect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +69,24 @@ def whole_machines(
 ) -> Iterator[tuple[WholeMachine, ...]]:
     """Machines of these names, in this order. The process id is added to each name, to make it unique.
 
-    The machines end with this process, even if it is killed.
+    The machines end with this process, even if it is killed. If the body fails and the kernel of a machine panicked,
+    raises PanicError instead.
     """
     unique = [f"{name}-{os.getpid()}" for name in names]
     options = ["--suite", suite, "--owner", str(os.getpid()), *["--bare"] * is_bare, *["--lan"] * is_on_lan]
     try:
         manage("up", *unique, *options, timeout_s=START_TIMEOUT_S)
         yield tuple(map(WholeMachine, unique))
+    except Exception as error:
+        if panics := [name for name in unique if has_panicked(STATE / name / "console.log")]:
+            raise PanicError(f"{', '.join(panics)}: {PANIC}") from error
+        raise
     finally:
         manage("down", *unique)
+
+
+def has_panicked(console: Path) -> bool:
+    return console.exists() and PANIC in console.read_text(errors="replace")
 
 
 def machine_states() -> dict[str, str]:

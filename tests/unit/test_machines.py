@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests import whole_machines
+from tests.whole_machines import PanicError
+
 ROOT = Path(__file__).parent.parent.parent
 sys.path.append(str(ROOT / "scripts"))
 
@@ -160,3 +163,20 @@ def test_the_hosts_file_names_all_machines_once() -> None:
 )
 def test_arguments_reach_the_program_as_they_are(argv: list[str], as_root: bool, line: str) -> None:
     assert remote(argv, as_root=as_root) == line
+
+
+# Tests on machines
+
+
+@pytest.mark.parametrize(
+    ("console", "error"), [("[   9.1] Kernel panic - not syncing\n", PanicError), ("", ValueError)]
+)
+def test_a_failure_on_a_machine_whose_kernel_panicked(
+    console: str, error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(whole_machines, "STATE", tmp_path)
+    monkeypatch.setattr(whole_machines, "manage", lambda *_, **__: None)
+    with pytest.raises(error), whole_machines.whole_machines("red") as (red,):
+        (tmp_path / red.name).mkdir()
+        (tmp_path / red.name / "console.log").write_text(console)
+        raise ValueError
