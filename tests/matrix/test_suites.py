@@ -6,10 +6,14 @@ import json
 
 import pytest
 
+from tests.clusters import READY
 from tests.matrix.conftest import CREATE_S, NODES, Lab
 from vcluster.snapshots.template import key_of
 
 pytestmark = pytest.mark.matrix
+
+CLUSTERS = "/var/lib/libvirt/images/vcluster/clusters"
+REBOOT_S = 150
 
 
 def test_all_nodes_are_clones(lab: Lab) -> None:
@@ -17,6 +21,15 @@ def test_all_nodes_are_clones(lab: Lab) -> None:
 
 
 def test_the_check_passes(lab: Lab) -> None:
+    assert lab.tree.json("check", "lab")["passed"]
+
+
+def test_a_clone_reboots(lab: Lab) -> None:
+    """QEMU resets a machine whose state it has loaded."""
+    console = f"{CLUSTERS}/lab/node2.console.log"
+    assert READY not in lab.tree.path(console).read_text(errors="replace")
+    lab.tree.run(["vcluster", "ssh", "-l", "root", "node2", "--", "reboot"], check=False)
+    lab.tree.run(["sh", "-c", f"until grep -q '{READY}' {console}; do sleep 0.2; done"], timeout_s=REBOOT_S)
     assert lab.tree.json("check", "lab")["passed"]
 
 
