@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from tests import samples
 from vcluster.agent.client import LocalAgent
 from vcluster.commands.servers import doctor
@@ -58,3 +60,18 @@ def test_versions_older_than_those_of_debian_12_are_errors() -> None:
     libvirt, qemu = doctor._old({"libvirt": "8.10.0", "qemu": "6.2.0"})
     assert (libvirt.level, libvirt.what, qemu.what) == ("error", "libvirt", "qemu")
     assert qemu.detail == "6.2.0 is too old: vcluster needs 7.2 or newer"
+
+
+@pytest.mark.parametrize("obstacle", ["", "clones were never tried under SELinux"])
+def test_a_server_that_can_make_no_clones(obstacle: str) -> None:
+    asked = []
+
+    def clone_obstacle(root: str) -> str:
+        asked.append(root)
+        return obstacle
+
+    server = Server("localhost", samples.OWNER, Path("/storage"), LocalAgent({"clone_obstacle": clone_obstacle}))
+    found = [(each.level, each.what, each.detail) for each in doctor._clones(server)]
+    warning = ("warning", "clones", f"none can be made, so nodes boot: {obstacle}")
+    assert found == ([warning] if obstacle else [])
+    assert asked == ["/storage/snapshots"]

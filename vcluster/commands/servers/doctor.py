@@ -23,6 +23,7 @@ from vcluster.model.versions import too_old
 from vcluster.planning.planner import make_plan
 from vcluster.planning.topology import VXLAN_OVERHEAD_BYTES
 from vcluster.resources import interfaces, rules
+from vcluster.snapshots.template import snapshots_folder
 from vcluster.stages import tunnels
 from vcluster.util.deadline import Deadline
 
@@ -104,7 +105,7 @@ def _libvirt(context: Context, server: Server) -> Iterator[Finding]:
     versions, free = server.hypervisor.versions(), server.hypervisor.memory_free_mib()
     where = server.label
     yield Finding(OK, "libvirt", f"libvirt {versions['libvirt']}, QEMU {versions['qemu']}", server=where)
-    yield from (replace(finding, server=where) for finding in _old(versions))
+    yield from (replace(finding, server=where) for finding in (*_old(versions), *_clones(server)))
     yield Finding(OK if free > MEMORY_LOW_MIB else WARNING, "memory", f"{free} MiB free", server=where)
     verdict = observation.kvm_verdict(server, context.images.any_kernel(), context.state_root / "accel.json")
     if verdict.kvm_works:
@@ -117,6 +118,11 @@ def _old(versions: Mapping[str, str]) -> Iterator[Finding]:
     for program, oldest in too_old(versions).items():
         detail = f"{versions[program]} is too old: vcluster needs {oldest} or newer"
         yield Finding(ERROR, program, detail, "upgrade to Debian 12 or newer")
+
+
+def _clones(server: Server) -> Iterator[Finding]:
+    if obstacle := server.call("clone_obstacle", root=str(snapshots_folder(server.storage))):
+        yield Finding(WARNING, "clones", f"none can be made, so nodes boot: {obstacle}")
 
 
 def _image(context: Context) -> Iterator[Finding]:
