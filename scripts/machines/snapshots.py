@@ -31,8 +31,7 @@ systemctl is-system-running --wait || { systemctl --failed --no-legend >&2; exit
 # The snapshot of a node takes two minutes. With it, nodes are clones. Its boot can hang, as QEMU emulates the KVM.
 WARM = "vcluster image warm --timeout 400"
 INSTALLED = f"""\
-set -e
-{CLONE}/scripts/install </dev/null
+{CLONE}/scripts/install </dev/null || exit 1
 virsh --connect qemu:///system domcapabilities --virttype kvm >/dev/null
 virsh --connect qemu:///system domcapabilities --virttype qemu >/dev/null
 [ ! -d /var/lib/libvirt/images/vcluster/images/names ] || {WARM} || {WARM}
