@@ -12,6 +12,7 @@ from testbeds.programs import require
 from testbeds.trees import KEYRING, run_enclosed
 
 from vcluster.images.build import recipe_digest
+from vcluster.images.recipes import read_recipe
 
 from . import cache
 from .checkout import commit, export
@@ -42,7 +43,8 @@ def ensure_disk(kind: Kind, mirrors: Sequence[str]) -> Path:
 
 def guest_images() -> dict[str, Path]:
     """The folder of each image that was built here from a recipe of this checkout, by the name of the recipe."""
-    recipes = {recipe_digest(path.parent): path.parent.name for path in (CHECKOUT / "images").glob("*/packages.txt")}
+    folders = [path.parent for path in (CHECKOUT / "images").glob("*/recipe.ini")]
+    recipes = {recipe_digest(read_recipe(folder)): folder.name for folder in folders}
     found = {}
     for path in sorted(IMAGES.glob("sha256-*/manifest.json"), key=lambda path: path.stat().st_mtime):
         name = recipes.get(json.loads(path.read_text())["recipe"])

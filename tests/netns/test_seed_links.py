@@ -17,7 +17,7 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="making network namespaces needs root"),
 ]
 
-SEED = Path(__file__).resolve().parents[2] / "images/debian12/overlay/usr/lib/vcluster/seed"
+SEED = Path(__file__).resolve().parents[2] / "images/debian/overlay/usr/lib/vcluster/seed"
 PROGRAM = f"""
 import json, sys
 from importlib.machinery import SourceFileLoader

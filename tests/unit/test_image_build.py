@@ -13,6 +13,7 @@ import pytest
 
 from vcluster.errors import VclusterError
 from vcluster.images import build
+from vcluster.images.recipes import Recipe, read_recipe, recipe_names
 
 IMAGES = Path(__file__).parents[2] / "images"
 
@@ -73,20 +74,39 @@ def test_a_core_that_reaches_into_the_partition_is_refused() -> None:
 
 
 def test_the_digest_depends_on_contents_names_and_modes(tmp_path: Path) -> None:
-    recipe = tmp_path / "r"
-    recipe.mkdir()
+    recipe = Recipe(tmp_path / "r", "trixie", ())
+    recipe.folder.mkdir()
     digests = [build.recipe_digest(recipe)]
-    (recipe / "a").write_text("x")
+    (recipe.folder / "a").write_text("x")
     digests.append(build.recipe_digest(recipe))
-    (recipe / "a").chmod(0o755)
+    (recipe.folder / "a").chmod(0o755)
     digests.append(build.recipe_digest(recipe))
-    (recipe / "a").rename(recipe / "b")
+    (recipe.folder / "a").rename(recipe.folder / "b")
     digests.append(build.recipe_digest(recipe))
-    (tmp_path / "guest").mkdir()
-    (tmp_path / "guest/unit").write_text("x")
-    digests.append(build.recipe_digest(recipe))
+    for shared in (recipe.common, recipe.guest):
+        shared.mkdir()
+        (shared / "unit").write_text("x")
+        digests.append(build.recipe_digest(recipe))
     assert len(set(digests)) == len(digests)
     assert build.recipe_digest(recipe) == digests[-1]
+
+
+@pytest.mark.parametrize(("name", "suite"), [("debian12", "bookworm"), ("debian13", "trixie")])
+def test_each_recipe_installs_the_same_packages_from_its_suite(name: str, suite: str) -> None:
+    recipe = read_recipe(IMAGES / name)
+    command = build.install_command(recipe, Path("/root"))
+    assert f"{suite}-security main" in build.sources_text(recipe.suite, build.DEBIAN)
+    assert command[-3:] == [suite, "/root", "-"]
+    assert f'--customize-hook={IMAGES}/debian/customize.sh {IMAGES}/{name} "$1"' in command
+    assert f"--include={','.join(recipe.packages)}" in command and "mpich" in recipe.packages
+
+
+def test_only_images_with_an_old_mpich_preload_a_library() -> None:
+    """The recipe that does not build the library promises that programs end without it."""
+    for name in recipe_names():
+        script = IMAGES / name / "customize.sh"
+        builds_library = script.exists() and "mpi-end.so" in script.read_text()
+        assert builds_library != ("mpi-ends" in read_recipe(IMAGES / name).features), name
 
 
 def test_versions_come_from_the_status_file() -> None:
@@ -94,9 +114,10 @@ def test_versions_come_from_the_status_file() -> None:
     assert build.package_versions(status, ("gcc", "mpich", "gone", "other")) == {"gcc": "12", "mpich": "4.0"}
 
 
-def test_every_line_of_units_txt_has_a_known_verb_and_a_reason() -> None:
-    verbs = {"enable", "disable", "mask", "late", "generator", "udev", "tmpfiles"}
-    for line in (IMAGES / "debian12/units.txt").read_text().splitlines():
+@pytest.mark.parametrize("folder", ["debian", *recipe_names()])
+def test_every_line_of_units_txt_has_a_known_verb_and_a_reason(folder: str) -> None:
+    verbs = {"enable", "disable", "mask", "late", "fallback", "generator", "udev", "tmpfiles"}
+    for line in (IMAGES / folder / "units.txt").read_text().splitlines():
         if line and not line.startswith("#"):
             verb, _, reason = line.split(None, 2)
             assert verb in verbs and reason, line
@@ -104,7 +125,7 @@ def test_every_line_of_units_txt_has_a_known_verb_and_a_reason() -> None:
 
 @pytest.fixture(scope="module")
 def seed() -> ModuleType:
-    path = IMAGES / "debian12/overlay/usr/lib/vcluster/seed"
+    path = IMAGES / "debian/overlay/usr/lib/vcluster/seed"
     spec = spec_from_loader("seed", SourceFileLoader("seed", str(path)))
     assert spec is not None and spec.loader is not None
     module = module_from_spec(spec)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -160,6 +161,13 @@ def test_users_files(golden: Golden) -> None:
     )
     golden("ssh_config", config)
     golden("known_hosts", ssh_files.known_hosts(plan, samples.keys()))
+
+
+def test_only_an_image_whose_programs_end_preloads_nothing() -> None:
+    """An image of an earlier version lacks the feature, and its programs need the library."""
+    ends = replace(samples.DIRECT, features=(*samples.DIRECT.features, node_actions.MPI_ENDS))
+    assert "LD_PRELOAD" in node_actions.mpi_environment(samples.plan())
+    assert "LD_PRELOAD" not in node_actions.mpi_environment(samples.plan(image=ends))
 
 
 def test_no_node_name_is_on_the_loopback_interface() -> None:

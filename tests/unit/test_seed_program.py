@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-SEED = Path(__file__).resolve().parents[2] / "images/debian12/overlay/usr/lib/vcluster/seed"
+SEED = Path(__file__).resolve().parents[2] / "images/debian/overlay/usr/lib/vcluster/seed"
 CLUSTER = {
     "match": {"macaddress": "52:54:00:00:00:01"},
     "set-name": "lab0",

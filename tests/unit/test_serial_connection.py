@@ -29,7 +29,7 @@ from vcluster.adapters.serial_pipe import SerialPipe
 from vcluster.errors import DeadlineError, VclusterError
 from vcluster.util.deadline import Cancelled, Deadline
 
-CLONE = Path(__file__).resolve().parents[2] / "images/debian12/overlay/usr/lib/vcluster/clone"
+CLONE = Path(__file__).resolve().parents[2] / "images/debian/overlay/usr/lib/vcluster/clone"
 LOADER = """
 import importlib.machinery, importlib.util, sys
 loader = importlib.machinery.SourceFileLoader("clone", sys.argv[1])

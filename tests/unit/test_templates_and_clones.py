@@ -186,7 +186,7 @@ def test_the_images_seed_program_accepts_the_seed(seed_program: ModuleType, temp
 @pytest.fixture(scope="module")
 def seed_program() -> ModuleType:
     """The image's program `seed`."""
-    path = Path(__file__).resolve().parents[2] / "images/debian12/overlay/usr/lib/vcluster/seed"
+    path = Path(__file__).resolve().parents[2] / "images/debian/overlay/usr/lib/vcluster/seed"
     spec = spec_from_loader("seed", SourceFileLoader("seed", str(path)))
     assert spec is not None
     assert spec.loader is not None

@@ -1,7 +1,7 @@
 """A connection to a node by its serial port, for guest programs: no network, no login, no start of Python in the node.
 
 At the other end is the program that clones of a template resume with. It describes the protocol
-(images/debian12/overlay/usr/lib/vcluster/clone).
+(images/debian/overlay/usr/lib/vcluster/clone).
 """
 
 from __future__ import annotations

@@ -147,8 +147,9 @@ def logins(request: Request) -> Iterator[Result]:
     for start in range(0, len(names), LOGINS_AT_ONCE):
         begun = [(name, start_login(request["user"], name)) for name in names[start : start + LOGINS_AT_ONCE]]
         for name, process in begun:
-            output, _ = process.communicate()
-            yield result("ssh", name, process.returncode == 0 and output.strip() == name, last_line(output))
+            output, errors = process.communicate()  # a login that passes may print warnings too
+            passed = process.returncode == 0 and output.strip() == name
+            yield result("ssh", name, passed, last_line((errors or output) if process.returncode else output))
 
 
 def start_login(user: str, name: str) -> subprocess.Popen[str]:
@@ -157,7 +158,7 @@ def start_login(user: str, name: str) -> subprocess.Popen[str]:
         preexec_fn=becoming(user),  # noqa: PLW1509 - this program has one thread
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=subprocess.PIPE,
         text=True,
     )
 

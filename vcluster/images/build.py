@@ -2,9 +2,9 @@
 
 The disk boots by its own boot loader, or by a kernel and initramfs that QEMU loads directly.
 
-A recipe is a folder, for example images/debian12, with `packages.txt`, `customize.sh` and the files of that script.
-The folder `guest` next to it holds the files for every image. mmdebstrap installs the packages into a folder, mke2fs
-makes a file system of it in a partitioned disk file, and this module writes GRUB's two parts in front of it.
+A recipe is a folder of images/. The folder `debian` next to it holds what all recipes share, with `packages.txt` and
+`customize.sh`; the folder `guest` holds the files for every image. mmdebstrap installs the packages into a folder,
+mke2fs makes a file system of it in a partitioned disk file, and this module writes GRUB's two parts in front of it.
 The build uses no loop device, no mount and no boot loader installer on the host.
 """
 
@@ -21,8 +21,8 @@ from pathlib import Path
 
 from vcluster.adapters.process import last_lines, run
 from vcluster.errors import MissingError, VclusterError
+from vcluster.images.recipes import Recipe
 
-SUITE = "bookworm"
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 ROOT_LABEL = "vcluster-root"
 # Fixed, because the initramfs finds the root file system by UUID and the boot loader's configuration is static. One
@@ -35,7 +35,6 @@ KERNEL_CMDLINE = (
     f"root=UUID={ROOT_UUID} rw rootfstype=ext4 rootflags=noatime console=ttyS0 quiet"
     " mitigations=off tsc=reliable no_timer_check nokaslr norandmaps"
 )
-FEATURES = ("mpich", "nfs", "ready", "mpiuser", "clone")
 # Program to Debian package, for the message about a missing program.
 PROGRAMS = {"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "qemu-img": "qemu-utils"}
 INSTALL_TIMEOUT_S = 1800
@@ -74,7 +73,7 @@ class AptSource:
     signed_by: str = ""
 
 
-def build_debian(recipe: Path, destination: Path, *, report: Callable[[str], None]) -> BuiltImage:
+def build_debian(recipe: Recipe, destination: Path, *, report: Callable[[str], None]) -> BuiltImage:
     """Build the recipe's image as disk.qcow2, vmlinuz and initrd.img in `destination`, an empty folder.
 
     All temporary files are in `destination` too, so its removal undoes a killed build. Raises MissingError if this
@@ -86,20 +85,20 @@ def build_debian(recipe: Path, destination: Path, *, report: Callable[[str], Non
     scratch.mkdir()
     try:
         report("installing packages")
-        install(recipe, root, sources_text(host_mirrors(read_host_sources())), scratch=scratch)
+        install(recipe, root, sources_text(recipe.suite, host_mirrors(read_host_sources())), scratch=scratch)
         report("making the disk")
         make_disk(root, scratch / "disk.raw", destination / "disk.qcow2")
         export_kernel(root, destination)
-        versions = package_versions((root / "var/lib/dpkg/status").read_text(), read_packages(recipe))
+        versions = package_versions((root / "var/lib/dpkg/status").read_text(), recipe.packages)
     finally:
         shutil.rmtree(scratch)
-    return BuiltImage(FEATURES, KERNEL_CMDLINE, VIRTUAL_SIZE, versions)
+    return BuiltImage(recipe.features, KERNEL_CMDLINE, VIRTUAL_SIZE, versions)
 
 
-def recipe_digest(recipe: Path) -> str:
-    """The SHA-256 (hexadecimal) of the recipe and of the common guest files: names, modes and contents."""
+def recipe_digest(recipe: Recipe) -> str:
+    """The SHA-256 (hexadecimal) of the files of a recipe and of those that it shares: names, modes and contents."""
     digest = hashlib.sha256()
-    for top in (recipe, recipe.parent / "guest"):
+    for top in (recipe.folder, recipe.common, recipe.guest):
         for path in sorted(top.rglob("*")):
             if path.is_symlink():
                 kind, content = "l", str(path.readlink()).encode()
@@ -107,7 +106,7 @@ def recipe_digest(recipe: Path) -> str:
                 kind, content = "x" if path.stat().st_mode & 0o100 else "f", path.read_bytes()
             else:
                 continue
-            name = path.relative_to(recipe.parent).as_posix() if top != recipe else path.relative_to(recipe).as_posix()
+            name = path.relative_to(top.parent).as_posix()
             digest.update(f"{kind} {len(content)} {name}\0".encode() + content)
     return digest.hexdigest()
 
@@ -188,28 +187,22 @@ def _parse_line(line: str) -> list[AptSource]:
     return [AptSource((uri,), (suite,), tuple(components.split()), signed_by[1] if signed_by else "")]
 
 
-def sources_text(mirrors: Mirrors) -> str:
+def sources_text(suite: str, mirrors: Mirrors) -> str:
     """The sources.list of the build and of the image."""
     return (
-        f"deb {mirrors.archive} {SUITE} main\n"
-        f"deb {mirrors.archive} {SUITE}-updates main\n"
-        f"deb {mirrors.security} {SUITE}-security main\n"
+        f"deb {mirrors.archive} {suite} main\n"
+        f"deb {mirrors.archive} {suite}-updates main\n"
+        f"deb {mirrors.security} {suite}-security main\n"
     )
 
 
 # Installing
 
 
-def read_packages(recipe: Path) -> tuple[str, ...]:
-    """The package names of a recipe."""
-    lines = (line.partition("#")[0].strip() for line in (recipe / "packages.txt").read_text().splitlines())
-    return tuple(line for line in lines if line)
-
-
-def install(recipe: Path, root: Path, sources: str, *, scratch: Path) -> None:
+def install(recipe: Recipe, root: Path, sources: str, *, scratch: Path) -> None:
     """Install the recipe's packages into the new folder `root` and run `customize.sh`. Raises VclusterError."""
     done = run(
-        install_command(recipe, root, read_packages(recipe)),
+        install_command(recipe, root),
         stdin=sources,
         timeout_s=INSTALL_TIMEOUT_S,
         env={**os.environ, "TMPDIR": str(scratch), "LC_ALL": "C.UTF-8"},
@@ -220,21 +213,22 @@ def install(recipe: Path, root: Path, sources: str, *, scratch: Path) -> None:
         raise VclusterError(f"mmdebstrap failed with exit code {done.exit_code}: {last_lines(done, lines=12)}")
 
 
-def install_command(recipe: Path, root: Path, packages: Iterable[str]) -> list[str]:
+def install_command(recipe: Recipe, root: Path) -> list[str]:
     """The mmdebstrap command. It reads the sources from its standard input."""
     # Without manuals and translations: guests do not need them, and each megabyte is copied, hashed and cached.
     excluded = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/i18n/*")
+    customize = shlex.join([str(recipe.common / "customize.sh"), str(recipe.folder)])
     return [
         "mmdebstrap",
         "--mode=root",
         "--variant=minbase",
         "--format=directory",
         f"--keyring={KEYRING}",
-        f"--include={','.join(packages)}",
+        f"--include={','.join(recipe.packages)}",
         *(f"--dpkgopt=path-exclude={pattern}" for pattern in excluded),
         "--dpkgopt=force-unsafe-io",
-        f'--customize-hook={shlex.quote(str(recipe / "customize.sh"))} "$1"',
-        SUITE,
+        f'--customize-hook={customize} "$1"',
+        recipe.suite,
         str(root),
         "-",
     ]

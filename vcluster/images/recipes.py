@@ -1,10 +1,45 @@
-"""The folder of the guest image recipes: vcluster/recipes in an installed wheel, images/ in a checkout."""
+"""The guest image recipes: vcluster/recipes in an installed wheel, images/ in a checkout."""
 
 from __future__ import annotations
 
+from configparser import ConfigParser
+from dataclasses import dataclass
 from pathlib import Path
 
+from vcluster.errors import RequestError
+from vcluster.model.naming import shown
+
 _PACKAGE = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A recipe: the release of Debian, and the abilities of the image. `folder` holds its files."""
+
+    folder: Path
+    suite: str
+    features: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The name of the recipe."""
+        return self.folder.name
+
+    @property
+    def common(self) -> Path:
+        """The folder of the files that all recipes share."""
+        return self.folder.parent / "debian"
+
+    @property
+    def guest(self) -> Path:
+        """The folder of the files for every image, also of other origin."""
+        return self.folder.parent / "guest"
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """The names of the packages."""
+        lines = (line.partition("#")[0].strip() for line in (self.common / "packages.txt").read_text().splitlines())
+        return tuple(line for line in lines if line)
 
 
 def recipes_path() -> Path:
@@ -19,5 +54,20 @@ def guest_file(name: str) -> str:
 
 
 def recipe_names() -> tuple[str, ...]:
-    """The names of all recipes: folders with a list of packages."""
-    return tuple(sorted(path.parent.name for path in recipes_path().glob("*/packages.txt")))
+    """The names of all recipes."""
+    return tuple(sorted(path.parent.name for path in recipes_path().glob("*/recipe.ini")))
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe with this name. Raises RequestError if there is none."""
+    if name not in recipe_names():
+        raise RequestError(f"recipe {shown(name)} does not exist", hint=f"the recipes are {', '.join(recipe_names())}")
+    return read_recipe(recipes_path() / name)
+
+
+def read_recipe(folder: Path) -> Recipe:
+    """The recipe in a folder."""
+    settings = ConfigParser()
+    settings.read_string((folder / "recipe.ini").read_text())
+    section = settings["recipe"]
+    return Recipe(folder, section["suite"], tuple(section["features"].split()))

@@ -19,6 +19,7 @@ from tempfile import mkdtemp
 
 from vcluster.errors import ConflictError, MissingError, RequestError, VclusterError
 from vcluster.images import build, fetch, verify
+from vcluster.images.recipes import Recipe
 from vcluster.model import codec
 from vcluster.model.naming import check_name, shown
 from vcluster.model.spec import Image
@@ -106,7 +107,7 @@ class ImageStore:
         folder = self.root / manifest.digest
         return sum(path.stat().st_blocks * 512 for path in folder.iterdir())
 
-    def build(self, recipe: Path, *, name: str, force: bool, report: Report) -> Manifest:
+    def build(self, recipe: Recipe, *, name: str, force: bool, report: Report) -> Manifest:
         """Build an image from a recipe, or return the image of the same recipe unless `force`.
 
         Raises MissingError if this host lacks a requirement, ConflictError if another command changes the images, and

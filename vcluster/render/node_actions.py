@@ -20,13 +20,17 @@ SSHD_SETTINGS = "/etc/ssh/sshd_config.d/10-vcluster.conf"
 WATCHER, WATCHER_UNIT = "/usr/lib/vcluster/stores.py", "vcluster-stores.service"
 EXPORTS = "/exports"  # mount point of the served disk on a storage node
 MPI_END = "/usr/lib/vcluster/mpi-end.so"
+MPI_ENDS = "mpi-ends"  # a feature of images whose MPICH needs no MPI_END
 MPI_CHECK = "/usr/lib/vcluster/mpi-check"
 ARP_MAX = 500  # addresses in a node's ARP cache; the kernel holds 1024 (net.ipv4.neigh.default.gc_thresh3)
 # The first NFS mount takes most of its time to load these.
 PROFILE_MODULES = "sunrpc\nnfsv4\nnfsd\n"
 # A login takes half the time without the post-quantum key exchange, which OpenSSH prefers. The nodes share a host, and
-# their keys live only as long as the cluster.
-_FAST_SSH = "KexAlgorithms curve25519-sha256,curve25519-sha256@libssh.org\nCiphers aes128-ctr,aes128-gcm@openssh.com\n"
+# their keys live only as long as the cluster. OpenSSH 10.1 and newer would print a warning at every login.
+_FAST_SSH = (
+    "KexAlgorithms curve25519-sha256,curve25519-sha256@libssh.org\nCiphers aes128-ctr,aes128-gcm@openssh.com\n"
+    "IgnoreUnknown WarnWeakCrypto\nWarnWeakCrypto no\n"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +79,17 @@ def mpi_environment(plan: Plan) -> dict[str, str]:
 
     All MPI traffic uses lab0. HYDRA_IFACE is for MPICH's process manager. UCX_NET_DEVICES is for UCX, which Debian's
     MPICH uses, and which would use all interfaces at once. FI_TCP_IFACE is for libfabric (fi_tcp(7)), which other MPICH
-    builds use. HYDRA_HOST_FILE replaces `-f hostfile`. Without LD_PRELOAD (images/guest/mpi-end.c) MPI programs do not
-    end. The port ranges are for Hydra, UCX and MPICH's older device.
+    builds use. HYDRA_HOST_FILE replaces `-f hostfile`. Without LD_PRELOAD (images/guest/mpi-end.c) the programs of an
+    older MPICH do not end. The port ranges are for Hydra, UCX and MPICH's older device.
     """
     settings = {
         "HYDRA_HOST_FILE": hostfile_path(plan),
         "HYDRA_IFACE": "lab0",
         "UCX_NET_DEVICES": "lab0",
         "FI_TCP_IFACE": "lab0",
-        "LD_PRELOAD": MPI_END,
     }
+    if MPI_ENDS not in plan.image.features:
+        settings |= {"LD_PRELOAD": MPI_END}
     if plan.mpi_ports:
         ports = f"{plan.mpi_ports.first}:{plan.mpi_ports.last}"
         settings |= {"MPIEXEC_PORT_RANGE": ports, "MPICH_PORT_RANGE": ports}

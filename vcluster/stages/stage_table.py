@@ -1,7 +1,7 @@
 """The stages in the report of a create. Every name that `report.step` reports has an entry in STAGES.
 
 Progress and `timing` show them in this order. A stage that runs a guest program in each node needs one more of the
-reserves that a clone has: RESERVES in images/debian12/overlay/usr/lib/vcluster/clone.
+reserves that a clone has: RESERVES in images/debian/overlay/usr/lib/vcluster/clone.
 """
 
 from __future__ import annotations

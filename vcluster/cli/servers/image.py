@@ -57,14 +57,9 @@ def build(recipe: str, name: str | None, again: bool, output: str) -> None:
 
     Takes a minute or two, once.
     """
-    from vcluster.images.recipes import recipe_names, recipes_path
-    from vcluster.model.naming import shown
+    from vcluster.images.recipes import find_recipe
 
-    if recipe not in recipe_names():
-        raise RequestError(
-            f"recipe {shown(recipe)} does not exist", hint=f"the recipes are {', '.join(recipe_names())}"
-        )
-    built = _store().build(recipes_path() / recipe, name=name or recipe, force=again, report=_report())
+    built = _store().build(find_recipe(recipe), name=name or recipe, force=again, report=_report())
     common.emit(output, built, _stored_text)
 
 
