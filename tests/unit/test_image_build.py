@@ -99,6 +99,13 @@ def test_each_recipe_installs_the_same_packages_from_its_suite(name: str, suite:
     assert command[-3:] == [suite, "/root", "-"]
     assert f'--customize-hook={IMAGES}/debian/customize.sh {IMAGES}/{name} "$1"' in command
     assert f"--include={','.join(recipe.packages)}" in command and "mpich" in recipe.packages
+    assert "--dpkgopt=path-exclude=/usr/share/man/*" in command
+
+
+def test_programs_of_debian_13_do_not_load_libraries_for_graphics_processors() -> None:
+    excluded = read_recipe(IMAGES / "debian13").excluded
+    assert any("rocm" in pattern for pattern in excluded) and any("libLLVM" in pattern for pattern in excluded)
+    assert not any("rocm" in pattern for pattern in read_recipe(IMAGES / "debian12").excluded)
 
 
 def test_only_images_with_an_old_mpich_preload_a_library() -> None:

@@ -215,8 +215,6 @@ def install(recipe: Recipe, root: Path, sources: str, *, scratch: Path) -> None:
 
 def install_command(recipe: Recipe, root: Path) -> list[str]:
     """The mmdebstrap command. It reads the sources from its standard input."""
-    # Without manuals and translations: guests do not need them, and each megabyte is copied, hashed and cached.
-    excluded = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/i18n/*")
     customize = shlex.join([str(recipe.common / "customize.sh"), str(recipe.folder)])
     return [
         "mmdebstrap",
@@ -225,7 +223,7 @@ def install_command(recipe: Recipe, root: Path) -> list[str]:
         "--format=directory",
         f"--keyring={KEYRING}",
         f"--include={','.join(recipe.packages)}",
-        *(f"--dpkgopt=path-exclude={pattern}" for pattern in excluded),
+        *(f"--dpkgopt=path-exclude={pattern}" for pattern in recipe.excluded),
         "--dpkgopt=force-unsafe-io",
         f'--customize-hook={customize} "$1"',
         recipe.suite,

@@ -38,8 +38,19 @@ class Recipe:
     @property
     def packages(self) -> tuple[str, ...]:
         """The names of the packages."""
-        lines = (line.partition("#")[0].strip() for line in (self.common / "packages.txt").read_text().splitlines())
-        return tuple(line for line in lines if line)
+        return _first_words(self.common / "packages.txt")
+
+    @property
+    def excluded(self) -> tuple[str, ...]:
+        """The patterns of files that dpkg does not unpack."""
+        return _first_words(self.common / "excluded.txt") + _first_words(self.folder / "excluded.txt")
+
+
+def _first_words(path: Path) -> tuple[str, ...]:
+    """The first word of each line, without comments. A file that is missing has none."""
+    text = path.read_text() if path.exists() else ""
+    lines = (line.partition("#")[0].split() for line in text.splitlines())
+    return tuple(words[0] for words in lines if words)
 
 
 def recipes_path() -> Path:
