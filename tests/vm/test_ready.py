@@ -36,6 +36,19 @@ int main(int argc, char **argv) {
 """
 
 
+BRIEF = r"""
+#include <mpi.h>
+int main(int argc, char **argv) {
+    int sent[3] = {0}, received[3];
+    MPI_Init(&argc, &argv);
+    MPI_Alltoall(sent, 1, MPI_INT, received, 1, MPI_INT, MPI_COMM_WORLD);
+    MPI_Finalize();
+    return 0;
+}
+"""
+BRIEF_RUNS = 6
+
+
 @pytest.mark.parametrize("node", NODES)
 def test_full_size_packets_reach_every_address(cluster: Cluster, node: str) -> None:
     for number in (1, 2, 3):
@@ -122,6 +135,13 @@ def test_a_program_compiled_on_the_head_runs_on_all_and_its_traffic_uses_lab0(cl
     assert sorted(output.splitlines()) == [f"rank {rank} of 3 on {node}, sum 3" for rank, node in enumerate(NODES)]
     assert lab > 2**20, "the broadcast of 1 MiB must leave by lab0"
     assert management < 2**17, "only the logins of this test may use mgmt0"
+
+
+def test_programs_that_end_after_their_first_messages_do_not_hang(cluster: Cluster) -> None:
+    """MPICH 4.0 without the library of images/guest/mpi-end.c hangs in the first run."""
+    cluster.ssh("red1", f"cat > cloud/brief.c <<'END'\n{BRIEF}\nEND\nmpicc -o cloud/brief cloud/brief.c", timeout_s=120)
+    runs = f"for run in $(seq {BRIEF_RUNS}); do timeout 60 mpiexec -n 3 cloud/brief || exit; echo ended; done"
+    assert cluster.ssh("red1", runs, timeout_s=61 * BRIEF_RUNS).split() == ["ended"] * BRIEF_RUNS
 
 
 def test_ranks_of_the_check_sleep_while_they_wait(cluster: Cluster) -> None:
