@@ -33,7 +33,7 @@ SECTOR = 512
 PARTITION_START = 1024**2
 KERNEL_CMDLINE = (
     f"root=UUID={ROOT_UUID} rw rootfstype=ext4 rootflags=noatime console=ttyS0 quiet"
-    " mitigations=off tsc=reliable no_timer_check nokaslr norandmaps"
+    " mitigations=off tsc=reliable no_timer_check nokaslr norandmaps lsm=landlock,yama"
 )
 # Program to Debian package, for the message about a missing program.
 PROGRAMS = {"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "qemu-img": "qemu-utils"}

@@ -78,14 +78,16 @@ def mpi_environment(plan: Plan) -> dict[str, str]:
     """The environment of MPI programs and their launcher.
 
     All MPI traffic uses lab0. HYDRA_IFACE is for MPICH's process manager. UCX_NET_DEVICES is for UCX, which Debian's
-    MPICH uses, and which would use all interfaces at once. FI_TCP_IFACE is for libfabric (fi_tcp(7)), which other MPICH
-    builds use. HYDRA_HOST_FILE replaces `-f hostfile`. Without LD_PRELOAD (images/guest/mpi-end.c) the programs of an
-    older MPICH do not end. The port ranges are for Hydra, UCX and MPICH's older device.
+    MPICH uses, and which would use all interfaces at once. Without UCX_MODULES it loads modules for InfiniBand and
+    graphics processors. FI_TCP_IFACE is for libfabric (fi_tcp(7)), which other MPICH builds use. HYDRA_HOST_FILE replaces
+    `-f hostfile`. Without LD_PRELOAD (images/guest/mpi-end.c) the programs of an older MPICH do not end. The port ranges
+    are for Hydra, UCX and MPICH's older device.
     """
     settings = {
         "HYDRA_HOST_FILE": hostfile_path(plan),
         "HYDRA_IFACE": "lab0",
         "UCX_NET_DEVICES": "lab0",
+        "UCX_MODULES": "cma",
         "FI_TCP_IFACE": "lab0",
     }
     if MPI_ENDS not in plan.image.features:
