@@ -79,9 +79,9 @@ def mpi_environment(plan: Plan) -> dict[str, str]:
 
     All MPI traffic uses lab0. HYDRA_IFACE is for MPICH's process manager. UCX_NET_DEVICES is for UCX, which Debian's
     MPICH uses, and which would use all interfaces at once. Without UCX_MODULES it loads modules for InfiniBand and
-    graphics processors. FI_TCP_IFACE is for libfabric (fi_tcp(7)), which other MPICH builds use. HYDRA_HOST_FILE replaces
-    `-f hostfile`. Without LD_PRELOAD (images/guest/mpi-end.c) the programs of an older MPICH do not end. The port ranges
-    are for Hydra, UCX and MPICH's older device.
+    graphics processors. FI_TCP_IFACE is for libfabric (fi_tcp(7)), which other MPICH builds use. HYDRA_HOST_FILE
+    replaces `-f hostfile`. Without LD_PRELOAD (images/guest/mpi-end.c) the programs of an older MPICH do not end. The
+    port ranges are for Hydra, UCX and MPICH's older device.
     """
     settings = {
         "HYDRA_HOST_FILE": hostfile_path(plan),
