@@ -20,7 +20,7 @@ from vcluster.snapshots.memory_access import WRITABLE, Access
 FEATURE = "clone"  # images with it have the program that configures a clone
 FOLDER = "snapshots"  # next to the folder of images, on every server
 FORMAT = 4  # of what is saved, and how
-INSTANCE_ID = "vcluster-template"  # by this id an image recognises the seed of a template (images/debian12)
+INSTANCE_ID = "vcluster-template"  # by this id an image recognises the seed of a template (images/debian)
 NAME = "template"
 # Locally administered MACs that no node has: the nodes' MACs begin with 02 (naming.mac_for).
 MACS = {"mgmt0": "06:00:00:00:00:01", "lab0": "06:00:00:00:00:02"}
