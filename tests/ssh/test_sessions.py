@@ -176,3 +176,26 @@ def test_openssh_reads_the_keys() -> None:
     )
     assert keys.fingerprint(HOST.public) in done.stdout.decode()
     assert sys.getsizeof(HOST.private) > 300
+
+
+def test_a_connection_without_an_answer_ends_with_the_check_of_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node that reboots answers nothing for a while."""
+    checks: list[str] = []
+
+    def check(awaited: str) -> None:
+        checks.append(awaited)
+        if len(checks) == 3:
+            raise VclusterError("node1 died")
+
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, contextlib.ExitStack() as stack:
+        for _ in range(3):  # the queue of the listener is full, so it drops further attempts
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        monkeypatch.setattr(ssh_login, "PORT", listener.getsockname()[1])
+        with pytest.raises(VclusterError, match=r"^node1 died$"):
+            ssh_login.connect_node(
+                "node1", "127.0.0.1", user="root", private_key=USER.private, host_key=HOST.public,
+                deadline=Deadline(3).with_check(check),
+            )  # fmt: skip
+    assert set(checks) == {"the SSH login to node1"}

@@ -305,3 +305,14 @@ def test_lines_of_a_console_are_limited_and_printable() -> None:
     assert lines[-2] == "  |   OK  ? started"
     assert lines[-1] == f"  | {'x' * (node_console.COLUMNS_MAX - 1)}…"
     assert node_console.described("node1", "\n \r\n") == "\n  node1 printed nothing on its console"
+
+
+def test_after_a_panic_its_reason_is_the_first_line() -> None:
+    reason = "[ 9.1] Kernel panic - not syncing: sysrq triggered crash"
+    trace = "".join(f"[ 9.2] RBP: {number}\n" for number in range(30))
+    lines = node_console.described("node1", f"a line\n{reason}\n{trace}").splitlines()
+    assert lines[2:4] == [f"  | {reason}", "  | [ 9.2] RBP: 0"]
+    assert len(lines) == 2 + node_console.LINES_MAX
+    booted_again = f"{reason}\n{trace}vcluster: ready 5.6\nlogin:\n"
+    assert not node_console.has_panicked(booted_again)
+    assert node_console.described("node1", booted_again).endswith("| vcluster: ready 5.6\n  | login:")

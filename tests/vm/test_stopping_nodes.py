@@ -160,6 +160,8 @@ def test_a_node_stops_during_a_create(host: Host, bare: Survey, stage: str, kind
             read_until(process, *signs)
         else:
             host.wait_for("virsh -q list --name | grep doomed")
+        if stage == "provision":
+            host.wait_for("ls /var/lib/vcluster/clusters/doomed/logs/*/node2.log")
         stopper.stop()
         assert_fails(process, kind, node, stage)
     assert len(host.snapshots()) == 1

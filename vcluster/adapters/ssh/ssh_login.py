@@ -7,7 +7,10 @@ address, identities and host keys (openssh_config, host_keys).
 from __future__ import annotations
 
 import base64
+import errno
 import io
+import os
+import select
 import socket
 import threading
 import time
@@ -76,10 +79,7 @@ def _log_in(
     via: Session | None,
     deadline: Deadline,
 ) -> paramiko.Transport:
-    if via:
-        carrier = via.open_tcp(address, PORT, deadline=deadline)
-    else:
-        carrier = socket.create_connection((address, PORT), timeout=CONNECT_TIMEOUT_S)
+    carrier = via.open_tcp(address, PORT, deadline=deadline) if via else _connect_node(name, address, deadline)
     transport = paramiko.Transport(carrier)
     try:
         # A node on a busy host answers late; paramiko's own limits are too short.
@@ -103,6 +103,33 @@ def _log_in(
         raise
     transport.set_keepalive(15)
     return transport
+
+
+def _connect_node(name: str, address: str, deadline: Deadline) -> socket.socket:
+    """Connect to a node, within CONNECT_TIMEOUT_S. The wait also ends when the deadline's checks fail."""
+    carrier = socket.socket()
+    try:
+        carrier.setblocking(False)
+        _await_connection(carrier, carrier.connect_ex((address, PORT)), name, deadline)
+        carrier.settimeout(CONNECT_TIMEOUT_S)
+    except BaseException:
+        carrier.close()
+        raise
+    return carrier
+
+
+def _await_connection(carrier: socket.socket, number: int, name: str, deadline: Deadline) -> None:
+    """Wait for the end of a connect that returned `number`. Raises OSError if it fails."""
+    answers, end_s = select.poll(), time.monotonic() + CONNECT_TIMEOUT_S
+    answers.register(carrier, select.POLLOUT)
+    while number == errno.EINPROGRESS:
+        deadline.check(f"the SSH login to {name}")
+        if answers.poll(POLL_S * 1000):
+            number = carrier.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        elif time.monotonic() > end_s:
+            number = errno.ETIMEDOUT
+    if number:
+        raise OSError(number, os.strerror(number))
 
 
 def _raise_unless_authenticated(transport: paramiko.Transport) -> None:

@@ -13,6 +13,8 @@ from vcluster.render.domain_xml import console_path
 
 CONSOLE_BYTES = 16384
 LINES_MAX, COLUMNS_MAX = 8, 160
+READY = "vcluster: ready"  # ends each boot (images/guest/vcluster-ready.service)
+PANIC = "Kernel panic - not syncing"  # Linux prints it, and a trace after it (kernel/panic.c)
 _CONTROL_SEQUENCE = re.compile(r"\x1b(\[[0-9;?]*[ -/]*[@-~]|[()][0-9A-B]|.)")  # ECMA-48: colours, the cursor
 
 
@@ -21,16 +23,18 @@ def console_log(server: Server, plan: Plan, node: Node, size: int = CONSOLE_BYTE
     return str(server.call("tail", path=str(console_path(plan, node)), size=size))
 
 
-def last_lines(server: Server, plan: Plan, node: Node) -> str:
-    """The last lines of a node's console, to be appended to a message; empty if its server does not answer."""
-    with suppress(VclusterError):
-        return described(node.name, console_log(server, plan, node))
-    return ""
+def has_panicked(console: str) -> bool:
+    """Whether the last boot ended with a panic of the kernel."""
+    return PANIC in console.rpartition(READY)[2]
 
 
 def described(name: str, console: str) -> str:
-    """The last lines of a console as text to be appended to a message."""
-    lines = [line for line in map(_printable, re.split(r"[\r\n]+", console)) if line.strip()][-LINES_MAX:]
+    """The last lines of a console as text to be appended to a message; after a panic, those from its reason on."""
+    lines = [line for line in map(_printable, re.split(r"[\r\n]+", console)) if line.strip()]
+    first = -LINES_MAX
+    if has_panicked(console):
+        first = max((number for number, line in enumerate(lines) if PANIC in line), default=first)
+    lines = lines[first:][:LINES_MAX]
     if not lines:
         return f"\n  {name} printed nothing on its console"
     return f"\n  the last lines of {name}'s console:" + "".join(f"\n  | {line}" for line in lines)
@@ -47,4 +51,7 @@ def console_on_timeout(server: Server, plan: Plan, node: Node) -> Iterator[None]
     try:
         yield
     except DeadlineError as error:
-        raise DeadlineError(error.message + last_lines(server, plan, node), hint=error.hint) from error
+        lines = ""
+        with suppress(VclusterError):
+            lines = described(node.name, console_log(server, plan, node))
+        raise DeadlineError(error.message + lines, hint=error.hint) from error

@@ -180,6 +180,7 @@ class NodeLifecycle:
             with self._watch.starting(node):
                 domains.start_clone(server, self._plan, node, snapshot, deadline)
         with closed_on_error(SerialConnection(node.name, boot.listen(server, node), deadline)) as connection:
+            self._watch.call_on_stop(node, connection.disconnect)
             with self._cluster.report.step("identity", node.name, awaiting="its name, keys and addresses"):
                 within = Deadline(deadline.remaining_s(IDENTITY_S)).with_check(deadline.check)
                 connection.request(boot.identity(seed), within, "the new identity")
@@ -269,6 +270,7 @@ class NodeLifecycle:
         except VclusterError:  # another command uses the channel
             return None
         connection = SerialConnection(node.name, channel, self._deadline_of(node))
+        self._watch.call_on_stop(node, connection.disconnect)
         try:
             connection.request({"do": "here"}, Deadline(GREETING_S), "an answer on the serial port")
         except VclusterError:  # another program uses the port inside the node

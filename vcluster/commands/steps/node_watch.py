@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from functools import partial
 
-from vcluster.adapters.libvirt.domain_events import DIED, PAUSED, REBOOTED, DomainEvent
+from vcluster.adapters.libvirt.domain_events import DIED, PANICKED, PAUSED, REBOOTED, DomainEvent
 from vcluster.commands.steps import node_console
 from vcluster.commands.steps.inventory import domains_on
 from vcluster.errors import VclusterError
@@ -28,7 +28,6 @@ CONSOLE_S = 0.2  # the last lines reach the console's log later than the event r
 EVENT_S = 0.5  # the event may come after the end of a connection to the node
 SETTLE_S = 5.0  # for the inspection of a node that stopped
 INSPECTORS = 4
-PANIC = "Kernel panic - not syncing"  # Linux prints it (kernel/panic.c)
 
 
 class NodeStoppedError(VclusterError):
@@ -187,8 +186,11 @@ class NodeWatch:
             text, hint = power.reason, f"remove the reason, then {self._hint}"
             return NodeStoppedError(f"{name} was paused during {stage}: {text}", what=PAUSED, reason=text, hint=hint)
         time.sleep(CONSOLE_S)
-        console = node_console.last_lines(server, self._plan, node)
-        reason = "its kernel panicked" if event.what == REBOOTED and PANIC in console else event.reason
+        text = ""
+        with suppress(VclusterError):  # the node is gone all the same
+            text = node_console.console_log(server, self._plan, node)
+        console = node_console.described(name, text)
+        reason = PANICKED if event.what == REBOOTED and node_console.has_panicked(text) else event.reason
         because, hint = f": {reason}" if reason else "", self._hint
         if event.what == REBOOTED:
             again = f"{name} rebooted during {stage}{because}{console}"
