@@ -62,8 +62,9 @@ class Lab:
         """The same for a command that waits for nodes."""
         return self.vcluster(f"{arguments} --timeout {NODES_S}", NODES_S + 60)
 
-    def json(self, arguments: str, timeout_s: float = COMMAND_S) -> Any:
-        return json.loads(self.vcluster(f"{arguments} -o json", timeout_s))
+    def json(self, arguments: str, timeout_s: float = COMMAND_S, *, exit_code: int = 0) -> Any:
+        """The result of a command that ends with this exit code."""
+        return json.loads(self.vcluster(f"{arguments} -o json; [ $? = {exit_code} ]", timeout_s))
 
     def warm(self) -> None:
         """Make the snapshot that nodes are cloned from, unless the machine has it.

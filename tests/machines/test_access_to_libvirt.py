@@ -51,9 +51,7 @@ def test_a_member_of_the_group_libvirt_learns_that_root_is_needed(lab: Lab) -> N
 
 def test_clones_through_the_sockets_of_modular_daemons(lab: Lab) -> None:
     lab.root(MODULAR)
-    assert lab.root("ls /run/libvirt/virt*d-sock; ! ls /run/libvirt/libvirt-sock 2>/dev/null").split() == [
-        f"/run/libvirt/{name}-sock" for name in ("virtlogd", "virtnetworkd", "virtqemud", "virtstoraged")
-    ]
+    lab.root("test -S /run/libvirt/virtqemud-sock && ! test -e /run/libvirt/libvirt-sock")
     lab.warm()
     bare = lab.survey()
     lab.wait("local create -n 2")
