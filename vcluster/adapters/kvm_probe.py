@@ -25,7 +25,7 @@ QEMU = "qemu-system-x86_64"
 CPU = "host"  # QEMU's name for libvirt's host-passthrough (render/domain_xml.py)
 FIRMWARE_TIMEOUT_S = 30.0
 KERNEL_TIMEOUT_MIN_S, KERNEL_TIMEOUT_MAX_S = 5.0, 60.0
-KERNEL_FACTOR = 4  # the kernel gets this many times as long as the firmware took
+KERNEL_FACTOR = 2  # the kernel gets this many times as long as the firmware took
 FIRMWARE_LINE, KERNEL_LINE = b"Booting from", b"Linux version"
 _SERIAL = "console=ttyS0 earlyprintk=ttyS0 panic=-1"
 
