@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from tests.scripts.conftest import CHECKOUT
+
 
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "output"), [(["--version"], 0, "vcluster, version"), (["nonsense"], 2, "nonsense")]
@@ -39,3 +41,11 @@ def test_the_command_loads_only_the_modules_of_pyroute2_that_it_uses() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert "pyroute2.netlink" in done.stdout
     assert not [name for name in ("pyroute2.ndb", "pyroute2.ethtool", "pyroute2.ipdb") if name in done.stdout]
+
+
+@pytest.mark.parametrize("name", ["machine", "testbed", "fresh"])
+def test_a_script_needs_only_the_python_of_the_system(name: str) -> None:
+    done = subprocess.run(
+        ["/usr/bin/python3", str(CHECKOUT / "scripts" / name), "--help"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")

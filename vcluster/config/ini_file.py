@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vcluster.errors import RequestError
-from vcluster.model.naming import one_line, shown
+from vcluster.model.quoting import one_line, shown
 
 SIZE_MAX_BYTES = 65536
 TEMPLATE = "config.template"

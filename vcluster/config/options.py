@@ -26,7 +26,8 @@ from vcluster.config.readers import (
 )
 from vcluster.errors import RequestError
 from vcluster.model import naming
-from vcluster.model.naming import NODES_MAX, shown
+from vcluster.model.naming import NODES_MAX
+from vcluster.model.quoting import one_line, shown
 from vcluster.model.spec import DHCP, DIRECT, PRIVATE, STATIC, AddressRange, PortRange, StorageNode
 from vcluster.planning import addressing, placement
 
@@ -195,7 +196,7 @@ def _path(text: str) -> Path:
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
-        raise RequestError(f"{shown(text)} is not a usable path: {naming.one_line(error)}") from None
+        raise RequestError(f"{shown(text)} is not a usable path: {one_line(error)}") from None
 
 
 def _mtu(text: str) -> int:

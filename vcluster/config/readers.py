@@ -16,7 +16,8 @@ from typing import Any
 
 from vcluster.errors import RequestError
 from vcluster.model import naming
-from vcluster.model.naming import HOST_NAME_MAX, INTERFACE_NAME_MAX, NODES_MAX, shown
+from vcluster.model.naming import HOST_NAME_MAX, INTERFACE_NAME_MAX, NODES_MAX
+from vcluster.model.quoting import one_line, shown
 from vcluster.model.spec import LOCAL_SERVER, SERVER_TIMEOUT_S, STORAGE_PATH
 
 VNI_MAX = 2**24 - 1  # RFC 7348
@@ -159,7 +160,7 @@ def _key(text: str) -> Path:
         path = Path(text).expanduser()
         is_file = path.is_absolute() and path.is_file()
     except (OSError, RuntimeError, ValueError) as error:
-        raise RequestError(f"{shown(text)} cannot be used: {naming.one_line(error)}", hint=hint) from error
+        raise RequestError(f"{shown(text)} cannot be used: {one_line(error)}", hint=hint) from error
     if not path.is_absolute():
         raise RequestError(f"{shown(text)} does not begin with / or ~/", hint=hint)
     if not is_file:

@@ -17,7 +17,7 @@ from vcluster.config.readers import VNI_MAX, Table
 from vcluster.config.sections import SectionReader, ValidationErrors
 from vcluster.errors import RequestError
 from vcluster.model import naming
-from vcluster.model.naming import shown
+from vcluster.model.quoting import shown
 from vcluster.model.spec import DHCP, ImageLogin, Spec
 from vcluster.planning import addressing
 

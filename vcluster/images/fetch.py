@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from vcluster.adapters.process import run
 from vcluster.errors import RequestError, VclusterError
-from vcluster.model.naming import shown
+from vcluster.model.quoting import shown
 
 CHUNK_BYTES = 2**20
 TIMEOUT_S = 60.0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vcluster.errors import RequestError
-from vcluster.model.naming import shown
+from vcluster.model.quoting import shown
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 

@@ -21,7 +21,8 @@ from vcluster.errors import ConflictError, MissingError, RequestError, VclusterE
 from vcluster.images import build, fetch, verify
 from vcluster.images.recipes import Recipe
 from vcluster.model import codec
-from vcluster.model.naming import check_name, shown
+from vcluster.model.naming import check_name
+from vcluster.model.quoting import shown
 from vcluster.model.spec import Image
 
 DEFAULT_ROOT = Path("/var/lib/libvirt/images/vcluster/images")

@@ -17,13 +17,13 @@ from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet
 from ClusterShell.RangeSet import RangeSet, RangeSetException
 
 from vcluster.errors import RequestError
+from vcluster.model.quoting import one_line, shown
 
 PREFIX = "vcluster"  # of owner labels, and of names in libvirt and nftables
 CLUSTER_NAME_MAX = 32
 HOST_NAME_MAX = 63
 INTERFACE_NAME_MAX = 15  # IFNAMSIZ - 1, linux/if.h
 NODES_MAX = 1023  # the most ports of a Linux bridge (BR_MAX_PORTS, net/bridge/br_private.h)
-ERROR_LENGTH_MAX = 80  # of a library's message, quoted in an error message
 NUMBER_WIDTH = 3  # at least so many digits in names that are numbered across clusters
 
 _NAME = re.compile(r"[a-z](?:[a-z0-9-]*[a-z0-9])?\Z")
@@ -49,16 +49,6 @@ def check_name(name: str, *, kind: str, length_max: int) -> str:
 def check_cluster_name(name: str) -> str:
     """The name of a cluster, unchanged. Raises RequestError for a bad name."""
     return check_name(name, kind="cluster name", length_max=CLUSTER_NAME_MAX)
-
-
-def shown(text: str, length_max: int = 40) -> str:
-    """A user's text, escaped and shortened for one line of a message."""
-    return repr(text if len(text) <= length_max else text[:length_max] + "…")
-
-
-def one_line(error: Exception) -> str:
-    """A library's message, escaped and shortened for one line; it may contain a user's text."""
-    return str(error).encode("unicode_escape").decode()[:ERROR_LENGTH_MAX]
 
 
 def default_node_names(count: int) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from itertools import chain, islice
 
 from vcluster.errors import ConflictError, RequestError
 from vcluster.model.facts import Claim, Facts, Route
-from vcluster.model.naming import one_line, shown
+from vcluster.model.quoting import one_line, shown
 from vcluster.model.spec import DEFAULT_SUBNET, AddressRange
 
 MTU_MIN = 576  # the datagram every IPv4 host must accept, RFC 791 section 3.1

@@ -11,8 +11,9 @@ from typing import TypeVar
 from vcluster.errors import ConflictError, RequestError
 from vcluster.model import naming
 from vcluster.model.facts import Facts
-from vcluster.model.naming import NODES_MAX, folded, shown
+from vcluster.model.naming import NODES_MAX, folded
 from vcluster.model.plan import Node, Plan, ServerPlan
+from vcluster.model.quoting import shown
 from vcluster.model.spec import DEFAULT_VNI, ServerSpec
 from vcluster.planning import addressing, placement
 from vcluster.planning.planner import make_nodes

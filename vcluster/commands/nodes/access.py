@@ -30,8 +30,9 @@ from vcluster.errors import ConflictError, DeadlineError, RequestError, Vcluster
 from vcluster.fleet.context import Context
 from vcluster.fleet.servers import Fleet, request_for_plan
 from vcluster.model.checks import CheckReport
-from vcluster.model.naming import folded, one_line, shown
+from vcluster.model.naming import folded
 from vcluster.model.plan import Node, Plan
+from vcluster.model.quoting import one_line, shown
 from vcluster.model.status import PowerState
 from vcluster.stages import path
 from vcluster.stages import provision as stage

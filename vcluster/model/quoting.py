@@ -1,0 +1,15 @@
+"""Text of users and libraries, as messages quote it."""
+
+from __future__ import annotations
+
+ERROR_LENGTH_MAX = 80  # of a library's message, quoted in an error message
+
+
+def shown(text: str, length_max: int = 40) -> str:
+    """A user's text, escaped and shortened for one line of a message."""
+    return repr(text if len(text) <= length_max else text[:length_max] + "…")
+
+
+def one_line(error: Exception) -> str:
+    """A library's message, escaped and shortened for one line; it may contain a user's text."""
+    return str(error).encode("unicode_escape").decode()[:ERROR_LENGTH_MAX]
