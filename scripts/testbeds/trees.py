@@ -30,6 +30,7 @@ READY = "/run/fresh-is-ready"
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 PASSED = ("PIP_", "SSL_CERT_FILE", "http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 Provide = Callable[[Path, str, Sequence[str]], None]  # folder, suite, mirrors
+ENDING = (signal.SIGTERM, signal.SIGHUP)
 PROGRAMS = ("mmdebstrap", "git", "unshare", "nsenter", "setpriv", "mount", "pivot_root")
 
 
@@ -178,7 +179,7 @@ def run_fresh(
 
     `provide` makes the tree, in a folder that it gets.
     """
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in ENDING:
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     check_requirements(mirrors)
     remove_leftovers()
@@ -190,6 +191,8 @@ def run_fresh(
         code = run_inside(directory, argv, paths_to_show(binds))
         report(f"exit code {code}")
     finally:
+        for number in ENDING:  # they would interrupt the removal
+            signal.signal(number, signal.SIG_IGN)
         end_first_process(directory)
         remove_tree(directory)
     report("the tree and everything in it was removed")
