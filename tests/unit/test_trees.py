@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 sys.path.append(str(ROOT / "scripts"))
 
-from testbeds import installed_trees, suites  # noqa: E402  the path to it is set above
+from testbeds import installed_trees, suites, trees  # noqa: E402  the path to it is set above
 from testbeds.programs import NamespaceError  # noqa: E402
 
 from tests.matrix import conftest as matrix  # noqa: E402
@@ -97,3 +100,26 @@ def test_purge_leaves_nothing(cache: Path) -> None:
     installed_trees.ensure("trixie", [])
     assert installed_trees.purge() > 0
     assert not cache.exists()
+
+
+@pytest.fixture
+def _restored_signals() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in trees.ENDING}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("_restored_signals")
+def test_a_signal_does_not_interrupt_the_removal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def provide(directory: Path, suite: str, mirrors: Sequence[str]) -> None:
+        del suite, mirrors
+        (directory / "tree").mkdir()
+
+    monkeypatch.setattr(trees, "STATE", tmp_path / "state")
+    monkeypatch.setattr(trees, "check_requirements", lambda _: None)
+    monkeypatch.setattr(trees, "paths_to_show", list)
+    monkeypatch.setattr(trees, "run_inside", lambda *_: 7)
+    monkeypatch.setattr(trees, "end_first_process", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    assert trees.run_fresh(["true"], provide, suite="trixie", binds=[], mirrors=[]) == 7
+    assert not (tmp_path / "state").exists()
