@@ -165,7 +165,7 @@ def test_the_walk_names_functions_that_exist() -> None:
 
 
 # Commands, a tier, a folder and a key of mkdocs.yml.
-NO_PYTHON = {"add", "status", "full", "docs", "nav"}
+NO_PYTHON = {"add", "status", "full", "docs", "nav", "features"}
 
 
 def test_the_page_of_changes_names_functions_that_exist() -> None:
