@@ -24,6 +24,7 @@ ListenStream=/run/libvirt/virtstoraged-sock
 EOF
 systemctl daemon-reload
 systemctl stop libvirtd.service libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket
+rm -f /run/libvirt/libvirt-sock  # systemd leaves it
 systemctl start libvirtd.socket
 """
 
