@@ -16,6 +16,7 @@ from vcluster.agent.client import LocalAgent
 from vcluster.commands.clusters import teardown
 from vcluster.commands.steps import snapshot_build
 from vcluster.errors import MissingError, VclusterError
+from vcluster.fleet import ledger
 from vcluster.fleet.context import Context
 from vcluster.fleet.ledger import VERSION, Ledger
 from vcluster.fleet.servers import Server, ServerRequest
@@ -55,6 +56,21 @@ def context_of(folder: Path, *, is_reachable: bool) -> Context:
 def test_an_unknown_cluster_is_nothing_to_clear(tmp_path: Path) -> None:
     assert teardown.clear(context_of(tmp_path, is_reachable=True), "nosuch") is False
     assert not (tmp_path / "state").exists()
+
+
+def test_the_empty_folder_of_a_killed_command_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "state/clusters").mkdir(parents=True)
+    assert teardown.clear(context_of(tmp_path, is_reachable=True), "doomed") is False
+    assert not (tmp_path / "state").exists()
+
+
+def test_the_empty_folder_of_a_command_that_plans_stays(tmp_path: Path) -> None:
+    """Otherwise the next command would not wait for the lock on it."""
+    state = tmp_path / "state"
+    with ledger.planning(state):
+        assert teardown.clear(context_of(tmp_path, is_reachable=True), "doomed") is False
+        assert (state / "clusters").is_dir()
+    assert not state.exists()
 
 
 def test_a_failed_clear_of_an_unknown_cluster_leaves_no_folder(tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ def nothing_made(host: Host, bare: Survey) -> Iterator[None]:
         (["-n", "-1"], 2, "--nodes: -1 is out of range"),
         (["-n", "many"], 2, "--nodes: 'many' is not a number"),
         (["-n", "300", "--subnet", "10.9.0.0/24"], 2, "has room for 254"),
-        (["-n", "2000"], 3, "the largest -n that fits is"),
+        (["-n", "1000"], 3, "the largest -n that fits is"),
         (["--name", "my lab"], 2, "is not a name"),
         (["--name", "../x"], 2, "is not a name"),
         (["--name", "-x"], 2, "is not a name"),

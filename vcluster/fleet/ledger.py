@@ -111,10 +111,13 @@ def _flock(descriptor: int, *, wait: bool) -> bool:
 
 
 def _remove_stale(root: Path) -> None:
-    """Remove the parent folders of the clusters' folders if they are empty."""
-    for folder in (root / "clusters", root):
-        with suppress(OSError):
+    """Remove the parent folders of the clusters' folders if they are empty and no command is planning."""
+    folder = root / "clusters"
+    with suppress(OSError), _locked_folder(folder) as is_ours:
+        if is_ours:
             folder.rmdir()
+    with suppress(OSError):
+        root.rmdir()
 
 
 class ClusterFiles:
