@@ -308,9 +308,15 @@ def do_resolver(action: Action, changed: list[str]) -> None:
 
 
 def apply(actions: list[Action]) -> list[str]:
+    """Apply all actions. What they changed is on the disk then, with what the node's seed wrote before.
+
+    A node that loses its power later has empty files otherwise: its keys, for example.
+    """
     changed: list[str] = []
     for action in actions:
         globals()["do_" + action["do"]](action, changed)
+    if changed:
+        os.sync()
     return changed
 
 
