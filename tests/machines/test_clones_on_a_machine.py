@@ -7,7 +7,7 @@ import pytest
 from tests.machines.labs import Lab
 from tests.whole_machines import PanicError, whole_machines
 
-pytestmark = [pytest.mark.machines, pytest.mark.smoke]
+pytestmark = pytest.mark.machines
 
 
 def test_two_clones_pass_the_check_and_are_cleared() -> None:

@@ -16,6 +16,14 @@ from vcluster.guest import apply
 ME = pwd.getpwuid(os.getuid()).pw_name
 
 
+@pytest.fixture(autouse=True)
+def syncs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """An entry for each time that all files were written to the disk. The disk here is that of the machine."""
+    found: list[str] = []
+    monkeypatch.setattr(os, "sync", lambda: found.append("sync"))
+    return found
+
+
 def file(path: Path, text: str, mode: int = 0o644) -> dict[str, object]:
     return {"do": "file", "path": str(path), "text": text, "owner": ME, "mode": mode}
 
@@ -27,6 +35,14 @@ def test_a_file_is_written_once(tmp_path: Path) -> None:
     assert path.read_text() == "hello\n"
     assert path.stat().st_mode & 0o777 == 0o600
     assert apply.apply([action]) == []
+
+
+def test_changes_are_on_the_disk_at_the_end(tmp_path: Path, syncs: list[str]) -> None:
+    actions = [file(tmp_path / name, "hello\n") for name in ("one", "two")]
+    apply.apply(actions)
+    assert syncs == ["sync"]
+    apply.apply(actions)
+    assert syncs == ["sync"]
 
 
 @pytest.mark.parametrize("damage", [lambda path: path.write_text("other"), lambda path: path.chmod(0o666), Path.unlink])
