@@ -134,7 +134,7 @@ def test_a_job_continues_while_nodes_are_added_and_removed(cluster: Cluster) -> 
         (["remove", "red[2-9]", "-y"], 2, "has no node"),
         (["remove", "red3"], 4, "cannot ask whether to delete the disks of red3: no terminal"),
         (["add", "--names", "red2"], 2, "has red2 already"),
-        (["add", "4000"], 3, "more nodes do not fit on the servers"),
+        (["add", "1000"], 3, "more nodes do not fit on the servers"),
     ],
 )
 def test_impossible_requests_are_refused(cluster: Cluster, arguments: list[str], exit_code: int, reason: str) -> None:
