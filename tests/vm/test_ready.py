@@ -164,8 +164,11 @@ from vcluster.util.deadline import Deadline
 context = common.context()
 files = context.files('lab')
 plan, keys, deadline = files.read_ledger().plan, files.read_keys(), Deadline(120)
-with context.fleet_of(plan) as fleet:
-    lifecycle = NodeLifecycle(Deployment(context, fleet, plan, keys, deadline), image_password=str)
+with (
+    context.fleet_of(plan) as fleet,
+    Deployment(context, fleet, plan, keys, deadline).watched(hint='') as (cluster, watch),
+):
+    lifecycle = NodeLifecycle(cluster, watch, image_password=str)
     for node in plan.nodes:
         with node_login.log_in(keys, None, node, user='root', deadline=deadline) as session:
             print(node.name, list(lifecycle.configure(node, session) + lifecycle.mount_shares(node, session)))
