@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
@@ -29,17 +29,7 @@ def make_plan(spec: Spec, facts: Mapping[str, Facts], *, image: Image, owner: st
     fabric = Fabric(spec.name, owner, spec.mtu, spec.vxlan_port, spec.switch.name, spec.sets_up_switch, spec.vni_base)
     topology = plan_topology(fabric, facts, places)
     networks = _networks(spec.name, owner, facts, managed, avoid=subnet)
-    servers = tuple(
-        _server_plan(
-            server,
-            facts[server.name],
-            topology,
-            network=networks.get(server.name),
-            pool=_pool(spec.name, owner, server) if server.name in places else None,
-            image=_image_on(server, image) if server.name in places else None,
-        )
-        for server in _servers(spec)
-    )
+    servers = _server_plans(spec, owner, facts, topology, networks=networks, carriers={*places}, image=image)
     data_gib = {store.node: store.size_gib for store in spec.stores}
     return Plan(
         name=spec.name,
@@ -77,6 +67,30 @@ def make_plan(spec: Spec, facts: Mapping[str, Facts], *, image: Image, owner: st
 
 def _dhcp_range(spec: Spec, subnet: IPv4Network, addresses: Sequence[IPv4Address]) -> AddressRange | None:
     return addressing.choose_dhcp_range(spec.dhcp_range, subnet, addresses) if spec.addresses == DHCP else None
+
+
+def _server_plans(
+    spec: Spec,
+    owner: str,
+    facts: Mapping[str, Facts],
+    topology: Topology,
+    *,
+    networks: Mapping[str, Network],
+    carriers: Set[str],
+    image: Image,
+) -> tuple[ServerPlan, ...]:
+    """The plans of all servers. Only the `carriers`, which carry nodes, have a pool and the image."""
+    return tuple(
+        _server_plan(
+            server,
+            facts[server.name],
+            topology,
+            network=networks.get(server.name),
+            pool=_pool(spec.name, owner, server) if server.name in carriers else None,
+            image=_image_on(server, image) if server.name in carriers else None,
+        )
+        for server in _servers(spec)
+    )
 
 
 def _servers(spec: Spec) -> tuple[ServerSpec, ...]:
