@@ -5,7 +5,7 @@ create and each program, the CPU seconds without those of guests, the processes 
 guests' are those of virtual processors: with KVM, their time in the guest; under emulation, all time of their threads.
 
 The kernel reports each thread when it ends (Documentation/accounting/taskstats.rst). Living threads are read from
-/proc, before, after and each second. Both are compared with the CPU time of the whole machine in /proc/stat.
+/proc, before, after and each half second. Both are compared with the CPU time of the whole machine in /proc/stat.
 """
 
 from __future__ import annotations

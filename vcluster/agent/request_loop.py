@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from vcluster import errors
+from vcluster.agent import libvirt_daemons
 from vcluster.errors import MissingError, VclusterError
 
 LINE_LIMIT = 1 << 26
@@ -143,7 +144,9 @@ def relay(source: BinaryIO, sink: BinaryIO, paths: Sequence[str]) -> None:
     try:
         connection = _connect(paths)
     except OSError as error:
-        failure = MissingError(f"{paths[0]}: {error.strerror}", hint="check that libvirtd is running there")
+        failure = MissingError(
+            f"{paths[0]}: {error.strerror}", hint=f"on that server: {libvirt_daemons.start_command()}"
+        )
         sink.write(json.dumps({"error": error_to_json(failure)}).encode() + b"\n")
         sink.flush()
         return

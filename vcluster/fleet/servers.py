@@ -58,7 +58,7 @@ class Server:
     def hypervisor(self) -> Hypervisor:
         """The connection to its libvirt. Raises MissingError if there is none."""
         if self.libvirt is None:
-            raise MissingError(f"{self.name} carries only the switch, so nothing is asked of its libvirt")
+            raise MissingError(f"{self.name} carries only the switch, so vcluster does not use its libvirt")
         return self.libvirt
 
     def until_stop(self, node: Node, deadline: Deadline) -> Deadline:

@@ -308,9 +308,9 @@ def do_resolver(action: Action, changed: list[str]) -> None:
 
 
 def apply(actions: list[Action]) -> list[str]:
-    """Apply all actions. What they changed is on the disk then, with what the node's seed wrote before.
+    """Apply all actions. Then write their changes and the files of the node's seed to the disk.
 
-    A node that loses its power later has empty files otherwise: its keys, for example.
+    Otherwise a node that loses its power soon has empty files, for example its keys.
     """
     changed: list[str] = []
     for action in actions:

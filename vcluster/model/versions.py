@@ -8,7 +8,7 @@ OLDEST = {"libvirt": "9.0", "qemu": "7.2"}  # those of Debian 12; older ones wer
 
 
 def too_old(versions: Mapping[str, str]) -> dict[str, str]:
-    """What a server has in a version that is too old, with the oldest supported version of it."""
+    """The programs of a server that are too old, each with the oldest version that vcluster supports."""
     return {name: oldest for name, oldest in OLDEST.items() if _numbers(versions[name]) < _numbers(oldest)}
 
 

@@ -10,6 +10,7 @@ from vcluster.adapters.libvirt.qemu_monitor import ENDED
 from vcluster.errors import VclusterError
 from vcluster.fleet.servers import Server
 from vcluster.model.plan import Node, Plan
+from vcluster.model.quoting import printable
 from vcluster.render.clone_xml import clone_xml
 from vcluster.render.domain_xml import data_disk, domain_xml
 from vcluster.render.xml_tree import text_of
@@ -80,7 +81,7 @@ def _last_words(server: Server, node: Node) -> str:
     lines = server.call("tail", path=f"{QEMU_LOGS}/{node.domain}.log", size=LOG_BYTES).splitlines()
     said = [line for line in lines if "qemu-system-x86_64: " in line and "terminating on signal" not in line]
     text = said[-1].partition("qemu-system-x86_64: ")[2] if said else ""
-    return ": " + "".join(each if each.isprintable() else "?" for each in text) if text else ""
+    return f": {printable(text)}" if text else ""
 
 
 def discard(server: Server, node: Node) -> None:

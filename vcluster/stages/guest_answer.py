@@ -10,6 +10,7 @@ from vcluster import guest
 from vcluster.adapters.node_connection import NodeConnection
 from vcluster.adapters.pipe import Pipe, one_line
 from vcluster.errors import VclusterError
+from vcluster.model.quoting import printable
 from vcluster.util.deadline import Deadline
 
 T = TypeVar("T")
@@ -57,5 +58,4 @@ def _parsed(text: str, where: str, error_output: str = "") -> dict[str, Any]:
     if answer is not None:
         return answer
     output = (one_line(error_output) or one_line(text) or "nothing at all")[:OUTPUT_MAX]
-    output = "".join(one if one.isprintable() else "?" for one in output)
-    raise VclusterError(f"{where} printed no result: {output}")
+    raise VclusterError(f"{where} printed no result: {printable(output)}")

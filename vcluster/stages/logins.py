@@ -67,7 +67,8 @@ def derive(
     leaving = _grouped((check.from_node, check) for check in to_equals)
     usual = _none_passed([check for check in to_equals if check.from_node not in odd])
     for start in same:
-        cannot_leave = "" if start in proven else _none_passed(leaving[start]) if leaving[start] else usual
+        of_start = _none_passed(leaving[start]) if leaving[start] else usual
+        cannot_leave = "" if start in proven else of_start
         for end in same:
             detail = cannot_leave or shut[end]
             check = known.get((start, end)) or Check("ssh", start, end, not detail, detail)
@@ -75,7 +76,7 @@ def derive(
 
 
 def _grouped(checks: Iterable[tuple[str, Check]]) -> Mapping[str, list[Check]]:
-    """The checks of each node, by name; none for another name."""
+    """The checks of each node, by name; an empty list for any other name."""
     found: dict[str, list[Check]] = defaultdict(list)
     for name, check in checks:
         found[name].append(check)

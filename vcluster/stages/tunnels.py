@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 from vcluster.errors import MissingError, VclusterError
 from vcluster.fleet.servers import Fleet, Server
@@ -129,7 +130,7 @@ def _silent_tunnels(fleet: Fleet, plan: Plan, groups: Iterable[Iterable[Probe]],
     silent: Tokens = {}
     for _ in range(TRIES):
         for group in groups:  # every server has sent one group before the next
-            fleet.each(lambda server, group=group: _send(server, group, plan.mtu))  # type: ignore[misc]
+            fleet.each(partial(_send, probes=group, size=plan.mtu))
         found = fleet.each(lambda server: _missing(server, wanted))
         silent = {name: links for name, links in found.items() if links}
         if not silent:

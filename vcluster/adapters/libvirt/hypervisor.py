@@ -30,7 +30,8 @@ from vcluster.util import parallel
 from vcluster.util.deadline import Deadline
 
 SYSTEM_URI = "qemu:///system"
-NAMED_KINDS = ("domain", "network", "pool")
+_LISTS = {"domain": "listAllDomains", "network": "listAllNetworks", "pool": "listAllStoragePools"}
+NAMED_KINDS = tuple(_LISTS)
 
 _GONE = {
     libvirt.VIR_ERR_NO_DOMAIN,
@@ -131,13 +132,8 @@ class Hypervisor:
 
     def names(self, kind: str) -> frozenset[str]:
         """Every name in use, of any owner, of one of NAMED_KINDS."""
-        resources = {
-            "domain": self._connection.listAllDomains,
-            "network": self._connection.listAllNetworks,
-            "pool": self._connection.listAllStoragePools,
-        }[kind]
         with self._errors("listing names"):
-            return frozenset(resource.name() for resource in resources())
+            return frozenset(resource.name() for resource in getattr(self._connection, _LISTS[kind])())
 
     # Domains
 

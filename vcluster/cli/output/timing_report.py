@@ -32,7 +32,7 @@ def text(found: Mapping[str, Any]) -> str:
             *(f"{spent[node, stage]:.1f}" if (node, stage) in spent else "-" for stage in stages),
             f"{until_s[node]:.1f}",
         )
-        for node in sorted(until_s, key=bool)
+        for node in sorted(until_s, key=bool)  # the whole cluster, "", is the first
     ]
     return table(("SECONDS", *stages, "until"), rows)
 

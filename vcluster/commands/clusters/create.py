@@ -63,12 +63,12 @@ def create(
         cluster.deliver_image()
         snapshots = _find_snapshots(cluster, boot)
         cluster.create_networks()
-        with cluster.watched(hint="run the command again") as (cluster, watch), ExitStack() as connections:
-            lifecycle = NodeLifecycle(cluster, watch, image_password=password, snapshots=snapshots)
+        with cluster.watched(hint="run the command again") as (watched, watch), ExitStack() as connections:
+            lifecycle = NodeLifecycle(watched, watch, image_password=password, snapshots=snapshots)
             nodes = lifecycle.all_nodes(lifecycle.bring_up, connections)
             lifecycle.require_ready(nodes)
             if job:
-                _provision(cluster, job, lifecycle.sessions(nodes, connections))
+                _provision(watched, job, lifecycle.sessions(nodes, connections))
         files.write_ledger(_ledger("ready", plan))
         return observe_status(fleet, files), boot == "auto" and snapshot_build.is_missing(plan, snapshots)
 

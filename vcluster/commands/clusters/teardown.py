@@ -48,7 +48,7 @@ def clear(context: Context, name: str, besides: Sequence[ServerSpec] = ()) -> bo
         had_folder = files.folder.exists()
         if not had_folder and not any(survey(server, name) for server in fleet.servers.values()):
             _on_each(fleet, snapshot_build.remove_unfinished)
-            files.destroy()  # the empty folder of all clusters, if the killed command got no further
+            files.destroy()  # a command that was killed early leaves the empty folder of all clusters
             return False
         servers.require_rights(fleet)
         if ledger is None:

@@ -87,7 +87,7 @@ def down(context: Context, name: str) -> bool:
         if not survey(server, name):
             return False
         if context.files(name).folder.exists():
-            text = f"{name} is a whole cluster, not a switch that switch up made"
+            text = f"{name} is a whole cluster, so this command does not remove it"
             raise ConflictError(text, hint=f"vcluster clear {name}")
         servers.require_rights_on(server)
         _remove(server, name)

@@ -121,7 +121,7 @@ def node_powers(context: Context, plan: Plan, nodes: Sequence[Node]) -> dict[str
 
 @contextmanager
 def accessible_fleet(context: Context, plan: Plan, nodes: Sequence[Node]) -> Iterator[Fleet]:
-    """The servers of nodes whose libvirt this user can open.
+    """The servers that carry these nodes, if this user can open their libvirt.
 
     vcluster does not ask for passwords here: commands that log in to nodes need no rights on servers.
     """

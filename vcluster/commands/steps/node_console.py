@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from vcluster.errors import DeadlineError, VclusterError
 from vcluster.fleet.servers import Server
 from vcluster.model.plan import Node, Plan
+from vcluster.model.quoting import printable
 from vcluster.render.domain_xml import console_path
 
 CONSOLE_BYTES = 16384
@@ -41,7 +42,7 @@ def described(name: str, console: str) -> str:
 
 
 def _printable(line: str) -> str:
-    shown = "".join(each if each.isprintable() else "?" for each in _CONTROL_SEQUENCE.sub("", line))
+    shown = printable(_CONTROL_SEQUENCE.sub("", line))
     return shown if len(shown) <= COLUMNS_MAX else f"{shown[: COLUMNS_MAX - 1]}…"
 
 

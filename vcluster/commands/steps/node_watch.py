@@ -191,12 +191,9 @@ class NodeWatch:
             text = node_console.console_log(server, self._plan, node)
         console = node_console.described(name, text)
         reason = PANICKED if event.what == REBOOTED and node_console.has_panicked(text) else event.reason
-        because, hint = f": {reason}" if reason else "", self._hint
-        if event.what == REBOOTED:
-            again = f"{name} rebooted during {stage}{because}{console}"
-            return NodeStoppedError(again, what=REBOOTED, reason=reason, hint=hint)
-        dead = f"{name} died during {stage}{because}{console}"
-        return NodeStoppedError(dead, what=DIED, reason=reason, hint=hint)
+        because = f": {reason}" if reason else ""
+        message = f"{name} {event.what} during {stage}{because}{console}"
+        return NodeStoppedError(message, what=event.what, reason=reason, hint=self._hint)
 
     def _record(self, node: Node, error: NodeStoppedError) -> None:
         with self._lock:

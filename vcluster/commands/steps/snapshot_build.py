@@ -59,6 +59,7 @@ from vcluster.util.events import Reporter
 PROGRAMS = ("apply", "check")  # loaded in the template, so that every clone starts with them
 CONSOLE = "console.log"
 BUSY_POLL_S = 0.5
+_PREFIX = f"vcluster-{NAME}-"  # of the domains of templates
 
 
 def build_for_spec(context: Context, spec: Spec, *, image_name: str, accel: str, low_priority: bool) -> tuple[str, ...]:
@@ -92,19 +93,18 @@ def templates_of(plan: Plan) -> dict[str, tuple[Template, ...]]:
 def find(fleet: Fleet, plan: Plan, *, deadline: Deadline, report: Reporter) -> SnapshotIndex:
     """The snapshots that nodes of this plan can be cloned from. Waits for a snapshot that another command builds.
 
-    Where no clone can be made, each template is REFUSED; the reason is reported once for each server.
+    If a server cannot make clones, each of its templates is REFUSED; the reason is reported once for the server.
     """
     templates = templates_of(plan)
-    obstacles = parallel.each([fleet[name] for name in templates], _obstacle, deadline=deadline)
-    hindered = {name for name, obstacle in zip(templates, obstacles, strict=True) if obstacle}
-    for name, obstacle in zip(templates, obstacles, strict=True):
-        if obstacle:
-            report.note(f"nodes boot{_where(fleet[name])}: {obstacle}")
+    asked = parallel.each([fleet[name] for name in templates], _obstacle, deadline=deadline)
+    obstacles = {name: obstacle for name, obstacle in zip(templates, asked, strict=True) if obstacle}
+    for name, obstacle in obstacles.items():
+        report.note(f"nodes boot{_where(fleet[name])}: {obstacle}")
     wanted = [(name, template) for name, found in templates.items() for template in found]
 
     def search(each: tuple[str, Template]) -> Snapshot | None:
         name, template = each
-        return REFUSED if name in hindered else _find(fleet[name], template, deadline=deadline, report=report)
+        return REFUSED if name in obstacles else _find(fleet[name], template, deadline=deadline, report=report)
 
     snapshots = parallel.each(wanted, search, deadline=deadline)
     return {each: snapshot for each, snapshot in zip(wanted, snapshots, strict=True) if snapshot}
@@ -265,7 +265,13 @@ def build(
 
 def domain_of(root: str, key: str) -> str:
     """The name of a template's domain: one for each snapshot folder, as there is one lock for each folder."""
-    return f"vcluster-{NAME}-{key}-{hashlib.sha256(root.encode()).hexdigest()[:6]}"
+    return f"{_PREFIX}{key}-{hashlib.sha256(root.encode()).hexdigest()[:6]}"
+
+
+def _is_of(root: str, domain: str) -> bool:
+    """Whether a domain is that of a template whose snapshot is in this folder."""
+    key = domain.removeprefix(_PREFIX).rpartition("-")[0]
+    return domain == domain_of(root, key)
 
 
 def _boot_and_save(
@@ -355,8 +361,8 @@ def start_in_background(cluster: str) -> None:
 def remove_unfinished(server: Server) -> None:
     """Remove the unfinished snapshots of killed commands, and the profiles of their templates.
 
-    A template's profile exists only while its snapshot is locked. So it is left over if it is older than a look at the
-    locks that finds none, even if the command that removed the snapshot was killed too.
+    A template's profile exists only while its snapshot is locked. So profiles are listed before the locks are checked:
+    a listed profile without a locked snapshot is left over.
     """
     root = str(snapshots_folder(server.storage))
     templates = profiles.of_templates(server)
@@ -368,9 +374,3 @@ def remove_unfinished(server: Server) -> None:
     profiles.remove(
         server, [found for found in templates if _is_of(root, found["domain"]) and found["domain"] not in in_use]
     )
-
-
-def _is_of(root: str, domain: str) -> bool:
-    """Whether a domain is that of a template whose snapshot is in this folder."""
-    key = domain.removeprefix(f"vcluster-{NAME}-").rpartition("-")[0]
-    return domain == domain_of(root, key)
