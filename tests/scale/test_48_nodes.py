@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from scripts.measure_host import machine_cpu_s
 from tests.clusters import Host, booting_servers, changes, survey
 
 pytestmark = pytest.mark.scale
@@ -46,8 +47,6 @@ def test_48_nodes_are_ready_and_removed(host: Host, capsys: pytest.CaptureFixtur
 
 def used() -> tuple[float, float]:
     """The CPU seconds of this machine since its start, without idle time, and its memory in use in MiB (proc(5))."""
-    fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
-    user, nice, system, _, _, irq, softirq, steal = map(int, fields)
     lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
     kib = {name.rstrip(":"): int(size) for name, size, *_ in lines}
-    return (user + nice + system + irq + softirq + steal) / 100, (kib["MemTotal"] - kib["MemAvailable"]) / 1024
+    return machine_cpu_s(), (kib["MemTotal"] - kib["MemAvailable"]) / 1024

@@ -119,9 +119,11 @@ def test_a_failure_does_not_cancel_other_work() -> None:
 )
 def test_servers_answer_side_by_side(work: Callable[[Fleet, Context], None], context: Context) -> None:
     meeting = threading.Barrier(len(REQUESTS))
+    met: list[object] = []
 
     def meet(answer: object) -> object:
         meeting.wait(timeout=5)
+        met.append(answer)
         return answer
 
     operations = {
@@ -135,7 +137,7 @@ def test_servers_answer_side_by_side(work: Callable[[Fleet, Context], None], con
     libvirt: Any = SimpleNamespace(names=lambda _: frozenset(), **empty)
     opened = [Server(one.name, samples.OWNER, one.storage, LocalAgent(operations), libvirt=libvirt) for one in REQUESTS]
     work(Fleet({server.name: server for server in opened}, {}), context)
-    assert meeting.n_waiting == 0
+    assert len(met) >= len(REQUESTS)
 
 
 def test_the_cluster_key_replaces_only_passwords() -> None:

@@ -87,7 +87,7 @@ def image_users(connection: libvirt.virConnect, owner: str, digest: str) -> froz
 def _ours(connection: libvirt.virConnect, owner: str) -> list[libvirt.virDomain]:
     """Our domains. Name and UUID, which libvirt's list has, show whose a domain is.
 
-    Only the UUIDs that version 0.1.0 made do not depend on the owner; for these the owner label decides.
+    Domains of clusters made before decision 0028 have a UUID without the owner; for these the owner label decides.
     """
     listed = connection.listAllDomains()
     former = [domain for domain in listed if _has_uuid_of(domain)]
