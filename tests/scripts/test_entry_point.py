@@ -9,6 +9,25 @@ import pytest
 
 from tests.scripts.conftest import CHECKOUT
 
+# A command that gets interrupts all the time, until Python has waited for its threads.
+FLOODED = """
+import os, signal, threading, time
+from vcluster.cli import main
+
+def flood():
+    end_s = time.monotonic() + 0.5
+    while time.monotonic() < end_s:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.001)
+
+def work(**_):
+    threading.Thread(target=flood).start()
+    time.sleep(5)
+
+main.main.main = work
+main.run()
+"""
+
 
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "output"), [(["--version"], 0, "vcluster, version"), (["nonsense"], 2, "nonsense")]
@@ -49,3 +68,8 @@ def test_a_script_needs_only_the_python_of_the_system(name: str) -> None:
         ["/usr/bin/python3", str(CHECKOUT / "scripts" / name), "--help"], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_more_interrupts_do_not_disturb_the_end_of_a_command() -> None:
+    done = subprocess.run([sys.executable, "-c", FLOODED], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (130, "vcluster: interrupted\n")

@@ -32,24 +32,31 @@ def test_only_the_first_interrupt_is_raised(number: signal.Signals) -> None:
             interrupt(signal.SIGINT)
         undone.append("all")
 
-    before = signal.getsignal(number)
     with pytest.raises(KeyboardInterrupt), ExitStack() as stack:
         stack.enter_context(interruptible_once(report, first="ending", later="still ending"))
         stack.push(undo)
         interrupt(number)
         pytest.fail("the first interrupt did not end the work")
     assert undone == ["all"]
+    interrupt(number)  # of the rest of a command that ends
     for thread in threading.enumerate():
         if thread is not threading.main_thread() and not thread.daemon:
             thread.join(5)
-    assert sorted(reported) == ["ending", "still ending", "still ending"]
+    assert sorted(reported) == ["ending", "still ending", "still ending", "still ending"]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_without_an_interrupt_the_handlers_are_as_before(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with interruptible_once(print, first="", later=""):
+        assert signal.getsignal(number) != before
     assert signal.getsignal(number) == before
 
 
 def test_an_ignored_signal_stays_ignored() -> None:
     """As with nohup, or in the background of a script."""
     reported: list[str] = []
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with interruptible_once(reported.append, first="ending", later="still ending"):
             interrupt(signal.SIGHUP)
@@ -58,24 +65,26 @@ def test_an_ignored_signal_stays_ignored() -> None:
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     except KeyboardInterrupt:
         pytest.fail("an ignored signal ended the work")
-    finally:
-        signal.signal(signal.SIGHUP, before)
     assert reported == []
 
 
 def test_a_command_ends_by_signals_that_it_was_not_started_to_ignore(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(main, "_run", lambda: 0)
+    heeded: dict[int, object] = {}
+
+    def record() -> int:
+        heeded.update({number: signal.getsignal(number) for number in SIGNALS})
+        return 0
+
+    monkeypatch.setattr(main, "_run", record)
     monkeypatch.setattr(main, "load_less_of_pyroute2", lambda: None)
     monkeypatch.setattr(main.atexit, "register", lambda *_: None)  # or pytest would end with exit code 0
-    before = {signal.SIGHUP: signal.signal(signal.SIGHUP, signal.SIG_IGN), signal.SIGTERM: signal.getsignal(15)}
-    try:
-        with pytest.raises(SystemExit):
-            main.run()
-        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-        assert signal.getsignal(signal.SIGTERM) is main._interrupt
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with pytest.raises(SystemExit):
+        main.run()
+    assert heeded == {
+        signal.SIGHUP: signal.SIG_IGN, signal.SIGTERM: main._interrupt, signal.SIGINT: main._interrupt
+    }  # fmt: skip
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
 def test_other_threads_leave_signals_alone() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import errno
 import os
-import signal
 import sys
 from contextlib import suppress
 from types import FrameType
@@ -20,6 +19,7 @@ from vcluster.cli.help_layout import Group, examples
 from vcluster.cli.nodes import access, check, copy, execute, gateway, power, provision, terminals
 from vcluster.cli.servers import doctor, image, switch
 from vcluster.errors import EXIT_INTERRUPTED, SeveralErrors, VclusterError
+from vcluster.util.interrupts import on_interrupt
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 # A group without a command: its help is the message. Before click 8.2 this was not an error.
@@ -74,11 +74,10 @@ def completion(shell: str) -> None:
 
 def run() -> None:
     """The entry point: never a traceback for what a user can cause."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup has it ignore SIGHUP
-            signal.signal(number, _interrupt)
+    on_interrupt(_interrupt)
     load_less_of_pyroute2()
     exit_code = _run()
+    on_interrupt(lambda *_: _end(exit_code))  # it comes too late to change the result
     atexit.register(_end, exit_code)  # Python calls it when all threads have ended
     sys.exit(exit_code)
 
@@ -109,6 +108,7 @@ def _run() -> int:
     except VclusterError as error:
         return _complain(error.message, error.hint, error.exit_code, invocation)
     except (KeyboardInterrupt, click.Abort):
+        on_interrupt(lambda *_: None)  # the message has priority over another interrupt
         return _complain("interrupted", None, EXIT_INTERRUPTED, invocation)
     except BrokenPipeError:
         _drop_output()

@@ -1,4 +1,4 @@
-"""Interrupts during work that is rolled back: the first one ends the work, later ones do not disturb the rollback."""
+"""Interrupts: the first one ends the work, later ones do not disturb the rollback."""
 
 from __future__ import annotations
 
@@ -10,11 +10,23 @@ from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
+Handler = Callable[[int, FrameType | None], object]
+
+
+def on_interrupt(handler: Handler) -> dict[signal.Signals, Handler | int | None]:
+    """Have interrupts call this handler. Returns the handlers before, by signal.
+
+    Signals that the command was started to ignore stay ignored: by nohup, or by a script with `&`.
+    """
+    heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number in heeded}
+
 
 @contextmanager
 def interruptible_once(report: Callable[[str], None], *, first: str, later: str) -> Iterator[None]:
     """Report the text `first` and raise KeyboardInterrupt at the first interrupt; at later ones, report `later`.
 
+    Later ones are reported also after the work: they must not disturb the rest of a command that ends.
     Only the main thread gets signals; in any other thread nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -30,11 +42,10 @@ def interruptible_once(report: Callable[[str], None], *, first: str, later: str)
             is_interrupted = True
             raise KeyboardInterrupt
 
-    # Signals that the command was started to ignore stay ignored: by nohup, or by a script with `&`.
-    heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, interrupt) for number in heeded}
+    before = on_interrupt(interrupt)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        if not is_interrupted:
+            for number, handler in before.items():
+                signal.signal(number, handler)
