@@ -51,9 +51,14 @@ def image_prefix() -> str:
 
 
 def copy(snapshot: Path, folder: Path) -> None:
-    """Copy a snapshot into a folder of snapshots. The copy appears there when it is complete."""
+    """Copy a snapshot into a folder of snapshots, unless it is there. The copy appears there when it is complete."""
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(MODE)
+    if (folder / snapshot.name).exists():
+        return
     draft = folder / f".copy-{os.getpid()}"
-    subprocess.run(["cp", "-a", "--sparse=always", "--reflink=auto", snapshot, draft], check=True, timeout=60)
-    draft.rename(folder / snapshot.name)
+    try:
+        subprocess.run(["cp", "-a", "--sparse=always", "--reflink=auto", snapshot, draft], check=True, timeout=60)
+        draft.rename(folder / snapshot.name)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)

@@ -164,10 +164,10 @@ class NodeLifecycle:
             cause = self._watch.cause_of(error, node)
             if isinstance(cause, NodeStoppedError) and cause.reason == DESTROYED:  # the snapshot is not the reason
                 raise cause from error
-            self._cluster.report.note(f"{node.name} boots, because it cannot be cloned: {cause.message}")
             self._snapshots.clear()
             refused = error.message if isinstance(error, domains.CloneRefusedError) else ""
             server.call("drop_snapshot", root=snapshot.root, key=snapshot.key, refused=refused)
+            self._cluster.report.note(f"{node.name} boots, because it cannot be cloned: {cause.message}")
             self._watch.end(node)
             domains.discard(server, node)
             volumes.discard(server, self._plan, node)
