@@ -83,7 +83,7 @@ def cleared(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     monkeypatch.setattr(common, "require_root", lambda _: None)
     monkeypatch.setattr(inventory, "data_disks", lambda *_: ())
-    monkeypatch.setattr(teardown, "clear", lambda _, name, __: not names.append(name))
+    monkeypatch.setattr(teardown, "clear", lambda _, name, __, **___: not names.append(name))
     return names
 
 

@@ -48,19 +48,23 @@ def _nothing_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(snapshot_build, "remove_unfinished", lambda _: None)
 
 
+def clear(context: Context, name: str) -> bool:
+    return teardown.clear(context, name, consent=lambda _: None)
+
+
 def context_of(folder: Path, *, is_reachable: bool) -> Context:
     connector = Connector(is_reachable=is_reachable)
     return Context(folder / "state", connector, ImageStore(folder / "images"), Reporter())  # type: ignore[arg-type]
 
 
 def test_an_unknown_cluster_is_nothing_to_clear(tmp_path: Path) -> None:
-    assert teardown.clear(context_of(tmp_path, is_reachable=True), "nosuch") is False
+    assert clear(context_of(tmp_path, is_reachable=True), "nosuch") is False
     assert not (tmp_path / "state").exists()
 
 
 def test_the_empty_folder_of_a_killed_command_is_removed(tmp_path: Path) -> None:
     (tmp_path / "state/clusters").mkdir(parents=True)
-    assert teardown.clear(context_of(tmp_path, is_reachable=True), "doomed") is False
+    assert clear(context_of(tmp_path, is_reachable=True), "doomed") is False
     assert not (tmp_path / "state").exists()
 
 
@@ -68,14 +72,14 @@ def test_the_empty_folder_of_a_command_that_plans_stays(tmp_path: Path) -> None:
     """Otherwise the next command would not wait for the lock on it."""
     state = tmp_path / "state"
     with ledger.planning(state):
-        assert teardown.clear(context_of(tmp_path, is_reachable=True), "doomed") is False
+        assert clear(context_of(tmp_path, is_reachable=True), "doomed") is False
         assert (state / "clusters").is_dir()
     assert not state.exists()
 
 
 def test_a_failed_clear_of_an_unknown_cluster_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(VclusterError) as raised:
-        teardown.clear(context_of(tmp_path, is_reachable=False), "nosuch")
+        clear(context_of(tmp_path, is_reachable=False), "nosuch")
     assert raised.value.message == "localhost was not reached, so nothing was removed there: no access to libvirt"
     assert raised.value.hint == "use sudo"
     assert not (tmp_path / "state").exists()
@@ -91,7 +95,7 @@ def test_a_failed_clear_without_a_ledger_leaves_no_folder(
     monkeypatch.setattr(teardown, "survey", lambda *_: (OwnedItem("domain", "lab.node1", "lab"),))
     monkeypatch.setattr(teardown, "remove", fail)
     with pytest.raises(type(error)):
-        teardown.clear(context_of(tmp_path, is_reachable=True), "lab")
+        clear(context_of(tmp_path, is_reachable=True), "lab")
     assert not (tmp_path / "state").exists()
 
 
@@ -101,7 +105,7 @@ def test_a_failed_clear_keeps_the_ledger(tmp_path: Path) -> None:
     files.folder.mkdir(parents=True)
     files.write_ledger(Ledger(VERSION, "ready", "", samples.plan(2)))
     with pytest.raises(VclusterError, match="localhost was not reached"):
-        teardown.clear(context, "lab")
+        clear(context, "lab")
     assert files.read_ledger() is not None
 
 
@@ -116,7 +120,7 @@ def test_an_interrupted_clear_prints_the_command_for_the_rest(tmp_path: Path, mo
     context.files("lab").folder.mkdir(parents=True)
     monkeypatch.setattr(teardown, "remove", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        teardown.clear(context, "lab")
+        clear(context, "lab")
     for thread in threading.enumerate():
         if thread is not threading.main_thread() and not thread.daemon:
             thread.join(5)

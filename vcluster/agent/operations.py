@@ -155,6 +155,12 @@ def folders(path: str) -> list[str]:
     return sorted(entry.name for entry in place.iterdir() if entry.is_dir()) if place.is_dir() else []
 
 
+def files(path: str) -> list[str]:
+    """The names of the files in a folder; none if it does not exist."""
+    place = Path(path)
+    return sorted(entry.name for entry in place.iterdir() if not entry.is_dir()) if place.is_dir() else []
+
+
 def remove_folder(path: str) -> None:
     """Remove a folder with its content, and its two parent folders if they are empty."""
     shutil.rmtree(path, ignore_errors=True)
@@ -333,6 +339,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
         received_probes,
         stop_listening,
         folders,
+        files,
         remove_folder,
         remove_traces,
         tail,

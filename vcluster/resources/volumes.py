@@ -66,6 +66,16 @@ def destroy(server: Server, cluster: str) -> None:
         server.call("remove_folder", path=str(server.storage / CLUSTERS_FOLDER / cluster))
 
 
+def data_disks(server: Server, cluster: str) -> tuple[str, ...]:
+    """The disks with users' data that `destroy` would delete, also while the pool is inactive, as after a reboot."""
+    if server.libvirt is None:
+        return ()
+    pools = [server.libvirt.pool_folder(pool.name) for pool in server.libvirt.pools() if pool.cluster == cluster]
+    folders = {str(server.storage / CLUSTERS_FOLDER / cluster), *pools}
+    found = (f"{folder}/{name}" for folder in sorted(folders) for name in server.call("files", path=folder))
+    return tuple(path for path in found if path.endswith(names.DATA_SUFFIX))
+
+
 def reduce(server: Server, before: Plan, after: Plan) -> None:
     """Remove all files of the nodes of the plan `before` that are not in the plan `after`, with their console logs."""
     removed = {node.name for node in before.nodes_on(server.name)} - {node.name for node in after.nodes}

@@ -325,6 +325,12 @@ class Hypervisor:
         with self._unless_missing(f"undefining pool {name}"):
             pool.undefine()
 
+    def pool_folder(self, name: str) -> str:
+        """The folder of a pool, active or not."""
+        with self._errors(f"reading pool {name}"):
+            root = ET.fromstring(self._connection.storagePoolLookupByName(name).XMLDesc())  # noqa: S314 - libvirt wrote it
+        return root.findtext("target/path") or ""
+
     def delete_volumes(self, pool: str, is_selected: Callable[[str], bool]) -> None:
         """Delete the volumes of a pool whose names `is_selected` accepts."""
         with self._unless_missing(f"removing volumes of {pool}"):

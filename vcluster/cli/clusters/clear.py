@@ -54,7 +54,7 @@ def clear(
         chosen = _names_to_clear(context, names, everything)
         if chosen and not yes:
             _confirm(chosen, _data(context, chosen))
-        cleared, errors = _clear_all(context, chosen, extra_servers)
+        cleared, errors = _clear_all(context, chosen, extra_servers, yes=yes)
         left = _leftovers(context, () if everything else chosen) if verify else None
     if output == "json" or cleared or not errors:
         common.emit(output, {"clusters": cleared, "left": left}, _text)
@@ -87,7 +87,7 @@ def _warn_of_node(context: Context, name: str) -> None:
 
 
 def _data(context: Context, names: tuple[str, ...]) -> tuple[str, ...]:
-    """The served disks of these clusters, which hold the users' data."""
+    """The served disks of these clusters, which hold the users' data, by their ledgers."""
     from vcluster.commands.steps import inventory
 
     return tuple(f"{name}: {disk}" for name in names for disk in inventory.data_disks(context, name))
@@ -95,25 +95,38 @@ def _data(context: Context, names: tuple[str, ...]) -> tuple[str, ...]:
 
 def _confirm(names: tuple[str, ...], data: tuple[str, ...]) -> None:
     """Ask on a terminal. Without one, a script means what it runs, except for disks with data."""
-    for disk in data:
-        click.echo(f"{disk}: its data will be deleted", err=True)
-    if data and not common.can_ask():
-        raise ConflictError("cannot ask whether to delete data: no terminal", hint="-y deletes it without a question")
+    _warn_of_data(data)
     question = f"Remove {', '.join(names)} with all nodes and their disks?"
     common.require_consent(question, declined="nothing was removed")
 
 
+def _warn_of_data(disks: Sequence[str]) -> None:
+    """Report disks with data before a question. Raises ConflictError if no user can answer it."""
+    for disk in disks:
+        click.echo(f"{disk}: its data will be deleted", err=True)
+    if disks and not common.can_ask():
+        raise ConflictError("cannot ask whether to delete data: no terminal", hint="-y deletes it without a question")
+
+
+def _consent_to_data(disks: Sequence[str]) -> None:
+    """Ask about data that only the servers know of, because no ledger lists it."""
+    _warn_of_data(disks)
+    common.require_consent("Delete this data?", declined="nothing was removed")
+
+
 def _clear_all(
-    context: Context, names: tuple[str, ...], extra_servers: Sequence[ServerSpec]
+    context: Context, names: tuple[str, ...], extra_servers: Sequence[ServerSpec], *, yes: bool
 ) -> tuple[list[Document], list[VclusterError]]:
     """Try every cluster. Returns the removed clusters, and the errors of the others."""
     from vcluster.commands.clusters import teardown
 
     cleared: list[Document] = []
     errors = []
+    consent = (lambda _: None) if yes else _consent_to_data
     for name in names:
         try:
-            cleared.append({"name": name, "cleared": teardown.clear(context, name, extra_servers)})
+            was_there = teardown.clear(context, name, extra_servers, consent=consent)
+            cleared.append({"name": name, "cleared": was_there})
         except VclusterError as error:
             errors.append(error)
     return cleared, errors

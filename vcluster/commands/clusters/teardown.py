@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TypeVar
 
@@ -18,7 +18,7 @@ from vcluster.model import naming
 from vcluster.model.plan import Plan
 from vcluster.model.spec import LOCAL, ServerSpec
 from vcluster.planning.planner import CLUSTERS_FOLDER, IMAGES_FOLDER
-from vcluster.resources import server_keys
+from vcluster.resources import server_keys, volumes
 from vcluster.resources.kinds import KINDS, NODE_KINDS
 from vcluster.snapshots.template import snapshots_folder
 from vcluster.util import parallel
@@ -27,14 +27,23 @@ from vcluster.util.interrupts import interruptible_once
 
 Kind = TypeVar("Kind")
 
-IMAGE_TIMEOUT_S = 60.0
+IMAGE_TIMEOUT_S = DISKS_TIMEOUT_S = 60.0
 
 
-def clear(context: Context, name: str, besides: Sequence[ServerSpec] = ()) -> bool:
+def clear(
+    context: Context,
+    name: str,
+    besides: Sequence[ServerSpec] = (),
+    *,
+    consent: Callable[[Sequence[str]], None],
+) -> bool:
     """Remove everything of a cluster. Returns whether there was anything.
 
     The ledger names the servers; `besides` are more servers to search when the ledger is lost. Raises VclusterError
     for servers that cannot be reached; the ledger keeps what is on them.
+
+    `consent` gets the disks with users' data that are on servers without being in the ledger. It raises VclusterError
+    unless they may be deleted.
     """
     files = context.files(name)
     ledger = files.read_ledger()
@@ -51,6 +60,8 @@ def clear(context: Context, name: str, besides: Sequence[ServerSpec] = ()) -> bo
             files.destroy()  # a command that was killed early leaves the empty folder of all clusters
             return False
         servers.require_rights(fleet)
+        if unlisted := _unlisted_data(fleet, name, known):
+            consent(unlisted)
         if ledger is None:
             _report_unvisited(context, fleet, name)
         with files.locked(), _interruptible(context, name):
@@ -61,6 +72,17 @@ def clear(context: Context, name: str, besides: Sequence[ServerSpec] = ()) -> bo
                     files.destroy()
                 raise
         return True
+
+
+def _unlisted_data(fleet: Fleet, name: str, listed: Collection[str]) -> tuple[str, ...]:
+    """The disks with users' data on the servers that the ledger does not list."""
+    others = [server for server in fleet.servers.values() if server.name not in listed]
+    found = parallel.each(others, lambda server: volumes.data_disks(server, name), deadline=Deadline(DISKS_TIMEOUT_S))
+    return tuple(
+        f"disk {disk}{f' on {server.name}' if server.session else ''}"
+        for server, disks in zip(others, found, strict=True)
+        for disk in disks
+    )
 
 
 def _interruptible(context: Context, name: str) -> AbstractContextManager[None]:

@@ -15,7 +15,6 @@ from vcluster.fleet.servers import Fleet, Server
 from vcluster.model import naming
 from vcluster.model.plan import Node, Plan
 from vcluster.model.status import MISSING, PAUSED, STOPPED, UNKNOWN, Observed, PowerState, Status, status_of
-from vcluster.render.domain_xml import DATA_SUFFIX
 from vcluster.resources.kinds import KINDS
 from vcluster.resources.owned import OwnedItem
 from vcluster.util import parallel
@@ -88,21 +87,10 @@ def leftovers(context: Context, name: str | None) -> tuple[OwnedItem, ...]:
 
 
 def data_disks(context: Context, name: str) -> tuple[str, ...]:
-    """Descriptions of the disks with user data that a cluster has; without a ledger, of those on this machine."""
+    """Descriptions of the disks with users' data that the ledger of a cluster lists."""
     ledger = context.files(name).read_ledger()
-    if ledger:
-        return tuple(
-            f"a disk of {node.data_gib} GiB that {node.name} serves" for node in ledger.plan.nodes if node.data_gib
-        )
-    with context.local_server() as server:
-        pools = [pool for pool in server.libvirt.pools() if pool.cluster == name] if server.libvirt else []
-        return tuple(
-            f"the disk {volume}"
-            for pool in pools
-            if pool.is_active
-            for volume in server.hypervisor.volumes(pool.name)
-            if volume.endswith(DATA_SUFFIX)
-        )
+    nodes = ledger.plan.nodes if ledger else ()
+    return tuple(f"a disk of {node.data_gib} GiB that {node.name} serves" for node in nodes if node.data_gib)
 
 
 def describe_down(powers: Mapping[str, PowerState]) -> str:
