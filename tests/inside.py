@@ -56,12 +56,12 @@ def _serve() -> None:
     """The process inside the server: each line is a request."""
     from dataclasses import asdict, is_dataclass
 
-    from vcluster.adapters.network import netlink_interfaces, netlink_routes, obstacles, raw_frames, tunnel_guard
+    from vcluster.adapters.network import netlink_interfaces, netlink_routes, obstacles, peers, raw_frames, tunnel_guard
     from vcluster.adapters.network.interface_spec import InterfaceSpec
 
     modules = {
         module.__name__.rpartition(".")[2]: module
-        for module in (netlink_interfaces, netlink_routes, obstacles, raw_frames, tunnel_guard)
+        for module in (netlink_interfaces, netlink_routes, obstacles, peers, raw_frames, tunnel_guard)
     }
 
     def plain(value: object) -> object:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.inside import Call, inside
-from tests.testbed import Server, testbed
+from tests.testbed import Server, kill, testbed
 from vcluster.adapters.network.interface_spec import InterfaceSpec
 from vcluster.errors import ConflictError, MissingError, RequestError
 
@@ -298,6 +298,30 @@ def test_routes_and_addresses_come_with_their_interfaces(call: Call, server: Ser
     )
     assert shown
     assert ["eth0", server.address] in call("netlink_routes.addresses")
+
+
+def test_name_servers_and_the_ends_of_connections_are_known(
+    servers: tuple[Server, Server], call: Call, server: Server
+) -> None:
+    """Both are reached by the default route, so no other route shows them."""
+    far, resolver = "172.28.0.10", "172.28.9.53"
+    resolvers = server.path("/etc/resolv.conf")
+    before = resolvers.read_text() if resolvers.exists() else ""
+    servers[1].run(["ip", "address", "add", f"{far}/32", "dev", "lo"], timeout_s=10)
+    server.run(["ip", "route", "add", "default", "via", servers[1].address], timeout_s=10)
+    resolvers.write_text(f"nameserver {resolver}\nnameserver 2001:db8::1\nnameserver 127.0.0.53\n")
+    connect = f"import socket; talk = socket.create_connection(({far!r}, 22)); print('up', flush=True); input()"
+    talking = server.popen(["python3", "-c", connect], takes_input=True)
+    try:
+        assert talking.stdout is not None
+        assert talking.stdout.readline() == "up\n"
+        assert {far, resolver} <= {*call("peers.peers")}
+        assert not any(address.startswith("127.") for address in call("peers.peers"))
+    finally:
+        kill(talking)
+        resolvers.write_text(before)
+        server.run(["ip", "route", "del", "default"], timeout_s=10)
+        servers[1].run(["ip", "address", "del", f"{far}/32", "dev", "lo"], timeout_s=10)
 
 
 def test_the_route_to_an_address_is_the_kernels_own(servers: tuple[Server, Server], call: Call, server: Server) -> None:

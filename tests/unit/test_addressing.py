@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from ipaddress import IPv4Network
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vcluster.errors import ConflictError, RequestError, VclusterError
-from vcluster.model.facts import Claim, Facts, Route
+from vcluster.model.facts import Claim, Facts, Route, UnderlayRoute
 from vcluster.planning import addressing
 
 SUBNETS = st.builds(
@@ -104,6 +105,14 @@ def test_a_chosen_subnet_is_free(taken: list[IPv4Network], count: int) -> None:
     assert gateway not in addresses
     assert len(set(addresses)) == count
     assert all(address in management and address != management.broadcast_address for address in addresses)
+
+
+def test_the_management_network_contains_no_host_that_the_server_talks_to() -> None:
+    """No route is in the way: the default route leads to these hosts."""
+    resolver, switch = IPv4Address("172.28.0.53"), IPv4Address("172.28.1.10")
+    route = UnderlayRoute(IPv4Address("192.0.2.1"), switch, "eth0", 1500)
+    known = replace(facts(), hosts=frozenset({resolver}), underlay_routes={"switch": route})
+    assert str(addressing.choose_management(4, known, avoid=())) == "172.28.2.0/24"
 
 
 OTHER_CLUSTER = Claim("other", IPv4Network("10.0.0.0/24"), (IPv4Network("172.28.0.0/24"),))

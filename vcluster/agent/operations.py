@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from vcluster.adapters import kvm_probe
-from vcluster.adapters.network import netlink_interfaces, netlink_routes, raw_frames, tunnel_guard
+from vcluster.adapters.network import netlink_interfaces, netlink_routes, peers, raw_frames, tunnel_guard
 from vcluster.adapters.network.interface_spec import InterfaceSpec
 from vcluster.adapters.network.obstacles import find_obstacles
 from vcluster.agent import confinement, libvirt_daemons, snapshot_store
@@ -53,7 +53,7 @@ def identity() -> dict[str, Any]:
 
 
 def observe(disks: str) -> dict[str, Any]:
-    """The facts for planning: free disk space at `disks`, CPUs, routes, and VNIs in use."""
+    """The facts for planning: free disk space at `disks`, CPUs, routes, hosts that must stay reachable, VNIs in use."""
     interfaces = netlink_interfaces.interfaces()
     place = Path(disks)
     existing = next(path for path in (place, *place.parents) if path.exists())
@@ -61,6 +61,7 @@ def observe(disks: str) -> dict[str, Any]:
         "disk_free_mib": shutil.disk_usage(existing).free // 2**20,
         "cpus": os.cpu_count() or 1,
         "routes": [[str(network), interface] for network, interface in netlink_routes.routes()],
+        "hosts": [*(address for _, address in addresses()), *map(str, peers.peers())],
         "vnis": sorted(found.vni for found in interfaces if found.vni),
     }
 

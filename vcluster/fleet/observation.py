@@ -61,6 +61,7 @@ def _facts(server: Server, claims: tuple[Claim, ...], accel: str, underlay: dict
         cpus=seen["cpus"],
         accel=accel,
         routes=tuple(route for route in routes_of_interest(routes) if route.network not in own_subnets),
+        hosts=frozenset(map(IPv4Address, seen["hosts"])),
         claims=claims,
         vnis=frozenset(seen["vnis"]),
         underlay_routes=underlay,

@@ -38,8 +38,9 @@ class UnderlayRoute:
 class Facts:
     """All that planning needs to know about a server.
 
-    `accel` is the accelerator of nodes there, kvm or tcg. `vnis` are in use, by any program. `underlay_routes` lead to
-    other servers, by name. `host_key` is the key that the server has shown, empty for this machine.
+    `accel` is the accelerator of nodes there, kvm or tcg. `hosts` are addresses of the server itself and of hosts that
+    it talks to. `vnis` are in use, by any program. `underlay_routes` lead to other servers, by name. `host_key` is the
+    key that the server has shown, empty for this machine.
     """
 
     memory_free_mib: int = 0
@@ -47,6 +48,7 @@ class Facts:
     cpus: int = 0
     accel: str = "tcg"
     routes: tuple[Route, ...] = ()
+    hosts: frozenset[IPv4Address] = frozenset()
     claims: tuple[Claim, ...] = ()
     vnis: frozenset[int] = frozenset()
     underlay_routes: dict[str, UnderlayRoute] = field(default_factory=dict)

@@ -104,9 +104,14 @@ def choose_subnet(asked: IPv4Network | None, count: int, servers: Sequence[Facts
 
 
 def choose_management(count: int, facts: Facts, *, avoid: Iterable[IPv4Network]) -> IPv4Network:
-    """A free subnet for the management network of `count` nodes and its gateway, outside of the subnets to avoid."""
+    """A free subnet for the management network of `count` nodes and its gateway, outside of the subnets to avoid.
+
+    It has no host that the server talks to: the server would reach this address through the bridge of the network.
+    """
     size = _network_for(max(count + 1, 254), MANAGEMENT_SPACE)
-    return _first_free(size, MANAGEMENT_SPACE, (*_taken(facts), *avoid))
+    ends = {end for route in facts.underlay_routes.values() for end in (route.local, route.remote)}
+    hosts = (IPv4Network(address) for address in sorted(facts.hosts | ends))
+    return _first_free(size, MANAGEMENT_SPACE, (*_taken(facts), *hosts, *avoid))
 
 
 def management_addresses(
