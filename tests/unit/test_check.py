@@ -384,3 +384,8 @@ def test_mpiexec_has_the_environment_that_logins_have() -> None:
     environment = check._mpi(plan, names(3))["environment"]
     assert environment == {**rendered.mpi_environment(plan), **check.QUICK_START}
     assert environment["MPIEXEC_PORT_RANGE"] == "20000:20200"  # type: ignore[index]
+
+
+def test_a_failure_is_never_printed_as_ok() -> None:
+    assert str(Check("path", "node1", "node2", False, "")) == "path from node1 to node2: failed without a reason"
+    assert str(Check("path", "node1", "node2", True, "")) == "path from node1 to node2: ok"

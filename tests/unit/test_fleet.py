@@ -281,6 +281,12 @@ def test_a_flow_with_a_lost_packet_proves_nothing() -> None:
     assert found.detail == "99 of 100 packets came back"
 
 
+def test_a_flow_with_more_answers_than_asked_for_passes() -> None:
+    found = flow(*((103, 102),) * 6, answered=102)
+    assert found.crossed
+    assert found.detail == ""
+
+
 def test_a_port_without_access_is_reported_as_unknown() -> None:
     known = (100, 100)
     found = flow(known, known, (None, None), (None, None), known, known)

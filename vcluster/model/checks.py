@@ -40,7 +40,8 @@ class Check:
     detail: str
 
     def __str__(self) -> str:
-        return f"{self.check} from {self.from_node} to {self.to_node or '?'}: {self.detail or 'ok'}"
+        outcome = "ok" if self.passed else self.detail or "failed without a reason"
+        return f"{self.check} from {self.from_node} to {self.to_node or '?'}: {outcome}"
 
 
 @dataclass(frozen=True, slots=True)

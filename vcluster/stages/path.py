@@ -55,11 +55,14 @@ class Path:
     @property
     def crossed(self) -> bool:
         """Whether the whole flow went through every port on the path, the switch's ports included."""
-        return self.answered == self.packets and all(hop.has_seen(self.packets) is not False for hop in self.hops)
+        return not self.detail
 
     @property
     def detail(self) -> str:
-        """The reason of a failure, as text; empty if the path passed."""
+        """The reason of a failure, as text; empty if the path passed.
+
+        ping may send and receive more packets than asked for: with a time limit, it sends until all answers arrived.
+        """
         if self.answered < self.packets:
             return f"{self.answered} of {self.packets} packets came back"
         missed = next((hop for hop in self.hops if hop.has_seen(self.packets) is False), None)
