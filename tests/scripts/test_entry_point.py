@@ -73,3 +73,20 @@ def test_a_script_needs_only_the_python_of_the_system(name: str) -> None:
 def test_more_interrupts_do_not_disturb_the_end_of_a_command() -> None:
     done = subprocess.run([sys.executable, "-c", FLOODED], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (130, "vcluster: interrupted\n")
+
+
+PRINT_UMASK = """
+import os, sys
+from vcluster.cli import main
+os.geteuid = lambda: int(sys.argv[1])
+os.umask(0o077)
+main.main.main = lambda **_: print(f"{os.umask(0):03o}")
+main.run()
+"""
+
+
+@pytest.mark.parametrize(("uid", "mask"), [(0, "022"), (1000, "077")])
+def test_the_umask_of_root_does_not_close_images_to_qemu(uid: int, mask: str) -> None:
+    """The files of another user stay as private as that user wants."""
+    done = subprocess.run([sys.executable, "-c", PRINT_UMASK, str(uid)], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{mask}\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -48,7 +49,9 @@ def print_noise():
 
 def number(): return os.getpid()
 
-OPERATIONS = {f.__name__: f for f in (echo, count, reject, pause, print_noise, number)}
+def make_folders(path): os.makedirs(path)
+
+OPERATIONS = {f.__name__: f for f in (echo, count, reject, pause, print_noise, number, make_folders)}
 """
 
 
@@ -230,6 +233,14 @@ def test_login_scripts_may_print(start: Start, tmp_path: Path) -> None:
     assert start(Local(folder=tmp_path)).call("echo", deadline=soon(), a=1) == {"a": 1}
 
 
+@pytest.mark.parametrize("mask", ["077", "027", "000"])
+def test_the_umask_of_the_login_does_not_close_or_open_folders(start: Start, tmp_path: Path, mask: str) -> None:
+    script(tmp_path, "python3", f'umask {mask}; exec "{sys.executable}" "$@"')
+    images = tmp_path / "vcluster" / "images"
+    start(Local(folder=tmp_path)).call("make_folders", deadline=soon(), path=str(images))
+    assert [folder.stat().st_mode & 0o777 for folder in (images, images.parent)] == [0o755, 0o755]
+
+
 # sudo
 
 SUDO = """
@@ -288,13 +299,16 @@ def test_sudo_asks_and_no_password_is_configured(start: Start, tmp_path: Path) -
         ("alice is not in the sudoers file.", 1, "user alice may not become root"),
         ("Sorry, user alice is not allowed to execute '/usr/bin/python3' as root on b.", 1, "may not become root"),
         ("sudo: 1 incorrect password attempt", 1, "refuses the password"),
+        ("sudo-rs: I'm sorry alice. I'm afraid I can't do that", 1, "user alice may not become root"),
+        ("sudo-rs: Maximum 3 incorrect authentication attempts reached", 1, "refuses the password"),
+        ("sudo-rs: Authentication failed, try again.", 1, "refuses the password"),
         ("sudo: python3: command not found", 1, "python3 is not installed"),
         ("another message", 5, r"exit code 5.*another message"),
     ],
 )
 def test_sudo_that_refuses(start: Start, tmp_path: Path, output: str, code: int, message: str) -> None:
     with pytest.raises(MissingError, match=message):
-        start(sudo(tmp_path, f'echo "{output}" >&2; exit {code}'), deadline=soon())
+        start(sudo(tmp_path, f"echo {shlex.quote(output)} >&2; exit {code}"), deadline=soon())
 
 
 def test_missing_sudo_missing_python_and_old_python(start: Start, tmp_path: Path) -> None:

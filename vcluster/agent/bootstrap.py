@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 
 def main(source: BinaryIO) -> None:
     """Start the agent as ordered. A running agent holds a lock on its archive, so that no other removes it."""
+    os.umask(0o022)  # QEMU runs as another user and opens files below the folders that root creates here
     sink = _own_output()
     order = json.loads(source.readline())
     path = Path(order["folder"], order["digest"] + ".pyz")

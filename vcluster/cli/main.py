@@ -75,6 +75,8 @@ def completion(shell: str) -> None:
 def run() -> None:
     """The entry point: never a traceback for what a user can cause."""
     on_interrupt(_interrupt)
+    if os.geteuid() == 0:
+        os.umask(0o022)  # QEMU runs as another user and opens files below the folders that root creates here
     load_less_of_pyroute2()
     exit_code = _run()
     on_interrupt(lambda *_: _end(exit_code))  # it comes too late to change the result
