@@ -58,11 +58,22 @@ _FAILURES = (
         "add to its sudoers file with visudo: Defaults:{user} !requiretty",
     ),
     (
-        ("not in the sudoers", "may not run sudo", "not allowed to execute", "not allowed to run"),
+        # The last one is sudo-rs, the sudo of newer Ubuntu.
+        (
+            "not in the sudoers",
+            "may not run sudo",
+            "not allowed to execute",
+            "not allowed to run",
+            "I'm afraid I can't",
+        ),
         "user {user} may not become root with sudo",
         "as root there: adduser {user} sudo",
     ),
-    (("incorrect password", "Sorry, try again"), "sudo refuses the password of user {user}", None),
+    (
+        ("incorrect password", "Sorry, try again", "incorrect authentication", "Authentication failed"),
+        "sudo refuses the password of user {user}",
+        None,
+    ),
     (
         ("python3: command not found", "python3: not found", "python3'"),
         "python3 is not installed",
