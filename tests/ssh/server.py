@@ -42,6 +42,7 @@ class Rules:
     env: dict[str, str] | None = None
     tried: list[str] = field(default_factory=list)
     transports: list[paramiko.Transport] = field(default_factory=list)
+    connections_to_cut: int = 0  # after the login, when the client opens a session
     port: int = 0
 
     def cut(self) -> None:
@@ -53,8 +54,8 @@ class Rules:
 class ServerSide(paramiko.ServerInterface):
     """One client's server: it really runs the commands and opens the connections."""
 
-    def __init__(self, rules: Rules) -> None:
-        self.rules = rules
+    def __init__(self, rules: Rules, transport: paramiko.Transport) -> None:
+        self.rules, self.transport = rules, transport
 
     def get_allowed_auths(self, username: str) -> str:  # noqa: ARG002
         return self.rules.allows
@@ -82,6 +83,9 @@ class ServerSide(paramiko.ServerInterface):
         return paramiko.AUTH_SUCCESSFUL if is_valid and method in self.rules.allows else paramiko.AUTH_FAILED
 
     def check_channel_request(self, kind: str, chanid: int) -> int:  # noqa: ARG002
+        if self.rules.connections_to_cut:
+            self.rules.connections_to_cut -= 1
+            self.transport.sock.shutdown(socket.SHUT_RDWR)
         return paramiko.OPEN_SUCCEEDED
 
     def check_channel_direct_tcpip_request(self, chanid: int, origin: object, destination: tuple[str, int]) -> int:  # noqa: ARG002
@@ -155,7 +159,7 @@ def serving(rules: Rules) -> Iterator[Rules]:
         rules.transports.append(transport)
         for key in rules.host_keys:
             transport.add_server_key(key)
-        side = ServerSide(rules)
+        side = ServerSide(rules, transport)
         try:
             transport.start_server(server=side)
             channels = []  # paramiko closes a channel without a reference

@@ -110,6 +110,25 @@ def test_output_that_is_not_text() -> None:
         assert session.run(["printf", r"\377"], awaited="it").stdout == r"\xff"
 
 
+@pytest.mark.parametrize(("cuts", "exit_code", "times"), [(1, 0, 1), (2, 1, 0)])
+def test_a_connection_that_breaks_before_the_command_is_opened_once_more(
+    rules: Rules,
+    state: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    cuts: int,
+    exit_code: int,
+    times: int,
+) -> None:
+    write(state, plan_of(1))
+    rules.connections_to_cut = cuts
+    (tmp_path / "runs").touch()
+    assert vcluster(monkeypatch, "exec", "--", "sh", "-c", f"echo once >>{tmp_path}/runs") == exit_code
+    assert (tmp_path / "runs").read_text() == "once\n" * times
+    assert ("node1: the connection broke before the command started" in capfd.readouterr().err) is (exit_code == 1)
+
+
 @pytest.mark.usefixtures("rules")
 def test_lines_are_printed_as_they_arrive(
     state: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

@@ -28,6 +28,10 @@ logging.getLogger("paramiko").addHandler(logging.NullHandler())
 logging.getLogger("paramiko").propagate = False
 
 
+class NotStartedError(VclusterError):
+    """The connection broke before the program started."""
+
+
 class Session:
     """A connection with a completed login to a node or a server. Use as a context manager, or close it.
 
@@ -86,7 +90,7 @@ class Session:
         """
         deadline = deadline or self.deadline
         with timed_call(self.name, f"run {awaited}"), self._errors(awaited, deadline):
-            channel = self._open_session(deadline)
+            channel = self._open_session(awaited, deadline)
             try:
                 channel.exec_command(shlex.join(argv))
                 return self._communicate(channel, stdin, awaited, deadline, on_output)
@@ -121,8 +125,9 @@ class Session:
     ) -> Pipe:
         """Start a program and return its streams. Its standard error goes to the listener."""
         deadline = deadline or self.deadline
-        with self._errors(awaited or f"the start of {argv[0]}", deadline):
-            channel = self._open_session(deadline)
+        awaited = awaited or f"the start of {argv[0]}"
+        with self._errors(awaited, deadline):
+            channel = self._open_session(awaited, deadline)
             pipe = SessionPipe(self.name, channel, on_error_output)
             channel.exec_command(shlex.join(argv))
         return pipe
@@ -151,13 +156,18 @@ class Session:
             deadline.check(f"{awaited} on {self.name}")  # it may know the cause
             raise VclusterError(f"{self.name}: the connection broke during {awaited}: {error_line(error)}") from error
 
-    def _open_session(self, deadline: Deadline) -> paramiko.Channel:
+    def _open_session(self, awaited: str, deadline: Deadline) -> paramiko.Channel:
         try:
             return self._transport.open_session(timeout=deadline.remaining_s(CONNECT_TIMEOUT_S))
         except paramiko.ChannelException as error:
             raise MissingError(
                 f"{self.name}: its sshd allows no more programs on this connection",
                 hint=f"raise MaxSessions in /etc/ssh/sshd_config of {self.name} (default: 10)",
+            ) from error
+        except (paramiko.SSHException, OSError, EOFError) as error:
+            deadline.check(f"{awaited} on {self.name}")  # it may know the cause
+            raise NotStartedError(
+                f"{self.name}: the connection broke before {awaited} started: {error_line(error)}"
             ) from error
 
     def _communicate(

@@ -12,9 +12,9 @@ from pathlib import Path
 from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet, NodeSetException
 
 from vcluster.adapters.pipe import LineSplitter
-from vcluster.adapters.process import Completed
+from vcluster.adapters.process import Completed, Output
 from vcluster.adapters.ssh.attached_command import without_input
-from vcluster.adapters.ssh.ssh_session import Session
+from vcluster.adapters.ssh.ssh_session import NotStartedError, Session
 from vcluster.commands.steps.deployment import Deployment
 from vcluster.commands.steps.inventory import (
     accessible_fleet,
@@ -218,12 +218,16 @@ def run_everywhere(
     down = ConflictError(describe_down(powers), hint=f"vcluster start {plan.name}")
     with _jump_hosts(context, plan, up, deadline) as login:
 
+        def run(node: Node, on_output: Output | None) -> Completed:
+            with login(node, user) as session:
+                return session.run(without_input(argv), stdin=None, awaited="the command", on_output=on_output)
+
         def work(node: Node) -> Completed:
             lines = LineSplitter(lambda stream, line: on_line(node.name, stream, line) if on_line else None)
-            with login(node, user) as session:
-                completed = session.run(
-                    without_input(argv), stdin=None, awaited="the command", on_output=lines if on_line else None
-                )
+            try:
+                completed = run(node, lines if on_line else None)
+            except NotStartedError:  # sshd may close a connection after the login; nothing has run yet
+                completed = run(node, lines if on_line else None)
             lines.end()
             return completed
 
