@@ -24,7 +24,7 @@ TIMEOUT_S = 60
 
 
 class Call(Protocol):
-    """Calls MODULE.FUNCTION of vcluster.adapters.network by keyword."""
+    """Calls MODULE.FUNCTION of vcluster.adapters.network, or an operation of the agent, by keyword."""
 
     def __call__(self, function: str, /, **arguments: Any) -> Any: ...
 
@@ -58,10 +58,11 @@ def _serve() -> None:
 
     from vcluster.adapters.network import netlink_interfaces, netlink_routes, obstacles, peers, raw_frames, tunnel_guard
     from vcluster.adapters.network.interface_spec import InterfaceSpec
+    from vcluster.agent import operations
 
     modules = {
         module.__name__.rpartition(".")[2]: module
-        for module in (netlink_interfaces, netlink_routes, obstacles, peers, raw_frames, tunnel_guard)
+        for module in (netlink_interfaces, netlink_routes, obstacles, operations, peers, raw_frames, tunnel_guard)
     }
 
     def plain(value: object) -> object:

@@ -90,8 +90,8 @@ class World:
         self.report = Reporter((ProgressLines(self.printed),))
         self.deadline = Deadline(60)
         names = ("check_snapshot", "drop_snapshot", "begin_snapshot", "finish_snapshot", "prepare_template",
-                 "lend_file", "dig_holes", "write_profile", "lower_priority", "permit_snapshot", "sweep_snapshots",
-                 "remove_traces")  # fmt: skip
+                 "lend_file", "dig_holes", "write_profile", "prepare_domain", "lower_priority", "permit_snapshot",
+                 "sweep_snapshots", "remove_traces")  # fmt: skip
         here = LocalAgent(
             {name: self._operation(name) for name in names}
             | {

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from vcluster.adapters.network import ipv6
 from vcluster.agent import libvirt_daemons
 from vcluster.agent.confinement import APPARMOR, SELINUX, confinement
 
@@ -43,7 +44,7 @@ ADD_CAPABILITY = "start the container with: docker run --cap-add NET_ADMIN"
 
 def diagnose(*, carries_nodes: bool, is_controller: bool) -> list[Finding]:
     """Run all checks; they change nothing."""
-    findings = [*_rights()]
+    findings = [*_rights(), *_settings()]
     if carries_nodes:
         findings += [
             *_programs(PROGRAMS),
@@ -80,6 +81,17 @@ def _rights() -> Iterator[Finding]:
         yield _finding(OK, "rights", "root")
     else:
         yield _finding(WARNING, "rights", "creating and clearing clusters here needs root", "run it with sudo")
+
+
+def _settings() -> Iterator[Finding]:
+    """An error if root cannot turn off IPv6 on interfaces, as in most containers."""
+    if os.geteuid() == 0 and ipv6.SETTINGS.exists() and not os.access(ipv6.SETTINGS / "lo/disable_ipv6", os.W_OK):
+        yield _finding(
+            ERROR,
+            "IPv6",
+            "/proc/sys is read-only, so vcluster cannot turn off IPv6 on the cluster network",
+            ipv6.WRITABLE,
+        )
 
 
 def _programs(required: dict[str, tuple[str, str]]) -> Iterator[Finding]:

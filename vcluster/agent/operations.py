@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from vcluster.adapters import kvm_probe
-from vcluster.adapters.network import netlink_interfaces, netlink_routes, peers, raw_frames, tunnel_guard
+from vcluster.adapters.network import ipv6, netlink_interfaces, netlink_routes, peers, raw_frames, tunnel_guard
 from vcluster.adapters.network.interface_spec import InterfaceSpec
 from vcluster.adapters.network.obstacles import find_obstacles
 from vcluster.agent import confinement, libvirt_daemons, snapshot_store
@@ -290,20 +290,40 @@ def lower_priority(domain: str) -> None:
             os.setpriority(os.PRIO_PROCESS, thread, NICEST)
 
 
-def run_as_batch(domain: str) -> None:
+def prepare_domain(domain: str, *, is_emulated: bool) -> None:
+    """Turn off IPv6 on the taps of a domain that starts; an emulated one also runs as a batch."""
+    with suppress(FileNotFoundError):  # the domain has ended
+        ipv6.disable(_taps(domain))
+        if is_emulated:
+            _run_as_batch(domain)
+
+
+def _taps(domain: str) -> set[str]:
+    """The taps that the domain's QEMU has open; the kernel lists the interface of each (tun_chr_show_fdinfo)."""
+    found = set()
+    for file in (_process(domain) / "fdinfo").iterdir():
+        with suppress(FileNotFoundError):  # QEMU has closed it
+            found.update(re.findall(r"^iff:\s+(\S+)$", file.read_text(), re.MULTILINE))
+    return found
+
+
+def _run_as_batch(domain: str) -> None:
     """Have the threads of a domain interrupted less often (SCHED_BATCH in sched(7)), if this process has the right.
 
     A container often lacks CAP_SYS_NICE. It is a matter of a few percent of time, so nothing is reported.
     """
-    with suppress(FileNotFoundError, PermissionError):  # without the file, the domain has ended
+    with suppress(PermissionError):
         for thread in _threads(domain):
             with suppress(ProcessLookupError):
                 os.sched_setscheduler(thread, os.SCHED_BATCH, os.sched_param(0))
 
 
 def _threads(domain: str) -> list[int]:
-    pid = (LIBVIRT_DOMAINS / f"{domain}.pid").read_text().strip()
-    return [int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()]
+    return [int(task.name) for task in (_process(domain) / "task").iterdir()]
+
+
+def _process(domain: str) -> Path:
+    return Path("/proc") / (LIBVIRT_DOMAINS / f"{domain}.pid").read_text().strip()
 
 
 # KVM
@@ -349,7 +369,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
         finish_image,
         processor,
         lower_priority,
-        run_as_batch,
+        prepare_domain,
         kvm_conditions,
         try_kvm,
     )

@@ -39,13 +39,15 @@ def create(server: Server, plan: Plan, node: Node) -> None:
 def power_on(server: Server, plan: Plan, node: Node) -> None:
     """Power a defined node on, unless it is running."""
     server.hypervisor.start_domain(node.domain)
-    _run_as_batch(server, plan, node)
+    _prepare(server, plan, node)
 
 
-def _run_as_batch(server: Server, plan: Plan, node: Node) -> None:
-    """An emulated processor is busy for seconds; let it run on when a thread of another node becomes ready to run."""
-    if plan.server(server.name).accel == "tcg":
-        server.call("run_as_batch", domain=node.domain)
+def _prepare(server: Server, plan: Plan, node: Node) -> None:
+    """Turn off IPv6 on the taps of a node that starts.
+
+    An emulated processor is busy for seconds; it also runs on when a thread of another node becomes ready to run.
+    """
+    server.call("prepare_domain", domain=node.domain, is_emulated=plan.server(server.name).accel == "tcg")
 
 
 def start_clone(server: Server, plan: Plan, node: Node, snapshot: Snapshot, deadline: Deadline) -> None:
@@ -60,7 +62,7 @@ def start_clone(server: Server, plan: Plan, node: Node, snapshot: Snapshot, dead
     xml = clone_xml(snapshot.xml, plan, node, ram=snapshot.ram, access=access, macs=snapshot.macs)
 
     def lend(request: Mapping[str, Any]) -> None:
-        _run_as_batch(server, plan, node)
+        _prepare(server, plan, node)
         server.call("lend_file", domain=node.domain, path=str(snapshot.state), request=request)
 
     try:

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
+from vcluster.adapters.network import ipv6
 from vcluster.adapters.network.interface_spec import KINDS, Interface, InterfaceSpec, check, needs_replacement
 from vcluster.adapters.network.netlink_messages import (
     IFF_UP,
@@ -53,10 +54,14 @@ def create(specs: Sequence[InterfaceSpec]) -> None:
         for kind in KINDS:
             same_kind = [spec for spec in specs if spec.kind == kind]
             for start in range(0, len(same_kind), _BATCH):
-                batch = same_kind[start : start + _BATCH]
-                netlink.change(
-                    [message for spec in batch for message in creation_messages(spec, exists=spec.name in current)]
-                )
+                _create(netlink, same_kind[start : start + _BATCH], current)
+
+
+def _create(netlink: NetlinkSocket, specs: Sequence[InterfaceSpec], existing: Collection[str]) -> None:
+    """Create or change interfaces, turn off their IPv6, and then set them up."""
+    netlink.change([message for spec in specs for message in creation_messages(spec, exists=spec.name in existing)])
+    ipv6.disable(spec.name for spec in specs)
+    netlink.change([change_message(spec.name, [], is_up=True) for spec in specs])
 
 
 def destroy(alias: str, names: Collection[str] | None = None) -> tuple[str, ...]:
@@ -85,6 +90,7 @@ def attach(port: str, master: str) -> None:
                 raise MissingError(f"interface {name} does not exist", hint="vcluster status")
         if existing[master].kind != "bridge":
             raise ConflictError(f"{master} is not a bridge", hint=f"ip link show {master}")
+        ipv6.disable([port])
         netlink.change([change_message(port, [("IFLA_MASTER", existing[master].index)])])
 
 

@@ -43,6 +43,7 @@ def creation_messages(spec: InterfaceSpec, *, exists: bool) -> list[Message]:
 
     The kernel rejects an alias in the message that creates an interface. All messages go out in one send, and the
     kernel handles them before a signal can end this process. So none of our interfaces is ever without an owner label.
+    The interface stays down: ipv6.py changes it before it carries packets.
     """
     kind = [_kind(spec.kind, _DATA[spec.kind](spec))]
     mtu = ("IFLA_MTU", spec.mtu)
@@ -58,7 +59,7 @@ def creation_messages(spec: InterfaceSpec, *, exists: bool) -> list[Message]:
         # The server has no IPv6 on the cluster network: no address and no router solicitations.
         no_address = _nested(("AF_INET6", _nested(("IFLA_INET6_ADDR_GEN_MODE", _ADDRESS_MODE_NONE))))
         messages.append(change_message(spec.name, [("IFLA_AF_SPEC", no_address)]))
-    return [*messages, change_message(spec.name, [], is_up=True)]
+    return messages
 
 
 def change_message(

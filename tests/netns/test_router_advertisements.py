@@ -1,0 +1,193 @@
+"""A node that announces itself as an IPv6 router changes nothing on its server. It sends through a real tap."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from ipaddress import IPv6Address
+
+import pytest
+
+from tests.inside import Call, inside
+from tests.testbed import Server, kill, testbed
+from vcluster.adapters.network.interface_spec import InterfaceSpec
+
+pytestmark = [
+    pytest.mark.netns,
+    pytest.mark.skipif(os.geteuid() != 0, reason="making network namespaces needs root"),
+]
+
+LABEL = "vcluster:lab:00000000"
+TAP = "vp-lab-1"
+ROUTER = IPv6Address("fe80::1")
+ALL_NODES = IPv6Address("ff02::1")
+PREFIX = IPv6Address("2001:db8:bad::")
+IN_TIME_S = 10
+
+# What QEMU does with a tap: it has it open. Each line on standard input is a frame that the node sends.
+NODE = """
+import fcntl, os, struct, sys
+tap = os.open("/dev/net/tun", os.O_RDWR)
+fcntl.ioctl(tap, 0x400454CA, struct.pack("16sH", sys.argv[1].encode(), 0x1002))  # TUNSETIFF, IFF_TAP | IFF_NO_PI
+print(os.getpid(), flush=True)
+for line in sys.stdin:
+    os.write(tap, bytes.fromhex(line))
+    print(flush=True)
+"""
+
+
+def checksum(data: bytes) -> int:
+    total = sum(struct.unpack(f">{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
+def advertisement() -> bytes:
+    """The frame of an RFC 4861 router advertisement: a default router of high preference, and a prefix for SLAAC."""
+    prefix = struct.pack(">BBBBIII16s", 3, 4, 64, 0xC0, 3600, 3600, 0, PREFIX.packed)
+    body = struct.pack(">BBHBBHII", 134, 0, 0, 64, 0x08, 1800, 0, 0) + prefix
+    pseudo = ROUTER.packed + ALL_NODES.packed + struct.pack(">II", len(body), 58)
+    body = body[:2] + struct.pack(">H", checksum(pseudo + body)) + body[4:]
+    header = struct.pack(">IHBB16s16s", 6 << 28, len(body), 58, 255, ROUTER.packed, ALL_NODES.packed)
+    return bytes.fromhex("333300000001" + "020000000001" + "86dd") + header + body
+
+
+class Node:
+    """A process that has a tap open, as QEMU has."""
+
+    def __init__(self, server: Server) -> None:
+        self._process = server.popen([sys.executable, "-c", NODE, TAP], cwd=None, takes_input=True)
+        self.pid = int(self._line())
+
+    def advertise(self) -> None:
+        assert self._process.stdin
+        self._process.stdin.write(advertisement().hex() + "\n")
+        self._process.stdin.flush()
+        self._line()
+
+    def _line(self) -> str:
+        assert self._process.stdout
+        return self._process.stdout.readline()
+
+    def end(self) -> None:
+        kill(self._process)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with testbed("advised") as (server,):
+        yield server
+
+
+@pytest.fixture
+def call(server: Server) -> Iterator[Call]:
+    with inside(server) as call:
+        yield call
+        call("netlink_interfaces.destroy", alias=LABEL)
+
+
+@pytest.fixture
+def node(server: Server) -> Iterator[Node]:
+    node = Node(server)
+    yield node
+    node.end()
+
+
+def ip(server: Server, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    return server.run(["ip", *arguments], timeout_s=10, check=check)
+
+
+def plug(server: Server, bridge: str) -> None:
+    """Make the tap a port of a bridge, as libvirt does, and wait until the bridge forwards frames."""
+    ip(server, "link", "set", TAP, "master", bridge, "up")
+    shown = ""
+    deadline = time.monotonic() + IN_TIME_S
+    while '"forwarding"' not in shown and time.monotonic() < deadline:
+        shown = ip(server, "-d", "-j", "link", "show", TAP).stdout
+    assert '"forwarding"' in shown
+
+
+def has_obeyed(server: Server, interface: str) -> bool:
+    """Whether the server has an address or a route by an advertisement."""
+    shown = [ip(server, "-6", "-j", what, "show", "dev", interface).stdout for what in ("address", "route")]
+    return str(PREFIX) in shown[0] or any(route["dst"] == "default" for route in json.loads(shown[1] or "[]"))
+
+
+def obeys(server: Server, node: Node, interface: str) -> bool:
+    """Whether the server obeys an advertisement that arrives on this interface. It does so at once, or never."""
+    node.advertise()
+    deadline = time.monotonic() + 2
+    while not has_obeyed(server, interface) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return has_obeyed(server, interface)
+
+
+def make(call: Call, kind: str, server: Server) -> str:
+    """One of our bridges, or a tunnel whose bridge is missing. Returns its name."""
+    ends = ("", 40, server.address, "192.0.2.9", "eth0", 4789) if kind == "vxlan" else ()
+    spec = InterfaceSpec(f"{kind[:2]}-lab", kind, 1450, LABEL, *ends)
+    call("netlink_interfaces.create", specs=[asdict(spec)])
+    return spec.name
+
+
+def test_a_server_obeys_an_advertisement_on_an_ordinary_bridge(server: Server, node: Node) -> None:
+    """So the other tests send what a server would obey."""
+    ip(server, "link", "add", "plain", "type", "bridge", "forward_delay", "0")
+    ip(server, "link", "set", "plain", "up")
+    try:
+        plug(server, "plain")
+        assert obeys(server, node, "plain")
+    finally:
+        ip(server, "link", "del", "plain")
+
+
+def test_a_bridge_ignores_advertisements(server: Server, call: Call, node: Node) -> None:
+    bridge = make(call, "bridge", server)
+    plug(server, bridge)
+    assert not obeys(server, node, bridge)
+    assert ip(server, "-6", "-j", "address", "show", "dev", bridge).stdout.strip() in ("", "[]")
+
+
+def test_a_bridge_of_an_earlier_version_loses_what_it_obeyed(server: Server, call: Call, node: Node) -> None:
+    ip(server, "link", "add", "br-lab", "type", "bridge", "forward_delay", "0")
+    ip(server, "link", "set", "br-lab", "up", "alias", LABEL)
+    plug(server, "br-lab")
+    assert obeys(server, node, "br-lab")
+    make(call, "bridge", server)
+    assert not has_obeyed(server, "br-lab")
+    assert not obeys(server, node, "br-lab")
+
+
+def test_an_administrator_who_turns_ipv6_on_everywhere_does_not_turn_on_advertisements(
+    server: Server, call: Call, node: Node
+) -> None:
+    bridge = make(call, "bridge", server)
+    plug(server, bridge)
+    server.run(["sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=0"], timeout_s=10)
+    assert not obeys(server, node, bridge)
+
+
+def test_a_tunnel_has_no_ipv6(server: Server, call: Call) -> None:
+    """A tunnel whose bridge is removed hands its frames to the server."""
+    name = make(call, "vxlan", server)
+    settings = [f"net.ipv6.conf.{name}.{setting}" for setting in ("disable_ipv6", "accept_ra")]
+    assert server.run(["sysctl", "-n", *settings], timeout_s=10).stdout.split() == ["1", "0"]
+
+
+def test_a_tap_whose_bridge_is_removed_ignores_advertisements(server: Server, call: Call, node: Node) -> None:
+    pids = server.path("/run/libvirt/qemu")
+    pids.mkdir(parents=True, exist_ok=True)
+    (pids / "lab.node1.pid").write_text(f"{node.pid}\n")
+    bridge = make(call, "bridge", server)
+    call("operations.prepare_domain", domain="lab.node1", is_emulated=False)
+    plug(server, bridge)
+    ip(server, "link", "del", bridge)
+    assert not obeys(server, node, TAP)
+    call("operations.prepare_domain", domain="lab.node9", is_emulated=True)  # it has ended

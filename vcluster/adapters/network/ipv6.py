@@ -1,0 +1,31 @@
+"""Turn IPv6 off on our own interfaces, by the kernel's settings of each one.
+
+A node is not trusted. Its router advertisement would give this server an address and a default route, and its packets
+would reach each service that listens on IPv6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from vcluster.errors import MissingError
+
+SETTINGS = Path("/proc/sys/net/ipv6/conf")  # a folder for each interface; none if the kernel has no IPv6
+WRITABLE = "mount -o remount,rw /proc/sys"
+# A later write to all/disable_ipv6 changes each interface; without accept_ra no advertisement counts even then.
+_OFF = {"accept_ra": "0", "disable_ipv6": "1"}
+
+
+def disable(interfaces: Iterable[str]) -> None:
+    """Turn IPv6 off on these interfaces. An interface without settings has no IPv6: its MTU is too small for it."""
+    for name in interfaces:
+        for setting, value in _OFF.items():
+            try:
+                (SETTINGS / name / setting).write_text(value)
+            except FileNotFoundError:
+                break
+            except OSError as error:
+                raise MissingError(
+                    f"interface {name}: cannot turn off IPv6: {error.strerror or error}", hint=WRITABLE
+                ) from error
