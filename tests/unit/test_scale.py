@@ -325,25 +325,34 @@ def _operations(calls: list[tuple[str, object]]) -> dict[str, Callable[..., obje
     [
         ("ready", ("node3",), "vcluster remove node3 --name lab, then vcluster add --names node3 --name lab"),
         ("creating", ("node1", "node3"), "vcluster clear lab, and create it again"),
+        (
+            "creating",
+            ("node2", "node3"),
+            "vcluster remove node[2-3] --name lab, then vcluster add --names node[2-3] --name lab",
+        ),
     ],
 )
 def test_deleted_nodes_are_not_replaced(state: str, absent: tuple[str, ...], hint: str) -> None:
-    ledger = Ledger(VERSION, state, "", PLAN)
+    ledger = Ledger(VERSION, state, "", PLAN, unfinished=("node1", "node3") if state == "creating" else ())
     cluster = Deployment(None, None, PLAN, samples.keys(3), Deadline(5))  # type: ignore[arg-type]
     with pytest.raises(VclusterError, match="deleted outside vcluster") as raised:
         lifecycle._discard_unfinished(cluster, ledger, [PLAN.node(name) for name in absent])
     assert raised.value.hint == hint
 
 
-def test_unfinished_nodes_are_created_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unfinished_nodes_are_created_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     calls: list[Any] = []
     fleet = SimpleNamespace(each=lambda work, **_: work("server"))
     for kind in ("domains", "profiles", "volumes"):
         reduce = lambda *plans, kind=kind: calls.append((kind, *(len(plan.nodes) for plan in plans[1:])))  # noqa: E731
         monkeypatch.setattr(getattr(lifecycle, kind), "reduce", reduce)
     monkeypatch.setattr(Deployment, "deliver_image", lambda _: calls.append("image"))
-    cluster = Deployment(None, fleet, PLAN, samples.keys(3), Deadline(5))  # type: ignore[arg-type]
-    lifecycle._discard_unfinished(cluster, Ledger(VERSION, "creating", "", PLAN), PLAN.nodes[1:])
+    context: Any = SimpleNamespace(files=lambda name: ClusterFiles(tmp_path, name))
+    context.files("lab").folder.mkdir(parents=True)
+    cluster = Deployment(context, fleet, PLAN, samples.keys(3), Deadline(5))  # type: ignore[arg-type]
+    ledger = Ledger(VERSION, "creating", "", PLAN, unfinished=("node2", "node3"))
+    lifecycle._discard_unfinished(cluster, ledger, PLAN.nodes[1:])
+    assert context.files("lab").read_ledger() == ledger
     assert calls == [("domains", 3, 1), ("profiles", 3, 1), ("volumes", 3, 1), "image"]
 
 

@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vcluster.errors import ConflictError, MissingError, VclusterError
@@ -26,12 +26,21 @@ VERSION = 3
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """The content of the ledger file. `state` is "creating" until the check passes, then "ready"."""
+    """The content of the ledger file. `state` is "creating" until the check passes, then "ready".
+
+    `unfinished` are the nodes that the present command creates, or that a killed one did: they hold no users' data.
+    """
 
     version: int
     state: str
     created: str
     plan: Plan
+    unfinished: tuple[str, ...] = ()
+
+    @property
+    def as_ready(self) -> Ledger:
+        """The same ledger after a passed check."""
+        return replace(self, state="ready", unfinished=())
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from datetime import datetime, timezone
 
 from vcluster.adapters.ssh import ssh_session
 from vcluster.commands.clusters.teardown import remove
 from vcluster.commands.steps import admission, snapshot_build
 from vcluster.commands.steps.deployment import Deployment, image_password
-from vcluster.commands.steps.inventory import observe_status
+from vcluster.commands.steps.inventory import keep_nodes, observe_status
 from vcluster.commands.steps.node_lifecycle import NodeLifecycle
 from vcluster.errors import VclusterError
 from vcluster.fleet import ledger, observation
@@ -57,7 +57,8 @@ def create(
             stack.push(_rollback(context, fleet, files, keep=keep))
             keys = make_keys(plan.name, spec.node_names, label=naming.alias(plan.name, plan.owner))
             cluster = Deployment(context, fleet, plan, keys, deadline.with_check(fleet.check))
-            cluster.save(_ledger("creating", plan))
+            written = _new_ledger(plan)
+            cluster.save(written)
         _report_emulation(cluster, accel)
         _authorize_cluster_key(cluster)
         cluster.deliver_image()
@@ -69,7 +70,7 @@ def create(
             lifecycle.require_ready(nodes)
             if job:
                 _provision(watched, job, lifecycle.sessions(nodes, connections))
-        files.write_ledger(_ledger("ready", plan))
+        files.write_ledger(written.as_ready)
         return observe_status(fleet, files), boot == "auto" and snapshot_build.is_missing(plan, snapshots)
 
 
@@ -90,6 +91,8 @@ def _rollback(context: Context, fleet: Fleet, files: ClusterFiles, *, keep: bool
         if error is None:
             return
         if keep:
+            with suppress(VclusterError):  # a server that does not answer; the ledger then stays as it is
+                keep_nodes(fleet, files)
             context.report.note(f"the cluster stays as it is; to remove it: vcluster clear {files.name}")
             return
         try:
@@ -102,8 +105,9 @@ def _rollback(context: Context, fleet: Fleet, files: ClusterFiles, *, keep: bool
     return end
 
 
-def _ledger(state: str, plan: Plan) -> Ledger:
-    return Ledger(ledger.VERSION, state, datetime.now(timezone.utc).isoformat(timespec="seconds"), plan)
+def _new_ledger(plan: Plan) -> Ledger:
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return Ledger(ledger.VERSION, "creating", now, plan, tuple(node.name for node in plan.nodes))
 
 
 def _report_emulation(cluster: Deployment, accel: str) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 
 from vcluster.adapters.node_connection import NodeConnection
 from vcluster.commands.steps.deployment import Deployment, image_password
-from vcluster.commands.steps.inventory import domains_on, observe_status, read_ledger
+from vcluster.commands.steps.inventory import domains_on, keep_nodes, observe_status, read_ledger
 from vcluster.commands.steps.node_lifecycle import NodeLifecycle
 from vcluster.errors import VclusterError
 from vcluster.fleet import servers
@@ -90,7 +90,7 @@ def _restore(context: Context, name: str, *, timeout_s: float, unless_ready: boo
         if unless_ready and observe_status(fleet, files).state == "ready":
             return None
         stack.enter_context(files.locked())
-        ledger = read_ledger(files)  # another command may have changed nodes before the lock, but never servers
+        ledger = keep_nodes(fleet, files)  # another command may have changed nodes before the lock, but never servers
         deadline = Deadline(timeout_s).with_check(fleet.check)
         servers.require_rights(fleet)
         cluster = Deployment(context, fleet, ledger.plan, files.read_keys(), deadline)
@@ -98,9 +98,14 @@ def _restore(context: Context, name: str, *, timeout_s: float, unless_ready: boo
         if missing:
             cluster.create_networks()
             fleet.each(lambda server: interfaces.attach(server, cluster.plan), deadline=deadline)
-        _restore_nodes(cluster, ledger)
+        try:
+            _restore_nodes(cluster, ledger)
+        except BaseException:
+            with suppress(VclusterError):  # a server that does not answer; the ledger then stays as it is
+                keep_nodes(fleet, files)
+            raise
         if ledger.state != "ready":
-            cluster.save(replace(ledger, state="ready"))
+            cluster.save(ledger.as_ready)
         return missing
 
 
@@ -120,7 +125,9 @@ def _restore_each(cluster: Deployment, ledger: Ledger, lifecycle: NodeLifecycle)
                 cluster.fleet[node.server].hypervisor.resume_domain(node.domain)
         power = _power_of_domains(cluster.fleet)
         running = [node for node in plan.nodes if node.domain in power and power[node.domain].state == RUNNING]
-        absent += [node for node in running if lifecycle.has_no_identity(node)]
+        blank = [node for node in running if lifecycle.has_no_identity(node)]
+        ledger = replace(ledger, unfinished=(*ledger.unfinished, *(node.name for node in blank)))
+        absent += blank
     absent_names = {node.name for node in absent}
     if absent:
         _discard_unfinished(cluster, ledger, absent)
@@ -143,13 +150,14 @@ def _discard_unfinished(cluster: Deployment, ledger: Ledger, absent: Sequence[No
     """
     plan, names = cluster.plan, [node.name for node in absent]
     needed = any(node.is_head or node.data_gib for node in absent)
-    if ledger.state == "ready" or needed:
+    if needed or not set(names) <= set(ledger.unfinished):
         nodes = naming.folded(names)
         replacing = f"vcluster remove {nodes} --name {plan.name}, then vcluster add --names {nodes} --name {plan.name}"
         raise VclusterError(
             f"deleted outside vcluster: {', '.join(names)}",
             hint=f"vcluster clear {plan.name}, and create it again" if needed else replacing,
         )
+    cluster.files.write_ledger(ledger)
     rest = shrink(plan, names)
     for kind in (domains, profiles, volumes):
         cluster.fleet.each(lambda server, kind=kind: kind.reduce(server, plan, rest), deadline=cluster.deadline)  # type: ignore[misc]

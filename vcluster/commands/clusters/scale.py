@@ -52,14 +52,14 @@ def add(context: Context, name: str, *, number: int = 1, asked: Sequence[str] = 
             stack.enter_context(_interruptible(context, name))
             stack.push(_rollback(cluster, ledger))
             files.write_keys(keys)  # before the ledger: every command needs the keys of every node in it
-            cluster.save(replace(ledger, state="creating", plan=plan))
+            cluster.save(replace(ledger, state="creating", plan=plan, unfinished=tuple(names)))
         cluster.deliver_image()
         snapshots = snapshot_build.find(fleet, plan, deadline=cluster.deadline, report=context.report)
         cluster.create_networks()
         _configure(
             cluster, running=present.nodes, proven=_proven(ledger), snapshots=snapshots, hint="run the command again"
         )
-        files.write_ledger(replace(ledger, state="ready", plan=plan))
+        files.write_ledger(replace(ledger, plan=plan).as_ready)
         return observe_status(fleet, files)
 
 
@@ -174,5 +174,5 @@ def remove(context: Context, name: str, names: Sequence[str], *, timeout_s: floa
         _require_up(fleet, files, after.plan.nodes)
         rest = _remove_nodes(Deployment(context, fleet, ledger.plan, files.read_keys(), deadline), after)
         _configure(rest, running=rest.plan.nodes, proven=_proven(ledger), hint=f"vcluster repair {name}")
-        files.write_ledger(replace(after, state="ready"))
+        files.write_ledger(after.as_ready)
         return observe_status(fleet, files)

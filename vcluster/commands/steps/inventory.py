@@ -71,6 +71,21 @@ def read_ledger(files: ClusterFiles) -> Ledger:
     return ledger
 
 
+def keep_nodes(fleet: Fleet, files: ClusterFiles) -> Ledger:
+    """Write into the ledger that users may use the nodes that exist now, and return it: `repair` must not remake them.
+
+    Nodes of servers that were not reached stay as the ledger has them.
+    """
+    ledger = read_ledger(files)
+    present = {name for domains in fleet.each(domains_on).values() for name in domains}
+    new = (node for node in ledger.plan.nodes if node.name in ledger.unfinished)
+    left = tuple(node.name for node in new if node.domain not in present)
+    if left != ledger.unfinished:
+        ledger = replace(ledger, unfinished=left)
+        files.write_ledger(ledger)
+    return ledger
+
+
 def survey(server: Server, name: str | None = None) -> tuple[OwnedItem, ...]:
     """Everything on a server that carries our owner label: of the cluster `name`, or of any cluster."""
     items = (item for resource in KINDS.values() for item in resource.observe(server))

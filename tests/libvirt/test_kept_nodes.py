@@ -1,0 +1,86 @@
+"""A failed create with --keep, with libvirt's test driver: `repair` does not remake nodes that a user may have used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests import samples
+from vcluster.adapters.libvirt.hypervisor import Hypervisor
+from vcluster.agent.client import LocalAgent
+from vcluster.commands.clusters import create, lifecycle
+from vcluster.commands.steps.deployment import Deployment
+from vcluster.errors import VclusterError
+from vcluster.fleet.ledger import VERSION, ClusterFiles, Ledger
+from vcluster.fleet.servers import Fleet, Server
+from vcluster.model.plan import Plan
+from vcluster.render.domain_xml import domain_xml
+from vcluster.util.events import Reporter
+
+pytestmark = pytest.mark.libvirt
+
+PLAN = samples.plan(3)
+
+
+class Context:
+    """A context whose servers are already open."""
+
+    def __init__(self, fleet: Fleet, root: Path) -> None:
+        self.fleet, self.root, self.report = fleet, root, Reporter()
+
+    def files(self, name: str) -> ClusterFiles:
+        return ClusterFiles(self.root, name)
+
+    @contextmanager
+    def fleet_of(self, plan: Plan, *, allow_unreachable: bool = False) -> Iterator[Fleet]:  # noqa: ARG002
+        yield self.fleet
+
+
+@pytest.fixture
+def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Context]:
+    """A create with --keep that failed after it had made two of three nodes."""
+    node = tmp_path / "node.xml"
+    node.write_text(
+        "<node><cpu><mhz>2000</mhz><model>x86_64</model><active>2</active></cpu><memory>8388608</memory></node>"
+    )
+    monkeypatch.setattr(lifecycle.servers, "require_rights", lambda _: None)
+    monkeypatch.setattr(lifecycle.interfaces, "attach", lambda *_: None)
+    monkeypatch.setattr(Deployment, "create_networks", lambda _: None)
+    with Hypervisor(f"test://{node}", samples.OWNER) as libvirt:
+        for each in PLAN.nodes[:2]:
+            libvirt.define_domain(domain_xml(PLAN, each).replace('type="qemu"', 'type="test"'))
+        answers = {name: lambda **_: [] for name in ("interfaces", "guards")}
+        server = Server("localhost", samples.OWNER, tmp_path, LocalAgent(answers), libvirt=libvirt)
+        context = Context(Fleet({"localhost": server}, {}), tmp_path)
+        files = context.files("lab")
+        files.folder.mkdir(parents=True)
+        files.write_keys(samples.keys(3))
+        files.write_ledger(Ledger(VERSION, "creating", "", PLAN, tuple(node.name for node in PLAN.nodes)))
+        end = create._rollback(context, context.fleet, files, keep=True)  # type: ignore[arg-type]
+        end(VclusterError, VclusterError("the cluster is not ready"), None)
+        yield context
+
+
+def test_a_kept_node_that_was_deleted_by_hand_is_not_made_again(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifecycle.volumes, "reduce", lambda *_: pytest.fail("a disk with data was deleted"))
+    context.fleet["localhost"].hypervisor.undefine_domain("lab.node2")
+    with pytest.raises(VclusterError, match=r"^deleted outside vcluster: node2, node3$"):
+        lifecycle.repair(context, "lab", timeout_s=5)  # type: ignore[arg-type]
+
+
+def test_a_node_that_the_create_did_not_reach_is_made(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+
+    def make(_: object, ledger: Ledger, absent: list[object]) -> None:
+        made.extend(ledger.unfinished)
+        raise VclusterError(f"stop here: {len(absent)}")
+
+    monkeypatch.setattr(lifecycle, "_discard_unfinished", make)
+    with pytest.raises(VclusterError, match=r"^stop here: 1$"):
+        lifecycle.repair(context, "lab", timeout_s=5)  # type: ignore[arg-type]
+    assert made == ["node3"]
