@@ -1,21 +1,22 @@
-"""The tunnels that doctor tries have the name of a cluster, which a user may have too."""
+"""The tunnels that doctor tries are removed again; nothing else is."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests import samples
 from vcluster.agent.client import LocalAgent
 from vcluster.commands.servers import doctor
-from vcluster.commands.servers.doctor import Finding
 from vcluster.fleet.context import Context
 from vcluster.fleet.servers import Server, ServerRequest
 from vcluster.images.store import ImageStore
 from vcluster.model import naming
+from vcluster.model.plan import Plan
 from vcluster.model.spec import LOCAL, Login, ServerSpec, Spec
 from vcluster.util.events import Reporter
 
@@ -25,33 +26,58 @@ SPEC = Spec(
 
 
 class Connector:
-    """Opens servers on which only the user's own cluster `doctor` exists; every other operation is an error."""
+    """Opens servers with the tunnels of the user's own cluster `doctor`. Interfaces are only listed here."""
 
     has_libvirt = True
     owner = samples.OWNER
 
+    def __init__(self) -> None:
+        own = {"name": "vx-doctor-1", "alias": naming.alias("doctor", samples.OWNER)}
+        self.interfaces: dict[str, list[dict[str, Any]]] = {name: [own] for name in ("localhost", "server2")}
+
     @contextmanager
     def open(self, request: ServerRequest) -> Iterator[Server]:
-        bridge = {"name": "vc-doctor", "alias": naming.alias("doctor", samples.OWNER)}
+        found = self.interfaces[request.name]
+
+        def destroy(alias: str, names: object = None) -> None:  # noqa: ARG001 - the agent passes it by name
+            found[:] = [each for each in found if each["alias"] != alias]
+
         operations = {
             "obstacles": lambda port: [],  # noqa: ARG005 - the agent passes it by name
             "guards": lambda prefix: [],  # noqa: ARG005
+            "guard": lambda **_: None,
             "profiles": list,
-            "interfaces": lambda: [bridge],
+            "create_interfaces": lambda specs: found.extend(specs),  # noqa: PLW0108 - it is passed by name
+            "destroy_interfaces": destroy,
         }
         yield Server(request.name, samples.OWNER, request.storage, LocalAgent(operations))
 
+    def labels(self) -> list[str]:
+        return sorted(each["alias"] for found in self.interfaces.values() for each in found)
 
-def test_a_cluster_with_the_name_of_the_trial_is_left_alone(tmp_path: Path) -> None:
-    context = Context(tmp_path / "state", Connector(), ImageStore(tmp_path / "images"), Reporter())  # type: ignore[arg-type]
-    assert doctor.check_servers(context, SPEC) == (
-        Finding(
-            "warning",
-            "tunnel localhost to server2",
-            "not tried: localhost already has parts of a cluster with the name doctor, which the test uses",
-            "vcluster clear doctor",
-        ),
-    )
+
+def test_trials_at_the_same_time_leave_each_other_and_a_cluster_of_that_name_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connector = Connector()
+    context = Context(tmp_path / "state", connector, ImageStore(tmp_path / "images"), Reporter())  # type: ignore[arg-type]
+    own, trials, vnis = connector.labels(), [], []
+
+    def prove(_: object, plan: Plan) -> None:
+        """Frames pass. While the first trial sends its frames, another doctor does all of its trial."""
+        trials.append(plan.name)
+        vnis.append(plan.servers[0].tunnels[0].vni)
+        before = connector.labels()
+        assert set(own) < set(before)
+        if len(trials) == 1:
+            assert [found.level for found in doctor.check_servers(context, SPEC)] == ["ok"]
+            assert connector.labels() == before
+
+    monkeypatch.setattr(doctor.observation, "observe", lambda *_, **__: samples.shared_facts(SPEC))
+    monkeypatch.setattr(doctor.tunnels, "prove", prove)
+    assert [found.level for found in doctor.check_servers(context, SPEC)] == ["ok"]
+    assert connector.labels() == own
+    assert len({*trials}) == len({*vnis}) == 2
 
 
 def test_versions_older_than_those_of_debian_12_are_errors() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -12,7 +13,6 @@ from typing import Any
 
 from vcluster.agent import libvirt_daemons
 from vcluster.agent.diagnostics import ERROR, OK, WARNING
-from vcluster.commands.steps.inventory import survey
 from vcluster.errors import VclusterError
 from vcluster.fleet import observation, servers
 from vcluster.fleet.context import Context
@@ -27,8 +27,7 @@ from vcluster.snapshots.template import snapshots_folder
 from vcluster.stages import tunnels
 from vcluster.util.deadline import Deadline
 
-# The cluster that tunnels are tried with: it has no nodes, and its tunnels are removed after the trial.
-TRIAL = "doctor"
+VNI_BASES = range(2**23, 2**24 - 1)  # of trials: above the ones that clusters choose
 NO_IMAGE = Image("none", "sha256-none", Path("/none"), 0)
 MEMORY_LOW_MIB = 1024
 
@@ -144,14 +143,7 @@ def _tunnel(context: Context, fleet: Fleet, spec: Spec, carrier: ServerSpec) -> 
     """Create a tunnel between a server and the switch, send frames through it, and remove it."""
     pair = Fleet({name: fleet[name] for name in (carrier.name, spec.switch.name)}, {})
     what = f"tunnel {carrier.name} to {spec.switch.name}"
-    if occupied := next((server for server in pair.servers.values() if survey(server, TRIAL)), None):
-        away = f" --on {occupied.host}" if occupied.session and not context.files(TRIAL).folder.exists() else ""
-        detail = f"not tried: {occupied.name} already has parts of a cluster with the name {TRIAL}, which the test uses"
-        yield Finding(WARNING, what, detail, f"vcluster clear {TRIAL}{away}")
-        return
-    trial = replace(
-        spec, name=TRIAL, node_names=("node1",), servers=(replace(carrier, nodes=None),), memory_mib=1, disk_gib=1
-    )
+    trial = _trial(spec, carrier)
     try:
         facts = observation.observe(
             pair,
@@ -167,14 +159,14 @@ def _tunnel(context: Context, fleet: Fleet, spec: Spec, carrier: ServerSpec) -> 
         plan = make_plan(trial, facts, image=NO_IMAGE, owner=context.connector.owner)
         try:
             for planned in plan.servers:
-                rules.create(pair[planned.name], planned, TRIAL)
+                rules.create(pair[planned.name], planned, trial.name)
                 interfaces.create(pair[planned.name], planned)
             tunnels.prove(pair, plan)
         finally:
             for server in pair.servers.values():
                 with suppress(VclusterError):
-                    interfaces.destroy(server, TRIAL)
-                    rules.destroy(server, TRIAL)
+                    interfaces.destroy(server, trial.name)
+                    rules.destroy(server, trial.name)
     except VclusterError as error:
         yield Finding(ERROR, what, error.message, error.hint or "")
         return
@@ -183,3 +175,19 @@ def _tunnel(context: Context, fleet: Fleet, spec: Spec, carrier: ServerSpec) -> 
         f"{route.local} ({route.interface}) to {route.remote}, UDP {spec.vxlan_port}: frames of {spec.mtu} bytes pass "
         f"in both directions; {route.mtu - VXLAN_OVERHEAD_BYTES} bytes are possible",
     )  # fmt: skip
+
+
+def _trial(spec: Spec, carrier: ServerSpec) -> Spec:
+    """The cluster that tunnels are tried with: it has no nodes, and it is removed after the trial.
+
+    Name and VNI are random, so the removal meets no user's cluster and no trial of another doctor.
+    """
+    return replace(
+        spec,
+        name=f"doctor-{secrets.token_hex(4)}",
+        node_names=("node1",),
+        servers=(replace(carrier, nodes=None),),
+        memory_mib=1,
+        disk_gib=1,
+        vni_base=secrets.choice(VNI_BASES),
+    )
