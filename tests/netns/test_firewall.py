@@ -79,11 +79,16 @@ def received(call: Call, vni: int) -> int:
 def test_only_the_peer_sends_into_a_tunnel(servers: tuple[Server, ...], server: Server, call: Call) -> None:
     _, peer, unknown = servers
     assert is_delivered(call, unknown, server, 40)
-    call("tunnel_guard.guard", table=TABLE, tunnels=[(40, peer.address)], port=PORT)
+    call("tunnel_guard.guard", table=TABLE, tunnels=[(40, peer.address, "eth0")], port=PORT)
     assert is_delivered(call, peer, server, 40)
     assert not is_delivered(call, unknown, server, 40)
     assert is_delivered(call, unknown, server, 50)  # not guarded
-    call("tunnel_guard.guard", table=TABLE, tunnels=[(40, unknown.address), (50, peer.address)], port=PORT)
+    call(
+        "tunnel_guard.guard",
+        table=TABLE,
+        tunnels=[(40, unknown.address, "eth0"), (50, peer.address, "eth0")],
+        port=PORT,
+    )
     assert not is_delivered(call, peer, server, 40)
     assert is_delivered(call, unknown, server, 40)
     assert not is_delivered(call, unknown, server, 50)
@@ -91,20 +96,55 @@ def test_only_the_peer_sends_into_a_tunnel(servers: tuple[Server, ...], server: 
     assert is_delivered(call, unknown, server, 50)
 
 
-def test_nft_lists_the_rules_as_intended(server: Server, call: Call) -> None:
-    call("tunnel_guard.guard", table=TABLE, tunnels=[(40, "192.0.2.1"), (16777215, "192.0.2.2")], port=PORT)
+RULES = """
+  chain arriving {
+    @th,96,24 0x28-0x2a ip saddr != 192.0.2.1 drop
+    @th,96,24 0x28-0x2a iifname != "eth0" drop
+    @th,96,24 0x2b ip saddr != 192.0.2.2 drop
+    @th,96,24 0x2b iifname != "eth1" drop
+    @th,96,24 0xffffff ip saddr != 192.0.2.2 drop
+    @th,96,24 0xffffff iifname != "eth1" drop
+  }
+  chain forged {
+    @th,96,24 0x28-0x2a ip daddr 192.0.2.1 drop
+    @th,96,24 0x2b ip daddr 192.0.2.2 drop
+    @th,96,24 0xffffff ip daddr 192.0.2.2 drop
+  }
+  chain input {
+    type filter hook input priority filter - 10; policy accept;
+    meta nfproto ipv4 udp dport 4789 jump arriving
+  }
+  chain forward {
+    type filter hook forward priority filter - 10; policy accept;
+    meta nfproto ipv4 udp dport 4789 jump forged
+  }
+  chain output {
+    type filter hook output priority filter - 10; policy accept;
+    meta skuid != 0 meta nfproto ipv4 udp dport 4789 jump forged
+  }
+}
+"""
+
+
+def test_nft_lists_the_rules_as_intended_and_reads_them_again(server: Server, call: Call) -> None:
+    """A range of VNIs takes one rule. An administrator may save all tables and load them again."""
+    near = [(vni, "192.0.2.1", "eth0") for vni in (42, 40, 41)]
+    far = [(vni, "192.0.2.2", "eth1") for vni in (16777215, 43)]
+    call("tunnel_guard.guard", table=TABLE, tunnels=[*near, *far], port=PORT)
     shown = server.run(["nft", "list", "table", "inet", TABLE], timeout_s=10).stdout
-    assert "type filter hook input priority filter - 10; policy accept;" in shown
-    assert f"meta nfproto ipv4 udp dport {PORT} jump tunnels" in shown
-    assert "@th,96,24 0x28 ip saddr != 192.0.2.1 drop" in shown
-    assert "@th,96,24 0xffffff ip saddr != 192.0.2.2 drop" in shown
     assert "comment" in shown
+    assert [line.strip() for line in shown.splitlines() if line.strip()][2:] == [
+        line.strip() for line in RULES.splitlines() if line.strip()
+    ]
+    server.run(["nft", "flush", "ruleset"], timeout_s=10)
+    server.run(["nft", "-f", "-"], input=shown, timeout_s=10)
+    assert server.run(["nft", "list", "table", "inet", TABLE], timeout_s=10).stdout == shown
 
 
 def test_tables_are_found_by_name_and_removed(server: Server, call: Call) -> None:
     server.run(["nft", "add table inet foreign"], timeout_s=10)
     for name in (TABLE, "vcluster-other-00000000"):
-        call("tunnel_guard.guard", table=name, tunnels=[(40 + n, "192.0.2.1") for n in range(64)], port=PORT)
+        call("tunnel_guard.guard", table=name, tunnels=[(40 + n, "192.0.2.1", "eth0") for n in range(64)], port=PORT)
     assert call("tunnel_guard.tables", prefix="vcluster-") == [TABLE, "vcluster-other-00000000"]
     assert call("tunnel_guard.tables", prefix=TABLE) == [TABLE]
     for _ in range(2):  # the second removal finds no table

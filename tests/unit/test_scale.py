@@ -311,7 +311,7 @@ def _operations(calls: list[tuple[str, object]]) -> dict[str, Callable[..., obje
 
     return {
         "destroy_interfaces": destroy_interfaces,
-        "guard": lambda table, tunnels, port: calls.append(("guard", [vni for vni, _ in tunnels])),  # noqa: ARG005
+        "guard": lambda table, tunnels, port: calls.append(("guard", [vni for vni, *_ in tunnels])),  # noqa: ARG005
         "guards": lambda prefix: [prefix],
         "remove_guard": lambda table: calls.append(("remove_guard", table)),
     }

@@ -104,8 +104,8 @@ def attach(ports: dict[str, str]) -> list[str]:
 
 
 def guard(table: str, tunnels: Sequence[Sequence[Any]], port: int) -> None:
-    """Drop packets for each tunnel that do not come from its peer."""
-    tunnel_guard.guard(table, [(int(vni), str(peer)) for vni, peer in tunnels], port)
+    """Drop packets for each tunnel, given by its VNI, peer and interface, that its two servers did not send."""
+    tunnel_guard.guard(table, [(int(vni), str(peer), str(interface)) for vni, peer, interface in tunnels], port)
 
 
 def remove_guard(table: str) -> None:

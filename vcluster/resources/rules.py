@@ -1,4 +1,4 @@
-"""Packet filter rules that guard tunnels. VXLAN has no authentication, so only the peer may send into a tunnel.
+"""Packet filter rules that guard tunnels. VXLAN has no authentication, so only the two servers may send into one.
 
 Each cluster has one table, and the name of the table is its owner label. Its rules match our own VNIs only.
 """
@@ -14,7 +14,7 @@ from vcluster.resources.owned import OwnedItem
 def create(server: Server, plan: ServerPlan, cluster: str) -> None:
     """Guard the tunnels of one server."""
     if plan.tunnels:
-        tunnels = [(tunnel.vni, str(tunnel.remote)) for tunnel in plan.tunnels]
+        tunnels = [(tunnel.vni, str(tunnel.remote), tunnel.interface) for tunnel in plan.tunnels]
         server.call("guard", table=naming.table_name(cluster, server.owner), tunnels=tunnels, port=plan.tunnels[0].port)
 
 

@@ -18,7 +18,7 @@ NEW_RULE, GET_RULE = 6, 7
 CREATE, APPEND = 0x400, 0x800
 FAMILIES = {1: "inet", 2: "ip", 3: "arp", 7: "bridge", 10: "ip6"}
 INET, IPV4 = 1, 2
-INPUT, FORWARD = 1, 2  # hooks
+INPUT, FORWARD, OUTPUT = 1, 2, 3  # hooks
 ACCEPT, DROP, JUMP = 1, 0, -3
 EARLY = -10  # a priority before that of other filters, which start at 0
 

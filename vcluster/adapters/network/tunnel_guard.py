@@ -1,8 +1,13 @@
 """Packet filter rules that guard tunnels, by netlink (nf_tables). No other program is needed.
 
 VXLAN has no authentication: a host that can reach the UDP port can send frames into a cluster. So each cluster has a
-table that checks VXLAN packets with its VNIs: it drops those that do not come from the VNI's peer. All other packets
-pass.
+table on each of its servers. It drops VXLAN packets with the cluster's VNIs in three places:
+- input: packets that do not come from the VNI's peer, or arrive on another interface than the tunnel's. A node or a
+  container of this server could give its packets the peer's address.
+- forward: packets to the VNI's peer. Only a node, a container or another host sends them; NAT would give them the
+  address of this server, which the peer trusts.
+- output: packets to the VNI's peer from a socket of a user other than root. The kernel's tunnels have no socket.
+All other packets pass.
 """
 
 from __future__ import annotations
@@ -11,6 +16,8 @@ import errno
 import socket
 import struct
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from pyroute2.netlink.nfnetlink import nfgen_msg
 from pyroute2.netlink.nfnetlink.nftsocket import nft_chain_msg, nft_rule_msg, nft_table_msg
@@ -26,6 +33,7 @@ from vcluster.adapters.network.nftables_messages import (
     DELETE_TABLE,
     DROP,
     EARLY,
+    FORWARD,
     GET_TABLE,
     INPUT,
     IPV4,
@@ -33,6 +41,7 @@ from vcluster.adapters.network.nftables_messages import (
     NEW_CHAIN,
     NEW_RULE,
     NEW_TABLE,
+    OUTPUT,
     SUBSYSTEM,
     NoTablesError,
     new_message,
@@ -40,32 +49,59 @@ from vcluster.adapters.network.nftables_messages import (
 )
 
 COMMENT = "VXLAN packets of a vcluster that do not come from its servers are dropped"
-_EQUAL, _DIFFERENT = 0, 1
-_NFPROTO, _L4PROTO = 15, 16  # keys of meta
+_EQUAL, _DIFFERENT, _AT_MOST, _AT_LEAST = 0, 1, 3, 5
+_IIFNAME, _SKUID, _NFPROTO, _L4PROTO = 6, 10, 15, 16  # keys of meta
 _NETWORK_HEADER, _TRANSPORT_HEADER = 1, 2
-_TUNNELS = "tunnels"
+_SOURCE, _DESTINATION = 12, 16  # offsets in the IPv4 header
+_DESTINATION_PORT, _VNI = 2, 12  # offsets in the UDP header; the VNI is 4 bytes after it
+_NAME_BYTES = 16  # IFNAMSIZ, linux/if.h
+_ARRIVING, _FORGED = "arriving", "forged"
+
+Tunnel = tuple[int, str, str]  # its VNI, its peer's IPv4 address, and its underlay interface
 
 
-def guard(table: str, tunnels: Sequence[tuple[int, str]], port: int) -> None:
-    """Drop packets for each tunnel that do not come from its peer. A tunnel is its VNI and its peer's IPv4 address.
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Tunnels with consecutive VNIs, from the first to the last, that have the same peer and interface."""
+
+    first: int
+    last: int
+    peer: str
+    interface: str
+
+
+def guard(table: str, tunnels: Sequence[Tunnel], port: int) -> None:
+    """Drop packets for each tunnel that its two servers did not send.
 
     The rules of an existing table are replaced in one transaction, so no packet passes unchecked.
     """
     table_name = [("NFTA_TABLE_NAME", table)]
-    chain_table = [("NFTA_CHAIN_TABLE", table)]
-    hook = {"attrs": [("NFTA_HOOK_HOOKNUM", INPUT), ("NFTA_HOOK_PRIORITY", EARLY)]}
-    base = [("NFTA_CHAIN_NAME", "input"), ("NFTA_CHAIN_HOOK", hook), ("NFTA_CHAIN_POLICY", ACCEPT)]
+    vxlan, groups = _is_ipv4_udp(port), _groups(tunnels)
     messages = [
         new_message(nft_table_msg, NEW_TABLE, table_name, flags=CREATE),  # otherwise the deletion could fail
         new_message(nft_table_msg, DELETE_TABLE, table_name),
         new_message(nft_table_msg, NEW_TABLE, [*table_name, ("NFTA_TABLE_USERDATA", COMMENT)], flags=CREATE),
-        new_message(nft_chain_msg, NEW_CHAIN, [*chain_table, ("NFTA_CHAIN_NAME", _TUNNELS)], flags=CREATE),
-        new_message(nft_chain_msg, NEW_CHAIN, [*chain_table, *base, ("NFTA_CHAIN_TYPE", "filter")], flags=CREATE),
-        _rule(table, "input", _jump_if_port(port)),
-        *(_rule(table, _TUNNELS, _drop_unless_from(peer, vni)) for vni, peer in tunnels),
+        *(_chain(table, name) for name in (_ARRIVING, _FORGED)),
+        *(_chain(table, name, hook) for name, hook in (("input", INPUT), ("forward", FORWARD), ("output", OUTPUT))),
+        _rule(table, "input", [*vxlan, _verdict(JUMP, _ARRIVING)]),
+        _rule(table, "forward", [*vxlan, _verdict(JUMP, _FORGED)]),
+        _rule(table, "output", [*_meta(_SKUID, bytes(4), _DIFFERENT), *vxlan, _verdict(JUMP, _FORGED)]),
+        *(_rule(table, _ARRIVING, expressions) for group in groups for expressions in _drops_of_arriving(group)),
+        *(_rule(table, _FORGED, _drop_of_forged(group)) for group in groups),
     ]
     with open_socket(f"table {table}") as netlink:
         netlink.change(_batch(messages))
+
+
+def _groups(tunnels: Sequence[Tunnel]) -> list[_Group]:
+    """The tunnels in as few groups as possible: each group is a rule that packets pass one after the other."""
+    groups: list[_Group] = []
+    for vni, peer, interface in sorted(tunnels, key=lambda tunnel: (*tunnel[1:], tunnel[0])):
+        if groups and groups[-1] == _Group(groups[-1].first, vni - 1, peer, interface):
+            groups[-1] = replace(groups[-1], last=vni)
+        else:
+            groups.append(_Group(vni, vni, peer, interface))
+    return groups
 
 
 def remove(table: str) -> None:
@@ -87,28 +123,46 @@ def tables(prefix: str) -> tuple[str, ...]:
     return tuple(name for name in names if name.startswith(prefix))
 
 
-def _jump_if_port(port: int) -> list[Message]:
-    """Send UDP over IPv4 to this port on to the chain with the tunnels' rules."""
+def _is_ipv4_udp(port: int) -> list[Message]:
+    """Go on with UDP over IPv4 to this port."""
     return [
         *_meta(_NFPROTO, bytes([IPV4])),
         *_meta(_L4PROTO, bytes([socket.IPPROTO_UDP])),
-        *_header(_TRANSPORT_HEADER, 2, _EQUAL, struct.pack(">H", port)),
-        _verdict(JUMP, _TUNNELS),
+        *_header(_TRANSPORT_HEADER, _DESTINATION_PORT, _EQUAL, struct.pack(">H", port)),
     ]
 
 
-def _drop_unless_from(peer: str, vni: int) -> list[Message]:
-    """Drop packets with this VNI and another source. The VNI is 4 bytes after the 8 bytes of the UDP header."""
+def _drops_of_arriving(group: _Group) -> tuple[list[Message], list[Message]]:
+    """Drop packets from another source, and those that arrive on another interface."""
+    name = group.interface.encode().ljust(_NAME_BYTES, b"\0")
+    return (
+        [*_is_in(group), *_address(_SOURCE, _DIFFERENT, group.peer), _verdict(DROP)],
+        [*_is_in(group), *_meta(_IIFNAME, name, _DIFFERENT), _verdict(DROP)],
+    )
+
+
+def _drop_of_forged(group: _Group) -> list[Message]:
+    """Drop packets to the peer."""
+    return [*_is_in(group), *_address(_DESTINATION, _EQUAL, group.peer), _verdict(DROP)]
+
+
+def _is_in(group: _Group) -> list[Message]:
+    """Go on with packets that have a VNI of the group."""
+    first, last = (vni.to_bytes(3, "big") for vni in (group.first, group.last))
+    if first == last:
+        return _header(_TRANSPORT_HEADER, _VNI, _EQUAL, first)
     return [
-        *_header(_TRANSPORT_HEADER, 12, _EQUAL, vni.to_bytes(3, "big")),
-        *_meta(_NFPROTO, bytes([IPV4])),
-        *_header(_NETWORK_HEADER, 12, _DIFFERENT, socket.inet_aton(peer)),
-        _verdict(DROP),
+        *_header(_TRANSPORT_HEADER, _VNI, _AT_LEAST, first),
+        *_header(_TRANSPORT_HEADER, _VNI, _AT_MOST, last),
     ]
 
 
-def _meta(key: int, value: bytes) -> list[Message]:
-    return [genex("meta", {"key": key, "dreg": 1}), _compare(_EQUAL, value)]
+def _address(offset: int, operator: int, address: str) -> list[Message]:
+    return [*_meta(_NFPROTO, bytes([IPV4])), *_header(_NETWORK_HEADER, offset, operator, socket.inet_aton(address))]
+
+
+def _meta(key: int, value: bytes, operator: int = _EQUAL) -> list[Message]:
+    return [genex("meta", {"key": key, "dreg": 1}), _compare(operator, value)]
 
 
 def _header(base: int, offset: int, operator: int, value: bytes) -> list[Message]:
@@ -123,6 +177,15 @@ def _compare(operator: int, value: bytes) -> Message:
 def _verdict(code: int, chain: str = "") -> Message:
     verdict = [("NFTA_VERDICT_CODE", code), *([("NFTA_VERDICT_CHAIN", chain)] if chain else [])]
     return genex("immediate", {"dreg": 0, "data": {"attrs": [("NFTA_DATA_VERDICT", {"attrs": verdict})]}})
+
+
+def _chain(table: str, name: str, hook_number: int | None = None) -> Message:
+    """Create a chain, at a hook or for jumps."""
+    attributes: list[tuple[str, Any]] = [("NFTA_CHAIN_TABLE", table), ("NFTA_CHAIN_NAME", name)]
+    if hook_number is not None:
+        hook = {"attrs": [("NFTA_HOOK_HOOKNUM", hook_number), ("NFTA_HOOK_PRIORITY", EARLY)]}
+        attributes += [("NFTA_CHAIN_HOOK", hook), ("NFTA_CHAIN_POLICY", ACCEPT), ("NFTA_CHAIN_TYPE", "filter")]
+    return new_message(nft_chain_msg, NEW_CHAIN, attributes, flags=CREATE)
 
 
 def _rule(table: str, chain: str, expressions: Sequence[Message]) -> Message:
