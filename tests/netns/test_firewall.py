@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import struct
+import sys
 from collections.abc import Iterator
 
 import pytest
+from pyroute2.netlink.nfnetlink.nftsocket import nft_table_msg
 
 from tests.inside import Call, inside
 from tests.testbed import Server, testbed
+from vcluster.adapters.network import nftables_messages
+from vcluster.adapters.network.netlink_socket import NetlinkError
+from vcluster.errors import VclusterError
 
 pytestmark = [
     pytest.mark.netns,
@@ -23,6 +29,15 @@ SEND = """
 import socket, sys
 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
     sender.sendto(bytes.fromhex(sys.argv[3]), (sys.argv[1], int(sys.argv[2])))
+"""
+
+
+# The kernel answers questions as one without nf_tables when netfilter's subsystem has a number that it does not know.
+WITHOUT_TABLES = """
+from vcluster.adapters.network import nftables_messages
+nftables_messages.SUBSYSTEM = 100 << 8
+from vcluster.adapters.network import nftables_rules, tunnel_guard
+print(tunnel_guard.tables("vcluster-"), nftables_rules.read_chains(4789))
 """
 
 
@@ -150,6 +165,21 @@ def test_tables_are_found_by_name_and_removed(server: Server, call: Call) -> Non
     for _ in range(2):  # the second removal finds no table
         call("tunnel_guard.remove", table=TABLE)
     assert call("tunnel_guard.tables", prefix="") == ["foreign", "vcluster-other-00000000"]
+
+
+def test_a_kernel_without_nf_tables_has_no_tables(server: Server) -> None:
+    done = server.run([sys.executable, "-c", WITHOUT_TABLES], timeout_s=30)
+    assert done.stdout == "() ((), ())\n"
+
+
+@pytest.mark.parametrize(("code", "is_missing"), [(errno.EOPNOTSUPP, True), (errno.EINVAL, False)])
+def test_a_rejected_batch_names_a_kernel_without_nf_tables(code: int, is_missing: bool) -> None:
+    """The kernel rejects the start of a batch as not supported (nfnetlink.c); an invalid rule is another error."""
+    start = nftables_messages.new_message(nft_table_msg, nftables_messages.BATCH_BEGIN, [])
+    with pytest.raises(VclusterError) as raised, nftables_messages.open_socket("table lab"):
+        raise NetlinkError(start, code, "")
+    assert (raised.value.message == "table lab: the kernel has no nf_tables") is is_missing
+    assert (raised.value.hint == "modprobe nf_tables") is is_missing
 
 
 def found(call: Call, port: int = PORT) -> list[str]:

@@ -7,7 +7,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from vcluster.adapters.network.netlink_socket import NETFILTER, NLM_F_REQUEST, Message, NetlinkError, NetlinkSocket
+from vcluster.adapters.network.netlink_socket import (
+    NETFILTER,
+    NLM_F_DUMP,
+    NLM_F_REQUEST,
+    Message,
+    NetlinkError,
+    NetlinkSocket,
+)
 from vcluster.errors import MissingError, VclusterError
 
 SUBSYSTEM = 10 << 8  # NFNL_SUBSYS_NFTABLES
@@ -52,6 +59,14 @@ def open_socket(subject: str, protocol: int = NETFILTER) -> Iterator[NetlinkSock
 def _translate_error(error: NetlinkError, subject: str) -> VclusterError:
     if error.code in (errno.EPERM, errno.EACCES):
         return MissingError(f"{subject}: packet filter rules need root", hint="run it with sudo")
-    if error.code in (errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EINVAL) and error.message is None:
+    if _has_no_tables(error):
         return NoTablesError(f"{subject}: the kernel has no nf_tables", hint="modprobe nf_tables")
     return VclusterError(f"{subject}: {error.reason}")
+
+
+def _has_no_tables(error: NetlinkError) -> bool:
+    """Whether the kernel rejects nf_tables itself: batches as not supported, questions as invalid (nfnetlink.c)."""
+    if error.code in (errno.EOPNOTSUPP, errno.EPROTONOSUPPORT):
+        return True
+    is_question = error.message is None or bool(error.message["header"]["flags"] & NLM_F_DUMP)
+    return error.code == errno.EINVAL and is_question
