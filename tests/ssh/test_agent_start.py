@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from tests.ssh.local_pipe import LocalPipe
 from tests.ssh.server import HOST, USER, Rules, serving, target
 from vcluster.adapters.pipe import Listener, Pipe
 from vcluster.adapters.ssh import ssh_login, ssh_session
-from vcluster.agent import bundle
+from vcluster.agent import bundle, remote_agent
 from vcluster.agent.remote_agent import RemoteAgent
 from vcluster.errors import ConflictError, DeadlineError, MissingError, VclusterError
 from vcluster.util.deadline import Cancelled, Deadline
@@ -103,6 +104,15 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 def soon() -> Deadline:
     return Deadline(20)
+
+
+def test_an_agent_without_work_stays(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its process may have a lock, for example that of a snapshot, while the controller waits for a node."""
+    monkeypatch.setattr(remote_agent, "PING_S", 0.2)
+    agent = start(flavour="from vcluster.agent import request_loop; request_loop.SILENCE_S = 1.0\n")
+    process = agent.call("number", deadline=soon())
+    time.sleep(2.5)
+    assert agent.call("number", deadline=soon()) == process
 
 
 def test_the_archive_is_stored_and_used_again(start: Start, tmp_path: Path) -> None:

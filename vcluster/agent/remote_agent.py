@@ -6,6 +6,7 @@ import json
 import secrets
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -19,6 +20,8 @@ from vcluster.util.deadline import Cancelled, Deadline
 FOLDER = Path("/var/lib/vcluster/agent")
 OLDEST_PYTHON = (3, 10)
 CHUNK = 1 << 18
+PING_S = request_loop.SILENCE_S / 5  # the agent ends after SILENCE_S without a request, and loses its locks
+PING_TIMEOUT_S = 30.0
 _LOGIN_LINES_MAX = 1000  # lines that login scripts may print before our program starts
 # Prints a marker and the Python version, then reads and runs the bootstrap's source.
 _PROGRAM = (
@@ -53,7 +56,8 @@ class RemoteAgent(Agent):
     """The agent on a server. Its process starts with the first call, runs as root and ends with the session.
 
     `password` is called when sudo asks for the password, at most once. After a call that timed out, the next call first
-    waits for the late answer: the server runs one operation at a time.
+    waits for the late answer: the server runs one operation at a time. Until the end, pings show the process that its
+    controller is there, for example while a node boots.
     """
 
     def __init__(
@@ -73,14 +77,25 @@ class RemoteAgent(Agent):
         self._lock = threading.Lock()
         self._number = 0
         self._pipe: Pipe | None = None
+        self._closed = threading.Event()
+        threading.Thread(target=self._ping, name=f"ping of {self.name}", daemon=True).start()
         if deadline:
             self._pipe = self._start({}, deadline)
 
     def call(self, operation: str, /, *, deadline: Deadline, awaited: str = "", **arguments: Any) -> Any:
         with self._lock:
-            awaited = awaited or f"the operation {operation}"
-            pipe = self._send_request(operation, arguments, None, deadline, awaited)
-            return self._read_answer(pipe, deadline, awaited)
+            return self._call(operation, arguments, deadline, awaited or f"the operation {operation}")
+
+    def _call(self, operation: str, arguments: dict[str, Any], deadline: Deadline, awaited: str) -> Any:
+        pipe = self._send_request(operation, arguments, None, deadline, awaited)
+        return self._read_answer(pipe, deadline, awaited)
+
+    def _ping(self) -> None:
+        """Send a request from time to time. An error is left to the next call."""
+        while not self._closed.wait(PING_S):
+            with suppress(VclusterError), self._lock:
+                if self._pipe and self._pipe.is_alive:
+                    self._call("ping", {}, Deadline(PING_TIMEOUT_S), "a sign of life")
 
     def send(
         self,
@@ -126,6 +141,7 @@ class RemoteAgent(Agent):
         self.close()
 
     def close(self) -> None:
+        self._closed.set()
         with self._lock:
             self._disconnect()
 

@@ -57,7 +57,8 @@ def main(source: BinaryIO, sink: BinaryIO, order: Mapping[str, Any], lock: int) 
         else:
             from vcluster.agent.operations import OPERATIONS  # noqa: PLC0415 - it loads pyroute2
 
-            serve(source, sink, {**OPERATIONS, "uninstall": lambda: uninstall(Path(order["folder"]), lock)})
+            own = {"uninstall": lambda: uninstall(Path(order["folder"]), lock), "ping": lambda: None}
+            serve(source, sink, {**OPERATIONS, **own})
     # Exit at once: a thread or a buffer may still wait for input.
     os._exit(0)
 
