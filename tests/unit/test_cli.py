@@ -145,6 +145,21 @@ def test_help_shows_every_key(mode: str) -> None:
     }[mode]  # fmt: skip
 
 
+def test_the_password_is_for_the_server_of_the_switch_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = "env:VCLUSTER_SWITCH_PASSWORD"
+    monkeypatch.delenv("VCLUSTER_SWITCH", raising=False)
+    monkeypatch.setenv("VCLUSTER_SWITCH_PASSWORD", "secret")
+
+    def passwords(*servers: ServerSpec) -> list[str]:
+        return [server.login.password for server in servers if server.login]
+
+    assert passwords(server_arguments.switch_of("server2")) == [source]
+    assert passwords(*server_arguments.servers_of("server2")) == [""]
+    monkeypatch.setenv("VCLUSTER_SWITCH", "server2")
+    assert passwords(*server_arguments.servers_of("server2")) == [source]
+    assert passwords(*server_arguments.servers_of("server9")) == [""]
+
+
 @pytest.mark.parametrize("module", [create, key_options, server_arguments], ids=lambda module: module.__name__)
 def test_commands_import_slow_modules_when_they_run(module: ModuleType) -> None:
     # This process has imported all modules already, so the test reads the source.

@@ -13,7 +13,7 @@ import click
 from vcluster.cli import common
 from vcluster.cli.help_layout import Group, PanelOption, examples
 from vcluster.cli.key_options import KeysCommand, texts
-from vcluster.cli.server_arguments import interface_option, server_of
+from vcluster.cli.server_arguments import interface_option, switch_of
 
 if TYPE_CHECKING:
     from vcluster.config.request import CreateRequest
@@ -135,7 +135,7 @@ def create_remote(
     from vcluster.config import readers, request
     from vcluster.model.spec import LOCAL_SERVER, ServerSpec
 
-    others = {"switch": server_of, "interface": readers.interface}
+    others = {"switch": switch_of, "interface": readers.interface}
     asked = request.read_options(texts(given) | {"switch": switch}, others)
     order = request.of_options(asked, mode="remote")
     spec = replace(

@@ -13,7 +13,7 @@ import click
 
 from vcluster.cli import arguments, common
 from vcluster.cli.help_layout import Command, examples
-from vcluster.cli.server_arguments import server_of
+from vcluster.cli.server_arguments import switch_of
 from vcluster.errors import MissingError, RequestError
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def _spec(config: Path | None, host: str | None) -> Spec | None:
         raise RequestError("a file and --switch cannot be used together")
     if config:
         return configuration.read(config).spec
-    return Spec(name="doctor", mode="remote", node_names=("node1",), switch=server_of(host)) if host else None
+    return Spec(name="doctor", mode="remote", node_names=("node1",), switch=switch_of(host)) if host else None
 
 
 def _document(finding: Finding) -> dict[str, str]:
