@@ -42,7 +42,7 @@ make_environment() {
     fi
     rm -rf "$root"/.venv/installed* # first, so that an interruption cannot leave it
     rm -rf "$root/.venv"
-    quietly /usr/bin/python3 -m venv --system-site-packages "$root/.venv"
+    quietly /usr/bin/python3 -I -m venv --system-site-packages "$root/.venv"
 }
 
 # Whether .venv was made to its end, and here, and pip works in it. A virtual environment that was moved or copied still

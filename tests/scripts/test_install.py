@@ -207,7 +207,7 @@ def test_an_unfinished_environment_is_made_again(plain: Checkout) -> None:
     leftover.parent.mkdir(parents=True)
     leftover.touch()
     done = plain.call('environment_is_usable() { return 0; }; quietly() { echo "$@"; }; make_environment')
-    assert done.stdout == f"/usr/bin/python3 -m venv --system-site-packages {plain.path}/.venv\n"
+    assert done.stdout == f"/usr/bin/python3 -I -m venv --system-site-packages {plain.path}/.venv\n"
     assert not leftover.exists()
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from vcluster.errors import DeadlineError, MissingError, VclusterError
 
@@ -58,6 +60,16 @@ def run(
     if completed.exit_code != 0 and not may_fail:
         raise VclusterError(f"{argv[0]} failed with exit code {completed.exit_code}: {last_lines(completed)}")
     return completed
+
+
+def python(program: str, *arguments: str) -> list[str]:
+    """The command line of a Python program that loads the modules of this process.
+
+    Python would also load modules of the current folder, and of relative paths. Others may write there, and vcluster
+    mostly runs as root.
+    """
+    path = [entry for entry in sys.path if Path(entry).is_absolute()]
+    return [sys.executable, "-I", "-c", f"import sys; sys.path[:] = {path!r}\n{program}", *arguments]
 
 
 def last_lines(completed: Completed, lines: int = 3) -> str:

@@ -7,12 +7,12 @@ import hashlib
 import io
 import json
 import subprocess
-import sys
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vcluster.adapters.process import python
 from vcluster.errors import VclusterError
 
 # The modules that run on servers. A trial import finds everything else that they load.
@@ -32,7 +32,7 @@ _TIMEOUT_S = 60.0
 # pyroute2's own __init__ would load the whole library, half a second at every start. An empty one replaces it.
 _FIND_FILES = """
 import importlib, importlib.util, json, sys, types
-sys.path[:], names, library = json.loads(sys.stdin.read())
+names, library = json.loads(sys.stdin.read())
 bare = types.ModuleType(library)
 bare.__path__ = list(importlib.util.find_spec(library).submodule_search_locations)
 sys.modules[library] = bare
@@ -73,8 +73,8 @@ def pack(files: Mapping[str, bytes]) -> Archive:
 def files(modules: Sequence[str]) -> dict[str, bytes]:
     """The source of modules and of everything that they load from vcluster and pyroute2, by name in the archive."""
     done = subprocess.run(
-        [sys.executable, "-c", _FIND_FILES],
-        input=json.dumps([sys.path, modules, _LIBRARY]).encode(),
+        python(_FIND_FILES),
+        input=json.dumps([modules, _LIBRARY]).encode(),
         capture_output=True,
         timeout=_TIMEOUT_S,
         check=False,

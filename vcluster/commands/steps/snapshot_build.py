@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import subprocess
-import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -16,6 +15,7 @@ from typing import Any
 
 from vcluster import guest
 from vcluster.adapters.libvirt.serial_channel import SerialChannel
+from vcluster.adapters.process import python
 from vcluster.adapters.serial_connection import SerialConnection
 from vcluster.agent.snapshot_manifest import DISK, RAM, STATE
 from vcluster.agent.snapshot_store import SEED
@@ -348,9 +348,8 @@ def start_in_background(cluster: str) -> None:
     The plan of the cluster has all settings of nodes, so their environment variables are not passed on.
     """
     settings = {f"VCLUSTER_{key.upper()}" for key in CLUSTER}
-    argv = [sys.executable, "-c", "from vcluster.cli.main import run; run()"]
     subprocess.Popen(
-        [*argv, "image", "warm", "--name", cluster, "--gently"],
+        python("from vcluster.cli.main import run; run()", "image", "warm", "--name", cluster, "--gently"),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
