@@ -132,7 +132,7 @@ class World:
         monkeypatch.setattr(NodeLifecycle, "_restore_clone", lambda *_: self._restore_clone())
 
     def _drop(self, refused: str, **_: str) -> None:
-        assert self.notes == [], "whoever reads the note may end the command; then the snapshot would stay"
+        assert self.notes == [], "a user who reads the note may end the command, and the snapshot would stay"
         self.asked.append("drop")
         self.refused = refused
 

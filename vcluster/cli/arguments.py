@@ -40,7 +40,7 @@ class Number(click.ParamType):  # type: ignore[type-arg]
         return number
 
 
-# Completion. What cannot be read gives no suggestion: a shell has no place for an error.
+# Completion. A file that cannot be read gives no suggestion: a shell has no place for an error.
 
 
 def complete_clusters(ctx: click.Context, param: click.Parameter, text: str) -> list[CompletionItem]:  # noqa: ARG001 - click's signature
