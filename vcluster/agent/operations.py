@@ -22,7 +22,7 @@ from vcluster.adapters.network import ipv6, netlink_interfaces, netlink_routes, 
 from vcluster.adapters.network.interface_spec import InterfaceSpec
 from vcluster.adapters.network.obstacles import find_obstacles
 from vcluster.agent import confinement, libvirt_daemons, snapshot_store
-from vcluster.agent.diagnostics import diagnose, has_rights
+from vcluster.agent.diagnostics import diagnose, has_rights, hidden_mounts
 from vcluster.errors import MissingError, VclusterError
 
 LIBVIRT_RUN = Path("/run/libvirt/network")
@@ -344,6 +344,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     for function in (
         identity,
         diagnose,
+        hidden_mounts,
         observe,
         route_to,
         addresses,

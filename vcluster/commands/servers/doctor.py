@@ -22,6 +22,7 @@ from vcluster.model.spec import LOCAL, Image, ServerSpec, Spec
 from vcluster.model.versions import too_old
 from vcluster.planning.planner import make_plan
 from vcluster.planning.topology import VXLAN_OVERHEAD_BYTES
+from vcluster.render.trial_xml import trial_xml
 from vcluster.resources import interfaces, rules
 from vcluster.snapshots.template import snapshots_folder
 from vcluster.stages import tunnels
@@ -104,7 +105,7 @@ def _libvirt(context: Context, server: Server) -> Iterator[Finding]:
     versions, free = server.hypervisor.versions(), server.hypervisor.memory_free_mib()
     where = server.label
     yield Finding(OK, "libvirt", f"libvirt {versions['libvirt']}, QEMU {versions['qemu']}", server=where)
-    yield from (replace(finding, server=where) for finding in (*_old(versions), *_clones(server)))
+    yield from (replace(finding, server=where) for finding in (*_old(versions), *_clones(server), *_mounts(server)))
     yield Finding(OK if free > MEMORY_LOW_MIB else WARNING, "memory", f"{free} MiB free", server=where)
     verdict = observation.kvm_verdict(server, context.images.any_kernel(), context.state_root / "accel.json")
     if verdict.kvm_works:
@@ -122,6 +123,22 @@ def _old(versions: Mapping[str, str]) -> Iterator[Finding]:
 def _clones(server: Server) -> Iterator[Finding]:
     if obstacle := server.call("clone_obstacle", root=str(snapshots_folder(server.storage))):
         yield Finding(WARNING, "clones", f"none can be made, so nodes boot: {obstacle}")
+
+
+def _mounts(server: Server) -> Iterator[Finding]:
+    """An error if mounts below /dev hide each other and no domain starts. A setting of libvirt can prevent that."""
+    hidden = server.call("hidden_mounts")
+    if not hidden:
+        return
+    name = f"vc-doctor-{secrets.token_hex(4)}"
+    try:
+        server.hypervisor.start_transient_domain(trial_xml(name))
+        server.hypervisor.stop_domain(name)
+    except VclusterError as error:
+        detail = f"two mounts at {hidden[0]}, and no domain starts: {error.message}"
+        yield Finding(ERROR, "mounts", detail, "echo 'namespaces = [ ]' >>/etc/libvirt/qemu.conf, and restart libvirtd")
+    with suppress(VclusterError):  # a user who is not root leaves libvirt's log
+        server.call("remove_traces", networks=[], domains=[name])
 
 
 def _image(context: Context) -> Iterator[Finding]:

@@ -1,0 +1,67 @@
+"""Settings of a user or an administrator that are in the way: vcluster works with them, or names the cause."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.clusters import Host
+from tests.testbed import testbed
+
+pytestmark = [
+    pytest.mark.netns,
+    pytest.mark.skipif(os.geteuid() != 0, reason="the testbed makes namespaces and mounts: needs root"),
+]
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[tuple[Host, Host]]:
+    """A controller, and a server that lets its root in."""
+    with testbed("desk", "far", are_friends=True) as (desk, far):
+        yield Host(desk), Host(far)
+
+
+@pytest.fixture
+def host(hosts: tuple[Host, Host]) -> Host:
+    return hosts[0]
+
+
+def findings(host: Host, *arguments: str) -> dict[str, dict[str, str]]:
+    """What doctor finds, by the names of its findings."""
+    found = json.loads(host.vcluster("doctor", *arguments, "-o", "json", check=False).stdout)
+    return {one["what"]: one for one in found}
+
+
+# libvirt
+
+RESTART = "kill $(cat /run/libvirtd.pid); while [ -e /run/libvirtd.pid ]; do sleep 0.1; done; libvirtd -d"
+
+
+@pytest.fixture
+def hidden_mount(host: Host) -> Iterator[None]:
+    """A mount below /dev that hides another, as in many containers."""
+    settings = host.server.path("/etc/libvirt/qemu.conf")
+    before = settings.read_text()
+    host.sh("mount -t tmpfs hidden /dev/shm && mount -t tmpfs upper /dev/shm")
+    yield
+    host.sh("umount /dev/shm && umount /dev/shm")
+    settings.write_text(before)
+    host.sh(RESTART)
+
+
+@pytest.mark.usefixtures("hidden_mount")
+@pytest.mark.parametrize(("namespaces", "level"), [("namespaces=[]", None), ("", "error")])
+def test_hidden_mounts_are_an_error_only_if_no_domain_starts(host: Host, namespaces: str, level: str | None) -> None:
+    settings = host.server.path("/etc/libvirt/qemu.conf")
+    settings.write_text(settings.read_text().replace("namespaces = [ ]", namespaces))
+    host.sh(RESTART)
+    found = findings(host).get("mounts", {})
+    assert found.get("level") == level
+    if level:
+        assert "and no domain starts: starting a domain: " in found["detail"]
+        assert "Unable to move /dev/" in found["detail"]
+        assert found["fix"].startswith("echo 'namespaces = [ ]' >>/etc/libvirt/qemu.conf")
+    assert host.sh("virsh list --all --name; ls /var/log/libvirt/qemu").split() == []

@@ -1,0 +1,25 @@
+"""The domain that doctor starts to see if libvirt can start one. It has no disk and no network. Pure."""
+
+from __future__ import annotations
+
+from vcluster.render.xml_tree import element, text_of
+
+MEMORY_MIB = 16
+
+
+def trial_xml(name: str) -> str:
+    """The XML of the domain. It is emulated, so that it does not depend on KVM."""
+    return text_of(
+        element(
+            "domain",
+            element("name", name),
+            element("memory", str(MEMORY_MIB), unit="MiB"),
+            element("os", element("type", "hvm", arch="x86_64")),
+            element(
+                "devices",
+                element("controller", type="usb", model="none"),
+                element("memballoon", model="none"),
+            ),
+            type="qemu",
+        )
+    )
