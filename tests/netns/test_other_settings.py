@@ -65,3 +65,21 @@ def test_hidden_mounts_are_an_error_only_if_no_domain_starts(host: Host, namespa
         assert "Unable to move /dev/" in found["detail"]
         assert found["fix"].startswith("echo 'namespaces = [ ]' >>/etc/libvirt/qemu.conf")
     assert host.sh("virsh list --all --name; ls /var/log/libvirt/qemu").split() == []
+
+
+# Names
+
+
+def test_a_switch_by_this_machines_own_name(hosts: tuple[Host, Host]) -> None:
+    """Debian gives the host name the address 127.0.1.1. Other servers cannot send to it."""
+    desk, far = hosts
+    desk.server.allow_login_of(desk.server)
+    desk.server.path("/root/.ssh/config").write_text(
+        f"Host desk\nHostName 127.0.1.1\nHostKeyAlias {desk.server.name}\n"
+    )
+    desk.server.path("/run/own.ini").write_text(
+        f"[cluster]\nnodes = 1\n[switch]\nhost = desk\n[server far]\nhost = root@{far.server.name}\n"
+    )
+    found = findings(desk, "/run/own.ini")["tunnel far to desk"]
+    assert found["detail"] == "desk has the address 127.0.1.1 here, which other servers cannot reach"
+    assert found["fix"].endswith("if desk is this machine, write localhost for it")

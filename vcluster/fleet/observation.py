@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from ipaddress import AddressValueError, IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from vcluster.errors import ConflictError, MissingError
 from vcluster.fleet import ledger
 from vcluster.fleet.servers import Fleet, Server
 from vcluster.model.facts import Claim, Facts, Route, UnderlayRoute
-from vcluster.model.spec import ServerSpec
+from vcluster.model.spec import LOCAL_SERVER, ServerSpec
 from vcluster.planning.addressing import routes_of_interest
 from vcluster.planning.planner import CLUSTERS_FOLDER
 from vcluster.util import parallel
@@ -199,9 +198,20 @@ def _address_of(fleet: Fleet, switch: ServerSpec, *, seen_from: Server) -> IPv4A
 
 
 def _ssh_address(server: Server) -> IPv4Address:
-    """The IPv4 address of the SSH connection to a server. Through a proxy or by IPv6: the address of its name."""
+    """The IPv4 address of the SSH connection to a server. Through a proxy or by IPv6: the address of its name.
+
+    Raises ConflictError for a loopback address: Debian gives the host name of a machine 127.0.1.1 on that machine.
+    """
     assert server.session is not None  # noqa: S101 - this machine has no SSH connection
     assert server.target is not None  # noqa: S101
-    with suppress(AddressValueError):
-        return IPv4Address(server.session.address)
-    return IPv4Address(openssh_config.address_of(server.target.asked))
+    try:
+        found = IPv4Address(server.session.address)
+    except AddressValueError:
+        found = IPv4Address(openssh_config.address_of(server.target.asked))
+    if found.is_loopback:
+        raise ConflictError(
+            f"{server.name} has the address {found} here, which other servers cannot reach",
+            hint=f"set address = … to an address that they reach; if {server.name} is this machine, write "
+            f"{LOCAL_SERVER} for it",
+        )
+    return found
