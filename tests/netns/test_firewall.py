@@ -230,6 +230,42 @@ def test_a_firewall_that_accepts_the_port_is_not_an_obstacle(server: Server, cal
         assert found(call, port=6000) == ["firewall"]
 
 
+BRIDGED = ["-m", "physdev", "--physdev-is-bridged"]
+
+
+@pytest.mark.parametrize(
+    ("program", "chain", "condition"),
+    [
+        ("iptables", "FORWARD", BRIDGED),
+        ("iptables", "FORWARD", ["-i", "vc-+"]),
+        ("iptables", "OTHER", BRIDGED),
+        ("iptables-legacy", "FORWARD", BRIDGED),
+    ],
+)
+def test_a_forward_filter_that_accepts_bridged_frames_is_not_an_obstacle(
+    server: Server, call: Call, program: str, chain: str, condition: list[str]
+) -> None:
+    server.run(["sysctl", "-qw", "net.bridge.bridge-nf-call-iptables=1"], timeout_s=10)
+    server.run([program, "-P", "FORWARD", "DROP"], timeout_s=10)
+    try:
+        assert found(call) == ["bridge-nf"]
+        server.run([program, "-N", "OTHER"], timeout_s=10)
+        server.run([program, "-A", chain, *condition, "-j", "ACCEPT"], timeout_s=10)
+        assert found(call) == []
+    finally:
+        server.run([program, "-P", "FORWARD", "ACCEPT"], timeout_s=10)
+        server.run([program, "-F"], timeout_s=10)
+        server.run([program, "-X"], timeout_s=10)
+
+
+def test_settings_about_tunnels_are_no_obstacle_on_a_server_without_them(server: Server, call: Call) -> None:
+    server.run(["nft", "-f", "-"], input=CLOSED, timeout_s=10)
+    assert found(call) == ["firewall"]
+    assert call("obstacles.find_obstacles", port=None) == []
+    server.run(["nft", "-f", "-"], input=BRIDGE, timeout_s=10)
+    assert [one["what"] for one in call("obstacles.find_obstacles", port=None)] == ["bridge filter"]
+
+
 @pytest.mark.parametrize("program", ["iptables", "iptables-legacy"])
 def test_bridged_frames_that_a_forward_filter_drops(server: Server, call: Call, program: str) -> None:
     server.run(["sysctl", "-qw", "net.bridge.bridge-nf-call-iptables=1"], timeout_s=10)

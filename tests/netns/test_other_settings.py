@@ -10,6 +10,7 @@ import pytest
 
 from tests.clusters import Host
 from tests.testbed import testbed
+from vcluster.images.store import DEFAULT_IMAGE, ImageStore
 
 pytestmark = [
     pytest.mark.netns,
@@ -83,3 +84,35 @@ def test_a_switch_by_this_machines_own_name(hosts: tuple[Host, Host]) -> None:
     found = findings(desk, "/run/own.ini")["tunnel far to desk"]
     assert found["detail"] == "desk has the address 127.0.1.1 here, which other servers cannot reach"
     assert found["fix"].endswith("if desk is this machine, write localhost for it")
+
+
+# Packet filters
+
+
+@pytest.fixture
+def docker(host: Host) -> Iterator[None]:
+    """The settings that Docker makes: bridged frames pass the chain FORWARD, and it drops them."""
+    host.sh("sysctl -qw net.bridge.bridge-nf-call-iptables=1 && iptables -P FORWARD DROP")
+    yield
+    host.sh("sysctl -qw net.bridge.bridge-nf-call-iptables=0 && iptables -P FORWARD ACCEPT")
+
+
+@pytest.mark.usefixtures("docker")
+def test_dropped_frames_of_a_local_bridge_are_named(host: Host) -> None:
+    """doctor names the command, and a create prints it before it makes anything."""
+    command = "sysctl -w net.bridge.bridge-nf-call-iptables=0"
+    found = findings(host)["bridge-nf"]
+    assert (found["level"], found["fix"]) == ("warning", command)
+    noted = "nodes may not reach each other: bridge-nf: bridged frames must pass ip filter FORWARD too"
+    assert noted in planned(host)
+    assert f"; fix: {command}\n" in planned(host)
+    host.sh(command)
+    assert "bridge-nf" not in findings(host)
+    assert noted not in planned(host)
+
+
+def planned(host: Host) -> str:
+    """The notes of a create that makes nothing."""
+    if not any(one.name == DEFAULT_IMAGE for one in ImageStore().images()):
+        pytest.skip(f"the image {DEFAULT_IMAGE} is not built")
+    return host.vcluster("local", "create", "-n", "2", "--accel", "tcg", "--plan").stderr

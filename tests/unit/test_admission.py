@@ -67,6 +67,7 @@ class World:
             {
                 "identity": lambda: {"has_rights": self.has_rights, "is_root": self.is_root},
                 "interfaces": lambda: [{"name": name} for name in self.interfaces],
+                "obstacles": lambda port: [],  # noqa: ARG005 - the agent passes it by name
             }
         )
         libvirt = SimpleNamespace(names=lambda _: frozenset())

@@ -118,8 +118,8 @@ def guards(prefix: str) -> list[str]:
     return list(tunnel_guard.tables(prefix)) if has_rights() else []
 
 
-def obstacles(port: int) -> list[dict[str, str]]:
-    """The settings that would drop traffic of bridges and tunnels; none without the rights to read them."""
+def obstacles(port: int | None) -> list[dict[str, str]]:
+    """The settings that would drop traffic of bridges, and with a port of tunnels; none without the rights to read."""
     return [dict(obstacle) for obstacle in find_obstacles(port)] if has_rights() else []
 
 

@@ -29,6 +29,7 @@ from vcluster.adapters.network.nftables_messages import (
 from vcluster.adapters.process import run
 
 INTERFACE_PREFIXES = ("vp-", "vx-")  # of our taps and tunnels
+BRIDGE_PREFIXES = ("vc-", "vb-")  # of our bridges, the interfaces of bridged frames in chains for routed packets
 LEGACY = "legacy"  # in place of a table's name: rules of iptables-legacy, which nf_tables does not list
 
 
@@ -40,6 +41,7 @@ class FilterRule:
     is_conditional: bool
     accepts_port: bool  # it accepts the UDP port in question
     accepts_interfaces: bool  # it accepts packets from our taps and tunnels
+    accepts_bridged: bool  # it accepts packets of our bridges, or of all bridges
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,8 @@ class FilterChain:
     hook: int
     drops: bool  # its policy is to drop
     rules: tuple[FilterRule, ...]
+    accepts_port: bool  # a rule of its table accepts the UDP port in question
+    accepts_bridged: bool  # a rule of its table accepts packets of our bridges, or of all bridges
 
     @property
     def is_closed(self) -> bool:
@@ -62,21 +66,19 @@ class FilterChain:
         return f"{self.family} {self.table} {self.name}"
 
 
-def read_chains(port: int) -> tuple[tuple[FilterChain, ...], tuple[tuple[str, str], ...]]:
-    """All chains with a hook; and family and name of each table with a rule that accepts UDP port `port`."""
+def read_chains(port: int) -> tuple[FilterChain, ...]:
+    """All chains with a hook. `port` is the UDP port in question."""
     try:
         with open_socket("the rules") as netlink:
             rules = netlink.dump(new_message(nft_rule_msg, GET_RULE, [], family=0), nft_rule_msg)
             chains = netlink.dump(new_message(nft_chain_msg, GET_CHAIN, [], family=0), nft_chain_msg)
     except NoTablesError:
-        return (), ()
+        return ()
     by_chain: dict[tuple[str, str, str], list[FilterRule]] = {}
     for rule in rules:
         key = (_family(rule), rule.get_attr("NFTA_RULE_TABLE"), rule.get_attr("NFTA_RULE_CHAIN"))
         by_chain.setdefault(key, []).append(_parse_rule(rule, port))
-    open_tables = {key[:2] for key, of_chain in by_chain.items() for rule in of_chain if rule.accepts_port}
-    found = (_parse_chain(chain, by_chain) for chain in chains if chain.get_attr("NFTA_CHAIN_HOOK"))
-    return tuple(found), tuple(open_tables)
+    return tuple(_parse_chain(chain, by_chain) for chain in chains if chain.get_attr("NFTA_CHAIN_HOOK"))
 
 
 def legacy_chains(program: str, family: str, port: int = 0) -> Iterator[FilterChain]:
@@ -85,10 +87,10 @@ def legacy_chains(program: str, family: str, port: int = 0) -> Iterator[FilterCh
     if saver is None or not has_legacy_rules(family):
         return
     output = run([saver, "-t", "filter"], timeout_s=10, may_fail=True).stdout
-    accepts_port = f"--dport {port} " in output
-    rule = FilterRule("accept", is_conditional=True, accepts_port=accepts_port, accepts_interfaces=False)
+    accepts_port, accepts_bridged = f"--dport {port} " in output, "--physdev-is-bridged -j ACCEPT" in output
     for name, hook in (("INPUT", INPUT), ("FORWARD", FORWARD)):
-        yield FilterChain(family, LEGACY, name, hook, f":{name} DROP " in output, (rule,))
+        drops = f":{name} DROP " in output
+        yield FilterChain(family, LEGACY, name, hook, drops, (), accepts_port, accepts_bridged)
 
 
 def has_legacy_rules(family: str) -> bool:
@@ -107,7 +109,13 @@ def legacy_saver(program: str) -> str | None:
 def _parse_chain(chain: Message, rules: dict[tuple[str, str, str], list[FilterRule]]) -> FilterChain:
     key = (_family(chain), chain.get_attr("NFTA_CHAIN_TABLE"), chain.get_attr("NFTA_CHAIN_NAME"))
     hook = chain.get_attr("NFTA_CHAIN_HOOK").get_attr("NFTA_HOOK_HOOKNUM")
-    return FilterChain(*key, hook, chain.get_attr("NFTA_CHAIN_POLICY") == DROP, tuple(rules.get(key, ())))
+    drops = chain.get_attr("NFTA_CHAIN_POLICY") == DROP
+    of_table = [rule for place, found in rules.items() if place[:2] == key[:2] for rule in found]
+    accepts_port, accepts_bridged = (
+        any(rule.accepts_port for rule in of_table),
+        any(rule.accepts_bridged for rule in of_table),
+    )
+    return FilterChain(*key, hook, drops, tuple(rules.get(key, ())), accepts_port, accepts_bridged)
 
 
 def _family(message: Message) -> str:
@@ -121,8 +129,10 @@ def _parse_rule(rule: Message, port: int) -> FilterRule:
     verdict = next((found for name, expression in named if (found := _verdict(name, expression))), "")
     is_conditional = any(name not in ("counter", "log", "immediate", "reject", "target") for name in names)
     accepts_port = verdict == "accept" and _matches_port(names, expressions, port)
-    accepts_interfaces = verdict == "accept" and any(_matches_our_interface(expression) for expression in expressions)
-    return FilterRule(verdict, is_conditional, accepts_port, accepts_interfaces)
+    accepts_interfaces = verdict == "accept" and _matches_interface(expressions, INTERFACE_PREFIXES)
+    is_about_bridges = _matches_interface(expressions, BRIDGE_PREFIXES) or _matches_bridged(expressions)
+    accepts_bridged = verdict == "accept" and (accepts_interfaces or is_about_bridges)
+    return FilterRule(verdict, is_conditional, accepts_port, accepts_interfaces, accepts_bridged)
 
 
 def _verdict(name: str, expression: Message) -> str:
@@ -165,11 +175,19 @@ def _is_destination_port(expression: Message) -> bool:
     return (get("NFTA_PAYLOAD_BASE"), get("NFTA_PAYLOAD_OFFSET")) == ("NFT_PAYLOAD_TRANSPORT_HEADER", 2)
 
 
-def _matches_our_interface(expression: Message) -> bool:
-    data = expression.get_attr("NFTA_EXPR_DATA")
-    name = expression.get_attr("NFTA_EXPR_NAME")
-    prefixes = tuple(prefix.encode() for prefix in INTERFACE_PREFIXES)
-    return name == "cmp" and _value(data, "NFTA_CMP_DATA").startswith(prefixes)
+def _matches_interface(expressions: Sequence[Message], prefixes: Sequence[str]) -> bool:
+    names = (
+        _value(expression.get_attr("NFTA_EXPR_DATA"), "NFTA_CMP_DATA")
+        for expression in expressions
+        if expression.get_attr("NFTA_EXPR_NAME") == "cmp"
+    )
+    return any(name.startswith(tuple(prefix.encode() for prefix in prefixes)) for name in names)
+
+
+def _matches_bridged(expressions: Sequence[Message]) -> bool:
+    """Whether a rule matches by ports of bridges, like `iptables -m physdev --physdev-is-bridged`."""
+    matches = (each.get_attr("NFTA_EXPR_DATA") for each in expressions if each.get_attr("NFTA_EXPR_NAME") == "match")
+    return any(match.get_attr("NFTA_MATCH_NAME") == "physdev" for match in matches)
 
 
 def _is_tcp(expression: Message) -> bool:

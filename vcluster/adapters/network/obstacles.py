@@ -27,25 +27,24 @@ from vcluster.adapters.network.nftables_rules import (
 _Obstacle = dict[str, str]
 
 
-def find_obstacles(port: int) -> tuple[_Obstacle, ...]:
+def find_obstacles(port: int | None) -> tuple[_Obstacle, ...]:
     """The settings that drop frames between ports of a bridge, or VXLAN packets to UDP port `port`, without an error.
+
+    A server without tunnels has no port: None.
 
     Each has `what`, `detail`, and `fix`, a command line. Chains are judged by their policy and by rules without a
     condition. Only a real packet shows whether it passes all conditional rules.
     """
-    chains, open_tables = read_chains(port)
-    return (
-        *_missing_kinds(),
-        *_bridge_filters(chains),
-        *_forward_filters(chains),
-        *_input_filters(chains, open_tables, port),
-        *_hidden_rules(),
-    )
+    chains = read_chains(port or 0)
+    bridging = (*_bridge_filters(chains), *_forward_filters(chains))
+    if port is None:
+        return (*_missing_kinds(("bridge",)), *bridging)
+    return (*_missing_kinds(KINDS), *bridging, *_input_filters(chains, port), *_hidden_rules())
 
 
-def _missing_kinds() -> Iterator[_Obstacle]:
+def _missing_kinds(kinds: Sequence[str]) -> Iterator[_Obstacle]:
     with open_socket("the kinds of interfaces", protocol=ROUTE) as netlink:
-        for kind in KINDS:
+        for kind in kinds:
             if not _supports(netlink, kind):
                 yield _obstacle("kernel", f"it does not support interfaces of kind {kind}", f"modprobe {kind}")
 
@@ -86,20 +85,17 @@ def _forward_filters(chains: Sequence[FilterChain]) -> Iterator[_Obstacle]:
         if not _is_on(Path(f"/proc/sys/net/bridge/bridge-nf-call-{switch}")):
             continue
         passed = [chain for chain in (*chains, *legacy) if chain.family in families and chain.hook == FORWARD]
-        names = [str(chain) for chain in passed if chain.is_closed]
+        names = [str(chain) for chain in passed if chain.is_closed and not chain.accepts_bridged]
         if names:
             detail = f"bridged frames must pass {', '.join(names)} too and are dropped there"
             yield _obstacle("bridge-nf", detail, f"sysctl -w net.bridge.bridge-nf-call-{switch}=0")
 
 
-def _input_filters(
-    chains: Sequence[FilterChain], open_tables: Sequence[tuple[str, str]], port: int
-) -> Iterator[_Obstacle]:
+def _input_filters(chains: Sequence[FilterChain], port: int) -> Iterator[_Obstacle]:
     """Chains that drop packets by default, in a table without a rule that accepts our port."""
     for chain in (*chains, *legacy_chains("iptables", "ip", port)):
         sees_tunnels = chain.family in ("ip", "inet") and chain.hook == INPUT
-        is_open = (chain.family, chain.table) in open_tables or any(rule.accepts_port for rule in chain.rules)
-        if sees_tunnels and chain.is_closed and not is_open:
+        if sees_tunnels and chain.is_closed and not chain.accepts_port:
             detail = f"chain {chain} drops packets by default, and no rule accepts UDP port {port}"
             yield _obstacle("firewall", detail, _accept_command(chain, port))
 

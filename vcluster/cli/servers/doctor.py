@@ -48,7 +48,7 @@ def doctor(config: Path | None, host: str | None, output: str) -> None:
         context, carries_nodes=not spec or any(one.login is None for one in spec.servers)
     )
     if spec:
-        findings += work.check_servers(context, spec)
+        findings = tuple(dict.fromkeys((*findings, *work.check_servers(context, spec))))
     complete = functools.partial(common.reader().complete_hint, arguments=sys.argv[1:])
     document = [_document(one) for one in findings]
     common.emit(output, document, lambda found: "\n".join(_line(one, complete) for one in found))

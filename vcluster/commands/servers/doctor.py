@@ -48,6 +48,8 @@ def check_this_machine(context: Context, *, carries_nodes: bool = True) -> tuple
     """Diagnose this machine without changing anything."""
     with context.connector.open(servers.request_for_spec(LOCAL, carries_nodes=False)) as server:
         found = [*_findings(server.call("diagnose", carries_nodes=carries_nodes, is_controller=True))]
+        if carries_nodes:
+            found += _findings(server.call("obstacles", port=None))
     if carries_nodes:
         found += _libvirt_here(context)
     return (*found, *_image(context), *_other_tools())

@@ -22,15 +22,24 @@ from vcluster.util.deadline import Deadline
 def admit(context: Context, fleet: Fleet, spec: Spec, *, image: Image, accel: str) -> tuple[Plan, dict[str, Facts]]:
     """Make every check that comes before the first effect of a create, and plan the cluster.
 
-    Overcommitted CPUs and disks are reported. Raises what forbids the create. Returns the plan and the facts behind it.
+    Overcommitted CPUs and disks are reported, and so are settings of servers that drop frames of bridges. Raises what
+    forbids the create. Returns the plan and the facts behind it.
     """
     servers.require_rights(fleet)
     refuse_existing(fleet, context.files(spec.name))
     plan, facts = plan_cluster(context, fleet, spec, image=image, accel=accel)
     refuse_foreign(fleet, plan)
-    for text in placement.overcommitments(plan, facts):
+    for text in (*placement.overcommitments(plan, facts), *_obstacles(fleet)):
         context.report.note(text)
     return plan, facts
+
+
+def _obstacles(fleet: Fleet) -> Iterator[str]:
+    """The settings that drop frames between ports of a bridge, with the commands that change them."""
+    for name, found in fleet.each(lambda server: server.call("obstacles", port=None)).items():
+        where = f" on {name}" if fleet[name].session else ""
+        for one in found:
+            yield f"nodes may not reach each other{where}: {one['what']}: {one['detail']}; fix: {one['fix']}"
 
 
 def server_requests(spec: Spec) -> list[ServerRequest]:
