@@ -502,6 +502,11 @@ def test_a_cancelled_wait(rules: Rules, tmp_path: Path) -> None:
         ("server2", ("", "server2", 0)),
         ("root@server2", ("root", "server2", 0)),
         ("me@example.org@server2:2222", ("me@example.org", "server2", 2222)),
+        ("20231234@server2", ("20231234", "server2", 0)),
+        ("LAB\\student@server2", ("LAB\\student", "server2", 0)),
+        ("LAB\\@server2", None),
+        ("LAB\\-l@server2", None),
+        ("A\\B\\c@server2", None),
         ("server2:2222", ("", "server2", 2222)),
         ("me@[2001:db8::1]:22", ("me", "2001:db8::1", 22)),
         ("2001:db8::1", ("", "2001:db8::1", 0)),
@@ -535,7 +540,8 @@ def test_a_host_is_never_an_option_for_ssh_or_code_for_a_shell(text: str) -> Non
         user, host, port = openssh_config.split_host(text)
     except RequestError:
         return
-    for part in (user, host):
+    assert user.count("\\") <= 1  # of DOMAIN\name; our own command lines are lists, so no shell reads it
+    for part in (*user.split("\\"), host):
         assert not part.startswith("-")
         assert not set(part) & set(" \t\r\n\0;|&<>()$`'\"\\*?!#~{}[]=,/")
         assert all(letter.isprintable() for letter in part)
@@ -561,6 +567,15 @@ def test_ssh_itself_resolves_a_host(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert found.proxy_options == ("ProxyJump bob@gate:33,inner",)
     other = openssh_config.resolve("carol@sw:44")
     assert (other.user, other.port) == ("carol", 44)
+
+
+@pytest.mark.parametrize("user", ["20231234", "LAB\\student"])
+def test_ssh_itself_takes_such_users(user: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tmp_path / "config"
+    config.write_text("")
+    use_config(config, monkeypatch)
+    assert openssh_config.resolve("server2", user=user).user == user
+    assert openssh_config.resolve(f"{user}@server2").user == user
 
 
 def test_a_configuration_that_ssh_rejects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

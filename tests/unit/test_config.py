@@ -194,6 +194,14 @@ def test_byte_order_marks_and_line_ends_of_editors_are_ignored() -> None:
     assert parse("\n  \n\t# x\n" + SMALL.replace(" = ", "\t:  ").replace("[switch]", "[ switch ]  ")) == parse(SMALL)
 
 
+@pytest.mark.parametrize("user", ["20231234", "LAB\\student", "ada+lab@example.org"])
+def test_logins_of_universities_are_taken(user: str) -> None:
+    for section in (f"host = {user}@server1", f"host = server1\nuser = {user}"):
+        spec = parse(f"[cluster]\nnodes = 2\n[switch]\nhost = server2\n[server one]\n{section}\n").spec
+        assert spec.servers[0].login is not None
+        assert spec.servers[0].login.user == user
+
+
 @pytest.mark.parametrize(
     ("switch", "server"),
     [
@@ -399,11 +407,11 @@ password = env:hunter2!
         ("host = server2", "host = 127.0.0.1", "4: [switch] host: 127.0.0.1 is this machine; write localhost"),
         ("host = server2", "host = a:b", "4: [switch] host: 'b' is not a number; 1 to 65535"),
         ("host = server2", "host = -l@a", "4: [switch] host: '-l' is not a user name; use letters, digits and _ . @ "
-         "-, and begin with a letter"),
+         "+ -, and begin with a letter or a digit"),
         ("host = server2", "host = a@s:1\nuser = b", "5: [switch] user: is b here, but a in host"),
         ("host = server2", "host = a@s:1\nport = 2", "5: [switch] port: is 2 here, but 1 in host"),
         ("host = server2", "host = s\nuser = $(id)", "5: [switch] user: '$(id)' is not a user name; use letters, "
-         "digits and _ . @ -, and begin with a letter"),
+         "digits and _ . @ + -, and begin with a letter or a digit"),
         ("host = server2", "host = s\nfingerprint = MD5:00", "5: [switch] fingerprint: 'MD5:00' is not a fingerprint; "
          "SHA256:… as `ssh-keygen -l` prints it"),
         ("host = server2", "host = s\ninterface = a/b", "5: [switch] interface: 'a/b' is not an interface name; use a "
@@ -596,7 +604,7 @@ BAD = [
     ("image_user = debian", "image_user", "needs a password: {image_password}"),
     ("image_password = ask", "image_password", "needs a user: {image_user}"),
     ("image_user = a b\nimage_password = ask", "image_user", "'a b' is not a user name; use letters, digits and _ . @ "
-     "-, and begin with a letter"),
+     "+ -, and begin with a letter or a digit"),
     ("image_user = a\nimage_password = hunter2", "image_password", "the password itself is not allowed here; use ask "
      "or env:NAME"),
     ("image_user = a\nimage_password = env:hunter2!", "image_password", "env: needs the name of a variable; for "

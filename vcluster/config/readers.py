@@ -30,7 +30,7 @@ _UNITS_MIB = {"m": 1, "g": 1024, "t": 1024 * 1024}
 _SIZE = re.compile(r"([0-9]{1,12})[ \t]*(?:([MGT])(?:iB)?)?", re.IGNORECASE | re.ASCII)
 _SECONDS = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)[ \t]*s?")
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,252})")
-_USER = re.compile(r"[A-Za-z_][A-Za-z0-9_.@-]{0,63}")
+_USER = re.compile(r"(?=.{1,64}\Z)(?:[A-Za-z0-9_][A-Za-z0-9_.-]*\\)?[A-Za-z0-9_][A-Za-z0-9_.@+-]*")  # also DOMAIN\name
 _INTERFACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
 _PATH = re.compile(r"(?:/[A-Za-z0-9_+-][A-Za-z0-9._+-]*)+/?")
@@ -129,7 +129,7 @@ def matching(pattern: re.Pattern[str], kind: str, hint: str) -> Callable[[str], 
     return parse_match
 
 
-login_name = matching(_USER, "a user name", "use letters, digits and _ . @ -, and begin with a letter")
+login_name = matching(_USER, "a user name", "use letters, digits and _ . @ + -, and begin with a letter or a digit")
 server_name = partial(naming.check_name, kind="server name", length_max=HOST_NAME_MAX)
 
 

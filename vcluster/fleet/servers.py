@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shlex
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
@@ -67,8 +68,8 @@ class Server:
 
     @property
     def host(self) -> str:
-        """The server as the user specifies it, for example for --on."""
-        return f"{self.session.user}@{self.target.asked}" if self.session and self.target else self.name
+        """The server as the user types it, for example for --on."""
+        return shlex.quote(f"{self.session.user}@{self.target.asked}") if self.session and self.target else self.name
 
     @property
     def is_alive(self) -> bool:

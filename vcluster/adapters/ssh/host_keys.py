@@ -6,6 +6,7 @@ import base64
 import hashlib
 import hmac
 import os
+import shlex
 from dataclasses import dataclass
 
 from vcluster.adapters.ssh import openssh_config
@@ -88,7 +89,7 @@ def unknown(server: str, target: Target, presented: str) -> MissingError:
     port = [] if target.port == openssh_config.PORT else ["-p", str(target.port)]
     return MissingError(
         f"{server}: its host key is not known: {described(presented)}",
-        hint=f"check the key, then log in once with: {' '.join(['ssh', *port, f'{target.user}@{target.asked}'])}"
+        hint=f"check the key, then log in once with: {shlex.join(['ssh', *port, f'{target.user}@{target.asked}'])}"
         f", or configure: fingerprint = {fingerprint_of(presented)}",
     )
 

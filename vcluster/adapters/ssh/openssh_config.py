@@ -19,7 +19,7 @@ from vcluster.errors import MissingError, RequestError
 _TIMEOUT_S = 15.0  # `Match exec` and `Match host` in a user's configuration can be slow
 PORT = 22
 _HOST = re.compile(r"[\w.:][\w.:%-]*", re.ASCII)  # a name, an address, an alias
-_USER = re.compile(r"[\w.][\w.@+-]*", re.ASCII)
+_USER = re.compile(r"(?:\w[\w.-]*\\)?[\w.][\w.@+-]*", re.ASCII)  # also DOMAIN\name, as in Active Directory
 
 
 @dataclass(frozen=True, slots=True)
