@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import shutil
 import socket
 import stat
@@ -255,6 +256,23 @@ def test_an_unusable_key_file(rules: Rules, tmp_path: Path, make: Callable[[Path
     make(tmp_path / "key")
     with pytest.raises(MissingError, match=message):
         log_in(rules, tmp_path, key=tmp_path / "key")
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o777])
+def test_a_key_that_others_can_read_is_refused_as_ssh_does(rules: Rules, tmp_path: Path, mode: int) -> None:
+    """vcluster ssh runs OpenSSH, which ignores such a key: a create must not succeed with it."""
+    path = key_file(tmp_path)
+    path.chmod(mode)
+    with pytest.raises(MissingError, match=r"other users can read the key .*id_ed25519, so ssh ignores it") as caught:
+        log_in(rules, tmp_path, key=path)
+    assert caught.value.hint == f"chmod 600 {path}"
+    refused = subprocess.run(["ssh-keygen", "-y", "-f", path], capture_output=True, text=True, check=False)
+    assert "UNPROTECTED PRIVATE KEY FILE" in refused.stderr
+    with pytest.raises(LoginRefusedError, match=r"no key was found to try .*: .* or readable by other users"):
+        log_in(rules, tmp_path, knows=False, where=target(rules, tmp_path, identities=(path,)))
+    assert "publickey" not in rules.tried
+    subprocess.run(shlex.split(str(caught.value.hint)), check=True)
+    log_in(rules, tmp_path, knows=False, key=path).close()
 
 
 def test_a_key_with_a_passphrase_in_the_agent(rules: Rules, tmp_path: Path) -> None:

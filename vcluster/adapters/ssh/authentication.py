@@ -148,7 +148,9 @@ def _try_identities(
                 f"{server} closed the connection after it refused {tried} keys for user {target.user}",
                 hint="set the right key: key = FILE in the configuration, or IdentityFile with IdentitiesOnly for ssh",
             )
-    skipped = f" ({', '.join(unusable)}: with a passphrase or not readable)" if unusable else ""
+    skipped = (
+        f" ({', '.join(unusable)}: with a passphrase, not readable, or readable by other users)" if unusable else ""
+    )
     result = f"it accepts none of {tried} keys" if tried else "no key was found to try"
     raise LoginRefusedError(f"{server} refuses user {target.user}: {result}{skipped}", hint=_key_hint(target))
 

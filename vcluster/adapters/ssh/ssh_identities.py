@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,9 +25,12 @@ def key_of_file(path: Path, in_agent: Sequence[paramiko.PKey]) -> paramiko.PKey:
 
 
 def load_key(path: Path) -> paramiko.PKey:
-    """Read a private key. Raises MissingError if it is missing, unreadable, invalid, or has a passphrase."""
+    """Read a private key. Raises MissingError if it is missing, unreadable, invalid, or has a passphrase.
+
+    It also raises MissingError for a key that ssh would ignore: the later commands of vcluster run ssh.
+    """
     try:
-        return paramiko.PKey.from_path(path)
+        key = paramiko.PKey.from_path(path)
     except FileNotFoundError as error:
         raise MissingError(f"the key {path} does not exist") from error
     except OSError as error:
@@ -34,6 +39,17 @@ def load_key(path: Path) -> paramiko.PKey:
         raise MissingError(f"the key {path} has a passphrase", hint=f"ssh-add {path}") from error
     except Exception as error:  # the cryptography libraries raise many kinds of errors for a file that is not a key
         raise MissingError(f"{path} is not a private key of a supported kind: {error_line(error)}") from error
+    _refuse_open(path)
+    return key
+
+
+def _refuse_open(path: Path) -> None:
+    """Refuse a key of this user that others can read, as ssh does."""
+    found = path.stat()
+    if found.st_uid == os.getuid() and found.st_mode & 0o077:
+        raise MissingError(
+            f"other users can read the key {path}, so ssh ignores it", hint=shlex.join(("chmod", "600", str(path)))
+        )
 
 
 def public_part(path: Path) -> str:
