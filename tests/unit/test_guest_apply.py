@@ -73,7 +73,9 @@ def test_a_directory(tmp_path: Path) -> None:
 def test_a_line_of_a_table(tmp_path: Path, before: str, after: str, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "fstab"
     path.write_text(before)
-    monkeypatch.setattr(os, "chown", lambda *_: None)  # the table belongs to root, and the test may run as another user
+    monkeypatch.setattr(
+        os, "fchown", lambda *_: None
+    )  # the table belongs to root, and the test may run as another user
     action = {"do": "line", "path": str(path), "key": "/target", "text": "new /target x\n"}
     assert apply.apply([action]) == [str(path)]
     assert path.read_text() == after
@@ -152,12 +154,22 @@ def test_a_missing_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("server", [{}, {"address": "192.0.2.1"}])
-def test_mount_8_is_run_when_the_system_call_fails(server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mount_8_is_run_when_the_system_call_fails(
+    server: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It mounts at a place that no user can change."""
     ran: list[list[str]] = []
+    bound: list[str] = []
     monkeypatch.setattr(apply, "run", ran.append)
-    action = {"do": "mount", "source": "a:/b", "target": "/no/such/folder", "type": "nfs4", "options": "rw,hard"}
-    assert apply.apply([action | server]) == ["mount /no/such/folder"]
-    assert ran == [["mount", "-t", "nfs4", "-o", "rw,hard", "a:/b", "/no/such/folder"]]
+    monkeypatch.setattr(apply, "bind", lambda source, _: bound.append(source))
+    monkeypatch.setattr(apply, "MOUNT_POINT", str(tmp_path / "point"))
+    action = {"do": "mount", "source": "a:/b", "target": str(tmp_path), "type": "none", "options": "rw,hard"}
+    assert apply.apply([action | server]) == [f"mount {tmp_path}"]
+    assert ran == [
+        ["mount", "-t", "none", "-o", "rw,hard", "a:/b", str(tmp_path / "point")],
+        ["umount", str(tmp_path / "point")],
+    ]
+    assert bound == [str(tmp_path / "point")]
 
 
 def test_mounts_are_recognised() -> None:

@@ -19,6 +19,9 @@ writes {"changed": […]}. The field "do" names the action:
   arp        interface, macs, unknown          the ARP cache: MACs by address, as if learned before, and addresses that
                                                are not there; not a change
   resolver   text                              /etc/resolv.conf, unless a service of the system maintains it
+
+A user may change everything in the own home folder at any moment, for example to a link to /etc. So files and folders
+of a user are made with that user's rights, and mounts do not follow the links of users.
 """
 
 from __future__ import annotations
@@ -27,16 +30,19 @@ import contextlib
 import json
 import os
 import pwd
+import stat
 import subprocess
 import sys
 import time
-from typing import Any, Dict
+from typing import Any, Dict, Iterator
 
 Action = Dict[str, Any]
 
 UNITS = "/etc/systemd/system"
 MOUNT_TRIES = 2
 ADDRESS_TIMEOUT_S, ADDRESS_POLL_S = 60.0, 0.1
+MOUNT_POINT = "/run/vcluster-mount"
+MS_BIND = 4096  # linux/mount.h
 SIOCDARP, SIOCSARP, ATF_COM, ARPHRD_ETHER = 0x8953, 0x8955, 2, 1  # linux/sockios.h, linux/if_arp.h
 
 
@@ -55,15 +61,35 @@ def read(path: str) -> str | None:
 
 
 def write(path: str, text: str, mode: int, ids: tuple[int, int]) -> None:
-    """Replace a file completely or not at all."""
+    """Replace a file, or a link, completely or not at all."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     new = f"{path}.vcluster-new"
-    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+    with contextlib.suppress(FileNotFoundError):  # left by a program that was killed, or made by the user
+        os.unlink(new)
+    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(text)
         file.flush()
-    os.chown(new, *ids)
-    os.chmod(new, mode)
+        os.fchown(file.fileno(), *ids)
+        os.fchmod(file.fileno(), mode)
     os.replace(new, path)
+
+
+@contextlib.contextmanager
+def as_user(ids: tuple[int, int]) -> Iterator[None]:
+    """Access files with the rights of a user only."""
+    if os.geteuid() == ids[0]:
+        yield
+        return
+    groups = os.getgroups()
+    os.setgroups([])
+    os.setegid(ids[1])
+    os.seteuid(ids[0])
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+        os.setgroups(groups)
 
 
 def ids_of(owner: str) -> tuple[int, int]:
@@ -71,28 +97,59 @@ def ids_of(owner: str) -> tuple[int, int]:
     return entry.pw_uid, entry.pw_gid
 
 
-def has_mode_and_owner(path: str, mode: int, ids: tuple[int, int]) -> bool:
-    state = os.stat(path)
-    return state.st_mode & 0o7777 == mode and (state.st_uid, state.st_gid) == ids
+def is_file(path: str, text: str, mode: int, ids: tuple[int, int]) -> bool:
+    """Whether this is a file, not a link, with this content, mode and owner. A pipe of the user blocks nothing."""
+    try:
+        opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    with open(opened, "rb") as file:
+        state, content = os.fstat(opened), text.encode()
+        return (
+            (state.st_mode, state.st_uid, state.st_gid) == (stat.S_IFREG | mode, *ids)
+            and state.st_size == len(content)
+            and file.read(len(content)) == content
+        )
 
 
 def do_file(action: Action, changed: list[str]) -> None:
     path, ids = action["path"], ids_of(action["owner"])
-    if read(path) == action["text"] and has_mode_and_owner(path, action["mode"], ids):
-        return
-    write(path, action["text"], action["mode"], ids)
+    with as_user(ids):
+        if is_file(path, action["text"], action["mode"], ids):
+            return
+        write(path, action["text"], action["mode"], ids)
     changed.append(path)
 
 
 def do_directory(action: Action, changed: list[str]) -> None:
     path, ids = action["path"], ids_of(action["owner"])
-    # A stat of a mounted folder would wait for its server.
-    if path in mounts() or (os.path.isdir(path) and has_mode_and_owner(path, action["mode"], ids)):
+    if path in mounts():  # a stat of a mounted folder would wait for its server
         return
+    with as_user(ids):
+        if make_directory(path, action["mode"], ids):
+            changed.append(path)
+
+
+def make_directory(path: str, mode: int, ids: tuple[int, int]) -> bool:
+    """Make a folder, or change its mode and owner; returns whether it changed something."""
+    wanted = (stat.S_IFDIR | mode, *ids)
+    with contextlib.suppress(FileNotFoundError):
+        state = os.lstat(path)
+        if (state.st_mode, state.st_uid, state.st_gid) == wanted:
+            return False
     os.makedirs(path, exist_ok=True)
-    os.chown(path, *ids)
-    os.chmod(path, action["mode"])
-    changed.append(path)
+    try:
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except NotADirectoryError as error:
+        raise RuntimeError(f"{path} is not a folder") from error
+    try:
+        os.fchown(folder, *ids)
+        os.fchmod(folder, mode)
+    except PermissionError as error:
+        raise RuntimeError(f"{path} belongs to another user") from error
+    finally:
+        os.close(folder)
+    return True
 
 
 def do_user(action: Action, changed: list[str]) -> None:
@@ -159,12 +216,54 @@ def do_mount(action: Action, changed: list[str]) -> None:
     source = mounted.get(action["source"], "") if action["options"] == "bind" else action["source"]
     if mounted.get(action["target"]) == source:
         return
-    if not is_mounted_by_the_kernel(action):
-        run(["mount", "-t", action["type"], "-o", action["options"], action["source"], action["target"]])
+    with opened_folder(action["target"]) as place:
+        if action["options"] == "bind":
+            bind(action["source"], place)
+        elif not is_mounted_by_the_kernel(action, place):
+            mount_by_program(action, place)
     changed.append(f"mount {action['target']}")
 
 
-def is_mounted_by_the_kernel(action: Action) -> bool:
+@contextlib.contextmanager
+def opened_folder(path: str) -> Iterator[str]:
+    """Open a folder, and give a path of it that no user can change. Links count only in folders of root."""
+    folder = os.open("/", os.O_PATH | os.O_DIRECTORY)
+    try:
+        for name in path.strip("/").split("/"):
+            state = os.fstat(folder)
+            is_roots = state.st_uid == 0 and not state.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+            flags = os.O_PATH | os.O_DIRECTORY | (0 if is_roots else os.O_NOFOLLOW)
+            try:
+                found = os.open(name, flags, dir_fd=folder)
+            except NotADirectoryError as error:
+                raise RuntimeError(f"{path}: {name} is not a folder") from error
+            os.close(folder)
+            folder = found
+        yield f"/proc/self/fd/{folder}"
+    finally:
+        os.close(folder)
+
+
+def bind(source: str, place: str) -> None:
+    """Show a folder at another place too, as mount --bind does."""
+    import ctypes  # noqa: PLC0415 - most lists of actions do not need it
+
+    call = ctypes.CDLL(None, use_errno=True).mount
+    if call(source.encode(), place.encode(), None, ctypes.c_ulong(MS_BIND), None):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), source)
+
+
+def mount_by_program(action: Action, place: str) -> None:
+    """Mount by mount(8), which follows links, at a place of root first."""
+    os.makedirs(MOUNT_POINT, mode=0o700, exist_ok=True)
+    run(["mount", "-t", action["type"], "-o", action["options"], action["source"], MOUNT_POINT])
+    try:
+        bind(MOUNT_POINT, place)
+    finally:
+        run(["umount", MOUNT_POINT])
+
+
+def is_mounted_by_the_kernel(action: Action, place: str) -> bool:
     """Make the system call of mount(8) without its two processes. If it fails, mount(8) retries and reports errors.
 
     The call passes the server's address, `addr` of nfs(5), and omits the options that only mount(8) understands.
@@ -174,7 +273,7 @@ def is_mounted_by_the_kernel(action: Action) -> bool:
     import ctypes  # noqa: PLC0415 - most lists of actions do not need it
 
     options = [option for option in action["options"].split(",") if option not in ("rw", "_netdev")]
-    texts = [action["source"], action["target"], action["type"], ",".join([*options, f"addr={action['address']}"])]
+    texts = [action["source"], place, action["type"], ",".join([*options, f"addr={action['address']}"])]
     source, target, kind, data = (text.encode() for text in texts)
     failed: int = ctypes.CDLL(None).mount(source, target, kind, ctypes.c_ulong(0), data)
     return not failed
