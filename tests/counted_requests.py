@@ -20,8 +20,8 @@ from tests import samples
 from tests.libvirt_relay import Relay
 from vcluster.agent.client import LocalAgent
 from vcluster.cli import main
-from vcluster.fleet.ledger import VERSION, ClusterFiles, Ledger
-from vcluster.fleet.servers import Connector, Server, request_for_plan
+from vcluster.fleet.ledger import VERSION, ClusterFiles, Ledger, make_owner
+from vcluster.fleet.servers import Connector, Server, requests_for_plan
 from vcluster.model.plan import Plan
 from vcluster.planning.planner import make_plan
 from vcluster.render import network_xml
@@ -99,11 +99,12 @@ def counts_of(command: str) -> dict[str, Any]:
 if __name__ == "__main__":
     nodes = int(sys.argv[1])
     os.environ["VCLUSTER_STATE_DIR"] = tempfile.mkdtemp(prefix="vc-")
-    plan = plan_of(nodes, Connector().owner)
-    with Connector().open(request_for_plan(plan.servers[0], None)) as opened:
+    root = Path(os.environ["VCLUSTER_STATE_DIR"])
+    plan = plan_of(nodes, make_owner(root))
+    with Connector(plan.owner).open(requests_for_plan(plan, None)[0]) as opened:
         make(opened, plan)
         make_foreign(opened, nodes)
-    files = ClusterFiles(Path(os.environ["VCLUSTER_STATE_DIR"]), plan.name)
+    files = ClusterFiles(root, plan.name)
     files.folder.mkdir(parents=True)
     files.write_ledger(Ledger(VERSION, "ready", "", plan))
     agent = CountedAgent()

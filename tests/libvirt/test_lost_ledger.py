@@ -35,6 +35,7 @@ class Connector:
     """This machine, and a server over SSH: each with its own libvirt and folder."""
 
     has_libvirt = True
+    owner = samples.OWNER
     uri = "test:"
 
     def __init__(self, root: Path, libvirts: dict[str, Hypervisor]) -> None:
@@ -63,7 +64,7 @@ def connector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Conne
     monkeypatch.setattr(common, "can_ask", lambda: False)
     with Hypervisor(f"test://{node}", samples.OWNER) as here, Hypervisor(f"test://{node}", samples.OWNER) as there:
         found = Connector(tmp_path, {"localhost": here, "server1": there})
-        monkeypatch.setattr(common, "_connector", lambda _: found)
+        monkeypatch.setattr(common, "_connector", lambda *_: found)
         yield found
 
 

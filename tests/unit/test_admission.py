@@ -20,6 +20,7 @@ from vcluster.cli.output.progress import ProgressLines
 from vcluster.commands.clusters.create import create
 from vcluster.commands.steps import admission
 from vcluster.errors import ConflictError, MissingError, VclusterError
+from vcluster.fleet import ledger
 from vcluster.fleet.context import Context
 from vcluster.fleet.ledger import VERSION, Ledger
 from vcluster.fleet.servers import Server, ServerRequest
@@ -58,6 +59,7 @@ class World:
         images = SimpleNamespace(find=lambda _: samples.DIRECT, any_kernel=lambda: None)
         self.context = Context(folder / "state", self, images, Reporter((ProgressLines(self.printed),)))  # type: ignore[arg-type]
         self.has_libvirt, self.uri, self.owner = True, "test:///", samples.OWNER
+        monkeypatch.setattr(ledger, "make_owner", lambda _: samples.OWNER)
         monkeypatch.setattr(admission, "survey", lambda *_: self.present)
         monkeypatch.setattr(admission.observation, "observe", lambda *_, **__: {"localhost": self.facts})
 

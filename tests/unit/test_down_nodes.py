@@ -108,7 +108,7 @@ def test_the_power_is_unknown_to_a_user_without_libvirt(tmp_path: Path, monkeypa
         yield
 
     monkeypatch.setattr(Connector, "open", refuse)
-    connector = Connector(confirm=lambda _: True, ask=lambda _: "secret")
+    connector = Connector(samples.OWNER, confirm=lambda _: True, ask=lambda _: "secret")
     context = Context(tmp_path, connector, ImageStore(tmp_path), Reporter())
     powers = inventory.node_powers(context, PLAN, PLAN.nodes)
     assert powers == dict.fromkeys(("node1", "node2", "node3"), PowerState(UNKNOWN))

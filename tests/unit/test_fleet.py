@@ -28,7 +28,7 @@ from vcluster.errors import ConflictError, MissingError, SeveralErrors, Vcluster
 from vcluster.fleet import servers
 from vcluster.fleet.context import Context
 from vcluster.fleet.ledger import VERSION, Ledger
-from vcluster.fleet.servers import Fleet, Server, ServerRequest, request_for_plan, request_for_spec
+from vcluster.fleet.servers import Fleet, Server, ServerRequest, request_for_spec, requests_for_plan
 from vcluster.guest import authorize
 from vcluster.images import deliver
 from vcluster.images.store import ImageStore, Manifest
@@ -142,7 +142,7 @@ def test_servers_answer_side_by_side(work: Callable[[Fleet, Context], None], con
 
 def test_the_cluster_key_replaces_only_passwords() -> None:
     plan = samples.shared_plan(RED, replace(BLUE, login=replace(BLUE.login, password="")))  # type: ignore[type-var]
-    keys = {server.name: request_for_plan(server, "the key").key for server in plan.servers}
+    keys = {request.name: request.key for request in requests_for_plan(plan, "the key")}
     assert keys == {"red": "the key", "blue": None, "middle": "the key"}
 
 

@@ -195,16 +195,29 @@ def test_texts_that_are_not_owner_labels(text: str) -> None:
     assert naming.parse_table_name(text.replace(":", "-")) is None
 
 
+OWNERS = (naming.former_owner_id("4c4c4544-0000\n"), naming.owner_id(naming.maker_digits("4c4c4544", 1000), "00c0ffee"))
+
+
 @pytest.mark.parametrize("cluster", ["lab", "a", "red-blue", "x" * 32])
-def test_owner_labels_are_read_back(cluster: str) -> None:
-    owner = naming.owner_of("4c4c4544-0000\n")
+@pytest.mark.parametrize("owner", OWNERS)
+def test_owner_labels_are_read_back(cluster: str, owner: str) -> None:
     assert naming.parse_alias(naming.alias(cluster, owner)) == (cluster, owner)
     assert naming.parse_table_name(naming.table_name(cluster, owner)) == (cluster, owner)
 
 
-def test_controllers_have_different_owner_ids() -> None:
-    assert naming.owner_of("one") != naming.owner_of("other")
-    assert naming.owner_of("one\n") == naming.owner_of("one")
+def test_an_owner_id_shows_the_user_and_the_machine() -> None:
+    maker = naming.maker_digits("one\n", 1000)
+    assert maker == naming.maker_digits("one", 1000)
+    assert len({maker, naming.maker_digits("one", 1001), naming.maker_digits("other", 1000)}) == 3
+    assert naming.is_by(maker, naming.owner_id(maker, "00c0ffee"))
+    assert not naming.is_by(naming.maker_digits("one", 1001), naming.owner_id(maker, "00c0ffee"))
+    assert not naming.is_by(maker, maker)  # the form of a former owner id
+
+
+@pytest.mark.parametrize("machine_id", ["", "\n", "uninitialized\n"])
+def test_a_machine_without_a_machine_id_has_made_nothing(machine_id: str) -> None:
+    maker = naming.maker_digits(machine_id, 0)
+    assert not naming.is_by(maker, naming.owner_id(maker, "00c0ffee"))
 
 
 # 80-vm-vt.network, 80-container-ve.network and 80-container-host0.network of systemd

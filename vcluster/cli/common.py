@@ -48,20 +48,22 @@ def context(*listeners: Listener) -> Context:
     from vcluster.util.events import Reporter
 
     environment = dict(os.environ)
+    state_root = ledger.state_root(environment)
     return Context(
-        state_root=ledger.state_root(environment),
-        connector=_connector(environment),
+        state_root=state_root,
+        connector=_connector(environment, ledger.read_owner(state_root)),
         images=ImageStore(images_root()),
         report=Reporter(listeners),
     )
 
 
-def _connector(environment: dict[str, str]) -> Connector:
+def _connector(environment: dict[str, str], owner: str) -> Connector:
     """On a terminal, the user is asked about unknown host keys and for passwords."""
     from vcluster.adapters.libvirt.hypervisor import SYSTEM_URI
     from vcluster.fleet.servers import Connector
 
     return Connector(
+        owner,
         uri=environment.get("LIBVIRT_DEFAULT_URI") or SYSTEM_URI,
         environment=environment,
         confirm=_confirm if can_ask() else None,

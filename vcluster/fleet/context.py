@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vcluster.fleet import servers
+from vcluster.fleet import ledger, servers
 from vcluster.fleet.ledger import ClusterFiles
 from vcluster.fleet.servers import Connector, Fleet, Server, ServerRequest
 from vcluster.images.store import ImageStore
@@ -29,6 +29,14 @@ class Context:
         """The files of a cluster."""
         return ClusterFiles(self.state_root, name)
 
+    def with_owner(self) -> Context:
+        """The same context after its state folder has got an owner id, which everything that is made needs."""
+        return self.as_owner(ledger.make_owner(self.state_root))
+
+    def as_owner(self, owner: str) -> Context:
+        """The same context with another owner id."""
+        return self if owner == self.connector.owner else replace(self, connector=replace(self.connector, owner=owner))
+
     @contextmanager
     def local_server(self) -> Iterator[Server]:
         """Open this machine."""
@@ -45,6 +53,5 @@ class Context:
     def fleet_of(self, plan: Plan, *, allow_unreachable: bool = False) -> Iterator[Fleet]:
         """Open the servers of a plan."""
         key = self.files(plan.name).server_key()
-        requests = [servers.request_for_plan(server, key) for server in plan.servers]
-        with self.fleet(requests, allow_unreachable=allow_unreachable) as opened:
+        with self.fleet(servers.requests_for_plan(plan, key), allow_unreachable=allow_unreachable) as opened:
             yield opened

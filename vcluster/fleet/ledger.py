@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,12 +17,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vcluster.errors import ConflictError, MissingError, VclusterError
-from vcluster.model import codec
+from vcluster.model import codec, naming
 from vcluster.model.keys import Keys
 from vcluster.model.plan import Plan
 from vcluster.util.events import timed_call
 
 VERSION = 3
+OWNER = "owner"  # the file with the owner id of a state folder
+MACHINE_ID = Path("/etc/machine-id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,41 @@ def state_root(environment: dict[str, str]) -> Path:
         return Path("/var/lib/vcluster")
     home = Path(environment.get("XDG_STATE_HOME") or Path.home() / ".local/state")
     return home / "vcluster"
+
+
+def read_owner(root: Path) -> str:
+    """The owner id of a state folder; a new one, which is not written, if the folder has none."""
+    try:
+        found = (root / OWNER).read_text().strip()
+    except (FileNotFoundError, NotADirectoryError):
+        return naming.owner_id(maker(), secrets.token_hex(4))
+    except OSError as error:
+        raise MissingError(f"this user cannot read {root / OWNER}", hint="run it with sudo") from error
+    if not naming.is_owner(found):
+        hint = "remove this file; clear --lost then finds the clusters"
+        raise VclusterError(f"{root / OWNER} does not contain an owner id", hint=hint)
+    return found
+
+
+def make_owner(root: Path) -> str:
+    """The owner id of a state folder, which gets one if it has none. Of several commands at once, one makes it."""
+    while not (root / OWNER).exists():
+        with _writing(root):
+            root.mkdir(parents=True, exist_ok=True)
+        with _locked_folder(root, wait=True) as is_ours:
+            if is_ours and not (root / OWNER).exists():
+                _write_file(root / OWNER, naming.owner_id(maker(), secrets.token_hex(4)) + "\n", mode=0o644)
+    return read_owner(root)
+
+
+def maker() -> str:
+    """The digits of this user of this machine in owner ids."""
+    return naming.maker_digits(machine_id(), os.geteuid())
+
+
+def machine_id() -> str:
+    """The machine-id(5) of this machine; empty if it has none."""
+    return MACHINE_ID.read_text() if MACHINE_ID.exists() else ""
 
 
 def cluster_names(root: Path) -> tuple[str, ...]:
@@ -176,6 +214,21 @@ class ClusterFiles:
             raise MissingError(f"this user cannot read {self.ledger}", hint="run it with sudo") from error
         return ledger if ledger.version == VERSION else None
 
+    def find_owner(self) -> str:
+        """The owner id of a cluster whose ledger cannot be read: from its text, or from the cluster's key; else empty.
+
+        A cluster of an earlier version has another one than the state folder.
+        """
+        try:
+            found = str(json.loads(self.ledger.read_text())["plan"]["owner"])
+        except (OSError, ValueError, KeyError, TypeError):
+            found = ""
+        if naming.is_owner(found):
+            return found
+        keys = self.find_keys()
+        label = naming.parse_alias(keys.admin.public.split()[-1]) if keys else None
+        return label[1] if label else ""
+
     def is_of_another_version(self) -> bool:
         """True if another version of vcluster wrote the ledger."""
         try:
@@ -242,18 +295,23 @@ class ClusterFiles:
         _remove_stale(self.root)
 
     def _write(self, path: Path, text: str) -> None:
-        with timed_call("ledger", f"write {path}"), _writing(path):
-            new = path.with_name(f".{path.name}.new")
-            with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            new.replace(path)
-            directory = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
+        _write_file(path, text, mode=0o600)
+
+
+def _write_file(path: Path, text: str, *, mode: int) -> None:
+    """Replace a file at once. It is complete and synced to disk when this function returns."""
+    with timed_call("ledger", f"write {path}"), _writing(path):
+        new = path.with_name(f".{path.name}.new")
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
 
 
 @contextmanager

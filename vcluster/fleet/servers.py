@@ -19,12 +19,11 @@ from vcluster.adapters.ssh.authentication import LoginRefusedError
 from vcluster.agent import libvirt_daemons
 from vcluster.agent.client import Agent, LocalAgent
 from vcluster.agent.diagnostics import ADD_CAPABILITY
-from vcluster.agent.operations import MACHINE_ID
 from vcluster.agent.remote_agent import RemoteAgent
 from vcluster.config import passwords
 from vcluster.errors import MissingError, VclusterError
 from vcluster.model import naming
-from vcluster.model.plan import Node, ServerPlan
+from vcluster.model.plan import Node, Plan
 from vcluster.model.spec import ImageLogin, Login, ServerSpec
 from vcluster.render.ssh_files import Jump
 from vcluster.util import parallel
@@ -124,7 +123,8 @@ class ServerRequest:
     """A server to open.
 
     `host_key` is the only host key to accept, or empty. `key` is the private key of the cluster, if it has one.
-    `carries_nodes` decides whether to open libvirt; None means: if the server has libvirt.
+    `carries_nodes` decides whether to open libvirt; None means: if the server has libvirt. `owner` is the owner id of
+    the cluster; empty means that of the state folder.
     """
 
     name: str
@@ -134,6 +134,7 @@ class ServerRequest:
     carries_nodes: bool | None
     host_key: str = ""
     key: str | None = None
+    owner: str = ""
 
 
 def request_for_spec(spec: ServerSpec, *, carries_nodes: bool | None) -> ServerRequest:
@@ -141,19 +142,34 @@ def request_for_spec(spec: ServerSpec, *, carries_nodes: bool | None) -> ServerR
     return ServerRequest(spec.name, spec.login, spec.path, spec.timeout_s, carries_nodes)
 
 
-def request_for_plan(plan: ServerPlan, key: str | None) -> ServerRequest:
-    """The request for a server of a plan. The cluster's key replaces a password."""
-    key = key if plan.login and plan.login.password else None
-    return ServerRequest(plan.name, plan.login, plan.storage, plan.timeout_s, plan.carries_nodes, plan.host_key, key)
+def requests_for_plan(plan: Plan, key: str | None) -> list[ServerRequest]:
+    """The requests for the servers of a plan. The cluster's key replaces a password.
+
+    The owner id is the plan's: a cluster that an earlier version made has another one than the state folder.
+    """
+    return [
+        ServerRequest(
+            server.name,
+            server.login,
+            server.storage,
+            server.timeout_s,
+            server.carries_nodes,
+            server.host_key,
+            key if server.login and server.login.password else None,
+            plan.owner,
+        )
+        for server in plan.servers
+    ]
 
 
 @dataclass(frozen=True, slots=True)
 class Connector:
     """Opens servers: with the libvirt URI of this machine, the environment, and questions to the user.
 
-    `confirm` and `ask` are None without a terminal.
+    `owner` is the owner id of the state folder. `confirm` and `ask` are None without a terminal.
     """
 
+    owner: str
     uri: str = SYSTEM_URI
     environment: Mapping[str, str] = field(default_factory=dict)
     confirm: Callable[[str], bool] | None = None
@@ -166,11 +182,6 @@ class Connector:
             return True
         return os.geteuid() == 0 and bool(libvirt_daemons.installed_daemon())
 
-    @property
-    def owner(self) -> str:
-        """The owner id of this machine, for owner labels."""
-        return naming.owner_of(MACHINE_ID.read_text() if MACHINE_ID.exists() else "")
-
     def image_password(self, login: ImageLogin) -> str:
         """The password of the image's user, from its source."""
         secret = f"password of {login.user} in the image"
@@ -179,10 +190,11 @@ class Connector:
     @contextmanager
     def open(self, request: ServerRequest) -> Iterator[Server]:
         """Open a server with all connections to it."""
+        owner = request.owner or self.owner
         with ExitStack() as stack:
             if request.login is None:
-                libvirt = stack.enter_context(Hypervisor(self.uri, self.owner)) if request.carries_nodes else None
-                yield Server(request.name, self.owner, request.storage, LocalAgent(), libvirt=libvirt)
+                libvirt = stack.enter_context(Hypervisor(self.uri, owner)) if request.carries_nodes else None
+                yield Server(request.name, owner, request.storage, LocalAgent(), libvirt=libvirt)
             else:
                 yield self._open_remote(request, request.login, stack)
 
@@ -206,10 +218,10 @@ class Connector:
         libvirt = None
         if request.carries_nodes or (request.carries_nodes is None and _has_libvirt(agent, deadline)):
             proxy = stack.enter_context(LibvirtProxy(agent))
-            libvirt = stack.enter_context(Hypervisor(proxy.uri, self.owner, name=request.name))
+            libvirt = stack.enter_context(Hypervisor(proxy.uri, request.owner or self.owner, name=request.name))
         return Server(
             request.name,
-            self.owner,
+            request.owner or self.owner,
             request.storage,
             agent,
             session,

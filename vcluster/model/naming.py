@@ -24,10 +24,11 @@ CLUSTER_NAME_MAX = 32
 HOST_NAME_MAX = 63
 INTERFACE_NAME_MAX = 15  # IFNAMSIZ - 1, linux/if.h
 NODES_MAX = 1023  # the most ports of a Linux bridge (BR_MAX_PORTS, net/bridge/br_private.h)
+NO_MAKER = "0" * 8  # the digits of a machine without a machine-id
 NUMBER_WIDTH = 3  # at least so many digits in names that are numbered across clusters
 
 _NAME = re.compile(r"[a-z](?:[a-z0-9-]*[a-z0-9])?\Z")
-_OWNER = re.compile(r"[0-9a-f]{8}\Z")
+_OWNER = re.compile(r"[0-9a-f]{8}(?:[0-9a-f]{8})?\Z")  # eight digits: an owner id of an earlier version
 _RESERVED = frozenset({"localhost", "mgmt0", "lab0", "all"})
 # All our UUIDs are derived from this one. So the UUID of a libvirt network or pool shows its owner; libvirt before 9.7
 # has no metadata on them.
@@ -178,12 +179,34 @@ def libvirt_name(cluster: str) -> str:
     return f"{PREFIX}-{cluster}"
 
 
-def owner_of(machine_id: str) -> str:
-    """The owner id: eight hexadecimal digits, derived from the machine-id(5) of the controller.
+def owner_id(maker: str, random_digits: str) -> str:
+    """The owner id of a state folder: the digits of its maker, and eight random hexadecimal digits.
 
-    Two controllers may use the same servers and cluster names; each finds its own resources by its owner id.
+    Users of one controller, and controllers with one machine-id, may use the same servers and cluster names. The random
+    digits let each find its own resources. The maker's digits show who made what is left of a lost state folder.
     """
+    return f"{maker}{random_digits}"
+
+
+def maker_digits(machine_id: str, uid: int) -> str:
+    """Eight hexadecimal digits for a user of a machine; zeros if the machine has no machine-id(5)."""
+    known = machine_id.strip()
+    return NO_MAKER if known in ("", "uninitialized") else _digest(f"{PREFIX}/{known}/{uid}", 8)
+
+
+def former_owner_id(machine_id: str) -> str:
+    """The owner id that versions without a random one derived from the machine-id(5): of all users of a machine."""
     return _digest(f"{PREFIX}/{machine_id.strip()}", 8)
+
+
+def is_by(maker: str, owner: str) -> bool:
+    """Whether this maker made the owner id, in this state folder or in another one."""
+    return maker != NO_MAKER and len(owner) == 16 and owner.startswith(maker)
+
+
+def is_owner(text: str) -> bool:
+    """Whether a text has the form of an owner id."""
+    return bool(_OWNER.match(text))
 
 
 def alias(cluster: str, owner: str) -> str:

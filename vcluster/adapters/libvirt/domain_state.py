@@ -78,10 +78,16 @@ def owned_domains(connection: libvirt.virConnect, owner: str) -> tuple[OwnedDoma
     return tuple(_owned_domain(domain, state) for domain, state in states)
 
 
-def image_users(connection: libvirt.virConnect, owner: str, digest: str) -> frozenset[str]:
-    """Our clusters with a domain that was made with an image."""
-    labels = _labels(_ours(connection, owner))
-    return frozenset(label["cluster"] for label in labels if label.get("image") == digest)
+def image_users(connection: libvirt.virConnect, digest: str) -> frozenset[str]:
+    """The clusters of any owner with a domain that was made with an image: all users of a machine share its images."""
+    labels = _labels([domain for domain in connection.listAllDomains() if _names(domain)[1]])
+    return frozenset(label["cluster"] for label in labels if label.get("image") == digest and "cluster" in label)
+
+
+def owners_of(connection: libvirt.virConnect, cluster: str) -> frozenset[str]:
+    """The owner ids in the labels of the domains that have the names of a cluster's nodes."""
+    named = [domain for domain in connection.listAllDomains() if _names(domain)[0] == cluster]
+    return frozenset(label["by"] for label in _labels(named) if label.get("cluster") == cluster and "by" in label)
 
 
 def _ours(connection: libvirt.virConnect, owner: str) -> list[libvirt.virDomain]:

@@ -16,10 +16,9 @@ from xml.etree import ElementTree as ET
 
 import libvirt
 
-from vcluster.adapters.libvirt import qemu_monitor
+from vcluster.adapters.libvirt import domain_state, qemu_monitor
 from vcluster.adapters.libvirt.domain_events import DomainEvents
 from vcluster.adapters.libvirt.domain_run import DomainRun
-from vcluster.adapters.libvirt.domain_state import OwnedDomain, image_users, owned_domains, power_state, qemu_user
 from vcluster.adapters.libvirt.event_loop import start_event_loop
 from vcluster.adapters.libvirt.libvirt_errors import translated_errors
 from vcluster.adapters.libvirt.serial_channel import SerialChannel
@@ -137,15 +136,20 @@ class Hypervisor:
 
     # Domains
 
-    def domains(self) -> tuple[OwnedDomain, ...]:
+    def domains(self) -> tuple[domain_state.OwnedDomain, ...]:
         """All our domains."""
         with self._errors("listing domains"):
-            return owned_domains(self._connection, self.owner)
+            return domain_state.owned_domains(self._connection, self.owner)
 
     def image_users(self, digest: str) -> frozenset[str]:
-        """Our clusters that use an image."""
+        """The clusters of any owner that use an image."""
         with self._errors("listing domains"):
-            return image_users(self._connection, self.owner, digest)
+            return domain_state.image_users(self._connection, digest)
+
+    def owners_of(self, cluster: str) -> frozenset[str]:
+        """The owner ids of domains that have the names of a cluster's nodes."""
+        with self._errors("listing domains"):
+            return domain_state.owners_of(self._connection, cluster)
 
     def define_domain(self, xml: str) -> None:
         """Define a domain. libvirt validates its XML against the schema; otherwise it would ignore unknown elements.
@@ -189,7 +193,7 @@ class Hypervisor:
     def power_state(self, name: str) -> PowerState:
         """The power of a domain."""
         with self._errors(f"inspecting {name}"):
-            return power_state(self._connection.lookupByName(name))
+            return domain_state.power_state(self._connection.lookupByName(name))
 
     def start_transient_domain(self, xml: str) -> None:
         """Start a domain that libvirt stops and removes when this connection ends, for any reason."""
@@ -204,7 +208,7 @@ class Hypervisor:
     def qemu_user(self) -> tuple[int, int]:
         """The user and the group that QEMU runs as, as numbers."""
         with self._errors("reading QEMU's user"):
-            return qemu_user(self._connection.getCapabilities())
+            return domain_state.qemu_user(self._connection.getCapabilities())
 
     def save_devices(self, name: str, lend: qemu_monitor.Lend, deadline: Deadline) -> None:
         """Pause a domain and write the state of its devices. `lend` gives QEMU the file."""

@@ -30,15 +30,19 @@ Document = dict[str, Any]
 )
 @arguments.clusters_argument
 @click.option("--all", "everything", is_flag=True, help="Remove every cluster of this machine.")
-@click.option("--verify", is_flag=True, help="Then search for anything that still has an owner label of this machine.")
+@click.option("--verify", is_flag=True, help="Then search for anything that still has an owner label of yours.")
 @click.option(
     "--on", "hosts", multiple=True, metavar="HOST|CONFIG.ini",
     help="Search this server too, when the ledger that lists the servers is lost. Repeatable.",
 )  # fmt: skip
+@click.option(
+    "--lost", is_flag=True,
+    help="Remove the named clusters that you made on this machine with a state folder that is lost.",
+)  # fmt: skip
 @arguments.yes_option
 @arguments.output_option
 def clear(
-    names: tuple[str, ...], everything: bool, verify: bool, hosts: tuple[str, ...], yes: bool, output: str
+    names: tuple[str, ...], everything: bool, verify: bool, hosts: tuple[str, ...], lost: bool, yes: bool, output: str
 ) -> None:
     """Remove clusters from every server they are on.
 
@@ -46,6 +50,8 @@ def clear(
     disk of a storage node without -y. When there is nothing to remove, it prints `nothing to clear` and exits 0.
     `delete` and `destroy` are other names of this command.
     """
+    if lost and not names:
+        raise RequestError("--lost needs the names of clusters", hint="vcluster list")
     extra_servers = [server for host in hosts for server in servers_of(host)]
     with common.progress() as (context, _):
         has_ledgers = bool(names) and all(context.files(name).ledger.exists() for name in names)
@@ -54,7 +60,7 @@ def clear(
         chosen = _names_to_clear(context, names, everything)
         if chosen and not yes:
             _confirm(chosen, _data(context, chosen))
-        cleared, errors = _clear_all(context, chosen, extra_servers, yes=yes)
+        cleared, errors = _clear_all(context, chosen, extra_servers, lost=lost, yes=yes)
         left = _leftovers(context, () if everything else chosen) if verify else None
     if output == "json" or cleared or not errors:
         common.emit(output, {"clusters": cleared, "left": left}, _text)
@@ -115,7 +121,7 @@ def _consent_to_data(disks: Sequence[str]) -> None:
 
 
 def _clear_all(
-    context: Context, names: tuple[str, ...], extra_servers: Sequence[ServerSpec], *, yes: bool
+    context: Context, names: tuple[str, ...], extra_servers: Sequence[ServerSpec], *, lost: bool, yes: bool
 ) -> tuple[list[Document], list[VclusterError]]:
     """Try every cluster. Returns the removed clusters, and the errors of the others."""
     from vcluster.commands.clusters import teardown
@@ -123,9 +129,10 @@ def _clear_all(
     cleared: list[Document] = []
     errors = []
     consent = (lambda _: None) if yes else _consent_to_data
+    remove = teardown.clear_lost if lost else teardown.clear
     for name in names:
         try:
-            was_there = teardown.clear(context, name, extra_servers, consent=consent)
+            was_there = remove(context, name, extra_servers, consent=consent)
             cleared.append({"name": name, "cleared": was_there})
         except VclusterError as error:
             errors.append(error)

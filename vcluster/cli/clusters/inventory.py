@@ -24,7 +24,7 @@ def list_clusters(output: str) -> None:
     context = common.context()
     names = _names(context)
     found = parallel.outcomes(names, lambda name: _row(context, name))
-    rows = [row for row in found if not isinstance(row, VclusterError)]
+    rows = [row for row in found if not isinstance(row, VclusterError)] + _lost(context)
     parallel.raise_all([row for row in found if isinstance(row, VclusterError)])
     common.emit(output, rows, status_report.clusters_text)
 
@@ -41,11 +41,24 @@ def _names(context: Context) -> tuple[str, ...]:
     return inventory.cluster_names(context)
 
 
+def _lost(context: Context) -> list[dict[str, object]]:
+    """Clusters on this machine that this user made with another state folder."""
+    from vcluster.commands.steps import lost_clusters
+
+    if not common.may_use_libvirt(context):
+        return []
+    return [_labelled(name, is_lost=True) for name in lost_clusters.on_this_machine(context)]
+
+
+def _labelled(name: str, *, is_lost: bool) -> dict[str, object]:
+    return {"name": name, "mode": None, "state": "partial", "subnet": None, "nodes": None, "is_lost": is_lost}
+
+
 def _row(context: Context, name: str) -> dict[str, object]:
     from vcluster.commands.steps import inventory
 
     if context.files(name).read_ledger() is None:
-        return {"name": name, "mode": None, "state": "partial", "subnet": None, "nodes": None}
+        return _labelled(name, is_lost=False)
     status = inventory.status(context, name)
     return {
         "name": name,
@@ -53,6 +66,7 @@ def _row(context: Context, name: str) -> dict[str, object]:
         "state": status.state,
         "subnet": status.subnet,
         "nodes": len(status.nodes),
+        "is_lost": False,
     }
 
 

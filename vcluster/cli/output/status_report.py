@@ -96,5 +96,6 @@ def clusters_text(rows: Sequence[Document]) -> str:
     if not rows:
         return "no clusters"
     keys = ("name", "mode", "state", "subnet", "nodes")
-    cells = [[row[key] if row[key] is not None else "?" for key in keys] for row in rows]
+    shown = [{**row, "state": "lost"} if row["is_lost"] else row for row in rows]
+    cells = [[row[key] if row[key] is not None else "?" for key in keys] for row in shown]
     return table(("NAME", "MODE", "STATE", "SUBNET", "NODES"), cells)

@@ -69,6 +69,7 @@ LIST = many(
             "state": STATE,
             "subnet": optional(SUBNET),
             "nodes": optional(integer("Number of nodes")),
+            "is_lost": flag("True if you made it on this machine with a state folder that is lost"),
         },
     ),
 )

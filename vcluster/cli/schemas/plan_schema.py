@@ -150,7 +150,7 @@ PLAN: Schema = record(
     "The plan of the cluster; nothing was created",
     {
         "name": text("Name of the cluster"),
-        "owner": text("Identifier of this controller in owner labels"),
+        "owner": text("The owner id in owner labels"),
         "mode": MODE,
         "subnet": SUBNET,
         "mtu": MTU,

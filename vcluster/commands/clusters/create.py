@@ -49,6 +49,7 @@ def create(
     files, deadline = context.files(spec.name), Deadline(spec.timeout_s)
     image, password = context.images.find(image_name), image_password(context, spec.image_login)
     password()  # a missing password is an error before anything is created
+    context = context.with_owner()
     with context.fleet(admission.server_requests(spec)) as fleet, ExitStack() as stack:
         with ledger.planning(context.state_root):
             plan, _ = admission.admit(context, fleet, spec, image=image, accel=accel)

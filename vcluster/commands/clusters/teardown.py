@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from typing import TypeVar
 
 from vcluster.adapters import tmux
-from vcluster.commands.steps import snapshot_build
+from vcluster.commands.steps import lost_clusters, snapshot_build
 from vcluster.commands.steps.inventory import survey
 from vcluster.errors import ConflictError, VclusterError
 from vcluster.fleet import servers
@@ -47,8 +47,10 @@ def clear(
     """
     files = context.files(name)
     ledger = files.read_ledger()
+    if ledger is None and (owner := files.find_owner()):
+        context = context.as_owner(owner)
     key = files.server_key()
-    requests = [servers.request_for_plan(server, key) for server in ledger.plan.servers] if ledger else []
+    requests = servers.requests_for_plan(ledger.plan, key) if ledger else []
     known = {request.name for request in requests}
     requests += [servers.request_for_spec(spec, carries_nodes=None) for spec in besides if spec.name not in known]
     if ledger is None:
@@ -58,6 +60,7 @@ def clear(
         if not had_folder and not any(survey(server, name) for server in fleet.servers.values()):
             _on_each(fleet, snapshot_build.remove_unfinished)
             files.destroy()  # a command that was killed early leaves the empty folder of all clusters
+            _report_lost(context, fleet, name)
             return False
         servers.require_rights(fleet)
         if unlisted := _unlisted_data(fleet, name, known):
@@ -72,6 +75,22 @@ def clear(
                     files.destroy()
                 raise
         return True
+
+
+def clear_lost(
+    context: Context, name: str, besides: Sequence[ServerSpec], *, consent: Callable[[Sequence[str]], None]
+) -> bool:
+    """Remove a cluster whose owner id is lost. See `lost_clusters`. Returns whether there was anything."""
+    if context.files(name).folder.exists():
+        raise ConflictError(f"cluster {name} is in this state folder, so it is not lost", hint=f"vcluster clear {name}")
+    requests = [servers.request_for_spec(spec, carries_nodes=None) for spec in besides]
+    requests.append(servers.request_for_spec(LOCAL, carries_nodes=context.connector.has_libvirt))
+    with context.fleet(requests, allow_unreachable=True) as fleet:
+        owners = lost_clusters.owners(context, fleet, name)
+        parallel.raise_all([_not_reached(server, error) for server, error in fleet.unreachable.items()])
+    for owner in owners:
+        clear(context.as_owner(owner), name, besides, consent=consent)
+    return bool(owners)
 
 
 def _unlisted_data(fleet: Fleet, name: str, listed: Collection[str]) -> tuple[str, ...]:
@@ -92,6 +111,15 @@ def _interruptible(context: Context, name: str) -> AbstractContextManager[None]:
         first=f"interrupted: the rest of cluster {name} is for: vcluster clear {name}",
         later=f"still ending the current step; Ctrl-\\ ends at once, the rest is for: vcluster clear {name}",
     )
+
+
+def _report_lost(context: Context, fleet: Fleet, name: str) -> None:
+    """Report a cluster of this name that this command does not remove, because another state folder may have it."""
+    if lost_clusters.owners(context, fleet, name):
+        context.report.note(
+            f"cluster {name} is of another state folder, perhaps of another user; to remove it: "
+            f"vcluster clear {name} --lost"
+        )
 
 
 def _report_unvisited(context: Context, fleet: Fleet, name: str) -> None:

@@ -28,7 +28,7 @@ from vcluster.commands.steps.node_login import log_in
 from vcluster.commands.steps.node_watch import NodeWatch
 from vcluster.errors import ConflictError, DeadlineError, RequestError, VclusterError
 from vcluster.fleet.context import Context
-from vcluster.fleet.servers import Fleet, request_for_plan
+from vcluster.fleet.servers import Fleet, requests_for_plan
 from vcluster.model.checks import CheckReport
 from vcluster.model.naming import folded
 from vcluster.model.plan import Node, Plan
@@ -110,7 +110,7 @@ def _log_in_to_servers(
     context: Context, plan: Plan, names: Set[str], stack: ExitStack
 ) -> dict[str, Session | VclusterError]:
     key = context.files(plan.name).server_key()
-    requests = [request_for_plan(server, key) for server in plan.servers if server.login and server.name in names]
+    requests = [each for each in requests_for_plan(plan, key) if each.login and each.name in names]
     outcomes = parallel.outcomes(requests, lambda request: stack.enter_context(context.connector.log_in(request)))
     return {request.name: outcome for request, outcome in zip(requests, outcomes, strict=True)}
 

@@ -63,6 +63,7 @@ def up(context: Context, request: SwitchRequest) -> SwitchSide:
         raise RequestError(
             f"a switch cannot have {request.count} tunnels", hint=f"-n takes a number from 1 to {naming.NODES_MAX}"
         )
+    context = context.with_owner()
     with context.local_server() as server, ledger.planning(context.state_root):
         servers.require_rights_on(server)
         if survey(server, request.name) or context.files(request.name).folder.exists():

@@ -130,7 +130,7 @@ def accessible_fleet(context: Context, plan: Plan, nodes: Sequence[Node]) -> Ite
     """
     names = {node.server for node in nodes}
     key = context.files(plan.name).server_key()
-    requests = [servers.request_for_plan(server, key) for server in plan.servers if server.name in names]
+    requests = [request for request in servers.requests_for_plan(plan, key) if request.name in names]
     silent = replace(context, connector=replace(context.connector, ask=None, confirm=None))
     with silent.fleet(requests, allow_unreachable=True) as fleet:
         yield fleet

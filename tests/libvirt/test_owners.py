@@ -1,0 +1,207 @@
+"""Whose a cluster is, with libvirt's test driver: users of one machine, a lost state folder, and an earlier version."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import samples
+from vcluster.adapters.libvirt.hypervisor import Hypervisor
+from vcluster.agent import operations
+from vcluster.agent.client import LocalAgent
+from vcluster.cli import common, main
+from vcluster.commands.steps import admission
+from vcluster.errors import ConflictError
+from vcluster.fleet import ledger
+from vcluster.fleet.ledger import VERSION, ClusterFiles, Ledger
+from vcluster.fleet.servers import Connector, Fleet, Server, ServerRequest
+from vcluster.model import naming
+from vcluster.model.keys import make_keys
+from vcluster.model.plan import Plan
+from vcluster.planning.planner import make_plan
+from vcluster.render import network_xml
+from vcluster.render.domain_xml import domain_xml
+
+pytestmark = pytest.mark.libvirt
+
+MACHINE = "4c4c4544-0000"
+MINE = naming.maker_digits(MACHINE, os.geteuid())
+OTHERS = naming.owner_id(naming.maker_digits(MACHINE, os.geteuid() + 1), "00c0ffee")
+FORMER = naming.former_owner_id(MACHINE)
+ANSWERS = {"identity": {"has_rights": True, "is_root": True}, "sweep_snapshots": {"removed": [], "in_use": []}}
+QUIET = ("identity", "guards", "profiles", "remove_profiles", "remove_traces", "addresses", "sweep_snapshots")
+
+
+def plan_of(owner: str) -> Plan:
+    return make_plan(samples.spec(1), {"localhost": samples.ROOMY}, image=samples.DIRECT, owner=owner)
+
+
+class Machine:
+    """A server with the cluster `lab` of some owner: a bridge, a pool and a node."""
+
+    def __init__(self, shared: Hypervisor, root: Path) -> None:
+        self.shared, self.root, self.links = shared, root, list[dict[str, Any]]()
+
+    def libvirt(self, owner: str) -> Hypervisor:
+        """The same connection with another owner id: each connection of the test driver has its own world."""
+        found = copy.copy(self.shared)
+        found.owner = owner
+        return found
+
+    def make(self, owner: str) -> None:
+        plan = plan_of(owner)
+        bridge = plan.servers[0].bridges[0]
+        self.links.append({"name": bridge.name, "alias": bridge.alias, "remote": "", "kind": "bridge", "master": ""})
+        self.shared.create_pool(network_xml.pool_xml(plan.servers[0].pool))  # type: ignore[arg-type]
+        self.shared.define_domain(domain_xml(plan, plan.head).replace('type="qemu"', 'type="test"'))
+
+    def has(self, owner: str) -> tuple[bool, bool, bool]:
+        """Whether the bridge, the pool and the node of this owner exist."""
+        libvirt = self.libvirt(owner)
+        bridges = [link for link in self.links if link["alias"] == naming.alias("lab", owner)]
+        return bool(bridges), bool(libvirt.pools()), bool(libvirt.domains())
+
+    def destroy(self, alias: str, names: object = None) -> list[str]:  # noqa: ARG002 - the agent passes it by name
+        self.links = [link for link in self.links if link["alias"] != alias]
+        return []
+
+    def server(self, owner: str) -> Server:
+        agent = LocalAgent(
+            {name: lambda _name=name, **_: ANSWERS.get(_name, []) for name in QUIET}
+            | {name: operations.OPERATIONS[name] for name in ("files", "folders", "remove_folder")}
+            | {"interfaces": lambda: self.links, "destroy_interfaces": self.destroy}
+        )
+        return Server("localhost", owner, self.root, agent, libvirt=self.libvirt(owner))
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    node = tmp_path / "node.xml"
+    node.write_text(
+        "<node><cpu><mhz>2000</mhz><model>x86_64</model><active>2</active></cpu><memory>8388608</memory></node>"
+    )
+    uri = f"test://{node}"
+
+    @contextmanager
+    def open_here(connector: Connector, request: ServerRequest) -> Iterator[Server]:
+        yield found.server(request.owner or connector.owner)
+
+    (tmp_path / "machine-id").write_text(f"{MACHINE}\n")
+    monkeypatch.setattr(ledger, "MACHINE_ID", tmp_path / "machine-id")
+    monkeypatch.setattr(Connector, "open", open_here)
+    monkeypatch.setattr(common, "can_ask", lambda: False)
+    monkeypatch.setenv("LIBVIRT_DEFAULT_URI", uri)
+    monkeypatch.setenv("VCLUSTER_STATE_DIR", str(tmp_path / "state"))
+    with Hypervisor(uri, "") as shared:
+        found = Machine(shared, tmp_path)
+        yield found
+
+
+def vcluster(monkeypatch: pytest.MonkeyPatch, line: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["vcluster", *line.split()])
+    return main._run()
+
+
+def test_the_owner_id_of_a_state_folder_stays(tmp_path: Path) -> None:
+    assert ledger.read_owner(tmp_path / "state") != ledger.read_owner(tmp_path / "state")
+    assert not (tmp_path / "state").exists()
+    made = ledger.make_owner(tmp_path / "state")
+    assert ledger.make_owner(tmp_path / "state") == ledger.read_owner(tmp_path / "state") == made
+    assert made != ledger.make_owner(tmp_path / "other")
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["owner"]
+
+
+@pytest.mark.parametrize("command", ["clear lab -y", "clear lab --lost -y", "clear --all -y"])
+def test_a_cluster_of_another_user_of_the_machine_stays(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str
+) -> None:
+    machine.make(OTHERS)
+    assert vcluster(monkeypatch, command) == 0
+    assert "nothing to clear" in capsys.readouterr().out
+    assert machine.has(OTHERS) == (True, True, True)
+    assert vcluster(monkeypatch, "list") == 0
+    assert capsys.readouterr().out == "no clusters\n"
+    assert machine.libvirt(ledger.read_owner(tmp_path / "state")).image_users(samples.DIRECT.digest) == {"lab"}
+
+
+def test_a_create_is_refused_without_a_command_that_would_remove_the_cluster_of_another_user(
+    machine: Machine, tmp_path: Path
+) -> None:
+    machine.make(OTHERS)
+    own = ledger.make_owner(tmp_path / "state")
+    fleet = Fleet({"localhost": machine.server(own)}, {})
+    admission.refuse_existing(fleet, ClusterFiles(tmp_path / "state", "lab"))
+    with pytest.raises(ConflictError, match=r"exists and does not belong to this cluster$") as raised:
+        admission.refuse_foreign(fleet, plan_of(own))
+    assert raised.value.hint == "use another --name"
+
+
+@pytest.mark.parametrize("owner", [naming.owner_id(MINE, "00c0ffee"), FORMER])
+def test_a_cluster_of_a_lost_state_folder_needs_an_option(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], owner: str
+) -> None:
+    machine.make(owner)
+    assert vcluster(monkeypatch, "list -o json") == 0
+    assert [(row["name"], row["is_lost"]) for row in json.loads(capsys.readouterr().out)] == [("lab", True)]
+    assert vcluster(monkeypatch, "clear lab -y") == 0
+    printed = capsys.readouterr()
+    assert "lab: nothing to clear" in printed.out
+    assert "cluster lab is of another state folder, perhaps of another user" in printed.err
+    assert machine.has(owner) == (True, True, True)
+    machine.links.clear()  # as after a reboot
+    assert vcluster(monkeypatch, "clear lab --lost -y") == 0
+    assert capsys.readouterr().out == "lab: cleared\n"
+    assert machine.has(owner) == (False, False, False)
+
+
+def test_a_cluster_with_a_ledger_of_an_earlier_version_is_not_lost(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    machine.make(FORMER)
+    ledger.make_owner(tmp_path / "state")
+    files = ClusterFiles(tmp_path / "state", "lab")
+    files.folder.mkdir(parents=True)
+    files.write_ledger(Ledger(VERSION, "ready", "", plan_of(FORMER)))
+    assert vcluster(monkeypatch, "list -o json") == 0
+    assert [(row["name"], row["nodes"], row["is_lost"]) for row in json.loads(capsys.readouterr().out)] == [
+        ("lab", 1, False)
+    ]
+    assert vcluster(monkeypatch, "clear lab --lost -y") == 4
+    assert "is in this state folder, so it is not lost" in capsys.readouterr().err
+    assert vcluster(monkeypatch, "clear lab -y") == 0
+    assert machine.has(FORMER) == (False, False, False)
+
+
+@pytest.mark.parametrize("damage", ["another version", "lost"])
+def test_a_cluster_of_an_earlier_version_whose_ledger_cannot_be_read_is_cleared(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, damage: str
+) -> None:
+    machine.make(FORMER)
+    ledger.make_owner(tmp_path / "state")
+    files = ClusterFiles(tmp_path / "state", "lab")
+    files.folder.mkdir(parents=True)
+    if damage == "lost":
+        files.write_keys(make_keys("lab", ("node1",), label=naming.alias("lab", FORMER)))
+    else:
+        files.write_ledger(Ledger(1, "ready", "", plan_of(FORMER)))
+    assert vcluster(monkeypatch, "clear lab -y") == 0
+    assert machine.has(FORMER) == (False, False, False)
+    assert not files.folder.exists()
+
+
+def test_a_damaged_owner_id_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("VCLUSTER_STATE_DIR", str(tmp_path))
+    (tmp_path / "owner").write_text("nonsense\n")
+    assert vcluster(monkeypatch, "list") == 1
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith(f"vcluster: {tmp_path}/owner does not contain an owner id (remove this file")
