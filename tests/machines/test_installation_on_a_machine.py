@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.machines.labs import NODES_S, Lab, put_images
+from tests.machines.labs import NODES_S, Lab, put_image
 from tests.whole_machines import WholeMachine, whole_machines
 
 pytestmark = pytest.mark.machines
@@ -29,7 +29,7 @@ def test_a_student_installs_runs_the_demo_and_uninstalls(suite: str) -> None:
         assert installed(machine) == set(PACKAGES)
         log = lab.root("cat /var/log/dpkg.log")
         assert all(f" status installed {name}:" in log for name in PACKAGES)
-        put_images(machine)
+        put_image(machine)
 
         bare = lab.survey()
         assert {"node1", "node4"} <= set(lab.student(f"sudo {SCRIPTS}/demo </dev/null", NODES_S + 300).split())
