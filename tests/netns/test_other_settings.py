@@ -86,6 +86,33 @@ def test_a_switch_by_this_machines_own_name(hosts: tuple[Host, Host]) -> None:
     assert found["fix"].endswith("if desk is this machine, write localhost for it")
 
 
+@pytest.fixture
+def signed(hosts: tuple[Host, Host]) -> Iterator[str]:
+    """The name of a server whose host key is signed. The controller knows the authority, and no other key."""
+    desk, far = hosts
+    known, settings = desk.server.path("/root/.ssh/known_hosts"), far.server.path("/etc/ssh/sshd_config")
+    before, key = (known.read_text(), settings.read_text()), "/etc/ssh/ssh_host_ed25519_key"
+    far.sh("ssh-keygen -q -t ed25519 -N '' -f /run/ca")
+    far.sh(f"ssh-keygen -q -s /run/ca -h -I far -n {far.server.name} {key}.pub")
+    settings.write_text(f"HostCertificate {key}-cert.pub\n{before[1]}")
+    far.sh("kill -HUP $(pgrep -o -x sshd)")
+    known.write_text(f"@cert-authority *.lab,{far.server.name} {far.server.path('/run/ca.pub').read_text()}")
+    yield far.server.name
+    known.write_text(before[0])
+    settings.write_text(before[1])
+    far.sh("kill -HUP $(pgrep -o -x sshd)")
+
+
+def test_a_host_key_that_only_a_certificate_vouches_for(host: Host, signed: str) -> None:
+    """ssh logs in, and adds nothing to known_hosts. So the advice must not be a login."""
+    host.wait_for(f"ssh -o BatchMode=yes root@{signed} echo in")
+    found = findings(host, "--switch", f"root@{signed}")["ssh"]
+    assert found["level"] == "error"
+    assert "its host key is known by its certificate only, which vcluster does not read" in found["detail"]
+    host.sh(found["fix"].removeprefix("check the key, then: "))
+    assert findings(host, "--switch", f"root@{signed}")["ssh"]["level"] == "ok"
+
+
 # Packet filters
 
 

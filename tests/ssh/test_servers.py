@@ -157,8 +157,10 @@ def test_a_revoked_host_key(rules: Rules, tmp_path: Path) -> None:
 def test_a_certificate_authority_is_not_a_host_key(rules: Rules, tmp_path: Path) -> None:
     where = target(rules, tmp_path)
     know(where, f"@cert-authority| {public(HOST)}")
-    with pytest.raises(MissingError, match="not known"):
+    with pytest.raises(MissingError, match="known by its certificate only") as caught:
         log_in(rules, tmp_path, where=where, knows=False)
+    subprocess.run(["sh", "-c", str(caught.value.hint).removeprefix("check the key, then: ")], check=True)
+    log_in(rules, tmp_path, where=where, knows=False).close()
 
 
 def test_the_pinned_key_is_the_only_one(rules: Rules, tmp_path: Path) -> None:

@@ -85,7 +85,17 @@ def policy_for(server: str, target: Target, *, fingerprint: str = "", pinned: st
 
 
 def unknown(server: str, target: Target, presented: str) -> MissingError:
-    """The error for a server whose host key is not known."""
+    """The error for a server whose host key is not known.
+
+    vcluster does not read signed host keys. ssh accepts them without a line in known_hosts, so a login does not help.
+    """
+    if any(key.mark == "CA" for key in openssh_config.known_keys(target)):
+        line = f"{target.key_name} {presented}"
+        return MissingError(
+            f"{server}: its host key is known by its certificate only, which vcluster does not read: "
+            f"{described(presented)}",
+            hint=f"check the key, then: echo {shlex.quote(line)} >>{shlex.quote(str(target.known_hosts[0]))}",
+        )
     port = [] if target.port == openssh_config.PORT else ["-p", str(target.port)]
     return MissingError(
         f"{server}: its host key is not known: {described(presented)}",
