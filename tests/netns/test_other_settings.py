@@ -86,6 +86,19 @@ def test_a_switch_by_this_machines_own_name(hosts: tuple[Host, Host]) -> None:
     assert found["fix"].endswith("if desk is this machine, write localhost for it")
 
 
+@pytest.mark.parametrize(("user", "is_named"), [("operator", True), ("root", False), ("", False)])
+def test_sudo_makes_ssh_read_the_files_of_root(hosts: tuple[Host, Host], user: str, is_named: bool) -> None:
+    """The user has an entry for this name, and plain ssh works. The error must not advise to add it."""
+    desk, far = hosts
+    entry = f"Host lab\nHostName {far.server.address}\n"
+    (desk.server.home("operator") / ".ssh/config").write_text(entry)
+    done = desk.vcluster("doctor", "--switch", "root@lab", "-o", "json", check=False, SUDO_USER=user)
+    found = next(one for one in json.loads(done.stdout) if one["server"] == "lab")
+    assert "cannot resolve the name lab" in found["detail"]
+    assert found["detail"].endswith("; with sudo, ssh reads /root/.ssh and not /run/home/operator/.ssh") == is_named
+    assert found["fix"] == "use its address, or add a Host entry to /root/.ssh/config"
+
+
 @pytest.fixture
 def signed(hosts: tuple[Host, Host]) -> Iterator[str]:
     """The name of a server whose host key is signed. The controller knows the authority, and no other key."""

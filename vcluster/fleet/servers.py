@@ -240,17 +240,20 @@ class Connector:
         deadline: Deadline,
     ) -> ssh_session.Session:
         def connect(cluster_key: str | None) -> ssh_session.Session:
-            return ssh_login.connect_server(
-                request.name,
-                target,
-                key=login.key,
-                password=None if cluster_key else password(),
-                cluster_key=cluster_key,
-                fingerprint=login.fingerprint,
-                pinned=request.host_key,
-                ask=self.confirm,
-                deadline=deadline,
-            )
+            try:
+                return ssh_login.connect_server(
+                    request.name,
+                    target,
+                    key=login.key,
+                    password=None if cluster_key else password(),
+                    cluster_key=cluster_key,
+                    fingerprint=login.fingerprint,
+                    pinned=request.host_key,
+                    ask=self.confirm,
+                    deadline=deadline,
+                )
+            except MissingError as error:
+                raise self._with_sudo(error) from error
 
         if request.key is None:
             return connect(None)
@@ -258,6 +261,14 @@ class Connector:
             return connect(request.key)
         except LoginRefusedError:
             return connect(None)  # a killed command may have removed the key, or may not have installed it
+
+    def _with_sudo(self, error: MissingError) -> MissingError:
+        """The error of a login; with sudo, the cause is often that ssh reads other files than without it."""
+        unread = openssh_config.unssh_folder(self.environment)
+        if unread is None:
+            return error
+        remark = f"with sudo, ssh reads {openssh_config.ssh_folder()} and not {unread}"
+        return type(error)(f"{error.message}; {remark}", hint=error.hint)
 
     def _password_of(self, login: Login) -> Callable[[], str | None]:
         """A function that reads the password of a login once, at the first call."""

@@ -10,6 +10,7 @@ import pwd
 import re
 import shlex
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,6 +118,20 @@ def address_of(host: str) -> str:
     except OSError as error:
         raise MissingError(f"{name} has no IPv4 address: {error.strerror or error}", hint="use its address") from error
     return str(found[0][4][0])
+
+
+def unssh_folder(environment: Mapping[str, str]) -> Path | None:
+    """The ssh folder of the user who ran sudo: ssh reads that of root. None without sudo, or without such a folder."""
+    try:
+        folder = Path(pwd.getpwnam(environment.get("SUDO_USER", "")).pw_dir, ".ssh")
+        return folder if os.getuid() == 0 and folder != ssh_folder() and folder.is_dir() else None
+    except (KeyError, OSError):
+        return None
+
+
+def ssh_folder() -> Path:
+    """The folder with the user's configuration and keys that ssh reads."""
+    return Path(_home(), ".ssh")
 
 
 def known_keys(target: Target) -> tuple[KnownKey, ...]:

@@ -263,7 +263,7 @@ def _connect_socket(server: str, target: Target, deadline: Deadline) -> tuple[so
     except socket.gaierror as error:
         raise MissingError(
             f"{server}: cannot resolve the name {target.hostname}: {error.strerror}",
-            hint="use its address, or add a Host entry to ~/.ssh/config",
+            hint=f"use its address, or add a Host entry to {openssh_config.ssh_folder()}/config",
         ) from error
     except TimeoutError as error:
         raise DeadlineError(
