@@ -229,6 +229,7 @@ def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.setattr(provision.paths, "shared_folder", lambda _: str(folder))
     monkeypatch.setattr(provision, "NODE_LOGS", str(tmp_path / "node logs"))
+    monkeypatch.setattr(provision, "NODE_PAYLOADS", str(tmp_path / "payloads"))
     # All nodes are one machine, but each needs its own log.
     mine = b'(request["log"] + request["environment"]["VCLUSTER_NODE"])'
     monkeypatch.setattr(provision.guest, "program", lambda name: program(name).replace(b'request["log"]', mine))
@@ -272,7 +273,8 @@ def test_a_script_and_its_payload(state: Path, shared: Path, tmp_path: Path) -> 
     assert job.payload
     events: list[Event] = []
     done, logs = run(state, job, None, events.append)
-    place = shared / ".vcluster" / job.payload.name
+    place = tmp_path / "payloads" / job.payload.name
+    assert (shared / ".vcluster" / job.payload.name / "run").exists()
     for name in ("node1", "node2"):
         assert done[name].exit_code == 0  # type: ignore[attr-defined]
         assert done[name].stdout == f"{place}\nhello\nran\n{name} lab node1 root\n"  # type: ignore[attr-defined]
@@ -298,6 +300,42 @@ def test_an_unchanged_payload_is_not_sent_again(state: Path, shared: Path, tmp_p
     assert place.stat().st_ino == before
     assert not [event for event in events if event.fraction is not None]
     assert [path.name for path in (shared / ".vcluster").iterdir()] == [job.payload.name]
+
+
+@pytest.mark.usefixtures("rules")
+@pytest.mark.parametrize(
+    "change",
+    [
+        "echo evil >>run",
+        "rm run; ln -s /etc/shadow run",
+        "chmod +x deep/secret",
+        "touch more",
+        "rm link",
+        "ln -sfn /tmp link",
+        "rm big; mkfifo big",
+        "truncate -s 1T big",
+        "mv deep x; ln -s x deep",
+        "i=0; while [ $i -lt 9000 ]; do : >$i; i=$((i + 1)); done",
+    ],
+)
+def test_a_payload_that_a_user_of_the_nodes_changed_is_not_used(
+    state: Path, shared: Path, tmp_path: Path, change: str
+) -> None:
+    """The script runs as root, and the user owns the payload in the shared folder."""
+    job = Job.read(script(tmp_path, "./run; echo used\n"), tree(tmp_path / "payload"))
+    assert job.payload
+    place = shared / ".vcluster" / job.payload.name
+    run(state, job, nodes=plan_of(2).workers)
+    subprocess.run(["rm", "-r", tmp_path / "payloads"], check=True)  # as on a new node
+    subprocess.run(["sh", "-ec", change], cwd=place, check=True)
+    done, _ = run(state, job)
+    assert done["node2"].exit_code == 126  # type: ignore[attr-defined]
+    message = f"{place} differs from the payload: remove that folder, and run the command again"
+    assert done["node2"].stderr == message  # type: ignore[attr-defined]
+    assert list((tmp_path / "payloads").iterdir()) == []
+    subprocess.run(["rm", "-r", place], check=True)
+    done, _ = run(state, job)
+    assert done["node2"].stdout == "ran\nused\n"  # type: ignore[attr-defined]
 
 
 @pytest.mark.usefixtures("rules")
@@ -496,8 +534,8 @@ def test_the_shell_command_creates_and_ends_panes(
 # The guest program `unpack`
 
 
-def unpack(folder: Path, data: bytes) -> list[dict[str, object]]:
-    request = json.dumps({"shared": str(folder), "name": "payload-1"}).encode() + b"\n"
+def unpack(folder: Path, data: bytes, user: str = "root") -> list[dict[str, object]]:
+    request = json.dumps({"shared": str(folder), "name": "payload-1", "user": user}).encode() + b"\n"
     argv = [sys.executable, "-I", "-S", "-c", program("unpack").decode()]
     done = subprocess.run(argv, input=request + data, capture_output=True, check=True)
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -529,10 +567,10 @@ def test_only_a_whole_archive_becomes_a_payload(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="changing the user needs root")
-def test_a_payload_has_the_owner_of_the_shared_folder(tmp_path: Path) -> None:
+def test_a_payload_belongs_to_the_clusters_user(tmp_path: Path) -> None:
     with tempfile.TemporaryDirectory() as name:
         shared = Path(name)
         os.chown(shared, 65534, 65534)
-        assert unpack(shared, piece(archive(tmp_path)) + bytes(4))[-1] == {"present": True}
+        assert unpack(shared, piece(archive(tmp_path)) + bytes(4), "nobody")[-1] == {"present": True}
         found = shared / ".vcluster" / "payload-1" / "file"
         assert (found.stat().st_uid, stat.S_IMODE(found.stat().st_mode)) == (65534, 0o644)

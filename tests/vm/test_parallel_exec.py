@@ -225,6 +225,12 @@ def test_a_script_and_its_payload(cluster: Cluster, tmp_path: Path) -> None:
     assert folders[0] == folders[1], "the payload was sent again"
     logs = "/var/lib/vcluster/clusters/lab/logs/provision-set_up.sh"
     assert host.sh(f"cd {logs}; head -n 99 *") == "\n".join(f"==> {node}.log <==\n{printed}" for node in NODES)
+    cluster.ssh("red1", "chmod u+w cloud/.vcluster/*/tool; echo 'echo I am $(id -un)' >>$(echo cloud/.vcluster/*/tool)")
+    cluster.ssh("red2", "rm -r /var/lib/vcluster/payloads", user="root")
+    done = host.vcluster("provision", "-w", "red2", str(script), "--payload", str(payload), check=False)
+    assert done.returncode == 1
+    assert "I am root" not in done.stdout
+    assert "differs from the payload" in host.sh(f"cat {logs}/red2.log")
     cluster.ssh("red1", "rm -r cloud/.vcluster")
 
 

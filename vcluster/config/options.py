@@ -284,7 +284,7 @@ CLUSTER: Mapping[str, Key] = {
         USERS, "SCRIPT", "Script that every node runs as root after the check.", _path
     ),
     "payload": Key(
-        USERS, "PATH", "File or folder for the script. vcluster copies it to the shared folder first.", _path
+        USERS, "PATH", "File or folder for the script. Each node gets a copy of it first.", _path
     ),
     "boot": Key(
         START, "auto|clone|cold",

@@ -1,16 +1,17 @@
 """Unpacks a tree of files into the shared folder, completely or not at all.
 
-The controller sends it to a node, where python3 starts it as root. It continues as the owner of the shared folder,
-because NFS maps root to an account without rights. It reads a line {"shared", "name"} from standard input. It answers
-{"present": true} if the shared folder has `name` already, below .vcluster. Else it answers {"present": false} and reads
-a tar archive in pieces, each after its length in four bytes. A piece of length 0 ends it; the answer is
-{"present": true}. On a failure the answer is {"error": …}.
+The controller sends it to a node, where python3 starts it as root. It continues as `user`, the owner of the shared
+folder: NFS maps root to an account without rights, and links of the user must not lead root to another place. It reads
+a line {"shared", "name", "user"} from standard input. It answers {"present": true} if the shared folder has `name`
+already, below .vcluster. Else it answers {"present": false} and reads a tar archive in pieces, each after its length in
+four bytes. A piece of length 0 ends it; the answer is {"present": true}. On a failure the answer is {"error": …}.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -24,12 +25,12 @@ def answer(**fields: Any) -> None:
     print(json.dumps(fields), flush=True)
 
 
-def become_owner(folder: str) -> None:
-    owner = os.stat(folder)
-    if os.geteuid() == 0 and owner.st_uid != 0:
+def become(user: str) -> None:
+    account = pwd.getpwnam(user)
+    if os.geteuid() == 0 and account.pw_uid != 0:
         os.setgroups([])
-        os.setgid(owner.st_gid)
-        os.setuid(owner.st_uid)
+        os.setgid(account.pw_gid)
+        os.setuid(account.pw_uid)
     os.umask(0o022)
 
 
@@ -75,7 +76,7 @@ def unpack(folder: str) -> None:
 
 
 def receive(request: dict[str, str]) -> None:
-    become_owner(request["shared"])
+    become(request["user"])
     folder = make_folder(request["shared"])
     tree = os.path.join(folder, request["name"])
     if not os.path.isdir(tree):

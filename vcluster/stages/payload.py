@@ -117,13 +117,13 @@ def _digest(entry: PayloadEntry) -> str:
 # Sending
 
 
-def put(session: Session, payload: Payload, shared: str, *, deadline: Deadline, report: Reporter) -> str:
-    """Put a payload below the shared folder, unless it is there, and return its folder on the nodes."""
+def put(session: Session, payload: Payload, shared: str, *, user: str, deadline: Deadline, report: Reporter) -> str:
+    """Put a payload below the shared folder, as the cluster's user, unless it is there. Returns its folder."""
     with (
         report.step("payload", session.name, awaiting=f"{payload.source} on the shared folder"),
         closing(session.start_program(guest.program("unpack"), awaited=AWAITED, deadline=deadline)) as pipe,
     ):
-        request = json.dumps({"shared": shared, "name": payload.name}) + "\n"
+        request = json.dumps({"shared": shared, "name": payload.name, "user": user}) + "\n"
         pipe.write(request.encode(), deadline, AWAITED)
         if not field(_answer(pipe, deadline), "present", bool, f"{pipe.name}: {AWAITED}"):
             _send(pipe, payload, deadline, report)

@@ -26,6 +26,7 @@ from vcluster.util.events import Reporter
 
 FANOUT = 64
 NODE_LOGS = "/var/log/vcluster"
+NODE_PAYLOADS = "/var/lib/vcluster/payloads"
 CANNOT_RUN = 126  # the exit code of shells for a program that exists and cannot be run
 BROKEN = 255  # the exit code of ssh(1) for a connection that broke
 NAME_MAX = 100
@@ -93,7 +94,11 @@ def run(
     request = _request(job)
     if job.payload:
         head, shared = sessions[plan.head.name], paths.shared_folder(plan)
-        request["folder"] = payload.put(head, job.payload, shared, deadline=head.deadline, report=report)
+        source = payload.put(head, job.payload, shared, user=plan.user, deadline=head.deadline, report=report)
+        request |= {
+            "folder": f"{NODE_PAYLOADS}/{job.payload.name}",
+            "payload": {"source": source, "digest": job.payload.digest, "size": job.payload.size_bytes},
+        }
     _clear_logs(logs, nodes)
     has_failed = threading.Event()
 
@@ -130,6 +135,7 @@ def _request(job: Job) -> dict[str, object]:
         "script": base64.b64encode(job.text).decode(),
         "name": job.name,
         "folder": None,
+        "payload": None,
         "log": f"{NODE_LOGS}/{job.log_name}.log",
     }
 

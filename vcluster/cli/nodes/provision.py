@@ -22,7 +22,7 @@ from vcluster.cli.help_layout import Command, examples
 @arguments.nodes_option
 @click.option(
     "--payload", type=click.Path(path_type=Path), metavar="PATH",
-    help="Copy this file or folder to the shared folder first. The script starts there; $VCLUSTER_PAYLOAD is its path.",
+    help="Copy this file or folder to each node first. The script starts there; $VCLUSTER_PAYLOAD is its path.",
 )  # fmt: skip
 @click.option("--keep-going", is_flag=True, help="Continue with other nodes after a failure.")
 @arguments.fanout_option
