@@ -6,7 +6,7 @@ import io
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -56,7 +56,7 @@ class World:
         self.has_rights, self.is_root, self.present, self.interfaces = True, True, (), []
         self.facts = replace(samples.ROOMY, cpus=2)
         self.printed = io.StringIO()
-        images = SimpleNamespace(find=lambda _: samples.DIRECT, any_kernel=lambda: None)
+        images = SimpleNamespace(find=lambda _: samples.DIRECT, any_kernel=lambda: None, in_use=lambda _: nullcontext())
         self.context = Context(folder / "state", self, images, Reporter((ProgressLines(self.printed),)))  # type: ignore[arg-type]
         self.has_libvirt, self.uri, self.owner = True, "test:///", samples.OWNER
         monkeypatch.setattr(ledger, "make_owner", lambda _: samples.OWNER)

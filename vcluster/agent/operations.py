@@ -11,8 +11,8 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,9 +21,8 @@ from vcluster.adapters import kvm_probe
 from vcluster.adapters.network import ipv6, netlink_interfaces, netlink_routes, peers, raw_frames, tunnel_guard
 from vcluster.adapters.network.interface_spec import InterfaceSpec
 from vcluster.adapters.network.obstacles import find_obstacles
-from vcluster.agent import confinement, libvirt_daemons, snapshot_store
+from vcluster.agent import confinement, image_store, libvirt_daemons, snapshot_store
 from vcluster.agent.diagnostics import diagnose, has_rights, hidden_mounts
-from vcluster.errors import MissingError, VclusterError
 
 LIBVIRT_RUN = Path("/run/libvirt/network")
 LIBVIRT_DOMAINS = Path("/run/libvirt/qemu")
@@ -33,8 +32,6 @@ LIBVIRT_SOCKETS = (Path("/var/lib/libvirt/qemu"), Path("/var/lib/libvirt/qemu/ch
 LIBVIRT_NAME_CUT = 20  # libvirt truncates a domain's name to this length in the folder's name, so it may be ambiguous
 MACHINE_ID = Path("/etc/machine-id")
 CPU_INFO = Path("/proc/cpuinfo")
-IMAGE_TOOL_TIMEOUT_S = 30.0
-UNFINISHED = ".unfinished-"  # images/store.py removes folders with this prefix
 
 
 # Facts about the server
@@ -205,73 +202,6 @@ def tail(path: str, size: int) -> str:
         return ""
 
 
-# Images
-
-
-def image_state(root: str, digest: str) -> dict[str, Any]:
-    """Whether an image is complete; if not, how many bytes of each file have arrived."""
-    if (Path(root) / digest / "manifest.json").exists():
-        return {"is_there": True, "partial": {}}
-    unfinished = Path(root) / f"{UNFINISHED}{digest}"
-    partial = {path.name: path.stat().st_size for path in unfinished.iterdir()} if unfinished.is_dir() else {}
-    return {"is_there": False, "partial": partial}
-
-
-def receive_image_file(root: str, digest: str, name: str, offset: int, body: BinaryIO, size: int) -> None:
-    """Write `size` bytes of an image's file, starting at `offset`."""
-    folder = Path(root) / f"{UNFINISHED}{digest}"
-    with _disk_errors(f"image {digest[:19]}"):
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / name).open("r+b" if (folder / name).exists() else "wb") as file:
-            file.truncate(offset)
-            file.seek(offset)
-            while size:
-                chunk = body.read(min(size, 2**20))
-                if not chunk:
-                    raise VclusterError(
-                        f"the upload of image file {name} was interrupted",
-                        hint="run the command again; it continues there",
-                    )
-                file.write(chunk)
-                size -= len(chunk)
-
-
-def finish_image(root: str, digest: str, files: dict[str, str], manifest: str) -> None:
-    """Compare the files with their digests and give the image its final name."""
-    folder = Path(root) / f"{UNFINISHED}{digest}"
-    for name, expected in files.items():
-        if _sha256(folder / name) != expected:
-            shutil.rmtree(folder)
-            raise VclusterError(
-                f"image file {name} arrived damaged", hint="run the command again; it sends the file again"
-            )
-    with _disk_errors(f"image {digest[:19]}"):
-        (folder / "manifest.json").write_text(manifest)
-        for path in folder.iterdir():
-            path.chmod(0o644)
-        folder.chmod(0o755)
-        os.sync()
-        folder.rename(Path(root) / digest)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-@contextmanager
-def _disk_errors(subject: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise MissingError(
-            f"cannot store {subject}: {error.strerror or error}", hint="free space on the server's disk"
-        ) from error
-
-
 # Templates
 
 
@@ -365,13 +295,13 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
         remove_folder,
         remove_traces,
         tail,
-        image_state,
-        receive_image_file,
-        finish_image,
         processor,
         lower_priority,
         prepare_domain,
         kvm_conditions,
         try_kvm,
     )
-} | {function.__name__: function for function in (*snapshot_store.OPERATIONS, *confinement.OPERATIONS)}
+} | {
+    function.__name__: function
+    for function in (*image_store.OPERATIONS, *snapshot_store.OPERATIONS, *confinement.OPERATIONS)
+}

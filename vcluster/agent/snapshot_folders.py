@@ -51,8 +51,8 @@ def snapshot_folders(root: str) -> list[Path]:
     return sorted(path for path in Path(root).iterdir() if KEY.match(path.name) and path.is_dir())
 
 
-def lock_folder(folder: Path) -> int | None:
-    """Lock a folder. Return its descriptor, or None when another process has the lock.
+def lock_folder(folder: Path, *, shared: bool = False) -> int | None:
+    """Lock a folder. Return its descriptor, or None when another process has a lock; shared locks allow each other.
 
     Raises FileNotFoundError when the folder was renamed or removed before it was locked: then its name belongs to
     another folder or to none.
@@ -61,7 +61,7 @@ def lock_folder(folder: Path) -> int | None:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         undo.callback(os.close, descriptor)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             return None
         if not os.path.samestat(os.fstat(descriptor), folder.stat()):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from vcluster.agent.client import Agent
 from vcluster.images.store import ImageStore
@@ -15,6 +16,7 @@ from vcluster.util.events import Reporter
 
 MIB = 2**20
 STAGE = "image"
+BUSY_POLL_S = 0.5
 
 
 def deliver(
@@ -22,15 +24,14 @@ def deliver(
 ) -> None:
     """Copy an image from the store to the folder `root` on the agent's server, unless it is there already.
 
+    If another command copies it, this one waits. The agent then keeps the image from being removed until it ends.
     `name` is the server's name for progress. Raises VclusterError if a digest does not match after the transfer.
     """
-    state = agent.call(
-        "image_state", root=str(root), digest=image.digest, deadline=deadline, awaited="the state of the image"
-    )
-    if state["is_there"]:
-        return
     manifest, folder = store.manifest(image.digest), store.root / image.digest
     sizes = {file: (folder / file).stat().st_size for file in manifest.files}
+    state = _begin(agent, root, image.digest, sizes, deadline)
+    if state["is_there"]:
+        return
     with report.step(STAGE, name, awaiting="the image"):
         progress = _Progress(report, name, total=sum(sizes.values()))
         for file, size in sizes.items():
@@ -46,6 +47,18 @@ def deliver(
             "finish_image", root=str(root), digest=image.digest, files=manifest.files,
             manifest=codec.to_json(manifest), deadline=deadline, awaited="the digests of the image",
         )  # fmt: skip
+
+
+def _begin(agent: Agent, root: Path, digest: str, sizes: Mapping[str, int], deadline: Deadline) -> dict[str, Any]:
+    """The state of the image on the server, which this command may use or complete from now on."""
+    while True:
+        state: dict[str, Any] = agent.call(
+            "begin_image", root=str(root), digest=digest, sizes=dict(sizes), deadline=deadline,
+            awaited="the state of the image",
+        )  # fmt: skip
+        if not state["is_busy"]:
+            return state
+        deadline.pause(BUSY_POLL_S, f"{agent.name} to get the image from another command")
 
 
 class _Progress:

@@ -11,12 +11,13 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from tempfile import mkdtemp
 
+from vcluster.agent.snapshot_folders import lock_folder, remove_folder, remove_unfinished
 from vcluster.errors import ConflictError, MissingError, RequestError, VclusterError
 from vcluster.images import build, fetch, verify
 from vcluster.images.recipes import Recipe
@@ -172,6 +173,19 @@ class ImageStore:
             if not (folder / name).exists() or verify.sha256(folder / name) != digest
         )
 
+    @contextmanager
+    def in_use(self, digest: str) -> Iterator[None]:
+        """Keep an image from being removed. Raises ConflictError if another command removes it."""
+        descriptor = None
+        with suppress(FileNotFoundError):
+            descriptor = lock_folder(self.root / digest, shared=True)
+        if descriptor is None:
+            raise ConflictError("another command removes the image", hint="vcluster image list")
+        try:
+            yield
+        finally:
+            os.close(descriptor)
+
     def remove(self, manifest: Manifest, *, users: tuple[str, ...]) -> None:
         """Remove an image. Raises ConflictError if clusters use it."""
         if users:
@@ -179,12 +193,16 @@ class ImageStore:
                 f"image {manifest.name} is in use by {', '.join(users)}", hint=f"vcluster clear {users[0]}"
             )
         with self._locked():
-            for name, digest in self.names().items():
-                if digest == manifest.digest:
-                    (self.root / "names" / name).unlink()
-            discarded = self.root / f"{_UNFINISHED}{manifest.digest}"
-            (self.root / manifest.digest).rename(discarded)
-            shutil.rmtree(discarded)
+            descriptor = lock_folder(self.root / manifest.digest)
+            if descriptor is None:
+                raise ConflictError(f"another command uses image {manifest.name}", hint="wait for that command")
+            try:
+                for name, digest in self.names().items():
+                    if digest == manifest.digest:
+                        (self.root / "names" / name).unlink()
+                remove_folder(self.root / manifest.digest)
+            finally:
+                os.close(descriptor)
 
     def _finish(self, folder: Path, *, name: str, **facts: object) -> Manifest:
         files = {path.name: verify.sha256(path) for path in sorted(folder.iterdir())}
@@ -213,10 +231,13 @@ class ImageStore:
 
     @contextmanager
     def _unfinished(self) -> Iterator[Path]:
-        """A working folder. It is removed at the end unless it was renamed. Remove those of killed commands first."""
+        """A working folder. It is removed at the end unless it was renamed. Remove those of killed commands first.
+
+        A folder that another controller's agent receives an image in is locked, and stays.
+        """
         with self._locked():
             for old in self.root.glob(f"{_UNFINISHED}*"):
-                shutil.rmtree(old)
+                remove_unfinished(old)
             folder = Path(mkdtemp(prefix=_UNFINISHED, dir=self.root))
             try:
                 yield folder

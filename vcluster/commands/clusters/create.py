@@ -50,7 +50,11 @@ def create(
     image, password = context.images.find(image_name), image_password(context, spec.image_login)
     password()  # a missing password is an error before anything is created
     context = context.with_owner()
-    with context.fleet(admission.server_requests(spec)) as fleet, ExitStack() as stack:
+    with (
+        context.images.in_use(image.digest),
+        context.fleet(admission.server_requests(spec)) as fleet,
+        ExitStack() as stack,
+    ):
         with ledger.planning(context.state_root):
             plan, _ = admission.admit(context, fleet, spec, image=image, accel=accel)
             stack.enter_context(files.locked())

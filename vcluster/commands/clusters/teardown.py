@@ -205,7 +205,8 @@ def _try_each(
 def remove_image(context: Context, digest: str, specs: Sequence[ServerSpec]) -> dict[str, bool]:
     """Remove an image from servers. Returns for each server, by name, whether it had the image.
 
-    Raises ConflictError if a server carries clusters: their disks may be overlays of the image.
+    Raises ConflictError if a server carries clusters, whose disks may be overlays of the image, or if another command
+    uses the image.
     """
 
     def remove_from(server: Server) -> bool:
@@ -214,12 +215,9 @@ def remove_image(context: Context, digest: str, specs: Sequence[ServerSpec]) -> 
             raise ConflictError(
                 f"{server.name} carries clusters: {', '.join(users)}", hint="clear these clusters first"
             )
-        root = server.storage / IMAGES_FOLDER
-        names = [name for name in server.call("folders", path=str(root)) if name.endswith(digest)]
+        was_there = server.call("remove_image", root=str(server.storage / IMAGES_FOLDER), digest=digest)
         server.call("remove_snapshots", root=str(snapshots_folder(server.storage)), image_digest=digest)
-        for name in names:
-            server.call("remove_folder", path=str(root / name))
-        return bool(names)
+        return bool(was_there)
 
     with context.fleet([servers.request_for_spec(spec, carries_nodes=False) for spec in specs]) as fleet:
         return fleet.each(remove_from, deadline=Deadline(IMAGE_TIMEOUT_S))

@@ -65,7 +65,7 @@ _PREFIX = f"vcluster-{NAME}-"  # of the domains of templates
 def build_for_spec(context: Context, spec: Spec, *, image_name: str, accel: str, low_priority: bool) -> tuple[str, ...]:
     """Build the snapshots that a cluster of this spec would clone. Returns the servers that lacked them."""
     image, deadline = context.images.find(image_name), Deadline(spec.timeout_s)
-    with context.fleet(admission.server_requests(spec)) as fleet:
+    with context.images.in_use(image.digest), context.fleet(admission.server_requests(spec)) as fleet:
         servers.require_rights(fleet)
         plan, _ = admission.plan_cluster(context, fleet, spec, image=image, accel=accel)
         return make(fleet, plan, deadline=deadline, report=context.report, low_priority=low_priority)

@@ -1,0 +1,181 @@
+"""Images that a controller delivers to this server.
+
+An image is a folder with its digest as name. Until it is complete, the folder is `.unfinished-DIGEST`, locked by the
+agent that receives it. An agent then keeps a shared lock on the complete image until it ends, so that no other command
+removes the image of a create.
+
+These functions are operations of the agent, as in operations.py: arguments and results are JSON.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from vcluster.agent.snapshot_folders import lock_folder, remove_folder
+from vcluster.errors import ConflictError, MissingError, VclusterError
+
+UNFINISHED = ".unfinished-"  # images/store.py removes folders with this prefix
+MANIFEST = "manifest.json"
+_ATTEMPTS = 100  # another process may rename or remove the folder before we lock it
+
+# Descriptors of folders, which hold the locks of this process.
+_received: dict[Path, int] = {}
+_used: dict[Path, int] = {}
+
+
+def begin_image(root: str, digest: str, sizes: Mapping[str, int]) -> dict[str, Any]:
+    """Lock an image, to use it if it `is_there`, or to receive it.
+
+    `partial` is the number of bytes of each file that have arrived. If another agent receives the image, it `is_busy`:
+    then the caller tries again later. Raises VclusterError if a file of the image does not have its size.
+    """
+    unfinished, is_busy = _unfinished(root, digest), False
+    with _disk_errors(digest):
+        if unfinished not in _received and not _use(Path(root) / digest, sizes):
+            is_busy = not _lock_unfinished(unfinished)
+        if unfinished in _received and _use(Path(root) / digest, sizes):  # another agent finished it before our lock
+            _drop(unfinished)
+        partial = {path.name: path.stat().st_size for path in unfinished.iterdir()} if unfinished in _received else {}
+    is_there = not is_busy and unfinished not in _received
+    return {"is_there": is_there, "is_busy": is_busy, "partial": partial}
+
+
+def _lock_unfinished(unfinished: Path) -> bool:
+    """Make the folder of an unfinished image and lock it. Returns False if another agent has the lock."""
+    for _ in range(_ATTEMPTS):
+        unfinished.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            descriptor = lock_folder(unfinished)
+            if descriptor is None:
+                return False
+            _received[unfinished] = descriptor
+            return True
+    raise VclusterError(f"cannot make {unfinished}: another process removes it")
+
+
+def _drop(unfinished: Path) -> None:
+    """Remove a folder that this process has locked."""
+    shutil.rmtree(unfinished)
+    os.close(_received.pop(unfinished))
+
+
+def _use(image: Path, sizes: Mapping[str, int]) -> bool:
+    """Take a shared lock on a complete image. Returns whether there is one."""
+    if image in _used and not (image.exists() and os.path.samestat(os.fstat(_used[image]), image.stat())):
+        os.close(_used.pop(image))
+    if image not in _used:
+        try:
+            descriptor = lock_folder(image, shared=True)
+        except FileNotFoundError:
+            return False
+        if descriptor is None:
+            raise ConflictError(f"another command removes image {image.name[:19]}", hint="run the command again")
+        _used[image] = descriptor
+    for name, size in sizes.items():
+        found = (image / name).stat().st_size if (image / name).exists() else 0
+        if found != size:
+            raise VclusterError(
+                f"{image / name} has {found} bytes instead of {size}", hint=f"remove {image}, and run the command again"
+            )
+    return True
+
+
+def receive_image_file(root: str, digest: str, name: str, offset: int, body: BinaryIO, size: int) -> None:
+    """Write `size` bytes of an image's file, starting at `offset`."""
+    folder = _required(root, digest)
+    with _disk_errors(digest), (folder / name).open("r+b" if (folder / name).exists() else "wb") as file:
+        file.truncate(offset)
+        file.seek(offset)
+        while size:
+            chunk = body.read(min(size, 2**20))
+            if not chunk:
+                raise VclusterError(
+                    f"the upload of image file {name} was interrupted",
+                    hint="run the command again; it continues there",
+                )
+            file.write(chunk)
+            size -= len(chunk)
+
+
+def finish_image(root: str, digest: str, files: dict[str, str], manifest: str) -> None:
+    """Compare the files with their digests and give the image its final name. It stays locked for use."""
+    folder = _required(root, digest)
+    for name, expected in files.items():
+        if _sha256(folder / name) != expected:
+            _drop(folder)
+            raise VclusterError(
+                f"image file {name} arrived damaged", hint="run the command again; it sends the file again"
+            )
+    with _disk_errors(digest):
+        (folder / MANIFEST).write_text(manifest)
+        for path in folder.iterdir():
+            path.chmod(0o644)
+        folder.chmod(0o755)
+        os.sync()
+        if _use(Path(root) / digest, {}):  # `image import` on this server has made it meanwhile
+            _drop(folder)
+            return
+        folder.rename(Path(root) / digest)
+    _used[Path(root) / digest] = _received.pop(folder)
+    fcntl.flock(_used[Path(root) / digest], fcntl.LOCK_SH)
+
+
+def remove_image(root: str, digest: str) -> bool:
+    """Remove an image, and what has arrived of it. Returns whether there was anything.
+
+    Raises ConflictError while another command uses or receives it.
+    """
+    found = [path for path in (Path(root) / digest, *Path(root).glob(f"{UNFINISHED}{digest}*")) if path.is_dir()]
+    with _disk_errors(digest), contextlib.ExitStack() as locks:
+        for folder in found:
+            with contextlib.suppress(FileNotFoundError):
+                descriptor = lock_folder(folder)
+                if descriptor is None:
+                    raise ConflictError(f"another command uses image {digest[:19]}", hint="wait for that command")
+                locks.callback(os.close, descriptor)
+        for folder in found:
+            remove_folder(folder)
+    for parent in (Path(root), Path(root).parent):
+        with contextlib.suppress(OSError):
+            parent.rmdir()
+    return bool(found)
+
+
+def _unfinished(root: str, digest: str) -> Path:
+    return Path(root) / f"{UNFINISHED}{digest}"
+
+
+def _required(root: str, digest: str) -> Path:
+    folder = _unfinished(root, digest)
+    if folder not in _received:
+        raise VclusterError(f"this process does not receive image {digest[:19]}")
+    return folder
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextmanager
+def _disk_errors(digest: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise MissingError(
+            f"cannot store image {digest[:19]}: {error.strerror or error}", hint="free space on the server's disk"
+        ) from error
+
+
+OPERATIONS: tuple[Callable[..., Any], ...] = (begin_image, receive_image_file, finish_image, remove_image)
