@@ -42,6 +42,7 @@ class Rules:
     env: dict[str, str] | None = None
     tried: list[str] = field(default_factory=list)
     transports: list[paramiko.Transport] = field(default_factory=list)
+    logins_to_cut: int = 0  # instead of an answer
     connections_to_cut: int = 0  # after the login, when the client opens a session
     port: int = 0
 
@@ -80,6 +81,10 @@ class ServerSide(paramiko.ServerInterface):
         return self._verdict(list(responses) == [self.rules.password], "keyboard-interactive")
 
     def _verdict(self, is_valid: bool, method: str) -> int:
+        if self.rules.logins_to_cut:
+            self.rules.logins_to_cut -= 1
+            self.transport.sock.shutdown(socket.SHUT_RDWR)
+            return paramiko.AUTH_FAILED
         return paramiko.AUTH_SUCCESSFUL if is_valid and method in self.rules.allows else paramiko.AUTH_FAILED
 
     def check_channel_request(self, kind: str, chanid: int) -> int:  # noqa: ARG002

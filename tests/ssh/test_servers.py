@@ -381,6 +381,43 @@ def test_a_server_that_stops_answering_during_the_login(
     released.set()
 
 
+CREDENTIALS = pytest.mark.parametrize(
+    ("credential", "allows"),
+    [
+        ({"cluster_key": USER.private}, "publickey"),
+        ({"password": "right"}, "password"),
+        ({"password": "right"}, "keyboard-interactive"),
+    ],
+    ids=["key", "password", "questions"],
+)
+
+
+@CREDENTIALS
+def test_a_login_that_breaks_is_not_a_refused_one(
+    rules: Rules, tmp_path: Path, credential: dict[str, str], allows: str
+) -> None:
+    """After a refused key, vcluster would try the password."""
+    rules.allows, rules.logins_to_cut = allows, 1
+    with pytest.raises(VclusterError, match=r"server2 .*: the connection broke during the login") as caught:
+        log_in(rules, tmp_path, **credential)
+    assert not isinstance(caught.value, LoginRefusedError)
+    log_in(rules, tmp_path, knows=False, **credential).close()
+
+
+@CREDENTIALS
+def test_a_login_to_a_node_that_breaks_is_tried_again(
+    rules: Rules, monkeypatch: pytest.MonkeyPatch, credential: dict[str, str], allows: str
+) -> None:
+    monkeypatch.setattr(ssh_login, "PORT", rules.port)
+    rules.allows, rules.logins_to_cut = allows, 1
+    how = {"private_key" if name == "cluster_key" else name: value for name, value in credential.items()}
+    with ssh_login.connect_node(
+        "node1", "127.0.0.1", user="root", host_key=HOST.public, deadline=Deadline(20), **how
+    ) as session:
+        assert session.is_alive
+    assert len(rules.tried) == 2
+
+
 def test_a_server_that_does_not_speak_ssh() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 

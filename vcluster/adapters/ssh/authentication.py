@@ -30,6 +30,7 @@ def login_errors(server: str, deadline: Deadline) -> Iterator[None]:
         deadline.check(f"the answer to the login on {server}")
         raise VclusterError(f"{server}: the login failed: {error_line(error)}") from error
     except (paramiko.SSHException, OSError, EOFError) as error:
+        deadline.check(f"the answer to the login on {server}")
         raise VclusterError(f"{server}: the connection broke during the login: {error_line(error)}") from error
 
 
@@ -65,10 +66,17 @@ def _accepts(server: str, transport: paramiko.Transport, user: str, key: paramik
     try:
         _require_complete(server, user, transport.auth_publickey(user, key))
     except paramiko.AuthenticationException as error:
-        if "timeout" in str(error).lower():
-            raise
+        _raise_if_lost(transport, error)
         return False
     return True
+
+
+def _raise_if_lost(transport: paramiko.Transport, error: paramiko.AuthenticationException) -> None:
+    """Raise for a login without an answer. paramiko reports it like a refused one."""
+    if "timeout" in str(error).lower():
+        raise TimeoutError("no answer") from error
+    if not transport.is_active():
+        raise EOFError("the server closed it") from error
 
 
 def _require_complete(server: str, user: str, further: list[str]) -> None:
@@ -82,6 +90,9 @@ def give_password(server: str, transport: paramiko.Transport, user: str, passwor
         transport.auth_none(user)
     except paramiko.BadAuthenticationType as error:
         offered = error.allowed_types
+    except paramiko.AuthenticationException as error:
+        _raise_if_lost(transport, error)
+        raise
     else:
         return
     try:
@@ -95,8 +106,7 @@ def give_password(server: str, transport: paramiko.Transport, user: str, passwor
                 hint="configure a key instead",
             )
     except paramiko.AuthenticationException as error:
-        if "timeout" in str(error).lower():
-            raise
+        _raise_if_lost(transport, error)
         raise LoginRefusedError(f"{server} refuses the password for user {user}") from error
 
 
@@ -141,13 +151,14 @@ def _try_identities(
         if isinstance(source, Path) and key_blob(key) in map(key_blob, chosen):
             continue
         tried += 1
-        if _accepts(server, transport, target.user, key):
-            return
-        if not transport.is_active():
+        try:
+            if _accepts(server, transport, target.user, key):
+                return
+        except EOFError as error:  # sshd ends the connection after MaxAuthTries keys
             raise LoginRefusedError(
-                f"{server} closed the connection after it refused {tried} keys for user {target.user}",
+                f"{server} closed the connection after vcluster tried {tried} keys for user {target.user}",
                 hint="set the right key: key = FILE in the configuration, or IdentityFile with IdentitiesOnly for ssh",
-            )
+            ) from error
     skipped = (
         f" ({', '.join(unusable)}: with a passphrase, not readable, or readable by other users)" if unusable else ""
     )
