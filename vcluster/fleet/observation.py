@@ -14,6 +14,7 @@ from vcluster.errors import ConflictError, MissingError
 from vcluster.fleet import ledger
 from vcluster.fleet.servers import Fleet, Server
 from vcluster.model.facts import Claim, Facts, Route, UnderlayRoute
+from vcluster.model.plan import Plan
 from vcluster.model.spec import LOCAL_SERVER, ServerSpec
 from vcluster.planning.addressing import routes_of_interest
 from vcluster.planning.planner import CLUSTERS_FOLDER
@@ -39,41 +40,67 @@ def observe(
 
     Raises MissingError if kvm is required and does not work, or if a server cannot reach the switch.
     """
-    claims = tuple(claim for name in ledger.cluster_names(state_root) if (claim := _claim(state_root, name)))
+    others = [ledger.ClusterFiles(state_root, name) for name in ledger.cluster_names(state_root)]
+    known = [(files, found) for files in others if (found := files.read_ledger())]
+    pending = [found.plan for files, found in known if found.state == "creating" and files.is_locked()]
+    plans = [found.plan for _, found in known]
     routes = _underlay_routes(fleet, carriers, switch, deadline)
 
     def observe_server(server: Server) -> Facts:
         chosen = choose_accel(server, accel, kernel, state_root)[0] if server.libvirt else "tcg"
-        return _facts(server, claims, chosen, routes.get(server.name, {}))
+        return _facts(server, plans, pending, chosen, routes.get(server.name, {}))
 
     return fleet.each(observe_server, deadline=deadline)
 
 
-def _facts(server: Server, claims: tuple[Claim, ...], accel: str, underlay: dict[str, UnderlayRoute]) -> Facts:
+def _facts(
+    server: Server, plans: Sequence[Plan], pending: Sequence[Plan], accel: str, underlay: dict[str, UnderlayRoute]
+) -> Facts:
+    """The facts of a server. The `plans` are those of all ledgers; commands carry out the `pending` ones now."""
     seen = server.call("observe", disks=str(server.storage / CLUSTERS_FOLDER))
+    claims = tuple(map(_claim, plans))
     own_subnets = {network for claim in claims for network in (claim.subnet, *claim.management)}
     where = server.name if server.session else "this machine"
     routes = tuple(Route(IPv4Network(network), interface, where) for network, interface in seen["routes"])
     return Facts(
-        memory_free_mib=server.libvirt.memory_free_mib() if server.libvirt else 0,
+        memory_free_mib=max(0, server.libvirt.memory_free_mib() - _promised_mib(server, pending))
+        if server.libvirt
+        else 0,
         disk_free_mib=seen["disk_free_mib"],
         cpus=seen["cpus"],
         accel=accel,
         routes=tuple(route for route in routes_of_interest(routes) if route.network not in own_subnets),
         hosts=frozenset(map(IPv4Address, seen["hosts"])),
         claims=claims,
-        vnis=frozenset(seen["vnis"]),
+        vnis=frozenset(seen["vnis"]) | _promised_vnis(server, plans),
         underlay_routes=underlay,
         host_key=server.host_key,
     )
 
 
-def _claim(state_root: Path, name: str) -> Claim | None:
-    found = ledger.ClusterFiles(state_root, name).read_ledger()
-    if found is None:
-        return None
-    plan = found.plan
-    return Claim(name, plan.subnet, tuple(server.network.subnet for server in plan.servers if server.network))
+def _claim(plan: Plan) -> Claim:
+    return Claim(plan.name, plan.subnet, tuple(server.network.subnet for server in plan.servers if server.network))
+
+
+def _promised_vnis(server: Server, plans: Sequence[Plan]) -> frozenset[int]:
+    """The VNIs of our clusters on a server. Their tunnels may not exist yet, or no more after a reboot."""
+    planned = (each for plan in plans for each in plan.servers if each.host_key == server.host_key)
+    return frozenset(tunnel.vni for each in planned for tunnel in each.tunnels)
+
+
+def _promised_mib(server: Server, pending: Sequence[Plan]) -> int:
+    """The memory of nodes on a server that a command is about to start."""
+    promised = [
+        (node.domain, plan.memory_mib)
+        for plan in pending
+        for planned in plan.servers
+        if planned.host_key == server.host_key
+        for node in plan.nodes_on(planned.name)
+    ]
+    if not promised or not server.libvirt:
+        return 0
+    running = {domain.name for domain in server.libvirt.domains() if domain.power.is_active}
+    return sum(memory_mib for domain, memory_mib in promised if domain not in running)
 
 
 # KVM
