@@ -45,7 +45,7 @@ def make(server: Server, plan: Plan) -> None:
     rules.create(server, planned, plan.name)
     interfaces.create(server, planned)
     networks.create(server, planned, plan.name)
-    volumes.create_pool(server, planned)
+    volumes.create_pool(server, planned, plan.name)
     for node in plan.nodes:
         for suffix in ("qcow2", "seed.iso"):
             disk = network_xml.blank_xml(f"{node.name}.{suffix}", kind="raw", size_bytes=512)

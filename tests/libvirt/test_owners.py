@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from vcluster.fleet.servers import Connector, Fleet, Server, ServerRequest
 from vcluster.model import naming
 from vcluster.model.keys import make_keys
 from vcluster.model.plan import Plan
+from vcluster.model.spec import ServerSpec
 from vcluster.planning.planner import make_plan
 from vcluster.render import network_xml
 from vcluster.render.domain_xml import domain_xml
@@ -39,9 +41,11 @@ FORMER = naming.former_owner_id(MACHINE)
 ANSWERS = {"identity": {"has_rights": True, "is_root": True}, "sweep_snapshots": {"removed": [], "in_use": []}}
 QUIET = ("identity", "guards", "profiles", "remove_profiles", "remove_traces", "addresses", "sweep_snapshots")
 
+FOLDERS = ("files", "folders", "label_folder", "labelled_folders", "remove_folder")
 
-def plan_of(owner: str) -> Plan:
-    return make_plan(samples.spec(1), {"localhost": samples.ROOMY}, image=samples.DIRECT, owner=owner)
+
+def plan_of(owner: str, **options: object) -> Plan:
+    return make_plan(samples.spec(1, **options), {"localhost": samples.ROOMY}, image=samples.DIRECT, owner=owner)
 
 
 class Machine:
@@ -73,13 +77,13 @@ class Machine:
         self.links = [link for link in self.links if link["alias"] != alias]
         return []
 
-    def server(self, owner: str) -> Server:
+    def server(self, owner: str, cluster_folder: Path | None = None) -> Server:
         agent = LocalAgent(
             {name: lambda _name=name, **_: ANSWERS.get(_name, []) for name in QUIET}
-            | {name: operations.OPERATIONS[name] for name in ("files", "folders", "remove_folder")}
+            | {name: operations.OPERATIONS[name] for name in FOLDERS}
             | {"interfaces": lambda: self.links, "destroy_interfaces": self.destroy}
         )
-        return Server("localhost", owner, self.root, agent, libvirt=self.libvirt(owner))
+        return Server("localhost", owner, self.root, agent, libvirt=self.libvirt(owner), cluster_folder=cluster_folder)
 
 
 @pytest.fixture
@@ -92,7 +96,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine
 
     @contextmanager
     def open_here(connector: Connector, request: ServerRequest) -> Iterator[Server]:
-        yield found.server(request.owner or connector.owner)
+        yield found.server(request.owner or connector.owner, request.cluster_folder)
 
     (tmp_path / "machine-id").write_text(f"{MACHINE}\n")
     monkeypatch.setattr(ledger, "MACHINE_ID", tmp_path / "machine-id")
@@ -195,6 +199,79 @@ def test_a_cluster_of_an_earlier_version_whose_ledger_cannot_be_read_is_cleared(
     assert vcluster(monkeypatch, "clear lab -y") == 0
     assert machine.has(FORMER) == (False, False, False)
     assert not files.folder.exists()
+
+
+def make_folder(machine: Machine) -> Path:
+    """A folder with data that has the place of a cluster's folder."""
+    data = machine.root / "clusters" / "lab" / "thesis" / "results.csv"
+    data.parent.mkdir(parents=True)
+    data.write_text("a year of results")
+    return data
+
+
+@pytest.mark.parametrize("command", ["clear lab -y", "clear lab --lost -y"])
+def test_a_folder_that_only_has_the_place_of_a_cluster_stays(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    data = make_folder(machine)
+    operations.label_folder(str(machine.root / "clusters" / "lab"), naming.alias("lab", OTHERS))
+    assert vcluster(monkeypatch, command) == 0
+    assert capsys.readouterr().out == "lab: nothing to clear\n"
+    assert data.read_text() == "a year of results"
+    (machine.root / "clusters/lab/.vcluster-owner").unlink()
+    assert vcluster(monkeypatch, command) == 0
+    assert data.read_text() == "a year of results"
+
+
+def test_a_create_is_refused_when_the_folder_exists(machine: Machine, tmp_path: Path) -> None:
+    make_folder(machine)
+    own = ledger.make_owner(tmp_path / "state")
+    fleet = Fleet({"localhost": machine.server(own)}, {})
+    admission.refuse_existing(fleet, ClusterFiles(tmp_path / "state", "lab"))
+    expected = f"^folder {machine.root}/clusters/lab exists and does not belong to this cluster$"
+    with pytest.raises(ConflictError, match=expected):
+        admission.refuse_foreign(fleet, plan_of(own, servers=(ServerSpec("localhost", path=machine.root),)))
+
+
+@pytest.mark.parametrize("proof", ["label", "ledger"])
+def test_our_folder_without_a_pool_is_removed(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, proof: str
+) -> None:
+    data = make_folder(machine)
+    owner = ledger.make_owner(tmp_path / "state") if proof == "label" else FORMER
+    if proof == "label":
+        operations.label_folder(str(machine.root / "clusters" / "lab"), naming.alias("lab", owner))
+    else:
+        files = ClusterFiles(tmp_path / "state", "lab")
+        files.folder.mkdir(parents=True)
+        plan = plan_of(owner, servers=(ServerSpec("localhost", path=machine.root),))
+        files.write_ledger(Ledger(VERSION, "ready", "", plan))
+    assert vcluster(monkeypatch, "clear lab -y") == 0
+    assert not data.exists()
+    assert not (machine.root / "clusters").exists()
+
+
+def test_a_label_is_the_last_file_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A removal that is interrupted can then be repeated."""
+    for name in ("a", "z", "sub"):
+        (tmp_path / "clusters/lab" / name).mkdir(parents=True)
+        (tmp_path / "clusters/lab" / name / "file").touch()
+        (tmp_path / "clusters/lab" / f"{name}.qcow2").touch()
+    operations.label_folder(str(tmp_path / "clusters/lab"), "vcluster:lab:00000000")
+    (tmp_path / "clusters/link").symlink_to(tmp_path / "clusters/lab/.vcluster-owner")
+    seen: list[list[str]] = []
+    remove = shutil.rmtree
+
+    def watch(path: str, **more: Any) -> None:
+        if str(path).endswith("/lab"):
+            seen.append([entry.name for entry in Path(path).iterdir()])
+        remove(path, **more)
+
+    monkeypatch.setattr(shutil, "rmtree", watch)
+    assert operations.labelled_folders(str(tmp_path / "clusters")) == {"lab": "vcluster:lab:00000000"}
+    operations.remove_folder(str(tmp_path / "clusters/lab"))
+    assert seen == [[".vcluster-owner"]]
+    assert not (tmp_path / "clusters/lab").exists()
 
 
 def test_a_damaged_owner_id_is_one_line(

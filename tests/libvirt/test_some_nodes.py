@@ -40,7 +40,7 @@ class World:
             "destroy_interfaces",
             "interfaces",
             "guards",
-            "folders",
+            "labelled_folders",
             "profiles",
             "remove_profiles",
         )
@@ -49,9 +49,9 @@ class World:
         self.fleet = Fleet({"localhost": self.server}, {})
 
     def _operation(self, name: str) -> Any:
-        def work(**arguments: Any) -> list[Any]:
+        def work(**arguments: Any) -> list[Any] | dict[str, Any]:
             self.requests.append((name, arguments))
-            return []
+            return {} if name == "labelled_folders" else []
 
         return work
 

@@ -69,6 +69,7 @@ class World:
             {
                 "identity": lambda: {"has_rights": self.has_rights, "is_root": self.is_root},
                 "interfaces": lambda: [{"name": name} for name in self.interfaces],
+                "folders": lambda path: [],  # noqa: ARG005 - the agent passes it by name
                 "obstacles": lambda port: [],  # noqa: ARG005 - the agent passes it by name
             }
         )

@@ -132,6 +132,7 @@ def test_servers_answer_side_by_side(work: Callable[[Fleet, Context], None], con
         "profiles": lambda: meet([]),
         "guards": lambda prefix: meet([]),  # noqa: ARG005 - the operation's arguments
         "folders": lambda path: meet([]),  # noqa: ARG005
+        "labelled_folders": lambda path: meet({}),  # noqa: ARG005
     }
     empty = dict.fromkeys(("domains", "networks", "pools"), lambda: ())
     libvirt: Any = SimpleNamespace(names=lambda _: frozenset(), **empty)

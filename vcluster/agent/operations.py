@@ -26,6 +26,7 @@ from vcluster.agent.diagnostics import diagnose, has_rights, hidden_mounts
 
 LIBVIRT_RUN = Path("/run/libvirt/network")
 LIBVIRT_DOMAINS = Path("/run/libvirt/qemu")
+LABEL, LABEL_MAX = ".vcluster-owner", 200  # the file with the owner label of a cluster's folder
 NICEST = 19
 LIBVIRT_LOGS = Path("/var/log/libvirt/qemu")
 LIBVIRT_SOCKETS = (Path("/var/lib/libvirt/qemu"), Path("/var/lib/libvirt/qemu/channel/target"))
@@ -159,8 +160,35 @@ def files(path: str) -> list[str]:
     return sorted(entry.name for entry in place.iterdir() if not entry.is_dir()) if place.is_dir() else []
 
 
+def label_folder(path: str, label: str) -> None:
+    """Write the owner label of a cluster into its folder, if the folder exists."""
+    if Path(path).is_dir():
+        draft = Path(path) / f"{LABEL}.new"
+        draft.write_text(f"{label}\n")
+        draft.rename(Path(path) / LABEL)
+
+
+def labelled_folders(path: str) -> dict[str, str]:
+    """The folders in a folder: their names, with their owner labels, which are empty without one."""
+    return {name: _label_in(Path(path) / name) for name in folders(path)}
+
+
+def _label_in(folder: Path) -> str:
+    try:
+        descriptor = os.open(folder / LABEL, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return ""
+    with os.fdopen(descriptor, "rb") as file:
+        return file.read(LABEL_MAX).decode(errors="replace").strip()
+
+
 def remove_folder(path: str) -> None:
-    """Remove a folder with its content, and its two parent folders if they are empty."""
+    """Remove a folder with its content, its owner label last, and its two parent folders if they are empty."""
+    for entry in Path(path).iterdir() if Path(path).is_dir() else ():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+        elif entry.name != LABEL:
+            entry.unlink(missing_ok=True)
     shutil.rmtree(path, ignore_errors=True)
     for parent in list(Path(path).parents)[:2]:
         try:
@@ -292,6 +320,8 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
         stop_listening,
         folders,
         files,
+        label_folder,
+        labelled_folders,
         remove_folder,
         remove_traces,
         tail,

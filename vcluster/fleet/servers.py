@@ -42,6 +42,7 @@ class Server:
     """An open server.
 
     `session` and `target` are None for this machine. `libvirt` is None for a server that is used only as the switch.
+    `cluster_folder` is the folder that a ledger names for the disks of its nodes.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Server:
     identities: tuple[Path, ...] = ()
     libvirt: Hypervisor | None = None
     has_password: bool = False
+    cluster_folder: Path | None = None
 
     @property
     def hypervisor(self) -> Hypervisor:
@@ -124,7 +126,7 @@ class ServerRequest:
 
     `host_key` is the only host key to accept, or empty. `key` is the private key of the cluster, if it has one.
     `carries_nodes` decides whether to open libvirt; None means: if the server has libvirt. `owner` is the owner id of
-    the cluster; empty means that of the state folder.
+    the cluster; empty means that of the state folder. `cluster_folder` is the folder that the cluster's ledger names.
     """
 
     name: str
@@ -135,6 +137,7 @@ class ServerRequest:
     host_key: str = ""
     key: str | None = None
     owner: str = ""
+    cluster_folder: Path | None = None
 
 
 def request_for_spec(spec: ServerSpec, *, carries_nodes: bool | None) -> ServerRequest:
@@ -157,6 +160,7 @@ def requests_for_plan(plan: Plan, key: str | None) -> list[ServerRequest]:
             server.host_key,
             key if server.login and server.login.password else None,
             plan.owner,
+            server.pool.path if server.pool else None,
         )
         for server in plan.servers
     ]
@@ -194,7 +198,14 @@ class Connector:
         with ExitStack() as stack:
             if request.login is None:
                 libvirt = stack.enter_context(Hypervisor(self.uri, owner)) if request.carries_nodes else None
-                yield Server(request.name, owner, request.storage, LocalAgent(), libvirt=libvirt)
+                yield Server(
+                    request.name,
+                    owner,
+                    request.storage,
+                    LocalAgent(),
+                    libvirt=libvirt,
+                    cluster_folder=request.cluster_folder,
+                )
             else:
                 yield self._open_remote(request, request.login, stack)
 
@@ -229,6 +240,7 @@ class Connector:
             identities=(login.key,) if login.key else target.identity_files,
             libvirt=libvirt,
             has_password=bool(login.password),
+            cluster_folder=request.cluster_folder,
         )
 
     def _log_in(

@@ -23,10 +23,11 @@ def disk_bytes(disk_gib: int, image: Image) -> int:
     return max(disk_gib * GIB, image.virtual_size_bytes)
 
 
-def create_pool(server: Server, plan: ServerPlan) -> None:
-    """Make the cluster's pool on one server."""
+def create_pool(server: Server, plan: ServerPlan, cluster: str) -> None:
+    """Make the cluster's pool on one server, with the owner label in its folder."""
     if plan.pool:
         server.hypervisor.create_pool(pool_xml(plan.pool))
+        server.call("label_folder", path=str(plan.pool.path), label=naming.alias(cluster, server.owner))
 
 
 def create(server: Server, plan: Plan, node: Node, seed: bytes, snapshot: Snapshot | None = None) -> None:
@@ -61,9 +62,25 @@ def destroy(server: Server, cluster: str) -> None:
     for pool in server.libvirt.pools():
         if pool.cluster == cluster:
             server.libvirt.destroy_pool(pool.name)
-    if naming.libvirt_name(cluster) not in server.libvirt.names("pool"):
-        # The folder can exist without a libvirt pool. It is ours because of its path.
-        server.call("remove_folder", path=str(server.storage / CLUSTERS_FOLDER / cluster))
+    for item in _folders_without_pool(server):
+        if item.cluster == cluster:
+            server.call("remove_folder", path=item.name)
+
+
+def _folders_without_pool(server: Server) -> tuple[OwnedItem, ...]:
+    """Our folders of clusters that libvirt has no pool for: with our owner label, or named by a ledger.
+
+    Earlier versions made folders without a label.
+    """
+    known = server.hypervisor.names("pool")
+    clusters_folder = server.storage / CLUSTERS_FOLDER
+    found = server.call("labelled_folders", path=str(clusters_folder))
+    return tuple(
+        OwnedItem("folder", str(clusters_folder / name), name)
+        for name, label in found.items()
+        if naming.libvirt_name(name) not in known
+        and (label == naming.alias(name, server.owner) or clusters_folder / name == server.cluster_folder)
+    )
 
 
 def data_disks(server: Server, cluster: str) -> tuple[str, ...]:
@@ -71,8 +88,8 @@ def data_disks(server: Server, cluster: str) -> tuple[str, ...]:
     if server.libvirt is None:
         return ()
     pools = [server.libvirt.pool_folder(pool.name) for pool in server.libvirt.pools() if pool.cluster == cluster]
-    folders = {str(server.storage / CLUSTERS_FOLDER / cluster), *pools}
-    found = (f"{folder}/{name}" for folder in sorted(folders) for name in server.call("files", path=folder))
+    unpooled = [item.name for item in _folders_without_pool(server) if item.cluster == cluster]
+    found = (f"{folder}/{name}" for folder in (*pools, *unpooled) for name in server.call("files", path=folder))
     return tuple(path for path in found if path.endswith(names.DATA_SUFFIX))
 
 
@@ -92,12 +109,8 @@ def _remove_files(libvirt: Hypervisor, pool: str, nodes: Collection[str]) -> Non
 
 
 def observe(server: Server) -> tuple[OwnedItem, ...]:
-    """All pools with our owner label, and our folders without a pool."""
+    """All pools with our owner label, and folders with our owner label without a pool."""
     if server.libvirt is None:
         return ()
     pools = tuple(OwnedItem("pool", pool.name, pool.cluster) for pool in server.libvirt.pools())
-    known = server.libvirt.names("pool")
-    clusters_folder = server.storage / CLUSTERS_FOLDER
-    names = server.call("folders", path=str(clusters_folder))
-    unpooled = [name for name in names if naming.libvirt_name(name) not in known]
-    return pools + tuple(OwnedItem("folder", str(clusters_folder / name), name) for name in unpooled)
+    return pools + _folders_without_pool(server)

@@ -13,9 +13,9 @@ from vcluster.fleet.ledger import ClusterFiles
 from vcluster.fleet.servers import Fleet, Server, ServerRequest
 from vcluster.model.facts import Facts
 from vcluster.model.plan import Plan, ServerPlan
-from vcluster.model.spec import Image, Spec
+from vcluster.model.spec import LOCAL, Image, Spec
 from vcluster.planning import placement
-from vcluster.planning.planner import make_plan
+from vcluster.planning.planner import CLUSTERS_FOLDER, make_plan
 from vcluster.util.deadline import Deadline
 
 
@@ -78,9 +78,11 @@ def refuse_existing(fleet: Fleet, files: ClusterFiles) -> None:
     found = next((fleet[name] for name, items in surveys.items() if items), None)
     if files.folder.exists() or found:
         away = found if found and found.session and not files.folder.exists() else None
+        # Only a configuration file specifies another folder than the usual one.
+        on = f" --on {away.host if away.storage == LOCAL.path else 'CONFIG.ini'}" if away else ""
         raise ConflictError(
             f"parts of cluster {files.name} are left{f' on {away.name}' if away else ''}",
-            hint=f"vcluster clear {files.name}{f' --on {away.host}' if away else ''}, or use another --name",
+            hint=f"vcluster clear {files.name}{on}, or use another --name",
         )
 
 
@@ -100,8 +102,12 @@ def refuse_foreign(fleet: Fleet, plan: Plan, present: Plan | None = None) -> Non
 
 def _taken_names(server: Server) -> Mapping[str, Set[str]]:
     """Every name in use on a server, of any owner, by kind."""
-    interfaces: dict[str, Set[str]] = {"interface": {link["name"] for link in server.call("interfaces")}}
-    return interfaces | {kind: server.libvirt.names(kind) for kind in NAMED_KINDS if server.libvirt}
+    clusters = server.storage / CLUSTERS_FOLDER
+    taken: dict[str, Set[str]] = {
+        "interface": {link["name"] for link in server.call("interfaces")},
+        "folder": {str(clusters / name) for name in server.call("folders", path=str(clusters))},
+    }
+    return taken | {kind: server.libvirt.names(kind) for kind in NAMED_KINDS if server.libvirt}
 
 
 def _names_on(plan: Plan, planned: ServerPlan) -> Iterator[tuple[str, str]]:
@@ -116,5 +122,6 @@ def _names_on(plan: Plan, planned: ServerPlan) -> Iterator[tuple[str, str]]:
         yield "interface", planned.network.bridge
     if planned.pool:
         yield "pool", planned.pool.name
+        yield "folder", str(planned.pool.path)
     for name in planned.interface_names:
         yield "interface", name

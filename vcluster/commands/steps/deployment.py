@@ -102,7 +102,7 @@ class Deployment:
                 rules.create(server, planned, self.plan.name)
                 interfaces.create(server, planned)
                 networks.create(server, planned, self.plan.name)
-                volumes.create_pool(server, planned)
+                volumes.create_pool(server, planned, self.plan.name)
 
         self.fleet.each(create, deadline=self.deadline)
         if self.plan.has_tunnels:
