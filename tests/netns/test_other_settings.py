@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Iterator
 
 import pytest
 
+from tests import samples
 from tests.clusters import Host
 from tests.testbed import testbed
+from vcluster import guest
 from vcluster.images.store import DEFAULT_IMAGE, ImageStore
+from vcluster.render import packages
 
 pytestmark = [
     pytest.mark.netns,
@@ -156,3 +160,30 @@ def planned(host: Host) -> str:
     if not any(one.name == DEFAULT_IMAGE for one in ImageStore().images()):
         pytest.skip(f"the image {DEFAULT_IMAGE} is not built")
     return host.vcluster("local", "create", "-n", "2", "--accel", "tcg", "--plan").stderr
+
+
+# Packages of ordinary images
+
+APT = """#!/bin/sh
+echo "W: Failed to fetch http://deb.example/ Could not connect to proxy.example:3128"
+[ "$1" = update ] || { echo "E: Unable to locate package mpich" >&2; exit 100; }
+"""
+
+
+def test_packages_that_cannot_be_installed_are_named(host: Host) -> None:
+    """The line of the first boot, without the internet, and the program that then configures the node."""
+    (host.server.path("/run") / "fake").mkdir()
+    fake = host.server.path("/run/fake/apt-get")
+    fake.write_text(APT)
+    fake.chmod(0o755)
+    (action,) = packages.program_actions(samples.plan(2, image=samples.ORDINARY), samples.plan(2).head)
+    host.server.path("/run/apply.py").write_bytes(guest.program("apply"))
+    host.server.path("/run/request").write_text(
+        json.dumps({"actions": [action | {"names": [*action["names"], "no-such-program"]}]})
+    )
+    first_boot = f"PATH=/run/fake:/usr/bin:/bin sh -c {shlex.quote(packages.install_line(samples.plan(2).head))}"
+    line = f"mount -t tmpfs log /var/log; {first_boot} >/dev/null; python3 /run/apply.py </run/request"
+    answer = json.loads(host.sh(f"unshare -m sh -c {shlex.quote(line)}", check=False))
+    assert "no-such-program not installed at the first boot; apt-get: W: Failed to fetch" in answer["error"]
+    assert "Could not connect to proxy.example:3128; " in answer["error"]
+    assert answer["error"].endswith("; E: Unable to locate package mpich")

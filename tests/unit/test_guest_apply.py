@@ -211,3 +211,25 @@ def test_leases_of_removed_nodes(
     assert path.read_text() == "".join(LEASES[at] for at in left)
     assert ran == ([["systemctl", "stop", "x.service"]] if has_removed else [])
     assert apply.apply([action]) == []
+
+
+@pytest.mark.parametrize(
+    ("log", "reason"),
+    [
+        (
+            "Hit:1 x\nW: Failed to fetch http://deb.example/: Could not connect\nE: Unable to locate package mpich\n",
+            "W: Failed to fetch http://deb.example/: Could not connect; E: Unable to locate package mpich",
+        ),
+        ("Killed\n", "Killed"),
+        (None, "it did not run"),
+    ],
+)
+def test_missing_programs_are_named_with_the_reason(tmp_path: Path, log: str | None, reason: str) -> None:
+    path = tmp_path / "log"
+    if log:
+        path.write_text(log)
+    action = {"do": "programs", "names": ["sh", "no-such-program", "nor-this"], "log": str(path)}
+    with pytest.raises(RuntimeError) as raised:
+        apply.apply([action])
+    assert str(raised.value) == f"no-such-program, nor-this not installed at the first boot; apt-get: {reason}"
+    assert apply.apply([action | {"names": ["sh"]}]) == []

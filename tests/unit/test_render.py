@@ -16,7 +16,7 @@ from tests import samples
 from vcluster.images.recipes import guest_file
 from vcluster.model.keys import Keys
 from vcluster.model.plan import Node, Plan
-from vcluster.model.spec import DHCP, DIRECT, PRIVATE, ImageLogin, PortRange, StorageNode
+from vcluster.model.spec import DHCP, DIRECT, PRIVATE, Image, ImageLogin, PortRange, StorageNode
 from vcluster.render import actions, network_xml, node_actions, seed_files, ssh_files, xml_tree
 from vcluster.render.actions import Action
 from vcluster.render.common_files import common_files, etc_hosts, known_hosts
@@ -208,3 +208,11 @@ def test_each_node_still_asks_for_one_other() -> None:
         (arp,) = [one for one in own_actions(plan, node, keys) if one["do"] == "arp"]
         assert arp["unknown"] == [addresses[(place + 1) % 4]]
         assert set(arp["macs"]) == set(addresses) - {addresses[place], *arp["unknown"]}
+
+
+@pytest.mark.parametrize(("image", "names"), [(samples.DIRECT, []), (samples.ORDINARY, ["mpicc", "exportfs"])])
+def test_the_programs_of_an_ordinary_image_are_required_first(image: Image, names: list[str]) -> None:
+    plan, keys = samples.plan(2, image=image), samples.keys()
+    first = node_actions.actions(plan, plan.workers[0], keys, common_files(plan, keys))[0]
+    assert (first["do"] == "programs") is bool(names)
+    assert {*names} <= {*first.get("names", ())}

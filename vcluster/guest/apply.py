@@ -18,6 +18,8 @@ writes {"changed": […]}. The field "do" names the action:
   address    address                           wait until the node has this address; changes nothing
   arp        interface, macs, unknown          the ARP cache: MACs by address, as if learned before, and addresses that
                                                are not there; not a change
+  programs   names, log                        fails if one of these programs is missing, with the errors in the log of
+                                               their installation; changes nothing
   resolver   text                              /etc/resolv.conf, unless a service of the system maintains it
 
 A user may change everything in the own home folder at any moment, for example to a link to /etc. So files and folders
@@ -39,6 +41,8 @@ from typing import Any, Dict, Iterator
 Action = Dict[str, Any]
 
 UNITS = "/etc/systemd/system"
+PROGRAM_FOLDERS = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+ERRORS_MAX = 3  # lines of apt-get; the first ones have the cause
 MOUNT_TRIES = 2
 ADDRESS_TIMEOUT_S, ADDRESS_POLL_S = 60.0, 0.1
 MOUNT_POINT = "/run/vcluster-mount"
@@ -396,6 +400,18 @@ def arp_entry(interface: str, address: str, mac: str) -> bytes:
     protocol = struct.pack("=HH4s8x", socket.AF_INET, 0, socket.inet_aton(address))
     hardware = struct.pack("=H6s8x", ARPHRD_ETHER, bytes.fromhex(mac.replace(":", "")))
     return protocol + hardware + struct.pack("=i16x16s", ATF_COM, interface.encode())
+
+
+def do_programs(action: Action, _changed: list[str]) -> None:
+    import shutil  # noqa: PLC0415 - only this action needs it
+
+    missing = [name for name in action["names"] if not shutil.which(name, path=PROGRAM_FOLDERS)]
+    if not missing:
+        return
+    lines = (read(action["log"]) or "").splitlines()
+    errors = [line for line in lines if line.startswith(("E: ", "W: ", "Err:"))] or lines[-1:]
+    reason = "; ".join(errors[:ERRORS_MAX]) or "it did not run"
+    raise RuntimeError(f"{', '.join(missing)} not installed at the first boot; apt-get: {reason}")
 
 
 def do_resolver(action: Action, changed: list[str]) -> None:

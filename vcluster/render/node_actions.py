@@ -12,6 +12,7 @@ from vcluster.render import gateway_actions
 from vcluster.render.actions import UNITS, Action, directory, file, unit_text
 from vcluster.render.common_files import CommonFiles, known_hosts
 from vcluster.render.domain_xml import DATA_SERIAL
+from vcluster.render.packages import program_actions
 
 # The same on every node, so that files on NFS have one owner, and above the first ids of distributions. Our image has
 # the default user already.
@@ -164,6 +165,7 @@ def resolver(plan: Plan, node: Node) -> str:
 def actions(plan: Plan, node: Node, keys: Keys, common: CommonFiles) -> list[Action]:
     """All actions for a node but mounts: accounts, names, services and exports."""
     return [
+        *program_actions(plan, node),
         *account_actions(plan, node, keys, common),
         *gateway_actions.gateway_actions(plan, node),
         *serve_actions(plan, node),

@@ -14,23 +14,15 @@ from pathlib import Path
 from vcluster.model.keys import Keys
 from vcluster.model.plan import ManagementInterface, Node, Plan
 from vcluster.render.node_actions import MPI_CHECK, MPI_END, PROFILE_MODULES, SSHD_SETTINGS, sshd_settings
+from vcluster.render.packages import install_line, is_complete
 
 GuestFile = Callable[[str], str]
-
-COMPLETE_FEATURES = frozenset({"mpich", "nfs", "ready"})
-# The packages that an ordinary cloud image lacks; Debian and Ubuntu have the same names.
-PACKAGES = (
-    "mpich", "libmpich-dev", "gcc", "make", "nfs-kernel-server", "nfs-common", "nftables", "qemu-guest-agent",
-)  # fmt: skip
-COMMANDS = ("mpiexec.hydra", "mpicc", "gcc", "exportfs", "mount.nfs4", "nft")
-HEAD_PACKAGES, HEAD_COMMANDS = ("dnsmasq-base", "clustershell", "pdsh"), ("dnsmasq", "clush", "pdsh")
 
 
 def seed_files(plan: Plan, node: Node, keys: Keys, *, guest_file: GuestFile) -> dict[str, str]:
     """The three files of a node's seed, by name. `guest_file` returns a file for ordinary images by its name."""
-    is_complete = set(plan.image.features) >= COMPLETE_FEATURES
     user_data = _identity(plan, node, keys)
-    if not is_complete:
+    if not is_complete(plan):
         user_data |= _completion(plan, node, guest_file)
     return {
         "meta-data": _text(meta_data(plan, node)),
@@ -110,17 +102,10 @@ def _completion(plan: Plan, node: Node, guest_file: GuestFile) -> dict[str, obje
     ]
     modules = {"path": "/etc/modules-load.d/vcluster.conf", "content": PROFILE_MODULES}
     sshd = [] if plan.image_login else [_sshd(plan)]
-    packages = " ".join((*PACKAGES, *HEAD_PACKAGES) if node.is_head else PACKAGES)
-    commands = " ".join((*COMMANDS, *HEAD_COMMANDS) if node.is_head else COMMANDS)
-    has_all = f"(for p in {commands}; do command -v $p || exit; done) >/dev/null"
-    install = f"apt-get update && apt-get install -y --no-install-recommends {packages}"
-    if not node.management:
-        # Its gateway is the head, which first boots and installs its own packages.
-        install = f"for i in $(seq 60); do ({install}) && break; sleep 10; done"
     return {
         "write_files": [unit, modules, *sshd, *sources],
         "runcmd": [
-            ["env", "DEBIAN_FRONTEND=noninteractive", "sh", "-c", f"{has_all} || {{ {install}; }}"],
+            ["env", "DEBIAN_FRONTEND=noninteractive", "sh", "-c", install_line(node)],
             ["gcc", "-O2", "-shared", "-fPIC", "-o", MPI_END, sources[0]["path"]],
             ["mpicc", "-O2", "-o", MPI_CHECK, sources[1]["path"]],
             ["systemctl", "enable", "--now", "--no-block", "vcluster-ready.service"],
