@@ -211,6 +211,23 @@ def test_kill_9_then_clear_with_the_ledger_lost(doomed: Doomed) -> None:
     assert doomed.clear("--on", switch).stdout == "doomed: nothing to clear\n"
 
 
+def test_another_state_folder_removes_nothing(doomed: Doomed) -> None:
+    """As of another user of the controller, or of a controller with the same machine-id."""
+    bed, other = doomed.bed, {"VCLUSTER_STATE_DIR": "/run/other"}
+    doomed.start(*doomed.remote)
+    bed.control.wait_for("virsh -q list --name | grep doomed")
+    refused = bed.control.vcluster(*doomed.remote, check=False, **other)
+    assert refused.returncode == 4
+    assert "exists and does not belong to this cluster" in refused.stderr
+    switch = bed.switch.server.name
+    done = bed.control.vcluster("clear", "doomed", "-y", "--on", switch, **other)
+    assert done.stdout == "doomed: nothing to clear\n"
+    assert "vc-doomed" in bed.switch.sh("ip -o link")
+    assert "doomed.node1" in bed.control.sh("virsh -q list --name")
+    kill(doomed.started[-1])
+    assert doomed.clear("--verify").stdout == "doomed: cleared\nnothing left\n"
+
+
 def test_kill_9_of_a_shared_create_with_the_ledger_lost(doomed: Doomed) -> None:
     """The configuration file of the cluster names the servers."""
     bed = doomed.bed

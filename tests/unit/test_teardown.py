@@ -45,7 +45,7 @@ def _nothing_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(teardown, "survey", lambda *_: ())
     monkeypatch.setattr(teardown.servers, "require_rights", lambda _: None)
     monkeypatch.setattr(teardown, "_report_unvisited", lambda *_: None)
-    monkeypatch.setattr(teardown, "_report_lost", lambda *_: None)
+    monkeypatch.setattr(teardown.lost_clusters, "report", lambda *_: None)
     monkeypatch.setattr(snapshot_build, "remove_unfinished", lambda _: None)
 
 

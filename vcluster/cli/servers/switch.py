@@ -92,7 +92,8 @@ def down(name: str | None, output: str) -> None:
     from vcluster.model import naming
 
     chosen = naming.check_cluster_name(name or "lab")
-    document = {"name": chosen, "cleared": work.down(common.context(), chosen)}
+    with common.progress() as (context, _):
+        document = {"name": chosen, "cleared": work.down(context, chosen)}
     common.emit(
         output, document, lambda found: f"{found['name']}: {'cleared' if found['cleared'] else 'nothing to clear'}"
     )

@@ -60,7 +60,7 @@ def clear(
         if not had_folder and not any(survey(server, name) for server in fleet.servers.values()):
             _on_each(fleet, snapshot_build.remove_unfinished)
             files.destroy()  # a command that was killed early leaves the empty folder of all clusters
-            _report_lost(context, fleet, name)
+            lost_clusters.report(context, fleet, name)
             return False
         servers.require_rights(fleet)
         if unlisted := _unlisted_data(fleet, name, known):
@@ -111,15 +111,6 @@ def _interruptible(context: Context, name: str) -> AbstractContextManager[None]:
         first=f"interrupted: the rest of cluster {name} is for: vcluster clear {name}",
         later=f"still ending the current step; Ctrl-\\ ends at once, the rest is for: vcluster clear {name}",
     )
-
-
-def _report_lost(context: Context, fleet: Fleet, name: str) -> None:
-    """Report a cluster of this name that this command does not remove, because another state folder may have it."""
-    if lost_clusters.owners(context, fleet, name):
-        context.report.note(
-            f"cluster {name} is of another state folder, perhaps of another user; to remove it: "
-            f"vcluster clear {name} --lost"
-        )
 
 
 def _report_unvisited(context: Context, fleet: Fleet, name: str) -> None:

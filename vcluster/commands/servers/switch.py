@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Any
 
+from vcluster.commands.steps import lost_clusters
 from vcluster.commands.steps.inventory import survey
 from vcluster.errors import ConflictError, MissingError, RequestError
 from vcluster.fleet import ledger, servers
 from vcluster.fleet.context import Context
 from vcluster.fleet.observation import underlay_route
-from vcluster.fleet.servers import Server
+from vcluster.fleet.servers import Fleet, Server
 from vcluster.model import naming
 from vcluster.model.plan import Bridge, ServerPlan, Tunnel
 from vcluster.model.spec import LOCAL, ServerSpec
@@ -86,6 +87,7 @@ def down(context: Context, name: str) -> bool:
     """Remove a switch that `up` created. Returns whether there was anything."""
     with context.local_server() as server:
         if not survey(server, name):
+            lost_clusters.report(context, Fleet({server.name: server}, {}), name)
             return False
         if context.files(name).folder.exists():
             text = f"{name} is a whole cluster, so this command does not remove it"

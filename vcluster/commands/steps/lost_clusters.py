@@ -27,6 +27,15 @@ def owners(context: Context, fleet: Fleet, cluster: str) -> tuple[str, ...]:
     return tuple(sorted(owner for name, owner in labels if name == cluster and _is_lost(context, cluster, owner)))
 
 
+def report(context: Context, fleet: Fleet, cluster: str) -> None:
+    """Report a cluster of this name that a command does not remove, because another state folder may have it."""
+    if owners(context, fleet, cluster):
+        context.report.note(
+            f"cluster {cluster} is of another state folder, perhaps of another user; to remove it: "
+            f"vcluster clear {cluster} --lost"
+        )
+
+
 def _is_lost(context: Context, cluster: str, owner: str) -> bool:
     machine = ledger.machine_id()
     if owner == context.connector.owner or owner == _owner_in_ledger(context, cluster):
