@@ -20,6 +20,7 @@ from pathlib import Path
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "machine"
 STATE = Path("/var/lib/vcluster-machines/machines")
 PANIC = "Kernel panic"
+PANIC_LINES = 60  # of the console: the kernel's report of a panic, and what led to it
 START_TIMEOUT_S = 1800  # the first start of a kind makes its disk
 BOOT_TIMEOUT_S = 400
 COPY_TIMEOUT_S = 300
@@ -78,15 +79,18 @@ def whole_machines(
         manage("up", *unique, *options, timeout_s=START_TIMEOUT_S)
         yield tuple(map(WholeMachine, unique))
     except Exception as error:
-        if panics := [name for name in unique if has_panicked(STATE / name / "console.log")]:
-            raise PanicError(f"{', '.join(panics)}: {PANIC}") from error
+        if panics := [report for name in unique if (report := panic_report(name))]:
+            raise PanicError("\n".join(panics)) from error
         raise
     finally:
         manage("down", *unique)
 
 
-def has_panicked(console: Path) -> bool:
-    return console.exists() and PANIC in console.read_text(errors="replace")
+def panic_report(name: str) -> str:
+    """The last lines of the console of a machine whose kernel panicked; empty for another machine."""
+    console = STATE / name / "console.log"
+    text = console.read_text(errors="replace") if console.exists() else ""
+    return "\n".join([f"{name}: its kernel panicked", *text.splitlines()[-PANIC_LINES:]]) if PANIC in text else ""
 
 
 def machine_states() -> dict[str, str]:
