@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -121,6 +122,37 @@ def test_the_owner_id_of_a_state_folder_stays(tmp_path: Path) -> None:
     assert ledger.make_owner(tmp_path / "state") == ledger.read_owner(tmp_path / "state") == made
     assert made != ledger.make_owner(tmp_path / "other")
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["owner"]
+
+
+def test_a_command_that_was_killed_while_it_made_the_owner_id_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class KilledError(BaseException):
+        pass
+
+    def die(*_: object) -> None:
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", die)
+        with pytest.raises(KilledError):
+            ledger.make_owner(tmp_path / "state")
+    assert [path.name for path in (tmp_path / "state").iterdir()] == [".owner.new"]
+    ClusterFiles(tmp_path / "state", "lab").destroy()
+    assert not (tmp_path / "state").exists()
+    ledger.make_owner(tmp_path / "state")
+    ClusterFiles(tmp_path / "state", "lab").destroy()
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["owner"]
+
+
+def test_commands_at_the_same_time_make_one_owner_id(tmp_path: Path) -> None:
+    code = "import sys; from pathlib import Path; from vcluster.fleet import ledger; "
+    code += "print(ledger.make_owner(Path(sys.argv[1])))"
+    argv = [sys.executable, "-c", code, str(tmp_path / "state")]
+    running = [subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) for _ in range(6)]
+    made = {each.communicate(timeout=20)[0] for each in running}
+    assert [each.returncode for each in running] == [0] * 6
+    assert len(made) == 1
 
 
 @pytest.mark.parametrize("command", ["clear lab -y", "clear lab --lost -y", "clear --all -y"])

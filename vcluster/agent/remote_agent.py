@@ -91,9 +91,9 @@ class RemoteAgent(Agent):
         return self._read_answer(pipe, deadline, awaited)
 
     def _ping(self) -> None:
-        """Send a request from time to time. An error is left to the next call."""
+        """Send a request from time to time. An error, also one of a malformed answer, is left to the next call."""
         while not self._closed.wait(PING_S):
-            with suppress(VclusterError), self._lock:
+            with suppress(VclusterError, ValueError, KeyError, TypeError), self._lock:
                 if self._pipe and self._pipe.is_alive:
                     self._call("ping", {}, Deadline(PING_TIMEOUT_S), "a sign of life")
 

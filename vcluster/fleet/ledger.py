@@ -158,13 +158,15 @@ def _flock(descriptor: int, *, wait: bool) -> bool:
 
 
 def _remove_stale(root: Path) -> None:
-    """Remove the parent folders of the clusters' folders if they are empty and no command is planning."""
+    """Remove the parent folders of the clusters' folders if they are empty and no command is planning or makes them."""
     folder = root / "clusters"
     with suppress(OSError), _locked_folder(folder) as is_ours:
         if is_ours:
             folder.rmdir()
-    with suppress(OSError):
-        root.rmdir()
+    with suppress(OSError), _locked_folder(root) as is_ours:
+        if is_ours:
+            _draft(root / OWNER).unlink(missing_ok=True)  # of a killed command
+            root.rmdir()
 
 
 class ClusterFiles:
@@ -301,7 +303,7 @@ class ClusterFiles:
 def _write_file(path: Path, text: str, *, mode: int) -> None:
     """Replace a file at once. It is complete and synced to disk when this function returns."""
     with timed_call("ledger", f"write {path}"), _writing(path):
-        new = path.with_name(f".{path.name}.new")
+        new = _draft(path)
         with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w") as file:
             file.write(text)
             file.flush()
@@ -312,6 +314,11 @@ def _write_file(path: Path, text: str, *, mode: int) -> None:
             os.fsync(directory)
         finally:
             os.close(directory)
+
+
+def _draft(path: Path) -> Path:
+    """The new version of a file until it is complete."""
+    return path.with_name(f".{path.name}.new")
 
 
 @contextmanager
