@@ -437,7 +437,8 @@ def test_a_script_ends_when_its_output_closes(tmp_path: Path) -> None:
     mark = tmp_path / "pid"
     request = {
         "script": "IyEvYmluL3NoCmVjaG8gJCQgPiRNQVJLOyBleGVjIHNsZWVwIDYwCg==",  # echo $$ >$MARK; exec sleep 60
-        "name": "job", "folder": None, "payload": None, "environment": {"MARK": str(mark)}, "log": str(tmp_path / "log"),
+        "name": "job", "folder": None, "payload": None, "environment": {"MARK": str(mark)},
+        "log": str(tmp_path / "log"),
     }  # fmt: skip
     loader = [sys.executable, "-I", "-S", "-c", program("provision").decode()]
     pipe = subprocess.PIPE

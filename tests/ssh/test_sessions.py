@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 import paramiko
 import pytest
 
+from vcluster.adapters import pipe
 from vcluster.adapters.ssh import ssh_login, ssh_session
 from vcluster.errors import DeadlineError, VclusterError
 from vcluster.model import keys
@@ -109,6 +110,18 @@ def test_much_data_in_both_directions() -> None:
     data = b"0123456789abcdef" * 65536
     with connect() as session:
         assert session.run(["cat"], stdin=data, awaited="cat").stdout.encode() == data
+
+
+@pytest.mark.usefixtures("port")
+def test_a_program_that_prints_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipe, "OUTPUT_LIMIT", 1 << 20)
+    argv = ["head", "-c", "5M", "/dev/zero"]
+    with connect() as session:
+        with pytest.raises(VclusterError, match="node1: it printed more than 1 MiB"):
+            session.run(argv, awaited="it")
+        seen: list[int] = []
+        done = session.run(argv, awaited="it", on_output=lambda _, data: seen.append(len(data)))
+    assert (sum(seen), len(done.stdout)) == (5 << 20, 1 << 20)
 
 
 @pytest.mark.usefixtures("port")

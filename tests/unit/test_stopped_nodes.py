@@ -198,7 +198,7 @@ def test_a_program_on_a_stopped_node_ends_with_the_hint(node: Boot) -> None:
 
 
 def test_lines_that_arrived_before_the_end_are_read(node: Boot) -> None:
-    node.channel._lines.put("ready 5.6")
+    node.channel._lines.put(b"ready 5.6")
     end_of_channel(node)
     node.wait_ready()
 

@@ -6,11 +6,14 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
+from vcluster.adapters.process import Completed, Output
 from vcluster.errors import VclusterError
 from vcluster.util.deadline import Deadline
 
 CHUNK = 1 << 18
 LINE_LIMIT = 1 << 26  # longer lines are an error
+OUTPUT_LIMIT = 1 << 24  # of a program's output that is kept
+PART_BYTES = 1 << 20
 _POLL_S = 0.5  # how often a wait checks whether it was cancelled
 _TAIL_BYTES = 8192  # how much of a program's standard error is kept
 
@@ -129,30 +132,74 @@ class Pipe(ABC):
             self._on_error_output(self, data)
 
 
+class Printed:
+    """What a program printed on each stream. Nodes are not trusted, so a limited part of it is kept.
+
+    With a listener, which gets all of it, that is the last part. Without one, a program must not print more.
+    """
+
+    def __init__(self, subject: str, on_output: Output | None) -> None:
+        self._subject, self._on_output = subject, on_output
+        self._kept = {"stdout": bytearray(), "stderr": bytearray()}
+
+    def add(self, stream: str, data: bytes) -> None:
+        """Record output that has arrived. Raises VclusterError if it is too much."""
+        kept = self._kept[stream]
+        kept += data
+        if self._on_output:
+            del kept[:-OUTPUT_LIMIT]
+            self._on_output(stream, data)
+        elif len(kept) > OUTPUT_LIMIT:
+            raise VclusterError(f"{self._subject} printed more than {OUTPUT_LIMIT >> 20} MiB")
+
+    def completed(self, exit_code: int) -> Completed:
+        """The program's end, with what is kept of its output."""
+        texts = {stream: data.decode(errors="backslashreplace") for stream, data in self._kept.items()}
+        return Completed(exit_code, **texts)
+
+
+class LineJoiner:
+    """Joins pieces of a stream into lines. The time that it takes is linear in their length."""
+
+    def __init__(self) -> None:
+        self.rest = bytearray()  # after the last newline
+
+    def add(self, data: bytes) -> list[bytes]:
+        """The lines that a piece completes, without their newlines."""
+        *lines, rest = data.split(b"\n")
+        if lines:
+            lines[0] = bytes(self.rest) + lines[0]
+            self.rest.clear()
+        self.rest += rest
+        return lines
+
+
 class LineSplitter:
     """Joins pieces of several streams into lines and passes each line to `on_line` with its stream's name.
 
-    `end` passes on the rest after the last newline.
+    `end` passes on the rest after the last newline. A line that is too long is passed on in parts.
     """
 
     def __init__(self, on_line: Callable[[str, str], None]) -> None:
         self._on_line = on_line
-        self._rest: dict[str, bytes] = {}
+        self._joiners: dict[str, LineJoiner] = {}
 
     def __call__(self, stream: str, data: bytes) -> None:
-        *lines, rest = (self._rest.get(stream, b"") + data).split(b"\n")
-        self._rest[stream] = rest
-        for line in lines:
+        joiner = self._joiners.setdefault(stream, LineJoiner())
+        for line in joiner.add(data):
             self._pass_on(stream, line)
+        if len(joiner.rest) > PART_BYTES:
+            self._pass_on(stream, joiner.rest)
+            joiner.rest.clear()
 
     def end(self) -> None:
         """Pass on lines without a newline at the end of their stream."""
-        for stream, rest in self._rest.items():
-            if rest:
-                self._pass_on(stream, rest)
-        self._rest.clear()
+        for stream, joiner in self._joiners.items():
+            if joiner.rest:
+                self._pass_on(stream, joiner.rest)
+        self._joiners.clear()
 
-    def _pass_on(self, stream: str, line: bytes) -> None:
+    def _pass_on(self, stream: str, line: bytes | bytearray) -> None:
         self._on_line(stream, line.rstrip(b"\r").decode(errors="backslashreplace"))
 
 

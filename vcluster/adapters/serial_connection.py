@@ -19,13 +19,15 @@ from contextlib import closing, suppress
 from types import TracebackType
 from typing import Any, Protocol
 
-from vcluster.adapters.pipe import Pipe, one_line
+from vcluster.adapters.pipe import Pipe, Printed, one_line
 from vcluster.adapters.process import Completed, Output
 from vcluster.adapters.serial_pipe import POLL_S, ROOM_POLL_S, NoReaderError, SerialPipe, program_digest, program_text
 from vcluster.errors import VclusterError
+from vcluster.model.quoting import quoted
 from vcluster.util.deadline import Deadline
 
 LEAVE_TIMEOUT_S = 5.0  # after this time, close the connection without the node's answer
+_FOREIGN_MAX = 10_000  # messages of the node one after the other that are not of its program
 _QUEUED_MAX = 32  # lines that may wait to be sent; then writers wait
 
 
@@ -108,7 +110,7 @@ class SerialConnection:
         if answer.failure:
             raise self._broken(awaited, answer.failure)
         if "error" in answer.message:
-            raise VclusterError(f"{self.name}: {awaited}: {answer.message['error']}")
+            raise VclusterError(f"{self.name}: {awaited}: {quoted(answer.message['error'])}")
         return answer.message.get("done")
 
     def load(self, sources: Iterable[bytes], deadline: Deadline, awaited: str) -> None:
@@ -130,20 +132,16 @@ class SerialConnection:
         `awaited` names the program in messages. Its output is passed to `on_output` as it arrives, and is returned.
         """
         deadline = deadline or self.deadline
-        printed = {"stdout": bytearray(), "stderr": bytearray()}
+        printed = Printed(f"{self.name}: {awaited}", on_output)
         with closing(self._start(source, awaited, deadline)) as pipe:
             with suppress(NoReaderError):
                 pipe.feed(stdin, deadline, awaited)
             while piece := pipe.next_piece(deadline, awaited):
-                stream, data = piece
-                printed[stream] += data
-                if on_output:
-                    on_output(stream, data)
+                printed.add(*piece)
             exit_code = pipe.wait(0)
             if exit_code is None:
                 raise pipe.broken(awaited)
-        texts = {stream: data.decode(errors="backslashreplace") for stream, data in printed.items()}
-        return Completed(exit_code, **texts)
+        return printed.completed(exit_code)
 
     def start_program(self, source: bytes, *, awaited: str, deadline: Deadline | None = None) -> Pipe:
         """Start a Python program on the node and return its streams."""
@@ -193,17 +191,22 @@ class SerialConnection:
             self._fail(error)
 
     def _receive_lines(self) -> None:
+        """Receive in a separate thread, which must not end without an error: others wait for what it delivers."""
         try:
             while True:
-                line = self._channel.read_line(self._until_closed, "the next message")
-                try:
-                    message = json.loads(line)
-                except ValueError:  # another message of the node, such as "ready"
-                    continue
-                if isinstance(message, dict):
-                    self._deliver(message)
+                self._deliver(self._next_message())
         except VclusterError as error:
             self._fail(error)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            self._fail(VclusterError(f"the node sent a message that vcluster does not know ({type(error).__name__})"))
+
+    def _next_message(self) -> dict[str, Any]:
+        """The next message of the node's program; other messages of the node, such as "ready", are skipped."""
+        for _ in range(_FOREIGN_MAX):
+            message = _parsed(self._channel.read_line(self._until_closed, "the next message"))
+            if message is not None:
+                return message
+        raise VclusterError(f"the node sent {_FOREIGN_MAX} messages that are not of its program")
 
     def _deliver(self, message: dict[str, Any]) -> None:
         if "done" in message or "error" in message:
@@ -212,9 +215,9 @@ class SerialConnection:
             if answer:
                 answer.complete(message)
         elif pipe := self._pipes.get(message.get("id", -1)):
+            pipe.on_message(message)
             if "exit" in message:
                 self._pipes.pop(message["id"])
-            pipe.on_message(message)
 
     def _fail(self, error: VclusterError) -> None:
         with self._lock:
@@ -231,6 +234,15 @@ class SerialConnection:
     def _broken(self, awaited: str, error: VclusterError) -> VclusterError:
         message = f"{self.name}: the connection broke during {awaited}: {one_line(error.message)}"
         return VclusterError(message, hint=error.hint)
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    """A message of the node's program; None for another message of the node, such as "ready"."""
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return message if isinstance(message, dict) else None
 
 
 class _Answer:

@@ -17,6 +17,7 @@ from vcluster.util.deadline import Deadline
 
 POLL_S = 0.5
 ROOM_POLL_S = 0.01
+_PIECES_MAX = 100_000  # that wait to be read
 _PIECE_BYTES = 1 << 15  # of a program's input in one line
 
 
@@ -132,21 +133,27 @@ class SerialPipe(Pipe):
         return VclusterError(super().broken(awaited, error).message, hint=hint)
 
     def on_message(self, message: dict[str, Any]) -> None:
-        """Handle a message of the node about this program."""
+        """Handle a message of the node about this program.
+
+        Raises AttributeError, TypeError or ValueError for a message that the node's program does not send.
+        """
         with self._changed:
             if "unknown" in message:
-                self._start_with_source(message["unknown"])
+                self._start_with_source(str(message["unknown"]))
             elif "exit" in message:
-                self._exit_code = message["exit"]
+                self._exit_code = int(message["exit"])
             elif not self._is_closed:
                 stream = "stdout" if "out" in message else "stderr"
-                data = message.get("out", message.get("err", "")).encode("latin-1")
-                self._pieces.append((stream, data))
-                self._unread_bytes += len(data)
-                if self._unread_bytes > LINE_LIMIT:  # the node is not trusted
-                    self._failure = VclusterError(f"{self.name}: the program printed too much")
-                    self._pieces.clear()
+                self._add(stream, message.get("out", message.get("err", "")).encode("latin-1"))
             self._changed.notify_all()
+
+    def _add(self, stream: str, data: bytes) -> None:
+        """Record output. The node is not trusted: it may send without end, also empty pieces."""
+        self._pieces.append((stream, data))
+        self._unread_bytes += len(data)
+        if self._unread_bytes > LINE_LIMIT or len(self._pieces) > _PIECES_MAX:
+            self._failure = VclusterError(f"{self.name}: the program printed too much")
+            self._pieces.clear()
 
     def abort(self, error: VclusterError) -> None:
         """Record that the connection has failed: no more messages can arrive."""

@@ -8,13 +8,16 @@ import uuid
 from collections.abc import Mapping
 
 from vcluster.adapters.libvirt.serial_channel import SerialChannel
+from vcluster.errors import VclusterError
 from vcluster.fleet.servers import Server
 from vcluster.model.plan import Node
+from vcluster.model.quoting import quoted
 from vcluster.render.domain_xml import READY_CHANNEL
 from vcluster.util.deadline import Deadline
 from vcluster.util.events import Reporter
 
 RANDOM_BYTES = 256
+MESSAGES_MAX = 10_000  # of a node that boots; it is not trusted
 
 
 def listen(server: Server, node: Node) -> SerialChannel:
@@ -28,8 +31,12 @@ def wait_ready(channel: SerialChannel, node: Node, *, deadline: Deadline, report
     Raises DeadlineError, or VclusterError when the node stops.
     """
     with report.step("boot", node.name, awaiting="the node's report that it is ready"):
-        while (message := channel.read_line(deadline, f"{node.name} to boot").split(" ")[0]) != "ready":
-            report.emit("progress", "boot", node.name, message)
+        for _ in range(MESSAGES_MAX):
+            message = channel.read_line(deadline, f"{node.name} to boot").split(" ")[0]
+            if message == "ready":
+                return
+            report.emit("progress", "boot", node.name, quoted(message))
+        raise VclusterError(f"{node.name} sent {MESSAGES_MAX} messages, and none was that it is ready")
 
 
 def identity(seed: Mapping[str, str]) -> dict[str, object]:

@@ -22,6 +22,7 @@ from vcluster.errors import VclusterError
 from vcluster.images.recipes import guest_file
 from vcluster.model.checks import NODE_CHECKS, Check, CheckReport
 from vcluster.model.plan import Node, Plan
+from vcluster.model.quoting import quoted
 from vcluster.render import node_actions as paths
 from vcluster.stages import mpi_run
 from vcluster.stages.guest_answer import ask, receive, unknown_result
@@ -224,7 +225,10 @@ def _wait(is_ready: Callable[..., bool], deadline: Deadline) -> None:
 def _answer(names: Set[str], node: str, answer: dict[str, Any]) -> Answer:
     """The results of a node; `names` are all nodes. Raises VclusterError for other values: nodes are not trusted."""
     try:
-        found = tuple(Check(one["check"], node, one["to"], one["passed"], one["detail"]) for one in answer["results"])
+        found = tuple(
+            Check(str(one["check"]), node, str(one["to"]), one["passed"], quoted(one["detail"]))
+            for one in answer["results"]
+        )
         same = {str(name): str(digest) for name, digest in answer.get("same", {}).items()}
     except (TypeError, KeyError, AttributeError) as error:
         raise unknown_result(f"{node}: {AWAITED}") from error

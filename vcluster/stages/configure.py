@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vcluster.adapters.node_connection import NodeConnection
-from vcluster.errors import VclusterError
 from vcluster.render.actions import Action
-from vcluster.stages.guest_answer import ask, field
+from vcluster.stages.guest_answer import ask, field, require_success
 from vcluster.util.events import Reporter
 
 
@@ -15,6 +14,6 @@ def apply(session: NodeConnection, stage: str, actions: Sequence[Action], *, rep
     """Apply the actions on a node and return what was changed. A second call returns nothing."""
     with report.step(stage, session.name):
         answer = ask(session, "apply", {"actions": actions}, awaited=f"the {stage} stage")
-    if "error" in answer:
-        raise VclusterError(f"{session.name}: {stage}: {answer['error']}")
-    return tuple(map(str, field(answer, "changed", list, f"{session.name}: {stage}")))
+    where = f"{session.name}: {stage}"
+    require_success(answer, where)
+    return tuple(map(str, field(answer, "changed", list, where)))

@@ -10,12 +10,10 @@ from vcluster import guest
 from vcluster.adapters.node_connection import NodeConnection
 from vcluster.adapters.pipe import Pipe, one_line
 from vcluster.errors import VclusterError
-from vcluster.model.quoting import printable
+from vcluster.model.quoting import quoted
 from vcluster.util.deadline import Deadline
 
 T = TypeVar("T")
-
-OUTPUT_MAX = 500  # characters of a node's output in a message
 
 
 def ask(session: NodeConnection, program: str, request: dict[str, object], *, awaited: str) -> dict[str, Any]:
@@ -29,6 +27,12 @@ def receive(pipe: Pipe, deadline: Deadline, awaited: str) -> dict[str, Any]:
     """The next answer of a guest program that runs. Raises VclusterError for a line that is not an answer."""
     line = pipe.read_line(deadline, awaited).decode(errors="replace")
     return _parsed(line, f"{pipe.name}: {awaited}")
+
+
+def require_success(answer: Mapping[str, Any], where: str) -> None:
+    """Raise VclusterError with the error in an answer, if there is one."""
+    if "error" in answer:
+        raise VclusterError(f"{where}: {quoted(answer['error'])}")
 
 
 def find(text: str) -> dict[str, Any] | None:
@@ -57,5 +61,5 @@ def _parsed(text: str, where: str, error_output: str = "") -> dict[str, Any]:
     answer = find(text)
     if answer is not None:
         return answer
-    output = (one_line(error_output) or one_line(text) or "nothing at all")[:OUTPUT_MAX]
-    raise VclusterError(f"{where} printed no result: {printable(output)}")
+    output = one_line(error_output) or one_line(text) or "nothing at all"
+    raise VclusterError(f"{where} printed no result: {quoted(output)}")

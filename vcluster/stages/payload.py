@@ -18,7 +18,7 @@ from vcluster.adapters.pipe import Pipe
 from vcluster.adapters.ssh.ssh_session import Session
 from vcluster.errors import RequestError, VclusterError
 from vcluster.guest.unpack import FOLDER
-from vcluster.stages.guest_answer import field, receive
+from vcluster.stages.guest_answer import field, receive, require_success
 from vcluster.util.deadline import Deadline
 from vcluster.util.events import Reporter
 
@@ -133,8 +133,7 @@ def put(session: Session, payload: Payload, shared: str, *, user: str, deadline:
 
 def _answer(pipe: Pipe, deadline: Deadline) -> dict[str, Any]:
     answer = receive(pipe, deadline, AWAITED)
-    if "error" in answer:
-        raise VclusterError(f"{pipe.name}: cannot store the payload: {answer['error']}")
+    require_success(answer, f"{pipe.name}: cannot store the payload")
     return answer
 
 

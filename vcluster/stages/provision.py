@@ -16,6 +16,7 @@ from vcluster.adapters.ssh.ssh_session import Session
 from vcluster.errors import RequestError, VclusterError
 from vcluster.model.naming import folded
 from vcluster.model.plan import Node, Plan
+from vcluster.model.quoting import quoted
 from vcluster.render import node_actions as paths
 from vcluster.stages import payload
 from vcluster.stages.guest_answer import find
@@ -195,7 +196,7 @@ def _script_result(ended: Completed) -> Completed:
     """The script's output and exit code, which the guest program reports in its last line."""
     answer = find(_last_line(ended.stderr)) or {}
     if "error" in answer:
-        return Completed(CANNOT_RUN, ended.stdout, str(answer["error"]))
+        return Completed(CANNOT_RUN, ended.stdout, quoted(answer["error"]))
     if isinstance(exit_code := answer.get("exit_code"), int):
         return Completed(exit_code, ended.stdout, "")
     return Completed(ended.exit_code or BROKEN, ended.stdout, ended.stderr)

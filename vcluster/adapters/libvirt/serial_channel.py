@@ -10,11 +10,16 @@ import libvirt
 
 from vcluster.adapters.libvirt.domain_run import DomainRun
 from vcluster.adapters.libvirt.libvirt_errors import translated_errors
+from vcluster.adapters.pipe import LineJoiner
+from vcluster.errors import VclusterError
 from vcluster.util.deadline import Deadline
 
 _CHUNK_BYTES = 1 << 16  # sent to libvirt at a time
 _RETRY_S = 0.02  # how often to retry when the channel is full
 _POLL_S = 0.5
+_LINE_BYTES_MAX = 1 << 20
+_WAITING_BYTES_MAX = 1 << 24
+_LINE_COST_BYTES = 64  # of an empty line that waits
 
 
 class SerialChannel:
@@ -27,9 +32,11 @@ class SerialChannel:
     def __init__(self, run: DomainRun, stream: libvirt.virStream) -> None:
         self._run = run
         self._stream = stream
-        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._arrived_bytes = self._read_bytes = 0  # each is changed by one thread only
         self._has_ended = False
-        self._rest = b""
+        self._failure = ""
+        self._joiner = LineJoiner()
         events = libvirt.VIR_STREAM_EVENT_READABLE | libvirt.VIR_STREAM_EVENT_HANGUP | libvirt.VIR_STREAM_EVENT_ERROR
         stream.eventAddCallback(events, self._on_event, None)
 
@@ -38,7 +45,9 @@ class SerialChannel:
         while True:
             deadline.check(awaited)
             with suppress(queue.Empty):
-                return self._lines.get(timeout=deadline.remaining_s(_POLL_S))
+                line = self._lines.get(timeout=deadline.remaining_s(_POLL_S))
+                self._read_bytes += len(line) + _LINE_COST_BYTES
+                return line.decode(errors="replace").strip()
             self._check(awaited)
 
     def send(self, text: str | bytes, deadline: Deadline, awaited: str) -> None:
@@ -66,6 +75,8 @@ class SerialChannel:
             pass  # the domain and its stream have ended
 
     def _check(self, awaited: str) -> None:
+        if self._failure:
+            raise VclusterError(f"{self._run.name}: {self._failure}")
         if self._has_ended:
             raise self._run.stopped(awaited)
         self._run.check(awaited)
@@ -81,6 +92,17 @@ class SerialChannel:
             self._has_ended = True
             stream.eventRemoveCallback()
             return
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        for line in lines:
-            self._lines.put(line.decode(errors="replace").strip())
+        for line in self._joiner.add(data):
+            self._lines.put(line)
+            self._arrived_bytes += len(line) + _LINE_COST_BYTES
+        self._failure = self._excess()
+        if self._failure:
+            stream.eventRemoveCallback()
+
+    def _excess(self) -> str:
+        """What a node that is not trusted has sent too much of; empty if nothing."""
+        if len(self._joiner.rest) > _LINE_BYTES_MAX:
+            return f"it sent a line of more than {_LINE_BYTES_MAX >> 20} MiB over its serial port"
+        if self._arrived_bytes - self._read_bytes > _WAITING_BYTES_MAX:
+            return "it sends faster over its serial port than vcluster can read"
+        return ""

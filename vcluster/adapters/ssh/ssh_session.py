@@ -14,7 +14,7 @@ from types import TracebackType
 
 import paramiko
 
-from vcluster.adapters.pipe import CHUNK, Listener, Pipe, error_line
+from vcluster.adapters.pipe import CHUNK, Listener, Pipe, Printed, error_line
 from vcluster.adapters.process import KILLED, Completed, Output
 from vcluster.errors import MissingError, VclusterError
 from vcluster.util.deadline import Deadline
@@ -173,7 +173,7 @@ class Session:
     def _communicate(
         self, channel: paramiko.Channel, stdin: bytes | None, awaited: str, deadline: Deadline, on_output: Output | None
     ) -> Completed:
-        printed = {"stdout": bytearray(), "stderr": bytearray()}
+        printed = Printed(f"{self.name}: {awaited}", on_output)
         channel.settimeout(_POLL_S)
         if stdin is not None:
             self._send(channel, stdin, awaited, deadline)
@@ -182,14 +182,11 @@ class Session:
         while not (channel.exit_status_ready() and (channel.eof_received or channel.closed) and _empty(channel)):
             deadline.check(f"{awaited} on {self.name}")
             for stream, data in _output_of(channel, arrivals):
-                printed[stream] += data
-                if on_output:
-                    on_output(stream, data)
+                printed.add(stream, data)
         exit_code = channel.recv_exit_status()
         if exit_code < 0 and not self.is_alive:
             raise EOFError("it closed before the program ended")
-        texts = {stream: data.decode(errors="backslashreplace") for stream, data in printed.items()}
-        return Completed(exit_code if exit_code >= 0 else KILLED, **texts)
+        return printed.completed(exit_code if exit_code >= 0 else KILLED)
 
     def _send(self, channel: paramiko.Channel, stdin: bytes, awaited: str, deadline: Deadline) -> None:
         view = memoryview(stdin)

@@ -14,7 +14,7 @@ from vcluster.model.plan import Plan
 from vcluster.planning.neighbours import Neighbour, classify
 from vcluster.render import gateway_actions
 from vcluster.stages import configure
-from vcluster.stages.guest_answer import ask, field, unknown_result
+from vcluster.stages.guest_answer import ask, field, require_success, unknown_result
 from vcluster.util.deadline import Deadline
 
 AWAITED = "the search for hosts"
@@ -63,8 +63,7 @@ def discover(context: Context, name: str, *, timeout_s: float) -> tuple[Neighbou
     with ExitStack() as stack:
         head = _log_in_to_head(context, plan, stack, timeout_s)
         answer = ask(head, "discover", request, awaited=AWAITED)
-    if "error" in answer:
-        raise VclusterError(f"{head.name}: cannot discover hosts: {answer['error']}")
+    require_success(answer, f"{head.name}: cannot discover hosts")
     where = f"{head.name}: {AWAITED}"
     swept = field(answer, "swept", str, where)
     context.report.note(f"pinged {swept}")
