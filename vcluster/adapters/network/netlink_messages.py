@@ -12,6 +12,7 @@ from typing import Any
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
 from vcluster.adapters.network.interface_spec import InterfaceSpec
+from vcluster.adapters.network.kernel_modules import load_command
 from vcluster.adapters.network.netlink_socket import (
     NLM_F_ACK,
     NLM_F_REQUEST,
@@ -132,7 +133,7 @@ def _translate_error(error: NetlinkError, subject: str) -> VclusterError:
     if error.code == errno.EOPNOTSUPP and "IFLA_LINKINFO" in attributes:
         kind = dict(attributes["IFLA_LINKINFO"]["attrs"])["IFLA_INFO_KIND"]
         return MissingError(
-            f"{subject}: the kernel does not support interfaces of kind {kind}: {error.reason}", hint=f"modprobe {kind}"
+            f"{subject}: the kernel does not support interfaces of kind {kind}: {error.reason}", hint=load_command(kind)
         )
     if error.code == errno.EEXIST:
         return ConflictError(

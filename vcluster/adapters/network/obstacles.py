@@ -11,6 +11,7 @@ from pathlib import Path
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
 from vcluster.adapters.network.interface_spec import KINDS
+from vcluster.adapters.network.kernel_modules import load_command
 from vcluster.adapters.network.netlink_messages import CREATE_EXCLUSIVE, RTM_NEWLINK
 from vcluster.adapters.network.netlink_socket import NLM_F_ACK, NLM_F_REQUEST, ROUTE, NetlinkError, NetlinkSocket
 from vcluster.adapters.network.nftables_messages import FORWARD, INPUT, open_socket
@@ -46,7 +47,7 @@ def _missing_kinds(kinds: Sequence[str]) -> Iterator[_Obstacle]:
     with open_socket("the kinds of interfaces", protocol=ROUTE) as netlink:
         for kind in kinds:
             if not _supports(netlink, kind):
-                yield _obstacle("kernel", f"it does not support interfaces of kind {kind}", f"modprobe {kind}")
+                yield _obstacle("kernel", f"it does not support interfaces of kind {kind}", load_command(kind))
 
 
 def _supports(netlink: NetlinkSocket, kind: str) -> bool:
