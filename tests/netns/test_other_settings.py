@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import socket
+import sys
 from collections.abc import Iterator
 
 import pytest
 
 from tests import samples
 from tests.clusters import Host
-from tests.testbed import testbed
+from tests.inside import ROOT
+from tests.testbed import kill, testbed
 from vcluster import guest
 from vcluster.images.store import DEFAULT_IMAGE, ImageStore
 from vcluster.render import packages
@@ -187,3 +190,47 @@ def test_packages_that_cannot_be_installed_are_named(host: Host) -> None:
     assert "no-such-program not installed at the first boot; apt-get: W: Failed to fetch" in answer["error"]
     assert "Could not connect to proxy.example:3128; " in answer["error"]
     assert answer["error"].endswith("; E: Unable to locate package mpich")
+
+
+# Other DNS servers
+
+LISTEN = """
+import socket, sys, time
+with socket.create_server((sys.argv[1], 53), family=int(sys.argv[2]), dualstack_ipv6=int(sys.argv[2]) == 10):
+    print("up", flush=True)
+    time.sleep(100)
+"""
+CREATE = """
+import sys
+from vcluster.adapters.libvirt.hypervisor import Hypervisor
+from vcluster.errors import VclusterError
+
+with Hypervisor("qemu:///system", "0badcafe") as opened:
+    try:
+        opened.create_network(sys.argv[1])
+    except VclusterError as error:
+        print(error)
+    opened.destroy_network("trial")
+"""
+XML = "<network><name>trial</name><bridge name='vn-trial'/><ip address='172.28.0.1' prefix='24'/></network>"
+
+
+@pytest.mark.parametrize(
+    ("address", "family", "is_free"),
+    [("0.0.0.0", socket.AF_INET, False), ("::", socket.AF_INET6, False), ("127.0.0.53", socket.AF_INET, True)],
+)
+def test_another_dns_server(host: Host, address: str, family: int, is_free: bool) -> None:
+    """libvirt's own DNS server cannot start next to one that listens on all addresses. A create makes nothing then."""
+    taken = "another program listens on port 53 of all addresses"
+    listening = host.server.popen(["python3", "-c", LISTEN, address, str(int(family))])
+    try:
+        assert listening.stdout is not None
+        assert listening.stdout.readline() == "up\n"
+        tried = host.server.run([sys.executable, "-c", CREATE, XML], timeout_s=20, cwd=ROOT).stdout
+        assert tried == ("" if is_free else f"creating the management network: {taken}\n")
+        assert ("DNS" in findings(host)) is not is_free
+        done = host.vcluster("local", "create", "--accel", "tcg", "--plan", check=False)
+        assert done.returncode == (0 if is_free else 4), done.stderr
+        assert (f"localhost: {taken}, so " in done.stderr) is not is_free
+    finally:
+        kill(listening)

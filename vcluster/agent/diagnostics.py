@@ -5,9 +5,11 @@ It runs on the server, so it uses only the standard library.
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import shutil
+import socket
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +18,11 @@ from typing import Any
 from vcluster.adapters.network import ipv6
 from vcluster.agent import libvirt_daemons
 from vcluster.agent.confinement import APPARMOR, SELINUX, confinement
+from vcluster.model.facts import DNS_FIX, DNS_IS_TAKEN
 
 OK, WARNING, ERROR = "ok", "warning", "error"
 KVM = Path("/dev/kvm")
+DNS_PORT, FREE_ADDRESS = 53, "127.53.53.53"
 
 # Program: Debian package and purpose.
 PROGRAMS = {
@@ -51,6 +55,7 @@ def diagnose(*, carries_nodes: bool, is_controller: bool) -> list[Finding]:
             *_libvirt(),
             *device_findings(KVM),
             *_forwarding(),
+            *_dns(),
             *_confinement(),
         ]
     if is_controller:
@@ -133,6 +138,29 @@ def device_findings(device: Path) -> Iterator[Finding]:
             "open it, and libvirt probes QEMU again at every start of a node (about 16 s)",
             f"chown root:kvm {device} && chmod 0660 {device}",
         )
+
+
+def is_dns_port_free() -> bool:
+    """Whether libvirt can start the DNS server of a network: another one may listen on all addresses.
+
+    It is tried at an address that no program uses, with the options of dnsmasq.
+    """
+    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+        with socket.socket(socket.AF_INET, kind) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                trial.bind((FREE_ADDRESS, DNS_PORT))
+                if kind == socket.SOCK_STREAM:
+                    trial.listen()
+            except OSError as error:  # a user who is not root may not try it
+                if error.errno == errno.EADDRINUSE:
+                    return False
+    return True
+
+
+def _dns() -> Iterator[Finding]:
+    if not is_dns_port_free():
+        yield _finding(ERROR, "DNS", f"{DNS_IS_TAKEN}, so libvirt cannot start the management network", DNS_FIX)
 
 
 def hidden_mounts() -> list[str]:

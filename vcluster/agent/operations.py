@@ -22,7 +22,7 @@ from vcluster.adapters.network import ipv6, netlink_interfaces, netlink_routes, 
 from vcluster.adapters.network.interface_spec import InterfaceSpec
 from vcluster.adapters.network.obstacles import find_obstacles
 from vcluster.agent import confinement, image_store, libvirt_daemons, snapshot_store
-from vcluster.agent.diagnostics import diagnose, has_rights, hidden_mounts
+from vcluster.agent.diagnostics import diagnose, has_rights, hidden_mounts, is_dns_port_free
 
 LIBVIRT_RUN = Path("/run/libvirt/network")
 LIBVIRT_DOMAINS = Path("/run/libvirt/qemu")
@@ -51,7 +51,7 @@ def identity() -> dict[str, Any]:
 
 
 def observe(disks: str) -> dict[str, Any]:
-    """The facts for planning: free disk space at `disks`, CPUs, routes, hosts that must stay reachable, VNIs in use."""
+    """The facts for planning: free disk space at `disks`, CPUs, routes, hosts, DNS, and VNIs in use."""
     interfaces = netlink_interfaces.interfaces()
     place = Path(disks)
     existing = next(path for path in (place, *place.parents) if path.exists())
@@ -60,6 +60,7 @@ def observe(disks: str) -> dict[str, Any]:
         "cpus": os.cpu_count() or 1,
         "routes": [[str(network), interface] for network, interface in netlink_routes.routes()],
         "hosts": [*(address for _, address in addresses()), *map(str, peers.peers())],
+        "is_dns_free": is_dns_port_free(),
         "vnis": sorted(found.vni for found in interfaces if found.vni),
     }
 

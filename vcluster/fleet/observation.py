@@ -75,6 +75,7 @@ def _facts(
         vnis=frozenset(seen["vnis"]) | _promised_vnis(server, plans),
         underlay_routes=underlay,
         host_key=server.host_key,
+        is_dns_free=seen["is_dns_free"],
     )
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 
+DNS_IS_TAKEN = "another program listens on port 53 of all addresses"
+DNS_FIX = "ss -lnp 'sport = :53' names the program; configure it to listen on its own addresses only"
+
 
 @dataclass(frozen=True, slots=True)
 class Route:
@@ -40,7 +43,7 @@ class Facts:
 
     `accel` is the accelerator of nodes there, kvm or tcg. `hosts` are addresses of the server itself and of hosts that
     it talks to. `vnis` are in use, by any program. `underlay_routes` lead to other servers, by name. `host_key` is the
-    key that the server has shown, empty for this machine.
+    key that the server has shown, empty for this machine. If `is_dns_free`, libvirt can start a DNS server there.
     """
 
     memory_free_mib: int = 0
@@ -53,3 +56,4 @@ class Facts:
     vnis: frozenset[int] = frozenset()
     underlay_routes: dict[str, UnderlayRoute] = field(default_factory=dict)
     host_key: str = ""
+    is_dns_free: bool = True

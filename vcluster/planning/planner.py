@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
+from vcluster.errors import ConflictError
 from vcluster.model import naming
-from vcluster.model.facts import Facts
+from vcluster.model.facts import DNS_FIX, DNS_IS_TAKEN, Facts
 from vcluster.model.plan import ManagementInterface, Network, Node, Plan, Pool, ServerPlan
 from vcluster.model.spec import DHCP, PRIVATE, AddressRange, Image, ServerSpec, Spec
 from vcluster.planning import addressing, placement
@@ -122,6 +123,10 @@ def _networks(
     """A management network on each server whose nodes have a `mgmt0`; their subnets differ."""
     chosen: dict[str, Network] = {}
     for server in dict.fromkeys(managed):
+        if not facts[server].is_dns_free:
+            raise ConflictError(
+                f"{server}: {DNS_IS_TAKEN}, so libvirt cannot start the management network", hint=DNS_FIX
+            )
         taken = (avoid, *(network.subnet for network in chosen.values()))
         subnet = addressing.choose_management(managed.count(server), facts[server], avoid=taken)
         name = naming.libvirt_name(cluster)
