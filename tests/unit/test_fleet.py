@@ -407,11 +407,12 @@ def test_authorize_adds_and_removes_only_its_key(
     if before is not None:
         path.parent.mkdir(mode=0o700)
         path.write_text(before)
+        path.chmod(0o640)
     key = "ssh-ed25519 AAAAC3 vcluster:lab:0badcafe"
     assert run_authorize(monkeypatch, capsys, do="add", line=key)
     assert not run_authorize(monkeypatch, capsys, do="add", line=key)
     assert path.read_text().splitlines() == [*(before or "").splitlines(), key]
-    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.stat().st_mode & 0o777 == (0o600 if before is None else 0o640)
     assert run_authorize(monkeypatch, capsys, do="remove", mark="vcluster:lab:0badcafe")
     assert not run_authorize(monkeypatch, capsys, do="remove", mark="vcluster:lab:0badcafe")
     assert path.read_text().splitlines() == (before or "").splitlines()

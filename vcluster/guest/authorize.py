@@ -6,38 +6,75 @@ Reads a JSON request from standard input, {"do": "add", "line"} or {"do": "remov
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import sys
 
+Request = dict[str, str]
 
-def write(path: str, lines: list[str]) -> None:
+
+def open_draft(path: str) -> int:
+    """Open the next version of a file and lock it: other commands wait until this one has replaced the file.
+
+    The lock is on a file that is open for writing, because NFS has no other locks.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            if os.path.samestat(os.fstat(descriptor), os.lstat(path)):
+                return descriptor
+        except FileNotFoundError:
+            pass  # the command that had the lock has renamed the file
+        os.close(descriptor)
+
+
+def change(path: str, request: Request) -> bool:
+    """Change the file as requested. Returns whether something changed."""
     draft = f"{path}.vcluster"
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+    descriptor = open_draft(draft)
+    try:
+        lines = []
+        if os.path.exists(path):
+            with open(path) as file:
+                lines = file.readlines()
+        new = changed(lines, request)
+        if new == lines:
+            os.unlink(draft)
+        else:
+            write(descriptor, new)
+            os.fchmod(descriptor, os.stat(path).st_mode & 0o777 if os.path.exists(path) else 0o600)
+            os.rename(draft, path)
+        return new != lines
+    finally:
+        os.close(descriptor)
+
+
+def changed(lines: list[str], request: Request) -> list[str]:
+    mark = request["mark"] if request["do"] == "remove" else request["line"].split()[-1]
+    others = [line for line in lines if line.split()[-1:] != [mark] or line.startswith("#")]
+    if others and not others[-1].endswith("\n"):
+        others[-1] += "\n"
+    return [*others, request["line"].strip() + "\n"] if request["do"] == "add" else others
+
+
+def write(descriptor: int, lines: list[str]) -> None:
+    os.truncate(descriptor, 0)
+    with os.fdopen(os.dup(descriptor), "w") as file:
         file.writelines(lines)
         file.flush()
         os.fsync(file.fileno())
-    os.rename(draft, path)
 
 
 def main() -> None:
     request = json.load(sys.stdin)
     folder = os.path.expanduser("~/.ssh")
-    path = os.path.realpath(os.path.join(folder, "authorized_keys"))
-    lines = []
-    if os.path.exists(path):
-        with open(path) as file:
-            lines = file.readlines()
-    mark = request["mark"] if request["do"] == "remove" else request["line"].split()[-1]
-    others = [line for line in lines if line.split()[-1:] != [mark] or line.startswith("#")]
-    if others and not others[-1].endswith("\n"):
-        others[-1] += "\n"
-    new = [*others, request["line"].strip() + "\n"] if request["do"] == "add" else others
-    if new != lines:
+    if request["do"] == "add":
         os.makedirs(folder, mode=0o700, exist_ok=True)
-        if new or os.path.exists(path):
-            write(path, new)
-    json.dump({"changed": new != lines}, sys.stdout)
+    path = os.path.realpath(os.path.join(folder, "authorized_keys"))
+    is_changed = os.path.isdir(os.path.dirname(path)) and change(path, request)
+    json.dump({"changed": is_changed}, sys.stdout)
 
 
 if __name__ == "__main__":
