@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vcluster.cli.output import terminal
 from vcluster.errors import MissingError, RequestError, VclusterError
 
 if TYPE_CHECKING:
@@ -94,12 +95,12 @@ _terminal = threading.Lock()
 
 def _confirm(question: str) -> bool:
     with _terminal:
-        return click.confirm(question, err=True)
+        return terminal.confirm(question)
 
 
 def _ask(question: str) -> str:
     with _terminal:
-        return str(click.prompt(question, hide_input=True, err=True))
+        return terminal.ask_secret(question)
 
 
 @contextmanager
@@ -124,7 +125,7 @@ def emit(output: str, document: object, text: Callable[[Any], str]) -> None:
     from vcluster.model import codec
 
     written = codec.to_json(document)
-    click.echo(written if output == "json" else f"{text(json.loads(written))}\n", nl=False)
+    terminal.say(written if output == "json" else f"{text(json.loads(written))}\n", nl=False)
 
 
 # The choice of the cluster

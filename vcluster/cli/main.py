@@ -17,6 +17,7 @@ from vcluster.cli import common, guidance
 from vcluster.cli.clusters import clear, create, inventory, lifecycle, scale
 from vcluster.cli.help_layout import Group, examples
 from vcluster.cli.nodes import access, check, copy, execute, gateway, power, provision, terminals
+from vcluster.cli.output import terminal
 from vcluster.cli.servers import doctor, image, switch
 from vcluster.errors import EXIT_INTERRUPTED, SeveralErrors, VclusterError
 from vcluster.util.interrupts import on_interrupt
@@ -69,7 +70,7 @@ def completion(shell: str) -> None:
     kind = get_completion_class(shell)
     if kind is None:
         raise click.UsageError(f"vcluster has no completion for {shell}")
-    click.echo(kind(main, {}, "vcluster", "_VCLUSTER_COMPLETE").source())
+    terminal.say(kind(main, {}, "vcluster", "_VCLUSTER_COMPLETE").source())
 
 
 def run() -> None:
@@ -99,7 +100,7 @@ def _run() -> int:
         sys.stdout.flush()  # an error at exit would have neither a message nor an exit code
         return result if isinstance(result, int) else 0
     except HELP as error:
-        click.echo(error.format_message(), err=True)
+        terminal.say(error.format_message(), err=True)
         return error.exit_code
     except click.ClickException as error:
         return _complain(error.format_message(), _usage_hint(error), error.exit_code, invocation)
@@ -147,7 +148,7 @@ def _complain(message: str, hint: str | None, exit_code: int, invocation: common
     gap = "\n  " if "\n" in message else " "  # the last of several lines may be a command to be copied
     hint = reader.complete_hint(hint, sys.argv[1:]) if hint else None
     tail = f"{gap}({hint})" if hint else ""
-    click.echo(f"{head} {reader.complete(message)}{tail}", err=True, color=may_color(sys.stderr))
+    terminal.complain(f"{reader.complete(message)}{tail}", head=head, color=may_color(sys.stderr))
     return exit_code
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 OUTPUT_MAX = 500  # characters of a node's output in a message
+_SEQUENCE = re.compile(r"\x1b(\[[0-9;?]*[ -/]*[@-~]|[()][0-9A-B]|.)")  # ECMA-48: colors, the cursor
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 ERROR_LENGTH_MAX = 80  # of a library's message, quoted in an error message
 
 
@@ -14,6 +18,19 @@ def shown(text: str, length_max: int = 40) -> str:
 def printable(text: str) -> str:
     """A text without characters that control a terminal: each becomes `?`."""
     return "".join(each if each.isprintable() else "?" for each in text)
+
+
+def displayable(text: str) -> str:
+    """A text without what controls a terminal. Tabs and ends of lines stay.
+
+    Complete sequences, for example for colors, are removed; each other control character becomes `?`.
+    """
+    return _CONTROL.sub("?", _SEQUENCE.sub("", text.replace("\r\n", "\n")))
+
+
+def encodable(text: str) -> str:
+    """A text that can be written as UTF-8: each lone surrogate, which JSON may contain, becomes `?`."""
+    return text.encode(errors="replace").decode()
 
 
 def quoted(output: object) -> str:

@@ -8,6 +8,7 @@ import click
 
 from vcluster.cli import arguments, common
 from vcluster.cli.help_layout import Command, examples
+from vcluster.cli.output import terminal
 from vcluster.cli.server_arguments import servers_of
 from vcluster.errors import ConflictError, RequestError, VclusterError
 
@@ -109,7 +110,7 @@ def _confirm(names: tuple[str, ...], data: tuple[str, ...]) -> None:
 def _warn_of_data(disks: Sequence[str]) -> None:
     """Report disks with data before a question. Raises ConflictError if no user can answer it."""
     for disk in disks:
-        click.echo(f"{disk}: its data will be deleted", err=True)
+        terminal.say(f"{disk}: its data will be deleted", err=True)
     if disks and not common.can_ask():
         raise ConflictError("cannot ask whether to delete data: no terminal", hint="-y deletes it without a question")
 

@@ -15,6 +15,7 @@ import click
 from vcluster.cli import arguments, common
 from vcluster.cli.help_layout import Command
 from vcluster.cli.nodes import access as ssh_access
+from vcluster.cli.output import terminal
 from vcluster.errors import MissingError, RequestError
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def _show(screen: Screen, *, detach: bool) -> None:
     if not detach:
         sys.stdout.flush()
         tmux.attach(screen)
-    click.echo(shlex.join(screen.attach_argv))
+    terminal.say(shlex.join(screen.attach_argv))
 
 
 @click.command(cls=Command)
@@ -123,12 +124,12 @@ def console(name: str | None, everything: bool, nodeset: str | None, detach: boo
     chosen = access.choose_node(plan, node)
     if log:
         printed = access.read_console(context, plan, chosen)
-        click.echo(printed, nl=False)
+        terminal.say(printed, nl=False)
         if not printed:
-            click.echo(f"{node} has printed nothing since power-on; a clone does not boot", err=True)
+            terminal.say(f"{node} has printed nothing since power-on; a clone does not boot", err=True)
         return 0
-    click.echo(f"console of {node}; Ctrl-] leaves it", err=True)
-    return access.attach_console(context, plan, chosen, on_error=sys.stderr.write)
+    terminal.say(f"console of {node}; Ctrl-] leaves it", err=True)
+    return access.attach_console(context, plan, chosen, on_error=lambda text: terminal.say(text, err=True, nl=False))
 
 
 def _show_consoles(plan: Plan, nodes: Sequence[Node], *, detach: bool) -> None:

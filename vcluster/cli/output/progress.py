@@ -13,6 +13,7 @@ from termcolor import colored
 from tqdm import tqdm
 
 from vcluster.fleet.ledger import StageTime
+from vcluster.model.quoting import displayable
 from vcluster.util.events import EVERYONE, Event
 
 REFRESH_S = 0.5
@@ -64,7 +65,7 @@ class ProgressLines:
 
     def _print(self, event: Event, text: str) -> None:
         name = f"{event.node}: " if event.node else ""
-        line = f"{event.at_s:7.1f} s  {name}{text}"
+        line = displayable(f"{event.at_s:7.1f} s  {name}{text}")
         print(
             colored(line, COLORS.get(event.what), no_color=not may_color(self._stream)), file=self._stream, flush=True
         )
@@ -100,7 +101,7 @@ class ProgressBars:
         with self._lock:
             self._now_s = event.at_s
             if event.what == "note":
-                text = self._complete(event.text)
+                text = displayable(self._complete(event.text))
                 tqdm.write(colored(text, "yellow", no_color=not may_color(self._stream)), file=self._stream)
             elif event.node != EVERYONE or event.stage.startswith("remove"):
                 self._show(event)

@@ -9,14 +9,13 @@ from contextlib import contextmanager, suppress
 from vcluster.errors import DeadlineError, VclusterError
 from vcluster.fleet.servers import Server
 from vcluster.model.plan import Node, Plan
-from vcluster.model.quoting import printable
+from vcluster.model.quoting import displayable, printable
 from vcluster.render.domain_xml import console_path
 
 CONSOLE_BYTES = 16384
 LINES_MAX, COLUMNS_MAX = 8, 160
 READY = "vcluster: ready"  # ends each boot (images/guest/vcluster-ready.service)
 PANIC = "Kernel panic - not syncing"  # Linux prints it, and a trace after it (kernel/panic.c)
-_CONTROL_SEQUENCE = re.compile(r"\x1b(\[[0-9;?]*[ -/]*[@-~]|[()][0-9A-B]|.)")  # ECMA-48: colours, the cursor
 
 
 def console_log(server: Server, plan: Plan, node: Node, size: int = CONSOLE_BYTES) -> str:
@@ -42,7 +41,7 @@ def described(name: str, console: str) -> str:
 
 
 def _printable(line: str) -> str:
-    shown = printable(_CONTROL_SEQUENCE.sub("", line))
+    shown = printable(displayable(line))
     return shown if len(shown) <= COLUMNS_MAX else f"{shown[: COLUMNS_MAX - 1]}…"
 
 
