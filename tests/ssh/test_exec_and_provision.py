@@ -217,7 +217,7 @@ def test_nodes_behind_the_head_are_reached_through_it(state: Path) -> None:
 
 
 def context(state: Path, *listeners: object) -> Context:
-    return Context(state, Connector(), ImageStore(state / "images"), Reporter(tuple(listeners)))  # type: ignore[arg-type]
+    return Context(state, Connector(samples.OWNER), ImageStore(state / "images"), Reporter(tuple(listeners)))  # type: ignore[arg-type]
 
 
 # provision
