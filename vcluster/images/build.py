@@ -39,6 +39,7 @@ KERNEL_CMDLINE = (
 PROGRAMS = {"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "qemu-img": "qemu-utils"}
 INSTALL_TIMEOUT_S = 1800
 DISK_TIMEOUT_S = 600
+APT_CONFIG_TIMEOUT_S = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,12 +206,24 @@ def install(recipe: Recipe, root: Path, sources: str, *, scratch: Path) -> None:
         install_command(recipe, root),
         stdin=sources,
         timeout_s=INSTALL_TIMEOUT_S,
-        env={**os.environ, "TMPDIR": str(scratch), "LC_ALL": "C.UTF-8"},
+        env={**host_proxies(), **os.environ, "TMPDIR": str(scratch), "LC_ALL": "C.UTF-8"},
         may_fail=True,
     )
     if done.exit_code != 0:
         # mmdebstrap prints lines about its own processes last, and the reason before them.
         raise VclusterError(f"mmdebstrap failed with exit code {done.exit_code}: {last_lines(done, lines=12)}")
+
+
+def host_proxies() -> dict[str, str]:
+    """The HTTP proxies of this host's apt as variables, since mmdebstrap does not read the settings of apt.
+
+    sudo removes the user's own variables. The image does not keep them: its nodes may not reach the proxy.
+    """
+    if shutil.which("apt-config") is None:
+        return {}
+    settings = run(["apt-config", "dump"], timeout_s=APT_CONFIG_TIMEOUT_S).stdout
+    found = re.findall(r'^Acquire::(https?)::Proxy "(\w+://.+)";$', settings, re.MULTILINE)
+    return {f"{scheme}_proxy": address for scheme, address in found}
 
 
 def install_command(recipe: Recipe, root: Path) -> list[str]:
