@@ -85,12 +85,12 @@ def read_owner(root: Path) -> str:
 
 def make_owner(root: Path) -> str:
     """The owner id of a state folder, which gets one if it has none. Of several commands at once, one makes it."""
-    while not (root / OWNER).exists():
-        with _writing(root):
+    with _writing(root / OWNER):
+        while not (root / OWNER).exists():
             root.mkdir(parents=True, exist_ok=True)
-        with _locked_folder(root, wait=True) as is_ours:
-            if is_ours and not (root / OWNER).exists():
-                _write_file(root / OWNER, naming.owner_id(maker(), secrets.token_hex(4)) + "\n", mode=0o644)
+            with _locked_folder(root, wait=True) as is_ours:
+                if is_ours and not (root / OWNER).exists():
+                    _write_file(root / OWNER, naming.owner_id(maker(), secrets.token_hex(4)) + "\n", mode=0o644)
     return read_owner(root)
 
 
