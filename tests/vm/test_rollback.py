@@ -97,6 +97,20 @@ def test_keep_leaves_the_cluster_for_inspection(host: Host, bare: Survey) -> Non
     assert_unchanged(host, bare)
 
 
+def test_repair_does_not_remake_a_kept_node_that_was_deleted_by_hand(host: Host, bare: Survey) -> None:
+    """A user may have used the nodes of a failed create with --keep."""
+    options = ("-n", "2", "--boot", "cold", "--timeout", "6", "--keep")
+    assert host.vcluster("local", "create", "--name", "doomed", *options, check=False).returncode == 1
+    host.sh("virsh destroy doomed.node2; virsh undefine doomed.node2")
+    refused = host.vcluster("repair", "doomed", check=False)
+    assert refused.returncode == 1
+    assert "deleted outside vcluster: node2 " in refused.stderr
+    disk = "/var/lib/libvirt/images/vcluster/clusters/doomed/node2.qcow2"
+    assert host.sh(f"ls {disk}") == f"{disk}\n"
+    host.vcluster("clear", "doomed", "-y", "--verify")
+    assert_unchanged(host, bare)
+
+
 def test_two_creates_of_one_name(host: Host, bare: Survey) -> None:
     first = host.popen("local", "create", "--name", "doomed", "-n", "1")
     host.wait_for("ls /var/lib/vcluster/clusters/doomed/ledger.json")
