@@ -38,7 +38,7 @@ def owner(host: Host) -> str:
 
 
 def make_pool(host: Host, owner: str, folder: str) -> None:
-    """A pool of ours that is inactive, as after a reboot."""
+    """A pool with our owner label, inactive as after a reboot."""
     xml = pool_xml(Pool(libvirt_name("lab"), uuid_for("pool", "lab", owner), Path(folder)))
     host.server.path("/run/pool.xml").write_text(xml)
     host.sh("virsh -q pool-define /run/pool.xml; rm /run/pool.xml")
