@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
 
 from tests import samples
-from vcluster.errors import ConflictError, VclusterError
+from vcluster.errors import ConflictError, DeadlineError, VclusterError
 from vcluster.fleet import ledger
 from vcluster.fleet.ledger import ClusterFiles, Ledger, StageTime
 from vcluster.model import codec
+from vcluster.util.deadline import Deadline
+from vcluster.util.events import Reporter
 
 # State folders as the version at commit 2b157f7 wrote them. Its users have clusters with such ledgers.
 OLD = Path(__file__).parent.parent / "golden" / "ledger-2b"
@@ -159,3 +162,34 @@ def test_an_empty_folder_is_not_a_cluster(files: ClusterFiles) -> None:
     assert ledger.cluster_names(files.root) == ()
     files.write_keys(samples.keys(1))
     assert ledger.cluster_names(files.root) == ("lab",)
+
+
+def test_a_command_reports_that_it_waits_for_another_plan(tmp_path: Path) -> None:
+    notes: list[str] = []
+    report = Reporter((lambda event: notes.append(event.text),))
+    with (
+        ledger.planning(tmp_path / "state", Deadline(5), report),
+        pytest.raises(DeadlineError, match="waiting for another command to plan its cluster"),
+        ledger.planning(tmp_path / "state", Deadline(0.3), report),
+    ):
+        pytest.fail("two commands plan at the same time")
+    assert notes == ["waiting for another command that plans a cluster"]
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_command_plans_when_the_other_has_planned(tmp_path: Path) -> None:
+    has_lock, may_end = threading.Event(), threading.Event()
+
+    def plan() -> None:
+        with ledger.planning(tmp_path / "state", Deadline(10), Reporter()):
+            has_lock.set()
+            may_end.wait(10)
+
+    other = threading.Thread(target=plan)
+    other.start()
+    assert has_lock.wait(10)
+    threading.Timer(0.3, may_end.set).start()
+    with ledger.planning(tmp_path / "state", Deadline(10), Reporter()):
+        assert may_end.is_set()
+    other.join(10)
+    assert not (tmp_path / "state").exists()

@@ -22,6 +22,7 @@ from vcluster.fleet.ledger import VERSION, Ledger
 from vcluster.fleet.servers import Server, ServerRequest
 from vcluster.images.store import ImageStore
 from vcluster.resources.owned import OwnedItem
+from vcluster.util.deadline import Deadline
 from vcluster.util.events import Reporter
 
 
@@ -72,7 +73,7 @@ def test_the_empty_folder_of_a_killed_command_is_removed(tmp_path: Path) -> None
 def test_the_empty_folder_of_a_command_that_plans_stays(tmp_path: Path) -> None:
     """Otherwise the next command would not wait for the lock on it."""
     state = tmp_path / "state"
-    with ledger.planning(state):
+    with ledger.planning(state, Deadline(5), Reporter()):
         assert clear(context_of(tmp_path, is_reachable=True), "doomed") is False
         assert (state / "clusters").is_dir()
     assert not state.exists()

@@ -20,11 +20,13 @@ from vcluster.errors import ConflictError, MissingError, VclusterError
 from vcluster.model import codec, naming
 from vcluster.model.keys import Keys
 from vcluster.model.plan import Plan
-from vcluster.util.events import timed_call
+from vcluster.util.deadline import Deadline
+from vcluster.util.events import Reporter, timed_call
 
 VERSION = 3
 OWNER = "owner"  # the file with the owner id of a state folder
 MACHINE_ID = Path("/etc/machine-id")
+PLANNING_POLL_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,17 +121,24 @@ def _has_files(folder: Path) -> bool:
 
 
 @contextmanager
-def planning(root: Path) -> Iterator[None]:
-    """Let one command at a time choose names and subnets, until it has written its own ledger."""
-    folder = root / "clusters"
+def planning(root: Path, deadline: Deadline, report: Reporter) -> Iterator[None]:
+    """Let one command at a time choose names and subnets, until it has written its own ledger.
+
+    Reports that it waits for another command. Raises DeadlineError if that takes too long.
+    """
+    folder, is_reported = root / "clusters", False
     try:
         while True:
             with _writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
-            with _locked_folder(folder, wait=True) as is_ours:
+            with _locked_folder(folder) as is_ours:
                 if is_ours:
                     yield
                     return
+            if folder.exists() and not is_reported:
+                report.note("waiting for another command that plans a cluster")
+                is_reported = True
+            deadline.pause(PLANNING_POLL_S, "another command to plan its cluster")
     finally:
         _remove_stale(root)
 
@@ -138,9 +147,13 @@ def planning(root: Path) -> Iterator[None]:
 def _locked_folder(folder: Path, *, wait: bool = False) -> Iterator[bool]:
     """Lock a folder by its own descriptor, which leaves no lock file. Yields True if we hold the lock.
 
-    Yields False if another process holds it and `wait` is False, or if the folder was removed during the wait.
+    Yields False if another process holds it and `wait` is False, or if the folder was removed.
     """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        yield False
+        return
     try:
         yield (
             _flock(descriptor, wait=wait) and folder.exists() and os.path.samestat(os.fstat(descriptor), folder.stat())

@@ -67,7 +67,9 @@ def up(peer: IPv4Address, output: str, **given: Any) -> None:
         mtu=asked.get("mtu"),
         interface=asked.get("interface", ""),
     )
-    common.emit(output, work.up(common.context(), order), network_report.switch_text)
+    with common.progress() as (context, _):
+        side = work.up(context, order)
+    common.emit(output, side, network_report.switch_text)
 
 
 @switch.command()

@@ -55,7 +55,7 @@ def create(
         context.fleet(admission.server_requests(spec)) as fleet,
         ExitStack() as stack,
     ):
-        with ledger.planning(context.state_root):
+        with ledger.planning(context.state_root, deadline, context.report):
             plan, _ = admission.admit(context, fleet, spec, image=image, accel=accel)
             stack.enter_context(files.locked())
             stack.enter_context(_interruptible(context, spec.name, keep=keep))

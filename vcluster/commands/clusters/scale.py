@@ -39,7 +39,7 @@ def add(context: Context, name: str, *, number: int = 1, asked: Sequence[str] = 
     resize.new_names(read_ledger(files).plan, number, asked)  # a wrong request is an error before servers are opened
     with context.fleet_of(read_ledger(files).plan) as fleet, ExitStack() as stack:
         servers.require_rights(fleet)
-        with planning(context.state_root):
+        with planning(context.state_root, deadline, context.report):
             stack.enter_context(files.locked())
             ledger = read_ledger(files)
             present = ledger.plan

@@ -19,6 +19,9 @@ from vcluster.model.plan import Bridge, ServerPlan, Tunnel
 from vcluster.model.spec import LOCAL, ServerSpec
 from vcluster.planning.topology import check_tunnel_mtu
 from vcluster.resources import interfaces, rules
+from vcluster.util.deadline import Deadline
+
+PLANNING_TIMEOUT_S = 60.0  # to wait for another command that plans a cluster
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,8 @@ def up(context: Context, request: SwitchRequest) -> SwitchSide:
             f"a switch cannot have {request.count} tunnels", hint=f"-n takes a number from 1 to {naming.NODES_MAX}"
         )
     context = context.with_owner()
-    with context.local_server() as server, ledger.planning(context.state_root):
+    deadline = Deadline(PLANNING_TIMEOUT_S)
+    with context.local_server() as server, ledger.planning(context.state_root, deadline, context.report):
         servers.require_rights_on(server)
         if survey(server, request.name) or context.files(request.name).folder.exists():
             raise ConflictError(
