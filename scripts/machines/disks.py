@@ -13,6 +13,7 @@ from testbeds.trees import KEYRING, run_enclosed
 
 from vcluster.images.build import recipe_digest
 from vcluster.images.recipes import read_recipe
+from vcluster.images.store import DEFAULT_IMAGE
 
 from . import cache
 from .checkout import commit, export
@@ -42,17 +43,14 @@ def ensure_disk(kind: Kind, mirrors: Sequence[str]) -> Path:
 
 
 def guest_images() -> dict[str, Path]:
-    """The folder of each image that was built here from a recipe of this checkout, by the name of the recipe."""
-    folders = [path.parent for path in (CHECKOUT / "images").glob("*/recipe.ini")]
-    recipes = {recipe_digest(read_recipe(folder)): folder.name for folder in folders}
-    found = {}
-    for path in sorted(IMAGES.glob("sha256-*/manifest.json"), key=lambda path: path.stat().st_mtime):
-        name = recipes.get(json.loads(path.read_text())["recipe"])
-        if name is not None:
-            found[name] = path.parent
-    for name in sorted(set(recipes.values()) - set(found)):
-        report(f"the image {name} of this checkout is not built here, so the machine does not have it")
-    return found
+    """The folder of the default image by its name, if it was built here from the recipe of this checkout."""
+    digest = recipe_digest(read_recipe(CHECKOUT / "images" / DEFAULT_IMAGE))
+    manifests = sorted(IMAGES.glob("sha256-*/manifest.json"), key=lambda path: path.stat().st_mtime)
+    found = [path.parent for path in manifests if json.loads(path.read_text())["recipe"] == digest]
+    if found:
+        return {DEFAULT_IMAGE: found[-1]}
+    report(f"the image {DEFAULT_IMAGE} of this checkout is not built here, so the machine does not have it")
+    return {}
 
 
 def build(kind: Kind, directory: Path, *, images: Mapping[str, Path], key: str, mirrors: Sequence[str]) -> None:
