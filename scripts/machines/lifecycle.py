@@ -15,6 +15,7 @@ from testbeds.servers import read_process
 from . import cache, checkout, qemu
 from .connection import BOOT_TIMEOUT_S, connect, disconnect, run_as_root
 from .disks import ensure_disk
+from .emulator import Emulator, ensure_emulator
 from .identity import hosts_script, identity_script
 from .kinds import Kind
 from .network import end_network
@@ -33,7 +34,7 @@ from .records import (
 )
 from .snapshots import Snapshot, bring_checkout, ensure_snapshot, settle
 
-PROGRAMS = (qemu.PROGRAM, "qemu-img", "unshare", "nsenter", "mount", "ip", "ssh", "ssh-keygen", "tar")
+PROGRAMS = ("qemu-img", "unshare", "nsenter", "mount", "ip", "ssh", "ssh-keygen", "tar")
 
 
 def up(
@@ -50,11 +51,12 @@ def up(
         begun: list[Machine] = []
         try:
             if missing:
+                emulator = ensure_emulator(mirrors)
                 entry = ensure_disk(kind, mirrors)
-                snapshot = None if boots else ensure_snapshot(kind, entry)
+                snapshot = None if boots else ensure_snapshot(kind, entry, emulator)
             for name in missing:
                 begun.append(Machine(name, free_index(), kind, is_on_lan, owner, entry.name))
-                begin(begun[-1], snapshot)
+                begin(begun[-1], emulator, snapshot)
             for machine in begun:
                 finish(machine, snapshot)
             if begun and is_on_lan:
@@ -78,15 +80,15 @@ def is_up(name: str, kind: Kind, *, is_on_lan: bool) -> bool:
     return False
 
 
-def begin(machine: Machine, snapshot: Snapshot | None) -> None:
+def begin(machine: Machine, emulator: Emulator, snapshot: Snapshot | None) -> None:
     """Make the files of a machine and start its QEMU, without waiting for its sshd."""
     machine.save()
     if snapshot is None:
         make_overlay(machine, machine.entry / "disk.raw", "raw")
-        start(machine, machine.directory / "ram", keeps_memory=False, resumes=False)
+        start(machine, emulator, machine.directory / "ram", keeps_memory=False, resumes=False)
     else:
         make_overlay(machine, snapshot.disk, "qcow2")
-        start(machine, snapshot.memory, keeps_memory=False, resumes=True)
+        start(machine, emulator, snapshot.memory, keeps_memory=False, resumes=True)
         with qemu.monitor(machine.monitor) as monitor:
             monitor.resume(snapshot.state)
 

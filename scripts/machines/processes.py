@@ -17,6 +17,7 @@ from testbeds.programs import NamespaceError, last_lines, run, wait_until
 from testbeds.servers import write_process
 
 from . import qemu
+from .emulator import Emulator
 from .network import RESOLVER, ensure_network, plug_lan
 from .records import MACHINE, Machine
 
@@ -25,11 +26,11 @@ def make_overlay(machine: Machine, base: Path, form: str) -> None:
     run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", form, "-b", str(base), str(machine.overlay)])
 
 
-def start(machine: Machine, memory: Path, *, keeps_memory: bool, resumes: bool) -> None:
+def start(machine: Machine, emulator: Emulator, memory: Path, *, keeps_memory: bool, resumes: bool) -> None:
     """Start QEMU in namespaces of its own, in the network of the machines. Its monitor answers when this returns."""
     network = ensure_network()
     machine.monitor.unlink(missing_ok=True)
-    argv = qemu.command_line(machine, memory, keeps_memory=keeps_memory, resumes=resumes)
+    argv = [*emulator.command, *qemu.arguments(machine, memory, keeps_memory=keeps_memory, resumes=resumes)]
     (machine.directory / "argv.json").write_text(json.dumps(argv))
     kinds = [kind for kind in namespaces.KINDS if kind != "net"]
     starter = [sys.executable, str(MACHINE), "_machine", machine.name]

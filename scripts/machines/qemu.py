@@ -10,24 +10,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from testbeds.programs import NamespaceError, run, wait_until
+from testbeds.programs import NamespaceError, wait_until
 
 from .kinds import CPUS
 from .records import Machine
 
-PROGRAM = "qemu-system-x86_64"
 KERNEL_ARGUMENTS = "root=LABEL=vcluster-machine rw console=ttyS0 mitigations=off net.ifnames=0"
 OUTSIDE_SUBNET = "172.30.253.0/24"  # customize.sh has its addresses; unlikely to be the subnet of a cluster
 ANSWER_TIMEOUT_S = 120
 IGNORE_SHARED = {"capabilities": [{"capability": "x-ignore-shared", "state": True}]}
 
 
-def version() -> str:
-    return run([PROGRAM, "--version"]).splitlines()[0]
-
-
-def command_line(machine: Machine, memory: Path, *, keeps_memory: bool, resumes: bool) -> list[str]:
-    """The QEMU of a machine, with its memory in a file.
+def arguments(machine: Machine, memory: Path, *, keeps_memory: bool, resumes: bool) -> list[str]:
+    """The arguments of a machine's QEMU, with the machine's memory in a file.
 
     With `keeps_memory` the file gets what the machine writes, and is part of a snapshot later. Without it, the machine
     reads the file and keeps what it writes for itself. With `resumes` it awaits the rest of a snapshot.
@@ -35,7 +30,6 @@ def command_line(machine: Machine, memory: Path, *, keeps_memory: bool, resumes:
     size = f"{machine.kind.memory_mib}M"
     share = "on" if keeps_memory else "off"
     return [
-        PROGRAM,
         *("-name", machine.name, "-nodefaults", "-no-user-config", "-display", "none"),
         *("-machine", "pc,memory-backend=ram", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max"),
         *("-smp", str(CPUS), "-m", size),
@@ -45,9 +39,9 @@ def command_line(machine: Machine, memory: Path, *, keeps_memory: bool, resumes:
         # Written data survives the end of the machine in the page cache of its host. More is not needed.
         *("-drive", f"file={machine.overlay},format=qcow2,if=virtio,cache=unsafe,discard=unmap"),
         *("-netdev", f"user,id=outside,ipv6=off,net={OUTSIDE_SUBNET},hostfwd=tcp:127.0.0.1:{machine.port}-:22"),
-        *("-device", "virtio-net-pci,netdev=outside,mac=02:76:63:6d:00:01"),
+        *("-device", "virtio-net-pci,netdev=outside,romfile=,mac=02:76:63:6d:00:01"),
         *("-netdev", f"tap,id=lan,ifname={machine.tap},script=no,downscript=no"),
-        *("-device", f"virtio-net-pci,netdev=lan,mac={machine.lan_mac}"),
+        *("-device", f"virtio-net-pci,netdev=lan,romfile=,mac={machine.lan_mac}"),
         # The second one makes the kernel draw new random numbers when it resumes.
         *("-device", "virtio-rng-pci", "-device", "vmgenid,guid=auto"),
         *("-serial", f"file:{machine.console}", "-qmp", f"unix:{machine.monitor},server=on,wait=off"),

@@ -15,6 +15,7 @@ from testbeds.namespaces import Process
 
 from . import cache, checkout, qemu
 from .connection import BOOT_TIMEOUT_S, connect, disconnect, run_as_root, unpack
+from .emulator import Emulator
 from .kinds import Kind, digest, installation
 from .processes import make_overlay, remove, start
 from .records import Machine, free_index, report
@@ -57,16 +58,16 @@ class Snapshot:
         return self.directory / "state"
 
 
-def ensure_snapshot(kind: Kind, entry: Path) -> Snapshot:
+def ensure_snapshot(kind: Kind, entry: Path, emulator: Emulator) -> Snapshot:
     """The snapshot of a kind. The machine is booted and stopped if it is not there."""
     parts = {name: Path(__file__).with_name(name).read_bytes() for name in SNAPSHOT_CODE}
-    name = digest({**parts, **installation(kind), "qemu": qemu.version().encode()})
+    name = digest({**parts, **installation(kind), "qemu": emulator.version.encode()})
     directory = entry / f"booted-{kind.memory_mib}-{name}"
     if not directory.exists():
         report(f"booting a machine of {kind}, to keep it (a few minutes, once)")
         remove_old(entry)
         with cache.unfinished(directory) as draft:
-            boot(kind, entry, Snapshot(draft))
+            boot(kind, entry, emulator, Snapshot(draft))
     cache.touch(directory)
     return Snapshot(directory)
 
@@ -77,13 +78,13 @@ def remove_old(entry: Path) -> None:
         cache.remove(path)
 
 
-def boot(kind: Kind, entry: Path, snapshot: Snapshot) -> None:
+def boot(kind: Kind, entry: Path, emulator: Emulator, snapshot: Snapshot) -> None:
     """Boot a machine, install vcluster unless it is bare, and keep it. It ends with this process."""
     machine = Machine("_snapshot", free_index(), kind, False, Process.of(os.getpid()), entry.name)
     machine.save()
     try:
         make_overlay(machine, entry / "disk.raw", "raw")
-        start(machine, snapshot.memory, keeps_memory=True, resumes=False)
+        start(machine, emulator, snapshot.memory, keeps_memory=True, resumes=False)
         connect(machine)
         bring_checkout(machine, (entry / "commit").read_text())
         settle(machine)

@@ -15,6 +15,7 @@ sys.path.append(str(ROOT / "scripts"))
 
 from machines import identity, kinds, qemu  # noqa: E402  the path to it is set above
 from machines.connection import remote  # noqa: E402
+from machines.emulator import Emulator  # noqa: E402
 from machines.records import Machine  # noqa: E402
 from testbeds import caches  # noqa: E402
 
@@ -119,14 +120,22 @@ def test_two_machines_differ_in_their_ports_and_addresses() -> None:
     [(True, False, "share=on", False), (False, True, "share=off", True), (False, False, "share=off", False)],
 )
 def test_only_a_snapshot_is_written_to(keeps_memory: bool, resumes: bool, share: str, incoming: bool) -> None:
-    argv = qemu.command_line(machine(), Path("/x/ram"), keeps_memory=keeps_memory, resumes=resumes)
+    argv = qemu.arguments(machine(), Path("/x/ram"), keeps_memory=keeps_memory, resumes=resumes)
     backend = next(word for word in argv if word.startswith("memory-backend-file"))
     assert backend.endswith(share)
     assert ("-incoming" in argv) == incoming
 
 
+def test_the_emulator_uses_files_of_its_own_suite_only(tmp_path: Path) -> None:
+    command = Emulator(tmp_path).command
+    assert [Path(word).name for word in command if word.startswith(str(tmp_path))] == [
+        "ld-linux-x86-64.so.2", "x86_64-linux-gnu", "qemu-system-x86_64", "qemu", "seabios"
+    ]  # fmt: skip
+    assert command[1:3] == ("--argv0", "qemu-system-x86_64")
+
+
 def test_sshd_is_reached_by_the_loopback_interface_only() -> None:
-    argv = qemu.command_line(machine(), Path("/x/ram"), keeps_memory=False, resumes=True)
+    argv = qemu.arguments(machine(), Path("/x/ram"), keeps_memory=False, resumes=True)
     forwarded = [word for word in argv if "hostfwd" in word]
     assert len(forwarded) == 1
     assert "hostfwd=tcp:127.0.0.1:2203-:22" in forwarded[0]
