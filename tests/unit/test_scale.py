@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,7 +17,7 @@ from tests import samples
 from vcluster.agent.client import LocalAgent
 from vcluster.cli import main
 from vcluster.commands.clusters import lifecycle, scale
-from vcluster.commands.steps import admission
+from vcluster.commands.steps import admission, setup_script
 from vcluster.commands.steps.deployment import Deployment
 from vcluster.errors import ConflictError, RequestError, SeveralErrors, VclusterError
 from vcluster.fleet.context import Context
@@ -28,6 +29,7 @@ from vcluster.model.spec import LOCAL
 from vcluster.model.status import PowerState
 from vcluster.planning.resize import shrink
 from vcluster.resources import interfaces, rules
+from vcluster.stages.provision import Job
 from vcluster.util.deadline import Deadline
 from vcluster.util.events import Reporter
 
@@ -93,6 +95,10 @@ class Lifecycle:
 
     def mount_all(self, nodes: list[str]) -> None:
         assert nodes
+
+    def sessions(self, nodes: list[str], stack: ExitStack) -> dict[str, object]:
+        assert stack
+        return dict.fromkeys(nodes, object())
 
     def configure_via_serial(self, node: Node) -> str:
         return f"configure {node.name}"
@@ -168,6 +174,69 @@ def test_the_steps_of_add(context: Context, world: World) -> None:
     ]
     world.ends("ready", "node1", "node2", "node3", "node4", "node5")
     assert world.files.read_keys().hosts["node3"] == samples.keys(3).hosts["node3"]
+
+
+@pytest.fixture
+def job(tmp_path: Path, world: World) -> Job:
+    """A script and a payload that were kept by a create, and then deleted."""
+    folder, script = tmp_path / "given" / "software", tmp_path / "given" / "set up.sh"
+    (folder / "bin").mkdir(parents=True)
+    script.write_text("#!/bin/sh\n")
+    (folder / "bin" / "tool").write_text("tool")
+    (folder / "bin" / "tool").chmod(0o700)
+    (folder / "link").symlink_to("bin/tool")
+    given = Job.read(script, folder)
+    setup_script.keep(world.files, given)
+    shutil.rmtree(tmp_path / "given")
+    return given
+
+
+def record_setup(world: World, monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+    """The jobs that run, which are also steps with the names of their nodes."""
+    jobs: list[Job] = []
+
+    def run(_: object, job: Job, __: object, *, nodes: list[Node], hint: str) -> None:
+        assert hint == "to add nodes without the script: vcluster add --no-provision"
+        jobs.append(job)
+        world.take(f"setup {' '.join(node.name for node in nodes)}")
+
+    monkeypatch.setattr(setup_script, "run", run)
+    return jobs
+
+
+def test_the_setup_script_of_the_create_runs_on_new_nodes(
+    context: Context, world: World, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = record_setup(world, monkeypatch)
+    scale.add(context, "lab", number=2, timeout_s=5)
+    assert world.steps[-2:] == ["require_ready: creating 5", "setup node4 node5: creating 5"]
+    assert job.payload and jobs[0].payload
+    assert (jobs[0].name, jobs[0].text, jobs[0].payload.digest) == (job.name, job.text, job.payload.digest)
+    world.ends("ready", "node1", "node2", "node3", "node4", "node5")
+
+
+@pytest.mark.usefixtures("job")
+def test_a_failed_setup_removes_the_new_nodes(context: Context, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    record_setup(world, monkeypatch)
+    world.failing["setup node4"] = VclusterError("set up.sh failed on node4")
+    with pytest.raises(VclusterError, match="failed on node4"):
+        scale.add(context, "lab", timeout_s=5)
+    world.ends("ready", "node1", "node2", "node3")
+    world.steps.clear()
+    scale.add(context, "lab", runs_setup=False, timeout_s=5)
+    scale.remove(context, "lab", ["node4"], timeout_s=5)
+    assert not any(step.startswith("setup") for step in world.steps)
+
+
+def test_a_payload_of_one_file_is_kept(tmp_path: Path, world: World) -> None:
+    script, payload = tmp_path / "setup", tmp_path / "letter"
+    script.write_text("#!/bin/sh\n")
+    payload.write_text("hello")
+    given = Job.read(script, payload)
+    setup_script.keep(world.files, given)
+    kept = setup_script.kept(world.files)
+    assert kept and kept.payload and given.payload
+    assert kept.payload.digest == given.payload.digest
 
 
 @pytest.mark.parametrize(

@@ -30,12 +30,16 @@ class NodeCount(arguments.Number):
 @click.argument("number", metavar="[N]", type=NodeCount(int, 1), required=False)
 @arguments.name_option
 @click.option("--names", "nodeset", metavar="NODESET", help="Names of the new nodes.  [default: the next free ones]")
+@click.option("--no-provision", is_flag=True, help="Do not run the setup script of create on the new nodes.")
 @arguments.timeout_option(900)
 @arguments.output_option
-def add(number: int | None, name: str | None, nodeset: str | None, timeout_s: float, output: str) -> None:
+def add(
+    number: int | None, name: str | None, nodeset: str | None, no_provision: bool, timeout_s: float, output: str
+) -> None:
     """Add N nodes to a running cluster; without N, add one node.
 
-    The other nodes keep running. Ends with the same check as create. When add fails, it removes the new nodes again.
+    The other nodes keep running. Ends with the same check as create, and then with its setup script (--provision), on
+    the new nodes. When add fails, it removes the new nodes again.
     """
     from vcluster.commands.clusters import scale
     from vcluster.commands.steps import inventory
@@ -47,7 +51,9 @@ def add(number: int | None, name: str | None, nodeset: str | None, timeout_s: fl
     with common.progress() as (context, _):
         chosen = common.choose_cluster(context, name)
         before = {node.name for node in inventory.read_ledger(context.files(chosen)).plan.nodes}
-        found = scale.add(context, chosen, number=number or 1, asked=names, timeout_s=timeout_s)
+        found = scale.add(
+            context, chosen, number=number or 1, asked=names, runs_setup=not no_provision, timeout_s=timeout_s
+        )
     _emit(output, found, "added", [node.name for node in found.nodes if node.name not in before])
 
 

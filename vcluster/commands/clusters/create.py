@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, suppress
 from datetime import datetime, timezone
 
-from vcluster.adapters.ssh import ssh_session
 from vcluster.commands.clusters.teardown import remove
-from vcluster.commands.steps import admission, snapshot_build
+from vcluster.commands.steps import admission, setup_script, snapshot_build
 from vcluster.commands.steps.deployment import Deployment, image_password
 from vcluster.commands.steps.inventory import keep_nodes, observe_status
 from vcluster.commands.steps.node_lifecycle import NodeLifecycle
@@ -74,7 +73,9 @@ def create(
             nodes = lifecycle.all_nodes(lifecycle.bring_up, connections)
             lifecycle.require_ready(nodes)
             if job:
-                _provision(watched, job, lifecycle.sessions(nodes, connections))
+                setup_script.keep(files, job)
+                sessions = lifecycle.sessions(nodes, connections)
+                setup_script.run(watched, job, sessions, hint="--keep leaves the failed cluster in place")
         files.write_ledger(written.as_ready)
         return observe_status(fleet, files), boot == "auto" and snapshot_build.is_missing(plan, snapshots)
 
@@ -139,10 +140,3 @@ def _find_snapshots(cluster: Deployment, boot: str) -> SnapshotIndex:
     if boot == "clone":
         snapshot_build.make(cluster.fleet, cluster.plan, deadline=cluster.deadline, report=cluster.report)
     return snapshot_build.find(cluster.fleet, cluster.plan, deadline=cluster.deadline, report=cluster.report)
-
-
-def _provision(cluster: Deployment, job: provision.Job, sessions: Mapping[str, ssh_session.Session]) -> None:
-    """Run the user's script on every node. The error quotes its output, since a failed create removes the logs."""
-    logs = cluster.files.make_logs(job.log_name)
-    results = provision.run(cluster.plan, sessions, job, deadline=cluster.deadline, report=cluster.report, logs=logs)
-    provision.require_passed(results, job, hint="--keep leaves the failed cluster in place", with_output=True)

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from vcluster.adapters.node_connection import NodeConnection
 from vcluster.commands.clusters import teardown
-from vcluster.commands.steps import admission, snapshot_build
+from vcluster.commands.steps import admission, setup_script, snapshot_build
 from vcluster.commands.steps.deployment import Deployment, image_password
 from vcluster.commands.steps.inventory import describe_down, observe_status, read_ledger
 from vcluster.commands.steps.node_lifecycle import NodeLifecycle
@@ -23,17 +23,28 @@ from vcluster.model.plan import Node, Plan
 from vcluster.model.status import MISSING, Status
 from vcluster.planning import resize
 from vcluster.snapshots.template import SnapshotIndex
+from vcluster.stages import provision
 from vcluster.util import parallel
 from vcluster.util.deadline import Deadline
 from vcluster.util.interrupts import interruptible_once
 
 ROLLBACK_TIMEOUT_S = 120.0
+NO_SETUP = "to add nodes without the script: vcluster add --no-provision"
 
 
-def add(context: Context, name: str, *, number: int = 1, asked: Sequence[str] = (), timeout_s: float) -> Status:
+def add(
+    context: Context,
+    name: str,
+    *,
+    number: int = 1,
+    asked: Sequence[str] = (),
+    runs_setup: bool = True,
+    timeout_s: float,
+) -> Status:
     """Add `number` nodes, or nodes with the names in `asked`, and check that the cluster is ready with them.
 
-    A failure removes the new nodes and restores the others.
+    With `runs_setup` the setup script of the create, if there was one, then runs on the new nodes. A failure removes
+    the new nodes and restores the others.
     """
     files, deadline = context.files(name), Deadline(timeout_s)
     resize.new_names(read_ledger(files).plan, number, asked)  # a wrong request is an error before servers are opened
@@ -57,7 +68,12 @@ def add(context: Context, name: str, *, number: int = 1, asked: Sequence[str] = 
         snapshots = snapshot_build.find(fleet, plan, deadline=cluster.deadline, report=context.report)
         cluster.create_networks()
         _configure(
-            cluster, running=present.nodes, proven=_proven(ledger), snapshots=snapshots, hint="run the command again"
+            cluster,
+            running=present.nodes,
+            proven=_proven(ledger),
+            snapshots=snapshots,
+            job=setup_script.kept(files) if runs_setup else None,
+            hint="run the command again",
         )
         files.write_ledger(replace(ledger, plan=plan).as_ready)
         return observe_status(fleet, files)
@@ -91,9 +107,12 @@ def _configure(
     running: Sequence[Node],
     proven: Collection[str] = (),
     snapshots: SnapshotIndex | None = None,
+    job: provision.Job | None = None,
     hint: str,
 ) -> None:
     """Configure the `running` nodes as the plan specifies, bring up the others, and check the cluster.
+
+    Then the job runs on the others.
 
     Logins between two `proven` nodes are not tried again; the check compares the settings that they depend on.
     """
@@ -103,7 +122,11 @@ def _configure(
         def connect(node: Node) -> NodeConnection:
             return lifecycle.configure_via_serial(node) if node.name in names else lifecycle.bring_up_during_add(node)
 
-        lifecycle.require_ready(lifecycle.all_nodes(connect, stack), proven=proven)
+        nodes = lifecycle.all_nodes(connect, stack)
+        lifecycle.require_ready(nodes, proven=proven)
+        if job:
+            new = [node for node in cluster.plan.nodes if node.name not in names]
+            setup_script.run(cluster, job, lifecycle.sessions(nodes, stack), nodes=new, hint=NO_SETUP)
 
 
 @contextmanager
