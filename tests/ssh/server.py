@@ -40,6 +40,7 @@ class Rules:
     authorized: KeyPair = USER
     may_forward: bool = True
     env: dict[str, str] | None = None
+    login_script: str = ""  # a shell line that runs before each command, like ~/.bashrc
     tried: list[str] = field(default_factory=list)
     transports: list[paramiko.Transport] = field(default_factory=list)
     logins_to_cut: int = 0  # instead of an answer
@@ -103,7 +104,11 @@ class ServerSide(paramiko.ServerInterface):
         return paramiko.OPEN_SUCCEEDED
 
     def check_channel_exec_request(self, channel: paramiko.Channel, command: bytes) -> bool:
-        threading.Thread(target=execute, args=(channel, command.decode(), self.rules.env), daemon=True).start()
+        threading.Thread(
+            target=execute,
+            args=(channel, f"{self.rules.login_script}\n{command.decode()}", self.rules.env),
+            daemon=True,
+        ).start()
         return True
 
 

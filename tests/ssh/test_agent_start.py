@@ -238,8 +238,9 @@ def test_uninstalling_removes_all_archives_that_are_not_in_use(start: Start, tmp
     assert not folder.parent.exists()
 
 
-def test_login_scripts_may_print(start: Start, tmp_path: Path) -> None:
-    script(tmp_path, "python3", f'echo "Welcome!"; echo; exec "{sys.executable}" "$@"')
+@pytest.mark.parametrize("printing", ['echo "Welcome!"; echo', r"printf '\033]0;host\007'", "printf 'no newline'"])
+def test_login_scripts_may_print(start: Start, tmp_path: Path, printing: str) -> None:
+    script(tmp_path, "python3", f'{printing}; exec "{sys.executable}" "$@"')
     assert start(Local(folder=tmp_path)).call("echo", deadline=soon(), a=1) == {"a": 1}
 
 
@@ -249,6 +250,16 @@ def test_the_umask_of_the_login_does_not_close_or_open_folders(start: Start, tmp
     images = tmp_path / "vcluster" / "images"
     start(Local(folder=tmp_path)).call("make_folders", deadline=soon(), path=str(images))
     assert [folder.stat().st_mode & 0o777 for folder in (images, images.parent)] == [0o755, 0o755]
+
+
+@pytest.mark.parametrize("ending", ["\\n", ""])
+@pytest.mark.parametrize("code", [1, 142])
+def test_a_login_that_only_prints_is_quoted(start: Start, tmp_path: Path, ending: str, code: int) -> None:
+    """A forced command of cloud images, or nologin(8)."""
+    script(tmp_path, "python3", f"printf 'Hello\\n\\nPlease log in as \"admin\".{ending}'; exit {code}")
+    message = rf'server2: cannot start python3 \(exit code {code}\): Hello \| Please log in as "admin"\.'
+    with pytest.raises(MissingError, match=message):
+        start(Local(folder=tmp_path), deadline=soon())
 
 
 # sudo

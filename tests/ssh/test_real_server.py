@@ -83,6 +83,30 @@ def test_every_kind_of_user_reaches_libvirt_and_nothing_stays(
     assert not blue.path("/var/lib/vcluster/agent").exists()
 
 
+@pytest.mark.parametrize("line", [r"printf '\033]0;host\007'", "echo Welcome", "printf 'Welcome: '"])
+def test_a_shell_that_prints(servers: tuple[Server, ...], line: str) -> None:
+    """Debian's bash reads ~/.bashrc for each command by SSH."""
+    blue = servers[1]
+    blue.run(["usermod", "-s", "/bin/bash", "operator"], timeout_s=10)
+    settings = blue.home("operator") / ".bashrc"
+    settings.write_text(f"{line}\n")
+    try:
+        assert exercise(servers, "operator") == ["True", blue.name, "True"]
+    finally:
+        settings.unlink()
+
+
+def test_a_login_that_only_prints(servers: tuple[Server, ...]) -> None:
+    blue = servers[1]
+    blue.run(["usermod", "-s", "/usr/sbin/nologin", "operator"], timeout_s=10)
+    try:
+        (line,) = exercise(servers, "operator")
+    finally:
+        blue.run(["usermod", "-s", "/bin/bash", "operator"], timeout_s=10)
+    message = "cannot start python3 (exit code 1): This account is currently not available."
+    assert line == f"MissingError server2: {message}"
+
+
 @pytest.mark.parametrize(
     ("password", "for_sudo", "message"),
     [

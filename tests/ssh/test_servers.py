@@ -525,6 +525,49 @@ def test_an_exchange_with_a_program(rules: Rules, tmp_path: Path) -> None:
             deadline.pause(0.01, "its standard error")
 
 
+PRINTING = [
+    "echo Welcome",
+    "printf 'no newline'",
+    r"printf '\033]0;host\007'",
+    "echo '{}'; echo warning >&2",
+    "yes | head -c 99999",
+]
+
+
+@pytest.mark.parametrize("script", PRINTING)
+def test_a_program_may_follow_a_login_script_that_prints(rules: Rules, tmp_path: Path, script: str) -> None:
+    rules.login_script = script
+    source = b"import sys\nfor line in sys.stdin: print(line.upper(), end='', flush=True)"
+    with log_in(rules, tmp_path) as session:
+        assert session.run_program(source, b"a\nb\n", awaited="it").stdout == "A\nB\n"
+        pipe = session.start_program(source, awaited="it")
+        pipe.write(b"a\n", Deadline(20), "it")
+        assert pipe.read_line(Deadline(20), "it") == b"A"
+        assert not pipe.has_more()
+        pipe.shut()
+        assert pipe.wait(10) == 0
+
+
+@pytest.mark.parametrize(
+    "script", ["echo 'Please log in as admin'; exit 142", "printf 'Please log in as admin'; exit 1"]
+)
+def test_a_login_that_only_prints_is_quoted(rules: Rules, tmp_path: Path, script: str) -> None:
+    rules.login_script = script
+    with log_in(rules, tmp_path) as session:
+        assert session.run_program(b"", b"", awaited="it").stdout.strip() == "Please log in as admin"
+        with pytest.raises(VclusterError, match="server2: the connection broke during it: Please log in as admin"):
+            session.start_program(b"", awaited="it").read_line(Deadline(20), "it")
+
+
+def test_a_login_script_that_prints_without_end(rules: Rules, tmp_path: Path) -> None:
+    rules.login_script = "yes"
+    with (
+        log_in(rules, tmp_path) as session,
+        pytest.raises(VclusterError, match="server2: its login scripts print more than 1 MiB"),
+    ):
+        session.run_program(b"", b"", awaited="it")
+
+
 def test_the_reason_of_an_early_end_is_reported(rules: Rules, tmp_path: Path) -> None:
     with log_in(rules, tmp_path) as session:
         pipe = session.start(["sh", "-c", "echo part; echo 'no more' >&2; exit 7"])

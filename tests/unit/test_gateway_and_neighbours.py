@@ -121,6 +121,7 @@ REJECTED = [interface("iifname", "lab0"), {"reject": {"type": "icmpx", "expr": "
     [
         (listed(OUT, REJECTED), True),
         (listed(REJECTED), False),
+        ("Welcome, {root}!" + listed(OUT, REJECTED), True),
         (listed(), False),
         ('{"nftables": [{"metainfo": {}}]}', None),
         ("[]", None),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
@@ -78,6 +79,11 @@ class Pipe(ABC):
         return VclusterError(f"{self.name}: the connection broke during {awaited}" + (f": {reason}" if reason else ""))
 
     @property
+    def unread(self) -> bytes:
+        """What has arrived and is not read."""
+        return bytes(self._pending)
+
+    @property
     @abstractmethod
     def is_alive(self) -> bool:
         """Whether more bytes may arrive."""
@@ -130,6 +136,37 @@ class Pipe(ABC):
         del self._tail[:-_TAIL_BYTES]
         if self._on_error_output:
             self._on_error_output(self, data)
+
+
+class LoginOutput:
+    """Drops what login scripts print on standard output, up to the line of a random mark.
+
+    Debian's bash reads ~/.bashrc for commands by SSH too, and other shells have such files.
+    """
+
+    def __init__(self, name: str, *, is_silent: bool = False) -> None:
+        self._name = name
+        self.mark = f"vcluster-{secrets.token_hex(8)}"
+        self._has_ended = is_silent
+        self._before = bytearray()
+
+    @property
+    def rest(self) -> bytes:
+        """What was printed, as long as the mark is missing: then the login printed the reason."""
+        return bytes(self._before)
+
+    def after_mark(self, data: bytes) -> bytes:
+        """The part of the output that does not come from the login."""
+        if self._has_ended:
+            return data
+        self._before += data
+        _, mark, rest = self._before.partition(f"{self.mark}\n".encode())
+        if mark:
+            self._has_ended = True
+            self._before.clear()
+        elif len(self._before) > PART_BYTES:
+            raise VclusterError(f"{self._name}: its login scripts print more than {PART_BYTES >> 20} MiB")
+        return bytes(rest)
 
 
 class Printed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import threading
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -23,9 +24,10 @@ CHUNK = 1 << 18
 PING_S = request_loop.SILENCE_S / 5  # the agent ends after SILENCE_S without a request, and loses its locks
 PING_TIMEOUT_S = 30.0
 _LOGIN_LINES_MAX = 1000  # lines that login scripts may print before our program starts
-# Prints a marker and the Python version, then reads and runs the bootstrap's source.
+_LOGIN_LINES_SHOWN = 3
+# Ends the line of a login script, prints a marker and the Python version, then reads and runs the bootstrap's source.
 _PROGRAM = (
-    "import os,sys;s=os.fdopen(os.dup(0),'rb');print({marker!r},*sys.version_info[:2],flush=True);"
+    "import os,sys;s=os.fdopen(os.dup(0),'rb');print();print({marker!r},*sys.version_info[:2],flush=True);"
     "g={{'__name__':'loader'}};exec(compile(s.read({size}),'loader','exec'),g);g['main'](s)"
 )
 
@@ -235,15 +237,17 @@ class RemoteAgent(Agent):
             sudo = Sudo(self.name, self._session.user, self._password)
             argv = [*sudo.prefix, *argv]
         pipe = self._session.start(argv, on_error_output=sudo, deadline=deadline, awaited=awaited)
+        login: deque[bytes] = deque(maxlen=_LOGIN_LINES_SHOWN)
         try:
-            version = self._await_python(pipe, marker, deadline, awaited)
+            version = self._await_python(pipe, marker, login, deadline, awaited)
         except BaseException as error:
             code = pipe.wait(1.0) if not isinstance(error, (DeadlineError, Cancelled)) else None
             pipe.close()
             if sudo and sudo.failure:
                 raise sudo.failure from error
             if isinstance(error, VclusterError) and code is not None:
-                raise translate_failure(self.name, self._session.user, code, pipe.error_output) from error
+                printed = b"\n".join((*login, pipe.unread)).decode(errors="replace").strip()
+                raise translate_failure(self.name, self._session.user, code, pipe.error_output or printed) from error
             raise
         if version < OLDEST_PYTHON:
             pipe.close()
@@ -251,9 +255,14 @@ class RemoteAgent(Agent):
             raise MissingError(f"{self.name} has Python {found}; the agent needs {needed} or newer")
         return pipe
 
-    def _await_python(self, pipe: Pipe, marker: str, deadline: Deadline, awaited: str) -> tuple[int, int]:
+    def _await_python(
+        self, pipe: Pipe, marker: str, login: deque[bytes], deadline: Deadline, awaited: str
+    ) -> tuple[int, int]:
+        """The version of Python, which follows the marker; `login` gets the last lines before that."""
         for _ in range(_LOGIN_LINES_MAX):
-            token, *version = pipe.read_line(deadline, awaited).decode(errors="replace").split(" ") or [""]
+            line = pipe.read_line(deadline, awaited)
+            token, *version = line.decode(errors="replace").split(" ") or [""]
             if token == marker:
                 return int(version[0]), int(version[1])
+            login.append(line)
         raise VclusterError(f"{self.name}: its login scripts print more than {_LOGIN_LINES_MAX} lines")

@@ -114,7 +114,7 @@ def live_state_argv() -> list[str]:
 def is_open(json_text: str) -> bool | None:
     """Whether the head forwards packets, by nft's JSON output (libnftables-json(5)); None if there are no rules."""
     try:
-        objects = json.loads(json_text)["nftables"]
+        objects = json.loads(json_text[json_text.find('{"nftables"') :])["nftables"]  # after output of root's shell
     except (ValueError, KeyError, TypeError):
         return None
     if not any("chain" in one for one in objects):

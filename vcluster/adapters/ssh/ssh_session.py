@@ -14,7 +14,7 @@ from types import TracebackType
 
 import paramiko
 
-from vcluster.adapters.pipe import CHUNK, Listener, Pipe, Printed, error_line
+from vcluster.adapters.pipe import CHUNK, Listener, LoginOutput, Pipe, Printed, error_line
 from vcluster.adapters.process import KILLED, Completed, Output
 from vcluster.errors import MissingError, VclusterError
 from vcluster.util.deadline import Deadline
@@ -88,12 +88,23 @@ class Session:
 
         `awaited` names the program in messages. Its output is passed to `on_output` as it arrives, and is returned.
         """
+        return self._run(argv, stdin, Printed(f"{self.name}: {awaited}", on_output), None, awaited, deadline)
+
+    def _run(
+        self,
+        argv: Sequence[str],
+        stdin: bytes | None,
+        printed: Printed,
+        login: LoginOutput | None,
+        awaited: str,
+        deadline: Deadline | None,
+    ) -> Completed:
         deadline = deadline or self.deadline
         with timed_call(self.name, f"run {awaited}"), self._errors(awaited, deadline):
             channel = self._open_session(awaited, deadline)
             try:
                 channel.exec_command(shlex.join(argv))
-                return self._communicate(channel, stdin, awaited, deadline, on_output)
+                return self._communicate(channel, stdin, printed, login, awaited, deadline)
             finally:
                 channel.close()
 
@@ -107,11 +118,13 @@ class Session:
         on_output: Output | None = None,
     ) -> Completed:
         """Run a Python program on the node. Its source is sent before its input, on the same stream."""
-        return self.run(_loader(source), stdin=source + stdin, awaited=awaited, deadline=deadline, on_output=on_output)
+        login, printed = LoginOutput(self.name), Printed(f"{self.name}: {awaited}", on_output)
+        return self._run(_loader(source, login.mark), source + stdin, printed, login, awaited, deadline)
 
     def start_program(self, source: bytes, *, awaited: str, deadline: Deadline | None = None) -> Pipe:
         """Start a Python program on the node, send its source, and return its streams."""
-        pipe = self.start(_loader(source), awaited=awaited, deadline=deadline)
+        login = LoginOutput(self.name)
+        pipe = self._start(_loader(source, login.mark), None, deadline or self.deadline, awaited, login)
         pipe.write(source, deadline or self.deadline, awaited)
         return pipe
 
@@ -124,11 +137,19 @@ class Session:
         awaited: str = "",
     ) -> Pipe:
         """Start a program and return its streams. Its standard error goes to the listener."""
-        deadline = deadline or self.deadline
-        awaited = awaited or f"the start of {argv[0]}"
+        return self._start(argv, on_error_output, deadline or self.deadline, awaited or f"the start of {argv[0]}")
+
+    def _start(
+        self,
+        argv: Sequence[str],
+        on_error_output: Listener | None,
+        deadline: Deadline,
+        awaited: str,
+        login: LoginOutput | None = None,
+    ) -> Pipe:
         with self._errors(awaited, deadline):
             channel = self._open_session(awaited, deadline)
-            pipe = SessionPipe(self.name, channel, on_error_output)
+            pipe = SessionPipe(self.name, channel, on_error_output, login)
             channel.exec_command(shlex.join(argv))
         return pipe
 
@@ -171,9 +192,14 @@ class Session:
             ) from error
 
     def _communicate(
-        self, channel: paramiko.Channel, stdin: bytes | None, awaited: str, deadline: Deadline, on_output: Output | None
+        self,
+        channel: paramiko.Channel,
+        stdin: bytes | None,
+        printed: Printed,
+        login: LoginOutput | None,
+        awaited: str,
+        deadline: Deadline,
     ) -> Completed:
-        printed = Printed(f"{self.name}: {awaited}", on_output)
         channel.settimeout(_POLL_S)
         if stdin is not None:
             self._send(channel, stdin, awaited, deadline)
@@ -182,10 +208,14 @@ class Session:
         while not (channel.exit_status_ready() and (channel.eof_received or channel.closed) and _empty(channel)):
             deadline.check(f"{awaited} on {self.name}")
             for stream, data in _output_of(channel, arrivals):
-                printed.add(stream, data)
+                own = login.after_mark(data) if login and stream == "stdout" else data
+                if own:
+                    printed.add(stream, own)
         exit_code = channel.recv_exit_status()
         if exit_code < 0 and not self.is_alive:
             raise EOFError("it closed before the program ended")
+        if login and login.rest:
+            printed.add("stdout", login.rest)
         return printed.completed(exit_code if exit_code >= 0 else KILLED)
 
     def _send(self, channel: paramiko.Channel, stdin: bytes, awaited: str, deadline: Deadline) -> None:
@@ -199,10 +229,17 @@ class Session:
 
 
 class SessionPipe(Pipe):
-    """A program that runs over an SSH connection."""
+    """A program that runs over an SSH connection. What `login` drops is not part of its output."""
 
-    def __init__(self, name: str, channel: paramiko.Channel, on_error_output: Listener | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        channel: paramiko.Channel,
+        on_error_output: Listener | None = None,
+        login: LoginOutput | None = None,
+    ) -> None:
         super().__init__(name, on_error_output)
+        self._login = login or LoginOutput(name, is_silent=True)
         self._channel = channel
         self._packet = channel.out_max_packet_size - 64  # the most that fits into one packet
         channel.settimeout(_POLL_S)
@@ -215,9 +252,12 @@ class SessionPipe(Pipe):
 
     def receive(self, timeout_s: float) -> bytes:
         # Do not change the channel's own timeout: another thread may be writing with it.
-        if timeout_s == 0 and not self._channel.recv_ready():
-            raise TimeoutError
-        return bytes(self._channel.recv(CHUNK))
+        while timeout_s or self._channel.recv_ready():
+            data = bytes(self._channel.recv(CHUNK))
+            own = self._login.after_mark(data)
+            if own or not data:
+                return own
+        raise TimeoutError
 
     def transmit(self, data: memoryview, timeout_s: float) -> int:  # noqa: ARG002 - see receive
         sent = self._channel.send(bytes(data[: self._packet]))
@@ -244,7 +284,8 @@ class SessionPipe(Pipe):
             return str(error or "") or "the server closed the connection or stopped answering"
         code = self.wait(1.0)
         self._listener.join(1.0)
-        return self.error_output or ("" if code is None else f"the program ended with exit code {code}")
+        printed = self.error_output or self._login.rest.decode(errors="replace")
+        return printed or ("" if code is None else f"the program ended with exit code {code}")
 
     def _listen(self) -> None:
         while True:
@@ -259,8 +300,10 @@ class SessionPipe(Pipe):
             self.add_error_output(data)
 
 
-def _loader(source: bytes) -> list[str]:
-    program = f"import sys; exec(compile(sys.stdin.buffer.read({len(source)}), 'vcluster', 'exec'))"
+def _loader(source: bytes, mark: str) -> list[str]:
+    """The command that prints the mark, and runs the program that it reads."""
+    run = f"exec(compile(sys.stdin.buffer.read({len(source)}), 'vcluster', 'exec'))"
+    program = f"import sys; print('{mark}', flush=True); {run}"
     return ["python3", "-I", "-S", "-c", program]
 
 
