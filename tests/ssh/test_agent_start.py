@@ -304,6 +304,10 @@ def test_a_wrong_password_is_one_attempt(start: Start, tmp_path: Path) -> None:
         start(sudo(tmp_path, (ASK + refusal) * 3 + "exit 1"), password=lambda: "wrong-one", deadline=soon())
     assert (tmp_path / "given").read_text().split() in (["wrong-one"], ["wrong-one", ""])
     assert "wrong-one" not in caught.value.message
+    assert caught.value.hint is None
+    with pytest.raises(MissingError, match="server2: sudo refuses the password of user alice") as caught:
+        start(sudo(tmp_path, (ASK + refusal) * 3 + "exit 1"), password=lambda: '"quoted"', deadline=soon())
+    assert str(caught.value.hint).startswith("the quotation marks count as part of the password")
 
 
 def test_sudo_asks_and_no_password_is_configured(start: Start, tmp_path: Path) -> None:

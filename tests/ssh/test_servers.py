@@ -207,6 +207,24 @@ def test_a_wrong_password_is_one_attempt(rules: Rules, tmp_path: Path, allows: s
     assert "wrong-secret" not in f"{caught.value.message} {caught.value.hint}"
 
 
+@pytest.mark.parametrize(
+    ("password", "hint"),
+    [
+        ('"right"', "the quotation marks count as part of the password; if it has none, remove them"),
+        ("'right'", "the quotation marks count as part of the password; if it has none, remove them"),
+        ("right # of the lab", "a remark behind the password counts as part of it; write it on a line of its own"),
+        ("right#1", None),
+        ('"', None),
+    ],
+)
+def test_a_refused_password_that_holds_more_than_is_meant(
+    rules: Rules, tmp_path: Path, password: str, hint: str | None
+) -> None:
+    with pytest.raises(LoginRefusedError) as caught:
+        log_in(rules, tmp_path, password=password)
+    assert caught.value.hint == hint
+
+
 def test_a_password_by_keyboard_interactive(rules: Rules, tmp_path: Path) -> None:
     rules.allows = "publickey,keyboard-interactive"
     log_in(rules, tmp_path, password="right").close()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from vcluster.adapters.pipe import Pipe, one_line
 from vcluster.errors import MissingError, VclusterError
+from vcluster.model.quoting import refused_password_hint
 from vcluster.util.deadline import Deadline
 
 
@@ -18,6 +19,7 @@ class Sudo:
         self._prompt = f"vcluster-{secrets.token_hex(8)}:"
         self._output = b""
         self._has_answered = False
+        self._hint: str | None = None  # if sudo refuses the password
         self.failure: VclusterError | None = None
 
     @property
@@ -38,7 +40,7 @@ class Sudo:
 
     def _secret(self) -> bytes:
         if self._has_answered:
-            raise MissingError(f"{self._name}: sudo refuses the password of user {self._user}")
+            raise MissingError(f"{self._name}: sudo refuses the password of user {self._user}", hint=self._hint)
         password = self._password() if self._password else None
         if password is None:
             raise MissingError(
@@ -48,6 +50,7 @@ class Sudo:
         if "\n" in password:
             raise MissingError(f"{self._name}: a password for sudo must be a single line")
         self._has_answered = True
+        self._hint = refused_password_hint(password)
         return password.encode() + b"\n"
 
 

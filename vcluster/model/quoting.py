@@ -41,3 +41,12 @@ def quoted(output: object) -> str:
 def one_line(error: Exception) -> str:
     """A library's message, escaped and shortened for one line; it may contain a user's text."""
     return str(error).encode("unicode_escape").decode()[:ERROR_LENGTH_MAX]
+
+
+def refused_password_hint(password: str) -> str | None:
+    """A hint for a refused password that may hold more than the user means. A configuration file has no quotes."""
+    if len(password) > 1 and password[0] == password[-1] and password[0] in "\"'":
+        return "the quotation marks count as part of the password; if it has none, remove them"
+    if " #" in password or " ;" in password:
+        return "a remark behind the password counts as part of it; write it on a line of its own"
+    return None

@@ -14,6 +14,7 @@ from vcluster.adapters.pipe import error_line, one_line
 from vcluster.adapters.ssh.openssh_config import PORT, Target
 from vcluster.adapters.ssh.ssh_identities import agent_keys, key_blob, key_of_file, load_key, public_part
 from vcluster.errors import MissingError, VclusterError
+from vcluster.model.quoting import refused_password_hint
 from vcluster.util.deadline import Deadline
 
 
@@ -107,7 +108,9 @@ def give_password(server: str, transport: paramiko.Transport, user: str, passwor
             )
     except paramiko.AuthenticationException as error:
         _raise_if_lost(transport, error)
-        raise LoginRefusedError(f"{server} refuses the password for user {user}") from error
+        raise LoginRefusedError(
+            f"{server} refuses the password for user {user}", hint=refused_password_hint(password)
+        ) from error
 
 
 def _answer(server: str, user: str, transport: paramiko.Transport, password: str) -> list[str]:
