@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from vcluster.adapters.pipe import Listener, Pipe
+from vcluster.adapters.pipe import LINE_LIMIT, Listener, Pipe
 from vcluster.agent import bundle, libvirt_daemons, request_loop
 from vcluster.agent.client import Agent, Progress
 from vcluster.agent.sudo import Sudo, translate_failure
@@ -95,7 +95,7 @@ class RemoteAgent(Agent):
     def _ping(self) -> None:
         """Send a request from time to time. An error, also one of a malformed answer, is left to the next call."""
         while not self._closed.wait(PING_S):
-            with suppress(VclusterError, ValueError, KeyError, TypeError), self._lock:
+            with suppress(VclusterError), self._lock:
                 if self._pipe and self._pipe.is_alive:
                     self._call("ping", {}, Deadline(PING_TIMEOUT_S), "a sign of life")
 
@@ -129,13 +129,10 @@ class RemoteAgent(Agent):
         """A stream to the socket of the server's libvirt, which only root can open."""
         pipe = self._start({"relay": [str(path) for path in libvirt_daemons.SOCKETS.values()]}, deadline)
         try:
-            answer = json.loads(pipe.read_line(deadline, "libvirt"))
+            self._require_success(self._read_message(pipe, deadline, "libvirt"), "libvirt")
         except BaseException:
             pipe.close()
             raise
-        if "error" in answer:
-            pipe.close()
-            raise request_loop.error_from_json(answer["error"], self.name)
         return pipe
 
     def uninstall(self, deadline: Deadline) -> None:
@@ -174,18 +171,48 @@ class RemoteAgent(Agent):
         """The answer to the last request. Late answers to earlier requests are dropped."""
         try:
             while True:
-                answer = json.loads(pipe.read_line(deadline, awaited))
-                content = pipe.read(answer["body"], deadline, awaited) if "body" in answer else None
-                if answer["id"] == self._number:
+                answer = self._read_message(pipe, deadline, awaited)
+                content = self._read_content(pipe, answer, deadline, awaited)
+                if answer.get("id") == self._number:
                     break
         except (DeadlineError, Cancelled):
             raise  # the next call drops the late answer
         except BaseException:
             self._disconnect()
             raise
-        if "error" in answer:
-            raise request_loop.error_from_json(answer["error"], self.name)
-        return answer["result"] if content is None else content
+        self._require_success(answer, awaited)
+        return answer.get("result") if content is None else content
+
+    def _read_message(self, pipe: Pipe, deadline: Deadline, awaited: str) -> dict[str, Any]:
+        """The next message, a JSON object in a line."""
+        try:
+            message = json.loads(pipe.read_line(deadline, awaited))
+        except (ValueError, RecursionError) as error:
+            raise self._unknown_answer(awaited) from error
+        if not isinstance(message, dict):
+            raise self._unknown_answer(awaited)
+        return message
+
+    def _read_content(self, pipe: Pipe, answer: dict[str, Any], deadline: Deadline, awaited: str) -> bytes | None:
+        """The bytes that follow an answer, if it has a body."""
+        if "body" not in answer:
+            return None
+        size = answer["body"]
+        if not isinstance(size, int) or not 0 <= size <= LINE_LIMIT:
+            raise self._unknown_answer(awaited)
+        return pipe.read(size, deadline, awaited)
+
+    def _require_success(self, answer: dict[str, Any], awaited: str) -> None:
+        """Raise the error in an answer, if there is one."""
+        if "error" not in answer:
+            return
+        fields = answer["error"]
+        if not isinstance(fields, dict) or "message" not in fields:
+            raise self._unknown_answer(awaited)
+        raise request_loop.error_from_json(fields, self.name)
+
+    def _unknown_answer(self, awaited: str) -> VclusterError:
+        return VclusterError(f"{self.name}: {awaited}: the agent sent an answer that vcluster does not know")
 
     def _send_body(
         self, pipe: Pipe, source: BinaryIO, size: int, progress: Progress | None, deadline: Deadline, awaited: str
@@ -223,10 +250,10 @@ class RemoteAgent(Agent):
         return pipe
 
     def _has_archive(self, pipe: Pipe, deadline: Deadline, awaited: str) -> bool:
-        answer = json.loads(pipe.read_line(deadline, awaited))
+        answer = self._read_message(pipe, deadline, awaited)
         if "refused" in answer:
             raise MissingError(f"{self.name}: cannot store the agent's program: {answer['refused']}")
-        return bool(answer["have"])
+        return bool(answer.get("have"))
 
     def _start_python(self, boot: str, size: int, deadline: Deadline, awaited: str) -> Pipe:
         """Start Python on the server, with sudo unless the user is root, and wait for its first line."""
