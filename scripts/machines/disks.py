@@ -12,8 +12,7 @@ from testbeds.programs import require
 from testbeds.trees import KEYRING, run_enclosed
 
 from vcluster.images.build import recipe_digest
-from vcluster.images.recipes import read_recipe
-from vcluster.images.store import DEFAULT_IMAGE
+from vcluster.images.recipes import DEFAULT_IMAGE, read_recipe
 
 from . import cache
 from .checkout import commit, export

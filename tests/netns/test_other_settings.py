@@ -16,7 +16,8 @@ from tests.clusters import Host
 from tests.inside import ROOT
 from tests.testbed import kill, testbed
 from vcluster import guest
-from vcluster.images.store import DEFAULT_IMAGE, ImageStore
+from vcluster.images.recipes import DEFAULT_IMAGE
+from vcluster.images.store import ImageStore
 from vcluster.render import packages
 
 pytestmark = [

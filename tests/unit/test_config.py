@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from vcluster.config import config_file, ini_file, options, readers, request
 from vcluster.errors import RequestError
-from vcluster.images.store import DEFAULT_IMAGE
+from vcluster.images.recipes import DEFAULT_IMAGE
 from vcluster.model.facts import Facts
 from vcluster.model.spec import AddressRange, ImageLogin, Login, PortRange, ServerSpec, Spec, StorageNode
 from vcluster.planning import addressing

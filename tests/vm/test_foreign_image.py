@@ -13,7 +13,8 @@ import pytest
 
 from tests.clusters import Cluster, Host, changes, survey
 from vcluster.images.build import PARTITION_START
-from vcluster.images.store import DEFAULT_IMAGE, DEFAULT_ROOT
+from vcluster.images.recipes import DEFAULT_IMAGE
+from vcluster.images.store import DEFAULT_ROOT
 
 pytestmark = pytest.mark.vm
 

@@ -20,14 +20,13 @@ from tempfile import mkdtemp
 from vcluster.agent.snapshot_folders import lock_folder, remove_folder, remove_unfinished
 from vcluster.errors import ConflictError, MissingError, RequestError, VclusterError
 from vcluster.images import build, fetch, verify
-from vcluster.images.recipes import Recipe
+from vcluster.images.recipes import DEFAULT_IMAGE, Recipe
 from vcluster.model import codec
 from vcluster.model.naming import check_name
 from vcluster.model.quoting import shown
 from vcluster.model.spec import Image
 
 DEFAULT_ROOT = Path("/var/lib/libvirt/images/vcluster/images")
-DEFAULT_IMAGE = "debian12"
 NAME_MAX = 48
 DIGITS_MIN = 8  # of a digest that a user shortens
 _UNFINISHED = ".unfinished-"
