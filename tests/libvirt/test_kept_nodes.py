@@ -52,7 +52,7 @@ def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Context
     with Hypervisor(f"test://{node}", samples.OWNER) as libvirt:
         for each in PLAN.nodes[:2]:
             libvirt.define_domain(domain_xml(PLAN, each).replace('type="qemu"', 'type="test"'))
-        answers = {name: lambda **_: [] for name in ("interfaces", "guards")}
+        answers = {name: lambda **_: [] for name in ("interfaces", "guards", "obstacles")}
         server = Server("localhost", samples.OWNER, tmp_path, LocalAgent(answers), libvirt=libvirt)
         context = Context(Fleet({"localhost": server}, {}), tmp_path)
         files = context.files("lab")

@@ -172,6 +172,7 @@ def record_steps(monkeypatch: pytest.MonkeyPatch, state: str, *missing: str) -> 
     found = SimpleNamespace(state=state, missing=missing)
     monkeypatch.setattr(lifecycle, "observe_status", lambda *_: found)
     monkeypatch.setattr(lifecycle.servers, "require_rights", lambda _: steps.append("rights"))
+    monkeypatch.setattr(lifecycle, "report_obstacles", lambda *_: steps.append("obstacles"))
     monkeypatch.setattr(Deployment, "create_networks", lambda _: steps.append("networks"))
     monkeypatch.setattr(lifecycle.interfaces, "attach", lambda *_: None)
     monkeypatch.setattr(lifecycle, "_restore_nodes", lambda *_: steps.append("nodes"))
@@ -190,7 +191,10 @@ def test_start_changes_nothing_in_a_ready_cluster(
 
 @pytest.mark.parametrize(
     ("state", "missing", "steps"),
-    [("stopped", (), ["rights", "nodes"]), ("partial", ("node node1",), ["rights", "networks", "nodes"])],
+    [
+        ("stopped", (), ["rights", "obstacles", "nodes"]),
+        ("partial", ("node node1",), ["rights", "obstacles", "networks", "nodes"]),
+    ],
 )
 def test_start_opens_every_server_once(
     monkeypatch: pytest.MonkeyPatch,
@@ -209,7 +213,7 @@ def test_start_opens_every_server_once(
 def test_repair_checks_a_ready_cluster_too(monkeypatch: pytest.MonkeyPatch, context: Context) -> None:
     recorded = record_steps(monkeypatch, "ready")
     assert lifecycle.repair(context, "lab", timeout_s=5) == ()
-    assert recorded == ["rights", "nodes"]
+    assert recorded == ["rights", "obstacles", "nodes"]
     record_steps(monkeypatch, "partial", "bridge vc-lab")
     assert lifecycle.repair(context, "lab", timeout_s=5) == ("bridge vc-lab",)
     with context.files("lab").locked(), pytest.raises(ConflictError, match="is changing cluster lab"):

@@ -7,6 +7,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 
 from vcluster.adapters.node_connection import NodeConnection
+from vcluster.commands.steps.admission import report_obstacles
 from vcluster.commands.steps.deployment import Deployment, image_password
 from vcluster.commands.steps.inventory import domains_on, keep_nodes, observe_status, read_ledger
 from vcluster.commands.steps.node_lifecycle import NodeLifecycle
@@ -93,6 +94,7 @@ def _restore(context: Context, name: str, *, timeout_s: float, unless_ready: boo
         ledger = keep_nodes(fleet, files)  # another command may have changed nodes before the lock, but never servers
         deadline = Deadline(timeout_s).with_check(fleet.check)
         servers.require_rights(fleet)
+        report_obstacles(fleet, context.report)
         cluster = Deployment(context, fleet, ledger.plan, files.read_keys(), deadline)
         missing = observe_status(fleet, files).missing
         if missing:

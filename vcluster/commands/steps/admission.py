@@ -17,6 +17,7 @@ from vcluster.model.spec import LOCAL, Image, Spec
 from vcluster.planning import placement
 from vcluster.planning.planner import CLUSTERS_FOLDER, make_plan
 from vcluster.util.deadline import Deadline
+from vcluster.util.events import Reporter
 
 
 def admit(context: Context, fleet: Fleet, spec: Spec, *, image: Image, accel: str) -> tuple[Plan, dict[str, Facts]]:
@@ -29,17 +30,18 @@ def admit(context: Context, fleet: Fleet, spec: Spec, *, image: Image, accel: st
     refuse_existing(fleet, context.files(spec.name))
     plan, facts = plan_cluster(context, fleet, spec, image=image, accel=accel)
     refuse_foreign(fleet, plan)
-    for text in (*placement.overcommitments(plan, facts), *_obstacles(fleet)):
+    for text in placement.overcommitments(plan, facts):
         context.report.note(text)
+    report_obstacles(fleet, context.report)
     return plan, facts
 
 
-def _obstacles(fleet: Fleet) -> Iterator[str]:
-    """The settings that drop frames between ports of a bridge, with the commands that change them."""
+def report_obstacles(fleet: Fleet, report: Reporter) -> None:
+    """Report the settings that drop frames between ports of a bridge, with the commands that change them."""
     for name, found in fleet.each(lambda server: server.call("obstacles", port=None)).items():
         where = f" on {name}" if fleet[name].session else ""
         for one in found:
-            yield f"nodes may not reach each other{where}: {one['what']}: {one['detail']}; fix: {one['fix']}"
+            report.note(f"nodes may not reach each other{where}: {one['what']}: {one['detail']}; fix: {one['fix']}")
 
 
 def server_requests(spec: Spec) -> list[ServerRequest]:
