@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import struct
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
-from ipaddress import IPv6Address
 
 import pytest
 
+from tests import router_advertisement, samples
 from tests.inside import Call, inside
 from tests.testbed import Server, kill, testbed
 from vcluster.adapters.network.interface_spec import InterfaceSpec
+from vcluster.render.network_xml import network_xml
 
 pytestmark = [
     pytest.mark.netns,
@@ -25,9 +25,6 @@ pytestmark = [
 
 LABEL = "vcluster:lab:00000000"
 TAP = "vp-lab-1"
-ROUTER = IPv6Address("fe80::1")
-ALL_NODES = IPv6Address("ff02::1")
-PREFIX = IPv6Address("2001:db8:bad::")
 IN_TIME_S = 10
 
 # What QEMU does with a tap: it has it open. Each line on standard input is a frame that the node sends.
@@ -42,23 +39,6 @@ for line in sys.stdin:
 """
 
 
-def checksum(data: bytes) -> int:
-    total = sum(struct.unpack(f">{len(data) // 2}H", data))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
-
-
-def advertisement() -> bytes:
-    """The frame of an RFC 4861 router advertisement: a default router of high preference, and a prefix for SLAAC."""
-    prefix = struct.pack(">BBBBIII16s", 3, 4, 64, 0xC0, 3600, 3600, 0, PREFIX.packed)
-    body = struct.pack(">BBHBBHII", 134, 0, 0, 64, 0x08, 1800, 0, 0) + prefix
-    pseudo = ROUTER.packed + ALL_NODES.packed + struct.pack(">II", len(body), 58)
-    body = body[:2] + struct.pack(">H", checksum(pseudo + body)) + body[4:]
-    header = struct.pack(">IHBB16s16s", 6 << 28, len(body), 58, 255, ROUTER.packed, ALL_NODES.packed)
-    return bytes.fromhex("333300000001" + "020000000001" + "86dd") + header + body
-
-
 class Node:
     """A process that has a tap open, as QEMU has."""
 
@@ -68,7 +48,7 @@ class Node:
 
     def advertise(self) -> None:
         assert self._process.stdin
-        self._process.stdin.write(advertisement().hex() + "\n")
+        self._process.stdin.write(router_advertisement.frame().hex() + "\n")
         self._process.stdin.flush()
         self._line()
 
@@ -117,7 +97,9 @@ def plug(server: Server, bridge: str) -> None:
 def has_obeyed(server: Server, interface: str) -> bool:
     """Whether the server has an address or a route by an advertisement."""
     shown = [ip(server, "-6", "-j", what, "show", "dev", interface).stdout for what in ("address", "route")]
-    return str(PREFIX) in shown[0] or any(route["dst"] == "default" for route in json.loads(shown[1] or "[]"))
+    return router_advertisement.PREFIX in shown[0] or any(
+        route["dst"] == "default" for route in json.loads(shown[1] or "[]")
+    )
 
 
 def obeys(server: Server, node: Node, interface: str) -> bool:
@@ -191,3 +173,15 @@ def test_a_tap_whose_bridge_is_removed_ignores_advertisements(server: Server, ca
     ip(server, "link", "del", bridge)
     assert not obeys(server, node, TAP)
     call("operations.prepare_domain", domain="lab.node9", is_emulated=True)  # it has ended
+
+
+def test_the_management_network_ignores_advertisements(server: Server, node: Node) -> None:
+    """libvirt turns IPv6 off on a network without an IPv6 address."""
+    network = samples.plan(1).servers[0].network
+    assert network
+    server.run(["virsh", "net-create", "/dev/stdin"], input=network_xml("lab", network), timeout_s=30)
+    try:
+        plug(server, network.bridge)
+        assert not obeys(server, node, network.bridge)
+    finally:
+        server.run(["virsh", "net-destroy", "vcluster-lab"], timeout_s=30)
