@@ -51,6 +51,14 @@ def test_domains_pass_the_schema_and_are_recognised(hypervisor: Hypervisor, imag
     assert {domain.node for domain in hypervisor.domains() if domain.power.is_active} == {"node1"}
 
 
+def test_the_taps_of_a_domain_are_those_of_its_plan(hypervisor: Hypervisor) -> None:
+    plan = samples.plan(1)
+    hypervisor.define_domain(domain_xml(plan, plan.head).replace('type="qemu"', 'type="test"'))
+    hypervisor.start_domain("lab.node1")
+    assert plan.head.management
+    assert hypervisor.taps_of("lab.node1") == (plan.head.management.port, plan.head.port)
+
+
 def test_a_domain_is_removed_twice_without_an_error(hypervisor: Hypervisor) -> None:
     plan = samples.plan(1)
     hypervisor.define_domain(domain_xml(plan, plan.head).replace('type="qemu"', 'type="test"'))

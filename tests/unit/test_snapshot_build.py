@@ -58,6 +58,9 @@ class Libvirt:
     def xml_of(self, _: str) -> str:
         return "<domain/>"
 
+    def taps_of(self, _: str) -> tuple[str, ...]:
+        return ("vnet0",)
+
     def stop_domain(self, _: str) -> None:
         self.asked.append("stop")
 

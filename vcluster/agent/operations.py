@@ -249,21 +249,12 @@ def lower_priority(domain: str) -> None:
             os.setpriority(os.PRIO_PROCESS, thread, NICEST)
 
 
-def prepare_domain(domain: str, *, is_emulated: bool) -> None:
+def prepare_domain(domain: str, taps: Sequence[str], *, is_emulated: bool) -> None:
     """Turn off IPv6 on the taps of a domain that starts; an emulated one also runs as a batch."""
-    with suppress(FileNotFoundError):  # the domain has ended
-        ipv6.disable(_taps(domain))
-        if is_emulated:
+    ipv6.disable(taps)
+    if is_emulated:
+        with suppress(FileNotFoundError):  # the domain has ended
             _run_as_batch(domain)
-
-
-def _taps(domain: str) -> set[str]:
-    """The taps that the domain's QEMU has open; the kernel lists the interface of each (tun_chr_show_fdinfo)."""
-    found = set()
-    for file in (_process(domain) / "fdinfo").iterdir():
-        with suppress(FileNotFoundError):  # QEMU has closed it
-            found.update(re.findall(r"^iff:\s+(\S+)$", file.read_text(), re.MULTILINE))
-    return found
 
 
 def _run_as_batch(domain: str) -> None:
@@ -278,11 +269,8 @@ def _run_as_batch(domain: str) -> None:
 
 
 def _threads(domain: str) -> list[int]:
-    return [int(task.name) for task in (_process(domain) / "task").iterdir()]
-
-
-def _process(domain: str) -> Path:
-    return Path("/proc") / (LIBVIRT_DOMAINS / f"{domain}.pid").read_text().strip()
+    pid = (LIBVIRT_DOMAINS / f"{domain}.pid").read_text().strip()
+    return [int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()]
 
 
 # KVM

@@ -47,7 +47,8 @@ def _prepare(server: Server, plan: Plan, node: Node) -> None:
 
     An emulated processor is busy for seconds; it also runs on when a thread of another node becomes ready to run.
     """
-    server.call("prepare_domain", domain=node.domain, is_emulated=plan.server(server.name).accel == "tcg")
+    taps = [node.port, *([node.management.port] if node.management else [])]
+    server.call("prepare_domain", domain=node.domain, taps=taps, is_emulated=plan.server(server.name).accel == "tcg")
 
 
 def start_clone(server: Server, plan: Plan, node: Node, snapshot: Snapshot, deadline: Deadline) -> None:

@@ -132,6 +132,12 @@ def _owned_domain(domain: libvirt.virDomain, found: Mapping[str, int]) -> OwnedD
     return OwnedDomain(domain.name(), *_names(domain), power, domain.UUIDString())
 
 
+def taps(xml: str) -> tuple[str, ...]:
+    """The server's interfaces of a running domain, from its XML."""
+    targets = ET.fromstring(xml).iterfind("devices/interface/target")  # noqa: S314 - libvirt wrote it
+    return tuple(filter(None, (target.get("dev") for target in targets)))
+
+
 def qemu_user(capabilities: str) -> tuple[int, int]:
     """The user and the group of QEMU in libvirt's capabilities (https://libvirt.org/formatcaps.html); else root.
 

@@ -205,6 +205,11 @@ class Hypervisor:
         with self._errors(f"reading {name}"):
             return str(self._connection.lookupByName(name).XMLDesc(libvirt.VIR_DOMAIN_XML_MIGRATABLE))
 
+    def taps_of(self, name: str) -> tuple[str, ...]:
+        """The server's interfaces of a running domain. libvirt names those that have no name."""
+        with self._errors(f"reading {name}"):
+            return domain_state.taps(self._connection.lookupByName(name).XMLDesc())
+
     def qemu_user(self) -> tuple[int, int]:
         """The user and the group that QEMU runs as, as numbers."""
         with self._errors("reading QEMU's user"):

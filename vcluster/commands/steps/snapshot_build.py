@@ -309,7 +309,7 @@ def _boot_and_save(
         libvirt.start_transient_domain(
             template_xml(machine, name, identity, by=server.owner, macs=template.macs, mtu=template.mtu, ram=ram)
         )
-        server.call("prepare_domain", domain=name, is_emulated=False)
+        server.call("prepare_domain", domain=name, taps=libvirt.taps_of(name), is_emulated=False)
         if low_priority:
             server.call("lower_priority", domain=name)
         with closing(libvirt.open_channel(name, READY_CHANNEL, NAME)) as channel:
