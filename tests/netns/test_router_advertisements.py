@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from tests import router_advertisement, samples
 from tests.inside import Call, inside
 from tests.testbed import Server, kill, testbed
 from vcluster.adapters.network.interface_spec import InterfaceSpec
+from vcluster.errors import MissingError
 from vcluster.render.network_xml import network_xml
 
 pytestmark = [
@@ -169,6 +171,42 @@ def test_a_tap_whose_bridge_is_removed_ignores_advertisements(server: Server, ca
     plug(server, bridge)
     ip(server, "link", "del", bridge)
     assert not obeys(server, node, TAP)
+
+
+READ_ONLY = "mount --bind /proc/sys /proc/sys; mount -o remount,bind,ro /proc/sys"
+
+
+def findings(call: Call) -> list[str]:
+    found = call("operations.diagnose", carries_nodes=False, is_controller=False)
+    return [one["detail"] for one in found if one["what"] == "IPv6"]
+
+
+def test_a_bridge_whose_ipv6_cannot_be_turned_off_stays_down(server: Server, call: Call) -> None:
+    """Most containers have a read-only /proc/sys."""
+    assert findings(call) == []
+    server.run(["sh", "-ec", READ_ONLY], timeout_s=10)
+    try:
+        assert findings(call) == ["/proc/sys is read-only, so vcluster cannot turn off IPv6 on the cluster network"]
+        with pytest.raises(
+            MissingError, match="interface br-lab: cannot turn off IPv6: Read-only file system"
+        ) as caught:
+            make(call, "bridge", server)
+        assert "UP" not in ip(server, "-j", "link", "show", "br-lab").stdout.split('"operstate"')[0]
+        server.run(shlex.split(str(caught.value.hint)), timeout_s=10)
+        make(call, "bridge", server)
+    finally:
+        server.run(["umount", "/proc/sys"], timeout_s=10)
+
+
+def test_a_container_without_ipv6_needs_no_settings(server: Server, call: Call, node: Node) -> None:
+    server.run(["sh", "-ec", f"sysctl -qw net.ipv6.conf.default.disable_ipv6=1; {READ_ONLY}"], timeout_s=10)
+    try:
+        assert findings(call) == []
+        bridge = make(call, "bridge", server)
+        plug(server, bridge)
+        assert not obeys(server, node, bridge)
+    finally:
+        server.run(["sh", "-ec", "umount /proc/sys; sysctl -qw net.ipv6.conf.default.disable_ipv6=0"], timeout_s=10)
 
 
 def test_the_management_network_ignores_advertisements(server: Server, node: Node) -> None:

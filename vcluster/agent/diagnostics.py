@@ -89,7 +89,7 @@ def _rights() -> Iterator[Finding]:
 
 def _settings() -> Iterator[Finding]:
     """An error if root cannot turn off IPv6 on interfaces, as in most containers."""
-    if os.geteuid() == 0 and ipv6.SETTINGS.exists() and not os.access(ipv6.SETTINGS / "lo/disable_ipv6", os.W_OK):
+    if os.geteuid() == 0 and not ipv6.can_disable():
         yield _finding(
             ERROR,
             "IPv6",

@@ -6,6 +6,7 @@ would reach each service that listens on IPv6.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -20,12 +21,21 @@ _OFF = {"accept_ra": "0", "disable_ipv6": "1"}
 def disable(interfaces: Iterable[str]) -> None:
     """Turn IPv6 off on these interfaces. An interface without settings has no IPv6: its MTU is too small for it."""
     for name in interfaces:
-        for setting, value in _OFF.items():
-            try:
+        try:
+            for setting, value in _OFF.items():
                 (SETTINGS / name / setting).write_text(value)
-            except FileNotFoundError:
-                break
-            except OSError as error:
-                raise MissingError(
-                    f"interface {name}: cannot turn off IPv6: {error.strerror or error}", hint=WRITABLE
-                ) from error
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            if not _is_off(name):  # in a container it may be off by default, and nothing can turn it on
+                reason = error.strerror or error
+                raise MissingError(f"interface {name}: cannot turn off IPv6: {reason}", hint=WRITABLE) from error
+
+
+def can_disable() -> bool:
+    """Whether new interfaces can be without IPv6 here."""
+    return not SETTINGS.exists() or os.access(SETTINGS / "lo" / "disable_ipv6", os.W_OK) or _is_off("default")
+
+
+def _is_off(interface: str) -> bool:
+    return (SETTINGS / interface / "disable_ipv6").read_text().strip() == "1"
