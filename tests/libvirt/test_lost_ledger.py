@@ -44,7 +44,10 @@ class Connector:
     def server(self, name: str) -> Server:
         agent = LocalAgent(
             {name: lambda _name=name, **_: ANSWERS.get(_name, []) for name in QUIET}
-            | {name: operations.OPERATIONS[name] for name in ("files", "labelled_folders", "remove_folder")}
+            | {
+                name: operations.OPERATIONS[name]
+                for name in ("files", "labelled_folders", "remove_empty_folders", "remove_folder")
+            }
         )
         session: Any = SimpleNamespace(is_alive=True) if name != "localhost" else None
         return Server(name, samples.OWNER, self.root / name, agent, session, libvirt=self.libvirts[name])

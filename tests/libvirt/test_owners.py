@@ -42,7 +42,7 @@ FORMER = naming.former_owner_id(MACHINE)
 ANSWERS = {"identity": {"has_rights": True, "is_root": True}, "sweep_snapshots": {"removed": [], "in_use": []}}
 QUIET = ("identity", "guards", "profiles", "remove_profiles", "remove_traces", "addresses", "sweep_snapshots")
 
-FOLDERS = ("files", "folders", "label_folder", "labelled_folders", "remove_folder")
+FOLDERS = ("files", "folders", "label_folder", "labelled_folders", "remove_empty_folders", "remove_folder")
 
 
 def plan_of(owner: str, **options: object) -> Plan:

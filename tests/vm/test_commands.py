@@ -28,14 +28,14 @@ def test_status_and_list(cluster: Cluster) -> None:
         assert f"{node['address']}/24" in cluster.ssh(node["name"], "ip -o -4 address show lab0")
         assert node["management_address"] in cluster.ssh(node["name"], "ip -o -4 address show mgmt0")
     assert cluster.host.json("list") == [
-        {"name": "lab", "mode": "local", "state": "ready", "subnet": "10.0.0.0/24", "nodes": 3}
+        {"name": "lab", "mode": "local", "state": "ready", "subnet": "10.0.0.0/24", "nodes": 3, "is_lost": False}
     ]
 
 
 def test_interfaces_are_as_planned(cluster: Cluster) -> None:
     ports = json.loads(cluster.host.sh("ip -j link show master vc-lab"))
     assert {port["ifname"] for port in ports} == {"vp-lab-1", "vp-lab-2", "vp-lab-3"}
-    assert re.fullmatch("vcluster:lab:[0-9a-f]{8}\n", cluster.host.sh("cat /sys/class/net/vc-lab/ifalias"))
+    assert re.fullmatch("vcluster:lab:[0-9a-f]{16}\n", cluster.host.sh("cat /sys/class/net/vc-lab/ifalias"))
 
 
 def test_equal_outputs_are_folded_and_the_worst_exit_code_wins(cluster: Cluster) -> None:

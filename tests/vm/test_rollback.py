@@ -101,7 +101,7 @@ def test_repair_does_not_remake_a_kept_node_that_was_deleted_by_hand(host: Host,
     """A user may have used the nodes of a failed create with --keep."""
     options = ("-n", "2", "--boot", "cold", "--timeout", "6", "--keep")
     assert host.vcluster("local", "create", "--name", "doomed", *options, check=False).returncode == 1
-    host.sh("virsh destroy doomed.node2; virsh undefine doomed.node2")
+    host.sh("virsh destroy doomed.node2; virsh undefine doomed.node2; rm /var/log/libvirt/qemu/doomed.node2.log")
     refused = host.vcluster("repair", "doomed", check=False)
     assert refused.returncode == 1
     assert "deleted outside vcluster: node2 " in refused.stderr

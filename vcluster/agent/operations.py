@@ -184,16 +184,20 @@ def _label_in(folder: Path) -> str:
 
 
 def remove_folder(path: str) -> None:
-    """Remove a folder with its content, its owner label last, and its two parent folders if they are empty."""
+    """Remove a folder with its content, its owner label last."""
     for entry in Path(path).iterdir() if Path(path).is_dir() else ():
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry, ignore_errors=True)
         elif entry.name != LABEL:
             entry.unlink(missing_ok=True)
     shutil.rmtree(path, ignore_errors=True)
-    for parent in list(Path(path).parents)[:2]:
+
+
+def remove_empty_folders(path: str) -> None:
+    """Remove a folder, and the one that it is in, if they are empty."""
+    for folder in (Path(path), Path(path).parent):
         try:
-            parent.rmdir()
+            folder.rmdir()
         except OSError:
             return
 
@@ -312,6 +316,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
         label_folder,
         labelled_folders,
         remove_folder,
+        remove_empty_folders,
         remove_traces,
         tail,
         processor,

@@ -230,19 +230,20 @@ def do_mount(action: Action, changed: list[str]) -> None:
 
 @contextlib.contextmanager
 def opened_folder(path: str) -> Iterator[str]:
-    """Open a folder, and give a path of it that no user can change. Links count only in folders of root."""
+    """Open a folder, and give a path of it that no user can change. Links count only in folders of root.
+
+    With O_DIRECTORY, systemd would mount a folder that it mounts on the first use.
+    """
     folder = os.open("/", os.O_PATH | os.O_DIRECTORY)
     try:
         for name in path.strip("/").split("/"):
             state = os.fstat(folder)
             is_roots = state.st_uid == 0 and not state.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-            flags = os.O_PATH | os.O_DIRECTORY | (0 if is_roots else os.O_NOFOLLOW)
-            try:
-                found = os.open(name, flags, dir_fd=folder)
-            except NotADirectoryError as error:
-                raise RuntimeError(f"{path}: {name} is not a folder") from error
+            found = os.open(name, os.O_PATH | (0 if is_roots else os.O_NOFOLLOW), dir_fd=folder)
             os.close(folder)
             folder = found
+            if not stat.S_ISDIR(os.fstat(folder).st_mode):
+                raise RuntimeError(f"{path}: {name} is not a folder")
         yield f"/proc/self/fd/{folder}"
     finally:
         os.close(folder)
@@ -262,7 +263,8 @@ def mount_by_program(action: Action, place: str) -> None:
     os.makedirs(MOUNT_POINT, mode=0o700, exist_ok=True)
     run(["mount", "-t", action["type"], "-o", action["options"], action["source"], MOUNT_POINT])
     try:
-        bind(MOUNT_POINT, place)
+        if mounts().get(action["target"]) != action["source"]:  # a user of the folder may have had systemd mount it
+            bind(MOUNT_POINT, place)
     finally:
         run(["umount", MOUNT_POINT])
 

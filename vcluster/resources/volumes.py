@@ -65,6 +65,7 @@ def destroy(server: Server, cluster: str) -> None:
     for item in _folders_without_pool(server):
         if item.cluster == cluster:
             server.call("remove_folder", path=item.name)
+    server.call("remove_empty_folders", path=str(server.storage / CLUSTERS_FOLDER))
 
 
 def _folders_without_pool(server: Server) -> tuple[OwnedItem, ...]:
