@@ -24,6 +24,7 @@ from vcluster.render import network_xml
 pytestmark = pytest.mark.libvirt
 
 ANSWERS = {"identity": {"has_rights": True, "is_root": True}, "sweep_snapshots": {"removed": [], "in_use": []}}
+FOLDERS = ("files", "labelled_folders", "remove_empty_folders", "remove_folder")
 QUIET = (
     "identity", "interfaces", "destroy_interfaces", "guards", "profiles", "remove_profiles", "remove_traces",
     "addresses", "sweep_snapshots",
