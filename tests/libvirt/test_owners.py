@@ -198,6 +198,21 @@ def test_a_cluster_of_a_lost_state_folder_needs_an_option(
     assert machine.has(owner) == (False, False, False)
 
 
+@pytest.mark.parametrize("machine_id", ["", "\n", "uninitialized\n"])
+def test_a_machine_without_a_machine_id_has_no_lost_clusters(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], machine_id: str
+) -> None:
+    """All machines without a machine-id have the same former owner id, so the cluster may be of another one."""
+    former = naming.former_owner_id(machine_id)
+    (machine.root / "machine-id").write_text(machine_id)
+    machine.make(former)
+    assert vcluster(monkeypatch, "list") == 0
+    assert capsys.readouterr().out == "no clusters\n"
+    assert vcluster(monkeypatch, "clear lab --lost -y") == 0
+    assert capsys.readouterr().out == "lab: nothing to clear\n"
+    assert machine.has(former) == (True, True, True)
+
+
 def test_a_cluster_with_a_ledger_of_an_earlier_version_is_not_lost(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

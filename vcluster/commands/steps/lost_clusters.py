@@ -37,10 +37,12 @@ def report(context: Context, fleet: Fleet, cluster: str) -> None:
 
 
 def _is_lost(context: Context, cluster: str, owner: str) -> bool:
-    machine = ledger.machine_id()
+    maker = ledger.maker()
+    if maker == naming.NO_MAKER:  # all machines without a machine-id have the same former owner id
+        return False
     if owner == context.connector.owner or owner == _owner_in_ledger(context, cluster):
         return False
-    return naming.is_by(ledger.maker(), owner) or owner == naming.former_owner_id(machine)
+    return naming.is_by(maker, owner) or owner == naming.former_owner_id(ledger.machine_id())
 
 
 def _owner_in_ledger(context: Context, cluster: str) -> str:
