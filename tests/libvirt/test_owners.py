@@ -298,6 +298,20 @@ def test_our_folder_without_a_pool_is_removed(
     assert not (machine.root / "clusters").exists()
 
 
+def test_the_target_of_a_link_in_the_place_of_our_folder_stays(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    data = make_folder(machine)
+    operations.label_folder(str(data.parent.parent), naming.alias("lab", ledger.make_owner(tmp_path / "state")))
+    place = machine.root / "clusters" / "lab"
+    place.rename(tmp_path / "other")
+    place.symlink_to(tmp_path / "other")
+    assert vcluster(monkeypatch, "clear lab -y") == 4
+    printed = capsys.readouterr().err
+    assert f"{place} is a link, so vcluster does not remove the folder {tmp_path}/other" in printed
+    assert (tmp_path / "other/thesis/results.csv").read_text() == "a year of results"
+
+
 def test_a_label_is_the_last_file_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A removal that is interrupted can then be repeated."""
     for name in ("a", "z", "sub"):

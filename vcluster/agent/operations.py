@@ -23,6 +23,7 @@ from vcluster.adapters.network.interface_spec import InterfaceSpec
 from vcluster.adapters.network.obstacles import find_obstacles
 from vcluster.agent import confinement, image_store, libvirt_daemons, snapshot_store
 from vcluster.agent.diagnostics import diagnose, has_rights, hidden_mounts, is_dns_port_free
+from vcluster.errors import ConflictError
 
 LIBVIRT_RUN = Path("/run/libvirt/network")
 LIBVIRT_DOMAINS = Path("/run/libvirt/qemu")
@@ -184,7 +185,15 @@ def _label_in(folder: Path) -> str:
 
 
 def remove_folder(path: str) -> None:
-    """Remove a folder with its content, its owner label last."""
+    """Remove a folder with its content, its owner label last.
+
+    Raises ConflictError for a link: its target may be a folder of a user.
+    """
+    if Path(path).is_symlink():
+        raise ConflictError(
+            f"{path} is a link, so vcluster does not remove the folder {os.path.realpath(path)}",
+            hint="remove the folder and the link",
+        )
     for entry in Path(path).iterdir() if Path(path).is_dir() else ():
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry, ignore_errors=True)
