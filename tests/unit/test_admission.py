@@ -17,8 +17,10 @@ from tests import samples
 from vcluster.agent.client import LocalAgent
 from vcluster.cli import common, main
 from vcluster.cli.output.progress import ProgressLines
+from vcluster.commands.clusters import teardown
 from vcluster.commands.clusters.create import create
-from vcluster.commands.steps import admission
+from vcluster.commands.steps import admission, setup_script
+from vcluster.commands.steps.deployment import Deployment
 from vcluster.errors import ConflictError, MissingError, VclusterError
 from vcluster.fleet import ledger
 from vcluster.fleet.context import Context
@@ -26,7 +28,9 @@ from vcluster.fleet.ledger import VERSION, Ledger
 from vcluster.fleet.servers import Server, ServerRequest
 from vcluster.model.spec import StorageNode
 from vcluster.planning.placement import overcommitments
+from vcluster.resources import server_keys
 from vcluster.resources.owned import OwnedItem
+from vcluster.stages.provision import Job
 from vcluster.util.events import Reporter
 
 GIB = 1024
@@ -134,6 +138,27 @@ def test_create_and_plan_refuse_the_same(
     output = capsys.readouterr()
     assert output.out == ""
     assert re.search(message, output.err)
+
+
+def test_a_script_that_cannot_be_kept_fails_before_the_first_effect(
+    world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def affect(*_: object, **__: object) -> None:
+        pytest.fail("the create had an effect on a server")
+
+    def fail(*_: object) -> None:
+        raise MissingError("cannot keep setup")
+
+    (tmp_path / "setup").write_text("#!/bin/sh\n")
+    job = Job.read(tmp_path / "setup")
+    monkeypatch.setattr(Deployment, "deliver_image", affect)
+    monkeypatch.setattr(server_keys, "create", affect)
+    monkeypatch.setattr(setup_script, "keep", fail)
+    monkeypatch.setattr(teardown, "_remove_from", lambda *_: None)
+    monkeypatch.setattr(teardown.tmux, "end", lambda _: None)
+    with pytest.raises(MissingError, match="cannot keep setup"):
+        create(world.context, samples.spec(2), image_name="debian12", accel="tcg", keep=False, job=job)
+    assert not world.context.state_root.exists()
 
 
 def test_a_cluster_that_is_changed_now_is_not_to_be_cleared(world: World) -> None:

@@ -230,6 +230,21 @@ def test_a_failed_setup_removes_the_new_nodes(context: Context, world: World, mo
     assert not any(step.startswith("setup") for step in world.steps)
 
 
+@pytest.mark.parametrize("place", [".", "..", "link", "software/.."])
+def test_a_payload_is_kept_from_each_path(tmp_path: Path, world: World, place: str) -> None:
+    here = tmp_path / "given" / "here"
+    (here / "software").mkdir(parents=True)
+    (here / "link").symlink_to("software")
+    for folder in (here.parent, here, here / "software"):
+        (folder / "tool").write_text(folder.name)
+    (tmp_path / "setup").write_text("#!/bin/sh\n")
+    given = Job.read(tmp_path / "setup", here / place)
+    setup_script.keep(world.files, given)
+    kept = setup_script.kept(world.files)
+    assert kept and kept.payload and given.payload
+    assert kept.payload.digest == given.payload.digest
+
+
 def test_a_payload_of_one_file_is_kept(tmp_path: Path, world: World) -> None:
     script, payload = tmp_path / "setup", tmp_path / "letter"
     script.write_text("#!/bin/sh\n")

@@ -63,6 +63,8 @@ def create(
             cluster = Deployment(context, fleet, plan, keys, deadline.with_check(fleet.check))
             written = _new_ledger(plan)
             cluster.save(written)
+        if job:
+            setup_script.keep(files, job)
         _report_emulation(cluster, accel)
         _authorize_cluster_key(cluster)
         cluster.deliver_image()
@@ -73,7 +75,6 @@ def create(
             nodes = lifecycle.all_nodes(lifecycle.bring_up, connections)
             lifecycle.require_ready(nodes)
             if job:
-                setup_script.keep(files, job)
                 sessions = lifecycle.sessions(nodes, connections)
                 setup_script.run(watched, job, sessions, hint="--keep leaves the failed cluster in place")
         files.write_ledger(written.as_ready)

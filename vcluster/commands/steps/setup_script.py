@@ -29,13 +29,12 @@ def keep(files: ClusterFiles, job: provision.Job) -> None:
 
 
 def _copy(source: Path, folder: Path) -> None:
-    target = folder / source.name
-    if source.is_dir():
-        shutil.copytree(source, target, symlinks=True)
+    if source.is_dir():  # its name is not part of the payload; "..", for example, has another one
+        shutil.copytree(source, folder / (source.resolve().name or "root"), symlinks=True)
     else:
         folder.mkdir()
-        shutil.copyfile(source, target)
-        shutil.copymode(source, target)
+        shutil.copyfile(source, folder / source.name)
+        shutil.copymode(source, folder / source.name)
 
 
 def kept(files: ClusterFiles) -> provision.Job | None:
