@@ -94,14 +94,14 @@ def received(call: Call, vni: int) -> int:
 def test_only_the_peer_sends_into_a_tunnel(servers: tuple[Server, ...], server: Server, call: Call) -> None:
     _, peer, unknown = servers
     assert is_delivered(call, unknown, server, 40)
-    call("tunnel_guard.guard", table=TABLE, tunnels=[(40, peer.address, "eth0")], port=PORT)
+    call("tunnel_guard.guard", table=TABLE, tunnels=[(40, peer.address, ["eth0"])], port=PORT)
     assert is_delivered(call, peer, server, 40)
     assert not is_delivered(call, unknown, server, 40)
     assert is_delivered(call, unknown, server, 50)  # not guarded
     call(
         "tunnel_guard.guard",
         table=TABLE,
-        tunnels=[(40, unknown.address, "eth0"), (50, peer.address, "eth0")],
+        tunnels=[(40, unknown.address, ["eth0"]), (50, peer.address, ["eth0"])],
         port=PORT,
     )
     assert not is_delivered(call, peer, server, 40)
@@ -116,9 +116,9 @@ RULES = """
     @th,96,24 0x28-0x2a ip saddr != 192.0.2.1 drop
     @th,96,24 0x28-0x2a iifname != "eth0" drop
     @th,96,24 0x2b ip saddr != 192.0.2.2 drop
-    @th,96,24 0x2b iifname != "eth1" drop
+    @th,96,24 0x2b iifname != "eth1" iifname != "eth2" drop
     @th,96,24 0xffffff ip saddr != 192.0.2.2 drop
-    @th,96,24 0xffffff iifname != "eth1" drop
+    @th,96,24 0xffffff iifname != "eth1" iifname != "eth2" drop
   }
   chain forged {
     @th,96,24 0x28-0x2a ip daddr 192.0.2.1 drop
@@ -143,8 +143,8 @@ RULES = """
 
 def test_nft_lists_the_rules_as_intended_and_reads_them_again(server: Server, call: Call) -> None:
     """A range of VNIs takes one rule. An administrator may save all tables and load them again."""
-    near = [(vni, "192.0.2.1", "eth0") for vni in (42, 40, 41)]
-    far = [(vni, "192.0.2.2", "eth1") for vni in (16777215, 43)]
+    near = [(vni, "192.0.2.1", ["eth0"]) for vni in (42, 40, 41)]
+    far = [(vni, "192.0.2.2", ["eth1", "eth2"]) for vni in (16777215, 43)]
     call("tunnel_guard.guard", table=TABLE, tunnels=[*near, *far], port=PORT)
     shown = server.run(["nft", "list", "table", "inet", TABLE], timeout_s=10).stdout
     assert "comment" in shown
@@ -159,7 +159,7 @@ def test_nft_lists_the_rules_as_intended_and_reads_them_again(server: Server, ca
 def test_tables_are_found_by_name_and_removed(server: Server, call: Call) -> None:
     server.run(["nft", "add table inet foreign"], timeout_s=10)
     for name in (TABLE, "vcluster-other-00000000"):
-        call("tunnel_guard.guard", table=name, tunnels=[(40 + n, "192.0.2.1", "eth0") for n in range(64)], port=PORT)
+        call("tunnel_guard.guard", table=name, tunnels=[(40 + n, "192.0.2.1", ["eth0"]) for n in range(64)], port=PORT)
     assert call("tunnel_guard.tables", prefix="vcluster-") == [TABLE, "vcluster-other-00000000"]
     assert call("tunnel_guard.tables", prefix=TABLE) == [TABLE]
     for _ in range(2):  # the second removal finds no table

@@ -104,7 +104,7 @@ def calls(servers: tuple[Server, Server]) -> Iterator[tuple[Call, Call]]:
 
 
 def guard(call: Call, peer: Server, *, interface: str = "eth0") -> None:
-    call("tunnel_guard.guard", table=TABLE, tunnels=[(VNI, peer.address, interface)], port=PORT)
+    call("tunnel_guard.guard", table=TABLE, tunnels=[(VNI, peer.address, [interface])], port=PORT)
 
 
 def received(call: Call) -> int:
@@ -210,8 +210,26 @@ def test_a_user_of_the_peer_cannot_send_into_a_tunnel(servers: tuple[Server, Ser
 
 def test_other_vxlan_packets_of_guests_and_users_pass(servers: tuple[Server, Server], calls: tuple[Call, Call]) -> None:
     carrier, switch = servers
-    calls[0]("tunnel_guard.guard", table=TABLE, tunnels=[(VNI + 1, switch.address, "eth0")], port=PORT)
+    calls[0]("tunnel_guard.guard", table=TABLE, tunnels=[(VNI + 1, switch.address, ["eth0"])], port=PORT)
     for prefix in (IN_GUEST, AS_USER):
         before = received(calls[1])
         python(carrier, SEND, switch.address, str(PORT), PACKET.hex(), prefix=prefix)
         assert received(calls[1]) > before
+
+
+def test_frames_arrive_on_the_interface_of_the_own_address_too(
+    servers: tuple[Server, Server], calls: tuple[Call, Call]
+) -> None:
+    """The carrier has two interfaces, and an asymmetric route: its packets to the switch leave by the other one."""
+    carrier, switch = servers
+    guard(calls[1], carrier)
+
+    def is_delivered() -> bool:
+        before = received(calls[0])
+        python(switch, SEND, carrier.address, str(PORT), PACKET.hex())
+        return received(calls[0]) > before
+
+    calls[0]("operations.guard", table=TABLE, tunnels=[(VNI, switch.address, "mgmt", carrier.address)], port=PORT)
+    assert is_delivered()
+    calls[0]("operations.guard", table=TABLE, tunnels=[(VNI, switch.address, "mgmt", GATEWAY)], port=PORT)
+    assert not is_delivered()

@@ -104,8 +104,14 @@ def attach(ports: dict[str, str]) -> list[str]:
 
 
 def guard(table: str, tunnels: Sequence[Sequence[Any]], port: int) -> None:
-    """Drop packets for each tunnel, given by its VNI, peer and interface, that its two servers did not send."""
-    tunnel_guard.guard(table, [(int(vni), str(peer), str(interface)) for vni, peer, interface in tunnels], port)
+    """Drop packets that the two servers of a tunnel did not send.
+
+    A tunnel is given by its VNI, its peer, the interface of the route to the peer, and its own address. Packets of the
+    peer may arrive on that interface, and on the one that has the own address.
+    """
+    holders = {str(address): name for name, address in netlink_routes.addresses()}
+    found = [(int(vni), str(peer), sorted({route, holders.get(own, route)})) for vni, peer, route, own in tunnels]
+    tunnel_guard.guard(table, found, port)
 
 
 def remove_guard(table: str) -> None:

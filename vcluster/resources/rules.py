@@ -14,7 +14,7 @@ from vcluster.resources.owned import OwnedItem
 def create(server: Server, plan: ServerPlan, cluster: str) -> None:
     """Guard the tunnels of one server."""
     if plan.tunnels:
-        tunnels = [(tunnel.vni, str(tunnel.remote), tunnel.interface) for tunnel in plan.tunnels]
+        tunnels = [(one.vni, str(one.remote), one.interface, str(one.local)) for one in plan.tunnels]
         server.call("guard", table=naming.table_name(cluster, server.owner), tunnels=tunnels, port=plan.tunnels[0].port)
 
 

@@ -143,11 +143,28 @@ def _message(fleet: Fleet, plan: Plan, silent: Tokens) -> str:
     for name, interfaces in silent.items():
         for link, tokens in interfaces.items():
             lines.append(f"  {name}: {link} did not receive {', '.join(tokens[:4])}{' …' if len(tokens) > 4 else ''}")
-    for server in plan.servers:
+    for planned in plan.servers:
         with suppress(VclusterError):
-            obstacles = fleet[server.name].call("obstacles", port=_port(plan))
+            server = fleet[planned.name]
+            obstacles = [*server.call("obstacles", port=_port(plan)), *_asymmetric_routes(server, planned.tunnels)]
             lines += [f"  {server.name}: {one['what']}: {one['detail']}; fix: {one['fix']}" for one in obstacles]
     return f"tunnels lose frames of {plan.mtu} bytes:\n" + "\n".join(lines)
+
+
+def _asymmetric_routes(server: Server, tunnels: Iterable[Tunnel]) -> list[dict[str, str]]:
+    """The peers that a server sends to by another interface than the one with its own address, as obstacles."""
+    holders = {address: name for name, address in server.call("addresses")}
+    found = {(one.remote, one.interface, one.local, holders.get(str(one.local), one.interface)) for one in tunnels}
+    return [
+        {
+            "what": "asymmetric route",
+            "detail": f"packets to {remote} leave by {interface}, but the server's address {local} is on {holder}; "
+            f"packets from {remote} may arrive on these two interfaces only",
+            "fix": f"sysctl -w net.ipv4.conf.{holder}.rp_filter=2",
+        }
+        for remote, interface, local, holder in sorted(found)
+        if holder != interface
+    ]
 
 
 def _port(plan: Plan) -> int:

@@ -2,8 +2,9 @@
 
 VXLAN has no authentication: a host that can reach the UDP port can send frames into a cluster. So each cluster has a
 table on each of its servers. It drops VXLAN packets with the cluster's VNIs in three places:
-- input: packets that do not come from the VNI's peer, or arrive on another interface than the tunnel's. A node or a
-  container of this server could give its packets the peer's address.
+- input: packets that do not come from the VNI's peer, or arrive on an interface that is not the tunnel's. A node or a
+  container of this server could give its packets the peer's address. With an asymmetric route, packets to the peer
+  leave by one interface, and those from the peer arrive on another: then the tunnel has both.
 - forward: packets to the VNI's peer. Only a node, a container or another host sends them; NAT would give them the
   address of this server, which the peer trusts.
 - output: packets to the VNI's peer from a socket of a user other than root. The kernel's tunnels have no socket.
@@ -57,17 +58,17 @@ _DESTINATION_PORT, _VNI = 2, 12  # offsets in the UDP header; the VNI is 4 bytes
 _NAME_BYTES = 16  # IFNAMSIZ, linux/if.h
 _ARRIVING, _FORGED = "arriving", "forged"
 
-Tunnel = tuple[int, str, str]  # its VNI, its peer's IPv4 address, and its underlay interface
+Tunnel = tuple[int, str, Sequence[str]]  # its VNI, its peer's IPv4 address, and its underlay interfaces
 
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Tunnels with consecutive VNIs, from the first to the last, that have the same peer and interface."""
+    """Tunnels with consecutive VNIs, from the first to the last, that have the same peer and interfaces."""
 
     first: int
     last: int
     peer: str
-    interface: str
+    interfaces: Sequence[str]
 
 
 def guard(table: str, tunnels: Sequence[Tunnel], port: int) -> None:
@@ -96,11 +97,11 @@ def guard(table: str, tunnels: Sequence[Tunnel], port: int) -> None:
 def _groups(tunnels: Sequence[Tunnel]) -> list[_Group]:
     """The tunnels in as few groups as possible: each group is a rule that packets pass one after the other."""
     groups: list[_Group] = []
-    for vni, peer, interface in sorted(tunnels, key=lambda tunnel: (*tunnel[1:], tunnel[0])):
-        if groups and groups[-1] == _Group(groups[-1].first, vni - 1, peer, interface):
+    for vni, peer, interfaces in sorted(tunnels, key=lambda tunnel: (*tunnel[1:], tunnel[0])):
+        if groups and groups[-1] == _Group(groups[-1].first, vni - 1, peer, interfaces):
             groups[-1] = replace(groups[-1], last=vni)
         else:
-            groups.append(_Group(vni, vni, peer, interface))
+            groups.append(_Group(vni, vni, peer, interfaces))
     return groups
 
 
@@ -134,10 +135,11 @@ def _is_ipv4_udp(port: int) -> list[Message]:
 
 def _drops_of_arriving(group: _Group) -> tuple[list[Message], list[Message]]:
     """Drop packets from another source, and those that arrive on another interface."""
-    name = group.interface.encode().ljust(_NAME_BYTES, b"\0")
+    names = [name.encode().ljust(_NAME_BYTES, b"\0") for name in group.interfaces]
+    is_elsewhere = [part for name in names for part in _meta(_IIFNAME, name, _DIFFERENT)]
     return (
         [*_is_in(group), *_address(_SOURCE, _DIFFERENT, group.peer), _verdict(DROP)],
-        [*_is_in(group), *_meta(_IIFNAME, name, _DIFFERENT), _verdict(DROP)],
+        [*_is_in(group), *is_elsewhere, _verdict(DROP)],
     )
 
 
