@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import fcntl
 import json
 import os
 import shutil
@@ -153,6 +154,19 @@ def test_commands_at_the_same_time_make_one_owner_id(tmp_path: Path) -> None:
     made = {each.communicate(timeout=20)[0] for each in running}
     assert [each.returncode for each in running] == [0] * 6
     assert len(made) == 1
+
+
+def test_a_state_folder_that_another_process_keeps_locked_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each user may lock a folder that each user may read."""
+    monkeypatch.setattr(ledger, "OWNER_TIMEOUT_S", 0.5)
+    held = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    with pytest.raises(ConflictError, match=f"^another process keeps {tmp_path} locked$"):
+        ledger.make_owner(tmp_path)
+    os.close(held)
+    assert ledger.make_owner(tmp_path) == ledger.read_owner(tmp_path)
 
 
 @pytest.mark.parametrize("command", ["clear lab -y", "clear lab --lost -y", "clear --all -y"])

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import stat
 import struct
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from vcluster.agent import snapshot_manifest, snapshot_store
+from vcluster.agent import image_store, snapshot_manifest, snapshot_store
 from vcluster.cli import main
 from vcluster.cli.servers import image
-from vcluster.errors import ConflictError, RequestError
+from vcluster.errors import ConflictError, MissingError, RequestError
 from vcluster.images.store import ImageStore
 from vcluster.images.verify import SECTOR, partitions_end
 
@@ -86,6 +91,47 @@ def test_an_image_in_use_is_not_removed(tmp_path: Path) -> None:
     store.remove(manifest, users=())
     assert store.images() == ()
     assert store.names() == {}
+
+
+def test_no_other_user_can_lock_an_image(tmp_path: Path) -> None:
+    """Other users can open the files of the folder, but flock(2) needs the right to read the folder itself."""
+    store = stored(tmp_path / "images")
+    manifest = store.manifest("demo")
+    folder, unfinished = store.root / manifest.digest, tmp_path / "there" / f".unfinished-{manifest.digest}"
+    image_store.begin_image(str(unfinished.parent), manifest.digest, {})
+    assert [stat.S_IMODE(each.stat().st_mode) for each in (folder, unfinished)] == [0o711, 0o711]
+    assert stat.S_IMODE((folder / "disk.qcow2").stat().st_mode) == 0o644
+    folder.chmod(0o755)  # as an earlier version made it
+    with store.in_use(manifest.digest):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o711
+
+
+def test_a_user_who_cannot_list_an_image_uses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = stored(tmp_path)
+    manifest = store.manifest("demo")
+    size = store.size_bytes(manifest)
+    refuse(monkeypatch, tmp_path / manifest.digest)
+    assert (store.images(), store.verify(manifest), store.size_bytes(manifest)) == ((manifest,), (), size)
+    with store.in_use(manifest.digest):
+        pass
+    with pytest.raises(MissingError, match="this user cannot write") as raised:
+        store.remove(manifest, users=())
+    assert raised.value.hint == "run it with sudo"
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Refuse to open or list a folder, as the kernel does for a user without the right to read it."""
+
+    def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(path: Any, *arguments: Any, **options: Any) -> Any:
+            if path == folder:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return function(path, *arguments, **options)
+
+        return call
+
+    for name in ("open", "listdir", "scandir"):
+        monkeypatch.setattr(os, name, guarded(getattr(os, name)))
 
 
 def test_rm_removes_the_snapshots_of_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

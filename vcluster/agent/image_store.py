@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vcluster.agent.snapshot_folders import lock_folder, remove_folder
+from vcluster.agent.snapshot_folders import FOLDER_MODE, lock_folder, remove_folder
 from vcluster.errors import ConflictError, MissingError, VclusterError
 
 UNFINISHED = ".unfinished-"  # images/store.py removes folders with this prefix
@@ -51,7 +51,8 @@ def begin_image(root: str, digest: str, sizes: Mapping[str, int]) -> dict[str, A
 def _lock_unfinished(unfinished: Path) -> bool:
     """Make the folder of an unfinished image and lock it. Returns False if another agent has the lock."""
     for _ in range(_ATTEMPTS):
-        unfinished.mkdir(parents=True, exist_ok=True)
+        unfinished.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.mkdir(FOLDER_MODE, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
             descriptor = lock_folder(unfinished)
             if descriptor is None:
@@ -118,7 +119,6 @@ def finish_image(root: str, digest: str, files: dict[str, str], manifest: str) -
         (folder / MANIFEST).write_text(manifest)
         for path in folder.iterdir():
             path.chmod(0o644)
-        folder.chmod(0o755)
         os.sync()
         if _use(Path(root) / digest, {}):  # `image import` on this server has made it meanwhile
             _drop(folder)

@@ -19,6 +19,7 @@ from vcluster.errors import VclusterError
 
 UNFINISHED = ".unfinished-"
 REFUSED = ".refused"
+FOLDER_MODE = 0o711  # QEMU's user can open the files, but other users can neither list nor lock the folder
 KEY = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,127}\Z")
 
 
@@ -54,12 +55,16 @@ def snapshot_folders(root: str) -> list[Path]:
 def lock_folder(folder: Path, *, shared: bool = False) -> int | None:
     """Lock a folder. Return its descriptor, or None when another process has a lock; shared locks allow each other.
 
+    The folder gets a mode with which only its owner can lock it.
+
     Raises FileNotFoundError when the folder was renamed or removed before it was locked: then its name belongs to
     another folder or to none.
     """
     with contextlib.ExitStack() as undo:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         undo.callback(os.close, descriptor)
+        with contextlib.suppress(OSError):  # the folder of another user, or a read-only file system
+            os.fchmod(descriptor, FOLDER_MODE)
         try:
             fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -24,6 +24,7 @@ from typing import Any
 from vcluster.adapters.process import run
 from vcluster.agent import sparse_digest
 from vcluster.agent.snapshot_folders import (
+    FOLDER_MODE,
     REFUSED,
     UNFINISHED,
     is_busy,
@@ -55,7 +56,6 @@ from vcluster.agent.snapshot_manifest import (
 from vcluster.errors import MissingError, VclusterError
 
 SEED = "seed.iso"  # exists only while the snapshot is being made
-_FOLDER_MODE = 0o711  # QEMU's user can open files in the folder, but only root can list it
 _CHUNK_BYTES = 1 << 20
 _IMAGE_TOOL_TIMEOUT_S, _MONITOR_TIMEOUT_S, _DIG_TIMEOUT_S = 60.0, 30.0, 600.0
 _ATTEMPTS = 100  # another process may remove the folder before we lock it
@@ -78,8 +78,8 @@ def begin_snapshot(root: str, key: str) -> dict[str, Any]:
                 return {"folder": "", "is_there": True, "is_busy": False}
             with contextlib.suppress(FileExistsError, FileNotFoundError):
                 Path(root).mkdir(parents=True, exist_ok=True)
-                Path(root).chmod(_FOLDER_MODE)
-                unfinished.mkdir()
+                Path(root).chmod(FOLDER_MODE)
+                unfinished.mkdir(FOLDER_MODE)
             try:
                 descriptor = lock_folder(unfinished)
             except FileNotFoundError:
@@ -93,7 +93,6 @@ def begin_snapshot(root: str, key: str) -> dict[str, Any]:
             _locked[unfinished] = descriptor
             for leftover in list(unfinished.iterdir()):
                 remove_path(leftover)
-            unfinished.chmod(_FOLDER_MODE)
             return {"folder": str(unfinished), "is_there": False, "is_busy": False}
     raise VclusterError(f"cannot begin snapshot {key}: another process removed its folder several times")
 

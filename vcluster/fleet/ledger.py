@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ from vcluster.util.events import Reporter, timed_call
 VERSION = 3
 OWNER = "owner"  # the file with the owner id of a state folder
 MACHINE_ID = Path("/etc/machine-id")
-PLANNING_POLL_S = 0.2
+LOCK_POLL_S, OWNER_TIMEOUT_S = 0.2, 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +87,27 @@ def read_owner(root: Path) -> str:
 
 
 def make_owner(root: Path) -> str:
-    """The owner id of a state folder, which gets one if it has none. Of several commands at once, one makes it."""
+    """The owner id of a state folder, which gets one if it has none. Of several commands at once, one makes it.
+
+    Raises ConflictError if another process keeps the folder locked.
+    """
+    deadline = Deadline(OWNER_TIMEOUT_S)
+    while not _has_owner(root):
+        if deadline.remaining_s() == 0:
+            raise ConflictError(f"another process keeps {root} locked", hint="end the process that lslocks shows")
+        time.sleep(LOCK_POLL_S)
+    return read_owner(root)
+
+
+def _has_owner(root: Path) -> bool:
+    """Whether a state folder has an owner id. It gets one if it has none, unless another process has the lock."""
     with _writing(root / OWNER):
-        while not (root / OWNER).exists():
+        if not (root / OWNER).exists():
             root.mkdir(parents=True, exist_ok=True)
-            with _locked_folder(root, wait=True) as is_ours:
+            with _locked_folder(root) as is_ours:
                 if is_ours and not (root / OWNER).exists():
                     _write_file(root / OWNER, naming.owner_id(maker(), secrets.token_hex(4)) + "\n", mode=0o644)
-    return read_owner(root)
+        return (root / OWNER).exists()
 
 
 def maker() -> str:
@@ -138,16 +152,16 @@ def planning(root: Path, deadline: Deadline, report: Reporter) -> Iterator[None]
             if folder.exists() and not is_reported:
                 report.note("waiting for another command that plans a cluster")
                 is_reported = True
-            deadline.pause(PLANNING_POLL_S, "another command to plan its cluster")
+            deadline.pause(LOCK_POLL_S, "another command to plan its cluster")
     finally:
         _remove_stale(root)
 
 
 @contextmanager
-def _locked_folder(folder: Path, *, wait: bool = False) -> Iterator[bool]:
+def _locked_folder(folder: Path) -> Iterator[bool]:
     """Lock a folder by its own descriptor, which leaves no lock file. Yields True if we hold the lock.
 
-    Yields False if another process holds it and `wait` is False, or if the folder was removed.
+    Yields False if another process holds it, or if the folder was removed.
     """
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -155,16 +169,14 @@ def _locked_folder(folder: Path, *, wait: bool = False) -> Iterator[bool]:
         yield False
         return
     try:
-        yield (
-            _flock(descriptor, wait=wait) and folder.exists() and os.path.samestat(os.fstat(descriptor), folder.stat())
-        )
+        yield _flock(descriptor) and folder.exists() and os.path.samestat(os.fstat(descriptor), folder.stat())
     finally:
         os.close(descriptor)
 
 
-def _flock(descriptor: int, *, wait: bool) -> bool:
+def _flock(descriptor: int) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

@@ -11,13 +11,13 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from tempfile import mkdtemp
 
-from vcluster.agent.snapshot_folders import lock_folder, remove_folder, remove_unfinished
+from vcluster.agent.snapshot_folders import FOLDER_MODE, lock_folder, remove_folder, remove_unfinished
 from vcluster.errors import ConflictError, MissingError, RequestError, VclusterError
 from vcluster.images import build, fetch, verify
 from vcluster.images.recipes import DEFAULT_IMAGE, Recipe
@@ -106,7 +106,8 @@ class ImageStore:
     def size_bytes(self, manifest: Manifest) -> int:
         """The disk space of an image in bytes."""
         folder = self.root / manifest.digest
-        return sum(path.stat().st_blocks * 512 for path in folder.iterdir())
+        files = (folder / name for name in (*manifest.files, _MANIFEST))  # only root can list the folder
+        return sum(path.stat().st_blocks * 512 for path in files if path.exists())
 
     def build(self, recipe: Recipe, *, name: str, force: bool, report: Report) -> Manifest:
         """Build an image from a recipe, or return the image of the same recipe unless `force`.
@@ -174,10 +175,18 @@ class ImageStore:
 
     @contextmanager
     def in_use(self, digest: str) -> Iterator[None]:
-        """Keep an image from being removed. Raises ConflictError if another command removes it."""
+        """Keep an image from being removed. Raises ConflictError if another command removes it.
+
+        A user without the right to lock the image uses it without a lock.
+        """
         descriptor = None
-        with suppress(FileNotFoundError):
+        try:
             descriptor = lock_folder(self.root / digest, shared=True)
+        except PermissionError:
+            yield
+            return
+        except FileNotFoundError:
+            pass
         if descriptor is None:
             raise ConflictError("another command removes the image", hint="vcluster image list")
         try:
@@ -210,7 +219,7 @@ class ImageStore:
         (folder / _MANIFEST).write_text(codec.to_json(manifest))
         for path in folder.iterdir():
             path.chmod(0o644)
-        folder.chmod(0o755)
+        folder.chmod(FOLDER_MODE)
         os.sync()
         final = self.root / manifest.digest
         if final.exists():
