@@ -139,6 +139,7 @@ UNKNOWN = "a message that vcluster does not know"
         ({"id": 7, "exit": "none"}, UNKNOWN),
         ({"id": 7, "exit": None}, UNKNOWN),
         ({"id": 7, "exit": [0]}, UNKNOWN),
+        ('{"id": 7, "exit": 1e999}', UNKNOWN),
         ("flood x", "10000 messages that are not of its program"),
     ],
 )

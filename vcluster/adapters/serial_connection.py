@@ -197,7 +197,7 @@ class SerialConnection:
                 self._deliver(self._next_message())
         except VclusterError as error:
             self._fail(error)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001 - the node decides which one
             self._fail(VclusterError(f"the node sent a message that vcluster does not know ({type(error).__name__})"))
 
     def _next_message(self) -> dict[str, Any]:

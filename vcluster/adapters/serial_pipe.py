@@ -133,10 +133,7 @@ class SerialPipe(Pipe):
         return VclusterError(super().broken(awaited, error).message, hint=hint)
 
     def on_message(self, message: dict[str, Any]) -> None:
-        """Handle a message of the node about this program.
-
-        Raises AttributeError, TypeError or ValueError for a message that the node's program does not send.
-        """
+        """Handle a message of the node about this program. Any error may be raised for one that is malformed."""
         with self._changed:
             if "unknown" in message:
                 self._start_with_source(str(message["unknown"]))
