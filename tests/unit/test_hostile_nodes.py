@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import queue
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,9 +15,10 @@ import pytest
 from tests import samples
 from vcluster.adapters import pipe
 from vcluster.adapters.libvirt.serial_channel import SerialChannel
-from vcluster.adapters.pipe import LineJoiner, LineSplitter, Printed
+from vcluster.adapters.pipe import LineJoiner, LineSplitter, LoginOutput, Printed
 from vcluster.adapters.serial_connection import SerialConnection
-from vcluster.errors import VclusterError
+from vcluster.adapters.ssh.ssh_session import SessionPipe
+from vcluster.errors import DeadlineError, VclusterError
 from vcluster.stages import boot, check
 from vcluster.util.deadline import Deadline
 from vcluster.util.events import Reporter
@@ -29,14 +31,19 @@ class Stream:
     """A libvirt stream that a node writes to."""
 
     def __init__(self) -> None:
-        self.is_open, self.data = True, b""
+        self.is_open, self.is_aborted, self.data = True, False, b""
         self.report: Callable[..., None]
 
     def eventAddCallback(self, _: int, report: Callable[..., None], __: object) -> None:  # noqa: N802 - libvirt's name
         self.report = report
 
     def eventRemoveCallback(self) -> None:  # noqa: N802
+        if not self.is_open:
+            raise libvirt.libvirtError("stream does not have a callback registered")
         self.is_open = False
+
+    def abort(self) -> None:
+        self.is_aborted = True
 
     def recv(self, size: int) -> bytes:
         return self.data[:size]
@@ -74,6 +81,8 @@ def test_a_serial_port_is_no_longer_read_after_too_much(piece: bytes, most: int,
     with pytest.raises(VclusterError, match=message):
         while True:
             channel.read_line(Deadline(20), "a line")
+    channel.close()
+    assert stream.is_aborted
 
 
 def test_lines_that_are_read_in_time_have_no_limit() -> None:
@@ -215,6 +224,28 @@ def test_a_node_that_reports_progress_without_end() -> None:
             report=Reporter((lambda event: seen.append(event.text),)),  # type: ignore[arg-type]
         )
     assert all(text.isprintable() for text in seen)
+
+
+def test_a_login_that_prints_slowly_without_end_does_not_stop_the_deadline() -> None:
+    class Dripping:
+        out_max_packet_size = 1 << 15
+
+        def __init__(self) -> None:
+            self._drips = iter([b"x"] * 100)
+
+        def settimeout(self, _: float) -> None:
+            pass
+
+        def recv(self, _: int) -> bytes:
+            time.sleep(0.02)
+            return next(self._drips, b"")
+
+        def recv_stderr(self, _: int) -> bytes:
+            return b""
+
+    program = SessionPipe("node1", Dripping(), login=LoginOutput("node1"))  # type: ignore[arg-type]
+    with pytest.raises(DeadlineError):
+        program.read_line(Deadline(0.1), "the answer")
 
 
 def test_kept_output_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,12 +67,10 @@ class SerialChannel:
                 deadline.pause(_RETRY_S, awaited)
 
     def close(self) -> None:
-        """Close the stream."""
-        try:
-            self._stream.eventRemoveCallback()
-            self._stream.abort()
-        except libvirt.libvirtError:
-            pass  # the domain and its stream have ended
+        """Close the stream. Each step fails if it was done before, or if the domain has ended."""
+        for step in (self._stream.eventRemoveCallback, self._stream.abort):
+            with suppress(libvirt.libvirtError):
+                step()
 
     def _check(self, awaited: str) -> None:
         if self._failure:

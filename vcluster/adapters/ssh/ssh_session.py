@@ -252,12 +252,12 @@ class SessionPipe(Pipe):
 
     def receive(self, timeout_s: float) -> bytes:
         # Do not change the channel's own timeout: another thread may be writing with it.
-        while timeout_s or self._channel.recv_ready():
+        if timeout_s or self._channel.recv_ready():
             data = bytes(self._channel.recv(CHUNK))
             own = self._login.after_mark(data)
             if own or not data:
                 return own
-        raise TimeoutError
+        raise TimeoutError  # also after output of the login, so that the caller checks its deadline
 
     def transmit(self, data: memoryview, timeout_s: float) -> int:  # noqa: ARG002 - see receive
         sent = self._channel.send(bytes(data[: self._packet]))
