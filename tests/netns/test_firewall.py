@@ -7,6 +7,7 @@ import os
 import shlex
 import struct
 import sys
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -264,6 +265,27 @@ def test_settings_about_tunnels_are_no_obstacle_on_a_server_without_them(server:
     assert call("obstacles.find_obstacles", port=None) == []
     server.run(["nft", "-f", "-"], input=BRIDGE, timeout_s=10)
     assert [one["what"] for one in call("obstacles.find_obstacles", port=None)] == ["bridge filter"]
+
+
+MANY_RULES = """
+table inet many {
+  chain f {
+    type filter hook forward priority 0; policy accept;
+""" + "".join(f"    tcp dport {number} accept\n" for number in range(1, 3001)) + "  }\n}"  # fmt: skip
+
+
+def test_rules_that_no_frame_passes_are_not_read(server: Server, call: Call) -> None:
+    """A server with many rules, such as one of Kubernetes, does not slow down each create."""
+    server.run(["nft", "-f", "-"], input=MANY_RULES + BRIDGE, timeout_s=20)
+    switches = [f"net.bridge.bridge-nf-call-{name}" for name in ("iptables", "ip6tables", "arptables")]
+    server.run(["sysctl", "-qw", *(f"{switch}=0" for switch in switches)], timeout_s=10)
+    began_s = time.monotonic()
+    assert [one["what"] for one in call("obstacles.find_obstacles", port=None)] == ["bridge filter"]
+    without_s = time.monotonic() - began_s
+    server.run(["sysctl", "-qw", f"{switches[0]}=1"], timeout_s=10)
+    began_s = time.monotonic()
+    assert [one["what"] for one in call("obstacles.find_obstacles", port=None)] == ["bridge filter"]
+    assert without_s < (time.monotonic() - began_s) / 2
 
 
 @pytest.mark.parametrize("program", ["iptables", "iptables-legacy"])

@@ -21,7 +21,7 @@ from vcluster.commands.clusters import teardown
 from vcluster.commands.clusters.create import create
 from vcluster.commands.steps import admission, setup_script
 from vcluster.commands.steps.deployment import Deployment
-from vcluster.errors import ConflictError, MissingError, VclusterError
+from vcluster.errors import ConflictError, DeadlineError, MissingError, VclusterError
 from vcluster.fleet import ledger
 from vcluster.fleet.context import Context
 from vcluster.fleet.ledger import VERSION, Ledger
@@ -60,12 +60,18 @@ class World:
         self.has_rights, self.is_root, self.present, self.interfaces = True, True, (), []
         self.facts = replace(samples.ROOMY, cpus=2)
         self.printed = io.StringIO()
+        self.obstacles: list[dict[str, str]] | VclusterError = []
         images = SimpleNamespace(find=lambda _: samples.DIRECT, any_kernel=lambda: None, in_use=lambda _: nullcontext())
         self.context = Context(folder / "state", self, images, Reporter((ProgressLines(self.printed),)))  # type: ignore[arg-type]
         self.has_libvirt, self.uri, self.owner = True, "test:///", samples.OWNER
         monkeypatch.setattr(ledger, "make_owner", lambda _: samples.OWNER)
         monkeypatch.setattr(admission, "survey", lambda *_: self.present)
         monkeypatch.setattr(admission.observation, "observe", lambda *_, **__: {"localhost": self.facts})
+
+    def read_obstacles(self) -> list[dict[str, str]]:
+        if isinstance(self.obstacles, VclusterError):
+            raise self.obstacles
+        return self.obstacles
 
     @contextmanager
     def open(self, request: ServerRequest) -> Iterator[Server]:
@@ -74,7 +80,7 @@ class World:
                 "identity": lambda: {"has_rights": self.has_rights, "is_root": self.is_root},
                 "interfaces": lambda: [{"name": name} for name in self.interfaces],
                 "folders": lambda path: [],  # noqa: ARG005 - the agent passes it by name
-                "obstacles": lambda port: [],  # noqa: ARG005 - the agent passes it by name
+                "obstacles": lambda port: self.read_obstacles(),  # noqa: ARG005 - the agent passes it by name
             }
         )
         libvirt = SimpleNamespace(names=lambda _: frozenset())
@@ -177,3 +183,26 @@ def test_a_plan_is_printed_with_its_overcommitments(
     assert "128 of 2" in capsys.readouterr().out
     assert "a node has 64 CPUs, but this machine has 2" in world.printed.getvalue()
     assert not world.context.state_root.exists()
+
+
+@pytest.mark.parametrize(
+    ("obstacles", "text"),
+    [
+        (
+            [{"what": "bridge filter", "detail": "chain a drops frames", "fix": "nft b"}],
+            "nodes may not reach each other: bridge filter: chain a drops frames; fix: nft b",
+        ),
+        (
+            DeadlineError("iptables-legacy-save timed out after 10 s"),
+            "cannot check whether packet filter rules stop the nodes: iptables-legacy-save timed out after 10 s",
+        ),
+    ],
+)
+def test_obstacles_are_warnings(
+    world: World, monkeypatch: pytest.MonkeyPatch, obstacles: list[dict[str, str]] | VclusterError, text: str
+) -> None:
+    world.obstacles = obstacles
+    monkeypatch.setattr(common, "context", lambda *_: world.context)
+    monkeypatch.setattr(sys, "argv", ["vcluster", "local", "create", "-n", "2", "--plan"])
+    assert main._run() == 0
+    assert text in " ".join(world.printed.getvalue().split())

@@ -66,12 +66,13 @@ class FilterChain:
         return f"{self.family} {self.table} {self.name}"
 
 
-def read_chains(port: int) -> tuple[FilterChain, ...]:
-    """All chains with a hook. `port` is the UDP port in question."""
+def read_chains(port: int, *, family: str = "") -> tuple[FilterChain, ...]:
+    """All chains of a family with a hook; of every family if it is empty. `port` is the UDP port in question."""
+    number = next((number for number, name in FAMILIES.items() if name == family), 0)
     try:
         with open_socket("the rules") as netlink:
-            rules = netlink.dump(new_message(nft_rule_msg, GET_RULE, [], family=0), nft_rule_msg)
-            chains = netlink.dump(new_message(nft_chain_msg, GET_CHAIN, [], family=0), nft_chain_msg)
+            rules = netlink.dump(new_message(nft_rule_msg, GET_RULE, [], family=number), nft_rule_msg)
+            chains = netlink.dump(new_message(nft_chain_msg, GET_CHAIN, [], family=number), nft_chain_msg)
     except NoTablesError:
         return ()
     by_chain: dict[tuple[str, str, str], list[FilterRule]] = {}

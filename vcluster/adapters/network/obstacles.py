@@ -25,6 +25,9 @@ from vcluster.adapters.network.nftables_rules import (
     read_chains,
 )
 
+# The settings bridge-nf-call-NAME, with the families whose chains bridged frames then must pass too (br_netfilter).
+_SWITCHES = {"iptables": ("ip", "inet"), "ip6tables": ("ip6", "inet"), "arptables": ("arp",)}
+
 _Obstacle = dict[str, str]
 
 
@@ -35,9 +38,12 @@ def find_obstacles(port: int | None) -> tuple[_Obstacle, ...]:
 
     Each has `what`, `detail`, and `fix`, a command line. Chains are judged by their policy and by rules without a
     condition. Only a real packet shows whether it passes all conditional rules.
+
+    Thousands of rules take seconds to read, so only chains that such frames and packets pass are read.
     """
-    chains = read_chains(port or 0)
-    bridging = (*_bridge_filters(chains), *_forward_filters(chains))
+    switches = [name for name in _SWITCHES if _is_on(Path(f"/proc/sys/net/bridge/bridge-nf-call-{name}"))]
+    chains = read_chains(port or 0, family="bridge" if port is None and not switches else "")
+    bridging = (*_bridge_filters(chains), *_forward_filters(chains, switches))
     if port is None:
         return (*_missing_kinds(("bridge",)), *bridging)
     return (*_missing_kinds(KINDS), *bridging, *_input_filters(chains, port), *_hidden_rules())
@@ -79,12 +85,11 @@ def _bridge_filters(chains: Sequence[FilterChain]) -> Iterator[_Obstacle]:
             yield _obstacle("bridge filter", f"chain {chain} drops frames", f"nft {shlex.quote('; '.join(rules))}")
 
 
-def _forward_filters(chains: Sequence[FilterChain]) -> Iterator[_Obstacle]:
-    """Chains for routed packets that bridged frames must pass too (br_netfilter)."""
-    legacy = [*legacy_chains("iptables", "ip"), *legacy_chains("ip6tables", "ip6")]
-    for switch, families in {"iptables": ("ip", "inet"), "ip6tables": ("ip6", "inet"), "arptables": ("arp",)}.items():
-        if not _is_on(Path(f"/proc/sys/net/bridge/bridge-nf-call-{switch}")):
-            continue
+def _forward_filters(chains: Sequence[FilterChain], switches: Sequence[str]) -> Iterator[_Obstacle]:
+    """Chains for routed packets that bridged frames must pass too, because of settings of _SWITCHES."""
+    legacy = [*legacy_chains("iptables", "ip"), *legacy_chains("ip6tables", "ip6")] if switches else []
+    for switch in switches:
+        families = _SWITCHES[switch]
         passed = [chain for chain in (*chains, *legacy) if chain.family in families and chain.hook == FORWARD]
         names = [str(chain) for chain in passed if chain.is_closed and not chain.accepts_bridged]
         if names:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Set
 
 from vcluster.adapters.libvirt.hypervisor import NAMED_KINDS
 from vcluster.commands.steps.inventory import survey
-from vcluster.errors import ConflictError
+from vcluster.errors import ConflictError, VclusterError
 from vcluster.fleet import observation, servers
 from vcluster.fleet.context import Context
 from vcluster.fleet.ledger import ClusterFiles
@@ -37,11 +37,24 @@ def admit(context: Context, fleet: Fleet, spec: Spec, *, image: Image, accel: st
 
 
 def report_obstacles(fleet: Fleet, report: Reporter) -> None:
-    """Report the settings that drop frames between ports of a bridge, with the commands that change them."""
-    for name, found in fleet.each(lambda server: server.call("obstacles", port=None)).items():
-        where = f" on {name}" if fleet[name].session else ""
-        for one in found:
-            report.note(f"nodes may not reach each other{where}: {one['what']}: {one['detail']}; fix: {one['fix']}")
+    """Report the settings that drop frames between ports of a bridge, with the commands that change them.
+
+    These are warnings, so a server whose settings cannot be read is another warning.
+    """
+    for texts in fleet.each(_obstacles).values():
+        for text in texts:
+            report.note(text)
+
+
+def _obstacles(server: Server) -> list[str]:
+    where = f" on {server.name}" if server.session else ""
+    try:
+        found = server.call("obstacles", port=None)
+    except VclusterError as error:
+        return [f"cannot check whether packet filter rules stop the nodes{where}: {error.message}"]
+    return [
+        f"nodes may not reach each other{where}: {one['what']}: {one['detail']}; fix: {one['fix']}" for one in found
+    ]
 
 
 def server_requests(spec: Spec) -> list[ServerRequest]:
