@@ -330,12 +330,24 @@ def test_a_payload_that_a_user_of_the_nodes_changed_is_not_used(
     subprocess.run(["sh", "-ec", change], cwd=place, check=True)
     done, _ = run(state, job)
     assert done["node2"].exit_code == 126  # type: ignore[attr-defined]
-    message = f"{place} differs from the payload: remove that folder, and run the command again"
+    message = f"{place} differs from the payload: rename that folder, and run the command again"
     assert done["node2"].stderr == message  # type: ignore[attr-defined]
     assert list((tmp_path / "payloads").iterdir()) == []
-    subprocess.run(["rm", "-r", place], check=True)
+    place.rename(place.with_name("renamed"))
     done, _ = run(state, job)
     assert done["node2"].stdout == "ran\nused\n"  # type: ignore[attr-defined]
+
+
+@pytest.mark.usefixtures("rules")
+def test_results_in_a_payload_of_an_earlier_version_stay(state: Path, shared: Path, tmp_path: Path) -> None:
+    """Earlier versions ran scripts in the shared folder itself."""
+    job = Job.read(script(tmp_path, "./run\n"), tree(tmp_path / "payload"))
+    assert job.payload
+    former = tree(shared / ".vcluster" / f"payload-{job.payload.digest[:12]}")
+    (former / "results").write_text("a year of results")
+    done, _ = run(state, job)
+    assert done["node2"].stdout == "ran\n"  # type: ignore[attr-defined]
+    assert (former / "results").read_text() == "a year of results"
 
 
 @pytest.mark.usefixtures("rules")

@@ -243,7 +243,7 @@ def test_names_modes_and_contents_identify_a_payload(tmp_path: Path) -> None:
         payload.read(tree(tmp_path / "name", name="c")),
     ]
     assert len({one.name for one in (first, *others)}) == 4
-    assert first.name == f"payload-{first.digest[:12]}"
+    assert first.name == f"payload-{first.digest[:16]}"
 
 
 def test_a_single_file_is_a_payload(tmp_path: Path) -> None:

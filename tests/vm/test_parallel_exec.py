@@ -218,7 +218,7 @@ def test_a_script_and_its_payload(cluster: Cluster, tmp_path: Path) -> None:
         done = host.vcluster("provision", str(script), "--payload", str(payload))
         assert done.stdout == "red[1-3]:\n" + "".join(f"  {line}\n" for line in printed.splitlines())
         folders.append(cluster.ssh("red1", "stat -c '%n %i %W %U' cloud/.vcluster/*"))
-        assert re.fullmatch(r"cloud/\.vcluster/payload-[0-9a-f]{12} \d+ \d+ mpiuser\n", folders[-1])
+        assert re.fullmatch(r"cloud/\.vcluster/payload-[0-9a-f]{16} \d+ \d+ mpiuser\n", folders[-1])
         assert on_each_node(cluster, "cat /var/log/vcluster/provision-set_up.sh.log", user="root") == dict.fromkeys(
             NODES, printed
         )

@@ -79,7 +79,7 @@ def copy_completely(payload: Request, folder: str) -> None:
         os.rename(part, folder)
     except ChangedError as error:
         source = payload["source"]
-        raise OSError(f"{source} differs from the payload: remove that folder, and run the command again") from error
+        raise OSError(f"{source} differs from the payload: rename that folder, and run the command again") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

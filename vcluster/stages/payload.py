@@ -24,7 +24,7 @@ from vcluster.util.events import Reporter
 
 AWAITED = "the payload"
 CHUNK = 1 << 18
-DIGEST_LENGTH = 12
+DIGEST_LENGTH = 16  # earlier versions used 12 digits, and ran scripts in that folder, so it may contain their results
 MIB = 1 << 20
 
 
