@@ -417,9 +417,13 @@ def is_running(number: int) -> bool:
         return False
 
 
-def test_an_agent_without_requests_ends() -> None:
+@pytest.mark.parametrize("sent", [b"", b'{"id": 1, "operation": "put", "arguments": {}, "body": 9}\nhalf'])
+def test_an_agent_without_requests_or_the_rest_of_a_body_ends(sent: bytes) -> None:
     """A controller that is cut off sends nothing more, and sshd may notice that hours later."""
     code = "import sys; from vcluster.agent import request_loop as loop; loop.SILENCE_S = 0.3; "
-    code += "loop.serve(sys.stdin.buffer, sys.stdout.buffer, {})"
+    code += "loop.serve(sys.stdin.buffer, sys.stdout.buffer, {'put': lambda body, size: body.read()})"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as process:
+        assert process.stdin
+        process.stdin.write(sent)
+        process.stdin.flush()
         assert process.wait(timeout=20) == 0

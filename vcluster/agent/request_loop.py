@@ -13,7 +13,7 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,7 +22,7 @@ from vcluster.agent import libvirt_daemons
 from vcluster.errors import MissingError, VclusterError
 
 LINE_LIMIT = 1 << 26
-SILENCE_S = 600.0  # without a request for this time, the controller is gone; sshd may notice that hours later
+SILENCE_S = 600.0  # without input for this time, the controller is gone; sshd may notice that hours later
 Operations = Mapping[str, Callable[..., Any]]
 
 
@@ -36,7 +36,8 @@ class Body:
     def read(self, limit: int = -1) -> bytes:
         """At most `limit` bytes, none at the end."""
         count = self.left if limit < 0 else min(limit, self.left)
-        data = self._source.read(count) if count else b""
+        with _limited_silence():
+            data = self._source.read(count) if count else b""
         self.left -= len(data)
         if len(data) < count:
             raise VclusterError(f"the upload ended {self.left} bytes early")
@@ -64,7 +65,11 @@ def main(source: BinaryIO, sink: BinaryIO, order: Mapping[str, Any], lock: int) 
 
 
 def serve(source: BinaryIO, sink: BinaryIO, operations: Operations) -> None:
-    """Answer requests until the input ends, or until none arrives for SILENCE_S seconds."""
+    """Answer requests until the input ends.
+
+    The process exits if a request, or a piece of a body, does not arrive within SILENCE_S seconds. So an upload that
+    was cut off does not keep its lock.
+    """
     while line := _next_line(source):
         request = json.loads(line)
         body = None if request.get("body") is None else Body(source, request["body"])
@@ -79,11 +84,18 @@ def serve(source: BinaryIO, sink: BinaryIO, operations: Operations) -> None:
 
 
 def _next_line(source: BinaryIO) -> bytes:
+    with _limited_silence():
+        return source.readline(LINE_LIMIT)
+
+
+@contextlib.contextmanager
+def _limited_silence() -> Iterator[None]:
+    """Exit if a read of the input takes longer than SILENCE_S seconds."""
     timer = threading.Timer(SILENCE_S, os._exit, [0])
     timer.daemon = True
     timer.start()
     try:
-        return source.readline(LINE_LIMIT)
+        yield
     finally:
         timer.cancel()
 
