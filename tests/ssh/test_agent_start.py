@@ -115,6 +115,21 @@ def test_an_agent_without_work_stays(start: Start, monkeypatch: pytest.MonkeyPat
     assert agent.call("number", deadline=soon()) == process
 
 
+def test_a_ping_to_a_server_that_hangs_delays_no_deadline_and_no_close(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_agent, "PING_S", 0.1)
+    agent = start()
+    process = agent.call("number", deadline=soon())
+    os.kill(process, signal.SIGSTOP)
+    time.sleep(0.5)  # a ping waits for its answer
+    begin_s = time.monotonic()
+    with pytest.raises(DeadlineError):
+        agent.call("number", deadline=Deadline(0.2))
+    agent.close()
+    assert time.monotonic() - begin_s < 10
+
+
 def test_the_archive_is_stored_and_used_again(start: Start, tmp_path: Path) -> None:
     stored = tmp_path / "lib" / "agent" / f"{archive().digest}.pyz"
     agent = start(deadline=soon())

@@ -6,8 +6,8 @@ import json
 import secrets
 import threading
 from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -23,6 +23,7 @@ OLDEST_PYTHON = (3, 10)
 CHUNK = 1 << 18
 PING_S = request_loop.SILENCE_S / 5  # the agent ends after SILENCE_S without a request, and loses its locks
 PING_TIMEOUT_S = 30.0
+_POLL_S = 0.5
 _LOGIN_LINES_MAX = 1000  # lines that login scripts may print before our program starts
 _LOGIN_LINES_SHOWN = 3
 # Ends the line of a login script, prints a marker and the Python version, then reads and runs the bootstrap's source.
@@ -85,19 +86,35 @@ class RemoteAgent(Agent):
             self._pipe = self._start({}, deadline)
 
     def call(self, operation: str, /, *, deadline: Deadline, awaited: str = "", **arguments: Any) -> Any:
-        with self._lock:
-            return self._call(operation, arguments, deadline, awaited or f"the operation {operation}")
+        awaited = awaited or f"the operation {operation}"
+        with self._turn(deadline, awaited):
+            return self._call(operation, arguments, deadline, awaited)
 
     def _call(self, operation: str, arguments: dict[str, Any], deadline: Deadline, awaited: str) -> Any:
         pipe = self._send_request(operation, arguments, None, deadline, awaited)
         return self._read_answer(pipe, deadline, awaited)
 
+    @contextmanager
+    def _turn(self, deadline: Deadline, awaited: str) -> Iterator[None]:
+        """Wait until no other thread uses the agent: another call, or a ping to a server that hangs."""
+        while not self._lock.acquire(timeout=deadline.remaining_s(_POLL_S)):
+            deadline.check(f"{awaited} on {self.name}")
+        try:
+            yield
+        finally:
+            self._lock.release()
+
     def _ping(self) -> None:
         """Send a request from time to time. An error, also one of a malformed answer, is left to the next call."""
         while not self._closed.wait(PING_S):
-            with suppress(VclusterError), self._lock:
+            deadline = Deadline(PING_TIMEOUT_S).with_check(self._require_open)
+            with suppress(VclusterError), self._turn(deadline, "a sign of life"):
                 if self._pipe and self._pipe.is_alive:
-                    self._call("ping", {}, Deadline(PING_TIMEOUT_S), "a sign of life")
+                    self._call("ping", {}, deadline, "a sign of life")
+
+    def _require_open(self, awaited: str) -> None:
+        if self._closed.is_set():
+            raise Cancelled(f"stopped while waiting for {awaited}")
 
     def send(
         self,
@@ -111,8 +128,8 @@ class RemoteAgent(Agent):
         awaited: str = "",
         **arguments: Any,
     ) -> Any:
-        with self._lock:
-            awaited = awaited or f"the operation {operation}"
+        awaited = awaited or f"the operation {operation}"
+        with self._turn(deadline, awaited):
             pipe = self._send_request(operation, arguments, size, deadline, awaited)
             try:
                 is_whole = self._send_body(pipe, source, size, progress, deadline, awaited)
