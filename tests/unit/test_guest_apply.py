@@ -228,8 +228,16 @@ def test_missing_programs_are_named_with_the_reason(tmp_path: Path, log: str | N
     path = tmp_path / "log"
     if log:
         path.write_text(log)
-    action = {"do": "programs", "names": ["sh", "no-such-program", "nor-this"], "log": str(path)}
+    action = {"do": "programs", "names": ["sh", "no-such-program", "nor-this"], "log": str(path), "unless": "/none"}
     with pytest.raises(RuntimeError) as raised:
         apply.apply([action])
     assert str(raised.value) == f"no-such-program, nor-this not installed at the first boot; apt-get: {reason}"
     assert apply.apply([action | {"names": ["sh"]}]) == []
+
+
+def test_programs_that_the_user_removed_later_are_not_required(tmp_path: Path) -> None:
+    action = {"do": "programs", "names": ["no-such-program"], "log": "/none", "unless": str(tmp_path / "settings")}
+    with pytest.raises(RuntimeError, match="no-such-program not installed"):
+        apply.apply([action])
+    (tmp_path / "settings").touch()
+    assert apply.apply([action]) == []

@@ -213,6 +213,12 @@ def test_each_node_still_asks_for_one_other() -> None:
 @pytest.mark.parametrize(("image", "names"), [(samples.DIRECT, []), (samples.ORDINARY, ["mpicc", "exportfs"])])
 def test_the_programs_of_an_ordinary_image_are_required_first(image: Image, names: list[str]) -> None:
     plan, keys = samples.plan(2, image=image), samples.keys()
-    first = node_actions.actions(plan, plan.workers[0], keys, common_files(plan, keys))[0]
+    first, *others = node_actions.actions(plan, plan.workers[0], keys, common_files(plan, keys))
     assert (first["do"] == "programs") is bool(names)
     assert {*names} <= {*first.get("names", ())}
+    if names:  # a later start does not require them: then the file exists
+        assert first["unless"] in [action["path"] for action in others if action["do"] == "file"]
+        assert (
+            first["unless"]
+            not in seed_files.seed_files(plan, plan.workers[0], keys, guest_file=guest_file)["user-data"]
+        )

@@ -18,8 +18,9 @@ writes {"changed": […]}. The field "do" names the action:
   address    address                           wait until the node has this address; changes nothing
   arp        interface, macs, unknown          the ARP cache: MACs by address, as if learned before, and addresses that
                                                are not there; not a change
-  programs   names, log                        fails if one of these programs is missing, with the errors in the log of
-                                               their installation; changes nothing
+  programs   names, log, unless                fails if one of these programs is missing, with the errors in the log of
+                                               their installation; does nothing if the file `unless` exists, and
+                                               changes nothing
   resolver   text                              /etc/resolv.conf, unless a service of the system maintains it
 
 A user may change everything in the own home folder at any moment, for example to a link to /etc. So files and folders
@@ -407,6 +408,8 @@ def arp_entry(interface: str, address: str, mac: str) -> bytes:
 def do_programs(action: Action, _changed: list[str]) -> None:
     import shutil  # noqa: PLC0415 - only this action needs it
 
+    if os.path.exists(action["unless"]):
+        return
     missing = [name for name in action["names"] if not shutil.which(name, path=PROGRAM_FOLDERS)]
     if not missing:
         return

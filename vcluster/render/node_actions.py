@@ -12,7 +12,7 @@ from vcluster.render import gateway_actions
 from vcluster.render.actions import UNITS, Action, directory, file, unit_text
 from vcluster.render.common_files import CommonFiles, known_hosts
 from vcluster.render.domain_xml import DATA_SERIAL
-from vcluster.render.packages import program_actions
+from vcluster.render.packages import SSH_SETTINGS, program_actions
 
 # The same on every node, so that files on NFS have one owner, and above the first ids of distributions. Our image has
 # the default user already.
@@ -180,7 +180,7 @@ def account_actions(plan: Plan, node: Node, keys: Keys, common: CommonFiles) -> 
     return [
         file("/etc/hosts", common.hosts),
         file("/etc/ssh/ssh_known_hosts", known_hosts(common, node, keys)),
-        file("/etc/ssh/ssh_config.d/10-vcluster.conf", f"StrictHostKeyChecking yes\n{_FAST_SSH}"),
+        file(SSH_SETTINGS, f"StrictHostKeyChecking yes\n{_FAST_SSH}"),
         {"do": "user", "name": plan.user, "uid": _uid(plan), "home": home(plan)},
         directory(ssh, owner=plan.user, mode=0o700),
         file(f"{ssh}/id_ed25519", keys.user.private, owner=plan.user, mode=0o600),

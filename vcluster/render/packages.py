@@ -13,6 +13,7 @@ PACKAGES = (
 COMMANDS = ("mpiexec.hydra", "mpicc", "gcc", "exportfs", "mount.nfs4", "nft")
 HEAD_PACKAGES, HEAD_COMMANDS = ("dnsmasq-base", "clustershell", "pdsh"), ("dnsmasq", "clush", "pdsh")
 LOG = "/var/log/vcluster-packages.log"
+SSH_SETTINGS = "/etc/ssh/ssh_config.d/10-vcluster.conf"  # proves that the node was configured before
 LOCK_TIMEOUT_S = 300  # the image's own upgrade may hold dpkg's lock at the first boot
 
 
@@ -34,8 +35,13 @@ def install_line(node: Node) -> str:
 
 
 def program_actions(plan: Plan, node: Node) -> list[Action]:
-    """The action that names missing programs, with the reason that apt-get printed."""
-    return [] if is_complete(plan) else [{"do": "programs", "names": [*_commands(node)], "log": LOG}]
+    """The action that names missing programs, with the reason that apt-get printed.
+
+    It is for nodes that were never configured: later their users may remove programs.
+    """
+    if is_complete(plan):
+        return []
+    return [{"do": "programs", "names": [*_commands(node)], "log": LOG, "unless": SSH_SETTINGS}]
 
 
 def _commands(node: Node) -> tuple[str, ...]:
