@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 import time
@@ -39,3 +41,24 @@ def test_authorize_at_the_same_time_loses_no_key(tmp_path: Path) -> None:
         ["ssh-rsa AAAA mine", *(f"ssh-rsa AAAA new{number}" for number in range(20))]
     )
     assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("request_", [{"do": "remove", "mark": "absent"}, {"do": "add", "line": "ssh-rsa AAAA mine\n"}])
+@pytest.mark.parametrize("content", [None, "ssh-rsa AAAA mine\n", "ssh-rsa AAAA mine"])
+def test_a_home_that_is_read_only_suffices_if_nothing_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request_: dict[str, str], content: str | None
+) -> None:
+    path = tmp_path / "authorized_keys"
+    if content:
+        path.write_text(content)
+
+    def refuse(place: str) -> int:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), place)
+
+    monkeypatch.setattr(authorize, "open_draft", refuse)
+    if request_["do"] == "remove" or content == "ssh-rsa AAAA mine\n":
+        assert authorize.change(str(path), request_) is False
+    else:
+        with pytest.raises(OSError, match="Read-only"):
+            authorize.change(str(path), request_)
+    assert (path.read_text() if content else None) == content

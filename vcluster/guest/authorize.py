@@ -31,32 +31,43 @@ def open_draft(path: str) -> int:
 
 
 def change(path: str, request: Request) -> bool:
-    """Change the file as requested. Returns whether something changed."""
+    """Change the file as requested. Returns whether something changed. If nothing does, it needs no right to write."""
+    if is_done(path, request):
+        return False
     draft = f"{path}.vcluster"
     descriptor = open_draft(draft)
     try:
-        lines = []
-        if os.path.exists(path):
-            with open(path) as file:
-                lines = file.readlines()
-        new = changed(lines, request)
-        if new == lines:
+        if is_done(path, request):  # another command did it meanwhile
             os.unlink(draft)
-        else:
-            write(descriptor, new)
-            os.fchmod(descriptor, os.stat(path).st_mode & 0o777 if os.path.exists(path) else 0o600)
-            os.rename(draft, path)
-        return new != lines
+            return False
+        write(descriptor, changed(read(path), request))
+        os.fchmod(descriptor, os.stat(path).st_mode & 0o777 if os.path.exists(path) else 0o600)
+        os.rename(draft, path)
+        return True
     finally:
         os.close(descriptor)
+
+
+def is_done(path: str, request: Request) -> bool:
+    lines = read(path)
+    return changed(lines, request) == lines
+
+
+def read(path: str) -> list[str]:
+    if not os.path.exists(path):
+        return []
+    with open(path) as file:
+        return file.readlines()
 
 
 def changed(lines: list[str], request: Request) -> list[str]:
     mark = request["mark"] if request["do"] == "remove" else request["line"].split()[-1]
     others = [line for line in lines if line.split()[-1:] != [mark] or line.startswith("#")]
+    if request["do"] == "remove":
+        return others
     if others and not others[-1].endswith("\n"):
         others[-1] += "\n"
-    return [*others, request["line"].strip() + "\n"] if request["do"] == "add" else others
+    return [*others, request["line"].strip() + "\n"]
 
 
 def write(descriptor: int, lines: list[str]) -> None:
