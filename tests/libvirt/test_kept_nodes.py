@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,8 +18,9 @@ from vcluster.commands.steps.deployment import Deployment
 from vcluster.errors import VclusterError
 from vcluster.fleet.ledger import VERSION, ClusterFiles, Ledger
 from vcluster.fleet.servers import Fleet, Server
-from vcluster.model.plan import Plan
+from vcluster.model.plan import Node, Plan
 from vcluster.render.domain_xml import domain_xml
+from vcluster.util.deadline import Deadline
 from vcluster.util.events import Reporter
 
 pytestmark = pytest.mark.libvirt
@@ -84,3 +87,36 @@ def test_a_node_that_the_create_did_not_reach_is_made(context: Context, monkeypa
     with pytest.raises(VclusterError, match=r"^stop here: 1$"):
         lifecycle.repair(context, "lab", timeout_s=5)  # type: ignore[arg-type]
     assert made == ["node3"]
+
+
+class Lifecycle:
+    """Records what is done with each node."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+
+    def all_nodes(self, work: Any, _: object) -> None:
+        for node in PLAN.nodes[:2]:
+            work(node)
+
+    def configure_running(self, node: Node) -> None:
+        self.done.append(f"configure {node.name}")
+
+    def start_again(self, node: Node) -> None:
+        self.done.append(f"start {node.name}")
+
+    def require_ready(self, _: object) -> None: ...
+
+
+def test_the_taps_of_a_running_node_get_the_settings_of_this_version(context: Context) -> None:
+    """An earlier version, which started the node, left IPv6 on."""
+    prepared: list[dict[str, Any]] = []
+    agent = LocalAgent({"prepare_domain": lambda **given: prepared.append(given)})
+    server = replace(context.fleet["localhost"], agent=agent)
+    server.hypervisor.start_domain("lab.node1")
+    plan = samples.plan(2)
+    deployment = Deployment(context, Fleet({"localhost": server}, {}), plan, samples.keys(2), Deadline(5))  # type: ignore[arg-type]
+    nodes = Lifecycle()
+    lifecycle._restore_each(deployment, Ledger(VERSION, "ready", "", plan), nodes)  # type: ignore[arg-type]
+    assert nodes.done == ["configure node1", "start node2"]
+    assert [(one["domain"], one["taps"]) for one in prepared] == [("lab.node1", ["vp-lab-1", "vm-lab-1"])]

@@ -39,11 +39,11 @@ def create(server: Server, plan: Plan, node: Node) -> None:
 def power_on(server: Server, plan: Plan, node: Node) -> None:
     """Power a defined node on, unless it is running."""
     server.hypervisor.start_domain(node.domain)
-    _prepare(server, plan, node)
+    prepare(server, plan, node)
 
 
-def _prepare(server: Server, plan: Plan, node: Node) -> None:
-    """Turn off IPv6 on the taps of a node that starts.
+def prepare(server: Server, plan: Plan, node: Node) -> None:
+    """Turn off IPv6 on the taps of a node that starts, or that an earlier version started.
 
     An emulated processor is busy for seconds; it also runs on when a thread of another node becomes ready to run.
     """
@@ -63,7 +63,7 @@ def start_clone(server: Server, plan: Plan, node: Node, snapshot: Snapshot, dead
     xml = clone_xml(snapshot.xml, plan, node, ram=snapshot.ram, access=access, macs=snapshot.macs)
 
     def lend(request: Mapping[str, Any]) -> None:
-        _prepare(server, plan, node)
+        prepare(server, plan, node)
         server.call("lend_file", domain=node.domain, path=str(snapshot.state), request=request)
 
     try:

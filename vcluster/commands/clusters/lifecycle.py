@@ -97,9 +97,8 @@ def _restore(context: Context, name: str, *, timeout_s: float, unless_ready: boo
         report_obstacles(fleet, context.report)
         cluster = Deployment(context, fleet, ledger.plan, files.read_keys(), deadline)
         missing = observe_status(fleet, files).missing
-        if missing:
-            cluster.create_networks()
-            fleet.each(lambda server: interfaces.attach(server, cluster.plan), deadline=deadline)
+        cluster.create_networks()  # an earlier version may have made them, with other rules and settings
+        fleet.each(lambda server: interfaces.attach(server, cluster.plan), deadline=deadline)
         try:
             _restore_nodes(cluster, ledger)
         except BaseException:
@@ -137,9 +136,10 @@ def _restore_each(cluster: Deployment, ledger: Ledger, lifecycle: NodeLifecycle)
     def restore(node: Node) -> NodeConnection:
         if node.name in absent_names:
             return lifecycle.bring_up_during_add(node)
-        if power[node.domain].state == PAUSED:
-            return lifecycle.resume(node)
-        return lifecycle.configure_running(node) if power[node.domain].is_active else lifecycle.start_again(node)
+        if not power[node.domain].is_active:
+            return lifecycle.start_again(node)
+        domains.prepare(cluster.fleet[node.server], plan, node)
+        return lifecycle.resume(node) if power[node.domain].state == PAUSED else lifecycle.configure_running(node)
 
     with ExitStack() as stack:
         lifecycle.require_ready(lifecycle.all_nodes(restore, stack))
