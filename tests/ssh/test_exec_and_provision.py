@@ -21,7 +21,7 @@ import pytest
 from tests import samples
 from tests.results import validated
 from tests.ssh.server import HOST, OTHER, USER, Rules, serving
-from vcluster.adapters import tmux
+from vcluster.adapters import pipe, tmux
 from vcluster.adapters.ssh import ssh_login
 from vcluster.adapters.tmux import Pane, Screen
 from vcluster.cli import main
@@ -139,6 +139,21 @@ def test_lines_are_printed_as_they_arrive(
     assert code == 3
     assert sorted(printed.out.splitlines()) == ["node1: end", "node1: out", "node2: end", "node2: out"]
     assert sorted(printed.err.splitlines()) == ["node1: err", "node2: err", "node[1-2]: exit code 3"]
+
+
+@pytest.mark.usefixtures("rules")
+def test_too_much_output_is_an_error_that_names_lines(
+    state: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write(state, plan_of(1))
+    monkeypatch.setattr(pipe, "OUTPUT_LIMIT", 1 << 20)
+    argv = ("--", "sh", "-c", f"yes {'x' * 999} | head -n 1200")
+    assert vcluster(monkeypatch, "exec", *argv) == 1
+    printed = capfd.readouterr().err
+    assert "node1: the command printed more than 1 MiB" in printed
+    assert "vcluster exec --lines" in printed
+    assert vcluster(monkeypatch, "exec", "--lines", *argv) == 0
+    assert capfd.readouterr().out == f"node1: {'x' * 999}\n" * 1200
 
 
 @pytest.mark.usefixtures("rules")

@@ -274,3 +274,15 @@ def test_a_line_without_end_is_passed_on_in_parts() -> None:
     lines.end()
     assert sum(lengths) == 3_000_000
     assert max(lengths) < 2 * pipe.PART_BYTES
+
+
+@pytest.mark.parametrize("offset", range(4))
+def test_the_parts_of_a_long_line_have_whole_characters(offset: int) -> None:
+    seen: list[str] = []
+    lines = LineSplitter(lambda _, line: seen.append(line))
+    line = ("x" * offset + "a€é😀" * (pipe.PART_BYTES // 8)).encode()
+    for start in range(0, len(line), 65536):
+        lines("stdout", line[start : start + 65536])
+    lines("stdout", b"\xc3\n")
+    assert len(seen) > 1
+    assert "".join(seen) == line.decode() + "\\xc3"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import secrets
 from abc import ABC, abstractmethod
@@ -169,6 +170,10 @@ class LoginOutput:
         return bytes(rest)
 
 
+class OutputLimitError(VclusterError):
+    """A program printed more than vcluster keeps."""
+
+
 class Printed:
     """What a program printed on each stream. Nodes are not trusted, so a limited part of it is kept.
 
@@ -180,14 +185,14 @@ class Printed:
         self._kept = {"stdout": bytearray(), "stderr": bytearray()}
 
     def add(self, stream: str, data: bytes) -> None:
-        """Record output that has arrived. Raises VclusterError if it is too much."""
+        """Record output that has arrived. Raises OutputLimitError if it is too much."""
         kept = self._kept[stream]
         kept += data
         if self._on_output:
             del kept[:-OUTPUT_LIMIT]
             self._on_output(stream, data)
         elif len(kept) > OUTPUT_LIMIT:
-            raise VclusterError(f"{self._subject} printed more than {OUTPUT_LIMIT >> 20} MiB")
+            raise OutputLimitError(f"{self._subject} printed more than {OUTPUT_LIMIT >> 20} MiB")
 
     def completed(self, exit_code: int) -> Completed:
         """The program's end, with what is kept of its output."""
@@ -214,7 +219,7 @@ class LineJoiner:
 class LineSplitter:
     """Joins pieces of several streams into lines and passes each line to `on_line` with its stream's name.
 
-    `end` passes on the rest after the last newline. A line that is too long is passed on in parts.
+    `end` passes on the rest after the last newline. A line that is too long is passed on in parts of whole characters.
     """
 
     def __init__(self, on_line: Callable[[str, str], None]) -> None:
@@ -226,8 +231,9 @@ class LineSplitter:
         for line in joiner.add(data):
             self._pass_on(stream, line)
         if len(joiner.rest) > PART_BYTES:
-            self._pass_on(stream, joiner.rest)
-            joiner.rest.clear()
+            part, used = codecs.utf_8_decode(joiner.rest, "backslashreplace", False)  # up to the last whole character
+            self._on_line(stream, part)
+            del joiner.rest[:used]
 
     def end(self) -> None:
         """Pass on lines without a newline at the end of their stream."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet, NodeSetException
 
-from vcluster.adapters.pipe import LineSplitter
+from vcluster.adapters.pipe import LineSplitter, OutputLimitError
 from vcluster.adapters.process import Completed, Output
 from vcluster.adapters.ssh.attached_command import without_input
 from vcluster.adapters.ssh.ssh_session import NotStartedError, Session
@@ -220,7 +220,10 @@ def run_everywhere(
 
         def run(node: Node, on_output: Output | None) -> Completed:
             with login(node, user) as session:
-                return session.run(without_input(argv), stdin=None, awaited="the command", on_output=on_output)
+                try:
+                    return session.run(without_input(argv), stdin=None, awaited="the command", on_output=on_output)
+                except OutputLimitError as error:
+                    raise VclusterError(error.message, hint="vcluster exec --lines has no limit") from error
 
         def work(node: Node) -> Completed:
             lines = LineSplitter(lambda stream, line: on_line(node.name, stream, line) if on_line else None)
