@@ -120,3 +120,19 @@ def test_the_error_names_the_program_that_refuses_the_password(
 ) -> None:
     (line,) = exercise(servers, "student", password, for_sudo)
     assert message in line
+
+
+def test_a_wrong_password_when_sshd_allows_one_attempt(servers: tuple[Server, ...]) -> None:
+    """Then sshd closes the connection instead of an answer."""
+    blue = servers[1]
+    settings = blue.path("/etc/ssh/sshd_config")
+    before = settings.read_text()
+    reload = ["sh", "-c", "kill -HUP $(cat /run/sshd.pid) && sleep 1"]
+    try:
+        settings.write_text(f"MaxAuthTries 1\n{before}")
+        blue.run(reload, timeout_s=10)
+        (line,) = exercise(servers, "student", "wrong")
+    finally:
+        settings.write_text(before)
+        blue.run(reload, timeout_s=10)
+    assert "the connection broke during the login: the server closed it after it got the password" in line

@@ -422,6 +422,21 @@ def test_a_login_that_breaks_is_not_a_refused_one(
     log_in(rules, tmp_path, knows=False, **credential).close()
 
 
+@pytest.mark.parametrize("allows", ["password", "keyboard-interactive"])
+@pytest.mark.parametrize(
+    ("password", "hint"), [("not-it", "check the password"), ("'right'", "the quotation marks count as part")]
+)
+def test_a_server_that_closes_after_a_wrong_password(
+    rules: Rules, tmp_path: Path, allows: str, password: str, hint: str
+) -> None:
+    """With MaxAuthTries 1, sshd closes the connection instead of an answer."""
+    rules.allows, rules.logins_to_cut = allows, 1
+    with pytest.raises(VclusterError, match="the server closed it after it got the password") as caught:
+        log_in(rules, tmp_path, password=password)
+    assert hint in str(caught.value.hint)
+    assert password not in f"{caught.value.message} {caught.value.hint}"
+
+
 @CREDENTIALS
 def test_a_login_to_a_node_that_breaks_is_tried_again(
     rules: Rules, monkeypatch: pytest.MonkeyPatch, credential: dict[str, str], allows: str

@@ -22,6 +22,19 @@ class LoginRefusedError(MissingError):
     """The server refuses every login that was tried."""
 
 
+class ClosedAfterPasswordError(EOFError):
+    """The server closed the connection instead of an answer to the password.
+
+    sshd does so after MaxAuthTries wrong passwords. The connection may also have broken.
+    """
+
+    def __init__(self, password: str) -> None:
+        super().__init__("the server closed it after it got the password")
+        self.hint = (
+            refused_password_hint(password) or "check the password: some servers close the connection after a wrong one"
+        )
+
+
 @contextmanager
 def login_errors(server: str, deadline: Deadline) -> Iterator[None]:
     """Translate paramiko's errors during a login."""
@@ -32,7 +45,9 @@ def login_errors(server: str, deadline: Deadline) -> Iterator[None]:
         raise VclusterError(f"{server}: the login failed: {error_line(error)}") from error
     except (paramiko.SSHException, OSError, EOFError) as error:
         deadline.check(f"the answer to the login on {server}")
-        raise VclusterError(f"{server}: the connection broke during the login: {error_line(error)}") from error
+        hint = error.hint if isinstance(error, ClosedAfterPasswordError) else None
+        message = f"{server}: the connection broke during the login: {error_line(error)}"
+        raise VclusterError(message, hint=hint) from error
 
 
 def authenticate(
@@ -72,12 +87,14 @@ def _accepts(server: str, transport: paramiko.Transport, user: str, key: paramik
     return True
 
 
-def _raise_if_lost(transport: paramiko.Transport, error: paramiko.AuthenticationException) -> None:
-    """Raise for a login without an answer. paramiko reports it like a refused one."""
+def _raise_if_lost(
+    transport: paramiko.Transport, error: paramiko.AuthenticationException, closed: EOFError | None = None
+) -> None:
+    """Raise for a login without an answer: `closed`, if it ended so. paramiko reports it like a refused one."""
     if "timeout" in str(error).lower():
         raise TimeoutError("no answer") from error
     if not transport.is_active():
-        raise EOFError("the server closed it") from error
+        raise closed or EOFError("the server closed it") from error
 
 
 def _require_complete(server: str, user: str, further: list[str]) -> None:
@@ -107,7 +124,7 @@ def give_password(server: str, transport: paramiko.Transport, user: str, passwor
                 hint="configure a key instead",
             )
     except paramiko.AuthenticationException as error:
-        _raise_if_lost(transport, error)
+        _raise_if_lost(transport, error, ClosedAfterPasswordError(password))
         raise LoginRefusedError(
             f"{server} refuses the password for user {user}", hint=refused_password_hint(password)
         ) from error
