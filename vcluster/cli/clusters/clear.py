@@ -13,7 +13,7 @@ from vcluster.cli.server_arguments import servers_of
 from vcluster.errors import ConflictError, RequestError, VclusterError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from vcluster.fleet.context import Context
     from vcluster.model.spec import ServerSpec
@@ -61,8 +61,9 @@ def clear(
         chosen = _names_to_clear(context, names, everything)
         if chosen and not yes:
             _confirm(chosen, _data(context, chosen))
+        owners = {name: context.files(name).find_owner() for name in chosen}
         cleared, errors = _clear_all(context, chosen, extra_servers, lost=lost, yes=yes)
-        left = _leftovers(context, () if everything else chosen) if verify else None
+        left = _leftovers(context, owners, everything=everything) if verify else None
     if output == "json" or cleared or not errors:
         common.emit(output, {"clusters": cleared, "left": left}, _text)
     _raise(errors, left)
@@ -140,11 +141,18 @@ def _clear_all(
     return cleared, errors
 
 
-def _leftovers(context: Context, names: tuple[str, ...]) -> list[Document]:
-    """What is left of these clusters; without names, of any cluster."""
+def _leftovers(context: Context, owners: Mapping[str, str], *, everything: bool) -> list[Document]:
+    """What is left of these clusters, given with the owner ids in their ledgers; with `everything`, of any cluster.
+
+    A cluster of an earlier version has another owner id than the state folder.
+    """
     from vcluster.commands.steps import inventory
 
-    found = (item for name in names or (None,) for item in inventory.leftovers(context, name))
+    names = (None,) if everything or not owners else tuple(owners)
+    others = {name: owner for name, owner in owners.items() if owner not in ("", context.connector.owner)}
+    searches = [(context, name) for name in names]
+    searches += [(context.as_owner(owner), name) for name, owner in others.items()]
+    found = dict.fromkeys(item for owned, name in searches for item in inventory.leftovers(owned, name))
     return [{"cluster": item.cluster, "item": str(item)} for item in found]
 
 
