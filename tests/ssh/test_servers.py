@@ -212,7 +212,7 @@ def test_a_wrong_password_is_one_attempt(rules: Rules, tmp_path: Path, allows: s
     [
         ('"right"', "the quotation marks count as part of the password; if it has none, remove them"),
         ("'right'", "the quotation marks count as part of the password; if it has none, remove them"),
-        ("right # of the lab", "a remark behind the password counts as part of it; write it on a line of its own"),
+        ("right # of the lab", "a comment after the password counts as part of it; write it on a line of its own"),
         ("right#1", None),
         ('"', None),
     ],

@@ -48,5 +48,5 @@ def refused_password_hint(password: str) -> str | None:
     if len(password) > 1 and password[0] == password[-1] and password[0] in "\"'":
         return "the quotation marks count as part of the password; if it has none, remove them"
     if " #" in password or " ;" in password:
-        return "a remark behind the password counts as part of it; write it on a line of its own"
+        return "a comment after the password counts as part of it; write it on a line of its own"
     return None
