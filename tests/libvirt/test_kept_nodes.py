@@ -72,7 +72,7 @@ def test_a_kept_node_that_was_deleted_by_hand_is_not_made_again(
 ) -> None:
     monkeypatch.setattr(lifecycle.volumes, "reduce", lambda *_: pytest.fail("a disk with data was deleted"))
     context.fleet["localhost"].hypervisor.undefine_domain("lab.node2")
-    with pytest.raises(VclusterError, match=r"^deleted outside vcluster: node2, node3$"):
+    with pytest.raises(VclusterError, match=r"^missing: node2, node3$"):
         lifecycle.repair(context, "lab", timeout_s=5)  # type: ignore[arg-type]
 
 

@@ -104,7 +104,7 @@ def test_repair_does_not_remake_a_kept_node_that_was_deleted_by_hand(host: Host,
     host.sh("virsh destroy doomed.node2; virsh undefine doomed.node2; rm /var/log/libvirt/qemu/doomed.node2.log")
     refused = host.vcluster("repair", "doomed", check=False)
     assert refused.returncode == 1
-    assert "deleted outside vcluster: node2 " in refused.stderr
+    assert "missing: node2 " in refused.stderr
     disk = "/var/lib/libvirt/images/vcluster/clusters/doomed/node2.qcow2"
     assert host.sh(f"ls {disk}") == f"{disk}\n"
     host.vcluster("clear", "doomed", "-y", "--verify")

@@ -156,7 +156,7 @@ def _discard_unfinished(cluster: Deployment, ledger: Ledger, absent: Sequence[No
         nodes = naming.folded(names)
         replacing = f"vcluster remove {nodes} --name {plan.name}, then vcluster add --names {nodes} --name {plan.name}"
         raise VclusterError(
-            f"deleted outside vcluster: {', '.join(names)}",
+            f"missing: {', '.join(names)}",  # deleted outside vcluster, or left half-made by an earlier version
             hint=f"vcluster clear {plan.name}, and create it again" if needed else replacing,
         )
     cluster.files.write_ledger(ledger)
