@@ -15,7 +15,8 @@ SHOWN_MAX = 5  # commands
 OTHERS = {
     "VCLUSTER_IMAGE_DIR": "The folder of the image store.",
     "VCLUSTER_STATE_DIR": "The folder of ledgers and keys.",
-    "VCLUSTER_SWITCH_PASSWORD": "The password for the server of `--switch`. It is the password itself, not its source.",
+    "VCLUSTER_SWITCH_PASSWORD": "The password for the server of `--switch`. It is the password itself, not its source. "
+    "`clear --on HOST` uses it only if `VCLUSTER_SWITCH` is the same HOST.",
     "XDG_STATE_HOME": "The folder that contains the ledgers and keys of a user who is not root.",
     "LIBVIRT_DEFAULT_URI": "The address (URI) of libvirt on this machine.",
     "NO_COLOR": "Any value turns colors off.",

@@ -25,8 +25,8 @@ from vcluster.errors import ConflictError, DeadlineError, MissingError, Vcluster
 from vcluster.fleet import ledger
 from vcluster.fleet.context import Context
 from vcluster.fleet.ledger import VERSION, Ledger
-from vcluster.fleet.servers import Server, ServerRequest
-from vcluster.model.spec import StorageNode
+from vcluster.fleet.servers import Fleet, Server, ServerRequest
+from vcluster.model.spec import LOCAL, StorageNode
 from vcluster.planning.placement import overcommitments
 from vcluster.resources import server_keys
 from vcluster.resources.owned import OwnedItem
@@ -165,6 +165,22 @@ def test_a_script_that_cannot_be_kept_fails_before_the_first_effect(
     with pytest.raises(MissingError, match="cannot keep setup"):
         create(world.context, samples.spec(2), image_name="debian12", accel="tcg", keep=False, job=job)
     assert not world.context.state_root.exists()
+
+
+@pytest.mark.parametrize(
+    ("has_password", "source"), [(False, ""), (True, " with VCLUSTER_SWITCH_PASSWORD and VCLUSTER_SWITCH=me@server2")]
+)
+def test_parts_on_another_server_are_removed_by_a_command_that_can_log_in(
+    world: World, has_password: bool, source: str
+) -> None:
+    world.present = (OwnedItem("interface", "vc-lab", "lab"),)  # type: ignore[assignment]
+    session, target = SimpleNamespace(user="me"), SimpleNamespace(asked="server2")
+    server = Server(
+        "server2", samples.OWNER, Path(LOCAL.path), LocalAgent({}), session, target, has_password=has_password,  # type: ignore[arg-type]
+    )  # fmt: skip
+    with pytest.raises(ConflictError, match="parts of cluster lab are left on server2") as raised:
+        admission.refuse_existing(Fleet({"server2": server}, {}), world.context.files("lab"))
+    assert raised.value.hint == f"vcluster clear lab --on me@server2{source}, or use another --name"
 
 
 def test_a_cluster_that_is_changed_now_is_not_to_be_cleared(world: World) -> None:

@@ -93,12 +93,18 @@ def refuse_existing(fleet: Fleet, files: ClusterFiles) -> None:
     found = next((fleet[name] for name, items in surveys.items() if items), None)
     if files.folder.exists() or found:
         away = found if found and found.session and not files.folder.exists() else None
-        # Only a configuration file specifies another folder than the usual one.
-        on = f" --on {away.host if away.storage == LOCAL.path else 'CONFIG.ini'}" if away else ""
         raise ConflictError(
             f"parts of cluster {files.name} are left{f' on {away.name}' if away else ''}",
-            hint=f"vcluster clear {files.name}{on}, or use another --name",
+            hint=f"vcluster clear {files.name}{_on(away) if away else ''}, or use another --name",
         )
+
+
+def _on(server: Server) -> str:
+    """The option with which `clear` searches a server, and the variables for its password."""
+    if server.storage != LOCAL.path:  # only a configuration file specifies another folder than the usual one
+        return " --on CONFIG.ini"
+    password = f" with VCLUSTER_SWITCH_PASSWORD and VCLUSTER_SWITCH={server.host}" if server.has_password else ""
+    return f" --on {server.host}{password}"
 
 
 def refuse_foreign(fleet: Fleet, plan: Plan, present: Plan | None = None) -> None:
