@@ -123,14 +123,14 @@ def test_a_question(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
 
 
 def test_output_that_is_not_for_a_terminal_stays_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    terminal.say("a\x07b\r\nc")
+    terminal.print_text("a\x07b\r\nc")
     assert capsys.readouterr().out == "a\x07b\r\nc\n"
 
 
 @pytest.mark.parametrize("err", [False, True])
 def test_a_text_that_is_not_unicode(capsysbinary: pytest.CaptureFixture[bytes], err: bool) -> None:
     """JSON of a node may contain half of a character."""
-    terminal.say("a\ud800b", err=err)
+    terminal.print_text("a\ud800b", err=err)
     assert b"a?b\n" in (capsysbinary.readouterr())
 
 

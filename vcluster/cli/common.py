@@ -125,7 +125,7 @@ def emit(output: str, document: object, text: Callable[[Any], str]) -> None:
     from vcluster.model import codec
 
     written = codec.to_json(document)
-    terminal.say(written if output == "json" else f"{text(json.loads(written))}\n", nl=False)
+    terminal.print_text(written if output == "json" else f"{text(json.loads(written))}\n", nl=False)
 
 
 # The choice of the cluster

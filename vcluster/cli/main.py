@@ -70,7 +70,7 @@ def completion(shell: str) -> None:
     kind = get_completion_class(shell)
     if kind is None:
         raise click.UsageError(f"vcluster has no completion for {shell}")
-    terminal.say(kind(main, {}, "vcluster", "_VCLUSTER_COMPLETE").source())
+    terminal.print_text(kind(main, {}, "vcluster", "_VCLUSTER_COMPLETE").source())
 
 
 def run() -> None:
@@ -100,7 +100,7 @@ def _run() -> int:
         sys.stdout.flush()  # an error at exit would have neither a message nor an exit code
         return result if isinstance(result, int) else 0
     except HELP as error:
-        terminal.say(error.format_message(), err=True)
+        terminal.print_text(error.format_message(), err=True)
         return error.exit_code
     except click.ClickException as error:
         return _complain(error.format_message(), _usage_hint(error), error.exit_code, invocation)

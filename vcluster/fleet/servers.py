@@ -276,7 +276,7 @@ class Connector:
 
     def _with_sudo(self, error: MissingError) -> MissingError:
         """The error of a login; with sudo, the cause is often that ssh reads other files than without it."""
-        unread = openssh_config.unssh_folder(self.environment)
+        unread = openssh_config.ssh_folder_without_sudo(self.environment)
         if unread is None:
             return error
         remark = f"with sudo, ssh reads {openssh_config.ssh_folder()} and not {unread}"

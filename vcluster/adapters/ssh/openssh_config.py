@@ -120,7 +120,7 @@ def address_of(host: str) -> str:
     return str(found[0][4][0])
 
 
-def unssh_folder(environment: Mapping[str, str]) -> Path | None:
+def ssh_folder_without_sudo(environment: Mapping[str, str]) -> Path | None:
     """The ssh folder of the user who ran sudo: ssh reads that of root. None without sudo, or without such a folder."""
     try:
         folder = Path(pwd.getpwnam(environment.get("SUDO_USER", "")).pw_dir, ".ssh")

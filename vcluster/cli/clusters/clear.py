@@ -111,7 +111,7 @@ def _confirm(names: tuple[str, ...], data: tuple[str, ...]) -> None:
 def _warn_of_data(disks: Sequence[str]) -> None:
     """Report disks with data before a question. Raises ConflictError if no user can answer it."""
     for disk in disks:
-        terminal.say(f"{disk}: its data will be deleted", err=True)
+        terminal.print_text(f"{disk}: its data will be deleted", err=True)
     if disks and not common.can_ask():
         raise ConflictError("cannot ask whether to delete data: no terminal", hint="-y deletes it without a question")
 

@@ -96,7 +96,7 @@ def _print_exit_codes(completed: Mapping[str, Completed]) -> None:
 
     codes = {name: f"exit code {result.exit_code}" for name, result in completed.items() if result.exit_code}
     if codes:
-        terminal.say(tables.outcomes(codes), err=True)
+        terminal.print_text(tables.outcomes(codes), err=True)
 
 
 class _LinePrinter:
@@ -112,7 +112,7 @@ class _LinePrinter:
     def __call__(self, node: str, stream: str, line: str) -> None:
         with self._lock:
             try:
-                terminal.say(self._prefixes[node] + line, err=stream == "stderr")
+                terminal.print_text(self._prefixes[node] + line, err=stream == "stderr")
             except OSError as error:  # the reader of our output has ended; the node's connection is not at fault
                 self._failure = error
                 raise Cancelled("the reader of the output has ended") from error

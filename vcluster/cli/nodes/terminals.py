@@ -95,7 +95,7 @@ def _show(screen: Screen, *, detach: bool) -> None:
     if not detach:
         sys.stdout.flush()
         tmux.attach(screen)
-    terminal.say(shlex.join(screen.attach_argv))
+    terminal.print_text(shlex.join(screen.attach_argv))
 
 
 @click.command(cls=Command)
@@ -124,12 +124,14 @@ def console(name: str | None, everything: bool, nodeset: str | None, detach: boo
     chosen = access.choose_node(plan, node)
     if log:
         printed = access.read_console(context, plan, chosen)
-        terminal.say(printed, nl=False)
+        terminal.print_text(printed, nl=False)
         if not printed:
-            terminal.say(f"{node} has printed nothing since power-on; a clone does not boot", err=True)
+            terminal.print_text(f"{node} has printed nothing since power-on; a clone does not boot", err=True)
         return 0
-    terminal.say(f"console of {node}; Ctrl-] leaves it", err=True)
-    return access.attach_console(context, plan, chosen, on_error=lambda text: terminal.say(text, err=True, nl=False))
+    terminal.print_text(f"console of {node}; Ctrl-] leaves it", err=True)
+    return access.attach_console(
+        context, plan, chosen, on_error=lambda text: terminal.print_text(text, err=True, nl=False)
+    )
 
 
 def _show_consoles(plan: Plan, nodes: Sequence[Node], *, detach: bool) -> None:

@@ -13,7 +13,7 @@ import click
 from vcluster.model.quoting import displayable, encodable
 
 
-def say(text: str, *, err: bool = False, nl: bool = True) -> None:
+def print_text(text: str, *, err: bool = False, nl: bool = True) -> None:
     """Print text on standard output or standard error. Off a terminal, the output of programs stays as it is."""
     stream = sys.stderr if err else sys.stdout
     click.echo(displayable(text) if is_terminal(stream) else encodable(text), err=err, nl=nl)
