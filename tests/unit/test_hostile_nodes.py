@@ -276,6 +276,14 @@ def test_a_line_without_end_is_passed_on_in_parts() -> None:
     assert max(lengths) < 2 * pipe.PART_BYTES
 
 
+def test_lines_lose_only_carriage_returns_at_their_ends() -> None:
+    seen: list[str] = []
+    lines = LineSplitter(lambda _, line: seen.append(line))
+    lines("stdout", b"a\r\nb\rc\r\n\xff")
+    lines.end()
+    assert seen == ["a", "b\rc", "\\xff"]
+
+
 @pytest.mark.parametrize("offset", range(4))
 def test_the_parts_of_a_long_line_have_whole_characters(offset: int) -> None:
     seen: list[str] = []
