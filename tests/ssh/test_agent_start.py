@@ -130,6 +130,17 @@ def test_a_ping_to_a_server_that_hangs_delays_no_deadline_and_no_close(
     assert time.monotonic() - begin_s < 10
 
 
+def test_an_upload_does_not_take_a_late_answer_for_its_own(start: Start, tmp_path: Path) -> None:
+    agent = start()
+    process = agent.call("number", deadline=soon())
+    with pytest.raises(DeadlineError):
+        agent.call("pause", path=str(tmp_path / "end"), deadline=Deadline(0.3))
+    (tmp_path / "end").touch()
+    time.sleep(0.5)  # the late answer arrives
+    assert agent.send("count", io.BytesIO(bytes(9)), 9, deadline=Deadline(5)) == 9
+    assert agent.call("number", deadline=soon()) == process
+
+
 def test_the_archive_is_stored_and_used_again(start: Start, tmp_path: Path) -> None:
     stored = tmp_path / "lib" / "agent" / f"{archive().digest}.pyz"
     agent = start(deadline=soon())

@@ -79,6 +79,7 @@ class RemoteAgent(Agent):
         self._archive = archive
         self._lock = threading.Lock()
         self._number = 0
+        self._has_late_answer = False
         self._pipe: Pipe | None = None
         self._closed = threading.Event()
         threading.Thread(target=self._ping, name=f"ping of {self.name}", daemon=True).start()
@@ -130,6 +131,8 @@ class RemoteAgent(Agent):
     ) -> Any:
         awaited = awaited or f"the operation {operation}"
         with self._turn(deadline, awaited):
+            if self._has_late_answer:
+                self._call("ping", {}, deadline, awaited)  # it drops the late answer, which is not that of the upload
             pipe = self._send_request(operation, arguments, size, deadline, awaited)
             try:
                 is_whole = self._send_body(pipe, source, size, progress, deadline, awaited)
@@ -162,7 +165,7 @@ class RemoteAgent(Agent):
             self._disconnect()
 
     def _disconnect(self) -> None:
-        pipe, self._pipe = self._pipe, None
+        pipe, self._pipe, self._has_late_answer = self._pipe, None, False
         if pipe:
             pipe.close()
 
@@ -193,10 +196,12 @@ class RemoteAgent(Agent):
                 if answer.get("id") == self._number:
                     break
         except (DeadlineError, Cancelled):
-            raise  # the next call drops the late answer
+            self._has_late_answer = True  # the next call drops it
+            raise
         except BaseException:
             self._disconnect()
             raise
+        self._has_late_answer = False
         self._require_success(answer, awaited)
         return answer.get("result") if content is None else content
 
