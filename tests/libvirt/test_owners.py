@@ -277,6 +277,17 @@ def test_a_cluster_of_an_earlier_version_whose_ledger_cannot_be_read_is_cleared(
     assert not files.folder.exists()
 
 
+def test_a_folder_with_the_right_label_is_not_written_to(tmp_path: Path) -> None:
+    """Its file system may be full: then nodes are paused, and a start that comes too early must say so."""
+    label = naming.alias("lab", OTHERS)
+    operations.label_folder(str(tmp_path), label)
+    before = (tmp_path / ".vcluster-owner").stat()
+    operations.label_folder(str(tmp_path), label)
+    assert os.path.samestat((tmp_path / ".vcluster-owner").stat(), before)
+    operations.label_folder(str(tmp_path), naming.alias("lab", FORMER))
+    assert (tmp_path / ".vcluster-owner").read_text() == f"{naming.alias('lab', FORMER)}\n"
+
+
 def make_folder(machine: Machine) -> Path:
     """A folder with data that has the place of a cluster's folder."""
     data = machine.root / "clusters" / "lab" / "thesis" / "results.csv"

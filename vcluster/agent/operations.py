@@ -169,8 +169,11 @@ def files(path: str) -> list[str]:
 
 
 def label_folder(path: str, label: str) -> None:
-    """Write the owner label of a cluster into its folder, if the folder exists."""
-    if Path(path).is_dir():
+    """Write the owner label of a cluster into its folder, if the folder exists. A right one stays as it is.
+
+    So a command on a cluster that has one also works on a full file system.
+    """
+    if Path(path).is_dir() and _label_in(Path(path)) != label:
         draft = Path(path) / f"{LABEL}.new"
         draft.write_text(f"{label}\n")
         draft.rename(Path(path) / LABEL)
