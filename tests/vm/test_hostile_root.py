@@ -21,6 +21,7 @@ for interface in ("lab0", "mgmt0"):
 
 
 def test_the_server_ignores_router_advertisements_of_a_node(cluster: Cluster) -> None:
+    cluster.host.vcluster("repair", timeout_s=200)  # a user may have started a node by virsh, without our settings
     program = ADVERTISE.format(frame=router_advertisement.frame().hex())
     cluster.ssh("red2", f"python3 -c {shlex.quote(program)}; sleep 2", user="root")
     shown = cluster.host.sh("ip -6 address; ip -6 route show default")

@@ -68,6 +68,8 @@ def _clean_up(host: Host) -> Iterator[None]:
     yield
     host.sh("pkill -KILL -f 'vcluster.*[d]oomed' || true")
     host.vcluster("clear", "doomed", "-y", check=False)
+    if not host.snapshots():
+        snapshot_cache.provide(host)
 
 
 def created(host: Host, *options: str) -> subprocess.Popen[str]:
