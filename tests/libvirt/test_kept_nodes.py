@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,39 +10,25 @@ from typing import Any
 import pytest
 
 from tests import samples
+from tests.open_context import OpenContext
 from vcluster.adapters.libvirt.hypervisor import Hypervisor
 from vcluster.agent.client import LocalAgent
 from vcluster.commands.clusters import create, lifecycle
 from vcluster.commands.steps.deployment import Deployment
 from vcluster.errors import VclusterError
-from vcluster.fleet.ledger import VERSION, ClusterFiles, Ledger
+from vcluster.fleet.ledger import VERSION, Ledger
 from vcluster.fleet.servers import Fleet, Server
-from vcluster.model.plan import Node, Plan
+from vcluster.model.plan import Node
 from vcluster.render.domain_xml import domain_xml
 from vcluster.util.deadline import Deadline
-from vcluster.util.events import Reporter
 
 pytestmark = pytest.mark.libvirt
 
 PLAN = samples.plan(3)
 
 
-class Context:
-    """A context whose servers are already open."""
-
-    def __init__(self, fleet: Fleet, root: Path) -> None:
-        self.fleet, self.root, self.report = fleet, root, Reporter()
-
-    def files(self, name: str) -> ClusterFiles:
-        return ClusterFiles(self.root, name)
-
-    @contextmanager
-    def fleet_of(self, plan: Plan, *, allow_unreachable: bool = False) -> Iterator[Fleet]:  # noqa: ARG002
-        yield self.fleet
-
-
 @pytest.fixture
-def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Context]:
+def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenContext]:
     """A create with --keep that failed after it had made two of three nodes."""
     node = tmp_path / "node.xml"
     node.write_text(
@@ -57,7 +42,7 @@ def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Context
             libvirt.define_domain(domain_xml(PLAN, each).replace('type="qemu"', 'type="test"'))
         answers = {name: lambda **_: [] for name in ("interfaces", "guards", "obstacles")}
         server = Server("localhost", samples.OWNER, tmp_path, LocalAgent(answers), libvirt=libvirt)
-        context = Context(Fleet({"localhost": server}, {}), tmp_path)
+        context = OpenContext(Fleet({"localhost": server}, {}), tmp_path)
         files = context.files("lab")
         files.folder.mkdir(parents=True)
         files.write_keys(samples.keys(3))
@@ -68,7 +53,7 @@ def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Context
 
 
 def test_a_kept_node_that_was_deleted_by_hand_is_not_made_again(
-    context: Context, monkeypatch: pytest.MonkeyPatch
+    context: OpenContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lifecycle.volumes, "reduce", lambda *_: pytest.fail("a disk with data was deleted"))
     context.fleet["localhost"].hypervisor.undefine_domain("lab.node2")
@@ -76,7 +61,7 @@ def test_a_kept_node_that_was_deleted_by_hand_is_not_made_again(
         lifecycle.repair(context, "lab", timeout_s=5)  # type: ignore[arg-type]
 
 
-def test_a_node_that_the_create_did_not_reach_is_made(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_node_that_the_create_did_not_reach_is_made(context: OpenContext, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str] = []
 
     def make(_: object, ledger: Ledger, absent: list[object]) -> None:
@@ -108,7 +93,7 @@ class Lifecycle:
     def require_ready(self, _: object) -> None: ...
 
 
-def test_the_taps_of_a_running_node_get_the_settings_of_this_version(context: Context) -> None:
+def test_the_taps_of_a_running_node_get_the_settings_of_this_version(context: OpenContext) -> None:
     """An earlier version, which started the node, left IPv6 on."""
     prepared: list[dict[str, Any]] = []
     agent = LocalAgent({"prepare_domain": lambda **given: prepared.append(given)})

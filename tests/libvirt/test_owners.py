@@ -228,14 +228,19 @@ def test_a_machine_without_a_machine_id_has_no_lost_clusters(
     assert machine.has(former) == (True, True, True)
 
 
+def make_earlier(machine: Machine, state: Path) -> None:
+    """A cluster of an earlier version, with its ledger in a state folder that has an owner id by now."""
+    machine.make(FORMER)
+    ledger.make_owner(state)
+    files = ClusterFiles(state, "lab")
+    files.folder.mkdir(parents=True)
+    files.write_ledger(Ledger(VERSION, "ready", "", plan_of(FORMER)))
+
+
 def test_a_cluster_with_a_ledger_of_an_earlier_version_is_not_lost(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    machine.make(FORMER)
-    ledger.make_owner(tmp_path / "state")
-    files = ClusterFiles(tmp_path / "state", "lab")
-    files.folder.mkdir(parents=True)
-    files.write_ledger(Ledger(VERSION, "ready", "", plan_of(FORMER)))
+    make_earlier(machine, tmp_path / "state")
     assert vcluster(monkeypatch, "list -o json") == 0
     assert [(row["name"], row["nodes"], row["is_lost"]) for row in json.loads(capsys.readouterr().out)] == [
         ("lab", 1, False)
@@ -250,11 +255,7 @@ def test_a_cluster_with_a_ledger_of_an_earlier_version_is_not_lost(
 def test_what_is_left_of_a_cluster_of_an_earlier_version_is_found(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str
 ) -> None:
-    machine.make(FORMER)
-    ledger.make_owner(tmp_path / "state")
-    files = ClusterFiles(tmp_path / "state", "lab")
-    files.folder.mkdir(parents=True)
-    files.write_ledger(Ledger(VERSION, "ready", "", plan_of(FORMER)))
+    make_earlier(machine, tmp_path / "state")
     monkeypatch.setattr(teardown, "remove", lambda _, __, files: files.destroy())
     assert vcluster(monkeypatch, command) == 1
     assert "left: domain lab.node1 of cluster lab" in capsys.readouterr().out

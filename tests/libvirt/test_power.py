@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests import samples
+from tests.open_context import OpenContext
 from tests.results import validated
 from vcluster.adapters.libvirt.domain_state import disk_errors
 from vcluster.adapters.libvirt.hypervisor import Hypervisor
@@ -19,9 +19,8 @@ from vcluster.cli import common, main
 from vcluster.commands.clusters import lifecycle
 from vcluster.commands.nodes import power
 from vcluster.errors import ConflictError, VclusterError
-from vcluster.fleet.ledger import VERSION, ClusterFiles, Ledger
+from vcluster.fleet.ledger import VERSION, Ledger
 from vcluster.fleet.servers import Fleet, Server
-from vcluster.model.plan import Plan
 from vcluster.render.domain_xml import domain_xml
 from vcluster.util.events import Reporter
 
@@ -30,22 +29,8 @@ pytestmark = pytest.mark.libvirt
 PLAN = samples.plan(3)
 
 
-class Context:
-    """A context whose servers are already open."""
-
-    def __init__(self, fleet: Fleet, root: Path) -> None:
-        self.fleet, self.root, self.report = fleet, root, Reporter()
-
-    def files(self, name: str) -> ClusterFiles:
-        return ClusterFiles(self.root, name)
-
-    @contextmanager
-    def fleet_of(self, plan: Plan, *, allow_unreachable: bool = False) -> Iterator[Fleet]:  # noqa: ARG002
-        yield self.fleet
-
-
 @pytest.fixture
-def context(tmp_path: Path) -> Iterator[Context]:
+def context(tmp_path: Path) -> Iterator[OpenContext]:
     """Three nodes, all powered off."""
     node = tmp_path / "node.xml"
     node.write_text(
@@ -56,14 +41,14 @@ def context(tmp_path: Path) -> Iterator[Context]:
             xml = domain_xml(PLAN, each).replace("type='qemu'", "type='test'").replace('type="qemu"', 'type="test"')
             libvirt.define_domain(xml)
         server = Server("localhost", samples.OWNER, tmp_path, LocalAgent(), libvirt=libvirt)
-        yield Context(Fleet({"localhost": server}, {}), tmp_path)
+        yield OpenContext(Fleet({"localhost": server}, {}), tmp_path)
 
 
 def messages(outcomes: power.Outcomes) -> list[str]:
     return [each if isinstance(each, str) else each.message for each in outcomes.values()]
 
 
-def test_on_and_off_and_again(context: Context) -> None:
+def test_on_and_off_and_again(context: OpenContext) -> None:
     assert messages(power.turn_on(context, PLAN, PLAN.nodes[:2])) == ["on", "on"]  # type: ignore[arg-type]
     assert messages(power.turn_on(context, PLAN, PLAN.nodes)) == ["already on", "already on", "on"]  # type: ignore[arg-type]
     assert messages(power.turn_off(context, PLAN, PLAN.workers)) == ["off", "off"]  # type: ignore[arg-type]
@@ -77,7 +62,7 @@ def test_on_and_off_and_again(context: Context) -> None:
     )
 
 
-def test_a_paused_node_is_shown_and_resumed(context: Context) -> None:
+def test_a_paused_node_is_shown_and_resumed(context: OpenContext) -> None:
     libvirt = context.fleet["localhost"].hypervisor
     power.turn_on(context, PLAN, PLAN.nodes[:2])  # type: ignore[arg-type]
     libvirt._connection.lookupByName("lab.node2").suspend()
@@ -93,7 +78,9 @@ def test_a_paused_node_is_shown_and_resumed(context: Context) -> None:
 
 
 @pytest.mark.parametrize("turn", [power.turn_on, power.cycle])
-def test_nodes_that_another_command_creates_are_refused(context: Context, turn: Callable[..., power.Outcomes]) -> None:
+def test_nodes_that_another_command_creates_are_refused(
+    context: OpenContext, turn: Callable[..., power.Outcomes]
+) -> None:
     """A clone is paused until it has received its memory. Resumed before that, it would run without it."""
     files, libvirt = context.files("lab"), context.fleet["localhost"].hypervisor
     files.folder.mkdir(parents=True)
@@ -110,7 +97,7 @@ def test_nodes_that_another_command_creates_are_refused(context: Context, turn: 
     assert len(turn(context, PLAN, PLAN.nodes)) == 3
 
 
-def test_stop_resumes_a_paused_node_and_shuts_it_down(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stop_resumes_a_paused_node_and_shuts_it_down(context: OpenContext, monkeypatch: pytest.MonkeyPatch) -> None:
     """A paused node does not react to its power button."""
 
     def press_power_button(self: Hypervisor, name: str) -> None:
@@ -129,7 +116,7 @@ def test_stop_resumes_a_paused_node_and_shuts_it_down(context: Context, monkeypa
     assert {libvirt.power_state(node.domain).state for node in PLAN.nodes} == {"stopped"}
 
 
-def test_a_disk_error_names_the_file(context: Context) -> None:
+def test_a_disk_error_names_the_file(context: OpenContext) -> None:
     """The test driver invents an error for each disk: the first is unspecified, the others have no space left."""
     libvirt = context.fleet["localhost"].hypervisor
     libvirt.start_domain("lab.node1")
@@ -140,7 +127,7 @@ def test_a_disk_error_names_the_file(context: Context) -> None:
     assert disk_errors(libvirt._connection.lookupByName("lab.node2")) == ""
 
 
-def test_a_missing_node_does_not_stop_the_others(context: Context) -> None:
+def test_a_missing_node_does_not_stop_the_others(context: OpenContext) -> None:
     context.fleet["localhost"].hypervisor.undefine_domain(PLAN.nodes[1].domain)
     done = power.turn_on(context, PLAN, PLAN.nodes)  # type: ignore[arg-type]
     assert messages(done) == ["on", "node2 is missing: localhost has no domain lab.node2", "on"]
@@ -150,15 +137,15 @@ def test_a_missing_node_does_not_stop_the_others(context: Context) -> None:
     assert power.status(context, PLAN, PLAN.nodes)[0]["node2"].state == "gone"  # type: ignore[arg-type]
 
 
-def test_a_server_that_does_not_answer(context: Context) -> None:
-    lost = Context(Fleet({}, {"localhost": VclusterError("localhost: no answer")}), context.root)
+def test_a_server_that_does_not_answer(context: OpenContext) -> None:
+    lost = OpenContext(Fleet({}, {"localhost": VclusterError("localhost: no answer")}), context.root)
     states, errors = power.status(lost, PLAN, PLAN.nodes)  # type: ignore[arg-type]
     assert {state.state for state in states.values()} == {"unknown"}
     assert [error.message for error in errors] == ["localhost: no answer"]
     assert messages(power.turn_off(lost, PLAN, PLAN.nodes)) == ["localhost: no answer"] * 3  # type: ignore[arg-type]
 
 
-def test_the_command(context: Context, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(context: OpenContext, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     context.files("lab").folder.mkdir(parents=True)
     context.files("lab").write_ledger(Ledger(VERSION, "ready", "", PLAN))
     monkeypatch.setattr(common, "context", lambda *_: context)
@@ -167,7 +154,7 @@ def test_the_command(context: Context, monkeypatch: pytest.MonkeyPatch, capsys: 
         monkeypatch.setattr(sys, "argv", ["vcluster", "power", *arguments, "--name", "lab"])
         return main._run()
 
-    monkeypatch.setattr(Context, "state_root", context.root, raising=False)
+    monkeypatch.setattr(OpenContext, "state_root", context.root, raising=False)
     assert vcluster("on", "-w", "node[1,3]") == 0
     assert capsys.readouterr().out == "node[1,3]: on\n"
     context.fleet["localhost"].hypervisor.undefine_domain("lab.node2")

@@ -15,6 +15,7 @@ from dataclasses import asdict
 import pytest
 
 from tests.inside import Call, inside
+from tests.taps import SEND_BY_TAP
 from tests.testbed import Server, kill, testbed
 from vcluster.adapters.network.interface_spec import InterfaceSpec
 
@@ -43,15 +44,6 @@ import socket, sys
 with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as sender:
     for packet in sys.argv[2:]:
         sender.sendto(bytes.fromhex(packet), (sys.argv[1], 0))
-"""
-SEND_BY_TAP = """
-import fcntl, os, struct, sys
-tap = os.open("/dev/net/tun", os.O_RDWR)
-fcntl.ioctl(tap, 0x400454CA, struct.pack("16sH", sys.argv[1].encode(), 0x1002))  # TUNSETIFF, IFF_TAP | IFF_NO_PI
-print(flush=True)
-for line in sys.stdin:
-    os.write(tap, bytes.fromhex(line))
-    print(flush=True)
 """
 NAT = f"""
 table ip nodes {{

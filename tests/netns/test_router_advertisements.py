@@ -15,6 +15,7 @@ import pytest
 
 from tests import router_advertisement, samples
 from tests.inside import Call, inside
+from tests.taps import SEND_BY_TAP
 from tests.testbed import Server, kill, testbed
 from vcluster.adapters.network.interface_spec import InterfaceSpec
 from vcluster.errors import MissingError
@@ -29,23 +30,12 @@ LABEL = "vcluster:lab:00000000"
 TAP = "vp-lab-1"
 IN_TIME_S = 10
 
-# What QEMU does with a tap: it has it open. Each line on standard input is a frame that the node sends.
-NODE = """
-import fcntl, os, struct, sys
-tap = os.open("/dev/net/tun", os.O_RDWR)
-fcntl.ioctl(tap, 0x400454CA, struct.pack("16sH", sys.argv[1].encode(), 0x1002))  # TUNSETIFF, IFF_TAP | IFF_NO_PI
-print(flush=True)
-for line in sys.stdin:
-    os.write(tap, bytes.fromhex(line))
-    print(flush=True)
-"""
-
 
 class Node:
     """A process that has a tap open, as QEMU has."""
 
     def __init__(self, server: Server) -> None:
-        self._process = server.popen([sys.executable, "-c", NODE, TAP], cwd=None, takes_input=True)
+        self._process = server.popen([sys.executable, "-c", SEND_BY_TAP, TAP], cwd=None, takes_input=True)
         self._line()
 
     def advertise(self) -> None:

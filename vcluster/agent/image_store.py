@@ -19,11 +19,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vcluster.agent.snapshot_folders import FOLDER_MODE, lock_folder, remove_folder
+from vcluster.agent.snapshot_folders import FOLDER_MODE, UNFINISHED, lock_folder, remove_folder
+from vcluster.agent.snapshot_manifest import MANIFEST
 from vcluster.errors import ConflictError, MissingError, VclusterError
 
-UNFINISHED = ".unfinished-"  # images/store.py removes folders with this prefix
-MANIFEST = "manifest.json"
 _ATTEMPTS = 100  # another process may rename or remove the folder before we lock it
 
 # Descriptors of folders, which hold the locks of this process.

@@ -17,7 +17,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from tempfile import mkdtemp
 
-from vcluster.agent.snapshot_folders import FOLDER_MODE, lock_folder, remove_folder, remove_unfinished
+from vcluster.agent.snapshot_folders import FOLDER_MODE, UNFINISHED, lock_folder, remove_folder, remove_unfinished
+from vcluster.agent.snapshot_manifest import MANIFEST
 from vcluster.errors import ConflictError, MissingError, RequestError, VclusterError
 from vcluster.images import build, fetch, verify
 from vcluster.images.recipes import DEFAULT_IMAGE, Recipe
@@ -29,8 +30,6 @@ from vcluster.model.spec import Image
 DEFAULT_ROOT = Path("/var/lib/libvirt/images/vcluster/images")
 NAME_MAX = 48
 DIGITS_MIN = 8  # of a digest that a user shortens
-_UNFINISHED = ".unfinished-"
-_MANIFEST = "manifest.json"
 _DIGEST = re.compile(r"sha256-[0-9a-f]{64}\Z")
 _DISK, _KERNEL, _INITRD = "disk.qcow2", "vmlinuz", "initrd.img"
 
@@ -106,7 +105,7 @@ class ImageStore:
     def size_bytes(self, manifest: Manifest) -> int:
         """The disk space of an image in bytes."""
         folder = self.root / manifest.digest
-        files = (folder / name for name in (*manifest.files, _MANIFEST))  # only root can list the folder
+        files = (folder / name for name in (*manifest.files, MANIFEST))  # only root can list the folder
         return sum(path.stat().st_blocks * 512 for path in files if path.exists())
 
     def build(self, recipe: Recipe, *, name: str, force: bool, report: Report) -> Manifest:
@@ -216,7 +215,7 @@ class ImageStore:
         files = {path.name: verify.sha256(path) for path in sorted(folder.iterdir())}
         created = datetime.now(timezone.utc).isoformat(timespec="seconds")
         manifest = Manifest(name=name, digest=f"sha256-{files[_DISK]}", created=created, files=files, **facts)  # type: ignore[arg-type]
-        (folder / _MANIFEST).write_text(codec.to_json(manifest))
+        (folder / MANIFEST).write_text(codec.to_json(manifest))
         for path in folder.iterdir():
             path.chmod(0o644)
         folder.chmod(FOLDER_MODE)
@@ -244,9 +243,9 @@ class ImageStore:
         A folder that another controller's agent receives an image in is locked, and stays.
         """
         with self._locked():
-            for old in self.root.glob(f"{_UNFINISHED}*"):
+            for old in self.root.glob(f"{UNFINISHED}*"):
                 remove_unfinished(old)
-            folder = Path(mkdtemp(prefix=_UNFINISHED, dir=self.root))
+            folder = Path(mkdtemp(prefix=UNFINISHED, dir=self.root))
             try:
                 yield folder
             finally:
@@ -274,7 +273,7 @@ class ImageStore:
 
 def _read_manifest(folder: Path) -> Manifest | None:
     try:
-        return codec.from_json((folder / _MANIFEST).read_text(), Manifest)
+        return codec.from_json((folder / MANIFEST).read_text(), Manifest)
     except (OSError, ValueError):
         return None
 
