@@ -80,10 +80,11 @@ def _use(image: Path, sizes: Mapping[str, int]) -> bool:
             raise ConflictError(f"another command removes image {image.name[:19]}", hint="run the command again")
         _used[image] = descriptor
     for name, size in sizes.items():
-        found = (image / name).stat().st_size if (image / name).exists() else 0
-        if found != size:
+        path = image / name
+        found_bytes = path.stat().st_size if path.exists() else 0
+        if found_bytes != size:
             raise VclusterError(
-                f"{image / name} has {found} bytes instead of {size}", hint=f"remove {image}, and run the command again"
+                f"{path} has {found_bytes} bytes instead of {size}", hint=f"remove {image}, and run the command again"
             )
     return True
 

@@ -74,15 +74,16 @@ def state_root(environment: dict[str, str]) -> Path:
 
 def read_owner(root: Path) -> str:
     """The owner id of a state folder; a new one, which is not written, if the folder has none."""
+    path = root / OWNER
     try:
-        found = (root / OWNER).read_text().strip()
+        found = path.read_text().strip()
     except (FileNotFoundError, NotADirectoryError):
         return naming.owner_id(maker(), secrets.token_hex(4))
     except OSError as error:
-        raise MissingError(f"this user cannot read {root / OWNER}", hint="run it with sudo") from error
+        raise MissingError(f"this user cannot read {path}", hint="run it with sudo") from error
     if not naming.is_owner(found):
         hint = "remove this file; clear --lost then finds the clusters"
-        raise VclusterError(f"{root / OWNER} does not contain an owner id", hint=hint)
+        raise VclusterError(f"{path} does not contain an owner id", hint=hint)
     return found
 
 
