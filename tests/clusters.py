@@ -41,6 +41,10 @@ class Host:
         """Start vcluster there."""
         return self.server.popen([*VCLUSTER, *arguments], env=ENVIRONMENT | env)
 
+    def kill_commands(self, cluster: str) -> None:
+        """Kill the commands on a cluster. Its dnsmasq and QEMU, which libvirt owns, have its name too, and live on."""
+        self.sh(f"pkill -KILL -f '[v]cluster[.]cli.*{cluster}' || true")
+
     def json(self, *arguments: str, timeout_s: float = 60) -> Any:
         """The JSON output of vcluster."""
         return json.loads(self.vcluster(*arguments, "-o", "json", timeout_s=timeout_s).stdout)

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.vm, pytest.mark.core]
 def _clean_up(host: Host) -> Iterator[None]:
     """A test that fails must not make later tests fail."""
     yield
-    host.sh("pkill -KILL -f 'vcluster.*[d]oomed' || true")
+    host.kill_commands("doomed")
     host.vcluster("clear", "doomed", "-y", check=False)
 
 
@@ -30,7 +30,7 @@ def test_kill_9_then_clear(host: Host, bare: Survey, after_s: float, boot: str) 
     process = host.popen("local", "create", "--name", "doomed", "-n", "2", "--boot", boot)
     time.sleep(after_s)  # the moment of death is the subject of the test
     assert process.poll() is None, process.communicate()
-    host.server.run(["pkill", "-KILL", "-f", "vcluster.*doomed"], timeout_s=10)
+    host.kill_commands("doomed")
     kill(process)
     cleared = host.vcluster("clear", "doomed", "-y", "--verify")
     assert cleared.stdout.splitlines()[-1] == "nothing left"
@@ -42,7 +42,7 @@ def test_kill_9_then_clear(host: Host, bare: Survey, after_s: float, boot: str) 
 def test_kill_9_then_clear_with_the_ledger_lost(host: Host, bare: Survey) -> None:
     process = host.popen("local", "create", "--name", "doomed", "-n", "1")
     host.wait_for("virsh -q list --name | grep doomed")
-    host.server.run(["pkill", "-KILL", "-f", "vcluster.*doomed"], timeout_s=10)
+    host.kill_commands("doomed")
     kill(process)
     host.sh("rm -r /var/lib/vcluster/clusters/doomed")
     assert [row["state"] for row in host.json("list") if row["name"] == "doomed"] == ["partial"]
