@@ -16,10 +16,10 @@ class OpenContext:
     """Answers as Context does, for commands on a cluster."""
 
     def __init__(self, fleet: Fleet, root: Path) -> None:
-        self.fleet, self.root, self.report = fleet, root, Reporter()
+        self.fleet, self.state_root, self.report = fleet, root, Reporter()
 
     def files(self, name: str) -> ClusterFiles:
-        return ClusterFiles(self.root, name)
+        return ClusterFiles(self.state_root, name)
 
     @contextmanager
     def fleet_of(self, plan: Plan, *, allow_unreachable: bool = False) -> Iterator[Fleet]:  # noqa: ARG002

@@ -138,7 +138,7 @@ def test_a_missing_node_does_not_stop_the_others(context: OpenContext) -> None:
 
 
 def test_a_server_that_does_not_answer(context: OpenContext) -> None:
-    lost = OpenContext(Fleet({}, {"localhost": VclusterError("localhost: no answer")}), context.root)
+    lost = OpenContext(Fleet({}, {"localhost": VclusterError("localhost: no answer")}), context.state_root)
     states, errors = power.status(lost, PLAN, PLAN.nodes)  # type: ignore[arg-type]
     assert {state.state for state in states.values()} == {"unknown"}
     assert [error.message for error in errors] == ["localhost: no answer"]
@@ -154,7 +154,6 @@ def test_the_command(context: OpenContext, monkeypatch: pytest.MonkeyPatch, caps
         monkeypatch.setattr(sys, "argv", ["vcluster", "power", *arguments, "--name", "lab"])
         return main._run()
 
-    monkeypatch.setattr(OpenContext, "state_root", context.root, raising=False)
     assert vcluster("on", "-w", "node[1,3]") == 0
     assert capsys.readouterr().out == "node[1,3]: on\n"
     context.fleet["localhost"].hypervisor.undefine_domain("lab.node2")

@@ -1,17 +1,21 @@
-"""A create at the same time as another, or while another cluster is stopped, with libvirt's test driver."""
+"""A create or start at the same time as another, or while another cluster is stopped, with libvirt's test driver."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests import samples
+from tests.open_context import OpenContext
 from vcluster.adapters.libvirt.hypervisor import Hypervisor
 from vcluster.agent.client import LocalAgent
-from vcluster.errors import MissingError
+from vcluster.commands.clusters import lifecycle
+from vcluster.commands.steps.deployment import Deployment
+from vcluster.errors import MissingError, VclusterError
 from vcluster.fleet import observation
 from vcluster.fleet.ledger import VERSION, ClusterFiles, Ledger
 from vcluster.fleet.servers import Fleet, Server
@@ -36,7 +40,9 @@ def server(tmp_path: Path) -> Iterator[Server]:
     )
     with Hypervisor(f"test://{node}", samples.OWNER) as libvirt:
         libvirt.memory_free_mib = lambda: FREE_MIB  # type: ignore[method-assign]  # the test driver cannot tell
-        yield Server("localhost", samples.OWNER, tmp_path, LocalAgent({"observe": lambda **_: SEEN}), libvirt=libvirt)
+        answers = {name: lambda **_: [] for name in ("interfaces", "guards", "obstacles")}
+        agent = LocalAgent(answers | {"observe": lambda **_: SEEN})
+        yield Server("localhost", samples.OWNER, tmp_path, agent, libvirt=libvirt)
 
 
 def write(root: Path, plan: Plan, state: str) -> ClusterFiles:
@@ -44,6 +50,13 @@ def write(root: Path, plan: Plan, state: str) -> ClusterFiles:
     files.folder.mkdir(parents=True)
     files.write_ledger(Ledger(VERSION, state, "", plan))
     return files
+
+
+def define(server: Server, plan: Plan, *, running: int) -> None:
+    """The domains of the first nodes, which run."""
+    for node in plan.nodes[:running]:
+        server.hypervisor.define_domain(domain_xml(plan, node).replace('type="qemu"', 'type="test"'))
+        server.hypervisor.start_domain(node.domain)
 
 
 def observed(server: Server, root: Path) -> Facts:
@@ -71,9 +84,7 @@ def test_the_memory_of_a_cluster_that_is_being_made_is_promised(
 ) -> None:
     plan = samples.plan(3, memory_mib=1024)
     files = write(tmp_path / "state", plan, state)
-    for node in plan.nodes[:running]:
-        server.hypervisor.define_domain(domain_xml(plan, node).replace('type="qemu"', 'type="test"'))
-        server.hypervisor.start_domain(node.domain)
+    define(server, plan, running=running)
     with files.locked() if is_being_made else nullcontext():
         found = observed(server, tmp_path / "state")
     assert found.memory_free_mib == FREE_MIB - promised * 1024
@@ -86,3 +97,83 @@ def test_the_second_of_two_creates_is_refused_for_lack_of_memory(server: Server,
         facts = observed(server, tmp_path / "state")
     with pytest.raises(MissingError, match="MiB are free"):
         make_plan(spec, {"localhost": facts}, image=samples.DIRECT, owner="00c0ffee")
+
+
+@pytest.fixture
+def context(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OpenContext:
+    """A `start` that gets past the check of memory ends where it would make the networks."""
+
+    def end(_: Deployment) -> None:
+        raise VclusterError("enough memory")
+
+    monkeypatch.setattr(lifecycle.servers, "require_rights", lambda _: None)
+    monkeypatch.setattr(Deployment, "create_networks", end)
+    return OpenContext(Fleet({"localhost": server}, {}), tmp_path / "state")
+
+
+def stopped(context: OpenContext, plan: Plan) -> ClusterFiles:
+    files = write(context.state_root, plan, "ready")
+    files.write_keys(samples.keys(len(plan.nodes)))
+    return files
+
+
+COMMANDS = pytest.mark.parametrize("command", [lifecycle.start, lifecycle.repair])
+
+
+@COMMANDS
+@pytest.mark.parametrize(
+    ("running", "message"),
+    [
+        (0, r"^the nodes need 10240 MiB of memory, 8 times 1216 .* a reserve of 512, but 7168 MiB are free$"),
+        (2, r"^the nodes need 7808 MiB of memory, 6 times"),
+        (3, r"^enough memory$"),
+    ],
+)
+def test_nodes_are_started_only_with_enough_memory(
+    context: OpenContext, server: Server, command: Callable[..., object], running: int, message: str
+) -> None:
+    plan = samples.plan(8, memory_mib=1024)
+    stopped(context, plan)
+    define(server, plan, running=running)
+    with pytest.raises(VclusterError, match=message) as raised:
+        command(context, "lab", timeout_s=20)
+    assert raised.value.exit_code == (1 if running == 3 else MissingError.exit_code)
+    assert raised.value.hint == (None if running == 3 else "stop another cluster: vcluster stop NAME")
+
+
+@COMMANDS
+@pytest.mark.parametrize("does_start", [False, True])
+def test_memory_that_another_command_is_about_to_use_is_not_free(
+    context: OpenContext, server: Server, command: Callable[..., object], does_start: bool
+) -> None:
+    stopped(context, samples.plan(4, memory_mib=1024))
+    other = stopped(context, replace(samples.plan(4, memory_mib=1024), name="other"))
+    with ExitStack() as stack:
+        stack.enter_context(other.locked())
+        if does_start:
+            stack.enter_context(other.starting_nodes())
+        with pytest.raises(
+            VclusterError, match=r"^the nodes need 5376 .*but 3072" if does_start else r"^enough memory$"
+        ):
+            command(context, "lab", timeout_s=20)
+        free = FREE_MIB - (4 * 1024 if does_start else 0)
+        assert observed(server, context.state_root).memory_free_mib == free
+    assert not other.is_starting_nodes()
+    assert observed(server, context.state_root).memory_free_mib == FREE_MIB
+
+
+def test_a_start_holds_its_memory_until_it_ends(
+    context: OpenContext, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = stopped(context, samples.plan(4, memory_mib=1024))
+    free: list[int] = []
+
+    def observe(_: Deployment) -> None:
+        free.append(observed(server, context.state_root).memory_free_mib)
+        raise VclusterError("enough memory")
+
+    monkeypatch.setattr(Deployment, "create_networks", observe)
+    with pytest.raises(VclusterError, match=r"^enough memory$"):
+        lifecycle.start(context, "lab", timeout_s=20)  # type: ignore[arg-type]
+    assert free == [FREE_MIB - 4 * 1024]
+    assert not files.is_starting_nodes()

@@ -33,6 +33,7 @@ from vcluster.guest import authorize
 from vcluster.images import deliver
 from vcluster.images.store import ImageStore, Manifest
 from vcluster.model import codec
+from vcluster.model.naming import folded
 from vcluster.model.plan import Plan
 from vcluster.model.spec import LOCAL, StorageNode
 from vcluster.planning.hops import hops
@@ -169,10 +170,15 @@ def context(tmp_path: Path, connector: Connector) -> Context:
 def record_steps(monkeypatch: pytest.MonkeyPatch, state: str, *missing: str) -> list[str]:
     """Record the steps of start and repair for a cluster in that state."""
     steps: list[str] = []
-    found = SimpleNamespace(state=state, missing=missing)
+    off = {"ready": (), "partial": ("node1",), "stopped": ("node1", "node2", "node3")}[state]
+    nodes = [SimpleNamespace(name=name, state="stopped") for name in off]
+    found = SimpleNamespace(state=state, missing=missing, nodes=nodes)
     monkeypatch.setattr(lifecycle, "observe_status", lambda *_: found)
     monkeypatch.setattr(lifecycle.servers, "require_rights", lambda _: steps.append("rights"))
     monkeypatch.setattr(lifecycle, "report_obstacles", lambda *_: steps.append("obstacles"))
+    monkeypatch.setattr(
+        lifecycle, "require_memory", lambda *given: steps.append(f"memory of {folded(node.name for node in given[-1])}")
+    )
     monkeypatch.setattr(Deployment, "create_networks", lambda _: steps.append("networks"))
     monkeypatch.setattr(lifecycle.interfaces, "attach", lambda *_: None)
     monkeypatch.setattr(lifecycle, "_restore_nodes", lambda *_: steps.append("nodes"))
@@ -192,8 +198,8 @@ def test_start_changes_nothing_in_a_ready_cluster(
 @pytest.mark.parametrize(
     ("state", "missing", "steps"),
     [
-        ("stopped", (), ["rights", "obstacles", "networks", "nodes"]),
-        ("partial", ("node node1",), ["rights", "obstacles", "networks", "nodes"]),
+        ("stopped", (), ["rights", "obstacles", "memory of node[1-3]", "networks", "nodes"]),
+        ("partial", ("node node1",), ["rights", "obstacles", "memory of node1", "networks", "nodes"]),
     ],
 )
 def test_start_opens_every_server_once(
@@ -214,7 +220,7 @@ def test_repair_checks_a_ready_cluster_too(monkeypatch: pytest.MonkeyPatch, cont
     recorded = record_steps(monkeypatch, "ready")
     assert lifecycle.repair(context, "lab", timeout_s=5) == ()
     assert recorded == ["rights", "obstacles", "networks", "nodes"]  # an earlier version may have made them
-    record_steps(monkeypatch, "partial", "bridge vc-lab")
+    record_steps(monkeypatch, "ready", "bridge vc-lab")
     assert lifecycle.repair(context, "lab", timeout_s=5) == ("bridge vc-lab",)
     with context.files("lab").locked(), pytest.raises(ConflictError, match="is changing cluster lab"):
         lifecycle.repair(context, "lab", timeout_s=5)

@@ -105,7 +105,7 @@ def _has_owner(root: Path) -> bool:
     with _writing(root / OWNER):
         if not (root / OWNER).exists():
             root.mkdir(parents=True, exist_ok=True)
-            with _locked_folder(root) as is_ours:
+            with _locked(root) as is_ours:
                 if is_ours and not (root / OWNER).exists():
                     _write_file(root / OWNER, naming.owner_id(maker(), secrets.token_hex(4)) + "\n", mode=0o644)
         return (root / OWNER).exists()
@@ -146,7 +146,7 @@ def planning(root: Path, deadline: Deadline, report: Reporter) -> Iterator[None]
         while True:
             with _writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
-            with _locked_folder(folder) as is_ours:
+            with _locked(folder) as is_ours:
                 if is_ours:
                     yield
                     return
@@ -159,18 +159,18 @@ def planning(root: Path, deadline: Deadline, report: Reporter) -> Iterator[None]
 
 
 @contextmanager
-def _locked_folder(folder: Path) -> Iterator[bool]:
-    """Lock a folder by its own descriptor, which leaves no lock file. Yields True if we hold the lock.
+def _locked(path: Path) -> Iterator[bool]:
+    """Lock a folder or file by its own descriptor, which leaves no lock file. Yields True if we hold the lock.
 
-    Yields False if another process holds it, or if the folder was removed.
+    Yields False if another process holds it, or if the path was removed.
     """
     try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         yield False
         return
     try:
-        yield _flock(descriptor) and folder.exists() and os.path.samestat(os.fstat(descriptor), folder.stat())
+        yield _flock(descriptor) and path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
     finally:
         os.close(descriptor)
 
@@ -186,10 +186,10 @@ def _flock(descriptor: int) -> bool:
 def _remove_stale(root: Path) -> None:
     """Remove the parent folders of the clusters' folders if they are empty and no command is planning or makes them."""
     folder = root / "clusters"
-    with suppress(OSError), _locked_folder(folder) as is_ours:
+    with suppress(OSError), _locked(folder) as is_ours:
         if is_ours:
             folder.rmdir()
-    with suppress(OSError), _locked_folder(root) as is_ours:
+    with suppress(OSError), _locked(root) as is_ours:
         if is_ours:
             _draft(root / OWNER).unlink(missing_ok=True)  # of a killed command
             root.rmdir()
@@ -215,7 +215,7 @@ class ClusterFiles:
         """Let only this command change the cluster. A killed command leaves no lock. Raises ConflictError."""
         with _writing(self.folder):
             self.folder.mkdir(parents=True, mode=0o700, exist_ok=True)
-        with _locked_folder(self.folder) as is_ours:
+        with _locked(self.folder) as is_ours:
             if not is_ours:
                 raise ConflictError(
                     f"another command is changing cluster {self.name}", hint="wait for that command, or interrupt it"
@@ -226,7 +226,24 @@ class ClusterFiles:
         """True if a command is changing this cluster now."""
         if not self.folder.is_dir():
             return False
-        with _locked_folder(self.folder) as is_ours:
+        with _locked(self.folder) as is_ours:
+            return not is_ours
+
+    @contextmanager
+    def starting_nodes(self) -> Iterator[None]:
+        """Show other commands that this one is about to start nodes, for which they must leave memory.
+
+        It is a lock on the file of the keys, so a killed command leaves none. The caller has locked the cluster.
+        """
+        with self.keys.open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # another command may hold it for a moment, to find out
+            yield
+
+    def is_starting_nodes(self) -> bool:
+        """True if a command that has the cluster already starts nodes of it now."""
+        if not self.keys.exists():
+            return False
+        with _locked(self.keys) as is_ours:
             return not is_ours
 
     def write_ledger(self, ledger: Ledger) -> None:

@@ -40,9 +40,8 @@ def observe(
 
     Raises MissingError if kvm is required and does not work, or if a server cannot reach the switch.
     """
-    others = [ledger.ClusterFiles(state_root, name) for name in ledger.cluster_names(state_root)]
-    known = [(files, found) for files in others if (found := files.read_ledger())]
-    pending = [found.plan for files, found in known if found.state == "creating" and files.is_locked()]
+    known = _known_ledgers(state_root)
+    pending = _pending(known)
     plans = [found.plan for _, found in known]
     routes = _underlay_routes(fleet, carriers, switch, deadline)
 
@@ -51,6 +50,28 @@ def observe(
         return _facts(server, plans, pending, chosen, routes.get(server.name, {}))
 
     return fleet.each(observe_server, deadline=deadline)
+
+
+def _known_ledgers(state_root: Path) -> list[tuple[ledger.ClusterFiles, ledger.Ledger]]:
+    """The clusters of the state folder that have a ledger."""
+    names = ledger.cluster_names(state_root)
+    every = [ledger.ClusterFiles(state_root, name) for name in names]
+    return [(files, found) for files in every if (found := files.read_ledger())]
+
+
+def _pending(known: Sequence[tuple[ledger.ClusterFiles, ledger.Ledger]]) -> list[Plan]:
+    """The plans of clusters whose nodes a command creates or starts now."""
+    return [
+        found.plan
+        for files, found in known
+        if (found.state == "creating" and files.is_locked()) or files.is_starting_nodes()
+    ]
+
+
+def free_memory_mib(fleet: Fleet, state_root: Path, *, besides: str) -> dict[str, int]:
+    """The free memory of each server by name, less what commands on clusters `besides` this one are about to use."""
+    pending = [plan for plan in _pending(_known_ledgers(state_root)) if plan.name != besides]
+    return fleet.each(lambda server: _free_mib(server, pending))
 
 
 def _facts(
@@ -63,9 +84,7 @@ def _facts(
     where = server.name if server.session else "this machine"
     routes = tuple(Route(IPv4Network(network), interface, where) for network, interface in seen["routes"])
     return Facts(
-        memory_free_mib=max(0, server.libvirt.memory_free_mib() - _promised_mib(server, pending))
-        if server.libvirt
-        else 0,
+        memory_free_mib=_free_mib(server, pending),
         disk_free_mib=seen["disk_free_mib"],
         cpus=seen["cpus"],
         accel=accel,
@@ -87,6 +106,10 @@ def _promised_vnis(server: Server, plans: Sequence[Plan]) -> frozenset[int]:
     """The VNIs of our clusters on a server. Their tunnels may not exist yet, or no more after a reboot."""
     planned = (each for plan in plans for each in plan.servers if each.host_key == server.host_key)
     return frozenset(tunnel.vni for each in planned for tunnel in each.tunnels)
+
+
+def _free_mib(server: Server, pending: Sequence[Plan]) -> int:
+    return max(0, server.libvirt.memory_free_mib() - _promised_mib(server, pending)) if server.libvirt else 0
 
 
 def _promised_mib(server: Server, pending: Sequence[Plan]) -> int:

@@ -91,18 +91,26 @@ def room_on(facts: Facts) -> Room:
     )
 
 
-def check_one_server(count: int, memory_mib: int, facts: Facts, folder: Path) -> None:
-    """Raise MissingError, with the largest -n that fits, when the only server lacks memory or disk for the nodes."""
-    overhead_mib = qemu_overhead_mib(facts.accel, memory_mib)
+def check_memory(
+    count: int, memory_mib: int, accel: str, free_mib: int, *, where: str = "", do_exist: bool = False
+) -> None:
+    """Raise MissingError when a server lacks memory for nodes. Nodes that `do_exist` have their number and size."""
+    overhead_mib = qemu_overhead_mib(accel, memory_mib)
     node_mib = memory_mib + overhead_mib
-    fit = max(0, facts.memory_free_mib - MEMORY_RESERVE_MIB) // node_mib
+    fit = max(0, free_mib - MEMORY_RESERVE_MIB) // node_mib
+    smaller = f"the largest -n that fits is {fit}" if fit else "take a smaller --memory"
     if count > fit:
         raise MissingError(
-            f"{count} nodes need {count * node_mib + MEMORY_RESERVE_MIB} MiB of memory, {count} times {node_mib} "
+            f"the nodes need {count * node_mib + MEMORY_RESERVE_MIB} MiB of memory, {count} times {node_mib} "
             f"({memory_mib} for a node, {overhead_mib} for its QEMU) and a reserve of {MEMORY_RESERVE_MIB}, "
-            f"but {facts.memory_free_mib} MiB are free",
-            hint=f"the largest -n that fits is {fit}" if fit else "take a smaller --memory",
+            f"but {free_mib} MiB are free{where}",
+            hint="stop another cluster: vcluster stop NAME" if do_exist else smaller,
         )
+
+
+def check_one_server(count: int, memory_mib: int, facts: Facts, folder: Path) -> None:
+    """Raise MissingError, with the largest -n that fits, when the only server lacks memory or disk for the nodes."""
+    check_memory(count, memory_mib, facts.accel, facts.memory_free_mib)
     fit = max(0, facts.disk_free_mib - DISK_RESERVE_MIB) // DISK_NODE_MIB
     if count > fit:
         raise MissingError(

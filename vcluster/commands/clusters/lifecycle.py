@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 
 from vcluster.adapters.node_connection import NodeConnection
-from vcluster.commands.steps.admission import report_obstacles
+from vcluster.commands.steps.admission import report_obstacles, require_memory
 from vcluster.commands.steps.deployment import Deployment, image_password
 from vcluster.commands.steps.inventory import domains_on, keep_nodes, observe_status, read_ledger
 from vcluster.commands.steps.node_lifecycle import NodeLifecycle
 from vcluster.errors import VclusterError
 from vcluster.fleet import servers
 from vcluster.fleet.context import Context
-from vcluster.fleet.ledger import Ledger
+from vcluster.fleet.ledger import ClusterFiles, Ledger, planning
 from vcluster.fleet.servers import Fleet
 from vcluster.model import naming
 from vcluster.model.plan import Node
-from vcluster.model.status import PAUSED, RUNNING, STOPPED, PowerState
+from vcluster.model.status import MISSING, PAUSED, RUNNING, STOPPED, PowerState, Status
 from vcluster.planning.resize import shrink
 from vcluster.resources import domains, interfaces, profiles, volumes
 from vcluster.util import parallel
@@ -96,7 +96,8 @@ def _restore(context: Context, name: str, *, timeout_s: float, unless_ready: boo
         servers.require_rights(fleet)
         report_obstacles(fleet, context.report)
         cluster = Deployment(context, fleet, ledger.plan, files.read_keys(), deadline)
-        missing = observe_status(fleet, files).missing
+        status = observe_status(fleet, files)
+        stack.enter_context(_memory_reserved(cluster, files, status))
         cluster.create_networks()  # an earlier version may have made them, with other rules and settings
         fleet.each(lambda server: interfaces.attach(server, cluster.plan), deadline=deadline)
         try:
@@ -107,7 +108,20 @@ def _restore(context: Context, name: str, *, timeout_s: float, unless_ready: boo
             raise
         if ledger.state != "ready":
             cluster.save(ledger.as_ready)
-        return missing
+        return status.missing
+
+
+@contextmanager
+def _memory_reserved(cluster: Deployment, files: ClusterFiles, status: Status) -> Iterator[None]:
+    """Let no other command plan with the memory of the nodes that are off. Raises MissingError if servers lack it."""
+    context, off = cluster.context, {node.name for node in status.nodes if node.state in (STOPPED, MISSING)}
+    with ExitStack() as stack:
+        if off:
+            with planning(context.state_root, cluster.deadline, context.report):
+                nodes = [node for node in cluster.plan.nodes if node.name in off]
+                require_memory(context, cluster.fleet, cluster.plan, nodes)
+                stack.enter_context(files.starting_nodes())
+        yield
 
 
 def _restore_nodes(cluster: Deployment, ledger: Ledger) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Collection, Iterator, Mapping, Set
 
 from vcluster.adapters.libvirt.hypervisor import NAMED_KINDS
 from vcluster.commands.steps.inventory import survey
@@ -12,7 +12,7 @@ from vcluster.fleet.context import Context
 from vcluster.fleet.ledger import ClusterFiles
 from vcluster.fleet.servers import Fleet, Server, ServerRequest
 from vcluster.model.facts import Facts
-from vcluster.model.plan import Plan, ServerPlan
+from vcluster.model.plan import Node, Plan, ServerPlan
 from vcluster.model.spec import LOCAL, Image, Spec
 from vcluster.planning import placement
 from vcluster.planning.planner import CLUSTERS_FOLDER, make_plan
@@ -80,6 +80,24 @@ def plan_cluster(
         deadline=Deadline(spec.timeout_s),
     )
     return make_plan(spec, facts, image=image, owner=context.connector.owner), facts
+
+
+def require_memory(context: Context, fleet: Fleet, plan: Plan, nodes: Collection[Node]) -> None:
+    """Raise MissingError if servers lack the memory to start these nodes of a cluster."""
+    free = observation.free_memory_mib(fleet, context.state_root, besides=plan.name)
+
+    def check(server: Server) -> None:
+        count = sum(node.server == server.name for node in nodes)
+        placement.check_memory(
+            count,
+            plan.memory_mib,
+            plan.server(server.name).accel,
+            free[server.name],
+            where=f" on {server.name}" if server.session else "",
+            do_exist=True,
+        )
+
+    fleet.each(check)
 
 
 def refuse_existing(fleet: Fleet, files: ClusterFiles) -> None:
