@@ -92,6 +92,11 @@ def tier_of(folder: str, markers: Iterable[str]) -> str:
     return "full" if "smoke" in names else FOLDERS[folder].tier
 
 
+def is_parallel(folder: str) -> bool:
+    """Whether the tests of a folder may run next to others. Booted tests need all cores; scripts change the machine."""
+    return FOLDERS[folder].tier == "quick" or folder in {"images", "libvirt", "ssh", "netns"}
+
+
 SHARED_CLUSTERS = frozenset({"cluster", "beginning", "red", "blue"})  # fixtures: clusters of a whole folder
 
 
@@ -102,7 +107,10 @@ def uses_shared_cluster(item: pytest.Item) -> bool:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by -m
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test with its tier. In each folder, tests that need a server without a cluster run first."""
+    """Mark each test with its tier, and those that may run next to others.
+
+    In each folder, tests that need a server without a cluster run first.
+    """
     folders = list(dict.fromkeys(folder_of(item.path) for item in items))
     items.sort(key=lambda item: (folders.index(folder_of(item.path)), uses_shared_cluster(item)))
     for item in items:
@@ -111,6 +119,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         except ValueError as error:
             raise pytest.UsageError(f"{item.nodeid}: {error}") from error
         item.add_marker(tier)
+        if is_parallel(folder_of(item.path)):
+            item.add_marker("parallel")
 
 
 # The report

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import TESTS, folder_of, tier_of
+from tests.conftest import FOLDERS, TESTS, folder_of, is_parallel, tier_of
 
 
 @pytest.mark.parametrize(
@@ -51,6 +51,11 @@ def test_each_module_has_markers_that_its_folder_allows(path: Path) -> None:
     folder = folder_of(path)
     if folder != "unit":
         tier_of(folder, re.findall(r"\bpytest\.mark\.(\w+)", path.read_text()))
+
+
+def test_booted_tests_and_those_of_scripts_run_one_at_a_time() -> None:
+    alone = {folder for folder in FOLDERS if not is_parallel(folder)}
+    assert alone == {"scripts", "vm", "clones", "private", "servers", "machines", "matrix", "scale"}
 
 
 def test_no_two_modules_share_a_name() -> None:
