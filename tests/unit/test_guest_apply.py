@@ -82,6 +82,20 @@ def test_a_line_of_a_table(tmp_path: Path, before: str, after: str, monkeypatch:
     assert apply.apply([action]) == []
 
 
+def test_to_an_nfs_server_every_user_of_a_client_is_the_clusters_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = {"root": (os.geteuid(), os.getegid()), "teacher": (1500, 1600)}
+    monkeypatch.setattr(apply, "ids_of", ids.__getitem__)
+    table = tmp_path / "vcluster.exports"
+    table.write_text("/exports 10.0.0.0/24(rw,sync,root_squash,no_subtree_check)\n")  # of an earlier version
+    action = {"do": "export", "path": str(table), "folder": "/exports", "clients": "10.0.0.0/24", "owner": "teacher"}
+    assert apply.apply([action]) == [str(table)]
+    options = "rw,sync,all_squash,anonuid=1500,anongid=1600,no_subtree_check"
+    assert table.read_text() == f"/exports 10.0.0.0/24({options})\n"
+    assert apply.apply([action]) == []
+
+
 def test_a_command_runs_only_after_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[list[str]] = []
     monkeypatch.setattr(apply, "run", ran.append)

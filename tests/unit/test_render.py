@@ -65,7 +65,6 @@ def test_guest_files(golden: Golden) -> None:
     golden("guest/hosts", common.hosts)
     golden("guest/known_hosts", known_hosts(common, plan.head, keys))
     golden("guest/hostfile", common.hostfile)
-    golden("guest/exports", node_actions.exports(plan, share))
     golden("guest/nfs.conf", node_actions.nfs_server_settings())
     golden("guest/fstab", node_actions.mount_line(plan, plan.workers[0], share))
     golden("guest/sshd.conf", node_actions.sshd_settings(plan))

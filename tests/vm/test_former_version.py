@@ -63,6 +63,12 @@ def test_repair_turns_ipv6_off_on_its_interfaces(old: Cluster) -> None:
     assert set(names.values()) == {"1"}
 
 
+def test_repair_gives_its_shared_folder_to_the_clusters_user(old: Cluster) -> None:
+    assert "all_squash" in old.ssh("node1", "exportfs -s", user="root")
+    old.ssh("node2", "touch ~mpiuser/cloud/by-root", user="root")
+    assert old.ssh("node1", "stat -c %U cloud/by-root; rm cloud/by-root") == "mpiuser\n"
+
+
 def test_it_gets_a_node_and_loses_it(old: Cluster) -> None:
     old.host.vcluster("add", "1", "--name", "old", timeout_s=200)
     assert old.ssh("node3", "hostname").strip() == "node3"

@@ -106,17 +106,35 @@ def test_a_file_of_one_node_is_read_on_all_nodes(cluster: Cluster) -> None:
     cluster.ssh("red1", "rm cloud/note")
 
 
-def test_root_of_a_worker_has_no_rights_on_the_shared_folder(cluster: Cluster) -> None:
-    output = cluster.ssh("red2", "touch /home/mpiuser/cloud/x 2>&1; echo $?", user="root")
-    assert "Permission denied" in output
-    assert output.strip().endswith("1")
+def test_files_of_the_shared_folder_belong_to_the_clusters_user(cluster: Cluster) -> None:
+    """Root of a worker claims uids: its own, that of a daemon, and that of a user who has a file on the head."""
+    cluster.ssh("red1", "cd ~mpiuser/cloud && install -m 600 -o 1234 /etc/hostname private", user="root")
+    cluster.ssh("red1", "mkdir -m 700 cloud/claims")
+    act = (
+        "cd ~mpiuser/cloud/claims && for uid in 0 1 1234; do setpriv --reuid $uid --regid $uid --clear-groups {}; done"
+    )
+    cluster.ssh("red2", act.format("touch $uid"), user="root")
+    for refused in ("chown root 0", "cat ../private"):
+        output = cluster.ssh("red2", act.format(f"{refused} 2>&1"), user="root", check=False)
+        assert len(re.findall("not permitted|Permission denied", output)) == 3, output
+    owners = cluster.ssh("red1", "stat -c '%n %U %G' cloud/claims/*; rm -rf cloud/claims cloud/private").splitlines()
+    assert owners == [f"cloud/claims/{uid} mpiuser mpiuser" for uid in (0, 1, 1234)]
 
 
 def test_nfs_serves_the_cluster_network_only(cluster: Cluster) -> None:
     (line,) = cluster.ssh("red1", "exportfs -s", user="root").splitlines()
-    exported = line.split()
-    assert exported[1].startswith("10.0.0.0/24(")
-    assert "root_squash" in exported[1]
+    clients, _, options = line.split()[1].partition("(")
+    assert clients == "10.0.0.0/24"
+    assert {"all_squash", "anonuid=2000"} < set(options.rstrip(")").split(","))
+
+
+def test_programs_keep_owners_modes_and_times_on_the_shared_folder(cluster: Cluster) -> None:
+    script = (
+        "set -e; cd cloud; mkdir kept; cd kept; umask 022; echo text >a; chmod 640 a; touch -d 2020-01-02 a; "
+        "cp -p a b; chown mpiuser:mpiuser b; tar -cf a.tar a b; mkdir t; tar -xpf a.tar -C t; ln a c; mv c d; "
+        "stat -c '%U %a' a b t/b d; test ! a -nt t/b; test ! t/b -nt a; flock a true; cd ..; rm -r kept"
+    )
+    assert cluster.ssh("red2", script).splitlines() == ["mpiuser 640"] * 4
 
 
 def test_plain_mpiexec_uses_the_hostfile(cluster: Cluster) -> None:

@@ -6,6 +6,8 @@ writes {"changed": […]}. The field "do" names the action:
   directory  path, owner, mode
   user       name, uid, home                   an account that logs in by key only; of any uid if `uid` is null
   line       path, key, text                   the only line of a table that has `key` as its second field
+  export     path, folder, clients, owner      a table of NFS exports with one folder; to the server, every user of a
+                                               client is the owner
   service    unit, restart_if, reload          running and started at boot; restarted if one of these paths was changed,
                                                else reloaded if `reload` is true
   mount      source, target, type, options, address
@@ -179,6 +181,13 @@ def do_line(action: Action, changed: list[str]) -> None:
         return
     write(action["path"], new, 0o644, (0, 0))
     changed.append(action["path"])
+
+
+def do_export(action: Action, changed: list[str]) -> None:
+    uid, gid = ids_of(action["owner"])
+    options = f"rw,sync,all_squash,anonuid={uid},anongid={gid},no_subtree_check"
+    text = f"{action['folder']} {action['clients']}({options})\n"
+    do_file({"path": action["path"], "text": text, "owner": "root", "mode": 0o644}, changed)
 
 
 def do_service(action: Action, changed: list[str]) -> None:

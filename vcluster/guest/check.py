@@ -252,7 +252,7 @@ def become(uid: int, gid: int) -> None:
 
 
 def each_as_user(request: Request, work: Callable[[str], None]) -> list[Result]:
-    """Call `work` with each shared file as the user, because NFS maps root to an account without rights."""
+    """Call `work` with each shared file as the user, so that no link of the user leads root to another place."""
     account, failures = pwd.getpwnam(request["user"]), []
     become(account.pw_uid, account.pw_gid)
     for share in request["shares"]:

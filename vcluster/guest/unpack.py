@@ -1,10 +1,10 @@
 """Unpacks a tree of files into the shared folder, completely or not at all.
 
 The controller sends it to a node, where python3 starts it as root. It continues as `user`, the owner of the shared
-folder: NFS maps root to an account without rights, and links of the user must not lead root to another place. It reads
-a line {"shared", "name", "user"} from standard input. It answers {"present": true} if the shared folder has `name`
-already, below .vcluster. Else it answers {"present": false} and reads a tar archive in pieces, each after its length in
-four bytes. A piece of length 0 ends it; the answer is {"present": true}. On a failure the answer is {"error": …}.
+folder: links of the user must not lead root to another place. It reads a line {"shared", "name", "user"} from standard
+input. It answers {"present": true} if the shared folder has `name` already, below .vcluster. Else it answers
+{"present": false} and reads a tar archive in pieces, each after its length in four bytes. A piece of length 0 ends it;
+the answer is {"present": true}. On a failure the answer is {"error": …}.
 """
 
 from __future__ import annotations

@@ -111,12 +111,8 @@ def sudoers(plan: Plan) -> str:
     return f"{plan.user} ALL=(root) NOPASSWD: {', '.join(plan.sudo_commands)}\n"
 
 
-def exports(plan: Plan, share: Share) -> str:
-    """The export of a shared folder: for the cluster's subnet only, with root squashed."""
-    return f"{share.source} {plan.subnet}(rw,sync,root_squash,no_subtree_check)\n"
-
-
 NFS_SETTINGS = "/etc/nfs.conf.d/vcluster.conf"
+EXPORT_TABLE = "/etc/exports.d/vcluster.exports"
 
 
 def nfs_server_settings() -> str:
@@ -227,23 +223,36 @@ def serve_actions(plan: Plan, node: Node) -> list[Action]:
     served = next((share for share in shares(plan) if share.node == node.name), None)
     if served is None:
         return folders
-    table = "/etc/exports.d/vcluster.exports"
     order = f"{UNITS}/nfs-server.service.d/vcluster.conf"
     return [
         *folders,
         *([] if served.is_in_place else _data_actions(plan, served)),
         file(NFS_SETTINGS, nfs_server_settings()),
-        file(table, exports(plan, served)),
+        _export(plan, served),
         # After a reboot the disk may appear late; otherwise the NFS server would export the empty mount point.
         *([] if served.is_in_place else [file(order, f"[Unit]\nRequiresMountsFor={served.source}\n")]),
         # Several NFS servers must each start under their own host name, by which clients distinguish them.
         {
             "do": "service",
             "unit": "nfs-server.service",
-            "restart_if": [NFS_SETTINGS, *([table] if plan.stores else [])],
+            "restart_if": [NFS_SETTINGS, *([EXPORT_TABLE] if plan.stores else [])],
         },
-        {"do": "run", "argv": ["exportfs", "-ra"], "if_changed": [table]},
+        {"do": "run", "argv": ["exportfs", "-ra"], "if_changed": [EXPORT_TABLE]},
     ]
+
+
+def _export(plan: Plan, share: Share) -> Action:
+    """The export of a shared folder: for the cluster's subnet only, and every client acts as the cluster's user.
+
+    Root of a node could otherwise claim any uid, and read and change the files of other users of the node that serves.
+    """
+    return {
+        "do": "export",
+        "path": EXPORT_TABLE,
+        "folder": share.source,
+        "clients": str(plan.subnet),
+        "owner": plan.user,
+    }
 
 
 def _targets(plan: Plan) -> tuple[str, ...]:
