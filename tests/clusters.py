@@ -84,6 +84,27 @@ class Host:
         raise AssertionError(f"libvirt of {self.server.name} did not make its folders")
 
 
+def read_until(process: subprocess.Popen[str], *texts: str) -> str:
+    """The progress of a command until lines with these texts have appeared, in any order."""
+    assert process.stderr
+    lines, awaited = "", set(texts)
+    for line in process.stderr:
+        lines += line
+        awaited = {text for text in awaited if text not in line}
+        if not awaited:
+            return lines
+    raise AssertionError(f"no line with {awaited} in:\n{lines}")
+
+
+def rest_of(process: subprocess.Popen[str]) -> str:
+    """The rest of a command's progress, of which a part may be in the buffer of the stream."""
+    assert process.stderr
+    with process.stderr as stream:
+        errors = stream.read()
+    process.wait(10)
+    return errors
+
+
 @dataclass(frozen=True)
 class Cluster:
     """A cluster that is up. Tests reach its nodes by plain ssh, not by vcluster."""

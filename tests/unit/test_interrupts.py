@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
 
 import pytest
@@ -43,6 +44,31 @@ def test_only_the_first_interrupt_is_raised(number: signal.Signals) -> None:
         if thread is not threading.main_thread() and not thread.daemon:
             thread.join(5)
     assert sorted(reported) == ["ending", "still ending", "still ending", "still ending"]
+
+
+def test_an_interrupt_while_the_first_is_handled_is_a_later_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    reported: list[str] = []
+    pending = [signal.SIGTERM]
+
+    class InterruptedThread:
+        """A thread whose start another signal interrupts, once."""
+
+        def __init__(self, target: Callable[[str], None], args: tuple[str]) -> None:
+            self.target, self.text = target, args[0]
+
+        def start(self) -> None:
+            if pending:
+                interrupt(pending.pop())
+            self.target(self.text)
+
+    monkeypatch.setattr(threading, "Thread", InterruptedThread)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        interruptible_once(reported.append, first="ending", later="still ending"),
+    ):
+        interrupt(signal.SIGINT)
+        pytest.fail("the first interrupt did not end the work")
+    assert sorted(reported) == ["ending", "still ending"]
 
 
 @pytest.mark.parametrize("number", SIGNALS)

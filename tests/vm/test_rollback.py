@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.clusters import VCLUSTER, Host, Survey, changes, survey
+from tests.clusters import VCLUSTER, Host, Survey, changes, read_until, rest_of, survey
 from tests.testbed import kill
 
 pytestmark = [pytest.mark.vm, pytest.mark.core]
@@ -67,10 +67,11 @@ def test_an_interrupt_removes_everything(host: Host, bare: Survey, number: signa
 def test_more_interrupts_do_not_disturb_the_removal(host: Host, bare: Survey) -> None:
     process = host.popen("local", "create", "--name", "doomed", "-n", "2")
     host.wait_for("virsh -q list --name | grep doomed")
-    for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+    process.send_signal(signal.SIGINT)
+    errors = read_until(process, "interrupted: removing")
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):  # the removal takes longer than sending them
         process.send_signal(number)
-        time.sleep(0.3)
-    _, errors = process.communicate(timeout=60)
+    errors += rest_of(process)
     assert process.returncode == 130, errors
     assert errors.count("interrupted: removing cluster doomed") == 1
     assert errors.index("interrupted: removing") < errors.index("remove domains took")

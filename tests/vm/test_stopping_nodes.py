@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests import snapshot_cache
-from tests.clusters import Host, Survey, changes, survey
+from tests.clusters import Host, Survey, changes, read_until, rest_of, survey
 from tests.testbed import kill
 from vcluster.stages.stage_table import STAGE_ORDER
 
@@ -77,27 +77,6 @@ def _clean_up(host: Host) -> Iterator[None]:
 def created(host: Host, *options: str) -> subprocess.Popen[str]:
     """A create that has begun."""
     return host.popen("local", "create", "--name", "doomed", *options)
-
-
-def read_until(process: subprocess.Popen[str], *texts: str) -> str:
-    """The progress of a command until lines with these texts have appeared, in any order."""
-    assert process.stderr
-    lines, awaited = "", set(texts)
-    for line in process.stderr:
-        lines += line
-        awaited = {text for text in awaited if text not in line}
-        if not awaited:
-            return lines
-    raise AssertionError(f"no line with {awaited} in:\n{lines}")
-
-
-def rest_of(process: subprocess.Popen[str]) -> str:
-    """The rest of a command's progress, of which a part may be in the buffer of the stream."""
-    assert process.stderr
-    with process.stderr as stream:
-        errors = stream.read()
-    process.wait(10)
-    return errors
 
 
 def assert_reported(errors: str, kind: str, node: str, stage: str) -> None:

@@ -36,10 +36,11 @@ def interruptible_once(report: Callable[[str], None], *, first: str, later: str)
 
     def interrupt(_: int, __: FrameType | None) -> None:
         nonlocal is_interrupted
+        # Another signal can interrupt this function in every call, so the state changes before the first one.
+        is_first, is_interrupted = not is_interrupted, True
         # The interrupted code may hold the lock of `report`, so another thread takes it.
-        threading.Thread(target=report, args=(later if is_interrupted else first,)).start()
-        if not is_interrupted:
-            is_interrupted = True
+        threading.Thread(target=report, args=(first if is_first else later,)).start()
+        if is_first:
             raise KeyboardInterrupt
 
     before = on_interrupt(interrupt)
