@@ -153,7 +153,7 @@ def test_a_domain_without_our_label_is_not_owned(hypervisor: Hypervisor) -> None
 def test_networks(hypervisor: Hypervisor) -> None:
     plan = samples.plan(1)
     network = plan.servers[0].network
-    hypervisor.create_network(network_xml.network_xml("lab", network))
+    hypervisor.create_network(network_xml.network_xml("lab", samples.OWNER, network))
     (found,) = hypervisor.networks()
     assert (found.name, found.cluster, found.is_active) == ("vcluster-lab", "lab", True)
     hypervisor.destroy_network("vcluster-lab")
@@ -163,8 +163,9 @@ def test_networks(hypervisor: Hypervisor) -> None:
 
 def test_a_network_with_our_name_but_another_uuid_is_not_owned(hypervisor: Hypervisor) -> None:
     foreign = replace(samples.plan(1).servers[0].network, uuid="11111111-2222-3333-4444-555555555555")
-    hypervisor.create_network(network_xml.network_xml("lab", foreign))
+    hypervisor.create_network(network_xml.network_xml("lab", samples.OWNER, foreign))
     assert hypervisor.networks() == ()
+    assert hypervisor.labels_without_domains("0ddba11") == frozenset()
 
 
 def test_pools_and_volumes(hypervisor: Hypervisor) -> None:

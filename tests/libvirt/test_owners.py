@@ -70,6 +70,20 @@ class Machine:
         self.shared.create_pool(network_xml.pool_xml(plan.servers[0].pool))  # type: ignore[arg-type]
         self.shared.define_domain(domain_xml(plan, plan.head).replace('type="qemu"', 'type="test"'))
 
+    def make_part(self, owner: str, kind: str) -> None:
+        """One network, pool or folder of the cluster `lab`, and nothing else of it."""
+        (planned,) = plan_of(owner, servers=(ServerSpec("localhost", path=self.root),)).servers
+        assert planned.network
+        assert planned.pool
+        if kind == "network":
+            self.shared.create_network(network_xml.network_xml("lab", owner, planned.network))
+            return
+        if kind in ("pool", "pool without its folder"):
+            self.shared.create_pool(network_xml.pool_xml(planned.pool))
+        if kind in ("pool", "folder"):
+            planned.pool.path.mkdir(parents=True)
+            operations.label_folder(str(planned.pool.path), naming.alias("lab", owner))
+
     def has(self, owner: str) -> tuple[bool, bool, bool]:
         """Whether the bridge, the pool and the node of this owner exist."""
         libvirt = self.libvirt(owner)
@@ -211,6 +225,46 @@ def test_a_cluster_of_a_lost_state_folder_needs_an_option(
     assert vcluster(monkeypatch, "clear lab --lost -y") == 0
     assert capsys.readouterr().out == "lab: cleared\n"
     assert machine.has(owner) == (False, False, False)
+
+
+def is_lost(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> bool:
+    """Whether `list` shows the cluster `lab` as lost."""
+    assert vcluster(monkeypatch, "list -o json") == 0
+    return [(row["name"], row["is_lost"]) for row in json.loads(capsys.readouterr().out)] == [("lab", True)]
+
+
+@pytest.mark.parametrize(
+    ("owner", "kind"),
+    [
+        *((naming.owner_id(MINE, "00c0ffee"), kind) for kind in ("network", "pool", "folder")),
+        *((FORMER, kind) for kind in ("network", "pool", "folder", "pool without its folder")),
+    ],
+)
+def test_one_part_that_is_left_of_a_lost_cluster_is_found(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], owner: str, kind: str
+) -> None:
+    machine.make_part(owner, kind)
+    assert is_lost(monkeypatch, capsys)
+    assert vcluster(monkeypatch, "clear lab -y") == 0
+    assert "vcluster clear lab --lost" in capsys.readouterr().err
+    assert is_lost(monkeypatch, capsys)
+    assert vcluster(monkeypatch, "clear lab --lost -y") == 0
+    assert capsys.readouterr().out == "lab: cleared\n"
+    assert not is_lost(monkeypatch, capsys)
+    libvirt = machine.libvirt(owner)
+    assert (libvirt.networks(), libvirt.pools(), (machine.root / "clusters/lab").exists()) == ((), (), False)
+
+
+@pytest.mark.parametrize("kind", ["network", "pool", "folder", "pool without its folder"])
+def test_a_part_of_a_cluster_of_another_user_stays(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    machine.make_part(OTHERS, kind)
+    assert not is_lost(monkeypatch, capsys)
+    assert vcluster(monkeypatch, "clear lab --lost -y") == 0
+    assert capsys.readouterr().out == "lab: nothing to clear\n"
+    libvirt = machine.libvirt(OTHERS)
+    assert libvirt.networks() or libvirt.pools() or (machine.root / "clusters/lab").exists()
 
 
 @pytest.mark.parametrize("machine_id", ["", "\n", "uninitialized\n"])

@@ -203,7 +203,7 @@ def test_the_management_network_ignores_advertisements(server: Server, node: Nod
     """libvirt turns IPv6 off on a network without an IPv6 address."""
     network = samples.plan(1).servers[0].network
     assert network
-    server.run(["virsh", "net-create", "/dev/stdin"], input=network_xml("lab", network), timeout_s=30)
+    server.run(["virsh", "net-create", "/dev/stdin"], input=network_xml("lab", samples.OWNER, network), timeout_s=30)
     try:
         plug(server, network.bridge)
         assert not obeys(server, node, network.bridge)

@@ -41,7 +41,7 @@ def test_domain(golden: Golden, name: str, image: object, accel: str) -> None:
 def test_network_pool_volumes(golden: Golden) -> None:
     plan = samples.plan(2)
     server = plan.servers[0]
-    golden("network.xml", network_xml.network_xml(plan.name, server.network))
+    golden("network.xml", network_xml.network_xml(plan.name, plan.owner, server.network))
     golden("pool.xml", network_xml.pool_xml(server.pool))
     golden("overlay.xml", network_xml.overlay_xml("node1.qcow2", size_bytes=8 * 2**30, backing=plan.image.disk))
     golden("seed-volume.xml", network_xml.blank_xml("node1.seed.iso", kind="raw", size_bytes=400_000))

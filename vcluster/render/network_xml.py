@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vcluster.model.naming import PREFIX
+from vcluster.model.naming import PREFIX, alias
 from vcluster.model.plan import Network, Pool
 from vcluster.render.xml_tree import element, text_of
 
 
-def network_xml(cluster: str, network: Network) -> str:
+def network_xml(cluster: str, owner: str, network: Network) -> str:
     """The NAT network of a cluster. It has no DHCP: the seed contains each node's planned address.
 
-    libvirt has no metadata on networks before 9.7. So the owner label is the UUID, with a TXT record of the network's
-    DNS.
+    The UUID proves whose it is. The owner label is for clusters whose owner id is lost. libvirt has no metadata on
+    networks before 9.7, so the label is a TXT record of the network's DNS.
     """
     root = element(
         "network",
@@ -21,7 +21,7 @@ def network_xml(cluster: str, network: Network) -> str:
         element("uuid", network.uuid),
         element("forward", mode="nat"),
         element("bridge", name=network.bridge, stp="off", delay=0),
-        element("dns", element("txt", name=PREFIX, value=f"cluster={cluster}")),
+        element("dns", element("txt", name=PREFIX, value=alias(cluster, owner))),
         element("ip", address=network.gateway, netmask=network.subnet.netmask),
     )
     return text_of(root)

@@ -11,7 +11,7 @@ from vcluster.resources.owned import OwnedItem
 def create(server: Server, plan: ServerPlan, cluster: str) -> None:
     """Make the management network of one server."""
     if plan.network:
-        server.hypervisor.create_network(network_xml(cluster, plan.network))
+        server.hypervisor.create_network(network_xml(cluster, server.owner, plan.network))
 
 
 def destroy(server: Server, cluster: str) -> None:

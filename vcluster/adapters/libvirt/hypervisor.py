@@ -10,8 +10,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
 from xml.etree import ElementTree as ET
 
 import libvirt
@@ -21,9 +19,9 @@ from vcluster.adapters.libvirt.domain_events import DomainEvents
 from vcluster.adapters.libvirt.domain_run import DomainRun
 from vcluster.adapters.libvirt.event_loop import start_event_loop
 from vcluster.adapters.libvirt.libvirt_errors import translated_errors
+from vcluster.adapters.libvirt.owned_resources import OwnedResource, network_labels, owned_resources
 from vcluster.adapters.libvirt.serial_channel import SerialChannel
 from vcluster.errors import VclusterError
-from vcluster.model import naming
 from vcluster.model.status import PowerState
 from vcluster.util import parallel
 from vcluster.util.deadline import Deadline
@@ -39,15 +37,6 @@ _GONE = {
     libvirt.VIR_ERR_NO_STORAGE_VOL,
     libvirt.VIR_ERR_OPERATION_INVALID,  # "… is not running", "… is not active"
 }
-
-
-@dataclass(frozen=True, slots=True)
-class OwnedResource:
-    """A network or a pool with our owner label."""
-
-    name: str
-    cluster: str
-    is_active: bool
 
 
 class Hypervisor:
@@ -150,6 +139,19 @@ class Hypervisor:
         """The owner ids of domains that have the names of a cluster's nodes."""
         with self._errors("listing domains"):
             return domain_state.owners_of(self._connection, cluster)
+
+    def labels_without_domains(self, former_owner: str) -> frozenset[tuple[str, str]]:
+        """The cluster and the owner id of networks of any owner, and of networks and pools of a former owner.
+
+        Pools have no label. Networks of the former owner have none either.
+        """
+        with self._errors("listing networks and pools"):
+            networks, pools = self._connection.listAllNetworks(), self._connection.listAllStoragePools()
+            former = (
+                *owned_resources("network", networks, former_owner),
+                *owned_resources("pool", pools, former_owner),
+            )
+            return network_labels(networks) | {(each.cluster, former_owner) for each in former}
 
     def define_domain(self, xml: str) -> None:
         """Define a domain. libvirt validates its XML against the schema; otherwise it would ignore unknown elements.
@@ -291,7 +293,7 @@ class Hypervisor:
     def networks(self) -> tuple[OwnedResource, ...]:
         """All networks with our owner label."""
         with self._errors("listing networks"):
-            return _owned_resources("network", self._connection.listAllNetworks(), self.owner)
+            return owned_resources("network", self._connection.listAllNetworks(), self.owner)
 
     def create_network(self, xml: str) -> None:
         """Define a network and start it, unless it is running. It does not start when the server boots."""
@@ -312,7 +314,7 @@ class Hypervisor:
     def pools(self) -> tuple[OwnedResource, ...]:
         """All pools with our owner label."""
         with self._errors("listing pools"):
-            return _owned_resources("pool", self._connection.listAllStoragePools(), self.owner)
+            return owned_resources("pool", self._connection.listAllStoragePools(), self.owner)
 
     def create_pool(self, xml: str) -> None:
         """Define a pool, create its folder and start it, unless it is running."""
@@ -379,16 +381,6 @@ class Hypervisor:
         while view:
             view = view[stream.send(bytes(view[:262144])) :]
         stream.finish()
-
-
-def _owned_resources(kind: str, resources: list[Any], owner: str) -> tuple[OwnedResource, ...]:
-    prefix = naming.libvirt_name("")
-    named = [(each, each.name().removeprefix(prefix)) for each in resources if each.name().startswith(prefix)]
-    return tuple(
-        OwnedResource(each.name(), cluster, bool(each.isActive()))
-        for each, cluster in named
-        if each.UUIDString() == naming.uuid_for(kind, cluster, owner)
-    )
 
 
 def _delete_folder(pool: libvirt.virStoragePool) -> None:

@@ -10,12 +10,13 @@ from vcluster.fleet import ledger
 from vcluster.fleet.context import Context
 from vcluster.fleet.servers import Fleet, Server
 from vcluster.model import naming
+from vcluster.planning.planner import CLUSTERS_FOLDER
 
 Label = tuple[str, str]  # a cluster and its owner id
 
 
 def on_this_machine(context: Context) -> tuple[str, ...]:
-    """The lost clusters that have interfaces, rules or profiles here. libvirt is asked for no domain."""
+    """The lost clusters that have anything but nodes here. libvirt is asked for no domain."""
     with context.local_server() as server:
         return tuple(sorted({cluster for cluster, owner in _labels(server) if _is_lost(context, cluster, owner)}))
 
@@ -51,11 +52,18 @@ def _owner_in_ledger(context: Context, cluster: str) -> str:
 
 
 def _labels(server: Server) -> set[Label]:
-    """The owner labels of interfaces, rules and profiles on a server, of any owner."""
+    """The owner labels on a server, of any owner, but those of domains.
+
+    A pool is found by the label in its folder. Without that folder, only a pool of an earlier version is.
+    """
     aliases = (naming.parse_alias(link["alias"]) for link in server.call("interfaces"))
     tables = map(naming.parse_table_name, server.call("guards", prefix=f"{naming.PREFIX}-"))
     profiles = ((each["cluster"], each["by"]) for each in server.call("profiles") if each["cluster"])
-    return {label for label in (*aliases, *tables, *profiles) if label}
+    folders = server.call("labelled_folders", path=str(server.storage / CLUSTERS_FOLDER))
+    found = (*aliases, *tables, *profiles, *map(naming.parse_alias, folders.values()))
+    former = naming.former_owner_id(ledger.machine_id())
+    in_libvirt = server.libvirt.labels_without_domains(former) if server.libvirt else frozenset()
+    return {label for label in found if label} | in_libvirt
 
 
 def _labels_of_domains(server: Server, cluster: str) -> set[Label]:
