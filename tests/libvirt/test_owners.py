@@ -255,6 +255,23 @@ def test_one_part_that_is_left_of_a_lost_cluster_is_found(
     assert (libvirt.networks(), libvirt.pools(), (machine.root / "clusters/lab").exists()) == ((), (), False)
 
 
+@pytest.mark.parametrize("owner", [naming.owner_id(MINE, "00c0ffee"), FORMER])
+def test_what_is_left_of_a_lost_cluster_is_found(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], owner: str
+) -> None:
+    machine.make(owner)
+    assert vcluster(monkeypatch, "clear lab --lost --verify -y") == 0
+    assert capsys.readouterr().out == "lab: cleared\nnothing left\n"
+    machine.make(owner)
+    monkeypatch.setattr(teardown, "remove", lambda _, __, files: files.destroy())
+    assert vcluster(monkeypatch, "clear lab --lost --verify -y") == 1
+    printed = capsys.readouterr()
+    assert "left: domain lab.node1 of cluster lab" in printed.out
+    assert printed.err.replace("sudo ", "").endswith(
+        "3 items are left on this machine (vcluster clear lab --lost)\n"
+    ), printed.err
+
+
 @pytest.mark.parametrize("kind", ["network", "pool", "folder", "pool without its folder"])
 def test_a_part_of_a_cluster_of_another_user_stays(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str

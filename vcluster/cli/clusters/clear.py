@@ -61,12 +61,12 @@ def clear(
         chosen = _names_to_clear(context, names, everything)
         if chosen and not yes:
             _confirm(chosen, _data(context, chosen))
-        owners = {name: context.files(name).find_owner() for name in chosen}
+        owners = {name: _owners(context, name, lost=lost) for name in chosen} if verify else {}
         cleared, errors = _clear_all(context, chosen, extra_servers, lost=lost, yes=yes)
-        left = _leftovers(context, owners, everything=everything) if verify else None
+        left = _leftovers(context, chosen, owners, everything=everything) if verify else None
     if output == "json" or cleared or not errors:
         common.emit(output, {"clusters": cleared, "left": left}, _text)
-    _raise(errors, left)
+    _raise(errors, left, lost=lost)
 
 
 def _names_to_clear(context: Context, given: tuple[str, ...], everything: bool) -> tuple[str, ...]:
@@ -141,17 +141,22 @@ def _clear_all(
     return cleared, errors
 
 
-def _leftovers(context: Context, owners: Mapping[str, str], *, everything: bool) -> list[Document]:
-    """What is left of these clusters, given with the owner ids in their ledgers; with `everything`, of any cluster.
+def _owners(context: Context, name: str, *, lost: bool) -> tuple[str, ...]:
+    """The owner ids of a cluster that is lost, or that an earlier version made: not that of the state folder."""
+    from vcluster.commands.steps import lost_clusters
 
-    A cluster of an earlier version has another owner id than the state folder.
-    """
+    found = lost_clusters.owners_on_this_machine(context, name) if lost else (context.files(name).find_owner(),)
+    return tuple(owner for owner in found if owner not in ("", context.connector.owner))
+
+
+def _leftovers(
+    context: Context, chosen: Sequence[str], owners: Mapping[str, Sequence[str]], *, everything: bool
+) -> list[Document]:
+    """What is left of these clusters, also with other owner ids; with `everything`, of any cluster."""
     from vcluster.commands.steps import inventory
 
-    names = (None,) if everything or not owners else tuple(owners)
-    others = {name: owner for name, owner in owners.items() if owner not in ("", context.connector.owner)}
-    searches = [(context, name) for name in names]
-    searches += [(context.as_owner(owner), name) for name, owner in others.items()]
+    searches = [(context, name) for name in ((None,) if everything or not chosen else chosen)]
+    searches += [(context.as_owner(owner), name) for name, others in owners.items() for owner in others]
     found = dict.fromkeys(item for owned, name in searches for item in inventory.leftovers(owned, name))
     return [{"cluster": item.cluster, "item": str(item)} for item in found]
 
@@ -164,14 +169,16 @@ def _text(found: Document) -> str:
     return "\n".join(lines)
 
 
-def _raise(errors: list[VclusterError], left: list[Document] | None) -> None:
+def _raise(errors: list[VclusterError], left: list[Document] | None, *, lost: bool) -> None:
     from vcluster.util import parallel
 
     if left and not errors:
         count = "1 item is" if len(left) == 1 else f"{len(left)} items are"
         clusters = sorted({item["cluster"] for item in left})
         cluster = clusters[0] if len(clusters) == 1 else "--all"
-        errors = [VclusterError(f"{count} left on this machine", hint=f"vcluster clear {cluster}")]
+        errors = [
+            VclusterError(f"{count} left on this machine", hint=f"vcluster clear {cluster}{' --lost' if lost else ''}")
+        ]
     parallel.raise_all(errors)
 
 

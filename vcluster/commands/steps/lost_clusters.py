@@ -21,6 +21,12 @@ def on_this_machine(context: Context) -> tuple[str, ...]:
         return tuple(sorted({cluster for cluster, owner in _labels(server) if _is_lost(context, cluster, owner)}))
 
 
+def owners_on_this_machine(context: Context, cluster: str) -> tuple[str, ...]:
+    """The owner ids of the lost clusters of this name on this machine."""
+    with context.local_server() as server:
+        return owners(context, Fleet({server.name: server}, {}), cluster)
+
+
 def owners(context: Context, fleet: Fleet, cluster: str) -> tuple[str, ...]:
     """The owner ids of the lost clusters of this name on the servers of a fleet."""
     found = fleet.each(lambda server: _labels(server) | _labels_of_domains(server, cluster))
