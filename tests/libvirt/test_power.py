@@ -18,7 +18,7 @@ from vcluster.agent.client import LocalAgent
 from vcluster.cli import common, main
 from vcluster.commands.clusters import lifecycle
 from vcluster.commands.nodes import power
-from vcluster.errors import ConflictError, VclusterError
+from vcluster.errors import ConflictError, MissingError, VclusterError
 from vcluster.fleet.ledger import VERSION, Ledger
 from vcluster.fleet.servers import Fleet, Server
 from vcluster.render.domain_xml import domain_xml
@@ -27,6 +27,7 @@ from vcluster.util.events import Reporter
 pytestmark = pytest.mark.libvirt
 
 PLAN = samples.plan(3)
+FREE_MIB = 512 + 3 * 704 + 703  # for three nodes
 
 
 @pytest.fixture
@@ -37,6 +38,7 @@ def context(tmp_path: Path) -> Iterator[OpenContext]:
         "<node><cpu><mhz>2000</mhz><model>x86_64</model><active>2</active></cpu><memory>8388608</memory></node>"
     )
     with Hypervisor(f"test://{node}", samples.OWNER) as libvirt:
+        libvirt.memory_free_mib = lambda: FREE_MIB  # type: ignore[method-assign]  # the test driver cannot tell
         for each in PLAN.nodes:
             xml = domain_xml(PLAN, each).replace("type='qemu'", "type='test'").replace('type="qemu"', 'type="test"')
             libvirt.define_domain(xml)
@@ -125,6 +127,17 @@ def test_a_disk_error_names_the_file(context: OpenContext) -> None:
         f"I/O error on {folder}/node1.qcow2: unspecified error, I/O error on {folder}/node1.seed.iso: no space left"
     )
     assert disk_errors(libvirt._connection.lookupByName("lab.node2")) == ""
+
+
+@pytest.mark.parametrize("turn", [power.turn_on, power.cycle])
+def test_nodes_are_turned_on_only_with_enough_memory(context: OpenContext, turn: Callable[..., power.Outcomes]) -> None:
+    libvirt = context.fleet["localhost"].hypervisor
+    libvirt.memory_free_mib = lambda: FREE_MIB - 704  # type: ignore[method-assign]
+    with pytest.raises(MissingError, match=r"^the nodes need 2624 MiB of memory, 3 times 704 .* but 2623 MiB are free"):
+        turn(context, PLAN, PLAN.nodes)
+    assert not any(domain.power.is_active for domain in libvirt.domains())
+    assert messages(turn(context, PLAN, PLAN.nodes[:2])) == ["on", "on"]
+    assert messages(turn(context, PLAN, PLAN.nodes))[2] == "on"  # those that run have their memory
 
 
 def test_a_missing_node_does_not_stop_the_others(context: OpenContext) -> None:

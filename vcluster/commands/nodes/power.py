@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import closing
 
+from vcluster.commands.steps.admission import require_memory
 from vcluster.commands.steps.inventory import domains_on
 from vcluster.commands.steps.node_console import console_on_timeout
 from vcluster.errors import ConflictError, VclusterError
@@ -49,6 +50,7 @@ def turn_on(context: Context, plan: Plan, nodes: Sequence[Node], *, ready_by: De
     """Turn nodes on, and resume paused nodes; with `ready_by`, wait until each started node reports ready.
 
     Raises ConflictError while another command creates nodes: a clone is paused until it has received its memory.
+    Raises MissingError if a server lacks memory for the nodes that are off.
     """
     _refuse_during_create(context, plan)
 
@@ -61,7 +63,7 @@ def turn_on(context: Context, plan: Plan, nodes: Sequence[Node], *, ready_by: De
         _start(context, plan, server, node, ready_by)
         return ON
 
-    return _on_each(context, plan, nodes, work, ready_by)
+    return _on_each(context, plan, nodes, work, ready_by, starts=True)
 
 
 def _refuse_during_create(context: Context, plan: Plan) -> None:
@@ -86,7 +88,7 @@ def turn_off(context: Context, plan: Plan, nodes: Sequence[Node]) -> Outcomes:
 
 
 def cycle(context: Context, plan: Plan, nodes: Sequence[Node], *, ready_by: Deadline | None = None) -> Outcomes:
-    """Cut the power of nodes and turn them on again; `ready_by` and ConflictError as in `turn_on`."""
+    """Cut the power of nodes and turn them on again; `ready_by` and errors as in `turn_on`."""
     _refuse_during_create(context, plan)
 
     def work(server: Server, node: Node, power: PowerState) -> str:
@@ -95,7 +97,7 @@ def cycle(context: Context, plan: Plan, nodes: Sequence[Node], *, ready_by: Dead
         _start(context, plan, server, node, ready_by)
         return "off and on" if power.is_active else ON
 
-    return _on_each(context, plan, nodes, work, ready_by)
+    return _on_each(context, plan, nodes, work, ready_by, starts=True)
 
 
 def _on_each(
@@ -104,11 +106,20 @@ def _on_each(
     nodes: Sequence[Node],
     work: Callable[[Server, Node, PowerState], str],
     ready_by: Deadline | None = None,
+    *,
+    starts: bool = False,
 ) -> Outcomes:
-    """The outcome of `work` on each node; the nodes are worked on at once, and a failure stops only its own node."""
+    """The outcome of `work` on each node; the nodes are worked on at once, and a failure stops only its own node.
+
+    If it `starts` nodes, servers must have the memory for those that are off.
+    """
     with context.fleet_of(plan, allow_unreachable=True) as fleet:
         answers = parallel.outcomes(tuple(fleet.servers.values()), domains_on)
         domains = dict(zip(fleet.servers, answers, strict=True))
+        if starts:
+            powers = {name: power for found in answers if isinstance(found, dict) for name, power in found.items()}
+            off = [node for node in nodes if node.domain in powers and not powers[node.domain].is_active]
+            require_memory(context, fleet, plan, off)
         done = parallel.outcomes(
             nodes, lambda node: work(fleet[node.server], node, _power(plan, fleet, domains, node)), deadline=ready_by
         )

@@ -84,6 +84,8 @@ def plan_cluster(
 
 def require_memory(context: Context, fleet: Fleet, plan: Plan, nodes: Collection[Node]) -> None:
     """Raise MissingError if servers lack the memory to start these nodes of a cluster."""
+    if not nodes:
+        return
     free = observation.free_memory_mib(fleet, context.state_root, besides=plan.name)
 
     def check(server: Server) -> None:
