@@ -56,13 +56,13 @@ def _serve() -> None:
     """The process inside the server: each line is a request."""
     from dataclasses import asdict, is_dataclass
 
-    from vcluster.adapters.network import netlink_interfaces, netlink_routes, obstacles, peers, raw_frames, tunnel_guard
+    from vcluster.adapters.network import guard_table, netlink_interfaces, netlink_routes, obstacles, peers, raw_frames
     from vcluster.adapters.network.interface_spec import InterfaceSpec
     from vcluster.agent import operations
 
     modules = {
         module.__name__.rpartition(".")[2]: module
-        for module in (netlink_interfaces, netlink_routes, obstacles, operations, peers, raw_frames, tunnel_guard)
+        for module in (guard_table, netlink_interfaces, netlink_routes, obstacles, operations, peers, raw_frames)
     }
 
     def plain(value: object) -> object:

@@ -37,8 +37,8 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
 WITHOUT_TABLES = """
 from vcluster.adapters.network import nftables_messages
 nftables_messages.SUBSYSTEM = 100 << 8
-from vcluster.adapters.network import nftables_rules, tunnel_guard
-print(tunnel_guard.tables("vcluster-"), nftables_rules.read_chains(4789))
+from vcluster.adapters.network import guard_table, nftables_rules
+print(guard_table.tables("vcluster-"), nftables_rules.read_chains(4789))
 """
 
 
@@ -95,12 +95,12 @@ def received(call: Call, vni: int) -> int:
 def test_only_the_peer_sends_into_a_tunnel(servers: tuple[Server, ...], server: Server, call: Call) -> None:
     _, peer, unknown = servers
     assert is_delivered(call, unknown, server, 40)
-    call("tunnel_guard.guard", table=TABLE, tunnels=[(40, peer.address, ["eth0"])], port=PORT)
+    call("guard_table.guard", table=TABLE, tunnels=[(40, peer.address, ["eth0"])], port=PORT)
     assert is_delivered(call, peer, server, 40)
     assert not is_delivered(call, unknown, server, 40)
     assert is_delivered(call, unknown, server, 50)  # not guarded
     call(
-        "tunnel_guard.guard",
+        "guard_table.guard",
         table=TABLE,
         tunnels=[(40, unknown.address, ["eth0"]), (50, peer.address, ["eth0"])],
         port=PORT,
@@ -108,11 +108,26 @@ def test_only_the_peer_sends_into_a_tunnel(servers: tuple[Server, ...], server: 
     assert not is_delivered(call, peer, server, 40)
     assert is_delivered(call, unknown, server, 40)
     assert not is_delivered(call, unknown, server, 50)
-    call("tunnel_guard.remove", table=TABLE)
+    call("guard_table.remove", table=TABLE)
     assert is_delivered(call, unknown, server, 50)
 
 
 RULES = """
+  chain input {
+    type filter hook input priority filter - 10; policy accept;
+    meta nfproto ipv4 udp dport 4789 jump arriving
+    iifname "vn-lab" jump from_nodes
+    iifname "vc-lab" drop
+    iifname "vp-lab-*" drop
+  }
+  chain forward {
+    type filter hook forward priority filter - 10; policy accept;
+    meta nfproto ipv4 udp dport 4789 jump forged
+  }
+  chain output {
+    type filter hook output priority filter - 10; policy accept;
+    meta skuid != 0 meta nfproto ipv4 udp dport 4789 jump forged
+  }
   chain arriving {
     @th,96,24 0x28-0x2a ip saddr != 192.0.2.1 drop
     @th,96,24 0x28-0x2a iifname != "eth0" drop
@@ -126,17 +141,14 @@ RULES = """
     @th,96,24 0x2b ip daddr 192.0.2.2 drop
     @th,96,24 0xffffff ip daddr 192.0.2.2 drop
   }
-  chain input {
-    type filter hook input priority filter - 10; policy accept;
-    meta nfproto ipv4 udp dport 4789 jump arriving
-  }
-  chain forward {
-    type filter hook forward priority filter - 10; policy accept;
-    meta nfproto ipv4 udp dport 4789 jump forged
-  }
-  chain output {
-    type filter hook output priority filter - 10; policy accept;
-    meta skuid != 0 meta nfproto ipv4 udp dport 4789 jump forged
+  chain from_nodes {
+    ip daddr 192.0.2.9 udp dport 67 accept
+    ip daddr 255.255.255.255 udp dport 67 accept
+    fib saddr . iif oif 0 drop
+    ip daddr 192.0.2.9 udp dport 53 accept
+    ip daddr 192.0.2.9 tcp dport 53 accept
+    ct direction reply ct state established,related accept
+    drop
   }
 }
 """
@@ -146,7 +158,8 @@ def test_nft_lists_the_rules_as_intended_and_reads_them_again(server: Server, ca
     """A range of VNIs takes one rule. An administrator may save all tables and load them again."""
     near = [(vni, "192.0.2.1", ["eth0"]) for vni in (42, 40, 41)]
     far = [(vni, "192.0.2.2", ["eth1", "eth2"]) for vni in (16777215, 43)]
-    call("tunnel_guard.guard", table=TABLE, tunnels=[*near, *far], port=PORT)
+    nodes = {"closed": ["vc-lab", "vp-lab-*"], "management": ["vn-lab", "192.0.2.9"]}
+    call("guard_table.guard", table=TABLE, tunnels=[*near, *far], port=PORT, **nodes)
     shown = server.run(["nft", "list", "table", "inet", TABLE], timeout_s=10).stdout
     assert "comment" in shown
     assert [line.strip() for line in shown.splitlines() if line.strip()][2:] == [
@@ -160,12 +173,12 @@ def test_nft_lists_the_rules_as_intended_and_reads_them_again(server: Server, ca
 def test_tables_are_found_by_name_and_removed(server: Server, call: Call) -> None:
     server.run(["nft", "add table inet foreign"], timeout_s=10)
     for name in (TABLE, "vcluster-other-00000000"):
-        call("tunnel_guard.guard", table=name, tunnels=[(40 + n, "192.0.2.1", ["eth0"]) for n in range(64)], port=PORT)
-    assert call("tunnel_guard.tables", prefix="vcluster-") == [TABLE, "vcluster-other-00000000"]
-    assert call("tunnel_guard.tables", prefix=TABLE) == [TABLE]
+        call("guard_table.guard", table=name, tunnels=[(40 + n, "192.0.2.1", ["eth0"]) for n in range(64)], port=PORT)
+    assert call("guard_table.tables", prefix="vcluster-") == [TABLE, "vcluster-other-00000000"]
+    assert call("guard_table.tables", prefix=TABLE) == [TABLE]
     for _ in range(2):  # the second removal finds no table
-        call("tunnel_guard.remove", table=TABLE)
-    assert call("tunnel_guard.tables", prefix="") == ["foreign", "vcluster-other-00000000"]
+        call("guard_table.remove", table=TABLE)
+    assert call("guard_table.tables", prefix="") == ["foreign", "vcluster-other-00000000"]
 
 
 def test_a_kernel_without_nf_tables_has_no_tables(server: Server) -> None:
@@ -181,6 +194,30 @@ def test_a_rejected_batch_names_a_kernel_without_nf_tables(code: int, is_missing
         raise NetlinkError(start, code, "")
     assert (raised.value.message == "table lab: the kernel has no nf_tables") is is_missing
     assert (raised.value.hint == "modprobe nf_tables") is is_missing
+
+
+# The kernel answers as one without connection tracking when a rule has an expression that it does not know.
+WITHOUT_TRACKING = """
+import sys
+from vcluster.adapters.network import guard_table, node_guard
+from vcluster.errors import MissingError
+node_guard._is_answer = lambda: [{"attrs": [("NFTA_EXPR_NAME", "unknown")]}]
+try:
+    guard_table.guard(sys.argv[1], closed=["vc-lab"], management=("vn-lab", "192.0.2.9"))
+except MissingError as error:
+    print(error.message, error.hint, sep="; ")
+"""
+
+
+def test_a_kernel_without_the_modules_for_our_rules(server: Server, call: Call) -> None:
+    """The message names the modules, and the table of before stays."""
+    call("guard_table.guard", table=TABLE, closed=["vc-lab"])
+    before = server.run(["nft", "list", "ruleset"], timeout_s=10).stdout
+    done = server.run([sys.executable, "-c", WITHOUT_TRACKING, TABLE], timeout_s=30)
+    modules = "nft_ct nft_fib nft_fib_inet"
+    assert done.stdout == f"table {TABLE}: the kernel lacks {modules}; modprobe -a {modules}\n"
+    assert "vc-lab" in before
+    assert server.run(["nft", "list", "ruleset"], timeout_s=10).stdout == before
 
 
 def found(call: Call, port: int = PORT) -> list[str]:

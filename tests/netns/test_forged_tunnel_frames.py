@@ -91,12 +91,12 @@ def calls(servers: tuple[Server, Server]) -> Iterator[tuple[Call, Call]]:
             call("netlink_interfaces.create", specs=[asdict(spec) for spec in specs])
         yield carrier, switch
         for call in (carrier, switch):
-            call("tunnel_guard.remove", table=TABLE)
+            call("guard_table.remove", table=TABLE)
             call("netlink_interfaces.destroy", alias=LABEL)
 
 
 def guard(call: Call, peer: Server, *, interface: str = "eth0") -> None:
-    call("tunnel_guard.guard", table=TABLE, tunnels=[(VNI, peer.address, [interface])], port=PORT)
+    call("guard_table.guard", table=TABLE, tunnels=[(VNI, peer.address, [interface])], port=PORT)
 
 
 def received(call: Call) -> int:
@@ -202,7 +202,7 @@ def test_a_user_of_the_peer_cannot_send_into_a_tunnel(servers: tuple[Server, Ser
 
 def test_other_vxlan_packets_of_guests_and_users_pass(servers: tuple[Server, Server], calls: tuple[Call, Call]) -> None:
     carrier, switch = servers
-    calls[0]("tunnel_guard.guard", table=TABLE, tunnels=[(VNI + 1, switch.address, ["eth0"])], port=PORT)
+    calls[0]("guard_table.guard", table=TABLE, tunnels=[(VNI + 1, switch.address, ["eth0"])], port=PORT)
     for prefix in (IN_GUEST, AS_USER):
         before = received(calls[1])
         python(carrier, SEND, switch.address, str(PORT), PACKET.hex(), prefix=prefix)

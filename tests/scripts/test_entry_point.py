@@ -54,7 +54,7 @@ def test_the_command_loads_only_the_modules_of_pyroute2_that_it_uses() -> None:
         "main._run = lambda: 0\n"
         "atexit.register = lambda *_: None\n"
         "try:\n    main.run()\nexcept SystemExit:\n    pass\n"
-        "from vcluster.adapters.network import netlink_interfaces, netlink_routes, nftables_rules, tunnel_guard\n"
+        "from vcluster.adapters.network import guard_table, netlink_interfaces, netlink_routes, nftables_rules\n"
         "print(sorted(name for name in sys.modules if name.startswith('pyroute2.') and name.count('.') == 1))\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)

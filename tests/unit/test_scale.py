@@ -374,16 +374,15 @@ def test_interfaces_and_rules_of_the_nodes_that_stay() -> None:
             server = Server(planned.name, samples.OWNER, planned.storage, LocalAgent(_operations(calls)))
             interfaces.reduce(server, before, after)
             rules.reduce(server, before, after)
-    table = f"vcluster-lab-{samples.OWNER}"
     assert asked == {
         "red node3": [],
-        "blue node3": [("destroy_interfaces", ["vb-lab-3", "vx-lab-3"]), ("remove_guard", table)],
+        "blue node3": [("destroy_interfaces", ["vb-lab-3", "vx-lab-3"]), ("guard", [])],
         "middle node3": [("destroy_interfaces", ["vx-lab-3"]), ("guard", [40, 41])],
         "red node2": [("destroy_interfaces", ["vb-lab-2", "vx-lab-2"]), ("guard", [40])],
         "blue node2": [],
         "middle node2": [("destroy_interfaces", ["vx-lab-2"]), ("guard", [40, 42])],
         "red node2 node3": [("destroy_interfaces", ["vb-lab-2", "vx-lab-2"]), ("guard", [40])],
-        "blue node2 node3": [("destroy_interfaces", ["vb-lab-3", "vx-lab-3"]), ("remove_guard", table)],
+        "blue node2 node3": [("destroy_interfaces", ["vb-lab-3", "vx-lab-3"]), ("guard", [])],
         "middle node2 node3": [("destroy_interfaces", ["vx-lab-2", "vx-lab-3"]), ("guard", [40])],
     }
 
@@ -395,11 +394,13 @@ def _operations(calls: list[tuple[str, object]]) -> dict[str, Callable[..., obje
         assert alias == f"vcluster:lab:{samples.OWNER}"
         calls.append(("destroy_interfaces", names))
 
+    def guard(table: str, tunnels: list[tuple[int]], **_: object) -> None:
+        assert table == f"vcluster-lab-{samples.OWNER}"
+        calls.append(("guard", [vni for vni, *_ in tunnels]))
+
     return {
         "destroy_interfaces": destroy_interfaces,
-        "guard": lambda table, tunnels, port: calls.append(("guard", [vni for vni, *_ in tunnels])),  # noqa: ARG005
-        "guards": lambda prefix: [prefix],
-        "remove_guard": lambda table: calls.append(("remove_guard", table)),
+        "guard": guard,
     }
 
 

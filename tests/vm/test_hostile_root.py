@@ -38,3 +38,23 @@ def test_a_repair_follows_no_link_of_the_clusters_user(cluster: Cluster) -> None
     cluster.host.vcluster("repair", timeout_s=200)
     assert cluster.ssh("red2", "stat -c '%U %G %a' /etc/shadow /etc", user="root") == before
     assert cluster.ssh("red2", "stat -c '%F %U' hostfile; cat hostfile") == f"regular file mpiuser\n{hostfile}"
+
+
+CONNECT = """
+import socket, sys
+for place in sys.argv[1:]:
+    address, port = place.split(":")
+    with socket.socket() as talk:
+        talk.settimeout(20 if port == "53" else 3)
+        print(port, "no answer" if talk.connect_ex((address, int(port))) else "open")
+"""
+
+
+def test_root_of_a_node_reaches_no_service_of_the_server_but_dns(cluster: Cluster) -> None:
+    """The server's sshd listens on all addresses, and the server itself can log in there."""
+    gateway = cluster.ssh("red2", "ip -4 route show default").split()[2]
+    connect = f"python3 -c {shlex.quote(CONNECT)}"
+    services = f"{gateway}:22 {cluster.host.server.address}:22"
+    assert set(cluster.host.sh(f"{connect} {services}").splitlines()) == {"22 open"}
+    shown = cluster.ssh("red2", f"{connect} {gateway}:53 {services}", user="root")
+    assert shown.splitlines() == ["53 open", "22 no answer", "22 no answer"]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from vcluster.adapters import kvm_probe
-from vcluster.adapters.network import ipv6, netlink_interfaces, netlink_routes, peers, raw_frames, tunnel_guard
+from vcluster.adapters.network import guard_table, ipv6, netlink_interfaces, netlink_routes, peers, raw_frames
 from vcluster.adapters.network.interface_spec import InterfaceSpec
 from vcluster.adapters.network.obstacles import find_obstacles
 from vcluster.agent import confinement, image_store, libvirt_daemons, snapshot_store
@@ -103,25 +103,32 @@ def attach(ports: dict[str, str]) -> list[str]:
     return detached
 
 
-def guard(table: str, tunnels: Sequence[Sequence[Any]], port: int) -> None:
-    """Drop packets that the two servers of a tunnel did not send.
+def guard(
+    table: str,
+    tunnels: Sequence[Sequence[Any]],
+    port: int,
+    closed: Sequence[str] = (),
+    management: tuple[str, str] | None = None,
+) -> None:
+    """Drop packets that the two servers of a tunnel did not send, and what nodes send to this server.
 
     A tunnel is given by its VNI, its peer, the interface of the route to the peer, and its own address. Packets of the
-    peer may arrive on that interface, and on the one that has the own address.
+    peer may arrive on that interface, and on the one that has the own address. `closed` are interfaces of nodes from
+    which this server receives nothing; `management` is the bridge of the management network, and its gateway.
     """
     holders = {str(address): name for name, address in netlink_routes.addresses()}
     found = [(int(vni), str(peer), sorted({route, holders.get(own, route)})) for vni, peer, route, own in tunnels]
-    tunnel_guard.guard(table, found, port)
+    guard_table.guard(table, found, port, closed, management)
 
 
 def remove_guard(table: str) -> None:
     """Remove the table of `guard`."""
-    tunnel_guard.remove(table)
+    guard_table.remove(table)
 
 
 def guards(prefix: str) -> list[str]:
     """The names of the tables with this prefix; none without the rights to read them."""
-    return list(tunnel_guard.tables(prefix)) if has_rights() else []
+    return list(guard_table.tables(prefix)) if has_rights() else []
 
 
 def obstacles(port: int | None) -> list[dict[str, str]]:

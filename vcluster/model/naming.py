@@ -169,6 +169,14 @@ def management_port_name(cluster: str, index: int) -> str:
     return f"vm-{tag(cluster)}-{index}"
 
 
+def closed_interfaces(cluster: str) -> tuple[str, ...]:
+    """The interfaces from which a server itself receives nothing; "*" at the end of a name is any end.
+
+    They are the bridges and tunnels of the cluster network, and all taps, which are ports of bridges.
+    """
+    return (bridge_name(cluster), *(f"{kind}-{tag(cluster)}-*" for kind in ("vb", "vx", "vp", "vm")))
+
+
 def domain_name(cluster: str, node: str) -> str:
     """A node's name in libvirt. Neither part contains a dot, so two domains never get the same name."""
     return f"{cluster}.{node}"

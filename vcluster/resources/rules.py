@@ -1,6 +1,10 @@
-"""Packet filter rules that guard tunnels. VXLAN has no authentication, so only the two servers may send into one.
+"""Packet filter rules of a cluster. They guard its tunnels, and its servers against its nodes.
 
-Each cluster has one table, and the name of the table is its owner label. Its rules match our own VNIs only.
+VXLAN has no authentication, so only the two servers may send into a tunnel. Root of a node is not trusted, so it
+reaches only DNS and DHCP of its management network.
+
+Each cluster has one table, and the name of the table is its owner label. Its rules match our own VNIs and interfaces
+only.
 """
 
 from __future__ import annotations
@@ -12,10 +16,16 @@ from vcluster.resources.owned import OwnedItem
 
 
 def create(server: Server, plan: ServerPlan, cluster: str) -> None:
-    """Guard the tunnels of one server."""
-    if plan.tunnels:
-        tunnels = [(one.vni, str(one.remote), one.interface, str(one.local)) for one in plan.tunnels]
-        server.call("guard", table=naming.table_name(cluster, server.owner), tunnels=tunnels, port=plan.tunnels[0].port)
+    """Guard one server and its tunnels."""
+    network = plan.network
+    server.call(
+        "guard",
+        table=naming.table_name(cluster, server.owner),
+        tunnels=[(one.vni, str(one.remote), one.interface, str(one.local)) for one in plan.tunnels],
+        port=plan.tunnels[0].port if plan.tunnels else 0,
+        closed=naming.closed_interfaces(cluster),
+        management=(network.bridge, str(network.gateway)) if network else None,
+    )
 
 
 def destroy(server: Server, cluster: str) -> None:
@@ -28,12 +38,8 @@ def destroy(server: Server, cluster: str) -> None:
 def reduce(server: Server, before: Plan, after: Plan) -> None:
     """Guard the tunnels of the plan `after`, if they are fewer than in the plan `before`."""
     plan = after.server(server.name)
-    if plan.tunnels == before.server(server.name).tunnels:
-        return
-    if plan.tunnels:
+    if plan.tunnels != before.server(server.name).tunnels:
         create(server, plan, after.name)
-    else:
-        destroy(server, after.name)
 
 
 def observe(server: Server) -> tuple[OwnedItem, ...]:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import errno
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from pyroute2.netlink.nfnetlink import nfgen_msg
+from pyroute2.netlink.nfnetlink.nftsocket import nft_chain_msg, nft_rule_msg
+from pyroute2.nftables.expressions import genex
+
 from vcluster.adapters.network.netlink_socket import (
     NETFILTER,
+    NLM_F_ACK,
     NLM_F_DUMP,
     NLM_F_REQUEST,
     Message,
@@ -28,6 +34,18 @@ INET, IPV4 = 1, 2
 INPUT, FORWARD, OUTPUT = 1, 2, 3  # hooks
 ACCEPT, DROP, JUMP = 1, 0, -3
 EARLY = -10  # a priority before that of other filters, which start at 0
+EQUAL, DIFFERENT, AT_MOST, AT_LEAST = 0, 1, 3, 5
+SKUID = 10  # a key of meta, as the next ones
+_IIFNAME, _NFPROTO, _L4PROTO = 6, 15, 16
+NETWORK_HEADER, TRANSPORT_HEADER = 1, 2
+SOURCE, DESTINATION = 12, 16  # offsets in the IPv4 header
+_DESTINATION_PORT = 2  # offset in the UDP and TCP headers
+_IIFNAME_BYTES = 16  # IFNAMSIZ, linux/if.h
+
+
+_KINDS_OF_RULES = (
+    "nft_ct nft_fib nft_fib_inet"  # the modules for our rules that a kernel may lack; the rest is built in
+)
 
 
 class NoTablesError(MissingError):
@@ -46,6 +64,98 @@ def new_message(
     return message
 
 
+# Chains and rules
+
+
+def new_chain(table: str, name: str, hook_number: int | None = None) -> Message:
+    """Create a chain, at a hook or for jumps."""
+    attributes: list[tuple[str, Any]] = [("NFTA_CHAIN_TABLE", table), ("NFTA_CHAIN_NAME", name)]
+    if hook_number is not None:
+        hook = {"attrs": [("NFTA_HOOK_HOOKNUM", hook_number), ("NFTA_HOOK_PRIORITY", EARLY)]}
+        attributes += [("NFTA_CHAIN_HOOK", hook), ("NFTA_CHAIN_POLICY", ACCEPT), ("NFTA_CHAIN_TYPE", "filter")]
+    return new_message(nft_chain_msg, NEW_CHAIN, attributes, flags=CREATE)
+
+
+def new_rule(table: str, chain: str, expressions: Sequence[Message]) -> Message:
+    """Append a rule to a chain."""
+    attributes = [
+        ("NFTA_RULE_TABLE", table),
+        ("NFTA_RULE_CHAIN", chain),
+        ("NFTA_RULE_EXPRESSIONS", list(expressions)),
+    ]
+    return new_message(nft_rule_msg, NEW_RULE, attributes, flags=CREATE | APPEND)
+
+
+def batch(messages: Sequence[Message]) -> list[Message]:
+    """One transaction: all messages take effect, or none."""
+    for message in messages:
+        message["header"]["flags"] |= NLM_F_ACK
+    return [_batch_mark(BATCH_BEGIN), *messages, _batch_mark(BATCH_END)]
+
+
+def _batch_mark(kind: int) -> Message:
+    message = nfgen_msg()
+    message["header"]["type"] = kind
+    message["header"]["flags"] = NLM_F_REQUEST
+    message["res_id"] = SUBSYSTEM >> 8
+    return message
+
+
+# Expressions: the parts of a rule
+
+
+def verdict(code: int, chain: str = "") -> Message:
+    """The end of a rule; a jump goes to a chain."""
+    attributes = [("NFTA_VERDICT_CODE", code), *([("NFTA_VERDICT_CHAIN", chain)] if chain else [])]
+    return genex("immediate", {"dreg": 0, "data": {"attrs": [("NFTA_DATA_VERDICT", {"attrs": attributes})]}})
+
+
+def is_ipv4() -> list[Message]:
+    """Go on with IPv4."""
+    return meta(_NFPROTO, bytes([IPV4]))
+
+
+def is_sent_to(protocol: int, port: int) -> list[Message]:
+    """Go on with packets of UDP or TCP to this port."""
+    is_protocol = meta(_L4PROTO, bytes([protocol]))
+    return [*is_protocol, *header(TRANSPORT_HEADER, _DESTINATION_PORT, EQUAL, port.to_bytes(2, "big"))]
+
+
+def address(offset: int, operator: int, wanted: str) -> list[Message]:
+    """Compare an address of the IPv4 header."""
+    return [*is_ipv4(), *header(NETWORK_HEADER, offset, operator, socket.inet_aton(wanted))]
+
+
+def interface(name: str, operator: int = EQUAL) -> list[Message]:
+    """Compare the interface on which the packet arrived; "*" at the end of the name is any end."""
+    value = name.encode().ljust(_IIFNAME_BYTES, b"\0") if name[-1] != "*" else name[:-1].encode()
+    return meta(_IIFNAME, value, operator)
+
+
+def meta(key: int, value: bytes, operator: int = EQUAL) -> list[Message]:
+    """Compare a property of the packet; a value that is shorter than the property is its beginning."""
+    return [genex("meta", {"key": key, "dreg": 1}), compare(operator, value)]
+
+
+def header(base: int, offset: int, operator: int, value: bytes) -> list[Message]:
+    """Compare a field of a header."""
+    load = genex("payload", {"dreg": 1, "base": base, "offset": offset, "len": len(value)})
+    return [load, compare(operator, value)]
+
+
+def compare(operator: int, value: bytes) -> Message:
+    """Compare the register, and go on if it is so."""
+    return genex("cmp", {"sreg": 1, "op": operator, "data": data(value)})
+
+
+def data(value: bytes) -> dict[str, Any]:
+    """A constant."""
+    return {"attrs": [("NFTA_DATA_VALUE", value)]}
+
+
+# The kernel
+
+
 @contextmanager
 def open_socket(subject: str, protocol: int = NETFILTER) -> Iterator[NetlinkSocket]:
     """A netlink socket whose errors are translated; `subject` starts their messages."""
@@ -61,6 +171,8 @@ def _translate_error(error: NetlinkError, subject: str) -> VclusterError:
         return MissingError(f"{subject}: packet filter rules need root", hint="run it with sudo")
     if _has_no_tables(error):
         return NoTablesError(f"{subject}: the kernel has no nf_tables", hint="modprobe nf_tables")
+    if error.code == errno.ENOENT and error.message and error.message["header"]["type"] == SUBSYSTEM | NEW_RULE:
+        return MissingError(f"{subject}: the kernel lacks {_KINDS_OF_RULES}", hint=f"modprobe -a {_KINDS_OF_RULES}")
     return VclusterError(f"{subject}: {error.reason}")
 
 

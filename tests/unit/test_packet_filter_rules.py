@@ -1,0 +1,85 @@
+"""The packet filter rules of a cluster: what each server is asked for, and kernels that cannot have them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import samples
+from vcluster.agent.client import LocalAgent
+from vcluster.commands.steps.deployment import Deployment
+from vcluster.errors import MissingError, VclusterError
+from vcluster.fleet.servers import Fleet, Server
+from vcluster.model import naming
+from vcluster.model.plan import Plan
+from vcluster.resources import interfaces, networks, rules, volumes
+from vcluster.stages import tunnels
+from vcluster.util.deadline import Deadline
+from vcluster.util.events import Reporter
+
+
+def server(name: str, guard: Any) -> Server:
+    return Server(name, samples.OWNER, Path("/storage"), LocalAgent({"guard": guard}))
+
+
+def test_every_server_is_guarded_against_nodes() -> None:
+    asked: dict[str, dict[str, Any]] = {}
+    for plan in (samples.plan(2), samples.shared_plan(samples.RED, samples.BLUE, count=3)):
+        for planned in plan.servers:
+            rules.create(server(planned.name, lambda **given: asked.update({planned.name: given})), planned, plan.name)  # noqa: B023
+    closed = ("vc-lab", "vb-lab-*", "vx-lab-*", "vp-lab-*", "vm-lab-*")
+    assert {each["closed"] for each in asked.values()} == {closed}
+    assert {name: each["management"] for name, each in asked.items()} == {
+        "localhost": ("vn-lab", "172.28.0.1"),
+        "red": ("vn-lab", "172.28.0.1"),
+        "blue": ("vn-lab", "172.28.1.1"),
+        "middle": None,
+    }
+    assert [asked[name]["port"] for name in ("localhost", "red")] == [0, 4789]
+
+
+@pytest.mark.parametrize("cluster", ["lab", "lab-1", "a-very-long-name"])
+def test_the_closed_interfaces_are_all_of_the_cluster_network_and_all_taps(cluster: str) -> None:
+    closed = naming.closed_interfaces(cluster)
+    tag = naming.tag(cluster)
+    kinds = (naming.node_bridge_name, naming.tunnel_name, naming.port_name, naming.management_port_name)
+    assert [f"{name(cluster, 1023)[:-4]}*" for name in kinds] == list(closed[1:])
+    assert closed[0] == naming.bridge_name(cluster) == f"vc-{tag}"
+
+
+def lacking(**_: object) -> None:
+    raise MissingError("table vcluster-lab: the kernel has no nf_tables", hint="modprobe nf_tables")
+
+
+def deployment(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> tuple[Deployment, list[str]]:
+    """A cluster on servers without nf_tables, and the notes that a command prints."""
+    notes: list[str] = []
+    reporter = Reporter((lambda event: notes.append(event.text) if event.what == "note" else None,))
+    for kind in (interfaces, networks):
+        monkeypatch.setattr(kind, "create", lambda *_: None)
+    monkeypatch.setattr(volumes, "create_pool", lambda *_: None)
+    monkeypatch.setattr(tunnels, "prove", lambda *_: None)
+    fleet = Fleet({planned.name: server(planned.name, lacking) for planned in plan.servers}, {})
+
+    class Context:
+        report = reporter
+
+    return Deployment(Context(), fleet, plan, samples.keys(), Deadline(60)), notes  # type: ignore[arg-type]
+
+
+def test_nodes_run_on_a_kernel_without_packet_filter_and_one_note_reports_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster, notes = deployment(samples.plan(2), monkeypatch)
+    cluster.create_networks()
+    assert notes == [
+        "root of a node can reach all services of this machine: table vcluster-lab: the kernel has no nf_tables; "
+        "fix: modprobe nf_tables"
+    ]
+
+
+def test_tunnels_need_the_packet_filter(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster, notes = deployment(samples.shared_plan(samples.RED, samples.BLUE, count=3), monkeypatch)
+    with pytest.raises(VclusterError, match="the kernel has no nf_tables"):
+        cluster.create_networks()
+    assert notes == []

@@ -1,0 +1,93 @@
+"""Packet filter rules that guard this server against the nodes of a cluster. Pure.
+
+Root of a node is not trusted, and this server may have services for its own users. So the table of a cluster drops what
+its nodes send to this server, to any of its addresses:
+- on the management network, everything but DNS and DHCP of the gateway, and answers to connections that this server
+  opened. An answer must come from an address that this server reaches by that network: a node could otherwise answer
+  for another host.
+- on the cluster network, everything: this server has no address there. This counts for its bridges, and for tunnels and
+  taps whose bridge was removed; they hand their frames to this server.
+Packets that this server forwards, and frames between ports of a bridge, pass.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from socket import IPPROTO_TCP, IPPROTO_UDP
+
+from pyroute2.nftables.expressions import genex
+
+from vcluster.adapters.network.netlink_socket import Message
+from vcluster.adapters.network.nftables_messages import (
+    ACCEPT,
+    DESTINATION,
+    DIFFERENT,
+    DROP,
+    EQUAL,
+    JUMP,
+    address,
+    compare,
+    data,
+    interface,
+    is_sent_to,
+    new_chain,
+    new_rule,
+    verdict,
+)
+
+_CHAIN = "from_nodes"
+_DNS, _DHCP, _BROADCAST = 53, 67, "255.255.255.255"
+_STATE, _DIRECTION = 0, 1  # keys of ct
+_ESTABLISHED, _RELATED, _REPLY = 2, 4, b"\1"
+_INTERFACE = ("NFT_FIB_RESULT_UNSPEC",)  # NFT_FIB_RESULT_OIF, which is 1; pyroute2 has it as bit 1
+_BY_SOURCE, _BY_INTERFACE = 1, 8  # flags of fib
+
+Management = tuple[str, str]  # the bridge of the management network, and its gateway
+
+
+def messages(table: str, closed: Sequence[str], management: Management | None) -> list[Message]:
+    """Drop packets from nodes: from `closed` interfaces all, from the management network all but a few."""
+    drops = [new_rule(table, "input", [*interface(name), verdict(DROP)]) for name in closed]
+    if management is None:
+        return drops
+    bridge, gateway = management
+    return [
+        new_chain(table, _CHAIN),
+        new_rule(table, "input", [*interface(bridge), verdict(JUMP, _CHAIN)]),
+        *(new_rule(table, _CHAIN, expressions) for expressions in _accepted(gateway)),
+        new_rule(table, _CHAIN, [verdict(DROP)]),
+        *drops,
+    ]
+
+
+def _accepted(gateway: str) -> list[list[Message]]:
+    to_gateway, to_all = (address(DESTINATION, EQUAL, each) for each in (gateway, _BROADCAST))
+    dhcp, accept = is_sent_to(IPPROTO_UDP, _DHCP), verdict(ACCEPT)
+    return [
+        [*to_gateway, *dhcp, accept],
+        [*to_all, *dhcp, accept],  # its sender may have no address yet
+        [*_has_foreign_source(), verdict(DROP)],
+        [*to_gateway, *is_sent_to(IPPROTO_UDP, _DNS), accept],
+        [*to_gateway, *is_sent_to(IPPROTO_TCP, _DNS), accept],
+        [*_is_answer(), accept],
+    ]
+
+
+def _has_foreign_source() -> list[Message]:
+    """Go on with packets whose source this server does not reach by the interface on which they arrive."""
+    lookup = {"dreg": 1, "result": _INTERFACE, "flags": _BY_SOURCE | _BY_INTERFACE}
+    return [genex("fib", lookup), compare(EQUAL, bytes(4))]
+
+
+def _is_answer() -> list[Message]:
+    """Go on with answers to packets of this server, and with errors about such packets."""
+    states = (_ESTABLISHED | _RELATED).to_bytes(4, sys.byteorder)
+    masked = {"sreg": 1, "dreg": 1, "len": 4, "mask": data(states), "xor": data(bytes(4))}
+    return [
+        genex("ct", {"key": _DIRECTION, "dreg": 1}),
+        compare(EQUAL, _REPLY),
+        genex("ct", {"key": _STATE, "dreg": 1}),
+        genex("bitwise", masked),
+        compare(DIFFERENT, bytes(4)),
+    ]
