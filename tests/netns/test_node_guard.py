@@ -1,8 +1,8 @@
 """What root of a node reaches on its server: DNS and DHCP of its gateway, and nothing else.
 
-The node is a network namespace. Its two interfaces are ports of bridges with the names that a cluster has. On the server,
-programs listen on all addresses, as sshd and rpcbind do. The server drops no packet because of its source (rp_filter),
-which is the kernel's default.
+The node is a network namespace. Its two interfaces are ports of bridges with the names that a cluster has. On the
+server, programs listen on all addresses, as sshd and rpcbind do. The server drops no packet because of its source
+(rp_filter), which is the kernel's default.
 """
 
 from __future__ import annotations
