@@ -18,6 +18,7 @@ from typing import Any
 
 from tests import samples
 from tests.libvirt_relay import Relay
+from vcluster.adapters.network import guard_table
 from vcluster.agent.client import LocalAgent
 from vcluster.cli import main
 from vcluster.fleet.ledger import VERSION, ClusterFiles, Ledger, make_owner
@@ -93,6 +94,7 @@ def counts_of(command: str) -> dict[str, Any]:
         "foreign": relay.count("foreign.") + relay.count("away."),
         "at_once": relay.most_at_once,
         "seconds": round(seconds, 1),
+        "tables": len(guard_table.tables("vcluster-lab-")),
     }
 
 

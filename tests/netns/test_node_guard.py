@@ -15,10 +15,12 @@ from dataclasses import asdict
 
 import pytest
 
+from tests import samples
 from tests.inside import Call, inside
 from tests.testbed import Server, kill, testbed
 from vcluster.adapters.network.interface_spec import InterfaceSpec
 from vcluster.model import naming
+from vcluster.render.network_xml import network_xml
 
 pytestmark = [
     pytest.mark.netns,
@@ -154,6 +156,18 @@ forged = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 forged.setsockopt(socket.IPPROTO_IP, 19, 1)  # IP_TRANSPARENT: any source
 forged.bind((sys.argv[1], 7))
 forged.sendto(b"forged", (sys.argv[2], int(sys.argv[3])))
+"""
+
+# Asks for the TXT record that libvirt's network has (RFC 1035), by UDP and by TCP, and prints the size of each answer.
+ASK_DNS = """
+import socket, struct, sys
+question = struct.pack(">6H", 1, 0x100, 1, 0, 0, 0) + b"\\x08vcluster\\0" + struct.pack(">2H", 16, 1)
+for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+    with socket.socket(socket.AF_INET, kind) as asking:
+        asking.settimeout(20)
+        asking.connect((sys.argv[1], 53))
+        asking.send(question if kind == socket.SOCK_DGRAM else struct.pack(">H", len(question)) + question)
+        print(b"cluster=lab" in asking.recv(1000))
 """
 
 Probe = tuple[str, str, int, str]  # its kind, the address and port it is sent to, and its source
@@ -319,3 +333,26 @@ def test_each_cluster_has_its_own_table(server: Server, call: Call) -> None:
     assert sorted(reached(server, probes, ALLOWED)) == sorted(ALLOWED)
     call("guard_table.remove", table=TABLE)
     assert reached(server, probes, probes) == probes
+
+
+def test_the_dns_of_libvirts_network_answers() -> None:
+    network = samples.plan(1).servers[0].network
+    assert network
+    with testbed("resolving") as (server,), inside(server) as call:
+        call("guard_table.guard", table=TABLE, closed=[], management=(network.bridge, str(network.gateway)))
+        server.run(["virsh", "net-create", "/dev/stdin"], input=network_xml("lab", network), timeout_s=30)
+        tap = naming.management_port_name("lab", 1)
+        commands = f"""
+            ip netns add node
+            ip link add {tap} type veth peer name mgmt0 netns node
+            ip link set {tap} master {network.bridge} up
+            ip -n node address add {network.subnet[2]}/{network.subnet.prefixlen} dev mgmt0
+            ip -n node link set mgmt0 up"""
+        server.run(["sh", "-ec", commands], timeout_s=20)
+        ask = ["ip", "netns", "exec", "node", sys.executable, "-c", ASK_DNS, str(network.gateway)]
+        assert server.run(ask, timeout_s=60).stdout.split() == ["True", "True"]
+        call("guard_table.guard", table=TABLE, closed=[], management=(network.bridge, "192.0.2.1"))
+        assert (
+            "TimeoutError"
+            in server.run([*ask[:-2], ASK_DNS.replace("20", "1"), ask[-1]], timeout_s=60, check=False).stderr
+        )

@@ -61,3 +61,8 @@ def test_calls_of_a_removal_are_linear_and_side_by_side(counts: tuple[Counts, Co
 
 def test_no_call_is_about_a_domain_of_others(counts: tuple[Counts, Counts]) -> None:
     assert [found["foreign"] for each in counts for found in each.values()] == [0] * 6
+
+
+def test_clear_removes_the_packet_filter_table(counts: tuple[Counts, Counts]) -> None:
+    for each in counts:
+        assert {command: found["tables"] for command, found in each.items()} == {"status": 1, "list": 1, "clear": 0}
