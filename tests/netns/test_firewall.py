@@ -123,6 +123,9 @@ RULES = """
   chain forward {
     type filter hook forward priority filter - 10; policy accept;
     meta nfproto ipv4 udp dport 4789 jump forged
+    iifname "vn-lab" ip daddr 192.0.2.2 drop
+    iifname "vc-lab" oifname != "vc-lab" drop
+    iifname "vp-lab-*" oifname != "vp-lab-*" drop
   }
   chain output {
     type filter hook output priority filter - 10; policy accept;
@@ -158,7 +161,7 @@ def test_nft_lists_the_rules_as_intended_and_reads_them_again(server: Server, ca
     """A range of VNIs takes one rule. An administrator may save all tables and load them again."""
     near = [(vni, "192.0.2.1", ["eth0"]) for vni in (42, 40, 41)]
     far = [(vni, "192.0.2.2", ["eth1", "eth2"]) for vni in (16777215, 43)]
-    nodes = {"closed": ["vc-lab", "vp-lab-*"], "management": ["vn-lab", "192.0.2.9"]}
+    nodes = {"closed": ["vc-lab", "vp-lab-*"], "management": ["vn-lab", "192.0.2.9"], "servers": ["192.0.2.2"]}
     call("guard_table.guard", table=TABLE, tunnels=[*near, *far], port=PORT, **nodes)
     shown = server.run(["nft", "list", "table", "inet", TABLE], timeout_s=10).stdout
     assert "comment" in shown

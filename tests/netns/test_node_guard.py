@@ -174,8 +174,10 @@ Probe = tuple[str, str, int, str]  # its kind, the address and port it is sent t
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with testbed("hosting") as (server,):
+def servers() -> Iterator[tuple[Server, Server]]:
+    """The server of the node, and another one."""
+    with testbed("hosting", "other") as servers:
+        server = servers[0]
         commands = f"""
             ip netns add node
             ip link add {MANAGEMENT} type bridge forward_delay 0
@@ -192,17 +194,28 @@ def server() -> Iterator[Server]:
             ip -n node address add {NODE_IN_CLUSTER}/24 dev lab0
             ip -n node link set lab0 up
             ip -n node route add default via {GATEWAY}
+            ip netns add second
+            ip link add {naming.port_name("lab", 2)} type veth peer name lab0 netns second
+            ip link set {naming.port_name("lab", 2)} up
+            ip -n second address add 10.0.0.2/24 dev lab0
+            ip -n second link set lab0 up
             ip route add {NODE_IN_CLUSTER}/32 via {NODE}
             ip route add {OUTSIDE}/32 dev eth0
             ip neigh add {OUTSIDE} lladdr 02:00:00:00:00:99 dev eth0 nud permanent
+            sysctl -qw net.ipv4.ip_forward=1
             for each in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 0 >$each; done"""
         server.run(["sh", "-ec", commands], timeout_s=20)
         server.run(["nft", "-f", "-"], input=NAT, timeout_s=10)
-        listener = server.popen([sys.executable, "-c", LISTEN, json.dumps([TCP_PORTS, UDP_PORTS])])
-        assert listener.stdout
-        assert listener.stdout.readline() == "listening\n"
-        yield server
-        kill(listener)
+        for each in servers:
+            listener = each.popen([sys.executable, "-c", LISTEN, json.dumps([TCP_PORTS, UDP_PORTS])])
+            assert listener.stdout
+            assert listener.stdout.readline() == "listening\n"
+        yield servers
+
+
+@pytest.fixture
+def server(servers: tuple[Server, Server]) -> Server:
+    return servers[0]
 
 
 @pytest.fixture
@@ -218,10 +231,12 @@ def call(server: Server) -> Iterator[Call]:
         call("netlink_interfaces.destroy", alias=LABEL)
 
 
-def guard(call: Call, cluster: str = "lab", table: str = TABLE, gateway: str = GATEWAY) -> None:
+def guard(
+    call: Call, cluster: str = "lab", table: str = TABLE, gateway: str = GATEWAY, servers: Sequence[str] = ()
+) -> None:
     bridge = naming.management_bridge_name(cluster)
     closed = naming.closed_interfaces(cluster)
-    call("guard_table.guard", table=table, closed=closed, management=(bridge, gateway))
+    call("guard_table.guard", table=table, closed=closed, management=(bridge, gateway), servers=servers)
 
 
 def reached(server: Server, probes: Sequence[Probe], expected: Sequence[Probe]) -> list[Probe]:
@@ -255,25 +270,54 @@ def test_a_node_reaches_dns_and_dhcp_of_its_gateway_and_nothing_else(server: Ser
 
 
 @pytest.mark.parametrize("has_bridge", [True, False])
-def test_a_node_reaches_nothing_by_the_cluster_network(server: Server, call: Call, has_bridge: bool) -> None:
-    """The server has no address there, but its kernel takes each packet that is sent to its MAC and to any address.
+def test_a_node_reaches_nothing_by_the_cluster_network(
+    servers: tuple[Server, Server], call: Call, has_bridge: bool
+) -> None:
+    """The server has no address there, but its kernel takes each packet that is sent to its MAC, and may forward it.
 
     Without its bridge, a tap hands its frames to the server.
     """
+    server = servers[0]
     if not has_bridge:
         call("netlink_interfaces.destroy", alias=LABEL)
     receiver = SWITCH if has_bridge else TAPS[SWITCH]
     mac = server.run(["cat", f"/sys/class/net/{receiver}/address"], timeout_s=10).stdout.strip()
-    routes = [f"ip -n node route add {address}/32 via 10.0.0.99" for address in (GATEWAY, ELSEWHERE)]
+    routes = [
+        f"ip -n node route add {address}/32 via 10.0.0.99" for address in (GATEWAY, ELSEWHERE, servers[1].address)
+    ]
     neighbour = f"ip -n node neigh replace 10.0.0.99 lladdr {mac} dev lab0 nud permanent"
     server.run(["sh", "-ec", "\n".join([neighbour, *routes])], timeout_s=10)
     try:
-        probes = probes_of(GATEWAY, ELSEWHERE)
+        probes = probes_of(GATEWAY, ELSEWHERE, servers[1].address)
         assert reached(server, probes, probes) == probes
         guard(call)
         assert reached(server, probes, []) == []
     finally:
         server.run(["sh", "-c", "\n".join(routes).replace("add", "del")], timeout_s=10)
+
+
+def test_a_node_reaches_other_machines_but_no_other_server_of_its_cluster(
+    servers: tuple[Server, Server], call: Call
+) -> None:
+    server, other = servers
+    probes = probes_of(other.address)
+    guard(call)
+    assert reached(server, probes, probes) == probes
+    guard(call, servers=[server.address, other.address])
+    assert reached(server, probes, []) == []
+
+
+@pytest.mark.parametrize("nf_call", [0, 1])
+def test_nodes_reach_each_other(server: Server, call: Call, nf_call: int) -> None:
+    """With br_netfilter, frames between ports of a bridge pass the chains for forwarded packets too."""
+    names = [f"net.bridge.bridge-nf-call-iptables={value}" for value in (nf_call, 0)]
+    server.run(["sysctl", "-qw", names[0]], timeout_s=10)
+    guard(call)
+    try:
+        call("netlink_interfaces.attach", port=naming.port_name("lab", 2), master=SWITCH)
+        server.run(["ip", "netns", "exec", "node", "ping", "-c1", "-w20", "10.0.0.2"], timeout_s=30)
+    finally:
+        server.run(["sysctl", "-qw", names[1]], timeout_s=10)
 
 
 def test_a_node_cannot_answer_for_another_host(server: Server, call: Call) -> None:

@@ -26,9 +26,14 @@ def server(name: str, guard: Any) -> Server:
 
 def test_every_server_is_guarded_against_nodes() -> None:
     asked: dict[str, dict[str, Any]] = {}
-    for plan in (samples.plan(2), samples.shared_plan(samples.RED, samples.BLUE, count=3)):
-        for planned in plan.servers:
-            rules.create(server(planned.name, lambda **given: asked.update({planned.name: given})), planned, plan.name)  # noqa: B023
+
+    def ask(plan: Plan, name: str) -> None:
+        guarded = server(name, lambda **given: asked.update({name: given}))
+        rules.create(guarded, plan.server(name), plan.name, plan.underlay_addresses)
+
+    ask(samples.plan(2), "localhost")
+    for name in ("red", "blue", "middle"):
+        ask(samples.shared_plan(samples.RED, samples.BLUE, count=3), name)
     closed = ("vc-lab", "vb-lab-*", "vx-lab-*", "vp-lab-*", "vm-lab-*")
     assert {each["closed"] for each in asked.values()} == {closed}
     assert {name: each["management"] for name, each in asked.items()} == {
@@ -37,6 +42,8 @@ def test_every_server_is_guarded_against_nodes() -> None:
         "blue": ("vn-lab", "172.28.1.1"),
         "middle": None,
     }
+    addresses = ["192.0.2.10", "192.0.2.11", "192.0.2.12"]
+    assert [each["servers"] for each in asked.values()] == [[], addresses, addresses, addresses]
     assert [asked[name]["port"] for name in ("localhost", "red")] == [0, 4789]
 
 

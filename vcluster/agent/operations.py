@@ -109,16 +109,18 @@ def guard(
     port: int,
     closed: Sequence[str] = (),
     management: tuple[str, str] | None = None,
+    servers: Sequence[str] = (),
 ) -> None:
-    """Drop packets that the two servers of a tunnel did not send, and what nodes send to this server.
+    """Drop packets that the two servers of a tunnel did not send, and what nodes send to servers.
 
     A tunnel is given by its VNI, its peer, the interface of the route to the peer, and its own address. Packets of the
     peer may arrive on that interface, and on the one that has the own address. `closed` are interfaces of nodes from
-    which this server receives nothing; `management` is the bridge of the management network, and its gateway.
+    which this server receives nothing; `management` is the bridge of the management network, and its gateway. `servers`
+    are the addresses of the cluster's servers.
     """
     holders = {str(address): name for name, address in netlink_routes.addresses()}
     found = [(int(vni), str(peer), sorted({route, holders.get(own, route)})) for vni, peer, route, own in tunnels]
-    guard_table.guard(table, found, port, closed, management)
+    guard_table.guard(table, found, port, closed, management, servers)
 
 
 def remove_guard(table: str) -> None:

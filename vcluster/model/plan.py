@@ -184,6 +184,12 @@ class Plan:
         return any(node.vni is not None for node in self.nodes)
 
     @property
+    def underlay_addresses(self) -> tuple[IPv4Address, ...]:
+        """The addresses of its servers between which its tunnels run."""
+        tunnels = [tunnel for server in self.servers for tunnel in server.tunnels]
+        return tuple(sorted({end for tunnel in tunnels for end in (tunnel.local, tunnel.remote)}))
+
+    @property
     def workers(self) -> tuple[Node, ...]:
         """All nodes but the head."""
         return self.nodes[1:]

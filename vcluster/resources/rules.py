@@ -9,14 +9,17 @@ only.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from ipaddress import IPv4Address
+
 from vcluster.fleet.servers import Server
 from vcluster.model import naming
 from vcluster.model.plan import Plan, ServerPlan
 from vcluster.resources.owned import OwnedItem
 
 
-def create(server: Server, plan: ServerPlan, cluster: str) -> None:
-    """Guard one server and its tunnels."""
+def create(server: Server, plan: ServerPlan, cluster: str, servers: Collection[IPv4Address] = ()) -> None:
+    """Guard one server and its tunnels, and the other `servers` of the cluster by their addresses."""
     network = plan.network
     server.call(
         "guard",
@@ -25,6 +28,7 @@ def create(server: Server, plan: ServerPlan, cluster: str) -> None:
         port=plan.tunnels[0].port if plan.tunnels else 0,
         closed=naming.closed_interfaces(cluster),
         management=(network.bridge, str(network.gateway)) if network else None,
+        servers=[*map(str, servers)],
     )
 
 
@@ -39,7 +43,7 @@ def reduce(server: Server, before: Plan, after: Plan) -> None:
     """Guard the tunnels of the plan `after`, if they are fewer than in the plan `before`."""
     plan = after.server(server.name)
     if plan.tunnels != before.server(server.name).tunnels:
-        create(server, plan, after.name)
+        create(server, plan, after.name, after.underlay_addresses)
 
 
 def observe(server: Server) -> tuple[OwnedItem, ...]:

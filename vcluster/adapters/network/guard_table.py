@@ -1,6 +1,6 @@
 """The packet filter table of a cluster on this server, by netlink (nf_tables). No other program is needed.
 
-It guards the tunnels (tunnel_guard.py), and this server against nodes (node_guard.py).
+It guards the tunnels (tunnel_guard.py), and servers against nodes (node_guard.py).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from vcluster.adapters.network import node_guard, tunnel_guard
 from vcluster.adapters.network.nftables_messages import (
     CREATE,
     DELETE_TABLE,
+    FORWARD,
     GET_TABLE,
     INPUT,
     NEW_TABLE,
@@ -33,8 +34,11 @@ def guard(
     port: int = 0,
     closed: Sequence[str] = (),
     management: node_guard.Management | None = None,
+    servers: Sequence[str] = (),
 ) -> None:
     """Make the table of a cluster, for its tunnels to a UDP port, and for the interfaces of its nodes.
+
+    `servers` are the addresses of all servers of the cluster.
 
     The rules of an existing table are replaced in one transaction, so no packet passes unchecked.
     """
@@ -44,8 +48,9 @@ def guard(
         new_message(nft_table_msg, DELETE_TABLE, table_name),
         new_message(nft_table_msg, NEW_TABLE, [*table_name, ("NFTA_TABLE_USERDATA", COMMENT)], flags=CREATE),
         new_chain(table, "input", INPUT),
+        new_chain(table, "forward", FORWARD),
         *(tunnel_guard.messages(table, tunnels, port) if tunnels else ()),
-        *node_guard.messages(table, closed, management),
+        *node_guard.messages(table, closed, management, servers),
     ]
     with open_socket(f"table {table}") as netlink:
         netlink.change(batch(messages))

@@ -35,12 +35,12 @@ INPUT, FORWARD, OUTPUT = 1, 2, 3  # hooks
 ACCEPT, DROP, JUMP = 1, 0, -3
 EARLY = -10  # a priority before that of other filters, which start at 0
 EQUAL, DIFFERENT, AT_MOST, AT_LEAST = 0, 1, 3, 5
-SKUID = 10  # a key of meta, as the next ones
-_IIFNAME, _NFPROTO, _L4PROTO = 6, 15, 16
+IIFNAME, OIFNAME, SKUID = 6, 7, 10  # keys of meta
+_NFPROTO, _L4PROTO = 15, 16
 NETWORK_HEADER, TRANSPORT_HEADER = 1, 2
 SOURCE, DESTINATION = 12, 16  # offsets in the IPv4 header
 _DESTINATION_PORT = 2  # offset in the UDP and TCP headers
-_IIFNAME_BYTES = 16  # IFNAMSIZ, linux/if.h
+_INTERFACE_BYTES = 16  # IFNAMSIZ, linux/if.h
 
 
 _KINDS_OF_RULES = (
@@ -126,10 +126,10 @@ def address(offset: int, operator: int, wanted: str) -> list[Message]:
     return [*is_ipv4(), *header(NETWORK_HEADER, offset, operator, socket.inet_aton(wanted))]
 
 
-def interface(name: str, operator: int = EQUAL) -> list[Message]:
-    """Compare the interface on which the packet arrived; "*" at the end of the name is any end."""
-    value = name.encode().ljust(_IIFNAME_BYTES, b"\0") if name[-1] != "*" else name[:-1].encode()
-    return meta(_IIFNAME, value, operator)
+def interface(name: str, operator: int = EQUAL, key: int = IIFNAME) -> list[Message]:
+    """Compare the interface on which the packet arrived, or leaves; "*" at the end of the name is any end."""
+    value = name.encode().ljust(_INTERFACE_BYTES, b"\0") if name[-1] != "*" else name[:-1].encode()
+    return meta(key, value, operator)
 
 
 def meta(key: int, value: bytes, operator: int = EQUAL) -> list[Message]:

@@ -1,13 +1,16 @@
-"""Packet filter rules that guard this server against the nodes of a cluster. Pure.
+"""Packet filter rules that guard servers against the nodes of a cluster. Pure.
 
-Root of a node is not trusted, and this server may have services for its own users. So the table of a cluster drops what
+Root of a node is not trusted, and servers may have services for their own users. So the table of a cluster drops what
 its nodes send to this server, to any of its addresses:
 - on the management network, everything but DNS and DHCP of the gateway, and answers to connections that this server
   opened. An answer must come from an address that this server reaches by that network: a node could otherwise answer
   for another host.
 - on the cluster network, everything: this server has no address there. This counts for its bridges, and for tunnels and
   taps whose bridge was removed; they hand their frames to this server.
-Packets that this server forwards, and frames between ports of a bridge, pass.
+It also drops packets that this server would forward: from the cluster network all, and from the management network
+those to other servers of the cluster, which would take them for packets of this server (NAT).
+All other packets pass, and so do frames between ports of a bridge; with br_netfilter, these are forwarded packets that
+leave by the bridge on which they arrived.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from vcluster.adapters.network.nftables_messages import (
     DROP,
     EQUAL,
     JUMP,
+    OIFNAME,
     address,
     compare,
     data,
@@ -46,9 +50,13 @@ _BY_SOURCE, _BY_INTERFACE = 1, 8  # flags of fib
 Management = tuple[str, str]  # the bridge of the management network, and its gateway
 
 
-def messages(table: str, closed: Sequence[str], management: Management | None) -> list[Message]:
+def messages(table: str, closed: Sequence[str], management: Management | None, servers: Sequence[str]) -> list[Message]:
     """Drop packets from nodes: from `closed` interfaces all, from the management network all but a few."""
-    drops = [new_rule(table, "input", [*interface(name), verdict(DROP)]) for name in closed]
+    drop = verdict(DROP)
+    drops = [new_rule(table, "input", [*interface(name), drop]) for name in closed]
+    drops += [
+        new_rule(table, "forward", [*interface(name), *interface(name, DIFFERENT, OIFNAME), drop]) for name in closed
+    ]
     if management is None:
         return drops
     bridge, gateway = management
@@ -56,7 +64,11 @@ def messages(table: str, closed: Sequence[str], management: Management | None) -
         new_chain(table, _CHAIN),
         new_rule(table, "input", [*interface(bridge), verdict(JUMP, _CHAIN)]),
         *(new_rule(table, _CHAIN, expressions) for expressions in _accepted(gateway)),
-        new_rule(table, _CHAIN, [verdict(DROP)]),
+        new_rule(table, _CHAIN, [drop]),
+        *(
+            new_rule(table, "forward", [*interface(bridge), *address(DESTINATION, EQUAL, server), drop])
+            for server in servers
+        ),
         *drops,
     ]
 

@@ -25,7 +25,6 @@ from vcluster.adapters.network.nftables_messages import (
     DIFFERENT,
     DROP,
     EQUAL,
-    FORWARD,
     JUMP,
     OUTPUT,
     SKUID,
@@ -62,7 +61,6 @@ def messages(table: str, tunnels: Sequence[Tunnel], port: int) -> list[Message]:
     """Drop packets to this UDP port, for each tunnel, that its two servers did not send."""
     vxlan, groups = [*is_ipv4(), *is_sent_to(IPPROTO_UDP, port)], _groups(tunnels)
     return [
-        new_chain(table, "forward", FORWARD),
         new_chain(table, "output", OUTPUT),
         *(new_chain(table, name) for name in (_ARRIVING, _FORGED)),
         new_rule(table, "input", [*vxlan, verdict(JUMP, _ARRIVING)]),

@@ -113,7 +113,7 @@ class Deployment:
     def _guard(self, server: Server, planned: ServerPlan) -> None:
         """Make the rules of a server. Tunnels need them; nodes also run without them, on a kernel that lacks them."""
         try:
-            rules.create(server, planned, self.plan.name)
+            rules.create(server, planned, self.plan.name, self.plan.underlay_addresses)
         except MissingError as error:
             if planned.tunnels:
                 raise
