@@ -173,6 +173,14 @@ def test_nft_lists_the_rules_as_intended_and_reads_them_again(server: Server, ca
     assert server.run(["nft", "list", "table", "inet", TABLE], timeout_s=10).stdout == shown
 
 
+def test_our_rules_are_no_obstacle(server: Server, call: Call) -> None:
+    server.run(["sysctl", "-qw", "net.bridge.bridge-nf-call-iptables=1"], timeout_s=10)
+    tunnels = [(40, "192.0.2.1", ["eth0"])]
+    management = ["vn-lab", "192.0.2.9"]
+    call("guard_table.guard", table=TABLE, tunnels=tunnels, port=PORT, closed=["vc-lab"], management=management)
+    assert found(call) == []
+
+
 def test_tables_are_found_by_name_and_removed(server: Server, call: Call) -> None:
     server.run(["nft", "add table inet foreign"], timeout_s=10)
     for name in (TABLE, "vcluster-other-00000000"):
