@@ -101,6 +101,7 @@ def test_the_cluster_starts_again_after_a_reboot_of_its_server(cluster: Cluster,
     assert host.vcluster("gateway", "status").stdout == "off\n"
     assert cluster.ssh("w053", f"cat {CLOUD}/0/saved {CLOUD}/1/saved").split() == ["saved", "saved"]
     assert host.vcluster("start").stdout == "lab: was running already\n"
+    assert "table inet vcluster-" in host.sh("nft list tables")
     host.vcluster("gateway", "on")
     cluster.ssh("w052", f"ping -q -c 1 -W 5 {place.outside.address}")
 

@@ -69,6 +69,10 @@ def test_repair_gives_its_shared_folder_to_the_clusters_user(old: Cluster) -> No
     assert old.ssh("node1", "stat -c %U cloud/by-root; rm cloud/by-root") == "mpiuser\n"
 
 
+def test_repair_gave_it_a_packet_filter(old: Cluster) -> None:
+    assert "vcluster-old-" in old.host.sh("nft list tables")
+
+
 def test_it_gets_a_node_and_loses_it(old: Cluster) -> None:
     old.host.vcluster("add", "1", "--name", "old", timeout_s=200)
     assert old.ssh("node3", "hostname").strip() == "node3"
