@@ -384,7 +384,9 @@ def test_the_dns_of_libvirts_network_answers() -> None:
     assert network
     with testbed("resolving") as (server,), inside(server) as call:
         call("guard_table.guard", table=TABLE, closed=[], management=(network.bridge, str(network.gateway)))
-        server.run(["virsh", "net-create", "/dev/stdin"], input=network_xml("lab", network), timeout_s=30)
+        server.run(
+            ["virsh", "net-create", "/dev/stdin"], input=network_xml("lab", samples.OWNER, network), timeout_s=30
+        )
         tap = naming.management_port_name("lab", 1)
         commands = f"""
             ip netns add node
