@@ -158,7 +158,7 @@ forged.bind((sys.argv[1], 7))
 forged.sendto(b"forged", (sys.argv[2], int(sys.argv[3])))
 """
 
-# Asks for the TXT record that libvirt's network has (RFC 1035), by UDP and by TCP, and prints the size of each answer.
+# Asks for the TXT record of the network (RFC 1035), by UDP and by TCP, and prints whether each answer has it.
 ASK_DNS = """
 import socket, struct, sys
 question = struct.pack(">6H", 1, 0x100, 1, 0, 0, 0) + b"\\x08vcluster\\0" + struct.pack(">2H", 16, 1)
@@ -167,7 +167,7 @@ for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
         asking.settimeout(20)
         asking.connect((sys.argv[1], 53))
         asking.send(question if kind == socket.SOCK_DGRAM else struct.pack(">H", len(question)) + question)
-        print(b"cluster=lab" in asking.recv(1000))
+        print(b"vcluster:lab:" in asking.recv(1000))
 """
 
 Probe = tuple[str, str, int, str]  # its kind, the address and port it is sent to, and its source
