@@ -112,6 +112,16 @@ def test_only_the_peer_sends_into_a_tunnel(servers: tuple[Server, ...], server: 
     assert is_delivered(call, unknown, server, 50)
 
 
+MANAGEMENT = ["vn-lab", "192.0.2.9", "192.0.2.8/29"]
+ARP_RULES = """
+  chain input {
+    type filter hook input priority filter - 10; policy accept;
+    iifname "vc-lab" drop
+    iifname "vp-lab-*" drop
+    iifname "vn-lab" arp saddr ip != 192.0.2.8/29 drop
+  }
+}
+"""
 RULES = """
   chain input {
     type filter hook input priority filter - 10; policy accept;
@@ -161,23 +171,41 @@ def test_nft_lists_the_rules_as_intended_and_reads_them_again(server: Server, ca
     """A range of VNIs takes one rule. An administrator may save all tables and load them again."""
     near = [(vni, "192.0.2.1", ["eth0"]) for vni in (42, 40, 41)]
     far = [(vni, "192.0.2.2", ["eth1", "eth2"]) for vni in (16777215, 43)]
-    nodes = {"closed": ["vc-lab", "vp-lab-*"], "management": ["vn-lab", "192.0.2.9"], "servers": ["192.0.2.2"]}
+    nodes = {"closed": ["vc-lab", "vp-lab-*"], "management": MANAGEMENT, "servers": ["192.0.2.2"]}
     call("guard_table.guard", table=TABLE, tunnels=[*near, *far], port=PORT, **nodes)
-    shown = server.run(["nft", "list", "table", "inet", TABLE], timeout_s=10).stdout
-    assert "comment" in shown
-    assert [line.strip() for line in shown.splitlines() if line.strip()][2:] == [
-        line.strip() for line in RULES.splitlines() if line.strip()
-    ]
+    shown = {}
+    for family, rules in (("inet", RULES), ("arp", ARP_RULES)):
+        shown[family] = server.run(["nft", "list", "table", family, TABLE], timeout_s=10).stdout
+        assert "comment" in shown[family]
+        assert [line.strip() for line in shown[family].splitlines() if line.strip()][2:] == [
+            line.strip() for line in rules.splitlines() if line.strip()
+        ]
     server.run(["nft", "flush", "ruleset"], timeout_s=10)
-    server.run(["nft", "-f", "-"], input=shown, timeout_s=10)
-    assert server.run(["nft", "list", "table", "inet", TABLE], timeout_s=10).stdout == shown
+    for family, listing in shown.items():
+        server.run(["nft", "-f", "-"], input=listing, timeout_s=10)
+        assert server.run(["nft", "list", "table", family, TABLE], timeout_s=10).stdout == listing
+
+
+# The kernel answers as one without ARP in nf_tables when the family has a number that it does not know.
+WITHOUT_ARP = """
+import sys
+from vcluster.adapters.network import guard_table
+guard_table.ARP = 77
+print(guard_table.guard(sys.argv[1], closed=["vc-lab"]))
+guard_table.remove(sys.argv[1])
+print(guard_table.tables(""))
+"""
+
+
+def test_a_kernel_without_arp_in_nf_tables(server: Server) -> None:
+    done = server.run([sys.executable, "-c", WITHOUT_ARP, TABLE], timeout_s=30)
+    assert done.stdout == "the kernel's nf_tables has no ARP (CONFIG_NF_TABLES_ARP)\n()\n"
 
 
 def test_our_rules_are_no_obstacle(server: Server, call: Call) -> None:
     server.run(["sysctl", "-qw", "net.bridge.bridge-nf-call-iptables=1"], timeout_s=10)
     tunnels = [(40, "192.0.2.1", ["eth0"])]
-    management = ["vn-lab", "192.0.2.9"]
-    call("guard_table.guard", table=TABLE, tunnels=tunnels, port=PORT, closed=["vc-lab"], management=management)
+    call("guard_table.guard", table=TABLE, tunnels=tunnels, port=PORT, closed=["vc-lab"], management=MANAGEMENT)
     assert found(call) == []
 
 
@@ -214,7 +242,7 @@ from vcluster.adapters.network import guard_table, node_guard
 from vcluster.errors import MissingError
 node_guard._is_answer = lambda: [{"attrs": [("NFTA_EXPR_NAME", "unknown")]}]
 try:
-    guard_table.guard(sys.argv[1], closed=["vc-lab"], management=("vn-lab", "192.0.2.9"))
+    guard_table.guard(sys.argv[1], closed=["vc-lab"], management=("vn-lab", "192.0.2.9", "192.0.2.8/29"))
 except MissingError as error:
     print(error.message, error.hint, sep="; ")
 """

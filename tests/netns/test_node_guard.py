@@ -170,6 +170,18 @@ for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
         print(b"vcluster:lab:" in asking.recv(1000))
 """
 
+# Asks for the MAC of an address by ARP, in the name of hosts that do not exist.
+ASK_ARP = """
+import socket, struct, sys
+with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as asking:
+    asking.bind((sys.argv[1], 0))
+    for number in range(1, 251):
+        mac = struct.pack(">BBI", 2, 0, number)
+        sender, target = (socket.inet_aton(each) for each in (f"{sys.argv[3]}.{number}", sys.argv[2]))
+        request = struct.pack(">HHBBH", 1, 0x800, 6, 4, 1) + mac + sender + bytes(6) + target
+        asking.send(b"\\xff" * 6 + mac + struct.pack(">H", 0x806) + request)
+"""
+
 Probe = tuple[str, str, int, str]  # its kind, the address and port it is sent to, and its source
 
 
@@ -234,9 +246,10 @@ def call(server: Server) -> Iterator[Call]:
 def guard(
     call: Call, cluster: str = "lab", table: str = TABLE, gateway: str = GATEWAY, servers: Sequence[str] = ()
 ) -> None:
+    subnet = f"{gateway.rpartition('.')[0]}.0/24"
     bridge = naming.management_bridge_name(cluster)
     closed = naming.closed_interfaces(cluster)
-    call("guard_table.guard", table=table, closed=closed, management=(bridge, gateway), servers=servers)
+    call("guard_table.guard", table=table, closed=closed, management=(bridge, gateway, subnet), servers=servers)
 
 
 def reached(server: Server, probes: Sequence[Probe], expected: Sequence[Probe]) -> list[Probe]:
@@ -343,6 +356,23 @@ def test_a_node_cannot_answer_for_another_host(server: Server, call: Call) -> No
         kill(asking)
 
 
+@pytest.mark.parametrize(("interface", "bridge"), [("mgmt0", MANAGEMENT), ("lab0", SWITCH)])
+def test_a_node_cannot_fill_the_arp_cache(server: Server, call: Call, interface: str, bridge: str) -> None:
+    """The cache has room for about 1000 hosts; when it is full, the server reaches no new one."""
+
+    def entries() -> int:
+        ask = [sys.executable, "-c", ASK_ARP, interface, GATEWAY, "192.0.2"]
+        server.run(["ip", "netns", "exec", "node", *ask], timeout_s=20)
+        shown = server.run(["ip", "neigh", "show", "dev", bridge], timeout_s=10).stdout
+        return len([line for line in shown.splitlines() if line.startswith("192.0.2.")])
+
+    assert entries() > 100
+    guard(call)
+    server.run(["ip", "neigh", "flush", "dev", bridge], timeout_s=10)
+    assert entries() == 0
+    server.run(["ping", "-c1", "-w20", NODE], timeout_s=30)
+
+
 @pytest.mark.parametrize("address", [NODE, NODE_IN_CLUSTER])
 def test_answers_to_the_server_arrive_also_on_older_connections(server: Server, call: Call, address: str) -> None:
     """The server may have a route to the cluster network through a node."""
@@ -383,7 +413,12 @@ def test_the_dns_of_libvirts_network_answers() -> None:
     network = samples.plan(1).servers[0].network
     assert network
     with testbed("resolving") as (server,), inside(server) as call:
-        call("guard_table.guard", table=TABLE, closed=[], management=(network.bridge, str(network.gateway)))
+        call(
+            "guard_table.guard",
+            table=TABLE,
+            closed=[],
+            management=(network.bridge, str(network.gateway), str(network.subnet)),
+        )
         server.run(
             ["virsh", "net-create", "/dev/stdin"], input=network_xml("lab", samples.OWNER, network), timeout_s=30
         )
@@ -397,7 +432,7 @@ def test_the_dns_of_libvirts_network_answers() -> None:
         server.run(["sh", "-ec", commands], timeout_s=20)
         ask = ["ip", "netns", "exec", "node", sys.executable, "-c", ASK_DNS, str(network.gateway)]
         assert server.run(ask, timeout_s=60).stdout.split() == ["True", "True"]
-        call("guard_table.guard", table=TABLE, closed=[], management=(network.bridge, "192.0.2.1"))
+        call("guard_table.guard", table=TABLE, closed=[], management=(network.bridge, "192.0.2.1", str(network.subnet)))
         assert (
             "TimeoutError"
             in server.run([*ask[:-2], ASK_DNS.replace("20", "1"), ask[-1]], timeout_s=60, check=False).stderr

@@ -37,9 +37,9 @@ def test_every_server_is_guarded_against_nodes() -> None:
     closed = ("vc-lab", "vb-lab-*", "vx-lab-*", "vp-lab-*", "vm-lab-*")
     assert {each["closed"] for each in asked.values()} == {closed}
     assert {name: each["management"] for name, each in asked.items()} == {
-        "localhost": ("vn-lab", "172.28.0.1"),
-        "red": ("vn-lab", "172.28.0.1"),
-        "blue": ("vn-lab", "172.28.1.1"),
+        "localhost": ("vn-lab", "172.28.0.1", "172.28.0.0/24"),
+        "red": ("vn-lab", "172.28.0.1", "172.28.0.0/24"),
+        "blue": ("vn-lab", "172.28.1.1", "172.28.1.0/24"),
         "middle": None,
     }
     addresses = ["192.0.2.10", "192.0.2.11", "192.0.2.12"]
@@ -60,15 +60,15 @@ def lacking(**_: object) -> None:
     raise MissingError("table vcluster-lab: the kernel has no nf_tables", hint="modprobe nf_tables")
 
 
-def deployment(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> tuple[Deployment, list[str]]:
-    """A cluster on servers without nf_tables, and the notes that a command prints."""
+def deployment(plan: Plan, guard: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[Deployment, list[str]]:
+    """A cluster on servers with this operation `guard`, and the notes that a command prints."""
     notes: list[str] = []
     reporter = Reporter((lambda event: notes.append(event.text) if event.what == "note" else None,))
     for kind in (interfaces, networks):
         monkeypatch.setattr(kind, "create", lambda *_: None)
     monkeypatch.setattr(volumes, "create_pool", lambda *_: None)
     monkeypatch.setattr(tunnels, "prove", lambda *_: None)
-    fleet = Fleet({planned.name: server(planned.name, lacking) for planned in plan.servers}, {})
+    fleet = Fleet({planned.name: server(planned.name, guard) for planned in plan.servers}, {})
 
     class Context:
         report = reporter
@@ -77,7 +77,7 @@ def deployment(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> tuple[Deployment,
 
 
 def test_nodes_run_on_a_kernel_without_packet_filter_and_one_note_reports_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    cluster, notes = deployment(samples.plan(2), monkeypatch)
+    cluster, notes = deployment(samples.plan(2), lacking, monkeypatch)
     cluster.create_networks()
     assert notes == [
         "root of a node can reach all services of this machine: table vcluster-lab: the kernel has no nf_tables; "
@@ -86,7 +86,13 @@ def test_nodes_run_on_a_kernel_without_packet_filter_and_one_note_reports_it(mon
 
 
 def test_tunnels_need_the_packet_filter(monkeypatch: pytest.MonkeyPatch) -> None:
-    cluster, notes = deployment(samples.shared_plan(samples.RED, samples.BLUE, count=3), monkeypatch)
+    cluster, notes = deployment(samples.shared_plan(samples.RED, samples.BLUE, count=3), lacking, monkeypatch)
     with pytest.raises(VclusterError, match="the kernel has no nf_tables"):
         cluster.create_networks()
     assert notes == []
+
+
+def test_a_note_reports_what_the_rules_leave_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster, notes = deployment(samples.plan(2), lambda **_: "no ARP", monkeypatch)
+    cluster.create_networks()
+    assert notes == ["root of a node can fill the ARP cache of this machine: no ARP"]

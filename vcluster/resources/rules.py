@@ -18,18 +18,22 @@ from vcluster.model.plan import Plan, ServerPlan
 from vcluster.resources.owned import OwnedItem
 
 
-def create(server: Server, plan: ServerPlan, cluster: str, servers: Collection[IPv4Address] = ()) -> None:
-    """Guard one server and its tunnels, and the other `servers` of the cluster by their addresses."""
+def create(server: Server, plan: ServerPlan, cluster: str, servers: Collection[IPv4Address] = ()) -> str:
+    """Guard one server and its tunnels, and the other `servers` of the cluster by their addresses.
+
+    Returns why root of a node can still fill the ARP cache; empty if it cannot.
+    """
     network = plan.network
-    server.call(
+    gap = server.call(
         "guard",
         table=naming.table_name(cluster, server.owner),
         tunnels=[(one.vni, str(one.remote), one.interface, str(one.local)) for one in plan.tunnels],
         port=plan.tunnels[0].port if plan.tunnels else 0,
         closed=naming.closed_interfaces(cluster),
-        management=(network.bridge, str(network.gateway)) if network else None,
+        management=(network.bridge, str(network.gateway), str(network.subnet)) if network else None,
         servers=[*map(str, servers)],
     )
+    return str(gap or "")
 
 
 def destroy(server: Server, cluster: str) -> None:

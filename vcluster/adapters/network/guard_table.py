@@ -1,6 +1,8 @@
-"""The packet filter table of a cluster on this server, by netlink (nf_tables). No other program is needed.
+"""The packet filter tables of a cluster on this server, by netlink (nf_tables). No other program is needed.
 
-It guards the tunnels (tunnel_guard.py), and servers against nodes (node_guard.py).
+There is one for IPv4 and IPv6, and one for ARP. Both have the same name.
+
+They guard the tunnels (tunnel_guard.py), and servers against nodes (node_guard.py).
 """
 
 from __future__ import annotations
@@ -11,11 +13,16 @@ from collections.abc import Sequence
 from pyroute2.netlink.nfnetlink.nftsocket import nft_table_msg
 
 from vcluster.adapters.network import node_guard, tunnel_guard
+from vcluster.adapters.network.netlink_socket import Message
 from vcluster.adapters.network.nftables_messages import (
+    ANY_FAMILY,
+    ARP,
+    ARP_INPUT,
     CREATE,
     DELETE_TABLE,
     FORWARD,
     GET_TABLE,
+    INET,
     INPUT,
     NEW_TABLE,
     NoTablesError,
@@ -35,41 +42,59 @@ def guard(
     closed: Sequence[str] = (),
     management: node_guard.Management | None = None,
     servers: Sequence[str] = (),
-) -> None:
+) -> str | None:
     """Make the table of a cluster, for its tunnels to a UDP port, and for the interfaces of its nodes.
 
     `servers` are the addresses of all servers of the cluster.
 
-    The rules of an existing table are replaced in one transaction, so no packet passes unchecked.
+    The rules of an existing table are replaced in one transaction, so no packet passes unchecked. Returns why nodes
+    can still fill the ARP cache, if the kernel has no rules for ARP.
     """
-    table_name = [("NFTA_TABLE_NAME", table)]
     messages = [
-        new_message(nft_table_msg, NEW_TABLE, table_name, flags=CREATE),  # otherwise the deletion could fail
-        new_message(nft_table_msg, DELETE_TABLE, table_name),
-        new_message(nft_table_msg, NEW_TABLE, [*table_name, ("NFTA_TABLE_USERDATA", COMMENT)], flags=CREATE),
         new_chain(table, "input", INPUT),
         new_chain(table, "forward", FORWARD),
         *(tunnel_guard.messages(table, tunnels, port) if tunnels else ()),
         *node_guard.messages(table, closed, management, servers),
     ]
+    _replace(table, INET, messages)
+    try:
+        _replace(
+            table, ARP, [new_chain(table, "input", ARP_INPUT), *node_guard.arp_messages(table, closed, management)]
+        )
+    except NoTablesError:
+        return "the kernel's nf_tables has no ARP (CONFIG_NF_TABLES_ARP)"
+    return None
+
+
+def _replace(table: str, family: int, messages: Sequence[Message]) -> None:
+    """Make or replace a table of one family, with these chains and rules."""
+    name = [("NFTA_TABLE_NAME", table)]
+    changes = [
+        new_message(nft_table_msg, NEW_TABLE, name, flags=CREATE),  # otherwise the deletion could fail
+        new_message(nft_table_msg, DELETE_TABLE, name),
+        new_message(nft_table_msg, NEW_TABLE, [*name, ("NFTA_TABLE_USERDATA", COMMENT)], flags=CREATE),
+        *messages,
+    ]
+    for message in changes:
+        message["nfgen_family"] = family
     with open_socket(f"table {table}") as netlink:
-        netlink.change(batch(messages))
+        netlink.change(batch(changes))
 
 
 def remove(table: str) -> None:
-    """Remove a table and its rules. It is a success if the table does not exist."""
+    """Remove a table and its rules, in both families. It is a success if the table does not exist."""
     with open_socket(f"table {table}") as netlink:
-        netlink.change(
-            batch([new_message(nft_table_msg, DELETE_TABLE, [("NFTA_TABLE_NAME", table)])]), tolerated=(errno.ENOENT,)
-        )
+        for family in (ARP, INET):
+            message = new_message(nft_table_msg, DELETE_TABLE, [("NFTA_TABLE_NAME", table)], family=family)
+            netlink.change(batch([message]), tolerated=(errno.ENOENT,))
 
 
 def tables(prefix: str) -> tuple[str, ...]:
-    """The names of the tables that start with `prefix`; none if the kernel has no nf_tables."""
+    """The names of the tables, of any family, that start with `prefix`; none if the kernel has no nf_tables."""
     try:
         with open_socket("the tables") as netlink:
-            found = netlink.dump(new_message(nft_table_msg, GET_TABLE, []), nft_table_msg)
+            found = netlink.dump(new_message(nft_table_msg, GET_TABLE, [], family=ANY_FAMILY), nft_table_msg)
     except NoTablesError:
         return ()
     names = (message.get_attr("NFTA_TABLE_NAME") for message in found)
-    return tuple(name for name in names if name.startswith(prefix))
+    return tuple(dict.fromkeys(name for name in names if name.startswith(prefix)))

@@ -30,8 +30,8 @@ NEW_CHAIN, GET_CHAIN = 3, 4
 NEW_RULE, GET_RULE = 6, 7
 CREATE, APPEND = 0x400, 0x800
 FAMILIES = {1: "inet", 2: "ip", 3: "arp", 7: "bridge", 10: "ip6"}
-INET, IPV4 = 1, 2
-INPUT, FORWARD, OUTPUT = 1, 2, 3  # hooks
+ANY_FAMILY, INET, IPV4, ARP = 0, 1, 2, 3
+INPUT, FORWARD, OUTPUT, ARP_INPUT = 1, 2, 3, 0  # hooks
 ACCEPT, DROP, JUMP = 1, 0, -3
 EARLY = -10  # a priority before that of other filters, which start at 0
 EQUAL, DIFFERENT, AT_MOST, AT_LEAST = 0, 1, 3, 5
@@ -146,6 +146,12 @@ def header(base: int, offset: int, operator: int, value: bytes) -> list[Message]
 def compare(operator: int, value: bytes) -> Message:
     """Compare the register, and go on if it is so."""
     return genex("cmp", {"sreg": 1, "op": operator, "data": data(value)})
+
+
+def masked(mask: bytes) -> Message:
+    """Keep the bits of the register that are set in the mask."""
+    constants = {"mask": data(mask), "xor": data(bytes(len(mask)))}
+    return genex("bitwise", {"sreg": 1, "dreg": 1, "len": len(mask), **constants})
 
 
 def data(value: bytes) -> dict[str, Any]:

@@ -9,6 +9,8 @@ its nodes send to this server, to any of its addresses:
   taps whose bridge was removed; they hand their frames to this server.
 It also drops packets that this server would forward: from the cluster network all, and from the management network
 those to other servers of the cluster, which would take them for packets of this server (NAT).
+ARP requests make entries in the ARP cache of this server, which has room for about 1000. A node could fill it, and the
+server would reach no new host. So ARP from other senders than the management network's addresses is dropped.
 All other packets pass, and so do frames between ports of a bridge; with br_netfilter, these are forwarded packets that
 leave by the bridge on which they arrived.
 """
@@ -17,6 +19,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from ipaddress import IPv4Network
 from socket import IPPROTO_TCP, IPPROTO_UDP
 
 from pyroute2.nftables.expressions import genex
@@ -29,12 +32,13 @@ from vcluster.adapters.network.nftables_messages import (
     DROP,
     EQUAL,
     JUMP,
+    NETWORK_HEADER,
     OIFNAME,
     address,
     compare,
-    data,
     interface,
     is_sent_to,
+    masked,
     new_chain,
     new_rule,
     verdict,
@@ -47,7 +51,9 @@ _ESTABLISHED, _RELATED, _REPLY = 2, 4, b"\1"
 _INTERFACE = ("NFT_FIB_RESULT_UNSPEC",)  # NFT_FIB_RESULT_OIF, which is 1; pyroute2 has it as bit 1
 _BY_SOURCE, _BY_INTERFACE = 1, 8  # flags of fib
 
-Management = tuple[str, str]  # the bridge of the management network, and its gateway
+_ARP_SENDER = 14  # offset of the sender's address in an ARP packet for IPv4
+
+Management = tuple[str, str, str]  # the bridge of the management network, its gateway, and its subnet
 
 
 def messages(table: str, closed: Sequence[str], management: Management | None, servers: Sequence[str]) -> list[Message]:
@@ -59,7 +65,7 @@ def messages(table: str, closed: Sequence[str], management: Management | None, s
     ]
     if management is None:
         return drops
-    bridge, gateway = management
+    bridge, gateway, _ = management
     return [
         new_chain(table, _CHAIN),
         new_rule(table, "input", [*interface(bridge), verdict(JUMP, _CHAIN)]),
@@ -70,6 +76,25 @@ def messages(table: str, closed: Sequence[str], management: Management | None, s
             for server in servers
         ),
         *drops,
+    ]
+
+
+def arp_messages(table: str, closed: Sequence[str], management: Management | None) -> list[Message]:
+    """Drop ARP from nodes, except from addresses of the management network. Bridges forward it all the same."""
+    drop = verdict(DROP)
+    drops = [new_rule(table, "input", [*interface(name), drop]) for name in closed]
+    if management is None:
+        return drops
+    bridge, _, subnet = management
+    return [*drops, new_rule(table, "input", [*interface(bridge), *_is_arp_from_outside(IPv4Network(subnet)), drop])]
+
+
+def _is_arp_from_outside(subnet: IPv4Network) -> list[Message]:
+    """Go on with ARP from a sender that is not in the subnet."""
+    return [
+        genex("payload", {"dreg": 1, "base": NETWORK_HEADER, "offset": _ARP_SENDER, "len": 4}),
+        masked(subnet.netmask.packed),
+        compare(DIFFERENT, subnet.network_address.packed),
     ]
 
 
@@ -94,12 +119,10 @@ def _has_foreign_source() -> list[Message]:
 
 def _is_answer() -> list[Message]:
     """Go on with answers to packets of this server, and with errors about such packets."""
-    states = (_ESTABLISHED | _RELATED).to_bytes(4, sys.byteorder)
-    masked = {"sreg": 1, "dreg": 1, "len": 4, "mask": data(states), "xor": data(bytes(4))}
     return [
         genex("ct", {"key": _DIRECTION, "dreg": 1}),
         compare(EQUAL, _REPLY),
         genex("ct", {"key": _STATE, "dreg": 1}),
-        genex("bitwise", masked),
+        masked((_ESTABLISHED | _RELATED).to_bytes(4, sys.byteorder)),
         compare(DIFFERENT, bytes(4)),
     ]

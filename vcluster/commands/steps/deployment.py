@@ -112,13 +112,16 @@ class Deployment:
 
     def _guard(self, server: Server, planned: ServerPlan) -> None:
         """Make the rules of a server. Tunnels need them; nodes also run without them, on a kernel that lacks them."""
+        where = server.label or "this machine"
         try:
-            rules.create(server, planned, self.plan.name, self.plan.underlay_addresses)
+            gap = rules.create(server, planned, self.plan.name, self.plan.underlay_addresses)
         except MissingError as error:
             if planned.tunnels:
                 raise
-            where = server.label or "this machine"
             self.report.note(f"root of a node can reach all services of {where}: {error.message}; fix: {error.hint}")
+        else:
+            if gap:
+                self.report.note(f"root of a node can fill the ARP cache of {where}: {gap}")
 
     def check(
         self,
