@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Collection
 from itertools import product
 from typing import Any
@@ -20,7 +21,8 @@ from vcluster.errors import VclusterError
 from vcluster.model.checks import Check, CheckReport
 from vcluster.model.spec import PortRange
 from vcluster.render import node_actions as rendered
-from vcluster.stages import check
+from vcluster.stages import check, clocks
+from vcluster.stages.clocks import Clock, compare
 from vcluster.stages.logins import all_pairs, chosen, derive, differences, doubtful
 from vcluster.util.deadline import Deadline
 from vcluster.util.events import Event, Listener, Reporter
@@ -252,9 +254,11 @@ class FakeSession:
     """A session on a node."""
 
     def __init__(
-        self, name: str, log: Log, *, output: bytes = b"", known: str = "one", program: str = "mpi-check"
-    ) -> None:
+        self, name: str, log: Log, *, output: bytes = b"", known: str = "one", program: str = "mpi-check",
+        ahead_s: float = 0, slow_s: float = 0,
+    ) -> None:  # fmt: skip
         self.name, self._log, self._output, self._known, self._program = name, log, output, known, program
+        self._ahead_s, self._slow_s = ahead_s, slow_s
         self.deadline = Deadline(20)
         self.check: Callable[[str], None] = lambda _: None
 
@@ -269,7 +273,9 @@ class FakeSession:
             return []
         if request["do"] == "mpi":
             return self._mpi(names_of(request["targets"]))
-        answer = json.dumps({"results": [], "same": {HOSTS: "one", KNOWN: self._known}}).encode()
+        same, time_s = {HOSTS: "one", KNOWN: self._known}, time.time() + self._ahead_s
+        answer = json.dumps({"results": [], "same": same, "time_s": time_s}).encode()
+        time.sleep(self._slow_s)
         return [b'{"written": true}', answer] if request["do"] == "probe_first" else [answer]
 
     def _mpi(self, ends: list[str]) -> list[bytes]:
@@ -322,7 +328,7 @@ def test_shared_files_are_there_while_they_are_read(count: int) -> None:
     log, timer = Log(), Timer()
     verdict = run(count, log, timer)
     assert verdict.passed
-    assert len(verdict.checks) == count * count + count
+    assert len(verdict.checks) == count * count + count + count
     assert [name for name, what in log.events if what == "logins"] == [names(count)[:2][-1]]
     order = log.events
     for worker in names(count)[1:]:
@@ -357,11 +363,17 @@ RESULT = {"check": "ssh", "to": "node1", "passed": True, "detail": ""}
         {"results": [{"check": "ssh"}]},
         {"results": "none"},
         {"results": [], "same": []},
+        {"time_s": None},
+        {"time_s": "now"},
+        {"time_s": float("nan")},
+        {"time_s": float("inf")},
+        {"time_s": -1e300},
         {},
     ],
 )
-def test_an_answer_with_something_unknown_ends_the_check(answer: object) -> None:
+def test_an_answer_with_something_unknown_ends_the_check(answer: dict[str, object]) -> None:
     log = Log()
+    answer = {"results": [], "same": {}, "time_s": time.time()} | answer if answer else answer
     with pytest.raises(VclusterError, match="node2: the check printed a result that vcluster does not know"):
         run(2, log, node2=FakeSession("node2", log, output=json.dumps(answer).encode()))
 
@@ -389,3 +401,51 @@ def test_mpiexec_has_the_environment_that_logins_have() -> None:
 def test_a_failure_is_never_printed_as_ok() -> None:
     assert str(Check("path", "node1", "node2", False, "")) == "path from node1 to node2: failed without a reason"
     assert str(Check("path", "node1", "node2", True, "")) == "path from node1 to node2: ok"
+
+
+# Clocks
+
+
+BEHIND, AHEAD = "behind that of node1", "ahead of that of node1"
+
+
+@pytest.mark.parametrize(
+    ("name", "ahead_s", "failed"),
+    [
+        ("node2", -600, {"node2": BEHIND}),
+        ("node3", 3600, {"node3": AHEAD}),
+        ("node3", 3, {}),
+        ("node1", -60, {"node1": "behind that of this machine", "node2": AHEAD, "node3": AHEAD}),
+    ],
+)
+def test_a_clock_that_is_wrong_fails(name: str, ahead_s: float, failed: dict[str, str]) -> None:
+    log = Log()
+    verdict = run(3, log, **{name: FakeSession(name, log, ahead_s=ahead_s)})
+    assert {(one.check, one.to_node) for one in verdict.failed} <= {("clock", "node1")}
+    found = {one.from_node: one.detail.removeprefix("its clock is ").split(" s ", 1) for one in verdict.failed}
+    assert {node: side for node, (_, side) in found.items()} == {
+        node: f"{side}; to set it: vcluster repair lab" for node, side in failed.items()
+    }
+    # The time that the check itself takes counts as an error.
+    assert all(abs(ahead_s) - 30 < int(seconds) <= abs(ahead_s) for seconds, _ in found.values())
+
+
+@pytest.mark.parametrize(("time_s", "ahead_s"), [(100.0, 88.0), (13.0, 1.0), (12.0, 0.0), (10.0, 0.0), (4.0, -6.0)])
+def test_the_time_between_question_and_answer_makes_a_clock_uncertain(time_s: float, ahead_s: float) -> None:
+    clock = Clock.of(time_s, 10.0, 12.0)
+    assert clock
+    assert clock.ahead_of_s(Clock(0.0, 0.0)) == ahead_s
+    assert Clock(0.0, 0.0).ahead_of_s(clock) == -ahead_s
+
+
+def test_an_answer_of_the_head_that_arrives_late_is_not_a_wrong_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clocks, "APART_MAX_S", 0.01)
+    log = Log()
+    verdict = run(2, log, node1=FakeSession("node1", log, slow_s=0.2))
+    assert [one for one in verdict.failed if one.from_node == "node1"] == []
+
+
+@pytest.mark.parametrize("head_s", [0.0, 600.0])
+def test_the_clock_of_a_head_on_another_server_is_not_compared_with_this_machine(head_s: float) -> None:
+    found = dict.fromkeys(names(3), Clock(head_s, head_s))
+    assert all(one.passed for one in compare(samples.shared_plan(), found))

@@ -7,6 +7,7 @@ import io
 import json
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,7 +26,7 @@ from vcluster.commands.clusters import lifecycle
 from vcluster.commands.steps import admission
 from vcluster.commands.steps.deployment import Deployment
 from vcluster.errors import ConflictError, MissingError, SeveralErrors, VclusterError
-from vcluster.fleet import servers
+from vcluster.fleet import observation, servers
 from vcluster.fleet.context import Context
 from vcluster.fleet.ledger import VERSION, Ledger
 from vcluster.fleet.servers import Fleet, Server, ServerRequest, request_for_spec, requests_for_plan
@@ -224,6 +225,21 @@ def test_repair_checks_a_ready_cluster_too(monkeypatch: pytest.MonkeyPatch, cont
     assert lifecycle.repair(context, "lab", timeout_s=5) == ("bridge vc-lab",)
     with context.files("lab").locked(), pytest.raises(ConflictError, match="is changing cluster lab"):
         lifecycle.repair(context, "lab", timeout_s=5)
+
+
+# Clocks
+
+
+def test_clocks_of_servers_are_compared_with_that_of_the_heads_server() -> None:
+    ahead_s = {"red": 100.0, "blue": 700.0, "middle": 9.0}
+    agents = {name: LocalAgent({"clock": lambda name=name: time.time() + ahead_s[name]}) for name in ahead_s}
+    servers = {name: Server(name, samples.OWNER, Path("/"), agent) for name, agent in agents.items()}
+    found = observation.clocks_ahead_s(Fleet(servers, {}), samples.shared_plan(RED, BLUE))
+    assert found == {"red": 0, "blue": 600}
+
+
+def test_one_server_is_not_asked_for_its_clock() -> None:
+    assert observation.clocks_ahead_s(Fleet({}, {}), samples.plan(2)) == {"localhost": 0}
 
 
 # Tunnels

@@ -152,6 +152,68 @@ def test_an_address_that_never_appears(monkeypatch: pytest.MonkeyPatch) -> None:
         apply.apply([{"do": "address", "address": "10.0.0.3"}])
 
 
+class Clocks:
+    """The clocks of a node and of its server, and the real-time clock of the node, which is late by `late_s`."""
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, path: Path, *, node: float, server: float, late_s: float = 0.0
+    ) -> None:
+        self.node, self._server, self._path, self._late_s = node, server, path, late_s
+        monkeypatch.setattr(apply, "HARDWARE_CLOCK", str(path))
+        monkeypatch.setattr(apply, "is_synchronised", lambda: False)
+        monkeypatch.setattr(time, "time", lambda: self.node)
+        monkeypatch.setattr(time, "sleep", self.advance)
+        monkeypatch.setattr(time, "clock_settime", self.set)
+        self.advance(0)
+
+    def advance(self, seconds: float) -> None:
+        self.node += seconds
+        self._server += seconds
+        self._path.write_text(f"{int(self._server - self._late_s)}\n")
+
+    def set(self, clock: int, seconds: float) -> None:
+        assert clock == time.CLOCK_REALTIME
+        self.node = seconds
+
+    @property
+    def apart_s(self) -> float:
+        return self.node - self._server
+
+
+@pytest.mark.parametrize("ahead_s", [0, 300, -300])
+@pytest.mark.parametrize("late_s", [0.0, 0.4, 0.99])
+@pytest.mark.parametrize("apart_s", [-600.0, -3.1, 3.1, 86400.0])
+def test_a_wrong_clock_is_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, apart_s: float, late_s: float, ahead_s: int
+) -> None:
+    clocks = Clocks(
+        monkeypatch, tmp_path / "rtc", node=1e9 + apart_s - ahead_s + 0.25, server=1e9 + 0.25, late_s=late_s
+    )
+    action = {"do": "clock", "ahead_s": ahead_s}
+    assert apply.apply([action]) == ["clock"]
+    assert abs(clocks.apart_s + ahead_s) < 0.6
+    assert apply.apply([action]) == []
+
+
+@pytest.mark.parametrize("late_s", [0.0, 0.4, 0.99])
+@pytest.mark.parametrize("apart_s", [-0.9, 0.0, 0.9])
+def test_a_right_clock_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, apart_s: float, late_s: float) -> None:
+    clocks = Clocks(monkeypatch, tmp_path / "rtc", node=1e9 + apart_s, server=1e9, late_s=late_s)
+    assert apply.apply([{"do": "clock", "ahead_s": 0}]) == []
+    assert clocks.node == 1e9 + apart_s
+
+
+@pytest.mark.parametrize("obstacle", ["no clock of the hardware", "NTP keeps it right"])
+def test_another_clock_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, obstacle: str) -> None:
+    clocks = Clocks(monkeypatch, tmp_path / "rtc", node=1e9 - 600, server=1e9)
+    if obstacle == "NTP keeps it right":
+        monkeypatch.setattr(apply, "is_synchronised", lambda: True)
+    else:
+        (tmp_path / "rtc").unlink()
+    assert apply.apply([{"do": "clock", "ahead_s": 0}]) == []
+    assert clocks.node == 1e9 - 600
+
+
 def test_a_unit_is_enabled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(apply, "UNITS", str(tmp_path))
     (tmp_path / "my.service").touch()

@@ -99,6 +99,18 @@ def test_connections_are_closed_when_another_node_fails(world: World) -> None:
     assert [connection.is_closed for connection in connections] == [True, True]
 
 
+# Configuration
+
+
+def test_the_clock_of_a_node_is_set_before_its_files_are_written(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(node_lifecycle.observation, "clocks_ahead_s", lambda *_: {"localhost": 7})
+    monkeypatch.setattr(node_lifecycle.configure, "apply", lambda _, __, actions, **___: asked.extend(actions))
+    world.lifecycle.configure(WORKER, Session())  # type: ignore[arg-type]
+    assert asked[0] == {"do": "clock", "ahead_s": 7}
+    assert len(asked) > 1
+
+
 # Clones
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from itertools import product
 
 import pytest
@@ -219,6 +220,20 @@ def test_the_check_reports_every_pair(cluster: Cluster, options: list[str]) -> N
     assert {(frm, to) for check, frm, to in rows if check == "ssh"} == pairs
     assert {frm for check, frm, _ in rows if check == "nfs"} == set(NODES)
     assert {to for check, _, to in rows if check == "mpi"} == set(NODES)
+    assert {frm for check, frm, _ in rows if check == "clock"} == set(NODES)
+
+
+def test_a_wrong_clock_fails_the_check_and_repair_sets_it(cluster: Cluster) -> None:
+    cluster.ssh("red2", "date -s '10 minutes ago'", user="root")
+    failed = json.loads(cluster.host.vcluster("check", "-o", "json", check=False).stdout)["checks"]
+    bad = {(one["check"], one["from"], one["to"]): one["detail"] for one in failed if not one["passed"]}
+    assert bad.keys() == {("clock", "red2", "red1")}
+    assert re.fullmatch(
+        r"its clock is (5\d\d|600) s behind that of red1; to set it: vcluster repair [a-z]+", *bad.values()
+    )
+    cluster.host.vcluster("repair", timeout_s=200)  # it ends with the check
+    before, seconds, after = time.time(), float(cluster.ssh("red2", "date +%s.%N")), time.time()
+    assert before - 2 < seconds < after + 2
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import os
 import platform
 import re
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -49,6 +50,11 @@ def identity() -> dict[str, Any]:
         "cpus": os.cpu_count() or 1,
         "has_libvirt": libvirt_daemons.is_running(),
     }
+
+
+def clock() -> float:
+    """The time of this machine, in seconds since 1970."""
+    return time.time()
 
 
 def observe(disks: str) -> dict[str, Any]:
@@ -323,6 +329,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
         identity,
         diagnose,
         hidden_mounts,
+        clock,
         observe,
         route_to,
         addresses,

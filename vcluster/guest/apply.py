@@ -18,6 +18,8 @@ writes {"changed": […]}. The field "do" names the action:
   leases     path, unit, hosts, unknown_hosts  dnsmasq's leases: keep those of `hosts` (MACs by address) and those from
                                                the first to the last address of `unknown_hosts`, remove all others
   address    address                           wait until the node has this address; changes nothing
+  clock      ahead_s                           set the clock to that of the virtual hardware, if there is one, which is
+                                               `ahead_s` seconds ahead; a clock that NTP synchronises stays
   arp        interface, macs, unknown          the ARP cache: MACs by address, as if learned before, and addresses that
                                                are not there; not a change
   programs   names, log, unless                fails if one of these programs is missing, with the errors in the log of
@@ -50,6 +52,9 @@ MOUNT_TRIES = 2
 ADDRESS_TIMEOUT_S, ADDRESS_POLL_S = 60.0, 0.1
 MOUNT_POINT = "/run/vcluster-mount"
 MS_BIND = 4096  # linux/mount.h
+HARDWARE_CLOCK = "/sys/class/rtc/rtc0/since_epoch"
+CLOCK_MAX_S, CLOCK_POLL_S = 2.0, 0.005
+TIMEX_BYTES, TIME_ERROR = 512, 5  # sys/timex.h; the structure has 208 bytes
 SIOCDARP, SIOCSARP, ATF_COM, ARPHRD_ETHER = 0x8953, 0x8955, 2, 1  # linux/sockios.h, linux/if_arp.h
 
 
@@ -386,6 +391,33 @@ def do_address(action: Action, _changed: list[str]) -> None:
         if time.monotonic() > deadline:
             raise RuntimeError(f"timed out after {ADDRESS_TIMEOUT_S:.0f} s waiting for the address {action['address']}")
         time.sleep(ADDRESS_POLL_S)
+
+
+def do_clock(action: Action, changed: list[str]) -> None:
+    if not os.path.exists(HARDWARE_CLOCK):
+        return
+    # QEMU's clock began with a whole second, so each of its seconds begins late, by less than one.
+    second, end = hardware_time(), time.monotonic() + 2
+    if abs(second + 1 - action["ahead_s"] - time.time()) < CLOCK_MAX_S or is_synchronised():
+        return
+    while hardware_time() == second and time.monotonic() < end:  # until the next second begins
+        time.sleep(CLOCK_POLL_S)
+    time.clock_settime(time.CLOCK_REALTIME, hardware_time() + 0.5 - action["ahead_s"])
+    changed.append("clock")
+
+
+def hardware_time() -> float:
+    """The real-time clock, which shows whole seconds. That of a virtual machine follows the clock of its server."""
+    with open(HARDWARE_CLOCK) as file:
+        return float(file.read())
+
+
+def is_synchronised() -> bool:
+    """Whether a program of the image, for example an NTP client, keeps the clock right (adjtimex(2))."""
+    import ctypes  # noqa: PLC0415 - most lists of actions do not need it
+
+    state: int = ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(TIMEX_BYTES))
+    return state != TIME_ERROR
 
 
 def do_arp(action: Action, _changed: list[str]) -> None:

@@ -275,7 +275,7 @@ def write(path: str, text: str) -> None:
 def probe(request: Request) -> None:
     results = [*pings(request)]
     sys.stdin.read()
-    answer({"results": [*results, *read_all(request)], "same": same(request)})
+    answer({"results": [*results, *read_all(request)], "same": same(request), "time_s": time.time()})
 
 
 def probe_first(request: Request) -> None:
@@ -283,7 +283,7 @@ def probe_first(request: Request) -> None:
     try:
         answer({"written": True})
         results += [*pings(request), *read_all(request)]
-        answer({"results": results, "same": same(request)})
+        answer({"results": results, "same": same(request), "time_s": time.time()})
         sys.stdin.read()
     finally:
         each_as_user(request, os.unlink)

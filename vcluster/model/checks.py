@@ -24,6 +24,7 @@ CHECK_KINDS = (
     CheckKind("ssh", "ssh without password or prompt"),
     CheckKind("nfs", "nfs: a file written on each shared folder is read", listed="from"),
     CheckKind("mpi", "mpi: an exchange between all ranks", listed="to"),
+    CheckKind("clock", "clock: within 5 s of the head node's", listed="from", of_nodes=False),
     CheckKind("path", "path: every port up to the switch and back counted it", listed="from", of_nodes=False),
 )
 NODE_CHECKS = frozenset(kind.name for kind in CHECK_KINDS if kind.of_nodes)

@@ -202,6 +202,14 @@ def _arp(node: Node, common: CommonFiles) -> Action:
     return {"do": "arp", "interface": "lab0", "macs": macs, "unknown": [following]}
 
 
+def clock_action(ahead_s: int) -> Action:
+    """Set a node's clock by that of its server, `ahead_s` behind it: the head's server has the right time.
+
+    After a pause of the node, its own clock is behind.
+    """
+    return {"do": "clock", "ahead_s": ahead_s}
+
+
 def _uid(plan: Plan) -> int | None:
     """The user id of the cluster's user; None for the image's own user, who has an id already."""
     if plan.image_login and plan.image_login.user == plan.user:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import secrets
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -25,6 +26,7 @@ from vcluster.model.plan import Node, Plan
 from vcluster.model.quoting import quoted
 from vcluster.render import node_actions as paths
 from vcluster.stages import mpi_run
+from vcluster.stages.clocks import UNKNOWN_CLOCK, Clock, compare
 from vcluster.stages.guest_answer import ask, receive, unknown_result
 from vcluster.stages.logins import Login, all_pairs, chosen, derive, doubtful
 from vcluster.util import parallel
@@ -55,6 +57,7 @@ class Answer:
     node: str
     checks: tuple[Check, ...]
     same: Mapping[str, str]
+    clock: Clock = UNKNOWN_CLOCK
 
 
 def run(
@@ -94,7 +97,8 @@ def run(
         tested = tests.log_in(all_pairs(plan), limit).checks
     tested += tests.log_in(doubtful(same, tested, entered), limit).checks
     others = [check for answer in (led, *followed, launched) for check in answer.checks if check.check != "ssh"]
-    return CheckReport((*others, *derive(same, tested, proven)))
+    clocks = {answer.node: answer.clock for answer in (led, *followed)}
+    return CheckReport((*others, *derive(same, tested, proven), *compare(plan, clocks)))
 
 
 class _Tests:
@@ -125,12 +129,13 @@ class _Tests:
         """The head's part. Its program removes the shared files at the end of its input."""
         head, session = self._plan.head, self._sessions[self._plan.head.name]
         self._prepare(head)
+        asked_s = time.monotonic()
         with self._start(head) as pipe:
             try:
                 with self._report.step("check", head.name, awaiting="pings and NFS"):
                     receive(pipe, session.deadline, AWAITED)
                     self._written.set()
-                    answer = _answer(self._names, head.name, receive(pipe, session.deadline, AWAITED))
+                    answer = self._answer_with_clock(head, pipe, asked_s)
                 for _ in self._plan.workers:
                     _wait(self._read.acquire, session.deadline)
             finally:  # after a failure, too, so that the files are removed
@@ -144,10 +149,19 @@ class _Tests:
         self._prepare(node)
         with self._report.step("check", node.name, awaiting="pings and NFS"), self._start(node) as pipe:
             _wait(self._written.wait, session.deadline)
+            asked_s = time.monotonic()
             pipe.shut()
-            answer = _answer(self._names, node.name, receive(pipe, session.deadline, AWAITED))
+            answer = self._answer_with_clock(node, pipe, asked_s)
         self._read.release()
         return answer
+
+    def _answer_with_clock(self, node: Node, pipe: Pipe, asked_s: float) -> Answer:
+        """The next answer of a node, with its time after `asked_s`, a time of this machine's time.monotonic()."""
+        received = receive(pipe, self._sessions[node.name].deadline, AWAITED)
+        clock = Clock.of(received.get("time_s"), asked_s, time.monotonic())
+        if clock is None:
+            raise unknown_result(f"{node.name}: {AWAITED}")
+        return replace(_answer(self._names, node.name, received), clock=clock)
 
     def _prepare(self, node: Node) -> None:
         if self._mount:
