@@ -194,30 +194,34 @@ class SerialConnection:
         """Receive in a separate thread, which must not end without an error: others wait for what it delivers."""
         try:
             while True:
-                self._deliver(self._next_message())
+                self._deliver_next()
         except VclusterError as error:
             self._fail(error)
         except Exception as error:  # noqa: BLE001 - the node decides which one
             self._fail(VclusterError(f"the node sent a message that vcluster does not know ({type(error).__name__})"))
 
-    def _next_message(self) -> dict[str, Any]:
-        """The next message of the node's program; other messages of the node, such as "ready", are skipped."""
+    def _deliver_next(self) -> None:
+        """Deliver the next message for a request or a program; others of the node, such as "ready", are skipped."""
         for _ in range(_FOREIGN_MAX):
             message = _parsed(self._channel.read_line(self._until_closed, "the next message"))
-            if message is not None:
-                return message
+            if message is not None and self._deliver(message):
+                return
         raise VclusterError(f"the node sent {_FOREIGN_MAX} messages that are not of its program")
 
-    def _deliver(self, message: dict[str, Any]) -> None:
+    def _deliver(self, message: dict[str, Any]) -> bool:
+        """Deliver a message. Returns whether a request or a program waits for it."""
         if "done" in message or "error" in message:
             with self._lock:
                 answer = self._unanswered.popleft() if self._unanswered else None
             if answer:
                 answer.complete(message)
-        elif pipe := self._pipes.get(message.get("id", -1)):
+            return answer is not None
+        pipe = self._pipes.get(message.get("id", -1))
+        if pipe:
             pipe.on_message(message)
             if "exit" in message:
                 self._pipes.pop(message["id"])
+        return pipe is not None
 
     def _fail(self, error: VclusterError) -> None:
         with self._lock:
