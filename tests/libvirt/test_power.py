@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from vcluster.errors import ConflictError, MissingError, VclusterError
 from vcluster.fleet.ledger import VERSION, Ledger
 from vcluster.fleet.servers import Fleet, Server
 from vcluster.render.domain_xml import domain_xml
+from vcluster.util import parallel
 from vcluster.util.events import Reporter
 
 pytestmark = pytest.mark.libvirt
@@ -133,11 +135,45 @@ def test_a_disk_error_names_the_file(context: OpenContext) -> None:
 def test_nodes_are_turned_on_only_with_enough_memory(context: OpenContext, turn: Callable[..., power.Outcomes]) -> None:
     libvirt = context.fleet["localhost"].hypervisor
     libvirt.memory_free_mib = lambda: FREE_MIB - 704  # type: ignore[method-assign]
+    done = turn(context, PLAN, PLAN.nodes)
     with pytest.raises(MissingError, match=r"^the nodes need 2624 MiB of memory, 3 times 704 .* but 2623 MiB are free"):
-        turn(context, PLAN, PLAN.nodes)
+        parallel.raise_all([each for each in done.values() if isinstance(each, VclusterError)])
+    assert len(done) == 3
     assert not any(domain.power.is_active for domain in libvirt.domains())
     assert messages(turn(context, PLAN, PLAN.nodes[:2])) == ["on", "on"]
     assert messages(turn(context, PLAN, PLAN.nodes))[2] == "on"  # those that run have their memory
+
+
+@pytest.mark.parametrize("turn", [power.turn_on, power.cycle])
+@pytest.mark.parametrize("fault", ["no answer", "no memory"])
+def test_the_fault_of_a_server_stops_only_its_own_nodes(
+    context: OpenContext, tmp_path: Path, turn: Callable[..., power.Outcomes], fault: str
+) -> None:
+    plan = samples.shared_plan(samples.RED, samples.BLUE, count=3)
+    red, blue = [plan.nodes_on(name) for name in ("red", "blue")]
+    faulty = Hypervisor("test:///default", samples.OWNER)
+    servers = {"red": replace(context.fleet["localhost"], name="red")}
+    servers["blue"] = replace(servers["red"], name="blue", libvirt=faulty)
+    libvirt = servers["red"].hypervisor
+    for node in libvirt.domains():
+        libvirt.undefine_domain(node.name)
+
+    def memory_free_mib() -> int:
+        if fault == "no answer":
+            raise VclusterError("blue: libvirt does not answer")
+        return 0
+
+    with faulty:
+        faulty.memory_free_mib = memory_free_mib  # type: ignore[method-assign]
+        for node in plan.nodes:
+            xml = domain_xml(plan, node).replace("type='qemu'", "type='test'").replace('type="qemu"', 'type="test"')
+            servers[node.server].hypervisor.define_domain(xml)
+        shared = OpenContext(Fleet(servers, {}), tmp_path)
+        assert messages(turn(shared, plan, red)) == ["on"] * len(red)
+        done = turn(shared, plan, plan.nodes)
+    reason = "blue: libvirt does not answer" if fault == "no answer" else "but 0 MiB are free"
+    assert all(reason in text for text in messages({node.name: done[node.name] for node in blue}))
+    assert all(isinstance(done[node.name], str) for node in red)
 
 
 def test_a_missing_node_does_not_stop_the_others(context: OpenContext) -> None:

@@ -69,10 +69,14 @@ def _pending(known: Sequence[tuple[ledger.ClusterFiles, ledger.Ledger]]) -> list
     ]
 
 
-def free_memory_mib(fleet: Fleet, state_root: Path, *, besides: str) -> dict[str, int]:
-    """The free memory of each server by name, less what commands on clusters `besides` this one are about to use."""
-    pending = [plan for plan in _pending(_known_ledgers(state_root)) if plan.name != besides]
-    return fleet.each(lambda server: _free_mib(server, pending))
+def pending_plans(state_root: Path, *, besides: str) -> list[Plan]:
+    """The plans of clusters `besides` this one whose nodes a command creates or starts now."""
+    return [plan for plan in _pending(_known_ledgers(state_root)) if plan.name != besides]
+
+
+def free_memory_mib(server: Server, pending: Sequence[Plan]) -> int:
+    """The free memory of a server, less what the commands that carry out the `pending` plans are about to use."""
+    return max(0, server.libvirt.memory_free_mib() - _promised_mib(server, pending)) if server.libvirt else 0
 
 
 def _facts(
@@ -85,7 +89,7 @@ def _facts(
     where = server.name if server.session else "this machine"
     routes = tuple(Route(IPv4Network(network), interface, where) for network, interface in seen["routes"])
     return Facts(
-        memory_free_mib=_free_mib(server, pending),
+        memory_free_mib=free_memory_mib(server, pending),
         disk_free_mib=seen["disk_free_mib"],
         cpus=seen["cpus"],
         accel=accel,
@@ -107,10 +111,6 @@ def _promised_vnis(server: Server, plans: Sequence[Plan]) -> frozenset[int]:
     """The VNIs of our clusters on a server. Their tunnels may not exist yet, or no more after a reboot."""
     planned = (each for plan in plans for each in plan.servers if each.host_key == server.host_key)
     return frozenset(tunnel.vni for each in planned for tunnel in each.tunnels)
-
-
-def _free_mib(server: Server, pending: Sequence[Plan]) -> int:
-    return max(0, server.libvirt.memory_free_mib() - _promised_mib(server, pending)) if server.libvirt else 0
 
 
 def _promised_mib(server: Server, pending: Sequence[Plan]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import closing
 
-from vcluster.commands.steps.admission import require_memory
+from vcluster.commands.steps.admission import memory_errors
 from vcluster.commands.steps.inventory import domains_on
 from vcluster.commands.steps.node_console import console_on_timeout
 from vcluster.errors import ConflictError, VclusterError
@@ -50,7 +50,7 @@ def turn_on(context: Context, plan: Plan, nodes: Sequence[Node], *, ready_by: De
     """Turn nodes on, and resume paused nodes; with `ready_by`, wait until each started node reports ready.
 
     Raises ConflictError while another command creates nodes: a clone is paused until it has received its memory.
-    Raises MissingError if a server lacks memory for the nodes that are off.
+    The outcome of nodes that are off is an error if their server lacks memory for all of them.
     """
     _refuse_during_create(context, plan)
 
@@ -111,18 +111,22 @@ def _on_each(
 ) -> Outcomes:
     """The outcome of `work` on each node; the nodes are worked on at once, and a failure stops only its own node.
 
-    If it `starts` nodes, servers must have the memory for those that are off.
+    If it `starts` nodes, a server must have the memory for those of its nodes that are off, or starts none of them.
     """
     with context.fleet_of(plan, allow_unreachable=True) as fleet:
         answers = parallel.outcomes(tuple(fleet.servers.values()), domains_on)
         domains = dict(zip(fleet.servers, answers, strict=True))
-        if starts:
-            powers = {name: power for found in answers if isinstance(found, dict) for name, power in found.items()}
-            off = [node for node in nodes if node.domain in powers and not powers[node.domain].is_active]
-            require_memory(context, fleet, plan, off)
-        done = parallel.outcomes(
-            nodes, lambda node: work(fleet[node.server], node, _power(plan, fleet, domains, node)), deadline=ready_by
-        )
+        powers = {name: power for found in answers if isinstance(found, dict) for name, power in found.items()}
+        off = [node for node in nodes if starts and node.domain in powers and not powers[node.domain].is_active]
+        errors = memory_errors(context, fleet, plan, off)
+
+        def work_on(node: Node) -> str:
+            power = _power(plan, fleet, domains, node)
+            if node in off and node.server in errors:
+                raise errors[node.server]
+            return work(fleet[node.server], node, power)
+
+        done = parallel.outcomes(nodes, work_on, deadline=ready_by)
     return {node.name: outcome for node, outcome in zip(nodes, done, strict=True)}
 
 

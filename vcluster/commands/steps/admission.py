@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Set
 
 from vcluster.adapters.libvirt.hypervisor import NAMED_KINDS
@@ -16,6 +17,7 @@ from vcluster.model.plan import Node, Plan, ServerPlan
 from vcluster.model.spec import LOCAL, Image, Spec
 from vcluster.planning import placement
 from vcluster.planning.planner import CLUSTERS_FOLDER, make_plan
+from vcluster.util import parallel
 from vcluster.util.deadline import Deadline
 from vcluster.util.events import Reporter
 
@@ -84,22 +86,30 @@ def plan_cluster(
 
 def require_memory(context: Context, fleet: Fleet, plan: Plan, nodes: Collection[Node]) -> None:
     """Raise MissingError if servers lack the memory to start these nodes of a cluster."""
-    if not nodes:
-        return
-    free = observation.free_memory_mib(fleet, context.state_root, besides=plan.name)
+    parallel.raise_all([*memory_errors(context, fleet, plan, nodes).values()])
 
-    def check(server: Server) -> None:
-        count = sum(node.server == server.name for node in nodes)
+
+def memory_errors(context: Context, fleet: Fleet, plan: Plan, nodes: Collection[Node]) -> dict[str, VclusterError]:
+    """Why servers cannot start these nodes of a cluster, by server name: lack of memory, or no answer about it.
+
+    Servers without such nodes are not asked.
+    """
+    counts = Counter(node.server for node in nodes)
+    pending = observation.pending_plans(context.state_root, besides=plan.name) if nodes else []
+
+    def check(name: str) -> None:
+        server = fleet[name]
         placement.check_memory(
-            count,
+            counts[name],
             plan.memory_mib,
-            plan.server(server.name).accel,
-            free[server.name],
-            where=f" on {server.name}" if server.session else "",
+            plan.server(name).accel,
+            observation.free_memory_mib(server, pending),
+            where=f" on {name}" if server.session else "",
             do_exist=True,
         )
 
-    fleet.each(check)
+    answers = zip(counts, parallel.outcomes([*counts], check), strict=True)
+    return {name: error for name, error in answers if error is not None}
 
 
 def refuse_existing(fleet: Fleet, files: ClusterFiles) -> None:
