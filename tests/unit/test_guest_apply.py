@@ -203,15 +203,32 @@ def test_a_right_clock_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ap
     assert clocks.node == 1e9 + apart_s
 
 
-@pytest.mark.parametrize("obstacle", ["no clock of the hardware", "NTP keeps it right"])
-def test_another_clock_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, obstacle: str) -> None:
-    clocks = Clocks(monkeypatch, tmp_path / "rtc", node=1e9 - 600, server=1e9)
-    if obstacle == "NTP keeps it right":
-        monkeypatch.setattr(apply, "is_synchronised", lambda: True)
-    else:
-        (tmp_path / "rtc").unlink()
+@pytest.mark.parametrize("fault", ["absent", "unreadable", "no time"])
+def test_a_clock_of_the_hardware_without_a_time_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    rtc = tmp_path / "rtc"
+    clocks = Clocks(monkeypatch, rtc, node=1e9 - 600, server=1e9)
+    rtc.unlink()
+    if fault == "unreadable":
+        rtc.mkdir()  # read by root, too, it raises OSError
+    elif fault == "no time":
+        rtc.write_text("\n")
     assert apply.apply([{"do": "clock", "ahead_s": 0}]) == []
     assert clocks.node == 1e9 - 600
+
+
+@pytest.mark.parametrize(
+    ("apart_s", "changed"), [(-600.0, ["clock"]), (-5.0, ["clock"]), (-2.9, []), (0.0, []), (2.9, []), (5.0, ["clock"])]
+)
+def test_a_synchronised_clock_is_set_only_if_the_check_would_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, apart_s: float, changed: list[str]
+) -> None:
+    """After a pause of a node, its kernel still reports that NTP synchronises the clock."""
+    clocks = Clocks(monkeypatch, tmp_path / "rtc", node=1e9 + apart_s, server=1e9)
+    monkeypatch.setattr(apply, "is_synchronised", lambda: True)
+    assert apply.apply([{"do": "clock", "ahead_s": 0}]) == changed
+    assert abs(clocks.apart_s - (0.0 if changed else apart_s)) < 0.6
 
 
 def test_a_unit_is_enabled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
