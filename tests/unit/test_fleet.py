@@ -238,6 +238,25 @@ def test_clocks_of_servers_are_compared_with_that_of_the_heads_server() -> None:
     assert found == {"red": 0, "blue": 600}
 
 
+def test_the_quickest_answer_about_a_clock_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each answer has the time of its start, so a slow one makes the clock look as if it were behind."""
+    now, slow = 1000.0, {"red": [20.0, 0.0, 8.0], "blue": [0.0, 30.0, 9.0]}
+
+    def clock(name: str) -> float:
+        nonlocal now
+        shown, now = now, now + slow[name].pop()
+        return shown
+
+    monkeypatch.setattr(observation, "time", SimpleNamespace(time=lambda: now))
+    monkeypatch.setattr(Fleet, "each", lambda self, work: {name: work(each) for name, each in self.servers.items()})
+    servers = {
+        name: Server(name, samples.OWNER, Path("/"), LocalAgent({"clock": lambda name=name: clock(name)}))
+        for name in slow
+    }
+    assert observation.clocks_ahead_s(Fleet(servers, {}), samples.shared_plan(RED, BLUE)) == {"red": 0, "blue": 0}
+    assert slow == {"red": [], "blue": []}
+
+
 def test_one_server_is_not_asked_for_its_clock() -> None:
     assert observation.clocks_ahead_s(Fleet({}, {}), samples.plan(2)) == {"localhost": 0}
 

@@ -59,6 +59,7 @@ class NodeLifecycle:
         self._snapshots = {key: each for key, each in (snapshots or {}).items() if each is not REFUSED}
         self._common = common_files(cluster.plan, cluster.keys)
         self._head_configured = threading.Event()
+        self._asking_for_clocks = threading.Lock()
         sessions = {name: server.session for name, server in cluster.fleet.servers.items()}
         self._jump_hosts = JumpHosts(cluster.plan, sessions)
 
@@ -291,7 +292,9 @@ class NodeLifecycle:
     def configure(self, node: Node, connection: NodeConnection) -> tuple[str, ...]:
         """Apply what the plan specifies for this node alone. Returns what changed."""
         actions = node_actions.actions(self._plan, node, self._cluster.keys, self._common)
-        actions.insert(0, node_actions.clock_action(self._clocks_ahead_s[node.server]))
+        with self._asking_for_clocks:  # nodes are configured at once
+            ahead_s = self._clocks_ahead_s[node.server]
+        actions.insert(0, node_actions.clock_action(ahead_s))
         return configure.apply(connection, "configure", actions, report=self._cluster.report)
 
     @cached_property
