@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +21,7 @@ from tests.testbed import STATE, Server, testbed
 VCLUSTER = [sys.executable, "-c", "from vcluster.cli.main import run; run()"]
 ENVIRONMENT = {"VCLUSTER_NO_WARM": "1"}  # no command makes a snapshot in the background, unless a test asks for it
 READY = "vcluster: ready"  # what a node prints at the end of its boot
+READ_S = 300.0  # for the output of a command; longer than each of its waits in these tests
 SNAPSHOTS = "/var/lib/libvirt/images/vcluster/snapshots"
 
 
@@ -84,24 +87,44 @@ class Host:
         raise AssertionError(f"libvirt of {self.server.name} did not make its folders")
 
 
-def read_until(process: subprocess.Popen[str], *texts: str) -> str:
+@contextmanager
+def killed_after(process: subprocess.Popen[str], timeout_s: float) -> Iterator[None]:
+    """Kill a process of `Server.popen`, with its process group, if the block still reads its output by then."""
+
+    def kill_group() -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+    timer = threading.Timer(timeout_s, kill_group)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def read_until(process: subprocess.Popen[str], *texts: str, timeout_s: float = READ_S) -> str:
     """The progress of a command until lines with these texts have appeared, in any order."""
     assert process.stderr
     lines, awaited = "", set(texts)
-    for line in process.stderr:
-        lines += line
-        awaited = {text for text in awaited if text not in line}
-        if not awaited:
-            return lines
+    with killed_after(process, timeout_s):
+        for line in process.stderr:
+            lines += line
+            awaited = {text for text in awaited if text not in line}
+            if not awaited:
+                return lines
     raise AssertionError(f"no line with {awaited} in:\n{lines}")
 
 
-def rest_of(process: subprocess.Popen[str]) -> str:
+def rest_of(process: subprocess.Popen[str], *, timeout_s: float = READ_S) -> str:
     """The rest of a command's progress, of which a part may be in the buffer of the stream."""
     assert process.stderr
-    with process.stderr as stream:
+    with killed_after(process, timeout_s), process.stderr as stream:
         errors = stream.read()
     process.wait(10)
+    assert process.returncode != -signal.SIGKILL, (
+        f"the command was killed, for example after {timeout_s:.0f} s:\n{errors}"
+    )
     return errors
 
 

@@ -165,8 +165,8 @@ def test_a_node_stops_during_commands_on_a_cluster(host: Host, bare: Survey) -> 
     assert_fails(process, DESTROY, "node3", "configure")
     assert host.json("status", "doomed")["state"] == "ready"
 
-    process = host.popen("check", "doomed")
-    time.sleep(1.5)  # it needs four seconds; on a busy machine, it is still at its logins
+    process = host.popen("check", "doomed", "-v")
+    read_until(process, "libvirt: inspecting doomed.node2")  # it does this after the login to node2, before the tests
     Stopper(host, DESTROY, "node2").stop()
     assert_fails(process, DESTROY, "node2", NO_STAGE)
 
