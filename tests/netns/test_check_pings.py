@@ -121,6 +121,17 @@ def test_the_last_of_several_tries_is_enough(net: Lan) -> None:
         assert [result["detail"] for result in read_answer(process)["results"]] == ["", ""]
 
 
+def test_an_answer_has_the_times_at_the_begin_and_at_the_end_of_the_tests(net: Lan) -> None:
+    with running(net, request("probe_first")) as process:
+        assert read_answer(process) == {"written": True}
+        written_s = time.time()
+        assert written_s - 60 < read_answer(process)["began_s"] <= written_s
+    with running(net, request()) as process:
+        tests_s = time.time()
+        end_input(process)
+        assert tests_s <= read_answer(process)["ended_s"] <= time.time()
+
+
 def test_digests_cover_only_lines_about_nodes(net: Lan) -> None:
     etc = "10.0.0.2 worker\n10.0.0.1 head\n"
     net.hosts_file("head", etc)

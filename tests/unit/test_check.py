@@ -274,7 +274,7 @@ class FakeSession:
         if request["do"] == "mpi":
             return self._mpi(names_of(request["targets"]))
         same, time_s = {HOSTS: "one", KNOWN: self._known}, time.time() + self._ahead_s
-        answer = json.dumps({"results": [], "same": same, "time_s": time_s}).encode()
+        answer = json.dumps({"results": [], "same": same, "began_s": time_s, "ended_s": time_s}).encode()
         time.sleep(self._slow_s)
         return [b'{"written": true}', answer] if request["do"] == "probe_first" else [answer]
 
@@ -363,17 +363,19 @@ RESULT = {"check": "ssh", "to": "node1", "passed": True, "detail": ""}
         {"results": [{"check": "ssh"}]},
         {"results": "none"},
         {"results": [], "same": []},
-        {"time_s": None},
-        {"time_s": "now"},
-        {"time_s": float("nan")},
-        {"time_s": float("inf")},
-        {"time_s": -1e300},
+        {"began_s": None},
+        {"began_s": float("-inf")},
+        {"ended_s": "now"},
+        {"ended_s": float("nan")},
+        {"ended_s": float("inf")},
+        {"ended_s": -1e300},
         {},
     ],
 )
 def test_an_answer_with_something_unknown_ends_the_check(answer: dict[str, object]) -> None:
     log = Log()
-    answer = {"results": [], "same": {}, "time_s": time.time()} | answer if answer else answer
+    times = {"began_s": time.time(), "ended_s": time.time()}
+    answer = {"results": [], "same": {}} | times | answer if answer else answer
     with pytest.raises(VclusterError, match="node2: the check printed a result that vcluster does not know"):
         run(2, log, node2=FakeSession("node2", log, output=json.dumps(answer).encode()))
 
@@ -432,10 +434,18 @@ def test_a_clock_that_is_wrong_fails(name: str, ahead_s: float, failed: dict[str
 
 @pytest.mark.parametrize(("time_s", "ahead_s"), [(100.0, 88.0), (13.0, 1.0), (12.0, 0.0), (10.0, 0.0), (4.0, -6.0)])
 def test_the_time_between_question_and_answer_makes_a_clock_uncertain(time_s: float, ahead_s: float) -> None:
-    clock = Clock.of(time_s, 10.0, 12.0)
+    clock = Clock.of(time_s, time_s, 10.0, 12.0)
     assert clock
     assert clock.ahead_of_s(Clock(0.0, 0.0)) == ahead_s
     assert Clock(0.0, 0.0).ahead_of_s(clock) == -ahead_s
+
+
+def test_the_time_that_the_tests_of_a_node_take_does_not_hide_a_wrong_clock() -> None:
+    """The tests of the head take 4 s, and its clock is 9 s behind."""
+    head, worker = Clock.of(91.0, 95.0, 0.0, 4.0), Clock.of(104.0, 104.25, 4.0, 4.25)
+    assert head
+    assert worker
+    assert worker.ahead_of_s(head) == 9
 
 
 def test_an_answer_of_the_head_that_arrives_late_is_not_a_wrong_clock(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,8 @@ The controller sends it to a node, where python3 runs it as root. It reads a JSO
       log in to the nodes in "logins"
 Each of "targets" is {"name", "address"}. Each of "shares" is {"node", "file", "mount"}; the mount is null for a folder
 of the node itself. The answer is a line {"results": [{"check", "to", "passed", "detail"}]}. The answer to a probe also
-has "same": digests, by name, of everything that must be equal on all nodes for their logins. And
+has "same": digests, by name, of everything that must be equal on all nodes for their logins; and "began_s", "ended_s":
+the times of the node's clock at the begin and the end of its tests. And
   {"do": "flow", "address", "count", "payload"}
       send that number of packets and count the answers; the answer is {"answered": N}
 """
@@ -273,20 +274,24 @@ def write(path: str, text: str) -> None:
 
 
 def probe(request: Request) -> None:
-    results = [*pings(request)]
+    began_s, results = time.time(), [*pings(request)]
     sys.stdin.read()
-    answer({"results": [*results, *read_all(request)], "same": same(request), "time_s": time.time()})
+    answer_probe(request, [*results, *read_all(request)], began_s)
 
 
 def probe_first(request: Request) -> None:
+    began_s = time.time()
     results = each_as_user(request, lambda path: write(path, request["token"]))
     try:
         answer({"written": True})
-        results += [*pings(request), *read_all(request)]
-        answer({"results": results, "same": same(request), "time_s": time.time()})
+        answer_probe(request, [*results, *pings(request), *read_all(request)], began_s)
         sys.stdin.read()
     finally:
         each_as_user(request, os.unlink)
+
+
+def answer_probe(request: Request, results: list[Result], began_s: float) -> None:
+    answer({"results": results, "same": same(request), "began_s": began_s, "ended_s": time.time()})
 
 
 def log_in(request: Request) -> None:

@@ -147,18 +147,18 @@ class _Tests:
         """The part of another node, which reads the files after the head has written them."""
         session = self._sessions[node.name]
         self._prepare(node)
+        asked_s = time.monotonic()
         with self._report.step("check", node.name, awaiting="pings and NFS"), self._start(node) as pipe:
             _wait(self._written.wait, session.deadline)
-            asked_s = time.monotonic()
             pipe.shut()
             answer = self._answer_with_clock(node, pipe, asked_s)
         self._read.release()
         return answer
 
     def _answer_with_clock(self, node: Node, pipe: Pipe, asked_s: float) -> Answer:
-        """The next answer of a node, with its time after `asked_s`, a time of this machine's time.monotonic()."""
+        """The next answer of a node; its program began after `asked_s`, a time of this machine's time.monotonic()."""
         received = receive(pipe, self._sessions[node.name].deadline, AWAITED)
-        clock = Clock.of(received.get("time_s"), asked_s, time.monotonic())
+        clock = Clock.of(received.get("began_s"), received.get("ended_s"), asked_s, time.monotonic())
         if clock is None:
             raise unknown_result(f"{node.name}: {AWAITED}")
         return replace(_answer(self._names, node.name, received), clock=clock)

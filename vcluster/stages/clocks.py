@@ -1,6 +1,7 @@
 """How far the clocks of the nodes are apart.
 
-A node answers with its time. The time between the question and the answer counts as an error of this comparison.
+A node answers with its time at the begin and at the end of its tests. The time until its program begins, and the time
+until its answer arrives, count as an error of this comparison; the time that the tests take does not.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from vcluster.model.checks import Check
 from vcluster.model.plan import Plan
@@ -25,11 +27,14 @@ class Clock:
     most_s: float
 
     @classmethod
-    def of(cls, time_s: object, asked_s: float, answered_s: float) -> Clock | None:
-        """The clock that showed this time between two readings of time.monotonic(); None if it is not a time."""
-        if not isinstance(time_s, float) or not math.isfinite(time_s) or abs(time_s) > TIME_MAX_S:
+    def of(cls, began_s: object, ended_s: object, asked_s: float, answered_s: float) -> Clock | None:
+        """The clock that showed these times, one after the other, between two readings of time.monotonic().
+
+        None if one of them is not a time.
+        """
+        if not _is_time(began_s) or not _is_time(ended_s):
             return None
-        return cls(time_s - answered_s, time_s - asked_s)
+        return cls(ended_s - answered_s, began_s - asked_s)
 
     def ahead_of_s(self, other: Clock) -> float:
         """How far this clock is certainly ahead of another; negative if it is behind, 0 if neither is certain."""
@@ -37,6 +42,10 @@ class Clock:
 
 
 UNKNOWN_CLOCK = Clock(-math.inf, math.inf)
+
+
+def _is_time(value: object) -> TypeGuard[float]:
+    return isinstance(value, float) and math.isfinite(value) and abs(value) <= TIME_MAX_S
 
 
 def compare(plan: Plan, clocks: Mapping[str, Clock]) -> Iterator[Check]:
