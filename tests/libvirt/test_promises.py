@@ -101,13 +101,15 @@ def test_the_second_of_two_creates_is_refused_for_lack_of_memory(server: Server,
 
 @pytest.fixture
 def context(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OpenContext:
-    """A `start` that gets past the check of memory ends where it would make the networks."""
+    """A `start` that gets past the check of memory ends where it would start nodes. It makes no networks."""
 
-    def end(_: Deployment) -> None:
+    def end(*_: object) -> None:
         raise VclusterError("enough memory")
 
     monkeypatch.setattr(lifecycle.servers, "require_rights", lambda _: None)
-    monkeypatch.setattr(Deployment, "create_networks", end)
+    monkeypatch.setattr(Deployment, "create_networks", lambda _: None)
+    monkeypatch.setattr(lifecycle.interfaces, "attach", lambda *_: None)
+    monkeypatch.setattr(lifecycle, "_restore_nodes", end)
     return OpenContext(Fleet({"localhost": server}, {}), tmp_path / "state")
 
 

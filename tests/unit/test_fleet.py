@@ -168,7 +168,9 @@ def context(tmp_path: Path, connector: Connector) -> Context:
     return context
 
 
-def record_steps(monkeypatch: pytest.MonkeyPatch, state: str, *missing: str) -> list[str]:
+def record_steps(
+    monkeypatch: pytest.MonkeyPatch, state: str, *missing: str, lacking: tuple[str, ...] = ()
+) -> list[str]:
     """Record the steps of start and repair for a cluster in that state."""
     steps: list[str] = []
     off = {"ready": (), "partial": ("node1",), "stopped": ("node1", "node2", "node3")}[state]
@@ -177,9 +179,12 @@ def record_steps(monkeypatch: pytest.MonkeyPatch, state: str, *missing: str) -> 
     monkeypatch.setattr(lifecycle, "observe_status", lambda *_: found)
     monkeypatch.setattr(lifecycle.servers, "require_rights", lambda _: steps.append("rights"))
     monkeypatch.setattr(lifecycle, "report_obstacles", lambda *_: steps.append("obstacles"))
-    monkeypatch.setattr(
-        lifecycle, "require_memory", lambda *given: steps.append(f"memory of {folded(node.name for node in given[-1])}")
-    )
+
+    def memory_errors(*given: Any) -> dict[str, VclusterError]:
+        steps.append(f"memory of {folded(node.name for node in given[-1])}")
+        return {name: MissingError("no memory") for name in lacking}
+
+    monkeypatch.setattr(lifecycle, "memory_errors", memory_errors)
     monkeypatch.setattr(Deployment, "create_networks", lambda _: steps.append("networks"))
     monkeypatch.setattr(lifecycle.interfaces, "attach", lambda *_: None)
     monkeypatch.setattr(lifecycle, "_restore_nodes", lambda *_: steps.append("nodes"))
@@ -225,6 +230,20 @@ def test_repair_checks_a_ready_cluster_too(monkeypatch: pytest.MonkeyPatch, cont
     assert lifecycle.repair(context, "lab", timeout_s=5) == ("bridge vc-lab",)
     with context.files("lab").locked(), pytest.raises(ConflictError, match="is changing cluster lab"):
         lifecycle.repair(context, "lab", timeout_s=5)
+
+
+@pytest.mark.parametrize("work", [lifecycle.start, lifecycle.repair])
+def test_networks_are_repaired_also_without_memory_for_the_nodes_that_are_off(
+    monkeypatch: pytest.MonkeyPatch, context: Context, work: Callable[..., object]
+) -> None:
+    notes: list[str] = []
+    context = replace(context, report=Reporter((lambda event: notes.append(event.text),)))
+    recorded = record_steps(monkeypatch, "partial", lacking=("red",))
+    with pytest.raises(MissingError, match=r"^no memory$"):
+        work(context, "lab", timeout_s=5)
+    assert recorded == ["rights", "obstacles", "memory of node1", "networks"]
+    assert notes[-1] == "the networks of cluster lab are in order, but vcluster started no node"
+    assert not context.files("lab").is_starting_nodes()
 
 
 # Clocks

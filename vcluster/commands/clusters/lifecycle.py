@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 
 from vcluster.adapters.node_connection import NodeConnection
-from vcluster.commands.steps.admission import report_obstacles, require_memory
+from vcluster.commands.steps.admission import memory_errors, report_obstacles
 from vcluster.commands.steps.deployment import Deployment, image_password
 from vcluster.commands.steps.inventory import domains_on, keep_nodes, observe_status, read_ledger
 from vcluster.commands.steps.node_lifecycle import NodeLifecycle
@@ -97,9 +97,12 @@ def _restore(context: Context, name: str, *, timeout_s: float, unless_ready: boo
         report_obstacles(fleet, context.report)
         cluster = Deployment(context, fleet, ledger.plan, files.read_keys(), deadline)
         status = observe_status(fleet, files)
-        stack.enter_context(_memory_reserved(cluster, files, status))
+        lack = _reserve_memory(cluster, files, status, stack)
         cluster.create_networks()  # an earlier version may have made them, with other rules and settings
         fleet.each(lambda server: interfaces.attach(server, cluster.plan), deadline=deadline)
+        if lack:
+            context.report.note(f"the networks of cluster {name} are in order, but vcluster started no node")
+            raise lack
         try:
             _restore_nodes(cluster, ledger)
         except BaseException:
@@ -111,17 +114,18 @@ def _restore(context: Context, name: str, *, timeout_s: float, unless_ready: boo
         return status.missing
 
 
-@contextmanager
-def _memory_reserved(cluster: Deployment, files: ClusterFiles, status: Status) -> Iterator[None]:
-    """Let no other command plan with the memory of the nodes that are off. Raises MissingError if servers lack it."""
-    context, off = cluster.context, {node.name for node in status.nodes if node.state in (STOPPED, MISSING)}
-    with ExitStack() as stack:
-        if off:
-            with planning(context.state_root, cluster.deadline, context.report):
-                nodes = [node for node in cluster.plan.nodes if node.name in off]
-                require_memory(context, cluster.fleet, cluster.plan, nodes)
-                stack.enter_context(files.starting_nodes())
-        yield
+def _reserve_memory(cluster: Deployment, files: ClusterFiles, status: Status, stack: ExitStack) -> VclusterError | None:
+    """Let no other command plan with the memory of the nodes that are off, or return why they cannot start."""
+    off = {node.name for node in status.nodes if node.state in (STOPPED, MISSING)}
+    nodes = [node for node in cluster.plan.nodes if node.name in off]
+    if not nodes:
+        return None
+    context = cluster.context
+    with planning(context.state_root, cluster.deadline, context.report):
+        errors = memory_errors(context, cluster.fleet, cluster.plan, nodes)
+        if not errors:
+            stack.enter_context(files.starting_nodes())
+    return parallel.joined([*errors.values()])
 
 
 def _restore_nodes(cluster: Deployment, ledger: Ledger) -> None:

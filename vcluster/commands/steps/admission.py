@@ -84,11 +84,6 @@ def plan_cluster(
     return make_plan(spec, facts, image=image, owner=context.connector.owner), facts
 
 
-def require_memory(context: Context, fleet: Fleet, plan: Plan, nodes: Collection[Node]) -> None:
-    """Raise MissingError if servers lack the memory to start these nodes of a cluster."""
-    parallel.raise_all([*memory_errors(context, fleet, plan, nodes).values()])
-
-
 def memory_errors(context: Context, fleet: Fleet, plan: Plan, nodes: Collection[Node]) -> dict[str, VclusterError]:
     """Why servers cannot start these nodes of a cluster, by server name: lack of memory, or no answer about it.
 
