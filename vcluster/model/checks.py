@@ -10,7 +10,7 @@ class CheckKind:
     """A kind of test. `title` is the heading of its results; it may contain `{mtu}`.
 
     `listed` is the end, `from` or `to`, whose nodes a summary lists. Without it the results are a table of both ends.
-    `of_nodes` is False if no guest program answers with it; such a kind is not part of every check.
+    `of_nodes` is False if no guest program answers with it; a summary then has it only if there are results of it.
     """
 
     name: str
