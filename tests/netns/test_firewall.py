@@ -186,20 +186,35 @@ def test_nft_lists_the_rules_as_intended_and_reads_them_again(server: Server, ca
         assert server.run(["nft", "list", "table", family, TABLE], timeout_s=10).stdout == listing
 
 
-# The kernel answers as one without ARP in nf_tables when the family has a number that it does not know.
+# The kernel answers as one without ARP in nf_tables, when the family has a number that it does not know. Older kernels
+# accept the table, and reject its chain: a chain of a type that the kernel does not know gets this answer.
 WITHOUT_ARP = """
 import sys
 from vcluster.adapters.network import guard_table
-guard_table.ARP = 77
+"""
+UNKNOWN_FAMILY = "guard_table.ARP = 77"
+UNKNOWN_CHAIN = """
+make = guard_table.new_chain
+def new_chain(table, name, hook):
+    message = make(table, name, hook)
+    if hook == guard_table.ARP_INPUT:
+        message["attrs"][-1] = ("NFTA_CHAIN_TYPE", "unknown")
+    return message
+guard_table.new_chain = new_chain
+"""
+GUARD_AND_REMOVE = """
 print(guard_table.guard(sys.argv[1], closed=["vc-lab"]))
+print(guard_table.tables(""))
 guard_table.remove(sys.argv[1])
 print(guard_table.tables(""))
 """
 
 
-def test_a_kernel_without_arp_in_nf_tables(server: Server) -> None:
-    done = server.run([sys.executable, "-c", WITHOUT_ARP, TABLE], timeout_s=30)
-    assert done.stdout == "the kernel's nf_tables has no ARP (CONFIG_NF_TABLES_ARP)\n()\n"
+@pytest.mark.parametrize("fake", [UNKNOWN_FAMILY, UNKNOWN_CHAIN])
+def test_a_kernel_without_arp_in_nf_tables(server: Server, fake: str) -> None:
+    done = server.run([sys.executable, "-c", WITHOUT_ARP + fake + GUARD_AND_REMOVE, TABLE], timeout_s=30)
+    gap = ("fill the ARP cache", "the kernel's nf_tables has no ARP (CONFIG_NF_TABLES_ARP)")
+    assert done.stdout.splitlines() == [f"[{gap}]", f"('{TABLE}',)", "()"]
 
 
 def test_our_rules_are_no_obstacle(server: Server, call: Call) -> None:
@@ -225,6 +240,25 @@ def test_a_kernel_without_nf_tables_has_no_tables(server: Server) -> None:
     assert done.stdout == "() ()\n"
 
 
+# The kernel answers a batch as one without nf_tables when the family has a number that it does not know.
+GUARD_WITHOUT_TABLES = """
+from vcluster.adapters.network import guard_table
+guard_table.INET = 77
+print(guard_table.guard("lab", closed=["vc-lab"]))
+try:
+    guard_table.guard("lab", [(40, "192.0.2.1", ["eth0"])], 4789)
+except guard_table.NoTablesError as error:
+    print(error.message)
+"""
+
+
+def test_only_tunnels_need_nf_tables(server: Server) -> None:
+    done = server.run([sys.executable, "-c", GUARD_WITHOUT_TABLES], timeout_s=30)
+    why = "table lab: the kernel has no nf_tables"
+    gap = ("reach all services", f"{why}; fix: modprobe nf_tables")
+    assert done.stdout.splitlines() == [f"[{gap}]", why]
+
+
 @pytest.mark.parametrize(("code", "is_missing"), [(errno.EOPNOTSUPP, True), (errno.EINVAL, False)])
 def test_a_rejected_batch_names_a_kernel_without_nf_tables(code: int, is_missing: bool) -> None:
     """The kernel rejects the start of a batch as not supported (nfnetlink.c); an invalid rule is another error."""
@@ -239,24 +273,22 @@ def test_a_rejected_batch_names_a_kernel_without_nf_tables(code: int, is_missing
 WITHOUT_TRACKING = """
 import sys
 from vcluster.adapters.network import guard_table, node_guard
-from vcluster.errors import MissingError
 node_guard._is_answer = lambda: [{"attrs": [("NFTA_EXPR_NAME", "unknown")]}]
-try:
-    guard_table.guard(sys.argv[1], closed=["vc-lab"], management=("vn-lab", "192.0.2.9", "192.0.2.8/29"))
-except MissingError as error:
-    print(error.message, error.hint, sep="; ")
+nodes = {"closed": ["vc-lab"], "management": ("vn-lab", "192.0.2.9", "192.0.2.8/29")}
+print(guard_table.guard(sys.argv[1], [(40, "192.0.2.1", ["eth0"])], 4789, **nodes))
 """
 
 
 def test_a_kernel_without_the_modules_for_our_rules(server: Server, call: Call) -> None:
-    """The message names the modules, and the table of before stays."""
-    call("guard_table.guard", table=TABLE, closed=["vc-lab"])
-    before = server.run(["nft", "list", "ruleset"], timeout_s=10).stdout
+    """The gap names the modules. Rules that need no module are there: for tunnels, closed interfaces and ARP."""
+    call("guard_table.guard", table=TABLE, closed=["vc-former"])
     done = server.run([sys.executable, "-c", WITHOUT_TRACKING, TABLE], timeout_s=30)
     modules = "nft_ct nft_fib nft_fib_inet"
-    assert done.stdout == f"table {TABLE}: the kernel lacks {modules}; modprobe -a {modules}\n"
-    assert "vc-lab" in before
-    assert server.run(["nft", "list", "ruleset"], timeout_s=10).stdout == before
+    gap = ("reach all services", f"table {TABLE}: the kernel lacks {modules}; fix: modprobe -a {modules}")
+    assert done.stdout == f"[{gap}]\n"
+    rules = server.run(["nft", "list", "ruleset"], timeout_s=10).stdout
+    expected = ["@th,96,24 0x28 ip saddr != 192.0.2.1 drop", 'iifname "vc-lab" drop', "arp saddr ip != 192.0.2.8/29"]
+    assert [each for each in [*expected, "vc-former", "from_nodes"] if each in rules] == expected
 
 
 def found(call: Call, port: int = PORT) -> list[str]:

@@ -45,7 +45,7 @@ class Connector:
         operations = {
             "obstacles": lambda port: [],  # noqa: ARG005 - the agent passes it by name
             "guards": lambda prefix: [],  # noqa: ARG005
-            "guard": lambda **_: None,
+            "guard": lambda **_: [],
             "profiles": list,
             "create_interfaces": lambda specs: found.extend(specs),  # noqa: PLW0108 - it is passed by name
             "destroy_interfaces": destroy,

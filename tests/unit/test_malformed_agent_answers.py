@@ -6,9 +6,10 @@ import json
 
 import pytest
 
-from vcluster.agent import bundle
+from vcluster.adapters.network.nftables_messages import NoTablesError
+from vcluster.agent import bundle, request_loop
 from vcluster.agent.remote_agent import RemoteAgent
-from vcluster.errors import VclusterError
+from vcluster.errors import MissingError, VclusterError
 from vcluster.util.deadline import Deadline
 
 
@@ -82,3 +83,9 @@ def test_an_error_keeps_its_message() -> None:
     with pytest.raises(VclusterError, match=r"^server1: no disk$"):
         agent.call("observe", deadline=Deadline(20))
     agent.close()
+
+
+def test_an_error_of_an_adapter_arrives_with_its_exit_code() -> None:
+    fields = request_loop.error_to_json(NoTablesError("no nf_tables", hint="modprobe nf_tables"))
+    error = request_loop.error_from_json(fields, "red")
+    assert (type(error), error.message, error.hint) == (MissingError, "red: no nf_tables", "modprobe nf_tables")

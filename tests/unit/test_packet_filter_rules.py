@@ -28,7 +28,7 @@ def test_every_server_is_guarded_against_nodes() -> None:
     asked: dict[str, dict[str, Any]] = {}
 
     def ask(plan: Plan, name: str) -> None:
-        guarded = server(name, lambda **given: asked.update({name: given}))
+        guarded = server(name, lambda **given: asked.update({name: given}) or [])
         rules.create(guarded, plan.server(name), plan.name, plan.underlay_addresses)
 
     ask(samples.plan(2), "localhost")
@@ -56,10 +56,6 @@ def test_the_closed_interfaces_are_all_of_the_cluster_network_and_all_taps(clust
     assert closed[0] == naming.bridge_name(cluster) == f"vc-{tag}"
 
 
-def lacking(**_: object) -> None:
-    raise MissingError("table vcluster-lab: the kernel has no nf_tables", hint="modprobe nf_tables")
-
-
 def deployment(plan: Plan, guard: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[Deployment, list[str]]:
     """A cluster on servers with this operation `guard`, and the notes that a command prints."""
     notes: list[str] = []
@@ -76,23 +72,31 @@ def deployment(plan: Plan, guard: Any, monkeypatch: pytest.MonkeyPatch) -> tuple
     return Deployment(Context(), fleet, plan, samples.keys(), Deadline(60)), notes  # type: ignore[arg-type]
 
 
-def test_nodes_run_on_a_kernel_without_packet_filter_and_one_note_reports_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    cluster, notes = deployment(samples.plan(2), lacking, monkeypatch)
+GAPS = [["reach all services", "no fib; fix: modprobe nft_fib"], ["fill the ARP cache", "no ARP"]]
+
+
+def test_a_note_reports_each_thing_that_the_rules_leave_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster, notes = deployment(samples.plan(2), lambda **_: GAPS, monkeypatch)
     cluster.create_networks()
     assert notes == [
-        "root of a node can reach all services of this machine: table vcluster-lab: the kernel has no nf_tables; "
-        "fix: modprobe nf_tables"
+        "root of a node can reach all services of this machine: no fib; fix: modprobe nft_fib",
+        "root of a node can fill the ARP cache of this machine: no ARP",
     ]
 
 
-def test_tunnels_need_the_packet_filter(monkeypatch: pytest.MonkeyPatch) -> None:
-    cluster, notes = deployment(samples.shared_plan(samples.RED, samples.BLUE, count=3), lacking, monkeypatch)
-    with pytest.raises(VclusterError, match="the kernel has no nf_tables"):
+def test_clusters_with_tunnels_run_with_the_same_notes(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = samples.shared_plan(samples.RED, samples.BLUE, count=3)
+    cluster, notes = deployment(plan, lambda **_: GAPS[:1], monkeypatch)
+    cluster.create_networks()
+    assert len(notes) == len(plan.servers)
+
+
+@pytest.mark.parametrize("plan", [samples.plan(2), samples.shared_plan(samples.RED, samples.BLUE, count=3)])
+def test_without_the_right_to_make_rules_nothing_runs(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(**_: object) -> None:
+        raise MissingError("table vcluster-lab: packet filter rules need root", hint="run it with sudo")
+
+    cluster, notes = deployment(plan, refused, monkeypatch)
+    with pytest.raises(VclusterError, match="packet filter rules need root"):
         cluster.create_networks()
     assert notes == []
-
-
-def test_a_note_reports_what_the_rules_leave_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    cluster, notes = deployment(samples.plan(2), lambda **_: "no ARP", monkeypatch)
-    cluster.create_networks()
-    assert notes == ["root of a node can fill the ARP cache of this machine: no ARP"]

@@ -394,9 +394,10 @@ def _operations(calls: list[tuple[str, object]]) -> dict[str, Callable[..., obje
         assert alias == f"vcluster:lab:{samples.OWNER}"
         calls.append(("destroy_interfaces", names))
 
-    def guard(table: str, tunnels: list[tuple[int]], **_: object) -> None:
+    def guard(table: str, tunnels: list[tuple[int]], **_: object) -> list[object]:
         assert table == f"vcluster-lab-{samples.OWNER}"
         calls.append(("guard", [vni for vni, *_ in tunnels]))
+        return []
 
     return {
         "destroy_interfaces": destroy_interfaces,

@@ -125,8 +125,9 @@ def perform(operations: Operations, operation: str, arguments: Mapping[str, Any]
 
 
 def error_to_json(error: VclusterError) -> dict[str, Any]:
-    """An error as JSON."""
-    return {"class": type(error).__name__, "message": error.message, "hint": error.hint}
+    """An error as JSON. Its class is the next one in the error tree that `error_from_json` knows."""
+    known = next(kind.__name__ for kind in type(error).__mro__ if hasattr(errors, kind.__name__))
+    return {"class": known, "message": error.message, "hint": error.hint}
 
 
 def error_from_json(fields: Mapping[str, Any], server: str) -> VclusterError:

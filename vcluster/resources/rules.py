@@ -18,13 +18,15 @@ from vcluster.model.plan import Plan, ServerPlan
 from vcluster.resources.owned import OwnedItem
 
 
-def create(server: Server, plan: ServerPlan, cluster: str, servers: Collection[IPv4Address] = ()) -> str:
+def create(
+    server: Server, plan: ServerPlan, cluster: str, servers: Collection[IPv4Address] = ()
+) -> tuple[tuple[str, str], ...]:
     """Guard one server and its tunnels, and the other `servers` of the cluster by their addresses.
 
-    Returns why root of a node can still fill the ARP cache; empty if it cannot.
+    Returns what root of a node can still do with this server, and why, if its kernel lacks something.
     """
     network = plan.network
-    gap = server.call(
+    gaps = server.call(
         "guard",
         table=naming.table_name(cluster, server.owner),
         tunnels=[(one.vni, str(one.remote), one.interface, str(one.local)) for one in plan.tunnels],
@@ -33,7 +35,7 @@ def create(server: Server, plan: ServerPlan, cluster: str, servers: Collection[I
         management=(network.bridge, str(network.gateway), str(network.subnet)) if network else None,
         servers=[*map(str, servers)],
     )
-    return str(gap or "")
+    return tuple((str(what), str(why)) for what, why in gaps)
 
 
 def destroy(server: Server, cluster: str) -> None:

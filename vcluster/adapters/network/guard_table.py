@@ -25,12 +25,16 @@ from vcluster.adapters.network.nftables_messages import (
     INET,
     INPUT,
     NEW_TABLE,
+    NoRulesError,
     NoTablesError,
     batch,
     new_chain,
     new_message,
     open_socket,
 )
+from vcluster.errors import MissingError
+
+Gap = tuple[str, str]  # what root of a node can do with this server, and why
 
 COMMENT = "drops what nodes send to this server, and VXLAN packets of a vcluster that its servers did not send"
 
@@ -42,28 +46,41 @@ def guard(
     closed: Sequence[str] = (),
     management: node_guard.Management | None = None,
     servers: Sequence[str] = (),
-) -> str | None:
+) -> list[Gap]:
     """Make the table of a cluster, for its tunnels to a UDP port, and for the interfaces of its nodes.
 
     `servers` are the addresses of all servers of the cluster.
 
-    The rules of an existing table are replaced in one transaction, so no packet passes unchecked. Returns why nodes
-    can still fill the ARP cache, if the kernel has no rules for ARP.
+    The rules of an existing table are replaced in one transaction, so no packet passes unchecked. Returns what root of
+    a node can still do, if the kernel lacks something. Raises NoTablesError if tunnels need what it lacks.
     """
-    messages = [
-        new_chain(table, "input", INPUT),
-        new_chain(table, "forward", FORWARD),
-        *(tunnel_guard.messages(table, tunnels, port) if tunnels else ()),
-        *node_guard.messages(table, closed, management, servers),
-    ]
-    _replace(table, INET, messages)
+
+    of_tunnels = tunnel_guard.messages(table, tunnels, port) if tunnels else []
+    chains = [new_chain(table, "input", INPUT), new_chain(table, "forward", FORWARD)]
+
+    def replace_rules(management: node_guard.Management | None) -> None:
+        _replace(table, INET, [*chains, *of_tunnels, *node_guard.messages(table, closed, management, servers)])
+
+    gaps = []
     try:
-        _replace(
-            table, ARP, [new_chain(table, "input", ARP_INPUT), *node_guard.arp_messages(table, closed, management)]
-        )
+        replace_rules(management)
+    except NoTablesError as error:
+        if tunnels:
+            raise
+        return [_open_services(error)]
+    except NoRulesError as error:
+        replace_rules(None)
+        gaps = [_open_services(error)]
+    try:
+        of_arp = node_guard.arp_messages(table, closed, management)
+        _replace(table, ARP, [new_chain(table, "input", ARP_INPUT), *of_arp])
     except NoTablesError:
-        return "the kernel's nf_tables has no ARP (CONFIG_NF_TABLES_ARP)"
-    return None
+        gaps.append(("fill the ARP cache", "the kernel's nf_tables has no ARP (CONFIG_NF_TABLES_ARP)"))
+    return gaps
+
+
+def _open_services(error: MissingError) -> Gap:
+    return "reach all services", f"{error.message}; fix: {error.hint}"
 
 
 def _replace(table: str, family: int, messages: Sequence[Message]) -> None:

@@ -49,7 +49,11 @@ _KINDS_OF_RULES = (
 
 
 class NoTablesError(MissingError):
-    """The kernel has no nf_tables."""
+    """The kernel has no nf_tables, or not for this family."""
+
+
+class NoRulesError(MissingError):
+    """The kernel has nf_tables, but not all that our rules need."""
 
 
 def new_message(
@@ -177,14 +181,23 @@ def _translate_error(error: NetlinkError, subject: str) -> VclusterError:
         return MissingError(f"{subject}: packet filter rules need root", hint="run it with sudo")
     if _has_no_tables(error):
         return NoTablesError(f"{subject}: the kernel has no nf_tables", hint="modprobe nf_tables")
-    if error.code == errno.ENOENT and error.message and error.message["header"]["type"] == SUBSYSTEM | NEW_RULE:
-        return MissingError(f"{subject}: the kernel lacks {_KINDS_OF_RULES}", hint=f"modprobe -a {_KINDS_OF_RULES}")
+    if _lacks(error, NEW_RULE):
+        return NoRulesError(f"{subject}: the kernel lacks {_KINDS_OF_RULES}", hint=f"modprobe -a {_KINDS_OF_RULES}")
     return VclusterError(f"{subject}: {error.reason}")
 
 
 def _has_no_tables(error: NetlinkError) -> bool:
-    """Whether the kernel rejects nf_tables itself: batches as not supported, questions as invalid (nfnetlink.c)."""
-    if error.code in (errno.EOPNOTSUPP, errno.EPROTONOSUPPORT):
+    """Whether the kernel rejects nf_tables itself: batches as not supported, questions as invalid (nfnetlink.c).
+
+    Before Linux 6.7 a kernel accepts tables of a family that it lacks, and rejects the first chain (nf_tables_api.c).
+    """
+    if error.code in (errno.EOPNOTSUPP, errno.EPROTONOSUPPORT) or _lacks(error, NEW_CHAIN):
         return True
     is_question = error.message is None or bool(error.message["header"]["flags"] & NLM_F_DUMP)
     return error.code == errno.EINVAL and is_question
+
+
+def _lacks(error: NetlinkError, number: int) -> bool:
+    """Whether the kernel does not know something in a message with this nf_tables message type."""
+    kind = error.message["header"]["type"] if error.message else None
+    return error.code == errno.ENOENT and kind == SUBSYSTEM | number

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 
 from vcluster.adapters.node_connection import NodeConnection
 from vcluster.commands.steps.node_watch import NodeWatch
-from vcluster.errors import MissingError
 from vcluster.fleet.context import Context
 from vcluster.fleet.ledger import ClusterFiles, Ledger
 from vcluster.fleet.servers import Fleet, Server
@@ -111,17 +110,9 @@ class Deployment:
                 tunnels.prove(self.fleet, self.plan)
 
     def _guard(self, server: Server, planned: ServerPlan) -> None:
-        """Make the rules of a server. Tunnels need them; nodes also run without them, on a kernel that lacks them."""
-        where = server.label or "this machine"
-        try:
-            gap = rules.create(server, planned, self.plan.name, self.plan.underlay_addresses)
-        except MissingError as error:
-            if planned.tunnels:
-                raise
-            self.report.note(f"root of a node can reach all services of {where}: {error.message}; fix: {error.hint}")
-        else:
-            if gap:
-                self.report.note(f"root of a node can fill the ARP cache of {where}: {gap}")
+        """Make the rules of a server. A note reports each thing that its kernel lacks for them."""
+        for what, why in rules.create(server, planned, self.plan.name, self.plan.underlay_addresses):
+            self.report.note(f"root of a node can {what} of {server.label or 'this machine'}: {why}")
 
     def check(
         self,
