@@ -112,13 +112,13 @@ def test_only_the_peer_sends_into_a_tunnel(servers: tuple[Server, ...], server: 
     assert is_delivered(call, unknown, server, 50)
 
 
-MANAGEMENT = ["vn-lab", "192.0.2.9", "192.0.2.8/29"]
+MANAGEMENT = ["vn-lab", "192.0.2.9", ["192.0.2.8/29", "10.0.0.1/32"]]
 ARP_RULES = """
   chain input {
     type filter hook input priority filter - 10; policy accept;
     iifname "vc-lab" drop
     iifname "vp-lab-*" drop
-    iifname "vn-lab" arp saddr ip != 192.0.2.8/29 drop
+    iifname "vn-lab" arp saddr ip != 192.0.2.8/29 arp saddr ip != 10.0.0.1 drop
   }
 }
 """
@@ -274,7 +274,7 @@ WITHOUT_TRACKING = """
 import sys
 from vcluster.adapters.network import guard_table, node_guard
 node_guard._is_answer = lambda: [{"attrs": [("NFTA_EXPR_NAME", "unknown")]}]
-nodes = {"closed": ["vc-lab"], "management": ("vn-lab", "192.0.2.9", "192.0.2.8/29")}
+nodes = {"closed": ["vc-lab"], "management": ("vn-lab", "192.0.2.9", ["192.0.2.8/29"])}
 print(guard_table.guard(sys.argv[1], [(40, "192.0.2.1", ["eth0"])], 4789, **nodes))
 """
 

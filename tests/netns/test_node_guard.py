@@ -246,10 +246,10 @@ def call(server: Server) -> Iterator[Call]:
 def guard(
     call: Call, cluster: str = "lab", table: str = TABLE, gateway: str = GATEWAY, servers: Sequence[str] = ()
 ) -> None:
-    subnet = f"{gateway.rpartition('.')[0]}.0/24"
+    senders = [f"{gateway.rpartition('.')[0]}.0/24", "10.0.0.0/30"]
     bridge = naming.management_bridge_name(cluster)
     closed = naming.closed_interfaces(cluster)
-    call("guard_table.guard", table=table, closed=closed, management=(bridge, gateway, subnet), servers=servers)
+    call("guard_table.guard", table=table, closed=closed, management=(bridge, gateway, senders), servers=servers)
 
 
 def reached(server: Server, probes: Sequence[Probe], expected: Sequence[Probe]) -> list[Probe]:
@@ -375,7 +375,10 @@ def test_a_node_cannot_fill_the_arp_cache(server: Server, call: Call, interface:
 
 @pytest.mark.parametrize("address", [NODE, NODE_IN_CLUSTER])
 def test_answers_to_the_server_arrive_also_on_older_connections(server: Server, call: Call, address: str) -> None:
-    """The server may have a route to the cluster network through a node."""
+    """The server may have a route to the cluster network through a node.
+
+    The node then asks for the MAC of the gateway in the name of its address on the cluster network.
+    """
     node = server.popen(["ip", "netns", "exec", "node", sys.executable, "-c", SERVE, address])
     assert node.stdout
     assert node.stdout.readline() == "listening\n"
@@ -391,6 +394,7 @@ def test_answers_to_the_server_arrive_also_on_older_connections(server: Server, 
         talk.stdin.write("end\n")
         talk.stdin.flush()
         assert talk.stdout.readline() == "refused\n"
+        server.run(["ip", "-n", "node", "neigh", "flush", "dev", "mgmt0"], timeout_s=10)
         server.run(["ping", "-c1", "-W10", address], timeout_s=20)
     finally:
         kill(talk)
@@ -417,7 +421,7 @@ def test_the_dns_of_libvirts_network_answers() -> None:
             "guard_table.guard",
             table=TABLE,
             closed=[],
-            management=(network.bridge, str(network.gateway), str(network.subnet)),
+            management=(network.bridge, str(network.gateway), [str(network.subnet)]),
         )
         server.run(
             ["virsh", "net-create", "/dev/stdin"], input=network_xml("lab", samples.OWNER, network), timeout_s=30
@@ -432,7 +436,9 @@ def test_the_dns_of_libvirts_network_answers() -> None:
         server.run(["sh", "-ec", commands], timeout_s=20)
         ask = ["ip", "netns", "exec", "node", sys.executable, "-c", ASK_DNS, str(network.gateway)]
         assert server.run(ask, timeout_s=60).stdout.split() == ["True", "True"]
-        call("guard_table.guard", table=TABLE, closed=[], management=(network.bridge, "192.0.2.1", str(network.subnet)))
+        call(
+            "guard_table.guard", table=TABLE, closed=[], management=(network.bridge, "192.0.2.1", [str(network.subnet)])
+        )
         assert (
             "TimeoutError"
             in server.run([*ask[:-2], ASK_DNS.replace("20", "1"), ask[-1]], timeout_s=60, check=False).stderr

@@ -29,7 +29,7 @@ def test_every_server_is_guarded_against_nodes() -> None:
 
     def ask(plan: Plan, name: str) -> None:
         guarded = server(name, lambda **given: asked.update({name: given}) or [])
-        rules.create(guarded, plan.server(name), plan.name, plan.underlay_addresses)
+        rules.create(guarded, plan.server(name), plan.name, whole=plan)
 
     ask(samples.plan(2), "localhost")
     for name in ("red", "blue", "middle"):
@@ -37,9 +37,9 @@ def test_every_server_is_guarded_against_nodes() -> None:
     closed = ("vc-lab", "vb-lab-*", "vx-lab-*", "vp-lab-*", "vm-lab-*")
     assert {each["closed"] for each in asked.values()} == {closed}
     assert {name: each["management"] for name, each in asked.items()} == {
-        "localhost": ("vn-lab", "172.28.0.1", "172.28.0.0/24"),
-        "red": ("vn-lab", "172.28.0.1", "172.28.0.0/24"),
-        "blue": ("vn-lab", "172.28.1.1", "172.28.1.0/24"),
+        "localhost": ("vn-lab", "172.28.0.1", ["172.28.0.0/24", "10.0.0.0/30"]),
+        "red": ("vn-lab", "172.28.0.1", ["172.28.0.0/24", "10.0.0.0/30"]),
+        "blue": ("vn-lab", "172.28.1.1", ["172.28.1.0/24", "10.0.0.0/30"]),
         "middle": None,
     }
     addresses = ["192.0.2.10", "192.0.2.11", "192.0.2.12"]

@@ -36,6 +36,8 @@ def test_all_names_and_addresses_differ(count: int) -> None:
         assert len(set(values)) == len(values)
     assert all(len(port) <= INTERFACE_NAME_MAX for port in ports)
     assert [node.role for node in nodes] == ["head"] + ["worker"] * (count - 1)
+    assert all(node.address in plan.node_range for node in nodes)
+    assert count == 1 or plan.node_range.num_addresses <= 4 * count
 
 
 def test_a_local_cluster_has_one_bridge_with_all_nodes() -> None:

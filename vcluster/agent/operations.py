@@ -114,15 +114,16 @@ def guard(
     tunnels: Sequence[Sequence[Any]],
     port: int,
     closed: Sequence[str] = (),
-    management: tuple[str, str, str] | None = None,
+    management: tuple[str, str, Sequence[str]] | None = None,
     servers: Sequence[str] = (),
 ) -> list[tuple[str, str]]:
     """Drop packets that the two servers of a tunnel did not send, and what nodes send to servers.
 
     A tunnel is given by its VNI, its peer, the interface of the route to the peer, and its own address. Packets of the
     peer may arrive on that interface, and on the one that has the own address. `closed` are interfaces of nodes from
-    which this server receives nothing; `management` is the bridge of the management network, its gateway and its
-    subnet. `servers` are the addresses of the cluster's servers. Returns what root of a node can still do, and why.
+    which this server receives nothing; `management` is the bridge of the management network, its gateway, and the
+    networks of its ARP senders. `servers` are the addresses of the cluster's servers. Returns what root of a node can
+    still do, and why.
     """
     holders = {str(address): name for name, address in netlink_routes.addresses()}
     found = [(int(vni), str(peer), sorted({route, holders.get(own, route)})) for vni, peer, route, own in tunnels]

@@ -190,6 +190,13 @@ class Plan:
         return tuple(sorted({end for tunnel in tunnels for end in (tunnel.local, tunnel.remote)}))
 
     @property
+    def node_range(self) -> IPv4Network:
+        """The smallest network that has the addresses of all nodes on the cluster network."""
+        first, last = (int(end(node.address for node in self.nodes)) for end in (min, max))
+        bits = (first ^ last).bit_length()
+        return IPv4Network((first >> bits << bits, 32 - bits))
+
+    @property
     def workers(self) -> tuple[Node, ...]:
         """All nodes but the head."""
         return self.nodes[1:]

@@ -9,31 +9,27 @@ only.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from ipaddress import IPv4Address
-
 from vcluster.fleet.servers import Server
 from vcluster.model import naming
 from vcluster.model.plan import Plan, ServerPlan
 from vcluster.resources.owned import OwnedItem
 
 
-def create(
-    server: Server, plan: ServerPlan, cluster: str, servers: Collection[IPv4Address] = ()
-) -> tuple[tuple[str, str], ...]:
-    """Guard one server and its tunnels, and the other `servers` of the cluster by their addresses.
+def create(server: Server, plan: ServerPlan, cluster: str, *, whole: Plan | None = None) -> tuple[tuple[str, str], ...]:
+    """Guard one server and its tunnels; with the `whole` plan, also the other servers of the cluster.
 
     Returns what root of a node can still do with this server, and why, if its kernel lacks something.
     """
     network = plan.network
+    nodes = [str(whole.node_range)] if whole else []
     gaps = server.call(
         "guard",
         table=naming.table_name(cluster, server.owner),
         tunnels=[(one.vni, str(one.remote), one.interface, str(one.local)) for one in plan.tunnels],
         port=plan.tunnels[0].port if plan.tunnels else 0,
         closed=naming.closed_interfaces(cluster),
-        management=(network.bridge, str(network.gateway), str(network.subnet)) if network else None,
-        servers=[*map(str, servers)],
+        management=(network.bridge, str(network.gateway), [str(network.subnet), *nodes]) if network else None,
+        servers=[*map(str, whole.underlay_addresses)] if whole else [],
     )
     return tuple((str(what), str(why)) for what, why in gaps)
 
@@ -46,10 +42,10 @@ def destroy(server: Server, cluster: str) -> None:
 
 
 def reduce(server: Server, before: Plan, after: Plan) -> None:
-    """Guard the tunnels of the plan `after`, if they are fewer than in the plan `before`."""
+    """Guard the tunnels of the plan `after`, if a server of the cluster has fewer than in the plan `before`."""
     plan = after.server(server.name)
-    if plan.tunnels != before.server(server.name).tunnels:
-        create(server, plan, after.name, after.underlay_addresses)
+    if plan.tunnels != before.server(server.name).tunnels or after.underlay_addresses != before.underlay_addresses:
+        create(server, plan, after.name, whole=after)
 
 
 def observe(server: Server) -> tuple[OwnedItem, ...]:

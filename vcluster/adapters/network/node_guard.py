@@ -10,7 +10,8 @@ its nodes send to this server, to any of its addresses:
 It also drops packets that this server would forward: from the cluster network all, and from the management network
 those to other servers of the cluster, which would take them for packets of this server (NAT).
 ARP requests make entries in the ARP cache of this server, which has room for about 1000. A node could fill it, and the
-server would reach no new host. So ARP from other senders than the management network's addresses is dropped.
+server would reach no new host. So ARP is dropped that does not come by the management network, or whose sender has no
+address of nodes. A node asks in the name of its cluster address when it answers packets to that address.
 All other packets pass, and so do frames between ports of a bridge; with br_netfilter, these are forwarded packets that
 leave by the bridge on which they arrived.
 """
@@ -53,7 +54,8 @@ _BY_SOURCE, _BY_INTERFACE = 1, 8  # flags of fib
 
 _ARP_SENDER = 14  # offset of the sender's address in an ARP packet for IPv4
 
-Management = tuple[str, str, str]  # the bridge of the management network, its gateway, and its subnet
+# The bridge of the management network, its gateway, and the networks that have the addresses of ARP senders.
+Management = tuple[str, str, Sequence[str]]
 
 
 def messages(table: str, closed: Sequence[str], management: Management | None, servers: Sequence[str]) -> list[Message]:
@@ -80,13 +82,14 @@ def messages(table: str, closed: Sequence[str], management: Management | None, s
 
 
 def arp_messages(table: str, closed: Sequence[str], management: Management | None) -> list[Message]:
-    """Drop ARP from nodes, except from addresses of the management network. Bridges forward it all the same."""
+    """Drop ARP from nodes, except from senders of the management network. Bridges forward it all the same."""
     drop = verdict(DROP)
     drops = [new_rule(table, "input", [*interface(name), drop]) for name in closed]
     if management is None:
         return drops
-    bridge, _, subnet = management
-    return [*drops, new_rule(table, "input", [*interface(bridge), *_is_arp_from_outside(IPv4Network(subnet)), drop])]
+    bridge, _, subnets = management
+    is_outside = [part for subnet in subnets for part in _is_arp_from_outside(IPv4Network(subnet))]
+    return [*drops, new_rule(table, "input", [*interface(bridge), *is_outside, drop])]
 
 
 def _is_arp_from_outside(subnet: IPv4Network) -> list[Message]:

@@ -111,7 +111,7 @@ class Deployment:
 
     def _guard(self, server: Server, planned: ServerPlan) -> None:
         """Make the rules of a server. A note reports each thing that its kernel lacks for them."""
-        for what, why in rules.create(server, planned, self.plan.name, self.plan.underlay_addresses):
+        for what, why in rules.create(server, planned, self.plan.name, whole=self.plan):
             self.report.note(f"root of a node can {what} of {server.label or 'this machine'}: {why}")
 
     def check(
