@@ -9,6 +9,8 @@ from pathlib import Path
 from vcluster.model.keys import Keys
 from vcluster.model.plan import Node, Plan
 
+_ALIVE_S = 60  # the server accepts packets of a node only while it knows the connection, so none is idle for long
+
 
 @dataclass(frozen=True, slots=True)
 class Jump:
@@ -41,6 +43,7 @@ def ssh_config(plan: Plan, *, identity: Path, known_hosts: Path, jumps: Mapping[
         "GlobalKnownHostsFile none",
         "StrictHostKeyChecking yes",
         "LogLevel ERROR",
+        f"ServerAliveInterval {_ALIVE_S}",
     ]
     blocks = [_node(plan, node, identity, common, is_remote=node.server in jumps) for node in plan.nodes]
     blocks += [_server(name, jump, common) for name, jump in jumps.items()]
