@@ -82,7 +82,7 @@ def test_output_and_exit_code_pass_and_nothing_delays_the_end(code: int) -> None
             assert process.stderr.read() == b"problem\n"
             assert process.wait(10) == code
             wait_until_empty(process)
-        assert time.monotonic() - began_s < 5
+        assert time.monotonic() - began_s < 10
 
 
 def test_arguments_arrive_unchanged() -> None:

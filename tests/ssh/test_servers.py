@@ -379,9 +379,9 @@ def test_a_refused_connection() -> None:
 def test_a_server_that_accepts_and_sends_nothing() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         begun = time.monotonic()
-        with pytest.raises(DeadlineError, match=r"timed out after 1 s waiting for the SSH greeting of server2"):
-            try_log_in(somewhere(listener.getsockname()[1]), timeout_s=1)
-        assert time.monotonic() - begun < 10
+        with pytest.raises(DeadlineError, match=r"timed out after 3 s waiting for the SSH greeting of server2"):
+            try_log_in(somewhere(listener.getsockname()[1]), timeout_s=3)
+        assert time.monotonic() - begun < 15
 
 
 def test_a_server_that_stops_answering_during_the_login(
