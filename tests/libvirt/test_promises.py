@@ -140,7 +140,9 @@ def test_nodes_are_started_only_with_enough_memory(
     with pytest.raises(VclusterError, match=message) as raised:
         command(context, "lab", timeout_s=20)
     assert raised.value.exit_code == (1 if running == 3 else MissingError.exit_code)
-    assert raised.value.hint == (None if running == 3 else "stop another cluster: vcluster stop NAME")
+    assert raised.value.hint == (
+        None if running == 3 else "free memory there, or stop another cluster: vcluster stop NAME"
+    )
 
 
 @COMMANDS

@@ -104,7 +104,7 @@ def check_memory(
             f"the nodes need {count * node_mib + MEMORY_RESERVE_MIB} MiB of memory, {count} times {node_mib} "
             f"({memory_mib} for a node, {overhead_mib} for its QEMU) and a reserve of {MEMORY_RESERVE_MIB}, "
             f"but {free_mib} MiB are free{where}",
-            hint="stop another cluster: vcluster stop NAME" if do_exist else smaller,
+            hint="free memory there, or stop another cluster: vcluster stop NAME" if do_exist else smaller,
         )
 
 

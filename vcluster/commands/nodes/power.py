@@ -122,7 +122,7 @@ def _on_each(
 
         def work_on(node: Node) -> str:
             power = _power(plan, fleet, domains, node)
-            if node in off and node.server in errors:
+            if not power.is_active and node.server in errors:
                 raise errors[node.server]
             return work(fleet[node.server], node, power)
 
