@@ -31,7 +31,6 @@ ADD_TO = 4  # nodes of the cluster that a node is added to
 ROUNDS = 5
 COMMAND = [sys.executable, "-c", "from vcluster.cli.main import run; run()"]
 COMMAND_TIMEOUT_S = 1200.0  # longer than the command's own timeout
-RECIPE = "debian12"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +86,7 @@ class _Side:
         self._checkout = checkout  # Python looks for modules in the working directory first
         image = f"bench-{name}"
         self._env = {"PYTHONPATH": str(checkout), "VCLUSTER_NO_WARM": "1", "VCLUSTER_IMAGE": image}
-        self._build = [*COMMAND, "image", "build", RECIPE, "--name", image]
+        self._build = [*COMMAND, "image", "build", "--name", image]
 
     def prepare(self) -> None:
         """Build the image on this machine, and the snapshot in the server."""

@@ -12,8 +12,8 @@ import subprocess
 from pathlib import Path
 
 from tests.clusters import SNAPSHOTS, Host
-from vcluster.images.recipes import DEFAULT_IMAGE
 from vcluster.images.store import DEFAULT_ROOT
+from vcluster.model.spec import DEFAULT_IMAGE
 
 CACHE = Path(__file__).resolve().parent.parent / "build" / "test-snapshots"
 MODE = 0o711  # of the folder of snapshots: QEMU's user reads the files in it

@@ -12,7 +12,8 @@ from testbeds.programs import require
 from testbeds.trees import KEYRING, run_enclosed
 
 from vcluster.images.build import recipe_digest
-from vcluster.images.recipes import DEFAULT_IMAGE, read_recipe
+from vcluster.images.recipes import read_recipe
+from vcluster.model.spec import DEFAULT_IMAGE
 
 from . import cache
 from .checkout import commit, export

@@ -13,6 +13,7 @@ import pytest
 
 from tests.clones.conftest import NODES, Beginning
 from tests.clusters import SNAPSHOTS, Cluster, Host
+from vcluster.model.spec import DEFAULT_IMAGE
 
 pytestmark = pytest.mark.vm
 
@@ -176,7 +177,7 @@ def test_other_users_cannot_read_the_snapshot(host: Host, snapshot: str) -> None
 
 
 def test_image_list_shows_the_snapshot_of_the_image(host: Host, snapshot: str) -> None:
-    (image,) = (row for row in host.json("image", "list") if row["name"] == "debian12")
+    (image,) = (row for row in host.json("image", "list") if row["name"] == DEFAULT_IMAGE)
     (shown,) = image["snapshots"]
     assert shown["key"] == snapshot
     assert shown["circumstances"]["memory"] == "512 MiB"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.whole_machines import WholeMachine
-from vcluster.images.recipes import DEFAULT_IMAGE
+from vcluster.model.spec import DEFAULT_IMAGE
 
 STORAGE = "/var/lib/libvirt/images/vcluster"
 SNAPSHOTS = f"{STORAGE}/snapshots"

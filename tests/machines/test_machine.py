@@ -10,6 +10,7 @@ import pytest
 
 from tests.machines.labs import SNAPSHOTS
 from tests.whole_machines import WholeMachine, manage, whole_machines
+from vcluster.model.spec import DEFAULT_IMAGE
 
 pytestmark = pytest.mark.machines
 
@@ -34,7 +35,7 @@ def test_it_is_a_whole_debian(pair: Pair, suite: str) -> None:
 
 def test_vcluster_is_installed(pair: Pair) -> None:
     assert "vcluster" in pair[0].run(["vcluster", "--version"]).stdout
-    assert "debian12" in pair[0].run(["vcluster", "image", "list"], as_root=True).stdout
+    assert DEFAULT_IMAGE in pair[0].run(["vcluster", "image", "list"], as_root=True).stdout
     assert pair[0].run(["ls", SNAPSHOTS], as_root=True).stdout  # nodes are cloned from it
 
 

@@ -11,6 +11,7 @@ import pytest
 from tests.clusters import Host
 from tests.testbed import testbed
 from vcluster.images.store import ImageStore
+from vcluster.model.spec import DEFAULT_IMAGE
 
 pytestmark = [
     pytest.mark.netns,
@@ -38,11 +39,11 @@ def test_doctor(host: Host) -> None:
 
 
 def test_images(host: Host) -> None:
-    images = [one for one in ImageStore().images() if one.name == "debian12"]
+    images = [one for one in ImageStore().images() if one.name == DEFAULT_IMAGE]
     if not images:
-        pytest.skip("the image debian12 is not built")
+        pytest.skip(f"the image {DEFAULT_IMAGE} is not built")
     assert {one.digest for one in images} <= {one["digest"] for one in host.json("image", "list")}
-    verified = host.json("image", "verify", "debian12", timeout_s=120)
+    verified = host.json("image", "verify", DEFAULT_IMAGE, timeout_s=120)
     assert (verified["verified"], verified["problems"]) == (True, [])
 
 

@@ -16,8 +16,8 @@ from tests.clusters import Host
 from tests.inside import ROOT
 from tests.testbed import kill, testbed
 from vcluster import guest
-from vcluster.images.recipes import DEFAULT_IMAGE
 from vcluster.images.store import ImageStore
+from vcluster.model.spec import DEFAULT_IMAGE
 from vcluster.render import packages
 
 pytestmark = [

@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 
 from vcluster.config import config_file, ini_file, options, readers, request
 from vcluster.errors import RequestError
-from vcluster.images.recipes import DEFAULT_IMAGE
 from vcluster.model.facts import Facts
-from vcluster.model.spec import AddressRange, ImageLogin, Login, PortRange, ServerSpec, Spec, StorageNode
+from vcluster.model.spec import DEFAULT_IMAGE, AddressRange, ImageLogin, Login, PortRange, ServerSpec, Spec, StorageNode
 from vcluster.planning import addressing
 
 SOURCE = Path("config.ini")
@@ -940,7 +939,7 @@ def test_the_template_shows_the_defaults() -> None:
     for name in keys_with_default:
         assert f"(default)\n{name} = {options.CLUSTER[name].default}\n" in text
     asked, default = parse(text), parse(TEMPLATE.read_text())
-    assert asked.image == "debian12"
+    assert asked.image == DEFAULT_IMAGE
     assert (asked.spec, asked.accel, asked.boot) == (default.spec, default.accel, default.boot)
 
 

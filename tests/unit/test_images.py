@@ -21,6 +21,7 @@ from vcluster.cli.servers import image
 from vcluster.errors import ConflictError, MissingError, RequestError
 from vcluster.images.store import ImageStore
 from vcluster.images.verify import SECTOR, partitions_end
+from vcluster.model.spec import DEFAULT_IMAGE
 
 
 def mbr(*entries: tuple[int, int, int], signature: bytes = b"\x55\xaa") -> bytes:
@@ -70,6 +71,16 @@ def test_an_image_is_found_by_name_and_by_digest(tmp_path: Path) -> None:
 def test_an_unknown_image(tmp_path: Path, name: str) -> None:
     with pytest.raises(RequestError, match="does not exist"):
         stored(tmp_path).find(name)
+
+
+@pytest.mark.parametrize(
+    ("present", "hint"),
+    [("demo", "vcluster image build"), ("debian12", "vcluster image build, or use --image debian12")],
+)
+def test_a_missing_default_image_names_the_former_one(tmp_path: Path, present: str, hint: str) -> None:
+    with pytest.raises(RequestError) as refused:
+        stored(tmp_path, present).find(DEFAULT_IMAGE)
+    assert refused.value.hint == hint
 
 
 def test_verify_finds_changed_and_missing_files(tmp_path: Path) -> None:

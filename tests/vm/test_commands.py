@@ -11,6 +11,7 @@ import pytest
 
 from tests.clusters import VCLUSTER, Cluster
 from tests.vm.conftest import NODES
+from vcluster.model.spec import DEFAULT_IMAGE
 
 pytestmark = [pytest.mark.vm, pytest.mark.core]
 
@@ -116,7 +117,7 @@ def ready_afterwards(cluster: Cluster) -> Iterator[None]:
             4,
             "which this machine reaches by",
         ),
-        (["image", "rm", "debian12"], 4, "is in use by lab"),
+        (["image", "rm", DEFAULT_IMAGE], 4, "is in use by lab"),
         (["clear", "--all", "lab"], 2, "a name and --all cannot be used together"),
     ],
 )

@@ -13,8 +13,8 @@ import pytest
 
 from tests.clusters import Cluster, Host, changes, survey
 from vcluster.images.build import PARTITION_START
-from vcluster.images.recipes import DEFAULT_IMAGE
 from vcluster.images.store import DEFAULT_ROOT
+from vcluster.model.spec import DEFAULT_IMAGE
 
 pytestmark = pytest.mark.vm
 

@@ -28,7 +28,7 @@ from vcluster.errors import RequestError
 from vcluster.model import naming
 from vcluster.model.naming import NODES_MAX
 from vcluster.model.quoting import one_line, shown
-from vcluster.model.spec import DHCP, DIRECT, PRIVATE, STATIC, AddressRange, PortRange, StorageNode
+from vcluster.model.spec import DEFAULT_IMAGE, DHCP, DIRECT, PRIVATE, STATIC, AddressRange, PortRange, StorageNode
 from vcluster.planning import addressing, placement
 
 T = TypeVar("T", bound=tuple[Any, ...])
@@ -222,7 +222,7 @@ CLUSTER: Mapping[str, Key] = {
     ),
     "image": Key(
         IMAGE, "IMAGE", "Name or digest of the image.",
-        matching(_IMAGE, "an image", "use a name or digest that `vcluster image list` prints"), default="debian12",
+        matching(_IMAGE, "an image", "use a name or digest that `vcluster image list` prints"), default=DEFAULT_IMAGE,
         in_image_warm=True,
     ),
     "image_user": Key(

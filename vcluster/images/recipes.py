@@ -10,7 +10,6 @@ from vcluster.errors import RequestError
 from vcluster.model.quoting import shown
 
 _PACKAGE = Path(__file__).resolve().parent.parent
-DEFAULT_IMAGE = "debian12"
 
 
 @dataclass(frozen=True, slots=True)

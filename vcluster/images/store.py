@@ -21,13 +21,14 @@ from vcluster.agent.snapshot_folders import FOLDER_MODE, UNFINISHED, lock_folder
 from vcluster.agent.snapshot_manifest import MANIFEST
 from vcluster.errors import ConflictError, MissingError, RequestError, VclusterError
 from vcluster.images import build, fetch, verify
-from vcluster.images.recipes import DEFAULT_IMAGE, Recipe
+from vcluster.images.recipes import Recipe
 from vcluster.model import codec
 from vcluster.model.naming import check_name
 from vcluster.model.quoting import shown
-from vcluster.model.spec import Image
+from vcluster.model.spec import DEFAULT_IMAGE, Image
 
 DEFAULT_ROOT = Path("/var/lib/libvirt/images/vcluster/images")
+FORMER_DEFAULTS = ("debian12",)
 NAME_MAX = 48
 DIGITS_MIN = 8  # of a digest that a user shortens
 _DIGEST = re.compile(r"sha256-[0-9a-f]{64}\Z")
@@ -77,9 +78,15 @@ class ImageStore:
         digest = self.names().get(name, name)
         found = [image for image in self.images() if _has_digest(image, digest)]
         if len(found) != 1:
-            hint = "vcluster image build" if name == DEFAULT_IMAGE else "vcluster image list"
-            raise RequestError(f"image {shown(name)} does not exist", hint=hint)
+            raise RequestError(f"image {shown(name)} does not exist", hint=self._hint(name))
         return found[0]
+
+    def _hint(self, name: str) -> str:
+        """The command that makes a missing image, or lists the images. An older default image may be there."""
+        if name != DEFAULT_IMAGE:
+            return "vcluster image list"
+        others = [other for other in FORMER_DEFAULTS if other in self.names()]
+        return "vcluster image build" + "".join(f", or use --image {other}" for other in others)
 
     def find(self, name: str) -> Image:
         """The image for a plan, by its name or digest. Raises RequestError if the image does not exist."""

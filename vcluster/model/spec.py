@@ -12,6 +12,7 @@ DEFAULT_NAME = "lab"
 DEFAULT_SUBNET = IPv4Network("10.0.0.0/24")
 DEFAULT_MTU = 1450
 DEFAULT_USER = "mpiuser"
+DEFAULT_IMAGE = "debian13"  # also the name of the recipe that builds it
 DEFAULT_VNI = 40
 DEFAULT_VXLAN_PORT = 4789  # RFC 7348
 DEFAULT_POLICY = "spread"

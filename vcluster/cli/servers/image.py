@@ -11,6 +11,7 @@ from vcluster.cli.help_layout import Group, examples
 from vcluster.cli.key_options import KeysCommand, texts
 from vcluster.cli.server_arguments import servers_of
 from vcluster.errors import RequestError, VclusterError
+from vcluster.model.spec import DEFAULT_IMAGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,7 +49,7 @@ def image() -> None:
 
 
 @image.command()
-@click.argument("recipe", default="debian12")
+@click.argument("recipe", default=DEFAULT_IMAGE)
 @click.option("--name", metavar="NAME", help="Name of the image.  [default: the name of the recipe]")
 @click.option("--again", is_flag=True, help="Build even if an image of this recipe exists.")
 @arguments.output_option

@@ -17,8 +17,7 @@ from vcluster.errors import VclusterError
 from vcluster.fleet import observation, servers
 from vcluster.fleet.context import Context
 from vcluster.fleet.servers import Fleet, Server
-from vcluster.images.recipes import DEFAULT_IMAGE
-from vcluster.model.spec import LOCAL, Image, ServerSpec, Spec
+from vcluster.model.spec import DEFAULT_IMAGE, LOCAL, Image, ServerSpec, Spec
 from vcluster.model.versions import too_old
 from vcluster.planning.planner import make_plan
 from vcluster.planning.topology import VXLAN_OVERHEAD_BYTES
