@@ -17,6 +17,7 @@ import pytest
 from tests.clusters import Host
 from tests.servers.conftest import PASSWORD, Bed, Survey
 from tests.testbed import kill
+from vcluster.model.spec import DEFAULT_IMAGE
 
 pytestmark = pytest.mark.vm
 
@@ -412,7 +413,7 @@ def make_image(host: Host, store: str) -> str:
         "kernel_cmdline": "", "features": [], "recipe": "", "files": {"disk.qcow2": digest},
     }  # fmt: skip
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    (root / "names" / "debian12").symlink_to(f"../{folder.name}")
+    (root / "names" / DEFAULT_IMAGE).symlink_to(f"../{folder.name}")
     return folder.name
 
 

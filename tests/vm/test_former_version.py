@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.clusters import Cluster, Host, survey
+from tests.clusters import VCLUSTER, Cluster, Host, survey
 
 pytestmark = pytest.mark.vm
 
@@ -38,7 +38,8 @@ def former(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def old(host: Host, bare: dict[str, list[str]], former: Path) -> Iterator[Cluster]:
-    """A cluster of two nodes that the former version made."""
+    """A cluster of two nodes that the former version made, of the image that was its default."""
+    subprocess.run([*VCLUSTER, "image", "build", "debian12"], check=True)
     argv = [sys.executable, "-c", RUN, str(former), "local", "create", "-n", "2", "--name", "old", "--no-warm"]
     host.server.run(argv, timeout_s=300)
     config = host.vcluster("ssh-config", "--name", "old", "--path").stdout.strip()
