@@ -68,3 +68,10 @@ def test_a_folder_of_another_owner_stays(host: Host, owner: str) -> None:
     assert host.vcluster("clear", "lab", check=False).returncode == 4
     assert host.vcluster("clear", "lab", "-y").stdout == "lab: cleared\n"
     assert host.sh(f"ls -A {FOLDER} 2>&1 || true").startswith("ls: cannot access")
+
+
+def test_switch_down_removes_the_folder_of_a_killed_switch_up(host: Host, owner: str) -> None:
+    del owner
+    host.sh("mkdir /var/lib/vcluster/clusters")
+    assert host.vcluster("switch", "down", "first").stdout == "first: nothing to clear\n"
+    assert host.sh("ls /var/lib/vcluster") == "owner\n"

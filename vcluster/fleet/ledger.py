@@ -155,7 +155,7 @@ def planning(root: Path, deadline: Deadline, report: Reporter) -> Iterator[None]
                 is_reported = True
             deadline.pause(LOCK_POLL_S, "another command to plan its cluster")
     finally:
-        _remove_stale(root)
+        remove_empty_folders(root)
 
 
 @contextmanager
@@ -183,8 +183,11 @@ def _flock(descriptor: int) -> bool:
     return True
 
 
-def _remove_stale(root: Path) -> None:
-    """Remove the parent folders of the clusters' folders if they are empty and no command is planning or makes them."""
+def remove_empty_folders(root: Path) -> None:
+    """Remove the parent folders of the clusters' folders if they are empty and no command is planning or makes them.
+
+    A command that was killed while it planned leaves them.
+    """
     folder = root / "clusters"
     with suppress(OSError), _locked(folder) as is_ours:
         if is_ours:
@@ -338,7 +341,7 @@ class ClusterFiles:
             # Remove the ledger first: a folder without a ledger counts as removed in part.
             self.ledger.unlink(missing_ok=True)
             shutil.rmtree(self.folder)
-        _remove_stale(self.root)
+        remove_empty_folders(self.root)
 
     def _write(self, path: Path, text: str) -> None:
         _write_file(path, text, mode=0o600)

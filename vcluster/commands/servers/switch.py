@@ -89,6 +89,12 @@ def up(context: Context, request: SwitchRequest) -> SwitchSide:
 
 def down(context: Context, name: str) -> bool:
     """Remove a switch that `up` created. Returns whether there was anything."""
+    was_there = _take_down(context, name)
+    ledger.remove_empty_folders(context.state_root)  # of an `up` that was killed
+    return was_there
+
+
+def _take_down(context: Context, name: str) -> bool:
     with context.local_server() as server:
         if not survey(server, name):
             lost_clusters.report(context, Fleet({server.name: server}, {}), name)
