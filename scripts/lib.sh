@@ -72,6 +72,7 @@ iputils-ping            tests whether those servers reach each other
 procps                  sysctl and ps, in those servers
 sudo                    makes users of those servers root
 slirp4netns             their route to the outside
+strace                  shows the system calls of a command, for tests of killed commands
 util-linux              unshare and nsenter, which make and enter them
 '
 

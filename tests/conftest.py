@@ -45,7 +45,7 @@ def _folder(tier: str, *needs: str) -> Folder:
 
 
 NOTHING = "nothing"  # a test without a marker
-NEEDS = frozenset({"libvirt", "ssh", "netns", "vm", "machines", "matrix", "scale"})
+NEEDS = frozenset({"libvirt", "ssh", "netns", "vm", "machines", "matrix", "faults", "scale"})
 FOLDERS = {
     "unit": _folder("quick", NOTHING),
     "language": _folder("quick", NOTHING),
@@ -60,9 +60,11 @@ FOLDERS = {
     "servers": _folder("full", "vm"),
     "machines": _folder("machines", "machines"),
     "matrix": _folder("matrix", "matrix"),
+    "faults": _folder("faults", "faults"),
     "scale": _folder("scale", NOTHING, "scale"),
 }
-LONG_TIERS = frozenset({"machines", "matrix", "scale"})  # no other tier contains them, except for their smoke tests
+# No other tier contains these, except for their smoke tests.
+LONG_TIERS = frozenset({"machines", "matrix", "faults", "scale"})
 
 
 def folder_of(path: Path) -> str:

@@ -22,6 +22,8 @@ from tests.conftest import FOLDERS, TESTS, folder_of, is_parallel, tier_of
         ("vm", ["vm", "core"], "standard"),
         ("machines", ["machines"], "machines"),
         ("machines", ["machines", "smoke"], "full"),
+        ("faults", ["faults"], "faults"),
+        ("faults", ["faults", "smoke"], "full"),
         ("scale", ["scale"], "scale"),
         ("scale", ["smoke"], "full"),
     ],

@@ -1,0 +1,169 @@
+"""The commands that are killed, what is there before each of them, and what removes its rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from tests.clusters import SNAPSHOTS, Host
+from vcluster.images.store import DEFAULT_ROOT
+
+CLUSTER = "doomed"
+PATIENCE = ("--timeout", "300")
+COMMAND_S = 320
+OTHER_SIZE = ("--memory", "500")  # a snapshot that nothing else uses
+DISK = "/run/disk.raw"  # an image to import: a disk with one partition
+IMAGES = str(DEFAULT_ROOT)
+SWITCH_UP = ("switch", "up", "-n", "2", "--name", CLUSTER, "--peer", "172.31.255.254")
+
+
+@dataclass(frozen=True)
+class Bed:
+    """The servers: one with nodes, where the commands run, and one that only carries the switch."""
+
+    control: Host
+    switch: Host
+
+    @property
+    def all(self) -> tuple[Host, ...]:
+        return (self.control, self.switch)
+
+    def run(self, *arguments: str, check: bool = True) -> str:
+        """Run vcluster on the controller. The name of the switch server takes the place of SWITCH."""
+        done = self.control.vcluster(*self.named(arguments), timeout_s=COMMAND_S, check=check)
+        return done.stdout
+
+    def named(self, arguments: tuple[str, ...]) -> list[str]:
+        """The arguments with the name of the switch server."""
+        return [argument.replace("SWITCH", self.switch.server.name) for argument in arguments]
+
+
+def nothing(bed: Bed) -> None:
+    """Nothing is there."""
+
+
+def cluster_of(count: int, *options: str) -> Callable[[Bed], None]:
+    """A cluster of clones."""
+
+    def prepare(bed: Bed) -> None:
+        bed.run("local", "create", "--name", CLUSTER, "-n", str(count), *options, *PATIENCE)
+
+    return prepare
+
+
+def stopped(bed: Bed) -> None:
+    """A cluster that is stopped."""
+    cluster_of(2)(bed)
+    bed.run("stop", CLUSTER)
+
+
+def damaged(bed: Bed) -> None:
+    """A cluster without its bridge."""
+    cluster_of(2)(bed)
+    bed.control.sh(f"ip link delete vc-{CLUSTER}")
+
+
+def with_script(bed: Bed) -> None:
+    """A cluster, and a setup script with a payload."""
+    cluster_of(2)(bed)
+    bed.control.sh("mkdir -p /run/payload; echo data >/run/payload/file; printf '#!/bin/sh\nhostname\n' >/run/setup")
+
+
+def own_images(bed: Bed) -> None:
+    """An empty store of images, in place of the one that all servers read; and a disk to import."""
+    bed.control.sh(
+        f"mount -t tmpfs images {IMAGES}; truncate -s 8M {DISK};"
+        rf" printf '\200\0\0\0\203\0\0\0\0\010\0\0\0\070\0\0' | dd of={DISK} bs=1 seek=446 conv=notrunc status=none;"
+        rf" printf '\125\252' | dd of={DISK} bs=1 seek=510 conv=notrunc status=none"
+    )
+
+
+def imported(bed: Bed) -> None:
+    """A store with one image."""
+    own_images(bed)
+    bed.run("image", "import", DISK, "--name", CLUSTER)
+
+
+def clear(bed: Bed, *, is_ledger_lost: bool) -> None:
+    """Remove the cluster. Without its ledger, only the user knows the server of its switch."""
+    on = ("--on", "SWITCH") if is_ledger_lost else ()
+    lines = bed.run("clear", CLUSTER, "-y", "--verify", *on).splitlines()
+    assert lines[-1] == "nothing left", lines
+
+
+def forget_snapshot(bed: Bed, *, is_ledger_lost: bool) -> None:  # noqa: ARG001 - as `clear`
+    """`clear` removes the unfinished snapshot, also without a cluster. This removes a complete one."""
+    bed.run("clear", CLUSTER, "-y", "--verify")
+    keys = bed.control.snapshots()
+    assert [key for key in keys if key.startswith(".")] == []
+    found = [snapshot for image in bed.control.json("image", "list") for snapshot in image["snapshots"]]
+    for key in (snapshot["key"] for snapshot in found if snapshot["memory_mib"] == int(OTHER_SIZE[1])):
+        bed.control.sh(f"rm -r {SNAPSHOTS}/{key}")
+
+
+def forget_images(bed: Bed, *, is_ledger_lost: bool) -> None:  # noqa: ARG001 - as `clear`
+    """The next import works, and nothing unfinished is left after it."""
+    bed.run("image", "import", DISK, "--name", CLUSTER)
+    assert [image["name"] for image in bed.control.json("image", "list")] == [CLUSTER]
+    files = bed.control.sh(f"cd {IMAGES} && find . -mindepth 1 | sed -E 's/[0-9a-f]{{64}}/DIGEST/' | sort").split()
+    folder = "./sha256-DIGEST"
+    assert files == ["./names", f"./names/{CLUSTER}", folder, f"{folder}/disk.qcow2", f"{folder}/manifest.json"]
+    bed.run("image", "rm", CLUSTER)
+    assert bed.control.sh(f"find {IMAGES} -mindepth 2").split() == []
+    bed.control.sh(f"umount {IMAGES}; rm {DISK}")
+
+
+def switch_up(bed: Bed) -> None:
+    """A switch for a cluster of another controller."""
+    bed.run(*SWITCH_UP)
+
+
+def switch_down(bed: Bed, *, is_ledger_lost: bool) -> None:  # noqa: ARG001 - as `clear`
+    """Remove the switch as its administrator does."""
+    bed.run("switch", "down", CLUSTER)
+    assert bed.run("switch", "down", CLUSTER) == f"{CLUSTER}: nothing to clear\n"
+
+
+@dataclass(frozen=True)
+class FaultCommand:
+    """A command, what is there before it, and what a user does after it was killed.
+
+    `points` is about how many points it has, for a draw.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    prepare: Callable[[Bed], None] = nothing
+    undo: Callable[..., None] = field(default=clear)
+    has_cluster: bool = True
+    points: int = 40
+
+
+def _create(mode: str, *options: str) -> tuple[str, ...]:
+    return (mode, "create", "--name", CLUSTER, "-n", "2", *options, *PATIENCE)
+
+
+COMMANDS = {
+    command.name: command
+    for command in (
+        FaultCommand("create-clone", _create("local")),
+        FaultCommand("create-boot", _create("local", "--boot", "cold")),
+        FaultCommand("create-clone-remote", _create("remote", "--switch", "SWITCH")),
+        FaultCommand("create-boot-remote", _create("remote", "--switch", "SWITCH", "--boot", "cold")),
+        FaultCommand("add", ("add", "--name", CLUSTER, *PATIENCE), cluster_of(1)),
+        FaultCommand("remove", ("remove", "node2", "--name", CLUSTER, "-y", *PATIENCE), cluster_of(2)),
+        FaultCommand("clear", ("clear", CLUSTER, "-y"), cluster_of(2)),
+        FaultCommand("repair", ("repair", CLUSTER, *PATIENCE), damaged),
+        FaultCommand("stop", ("stop", CLUSTER), cluster_of(2)),
+        FaultCommand("start", ("start", CLUSTER, *PATIENCE), stopped),
+        FaultCommand("gateway", ("gateway", "on", "--name", CLUSTER), cluster_of(2, "--layout", "private")),
+        FaultCommand(
+            "provision", ("provision", "--payload", "/run/payload", "/run/setup", "--name", CLUSTER), with_script
+        ),
+        FaultCommand("switch-up", SWITCH_UP, undo=switch_down),
+        FaultCommand("switch-down", ("switch", "down", CLUSTER), switch_up, switch_down),
+        FaultCommand("image-import", ("image", "import", DISK, "--name", CLUSTER), own_images, forget_images, False),
+        FaultCommand("image-rm", ("image", "rm", CLUSTER), imported, forget_images, False),
+        FaultCommand("image-warm", ("image", "warm", *OTHER_SIZE, *PATIENCE), nothing, forget_snapshot, False),
+    )
+}
