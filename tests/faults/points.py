@@ -6,9 +6,9 @@ changes by netlink, requests to an agent, and programs in nodes. So new code has
 
 `run` takes the place of vcluster's entry point. The environment variable VCLUSTER_POINTS holds an order, in JSON:
 `{"record": FILE}` adds a line to FILE for each point that the command passes; with `"reads": true` also for the methods
-of libvirt that only read. `{"kill": {...}, "killed": FILE}` kills the process with SIGKILL at the first point that has
-these fields, and writes the point to FILE before. With `{"kill": {"nth": N}}` that is the N-th point that differs from
-all before it; FILE then has all of these.
+of libvirt that only read. `{"kill": {...}, "record": FILE}` kills the process with SIGKILL at the first point that has
+these fields. With `{"kill": {"nth": N}}` that is the N-th point that differs from all before it. FILE gets each point
+once, and the last one is where the process was killed.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ OS_CHANGES = (
     "rename", "replace", "rmdir", "symlink", "truncate", "unlink",
 )  # fmt: skip
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
-_RANDOM = re.compile(r"[0-9a-f]{8,}|(?<=node)[0-9]+|(?<=vc-).{8}$|(?<=tmp).{8}$")  # differs between nodes, or runs
+_RANDOM = re.compile(r"[0-9a-f]{8,}|(?<=node)[0-9]+|(?<=^vc-).{8}$|(?<=^tmp).{8}$|(?<=^.unfinished-).{8}$")
 _MESSAGES = {"ifinfmsg": "link", "nft_table_msg": "table", "nft_chain_msg": "chain", "nft_rule_msg": "rule"}
 _DELETIONS = (("ifinfmsg", 17), ("nft_table_msg", 2))  # RTM_DELLINK, NFT_MSG_DELTABLE
 
@@ -223,19 +223,26 @@ def _message(message: Any) -> str:
 def place_of(frame: FrameType | None) -> tuple[str, str]:
     """The line and the function of vcluster that lead to a call: the innermost of a command or stage, if there is one.
 
-    Otherwise that is the innermost one that is not of an adapter or the agent, which all commands share.
+    The line of a resource is added, because one function there can make several things. Without a command, for example
+    in a thread of a connection, it is the innermost line that is not of an adapter, the agent or `util`.
     """
-    found: dict[int, tuple[str, str]] = {}
+    found: dict[str, tuple[str, str]] = {}
     while frame is not None:
         code = frame.f_code
         if code.co_filename.startswith(PACKAGE):
             file = code.co_filename.removeprefix(PACKAGE)
-            layer = file.partition(os.sep)[0]
-            rank = 0 if layer in ("commands", "stages") else 2 if layer in ("adapters", "agent", "util") else 1
-            name = code.co_qualname.replace(".<locals>", "")
-            found.setdefault(rank, (f"{file}:{frame.f_lineno}", f"{file}:{name}"))
+            function = f"{file}:{code.co_qualname.replace('.<locals>', '')}"
+            found.setdefault(_rank(file.partition(os.sep)[0]), (f"{file}:{frame.f_lineno}", function))
         frame = frame.f_back
-    return found[min(found)] if found else ("", "")
+    place, function = found[min(found)] if found else ("", "")
+    resource = found.get("resources", (place,))[0]
+    return place if resource == place else f"{place} {resource}", function
+
+
+def _rank(layer: str) -> str:
+    """The class of a layer; the first one in the alphabet has precedence."""
+    known = {"commands": "command", "stages": "command", "resources": "resources", "adapters": "shared"}
+    return known.get(layer, "shared" if layer in ("agent", "util") else "other")
 
 
 # What happens at a point
@@ -277,11 +284,11 @@ def killer(fields: Mapping[str, Any], path: str) -> Callable[[Point], None]:
     passed: set[Point] = set()
 
     def consider(point: Point) -> None:
-        is_it = len(passed | {point}) == fields["nth"] if "nth" in fields else point.fits(fields)
-        if is_it or ("nth" in fields and point not in passed):
-            _write(descriptor, point)
+        if point in passed:
+            return
         passed.add(point)
-        if is_it:
+        _write(descriptor, point)
+        if len(passed) == fields["nth"] if "nth" in fields else point.fits(fields):
             os.kill(os.getpid(), signal.SIGKILL)
 
     return consider
@@ -294,7 +301,7 @@ def _write(descriptor: int, point: Point) -> None:
 def run() -> None:
     """Run vcluster with the order in the environment."""
     order = json.loads(os.environ.pop(ORDER))
-    act = recorder(order["record"]) if "record" in order else killer(order["kill"], order["killed"])
+    act = killer(order["kill"], order["record"]) if "kill" in order else recorder(order["record"])
     lock = threading.RLock()
 
     def notify(when: str, kind: str) -> None:

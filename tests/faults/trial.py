@@ -12,7 +12,7 @@ from tests.faults.commands import CLUSTER, COMMAND_S, Bed, FaultCommand
 from tests.faults.plan import read_points
 from tests.faults.points import ORDER, PROGRAM, Point
 
-RECORD, KILLED = "/run/points", "/run/killed"
+RECORD = "/run/points"
 LEDGER = f"/var/lib/vcluster/clusters/{CLUSTER}/ledger.json"
 SIGKILLED = 137
 SETTLED_S = 20  # libvirt ends what it did for a client that is gone
@@ -24,7 +24,7 @@ def record(bed: Bed, command: FaultCommand) -> list[Point]:
     command.prepare(bed)
     done = _run(bed, command, {"record": RECORD})
     assert done == 0, f"{command.name}: exit code {done}"
-    points = read_points(bed.control.sh(f"cat {RECORD}; rm {RECORD}").splitlines())
+    points = _read_record(bed)
     command.undo(bed, is_ledger_lost=False)
     return points
 
@@ -32,11 +32,15 @@ def record(bed: Bed, command: FaultCommand) -> list[Point]:
 def kill_at(bed: Bed, command: FaultCommand, fields: Mapping[str, Any]) -> tuple[bool, list[Point]]:
     """Prepare and run a command that kills itself at a point.
 
-    Returns whether it reached the point, and the points that it wrote: see points.py.
+    Returns whether it reached the point, and the points that it passed.
     """
     command.prepare(bed)
-    code = _run(bed, command, {"kill": dict(fields), "killed": KILLED})
-    return code == SIGKILLED, read_points(bed.control.sh(f"cat {KILLED}; rm {KILLED}").splitlines())
+    code = _run(bed, command, {"kill": dict(fields), "record": RECORD})
+    return code == SIGKILLED, _read_record(bed)
+
+
+def _read_record(bed: Bed) -> list[Point]:
+    return read_points(bed.control.sh(f"cat {RECORD}; rm {RECORD}").splitlines())
 
 
 def _run(bed: Bed, command: FaultCommand, order: Mapping[str, Any]) -> int:
