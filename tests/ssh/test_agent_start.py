@@ -52,7 +52,11 @@ def number(): return os.getpid()
 
 def make_folders(path): os.makedirs(path)
 
-OPERATIONS = {f.__name__: f for f in (echo, count, reject, pause, print_noise, number, make_folders)}
+def has_clusters(): return "VCLUSTER_TEST_EMPTY" not in os.environ
+
+OPERATIONS = {
+    f.__name__: f for f in (echo, count, reject, pause, print_noise, number, make_folders, has_clusters)
+}
 """
 
 
@@ -262,6 +266,18 @@ def test_uninstalling_removes_all_archives_that_are_not_in_use(start: Start, tmp
     used.uninstall(soon())
     assert not folder.exists()
     assert not folder.parent.exists()
+
+
+@pytest.mark.parametrize("has_clusters", [False, True])
+def test_an_agent_whose_controller_is_gone_removes_its_archive(
+    start: Start, tmp_path: Path, has_clusters: bool
+) -> None:
+    """A controller that was killed did not remove it. It stays while a cluster is there."""
+    session = Local()
+    session.env |= {} if has_clusters else {"VCLUSTER_TEST_EMPTY": "yes"}
+    start(session, deadline=soon()).close()
+    assert session.pipes[0].wait(10) == 0
+    assert len(list(tmp_path.glob("lib/agent/*"))) == has_clusters
 
 
 @pytest.mark.parametrize("printing", ['echo "Welcome!"; echo', r"printf '\033]0;host\007'", "printf 'no newline'"])

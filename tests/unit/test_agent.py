@@ -16,6 +16,7 @@ from vcluster import errors
 from vcluster.agent import bundle, diagnostics, operations, request_loop
 from vcluster.agent.client import LocalAgent
 from vcluster.errors import ConflictError, DeadlineError, MissingError, RequestError, VclusterError
+from vcluster.model import naming
 from vcluster.util.deadline import Cancelled, Deadline
 
 JSON = st.recursive(
@@ -151,6 +152,10 @@ def test_the_local_agent_reports_the_progress_of_a_body() -> None:
     assert progress == [7, 14, 20]
     with pytest.raises(VclusterError, match="ended 1 bytes early"):
         LocalAgent(TABLE).send("count", io.BytesIO(b"x" * 19), 20, deadline=Deadline(5))
+
+
+def test_the_agent_knows_owner_labels() -> None:
+    assert naming.alias("lab", "0" * 16).startswith(operations.OWNER_LABEL)
 
 
 def test_the_local_agent_can_be_cancelled() -> None:

@@ -28,6 +28,7 @@ from vcluster.errors import ConflictError
 
 LIBVIRT_RUN = Path("/run/libvirt/network")
 LIBVIRT_DOMAINS = Path("/run/libvirt/qemu")
+OWNER_LABEL = "vcluster:"  # begins the alias of each interface (vcluster.model.naming, which is not in the archive)
 LABEL, LABEL_MAX = ".vcluster-owner", 200  # the file with the owner label of a cluster's folder
 NICEST = 19
 LIBVIRT_LOGS = Path("/var/log/libvirt/qemu")
@@ -88,6 +89,11 @@ def addresses() -> list[list[str]]:
 def interfaces() -> list[dict[str, Any]]:
     """All interfaces, with their owner labels and counters."""
     return [asdict(found) for found in netlink_interfaces.interfaces()]
+
+
+def has_clusters() -> bool:
+    """Whether a cluster of any user has interfaces here."""
+    return any(found.alias.startswith(OWNER_LABEL) for found in netlink_interfaces.interfaces())
 
 
 def create_interfaces(specs: Sequence[dict[str, Any]]) -> None:
@@ -335,6 +341,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
         route_to,
         addresses,
         interfaces,
+        has_clusters,
         create_interfaces,
         destroy_interfaces,
         attach,

@@ -51,17 +51,26 @@ class Body:
 
 def main(source: BinaryIO, sink: BinaryIO, order: Mapping[str, Any], lock: int) -> None:
     """Execute the bootstrap's order: serve requests, or relay to a socket of this server."""
-    with contextlib.suppress(BrokenPipeError):
-        if "relay" in order:
-            os.close(lock)  # all modules are loaded, so the archive may be removed
+    if "relay" in order:
+        os.close(lock)  # all modules are loaded, so the archive may be removed
+        with contextlib.suppress(BrokenPipeError):
             relay(source, sink, order["relay"])
-        else:
-            from vcluster.agent.operations import OPERATIONS  # noqa: PLC0415 - it loads pyroute2
-
-            own = {"uninstall": lambda: uninstall(Path(order["folder"]), lock), "ping": lambda: None}
-            serve(source, sink, {**OPERATIONS, **own})
+    else:
+        _serve_all(source, sink, Path(order["folder"]), lock)
     # Exit at once: a thread or a buffer may still wait for input.
     os._exit(0)
+
+
+def _serve_all(source: BinaryIO, sink: BinaryIO, folder: Path, lock: int) -> None:
+    """Serve requests. Then remove the archive if no cluster is here: a controller that was killed did not do it."""
+    from vcluster.agent.operations import OPERATIONS  # noqa: PLC0415 - it loads pyroute2
+
+    own = {"uninstall": lambda: uninstall(folder, lock), "ping": lambda: None}
+    with contextlib.suppress(BrokenPipeError):
+        serve(source, sink, {**OPERATIONS, **own})
+    with contextlib.suppress(VclusterError, OSError):
+        if not OPERATIONS["has_clusters"]():
+            uninstall(folder, lock)
 
 
 def serve(source: BinaryIO, sink: BinaryIO, operations: Operations) -> None:
@@ -140,7 +149,7 @@ def error_from_json(fields: Mapping[str, Any], server: str) -> VclusterError:
 
 def uninstall(folder: Path, lock: int) -> None:
     """Remove every archive that no other agent uses, and the folders if they are empty."""
-    os.close(lock)
+    fcntl.flock(lock, fcntl.LOCK_UN)
     for path in folder.glob("*.pyz*"):
         with contextlib.suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -22,7 +22,6 @@ from vcluster.agent.diagnostics import ADD_CAPABILITY
 from vcluster.agent.remote_agent import RemoteAgent
 from vcluster.config import passwords
 from vcluster.errors import MissingError, VclusterError
-from vcluster.model import naming
 from vcluster.model.plan import Node, Plan
 from vcluster.model.spec import ImageLogin, Login, ServerSpec
 from vcluster.render.ssh_files import Jump
@@ -298,8 +297,7 @@ def _uninstall_if_unused(agent: Agent) -> None:
     """Remove the agent's program from the server, unless any user's cluster is there. Then close the agent."""
     try:
         with suppress(VclusterError):  # a file that stays is used by the next agent
-            interfaces = agent.call("interfaces", deadline=Deadline(LEAVE_TIMEOUT_S))
-            if not any(naming.parse_alias(interface["alias"]) for interface in interfaces):
+            if not agent.call("has_clusters", deadline=Deadline(LEAVE_TIMEOUT_S)):
                 agent.uninstall(Deadline(LEAVE_TIMEOUT_S))
     finally:
         agent.close()
