@@ -72,7 +72,9 @@ OS_CHANGES = (
     "rename", "replace", "rmdir", "symlink", "truncate", "unlink",
 )  # fmt: skip
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
-_RANDOM = re.compile(r"[0-9a-f]{8,}|(?<=node)[0-9]+|(?<=^vc-).{8}$|(?<=^tmp).{8}$|(?<=^.unfinished-).{8}$")
+_RANDOM = re.compile(
+    r"[0-9a-f]{8}-[0-9a-f-]{27}|[0-9a-f]{8,}|(?<=node)[0-9]+|(?<=^vc-).{8}$|(?<=^tmp).{8}$|(?<=^.unfinished-).{8}$"
+)
 _MESSAGES = {"ifinfmsg": "link", "nft_table_msg": "table", "nft_chain_msg": "chain", "nft_rule_msg": "rule"}
 _DELETIONS = (("ifinfmsg", 17), ("nft_table_msg", 2))  # RTM_DELLINK, NFT_MSG_DELTABLE
 
@@ -231,8 +233,9 @@ def place_of(frame: FrameType | None) -> tuple[str, str]:
         code = frame.f_code
         if code.co_filename.startswith(PACKAGE):
             file = code.co_filename.removeprefix(PACKAGE)
-            function = f"{file}:{code.co_qualname.replace('.<locals>', '')}"
-            found.setdefault(_rank(file.partition(os.sep)[0]), (f"{file}:{frame.f_lineno}", function))
+            name = code.co_qualname.replace(".<locals>", "")
+            rank = "shared" if name == "Server.call" else _rank(file.partition(os.sep)[0])
+            found.setdefault(rank, (f"{file}:{frame.f_lineno}", f"{file}:{name}"))
         frame = frame.f_back
     place, function = found[min(found)] if found else ("", "")
     resource = found.get("resources", (place,))[0]
