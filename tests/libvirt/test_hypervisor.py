@@ -156,8 +156,9 @@ def test_networks(hypervisor: Hypervisor) -> None:
     hypervisor.create_network(network_xml.network_xml("lab", samples.OWNER, network))
     (found,) = hypervisor.networks()
     assert (found.name, found.cluster, found.is_active) == ("vcluster-lab", "lab", True)
-    hypervisor.destroy_network("vcluster-lab")
-    hypervisor.destroy_network("vcluster-lab")
+    for _ in range(2):
+        hypervisor.stop_network("vcluster-lab")
+        hypervisor.undefine_network("vcluster-lab")
     assert hypervisor.networks() == ()
 
 

@@ -20,7 +20,7 @@ from vcluster.model.spec import StorageNode
 from vcluster.planning.resize import shrink
 from vcluster.render import network_xml
 from vcluster.render.domain_xml import domain_xml
-from vcluster.resources import domains, volumes
+from vcluster.resources import domains, networks, volumes
 from vcluster.util.events import Reporter
 
 pytestmark = pytest.mark.libvirt
@@ -136,6 +136,30 @@ def test_leftovers_are_reported(world: World, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(Hypervisor, "undefine_domain", lambda *_: None)
     with pytest.raises(VclusterError, match=r"parts of cluster lab are left: domain lab\.node2"):
         teardown.remove_nodes(_context(), world.fleet, PLAN, shrink(PLAN, ["node2"]))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("kind", "last", "removed"),
+    [
+        (domains, "undefine_domain", ["remove_traces", "remove_profiles"]),
+        (networks, "undefine_network", ["remove_traces"]),
+    ],
+)
+def test_definitions_are_removed_last(
+    world: World, monkeypatch: pytest.MonkeyPatch, kind: Any, last: str, removed: list[str]
+) -> None:
+    """After a command that was killed, they show that files are left."""
+
+    def fail(*_: object) -> None:
+        raise VclusterError("killed")
+
+    world.make(PLAN)
+    networks.create(world.server, PLAN.servers[0], "lab")
+    monkeypatch.setattr(Hypervisor, last, fail)
+    with pytest.raises(VclusterError, match="killed"):
+        kind.destroy(world.server, "lab")
+    assert [name for name, _ in world.requests] == removed
+    assert kind.observe(world.server)
 
 
 class _Context:

@@ -211,7 +211,8 @@ with Hypervisor("qemu:///system", "0badcafe") as opened:
         opened.create_network(sys.argv[1])
     except VclusterError as error:
         print(error)
-    opened.destroy_network("trial")
+    opened.stop_network("trial")
+    opened.undefine_network("trial")
 """
 XML = "<network><name>trial</name><bridge name='vn-trial'/><ip address='172.28.0.1' prefix='24'/></network>"
 

@@ -20,7 +20,6 @@ from vcluster.snapshots.template import Snapshot
 from vcluster.util import parallel
 from vcluster.util.deadline import Deadline
 
-REMOVAL_TIMEOUT_S = 60.0
 QEMU_LOGS = "/var/log/libvirt/qemu"
 LOG_BYTES = 2000
 
@@ -111,16 +110,17 @@ def reduce(server: Server, before: Plan, after: Plan) -> None:
 
 
 def _end(libvirt: Hypervisor, server: Server, uuids: Mapping[str, str]) -> None:
-    """End domains, given by name with their UUIDs. Their profiles are removed too, also those of earlier versions."""
+    """End domains, given by name with their UUIDs. Their profiles are removed too, also those of earlier versions.
 
-    def end(name: str) -> None:
-        libvirt.stop_domain(name)
-        libvirt.undefine_domain(name)
-
-    parallel.each(tuple(uuids), end, deadline=Deadline(REMOVAL_TIMEOUT_S))
-    if uuids:
-        server.call("remove_traces", networks=[], domains=list(uuids))
-        server.call("remove_profiles", uuids=list(uuids.values()))
+    The definitions go last: after a command that was killed, they show which files are left.
+    """
+    found = parallel.outcomes(tuple(uuids), libvirt.stop_domain)
+    stopped = [name for name, error in zip(uuids, found, strict=True) if error is None]
+    if stopped:
+        server.call("remove_traces", networks=[], domains=stopped)
+        server.call("remove_profiles", uuids=[uuids[name] for name in stopped])
+    found += parallel.outcomes(stopped, libvirt.undefine_domain)
+    parallel.raise_all([error for error in found if error])
 
 
 def observe(server: Server) -> tuple[OwnedItem, ...]:

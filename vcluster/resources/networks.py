@@ -15,14 +15,16 @@ def create(server: Server, plan: ServerPlan, cluster: str) -> None:
 
 
 def destroy(server: Server, cluster: str) -> None:
-    """Remove the cluster's management network, and the files of it that libvirt 9.0 leaves in /run."""
+    """Remove the cluster's management network, and before its definition the files that libvirt 9.0 leaves in /run."""
     if server.libvirt is None:
         return
     names = [network.name for network in server.libvirt.networks() if network.cluster == cluster]
     for name in names:
-        server.libvirt.destroy_network(name)
+        server.libvirt.stop_network(name)
     if names:
         server.call("remove_traces", networks=names, domains=[])
+    for name in names:
+        server.libvirt.undefine_network(name)
 
 
 def observe(server: Server) -> tuple[OwnedItem, ...]:

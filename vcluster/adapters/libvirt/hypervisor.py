@@ -302,10 +302,13 @@ class Hypervisor:
             if not network.isActive():
                 network.create()
 
-    def destroy_network(self, name: str) -> None:
-        """Stop a network and remove its definition."""
+    def stop_network(self, name: str) -> None:
+        """Stop a network."""
         with self._unless_missing(f"stopping network {name}"):
             self._connection.networkLookupByName(name).destroy()
+
+    def undefine_network(self, name: str) -> None:
+        """Remove the definition of a stopped network."""
         with self._unless_missing(f"undefining network {name}"):
             self._connection.networkLookupByName(name).undefine()
 
