@@ -13,6 +13,7 @@ from tests.faults import plan
 from tests.faults.commands import COMMAND_S, PATIENCE, Bed
 from tests.faults.record import fault_bed
 from tests.faults.trial import survey_all
+from tests.long_runs import PLUGIN
 
 NEIGHBOUR = "neighbour"
 ECHOES = "/run/echoes"
@@ -74,7 +75,9 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print how many of the faults were survived."""
-    if _outcomes:
-        survived = sum(outcome == "passed" for outcome in _outcomes.values())
-        terminalreporter.write_line(f"faults survived: {survived} of {len(_outcomes)}")
+    """Print how many of the faults were survived, with those of earlier runs that --resume leaves out."""
+    run = terminalreporter.config.pluginmanager.get_plugin(PLUGIN)
+    before = [test for test in run.skipped if KILL_TESTS in test] if run else []
+    survived = sum(outcome == "passed" for outcome in _outcomes.values())
+    if before or _outcomes:
+        terminalreporter.write_line(f"faults survived: {len(before) + survived} of {len(before) + len(_outcomes)}")
