@@ -36,7 +36,6 @@ def test_kill_at_a_point(bed: Bed, bare: Mapping[str, Survey], trial: Trial) -> 
     assert_survived(bed, command, bare, is_ledger_lost=trial.is_ledger_lost)
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("name", COMMANDS)
 def test_kill_at_a_drawn_point(
     bed: Bed, bare: Mapping[str, Survey], capsys: pytest.CaptureFixture[str], name: str
