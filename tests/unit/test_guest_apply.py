@@ -162,6 +162,7 @@ class Clocks:
         monkeypatch.setattr(apply, "HARDWARE_CLOCK", str(path))
         monkeypatch.setattr(apply, "is_synchronised", lambda: False)
         monkeypatch.setattr(time, "time", lambda: self.node)
+        monkeypatch.setattr(time, "monotonic", lambda: self._server)  # it stands still while the machine is busy
         monkeypatch.setattr(time, "sleep", self.advance)
         monkeypatch.setattr(time, "clock_settime", self.set)
         self.advance(0)
