@@ -8,7 +8,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -26,9 +26,10 @@ from vcluster.commands.clusters import lifecycle
 from vcluster.commands.steps import admission
 from vcluster.commands.steps.deployment import Deployment
 from vcluster.errors import ConflictError, MissingError, SeveralErrors, VclusterError
-from vcluster.fleet import observation, servers
+from vcluster.fleet import server_clocks, servers
 from vcluster.fleet.context import Context
 from vcluster.fleet.ledger import VERSION, Ledger
+from vcluster.fleet.server_clocks import ServerClocks
 from vcluster.fleet.servers import Fleet, Server, ServerRequest, request_for_spec, requests_for_plan
 from vcluster.guest import authorize
 from vcluster.images import deliver
@@ -249,12 +250,27 @@ def test_networks_are_repaired_also_without_memory_for_the_nodes_that_are_off(
 # Clocks
 
 
-def test_clocks_of_servers_are_compared_with_that_of_the_heads_server() -> None:
-    ahead_s = {"red": 100.0, "blue": 700.0, "middle": 9.0}
-    agents = {name: LocalAgent({"clock": lambda name=name: time.time() + ahead_s[name]}) for name in ahead_s}
+def clocks_of(answers: Mapping[str, Callable[[], float]]) -> ServerClocks:
+    """The clocks of servers, of which red has the head. `answers` are their times."""
+    agents = {name: LocalAgent({"clock": answer}) for name, answer in answers.items()}
     servers = {name: Server(name, samples.OWNER, Path("/"), agent) for name, agent in agents.items()}
-    found = observation.clocks_ahead_s(Fleet(servers, {}), samples.shared_plan(RED, BLUE))
-    assert found == {"red": 0, "blue": 600}
+    return ServerClocks(Fleet(servers, {}), "red")
+
+
+def lost() -> float:
+    raise VclusterError("the connection broke")
+
+
+def test_clocks_of_servers_are_compared_with_that_of_the_heads_server() -> None:
+    clocks = clocks_of({"red": lambda: time.time() + 100, "blue": lambda: time.time() + 700})
+    assert (clocks.ahead_s("red"), clocks.ahead_s("blue")) == (0, 600)
+
+
+def test_a_lost_server_disturbs_only_its_own_nodes() -> None:
+    clocks = clocks_of({"red": time.time, "blue": lost, "green": time.time})
+    assert (clocks.ahead_s("red"), clocks.ahead_s("green")) == (0, 0)
+    with pytest.raises(VclusterError, match="the connection broke"):
+        clocks.ahead_s("blue")
 
 
 def test_the_quickest_answer_about_a_clock_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,18 +282,23 @@ def test_the_quickest_answer_about_a_clock_counts(monkeypatch: pytest.MonkeyPatc
         shown, now = now, now + slow[name].pop()
         return shown
 
-    monkeypatch.setattr(observation, "time", SimpleNamespace(time=lambda: now))
-    monkeypatch.setattr(Fleet, "each", lambda self, work: {name: work(each) for name, each in self.servers.items()})
-    servers = {
-        name: Server(name, samples.OWNER, Path("/"), LocalAgent({"clock": lambda name=name: clock(name)}))
-        for name in slow
-    }
-    assert observation.clocks_ahead_s(Fleet(servers, {}), samples.shared_plan(RED, BLUE)) == {"red": 0, "blue": 0}
+    monkeypatch.setattr(server_clocks, "time", SimpleNamespace(time=lambda: now))
+    clocks = clocks_of({"red": lambda: clock("red"), "blue": lambda: clock("blue")})
+    assert clocks.ahead_s("blue") == 0
     assert slow == {"red": [], "blue": []}
 
 
-def test_one_server_is_not_asked_for_its_clock() -> None:
-    assert observation.clocks_ahead_s(Fleet({}, {}), samples.plan(2)) == {"localhost": 0}
+def test_many_nodes_ask_a_server_for_its_clock_once() -> None:
+    asked: list[str] = []
+
+    def clock() -> float:
+        asked.append("blue")
+        time.sleep(0.1)  # until the other nodes ask, too
+        return time.time()
+
+    clocks = clocks_of({"red": time.time, "blue": clock})
+    parallel.each(["blue"] * 4, clocks.ahead_s, deadline=Deadline(60))
+    assert asked == ["blue"] * server_clocks.SAMPLES
 
 
 # Tunnels

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import time
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +26,6 @@ from vcluster.model.spec import PRIVATE
 from vcluster.resources import domains
 from vcluster.snapshots.memory_access import WRITABLE
 from vcluster.snapshots.template import REFUSED, Snapshot, template_of
-from vcluster.util import parallel
 from vcluster.util.deadline import Cancelled, Deadline
 from vcluster.util.events import Reporter
 
@@ -106,26 +104,11 @@ def test_connections_are_closed_when_another_node_fails(world: World) -> None:
 
 def test_the_clock_of_a_node_is_set_before_its_files_are_written(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(node_lifecycle.observation, "clocks_ahead_s", lambda *_: {"localhost": 7})
+    monkeypatch.setattr(node_lifecycle.ServerClocks, "ahead_s", lambda *_: 7)
     monkeypatch.setattr(node_lifecycle.configure, "apply", lambda _, __, actions, **___: asked.extend(actions))
     world.lifecycle.configure(WORKER, Session())  # type: ignore[arg-type]
     assert asked[0] == {"do": "clock", "ahead_s": 7}
     assert len(asked) > 1
-
-
-def test_many_nodes_ask_the_servers_for_their_clocks_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-
-    def clocks_ahead_s(*_: object) -> dict[str, int]:
-        asked.append("clocks")
-        time.sleep(0.2)  # until the other nodes ask, too
-        return {"localhost": 0}
-
-    monkeypatch.setattr(node_lifecycle.observation, "clocks_ahead_s", clocks_ahead_s)
-    monkeypatch.setattr(node_lifecycle.configure, "apply", lambda *_, **__: ())
-    nodes = [WORKER] * 4
-    parallel.each(nodes, lambda node: world.lifecycle.configure(node, Session()), deadline=Deadline(60))  # type: ignore[arg-type]
-    assert asked == ["clocks"]
 
 
 # Clones

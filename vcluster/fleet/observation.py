@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping, Sequence
 from ipaddress import AddressValueError, IPv4Address, IPv4Network
 from pathlib import Path
@@ -22,7 +21,6 @@ from vcluster.planning.planner import CLUSTERS_FOLDER
 from vcluster.util import parallel
 from vcluster.util.deadline import Deadline
 
-CLOCK_SAMPLES = 3
 KVM_TIMEOUT_S = 120.0  # longer than the test itself takes
 
 
@@ -127,33 +125,6 @@ def _promised_mib(server: Server, pending: Sequence[Plan]) -> int:
         return 0
     running = {domain.name for domain in server.libvirt.domains() if domain.power.is_active}
     return sum(memory_mib for domain, memory_mib in promised if domain not in running)
-
-
-# Clocks
-
-
-def clocks_ahead_s(fleet: Fleet, plan: Plan) -> dict[str, int]:
-    """How far the clock of each server with nodes is ahead of that of the head's server, by name."""
-    carriers = [server.name for server in plan.servers if server.carries_nodes]
-    if len(carriers) == 1:
-        return {carriers[0]: 0}
-    ahead_s = fleet.each(_clock_ahead_s)
-    return {name: round(ahead_s[name] - ahead_s[plan.head.server]) for name in carriers}
-
-
-def _clock_ahead_s(server: Server) -> float:
-    """How far the clock of a server is ahead of that of this machine, by its quickest answer."""
-    _, ahead_s = min(_clock_sample(server) for _ in range(CLOCK_SAMPLES))
-    return ahead_s
-
-
-def _clock_sample(server: Server) -> tuple[float, float]:
-    """How long a server took to answer, and how far its clock is ahead of that of this machine.
-
-    The second is wrong by at most half of the first.
-    """
-    asked, there, answered = time.time(), float(server.call("clock")), time.time()
-    return answered - asked, there - (asked + answered) / 2
 
 
 # KVM

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
-from functools import cached_property
 
 from vcluster.adapters.libvirt.domain_events import DESTROYED, REBOOTED
 from vcluster.adapters.node_connection import NodeConnection
@@ -17,7 +16,7 @@ from vcluster.commands.steps.node_console import console_on_timeout
 from vcluster.commands.steps.node_login import POLL_S, JumpHosts, log_in
 from vcluster.commands.steps.node_watch import NodeStoppedError, NodeWatch
 from vcluster.errors import DeadlineError, VclusterError
-from vcluster.fleet import observation
+from vcluster.fleet.server_clocks import ServerClocks
 from vcluster.fleet.servers import Server
 from vcluster.guest import program
 from vcluster.images.recipes import guest_file
@@ -59,7 +58,7 @@ class NodeLifecycle:
         self._snapshots = {key: each for key, each in (snapshots or {}).items() if each is not REFUSED}
         self._common = common_files(cluster.plan, cluster.keys)
         self._head_configured = threading.Event()
-        self._asking_for_clocks = threading.Lock()
+        self._clocks = ServerClocks(cluster.fleet, cluster.plan.head.server)
         sessions = {name: server.session for name, server in cluster.fleet.servers.items()}
         self._jump_hosts = JumpHosts(cluster.plan, sessions)
 
@@ -292,14 +291,8 @@ class NodeLifecycle:
     def configure(self, node: Node, connection: NodeConnection) -> tuple[str, ...]:
         """Apply what the plan specifies for this node alone. Returns what changed."""
         actions = node_actions.actions(self._plan, node, self._cluster.keys, self._common)
-        with self._asking_for_clocks:  # nodes are configured at once
-            ahead_s = self._clocks_ahead_s[node.server]
-        actions.insert(0, node_actions.clock_action(ahead_s))
+        actions.insert(0, node_actions.clock_action(self._clocks.ahead_s(node.server)))
         return configure.apply(connection, "configure", actions, report=self._cluster.report)
-
-    @cached_property
-    def _clocks_ahead_s(self) -> dict[str, int]:
-        return observation.clocks_ahead_s(self._cluster.fleet, self._plan)
 
     def mount_shares(self, node: Node, connection: NodeConnection) -> tuple[str, ...]:
         """Mount the NFS shares of other nodes. Returns what changed."""
