@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +20,9 @@ from tests.results import is_json_requested, validated
 from tests.testbed import STATE, Server, testbed
 
 VCLUSTER = [sys.executable, "-c", "from vcluster.cli.main import run; run()"]
-ENVIRONMENT = {"VCLUSTER_NO_WARM": "1"}  # no command makes a snapshot in the background, unless a test asks for it
+# No command makes a snapshot in the background, unless a test asks for it. The agents of other servers are packed from
+# this checkout, also if another one is installed in the virtual environment.
+ENVIRONMENT = {"VCLUSTER_NO_WARM": "1", "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
 READY = "vcluster: ready"  # what a node prints at the end of its boot
 READ_S = 300.0  # for the output of a command; longer than each of its waits in these tests
 SNAPSHOTS = "/var/lib/libvirt/images/vcluster/snapshots"
