@@ -189,3 +189,10 @@ def test_the_pages_for_developers_name_files_that_exist(page: str) -> None:
     )
     assert named
     assert {name for name in named if not (CHECKOUT / name).exists()} == set()
+
+
+@pytest.mark.parametrize("page", ["security.md", "reliability.md"])
+def test_the_pages_about_faults_name_tests_that_exist(page: str) -> None:
+    named = re.findall(r"`(?:tests/)?([a-z]+/test_\w+\.py)`", (CHECKOUT / "docs/explanation" / page).read_text())
+    assert len(named) > 20
+    assert {name for name in named if not (CHECKOUT / "tests" / name).exists()} == set()
