@@ -14,14 +14,14 @@ pytestmark = pytest.mark.vm
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]\r?")  # control sequences of readline
 PROMPT = "root@red3:~# "
 KILL = "ip link set lab0 down; ip link set mgmt0 down"
-SHOW = 'for card in lab0 mgmt0; do echo "$card is $(cat /sys/class/net/$card/operstate)"; done'
+SHOW = "grep -h . /sys/class/net/{lab0,mgmt0}/operstate"  # short: readline wraps long lines in different ways
 
 
 def test_a_node_without_network_is_reached_and_starts_again(cluster: Cluster) -> None:
     host = cluster.host
     address = host.json("status")["nodes"][2]["management_address"]
     assert " 0% packet loss" in host.sh(f"ping -c 1 -W 5 {address}")
-    assert on_console(cluster, KILL, SHOW) == ["lab0 is down", "mgmt0 is down"]
+    assert on_console(cluster, KILL, SHOW) == ["down", "down"]
     # Now only the console reaches it.
     assert on_console(cluster, "hostname") == ["red3"]
     assert "100% packet loss" in host.sh(f"ping -c 1 -W 1 {address}", check=False)
