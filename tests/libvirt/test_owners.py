@@ -209,13 +209,18 @@ def test_a_create_is_refused_without_a_command_that_would_remove_the_cluster_of_
     assert raised.value.hint == "use another --name"
 
 
+def is_lost(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> bool:
+    """Whether `list` shows the cluster `lab` as lost."""
+    assert vcluster(monkeypatch, "list -o json") == 0
+    return [(row["name"], row["is_lost"]) for row in json.loads(capsys.readouterr().out)] == [("lab", True)]
+
+
 @pytest.mark.parametrize("owner", [naming.owner_id(MINE, "00c0ffee"), FORMER])
 def test_a_cluster_of_a_lost_state_folder_needs_an_option(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], owner: str
 ) -> None:
     machine.make(owner)
-    assert vcluster(monkeypatch, "list -o json") == 0
-    assert [(row["name"], row["is_lost"]) for row in json.loads(capsys.readouterr().out)] == [("lab", True)]
+    assert is_lost(monkeypatch, capsys)
     assert vcluster(monkeypatch, "clear lab -y") == 0
     printed = capsys.readouterr()
     assert "lab: nothing to clear" in printed.out
@@ -225,12 +230,6 @@ def test_a_cluster_of_a_lost_state_folder_needs_an_option(
     assert vcluster(monkeypatch, "clear lab --lost -y") == 0
     assert capsys.readouterr().out == "lab: cleared\n"
     assert machine.has(owner) == (False, False, False)
-
-
-def is_lost(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> bool:
-    """Whether `list` shows the cluster `lab` as lost."""
-    assert vcluster(monkeypatch, "list -o json") == 0
-    return [(row["name"], row["is_lost"]) for row in json.loads(capsys.readouterr().out)] == [("lab", True)]
 
 
 @pytest.mark.parametrize(
