@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from vcluster.errors import RequestError, VclusterError
+from vcluster.images.disk_files import sha256
 from vcluster.images.store import ImageStore
-from vcluster.images.verify import sha256
 
 MIB = 2**20
 

@@ -19,8 +19,8 @@ from vcluster.agent import image_store, snapshot_manifest, snapshot_store
 from vcluster.cli import main
 from vcluster.cli.servers import image
 from vcluster.errors import ConflictError, MissingError, RequestError
+from vcluster.images.disk_files import SECTOR, partitions_end
 from vcluster.images.store import ImageStore
-from vcluster.images.verify import SECTOR, partitions_end
 from vcluster.model.spec import DEFAULT_IMAGE
 
 

@@ -20,7 +20,7 @@ from tempfile import mkdtemp
 from vcluster.agent.snapshot_folders import FOLDER_MODE, UNFINISHED, lock_folder, remove_folder, remove_unfinished
 from vcluster.agent.snapshot_manifest import MANIFEST
 from vcluster.errors import ConflictError, MissingError, RequestError, VclusterError
-from vcluster.images import build, fetch, verify
+from vcluster.images import build, disk_files, fetch
 from vcluster.images.recipes import Recipe
 from vcluster.model import codec
 from vcluster.model.naming import check_name
@@ -153,10 +153,10 @@ class ImageStore:
         with self._unfinished() as folder:
             path = fetch.fetch(source, folder / "download", report=report)
             report("checking the image")
-            actual = verify.sha256(path) if sha256 else ""
+            actual = disk_files.sha256(path) if sha256 else ""
             if sha256 and actual != sha256.lower():
                 raise RequestError(f"{source} has the SHA-256 digest {actual}, not the one of --sha256")
-            facts = verify.inspect(path)
+            facts = disk_files.inspect(path)
             report("storing the image")
             fetch.to_qcow2(path, facts.format, folder / _DISK)
             (folder / "download").unlink(missing_ok=True)
@@ -176,7 +176,7 @@ class ImageStore:
         return tuple(
             f"{folder / name} {'is missing' if not (folder / name).exists() else 'has changed'}"
             for name, digest in manifest.files.items()
-            if not (folder / name).exists() or verify.sha256(folder / name) != digest
+            if not (folder / name).exists() or disk_files.sha256(folder / name) != digest
         )
 
     @contextmanager
@@ -219,7 +219,7 @@ class ImageStore:
                 os.close(descriptor)
 
     def _finish(self, folder: Path, *, name: str, **facts: object) -> Manifest:
-        files = {path.name: verify.sha256(path) for path in sorted(folder.iterdir())}
+        files = {path.name: disk_files.sha256(path) for path in sorted(folder.iterdir())}
         created = datetime.now(timezone.utc).isoformat(timespec="seconds")
         manifest = Manifest(name=name, digest=f"sha256-{files[_DISK]}", created=created, files=files, **facts)  # type: ignore[arg-type]
         (folder / MANIFEST).write_text(codec.to_json(manifest))
