@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 EXIT_INTERRUPTED = 130
+EXIT_CLOSED_PIPE = 141  # as a shell reports a program that SIGPIPE ended
 
 
 class VclusterError(Exception):

@@ -286,14 +286,3 @@ def test_without_verbose_nothing_is_printed(
     monkeypatch.setattr(events, "_call_listeners", [])
     ClusterFiles(clusters, "lab").write_timing(())
     assert capsys.readouterr().err == ""
-
-
-# Standard output that cannot be written
-
-
-@pytest.mark.usefixtures("clusters")
-def test_a_full_standard_output_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    with Path("/dev/full").open("w") as full:
-        monkeypatch.setattr(sys, "stdout", full)
-        assert run(monkeypatch, "ssh-config", "lab") == 1
-    assert capsys.readouterr().err == "vcluster: standard output: No space left on device\n"

@@ -37,7 +37,7 @@ OS_READS = {
         "access", "cpu_count", "fsencode", "fstat", "getegid", "geteuid", "getpid", "getuid", "lseek", "pread", "read",
         "sched_param", "strerror", "urandom",
     ),
-    "they change this process only": ("_exit", "close", "dup", "dup2", "umask"),
+    "they change this process only": ("_exit", "close", "dup", "dup2", "set_inheritable", "umask"),
     "the file is open already: `open` has the point": ("fchmod", "fdopen", "fsync", "sync"),
     "the owner of a file that the call before has made": ("chown",),
     "the priority of a process": ("sched_setscheduler", "setpriority"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import errno
 import os
 import sys
 from contextlib import suppress
@@ -17,9 +16,9 @@ from vcluster.cli import common, guidance
 from vcluster.cli.clusters import clear, create, inventory, lifecycle, scale
 from vcluster.cli.help_layout import Group, examples
 from vcluster.cli.nodes import access, check, copy, execute, gateway, power, provision, terminals
-from vcluster.cli.output import terminal
+from vcluster.cli.output import streams, terminal
 from vcluster.cli.servers import doctor, image, switch
-from vcluster.errors import EXIT_INTERRUPTED, SeveralErrors, VclusterError
+from vcluster.errors import EXIT_CLOSED_PIPE, EXIT_INTERRUPTED, SeveralErrors, VclusterError
 from vcluster.util.interrupts import on_interrupt
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -75,6 +74,7 @@ def completion(shell: str) -> None:
 
 def run() -> None:
     """The entry point: never a traceback for what a user can cause."""
+    streams.prepare()
     on_interrupt(_interrupt)
     if os.geteuid() == 0:
         os.umask(0o022)  # QEMU runs as another user and opens files below the folders that root creates here
@@ -88,7 +88,7 @@ def run() -> None:
 def _end(exit_code: int) -> None:
     """End at once. Python would first free all objects, which takes seconds while nodes occupy the processor."""
     for stream in (sys.stdout, sys.stderr):
-        with suppress(AttributeError, OSError, ValueError):  # there is none, nothing reads it, or it is closed
+        with suppress(streams.OutputError):  # the exit code is known, and shows it
             stream.flush()
     os._exit(exit_code)
 
@@ -113,26 +113,12 @@ def _run() -> int:
     except (KeyboardInterrupt, click.Abort):
         on_interrupt(lambda *_: None)  # the message has priority over another interrupt
         return _complain("interrupted", None, EXIT_INTERRUPTED, invocation)
-    except BrokenPipeError:
-        _drop_output()
-        return 0
+    except streams.OutputError as error:
+        return EXIT_CLOSED_PIPE if error.is_closed_pipe else _complain(str(error), None, 1, invocation)
     except OSError as error:
-        if _is_about_output(error):
-            _drop_output()
-            return _complain(f"standard output: {error.strerror}", None, 1, invocation)
         return _complain(
             f"{error.filename or 'the system'}: {error.strerror or error}", "vcluster doctor", 1, invocation
         )
-
-
-def _is_about_output(error: OSError) -> bool:
-    """Whether a write to standard output failed: only such a write has no file name in its error."""
-    return error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
-
-
-def _drop_output() -> None:
-    """Discard what is still to be written, or Python would report the error again when it ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _usage_hint(error: click.ClickException) -> str | None:

@@ -11,6 +11,7 @@ import click
 from vcluster.cli import arguments, common
 from vcluster.cli.help_layout import Command, examples
 from vcluster.cli.output import terminal
+from vcluster.cli.output.streams import OutputError
 from vcluster.errors import RequestError, SeveralErrors, VclusterError
 from vcluster.util.deadline import Cancelled
 
@@ -107,13 +108,13 @@ class _LinePrinter:
 
         self._prefixes = tables.prefixes(names)
         self._lock = threading.Lock()
-        self._failure: OSError | None = None
+        self._failure: OutputError | None = None
 
     def __call__(self, node: str, stream: str, line: str) -> None:
         with self._lock:
             try:
                 terminal.print_text(self._prefixes[node] + line, err=stream == "stderr")
-            except OSError as error:  # the reader of our output has ended; the node's connection is not at fault
+            except OutputError as error:  # the reader of our output has ended; the node's connection is not at fault
                 self._failure = error
                 raise Cancelled("the reader of the output has ended") from error
 
