@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable
@@ -26,6 +27,27 @@ from vcluster.util import parallel
 from vcluster.util.deadline import Deadline
 
 PLAN = samples.plan(3)
+
+
+# Sets of nodes
+
+
+@pytest.mark.parametrize(
+    ("nodeset", "message"),
+    [
+        ("node[1-99999999]", "-w 'node[1-99999999]' gives 99999999 names"),
+        ("node[1-9999]-[1-9999]", "-w 'node[1-9999]-[1-9999]' gives 99980001 names"),
+        ("node[1 - 99999999]", "-w 'node[1 - 99999999]' is not a nodeset: '1 - 99999999' is not a range"),
+        ("node2!node[0_0-9_999_999]", "'0_0-9_999_999' is not a range"),
+        ("node" + "9" * 5000, "has a number of ten digits or more"),
+    ],
+)
+def test_a_set_of_too_many_nodes_is_refused_before_it_is_expanded(
+    monkeypatch: pytest.MonkeyPatch, nodeset: str, message: str
+) -> None:
+    monkeypatch.setattr(access, "NodeSet", lambda *_, **__: pytest.fail("it was expanded"))
+    with pytest.raises(RequestError, match=re.escape(message)):
+        access.choose_nodes(PLAN, nodeset)
 
 
 # The limit of parallel work

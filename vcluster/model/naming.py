@@ -29,6 +29,7 @@ NUMBER_WIDTH = 3  # at least so many digits in names that are numbered across cl
 
 _NAME = re.compile(r"[a-z](?:[a-z0-9-]*[a-z0-9])?\Z")
 _OWNER = re.compile(r"[0-9a-f]{8}(?:[0-9a-f]{8})?\Z")  # eight digits: an owner id of an earlier version
+_RANGE = re.compile(r"\s*[0-9]{1,9}(?:-[0-9]{1,9}(?:/[0-9]{1,9})?)?\s*")
 _RESERVED = frozenset({"localhost", "mgmt0", "lab0", "all"})
 # All our UUIDs are derived from this one. So the UUID of a libvirt network or pool shows its owner; libvirt before 9.7
 # has no metadata on them.
@@ -83,10 +84,7 @@ def expand_any(nodeset: str, *, example: str) -> tuple[str, ...]:
 
     Raises RequestError, with the example in its hint, for a bad nodeset.
     """
-    if re.search(r"\d{10}", nodeset):
-        raise RequestError(f"{shown(nodeset)} has a number of ten digits or more")
-    if (count := _size(nodeset)) > NODES_MAX:
-        raise RequestError(f"{shown(nodeset)} gives {count} names", hint=f"1 to {NODES_MAX} are possible")
+    check_size(nodeset, example=example)
     try:
         items = tuple(item for part in split(nodeset) for item in _items(part))
     except (RangeSetException, ValueError) as error:
@@ -96,6 +94,20 @@ def expand_any(nodeset: str, *, example: str) -> tuple[str, ...]:
     if not items:
         raise RequestError(f"{shown(nodeset)} gives no name", hint=f"for example '{example}'")
     return items
+
+
+def check_size(nodeset: str, *, example: str) -> None:
+    """Raise RequestError if a nodeset may give more than NODES_MAX names. Call it before the nodeset is expanded."""
+    if re.search(r"\d{10}", nodeset):
+        raise RequestError(f"{shown(nodeset)} has a number of ten digits or more")
+    for ranges in re.findall(r"\[([^\]]*)", nodeset):
+        # ClusterShell also takes '1 - 5' and '1_000-9_999', whose sizes `_size` does not know.
+        wrong = next((item for item in ranges.split(",") if not _RANGE.fullmatch(item)), None)
+        if wrong is not None:
+            reason = f"{shown(wrong)} is not a range"
+            raise RequestError(f"{shown(nodeset)} is not a nodeset: {reason}", hint=f"for example '{example}'")
+    if (count := _size(nodeset)) > NODES_MAX:
+        raise RequestError(f"{shown(nodeset)} gives {count} names", hint=f"1 to {NODES_MAX} are possible")
 
 
 def split(text: str) -> list[str]:

@@ -30,7 +30,7 @@ from vcluster.errors import ConflictError, DeadlineError, RequestError, Vcluster
 from vcluster.fleet.context import Context
 from vcluster.fleet.servers import Fleet, requests_for_plan
 from vcluster.model.checks import CheckReport
-from vcluster.model.naming import folded
+from vcluster.model.naming import check_size, folded
 from vcluster.model.plan import Node, Plan
 from vcluster.model.quoting import one_line, shown
 from vcluster.model.status import PowerState
@@ -43,6 +43,7 @@ from vcluster.util.deadline import Deadline
 CONSOLE_BYTES = 2**24
 NO_POLKIT = "Authorization not available. Check if polkit"  # virsh starts polkit's agent, though root needs none
 FANOUT = 64
+NODES_EXAMPLE = "node[1-3]"
 LOGIN_TIMEOUT_S = 30.0  # a node that is up answers at once
 
 OnLine = Callable[[str, str, str], None]  # called with the node's name, the stream (stdout or stderr) and a line
@@ -323,10 +324,13 @@ def choose_nodes(plan: Plan, nodeset: str | None) -> tuple[Node, ...]:
     if nodeset is None:
         return plan.nodes
     try:
+        check_size(nodeset, example=NODES_EXAMPLE)
         names = set(NodeSet(nodeset, resolver=RESOLVER_NOGROUP))
+    except RequestError as error:
+        raise RequestError(f"-w {error.message}", hint=error.hint) from error
     except NodeSetException as error:
         raise RequestError(
-            f"-w {shown(nodeset)} is not a nodeset: {one_line(error)}", hint="for example 'node[1-3]'"
+            f"-w {shown(nodeset)} is not a nodeset: {one_line(error)}", hint=f"for example '{NODES_EXAMPLE}'"
         ) from error
     unknown = names - {node.name for node in plan.nodes}
     if unknown or not names:
