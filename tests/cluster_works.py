@@ -232,7 +232,7 @@ def _mpi_results(cluster: Cluster) -> Work:
 
 def _discover(cluster: Cluster) -> Work:
     found = [
-        {"mac": node.mac, "address": str(node.address), "name": "", "found_by": ["arp"]}
+        {"mac": node.mac, "address": str(node.address), "name": "", "found_by": ["neighbour"]}
         for node in cluster.plan.nodes[::2]
     ]
     return lambda: classify(cluster.plan, {"found": found})

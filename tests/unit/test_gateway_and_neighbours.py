@@ -128,6 +128,9 @@ REJECTED = [interface("iifname", "lab0"), {"reject": {"type": "icmpx", "expr": "
         ("{}", None),
         ("", None),
         ("Error: No such file or directory", None),
+        ('{"nftables": ' + "[" * 100_000, None),
+        ('{"nftables": 5}', None),
+        ('{"nftables": [{"chain": 1}, {"rule": 5}]}', None),
     ],
 )
 def test_the_live_state_is_read(text: str, expected: bool | None) -> None:
@@ -188,6 +191,30 @@ ALIEN = "02:00:00:00:00:99"
 )
 def test_nodes_and_unknown_hosts_are_distinguished(entries: list[dict[str, object]], expected: list[Neighbour]) -> None:
     assert list(neighbours.classify(PRIVATE_PLAN, {"found": entries})) == expected
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"address": 5}, {"address": "10.0.0"}, {"mac": 5}, {"mac": "\x1b]0;x\x07"}, {"mac": "02:00:00:00:00:99\n"},
+        {"name": None}, {"name": ["x"]}, {"found_by": "ping"}, {"found_by": ["\x1b[2J"]}, {"found_by": [[]]},
+    ],
+)  # fmt: skip
+def test_an_answer_of_the_head_is_checked(change: dict[str, object]) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        neighbours.classify(PRIVATE_PLAN, {"found": [entry("10.0.0.200", ALIEN, "ping") | change]})
+
+
+@pytest.mark.parametrize("found", [None, {}, "x", [{}] * 65537])
+def test_an_answer_without_a_list_of_hosts_is_refused(found: object) -> None:
+    with pytest.raises((ValueError, KeyError)):
+        neighbours.classify(PRIVATE_PLAN, {"found": found})
+
+
+def test_an_unknown_host_cannot_send_control_characters_or_a_long_name() -> None:
+    sent = entry("10.0.0.200", ALIEN, "lease", name="\x1b]52;c;x\x07\n" + "y" * 9999)
+    (unknown,) = [one for one in neighbours.classify(PRIVATE_PLAN, {"found": [sent]}) if one.is_unknown]
+    assert unknown.name == "?]52;c;x??" + "y" * 243
 
 
 @pytest.mark.parametrize(

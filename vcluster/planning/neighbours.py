@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Any
 
 from vcluster.model.plan import Node, Plan
+from vcluster.model.quoting import printable
+
+METHODS = frozenset({"self", "lease", "neighbour", "ping"})  # of guest/discover.py
+FOUND_MAX = 65536
+NAME_LENGTH_MAX = 253  # RFC 1035
+_MAC = re.compile(r"[0-9a-fA-F]{2}(?::[0-9a-fA-F]{2}){5}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,16 +40,33 @@ class Neighbour:
 
 
 def classify(plan: Plan, answer: Mapping[str, Any]) -> tuple[Neighbour, ...]:
-    """All planned nodes and the unknown hosts, sorted by address. Nodes are recognised by their MAC."""
+    """All planned nodes and the unknown hosts, sorted by address. Nodes are recognised by their MAC.
+
+    Raises ValueError for an answer that cannot be used: the head is not trusted.
+    """
+    if not isinstance(answer["found"], list) or len(answer["found"]) > FOUND_MAX:
+        raise ValueError("found is not a list, or too long")
     nodes = {node.mac: node for node in plan.nodes}
-    found = [_neighbour(nodes.get(entry["mac"].lower()), entry) for entry in answer["found"]]
+    found = [_neighbour(nodes, *_checked(entry)) for entry in answer["found"]]
     macs = {one.mac for one in found}
     missing = [Neighbour(node.name, node.address, node.mac, ()) for mac, node in nodes.items() if mac not in macs]
     return tuple(sorted([*found, *missing], key=lambda one: (one.address, one.is_unknown)))
 
 
-def _neighbour(node: Node | None, entry: Mapping[str, Any]) -> Neighbour:
-    address, mac, found_by = IPv4Address(entry["address"]), entry["mac"].lower(), tuple(entry["found_by"])
+def _checked(entry: Mapping[str, Any]) -> tuple[IPv4Address, str, str, tuple[str, ...]]:
+    """The address, the MAC, the name and the methods of an entry. An unknown host chose its name."""
+    address, mac, name, found_by = (entry[field] for field in ("address", "mac", "name", "found_by"))
+    if not isinstance(address, str) or not (mac == "" or _MAC.fullmatch(mac)) or not isinstance(name, str):
+        raise ValueError("an entry has a wrong address, MAC or name")
+    if not isinstance(found_by, list) or not {*found_by} <= METHODS:
+        raise ValueError("found_by has an unknown method")
+    return IPv4Address(address), mac.lower(), printable(name)[:NAME_LENGTH_MAX], tuple(found_by)
+
+
+def _neighbour(
+    nodes: Mapping[str, Node], address: IPv4Address, mac: str, name: str, found_by: tuple[str, ...]
+) -> Neighbour:
+    node = nodes.get(mac)
     if node is None:
-        return Neighbour(entry["name"], address, mac, found_by, is_unknown=True)
+        return Neighbour(name, address, mac, found_by, is_unknown=True)
     return Neighbour(node.name, address, mac, found_by, is_misplaced=address != node.address)

@@ -5,9 +5,9 @@ The texts are for nft(8), dnsmasq(8) and systemd (systemd.service(5), systemd.sp
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 
+from vcluster.model import json_text
 from vcluster.model.plan import Node, Plan
 from vcluster.model.spec import AddressRange, PortRange
 from vcluster.render.actions import UNITS, Action, file, unit_text
@@ -111,15 +111,16 @@ def live_state_argv() -> list[str]:
     return ["nft", "-j", "list", "chain", *_TABLE.split(), "forward"]
 
 
-def is_open(json_text: str) -> bool | None:
+def is_open(listing: str) -> bool | None:
     """Whether the head forwards packets, by nft's JSON output (libnftables-json(5)); None if there are no rules."""
     try:
-        objects = json.loads(json_text[json_text.find('{"nftables"') :])["nftables"]  # after output of root's shell
-    except (ValueError, KeyError, TypeError):
+        # after output of root's shell
+        objects = json_text.parse(listing[listing.find('{"nftables"') :])["nftables"]
+        if not any("chain" in one for one in objects):
+            return None
+        return any("accept" in statement for one in objects if "rule" in one for statement in one["rule"]["expr"])
+    except (ValueError, KeyError, TypeError):  # the node is not trusted
         return None
-    if not any("chain" in one for one in objects):
-        return None
-    return any("accept" in statement for one in objects if "rule" in one for statement in one["rule"]["expr"])
 
 
 # Names and addresses

@@ -11,6 +11,7 @@ from vcluster.commands.steps.inventory import read_ledger
 from vcluster.errors import RequestError, VclusterError
 from vcluster.fleet.context import Context
 from vcluster.model.plan import Plan
+from vcluster.model.quoting import quoted
 from vcluster.planning.neighbours import Neighbour, classify
 from vcluster.render import gateway_actions
 from vcluster.stages import configure
@@ -66,11 +67,12 @@ def discover(context: Context, name: str, *, timeout_s: float) -> tuple[Neighbou
     require_success(answer, f"{head.name}: cannot discover hosts")
     where = f"{head.name}: {AWAITED}"
     swept = field(answer, "swept", str, where)
-    context.report.note(f"pinged {swept}")
     try:
-        return classify(plan, answer)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        found = classify(plan, answer)
+    except (KeyError, TypeError, ValueError) as error:
         raise unknown_result(where) from error
+    context.report.note(f"pinged {quoted(swept)}")
+    return found
 
 
 def _require_gateway(plan: Plan) -> Plan:
