@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import threading
+from collections.abc import Callable
 from ipaddress import IPv4Address
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +17,8 @@ from vcluster.errors import ConflictError, DeadlineError, VclusterError
 from vcluster.fleet import ledger
 from vcluster.fleet.ledger import ClusterFiles, Ledger, StageTime
 from vcluster.model import codec
+from vcluster.model.keys import KeyPair, Keys
+from vcluster.model.plan_check import find_defect
 from vcluster.util.deadline import Deadline
 from vcluster.util.events import Reporter
 
@@ -109,10 +113,56 @@ def test_only_the_owner_can_read_secrets(files: ClusterFiles) -> None:
     assert files.identity.stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"version": 1}', '{"version": 99}', "\0"])
+@pytest.mark.parametrize("text", ["", "{", '{"version": 1}', '{"version": 99}', "\0", "[" * 100_000, "\xff"])
 def test_a_broken_ledger_reads_as_none(files: ClusterFiles, text: str) -> None:
-    files.ledger.write_text(text)
+    files.ledger.write_bytes(text.encode("latin-1"))
     assert files.read_ledger() is None
+    assert files.find_owner() == ""
+    assert files.is_of_another_version() is text.startswith('{"version"')
+
+
+@pytest.mark.parametrize(
+    ("change", "defect"),
+    [
+        (lambda plan: plan.update(name="../lab"), "cluster name '../lab' is not a name"),
+        (lambda plan: plan.update(name="other"), "name: it is 'other'"),
+        (lambda plan: plan.update(owner="me"), "owner: 'me' is not an owner id"),
+        (lambda plan: plan.update(timeout_s=float("nan")), "timeout_s: nan is not a time limit"),
+        (lambda plan: plan.update(nodes=[]), "nodes: there are 0"),
+        (lambda plan: plan["switch"].update(server="red"), "switch: there is no server 'red'"),
+        (lambda plan: plan["nodes"][1].update(name="node1"), "a name is there twice"),
+        (lambda plan: plan["nodes"][1].update(name="-oProxyCommand=x"), "'-oProxyCommand=x' is not a name"),
+        (lambda plan: plan["nodes"][1].update(server="red"), "nodes: node2: server 'red' carries no nodes"),
+        (lambda plan: plan["nodes"][1].update(domain="lab./x"), "nodes: node2: domain: the part '/x' is not a name"),
+        (lambda plan: plan["nodes"][1].update(port="../../x"), "nodes: node2: an interface has a bad name"),
+        (lambda plan: plan["servers"][0].update(storage="x"), "servers: localhost: 'x' is not an absolute path"),
+        (lambda plan: plan["servers"][0]["pool"].update(path="/a/../etc"), "'/a/../etc' is not an absolute path"),
+        (lambda plan: plan["servers"][0]["network"].update(subnet="192.0.2.1/32"), "192.0.2.1/32 is too small"),
+        (lambda plan: plan["servers"][0].update(network=None), "nodes: node1: server localhost has no management"),
+        (lambda plan: plan.update(stores=["node9"]), "a storage node is not there"),
+    ],
+)
+def test_a_ledger_with_an_unusable_value_is_broken(
+    files: ClusterFiles, change: Callable[[dict[str, Any]], None], defect: str
+) -> None:
+    document = codec.to_plain(Ledger(ledger.VERSION, "ready", "", samples.plan(2)))
+    files.ledger.write_text(json.dumps(document))
+    assert files.read_ledger() is not None
+    change(document["plan"])
+    files.ledger.write_text(json.dumps(document))
+    assert files.read_ledger() is None
+    assert defect in find_defect(codec.from_json(json.dumps(document), Ledger).plan, "lab")
+
+
+def test_a_key_without_fields_names_no_owner(files: ClusterFiles) -> None:
+    files.write_keys(Keys(KeyPair("", ""), KeyPair("", ""), {}))
+    assert files.find_owner() == ""
+
+
+def test_an_owner_id_that_is_not_text_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "owner").write_bytes(b"\xff\xfe")
+    with pytest.raises(VclusterError, match="owner does not contain an owner id"):
+        ledger.read_owner(tmp_path)
 
 
 def test_broken_keys_are_a_clear_error(files: ClusterFiles) -> None:

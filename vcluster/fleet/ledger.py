@@ -7,7 +7,6 @@ labels on the resources prove that they are ours. Teardown works without either 
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import secrets
 import shutil
@@ -18,9 +17,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vcluster.errors import ConflictError, MissingError, VclusterError
-from vcluster.model import codec, naming
+from vcluster.model import codec, json_text, naming
 from vcluster.model.keys import Keys
 from vcluster.model.plan import Plan
+from vcluster.model.plan_check import find_defect
 from vcluster.util.deadline import Deadline
 from vcluster.util.events import Reporter, timed_call
 
@@ -76,7 +76,7 @@ def read_owner(root: Path) -> str:
     """The owner id of a state folder; a new one, which is not written, if the folder has none."""
     path = root / OWNER
     try:
-        found = path.read_text().strip()
+        found = path.read_text(errors="replace").strip()
     except (FileNotFoundError, NotADirectoryError):
         return naming.owner_id(maker(), secrets.token_hex(4))
     except OSError as error:
@@ -118,7 +118,7 @@ def maker() -> str:
 
 def machine_id() -> str:
     """The machine-id(5) of this machine; empty if it has none."""
-    return MACHINE_ID.read_text() if MACHINE_ID.exists() else ""
+    return MACHINE_ID.read_text(errors="replace") if MACHINE_ID.exists() else ""
 
 
 def cluster_names(root: Path) -> tuple[str, ...]:
@@ -254,14 +254,18 @@ class ClusterFiles:
         self._write(self.ledger, codec.to_json(ledger))
 
     def read_ledger(self) -> Ledger | None:
-        """The ledger, or None if it is missing, broken or of another version. Raises MissingError without access."""
+        """The ledger, or None if it is missing, broken or of another version. Raises MissingError without access.
+
+        A ledger with a value that no command can use is broken.
+        """
         try:
             ledger = codec.from_json(self.ledger.read_text(), Ledger)
         except (FileNotFoundError, NotADirectoryError, ValueError):
             return None
         except PermissionError as error:
             raise MissingError(f"this user cannot read {self.ledger}", hint="run it with sudo") from error
-        return ledger if ledger.version == VERSION else None
+        is_usable = ledger.version == VERSION and not find_defect(ledger.plan, self.name)
+        return ledger if is_usable else None
 
     def find_owner(self) -> str:
         """The owner id of a cluster whose ledger cannot be read: from its text, or from the cluster's key; else empty.
@@ -269,19 +273,19 @@ class ClusterFiles:
         A cluster of an earlier version has another one than the state folder.
         """
         try:
-            found = str(json.loads(self.ledger.read_text())["plan"]["owner"])
+            found = str(json_text.parse(self.ledger.read_text())["plan"]["owner"])
         except (OSError, ValueError, KeyError, TypeError):
             found = ""
         if naming.is_owner(found):
             return found
         keys = self.find_keys()
-        label = naming.parse_alias(keys.admin.public.split()[-1]) if keys else None
+        label = naming.parse_alias(keys.admin.public.rpartition(" ")[2]) if keys else None
         return label[1] if label else ""
 
     def is_of_another_version(self) -> bool:
         """True if another version of vcluster wrote the ledger."""
         try:
-            version = json.loads(self.ledger.read_text())["version"]
+            version = json_text.parse(self.ledger.read_text())["version"]
         except (OSError, ValueError, KeyError, TypeError):
             return False
         return bool(version != VERSION)

@@ -13,6 +13,7 @@ from vcluster.adapters.ssh import openssh_config
 from vcluster.errors import ConflictError, MissingError
 from vcluster.fleet import ledger
 from vcluster.fleet.servers import Fleet, Server
+from vcluster.model import json_text
 from vcluster.model.facts import Claim, Facts, Route, UnderlayRoute
 from vcluster.model.plan import Plan
 from vcluster.model.spec import LOCAL_SERVER, ServerSpec
@@ -168,7 +169,7 @@ def kvm_verdict(server: Server, kernel: Path | None, cache: Path) -> KvmVerdict:
 
 def _read(cache: Path) -> dict[str, Any]:
     try:
-        verdicts = json.loads(cache.read_text())
+        verdicts = json_text.parse(cache.read_text())
     except (OSError, ValueError):
         return {}
     return verdicts if isinstance(verdicts, dict) else {}

@@ -100,7 +100,7 @@ def check_size(nodeset: str, *, example: str) -> None:
     """Raise RequestError if a nodeset may give more than NODES_MAX names. Call it before the nodeset is expanded."""
     if re.search(r"\d{10}", nodeset):
         raise RequestError(f"{shown(nodeset)} has a number of ten digits or more")
-    for ranges in re.findall(r"\[([^\]]*)", nodeset):
+    for ranges in re.findall(r"\[([^\]]*)\]", nodeset):
         # ClusterShell also takes '1 - 5' and '1_000-9_999', whose sizes `_size` does not know.
         wrong = next((item for item in ranges.split(",") if not _RANGE.fullmatch(item)), None)
         if wrong is not None:
