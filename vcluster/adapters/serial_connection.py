@@ -23,6 +23,7 @@ from vcluster.adapters.pipe import Pipe, Printed, one_line
 from vcluster.adapters.process import Completed, Output
 from vcluster.adapters.serial_pipe import POLL_S, ROOM_POLL_S, NoReaderError, SerialPipe, program_digest, program_text
 from vcluster.errors import VclusterError
+from vcluster.model import json_text
 from vcluster.model.quoting import quoted
 from vcluster.util.deadline import Deadline
 
@@ -243,8 +244,8 @@ class SerialConnection:
 def _parsed(line: str) -> dict[str, Any] | None:
     """A message of the node's program; None for another message of the node, such as "ready"."""
     try:
-        message = json.loads(line)
-    except (ValueError, RecursionError):
+        message = json_text.parse(line)
+    except ValueError:
         return None
     return message if isinstance(message, dict) else None
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from vcluster.errors import MissingError, VclusterError
+from vcluster.model import json_text
 
 APPARMOR, SELINUX = "apparmor", "selinux"
 FOLDER = Path("/etc/apparmor.d/libvirt")
@@ -115,8 +116,8 @@ def _label(path: Path) -> dict[str, str] | None:
     try:
         with path.open(errors="replace") as file:
             first = file.readline(_LABEL_MAX)
-        found = json.loads(first.removeprefix(_LABEL)) if first.startswith(_LABEL) else None
-    except (OSError, ValueError, RecursionError):
+        found = json_text.parse(first.removeprefix(_LABEL)) if first.startswith(_LABEL) else None
+    except (OSError, ValueError):
         return None
     if not isinstance(found, dict):
         return None

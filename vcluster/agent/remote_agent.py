@@ -16,6 +16,7 @@ from vcluster.agent import bundle, libvirt_daemons, request_loop
 from vcluster.agent.client import Agent, Progress
 from vcluster.agent.sudo import Sudo, translate_failure
 from vcluster.errors import DeadlineError, MissingError, VclusterError
+from vcluster.model import json_text
 from vcluster.util.deadline import Cancelled, Deadline
 
 FOLDER = Path("/var/lib/vcluster/agent")
@@ -208,8 +209,8 @@ class RemoteAgent(Agent):
     def _read_message(self, pipe: Pipe, deadline: Deadline, awaited: str) -> dict[str, Any]:
         """The next message, a JSON object in a line."""
         try:
-            message = json.loads(pipe.read_line(deadline, awaited))
-        except (ValueError, RecursionError) as error:
+            message = json_text.parse(pipe.read_line(deadline, awaited))
+        except ValueError as error:
             raise self._unknown_answer(awaited) from error
         if not isinstance(message, dict):
             raise self._unknown_answer(awaited)

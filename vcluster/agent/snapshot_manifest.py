@@ -11,6 +11,7 @@ from typing import Any
 
 from vcluster.agent import sparse_digest
 from vcluster.errors import VclusterError
+from vcluster.model import json_text
 
 FORMAT = 1
 DISK, RAM, STATE = "disk.qcow2", "ram", "state"
@@ -61,7 +62,7 @@ def read_manifest(folder: Path) -> SnapshotManifest:
     """
     path = folder / MANIFEST
     try:
-        fields = json.loads(path.read_bytes())
+        fields = json_text.parse(path.read_bytes())
         if (found := fields.pop("format")) != FORMAT:
             raise VclusterError(f"{path} has format {_shown(found)}; this version reads format {FORMAT}")
         known = {field.name: fields[field.name] for field in dataclass_fields(SnapshotManifest)}

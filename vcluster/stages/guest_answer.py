@@ -10,6 +10,7 @@ from vcluster import guest
 from vcluster.adapters.node_connection import NodeConnection
 from vcluster.adapters.pipe import Pipe, one_line
 from vcluster.errors import VclusterError
+from vcluster.model import json_text
 from vcluster.model.quoting import quoted
 from vcluster.util.deadline import Deadline
 
@@ -38,8 +39,8 @@ def require_success(answer: Mapping[str, Any], where: str) -> None:
 def find(text: str) -> dict[str, Any] | None:
     """The answer in a line, or None if the line is not an answer."""
     try:
-        answer = json.loads(text)
-    except (ValueError, RecursionError):
+        answer = json_text.parse(text)
+    except ValueError:
         return None
     return answer if isinstance(answer, dict) else None
 
