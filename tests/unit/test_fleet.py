@@ -250,6 +250,10 @@ def test_networks_are_repaired_also_without_memory_for_the_nodes_that_are_off(
 # Clocks
 
 
+def now() -> float:
+    return time.time()
+
+
 def clocks_of(answers: Mapping[str, Callable[[], float]]) -> ServerClocks:
     """The clocks of servers, of which red has the head. `answers` are their times."""
     agents = {name: LocalAgent({"clock": answer}) for name, answer in answers.items()}
@@ -267,7 +271,7 @@ def test_clocks_of_servers_are_compared_with_that_of_the_heads_server() -> None:
 
 
 def test_a_lost_server_disturbs_only_its_own_nodes() -> None:
-    clocks = clocks_of({"red": time.time, "blue": lost, "green": time.time})
+    clocks = clocks_of({"red": now, "blue": lost, "green": now})
     assert (clocks.ahead_s("red"), clocks.ahead_s("green")) == (0, 0)
     with pytest.raises(VclusterError, match="the connection broke"):
         clocks.ahead_s("blue")
@@ -296,7 +300,7 @@ def test_many_nodes_ask_a_server_for_its_clock_once() -> None:
         time.sleep(0.1)  # until the other nodes ask, too
         return time.time()
 
-    clocks = clocks_of({"red": time.time, "blue": clock})
+    clocks = clocks_of({"red": now, "blue": clock})
     parallel.each(["blue"] * 4, clocks.ahead_s, deadline=Deadline(60))
     assert asked == ["blue"] * server_clocks.SAMPLES
 
@@ -502,6 +506,20 @@ def test_authorize_adds_and_removes_only_its_key(
     assert not run_authorize(monkeypatch, capsys, do="remove", mark="vcluster:lab:0badcafe")
     assert path.read_text().splitlines() == (before or "").splitlines()
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_other_lines_of_authorized_keys_keep_their_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = tmp_path / ".ssh/authorized_keys"
+    path.parent.mkdir(mode=0o700)
+    before = b"# d\xe9j\xe0\r\nssh-rsa AAAA J\xfcrgen\x00\x0c\rx\nssh-rsa AAAA mine\n"
+    path.write_bytes(before)
+    assert run_authorize(monkeypatch, capsys, do="add", line="ssh-ed25519 AAAAC3 vcluster:lab:0badcafe")
+    assert path.read_bytes() == before + b"ssh-ed25519 AAAAC3 vcluster:lab:0badcafe\n"
+    assert run_authorize(monkeypatch, capsys, do="remove", mark="vcluster:lab:0badcafe")
+    assert path.read_bytes() == before
 
 
 def test_a_lost_server_is_one_error_for_all_waits() -> None:

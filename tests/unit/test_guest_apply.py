@@ -335,3 +335,13 @@ def test_programs_that_the_user_removed_later_are_not_required(tmp_path: Path) -
         apply.apply([action])
     (tmp_path / "settings").touch()
     assert apply.apply([action]) == []
+
+
+def test_other_lines_of_a_table_keep_their_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "fstab"
+    before = b"# d\xe9j\xe0\r\nserver:/d\xe9j\xe0 /mnt/d\xe9j\xe0 nfs\n"
+    path.write_bytes(before)
+    changed: list[str] = []
+    apply.do_line({"path": str(path), "key": "/data", "text": "disk /data ext4\n"}, changed)
+    assert changed == [str(path)]
+    assert path.read_bytes() == before + b"disk /data ext4\n"

@@ -68,7 +68,8 @@ def run(argv: list[str]) -> None:
 
 def read(path: str) -> str | None:
     try:
-        with open(path) as file:
+        # Lines of others in a file keep their bytes, in each encoding.
+        with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
             return file.read()
     except FileNotFoundError:
         return None
@@ -80,7 +81,8 @@ def write(path: str, text: str, mode: int, ids: tuple[int, int]) -> None:
     new = f"{path}.vcluster-new"
     with contextlib.suppress(FileNotFoundError):  # left by a program that was killed, or made by the user
         os.unlink(new)
-    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with open(descriptor, "w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
         file.write(text)
         file.flush()
         os.fchown(file.fileno(), *ids)

@@ -56,7 +56,8 @@ def is_done(path: str, request: Request) -> bool:
 def read(path: str) -> list[str]:
     if not os.path.exists(path):
         return []
-    with open(path) as file:
+    # The other lines belong to the user: they keep their bytes, in each encoding, and their ends.
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
         return file.readlines()
 
 
@@ -72,7 +73,7 @@ def changed(lines: list[str], request: Request) -> list[str]:
 
 def write(descriptor: int, lines: list[str]) -> None:
     os.truncate(descriptor, 0)
-    with os.fdopen(os.dup(descriptor), "w") as file:
+    with os.fdopen(os.dup(descriptor), "w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
         file.writelines(lines)
         file.flush()
         os.fsync(file.fileno())

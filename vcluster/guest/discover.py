@@ -95,7 +95,7 @@ def neighbours(interface: str) -> dict[str, str]:
 def leases(path: str) -> dict[str, tuple[str, str]]:
     """MAC and name of each valid lease, by address. A line of dnsmasq: end (or 0), MAC, address, name, client."""
     try:
-        with open(path) as file:
+        with open(path, errors="replace") as file:  # machines choose their names
             rows = [line.split() for line in file]
     except FileNotFoundError:
         return {}
