@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from tests import samples
-from vcluster.errors import ConflictError, DeadlineError, VclusterError
+from vcluster.config.environment_folders import folder_of
+from vcluster.errors import ConflictError, DeadlineError, RequestError, VclusterError
 from vcluster.fleet import ledger
 from vcluster.fleet.ledger import ClusterFiles, Ledger, StageTime
 from vcluster.model import codec
@@ -129,7 +130,7 @@ def test_a_broken_ledger_reads_as_none(files: ClusterFiles, text: str) -> None:
         (lambda plan: plan.update(owner="me"), "owner: 'me' is not an owner id"),
         (lambda plan: plan.update(timeout_s=float("nan")), "timeout_s: nan is not a time limit"),
         (lambda plan: plan.update(nodes=[]), "nodes: there are 0"),
-        (lambda plan: plan["switch"].update(server="red"), "switch: there is no server 'red'"),
+        (lambda plan: plan["switch"].update(server="red"), "switch: server 'red' is missing"),
         (lambda plan: plan["nodes"][1].update(name="node1"), "a name is there twice"),
         (lambda plan: plan["nodes"][1].update(name="-oProxyCommand=x"), "'-oProxyCommand=x' is not a name"),
         (lambda plan: plan["nodes"][1].update(server="red"), "nodes: node2: server 'red' carries no nodes"),
@@ -206,6 +207,15 @@ def test_destroy_leaves_nothing(tmp_path: Path) -> None:
 )
 def test_the_state_folder_follows_the_environment(environment: dict[str, str], root: str) -> None:
     assert ledger.state_root(environment) == Path(root)
+
+
+@pytest.mark.parametrize("variable", ["VCLUSTER_STATE_DIR", "VCLUSTER_IMAGE_DIR"])
+@pytest.mark.parametrize("text", ["/x\n/y", "/x\udcff", "/${HOME}/x", "/x\x1b[2J", "/" + "x" * 256, "/x" * 2000])
+def test_a_variable_with_a_folder_that_cannot_be_used(variable: str, text: str) -> None:
+    with pytest.raises(RequestError, match=f"^{variable}: the path '/") as caught:
+        folder_of({variable: text}, variable)
+    assert len(caught.value.message) < 160
+    assert caught.value.message.isprintable()
 
 
 def test_an_empty_folder_is_not_a_cluster(files: ClusterFiles) -> None:

@@ -66,11 +66,12 @@ def complete_node_paths(ctx: click.Context, param: click.Parameter, text: str) -
 def complete_images(ctx: click.Context, param: click.Parameter, text: str) -> list[CompletionItem]:  # noqa: ARG001 - click's signature
     """Names of images."""
     from vcluster.cli.common import images_root
+    from vcluster.errors import VclusterError
     from vcluster.images.store import ImageStore
 
     try:
         return _beginning_with(text, list(ImageStore(images_root()).names()))
-    except OSError:
+    except (OSError, VclusterError):
         return []
 
 
@@ -82,11 +83,12 @@ def _beginning_with(text: str, names: list[str]) -> list[CompletionItem]:
 
 def cluster_names() -> list[str]:
     """The clusters in the user's state folder; none if it cannot be read."""
+    from vcluster.errors import VclusterError
     from vcluster.fleet import ledger
 
     try:
         return list(ledger.cluster_names(ledger.state_root(dict(os.environ))))
-    except OSError:
+    except (OSError, VclusterError):
         return []
 
 

@@ -36,9 +36,10 @@ class Invocation:
 
 def images_root() -> Path:
     """The image store's folder."""
+    from vcluster.config.environment_folders import folder_of
     from vcluster.images.store import DEFAULT_ROOT
 
-    return Path(os.environ.get("VCLUSTER_IMAGE_DIR") or DEFAULT_ROOT).absolute()
+    return folder_of(os.environ, "VCLUSTER_IMAGE_DIR") or DEFAULT_ROOT
 
 
 def context(*listeners: Listener) -> Context:
@@ -232,7 +233,7 @@ def reader(cluster: str = "") -> Reader:
     environment = dict(os.environ)
     try:
         names = ledger.cluster_names(ledger.state_root(environment))
-    except OSError:
+    except (OSError, VclusterError):
         names = ()
     return hints.reader(environment, names, cluster)
 

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from vcluster.config.environment_folders import folder_of
 from vcluster.errors import ConflictError, MissingError, VclusterError
 from vcluster.model import codec, json_text, naming
 from vcluster.model.keys import Keys
@@ -63,13 +64,15 @@ class StageTime:
 
 
 def state_root(environment: dict[str, str]) -> Path:
-    """The folder of all state: VCLUSTER_STATE_DIR, /var/lib/vcluster for root, else in the XDG state directory."""
-    if chosen := environment.get("VCLUSTER_STATE_DIR"):
-        return Path(chosen).absolute()
+    """The folder of all state: VCLUSTER_STATE_DIR, /var/lib/vcluster for root, else in the XDG state directory.
+
+    Raises RequestError if a variable names a folder that cannot be used.
+    """
+    if chosen := folder_of(environment, "VCLUSTER_STATE_DIR"):
+        return chosen
     if os.geteuid() == 0:
         return Path("/var/lib/vcluster")
-    home = Path(environment.get("XDG_STATE_HOME") or Path.home() / ".local/state")
-    return home / "vcluster"
+    return (folder_of(environment, "XDG_STATE_HOME") or Path.home() / ".local/state") / "vcluster"
 
 
 def read_owner(root: Path) -> str:

@@ -32,7 +32,7 @@ def _defects(plan: Plan, cluster: str) -> Iterator[str]:
         yield f"timeout_s: {plan.timeout_s} is not a time limit"
     servers = {server.name: server for server in plan.servers}
     if plan.switch.server not in servers:
-        yield f"switch: there is no server {shown(plan.switch.server)}"
+        yield f"switch: server {shown(plan.switch.server)} is missing"
     for server in plan.servers:
         yield from _defects_of_server(server)
     if not 1 <= len(plan.nodes) <= naming.NODES_MAX:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from vcluster.model.keys import Keys
 from vcluster.model.plan import Node, Plan
 
+_PLAIN = re.compile(r"[\w./%@:,+=-]+")
 _ALIVE_S = 60  # the server accepts packets of a node only while it knows the connection, so none is idle for long
 
 
@@ -96,6 +98,6 @@ def known_hosts(plan: Plan, keys: Keys) -> str:
 
 
 def quoted(path: Path) -> str:
-    """A path in the syntax of ssh_config(5): quoted if it has a space, with doubled percent signs."""
+    """A path in the syntax of ssh_config(5): quoted unless it is plain, with doubled percent signs."""
     text = str(path).replace("%", "%%")
-    return f'"{text}"' if " " in text else text
+    return text if _PLAIN.fullmatch(text) else '"{}"'.format(text.replace("\\", r"\\").replace('"', r"\""))
