@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
+import re
 import stat
 import struct
 import sys
@@ -18,7 +20,7 @@ import pytest
 from vcluster.agent import image_store, snapshot_manifest, snapshot_store
 from vcluster.cli import main
 from vcluster.cli.servers import image
-from vcluster.errors import ConflictError, MissingError, RequestError
+from vcluster.errors import ConflictError, MissingError, RequestError, VclusterError
 from vcluster.images.disk_files import SECTOR, partitions_end
 from vcluster.images.store import ImageStore
 from vcluster.model.spec import DEFAULT_IMAGE
@@ -65,6 +67,43 @@ def test_an_image_is_found_by_name_and_by_digest(tmp_path: Path) -> None:
     assert store.manifest(manifest.digest) == store.manifest(manifest.digest.removeprefix("sha256-")[:12]) == manifest
     assert store.find("demo").kernel is None
     assert store.verify(manifest) == ()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"digest": "../../etc"}, {"digest": "sha256-" + "0" * 64}, {"digest": 5}, {"name": "../demo"}, {"name": "-x"},
+        {"files": {"../../../etc/passwd": "0"}}, {"files": {"/etc/passwd": "0"}}, {"files": {"..": "0"}},
+        {"files": {"": "0"}}, {"files": {"a\x00b": "0"}}, {"virtual_size_bytes": -1}, {"features": 5},
+    ],
+)  # fmt: skip
+def test_a_manifest_that_leads_to_another_folder_is_not_an_image(tmp_path: Path, change: dict[str, object]) -> None:
+    store = stored(tmp_path)
+    (image,) = store.images()
+    path = tmp_path / image.digest / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert store.images() == ()
+    path.write_text("[" * 100_000)
+    assert store.images() == ()
+
+
+@pytest.mark.parametrize("name", ["../canary", "/canary", "..", "", "a/b", "a\x00b", ".vcluster-owner"])
+def test_a_delivered_image_cannot_lead_to_another_folder(tmp_path: Path, name: str) -> None:
+    root, digest = tmp_path / "images", "sha256-" + "1" * 64
+    (tmp_path / "canary").write_text("alive")
+    reason = f"{name!r} is not the name of a file of an image"
+    with pytest.raises(VclusterError, match=re.escape(reason)):
+        image_store.begin_image(str(root), digest, {name: 5})
+    image_store.begin_image(str(root), digest, {})
+    with pytest.raises(VclusterError, match=re.escape(reason)):
+        image_store.receive_image_file(str(root), digest, name, 0, io.BytesIO(b"dead"), 4)
+    with pytest.raises(VclusterError, match=re.escape(reason)):
+        image_store.finish_image(str(root), digest, {name: ""}, "{}")
+    with pytest.raises(VclusterError, match="is not the digest of an image"):
+        image_store.begin_image(str(root), f"../{digest}", {})
+    with pytest.raises(VclusterError, match="is not the digest of an image"):
+        image_store.remove_image(str(root), "..")
+    assert (tmp_path / "canary").read_text() == "alive"
 
 
 @pytest.mark.parametrize("name", ["", "none", "../demo", "sha256-", "1234"])

@@ -13,8 +13,9 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,6 +25,9 @@ from vcluster.agent.snapshot_manifest import MANIFEST
 from vcluster.errors import ConflictError, MissingError, VclusterError
 
 _ATTEMPTS = 100  # another process may rename or remove the folder before we lock it
+
+_DIGEST = re.compile(r"[0-9A-Za-z][0-9A-Za-z-]{0,127}")
+_FILE = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,127}")
 
 # Descriptors of folders, which hold the locks of this process.
 _received: dict[Path, int] = {}
@@ -36,6 +40,7 @@ def begin_image(root: str, digest: str, sizes: Mapping[str, int]) -> dict[str, A
     `partial` is the number of bytes of each file that have arrived. If another agent receives the image, it `is_busy`:
     then the caller tries again later. Raises VclusterError if a file of the image does not have its size.
     """
+    _require_names(digest, sizes)
     unfinished, is_busy = _unfinished(root, digest), False
     with _disk_errors(digest):
         if unfinished not in _received and not _use(Path(root) / digest, sizes):
@@ -91,6 +96,7 @@ def _use(image: Path, sizes: Mapping[str, int]) -> bool:
 
 def receive_image_file(root: str, digest: str, name: str, offset: int, body: BinaryIO, size: int) -> None:
     """Write `size` bytes of an image's file, starting at `offset`."""
+    _require_names(digest, [name])
     folder = _required(root, digest)
     with _disk_errors(digest), (folder / name).open("r+b" if (folder / name).exists() else "wb") as file:
         file.truncate(offset)
@@ -108,6 +114,7 @@ def receive_image_file(root: str, digest: str, name: str, offset: int, body: Bin
 
 def finish_image(root: str, digest: str, files: dict[str, str], manifest: str) -> None:
     """Compare the files with their digests and give the image its final name. It stays locked for use."""
+    _require_names(digest, files)
     folder = _required(root, digest)
     for name, expected in files.items():
         if _sha256(folder / name) != expected:
@@ -133,6 +140,7 @@ def remove_image(root: str, digest: str) -> bool:
 
     Raises ConflictError while another command uses or receives it.
     """
+    _require_names(digest)
     found = [path for path in (Path(root) / digest, *Path(root).glob(f"{UNFINISHED}{digest}*")) if path.is_dir()]
     with _disk_errors(digest), contextlib.ExitStack() as locks:
         for folder in found:
@@ -147,6 +155,20 @@ def remove_image(root: str, digest: str) -> bool:
         with contextlib.suppress(OSError):
             parent.rmdir()
     return bool(found)
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a text is the name of a file in an image's folder, and not a path to another folder."""
+    return bool(_FILE.fullmatch(name))
+
+
+def _require_names(digest: str, names: Iterable[str] = ()) -> None:
+    """Raise VclusterError for a name that leads to another folder."""
+    if not _DIGEST.fullmatch(digest):
+        raise VclusterError(f"{digest!r:.60} is not the digest of an image")
+    wrong = next((name for name in names if not is_file_name(name)), None)
+    if wrong is not None:
+        raise VclusterError(f"{wrong!r:.60} is not the name of a file of an image")
 
 
 def _unfinished(root: str, digest: str) -> Path:

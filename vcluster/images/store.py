@@ -17,6 +17,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from tempfile import mkdtemp
 
+from vcluster.agent.image_store import is_file_name
 from vcluster.agent.snapshot_folders import FOLDER_MODE, UNFINISHED, lock_folder, remove_folder, remove_unfinished
 from vcluster.agent.snapshot_manifest import MANIFEST
 from vcluster.errors import ConflictError, MissingError, RequestError, VclusterError
@@ -68,7 +69,7 @@ class ImageStore:
     def names(self) -> dict[str, str]:
         """The digest of each image name."""
         links = sorted((self.root / "names").iterdir()) if (self.root / "names").is_dir() else []
-        return {link.name: link.readlink().name for link in links}
+        return {link.name: link.readlink().name for link in links if link.is_symlink()}
 
     def manifest(self, name: str) -> Manifest:
         """The manifest of an image, by its name, its digest, or the first digits of its digest (8 or more).
@@ -279,10 +280,14 @@ class ImageStore:
 
 
 def _read_manifest(folder: Path) -> Manifest | None:
+    """The manifest in an image's folder; None if it is missing, or leads to another folder."""
     try:
-        return codec.from_json((folder / MANIFEST).read_text(), Manifest)
-    except (OSError, ValueError):
+        manifest = codec.from_json((folder / MANIFEST).read_text(), Manifest)
+        check_name(manifest.name, kind="image name", length_max=NAME_MAX)
+    except (OSError, ValueError, RequestError):
         return None
+    is_plain = manifest.digest == folder.name and all(map(is_file_name, manifest.files))
+    return manifest if is_plain and manifest.virtual_size_bytes > 0 else None
 
 
 def _has_digest(manifest: Manifest, digest: str) -> bool:
