@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,9 +15,9 @@ from hypothesis import strategies as st
 
 from vcluster import errors
 from vcluster.agent import bundle, diagnostics, operations, request_loop
-from vcluster.agent.client import LocalAgent
+from vcluster.agent.client import RESULTS, LocalAgent
 from vcluster.errors import ConflictError, DeadlineError, MissingError, RequestError, VclusterError
-from vcluster.model import naming
+from vcluster.model import json_types, naming
 from vcluster.util.deadline import Cancelled, Deadline
 
 JSON = st.recursive(
@@ -106,6 +107,64 @@ def test_a_body_that_ends_early_is_an_error_and_the_last_request() -> None:
 def test_the_next_request_survives_an_error_before_the_body_is_read() -> None:
     done = answers(request(1, "refuse", b'{"id": 7}\n', kind="ConflictError"), request(2, "echo"))
     assert [answer["id"] for answer in done] == [1, 2]
+
+
+BAD_REQUESTS = [
+    (b"no JSON\n", "the agent got a request that is not JSON"),
+    (b"\xff\n", "the agent got a request that is not JSON"),
+    (b"[" * 100_000 + b"\n", "the agent got a request that is not JSON"),
+    (b"5\n", "the request is not an object"),
+    (b"{}\n", "the request.id is missing"),
+    (b'{"id": 1, "operation": [], "arguments": {}, "body": null}\n', "the request.operation is not a text"),
+    (b'{"id": 1, "operation": "echo", "arguments": [], "body": null}\n', "the request.arguments is not an object"),
+    (b'{"id": 1, "operation": "echo", "arguments": {}, "body": "9"}\n', "the request.body is not a whole number"),
+    (b'{"id": 1, "operation": "echo", "arguments": {}, "body": -9}\n', "the request.body is negative"),
+    (b'{"id": 1, "operation": "echo", "arguments": {}, "body": true}\n', "the request.body is not a whole number"),
+]
+
+
+@pytest.mark.parametrize(("line", "reason"), BAD_REQUESTS)
+def test_a_malformed_request_is_one_answer_and_the_last_request(line: bytes, reason: str) -> None:
+    (answer,) = answers(line, request(2, "echo"))
+    assert answer["id"] is None
+    assert reason in answer["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("operation", "arguments", "reason"),
+    [
+        ("gone", {}, "the agent has no operation 'gone'"),
+        ("folders", {}, "folders: the argument 'path' is missing"),
+        ("folders", {"path": 5}, "folders: path is not a text"),
+        ("folders", {"path": "/", "more": 1}, "folders: there is no argument 'more'"),
+        ("attach", {"ports": {"a": 5}}, "attach: ports.a is not a text"),
+        ("guard", {"table": "t", "tunnels": [5], "port": 1}, "guard: tunnels[0] is not a list"),
+        ("guard", {"table": "t", "tunnels": [], "port": 1, "management": ["a", "b"]}, "management has 2 items, not 3"),
+        ("received_probes", {"expected": {"a": "b"}, "timeout_s": 1}, "received_probes: expected.a is not a list"),
+        ("received_probes", {"expected": {}, "timeout_s": float("nan")}, "timeout_s is not a number"),
+        ("prepare_domain", {"domain": "d", "taps": [], "is_emulated": 1}, "is_emulated is not true or false"),
+        ("create_interfaces", {"specs": [{}]}, "create_interfaces: specs[0].name is missing"),
+        ("create_interfaces", {"specs": [{"name": "a", "odd": 1}]}, "specs[0] has an unknown field 'odd'"),
+    ],
+)
+def test_wrong_arguments_of_an_operation_name_their_place(
+    operation: str, arguments: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(VclusterError, match=re.escape(reason)):
+        request_loop.perform(operations.OPERATIONS, operation, arguments, None)
+
+
+def test_each_operation_has_the_type_of_its_result() -> None:
+    assert RESULTS.keys() - operations.OPERATIONS.keys() == {"ping", "uninstall"}
+    assert operations.OPERATIONS.keys() <= RESULTS.keys()
+
+
+@pytest.mark.parametrize("name", ["identity", "observe", "interfaces", "addresses", "kvm_conditions", "processor"])
+def test_results_of_this_machine_have_their_types(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # an operation asks the kernel
+    arguments = {"disks": "/"} if name == "observe" else {}
+    result = request_loop.perform(operations.OPERATIONS, name, arguments, None)
+    assert json_types.misfit(result, RESULTS[name], "the result") == ""
 
 
 @pytest.mark.parametrize("kind", [VclusterError, RequestError, MissingError, ConflictError, DeadlineError])

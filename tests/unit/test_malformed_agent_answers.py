@@ -56,6 +56,34 @@ def test_a_malformed_answer(line: str) -> None:
     assert pipe.is_closed
 
 
+@pytest.mark.parametrize(
+    ("operation", "result", "reason"),
+    [
+        ("identity", {}, "the result.machine is missing"),
+        ("identity", [], "the result is not an object"),
+        ("observe", {"disk_free_mib": "9"}, "the result.disk_free_mib is not a whole number"),
+        ("interfaces", [{"name": "lo"}], "the result[0].index is missing"),
+        ("addresses", [["lo"]], "the result[0] has 1 items, not 2"),
+        ("addresses", [["lo", "\x1b[2J"]], "the result[0][1] is not an IPv4Address"),
+        ("clock", float("inf"), "the result is not a number"),
+        ("clock", None, "the result is not a number"),
+        ("guards", "abc", "the result is not a list"),
+    ],
+)
+def test_a_result_of_another_type_names_its_place(operation: str, result: object, reason: str) -> None:
+    agent, pipe = RemoteAgent(Session()), Pipe(json.dumps({"id": 1, "result": result}))  # type: ignore[arg-type]
+    agent._pipe = pipe  # type: ignore[assignment]
+    with pytest.raises(VclusterError) as caught:
+        agent.call(operation, deadline=Deadline(20), awaited="it")
+    agent.close()
+    assert caught.value.message.endswith(f"it: the agent sent an answer that vcluster does not know: {reason}")
+
+
+def test_a_hint_that_is_not_text_is_left_out() -> None:
+    error = request_loop.error_from_json({"message": [1], "hint": {"a": 1}}, "server1")
+    assert (error.message, error.hint) == ("server1: [1]", None)
+
+
 @pytest.mark.parametrize("line", [line for line in ANSWERS if "body" not in line])
 def test_a_malformed_answer_of_the_relay_to_libvirt(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     agent, pipe = RemoteAgent(Session()), Pipe(line)  # type: ignore[arg-type]

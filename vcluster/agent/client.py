@@ -4,14 +4,85 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from ipaddress import IPv4Address, IPv4Network
 from typing import Any, BinaryIO
 
+from vcluster.adapters.network.interface_spec import Interface
 from vcluster.agent import request_loop
 from vcluster.agent.request_loop import Body, Operations
 from vcluster.util.deadline import Deadline
 
 Progress = Callable[[int], None]
+
+# The types of the results of operations. The controller checks each answer of a server against them.
+_OBSTACLE = {"what": str, "detail": str, "fix": str}
+_SNAPSHOT = {"key": str, "image": str, "created": str, "memory_mib": int, "bytes": int, "circumstances": dict[str, Any]}
+
+RESULTS: Mapping[str, Any] = {
+    "ping": None,
+    "uninstall": None,
+    "identity": {
+        "machine": str, "hostname": str, "is_root": bool, "has_rights": bool, "cpus": int, "has_libvirt": bool,
+    },
+    "diagnose": [{"level": str, **_OBSTACLE}],
+    "hidden_mounts": list[str],
+    "clock": float,
+    "observe": {
+        "disk_free_mib": int, "cpus": int, "routes": list[tuple[IPv4Network, str]], "hosts": list[IPv4Address],
+        "is_dns_free": bool, "vnis": list[int],
+    },
+    "route_to": {"local": IPv4Address, "interface": str, "mtu": int, "is_local": bool},
+    "addresses": list[tuple[str, IPv4Address]],
+    "interfaces": [Interface],
+    "has_clusters": bool,
+    "create_interfaces": None,
+    "destroy_interfaces": list[str],
+    "attach": list[str],
+    "guard": list[tuple[str, str]],
+    "remove_guard": None,
+    "guards": list[str],
+    "obstacles": [_OBSTACLE],
+    "listen": None,
+    "send_frames": None,
+    "received_probes": dict[str, list[str]],
+    "stop_listening": None,
+    "folders": list[str],
+    "files": list[str],
+    "label_folder": None,
+    "labelled_folders": dict[str, str],
+    "remove_folder": None,
+    "remove_empty_folders": None,
+    "remove_traces": None,
+    "tail": str,
+    "processor": str,
+    "lower_priority": None,
+    "prepare_domain": None,
+    "kvm_conditions": dict[str, str],
+    "try_kvm": {"kvm_works": bool, "reason": str},
+    "begin_image": {"is_there": bool, "is_busy": bool, "partial": dict[str, int]},
+    "receive_image_file": None,
+    "finish_image": None,
+    "remove_image": bool,
+    "begin_snapshot": {"folder": str, "is_there": bool, "is_busy": bool},
+    "prepare_template": None,
+    "lend_file": None,
+    "dig_holes": None,
+    "finish_snapshot": None,
+    "drop_snapshot": None,
+    "permit_snapshot": None,
+    "check_snapshot": {
+        "is_there": bool, "is_busy": bool, "refused": str, "wrong": str, "xml": str, "ram": str, "state": str,
+    },
+    "copy_disk": None,
+    "list_snapshots": [_SNAPSHOT],
+    "sweep_snapshots": {"removed": list[str], "in_use": list[str]},
+    "remove_snapshots": list[str],
+    "clone_obstacle": str,
+    "write_profile": bool,
+    "profiles": [{"cluster": str, "domain": str, "by": str, "uuid": str}],
+    "remove_profiles": None,
+}  # fmt: skip
 
 
 class Agent(ABC):

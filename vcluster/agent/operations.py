@@ -24,7 +24,8 @@ from vcluster.adapters.network.interface_spec import InterfaceSpec
 from vcluster.adapters.network.obstacles import find_obstacles
 from vcluster.agent import confinement, image_store, libvirt_daemons, snapshot_store
 from vcluster.agent.diagnostics import diagnose, has_rights, hidden_mounts, is_dns_port_free
-from vcluster.errors import ConflictError
+from vcluster.errors import ConflictError, VclusterError
+from vcluster.model.json_types import require_fields
 
 LIBVIRT_RUN = Path("/run/libvirt/network")
 LIBVIRT_DOMAINS = Path("/run/libvirt/qemu")
@@ -98,6 +99,9 @@ def has_clusters() -> bool:
 
 def create_interfaces(specs: Sequence[dict[str, Any]]) -> None:
     """Create interfaces; existing ones of the same owner are changed to match."""
+    for number, spec in enumerate(specs):
+        if wrong := require_fields(InterfaceSpec, spec, f"specs[{number}]"):
+            raise VclusterError(f"create_interfaces: {wrong}")
     netlink_interfaces.create([InterfaceSpec(**spec) for spec in specs])
 
 

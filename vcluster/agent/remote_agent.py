@@ -13,10 +13,10 @@ from typing import Any, BinaryIO, Protocol
 
 from vcluster.adapters.pipe import LINE_LIMIT, Listener, Pipe
 from vcluster.agent import bundle, libvirt_daemons, request_loop
-from vcluster.agent.client import Agent, Progress
+from vcluster.agent.client import RESULTS, Agent, Progress
 from vcluster.agent.sudo import Sudo, translate_failure
 from vcluster.errors import DeadlineError, MissingError, VclusterError
-from vcluster.model import json_text
+from vcluster.model import json_text, json_types
 from vcluster.util.deadline import Cancelled, Deadline
 
 FOLDER = Path("/var/lib/vcluster/agent")
@@ -94,7 +94,13 @@ class RemoteAgent(Agent):
 
     def _call(self, operation: str, arguments: dict[str, Any], deadline: Deadline, awaited: str) -> Any:
         pipe = self._send_request(operation, arguments, None, deadline, awaited)
-        return self._read_answer(pipe, deadline, awaited)
+        return self._checked(self._read_answer(pipe, deadline, awaited), operation, awaited)
+
+    def _checked(self, result: Any, operation: str, awaited: str) -> Any:
+        """The result. Raises VclusterError if it is not of the operation's type: each server has its own users."""
+        if wrong := json_types.misfit(result, RESULTS.get(operation, Any), "the result"):
+            raise VclusterError(f"{self._unknown_answer(awaited).message}: {wrong}")
+        return result
 
     @contextmanager
     def _turn(self, deadline: Deadline, awaited: str) -> Iterator[None]:
@@ -141,7 +147,7 @@ class RemoteAgent(Agent):
                 self._disconnect()
                 raise
             try:
-                return self._read_answer(pipe, deadline, awaited)
+                return self._checked(self._read_answer(pipe, deadline, awaited), operation, awaited)
             finally:
                 if not is_whole:
                     self._disconnect()

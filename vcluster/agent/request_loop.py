@@ -20,9 +20,11 @@ from typing import Any, BinaryIO
 from vcluster import errors
 from vcluster.agent import libvirt_daemons
 from vcluster.errors import MissingError, VclusterError
+from vcluster.model import json_text, json_types
 
 LINE_LIMIT = 1 << 26
 SILENCE_S = 600.0  # without input for this time, the controller is gone; sshd may notice that hours later
+_REQUEST = {"id": int, "operation": str, "arguments": dict[str, Any], "body": int | None}
 Operations = Mapping[str, Callable[..., Any]]
 
 
@@ -80,8 +82,13 @@ def serve(source: BinaryIO, sink: BinaryIO, operations: Operations) -> None:
     was cut off does not keep its lock.
     """
     while line := _next_line(source):
-        request = json.loads(line)
-        body = None if request.get("body") is None else Body(source, request["body"])
+        try:
+            request = _parsed(line)
+        except VclusterError as error:  # the next request cannot be found after it
+            sink.write(json.dumps({"id": None, "error": error_to_json(error)}).encode() + b"\n")
+            sink.flush()
+            return
+        body = None if request["body"] is None else Body(source, request["body"])
         answer, content = _answer(request, body, operations)
         sink.write(json.dumps(answer).encode() + b"\n" + content)
         sink.flush()
@@ -90,6 +97,20 @@ def serve(source: BinaryIO, sink: BinaryIO, operations: Operations) -> None:
                 body.drain()
             except VclusterError:
                 return
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    """The request in a line. Raises VclusterError if it is not one."""
+    try:
+        request = json_text.parse(line)
+    except ValueError as error:
+        raise VclusterError("the agent got a request that is not JSON") from error
+    wrong = json_types.misfit(request, _REQUEST, "the request")
+    if not wrong and (request["body"] or 0) < 0:
+        wrong = "the request.body is negative"
+    if wrong:
+        raise VclusterError(f"the agent got a request that it does not know: {wrong}")
+    return request  # type: ignore[no-any-return]
 
 
 def _next_line(source: BinaryIO) -> bytes:
@@ -121,6 +142,10 @@ def _answer(request: Mapping[str, Any], body: Body | None, operations: Operation
 
 def perform(operations: Operations, operation: str, arguments: Mapping[str, Any], body: Body | None) -> Any:
     """Run one operation; a body becomes its arguments `body` and `size`. Raises only VclusterError."""
+    if operation not in operations:
+        raise VclusterError(f"the agent has no operation {operation!r:.60}")
+    if wrong := json_types.misfit_in_arguments(operations[operation], arguments):
+        raise VclusterError(f"{operation}: {wrong}")
     try:
         result = operations[operation](**arguments, **({} if body is None else {"body": body, "size": body.size}))
         return result if isinstance(result, bytes) else json.loads(json.dumps(result))
@@ -144,7 +169,8 @@ def error_from_json(fields: Mapping[str, Any], server: str) -> VclusterError:
     kind = getattr(errors, str(fields.get("class")), VclusterError)
     if not (isinstance(kind, type) and issubclass(kind, VclusterError)) or kind is errors.SeveralErrors:
         kind = VclusterError
-    return kind(f"{server}: {fields['message']}", hint=fields.get("hint"))
+    hint = fields.get("hint")
+    return kind(f"{server}: {fields['message']}", hint=hint if isinstance(hint, str) else None)
 
 
 def uninstall(folder: Path, lock: int) -> None:

@@ -223,7 +223,7 @@ def check_snapshot(root: str, key: str, circumstances: Mapping[str, Any]) -> dic
     }
     if not found["is_there"]:
         refusal = refusal_file(root, key)
-        refused = refusal.read_text() if refusal.is_file() else ""
+        refused = refusal.read_text(errors="replace") if refusal.is_file() else ""
         return {**found, "is_busy": is_busy(unfinished_folder(root, key)), "refused": refused}
     try:
         manifest = read_manifest(folder)
