@@ -21,12 +21,15 @@ def test_a_node_without_network_is_reached_and_starts_again(cluster: Cluster) ->
     host = cluster.host
     address = host.json("status")["nodes"][2]["management_address"]
     assert " 0% packet loss" in host.sh(f"ping -c 1 -W 5 {address}")
-    assert on_console(cluster, KILL, SHOW) == ["down", "down"]
-    # Now only the console reaches it.
-    assert on_console(cluster, "hostname") == ["red3"]
-    assert "100% packet loss" in host.sh(f"ping -c 1 -W 1 {address}", check=False)
-    assert host.json("power", "status", "-w", "red3") == [{"node": "red3", "power": "on", "reason": ""}]
-    assert host.vcluster("power", "cycle", "-w", "red3", "--wait", timeout_s=200).stdout == "red3: off and on\n"
+    try:
+        assert on_console(cluster, KILL, SHOW) == ["down", "down"]
+        # Now only the console reaches it.
+        assert on_console(cluster, "hostname") == ["red3"]
+        assert "100% packet loss" in host.sh(f"ping -c 1 -W 1 {address}", check=False)
+        assert host.json("power", "status", "-w", "red3") == [{"node": "red3", "power": "on", "reason": ""}]
+    finally:  # a failure must not leave later tests without the network of red3
+        cycled = host.vcluster("power", "cycle", "-w", "red3", "--wait", timeout_s=200)
+    assert cycled.stdout == "red3: off and on\n"
     assert host.json("check", timeout_s=120)["passed"] is True
 
 

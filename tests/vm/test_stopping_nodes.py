@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -28,14 +27,15 @@ REASONS = {
     SUSPEND: "was paused during {stage}: paused by a user of libvirt",
 }
 # A root shell waits on the console of every node, also of a clone that has no identity yet. QEMU needs a second to
-# notice that its terminal is open, so it is opened early; a reader empties it, so that QEMU never waits.
+# notice that its terminal is open, so it is opened early, and the shell prints prompts from then on. A reader empties
+# the terminal, so that QEMU never waits.
 PANIC_ON_SIGN = """
-rm -f /run/panic
+rm -f /run/panic /run/prompts
 until tty=$(virsh -q ttyconsole {domain} 2>/dev/null) && [ "$tty" ]; do sleep 0.05; done
 exec 3<>$tty
 stty raw -echo <&3
-cat <&3 >/dev/null &
-until [ -e /run/panic ]; do sleep 0.02; done
+cat <&3 >/run/prompts &
+until [ -e /run/panic ]; do [ -s /run/prompts ] || printf '\\r' >&3; sleep 0.1; done
 printf '\\recho c >/proc/sysrq-trigger\\r' >&3
 sleep 60
 """
@@ -185,7 +185,7 @@ def test_a_node_stops_during_commands_on_a_cluster(host: Host, bare: Survey) -> 
     with Stopper(host, PANIC, "node2") as stopper:
         process = host.popen("provision", "--name", "doomed", "/run/setup.sh")
         host.wait_for("ls /var/lib/vcluster/clusters/doomed/logs/*/node2.log")
-        time.sleep(1.5)  # the terminal is open
+        host.wait_for("cat /run/prompts")  # the terminal is open
         stopper.stop()
         output, errors = process.communicate(timeout=120)  # the script ends on node1
     assert process.returncode == 1, errors
