@@ -95,7 +95,7 @@ def tier_of(folder: str, markers: Iterable[str]) -> str:
 
 
 def is_parallel(folder: str) -> bool:
-    """Whether the tests of a folder may run next to others. Booted tests need all cores; scripts change the machine."""
+    """Whether the tests of a folder may run next to each other. Booted tests of a folder share servers and clusters."""
     return FOLDERS[folder].tier == "quick" or folder in {"images", "libvirt", "ssh", "netns"}
 
 
@@ -109,7 +109,7 @@ def uses_shared_cluster(item: pytest.Item) -> bool:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by -m
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test with its tier, and those that may run next to others.
+    """Mark each test with its tier, and with the tests that it may not run next to: those of its folder.
 
     In each folder, tests that need a server without a cluster run first.
     """
@@ -123,26 +123,36 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(tier)
         if is_parallel(folder_of(item.path)):
             item.add_marker("parallel")
+        else:
+            item.add_marker(pytest.mark.xdist_group(folder_of(item.path)))
 
 
 # The report
 
 
+NOTE = "note"
+_notes: list[str] = []
 _seconds: dict[str, float] = defaultdict(float)
 _counts: dict[str, int] = defaultdict(int)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Add up the time of each folder, with its fixtures."""
+    """Add up the time of each folder, with its fixtures, and keep the notes of tests."""
     folder = report.nodeid.split("/")[1]
     _seconds[folder] += report.duration
     _counts[folder] += report.when == "call"
+    if report.when == "teardown":
+        _notes.extend(str(text) for name, text in report.user_properties if name == NOTE)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the time of each folder."""
+    """Print the notes of tests, and the time of each folder."""
     if not _seconds:
         return
+    if _notes:
+        terminalreporter.section("notes")
+    for text in _notes:
+        terminalreporter.write_line(text)
     terminalreporter.section("time of each folder")
     for folder, seconds in sorted(_seconds.items(), key=lambda item: -item[1]):
         terminalreporter.write_line(f"{seconds:8.1f} s  tests/{folder} ({_counts[folder]} tests)")
@@ -168,6 +178,12 @@ def _processes_end_with_the_test() -> Iterator[None]:
     """A test that fails must leave no process that disturbs later tests, or the end of the run."""
     with ended_processes():
         yield
+
+
+@pytest.fixture
+def note(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Print a line at the end of the run, for example a seed or a figure."""
+    return lambda text: record_property(NOTE, text)
 
 
 @pytest.fixture

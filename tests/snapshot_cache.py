@@ -6,9 +6,12 @@ that does not fit is never used: nodes boot, and tests that need clones fail.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.clusters import SNAPSHOTS, Host
@@ -23,20 +26,37 @@ WARM_S = 200
 def provide(host: Host, *options: str) -> None:
     """Give a server the snapshots for nodes of these options of `image warm`, from the cache if they are there."""
     folder = host.server.path(SNAPSHOTS)
-    for key in keys(CACHE):
-        if key.startswith(image_prefix()):
-            copy(CACHE / key, folder)
-        else:
-            shutil.rmtree(CACHE / key)  # the image was built again
-    host.vcluster("image", "warm", *options, timeout_s=WARM_S)
-    store(host)
-    for key in set(keys(CACHE)) - set(keys(folder)):
-        shutil.rmtree(CACHE / key)  # outdated: vcluster has removed it from the server
+    with _locked_cache():
+        for key in keys(CACHE):
+            if key.startswith(image_prefix()):
+                copy(CACHE / key, folder)
+            else:
+                shutil.rmtree(CACHE / key)  # the image was built again
+        host.vcluster("image", "warm", *options, timeout_s=WARM_S)
+        _add(folder)
+        for key in set(keys(CACHE)) - set(keys(folder)):
+            shutil.rmtree(CACHE / key)  # outdated: vcluster has removed it from the server
 
 
 def store(host: Host) -> None:
     """Add the snapshots of a server to the cache."""
-    folder = host.server.path(SNAPSHOTS)
+    with _locked_cache():
+        _add(host.server.path(SNAPSHOTS))
+
+
+@contextmanager
+def _locked_cache() -> Iterator[None]:
+    """Two folders of tests run at a time. The second one waits, and then copies what the first one has made."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(CACHE, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _add(folder: Path) -> None:
     for key in set(keys(folder)) - set(keys(CACHE)):
         copy(folder / key, CACHE)
 

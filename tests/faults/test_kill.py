@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import pytest
 
@@ -37,9 +37,7 @@ def test_kill_at_a_point(bed: Bed, bare: Mapping[str, Survey], trial: Trial) -> 
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_kill_at_a_drawn_point(
-    bed: Bed, bare: Mapping[str, Survey], capsys: pytest.CaptureFixture[str], name: str
-) -> None:
+def test_kill_at_a_drawn_point(bed: Bed, bare: Mapping[str, Survey], note: Callable[[str], None], name: str) -> None:
     """The seed differs in each run; VCLUSTER_FAULT_SEED repeats a run."""
     command, count = COMMANDS[name], COMMANDS[name].points
     while True:
@@ -49,8 +47,7 @@ def test_kill_at_a_drawn_point(
             break
         command.undo(bed, is_ledger_lost=False)
         count = len(passed)  # it has fewer points than it had once
-    with capsys.disabled():
-        print(f"\n{name}: seed {SEED}, point {nth}: {passed[-1]}")
+    note(f"{name}: seed {SEED}, point {nth}: {passed[-1]}")
     assert_survived(bed, command, bare, is_ledger_lost=False)
 
 

@@ -18,7 +18,6 @@ from tests.fresh_trees import ROOT, Tree, fresh_tree
 SUITES = ("bookworm", "bookworm-backports", "trixie", "testing")
 NODES = 2
 WARM_S, CREATE_S = 300, 300
-_found: dict[str, str] = {}  # what each tree has, by suite
 
 
 def commit() -> str:
@@ -66,28 +65,15 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
         tree.vcluster("image", "warm", "--timeout", str(WARM_S), timeout_s=WARM_S + 30)
         (key,) = (path.name for path in tree.path(SNAPSHOTS).iterdir())
         tree.json("local", "create", "-n", str(NODES), "--timeout", str(CREATE_S), timeout_s=CREATE_S + 30)
-        lab = Lab(tree, key)
-        note_versions(lab)
-        yield lab
+        yield Lab(tree, key)
 
 
-def note_versions(lab: Lab) -> None:
+def versions(lab: Lab) -> str:
+    """What the tree has."""
     conditions, python = lab.manifest()["circumstances"], lab.tree.run(["python3", "--version"]).stdout.strip()
-    _found[lab.tree.suite] = (
-        f"QEMU {conditions['qemu']}, libvirt {conditions['libvirt']}, {python}, {conditions['accelerator']}"
-    )
+    return f"QEMU {conditions['qemu']}, libvirt {conditions['libvirt']}, {python}, {conditions['accelerator']}"
 
 
-def pytest_report_collectionfinish(items: list[pytest.Item]) -> str | None:
-    """Print the suite of the smoke test, and the reason."""
-    if not any(item.get_closest_marker("matrix") for item in items):
-        return None
-    return f"tests/matrix: the tier full has {SMOKE}, chosen by the commit {commit()[:12] or '(none)'}"
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what each tree had."""
-    if _found:
-        terminalreporter.section("trees")
-    for suite, text in _found.items():
-        terminalreporter.write_line(f"{suite}: {text}")
+def origin() -> str:
+    """Which suite the tier `full` has, and the reason."""
+    return f"the tier full has {SMOKE}, chosen by the commit {commit()[:12] or '(none)'}"

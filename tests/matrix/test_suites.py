@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import pytest
 
 from tests.clusters import READY
-from tests.matrix.conftest import CREATE_S, NODES, Lab
+from tests.matrix.conftest import CREATE_S, NODES, Lab, origin, versions
 from vcluster.snapshots.template import key_of
 
 pytestmark = pytest.mark.matrix
@@ -16,7 +17,8 @@ CLUSTERS = "/var/lib/libvirt/images/vcluster/clusters"
 REBOOT_S = 150
 
 
-def test_all_nodes_are_clones(lab: Lab) -> None:
+def test_all_nodes_are_clones(lab: Lab, note: Callable[[str], None]) -> None:
+    note(f"{lab.tree.suite} ({origin()}): {versions(lab)}")
     assert (lab.count("lab", "clone"), lab.count("lab", "boot")) == (NODES, 0)
 
 

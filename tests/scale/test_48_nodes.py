@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -27,7 +27,7 @@ def host() -> Iterator[Host]:
         yield host
 
 
-def test_48_nodes_are_ready_and_removed(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
+def test_48_nodes_are_ready_and_removed(host: Host, note: Callable[[str], None]) -> None:
     bare, before = survey(host), used()
     size = ("-n", str(COUNT), "--memory", MEMORY, "--timeout", str(TIMEOUT_S))
     created = host.json("local", "create", *size, timeout_s=TIMEOUT_S + 120)  # it ends with the check
@@ -40,9 +40,10 @@ def test_48_nodes_are_ready_and_removed(host: Host, capsys: pytest.CaptureFixtur
     clear_s = time.monotonic() - began_s
     assert changes(survey(host), bare) == {}
     cpu_s, memory_mib = (now - then for now, then in zip(after, before, strict=True))
-    with capsys.disabled():
-        print(f"\n{COUNT} nodes: ready after {created['ready_after_s']:.0f} s, {cpu_s:.0f} s of CPU, ", end="")
-        print(f"{memory_mib:.0f} MiB of memory; removed in {clear_s:.1f} s")
+    note(
+        f"{COUNT} nodes: ready after {created['ready_after_s']:.0f} s, {cpu_s:.0f} s of CPU, "
+        f"{memory_mib:.0f} MiB of memory; removed in {clear_s:.1f} s"
+    )
 
 
 def used() -> tuple[float, float]:

@@ -55,7 +55,7 @@ def test_each_module_has_markers_that_its_folder_allows(path: Path) -> None:
         tier_of(folder, re.findall(r"\bpytest\.mark\.(\w+)", path.read_text()))
 
 
-def test_booted_tests_and_those_of_scripts_run_one_at_a_time() -> None:
+def test_folders_whose_tests_run_one_after_another() -> None:
     alone = {folder for folder in FOLDERS if not is_parallel(folder)}
     assert alone == {"scripts", "vm", "clones", "private", "servers", "machines", "matrix", "faults", "scale"}
 
