@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from tests.clusters import SNAPSHOTS, Host
 from vcluster.images.store import DEFAULT_ROOT
+from vcluster.model.spec import DEFAULT_IMAGE
 
 CLUSTER = "doomed"
 PATIENCE = ("--timeout", "300")
@@ -14,6 +15,18 @@ COMMAND_S = 320
 OTHER_SIZE = ("--memory", "500")  # a snapshot that nothing else uses
 DISK = "/run/disk.raw"  # an image to import: a disk with one partition
 IMAGES = str(DEFAULT_ROOT)
+RECIPE = DEFAULT_IMAGE
+BUILD = ("image", "build", RECIPE, "--name", CLUSTER)
+# In place of mmdebstrap, which would install packages for two minutes in each trial. The last argument but one is the
+# folder for the tree; `image build` reads these files of it.
+INSTALL = """#!/bin/sh
+for argument; do folder=$last last=$argument; done
+mkdir -p $folder/boot/grub $folder/var/lib/dpkg
+for file in boot/grub/boot.img boot/grub/core.img vmlinuz-1 initrd-1; do head -c 4096 /dev/zero >$folder/$file; done
+ln -s vmlinuz-1 $folder/vmlinuz
+ln -s initrd-1 $folder/initrd.img
+echo >$folder/var/lib/dpkg/status
+"""
 SWITCH_UP = ("switch", "up", "-n", "2", "--name", CLUSTER, "--peer", "172.31.255.254")
 
 
@@ -84,6 +97,13 @@ def imported(bed: Bed) -> None:
     bed.run("image", "import", DISK, "--name", CLUSTER)
 
 
+def own_recipe(bed: Bed) -> None:
+    """An empty store of images, and packages that are installed at once."""
+    own_images(bed)
+    bed.control.server.path("/run/mmdebstrap").write_text(INSTALL)
+    bed.control.sh("chmod 755 /run/mmdebstrap; mount --bind /run/mmdebstrap /usr/bin/mmdebstrap")
+
+
 def clear(bed: Bed, *, is_ledger_lost: bool) -> None:
     """Remove the cluster. Without its ledger, only the user knows the server of its switch."""
     on = ("--on", "SWITCH") if is_ledger_lost else ()
@@ -104,10 +124,22 @@ def forget_snapshot(bed: Bed, *, is_ledger_lost: bool) -> None:  # noqa: ARG001 
 def forget_images(bed: Bed, *, is_ledger_lost: bool) -> None:  # noqa: ARG001 - as `clear`
     """The next import works, and nothing unfinished is left after it."""
     bed.run("image", "import", DISK, "--name", CLUSTER)
+    _forget_image(bed, "disk.qcow2", "manifest.json")
+
+
+def forget_recipe(bed: Bed, *, is_ledger_lost: bool) -> None:  # noqa: ARG001 - as `clear`
+    """The next build works, and nothing unfinished is left after it."""
+    bed.run(*BUILD)
+    bed.control.sh("umount /usr/bin/mmdebstrap; rm /run/mmdebstrap")
+    _forget_image(bed, "disk.qcow2", "initrd.img", "manifest.json", "vmlinuz")
+
+
+def _forget_image(bed: Bed, *names: str) -> None:
+    """Remove the only image, which has these files, and the store."""
     assert [image["name"] for image in bed.control.json("image", "list")] == [CLUSTER]
     files = bed.control.sh(f"cd {IMAGES} && find . -mindepth 1 | sed -E 's/[0-9a-f]{{64}}/DIGEST/' | sort").split()
     folder = "./sha256-DIGEST"
-    assert files == ["./names", f"./names/{CLUSTER}", folder, f"{folder}/disk.qcow2", f"{folder}/manifest.json"]
+    assert files == ["./names", f"./names/{CLUSTER}", folder, *(f"{folder}/{name}" for name in names)]
     bed.run("image", "rm", CLUSTER)
     assert bed.control.sh(f"find {IMAGES} -mindepth 2").split() == []
     bed.control.sh(f"umount {IMAGES}; rm {DISK}")
@@ -162,6 +194,7 @@ COMMANDS = {
         ),
         FaultCommand("switch-up", SWITCH_UP, undo=switch_down),
         FaultCommand("switch-down", ("switch", "down", CLUSTER), switch_up, switch_down),
+        FaultCommand("image-build", BUILD, own_recipe, forget_recipe, False),
         FaultCommand("image-import", ("image", "import", DISK, "--name", CLUSTER), own_images, forget_images, False),
         FaultCommand("image-rm", ("image", "rm", CLUSTER), imported, forget_images, False),
         FaultCommand("image-warm", ("image", "warm", *OTHER_SIZE, *PATIENCE), nothing, forget_snapshot, False),
