@@ -35,7 +35,7 @@ class Host:
     server: Server
 
     def vcluster(
-        self, *arguments: str, timeout_s: float = 60, check: bool = True, **env: str
+        self, *arguments: str, timeout_s: float = 300, check: bool = True, **env: str
     ) -> subprocess.CompletedProcess[str]:
         """Run vcluster there. A result in JSON must fit the schema of its command."""
         done = self.server.run([*VCLUSTER, *arguments], timeout_s=timeout_s, check=check, env=ENVIRONMENT | env)
@@ -51,15 +51,15 @@ class Host:
         """Kill the commands on a cluster. Its dnsmasq and QEMU, which libvirt owns, have its name too, and live on."""
         self.sh(f"pkill -KILL -f '[v]cluster[.]cli.*{cluster}' || true")
 
-    def json(self, *arguments: str, timeout_s: float = 60) -> Any:
+    def json(self, *arguments: str, timeout_s: float = 300) -> Any:
         """The JSON output of vcluster."""
         return json.loads(self.vcluster(*arguments, "-o", "json", timeout_s=timeout_s).stdout)
 
-    def sh(self, line: str, *, timeout_s: float = 30, check: bool = True) -> str:
+    def sh(self, line: str, *, timeout_s: float = 120, check: bool = True) -> str:
         """The output of a shell line on the server."""
         return self.server.run(["sh", "-c", line], timeout_s=timeout_s, check=check).stdout
 
-    def wait_for(self, line: str, timeout_s: float = 20) -> None:
+    def wait_for(self, line: str, timeout_s: float = 120) -> None:
         """Wait until a shell line prints something there."""
         waiting = f'until [ -n "$({{ {line}; }} 2>/dev/null)" ]; do sleep 0.1; done'
         self.server.run(["timeout", str(timeout_s), "sh", "-c", waiting], timeout_s=timeout_s + 5)
@@ -150,7 +150,7 @@ class Cluster:
         """The number of boots of a node that have ended: each prints a line on the console. A clone prints none."""
         return int(self.host.sh(f"grep -c '{READY}' {self._console(node)} || true"))
 
-    def wait_for_boot(self, node: str, before: int, timeout_s: float = 120) -> None:
+    def wait_for_boot(self, node: str, before: int, timeout_s: float = 300) -> None:
         """Wait until a node has booted once more than `before`."""
         self.host.wait_for(f"[ $(grep -c '{READY}' {self._console(node)}) -gt {before} ] && echo yes", timeout_s)
 

@@ -20,7 +20,7 @@ from vcluster.model.spec import DEFAULT_IMAGE
 
 CACHE = Path(__file__).resolve().parent.parent / "build" / "test-snapshots"
 MODE = 0o711  # of the folder of snapshots: QEMU's user reads the files in it
-WARM_S = 200
+WARM_S = 400
 
 
 def provide(host: Host, *options: str) -> None:

@@ -57,7 +57,7 @@ def facts(cluster: Cluster) -> Facts:
     """The identity of each node, soon after it resumed."""
     line = f"python3 - <<'END'\n{FACTS}\nEND"
     with ThreadPoolExecutor() as pool:
-        found = pool.map(lambda node: cluster.ssh(node, line, user="root", timeout_s=180), NODES)
+        found = pool.map(lambda node: cluster.ssh(node, line, user="root", timeout_s=300), NODES)
         return {node: json.loads(text) for node, text in zip(NODES, found, strict=True)}
 
 
@@ -96,7 +96,7 @@ def test_each_has_its_own_journal(facts: Facts) -> None:
 def test_each_answers_with_its_own_host_key_only(cluster: Cluster, facts: Facts) -> None:
     """ssh-keyscan, the known_hosts file of the cluster and the file on the node have the same key."""
     addresses = {node["management_address"]: node["name"] for node in cluster.host.json("status")["nodes"]}
-    lines = cluster.host.sh(f"ssh-keyscan -T 30 {' '.join(addresses)} 2>/dev/null", timeout_s=60).splitlines()
+    lines = cluster.host.sh(f"ssh-keyscan -T 30 {' '.join(addresses)} 2>/dev/null", timeout_s=300).splitlines()
     scanned = sorted((addresses[address], kind, key) for address, kind, key in map(str.split, lines))
     assert [node for node, _, _ in scanned] == list(NODES)
     assert len({key for _, _, key in scanned}) == len(NODES)

@@ -33,7 +33,7 @@ def test_only_the_first_start_differs_from_that_of_any_node(cluster: Cluster) ->
     host.wait_for("virsh -q list --name | grep lab.node3")
     nodes = host.json("status")["nodes"]
     assert [each["state"] for each in nodes] == ["running"] * len(nodes)
-    assert host.json("check", timeout_s=120)["passed"] is True
+    assert host.json("check", timeout_s=300)["passed"] is True
 
 
 def test_a_clone_that_never_received_its_state_boots(cluster: Cluster) -> None:
@@ -42,7 +42,7 @@ def test_a_clone_that_never_received_its_state_boots(cluster: Cluster) -> None:
     host.sh(f"virsh dumpxml lab.{node} >/tmp/half.xml; virsh destroy lab.{node}")
     host.sh("virsh create /tmp/half.xml --paused; rm /tmp/half.xml")
     assert {each["name"]: each["state"] for each in host.json("status")["nodes"]}[node] == "paused"
-    host.vcluster("start", timeout_s=200)
+    host.vcluster("start", timeout_s=300)
     assert host.json("status")["state"] == "ready"
     assert "-incoming" not in command_line(cluster, node)
 
@@ -55,10 +55,10 @@ def test_a_reboot_and_a_power_cycle_change_only_the_boot(cluster: Cluster) -> No
 
     boots = cluster.boots(rebooted)
     cluster.ssh(rebooted, "reboot", user="root", check=False)
-    done = host.vcluster("power", "cycle", "-w", cycled, "--wait", timeout_s=200)
+    done = host.vcluster("power", "cycle", "-w", cycled, "--wait", timeout_s=300)
     assert done.stdout == f"{cycled}: off and on\n"
     cluster.wait_for_boot(rebooted, boots)
-    assert host.json("check", timeout_s=120)["passed"] is True
+    assert host.json("check", timeout_s=300)["passed"] is True
 
     assert "-incoming" not in command_line(cluster, cycled)
 

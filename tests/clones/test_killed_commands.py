@@ -39,7 +39,7 @@ def test_kill_9_while_a_snapshot_is_made(
 ) -> None:
     before = survey(host)
     process = host.popen(*command, *OTHER)
-    host.wait_for(sign, timeout_s=150)
+    host.wait_for(sign, timeout_s=300)
     kill(process)
     host.wait_for(WITHOUT_TEMPLATES)  # libvirt ends the template when its connection breaks
     assert [name for name in host.snapshots() if name.startswith(".unfinished-")]

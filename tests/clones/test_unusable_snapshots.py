@@ -59,7 +59,7 @@ def test_a_changed_snapshot_is_found_before_it_is_used(
     process = host.popen("local", "create", "-n", "1", "--name", "doomed")
     host.wait_for(BOOTS)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 130
     (line,) = (line for line in errors.splitlines() if "is deleted" in line)
     assert f"snapshot {snapshot} is deleted: " in line
@@ -78,7 +78,7 @@ def test_a_snapshot_that_qemu_refuses_is_reported_and_the_node_boots(host: Host,
         manifest["files"]["state"] = {"size": 70_000, "digest": sparse_digest.digest(folder / "state")}
 
     rewrite(folder, change)
-    made = host.vcluster("local", "create", "-n", "1", "--name", "doomed", timeout_s=120)
+    made = host.vcluster("local", "create", "-n", "1", "--name", "doomed", timeout_s=300)
     assert "node1 boots, because it cannot be cloned: " in made.stderr, made.stderr
     assert "Traceback" not in made.stderr
     assert host.json("status", "doomed")["state"] == "ready"
@@ -89,6 +89,6 @@ def test_a_snapshot_that_qemu_refuses_is_reported_and_the_node_boots(host: Host,
     process = host.popen("local", "create", "-n", "1", "--name", "doomed")
     host.wait_for(BOOTS)
     process.send_signal(signal.SIGINT)
-    assert "nodes boot, because QEMU refused clones before: " in process.communicate(timeout=60)[1]
+    assert "nodes boot, because QEMU refused clones before: " in process.communicate(timeout=300)[1]
     host.sh(f"rm {SNAPSHOTS}/{snapshot}.refused")
     assert "doomed" not in str(left_behind(survey(host), bare))

@@ -43,7 +43,7 @@ def web(place: Place) -> Iterator[str]:
     with serving(place.outside, ["python3", "-m", "http.server", str(PORT), "--directory", "/etc"]):
         probe = f"import socket; socket.create_connection(('127.0.0.1', {PORT}))"
         line = f'until python3 -c "{probe}" 2>/dev/null; do sleep 0.1; done'
-        place.outside.run(["sh", "-c", line], timeout_s=20)
+        place.outside.run(["sh", "-c", line], timeout_s=120)
         yield place.outside.address
 
 
@@ -72,7 +72,7 @@ def test_a_worker_reaches_the_outside_as_the_head(cluster: Cluster, web: str) ->
     dump = f"timeout 20 tcpdump -n -i mgmt0 -c 1 'tcp[tcpflags] & tcp-syn != 0 and dst port {PORT}' 2>/dev/null"
     with serving(cluster.host.server, ["ssh", "-F", cluster.config, "-l", "root", "w051", dump]) as dumping:
         cluster.ssh("w052", f"sleep 2; {FETCH.format(web, PORT)}")
-        seen = dumping.communicate(timeout=30)[0]
+        seen = dumping.communicate(timeout=300)[0]
     assert f"IP {head_management(cluster)}." in seen
     assert "10.0.0.52" not in seen
 
@@ -88,7 +88,7 @@ def test_nothing_outside_reaches_a_worker(cluster: Cluster) -> None:
     try:
         probe = "python3 -c 'import socket; socket.create_connection((\"{}\", 22), timeout=3)'"
         host.sh(probe.format("10.0.0.51"))  # the route is right: the head answers at its own cluster address
-        refused = host.server.run(["sh", "-c", probe.format("10.0.0.52")], timeout_s=20, check=False)
+        refused = host.server.run(["sh", "-c", probe.format("10.0.0.52")], timeout_s=120, check=False)
         assert refused.returncode != 0
     finally:
         host.sh("ip route del 10.0.0.0/24")

@@ -64,7 +64,7 @@ class Checkout:
         argv = ["env", f"PATH={PATH}", "sh", "-c", line]
         if user != "root":
             argv = ["runuser", "-u", user, "--", *argv]
-        return self.server.run(argv, timeout_s=60, check=check).stdout
+        return self.server.run(argv, timeout_s=300, check=check).stdout
 
     def kvm(self) -> str:
         """The owner, group and mode of /dev/kvm on the server."""
@@ -93,7 +93,7 @@ def server() -> Iterator[Server]:
     with testbed("scripts", has_uplink=True) as (server,):
         for folder in ("bin", "share"):
             line = f"mkdir /run/{folder} && mount --bind /run/{folder} /usr/local/{folder}"
-            server.run(["sh", "-c", line], timeout_s=10)
+            server.run(["sh", "-c", line], timeout_s=120)
         settings = Path("/root/.config/pip/pip.conf")  # a server has its own /root/.config
         if settings.exists():
             server.path(str(settings.parent)).mkdir(parents=True)
@@ -151,5 +151,5 @@ def interrupt_when_exists(checkout: Checkout, path: Path) -> None:
         assert time.monotonic() < deadline, f"{path} was not made"
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGINT)
-    process.communicate(timeout=30)
+    process.communicate(timeout=300)
     assert process.returncode != 0

@@ -221,7 +221,7 @@ def test_one_installation_waits_for_another(plain: Checkout) -> None:
     looks = 'project_is_installed() { [ -e "$root/build/looked" ] || { touch "$root/build/looked"; false; }; }'
     done = plain.call(f"{looks}; install_project ''")
     assert done.stderr == f"another installation in {plain.path} is running; waiting for its end\n"
-    holder.communicate(timeout=10)
+    holder.communicate(timeout=300)
 
 
 # --- users -----------------------------------------------------------------------------------------------------------

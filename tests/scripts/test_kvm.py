@@ -91,7 +91,7 @@ def udev(checkout: Checkout) -> Iterator[None]:
         yield
     finally:
         process.terminate()
-        process.communicate(timeout=10)
+        process.communicate(timeout=300)
 
 
 def test_where_udev_runs_the_fix_is_printed(plain: Checkout) -> None:

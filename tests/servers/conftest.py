@@ -75,7 +75,7 @@ class Bed:
         """The number of accepted SSH logins on each server."""
         return {host.server.name: host.lines_in_log("Accepted ") for host in self.all}
 
-    def assert_clean(self, bare: Survey, timeout_s: float = 10) -> None:
+    def assert_clean(self, bare: Survey, timeout_s: float = 60) -> None:
         """Nothing new is left on any server. A connection that closes may take a moment."""
         deadline = time.monotonic() + timeout_s
         while left := {
@@ -126,7 +126,7 @@ def red(bed: Bed, bare: Survey) -> Iterator[Cluster]:
         "--addresses", "dhcp", "--timeout", "400", timeout_s=420,
     )  # fmt: skip
     yield Cluster(bed.control, "red", ("red1", "red2"), bed.control.vcluster("ssh-config", "--path").stdout.strip())
-    bed.control.vcluster("clear", "red", "-y", timeout_s=120)
+    bed.control.vcluster("clear", "red", "-y", timeout_s=300)
 
 
 @pytest.fixture(scope="package")
@@ -139,4 +139,4 @@ def blue(bed: Bed, red: Cluster) -> Iterator[Cluster]:
     assert all(count - before[name] <= 2 for name, count in bed.logins().items())  # sshd may penalise frequent logins
     path = bed.control.vcluster("ssh-config", "--name", "blue", "--path").stdout.strip()
     yield Cluster(bed.control, "blue", ("blue1", "blue2", "blue3"), path)
-    bed.control.vcluster("clear", "blue", "-y", timeout_s=120, THREE_PASSWORD=PASSWORD)
+    bed.control.vcluster("clear", "blue", "-y", timeout_s=300, THREE_PASSWORD=PASSWORD)

@@ -56,7 +56,7 @@ class Doomed:
     def clear(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Clear it, as a user does."""
         return self.bed.control.vcluster(
-            "clear", "doomed", "-y", *arguments, check=check, timeout_s=120, THREE_PASSWORD=PASSWORD
+            "clear", "doomed", "-y", *arguments, check=check, timeout_s=300, THREE_PASSWORD=PASSWORD
         )
 
 
@@ -83,7 +83,7 @@ def errors_of(process: subprocess.Popen[str], *, timeout_s: float = 60) -> str:
 
 def refused(bed: Bed, *arguments: str, exit_code: int, host: Host | None = None, **env: str) -> str:
     """The error of a command that must be refused: one line, perhaps with indented lines below it."""
-    done = (host or bed.control).vcluster(*arguments, check=False, timeout_s=60, **{"THREE_PASSWORD": PASSWORD, **env})
+    done = (host or bed.control).vcluster(*arguments, check=False, timeout_s=300, **{"THREE_PASSWORD": PASSWORD, **env})
     assert done.returncode == exit_code, done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
@@ -107,7 +107,7 @@ def test_a_server_disappears(doomed: Doomed, lost: str, sign: str) -> None:
     host.server.unplug()
     began = time.monotonic()
     try:
-        errors = errors_of(process, timeout_s=120)
+        errors = errors_of(process, timeout_s=300)
         seconds = time.monotonic() - began
         assert process.returncode == 1, errors
         assert seconds < 90  # a server that acknowledges nothing for 20 s is dead
@@ -378,7 +378,7 @@ class Delivery:
         """Create until the tunnels are there, which is after the image. Returns the MiB received, and the progress."""
         before = self.received_mib
         process = self.start()
-        self.doomed.bed.four.wait_for("ip -o link show vx-doomed-2", timeout_s=60)
+        self.doomed.bed.four.wait_for("ip -o link show vx-doomed-2", timeout_s=300)
         received = self.received_mib - before
         process.send_signal(signal.SIGINT)
         return received, errors_of(process)
@@ -450,7 +450,7 @@ def test_an_image_that_arrived_changed_is_sent_again(delivery: Delivery) -> None
     assert f"sha256-{sha256(delivery.complete.read_bytes()).hexdigest()}" == delivery.digest
 
 
-def until(condition: Callable[[], bool], timeout_s: float = 30) -> None:
+def until(condition: Callable[[], bool], timeout_s: float = 120) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline

@@ -30,7 +30,7 @@ class Terminal:
         """Press keys."""
         os.write(self._descriptor, text.encode())
 
-    def read_until(self, text: str, timeout_s: float = 60) -> str:
+    def read_until(self, text: str, timeout_s: float = 300) -> str:
         """The output since the last call, up to this text. The text must come."""
         deadline = time.monotonic() + timeout_s
         while text not in self._output:

@@ -172,4 +172,4 @@ def test_a_node_that_died_is_reported_and_starts_again(cluster: Cluster) -> None
     cluster.host.sh("virsh -q start lab.red3")
     assert cluster.host.json("status")["state"] == "ready"
     cluster.wait_for_boot("red3", boots)
-    assert cluster.host.json("check", timeout_s=120)["passed"] is True
+    assert cluster.host.json("check", timeout_s=300)["passed"] is True

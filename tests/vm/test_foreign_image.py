@@ -135,7 +135,7 @@ def test_the_password_installs_our_key_and_then_no_password_is_accepted(foreign:
     login = ["ssh", "-F", config, "-o", "PubkeyAuthentication=no", "-o", "PasswordAuthentication=yes"]
     for user in ("teacher", "root", "mpiuser"):
         argv = [*login, "-o", "BatchMode=yes", "-l", user, "node1", "true"]
-        refused = foreign.server.run(argv, timeout_s=30, check=False)
+        refused = foreign.server.run(argv, timeout_s=120, check=False)
         assert refused.stderr.strip().endswith("Permission denied (publickey).")
 
     places = "/var/lib/vcluster /var/lib/libvirt/images/vcluster/clusters /var/log/libvirt /etc/libvirt"

@@ -52,7 +52,7 @@ def test_its_state_is_read(old: Cluster) -> None:
     found = old.host.json("status", "old")
     assert (found["state"], found["mode"], found["missing"]) == ("ready", "local", [])
     assert [node["state"] for node in found["nodes"]] == ["running", "running"]
-    assert old.host.json("check", "--name", "old", timeout_s=120)["passed"]
+    assert old.host.json("check", "--name", "old", timeout_s=300)["passed"]
 
 
 def test_repair_turns_ipv6_off_on_its_interfaces(old: Cluster) -> None:
@@ -75,16 +75,16 @@ def test_repair_gave_it_a_packet_filter(old: Cluster) -> None:
 
 
 def test_it_gets_a_node_and_loses_it(old: Cluster) -> None:
-    old.host.vcluster("add", "1", "--name", "old", timeout_s=200)
+    old.host.vcluster("add", "1", "--name", "old", timeout_s=300)
     assert old.ssh("node3", "hostname").strip() == "node3"
     assert old.ssh("node1", "ping -c1 -W5 node3 >/dev/null && echo ok").strip() == "ok"
-    old.host.vcluster("remove", "node3", "--name", "old", "-y", timeout_s=200)
+    old.host.vcluster("remove", "node3", "--name", "old", "-y", timeout_s=300)
     assert [node["name"] for node in old.host.json("status", "old")["nodes"]] == ["node1", "node2"]
 
 
 def test_it_is_stopped_and_started(old: Cluster) -> None:
     old.ssh("node1", "echo kept >cloud/letter")
-    old.host.vcluster("stop", "old", timeout_s=200)
+    old.host.vcluster("stop", "old", timeout_s=300)
     assert old.host.json("status", "old")["state"] == "stopped"
     old.host.vcluster("start", "old", timeout_s=300)
     assert old.ssh("node2", "cat cloud/letter").strip() == "kept"

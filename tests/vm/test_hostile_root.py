@@ -21,7 +21,7 @@ for interface in ("lab0", "mgmt0"):
 
 
 def test_the_server_ignores_router_advertisements_of_a_node(cluster: Cluster) -> None:
-    cluster.host.vcluster("repair", timeout_s=200)  # a user may have started a node by virsh, without our settings
+    cluster.host.vcluster("repair", timeout_s=300)  # a user may have started a node by virsh, without our settings
     program = ADVERTISE.format(frame=router_advertisement.frame().hex())
     cluster.ssh("red2", f"python3 -c {shlex.quote(program)}; sleep 2", user="root")
     shown = cluster.host.sh("ip -6 address; ip -6 route show default")
@@ -35,7 +35,7 @@ def test_a_repair_follows_no_link_of_the_clusters_user(cluster: Cluster) -> None
     before = cluster.ssh("red2", "stat -c '%U %G %a' /etc/shadow /etc", user="root")
     hostfile = cluster.ssh("red2", "cat hostfile")
     cluster.ssh("red2", "rm hostfile; mkfifo hostfile; ln -s /etc/shadow hostfile.vcluster-new")
-    cluster.host.vcluster("repair", timeout_s=200)
+    cluster.host.vcluster("repair", timeout_s=300)
     assert cluster.ssh("red2", "stat -c '%U %G %a' /etc/shadow /etc", user="root") == before
     assert cluster.ssh("red2", "stat -c '%F %U' hostfile; cat hostfile") == f"regular file mpiuser\n{hostfile}"
 

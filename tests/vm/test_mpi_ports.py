@@ -49,7 +49,7 @@ except OSError as error:
 
 def test_mpi_listens_on_its_ports_only(cluster: Cluster) -> None:
     cluster.ssh(
-        "red1", f"cat >cloud/linger.c <<'END'\n{LINGER}\nEND\nmpicc -o cloud/linger cloud/linger.c", timeout_s=120
+        "red1", f"cat >cloud/linger.c <<'END'\n{LINGER}\nEND\nmpicc -o cloud/linger cloud/linger.c", timeout_s=300
     )
     run = "timeout 90 mpiexec -n 3 cloud/linger"
     process = cluster.host.server.popen(["ssh", "-F", cluster.config, "red1", run])
@@ -59,7 +59,7 @@ def test_mpi_listens_on_its_ports_only(cluster: Cluster) -> None:
         found = {node: listening(cluster, node) for node in NODES}
     finally:
         cluster.ssh("red1", "pkill -x linger", check=False)
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
         kill(process)
     cluster.ssh("red1", "rm cloud/linger cloud/linger.c")
     for node, sockets in found.items():

@@ -41,7 +41,7 @@ def test_each_line_is_printed_at_once_after_the_name_of_its_node(cluster: Cluste
         assert sorted(process.stdout.readline() for _ in NODES) == [f"{node}: begin\n" for node in NODES]
         assert process.poll() is None
         on_each_node(cluster, "touch go")
-        stdout, stderr = process.communicate(timeout=60)
+        stdout, stderr = process.communicate(timeout=300)
     finally:
         kill(process)
         on_each_node(cluster, "rm -f go")
@@ -88,7 +88,7 @@ class Panes:
 
     def run(self, *argv: str, check: bool = True) -> str:
         """The output of a program that uses this tmux. vcluster is the one on the PATH: panes run it too."""
-        return self.server.run(argv, timeout_s=60, env=self.env, check=check).stdout
+        return self.server.run(argv, timeout_s=300, env=self.env, check=check).stdout
 
     def tmux(self, *arguments: str, check: bool = True) -> str:
         """The output of tmux."""
@@ -99,7 +99,7 @@ class Panes:
         shown = self.tmux("list-panes", "-t", f"={session}:", "-F", "#{@node} #{pane_id}")
         return dict(line.split() for line in shown.splitlines())
 
-    def wait_for(self, pane: str, text: str, timeout_s: float = 60) -> None:
+    def wait_for(self, pane: str, text: str, timeout_s: float = 300) -> None:
         """Wait until a pane shows this text."""
         deadline = time.monotonic() + timeout_s
         while text not in (shown := self.tmux("capture-pane", "-p", "-t", pane)):

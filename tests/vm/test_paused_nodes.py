@@ -49,11 +49,11 @@ def test_a_disk_that_is_full_ends_a_create_at_once(host: Host, small_folder: str
 
 
 def test_a_full_disk(host: Host, small_folder: str) -> None:
-    host.vcluster("local", "create", "--name", "full", "-n", "2", timeout_s=200)
+    host.vcluster("local", "create", "--name", "full", "-n", "2", timeout_s=300)
     make_full(host, small_folder)
     config = host.vcluster("ssh-config", "--name", "full", "--path").stdout.strip()
     filling = host.server.popen(["ssh", "-F", config, "-o", "BatchMode=yes", "-l", "root", "node2", FILL])
-    host.wait_for("virsh domstate full.node2 | grep paused", timeout_s=60)
+    host.wait_for("virsh domstate full.node2 | grep paused", timeout_s=300)
     reason = f"I/O error on {small_folder}/full/node2.qcow2: no space left"
 
     status = host.json("status", "full")
@@ -77,16 +77,16 @@ def test_a_full_disk(host: Host, small_folder: str) -> None:
         assert f"node2 is paused: {reason} (vcluster start full" in failed.stderr.replace("sudo ", ""), failed.stderr
         assert time.monotonic() - began_s < 10
 
-    again = host.vcluster("start", "full", "--timeout", "60", timeout_s=90, check=False)
+    again = host.vcluster("start", "full", "--timeout", "60", timeout_s=300, check=False)
     assert again.returncode == 1
     assert re.search(r"node[12] was paused during [a-z]+: I/O error on .*: no space left \(remove", again.stderr), (
         again.stderr
     )
 
     host.sh(f"mount -o remount,size=1400m {small_folder}")
-    assert host.vcluster("start", "full", timeout_s=120).stdout == "full: ready\n"
+    assert host.vcluster("start", "full", timeout_s=300).stdout == "full: ready\n"
     assert host.json("status", "full")["state"] == "ready"
-    filling.communicate(timeout=30)
+    filling.communicate(timeout=300)
     size = host.sh(f"ssh -F {config} -o BatchMode=yes -l root node2 'stat -c %s /root/fill'")
     assert int(size) == 64 << 20  # nothing that was written is lost
 
@@ -95,4 +95,4 @@ def test_a_full_disk(host: Host, small_folder: str) -> None:
     assert (node["state"], node["reason"]) == ("paused", "paused by a user of libvirt")
     failed = host.vcluster("check", "full", check=False)
     assert "node2 is paused: paused by a user of libvirt" in failed.stderr, failed.stderr
-    assert host.vcluster("start", "full", timeout_s=120).stdout == "full: ready\n"
+    assert host.vcluster("start", "full", timeout_s=300).stdout == "full: ready\n"

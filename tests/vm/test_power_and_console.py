@@ -28,9 +28,9 @@ def test_a_node_without_network_is_reached_and_starts_again(cluster: Cluster) ->
         assert "100% packet loss" in host.sh(f"ping -c 1 -W 1 {address}", check=False)
         assert host.json("power", "status", "-w", "red3") == [{"node": "red3", "power": "on", "reason": ""}]
     finally:  # a failure must not leave later tests without the network of red3
-        cycled = host.vcluster("power", "cycle", "-w", "red3", "--wait", timeout_s=200)
+        cycled = host.vcluster("power", "cycle", "-w", "red3", "--wait", timeout_s=300)
     assert cycled.stdout == "red3: off and on\n"
-    assert host.json("check", timeout_s=120)["passed"] is True
+    assert host.json("check", timeout_s=300)["passed"] is True
 
 
 def on_console(cluster: Cluster, *lines: str) -> list[str]:

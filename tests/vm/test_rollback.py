@@ -57,7 +57,7 @@ def test_an_interrupt_removes_everything(host: Host, bare: Survey, number: signa
     process = host.popen("local", "create", "--name", "doomed", "-n", "2")
     host.wait_for("virsh -q list --name | grep doomed")
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 130
     assert errors.strip().splitlines()[-1] == "vcluster: interrupted"
     assert "Traceback" not in errors
@@ -121,7 +121,7 @@ def test_two_creates_of_one_name(host: Host, bare: Survey) -> None:
     assert busy.returncode == 4
     assert "another command is changing cluster" in busy.stderr
     first.send_signal(signal.SIGINT)
-    first.communicate(timeout=60)
+    first.communicate(timeout=300)
     assert_unchanged(host, bare)
 
 
@@ -138,7 +138,7 @@ def test_foreign_things_are_never_removed(host: Host, bare: Survey) -> None:
     xml = "<domain type='qemu'><name>doomed.node1</name><memory>65536</memory><os><type>hvm</type></os></domain>"
     host.server.run(
         ["sh", "-c", f'echo "{xml}" > /tmp/foreign-{os.getpid()}.xml; virsh define /tmp/foreign-{os.getpid()}.xml'],
-        timeout_s=20,
+        timeout_s=120,
     )
     try:
         failed = host.vcluster("local", "create", "--name", "doomed", "-n", "1", check=False)
@@ -216,11 +216,11 @@ def test_no_libvirt(host: Host, bare: Survey) -> None:
 
 def test_no_permission(host: Host, bare: Survey) -> None:
     argv = ["setpriv", "--bounding-set=-net_admin", *VCLUSTER, "local", "create", "-n", "1"]
-    refused = host.server.run(argv, timeout_s=30, check=False)
+    refused = host.server.run(argv, timeout_s=120, check=False)
     assert refused.returncode == 3
     assert "root lacks CAP_NET_ADMIN" in refused.stderr
     assert "docker run --cap-add NET_ADMIN" in refused.stderr
-    doctor = host.server.run([*argv[:2], *VCLUSTER, "doctor"], timeout_s=60, check=False)
+    doctor = host.server.run([*argv[:2], *VCLUSTER, "doctor"], timeout_s=300, check=False)
     assert doctor.returncode == 3
     assert "error   rights: root lacks CAP_NET_ADMIN" in doctor.stdout
     assert_unchanged(host, bare)
@@ -256,7 +256,7 @@ def test_kvm_is_tried_before_it_is_used(host: Host, bare: Survey) -> None:
     works = any(finding["what"] == "KVM" and finding["level"] == "ok" for finding in doctor)
     if works:
         pytest.skip("KVM works on this machine")
-    refused = host.vcluster("local", "create", "-n", "1", "--accel", "kvm", timeout_s=30, check=False)
+    refused = host.vcluster("local", "create", "-n", "1", "--accel", "kvm", timeout_s=120, check=False)
     assert refused.returncode == 3
     assert "KVM does not work here" in refused.stderr
     assert_unchanged(host, bare)

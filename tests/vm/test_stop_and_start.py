@@ -32,7 +32,7 @@ def test_stopped_and_started(cluster: Cluster) -> None:
     assert powers(cluster) == {"red1": "on", "red2": "on", "red3": "off"}
     assert host.json("status")["state"] == "partial"
 
-    assert host.vcluster("stop", timeout_s=200).stdout == "lab: stopped\n"
+    assert host.vcluster("stop", timeout_s=300).stdout == "lab: stopped\n"
     assert host.vcluster("stop").stdout == "lab: nothing was running\n"
     assert host.json("status")["state"] == "stopped"
     assert powers(cluster) == dict.fromkeys(NODES, "off")
@@ -62,7 +62,7 @@ def test_stopped_and_started(cluster: Cluster) -> None:
     assert host.vcluster("start", timeout_s=300).stdout == "lab: ready\n"
     assert host.vcluster("start").stdout == "lab: was running already\n"
     assert host.json("status")["state"] == "ready"
-    assert host.json("check", timeout_s=120)["passed"] is True
+    assert host.json("check", timeout_s=300)["passed"] is True
 
     after = boot_ids(cluster)
     assert all(after[node] != before[node] for node in NODES)

@@ -157,7 +157,7 @@ def test_a_node_stops_during_a_create(host: Host, bare: Survey, stage: str, kind
 
 def test_a_node_stops_during_commands_on_a_cluster(host: Host, bare: Survey) -> None:
     """The cluster stays, and `repair` makes it ready again."""
-    created(host, *TWO).communicate(timeout=60)
+    created(host, *TWO).communicate(timeout=300)
 
     process = host.popen("add", "--name", "doomed")
     read_until(process, "node3: identity took")
@@ -179,7 +179,7 @@ def test_a_node_stops_during_commands_on_a_cluster(host: Host, bare: Survey) -> 
     read_until(process, "node1: configure took")
     Stopper(host, RESET, "node2").stop()
     assert_fails(process, RESET, "node2", "login")
-    host.vcluster("repair", "doomed", timeout_s=120)
+    host.vcluster("repair", "doomed", timeout_s=300)
     assert host.json("status", "doomed")["state"] == "ready"
 
     with Stopper(host, PANIC, "node2") as stopper:
@@ -187,7 +187,7 @@ def test_a_node_stops_during_commands_on_a_cluster(host: Host, bare: Survey) -> 
         host.wait_for("ls /var/lib/vcluster/clusters/doomed/logs/*/node2.log")
         host.wait_for("cat /run/prompts")  # the terminal is open
         stopper.stop()
-        output, errors = process.communicate(timeout=120)  # the script ends on node1
+        output, errors = process.communicate(timeout=300)  # the script ends on node1
     assert process.returncode == 1, errors
     assert_reported(output, PANIC, "node2", "provision")
     host.vcluster("clear", "doomed", "-y")
