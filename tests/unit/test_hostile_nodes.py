@@ -152,6 +152,9 @@ UNKNOWN = "a message that vcluster does not know"
         ({"id": 7, "exit": None}, UNKNOWN),
         ({"id": 7, "exit": [0]}, UNKNOWN),
         ('{"id": 7, "exit": 1e999}', UNKNOWN),
+        ({"id": 7, "exit": True}, UNKNOWN),
+        ({"id": 7, "exit": 10**9}, UNKNOWN),
+        ({"id": 7, "unknown": {}}, UNKNOWN),
         ("flood x", "10000 messages that are not of its program"),
         ('{"id": 8, "out": "x"}', "10000 messages that are not of its program"),
         ('{"done": 8}', "10000 messages that are not of its program"),
@@ -163,8 +166,9 @@ def test_a_malformed_message_ends_the_connection_at_once(
     monkeypatch.setattr("vcluster.adapters.serial_connection.secrets.randbits", lambda _: 7)
     channel = Channel([message if isinstance(message, str) else json.dumps(message)])
     connection = SerialConnection("node1", channel, Deadline(20))
-    with pytest.raises(VclusterError, match=reason):
+    with pytest.raises(VclusterError, match=reason) as caught:
         connection.run_program(b"", b"", awaited="the program", deadline=Deadline(20))
+    assert "Error)" not in caught.value.message  # the name of an error of Python
     assert not connection.is_alive
     connection.disconnect()
 

@@ -21,7 +21,15 @@ from typing import Any, Protocol
 
 from vcluster.adapters.pipe import Pipe, Printed, one_line
 from vcluster.adapters.process import Completed, Output
-from vcluster.adapters.serial_pipe import POLL_S, ROOM_POLL_S, NoReaderError, SerialPipe, program_digest, program_text
+from vcluster.adapters.serial_pipe import (
+    POLL_S,
+    ROOM_POLL_S,
+    NoReaderError,
+    SerialPipe,
+    malformed,
+    program_digest,
+    program_text,
+)
 from vcluster.errors import VclusterError
 from vcluster.model import json_text
 from vcluster.model.quoting import quoted
@@ -217,11 +225,14 @@ class SerialConnection:
             if answer:
                 answer.complete(message)
             return answer is not None
-        pipe = self._pipes.get(message.get("id", -1))
+        number = message.get("id", -1)
+        if isinstance(number, list | dict):
+            raise malformed("id")
+        pipe = self._pipes.get(number)
         if pipe:
             pipe.on_message(message)
             if "exit" in message:
-                self._pipes.pop(message["id"])
+                self._pipes.pop(number)
         return pipe is not None
 
     def _fail(self, error: VclusterError) -> None:

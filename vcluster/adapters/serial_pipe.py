@@ -18,6 +18,7 @@ from vcluster.util.deadline import Deadline
 POLL_S = 0.5
 ROOM_POLL_S = 0.01
 _PIECES_MAX = 100_000  # that wait to be read
+EXIT_MAX = 255
 _PIECE_BYTES = 1 << 15  # of a program's input in one line
 
 
@@ -133,15 +134,15 @@ class SerialPipe(Pipe):
         return VclusterError(super().broken(awaited, error).message, hint=hint)
 
     def on_message(self, message: dict[str, Any]) -> None:
-        """Handle a message of the node about this program. Any error may be raised for one that is malformed."""
+        """Handle a message of the node about this program. Raises VclusterError for one that is malformed."""
         with self._changed:
             if "unknown" in message:
-                self._start_with_source(str(message["unknown"]))
+                self._start_with_source(_text_of(message, "unknown"))
             elif "exit" in message:
-                self._exit_code = int(message["exit"])
+                self._exit_code = _exit_code_of(message)
             elif not self._is_closed:
-                stream = "stdout" if "out" in message else "stderr"
-                self._add(stream, message.get("out", message.get("err", "")).encode("latin-1"))
+                stream, field = ("stdout", "out") if "out" in message else ("stderr", "err")
+                self._add(stream, _bytes_of(message, field))
             self._changed.notify_all()
 
     def _add(self, stream: str, data: bytes) -> None:
@@ -165,6 +166,33 @@ class SerialPipe(Pipe):
         request: dict[str, object] = {"do": "start", "id": self._number, "program": digest}
         with suppress(VclusterError):
             self._send(request | {"source": program_text(self._source)}, "its start")
+
+
+def _text_of(message: dict[str, Any], field: str) -> str:
+    value = message.get(field, "")
+    if not isinstance(value, str):
+        raise malformed(field)
+    return value
+
+
+def _exit_code_of(message: dict[str, Any]) -> int:
+    value = message["exit"]
+    if not isinstance(value, int) or isinstance(value, bool) or not -EXIT_MAX <= value <= EXIT_MAX:
+        raise malformed("exit")
+    return value
+
+
+def _bytes_of(message: dict[str, Any], field: str) -> bytes:
+    """Output of a program: each character is a byte."""
+    try:
+        return _text_of(message, field).encode("latin-1")
+    except UnicodeEncodeError as error:
+        raise malformed(field) from error
+
+
+def malformed(field: str) -> VclusterError:
+    """The error for a message of the node with a wrong field."""
+    return VclusterError(f"the node sent a message that vcluster does not know: its field {field} is wrong")
 
 
 def program_text(source: bytes) -> str:
