@@ -233,3 +233,16 @@ def test_a_name_points_to_the_newest(tmp_path: Path) -> None:
         )
     assert store.manifest("demo").digest != old
     assert len(store.images()) == 2
+
+
+@pytest.mark.parametrize("digest", ["../*", "*", "/x", "**/", "[", "sha256-../../x"])
+def test_the_removal_of_snapshots_takes_no_pattern(tmp_path: Path, digest: str) -> None:
+    root = tmp_path / "snapshots"
+    root.mkdir()
+    kept = [tmp_path / "x-1.refused", root / "111111111111-a.refused"]
+    for path in kept:
+        path.write_text("alive")
+    assert snapshot_store.remove_snapshots(str(root), digest) == []
+    assert all(path.exists() for path in kept)
+    assert snapshot_store.remove_snapshots(str(root), "sha256-" + "1" * 64) == []
+    assert not kept[1].exists()

@@ -276,8 +276,10 @@ def remove_snapshots(root: str, image_digest: str) -> list[str]:
     for key in keys:
         remove_folder(snapshot_folder(root, key))
     # Refusals have no manifest, but their keys start with the image's digest (snapshots.template.key_of).
-    for refusal in Path(root).glob(f"{image_digest.removeprefix('sha256-')[:12]}-*{REFUSED}"):
-        refusal.unlink(missing_ok=True)
+    beginning = f"{image_digest.removeprefix('sha256-')[:12]}-"
+    for refusal in Path(root).glob(f"*{REFUSED}"):
+        if refusal.name.startswith(beginning):
+            refusal.unlink(missing_ok=True)
     remove_if_empty(root)
     return keys
 
