@@ -286,3 +286,50 @@ def test_without_verbose_nothing_is_printed(
     monkeypatch.setattr(events, "_call_listeners", [])
     ClusterFiles(clusters, "lab").write_timing(())
     assert capsys.readouterr().err == ""
+
+
+# Texts of users in messages
+
+
+LONG = "x" * 5000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["check", "lab", "--timeout", "9" * 5000], "--timeout"),
+        (["check", "lab", "--timeout", LONG], "--timeout"),
+        (["check", "lab", "-o", LONG], "--output"),
+        (["clear", LONG], "has 5000 characters"),
+        (["clear", "--verify", "a/b"], "cluster name 'a/b' is not a name"),
+        (["add", "--name", "lab", LONG], "is not a number of nodes"),
+        (["copy", "--name", "lab", LONG, "node1:x"], "does not exist on this machine"),
+        (["provision", "--name", "lab", LONG], "script 'xxx"),
+        (["provision", "--name", "lab", "--payload", LONG, "x"], "--payload 'xxx"),
+        (["image", "import", "--name", "x", LONG], "is not a file: File name too long"),
+        (["shared", "create", LONG], "cannot read 'xxx"),
+    ],
+)
+def test_a_long_text_is_shortened_in_the_message(
+    clusters: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.setenv("VCLUSTER_IMAGE_DIR", str(clusters / "images"))
+    monkeypatch.setattr(sys, "argv", ["vcluster", *arguments])
+    assert main._run() == 2
+    written = capsys.readouterr().err
+    assert message in written
+    assert len(written) < 700
+
+
+def test_a_missing_ssh_config_is_a_clear_error(
+    clusters: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (clusters / "clusters/lab/ssh_config").unlink()
+    monkeypatch.setattr(sys, "argv", ["vcluster", "ssh-config", "lab"])
+    assert main._run() == 1
+    message = "cannot read the OpenSSH configuration of cluster lab: No such file or directory"
+    assert capsys.readouterr().err == f"vcluster: {message} (vcluster repair lab)\n"

@@ -31,12 +31,14 @@ class Number(click.ParamType):  # type: ignore[type-arg]
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | float:
         """Read a text, or take a default as it is."""
+        from vcluster.model.quoting import shown
+
         try:
             number = self._kind(value)
         except ValueError:
-            self.fail(f"{value!r} is not a number ({self._range})", param, ctx)
+            self.fail(f"{shown(str(value))} is not a number ({self._range})", param, ctx)
         if not number >= self._low or (self._high is not None and number > self._high):  # nan is neither
-            self.fail(f"{value} is not possible ({self._range})", param, ctx)
+            self.fail(f"{value!s:.40} is not possible ({self._range})", param, ctx)
         return number
 
 

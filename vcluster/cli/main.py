@@ -26,6 +26,7 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 HELP: tuple[type[click.ClickException], ...] = tuple(
     filter(None, [getattr(click.exceptions, "NoArgsIsHelpError", None)])
 )
+LINE_MAX = 500  # characters of a line in a message about the command line
 SECTIONS = {
     "Create and delete": ("local", "remote", "shared", "clear", "list", "status", "add", "remove"),
     "Run on nodes": ("ssh", "exec", "mpiexec", "shell", "copy", "provision", "console"),
@@ -103,7 +104,7 @@ def _run() -> int:
         terminal.print_text(error.format_message(), err=True)
         return error.exit_code
     except click.ClickException as error:
-        return _complain(error.format_message(), _usage_hint(error), error.exit_code, invocation)
+        return _complain(usage_message(error), _usage_hint(error), error.exit_code, invocation)
     except SeveralErrors as error:
         for one in error.errors:
             _complain(one.message, one.hint, 1, invocation)
@@ -119,6 +120,12 @@ def _run() -> int:
         return _complain(
             f"{error.filename or 'the system'}: {error.strerror or error}", "vcluster doctor", 1, invocation
         )
+
+
+def usage_message(error: click.ClickException) -> str:
+    """The message of click about a wrong command line. It quotes a user's text, which can be of any length."""
+    lines = error.format_message().split("\n")
+    return "\n".join(line if len(line) <= LINE_MAX else f"{line[:LINE_MAX]}…" for line in lines)
 
 
 def _usage_hint(error: click.ClickException) -> str | None:

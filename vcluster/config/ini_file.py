@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vcluster.errors import RequestError
+from vcluster.model import quoting
 from vcluster.model.quoting import one_line, shown
 
 SIZE_MAX_BYTES = 65536
@@ -95,7 +96,7 @@ def _decode(content: bytes, path: Path) -> str:
 
 def path_shown(path: Path) -> str:
     """A path, safe for a line of a message."""
-    return str(path) if str(path).isprintable() else shown(str(path), length_max=200)
+    return quoting.path_shown(path)
 
 
 def parse(text: str) -> tuple[list[IniSection], list[Mistake]]:

@@ -30,7 +30,11 @@ def fetch(source: str, target: Path, *, report: Callable[[str], None]) -> Path:
     if scheme and "://" in source:
         raise RequestError(f"{shown(source)} is not a path, an http URL or an https URL")
     path = Path(source)
-    if not path.is_file():
+    try:
+        is_file = path.is_file()
+    except OSError as error:
+        raise RequestError(f"{shown(source)} is not a file: {error.strerror}") from error
+    if not is_file:
         raise RequestError(f"{shown(source)} is not a file")
     return path
 

@@ -20,7 +20,7 @@ def parse(text: str | bytes) -> Any:
         value = json.loads(text)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
-    if _openings(text) > DEPTH_MAX and _is_deeper(value, DEPTH_MAX):
+    if len(text) > DEPTH_MAX and _openings(text) > DEPTH_MAX and _is_deeper(value, DEPTH_MAX):
         raise ValueError("it is nested too deeply")
     return value
 

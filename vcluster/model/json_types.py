@@ -57,7 +57,7 @@ def misfit_in_arguments(function: Callable[..., Any], arguments: Mapping[str, An
     required = {name for name, each in parameters.items() if each.default is Parameter.empty} - BODY
     if missing := sorted(required - arguments.keys()):
         return f"the argument {missing[0]!r} is missing"
-    hints = _hints(function)
+    hints = hints_of(function)
     return next(filter(None, (misfit(value, hints.get(name, Any), name) for name, value in arguments.items())), "")
 
 
@@ -112,7 +112,8 @@ def _misfit_in_fields(value: Any, expected: Mapping[str, Any], place: str) -> st
 
 
 @cache
-def _hints(function: Callable[..., Any]) -> Mapping[str, Any]:
+def hints_of(function: Callable[..., Any]) -> Mapping[str, Any]:
+    """The types of a function's arguments and of its result."""
     return get_type_hints(function)
 
 

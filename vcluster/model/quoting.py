@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 OUTPUT_MAX = 500  # characters of a node's output in a message
 _SEQUENCE = re.compile(r"\x1b(\[[0-9;?]*[ -/]*[@-~]|[()][0-9A-B]|.)")  # ECMA-48: colors, the cursor
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+PATH_SHOWN_MAX = 200
 ERROR_LENGTH_MAX = 80  # of a library's message, quoted in an error message
 
 
 def shown(text: str, length_max: int = 40) -> str:
     """A user's text, escaped and shortened for one line of a message."""
     return repr(text if len(text) <= length_max else text[:length_max] + "…")
+
+
+def path_shown(path: Path | str) -> str:
+    """A path for a line of a message: as it is if it is plain and short, or else escaped and shortened."""
+    text = str(path)
+    return text if text.isprintable() and len(text) <= PATH_SHOWN_MAX else shown(text, length_max=PATH_SHOWN_MAX)
 
 
 def printable(text: str) -> str:

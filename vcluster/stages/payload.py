@@ -18,6 +18,7 @@ from vcluster.adapters.pipe import Pipe
 from vcluster.adapters.ssh.ssh_session import Session
 from vcluster.errors import RequestError, VclusterError
 from vcluster.guest.unpack import FOLDER
+from vcluster.model.quoting import path_shown
 from vcluster.stages.guest_answer import field, receive, require_success
 from vcluster.util.deadline import Deadline
 from vcluster.util.events import Reporter
@@ -83,7 +84,7 @@ def _reading(source: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RequestError(f"--payload {error.filename or source}: {error.strerror or error}") from error
+        raise RequestError(f"--payload {path_shown(error.filename or source)}: {error.strerror or error}") from error
 
 
 def _below(folder: Path) -> Iterator[Path]:

@@ -16,7 +16,7 @@ from vcluster.adapters.ssh.ssh_session import Session
 from vcluster.errors import RequestError, VclusterError
 from vcluster.model.naming import folded
 from vcluster.model.plan import Node, Plan
-from vcluster.model.quoting import quoted
+from vcluster.model.quoting import path_shown, quoted
 from vcluster.render import node_actions as paths
 from vcluster.stages import payload
 from vcluster.stages.guest_answer import find
@@ -66,10 +66,10 @@ def _read_script(script: Path) -> bytes:
     try:
         text = script.read_bytes()
     except OSError as error:
-        raise RequestError(f"script {script}: {error.strerror}") from error
+        raise RequestError(f"script {path_shown(script)}: {error.strerror}") from error
     if not re.match(rb"#![ \t]*/", text):
         raise RequestError(
-            f"script {script} has no interpreter line", hint="begin the script with a line like #!/bin/sh"
+            f"script {path_shown(script)} has no interpreter line", hint="begin the script with a line like #!/bin/sh"
         )
     return text
 

@@ -51,8 +51,12 @@ def clear(
     disk of a storage node without -y. When there is nothing to remove, it prints `nothing to clear` and exits 0.
     `delete` and `destroy` are other names of this command.
     """
+    from vcluster.model import naming
+
     if lost and not names:
         raise RequestError("--lost needs the names of clusters", hint="vcluster list")
+    for name in names:
+        naming.check_cluster_name(name)
     extra_servers = [server for host in hosts for server in servers_of(host)]
     with common.progress() as (context, _):
         has_ledgers = bool(names) and all(context.files(name).ledger.exists() for name in names)
@@ -71,12 +75,11 @@ def clear(
 
 def _names_to_clear(context: Context, given: tuple[str, ...], everything: bool) -> tuple[str, ...]:
     from vcluster.commands.steps import inventory
-    from vcluster.model import naming
 
     if given and everything:
         raise RequestError("a name and --all cannot be used together")
     for name in given:
-        common.refuse_cluster_of_root(context, naming.check_cluster_name(name))
+        common.refuse_cluster_of_root(context, name)
         _warn_of_node(context, name)
     if given:
         return tuple(dict.fromkeys(given))

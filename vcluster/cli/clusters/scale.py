@@ -16,13 +16,19 @@ if TYPE_CHECKING:
     from vcluster.model.status import Status
 
 
+NAMES_SHOWN_MAX = 200  # characters of names that a hint repeats
+
+
 class NodeCount(arguments.Number):
     """A number of nodes. The name of a node is answered with the option for names."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | float:
         """Read a text."""
+        from vcluster.model.quoting import shown
+
         if isinstance(value, str) and value[:1].isalpha():
-            raise RequestError(f"{value!r} is not a number of nodes", hint=f"vcluster add --names {shlex.quote(value)}")
+            hint = f"vcluster add --names {shlex.quote(value)}" if len(value) <= NAMES_SHOWN_MAX else None
+            raise RequestError(f"{shown(value)} is not a number of nodes", hint=hint)
         return super().convert(value, param, ctx)
 
 

@@ -194,7 +194,12 @@ def ssh_config(name: str | None, path: bool, output: str) -> None:
     """
     context, plan = common.open_cluster(name)
     file = context.files(plan.name).ssh_config
-    document = {"name": plan.name, "path": str(file), "config": file.read_text()}
+    try:
+        config = file.read_text(errors="replace")
+    except OSError as error:
+        text = f"cannot read the OpenSSH configuration of cluster {plan.name}: {error.strerror}"
+        raise VclusterError(text, hint=f"vcluster repair {plan.name}") from error
+    document = {"name": plan.name, "path": str(file), "config": config}
     common.emit(output, document, lambda found: found["path"] if path else found["config"].rstrip("\n"))
 
 

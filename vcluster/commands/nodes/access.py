@@ -282,13 +282,19 @@ def choose_copy(plan: Plan, sources: Sequence[str], destination: str) -> Node:
     if to is None and (len(nodes) > 1 or None in remote_sources):
         raise RequestError(f"the sources are not all on one node: {operands}", hint="copy from one node at a time")
     missing = [
-        source
-        for source, side in zip(sources, remote_sources, strict=True)
-        if side is None and not Path(source).exists()
+        source for source, side in zip(sources, remote_sources, strict=True) if side is None and not _exists(source)
     ]
     if missing:
         raise RequestError(f"{shown(missing[0])} does not exist on this machine")
     return choose_node(plan, nodes[0])
+
+
+def _exists(path: str) -> bool:
+    """Whether a path exists on this machine. A text that no path can be does not."""
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):
+        return False
 
 
 def _with_node(plan: Plan, sources: Sequence[str], destination: str) -> tuple[str, ...]:
