@@ -40,6 +40,7 @@ setup(
             "pyte>=0.8",
             "pytest>=8",
             "pytest-xdist>=3.5",
+            "PyYAML>=6",
             "ruff>=0.4",
         ],
     },

@@ -61,6 +61,7 @@ FOLDERS = {
     "machines": _folder("machines", "machines"),
     "matrix": _folder("matrix", "matrix"),
     "faults": _folder("faults", "faults"),
+    "odd": _folder("faults", "faults"),
     "scale": _folder("scale", NOTHING, "scale"),
 }
 # No other tier contains these, except for their smoke tests.

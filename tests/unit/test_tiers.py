@@ -57,7 +57,7 @@ def test_each_module_has_markers_that_its_folder_allows(path: Path) -> None:
 
 def test_folders_whose_tests_run_one_after_another() -> None:
     alone = {folder for folder in FOLDERS if not is_parallel(folder)}
-    assert alone == {"scripts", "vm", "clones", "private", "servers", "machines", "matrix", "faults", "scale"}
+    assert alone == {"scripts", "vm", "clones", "private", "servers", "machines", "matrix", "faults", "odd", "scale"}
 
 
 def test_no_two_modules_share_a_name() -> None:
