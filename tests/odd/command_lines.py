@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 
 import click
 import pytest
-from hypothesis import strategies as st
 
 from tests.odd import values
 from tests.odd.entry_points import EntryPoint, Reached
@@ -139,14 +139,17 @@ def _of_lines() -> EntryPoint:
         (path, [*flags(command), *(each.opts[-1] for each in parameters(command) if isinstance(each, click.Option))])
         for path, command in commands()
     ]
-    lines = st.sampled_from(choices).flatmap(
-        lambda found: st.tuples(st.just(found[0]), st.lists(st.sampled_from(found[1]) | TEXTS_NEAR, max_size=5))
-    )
+
+    def lines(random: Random) -> tuple[str, list[str]]:
+        path, options = random.choice(choices)
+        words = values.lists(values.one_of(values.choice(options), TEXTS_NEAR), 0, 5)
+        return path, words(random)
+
     return EntryPoint("command line", lines, lambda line: call([*line[0].split(), *line[1]]))
 
 
 def _of_parameter(title: str, found: list[Use]) -> EntryPoint:
-    inputs = st.tuples(st.sampled_from(range(len(found))), TEXTS_NEAR, st.booleans())
+    inputs = values.tuples(values.choice(range(len(found))), TEXTS_NEAR, values.choice((False, True)))
     return EntryPoint(
         title,
         inputs,

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hypothesis import strategies as st
-
 from tests.odd import values
 from tests.odd.entry_points import EntryPoint
+from tests.odd.values import Make
 from vcluster.config import config_file, ini_file, passwords
 from vcluster.config.environment_folders import folder_of
 from vcluster.config.options import CLUSTER
@@ -67,10 +66,9 @@ def _parse(text: str) -> None:
     config_file.parse(text, source=HERE)
 
 
-def _files() -> st.SearchStrategy[str]:
-    lines = GOOD.splitlines()
-    changed = st.lists(st.sampled_from(lines) | LINE_TEXTS, max_size=20).map("\n".join)
-    return changed | values.near(GOOD, inside=values.texts)
+def _files() -> Make:
+    lines = values.lists(values.one_of(values.choice(GOOD.splitlines()), LINE_TEXTS), 0, 20)
+    return values.one_of(lambda random: "\n".join(lines(random)), values.near(GOOD, inside=values.texts))
 
 
 def _read_bytes(content: bytes) -> None:

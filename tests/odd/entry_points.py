@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import click
-from hypothesis import strategies as st
 
+from tests.odd.values import Make
 from vcluster.cli.main import usage_message
 from vcluster.errors import VclusterError
 
@@ -30,7 +30,7 @@ class EntryPoint:
     """
 
     name: str
-    inputs: st.SearchStrategy[Any]
+    inputs: Make
     run: Callable[[Any], None]
     places: tuple[str, ...] = ()
     run_good: Callable[[Any], None] | None = None

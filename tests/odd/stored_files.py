@@ -7,10 +7,10 @@ import os
 from dataclasses import asdict, replace
 from ipaddress import IPv4Network
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import yaml
-from hypothesis import strategies as st
 
 from tests import samples
 from tests.odd import values
@@ -34,7 +34,6 @@ from vcluster.stages import payload, provision
 
 STATE = Path("../state")  # the current folder is next to it
 PLAN = samples.plan(3)
-NAMES = st.from_regex(r"[a-z]([a-z0-9-]{0,20}[a-z0-9])?", fullmatch=True).filter(lambda name: name not in RESERVED)
 RESERVED = ("localhost", "mgmt0", "lab0", "all")
 DIGEST = "sha256-" + "1" * 64
 
@@ -313,15 +312,23 @@ def _table(content: bytes) -> None:
 
 
 def _written() -> list[EntryPoint]:
-    specs = st.builds(
-        lambda names, mtu, user, memory: (tuple(names), mtu, user, memory),
-        st.lists(NAMES, min_size=1, max_size=4, unique=True), st.integers(576, 9000), NAMES, st.integers(256, 4096),
-    )  # fmt: skip
-    folders = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), min_size=1, max_size=20)
+    folders = values.one_of(lambda random: values.characters(random) or "x", values.arguments)
     return [
-        EntryPoint("seed and ledger of a plan", specs, _write_plan),
-        EntryPoint("ssh_config in a folder", folders | values.arguments, _write_ssh_config, ("VCLUSTER_STATE_DIR",)),
+        EntryPoint("seed and ledger of a plan", _specs, _write_plan),
+        EntryPoint("ssh_config in a folder", folders, _write_ssh_config, ("VCLUSTER_STATE_DIR",)),
     ]
+
+
+def _specs(random: Random) -> tuple[tuple[str, ...], int, str, int]:
+    """Names of nodes, an MTU, a user and an amount of memory."""
+    names = {_name(random) for _ in range(random.randint(1, 4))}
+    return tuple(sorted(names)), random.randint(576, 9000), _name(random), random.randint(256, 4096)
+
+
+def _name(random: Random) -> str:
+    inner = "".join(random.choice("abcxyz019-") for _ in range(random.randint(0, 20)))
+    name = random.choice("abcnyt") + (inner + random.choice("az09") if inner else "")
+    return name if name not in RESERVED else "x"
 
 
 def _write_plan(drawn: tuple[tuple[str, ...], int, str, int]) -> None:

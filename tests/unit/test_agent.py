@@ -35,6 +35,10 @@ def refuse(kind: str) -> None:
     raise getattr(errors, kind)("no", hint="try this")
 
 
+def refuse_body(body: BinaryIO, size: int) -> None:
+    raise ConflictError(f"no, {body} of {size}")
+
+
 def fail() -> None:
     raise KeyError("it")
 
@@ -59,7 +63,7 @@ def raw(size: int) -> bytes:
 
 
 TABLE: dict[str, Callable[..., Any]] = {
-    function.__name__: function for function in (echo, refuse, fail, miss, count, read_start, raw)
+    function.__name__: function for function in (echo, refuse, refuse_body, fail, miss, count, read_start, raw)
 }
 
 
@@ -105,7 +109,7 @@ def test_a_body_that_ends_early_is_an_error_and_the_last_request() -> None:
 
 
 def test_the_next_request_survives_an_error_before_the_body_is_read() -> None:
-    done = answers(request(1, "refuse", b'{"id": 7}\n', kind="ConflictError"), request(2, "echo"))
+    done = answers(request(1, "refuse_body", b'{"id": 7}\n'), request(2, "echo"))
     assert [answer["id"] for answer in done] == [1, 2]
 
 
@@ -152,6 +156,12 @@ def test_wrong_arguments_of_an_operation_name_their_place(
 ) -> None:
     with pytest.raises(VclusterError, match=re.escape(reason)):
         request_loop.perform(operations.OPERATIONS, operation, arguments, None)
+
+
+def test_a_body_needs_an_operation_that_reads_it() -> None:
+    (first, second) = answers(request(1, "refuse", b"12", kind="ConflictError"), request(2, "count"))
+    assert first["error"]["message"] == "refuse: a body follows, which it does not read"
+    assert second["error"]["message"] == "count: the body is missing"
 
 
 def test_each_operation_has_the_type_of_its_result() -> None:

@@ -18,7 +18,7 @@ from vcluster.config.options import CLUSTER
 from vcluster.config.readers import SERVER_KEYS, SWITCH_KEYS
 
 PACKAGE = Path(vcluster.__file__).parent
-READS = {"parse", "from_json", "loads", "load"}  # functions that read JSON
+READS = {"parse", "parse_document", "from_json", "loads", "load"}  # functions that read JSON
 # Each function that reads JSON, and the entry points that reach it.
 READERS = {
     "model/json_text.py parse": ("ledger",),

@@ -144,7 +144,7 @@ def perform(operations: Operations, operation: str, arguments: Mapping[str, Any]
     """Run one operation; a body becomes its arguments `body` and `size`. Raises only VclusterError."""
     if operation not in operations:
         raise VclusterError(f"the agent has no operation {operation!r:.60}")
-    if wrong := json_types.misfit_in_arguments(operations[operation], arguments):
+    if wrong := json_types.misfit_in_arguments(operations[operation], arguments, has_body=body is not None):
         raise VclusterError(f"{operation}: {wrong}")
     try:
         result = operations[operation](**arguments, **({} if body is None else {"body": body, "size": body.size}))

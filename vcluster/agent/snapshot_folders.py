@@ -26,7 +26,7 @@ KEY = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,127}\Z")
 def snapshot_folder(root: str, key: str) -> Path:
     """The folder of a complete snapshot. Raises VclusterError for an invalid key."""
     if not KEY.match(key):
-        raise VclusterError(f"{key!r} is not a snapshot's key")
+        raise VclusterError(f"{key!r:.60} is not a snapshot's key")
     return Path(root) / key
 
 

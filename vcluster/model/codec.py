@@ -33,6 +33,6 @@ def to_json(value: object) -> str:
 def from_json(text: str, kind: type[T]) -> T:
     """The value that `to_json` wrote. Raises ValueError when the text is not JSON or does not fit the class."""
     try:
-        return _converter.structure(json_text.parse(text), kind)
+        return _converter.structure(json_text.parse_document(text), kind)
     except (ValueError, TypeError, KeyError, cattrs.BaseValidationError) as error:
         raise ValueError(f"not a {kind.__name__}: {error}") from error

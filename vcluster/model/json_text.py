@@ -25,6 +25,14 @@ def parse(text: str | bytes) -> Any:
     return value
 
 
+def parse_document(text: str) -> Any:
+    """The value in a JSON text that is written again. Raises ValueError too if it has text that UTF-8 cannot hold."""
+    value = parse(text)
+    if "\\u" in text:
+        json.dumps(value, ensure_ascii=False).encode()  # UnicodeEncodeError is a ValueError
+    return value
+
+
 def _openings(text: str | bytes) -> int:
     """An upper limit of the levels in a text; most texts need no further check."""
     return text.count("[") + text.count("{") if isinstance(text, str) else text.count(b"[") + text.count(b"{")

@@ -47,11 +47,13 @@ def misfit(value: Any, expected: Any, place: str) -> str:
     return _misfit_of_scalar(value, _KINDS_OF.get(base, base), place)
 
 
-def misfit_in_arguments(function: Callable[..., Any], arguments: Mapping[str, Any]) -> str:
-    """Why a function cannot be called with these arguments; empty if it can."""
+def misfit_in_arguments(function: Callable[..., Any], arguments: Mapping[str, Any], *, has_body: bool = False) -> str:
+    """Why a function cannot be called with these arguments, and with or without a body; empty if it can."""
     parameters = signature(function).parameters
     if any(each.kind is Parameter.VAR_KEYWORD for each in parameters.values()):
         return ""
+    if has_body is not BODY.issubset(parameters):
+        return "a body follows, which it does not read" if has_body else "the body is missing"
     if unknown := sorted(arguments.keys() - parameters.keys()):
         return f"there is no argument {unknown[0]!r:.60}"
     required = {name for name, each in parameters.items() if each.default is Parameter.empty} - BODY

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from vcluster.adapters import process
 from vcluster.errors import MissingError, RequestError
+from vcluster.model.quoting import shown
 
 _TIMEOUT_S = 15.0  # `Match exec` and `Match host` in a user's configuration can be slow
 PORT = 22
@@ -184,6 +185,10 @@ def _target(asked: str, output: str) -> Target:
         "r": first.get("user", ""),
         "u": pwd.getpwuid(os.getuid()).pw_name,
     }
+    if not re.fullmatch("[0-9]{1,5}", tokens["p"]):
+        raise RequestError(
+            f"ssh reports the port {shown(tokens['p'])} for {shown(asked)}", hint="check Port in ~/.ssh/config"
+        )
     files = f"{first.get('userknownhostsfile', '')} {first.get('globalknownhostsfile', '')}".split()
     return Target(
         asked=asked,
