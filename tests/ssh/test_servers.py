@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -679,6 +680,19 @@ def test_a_host_is_never_an_option_for_ssh_or_code_for_a_shell(text: str) -> Non
         assert not set(part) & set(" \t\r\n\0;|&<>()$`'\"\\*?!#~{}[]=,/")
         assert all(letter.isprintable() for letter in part)
     assert 0 <= port < 65536
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("port 22x\n", "ssh reports the port '22x' for 'server2'"),
+        ("identityfile ~nobody9/x\n", "ssh reports the path '~nobody9/x', whose user does not exist"),
+        ("userknownhostsfile ~nobody9/x\n", "ssh reports the path '~nobody9/x', whose user does not exist"),
+    ],
+)
+def test_a_configuration_that_cannot_be_used(output: str, message: str) -> None:
+    with pytest.raises(RequestError, match=re.escape(message)):
+        openssh_config._target("server2", output)
 
 
 def test_ssh_itself_resolves_a_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,6 +50,11 @@ def test_a_set_of_too_many_nodes_is_refused_before_it_is_expanded(
         access.choose_nodes(PLAN, nodeset)
 
 
+def test_of_many_unknown_nodes_the_first_are_named() -> None:
+    with pytest.raises(RequestError, match=r"no node 'x1', 'x10', 'x100', 'x1000', 'x1001' and 1018 more$"):
+        access.choose_nodes(PLAN, "x[1-1023]")
+
+
 # The limit of parallel work
 
 

@@ -221,7 +221,12 @@ def _agent(text: str, tokens: dict[str, str]) -> str:
 def _path(text: str, tokens: dict[str, str]) -> Path:
     home = _home()
     text = home + text[1:] if text == "~" or text.startswith("~/") else text
-    return Path(_fill(text, tokens)).expanduser()
+    try:
+        return Path(_fill(text, tokens)).expanduser()
+    except RuntimeError as error:
+        raise RequestError(
+            f"ssh reports the path {shown(text)}, whose user does not exist", hint="correct the path in ~/.ssh/config"
+        ) from error
 
 
 def _fill(text: str, tokens: dict[str, str]) -> str:

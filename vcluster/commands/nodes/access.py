@@ -43,6 +43,7 @@ from vcluster.util.deadline import Deadline
 CONSOLE_BYTES = 2**24
 NO_POLKIT = "Authorization not available. Check if polkit"  # virsh starts polkit's agent, though root needs none
 FANOUT = 64
+NAMES_SHOWN_MAX = 5
 NODES_EXAMPLE = "node[1-3]"
 LOGIN_TIMEOUT_S = 30.0  # a node that is up answers at once
 
@@ -341,10 +342,16 @@ def choose_nodes(plan: Plan, nodeset: str | None) -> tuple[Node, ...]:
     unknown = names - {node.name for node in plan.nodes}
     if unknown or not names:
         raise RequestError(
-            f"cluster {plan.name} has no node {', '.join(map(shown, sorted(unknown))) or shown(nodeset)}",
+            f"cluster {plan.name} has no node {_listed(sorted(unknown)) or shown(nodeset)}",
             hint=f"it has {folded(node.name for node in plan.nodes)}",
         )
     return tuple(node for node in plan.nodes if node.name in names)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names for a message; of many, the first ones."""
+    more = f" and {len(names) - NAMES_SHOWN_MAX} more" if len(names) > NAMES_SHOWN_MAX else ""
+    return ", ".join(map(shown, names[:NAMES_SHOWN_MAX])) + more
 
 
 def choose_node(plan: Plan, name: str) -> Node:
