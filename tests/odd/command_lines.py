@@ -38,7 +38,8 @@ NAMED_AS = {
     "hosts": ("host",),
     "source": ("is not", "cannot read", "image name"), "script": ("script ",), "name": ("cluster ", "image "),
     "switch": ("the switch ",), "nodes": ("node",), "sources": ("node",), "destination": ("node",),
-    "names": ("cluster ",), "nodeset": ("node", "panes need a terminal"), "node": ("node",), "number": ("nodes",), "recipe": ("recipe ",),
+    "names": ("cluster ",), "nodeset": ("node", "panes need a terminal"), "node": ("node",),
+    "number": ("nodes",), "recipe": ("recipe ",),
 }  # fmt: skip
 TEXTS_NEAR = values.near(
     "lab", "node1", "node[1-2]", "node1,node2", "4", "512MiB", "10.0.0.0/24", "10.0.0.[101-105]", "900",

@@ -246,3 +246,24 @@ def test_the_removal_of_snapshots_takes_no_pattern(tmp_path: Path, digest: str) 
     assert all(path.exists() for path in kept)
     assert snapshot_store.remove_snapshots(str(root), "sha256-" + "1" * 64) == []
     assert not kept[1].exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"files": {name: {"size": {}, "digest": ""} for name in snapshot_manifest.FILES}},
+        {"files": {name: {"size": -1, "digest": ""} for name in snapshot_manifest.FILES}},
+        {"files": {name: {"size": 1, "digest": None} for name in snapshot_manifest.FILES}},
+        {"owner": ["root", 0]},
+        {"owner": 5},
+        {"files": 5},
+        {"format": "[" * 100},
+    ],
+)
+def test_a_snapshot_with_a_wrong_manifest_is_listed_and_not_used(tmp_path: Path, change: dict[str, object]) -> None:
+    folder = tmp_path / "odd"
+    write_snapshot(folder, "sha256-" + "1" * 64)
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert [one["memory_mib"] for one in snapshot_store.list_snapshots(str(tmp_path))] == [0]
+    assert str(path) in snapshot_store.check_snapshot(str(tmp_path), "odd", {})["wrong"]

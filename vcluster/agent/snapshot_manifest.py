@@ -27,6 +27,10 @@ class ManifestFile:
     size: int
     digest: str
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.size, int) or not isinstance(self.digest, str) or self.size < 0:
+            raise ValueError("invalid: size or digest")
+
 
 @dataclass(frozen=True, slots=True)
 class SnapshotManifest:
@@ -51,7 +55,8 @@ class SnapshotManifest:
             "owner": list,
         }
         invalid = [name for name, kind in kinds.items() if not isinstance(getattr(self, name), kind)]
-        if invalid or sorted(self.files) != sorted(FILES) or len(self.owner) != 2:
+        has_owner = len(self.owner) == 2 and all(isinstance(number, int) for number in self.owner)
+        if invalid or sorted(self.files) != sorted(FILES) or not has_owner:
             raise ValueError(f"invalid: {', '.join(invalid) or 'files or owner'}")
 
 
