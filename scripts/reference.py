@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from reference_pages import commands, completions, configuration, environment, json_results, manual, messages  # noqa: E402  the path is set above
+from reference_pages import commands, completions, configuration, environment, json_results, manual, messages, promises  # noqa: E402  the path is set above
 
 COMPLETIONS = Path("scripts/completions")
 
@@ -27,6 +27,7 @@ def pages() -> dict[Path, str]:
         reference / "environment.md": environment.page(),
         reference / "messages.md": messages.page(ROOT / "vcluster"),
         reference / "json.md": json_results.page(),
+        reference / "promises.md": promises.page(),
         **{reference / json_results.FOLDER / name: text for name, text in json_results.files().items()},
         man / "vcluster.1": manual.command_page(),
         man / "vcluster-config.5": manual.configuration_page(),

@@ -1,4 +1,4 @@
-"""Count what status, list and clear ask for, in a server of the testbed: python -m tests.counted_requests NODES
+"""Count what status, list, verify and clear ask for, in a server of the testbed: python -m tests.counted_requests NODES
 
 It makes the parts of a cluster whose nodes are off, and domains of others next to it. Each request to the agent and
 each call of libvirt takes 0.1 s longer than it does. It prints the counts of each command as JSON.
@@ -31,7 +31,7 @@ from vcluster.resources import interfaces, networks, rules, volumes
 
 DELAY_S = 0.1
 FOREIGN = "<domain type='qemu'><name>foreign.{}</name><memory>1024</memory><os><type>hvm</type></os></domain>"
-COMMANDS = ("status lab", "list", "clear lab -y --verify")
+COMMANDS = ("status lab", "list", "verify lab", "clear lab -y --verify")
 
 
 def plan_of(nodes: int, owner: str, name: str = "lab") -> Plan:

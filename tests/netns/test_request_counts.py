@@ -1,4 +1,4 @@
-"""What status, list and clear ask the agent and libvirt for, on a server with 4 nodes and on one with 40."""
+"""What status, list, verify and clear ask the agent and libvirt for, on a server with 4 nodes and on one with 40."""
 
 from __future__ import annotations
 
@@ -53,6 +53,14 @@ def test_the_number_of_nodes_does_not_change_the_calls_of_libvirt(counts: tuple[
     assert few["libvirt"] == many["libvirt"] > 0
 
 
+def test_one_request_to_the_agent_inspects_all_nodes(counts: tuple[Counts, Counts]) -> None:
+    """It finds that they are off."""
+    for each in counts:
+        assert {name: each["verify"][name] for name in ("exit_code", "agent", "libvirt")} == {
+            "exit_code": 1, "agent": 1, "libvirt": 0,
+        }  # fmt: skip
+
+
 def test_calls_of_a_removal_are_linear_and_side_by_side(counts: tuple[Counts, Counts]) -> None:
     few, many = (each["clear"] for each in counts)
     assert many["libvirt"] - few["libvirt"] == CALLS_OF_A_NODE * (MANY - FEW)
@@ -60,9 +68,14 @@ def test_calls_of_a_removal_are_linear_and_side_by_side(counts: tuple[Counts, Co
 
 
 def test_no_call_is_about_a_domain_of_others(counts: tuple[Counts, Counts]) -> None:
-    assert [found["foreign"] for each in counts for found in each.values()] == [0] * 6
+    assert [found["foreign"] for each in counts for found in each.values()] == [0] * 8
 
 
 def test_clear_removes_the_packet_filter_table(counts: tuple[Counts, Counts]) -> None:
     for each in counts:
-        assert {command: found["tables"] for command, found in each.items()} == {"status": 1, "list": 1, "clear": 0}
+        assert {command: found["tables"] for command, found in each.items()} == {
+            "status": 1,
+            "list": 1,
+            "verify": 1,
+            "clear": 0,
+        }

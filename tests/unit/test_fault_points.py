@@ -35,7 +35,7 @@ from vcluster.adapters.network.netlink_messages import creation_messages
 OS_READS = {
     "they read": (
         "access", "cpu_count", "fsencode", "fstat", "getegid", "geteuid", "getpid", "getuid", "lseek", "pread", "read",
-        "sched_param", "strerror", "urandom",
+        "readlink", "scandir", "sched_param", "strerror", "urandom",
     ),
     "they change this process only": ("_exit", "close", "dup", "dup2", "set_inheritable", "umask"),
     "the file is open already: `open` has the point": ("fchmod", "fdopen", "fsync", "sync"),

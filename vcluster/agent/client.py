@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 from vcluster.adapters.network.interface_spec import Interface
 from vcluster.agent import request_loop
 from vcluster.agent.request_loop import Body, Operations
+from vcluster.model.survey_answer import SurveyAnswer
 from vcluster.util.deadline import Deadline
 
 Progress = Callable[[int], None]
@@ -82,6 +83,7 @@ RESULTS: Mapping[str, Any] = {
     "write_profile": bool,
     "profiles": [{"cluster": str, "domain": str, "by": str, "uuid": str}],
     "remove_profiles": None,
+    "survey_cluster": SurveyAnswer,
 }  # fmt: skip
 
 

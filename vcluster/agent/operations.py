@@ -24,13 +24,14 @@ from vcluster.adapters.network.interface_spec import InterfaceSpec
 from vcluster.adapters.network.obstacles import find_obstacles
 from vcluster.agent import confinement, image_store, libvirt_daemons, snapshot_store
 from vcluster.agent.diagnostics import diagnose, has_rights, hidden_mounts, is_dns_port_free
+from vcluster.agent.survey import cluster_survey
+from vcluster.agent.survey.file_states import LABEL, label_of
 from vcluster.errors import ConflictError, VclusterError
 from vcluster.model.json_types import require_fields
 
 LIBVIRT_RUN = Path("/run/libvirt/network")
 LIBVIRT_DOMAINS = Path("/run/libvirt/qemu")
 OWNER_LABEL = "vcluster:"  # begins the alias of each interface (vcluster.model.naming, which is not in the archive)
-LABEL, LABEL_MAX = ".vcluster-owner", 200  # the file with the owner label of a cluster's folder
 NICEST = 19
 LIBVIRT_LOGS = Path("/var/log/libvirt/qemu")
 LIBVIRT_SOCKETS = (Path("/var/lib/libvirt/qemu"), Path("/var/lib/libvirt/qemu/channel/target"))
@@ -135,9 +136,7 @@ def guard(
     networks of its ARP senders. `servers` are the addresses of the cluster's servers. Returns what root of a node can
     still do, and why.
     """
-    holders = {str(address): name for name, address in netlink_routes.addresses()}
-    found = [(int(vni), str(peer), sorted({route, holders.get(own, route)})) for vni, peer, route, own in tunnels]
-    return guard_table.guard(table, found, port, closed, management, servers)
+    return guard_table.guard(table, guard_table.arrivals(tunnels), port, closed, management, servers)
 
 
 def remove_guard(table: str) -> None:
@@ -199,7 +198,7 @@ def label_folder(path: str, label: str) -> None:
 
     So a command on a cluster that has one also works on a full file system.
     """
-    if Path(path).is_dir() and _label_in(Path(path)) != label:
+    if Path(path).is_dir() and label_of(Path(path)) != label:
         draft = Path(path) / f"{LABEL}.new"
         draft.write_text(f"{label}\n")
         draft.rename(Path(path) / LABEL)
@@ -207,16 +206,7 @@ def label_folder(path: str, label: str) -> None:
 
 def labelled_folders(path: str) -> dict[str, str]:
     """The folders in a folder: their names, with their owner labels, which are empty without one."""
-    return {name: _label_in(Path(path) / name) for name in folders(path)}
-
-
-def _label_in(folder: Path) -> str:
-    try:
-        descriptor = os.open(folder / LABEL, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        return ""
-    with os.fdopen(descriptor, "rb") as file:
-        return file.read(LABEL_MAX).decode(errors="replace").strip()
+    return {name: label_of(Path(path) / name) for name in folders(path)}
 
 
 def remove_folder(path: str) -> None:
@@ -373,5 +363,6 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     )
 } | {
     function.__name__: function
-    for function in (*image_store.OPERATIONS, *snapshot_store.OPERATIONS, *confinement.OPERATIONS)
+    for module in (image_store, snapshot_store, confinement, cluster_survey)
+    for function in module.OPERATIONS
 }

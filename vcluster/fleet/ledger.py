@@ -324,6 +324,10 @@ class ClusterFiles:
         self._write(self.known_hosts, known_hosts)
         self._write(self.ssh_config, config)
 
+    def read_ssh(self) -> tuple[str, dict[str, str]]:
+        """The private key that ssh uses, and the texts that `write_ssh` wrote; empty if they cannot be read."""
+        return _text(self.identity), {"config": _text(self.ssh_config), "known_hosts": _text(self.known_hosts)}
+
     def write_timing(self, times: tuple[StageTime, ...]) -> None:
         """Write the times of the last create."""
         self._write(self.timing, codec.to_json(times))
@@ -352,6 +356,13 @@ class ClusterFiles:
 
     def _write(self, path: Path, text: str) -> None:
         _write_file(path, text, mode=0o600)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
 
 
 def _write_file(path: Path, text: str, *, mode: int) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from vcluster.fleet.servers import Server
 from vcluster.model import naming
 from vcluster.model.plan import Plan, ServerPlan
+from vcluster.planning.packet_filter import guard_arguments
 from vcluster.resources.owned import OwnedItem
 
 
@@ -20,17 +21,7 @@ def create(server: Server, plan: ServerPlan, cluster: str, *, whole: Plan | None
 
     Returns what root of a node can still do with this server, and why, if its kernel lacks something.
     """
-    network = plan.network
-    nodes = [str(whole.node_range)] if whole else []
-    gaps = server.call(
-        "guard",
-        table=naming.table_name(cluster, server.owner),
-        tunnels=[(one.vni, str(one.remote), one.interface, str(one.local)) for one in plan.tunnels],
-        port=plan.tunnels[0].port if plan.tunnels else 0,
-        closed=naming.closed_interfaces(cluster),
-        management=(network.bridge, str(network.gateway), [str(network.subnet), *nodes]) if network else None,
-        servers=[*map(str, whole.underlay_addresses)] if whole else [],
-    )
+    gaps = server.call("guard", **guard_arguments(plan, owner=server.owner, cluster=cluster, whole=whole))
     return tuple((str(what), str(why)) for what, why in gaps)
 
 
@@ -42,9 +33,13 @@ def destroy(server: Server, cluster: str) -> None:
 
 
 def reduce(server: Server, before: Plan, after: Plan) -> None:
-    """Guard the tunnels of the plan `after`, if a server of the cluster has fewer than in the plan `before`."""
+    """Guard the nodes and tunnels of the plan `after`, if that takes other rules than in the plan `before`."""
     plan = after.server(server.name)
-    if plan.tunnels != before.server(server.name).tunnels or after.underlay_addresses != before.underlay_addresses:
+    former, wanted = (
+        guard_arguments(each.server(server.name), owner=server.owner, cluster=each.name, whole=each)
+        for each in (before, after)
+    )
+    if former != wanted:
         create(server, plan, after.name, whole=after)
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
+from typing import Any
 
 from pyroute2.netlink.nfnetlink.nftsocket import nft_table_msg
 
-from vcluster.adapters.network import node_guard, tunnel_guard
+from vcluster.adapters.network import netlink_routes, node_guard, tunnel_guard
 from vcluster.adapters.network.netlink_socket import Message
 from vcluster.adapters.network.nftables_messages import (
     ANY_FAMILY,
@@ -55,28 +56,51 @@ def guard(
     a node can still do, if the kernel lacks something. Raises NoTablesError if tunnels need what it lacks.
     """
 
-    of_tunnels = tunnel_guard.messages(table, tunnels, port) if tunnels else []
-    chains = [new_chain(table, "input", INPUT), new_chain(table, "forward", FORWARD)]
-
-    def replace_rules(management: node_guard.Management | None) -> None:
-        _replace(table, INET, [*chains, *of_tunnels, *node_guard.messages(table, closed, management, servers)])
+    def replace_rules(family: int, management: node_guard.Management | None) -> None:
+        _replace(table, family, planned(table, tunnels, port, closed, management, servers)[family])
 
     gaps = []
     try:
-        replace_rules(management)
+        replace_rules(INET, management)
     except NoTablesError as error:
         if tunnels:
             raise
         return [_open_services(error)]
     except NoRulesError as error:
-        replace_rules(None)
+        replace_rules(INET, None)
         gaps = [_open_services(error)]
     try:
-        of_arp = node_guard.arp_messages(table, closed, management)
-        _replace(table, ARP, [new_chain(table, "input", ARP_INPUT), *of_arp])
+        replace_rules(ARP, management)
     except NoTablesError:
         gaps.append(("fill the ARP cache", "the kernel's nf_tables has no ARP (CONFIG_NF_TABLES_ARP)"))
     return gaps
+
+
+def arrivals(tunnels: Sequence[Sequence[Any]]) -> list[tunnel_guard.Tunnel]:
+    """The tunnels with the interfaces on which packets of their peers may arrive.
+
+    A tunnel is given by its VNI, its peer, the interface of the route to the peer, and its own address. Packets of the
+    peer may arrive on that interface, and on the one that has the own address.
+    """
+    holders = {str(address): name for name, address in netlink_routes.addresses()}
+    return [(int(vni), str(peer), sorted({route, holders.get(own, route)})) for vni, peer, route, own in tunnels]
+
+
+def planned(
+    table: str,
+    tunnels: Sequence[tunnel_guard.Tunnel],
+    port: int,
+    closed: Sequence[str],
+    management: node_guard.Management | None,
+    servers: Sequence[str],
+) -> dict[int, list[Message]]:
+    """The chains and rules of the tables of a cluster, by family, in the order of their creation."""
+    of_tunnels = tunnel_guard.messages(table, tunnels, port) if tunnels else []
+    chains = [new_chain(table, "input", INPUT), new_chain(table, "forward", FORWARD)]
+    return {
+        INET: [*chains, *of_tunnels, *node_guard.messages(table, closed, management, servers)],
+        ARP: [new_chain(table, "input", ARP_INPUT), *node_guard.arp_messages(table, closed, management)],
+    }
 
 
 def _open_services(error: MissingError) -> Gap:

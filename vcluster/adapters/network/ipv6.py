@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from vcluster.errors import MissingError
@@ -30,6 +31,15 @@ def disable(interfaces: Iterable[str]) -> None:
             if not _is_off(name):  # in a container it may be off by default, and nothing can turn it on
                 reason = error.strerror or error
                 raise MissingError(f"interface {name}: cannot turn off IPv6: {reason}", hint=WRITABLE) from error
+
+
+def read(interface: str) -> dict[str, str]:
+    """The settings of an interface that `disable` changes; none if it has no IPv6, or does not exist."""
+    found = {}
+    for setting in _OFF:
+        with suppress(OSError):
+            found[setting] = (SETTINGS / interface / setting).read_text().strip()
+    return found
 
 
 def can_disable() -> bool:

@@ -153,6 +153,12 @@ class NetlinkSocket:
         return found
 
 
+def as_received(message: Message) -> Message:
+    """A message in the form in which the kernel would send it to us."""
+    data = _encoded(message)
+    return _decoded(type(message), message["header"]["type"], message["header"]["flags"], data[_HEADER.size :])
+
+
 def _encoded(message: Message) -> bytes:
     message.reset()
     message.encode()

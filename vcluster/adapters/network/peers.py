@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from ipaddress import AddressValueError, IPv4Address
+from ipaddress import AddressValueError, IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
 RESOLVERS = (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf"))
@@ -31,15 +31,20 @@ def _resolvers() -> Iterator[IPv4Address]:
 
 def _connected() -> Iterator[IPv4Address]:
     for fields in _lines(CONNECTIONS):
-        if len(fields) > 3 and fields[3] == ESTABLISHED and (address := _address(fields[2].partition(":")[0])):
-            yield address
+        if len(fields) > 3 and fields[3] == ESTABLISHED:
+            address = socket_address(fields[2].partition(":")[0])
+            if isinstance(address, IPv4Address):
+                yield address
 
 
-def _address(digits: str) -> IPv4Address | None:
-    """The address of a text from /proc/net/tcp or tcp6: words of 32 bits in this machine's byte order."""
+def socket_address(digits: str) -> IPv4Address | IPv6Address:
+    """The address of a text from /proc/net/tcp or tcp6: words of 32 bits in this machine's byte order.
+
+    An IPv4 address in an IPv6 socket is an IPv4 address.
+    """
     words = [int(digits[at : at + 8], 16).to_bytes(4, sys.byteorder) for at in range(0, len(digits), 8)]
-    is_mapped = len(words) == 4 and b"".join(words[:3]) == bytes(10) + b"\xff\xff"  # IPv4 through an IPv6 socket
-    return IPv4Address(words[-1]) if len(words) == 1 or is_mapped else None
+    address = ip_address(b"".join(words))
+    return (address.ipv4_mapped if isinstance(address, IPv6Address) else None) or address
 
 
 def _lines(paths: tuple[Path, ...]) -> Iterator[list[str]]:

@@ -16,6 +16,7 @@ from vcluster.cli.schemas.schema_parts import (
     seconds,
     text,
 )
+from vcluster.model.promises import PROMISES
 
 CLUSTER = text("Name of the cluster")
 STATE = one_of("State of the cluster", "creating", "ready", "partial", "stopped")
@@ -130,6 +131,40 @@ CLEARED = record(
         ),
     },
 )
+PROMISE_ID = one_of("Id of the promise", *(promise.id for promise in PROMISES))
+VERIFIED_CLUSTER = record(
+    "The promises about the cluster",
+    {
+        "name": CLUSTER,
+        "kept": flag("Whether every promise is kept"),
+        "promises": many(
+            "The promises, for each server that they are about",
+            record(
+                "A promise on a server",
+                {
+                    "id": PROMISE_ID,
+                    "server": text("Name of the server; localhost is this machine"),
+                    "inspected": integer("Number of things that were inspected"),
+                    "kept": flag("Whether each of them is as planned"),
+                },
+            ),
+        ),
+        "broken": many(
+            "The things that are not as planned",
+            record(
+                "A thing",
+                {
+                    "id": PROMISE_ID,
+                    "server": text("Name of the server; localhost is this machine"),
+                    "thing": text("Name of the thing, for example of an interface or a file"),
+                    "found": optional(text("Its state; null if it is not there")),
+                    "planned": optional(text("Its planned state; null if the plan does not name it")),
+                    "fix": text("The command that fixes it, on the server, or on the controller if it is of vcluster"),
+                },
+            ),
+        ),
+    },
+)
 SSH_CONFIG = record(
     "The OpenSSH configuration",
     {"name": CLUSTER, "path": text("Path of the file"), "config": text("Content of the file")},
@@ -147,6 +182,7 @@ SCHEMAS: dict[str, Schema] = {
     "stop": STOPPED,
     "repair": REPAIRED,
     "timing": TIMING,
+    "verify": VERIFIED_CLUSTER,
     "gateway": GATEWAY,
     "ssh-config": SSH_CONFIG,
 }

@@ -98,6 +98,7 @@ def _restore(context: Context, name: str, *, timeout_s: float, unless_ready: boo
         cluster = Deployment(context, fleet, ledger.plan, files.read_keys(), deadline)
         status = observe_status(fleet, files)
         lack = _reserve_memory(cluster, files, status, stack)
+        cluster.restore_files()
         cluster.create_networks()  # an earlier version may have made them, with other rules and settings
         fleet.each(lambda server: interfaces.attach(server, cluster.plan), deadline=deadline)
         if lack:

@@ -72,13 +72,16 @@ class Deployment:
         files = self.files
         files.write_ledger(ledger)
         files.write_keys(self.keys)
-        jumps = {
-            server.name: server.jump_host(files.identity)
-            for server in self.fleet.servers.values()
-            if server.session and self.plan.nodes_on(server.name)
-        }
-        config = ssh_config(self.plan, identity=files.identity, known_hosts=files.known_hosts, jumps=jumps)
-        files.write_ssh(config=config, known_hosts=known_hosts(self.plan, self.keys))
+        files.write_ssh(**ssh_texts(self.fleet, files, self.plan, self.keys))
+
+    def restore_files(self) -> None:
+        """Write keys and SSH files again if they differ from those of the plan. It writes nothing on a full disk."""
+        files, texts = self.files, ssh_texts(self.fleet, self.files, self.plan, self.keys)
+        identity, found = files.read_ssh()
+        if identity != self.keys.admin.private:
+            files.write_keys(self.keys)
+        if found != texts:
+            files.write_ssh(**texts)
 
     def deliver_image(self) -> None:
         """Send the image once to each server that does not have it."""
@@ -136,6 +139,17 @@ class Deployment:
             crossed = path.check_all(self.fleet, self.plan, connections, deadline=self.deadline, report=self.report)
             report = replace(report, checks=(*report.checks, *crossed))
         return report
+
+
+def ssh_texts(fleet: Fleet, files: ClusterFiles, plan: Plan, keys: Keys) -> dict[str, str]:
+    """The texts of the files for plain ssh: `config` and `known_hosts`."""
+    jumps = {
+        server.name: server.jump_host(files.identity)
+        for server in fleet.servers.values()
+        if server.session and plan.nodes_on(server.name)
+    }
+    config = ssh_config(plan, identity=files.identity, known_hosts=files.known_hosts, jumps=jumps)
+    return {"config": config, "known_hosts": known_hosts(plan, keys)}
 
 
 def image_password(context: Context, login: ImageLogin | None) -> Callable[[], str]:

@@ -1,0 +1,87 @@
+"""Promises on other servers: each one is broken by hand there, and `verify` finds it by one request to the server."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests import broken_promises
+from tests.broken_promises import DISTANT, Break
+from tests.clusters import Host
+from tests.testbed import testbed
+
+pytestmark = [
+    pytest.mark.netns,
+    pytest.mark.skipif(os.geteuid() != 0, reason="the testbed makes namespaces and mounts: needs root"),
+]
+
+PASSWORD = "correct horse"
+STORAGE = "/var/lib/libvirt/distant"
+CONFIG = """\
+[cluster]
+name = lab
+[switch]
+host = localhost
+[server one]
+host = student@{one}
+password = env:ONE_PASSWORD
+path = {storage}
+cpu = 2
+ram = 4 GiB
+hdd = 20 GiB
+nodes = 1
+[server two]
+host = operator@{two}
+key = /root/.ssh/id_ed25519
+path = {storage}
+cpu = 2
+ram = 4 GiB
+hdd = 20 GiB
+nodes = 1
+"""
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[tuple[Host, Host, Host]]:
+    """The controller with the switch, a server that a password opens, and one that a key opens."""
+    with testbed("desk", "one", "two") as (desk, one, two):
+        one.set_password("student", PASSWORD)
+        one.send_host_key_to(desk)
+        two.allow_login_of(desk, user="operator")
+        desk.path("/run/lab.ini").write_text(CONFIG.format(one=one.name, two=two.name, storage=STORAGE))
+        desk.path("/run/lab.ini").chmod(0o600)
+        for server in (one, two):
+            Host(server).sh(broken_promises.blank_image(STORAGE))
+        broken_promises.make(Host(desk), "shared", "2", "/run/lab.ini", ONE_PASSWORD=PASSWORD)
+        yield Host(desk), Host(one), Host(two)
+        Host(desk).vcluster("clear", "lab", "-y", ONE_PASSWORD=PASSWORD)
+
+
+def test_all_promises_are_kept_on_all_servers(hosts: tuple[Host, Host, Host]) -> None:
+    done = hosts[0].vcluster("verify", "lab", "-v", ONE_PASSWORD=PASSWORD)
+    assert done.stdout.endswith(" promises are kept\n")
+    requests = [line.split(" ms  ")[1].split()[:2] for line in done.stderr.splitlines() if " ms  " in line]
+    for name in ("localhost", "one", "two"):
+        assert requests.count([f"{name}:", "survey_cluster"]) == 1
+        assert len([who for who, _ in requests if who == f"{name}:"]) == 1
+
+
+@pytest.mark.parametrize("broken", DISTANT, ids=str)
+def test_a_promise_broken_on_another_server_is_found(hosts: tuple[Host, Host, Host], broken: Break) -> None:
+    desk, one, _ = hosts
+    found = broken_promises.check(desk, broken, one, ONE_PASSWORD=PASSWORD)
+    assert {each["server"] for each in found} == {"one"}
+
+
+def test_the_key_of_a_cluster_on_a_server_without_a_password_is_found(hosts: tuple[Host, Host, Host]) -> None:
+    desk, _, two = hosts
+    key = desk.sh(f"ssh-keygen -y -f {broken_promises.STATE}/id_ed25519").strip()
+    label = desk.sh(f"echo {broken_promises.LABEL}").strip()
+    keys = two.server.home("operator") / broken_promises.KEYS
+    before = keys.read_text()
+    keys.write_text(f"{before}{key} {label}\n")
+    (found,) = broken_promises.broken(desk, ONE_PASSWORD=PASSWORD)
+    keys.write_text(before)
+    assert (found["id"], found["server"], found["planned"]) == ("authorized-keys", "two", None)

@@ -1,0 +1,1 @@
+"""What the kernel has of a cluster, for a comparison with its plan. Nothing here changes anything."""

@@ -1,0 +1,1 @@
+"""What this server has of a cluster, read in one request. Nothing here changes anything."""

@@ -1,0 +1,119 @@
+"""The form of the agent's answer about a cluster. The controller checks the answers of servers against it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class InterfaceState:
+    """An interface with its settings, addresses and routes. `is_named` is false if its name was not asked for."""
+
+    name: str
+    kind: str
+    mtu: int
+    alias: str
+    is_up: bool
+    master: str
+    vni: int
+    local: str
+    remote: str
+    interface: str
+    port: int
+    is_named: bool
+    settings: dict[str, int | None]
+    ipv6: dict[str, str]
+    addresses: list[str]
+    routes: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class FileState:
+    """A file or a folder: its kind, its mode and its owner."""
+
+    kind: str
+    mode: int
+    uid: int
+
+
+@dataclass(frozen=True, slots=True)
+class DomainVersion:
+    """A domain as it is defined, or as it runs."""
+
+    uuid: str
+    label: dict[str, str]
+    devices: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class DomainRecord:
+    """A domain of a node. `pid` is 0 if it is off."""
+
+    defined: DomainVersion | None
+    running: DomainVersion | None
+    state: str
+    pid: int
+    listeners: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkRecord:
+    """A network of libvirt."""
+
+    uuid: str
+    bridge: str
+    forward: str
+    addresses: list[str]
+    label: str
+    has_dhcp: bool
+    is_active: bool
+    starts_with_server: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PoolRecord:
+    """A storage pool of libvirt."""
+
+    uuid: str
+    path: str
+    is_active: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileRecord:
+    """A profile of AppArmor with an owner label; `rules` are paths with modes."""
+
+    cluster: str
+    domain: str
+    by: str
+    uuid: str
+    path: str
+    state: FileState | None
+    rules: list[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class AuthorizedKeys:
+    """The lines of authorized_keys with our mark."""
+
+    path: str
+    lines: list[str]
+    state: FileState | None
+
+
+@dataclass(frozen=True, slots=True)
+class SurveyAnswer:
+    """Everything that a server has of a cluster."""
+
+    interfaces: dict[str, InterfaceState]
+    tables: dict[str, str]
+    domains: dict[str, DomainRecord]
+    network: NetworkRecord | None
+    dns: list[str]
+    pool: PoolRecord | None
+    trees: dict[str, dict[str, FileState]]
+    labels: dict[str, str]
+    qemu_uids: list[int]
+    confinement: str
+    profiles: list[ProfileRecord]
+    authorized: AuthorizedKeys | None
