@@ -106,7 +106,7 @@ KEYS = ".ssh/authorized_keys"
 # On a server with a node of a shared cluster, whose switch is on the controller. A password opened this server.
 DISTANT = (
     Break("tunnel-settings", "ip link set dev vx-lab-1 down", "vx-lab-1", RESTORE),
-    Break("tunnel-settings", "ip link set dev vx-lab-1 type vxlan learning", "vx-lab-1", "ip link del vx-lab-1"),
+    Break("tunnel-settings", "ip link set dev vx-lab-1 type vxlan learning", "vx-lab-1"),
     Break("rules-ip", "nft delete table $(nft list tables | grep -o 'inet vcluster-lab-.*')", "inet ", RESTORE),
     Break("routes", "ip route add 203.0.113.0/24 dev vb-lab-1", "203.0.113.0/24 dev vb-lab-1"),
     Break("agent-files", "chmod 666 /var/lib/vcluster/agent/*.pyz", "/var/lib/vcluster/agent/"),

@@ -82,6 +82,6 @@ def test_the_key_of_a_cluster_on_a_server_without_a_password_is_found(hosts: tup
     keys = two.server.home("operator") / broken_promises.KEYS
     before = keys.read_text()
     keys.write_text(f"{before}{key} {label}\n")
-    (found,) = broken_promises.broken(desk, ONE_PASSWORD=PASSWORD)
+    broken = broken_promises.broken(desk, ONE_PASSWORD=PASSWORD)
     keys.write_text(before)
-    assert (found["id"], found["server"], found["planned"]) == ("authorized-keys", "two", None)
+    assert [(each["id"], each["server"], each["planned"]) for each in broken] == [("authorized-keys", "two", None)]

@@ -144,9 +144,9 @@ PROMISES = (
     Promise(
         "authorized-keys",
         "The cluster's key is in authorized_keys of servers that a password opened, once, and of no other server.",
-        fix="echo 'PLANNED' >>~/.ssh/authorized_keys",
-        absent="echo 'PLANNED' >>~/.ssh/authorized_keys",
-        unplanned="remove the line from ~/.ssh/authorized_keys",
+        fix="remove all but one of these lines from THING",
+        absent="echo 'PLANNED' >>THING",
+        unplanned="remove the line from THING",
     ),
     Promise(
         "unplanned",

@@ -93,7 +93,9 @@ def _interface_facts(server: ServerPlan, seen: Seen) -> Iterator[Fact]:
             yield Fact("bridge-settings", bridge.name, _bridge_text(bridge.mtu), _found_bridge(one))
     for tunnel in server.tunnels:
         if one := found.get(tunnel.name):
-            yield Fact("tunnel-settings", tunnel.name, _tunnel_text(tunnel), _found_tunnel(one))
+            # The kernel keeps this setting when repair changes the others.
+            remedy = f"ip link set dev {tunnel.name} type vxlan nolearning" if _learns(one) else ""
+            yield Fact("tunnel-settings", tunnel.name, _tunnel_text(tunnel), _found_tunnel(one), remedy)
 
 
 def _bridge_text(mtu: int, state: str = UP, stp: object = 0, delay: object = 0, snooping: object = 0) -> str:
@@ -112,10 +114,14 @@ def _tunnel_text(tunnel: Tunnel) -> str:
     return f"{UP}, MTU {tunnel.mtu}, VNI {tunnel.vni}, {ends}, UDP port {tunnel.port}, learning 0"
 
 
+def _learns(one: Seen) -> bool:
+    return bool(one["settings"].get(TUNNEL_SETTINGS[0]))
+
+
 def _found_tunnel(one: Seen) -> str:
     if one["kind"] != "vxlan":
         return f"is of kind {one['kind'] or '?'}"
-    state, learning = UP if one["is_up"] else DOWN, one["settings"].get(TUNNEL_SETTINGS[0])
+    state, learning = UP if one["is_up"] else DOWN, int(_learns(one))
     ends = f"{one['local']} to {one['remote']} by {one['interface']}"
     return f"{state}, MTU {one['mtu']}, VNI {one['vni']}, {ends}, UDP port {one['port']}, learning {learning}"
 
