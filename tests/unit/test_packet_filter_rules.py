@@ -14,6 +14,7 @@ from vcluster.errors import MissingError, VclusterError
 from vcluster.fleet.servers import Fleet, Server
 from vcluster.model import naming
 from vcluster.model.plan import Plan
+from vcluster.planning.resize import shrink
 from vcluster.resources import interfaces, networks, rules, volumes
 from vcluster.stages import tunnels
 from vcluster.util.deadline import Deadline
@@ -45,6 +46,17 @@ def test_every_server_is_guarded_against_nodes() -> None:
     addresses = ["192.0.2.10", "192.0.2.11", "192.0.2.12"]
     assert [each["servers"] for each in asked.values()] == [[], addresses, addresses, addresses]
     assert [asked[name]["port"] for name in ("localhost", "red")] == [0, 4789]
+
+
+def test_removed_nodes_are_no_longer_accepted_as_senders_of_arp() -> None:
+    """The rules have the range of all nodes, so they change only when the range does."""
+    before = samples.plan(8)
+    asked: list[dict[str, Any]] = []
+    guarded = server("localhost", lambda **given: asked.append(given) or [])
+    rules.reduce(guarded, before, shrink(before, ["node8"]))
+    assert [given["management"][2] for given in asked] == [["172.28.0.0/24", "10.0.0.0/29"]]
+    rules.reduce(guarded, shrink(before, ["node8"]), shrink(before, ["node7", "node8"]))
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize("cluster", ["lab", "lab-1", "a-very-long-name"])
