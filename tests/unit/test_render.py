@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import samples
+from vcluster.adapters.tsc import STEP_MHZ, rounded_mhz, tsc_mhz
 from vcluster.images.recipes import guest_file
 from vcluster.model.keys import Keys
 from vcluster.model.plan import Node, Plan
@@ -20,7 +21,8 @@ from vcluster.model.spec import DHCP, DIRECT, PRIVATE, Image, ImageLogin, PortRa
 from vcluster.render import actions, network_xml, node_actions, seed_files, ssh_files, xml_tree
 from vcluster.render.actions import Action
 from vcluster.render.common_files import common_files, etc_hosts, known_hosts
-from vcluster.render.domain_xml import domain_xml
+from vcluster.render.domain_xml import REBOOT_ON_PANIC, domain_xml
+from vcluster.snapshots.template import template_of
 
 Golden = Callable[[str, str], None]
 
@@ -221,3 +223,25 @@ def test_the_programs_of_an_ordinary_image_are_required_first(image: Image, name
             first["unless"]
             not in seed_files.seed_files(plan, plan.workers[0], keys, guest_file=guest_file)["user-data"]
         )
+
+
+@pytest.mark.parametrize(
+    ("accel", "mhz", "argument"), [("tcg", 2450, " tsc_early_khz=2450000"), ("kvm", 2450, ""), ("tcg", 0, "")]
+)
+def test_an_emulated_node_gets_the_frequency_of_the_counter_that_its_clock_counts(
+    accel: str, mhz: int, argument: str
+) -> None:
+    plan = samples.plan(accel=accel, facts=replace(samples.ROOMY, tsc_mhz=mhz))
+    cmdline = ET.fromstring(domain_xml(plan, plan.head)).findtext("os/cmdline")
+    assert cmdline == f"{samples.DIRECT.kernel_cmdline} {REBOOT_ON_PANIC}{argument}"
+    assert template_of(plan, plan.head).tsc_mhz == plan.server(plan.head.server).tsc_mhz
+
+
+@pytest.mark.parametrize(("ticks", "mhz"), [(24_454_310, 2450), (24_449_000, 2440), (9_999_990, 1000)])
+def test_the_frequency_of_the_counter_is_rounded(ticks: int, mhz: int) -> None:
+    assert rounded_mhz(ticks, 10_000_000) == mhz
+
+
+def test_the_frequency_of_the_counter_is_measured() -> None:
+    assert 0 < tsc_mhz() < 10_000
+    assert abs(tsc_mhz() - tsc_mhz()) <= STEP_MHZ

@@ -25,6 +25,7 @@ MODULES: tuple[str, ...] = (
     "vcluster.adapters",
     "vcluster.adapters.process",
     "vcluster.adapters.kvm_probe",
+    "vcluster.adapters.tsc",
 )
 _LIBRARY = "pyroute2"
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date in a zip file

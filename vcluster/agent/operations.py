@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vcluster.adapters import kvm_probe
+from vcluster.adapters import kvm_probe, tsc
 from vcluster.adapters.network import guard_table, ipv6, netlink_interfaces, netlink_routes, peers, raw_frames
 from vcluster.adapters.network.interface_spec import InterfaceSpec
 from vcluster.adapters.network.obstacles import find_obstacles
@@ -61,13 +61,14 @@ def clock() -> float:
 
 
 def observe(disks: str) -> dict[str, Any]:
-    """The facts for planning: free disk space at `disks`, CPUs, routes, hosts, DNS, and VNIs in use."""
+    """The facts for planning: free disk space at `disks`, CPUs and their TSC, routes, hosts, DNS, and VNIs in use."""
     interfaces = netlink_interfaces.interfaces()
     place = Path(disks)
     existing = next(path for path in (place, *place.parents) if path.exists())
     return {
         "disk_free_mib": shutil.disk_usage(existing).free // 2**20,
         "cpus": os.cpu_count() or 1,
+        "tsc_mhz": tsc.tsc_mhz(),
         "routes": [[str(network), interface] for network, interface in netlink_routes.routes()],
         "hosts": [*(address for _, address in addresses()), *map(str, peers.peers())],
         "is_dns_free": is_dns_port_free(),

@@ -93,6 +93,7 @@ def _facts(
         disk_free_mib=seen["disk_free_mib"],
         cpus=seen["cpus"],
         accel=accel,
+        tsc_mhz=seen["tsc_mhz"],
         routes=tuple(route for route in routes_of_interest(routes) if route.network not in own_subnets),
         hosts=frozenset(map(IPv4Address, seen["hosts"])),
         claims=claims,

@@ -41,7 +41,8 @@ class UnderlayRoute:
 class Facts:
     """All that planning needs to know about a server.
 
-    `accel` is the accelerator of nodes there, kvm or tcg. `hosts` are addresses of the server itself and of hosts that
+    `accel` is the accelerator of nodes there, kvm or tcg. `tsc_mhz` is the frequency of its time stamp counter, or 0.
+    `hosts` are addresses of the server itself and of hosts that
     it talks to. `vnis` are in use, by any program. `underlay_routes` lead to other servers, by name. `host_key` is the
     key that the server has shown, empty for this machine. If `is_dns_free`, libvirt can start a DNS server there.
     """
@@ -50,6 +51,7 @@ class Facts:
     disk_free_mib: int = 0
     cpus: int = 0
     accel: str = "tcg"
+    tsc_mhz: int = 0
     routes: tuple[Route, ...] = ()
     hosts: frozenset[IPv4Address] = frozenset()
     claims: tuple[Claim, ...] = ()

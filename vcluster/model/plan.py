@@ -103,7 +103,8 @@ class Pool:
 class ServerPlan:
     """The plan of one server. `login` is None for this machine.
 
-    `host_key` is the only key that it may show. A server without nodes has no network, no pool and no image.
+    `host_key` is the only key that it may show. A server without nodes has no network, no pool and no image. `tsc_mhz`
+    is the frequency of the time stamp counter that emulated nodes read, or 0 if their kernels measure it.
     """
 
     name: str
@@ -117,6 +118,7 @@ class ServerPlan:
     network: Network | None = None
     pool: Pool | None = None
     image: Image | None = None
+    tsc_mhz: int = 0
 
     @property
     def interface_names(self) -> tuple[str, ...]:

@@ -156,6 +156,7 @@ def _server_plan(
         network=network,
         pool=pool,
         image=image,
+        tsc_mhz=facts.tsc_mhz if pool and facts.accel == "tcg" else 0,
     )
 
 

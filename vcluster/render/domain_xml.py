@@ -61,7 +61,10 @@ def data_name(node: Node) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """The properties of a domain without its identity: image, accelerator, size, and files."""
+    """The properties of a domain without its identity: image, accelerator, size, and files.
+
+    `tsc_mhz` is the frequency of the time stamp counter, or 0 if the kernel measures it.
+    """
 
     image: Image
     accel: str
@@ -70,18 +73,21 @@ class Machine:
     disk: Path
     seed: Path
     console: Path
+    tsc_mhz: int = 0
 
 
 def machine_of(plan: Plan, node: Node) -> Machine:
     """A node's machine."""
+    server = plan.server(node.server)
     return Machine(
         plan.image_of(node),
-        plan.server(node.server).accel,
+        server.accel,
         plan.memory_mib,
         plan.vcpus,
         volume_path(plan, node),
         seed_path(plan, node),
         console_path(plan, node),
+        server.tsc_mhz,
     )
 
 
@@ -149,7 +155,7 @@ def _domain(machine: Machine, names: Sequence[Element], devices: Sequence[Elemen
         *names,
         element("memory", str(machine.memory_mib), unit="MiB"),
         element("vcpu", str(machine.vcpus)),
-        _os(machine.image),
+        _os(machine),
         _features(machine),
         *_cpu(machine.accel),
         element("clock", offset="utc"),
@@ -182,16 +188,20 @@ def _owner(plan: Plan, node: Node) -> Element:
     return owner
 
 
-def _os(image: Image) -> Element:
-    machine = element("type", "hvm", arch="x86_64", machine="pc")
+def _os(machine: Machine) -> Element:
+    kind = element("type", "hvm", arch="x86_64", machine="pc")
+    image = machine.image
     if image.kernel is None:
-        return element("os", machine, element("boot", dev="hd"))
+        return element("os", kind, element("boot", dev="hd"))
+    arguments = [image.kernel_cmdline, REBOOT_ON_PANIC]
+    if machine.tsc_mhz:
+        arguments.append(f"tsc_early_khz={machine.tsc_mhz * 1000}")
     return element(
         "os",
-        machine,
+        kind,
         element("kernel", str(image.kernel)),
         element("initrd", str(image.initrd)),
-        element("cmdline", f"{image.kernel_cmdline} {REBOOT_ON_PANIC}"),
+        element("cmdline", " ".join(arguments)),
     )
 
 

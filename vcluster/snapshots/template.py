@@ -37,6 +37,7 @@ class Template:
     disk_gib: int
     mtu: int
     has_management: bool
+    tsc_mhz: int = 0
 
     @property
     def macs(self) -> Mapping[str, str]:
@@ -69,9 +70,17 @@ SnapshotIndex = Mapping[tuple[str, Template], Snapshot]
 
 def template_of(plan: Plan, node: Node) -> Template:
     """The template that a node would be a clone of."""
-    accel = plan.server(node.server).accel
-    has_management = node.management is not None
-    return Template(plan.image_of(node), accel, plan.memory_mib, plan.vcpus, plan.disk_gib, plan.mtu, has_management)
+    server = plan.server(node.server)
+    return Template(
+        plan.image_of(node),
+        server.accel,
+        plan.memory_mib,
+        plan.vcpus,
+        plan.disk_gib,
+        plan.mtu,
+        has_management=node.management is not None,
+        tsc_mhz=server.tsc_mhz,
+    )
 
 
 def properties(template: Template) -> dict[str, str]:
@@ -93,8 +102,8 @@ def compatibility(
     """All conditions that a snapshot depends on, by name.
 
     `versions` and `processor` are those of the server. `content` is what the template is made from, by name: its XML,
-    its seed, and the guest programs loaded in it. Under emulation the processor does not count: QEMU's version and
-    machine type decide the CPU model (render/domain_xml.py).
+    its seed, and the guest programs loaded in it. Under emulation the model of the processor does not count: QEMU's
+    version and machine type decide it. The frequency of its time stamp counter is in the XML (render/domain_xml.py).
     """
     parts = (f"{name}\0{len(content[name])}\0".encode() + content[name] for name in sorted(content))
     return {

@@ -98,6 +98,7 @@ SERVER = record(
         "network": optional(NETWORK),
         "pool": optional(POOL),
         "image": optional(IMAGE),
+        "tsc_mhz": integer("Frequency of the time stamp counter that nodes get, in MHz; 0 if their kernels measure it"),
     },
 )
 MANAGEMENT = record(

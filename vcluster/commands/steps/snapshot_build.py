@@ -154,7 +154,8 @@ def _content(template: Template) -> dict[str, bytes]:
 def _machine(template: Template, folder: Path) -> Machine:
     """A template's machine, with its files in a folder."""
     files = (folder / DISK, folder / SEED, folder / CONSOLE)
-    return Machine(template.image, template.accel, template.memory_mib, template.vcpus, *files)
+    size = (template.memory_mib, template.vcpus)
+    return Machine(template.image, template.accel, *size, *files, tsc_mhz=template.tsc_mhz)
 
 
 def _find(server: Server, template: Template, *, deadline: Deadline, report: Reporter) -> Snapshot | None:
