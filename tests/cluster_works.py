@@ -271,6 +271,7 @@ def _traces(cluster: Cluster) -> Work:
             with (
                 mock.patch.object(agent_operations, "LIBVIRT_LOGS", Path(folder)),
                 mock.patch.object(agent_operations, "LIBVIRT_SOCKETS", ()),
+                mock.patch.object(agent_operations, "LIBVIRT_DOMAINS", Path(folder)),
             ):
                 agent_operations.remove_traces(networks=[], domains=names)
             assert not [*Path(folder).iterdir()]

@@ -42,7 +42,10 @@ MINE = naming.maker_digits(MACHINE, os.geteuid())
 OTHERS = naming.owner_id(naming.maker_digits(MACHINE, os.geteuid() + 1), "00c0ffee")
 FORMER = naming.former_owner_id(MACHINE)
 ANSWERS = {"identity": {"has_rights": True, "is_root": True}, "sweep_snapshots": {"removed": [], "in_use": []}}
-QUIET = ("identity", "guards", "profiles", "remove_profiles", "remove_traces", "addresses", "sweep_snapshots")
+QUIET = (
+    "identity", "guards", "profiles", "remove_profiles", "remove_traces", "destroy_bridge",
+    "addresses", "sweep_snapshots",
+)  # fmt: skip
 
 FOLDERS = ("files", "folders", "label_folder", "labelled_folders", "remove_empty_folders", "remove_folder")
 

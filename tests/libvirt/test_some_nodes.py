@@ -37,6 +37,7 @@ class World:
         self.libvirt = libvirt
         names = (
             "remove_traces",
+            "destroy_bridge",
             "destroy_interfaces",
             "interfaces",
             "guards",
@@ -142,7 +143,7 @@ def test_leftovers_are_reported(world: World, monkeypatch: pytest.MonkeyPatch) -
     ("kind", "last", "removed"),
     [
         (domains, "undefine_domain", ["remove_traces", "remove_profiles"]),
-        (networks, "undefine_network", ["remove_traces"]),
+        (networks, "undefine_network", ["remove_traces", "destroy_bridge"]),
     ],
 )
 def test_definitions_are_removed_last(

@@ -30,6 +30,7 @@ from vcluster.errors import ConflictError, VclusterError
 from vcluster.model.json_types import require_fields
 
 LIBVIRT_RUN = Path("/run/libvirt/network")
+LIBVIRT_DNSMASQ = Path("/var/lib/libvirt/dnsmasq")
 LIBVIRT_DOMAINS = Path("/run/libvirt/qemu")
 OWNER_LABEL = "vcluster:"  # begins the alias of each interface (vcluster.model.naming, which is not in the archive)
 NICEST = 19
@@ -110,6 +111,13 @@ def create_interfaces(specs: Sequence[dict[str, Any]]) -> None:
 def destroy_interfaces(alias: str, names: Sequence[str] | None = None) -> list[str]:
     """Remove the interfaces with this owner label: all, or those in `names`."""
     return list(netlink_interfaces.destroy(alias, names))
+
+
+def destroy_bridge(name: str) -> None:
+    """Remove the bridge of a network that libvirt has stopped, and drafts of its files, if libvirt was killed."""
+    netlink_interfaces.destroy_bridge(name)
+    for draft in LIBVIRT_DNSMASQ.glob(f"{name}.*.new"):
+        draft.unlink(missing_ok=True)
 
 
 def attach(ports: dict[str, str]) -> list[str]:
@@ -240,11 +248,15 @@ def remove_empty_folders(path: str) -> None:
 def remove_traces(networks: Sequence[str], domains: Sequence[str]) -> None:
     """Remove the files that libvirt leaves of removed networks and domains: pid files, port folders, and logs.
 
-    A power cut also leaves the socket folders of domains, named by a number and the domain.
+    A power cut also leaves the socket folders of domains, named by a number and the domain. A libvirtd that is killed
+    leaves the state of a domain that it stops.
     """
     for name in networks:
         (LIBVIRT_RUN / f"{name}.pid").unlink(missing_ok=True)
         shutil.rmtree(LIBVIRT_RUN / name, ignore_errors=True)
+    for name in domains:
+        for suffix in ("pid", "xml"):
+            (LIBVIRT_DOMAINS / f"{name}.{suffix}").unlink(missing_ok=True)
     removed = {*domains}
     for log in LIBVIRT_LOGS.glob("*.log*"):
         if _domain_of(r"(.+)\.log.*", log) in removed:
@@ -339,6 +351,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
         has_clusters,
         create_interfaces,
         destroy_interfaces,
+        destroy_bridge,
         attach,
         guard,
         remove_guard,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vcluster.fleet.servers import Server
+from vcluster.model import naming
 from vcluster.model.plan import ServerPlan
 from vcluster.render.network_xml import network_xml
 from vcluster.resources.owned import OwnedItem
@@ -15,7 +16,11 @@ def create(server: Server, plan: ServerPlan, cluster: str) -> None:
 
 
 def destroy(server: Server, cluster: str) -> None:
-    """Remove the cluster's management network, and before its definition the files that libvirt 9.0 leaves in /run."""
+    """Remove the cluster's management network, and before its definition what libvirt left of it.
+
+    libvirt 9.0 leaves files in /run. A libvirtd that was killed while it started or stopped the network leaves its
+    bridge, and does not know it any more.
+    """
     if server.libvirt is None:
         return
     names = [network.name for network in server.libvirt.networks() if network.cluster == cluster]
@@ -23,6 +28,7 @@ def destroy(server: Server, cluster: str) -> None:
         server.libvirt.stop_network(name)
     if names:
         server.call("remove_traces", networks=names, domains=[])
+        server.call("destroy_bridge", name=naming.management_bridge_name(cluster))
     for name in names:
         server.libvirt.undefine_network(name)
 

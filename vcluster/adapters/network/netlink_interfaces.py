@@ -81,6 +81,14 @@ def destroy(alias: str, names: Collection[str] | None = None) -> tuple[str, ...]
         return tuple(interface.name for interface in owned)
 
 
+def destroy_bridge(name: str) -> None:
+    """Remove a bridge without ports, also without an owner label. It is a success if it does not exist."""
+    with open_socket(f"interface {name}") as netlink:
+        found = read_interfaces(netlink)
+        has_ports = name in {interface.master for interface in found}
+        _remove(netlink, [each for each in found if (each.name, each.kind) == (name, "bridge") and not has_ports])
+
+
 def attach(port: str, master: str) -> None:
     """Make an existing interface a port of an existing bridge."""
     with open_socket(f"interface {port}") as netlink:
