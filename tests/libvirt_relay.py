@@ -2,9 +2,14 @@
 
     with Relay(delay_s=0.1) as relay:
         libvirt.open(relay.uri)
+        relay.drop()
     relay.calls
 
 Calls run side by side: the delay is the time that a call takes, not a pause between calls.
+
+    python -m tests.libvirt_relay
+
+It prints its URI, and breaks all connections for each line of its standard input.
 """
 
 from __future__ import annotations
@@ -13,6 +18,7 @@ import contextlib
 import queue
 import socket
 import struct
+import sys
 import tempfile
 import threading
 import time
@@ -32,6 +38,7 @@ class Relay:
         self.calls: list[bytes] = []
         self.most_at_once = 0
         self._delay_s, self._now, self._lock = delay_s, 0, threading.Lock()
+        self._clients: list[socket.socket] = []
         self._folder = tempfile.TemporaryDirectory(prefix="vc-")
         self._path = Path(self._folder.name, "libvirt.sock")
         self._listener = socket.socket(socket.AF_UNIX)
@@ -55,11 +62,18 @@ class Relay:
         """The number of calls, or of those that contain a text, for example the name of a domain."""
         return sum(text.encode() in call for call in self.calls)
 
+    def drop(self) -> None:
+        """Break all connections. New ones are accepted."""
+        for client in self._clients:
+            with contextlib.suppress(OSError):
+                client.shutdown(socket.SHUT_RDWR)
+
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
                 client, server = self._listener.accept()[0], socket.socket(socket.AF_UNIX)
                 server.connect(LIBVIRT)
+                self._clients.append(client)
                 waiting: queue.SimpleQueue[tuple[float, bytes]] = queue.SimpleQueue()
                 for work, arguments in (
                     (self._receive_calls, (client, waiting)),
@@ -106,3 +120,10 @@ def _read(source: socket.socket) -> bytes:
         return length + source.recv(int.from_bytes(length, "big") - 4, socket.MSG_WAITALL) if length else b""
     except OSError:
         return b""
+
+
+if __name__ == "__main__":
+    with Relay(delay_s=0.0) as printed:
+        print(printed.uri, flush=True)
+        for _ in sys.stdin:
+            printed.drop()

@@ -77,6 +77,11 @@ class Server:
         return self.session is None or self.session.is_alive
 
     @property
+    def has_lost_libvirt(self) -> bool:
+        """True if the connection to its libvirt was open and is not any more."""
+        return self.libvirt is not None and not self.libvirt.is_alive
+
+    @property
     def label(self) -> str:
         """The name for progress output; empty for this machine."""
         return self.name if self.session else ""

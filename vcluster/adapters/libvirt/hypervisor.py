@@ -8,17 +8,14 @@ exist.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from xml.etree import ElementTree as ET
 
 import libvirt
 
 from vcluster.adapters.libvirt import domain_state, qemu_monitor
-from vcluster.adapters.libvirt.domain_events import DomainEvents
 from vcluster.adapters.libvirt.domain_run import DomainRun
-from vcluster.adapters.libvirt.event_loop import start_event_loop
-from vcluster.adapters.libvirt.libvirt_errors import translated_errors
+from vcluster.adapters.libvirt.libvirt_connection import LibvirtConnection, within
 from vcluster.adapters.libvirt.owned_resources import OwnedResource, network_labels, owned_resources
 from vcluster.adapters.libvirt.serial_channel import SerialChannel
 from vcluster.errors import VclusterError
@@ -27,84 +24,24 @@ from vcluster.util import parallel
 from vcluster.util.deadline import Deadline
 
 SYSTEM_URI = "qemu:///system"
+QEMU_ANSWER_S = 10.0  # a busy QEMU answers in a second
 _LISTS = {"domain": "listAllDomains", "network": "listAllNetworks", "pool": "listAllStoragePools"}
 NAMED_KINDS = tuple(_LISTS)
 
-_GONE = {
-    libvirt.VIR_ERR_NO_DOMAIN,
-    libvirt.VIR_ERR_NO_NETWORK,
-    libvirt.VIR_ERR_NO_STORAGE_POOL,
-    libvirt.VIR_ERR_NO_STORAGE_VOL,
-    libvirt.VIR_ERR_OPERATION_INVALID,  # "… is not running", "… is not active"
-}
 
-
-class Hypervisor:
-    """A connection to the libvirt of one server. `owner` is the owner id; `name` names the server in messages."""
+class Hypervisor(LibvirtConnection):
+    """The libvirt of one server. `owner` is the owner id; `name` names the server in messages."""
 
     def __init__(self, uri: str, owner: str, *, name: str = "") -> None:
-        self.uri = uri
+        super().__init__(uri, name)
         self.owner = owner
-        self.name = name
         self._defining, self._has_defined = threading.Lock(), False
-        self._registering = threading.Lock()
-        self._events: DomainEvents | None = None
-        start_event_loop()
-        with translated_errors(f"connecting to {f'the libvirt of {name}' if name else uri}"):
-            self._connection = libvirt.open(uri)
-            # Detect a dead server by its silence.
-            if not uri.startswith("test:"):
-                self._connection.setKeepAlive(5, 6)
-
-    def close(self) -> None:
-        """Close the connection."""
-        with translated_errors(f"closing the connection to {self.uri}"):
-            if self._events:
-                self._events.close()
-            self._connection.close()
 
     def __enter__(self) -> Hypervisor:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    @contextmanager
-    def _errors(self, action: str) -> Iterator[None]:
-        try:
-            with translated_errors(self._prefix + action):
-                yield
-        except VclusterError as error:
-            if self.is_alive:
-                raise
-            raise self._error_of(action, error) from error
-
-    def _error_of(self, action: str, error: Exception) -> VclusterError:
-        """The error of an action, which names the server if the connection to it is lost."""
-        if self.is_alive:
-            return VclusterError(f"{self._prefix}{action}: {error}")
-        return VclusterError(f"{self._prefix}the connection to libvirt broke while {action}")
-
-    @property
-    def _prefix(self) -> str:
-        return f"{self.name}: " if self.name else ""
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether the connection is open."""
-        try:
-            return bool(self._connection.isAlive())
-        except libvirt.libvirtError:
-            return False
-
-    @contextmanager
-    def _unless_missing(self, action: str) -> Iterator[None]:
-        with self._errors(action):
-            try:
-                yield
-            except libvirt.libvirtError as error:
-                if error.get_error_code() not in _GONE:
-                    raise
 
     def memory_free_mib(self) -> int:
         """Memory that guests can use now, including the page cache, in MiB."""
@@ -239,10 +176,18 @@ class Hypervisor:
         with self._errors(f"plugging a device into {name}"):
             self._connection.lookupByName(name).attachDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
-    def shut_down_domain(self, name: str) -> None:
-        """Press a domain's power button (ACPI). The guest decides when it powers off."""
+    def shut_down_domain(self, name: str) -> bool:
+        """Press a domain's power button (ACPI). The guest decides when it powers off.
+
+        Returns whether QEMU answered in time. libvirt waits for it without a limit.
+        """
         with self._unless_missing(f"shutting down {name}"):
-            self._connection.lookupByName(name).shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
+            domain = self._connection.lookupByName(name)
+            try:
+                within(lambda: domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN), QEMU_ANSWER_S)
+            except TimeoutError:
+                return False
+        return True
 
     def is_active(self, name: str) -> bool:
         """Whether a domain is running."""
@@ -262,13 +207,6 @@ class Hypervisor:
             target.get("name") == channel and target.get("state") == "connected"
             for target in root.iterfind("devices/channel/target")
         )
-
-    @property
-    def events(self) -> DomainEvents:
-        """The events of this connection's domains, from the first use on."""
-        with self._registering, self._errors("registering for events"):
-            self._events = self._events or DomainEvents(self._connection)
-            return self._events
 
     def run_of(self, domain: str, node: str) -> DomainRun:
         """The present run of a node's domain, for waits that end with it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import TypeVar
 
 from vcluster.adapters import tmux
@@ -26,8 +27,10 @@ from vcluster.util.deadline import Deadline
 from vcluster.util.interrupts import interruptible_once
 
 Kind = TypeVar("Kind")
+R = TypeVar("R")
 
 IMAGE_TIMEOUT_S = DISKS_TIMEOUT_S = 60.0
+RECONNECT_S = 30.0  # a daemon that is restarted needs some seconds
 
 
 def clear(
@@ -169,7 +172,7 @@ def _not_reached(name: str, error: VclusterError) -> VclusterError:
 
 def _remove_from(context: Context, server: Server, name: str) -> None:
     failures = _try_each(context, server, KINDS, lambda kind: kind.destroy(server, name))
-    left = survey(server, name) if not failures else ()
+    left = _when_libvirt_answers(context, server, partial(survey, server, name)) if not failures else ()
     if left:
         failures.append(VclusterError(f"parts of cluster {name} are left: {', '.join(map(str, left))}"))
     parallel.raise_all(failures)
@@ -185,12 +188,27 @@ def _try_each(
     for name, kind in kinds.items():
         try:
             with context.report.step(f"remove {name}", server.label):
-                work(kind)
+                _when_libvirt_answers(context, server, partial(work, kind))
         except VclusterError as error:
             if not server.is_alive:
                 raise _not_reached(server.name, error) from error
+            if server.has_lost_libvirt:
+                text = f"{server.name}: the rest stays, because libvirt did not come back: {error.message}"
+                raise VclusterError(text, hint=error.hint) from error
             failures.append(error)
     return failures
+
+
+def _when_libvirt_answers(context: Context, server: Server, work: Callable[[], R]) -> R:
+    """The result of a step that may be repeated. If libvirt's daemon ended, wait until it is back, and do it again."""
+    try:
+        return work()
+    except VclusterError:
+        if not server.is_alive or not server.has_lost_libvirt:
+            raise
+        context.report.note(f"libvirt of {server.name} ended: waiting up to {RECONNECT_S:.0f} s until it is back")
+        server.hypervisor.reconnect(Deadline(RECONNECT_S))
+        return work()
 
 
 def remove_image(context: Context, digest: str, specs: Sequence[ServerSpec]) -> dict[str, bool]:
