@@ -104,9 +104,10 @@ def test_nodes_that_another_command_creates_are_refused(
 def test_stop_resumes_a_paused_node_and_shuts_it_down(context: OpenContext, monkeypatch: pytest.MonkeyPatch) -> None:
     """A paused node does not react to its power button."""
 
-    def press_power_button(self: Hypervisor, name: str) -> None:
+    def press_power_button(self: Hypervisor, name: str) -> bool:
         assert self.power_state(name).state == "running"
         self.stop_domain(name)
+        return True
 
     monkeypatch.setattr(Hypervisor, "shut_down_domain", press_power_button)
     context.files("lab").folder.mkdir(parents=True)

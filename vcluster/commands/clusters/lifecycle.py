@@ -60,7 +60,9 @@ def _shut_down(context: Context, fleet: Fleet, node: Node, deadline: Deadline) -
     libvirt = fleet[node.server].hypervisor
     patience = Deadline(min(SHUTDOWN_S, deadline.remaining_s()))
     with context.report.step("stop", node.name, awaiting="its shutdown"):
-        libvirt.shut_down_domain(node.domain)
+        if not libvirt.shut_down_domain(node.domain):
+            context.report.note(f"{node.name}: its QEMU does not answer, so vcluster cuts its power")
+            libvirt.stop_domain(node.domain)
         while libvirt.is_active(node.domain):
             deadline.pause(SHUTDOWN_POLL_S, f"{node.name} to shut down")
             if patience.remaining_s() == 0:
