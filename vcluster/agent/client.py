@@ -39,6 +39,7 @@ RESULTS: Mapping[str, Any] = {
     "has_clusters": bool,
     "create_interfaces": None,
     "destroy_interfaces": list[str],
+    "destroy_bridge": None,
     "attach": list[str],
     "guard": list[tuple[str, str]],
     "remove_guard": None,
