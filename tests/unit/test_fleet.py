@@ -371,6 +371,16 @@ def test_a_flow_with_a_lost_packet_proves_nothing() -> None:
     assert found.detail == "99 of 100 packets came back"
 
 
+def test_a_flow_names_the_port_that_nothing_reached_and_the_direction() -> None:
+    """ARP requests take the place of packets in front of it. A firewall may drop the frames of one direction only."""
+    sent, answered = (4, 0), (100, 0)
+    there = flow(sent, sent, *((0, 0),) * 4, answered=0)
+    back = flow(answered, answered, *((100, 100),) * 4, answered=0)
+    came = "0 of 100 packets came back"
+    assert there.detail == f"{came}: switch port of node1 (vx-lab-1 on middle) counted 0 of 100 from node1 to node2"
+    assert back.detail == f"{came}: tunnel of node1 (vx-lab-1 on red) counted 0 of 100 from node2 to node1"
+
+
 def test_a_flow_with_more_answers_than_asked_for_passes() -> None:
     found = flow(*((103, 102),) * 6, answered=102)
     assert found.crossed

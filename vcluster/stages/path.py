@@ -63,13 +63,19 @@ class Path:
 
         ping may send and receive more packets than asked for: with a time limit, it sends until all answers arrived.
         """
+        lost = self._loss(self.start, self.end, [(hop, hop.there) for hop in self.hops])
+        lost = lost or self._loss(self.end, self.start, [(hop, hop.back) for hop in reversed(self.hops)])
         if self.answered < self.packets:
-            return f"{self.answered} of {self.packets} packets came back"
-        missed = next((hop for hop in self.hops if hop.has_seen(self.packets) is False), None)
-        if missed is None:
-            return ""
-        counted = min(missed.there or 0, missed.back or 0)
-        return f"{missed.hop.what} ({missed.hop.link} on {missed.hop.server}) counted {counted} of {self.packets}"
+            return f"{self.answered} of {self.packets} packets came back" + (f": {lost}" if lost else "")
+        return lost
+
+    def _loss(self, sender: str, receiver: str, counts: Sequence[tuple[Counted, int | None]]) -> str:
+        """The first port that the flow did not reach in one direction, else the first that counted too little."""
+        missed = [(hop.hop, count) for hop, count in counts if count is not None and count < self.packets]
+        for hop, count in sorted(missed, key=lambda each: each[1] > 0)[:1]:
+            seen = f"counted {count} of {self.packets} from {sender} to {receiver}"
+            return f"{hop.what} ({hop.link} on {hop.server}) {seen}"
+        return ""
 
 
 def trace(
