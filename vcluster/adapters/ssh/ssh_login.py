@@ -31,6 +31,7 @@ from vcluster.util.deadline import Deadline
 RETRY_S = 1.0  # OpenSSH 9.8 and later penalises clients that connect more often
 POLL_S = 0.05
 SILENCE_MS = 20_000  # a server without an acknowledgement for this time is dead
+ANSWER_S = 10.0  # for a connection to a server; its kernel answers, also if it is busy
 _CIPHERS = ("aes128-ctr",)
 _KEX = ("curve25519-sha256@libssh.org",)
 # Fastest first: with GCM, paramiko needs no second pass over the data for the digest.
@@ -257,9 +258,10 @@ def _connect_socket(server: str, target: Target, deadline: Deadline) -> tuple[so
     command = openssh_config.proxy_command(target)
     if command:
         return ProxyCommand(command), ""
+    limit_s = max(0.1, deadline.remaining_s(ANSWER_S))
     try:
         deadline.check(f"a connection to {server}")
-        carrier = socket.create_connection((target.hostname, target.port), timeout=max(0.1, deadline.remaining_s()))
+        carrier = socket.create_connection((target.hostname, target.port), timeout=limit_s)
     except socket.gaierror as error:
         raise MissingError(
             f"{server}: cannot resolve the name {target.hostname}: {error.strerror}",
@@ -267,7 +269,8 @@ def _connect_socket(server: str, target: Target, deadline: Deadline) -> tuple[so
         ) from error
     except TimeoutError as error:
         raise DeadlineError(
-            f"timed out after {deadline.timeout_s:.0f} s waiting for an answer from {server} at {target.address}"
+            f"timed out after {limit_s:.0f} s waiting for an answer from {server} at {target.address}",
+            hint=f"is {target.hostname} up, and does its firewall let TCP port {target.port} in?",
         ) from error
     except ConnectionRefusedError as error:
         raise MissingError(
