@@ -42,3 +42,22 @@ def test_a_firewall_that_drops_tunnels_is_located(bed: Bed, red: Cluster, where:
     details = {(each["from"], each["to"]): each["detail"] for each in failed if each["check"] == "path"}
     assert named in details["red1", "red2"]
     assert bed.control.json("check", "--name", red.name, timeout_s=180)["passed"] is True
+
+
+def test_a_node_with_the_identity_of_another_fails_the_check(bed: Bed, red: Cluster) -> None:
+    """As a clone that did not take its identity. Its sshd has read its own host key before."""
+    files = "/etc/machine-id /etc/ssh/ssh_host_ed25519_key.pub"
+    copied = {path: red.ssh("red1", f"cat {path}", user="root") for path in files.split()}
+    red.ssh("red2", f"cp --parents {files} /run && hostname red1", user="root")
+    try:
+        for path, text in copied.items():
+            red.ssh("red2", f"chmod u+w {path}; echo {text.strip()!r} >{path}", user="root")
+        check = bed.control.vcluster("check", "--name", red.name, "-o", "json", timeout_s=180, check=False)
+    finally:
+        red.ssh("red2", "cp -r /run/etc / && hostname red2", user="root")
+    assert check.returncode == 1, check.stderr
+    (failed,) = (each for each in json.loads(check.stdout)["checks"] if not each["passed"])
+    assert (failed["check"], failed["from"], failed["to"]) == ("identity", "red2", "red1")
+    double = "its machine id is that of red1 too; its host key is that of red1 too"
+    assert failed["detail"] == f"{double}; its host name is red1"
+    assert bed.control.json("check", "--name", red.name, timeout_s=180)["passed"] is True

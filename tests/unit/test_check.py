@@ -255,10 +255,12 @@ class FakeSession:
 
     def __init__(
         self, name: str, log: Log, *, output: bytes = b"", known: str = "one", program: str = "mpi-check",
-        ahead_s: float = 0, slow_s: float = 0,
+        ahead_s: float = 0, slow_s: float = 0, **identity: str,
     ) -> None:  # fmt: skip
         self.name, self._log, self._output, self._known, self._program = name, log, output, known, program
         self._ahead_s, self._slow_s = ahead_s, slow_s
+        own = {"host_name": name, "machine_id": f"id of {name}", "host_key": f"key of {name}"}
+        self._identity = {what.replace("_", " "): value for what, value in (own | identity).items()}
         self.deadline = Deadline(20)
         self.check: Callable[[str], None] = lambda _: None
 
@@ -274,7 +276,8 @@ class FakeSession:
         if request["do"] == "mpi":
             return self._mpi(names_of(request["targets"]))
         same, time_s = {HOSTS: "one", KNOWN: self._known}, time.time() + self._ahead_s
-        answer = json.dumps({"results": [], "same": same, "began_s": time_s, "ended_s": time_s}).encode()
+        times = {"began_s": time_s, "ended_s": time_s}
+        answer = json.dumps({"results": [], "same": same, "identity": self._identity} | times).encode()
         time.sleep(self._slow_s)
         return [b'{"written": true}', answer] if request["do"] == "probe_first" else [answer]
 
@@ -328,7 +331,7 @@ def test_shared_files_are_there_while_they_are_read(count: int) -> None:
     log, timer = Log(), Timer()
     verdict = run(count, log, timer)
     assert verdict.passed
-    assert len(verdict.checks) == count * count + count + count
+    assert len(verdict.checks) == count * count + count + count + count
     assert [name for name, what in log.events if what == "logins"] == [names(count)[:2][-1]]
     order = log.events
     for worker in names(count)[1:]:
@@ -369,13 +372,17 @@ RESULT = {"check": "ssh", "to": "node1", "passed": True, "detail": ""}
         {"ended_s": float("nan")},
         {"ended_s": float("inf")},
         {"ended_s": -1e300},
+        {"identity": None},
+        {"identity": {}},
+        {"identity": {"host name": "node2", "machine id": "1", "host key": 1}},
         {},
     ],
 )
 def test_an_answer_with_something_unknown_ends_the_check(answer: dict[str, object]) -> None:
     log = Log()
     times = {"began_s": time.time(), "ended_s": time.time()}
-    answer = {"results": [], "same": {}} | times | answer if answer else answer
+    identity = {"host name": "node2", "machine id": "1", "host key": "1"}
+    answer = {"results": [], "same": {}, "identity": identity} | times | answer if answer else answer
     with pytest.raises(VclusterError, match="node2: the check printed a result that vcluster does not know"):
         run(2, log, node2=FakeSession("node2", log, output=json.dumps(answer).encode()))
 
@@ -403,6 +410,35 @@ def test_mpiexec_has_the_environment_that_logins_have() -> None:
 def test_a_failure_is_never_printed_as_ok() -> None:
     assert str(Check("path", "node1", "node2", False, "")) == "path from node1 to node2: failed without a reason"
     assert str(Check("path", "node1", "node2", True, "")) == "path from node1 to node2: ok"
+
+
+# Identities
+
+
+@pytest.mark.parametrize(
+    ("identity", "failed"),
+    [
+        ({"host_name": "template"}, ("node3", "its host name is template")),
+        ({"host_name": ""}, ("node3", "its host name is empty")),
+        ({"machine_id": "id of node2"}, ("node2", "its machine id is that of node2 too")),
+        (
+            {"machine_id": "id of node1", "host_key": "key of node1", "host_name": "node1"},
+            ("node1", "its machine id is that of node1 too; its host key is that of node1 too; its host name is node1"),
+        ),
+    ],
+)
+def test_a_node_without_its_own_identity_fails(identity: dict[str, str], failed: tuple[str, str]) -> None:
+    log = Log()
+    verdict = run(3, log, node3=FakeSession("node3", log, **identity))
+    assert [(one.check, one.from_node, one.to_node, one.detail) for one in verdict.failed] == [
+        ("identity", "node3", *failed)
+    ]
+
+
+def test_what_no_node_has_is_not_double() -> None:
+    log = Log()
+    nodes = {name: FakeSession(name, log, host_key="") for name in names(2)}
+    assert run(2, log, **nodes).passed
 
 
 # Clocks

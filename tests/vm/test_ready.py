@@ -221,6 +221,7 @@ def test_the_check_reports_every_pair(cluster: Cluster, options: list[str]) -> N
     assert {frm for check, frm, _ in rows if check == "nfs"} == set(NODES)
     assert {to for check, _, to in rows if check == "mpi"} == set(NODES)
     assert {frm for check, frm, _ in rows if check == "clock"} == set(NODES)
+    assert {frm for check, frm, _ in rows if check == "identity"} == set(NODES)
 
 
 def test_a_wrong_clock_fails_the_check_and_repair_sets_it(cluster: Cluster) -> None:

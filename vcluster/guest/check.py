@@ -17,8 +17,9 @@ The controller sends it to a node, where python3 runs it as root. It reads a JSO
       log in to the nodes in "logins"
 Each of "targets" is {"name", "address"}. Each of "shares" is {"node", "file", "mount"}; the mount is null for a folder
 of the node itself. The answer is a line {"results": [{"check", "to", "passed", "detail"}]}. The answer to a probe also
-has "same": digests, by name, of everything that must be equal on all nodes for their logins; and "began_s", "ended_s":
-the times of the node's clock at the begin and the end of its tests. And
+has "same": digests, by name, of everything that must be equal on all nodes for their logins; "identity": by name, what
+no two nodes may share; and "began_s", "ended_s": the times of the node's clock at the begin and the end of its tests.
+And
   {"do": "flow", "address", "count", "payload"}
       send that number of packets and count the answers; the answer is {"answered": N}
 """
@@ -187,6 +188,23 @@ def same(request: Request) -> dict[str, str]:
     return found
 
 
+def identity() -> dict[str, str]:
+    """What only this node may have."""
+    return {
+        "host name": os.uname().nodename,
+        "machine id": first_line("/etc/machine-id"),
+        "host key": public_key("/etc/ssh/ssh_host_ed25519_key.pub"),
+    }
+
+
+def first_line(path: str) -> str:
+    try:
+        with open(path) as file:
+            return file.readline().strip()
+    except (OSError, ValueError):
+        return ""
+
+
 def public_key(path: str) -> str:
     try:
         with open(path) as file:
@@ -291,7 +309,8 @@ def probe_first(request: Request) -> None:
 
 
 def answer_probe(request: Request, results: list[Result], began_s: float) -> None:
-    answer({"results": results, "same": same(request), "began_s": began_s, "ended_s": time.time()})
+    found = {"results": results, "same": same(request), "identity": identity()}
+    answer({**found, "began_s": began_s, "ended_s": time.time()})
 
 
 def log_in(request: Request) -> None:

@@ -25,6 +25,7 @@ CHECK_KINDS = (
     CheckKind("nfs", "nfs: a file written on each shared folder is read", listed="from"),
     CheckKind("mpi", "mpi: an exchange between all ranks", listed="to"),
     CheckKind("clock", "clock: within 5 s of the head node's", listed="from", of_nodes=False),
+    CheckKind("identity", "identity: host name, machine id and host key are its own", listed="from", of_nodes=False),
     CheckKind("path", "path: every port up to the switch and back counted it", listed="from", of_nodes=False),
 )
 NODE_CHECKS = frozenset(kind.name for kind in CHECK_KINDS if kind.of_nodes)

@@ -12,7 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -25,9 +25,10 @@ from vcluster.model.checks import NODE_CHECKS, Check, CheckReport
 from vcluster.model.plan import Node, Plan
 from vcluster.model.quoting import quoted
 from vcluster.render import node_actions as paths
-from vcluster.stages import mpi_run
+from vcluster.stages import identities, mpi_run
 from vcluster.stages.clocks import UNKNOWN_CLOCK, Clock, compare
 from vcluster.stages.guest_answer import ask, receive, unknown_result
+from vcluster.stages.identities import Identity, identity_of
 from vcluster.stages.logins import Login, all_pairs, chosen, derive, doubtful
 from vcluster.util import parallel
 from vcluster.util.deadline import Deadline
@@ -52,12 +53,16 @@ QUICK_START = {
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The results of a node; `same` are digests, by name, of everything that must be equal on all nodes."""
+    """The results of a node.
+
+    `same` are digests, by name, of everything that must be equal on all nodes; `identity` is what no two may share.
+    """
 
     node: str
     checks: tuple[Check, ...]
     same: Mapping[str, str]
     clock: Clock = UNKNOWN_CLOCK
+    identity: Identity = field(default_factory=dict)
 
 
 def run(
@@ -98,7 +103,9 @@ def run(
     tested += tests.log_in(doubtful(same, tested, entered), limit).checks
     others = [check for answer in (led, *followed, launched) for check in answer.checks if check.check != "ssh"]
     clocks = {answer.node: answer.clock for answer in (led, *followed)}
-    return CheckReport((*others, *derive(same, tested, proven), *compare(plan, clocks)))
+    found = {answer.node: answer.identity for answer in (led, *followed)}
+    compared = (*compare(plan, clocks), *identities.compare(plan, found))
+    return CheckReport((*others, *derive(same, tested, proven), *compared))
 
 
 class _Tests:
@@ -135,7 +142,7 @@ class _Tests:
                 with self._report.step("check", head.name, awaiting="pings and NFS"):
                     receive(pipe, session.deadline, AWAITED)
                     self._written.set()
-                    answer = self._answer_with_clock(head, pipe, asked_s)
+                    answer = self._whole_answer(head, pipe, asked_s)
                 for _ in self._plan.workers:
                     _wait(self._read.acquire, session.deadline)
             finally:  # after a failure, too, so that the files are removed
@@ -151,17 +158,18 @@ class _Tests:
         with self._report.step("check", node.name, awaiting="pings and NFS"), self._start(node) as pipe:
             _wait(self._written.wait, session.deadline)
             pipe.shut()
-            answer = self._answer_with_clock(node, pipe, asked_s)
+            answer = self._whole_answer(node, pipe, asked_s)
         self._read.release()
         return answer
 
-    def _answer_with_clock(self, node: Node, pipe: Pipe, asked_s: float) -> Answer:
+    def _whole_answer(self, node: Node, pipe: Pipe, asked_s: float) -> Answer:
         """The next answer of a node; its program began after `asked_s`, a time of this machine's time.monotonic()."""
         received = receive(pipe, self._sessions[node.name].deadline, AWAITED)
         clock = Clock.of(received.get("began_s"), received.get("ended_s"), asked_s, time.monotonic())
-        if clock is None:
+        identity = identity_of(received.get("identity"))
+        if clock is None or identity is None:
             raise unknown_result(f"{node.name}: {AWAITED}")
-        return replace(_answer(self._names, node.name, received), clock=clock)
+        return replace(_answer(self._names, node.name, received), clock=clock, identity=identity)
 
     def _prepare(self, node: Node) -> None:
         if self._mount:
