@@ -132,6 +132,17 @@ def test_an_answer_has_the_times_at_the_begin_and_at_the_end_of_the_tests(net: L
         assert tests_s <= read_answer(process)["ended_s"] <= time.time()
 
 
+def test_a_folder_of_a_node_that_answers_nothing_is_not_read(net: Lan) -> None:
+    """Its file is a FIFO without a writer: as on NFS without a server, a read would never end."""
+    net.run("head", ["mkfifo", f"{FOLDER}/served"])
+    share = {"node": "silent", "file": f"{FOLDER}/served", "mount": "/"}
+    found = probe(net, targets=[TARGETS[2]], shares=[share])["results"]
+    assert [(one["check"], one["to"], one["passed"], one["detail"]) for one in found] == [
+        ("ping", "silent", False, "no answer within 5 s"),
+        ("nfs", "silent", False, "not tried, as silent did not answer the ping"),
+    ]
+
+
 def test_digests_cover_only_lines_about_nodes(net: Lan) -> None:
     etc = "10.0.0.2 worker\n10.0.0.1 head\n"
     net.hosts_file("head", etc)
