@@ -35,7 +35,7 @@ OTHERS = ("No such option", "Missing argument", "unexpected extra argument", "In
 # What messages call a parameter, if it is not the name of an option.
 NAMED_AS = {
     "provision": ("script ",), "payload": ("payload ",), "config": ("regular file", "does not exist"),
-    "hosts": ("host",),
+    "hosts": ("host", "the switch is"),
     "source": ("is not", "cannot read", "image name"), "script": ("script ",), "name": ("cluster ", "image "),
     "switch": ("the switch ",), "nodes": ("node",), "sources": ("node",), "destination": ("node",),
     "names": ("cluster ",), "nodeset": ("node", "panes need a terminal"), "node": ("node",),

@@ -151,7 +151,7 @@ def _one_name(argument: str | None, option: str | None) -> str | None:
 
     is_typed = click.get_current_context().get_parameter_source("name_option") is click.core.ParameterSource.COMMANDLINE
     if argument and option and argument != option and is_typed:
-        raise RequestError(f"two clusters are named: {argument} and --name {option}", hint="name one of them")
+        raise RequestError(f"two clusters are named: {argument:.40} and --name {option:.40}", hint="name one of them")
     return argument or option
 
 
