@@ -302,6 +302,8 @@ LONG = "x" * 5000
         (["check", "lab", "-o", LONG], "--output"),
         (["clear", LONG], "has 5000 characters"),
         (["status", LONG, "--name", LONG + "y"], "two clusters are named"),
+        (["image", "warm", "--name", LONG], "has 5000 characters"),
+        (["image", "warm", "--name", "../../lab"], "cluster name '../../lab' is not a name"),
         (["clear", "--verify", "a/b"], "cluster name 'a/b' is not a name"),
         (["add", "--name", "lab", LONG], "is not a number of nodes"),
         (["copy", "--name", "lab", LONG, "node1:x"], "does not exist on this machine"),

@@ -130,6 +130,7 @@ def warm(name: str | None, gently: bool, output: str, **given: Any) -> None:
     """
     from vcluster.commands.steps import snapshot_build
     from vcluster.config import request
+    from vcluster.model import naming
 
     keys = texts(given)
     if name and keys:  # one of them comes from the environment, or the request is contradictory
@@ -142,7 +143,8 @@ def warm(name: str | None, gently: bool, output: str, **given: Any) -> None:
             keys = {}
     with common.progress() as (context, _):
         if name:
-            servers = snapshot_build.build_for_cluster(context, name, low_priority=gently)
+            cluster = naming.check_cluster_name(name)
+            servers = snapshot_build.build_for_cluster(context, cluster, low_priority=gently)
         else:
             common.require_root(context)
             order = request.of_options(request.read_options({"nodes": "2"} | keys), mode="local")
