@@ -178,9 +178,10 @@ def survey(host: Host) -> Survey:
         "networks": "virsh -q net-list --all --name",
         "pools": "virsh -q pool-list --all --name",
         "links": "ip -o link | cut -d: -f2 | cut -d@ -f1",
-        # Owner id, verdict on KVM and libvirt's knowledge of QEMU belong to the machine. Complete snapshots stay.
+        # Owner id, log of commands, verdict on KVM and libvirt's knowledge of QEMU belong to the machine.
+        # Complete snapshots stay.
         "files": f"find {files} -not -path '*/vcluster/images/*' -not -name accel.json -not -path '*/capabilities/*'"
-        f" -not -path /var/lib/vcluster/owner"
+        f" -not -path /var/lib/vcluster/owner -not -path '/var/lib/vcluster/commands.*'"
         f" -not -path {SNAPSHOTS} -not -path '{SNAPSHOTS}/[!.]*'",
         "mounts": "cut -d' ' -f2 /proc/self/mounts",
         "processes": "ps -eo args= | grep -E '[q]emu-system|[d]nsmasq|vcluster[.]cli|[v]cluster-[0-9a-f]{16}' || true",

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.clusters import VCLUSTER, Cluster
+from tests.clusters import VCLUSTER, Cluster, Host
 from tests.vm.conftest import NODES
 from vcluster.model.spec import DEFAULT_IMAGE
 
@@ -131,6 +131,22 @@ def test_bad_requests_are_refused_in_one_line(
     assert len(refused.stderr.strip().splitlines()) == 1
 
 
+def require_logs_in_bug_report(host: Host, cluster: str) -> None:
+    """A bug report has the console and the log of QEMU of a node that has booted, and no key of the cluster."""
+    host.vcluster("support", cluster, "--file", "/run/report.tar.gz", timeout_s=120)
+    printed = host.sh(
+        "cd /run && mkdir report && tar -xzf report.tar.gz -C report --strip-components=1; cat report/README.txt"
+    )
+    files = host.sh("cd /run/report; grep -l 'vcluster: ready' servers/localhost/consoles/*; ls servers/*/libvirt")
+    assert files.split() == [f"servers/localhost/consoles/{cluster}.node1.txt", f"{cluster}.node1.txt"]
+    assert "qemu-system-x86_64" in host.sh("cat /run/report/servers/localhost/libvirt/*")
+    keys = host.sh(f"grep -hv -- ----- /var/lib/vcluster/clusters/{cluster}/id_ed25519").split()
+    everything = printed + host.sh("find /run/report -type f -exec cat {} +")
+    assert keys
+    assert not any(line in everything for line in keys)
+    host.sh("rm -r /run/report /run/report.tar.gz")
+
+
 def test_a_second_cluster_next_to_the_first(cluster: Cluster) -> None:
     """Its node boots, although there is a snapshot."""
     host = cluster.host
@@ -140,6 +156,7 @@ def test_a_second_cluster_next_to_the_first(cluster: Cluster) -> None:
     try:
         assert {"create", "boot", "login", "configure", "check"} <= set(host.stages("blue", "node1"))
         assert "vcluster: ready" in host.vcluster("console", "--name", "blue", "node1", "--log").stdout
+        require_logs_in_bug_report(host, "blue")
         one, other = host.json("status", "lab"), host.json("status", "blue")
         assert (one["state"], other["state"]) == ("ready", "ready")
         assert other["subnet"] == "10.0.1.0/24"

@@ -85,6 +85,7 @@ RESULTS: Mapping[str, Any] = {
     "profiles": [{"cluster": str, "domain": str, "by": str, "uuid": str}],
     "remove_profiles": None,
     "survey_cluster": SurveyAnswer,
+    "server_report": {"files": dict[str, str], "absent": dict[str, str], "failed": dict[str, str]},
 }  # fmt: skip
 
 

@@ -18,12 +18,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vcluster.adapters import kvm_probe, tsc
+from vcluster.adapters import kvm_probe, system_logs, tsc
 from vcluster.adapters.network import guard_table, ipv6, netlink_interfaces, netlink_routes, peers, raw_frames
 from vcluster.adapters.network.interface_spec import InterfaceSpec
 from vcluster.adapters.network.obstacles import find_obstacles
 from vcluster.agent import confinement, image_store, libvirt_daemons, snapshot_store
 from vcluster.agent.diagnostics import diagnose, has_rights, hidden_mounts, is_dns_port_free
+from vcluster.agent.support import server_report
 from vcluster.agent.survey import cluster_survey
 from vcluster.agent.survey.file_states import LABEL, label_of
 from vcluster.errors import ConflictError, VclusterError
@@ -277,8 +278,8 @@ def _domain_of(pattern: str, path: Path) -> str:
 def tail(path: str, size: int) -> str:
     """The last `size` bytes of a file as text; empty if the file cannot be read."""
     try:
-        return Path(path).read_bytes()[-size:].decode(errors="replace")
-    except OSError:
+        return system_logs.tail(Path(path), size)
+    except (OSError, VclusterError):
         return ""
 
 
@@ -377,6 +378,6 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     )
 } | {
     function.__name__: function
-    for module in (image_store, snapshot_store, confinement, cluster_survey)
+    for module in (image_store, snapshot_store, confinement, cluster_survey, server_report)
     for function in module.OPERATIONS
 }

@@ -18,6 +18,7 @@ from vcluster.errors import MissingError, RequestError, VclusterError
 if TYPE_CHECKING:
     from vcluster.cli.output.hints import Reader
     from vcluster.cli.output.progress import Timer
+    from vcluster.fleet.command_log import CommandLog
     from vcluster.fleet.context import Context
     from vcluster.fleet.servers import Connector
     from vcluster.model.plan import Plan
@@ -28,10 +29,16 @@ ROOT_STATE = Path("/var/lib/vcluster")
 
 
 class Invocation:
-    """What the command line has found out while it runs: the chosen cluster, for hints."""
+    """What the command line has found out while it runs.
+
+    `cluster` is the chosen cluster, for hints. `log` keeps the events and the error of the command for bug reports.
+    `has_late_threads` is True if threads hang, which the end of the process must not await.
+    """
 
     def __init__(self) -> None:
         self.cluster = ""
+        self.log: CommandLog | None = None
+        self.has_late_threads = False
 
 
 def images_root() -> Path:
@@ -55,8 +62,26 @@ def context(*listeners: Listener) -> Context:
         state_root=state_root,
         connector=_connector(environment, ledger.read_owner(state_root)),
         images=ImageStore(images_root()),
-        report=Reporter(listeners),
+        report=Reporter((*listeners, _log(state_root, environment))),
     )
+
+
+def _log(state_root: Path, environment: dict[str, str]) -> CommandLog:
+    """The log of this command. It has the names of options without their values, which may be secrets."""
+    from vcluster.fleet.command_log import CommandLog
+    from vcluster.model.redaction import secrets_of
+
+    here = click.get_current_context(silent=True)
+    command = here.command_path.removeprefix("vcluster ") if here else ""
+    given = [name for name in here.params if _is_given(here, name)] if here else []
+    log = CommandLog(state_root, command, given, secrets_of(environment))
+    if here:
+        invocation().log = log
+    return log
+
+
+def _is_given(context: click.Context, parameter: str) -> bool:
+    return context.get_parameter_source(parameter) not in (None, click.core.ParameterSource.DEFAULT)
 
 
 def _connector(environment: dict[str, str], owner: str) -> Connector:

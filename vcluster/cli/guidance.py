@@ -18,6 +18,7 @@ COMMANDS: Mapping[str, Sequence[str]] = {
     **dict.fromkeys(("scp", "cp", "rsync"), ("copy FILE node1:/tmp",)),
     **dict.fromkeys(("mpirun", "srun"), ("mpiexec -n 4 PROGRAM",)),
     **dict.fromkeys(("logs", "log"), ("console --log node1",)),
+    **dict.fromkeys(("bug", "bugreport", "report", "sosreport"), ("support",)),
     **dict.fromkeys(("reboot", "restart", "reset"), ("power cycle",)),
     **dict.fromkeys(("halt", "poweroff", "shutdown", "suspend"), ("stop",)),
     **dict.fromkeys(("resume", "boot"), ("start",)),

@@ -17,7 +17,7 @@ from vcluster.cli.clusters import clear, create, inventory, lifecycle, scale, ve
 from vcluster.cli.help_layout import Group, examples
 from vcluster.cli.nodes import access, check, copy, execute, gateway, power, provision, terminals
 from vcluster.cli.output import streams, terminal
-from vcluster.cli.servers import doctor, image, switch
+from vcluster.cli.servers import doctor, image, support, switch
 from vcluster.errors import EXIT_CLOSED_PIPE, EXIT_INTERRUPTED, SeveralErrors, VclusterError
 from vcluster.util.interrupts import on_interrupt
 
@@ -31,7 +31,7 @@ SECTIONS = {
     "Create and delete": ("local", "remote", "shared", "clear", "list", "status", "add", "remove"),
     "Run on nodes": ("ssh", "exec", "mpiexec", "shell", "copy", "provision", "console"),
     "Operate": ("start", "stop", "repair", "power", "gateway"),
-    "Verify and measure": ("check", "verify", "path", "discover", "timing", "doctor"),
+    "Verify and measure": ("check", "verify", "path", "discover", "timing", "doctor", "support"),
     "Images": ("image",),
     "Advanced": ("switch", "ssh-config", "completion"),
 }
@@ -52,7 +52,7 @@ def main() -> None:
 
 for module in (
     create, clear, inventory, scale, lifecycle, access, execute, copy, terminals, provision, power, gateway, check,
-    verify, doctor, image, switch,
+    verify, doctor, support, image, switch,
 ):  # fmt: skip
     for command in module.COMMANDS:
         main.add_command(command)
@@ -96,6 +96,15 @@ def _end(exit_code: int) -> None:
 
 def _run() -> int:
     invocation = common.Invocation()
+    exit_code = _exit_code(invocation)
+    if invocation.log:
+        invocation.log.end(exit_code)
+    if invocation.has_late_threads:
+        _end(exit_code)
+    return exit_code
+
+
+def _exit_code(invocation: common.Invocation) -> int:
     try:
         result = main.main(prog_name="vcluster", standalone_mode=False, auto_envvar_prefix=None, obj=invocation)
         sys.stdout.flush()  # an error at exit would have neither a message nor an exit code
@@ -120,6 +129,22 @@ def _run() -> int:
         return _complain(
             f"{error.filename or 'the system'}: {error.strerror or error}", "vcluster doctor", 1, invocation
         )
+    except Exception as error:  # noqa: BLE001 - a fault of vcluster
+        return _complain_of_fault(error, invocation)
+
+
+def _complain_of_fault(error: Exception, invocation: common.Invocation) -> int:
+    """The message for a fault of vcluster. Its trace is in the log, and on standard error with -v."""
+    import traceback
+
+    from vcluster.cli.output import verbose
+    from vcluster.model.quoting import one_line
+
+    trace = traceback.format_exc()
+    if verbose.is_on():
+        terminal.print_text(trace, err=True)
+    message = f"internal error: {type(error).__name__}: {one_line(error)}"
+    return _complain(message, "vcluster support", 1, invocation, details=trace)
 
 
 def usage_message(error: click.ClickException) -> str:
@@ -133,9 +158,13 @@ def _usage_hint(error: click.ClickException) -> str | None:
     return f"{context.command_path} --help" if context else None
 
 
-def _complain(message: str, hint: str | None, exit_code: int, invocation: common.Invocation) -> int:
+def _complain(
+    message: str, hint: str | None, exit_code: int, invocation: common.Invocation, *, details: str = ""
+) -> int:
     from vcluster.cli.output.progress import may_color
 
+    if invocation.log:
+        invocation.log.fail(message, details)
     reader = common.reader(invocation.cluster)
     head = click.style("vcluster:", fg="red") if may_color(sys.stderr) else "vcluster:"
     gap = "\n  " if "\n" in message else " "  # the last of several lines may be a command to be copied

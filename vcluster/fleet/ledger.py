@@ -108,7 +108,7 @@ def _has_owner(root: Path) -> bool:
     with _writing(root / OWNER):
         if not (root / OWNER).exists():
             root.mkdir(parents=True, exist_ok=True)
-            with _locked(root) as is_ours:
+            with locked_file(root) as is_ours:
                 if is_ours and not (root / OWNER).exists():
                     _write_file(root / OWNER, naming.owner_id(maker(), secrets.token_hex(4)) + "\n", mode=0o644)
         return (root / OWNER).exists()
@@ -149,7 +149,7 @@ def planning(root: Path, deadline: Deadline, report: Reporter) -> Iterator[None]
         while True:
             with _writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
-            with _locked(folder) as is_ours:
+            with locked_file(folder) as is_ours:
                 if is_ours:
                     yield
                     return
@@ -162,7 +162,7 @@ def planning(root: Path, deadline: Deadline, report: Reporter) -> Iterator[None]
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[bool]:
+def locked_file(path: Path) -> Iterator[bool]:
     """Lock a folder or file by its own descriptor, which leaves no lock file. Yields True if we hold the lock.
 
     Yields False if another process holds it, or if the path was removed.
@@ -192,10 +192,10 @@ def remove_empty_folders(root: Path) -> None:
     A command that was killed while it planned leaves them.
     """
     folder = root / "clusters"
-    with suppress(OSError), _locked(folder) as is_ours:
+    with suppress(OSError), locked_file(folder) as is_ours:
         if is_ours:
             folder.rmdir()
-    with suppress(OSError), _locked(root) as is_ours:
+    with suppress(OSError), locked_file(root) as is_ours:
         if is_ours:
             _draft(root / OWNER).unlink(missing_ok=True)  # of a killed command
             root.rmdir()
@@ -221,7 +221,7 @@ class ClusterFiles:
         """Let only this command change the cluster. A killed command leaves no lock. Raises ConflictError."""
         with _writing(self.folder):
             self.folder.mkdir(parents=True, mode=0o700, exist_ok=True)
-        with _locked(self.folder) as is_ours:
+        with locked_file(self.folder) as is_ours:
             if not is_ours:
                 raise ConflictError(
                     f"another command is changing cluster {self.name}", hint="wait for that command, or interrupt it"
@@ -232,7 +232,7 @@ class ClusterFiles:
         """True if a command is changing this cluster now."""
         if not self.folder.is_dir():
             return False
-        with _locked(self.folder) as is_ours:
+        with locked_file(self.folder) as is_ours:
             return not is_ours
 
     @contextmanager
@@ -249,7 +249,7 @@ class ClusterFiles:
         """True if a command that has the cluster already starts nodes of it now."""
         if not self.keys.exists():
             return False
-        with _locked(self.keys) as is_ours:
+        with locked_file(self.keys) as is_ours:
             return not is_ours
 
     def write_ledger(self, ledger: Ledger) -> None:

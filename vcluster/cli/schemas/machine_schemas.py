@@ -36,6 +36,24 @@ DOCTOR = many(
     ),
 )
 
+SUPPORT = record(
+    "The result",
+    {
+        "path": text("Path of the file"),
+        "parts": many(
+            "The parts",
+            record(
+                "A part",
+                {
+                    "part": text("Name of the part"),
+                    "files": many("Its files in the folder of the archive", text("Path of a file")),
+                    "error": optional(text("Why it is missing or not complete; null if it is whole")),
+                },
+            ),
+        ),
+    },
+)
+
 MANIFEST = record(
     "The image",
     {
@@ -135,6 +153,7 @@ SWITCH_REMOVED = record(
 
 SCHEMAS: dict[str, Schema] = {
     "doctor": DOCTOR,
+    "support": SUPPORT,
     "image build": MANIFEST,
     "image import": MANIFEST,
     "image list": IMAGES,

@@ -1,0 +1,1 @@
+"""What a server adds to a bug report."""
