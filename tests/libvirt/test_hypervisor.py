@@ -12,6 +12,7 @@ import pytest
 from tests import samples
 from vcluster.adapters.libvirt.domain_events import DESTROYED, DIED, PAUSED, DomainEvent
 from vcluster.adapters.libvirt.hypervisor import Hypervisor
+from vcluster.adapters.libvirt.owned_resources import owned_resources
 from vcluster.errors import MissingError, VclusterError
 from vcluster.model import naming
 from vcluster.model.spec import Image
@@ -160,6 +161,22 @@ def test_networks(hypervisor: Hypervisor) -> None:
         hypervisor.stop_network("vcluster-lab")
         hypervisor.undefine_network("vcluster-lab")
     assert hypervisor.networks() == ()
+
+
+def test_what_another_command_removes_during_a_listing_is_left_out(hypervisor: Hypervisor) -> None:
+    planned = samples.plan(1).servers[0]
+    assert planned.pool
+    hypervisor.create_network(network_xml.network_xml("lab", samples.OWNER, planned.network))
+    hypervisor.create_pool(network_xml.pool_xml(planned.pool))
+    networks = hypervisor._connection.listAllNetworks()
+    pools = hypervisor._connection.listAllStoragePools()
+    assert [each.name for each in owned_resources("network", networks, samples.OWNER)] == ["vcluster-lab"]
+    assert [each.name for each in owned_resources("pool", pools, samples.OWNER)] == ["vcluster-lab"]
+    hypervisor.stop_network("vcluster-lab")
+    hypervisor.undefine_network("vcluster-lab")
+    hypervisor.destroy_pool("vcluster-lab")
+    assert owned_resources("network", networks, samples.OWNER) == ()
+    assert owned_resources("pool", pools, samples.OWNER) == ()
 
 
 def test_a_network_with_our_name_but_another_uuid_is_not_owned(hypervisor: Hypervisor) -> None:

@@ -11,6 +11,8 @@ import libvirt
 
 from vcluster.model import naming
 
+_GONE = (libvirt.VIR_ERR_NO_NETWORK, libvirt.VIR_ERR_NO_STORAGE_POOL)
+
 
 @dataclass(frozen=True, slots=True)
 class OwnedResource:
@@ -22,14 +24,28 @@ class OwnedResource:
 
 
 def owned_resources(kind: str, resources: Iterable[Any], owner: str) -> tuple[OwnedResource, ...]:
-    """Those of these networks or pools that belong to an owner."""
+    """Those of these networks or pools that belong to an owner.
+
+    Another command may remove one after it was listed: it is left out.
+    """
     prefix = naming.libvirt_name("")
     named = [(each, each.name().removeprefix(prefix)) for each in resources if each.name().startswith(prefix)]
+    ours = [each for each in named if each[0].UUIDString() == naming.uuid_for(kind, each[1], owner)]
     return tuple(
-        OwnedResource(each.name(), cluster, bool(each.isActive()))
-        for each, cluster in named
-        if each.UUIDString() == naming.uuid_for(kind, cluster, owner)
+        OwnedResource(each.name(), cluster, is_active)
+        for each, cluster in ours
+        if (is_active := _is_active(each)) is not None
     )
+
+
+def _is_active(resource: Any) -> bool | None:
+    """Whether a network or pool is active; None if it is gone."""
+    try:
+        return bool(resource.isActive())
+    except libvirt.libvirtError as error:
+        if error.get_error_code() in _GONE:
+            return None
+        raise
 
 
 def network_labels(networks: Iterable[libvirt.virNetwork]) -> frozenset[tuple[str, str]]:
@@ -42,7 +58,7 @@ def _label_of(network: libvirt.virNetwork) -> tuple[str, str] | None:
     try:
         text = network.XMLDesc()
     except libvirt.libvirtError as error:
-        if error.get_error_code() == libvirt.VIR_ERR_NO_NETWORK:
+        if error.get_error_code() in _GONE:
             return None
         raise
     records = ET.fromstring(text).iterfind("dns/txt")  # noqa: S314 - libvirt wrote it
