@@ -13,10 +13,13 @@ from typing import Any
 import pytest
 
 from tests import samples
+from tests.open_context import OpenContext
+from vcluster.commands.clusters import scale
 from vcluster.config.environment_folders import folder_of
-from vcluster.errors import ConflictError, DeadlineError, RequestError, VclusterError
+from vcluster.errors import ConflictError, DeadlineError, MissingError, RequestError, VclusterError
 from vcluster.fleet import ledger
 from vcluster.fleet.ledger import ClusterFiles, Ledger, StageTime
+from vcluster.fleet.servers import Fleet
 from vcluster.model import codec
 from vcluster.model.keys import KeyPair, Keys
 from vcluster.model.plan_check import find_defect
@@ -254,3 +257,29 @@ def test_a_command_plans_when_the_other_has_planned(tmp_path: Path) -> None:
         assert may_end.is_set()
     other.join(10)
     assert not (tmp_path / "state").exists()
+
+
+def test_a_write_that_fails_leaves_no_draft(files: ClusterFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(VclusterError, match="No space left on device"):
+        files.write_ledger(Ledger(ledger.VERSION, "ready", "", samples.plan(1)))
+    assert list(files.folder.iterdir()) == []
+
+
+def test_remove_writes_the_ledger_before_it_removes_a_node(
+    files: ClusterFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a full disk it removes none."""
+    files.write_ledger(Ledger(ledger.VERSION, "ready", "", samples.plan(3)))
+    files.write_keys(samples.keys(3))
+    (files.folder / ".ledger.json.new").mkdir()  # so the next write fails
+    removed: list[object] = []
+    monkeypatch.setattr(scale, "_require_up", lambda *_: None)
+    monkeypatch.setattr(scale.teardown, "remove_nodes", lambda *found: removed.append(found))
+    context: Any = OpenContext(Fleet({}, {}), files.root)
+    with pytest.raises(MissingError, match="cannot write"):
+        scale.remove(context, "lab", ["node3"], timeout_s=20)
+    assert removed == []

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vcluster.agent.snapshot_folders import FOLDER_MODE, UNFINISHED, lock_folder, remove_folder
+from vcluster.agent.snapshot_folders import FOLDER_MODE, UNFINISHED, lock_folder, remove_folder, require_room
 from vcluster.agent.snapshot_manifest import MANIFEST
 from vcluster.errors import ConflictError, MissingError, VclusterError
 
@@ -48,6 +48,8 @@ def begin_image(root: str, digest: str, sizes: Mapping[str, int]) -> dict[str, A
         if unfinished in _received and _use(Path(root) / digest, sizes):  # another agent finished it before our lock
             _drop(unfinished)
         partial = {path.name: path.stat().st_size for path in unfinished.iterdir()} if unfinished in _received else {}
+        if unfinished in _received:
+            _require_room(unfinished, sum(sizes.values()) - sum(partial.values()))
     is_there = not is_busy and unfinished not in _received
     return {"is_there": is_there, "is_busy": is_busy, "partial": partial}
 
@@ -66,10 +68,27 @@ def _lock_unfinished(unfinished: Path) -> bool:
     raise VclusterError(f"cannot make {unfinished}: another process removes it")
 
 
+def _require_room(unfinished: Path, needed_bytes: int) -> None:
+    """Raise MissingError if the rest of an image does not fit on the disk. Then nothing of it stays."""
+    try:
+        require_room(unfinished.parent, needed_bytes, "the image")
+    except MissingError:
+        _drop(unfinished)
+        remove_empty(unfinished.parent)
+        raise
+
+
 def _drop(unfinished: Path) -> None:
     """Remove a folder that this process has locked."""
     shutil.rmtree(unfinished)
     os.close(_received.pop(unfinished))
+
+
+def remove_empty(root: Path) -> None:
+    """Remove the folder of images, and the one that it is in, if they are empty."""
+    for folder in (root, root.parent):
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def _use(image: Path, sizes: Mapping[str, int]) -> bool:
@@ -98,18 +117,26 @@ def receive_image_file(root: str, digest: str, name: str, offset: int, body: Bin
     """Write `size` bytes of an image's file, starting at `offset`."""
     _require_names(digest, [name])
     folder = _required(root, digest)
-    with _disk_errors(digest), (folder / name).open("r+b" if (folder / name).exists() else "wb") as file:
-        file.truncate(offset)
-        file.seek(offset)
-        while size:
-            chunk = body.read(min(size, 2**20))
-            if not chunk:
-                raise VclusterError(
-                    f"the upload of image file {name} was interrupted",
-                    hint="run the command again; it continues there",
-                )
-            file.write(chunk)
-            size -= len(chunk)
+    try:
+        with _disk_errors(digest), (folder / name).open("r+b" if (folder / name).exists() else "wb") as file:
+            _write_body(file, offset, body, size)
+    except MissingError:  # another program has taken the room
+        _drop(folder)
+        remove_empty(Path(root))
+        raise
+
+
+def _write_body(file: BinaryIO, offset: int, body: BinaryIO, size: int) -> None:
+    file.truncate(offset)
+    file.seek(offset)
+    while size:
+        chunk = body.read(min(size, 2**20))
+        if not chunk:
+            raise VclusterError(
+                "the upload of an image file was interrupted", hint="run the command again; it continues there"
+            )
+        file.write(chunk)
+        size -= len(chunk)
 
 
 def finish_image(root: str, digest: str, files: dict[str, str], manifest: str) -> None:
@@ -151,9 +178,7 @@ def remove_image(root: str, digest: str) -> bool:
                 locks.callback(os.close, descriptor)
         for folder in found:
             remove_folder(folder)
-    for parent in (Path(root), Path(root).parent):
-        with contextlib.suppress(OSError):
-            parent.rmdir()
+    remove_empty(Path(root))
     return bool(found)
 
 

@@ -15,10 +15,11 @@ import secrets
 import shutil
 from pathlib import Path
 
-from vcluster.errors import VclusterError
+from vcluster.errors import MissingError, VclusterError
 
 UNFINISHED = ".unfinished-"
 REFUSED = ".refused"
+MIB = 2**20
 FOLDER_MODE = 0o711  # QEMU's user can open the files, but other users can neither list nor lock the folder
 KEY = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,127}\Z")
 
@@ -123,3 +124,21 @@ def remove_if_empty(root: str) -> None:
     """Remove the folder of all snapshots if it is empty."""
     with contextlib.suppress(OSError):
         Path(root).rmdir()
+
+
+def require_room(folder: Path, needed_bytes: int, what: str) -> None:
+    """Raise MissingError if the disk of a folder has no room for `what`."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    free_bytes = shutil.disk_usage(existing).free
+    if free_bytes < needed_bytes:
+        raise full_disk(folder, what, f"{-(-needed_bytes // MIB)} MiB needed, {free_bytes // MIB} MiB free")
+
+
+def full_disk(folder: Path, what: str, reason: str) -> MissingError:
+    """The error for a disk that is full."""
+    return MissingError(f"{folder} has no room for {what}: {reason}", hint="free space on that disk")
+
+
+def is_full(error: OSError) -> bool:
+    """Whether an error means that a disk, or the user's share of it, is full."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)

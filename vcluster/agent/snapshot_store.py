@@ -35,6 +35,7 @@ from vcluster.agent.snapshot_folders import (
     remove_if_empty,
     remove_path,
     remove_unfinished,
+    require_room,
     snapshot_folder,
     snapshot_folders,
     unfinished_folder,
@@ -105,10 +106,7 @@ def prepare_template(
     `qemu_owner` is the user and the group of QEMU, as numbers.
     """
     place = Path(folder)
-    if shutil.disk_usage(place).free < ram_bytes:  # QEMU would be killed when it writes to a page without room
-        raise MissingError(
-            f"{place} has no room for {ram_bytes // 2**20} MiB of memory", hint="free space on the server's disk"
-        )
+    require_room(place.parent, ram_bytes, "the memory")  # QEMU would be killed when it writes to a page without room
     create = ("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", backing, str(place / DISK))
     run([*create, str(disk_bytes)], timeout_s=_IMAGE_TOOL_TIMEOUT_S)
     with _storage_errors(place.name):

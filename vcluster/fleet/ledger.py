@@ -369,11 +369,16 @@ def _write_file(path: Path, text: str, *, mode: int) -> None:
     """Replace a file at once. It is complete and synced to disk when this function returns."""
     with timed_call("ledger", f"write {path}"), _writing(path):
         new = _draft(path)
-        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
+        try:
+            with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            new.replace(path)
+        except OSError:  # the disk is full, for example
+            with suppress(OSError):
+                new.unlink(missing_ok=True)
+            raise
         directory = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(directory)

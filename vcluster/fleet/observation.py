@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from ipaddress import AddressValueError, IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
@@ -180,8 +181,9 @@ def _write(cache: Path, key: str, verdict: Mapping[str, object]) -> None:
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         cache.write_text(json.dumps(_read(cache) | {key: verdict}) + "\n")
-    except OSError:
-        return  # without a cache, the next command tests again
+    except OSError:  # on a full disk, for example; without a cache, the next command tests again
+        with suppress(OSError):
+            cache.unlink(missing_ok=True)
 
 
 # Routes between servers

@@ -56,6 +56,12 @@ def inspect(path: Path) -> DiskFacts:
     return DiskFacts(kind, size)
 
 
+def qcow2_bytes(path: Path, kind: str) -> int:
+    """The size of a disk file as qcow2, in bytes. A compressed one grows."""
+    argv = ["qemu-img", "measure", "--output=json", "-f", kind, "-O", "qcow2", str(path.absolute())]
+    return int(json.loads(run(argv, timeout_s=CHECK_TIMEOUT_S).stdout)["required"])
+
+
 def partitions_end(head: bytes) -> int | None:
     """The end of the last partition in bytes, from the first two sectors of a disk. None without a partition table.
 

@@ -18,7 +18,14 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 from vcluster.agent.image_store import is_file_name
-from vcluster.agent.snapshot_folders import FOLDER_MODE, UNFINISHED, lock_folder, remove_folder, remove_unfinished
+from vcluster.agent.snapshot_folders import (
+    FOLDER_MODE,
+    UNFINISHED,
+    lock_folder,
+    remove_folder,
+    remove_unfinished,
+    require_room,
+)
 from vcluster.agent.snapshot_manifest import MANIFEST
 from vcluster.errors import ConflictError, MissingError, RequestError, VclusterError
 from vcluster.images import build, disk_files, fetch
@@ -158,6 +165,7 @@ class ImageStore:
             if sha256 and actual != sha256.lower():
                 raise RequestError(f"{source} has the SHA-256 digest {actual}, not the one of --sha256")
             facts = disk_files.inspect(path)
+            require_room(self.root, disk_files.qcow2_bytes(path, facts.format), "the image")
             report("storing the image")
             fetch.to_qcow2(path, facts.format, folder / _DISK)
             (folder / "download").unlink(missing_ok=True)

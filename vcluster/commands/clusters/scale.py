@@ -196,6 +196,7 @@ def remove(context: Context, name: str, names: Sequence[str], *, timeout_s: floa
         ledger = read_ledger(files)
         after = replace(ledger, state="creating", plan=resize.shrink(ledger.plan, names))
         _require_up(fleet, files, after.plan.nodes)
+        files.write_ledger(ledger)  # on a full disk the last write would fail, when the nodes are gone
         rest = _remove_nodes(Deployment(context, fleet, ledger.plan, files.read_keys(), deadline), after)
         _configure(rest, running=rest.plan.nodes, proven=_proven(ledger), hint=f"vcluster repair {name}")
         files.write_ledger(after.as_ready)
