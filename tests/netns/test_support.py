@@ -34,7 +34,7 @@ CLUSTERS = "/var/lib/libvirt/images/vcluster/clusters"
 STATE = "/var/lib/vcluster"
 GONE = "172.31.255.254"  # no server of the testbed has this address
 OFF = (
-    "import vcluster.model.redaction as r; r.Redactor.text = lambda self, text: text;"
+    "import vcluster.util.redaction as r; r.Redactor.text = lambda self, text: text;"
     " r.Redactor.document = lambda self, value, name='': value; "
 )
 # Passwords and tokens, by the source that they are planted in.

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from vcluster.model.keys import make_pair
-from vcluster.model.redaction import Redactor, allowed, secrets_of
+from vcluster.util.redaction import Redactor, allowed, secrets_of
 
 PAIR = make_pair("someone@example.org")
 KEY = PAIR.private

@@ -13,7 +13,7 @@ from vcluster.commands.servers import support
 from vcluster.commands.steps import support_archive
 from vcluster.commands.steps.support_archive import SupportReport, refuse_existing, safe_path, write_new
 from vcluster.errors import ConflictError, MissingError
-from vcluster.model.redaction import Redactor
+from vcluster.util.redaction import Redactor
 
 
 def new_report() -> SupportReport:

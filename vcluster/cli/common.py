@@ -69,7 +69,7 @@ def context(*listeners: Listener) -> Context:
 def _log(state_root: Path, environment: dict[str, str]) -> CommandLog:
     """The log of this command. It has the names of options without their values, which may be secrets."""
     from vcluster.fleet.command_log import CommandLog
-    from vcluster.model.redaction import secrets_of
+    from vcluster.util.redaction import secrets_of
 
     here = click.get_current_context(silent=True)
     command = here.command_path.removeprefix("vcluster ") if here else ""

@@ -14,8 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from vcluster.fleet import ledger
-from vcluster.model.redaction import Redactor
 from vcluster.util.events import Event
+from vcluster.util.redaction import Redactor
 
 LOG, FORMER_LOG = "commands.jsonl", "commands.former.jsonl"
 LOG_BYTES_MAX = 256 << 10  # then the log becomes the former one

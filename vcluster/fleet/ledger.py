@@ -163,10 +163,7 @@ def planning(root: Path, deadline: Deadline, report: Reporter) -> Iterator[None]
 
 @contextmanager
 def locked_file(path: Path) -> Iterator[bool]:
-    """Lock a folder or file by its own descriptor, which leaves no lock file. Yields True if we hold the lock.
-
-    Yields False if another process holds it, or if the path was removed.
-    """
+    """Lock a folder or file by its own descriptor. Yields False if another process holds it, or if it was removed."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
@@ -376,8 +373,7 @@ def _write_file(path: Path, text: str, *, mode: int) -> None:
                 os.fsync(file.fileno())
             new.replace(path)
         except OSError:  # the disk is full, for example
-            with suppress(OSError):
-                new.unlink(missing_ok=True)
+            new.unlink(missing_ok=True)
             raise
         directory = os.open(path.parent, os.O_RDONLY)
         try:

@@ -26,8 +26,8 @@ from vcluster.fleet.ledger import Ledger
 from vcluster.model import codec, naming, spec
 from vcluster.model import plan as plans
 from vcluster.model.plan import Plan
-from vcluster.model.redaction import Redactor, allowed, secrets_of
 from vcluster.render.domain_xml import console_path
+from vcluster.util.redaction import Redactor, allowed, secrets_of
 
 PART_TIMEOUT_S = 90.0  # longer than a login to a server and a request to its agent
 SERVER_BYTES_MAX, TEXT_BYTES_MAX = 8 << 20, 64 << 10  # of the files of a server, and of each file

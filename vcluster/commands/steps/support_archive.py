@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vcluster.errors import ConflictError, MissingError
-from vcluster.model.redaction import Redactor
+from vcluster.util.redaction import Redactor
 
 FILE_BYTES_MAX, REPORT_BYTES_MAX = 1 << 20, 32 << 20
 NAME_MAX = 100
