@@ -86,6 +86,21 @@ def test_a_profile_that_allows_more_is_found(host: Host) -> None:
         assert all(one["fix"] == "vcluster power cycle lab" for one in found)
 
 
+@pytest.fixture
+def other_user(host: Host) -> Iterator[None]:
+    """QEMU's user has no name that vcluster knows, as with `user =` in qemu.conf."""
+    passwd = host.server.path("/etc/passwd")
+    before = passwd.read_text()
+    passwd.write_text(before.replace("libvirt-qemu:", "someone:"))
+    yield
+    passwd.write_text(before)
+
+
+@pytest.mark.usefixtures("other_user")
+def test_the_user_of_a_running_qemu_may_own_its_files(host: Host) -> None:
+    assert broken_promises.broken(host) == []
+
+
 # It changes nothing
 
 
