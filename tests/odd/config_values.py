@@ -13,7 +13,7 @@ from vcluster.config.options import CLUSTER
 from vcluster.config.readers import SERVER_KEYS, SWITCH_KEYS, parse_host
 from vcluster.errors import RequestError
 
-HOST_PARTS = ("host", "user name", "number", "range")
+HOST_PARTS = ("host", "user name", "number", "range", "this machine")
 SOURCES = values.near("env:SECRET", "ask", "file:/x#y")
 HERE = Path("config.ini")
 GOOD = """\

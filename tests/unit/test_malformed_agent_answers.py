@@ -84,6 +84,10 @@ def test_a_hint_that_is_not_text_is_left_out() -> None:
     assert (error.message, error.hint) == ("server1: [1]", None)
 
 
+def test_an_error_of_any_length_is_shortened() -> None:
+    assert len(request_loop.error_from_json({"message": "x" * 70_000}, "server1").message) < 1100
+
+
 @pytest.mark.parametrize("line", [line for line in ANSWERS if "body" not in line])
 def test_a_malformed_answer_of_the_relay_to_libvirt(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     agent, pipe = RemoteAgent(Session()), Pipe(line)  # type: ignore[arg-type]

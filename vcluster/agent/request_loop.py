@@ -23,6 +23,7 @@ from vcluster.errors import MissingError, VclusterError
 from vcluster.model import json_text, json_types
 
 LINE_LIMIT = 1 << 26
+ERROR_MAX = 1000  # characters of an error of another server
 SILENCE_S = 600.0  # without input for this time, the controller is gone; sshd may notice that hours later
 _REQUEST = {"id": int, "operation": str, "arguments": dict[str, Any], "body": int | None}
 Operations = Mapping[str, Callable[..., Any]]
@@ -170,7 +171,7 @@ def error_from_json(fields: Mapping[str, Any], server: str) -> VclusterError:
     if not (isinstance(kind, type) and issubclass(kind, VclusterError)) or kind is errors.SeveralErrors:
         kind = VclusterError
     hint = fields.get("hint")
-    return kind(f"{server}: {fields['message']}", hint=hint if isinstance(hint, str) else None)
+    return kind(f"{server}: {str(fields['message'])[:ERROR_MAX]}", hint=hint if isinstance(hint, str) else None)
 
 
 def uninstall(folder: Path, lock: int) -> None:
