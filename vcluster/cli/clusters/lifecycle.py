@@ -62,8 +62,8 @@ def stop(name: str | None, timeout_s: float, output: str) -> None:
 def start(name: str | None, timeout_s: float, output: str) -> None:
     """Start a stopped cluster.
 
-    Does the same as repair, for example after a reboot of a server, and ends with the same check as create. If the
-    cluster is ready, start does nothing and runs no check.
+    If the cluster is ready, start does nothing and runs no check. Otherwise it does the same as repair, for example
+    after a reboot of a server, and ends with the same check as create.
     """
     from vcluster.commands.clusters import lifecycle
 
