@@ -23,7 +23,7 @@ LISTEN = "import socket, time; s = socket.create_server(('172.28.0.1', 8080)); p
 # What a command could change: files with their times, rules, interfaces, addresses, routes and settings.
 EVERYTHING = """
 find /var/lib/vcluster /var/lib/libvirt/images/vcluster/clusters /etc/libvirt /run/libvirt -printf '%p %m %U %C@\\n'
-nft list ruleset; ip link; ip address; ip route show table all
+nft -s list ruleset; ip link; ip address; ip route show table all
 ip -6 route show table all
 grep -r . /proc/sys/net/ipv6/conf/*/disable_ipv6
 """
