@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import pty
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -98,3 +100,55 @@ def test_a_full_pipe_that_does_not_block_gets_all_output(tmp_path: Path) -> None
     many = "import vcluster.cli.main as m\nm._run = lambda: [print('x' * 99) for _ in range(5000)] and 0\nm.run()"
     done = run(tmp_path, line, "-c", many)
     assert (done.stdout.count("\n"), done.stderr) == (5000, "")
+
+
+# A command like create, whose terminal closes while it works. Its removal reports progress, then writes a file.
+DOOMED = """
+import signal, sys, time
+from pathlib import Path
+import click
+from vcluster.cli import common, main
+from vcluster.util.interrupts import interruptible_once
+
+path, nodes = Path(sys.argv[1]), [f"node{number}" for number in range(int(sys.argv[2]))]
+
+@click.command()
+def work():
+    with common.progress(nodes, stages=3) as (context, timer):
+        report = context.report
+        with interruptible_once(report.note, first="interrupted", later="still removing"):
+            try:
+                with report.step("boot", "node1"):
+                    print("begun", file=sys.stderr)
+                    signal.pause()
+            finally:
+                for kind in ("domains", "networks"):
+                    with report.step(f"remove {kind}", "localhost"):
+                        report.note(f"removing {kind}")
+                path.write_text("removed")
+
+sys.argv = sys.argv[:1]
+main.main = work
+main.run()
+"""
+
+
+@pytest.mark.parametrize("node_count", [1, 30])
+@pytest.mark.parametrize("is_ignored", [False, True])
+def test_a_closed_terminal_ends_no_removal(tmp_path: Path, node_count: int, is_ignored: bool) -> None:
+    """Bars are for few nodes, lines for many. Under nohup, another signal ends the command later."""
+    end = tmp_path / "end"
+    ours, theirs = pty.openpty()
+    prefix = ["setsid", "--ctty", "--wait", "env", f"--{'ignore' if is_ignored else 'default'}-signal=HUP"]
+    process = subprocess.Popen(
+        [*prefix, sys.executable, "-c", DOOMED, str(end), str(node_count)],
+        env={**os.environ, "VCLUSTER_STATE_DIR": str(tmp_path)}, stdin=theirs, stdout=theirs, stderr=theirs,
+    )  # fmt: skip
+    os.close(theirs)
+    shown = b""
+    while b"begun" not in shown:
+        shown += os.read(ours, 4096)
+    os.close(ours)
+    if is_ignored:
+        process.send_signal(signal.SIGTERM)
+    assert (process.wait(60), end.read_text()) == (130, "removed")

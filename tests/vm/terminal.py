@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from tests.testbed import SCRIPT, Server
 
 CTRL_C, CTRL_BRACKET = "\x03", "\x1d"
+# The terminal controls the program, as that of a shell does: when it closes, the program gets SIGHUP.
+CONTROLLED = ("setsid", "--ctty", "env", "--default-signal=HUP")
 
 
 @dataclass
@@ -23,7 +25,7 @@ class Terminal:
     """The keyboard and the screen of a program."""
 
     process: subprocess.Popen[bytes]
-    _descriptor: int
+    _descriptor: int | None
     _output: str = ""
 
     def type(self, text: str) -> None:
@@ -46,28 +48,33 @@ class Terminal:
         before, _, self._output = self._output.partition(text)
         return before + text
 
+    def close(self) -> None:
+        """Close the terminal, as when its window or its SSH connection ends."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+        self._descriptor = None
+
     def _timeout_message(self, text: str) -> str:
         return f"{text!r} did not come, but {self._output!r}"
 
 
 @contextlib.contextmanager
 def terminal(server: Server, argv: Sequence[str]) -> Iterator[Terminal]:
-    """Start a program on its own terminal. It is killed at the end unless it has ended."""
+    """Start a program on its own terminal. The terminal closes at the end."""
     ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, str(SCRIPT), "exec", server.name, "--", *CONTROLLED, *argv],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    screen = Terminal(process, ours)
     try:
-        process = subprocess.Popen(
-            [sys.executable, str(SCRIPT), "exec", server.name, "--", *argv],
-            stdin=theirs,
-            stdout=theirs,
-            stderr=theirs,
-            start_new_session=True,
-        )
-        os.close(theirs)
-        try:
-            yield Terminal(process, ours)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        yield screen
     finally:
-        os.close(ours)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        screen.close()

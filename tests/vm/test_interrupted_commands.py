@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from tests.clusters import Cluster
+from tests.clusters import ENVIRONMENT, VCLUSTER, Cluster
+from tests.vm.terminal import terminal
 
 pytestmark = pytest.mark.vm
 
@@ -49,6 +50,17 @@ def test_an_interrupt_ends_the_processes_on_all_nodes(cluster: Cluster, command:
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 130
     assert errors.strip().splitlines()[-1] == "vcluster: interrupted"
+    wait_until(cluster, set())
+
+
+@pytest.mark.usefixtures("loop")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_closed_terminal_ends_the_processes_on_all_nodes(cluster: Cluster, command: str) -> None:
+    argv = ["env", *(f"{name}={value}" for name, value in ENVIRONMENT.items()), *VCLUSTER]
+    with terminal(cluster.host.server, [*argv, *COMMANDS[command]]) as screen:
+        wait_until(cluster, {"red2"} if command == "ssh" else set(cluster.names))
+        screen.close()
+        assert screen.process.wait(30) == 130
     wait_until(cluster, set())
 
 

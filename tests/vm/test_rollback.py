@@ -9,8 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.clusters import VCLUSTER, Host, Survey, changes, read_until, rest_of, survey
+from tests.clusters import ENVIRONMENT, VCLUSTER, Host, Survey, changes, read_until, rest_of, survey
 from tests.testbed import kill
+from tests.vm.terminal import terminal
 
 pytestmark = [pytest.mark.vm, pytest.mark.core]
 
@@ -61,6 +62,17 @@ def test_an_interrupt_removes_everything(host: Host, bare: Survey, number: signa
     assert process.returncode == 130
     assert errors.strip().splitlines()[-1] == "vcluster: interrupted"
     assert "Traceback" not in errors
+    assert_unchanged(host, bare)
+
+
+@pytest.mark.parametrize("options", [(), ("-v",)])
+def test_a_closed_terminal_is_an_interrupt(host: Host, bare: Survey, options: tuple[str, ...]) -> None:
+    """Without -v there are bars, with it there are lines. None of them can be written any more."""
+    argv = ["env", *(f"{name}={value}" for name, value in ENVIRONMENT.items()), *VCLUSTER]
+    with terminal(host.server, [*argv, "local", "create", "--name", "doomed", "-n", "2", *options]) as screen:
+        host.wait_for("virsh -q list --name | grep doomed")
+        screen.close()
+        assert screen.process.wait(60) == 130
     assert_unchanged(host, bare)
 
 
