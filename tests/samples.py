@@ -6,12 +6,14 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
+from vcluster.fleet.ledger import VERSION, ClusterFiles, Ledger
 from vcluster.model.facts import Facts, UnderlayRoute
 from vcluster.model.keys import KeyPair, Keys
 from vcluster.model.naming import default_node_names
 from vcluster.model.plan import Plan
 from vcluster.model.spec import LOCAL, Image, Login, ServerSpec, Spec
 from vcluster.planning.planner import make_plan
+from vcluster.render.ssh_files import known_hosts, ssh_config
 
 OWNER = "0badcafe"
 ROOMY = Facts(memory_free_mib=10_000_000, disk_free_mib=10_000_000, cpus=64)
@@ -82,3 +84,13 @@ def keys(count: int = 2) -> Keys:
 def pair(name: str) -> KeyPair:
     """A fake key pair."""
     return KeyPair(f"-- private {name} --\n", f"ssh-ed25519 AAAA{name} {name}@lab")
+
+
+def write_files(files: ClusterFiles, plan: Plan) -> None:
+    """Write the files of a cluster that is ready, without jump hosts."""
+    found = keys(len(plan.nodes))
+    files.folder.mkdir(parents=True, exist_ok=True)
+    files.write_ledger(Ledger(VERSION, "ready", "", plan))
+    files.write_keys(found)
+    config = ssh_config(plan, identity=files.identity, known_hosts=files.known_hosts, jumps={})
+    files.write_ssh(config=config, known_hosts=known_hosts(plan, found))

@@ -16,6 +16,7 @@ from vcluster.adapters.libvirt.hypervisor import Hypervisor
 from vcluster.agent import operations
 from vcluster.agent.client import LocalAgent
 from vcluster.cli import common, main
+from vcluster.fleet.ledger import ClusterFiles
 from vcluster.fleet.servers import Server, ServerRequest
 from vcluster.model.naming import libvirt_name, uuid_for
 from vcluster.model.plan import Pool
@@ -131,3 +132,16 @@ def test_without_data_there_is_no_question(connector: Connector, monkeypatch: py
     make_data(connector, "server1").unlink()
     assert clear(monkeypatch, ["--on", "server1"]) == 0
     assert connector.libvirts["server1"].pools() == ()
+
+
+def test_a_cluster_whose_keys_are_lost_is_cleared(
+    connector: Connector, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    make_data(connector, "localhost")
+    files = ClusterFiles(tmp_path / "state", "lab")
+    samples.write_files(files, samples.plan(2))
+    files.keys.unlink()
+    files.identity.unlink()
+    assert clear(monkeypatch, ["-y"]) == 0
+    assert connector.libvirts["localhost"].pools() == ()
+    assert not files.folder.exists()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from vcluster.cli.nodes.execute import remote_argv
 from vcluster.cli.output import verbose
 from vcluster.commands.nodes import access
 from vcluster.errors import RequestError, VclusterError
-from vcluster.fleet.ledger import VERSION, ClusterFiles, Ledger
+from vcluster.fleet.ledger import ClusterFiles
 from vcluster.util import events
 
 
@@ -29,10 +30,7 @@ from vcluster.util import events
 def clusters(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The clusters lab and other, with the nodes node1 and node2 each."""
     for name in ("lab", "other"):
-        files = ClusterFiles(tmp_path, name)
-        files.folder.mkdir(parents=True)
-        files.write_ledger(Ledger(VERSION, "ready", "", replace(samples.plan(2), name=name)))
-        files.ssh_config.write_text("Host node1\n")
+        samples.write_files(ClusterFiles(tmp_path, name), replace(samples.plan(2), name=name))
     monkeypatch.setenv("VCLUSTER_STATE_DIR", str(tmp_path))
     monkeypatch.delenv("VCLUSTER_NAME", raising=False)
     return tmp_path
@@ -207,9 +205,76 @@ def test_ssh_config_has_a_document(
     clusters: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = ClusterFiles(clusters, "lab").ssh_config
-    for words, output in (((), "Host node1\n"), (("--path",), f"{path}\n")):
+    for words, output in (((), path.read_text()), (("--path",), f"{path}\n")):
         assert run(monkeypatch, "ssh-config", "lab", *words) == 0
         assert capsys.readouterr().out == output
+
+
+# Files for ssh that are lost or damaged
+
+USERS = [
+    ["ssh", "node1"],
+    ["ssh", "node1", "--", "true"],
+    ["mpiexec", "true"],
+    ["copy", "/etc/hostname", "node1:"],
+    ["shell", "node1"],
+    ["shell", "--all", "--detach"],
+    ["ssh-config"],
+]
+
+
+def cut(path: Path) -> None:
+    path.write_text(path.read_text()[:-20])
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        *((name, damage) for name in ("id_ed25519", "known_hosts", "ssh_config") for damage in (Path.unlink, cut)),
+        ("ssh_config", lambda path: path.write_text("")),
+        ("ssh_config", lambda path: path.write_bytes(b"\xff\n")),
+        ("known_hosts", lambda path: path.write_text(path.read_text().replace("AAAAnode2", "AAAAother"))),
+        ("id_ed25519", lambda path: path.chmod(0o644)),
+    ],
+)
+@pytest.mark.usefixtures("programs")
+def test_a_damaged_file_for_ssh_is_named_with_the_command_that_fixes_it(
+    clusters: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    damage: Callable[[Path], object],
+) -> None:
+    damage(clusters / "clusters" / "lab" / name)
+    error = f"cluster lab lacks files for ssh, or they are damaged: {name} (vcluster repair lab)"
+    for words in USERS:
+        typed = [*words, "lab"] if words == ["ssh-config"] else [words[0], "--name", "lab", *words[1:]]
+        assert run(monkeypatch, *typed) == 1
+        assert capsys.readouterr().err == f"vcluster: {error}\n"
+    assert run(monkeypatch, "ssh-config", "other") == 0
+    with ClusterFiles(clusters, "lab").locked():  # a command that writes them now
+        assert run(monkeypatch, "ssh", "--name", "lab", "node1", "--", "true") == 0
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, cut])
+@pytest.mark.usefixtures("programs")
+def test_keys_that_are_lost_cannot_be_made_again(
+    clusters: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    damage: Callable[[Path], object],
+) -> None:
+    files = ClusterFiles(clusters, "lab")
+    damage(files.keys)
+    assert run(monkeypatch, "ssh", "--name", "lab", "node1", "--", "true") == 0  # the other files are in order
+    capsys.readouterr()
+    files.ssh_config.unlink()
+    for words in (["ssh", "node1"], ["exec", "--", "true"]):
+        assert run(monkeypatch, words[0], "--name", "lab", *words[1:]) == 1
+        error = capsys.readouterr().err
+        assert re.fullmatch(
+            rf"vcluster: {files.keys} is .*, so no command can log in .*\(vcluster clear lab\)\n", error
+        )
 
 
 # Completion
@@ -331,8 +396,10 @@ def test_a_long_text_is_shortened_in_the_message(
 def test_a_missing_ssh_config_is_a_clear_error(
     clusters: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (clusters / "clusters/lab/ssh_config").unlink()
-    monkeypatch.setattr(sys, "argv", ["vcluster", "ssh-config", "lab"])
-    assert main._run() == 1
+    """A command that changes the cluster may write the file in a moment, so this one does not name it as lost."""
+    files = ClusterFiles(clusters, "lab")
+    files.ssh_config.unlink()
+    with files.locked():
+        assert run(monkeypatch, "ssh-config", "lab") == 1
     message = "cannot read the OpenSSH configuration of cluster lab: No such file or directory"
     assert capsys.readouterr().err == f"vcluster: {message} (vcluster repair lab)\n"

@@ -21,7 +21,7 @@ from vcluster.commands.nodes import power
 from vcluster.commands.servers import switch
 from vcluster.commands.steps import inventory, snapshot_build
 from vcluster.errors import VclusterError
-from vcluster.fleet.ledger import VERSION, ClusterFiles, Ledger
+from vcluster.fleet.ledger import ClusterFiles
 from vcluster.resources.owned import OwnedItem
 
 
@@ -49,9 +49,7 @@ class Store:
 def results(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[object, str, object], None]:
     """Sets the result of a function, or the error that it raises. There is one cluster, lab."""
     files = ClusterFiles(tmp_path, "lab")
-    files.folder.mkdir(parents=True)
-    files.write_ledger(Ledger(VERSION, "ready", "", samples.plan(2)))
-    files.ssh_config.write_text("Host node1\n")
+    samples.write_files(files, samples.plan(2))
     monkeypatch.setenv("VCLUSTER_STATE_DIR", str(tmp_path))
     monkeypatch.delenv("SUDO_USER", raising=False)
 
@@ -173,8 +171,8 @@ def test_ssh_config(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["vcluster", "ssh-config", "-o", "json"])
     assert main._run() == 0
-    path = str(ClusterFiles(tmp_path, "lab").ssh_config)
-    assert json.loads(capsys.readouterr().out) == {"name": "lab", "path": path, "config": "Host node1\n"}
+    path = ClusterFiles(tmp_path, "lab").ssh_config
+    assert json.loads(capsys.readouterr().out) == {"name": "lab", "path": str(path), "config": path.read_text()}
 
 
 def test_outputs_are_in_the_order_of_the_nodes() -> None:

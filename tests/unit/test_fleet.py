@@ -223,6 +223,17 @@ def test_start_opens_every_server_once(
     assert sorted(connector.closed) == ["blue", "middle", "red"]
 
 
+def test_repair_writes_damaged_files_for_ssh_again(monkeypatch: pytest.MonkeyPatch, context: Context) -> None:
+    record_steps(monkeypatch, "partial", "file ssh_config of the state folder", lacking=("node1",))
+    samples.write_files(files := context.files("lab"), samples.shared_plan(RED, BLUE))
+    before = {path: path.read_text() for path in (files.identity, files.known_hosts)}
+    for path in before:
+        path.unlink()
+    with pytest.raises(MissingError, match="no memory"):  # the files come before the nodes
+        lifecycle.repair(context, "lab", timeout_s=5)
+    assert {path: path.read_text() for path in before} == before
+
+
 def test_repair_checks_a_ready_cluster_too(monkeypatch: pytest.MonkeyPatch, context: Context) -> None:
     recorded = record_steps(monkeypatch, "ready")
     assert lifecycle.repair(context, "lab", timeout_s=5) == ()

@@ -359,8 +359,7 @@ def test_a_wrong_request_is_one_line(
 def test_panes_need_a_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path
 ) -> None:
-    ClusterFiles(folder / "state", "lab").folder.mkdir(parents=True)
-    ClusterFiles(folder / "state", "lab").write_ledger(Ledger(VERSION, "ready", "", PLAN))
+    samples.write_files(ClusterFiles(folder / "state", "lab"), PLAN)
     monkeypatch.setenv("VCLUSTER_STATE_DIR", str(folder / "state"))
     monkeypatch.setattr(sys, "argv", ["vcluster", "shell", "--all"])
     assert main._run() == 3

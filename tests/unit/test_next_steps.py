@@ -22,7 +22,7 @@ from vcluster.commands.nodes import access as work
 from vcluster.commands.servers import doctor as diagnosis
 from vcluster.commands.servers.doctor import Finding
 from vcluster.commands.steps import inventory
-from vcluster.fleet.ledger import VERSION, ClusterFiles, Ledger
+from vcluster.fleet.ledger import ClusterFiles
 from vcluster.util.events import Reporter
 
 ROOT = Path(__file__).parents[2]
@@ -38,9 +38,7 @@ def _lab(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def make_cluster(root: Path, name: str) -> None:
-    files = ClusterFiles(root, name)
-    files.folder.mkdir(parents=True)
-    files.write_ledger(Ledger(VERSION, "ready", "", replace(samples.plan(3), name=name)))
+    samples.write_files(ClusterFiles(root, name), replace(samples.plan(3), name=name))
 
 
 def type_in(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str) -> tuple[int, str]:

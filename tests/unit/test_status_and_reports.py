@@ -112,6 +112,14 @@ def test_missing_parts_are_listed(server: str, change: dict[str, object] | None,
     assert ("to recreate it: vcluster repair lab" in lines) is line.startswith("missing: ")
 
 
+def test_lost_files_for_ssh_are_missing_parts() -> None:
+    servers = {one.name: whole(SHARED, one.name) for one in SHARED.servers}
+    found = status_of(
+        SHARED, ledger_state="ready", is_being_changed=False, seen=servers, lost={}, lost_files=["known_hosts"]
+    )
+    assert (found.state, found.missing) == ("partial", ("file known_hosts of the state folder",))
+
+
 def test_nodes_that_are_off_are_not_missing() -> None:
     found = seen({"lab.node1": UP, "lab.node2": DOWN}, {"vc-lab"})
     assert found.missing == ("node node2",)  # a contract with scripts

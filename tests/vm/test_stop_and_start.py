@@ -70,3 +70,20 @@ def test_stopped_and_started(cluster: Cluster) -> None:
     for node in NODES[1:]:
         mounted = cluster.ssh(node, "findmnt -n -t nfs4 -o SOURCE /home/mpiuser/cloud")
         assert mounted == "red1:/home/mpiuser/cloud\n"
+
+
+def test_repair_writes_lost_files_for_ssh_again(cluster: Cluster) -> None:
+    host = cluster.host
+    folder = host.sh(f"dirname {cluster.config}").strip()
+    host.sh(f"cd {folder}; rm known_hosts id_ed25519; truncate -s -30 ssh_config")
+    lost = ["id_ed25519", "known_hosts", "ssh_config"]
+    found = host.json("status")
+    assert (found["state"], found["missing"]) == ("partial", [f"file {name} of the state folder" for name in lost])
+    refused = host.vcluster("ssh", "red2", "--", "true", check=False)
+    assert (refused.returncode, refused.stderr.splitlines()) == (1, [
+        f"vcluster: cluster lab lacks files for ssh, or they are damaged: {', '.join(lost)} (vcluster repair lab)"
+    ])  # fmt: skip
+    host.vcluster("repair", timeout_s=300)
+    assert host.json("status")["state"] == "ready"
+    assert host.vcluster("ssh", "red2", "--", "hostname").stdout == "red2\n"
+    assert cluster.ssh("red3", "hostname") == "red3\n"  # by plain ssh

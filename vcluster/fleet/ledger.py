@@ -296,12 +296,14 @@ class ClusterFiles:
         self._write(self.identity, keys.admin.private)
 
     def read_keys(self) -> Keys:
-        """The keys of the cluster. Raises VclusterError if they cannot be read."""
+        """The keys of the cluster. Raises VclusterError if they cannot be read: nothing can make them again."""
         try:
             return codec.from_json(self.keys.read_text(), Keys)
         except (OSError, ValueError) as error:
+            what = "is lost" if isinstance(error, FileNotFoundError) else "is damaged or cannot be read"
             raise VclusterError(
-                f"cannot read the keys of cluster {self.name}: {error}", hint=f"vcluster clear {self.name}"
+                f"{self.keys} {what}, so no command can log in to the nodes of cluster {self.name} any more",
+                hint=f"vcluster clear {self.name}",
             ) from error
 
     def find_keys(self) -> Keys | None:

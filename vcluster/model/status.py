@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from vcluster.model.naming import table_name
@@ -82,13 +82,23 @@ class Observed:
 
 
 def status_of(
-    plan: Plan, *, ledger_state: str, is_being_changed: bool, seen: Mapping[str, Observed], lost: Mapping[str, str]
+    plan: Plan,
+    *,
+    ledger_state: str,
+    is_being_changed: bool,
+    seen: Mapping[str, Observed],
+    lost: Mapping[str, str],
+    lost_files: Sequence[str] = (),
 ) -> Status:
-    """The status of a cluster, from its plan and the observed servers; `lost` has the errors of the other servers."""
+    """The status of a cluster, from its plan and the observed servers; `lost` has the errors of the other servers.
+
+    `lost_files` are files of the state folder that `repair` writes again.
+    """
     nodes = tuple(_node(node, seen.get(node.server)) for node in plan.nodes)
     is_stopped = {node.state for node in nodes} == {STOPPED}
-    missing = tuple(
-        text for server in plan.servers for text in _missing(plan, server, seen, lost, is_stopped=is_stopped)
+    missing = (
+        *(text for server in plan.servers for text in _missing(plan, server, seen, lost, is_stopped=is_stopped)),
+        *(f"file {name} of the state folder" for name in lost_files),
     )
     return Status(
         name=plan.name,

@@ -97,6 +97,23 @@ def known_hosts(plan: Plan, keys: Keys) -> str:
     return nodes + servers
 
 
+def has_keys(known: str, plan: Plan, keys: Keys | None) -> bool:
+    """Whether the text of a known_hosts file has the host key of every node. Without `keys`, any key counts."""
+    lines = [line.split() for line in known.splitlines() if line]
+    found = {host: fields[1:3] for fields in lines for host in fields[0].split(",")}
+    if keys is None:
+        return all(found.get(node.name) for node in plan.nodes)
+    return all(found.get(node.name) == keys.hosts[node.name].public.split()[:2] for node in plan.nodes)
+
+
+def has_blocks(config: str, plan: Plan) -> bool:
+    """Whether the text of an ssh_config has a whole block for every node, and for every server in front of nodes."""
+    blocks = [text.split() for text in config.split("\n\n")]
+    whole = {words[1] for words in blocks if {"HostName", "UserKnownHostsFile"} <= {*words}}
+    servers = {jump_name(server.name) for server in plan.servers if server.login and plan.nodes_on(server.name)}
+    return config.endswith("\n") and {*servers, *(node.name for node in plan.nodes)} <= whole
+
+
 def quoted(path: Path) -> str:
     """A path in the syntax of ssh_config(5): quoted unless it is plain, with doubled percent signs."""
     text = str(path).replace("%", "%%")

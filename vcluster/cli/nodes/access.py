@@ -121,9 +121,11 @@ def ssh(name: str | None, user: str | None, node: str, command: tuple[str, ...])
     the node gets each one unchanged: no shell there splits or expands it.
     """
     from vcluster.commands.nodes import access
+    from vcluster.fleet import login_files
 
     context, plan = common.open_cluster(name)
     access.require_running(context, plan, [access.choose_node(plan, node)])
+    login_files.require(context.files(plan.name), plan)
     if not command:
         become_ssh(context, plan, node, user)
     return run_by_ssh(context, plan, node, user, remote_argv(command))
@@ -156,10 +158,12 @@ def mpiexec(name: str | None, argv: tuple[str, ...]) -> int:
     the other ranks read an empty input.
     """
     from vcluster.commands.nodes import access
+    from vcluster.fleet import login_files
 
     chosen, passed = mpi_arguments.parse(argv)
     context, plan = common.open_cluster(chosen or name)
     access.require_running(context, plan, plan.nodes)
+    login_files.require(context.files(plan.name), plan)
     code = run_by_ssh(context, plan, plan.head.name, None, ["mpiexec", *passed])
     if code == NOT_FOUND:
         raise _not_found(argv, passed)
@@ -192,7 +196,10 @@ def ssh_config(name: str | None, path: bool, output: str) -> None:
 
     With --path it prints the path of the stored file. Use it as in: ssh -F PATH node2
     """
+    from vcluster.fleet import login_files
+
     context, plan = common.open_cluster(name)
+    login_files.require(context.files(plan.name), plan)
     file = context.files(plan.name).ssh_config
     try:
         config = file.read_text(errors="replace")

@@ -44,10 +44,12 @@ def copy(
     are kept.
     """
     from vcluster.commands.nodes import access
+    from vcluster.fleet import login_files
 
     context, plan = common.open_cluster(name)
     node = access.choose_copy(plan, sources, destination)
     access.require_running(context, plan, [node])
+    login_files.require(context.files(plan.name), plan)
     login = ["-o", f"User={user}"] if user else []
     config = str(context.files(plan.name).ssh_config)
     code = run_attached(

@@ -50,14 +50,15 @@ def shell(
     """
     from vcluster.adapters.tmux import Pane
     from vcluster.commands.nodes import access
+    from vcluster.fleet import login_files
 
     _require_one_or_all(node, everything, nodeset, detach=detach)
     context, plan = common.open_cluster(name)
-    if node:
-        access.require_running(context, plan, [access.choose_node(plan, node)])
-        ssh_access.become_ssh(context, plan, node, user)
-    nodes = access.choose_nodes(plan, nodeset)
+    nodes = [access.choose_node(plan, node)] if node else access.choose_nodes(plan, nodeset)
     access.require_running(context, plan, nodes)
+    login_files.require(context.files(plan.name), plan)
+    if node:
+        ssh_access.become_ssh(context, plan, node, user)
     panes = [Pane(one.name, ssh_access.ssh_argv(context, plan, one.name, user)) for one in nodes]
     ssh_failed = "#{==:#{pane_dead_status},255}"  # ssh's own exit code
     _show(_screen(plan, nodes, panes, "", is_synchronized=True, stays=ssh_failed), detach=detach)

@@ -69,8 +69,12 @@ class Deployment:
 
     def save(self, ledger: Ledger) -> None:
         """Write the ledger, then keys and SSH files. `clear` needs the ledger if this command is killed."""
+        self.files.write_ledger(ledger)
+        self.write_login_files()
+
+    def write_login_files(self) -> None:
+        """Write the keys and the files that ssh reads."""
         files = self.files
-        files.write_ledger(ledger)
         files.write_keys(self.keys)
         files.write_ssh(**ssh_texts(self.fleet, files, self.plan, self.keys))
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from vcluster.errors import RequestError, VclusterError
 from vcluster.fleet import ledger as ledgers
-from vcluster.fleet import servers
+from vcluster.fleet import login_files, servers
 from vcluster.fleet.context import Context
 from vcluster.fleet.ledger import ClusterFiles, Ledger
 from vcluster.fleet.servers import Fleet, Server
@@ -34,7 +34,14 @@ def observe_status(fleet: Fleet, files: ClusterFiles) -> Status:
     found = dict(zip(fleet.servers, outcomes, strict=True)) | fleet.unreachable
     seen = {name: outcome for name, outcome in found.items() if isinstance(outcome, Observed)}
     lost = {name: outcome.message for name, outcome in found.items() if isinstance(outcome, VclusterError)}
-    return status_of(ledger.plan, ledger_state=ledger.state, is_being_changed=files.is_locked(), seen=seen, lost=lost)
+    return status_of(
+        ledger.plan,
+        ledger_state=ledger.state,
+        is_being_changed=files.is_locked(),
+        seen=seen,
+        lost=lost,
+        lost_files=login_files.damaged(files, ledger.plan) if ledger.state == "ready" else (),
+    )
 
 
 def _observe_server(server: Server, plan: Plan) -> Observed:
