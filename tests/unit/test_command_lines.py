@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import shlex
 import subprocess
@@ -66,6 +67,7 @@ def programs(monkeypatch: pytest.MonkeyPatch) -> list[Program]:
     monkeypatch.setattr(subprocess, "Popen", lambda argv: started.append(Program(argv)) or started[-1])
     monkeypatch.setattr("shutil.which", lambda program: f"/usr/bin/{program}")
     monkeypatch.setattr(access, "require_running", lambda *_: None)
+    monkeypatch.setattr(os, "execvp", lambda program, _: pytest.fail(f"{program} was started"))
     return started
 
 
