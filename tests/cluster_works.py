@@ -125,7 +125,6 @@ def _ledger(cluster: Cluster) -> Work:
 
 def observed(plan: Plan, powers: Callable[[Node], PowerState]) -> dict[str, Observed]:
     """The servers of a plan with everything in place."""
-    table = naming.table_name(plan.name, plan.owner)
     nodes: dict[str, list[Node]] = {server.name: [] for server in plan.servers}
     for node in plan.nodes:
         nodes[node.server].append(node)
@@ -137,7 +136,7 @@ def observed(plan: Plan, powers: Callable[[Node], PowerState]) -> dict[str, Obse
             | {node.port: node.bridge for node in nodes[server.name]},
             {"vcluster-lab"},
             {"vcluster-lab"},
-            {table},
+            (),
         )
         for server in plan.servers
     }

@@ -41,7 +41,7 @@ def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenCon
         libvirt.memory_free_mib = lambda: 8192  # type: ignore[method-assign]  # the test driver cannot tell
         for each in PLAN.nodes[:2]:
             libvirt.define_domain(domain_xml(PLAN, each).replace('type="qemu"', 'type="test"'))
-        answers = {name: lambda **_: [] for name in ("interfaces", "guards", "obstacles")}
+        answers = {name: lambda **_: [] for name in ("interfaces", "guards", "lacking_guards", "obstacles")}
         server = Server("localhost", samples.OWNER, tmp_path, LocalAgent(answers), libvirt=libvirt)
         context = OpenContext(Fleet({"localhost": server}, {}), tmp_path)
         files = context.files("lab")

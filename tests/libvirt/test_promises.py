@@ -40,7 +40,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
     )
     with Hypervisor(f"test://{node}", samples.OWNER) as libvirt:
         libvirt.memory_free_mib = lambda: FREE_MIB  # type: ignore[method-assign]  # the test driver cannot tell
-        answers = {name: lambda **_: [] for name in ("interfaces", "guards", "obstacles")}
+        answers = {name: lambda **_: [] for name in ("interfaces", "guards", "lacking_guards", "obstacles")}
         agent = LocalAgent(answers | {"observe": lambda **_: SEEN})
         yield Server("localhost", samples.OWNER, tmp_path, agent, libvirt=libvirt)
 

@@ -427,6 +427,28 @@ def test_each_cluster_has_its_own_table(server: Server, call: Call) -> None:
     assert reached(server, probes, probes) == probes
 
 
+@pytest.mark.parametrize(
+    ("line", "lacking"),
+    [
+        ("nft flush ruleset", ["inet", "arp"]),
+        (f"nft delete table inet {TABLE}", ["inet"]),
+        (f"nft delete table arp {TABLE}", ["arp"]),
+    ],
+)
+def test_tables_that_another_program_removed_are_found(
+    server: Server, call: Call, line: str, lacking: list[str]
+) -> None:
+    guard(call)
+    guard(call, "other", OTHER_TABLE, "172.28.4.1")
+    assert call("operations.lacking_guards", table=TABLE) == []
+    server.run(["sh", "-c", line], timeout_s=10)
+    before = server.run(["nft", "list", "ruleset"], timeout_s=10).stdout
+    assert call("operations.lacking_guards", table=TABLE) == lacking
+    assert server.run(["nft", "list", "ruleset"], timeout_s=10).stdout == before
+    guard(call)
+    assert call("operations.lacking_guards", table=TABLE) == []
+
+
 def test_the_dns_of_libvirts_network_answers() -> None:
     network = samples.plan(1).servers[0].network
     assert network

@@ -95,7 +95,7 @@ def test_a_number_names_its_unit(command: str) -> None:
 
 def status(domains: dict[str, PowerState] | None = None, plan: Plan = LOCAL) -> Status:
     running = {node.domain: PowerState(RUNNING) for node in plan.nodes}
-    seen = Observed(domains or running, {}, set(), set(), set())
+    seen = Observed(domains or running, {}, set(), set(), ())
     return status_of(plan, ledger_state="ready", is_being_changed=False, seen={"localhost": seen}, lost={})
 
 

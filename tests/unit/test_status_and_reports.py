@@ -50,7 +50,7 @@ def seen(
 ) -> Status:
     """The status of a cluster on this machine with these domains, their taps, and these other links."""
     ports = {node.port: node.bridge for node in PLAN.nodes}
-    here = Observed(domains, ports | dict.fromkeys(links, ""), {"vcluster-lab"}, {"vcluster-lab"}, set())
+    here = Observed(domains, ports | dict.fromkeys(links, ""), {"vcluster-lab"}, {"vcluster-lab"}, ())
     return status_of(
         PLAN, ledger_state=ledger_state, is_being_changed=is_being_changed, seen={"localhost": here}, lost={}
     )
@@ -62,7 +62,7 @@ def whole(plan: Plan, server: str) -> Observed:
     links = {bridge.name: "" for bridge in planned.bridges}
     links |= {tunnel.name: tunnel.bridge for tunnel in planned.tunnels} | {node.port: node.bridge for node in nodes}
     names = {"vcluster-lab"} if nodes else set()
-    return Observed({node.domain: UP for node in nodes}, links, names, names, {f"vcluster-lab-{samples.OWNER}"})
+    return Observed({node.domain: UP for node in nodes}, links, names, names, ())
 
 
 SHARED = samples.shared_plan()
@@ -88,7 +88,8 @@ SHOWN = {
     ("server", "change", "words"),
     [
         ("middle", {"interfaces": {}}, "bridge vc-lab on middle"),
-        ("middle", {"tables": set()}, "packet filter of the tunnels on middle"),
+        ("middle", {"lacking_tables": ("inet", "arp")}, "packet filter of the tunnels on middle"),
+        ("red", {"lacking_tables": ("arp",)}, "packet filter of ARP on red"),
         ("red", {"interfaces": {}}, "port vx-lab-1 of bridge vb-lab-1 on red"),
         ("red", {"networks": set()}, "network vcluster-lab on red"),
         ("blue", {"pools": set()}, "pool vcluster-lab on blue"),
@@ -110,6 +111,15 @@ def test_missing_parts_are_listed(server: str, change: dict[str, object] | None,
     line = SHOWN.get(words, f"missing: {words}")
     assert line in lines
     assert ("to recreate it: vcluster repair lab" in lines) is line.startswith("missing: ")
+
+
+@pytest.mark.parametrize(
+    ("lacking", "missing"), [(("inet", "arp"), ("packet filter",)), (("arp",), ("packet filter of ARP",)), ((), ())]
+)
+def test_a_cluster_without_tunnels_has_a_packet_filter_too(lacking: tuple[str, ...], missing: tuple[str, ...]) -> None:
+    here = replace(whole(PLAN, "localhost"), lacking_tables=lacking)
+    found = status_of(PLAN, ledger_state="ready", is_being_changed=False, seen={"localhost": here}, lost={})
+    assert (found.state, found.missing) == ("partial" if missing else "ready", missing)
 
 
 def test_lost_files_for_ssh_are_missing_parts() -> None:

@@ -50,7 +50,8 @@ def old(host: Host, bare: dict[str, list[str]], former: Path) -> Iterator[Cluste
 
 def test_its_state_is_read(old: Cluster) -> None:
     found = old.host.json("status", "old")
-    assert (found["state"], found["mode"], found["missing"]) == ("ready", "local", [])
+    assert (found["state"], found["mode"], found["missing"]) == ("partial", "local", ["packet filter"])
+    assert old.host.vcluster("status", "old").stdout.splitlines()[-1] == "to recreate it: vcluster repair old"
     assert [node["state"] for node in found["nodes"]] == ["running", "running"]
     assert old.host.json("check", "--name", "old", timeout_s=300)["passed"]
 
@@ -72,6 +73,8 @@ def test_repair_gives_its_shared_folder_to_the_clusters_user(old: Cluster) -> No
 
 def test_repair_gave_it_a_packet_filter(old: Cluster) -> None:
     assert "vcluster-old-" in old.host.sh("nft list tables")
+    found = old.host.json("status", "old")
+    assert (found["state"], found["missing"]) == ("ready", [])
 
 
 def test_it_gets_a_node_and_loses_it(old: Cluster) -> None:

@@ -87,3 +87,16 @@ def test_repair_writes_lost_files_for_ssh_again(cluster: Cluster) -> None:
     assert host.json("status")["state"] == "ready"
     assert host.vcluster("ssh", "red2", "--", "hostname").stdout == "red2\n"
     assert cluster.ssh("red3", "hostname") == "red3\n"  # by plain ssh
+
+
+def test_repair_makes_a_lost_packet_filter_again(cluster: Cluster) -> None:
+    host = cluster.host
+    table = host.sh("nft list tables | grep -o 'vcluster-lab-[0-9a-f]*' | sort -u").strip()
+    host.sh(f"nft delete table inet {table}; nft delete table arp {table}")
+    shown = host.vcluster("status").stdout.splitlines()
+    assert shown[-2:] == ["missing: packet filter", "to recreate it: vcluster repair lab"]
+    assert host.json("status")["state"] == "partial"
+    host.vcluster("repair", timeout_s=300)
+    found = host.json("status")
+    assert (found["state"], found["missing"]) == ("ready", [])
+    assert host.sh("nft list tables").count(table) == 2

@@ -44,6 +44,7 @@ RESULTS: Mapping[str, Any] = {
     "guard": list[tuple[str, str]],
     "remove_guard": None,
     "guards": list[str],
+    "lacking_guards": list[str],
     "obstacles": [_OBSTACLE],
     "listen": None,
     "send_frames": None,

@@ -159,6 +159,11 @@ def guards(prefix: str) -> list[str]:
     return list(guard_table.tables(prefix)) if has_rights() else []
 
 
+def lacking_guards(table: str) -> list[str]:
+    """Of inet and arp, those whose table is missing; none without the rights to read tables."""
+    return list(guard_table.lacking(table)) if has_rights() else []
+
+
 def obstacles(port: int | None) -> list[dict[str, str]]:
     """The settings that would drop traffic of bridges, and with a port of tunnels; none without the rights to read."""
     return [dict(obstacle) for obstacle in find_obstacles(port)] if has_rights() else []
@@ -357,6 +362,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
         guard,
         remove_guard,
         guards,
+        lacking_guards,
         obstacles,
         listen,
         send_frames,

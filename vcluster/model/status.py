@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
-from vcluster.model.naming import table_name
 from vcluster.model.plan import Node, Plan, ServerPlan, Switch
 
 RUNNING, PAUSED, STOPPED, MISSING, UNKNOWN = "running", "paused", "stopped", "missing", "unknown"
@@ -72,13 +71,16 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """The state of a server: for each domain its power, for each interface its bridge, and the other names."""
+    """The state of a server: for each domain its power, for each interface its bridge, and the other names.
+
+    `lacking_tables` are the tables of the packet filter that it lacks: inet, arp or both.
+    """
 
     domains: Mapping[str, PowerState]
     interfaces: Mapping[str, str]
     networks: Set[str]
     pools: Set[str]
-    tables: Set[str]
+    lacking_tables: Sequence[str]
 
 
 def status_of(
@@ -122,8 +124,10 @@ def _missing(
         yield f"server {server.name}: {lost.get(server.name, 'not reached')}"
         return
     yield from (f"{text}{where}" for text in _missing_interfaces(plan, server, seen))
-    if server.tunnels and table_name(plan.name, plan.owner) not in seen.tables:
-        yield f"packet filter of the tunnels{where}"
+    if "inet" in seen.lacking_tables:
+        yield f"packet filter{' of the tunnels' if server.tunnels else ''}{where}"
+    elif seen.lacking_tables:
+        yield f"packet filter of ARP{where}"
     if server.network and server.network.name not in seen.networks:
         yield f"network {server.network.name}{where}"
     if server.pool and server.pool.name not in seen.pools:

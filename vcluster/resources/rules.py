@@ -48,3 +48,8 @@ def observe(server: Server) -> tuple[OwnedItem, ...]:
     names = server.call("guards", prefix=f"{naming.PREFIX}-")
     labels = ((name, naming.parse_table_name(name)) for name in names)
     return tuple(OwnedItem("table", name, label[0]) for name, label in labels if label and label[1] == server.owner)
+
+
+def lacking(server: Server, plan: Plan) -> tuple[str, ...]:
+    """Of the cluster's tables, inet and arp, those that a server lacks although its kernel supports them."""
+    return tuple(map(str, server.call("lacking_guards", table=naming.table_name(plan.name, plan.owner))))

@@ -35,8 +35,11 @@ from vcluster.adapters.network.nftables_messages import (
 )
 from vcluster.errors import MissingError
 
+INPUTS = {"inet": (INET, INPUT), "arp": (ARP, ARP_INPUT)}  # the tables, with the family and a chain of each
+
 Gap = tuple[str, str]  # what root of a node can do with this server, and why
 
+PROBE = "vcluster probe"  # no cluster has a table of this name
 COMMENT = "drops what nodes send to this server, and VXLAN packets of a vcluster that its servers did not send"
 
 
@@ -132,10 +135,39 @@ def remove(table: str) -> None:
 
 def tables(prefix: str) -> tuple[str, ...]:
     """The names of the tables, of any family, that start with `prefix`; none if the kernel has no nf_tables."""
+    return tuple(dict.fromkeys(name for name, _ in _names_and_families() if name.startswith(prefix)))
+
+
+def lacking(table: str) -> tuple[str, ...]:
+    """Of inet and arp, those whose table of this name does not exist, although the kernel supports it."""
+    found = _names_and_families()
+    return tuple(
+        name for name, (family, hook) in INPUTS.items() if (table, family) not in found and _supports(family, hook)
+    )
+
+
+def _names_and_families() -> list[tuple[str, int]]:
     try:
         with open_socket("the tables") as netlink:
             found = netlink.dump(new_message(nft_table_msg, GET_TABLE, [], family=ANY_FAMILY), nft_table_msg)
     except NoTablesError:
-        return ()
-    names = (message.get_attr("NFTA_TABLE_NAME") for message in found)
-    return tuple(dict.fromkeys(name for name in names if name.startswith(prefix)))
+        return []
+    return [(message.get_attr("NFTA_TABLE_NAME"), message["nfgen_family"]) for message in found]
+
+
+def _supports(family: int, hook: int) -> bool:
+    """Whether the kernel takes a table of this family: it makes one and removes it, in one transaction."""
+    name = [("NFTA_TABLE_NAME", PROBE)]
+    changes = [
+        new_message(nft_table_msg, NEW_TABLE, name, flags=CREATE),
+        new_chain(PROBE, "input", hook),
+        new_message(nft_table_msg, DELETE_TABLE, name),
+    ]
+    for message in changes:
+        message["nfgen_family"] = family
+    try:
+        with open_socket(f"table {PROBE}") as netlink:
+            netlink.change(batch(changes))
+    except NoTablesError:
+        return False
+    return True

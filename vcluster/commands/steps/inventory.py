@@ -15,6 +15,7 @@ from vcluster.fleet.servers import Fleet, Server
 from vcluster.model import naming
 from vcluster.model.plan import Node, Plan
 from vcluster.model.status import MISSING, PAUSED, STOPPED, UNKNOWN, Observed, PowerState, Status, status_of
+from vcluster.resources import rules
 from vcluster.resources.kinds import KINDS
 from vcluster.resources.owned import OwnedItem
 from vcluster.util import parallel
@@ -52,7 +53,7 @@ def _observe_server(server: Server, plan: Plan) -> Observed:
         if server.libvirt
         else set(),
         pools={pool.name for pool in server.libvirt.pools() if pool.is_active} if server.libvirt else set(),
-        tables=set(server.call("guards", prefix=naming.table_name(plan.name, plan.owner))),
+        lacking_tables=rules.lacking(server, plan),
     )
 
 
