@@ -60,8 +60,14 @@ class World:
         self.has_rights, self.is_root, self.present, self.interfaces = True, True, (), []
         self.facts = replace(samples.ROOMY, cpus=2)
         self.printed = io.StringIO()
+        self.damage = ""
         self.obstacles: list[dict[str, str]] | VclusterError = []
-        images = SimpleNamespace(find=lambda _: samples.DIRECT, any_kernel=lambda: None, in_use=lambda _: nullcontext())
+        images = SimpleNamespace(
+            find=lambda _: samples.DIRECT,
+            any_kernel=lambda: None,
+            in_use=lambda _: nullcontext(),
+            problem=lambda _: self.damage,
+        )
         self.context = Context(folder / "state", self, images, Reporter((ProgressLines(self.printed),)))  # type: ignore[arg-type]
         self.has_libvirt, self.uri, self.owner = True, "test:///", samples.OWNER
         monkeypatch.setattr(ledger, "make_owner", lambda _: samples.OWNER)
@@ -109,6 +115,8 @@ def forbid(world: World, reason: str) -> None:
             world.present = (OwnedItem("domain", "lab.node1", "lab"),)  # type: ignore[assignment]
         case "interface":
             world.interfaces.append("vc-lab")
+        case "image":
+            world.damage = "/images/debian12/disk.qcow2 is missing"
         case "memory":
             world.facts = replace(world.facts, memory_free_mib=2 * 704 + 511)
 
@@ -124,6 +132,7 @@ def forbid(world: World, reason: str) -> None:
         ("cluster", ConflictError, "cluster lab exists already"),
         ("former version", ConflictError, "cluster lab exists already"),
         ("interface", ConflictError, "interface vc-lab exists and does not belong to this cluster"),
+        ("image", VclusterError, "image debian12 cannot be used: /images/debian12/disk.qcow2 is missing"),
         (
             "memory",
             MissingError,

@@ -141,6 +141,7 @@ def world(context: Context, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(scale.teardown, "remove_nodes", remove_nodes)
     monkeypatch.setattr(scale, "NodeLifecycle", lambda cluster, _, **__: Lifecycle(world, cluster))
     monkeypatch.setattr(admission, "refuse_foreign", step("refuse_foreign"))
+    monkeypatch.setattr(admission, "refuse_damaged_image", step("image"))
     monkeypatch.setattr(admission, "report_obstacles", step("obstacles"))
     for name in ("deliver_image", "create_networks"):
         monkeypatch.setattr(Deployment, name, step(name))
@@ -166,6 +167,7 @@ def test_the_steps_of_add(context: Context, world: World) -> None:
     scale.add(context, "lab", number=2, timeout_s=5)
     assert world.steps == [
         "refuse_foreign: ready 3",
+        "image: ready 3",
         "obstacles: ready 3",
         "deliver_image: creating 5",
         "create_networks: creating 5",

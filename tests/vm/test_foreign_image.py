@@ -48,6 +48,7 @@ def foreign(cluster: Cluster) -> Iterator[Host]:
         host.vcluster("image", "import", f"{IMAGES}/disk.raw", "--name", "foreign", VCLUSTER_IMAGE_DIR=IMAGES)
         disk.unlink()
         complete(folder / "names" / "foreign")
+        host.vcluster("image", "verify", "foreign", VCLUSTER_IMAGE_DIR=IMAGES)
         yield host
     finally:
         host.vcluster("clear", "foreign", "-y", check=False)
@@ -118,6 +119,19 @@ def test_without_the_password_nothing_is_made(foreign: Host, env: dict[str, str]
     assert reason in errors[0]
     assert ("boot" in refused.stderr) == bool(env), "a missing password must be found before anything is made"
     assert changes(survey(foreign), before) == {}
+
+
+def test_an_image_that_changed_makes_nothing_until_it_is_verified(foreign: Host) -> None:
+    before = survey(foreign)
+    foreign.sh(f"touch {IMAGES}/sha256-*/disk.qcow2")
+    env = {"VCLUSTER_IMAGE_DIR": IMAGES, "TEACHER_PASSWORD": PASSWORD}
+    refused = foreign.vcluster(*CREATE, check=False, **env)
+    assert refused.returncode == 1
+    (line,) = refused.stderr.splitlines()
+    assert line.startswith("vcluster: image foreign cannot be used: ")
+    assert line.endswith("/disk.qcow2 was changed after it was stored (vcluster image verify foreign)")
+    assert changes(survey(foreign), before) == {}
+    assert foreign.vcluster("image", "verify", "foreign", **env).stdout == "image foreign: unchanged\n"
 
 
 def test_the_password_installs_our_key_and_then_no_password_is_accepted(foreign: Host) -> None:

@@ -63,6 +63,7 @@ RESULTS: Mapping[str, Any] = {
     "prepare_domain": None,
     "kvm_conditions": dict[str, str],
     "try_kvm": {"kvm_works": bool, "reason": str},
+    "image_problem": str,
     "begin_image": {"is_there": bool, "is_busy": bool, "partial": dict[str, int]},
     "receive_image_file": None,
     "finish_image": None,

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from vcluster.adapters import image_stamps
 from vcluster.agent.snapshot_folders import FOLDER_MODE, UNFINISHED, lock_folder, remove_folder, require_room
 from vcluster.agent.snapshot_manifest import MANIFEST
 from vcluster.errors import ConflictError, MissingError, VclusterError
@@ -32,6 +33,13 @@ _FILE = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,127}")
 # Descriptors of folders, which hold the locks of this process.
 _received: dict[Path, int] = {}
 _used: dict[Path, int] = {}
+
+
+def image_problem(root: str, digest: str) -> str:
+    """Why nodes must not use an image of this server; empty if it is as it was stored, or if there is none."""
+    _require_names(digest)
+    folder = Path(root) / digest
+    return image_stamps.problem(folder / MANIFEST) if folder.is_dir() else ""
 
 
 def begin_image(root: str, digest: str, sizes: Mapping[str, int]) -> dict[str, Any]:
@@ -153,6 +161,7 @@ def finish_image(root: str, digest: str, files: dict[str, str], manifest: str) -
         (folder / MANIFEST).write_text(manifest)
         for path in folder.iterdir():
             path.chmod(0o644)
+        image_stamps.store(folder, files)
         os.sync()
         if _use(Path(root) / digest, {}):  # `image import` on this server has made it meanwhile
             _drop(folder)
@@ -225,4 +234,10 @@ def _disk_errors(digest: str) -> Iterator[None]:
         ) from error
 
 
-OPERATIONS: tuple[Callable[..., Any], ...] = (begin_image, receive_image_file, finish_image, remove_image)
+OPERATIONS: tuple[Callable[..., Any], ...] = (
+    image_problem,
+    begin_image,
+    receive_image_file,
+    finish_image,
+    remove_image,
+)

@@ -17,6 +17,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from tempfile import mkdtemp
 
+from vcluster.adapters import image_stamps
 from vcluster.agent.image_store import is_file_name
 from vcluster.agent.snapshot_folders import (
     FOLDER_MODE,
@@ -180,13 +181,20 @@ class ImageStore:
             )
 
     def verify(self, manifest: Manifest) -> tuple[str, ...]:
-        """The defects of an image, one for each file that is missing or changed."""
+        """The defects of an image, one for each file that is missing or changed. Without any, nodes may use it."""
         folder = self.root / manifest.digest
-        return tuple(
+        problems = tuple(
             f"{folder / name} {'is missing' if not (folder / name).exists() else 'has changed'}"
             for name, digest in manifest.files.items()
             if not (folder / name).exists() or disk_files.sha256(folder / name) != digest
         )
+        if not problems:
+            image_stamps.store(folder, manifest.files)
+        return problems
+
+    def problem(self, image: Image) -> str:
+        """Why nodes must not use an image; empty if it is as it was stored."""
+        return image_stamps.problem(self.root / image.digest / MANIFEST)
 
     @contextmanager
     def in_use(self, digest: str) -> Iterator[None]:
@@ -234,6 +242,7 @@ class ImageStore:
         (folder / MANIFEST).write_text(codec.to_json(manifest))
         for path in folder.iterdir():
             path.chmod(0o644)
+        image_stamps.store(folder, files)
         folder.chmod(FOLDER_MODE)
         os.sync()
         final = self.root / manifest.digest

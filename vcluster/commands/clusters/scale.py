@@ -58,6 +58,7 @@ def add(
             names = resize.new_names(present, number, asked)
             plan = _grow(context, fleet, present, names, deadline.with_check(fleet.check))
             admission.refuse_foreign(fleet, plan, present)
+            admission.refuse_damaged_image(context, fleet, plan)
             admission.report_obstacles(fleet, context.report)
             keys = add_keys(files.read_keys(), names)
             cluster = Deployment(context, fleet, plan, keys, deadline.with_check(fleet.check))

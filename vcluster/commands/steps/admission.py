@@ -32,10 +32,30 @@ def admit(context: Context, fleet: Fleet, spec: Spec, *, image: Image, accel: st
     refuse_existing(fleet, context.files(spec.name))
     plan, facts = plan_cluster(context, fleet, spec, image=image, accel=accel)
     refuse_foreign(fleet, plan)
+    refuse_damaged_image(context, fleet, plan)
     for text in placement.overcommitments(plan, facts):
         context.report.note(text)
     report_obstacles(fleet, context.report)
     return plan, facts
+
+
+def refuse_damaged_image(context: Context, fleet: Fleet, plan: Plan) -> None:
+    """Raise VclusterError if the image was damaged in the store of this machine, or on a server that has it."""
+    name = plan.image.name
+    if found := context.images.problem(plan.image):
+        raise VclusterError(f"image {name} cannot be used: {found}", hint=f"vcluster image verify {name}")
+
+    def problem(server: Server) -> str:
+        image = plan.server(server.name).image
+        if not image or not server.session:
+            return ""
+        return str(server.call("image_problem", root=str(image.disk.parent.parent), digest=image.digest))
+
+    for server_name, found in fleet.each(problem).items():
+        if found:
+            server = fleet[server_name]
+            hint = f"vcluster image rm {name}{_on(server)}, and run the command again"
+            raise VclusterError(f"image {name} on {server_name} cannot be used: {found}", hint=hint)
 
 
 def report_obstacles(fleet: Fleet, report: Reporter) -> None:

@@ -68,6 +68,7 @@ def build_for_spec(context: Context, spec: Spec, *, image_name: str, accel: str,
     with context.images.in_use(image.digest), context.fleet(admission.server_requests(spec)) as fleet:
         servers.require_rights(fleet)
         plan, _ = admission.plan_cluster(context, fleet, spec, image=image, accel=accel)
+        admission.refuse_damaged_image(context, fleet, plan)
         return make(fleet, plan, deadline=deadline, report=context.report, low_priority=low_priority)
 
 
