@@ -18,6 +18,7 @@ from pathlib import Path
 
 from vcluster.config.environment_folders import folder_of
 from vcluster.errors import ConflictError, MissingError, VclusterError
+from vcluster.fleet import state_rights
 from vcluster.model import codec, json_text, naming
 from vcluster.model.keys import Keys
 from vcluster.model.plan import Plan
@@ -66,13 +67,21 @@ class StageTime:
 def state_root(environment: dict[str, str]) -> Path:
     """The folder of all state: VCLUSTER_STATE_DIR, /var/lib/vcluster for root, else in the XDG state directory.
 
-    Raises RequestError if a variable names a folder that cannot be used.
+    Raises RequestError if a variable names a folder that cannot be used, MissingError if there is no folder.
     """
     if chosen := folder_of(environment, "VCLUSTER_STATE_DIR"):
         return chosen
     if os.geteuid() == 0:
         return Path("/var/lib/vcluster")
-    return (folder_of(environment, "XDG_STATE_HOME") or Path.home() / ".local/state") / "vcluster"
+    return (folder_of(environment, "XDG_STATE_HOME") or _home() / ".local/state") / "vcluster"
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError as error:  # HOME is not set, and the user has no account
+        hint = "set VCLUSTER_STATE_DIR to a folder of this user"
+        raise MissingError("this user has no home folder for the state of vcluster", hint=hint) from error
 
 
 def read_owner(root: Path) -> str:
@@ -83,7 +92,7 @@ def read_owner(root: Path) -> str:
     except (FileNotFoundError, NotADirectoryError):
         return naming.owner_id(maker(), secrets.token_hex(4))
     except OSError as error:
-        raise MissingError(f"this user cannot read {path}", hint="run it with sudo") from error
+        raise MissingError(f"this user cannot read {path}", hint=state_rights.fix(path)) from error
     if not naming.is_owner(found):
         hint = "remove this file; clear --lost then finds the clusters"
         raise VclusterError(f"{path} does not contain an owner id", hint=hint)
@@ -263,7 +272,7 @@ class ClusterFiles:
         except (FileNotFoundError, NotADirectoryError, ValueError):
             return None
         except PermissionError as error:
-            raise MissingError(f"this user cannot read {self.ledger}", hint="run it with sudo") from error
+            raise MissingError(f"this user cannot read {self.ledger}", hint=state_rights.fix(self.ledger)) from error
         is_usable = ledger.version == VERSION and not find_defect(ledger.plan, self.name)
         return ledger if is_usable else None
 
@@ -394,7 +403,7 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except PermissionError as error:
-        raise MissingError(f"this user cannot write {path}", hint="run it with sudo") from error
+        raise MissingError(f"this user cannot write {path}", hint=state_rights.fix(path)) from error
     except OSError as error:
         raise MissingError(
             f"cannot write {path}: {error.strerror}", hint="set VCLUSTER_STATE_DIR to another folder"

@@ -183,7 +183,7 @@ def _target(asked: str, output: str) -> Target:
         "n": asked,
         "p": first.get("port", "22"),
         "r": first.get("user", ""),
-        "u": pwd.getpwuid(os.getuid()).pw_name,
+        "u": _account().pw_name,
     }
     if not re.fullmatch("[0-9]{1,5}", tokens["p"]):
         raise RequestError(
@@ -235,7 +235,15 @@ def _fill(text: str, tokens: dict[str, str]) -> str:
 
 def _home() -> str:
     """The folder where ssh searches for the user's files: the account's home, not $HOME."""
-    return pwd.getpwuid(os.getuid()).pw_dir
+    return _account().pw_dir
+
+
+def _account() -> pwd.struct_passwd:
+    """The account of this user. Raises MissingError if there is none: ssh needs one too."""
+    try:
+        return pwd.getpwuid(os.getuid())
+    except KeyError as error:
+        raise MissingError(f"the user ID {os.getuid()} has no account on this machine, which ssh needs") from error
 
 
 def _search(path: Path, name: str) -> list[KnownKey]:

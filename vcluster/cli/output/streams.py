@@ -60,16 +60,16 @@ def prepare() -> None:
             os.set_inheritable(descriptor, True)
     if sys.stdin is None:
         sys.stdin = open(INPUT, closefd=False)  # noqa: SIM115 - it lasts as long as the process
-    sys.stdout = _text(_Results(OUTPUT, "w", closefd=False), sys.stdout, errors="strict")
-    sys.stderr = _text(_Messages(ERRORS, "w", closefd=False), sys.stderr, errors="backslashreplace")
+    sys.stdout = _text(_Results(OUTPUT, "w", closefd=False), sys.stdout)
+    sys.stderr = _text(_Messages(ERRORS, "w", closefd=False), sys.stderr)
 
 
-def _text(raw: io.FileIO, before: TextIO | None, *, errors: str) -> TextIO:
-    """A text stream like the one that Python made, on another file."""
+def _text(raw: io.FileIO, before: TextIO | None) -> TextIO:
+    """A text stream like the one that Python made, on another file. It escapes what the locale cannot express."""
     return io.TextIOWrapper(
         io.BufferedWriter(raw),
         encoding=before.encoding if before else None,
-        errors=(before.errors if before else None) or errors,
+        errors="backslashreplace",
         line_buffering=raw.fileno() == ERRORS or raw.isatty(),
     )
 

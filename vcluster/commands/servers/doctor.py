@@ -153,7 +153,7 @@ def _other_tools() -> Iterator[Finding]:
     first = shutil.which("vcluster")
     if first and b"vcluster.cli.main" not in Path(first).read_bytes()[:4096]:
         yield Finding(WARNING, "PATH", f"{first} is another tool with the same name and comes first")
-    if (Path.home() / ".vcluster").is_dir():
+    if Path(os.path.expanduser("~/.vcluster")).is_dir():  # noqa: PTH111 - it raises no error without a home
         yield Finding(OK, "~/.vcluster", "belongs to another tool with the same name; vcluster does not touch it")
 
 
