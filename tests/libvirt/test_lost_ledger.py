@@ -16,7 +16,7 @@ from vcluster.adapters.libvirt.hypervisor import Hypervisor
 from vcluster.agent import operations
 from vcluster.agent.client import LocalAgent
 from vcluster.cli import common, main
-from vcluster.fleet.ledger import ClusterFiles
+from vcluster.fleet.ledger import VERSION, ClusterFiles
 from vcluster.fleet.servers import Server, ServerRequest
 from vcluster.model.naming import libvirt_name, uuid_for
 from vcluster.model.plan import Pool
@@ -144,4 +144,17 @@ def test_a_cluster_whose_keys_are_lost_is_cleared(
     files.identity.unlink()
     assert clear(monkeypatch, ["-y"]) == 0
     assert connector.libvirts["localhost"].pools() == ()
+    assert not files.folder.exists()
+
+
+def test_a_cluster_with_a_ledger_of_a_newer_version_is_cleared_from_a_server(
+    connector: Connector, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    make_data(connector, "server1").unlink()
+    files = ClusterFiles(tmp_path / "state", "lab")
+    samples.write_files(files, samples.plan(2))
+    files.ledger.write_text(files.ledger.read_text().replace(f'"version": {VERSION}', f'"version": {VERSION + 1}'))
+    assert files.is_of_another_version()
+    assert clear(monkeypatch, ["--on", "server1", "-y"]) == 0
+    assert connector.libvirts["server1"].pools() == ()
     assert not files.folder.exists()

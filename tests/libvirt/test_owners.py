@@ -334,6 +334,37 @@ def test_what_is_left_of_a_cluster_of_an_earlier_version_is_found(
     assert "left: domain lab.node1 of cluster lab" in capsys.readouterr().out
 
 
+NEWER = {
+    "version": {"version": VERSION + 1},
+    "unknown field": {"shape": 1},
+    "another format": {"version": 9, "plan": {"owner": FORMER}},
+}
+
+
+@pytest.mark.parametrize("newer", NEWER)
+def test_a_ledger_of_a_newer_version_is_refused_and_cleared(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, newer: str
+) -> None:
+    make_earlier(machine, tmp_path / "state")
+    files = ClusterFiles(tmp_path / "state", "lab")
+    written = json.loads(files.ledger.read_text())
+    files.ledger.write_text(json.dumps(written | NEWER[newer]))
+    before = files.ledger.read_text()
+    for command in ("status", "start", "repair", "stop", "add 1", "check", "exec -- true", "ssh-config", "power on"):
+        monkeypatch.setenv("VCLUSTER_NAME", "lab")
+        assert vcluster(monkeypatch, command) == 1
+        assert capsys.readouterr().err == (
+            "vcluster: cluster lab was made by another version of vcluster, and this version cannot read its ledger "
+            "(use that version, or vcluster clear lab)\n"
+        )
+    assert vcluster(monkeypatch, "local create -n 1 --name lab") != 0
+    assert files.ledger.read_text() == before
+    assert machine.has(FORMER) == (True, True, True)
+    assert vcluster(monkeypatch, "clear lab -y --verify") == 0
+    assert machine.has(FORMER) == (False, False, False)
+    assert not files.folder.exists()
+
+
 @pytest.mark.parametrize("damage", ["another version", "lost"])
 def test_a_cluster_of_an_earlier_version_whose_ledger_cannot_be_read_is_cleared(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, damage: str

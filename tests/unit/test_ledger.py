@@ -117,6 +117,21 @@ def test_only_the_owner_can_read_secrets(files: ClusterFiles) -> None:
     assert files.identity.stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.parametrize("place", [(), ("plan",), ("plan", "image"), ("plan", "nodes", 0), ("plan", "servers", 0)])
+def test_a_ledger_with_unknown_fields_is_of_another_version(files: ClusterFiles, place: tuple[str | int, ...]) -> None:
+    """This version would drop the fields of a newer one when it writes the ledger again."""
+    files.write_ledger(Ledger(ledger.VERSION, "ready", "", samples.plan(2)))
+    assert not files.is_of_another_version()
+    document = inner = json.loads(files.ledger.read_text())
+    for key in place:
+        inner = inner[key]
+    inner["shape"] = {"new": 1}
+    files.ledger.write_text(json.dumps(document))
+    assert files.read_ledger() is None
+    assert files.is_of_another_version()
+    assert files.find_owner() == samples.OWNER
+
+
 @pytest.mark.parametrize("text", ["", "{", '{"version": 1}', '{"version": 99}', "\0", "[" * 100_000, "\xff"])
 def test_a_broken_ledger_reads_as_none(files: ClusterFiles, text: str) -> None:
     files.ledger.write_bytes(text.encode("latin-1"))

@@ -67,7 +67,7 @@ class StageTime:
 def state_root(environment: dict[str, str]) -> Path:
     """The folder of all state: VCLUSTER_STATE_DIR, /var/lib/vcluster for root, else in the XDG state directory.
 
-    Raises RequestError if a variable names a folder that cannot be used, MissingError if there is no folder.
+    Raises RequestError if a variable names an unusable folder, MissingError if the user has no home.
     """
     if chosen := folder_of(environment, "VCLUSTER_STATE_DIR"):
         return chosen
@@ -268,7 +268,7 @@ class ClusterFiles:
         A ledger with a value that no command can use is broken.
         """
         try:
-            ledger = codec.from_json(self.ledger.read_text(), Ledger)
+            ledger = codec.from_json(self.ledger.read_text(), Ledger, is_strict=True)
         except (FileNotFoundError, NotADirectoryError, ValueError):
             return None
         except PermissionError as error:
@@ -292,12 +292,13 @@ class ClusterFiles:
         return label[1] if label else ""
 
     def is_of_another_version(self) -> bool:
-        """True if another version of vcluster wrote the ledger."""
+        """True if another version of vcluster wrote the ledger: it has another number, or unknown fields."""
         try:
-            version = json_text.parse(self.ledger.read_text())["version"]
+            text = self.ledger.read_text()
+            is_known = json_text.parse(text)["version"] == VERSION
+            return not is_known or (bool(codec.from_json(text, Ledger)) and not codec.fits(text, Ledger))
         except (OSError, ValueError, KeyError, TypeError):
             return False
-        return bool(version != VERSION)
 
     def write_keys(self, keys: Keys) -> None:
         """Write all keys of the cluster, and the key that ssh uses to its own file."""

@@ -13,10 +13,11 @@ from vcluster.model import json_text
 
 T = TypeVar("T")
 
-_converter = cattrs.Converter()
+_converter, _strict = cattrs.Converter(), cattrs.Converter(forbid_extra_keys=True)
 for _type in (IPv4Address, IPv4Network, Path):
     _converter.register_unstructure_hook(_type, str)
-    _converter.register_structure_hook(_type, lambda text, cls: cls(text))
+    for _each in (_converter, _strict):
+        _each.register_structure_hook(_type, lambda text, cls: cls(text))
 _converter.register_unstructure_hook_func(lambda cls: isinstance(cls, type) and issubclass(cls, Path), str)
 
 
@@ -30,9 +31,21 @@ def to_json(value: object) -> str:
     return json.dumps(to_plain(value), indent=2) + "\n"
 
 
-def from_json(text: str, kind: type[T]) -> T:
-    """The value that `to_json` wrote. Raises ValueError when the text is not JSON or does not fit the class."""
+def from_json(text: str, kind: type[T], *, is_strict: bool = False) -> T:
+    """The value that `to_json` wrote. Raises ValueError when the text is not JSON or does not fit the class.
+
+    Unknown fields are left out; if the reading `is_strict`, they do not fit.
+    """
     try:
-        return _converter.structure(json_text.parse_document(text), kind)
+        return (_strict if is_strict else _converter).structure(json_text.parse_document(text), kind)
     except (ValueError, TypeError, KeyError, cattrs.BaseValidationError) as error:
         raise ValueError(f"not a {kind.__name__}: {error}") from error
+
+
+def fits(text: str, kind: type[object]) -> bool:
+    """Whether the text has the fields of the class only."""
+    try:
+        from_json(text, kind, is_strict=True)
+    except ValueError:
+        return False
+    return True
