@@ -73,15 +73,7 @@ def state_root(environment: dict[str, str]) -> Path:
         return chosen
     if os.geteuid() == 0:
         return Path("/var/lib/vcluster")
-    return (folder_of(environment, "XDG_STATE_HOME") or _home() / ".local/state") / "vcluster"
-
-
-def _home() -> Path:
-    try:
-        return Path.home()
-    except RuntimeError as error:  # HOME is not set, and the user has no account
-        hint = "set VCLUSTER_STATE_DIR to a folder of this user"
-        raise MissingError("this user has no home folder for the state of vcluster", hint=hint) from error
+    return (folder_of(environment, "XDG_STATE_HOME") or state_rights.home() / ".local/state") / "vcluster"
 
 
 def read_owner(root: Path) -> str:
@@ -295,8 +287,7 @@ class ClusterFiles:
         """True if another version of vcluster wrote the ledger: it has another number, or unknown fields."""
         try:
             text = self.ledger.read_text()
-            is_known = json_text.parse(text)["version"] == VERSION
-            return not is_known or (bool(codec.from_json(text, Ledger)) and not codec.fits(text, Ledger))
+            return json_text.parse(text)["version"] != VERSION or codec.has_unknown_fields(text, Ledger)
         except (OSError, ValueError, KeyError, TypeError):
             return False
 
@@ -311,10 +302,8 @@ class ClusterFiles:
             return codec.from_json(self.keys.read_text(), Keys)
         except (OSError, ValueError) as error:
             what = "is lost" if isinstance(error, FileNotFoundError) else "is damaged or cannot be read"
-            raise VclusterError(
-                f"{self.keys} {what}, so no command can log in to the nodes of cluster {self.name} any more",
-                hint=f"vcluster clear {self.name}",
-            ) from error
+            text = f"{self.keys} {what}, so no command can log in to the nodes of cluster {self.name} any more"
+            raise VclusterError(text, hint=f"vcluster clear {self.name}") from error
 
     def find_keys(self) -> Keys | None:
         """The keys of the cluster, or None if they cannot be read."""

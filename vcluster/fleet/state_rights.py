@@ -1,4 +1,4 @@
-"""The command that gives a user the rights to a state folder."""
+"""The home that has a user's state folder, and the command that gives the user the rights to that folder."""
 
 from __future__ import annotations
 
@@ -6,7 +6,18 @@ import os
 import shlex
 from pathlib import Path
 
+from vcluster.errors import MissingError
+
 RUN_WITH_SUDO = "run it with sudo"
+
+
+def home() -> Path:
+    """The home of this user. Raises MissingError if HOME is not set, and the user has no account."""
+    try:
+        return Path.home()
+    except RuntimeError as error:
+        hint = "set VCLUSTER_STATE_DIR to a folder of this user"
+        raise MissingError("this user has no home folder for the state of vcluster", hint=hint) from error
 
 
 def fix(path: Path) -> str:
@@ -15,9 +26,9 @@ def fix(path: Path) -> str:
     The state folder of root needs root. One in the user's own home got another owner by a command with sudo; root of
     this machine uses another folder, so running the command with sudo would not help.
     """
-    home = Path(os.path.expanduser("~"))  # noqa: PTH111 - it raises no error without a home
+    own = Path(os.path.expanduser("~"))  # noqa: PTH111 - it raises no error without a home
     place, owner = next(filter(None, map(_owner, (path, *path.parents))))
-    if os.geteuid() == 0 or home not in place.parents:
+    if os.geteuid() == 0 or own not in place.parents:
         return RUN_WITH_SUDO
     quoted = shlex.quote(str(place))
     return f"chmod u+rwx {quoted}" if owner == os.geteuid() else f"chown -R {os.geteuid()} {quoted}"

@@ -42,10 +42,11 @@ def from_json(text: str, kind: type[T], *, is_strict: bool = False) -> T:
         raise ValueError(f"not a {kind.__name__}: {error}") from error
 
 
-def fits(text: str, kind: type[object]) -> bool:
-    """Whether the text has the fields of the class only."""
+def has_unknown_fields(text: str, kind: type[object]) -> bool:
+    """Whether the text fits the class only without some of its fields. Raises ValueError if it does not fit at all."""
+    from_json(text, kind)
     try:
         from_json(text, kind, is_strict=True)
     except ValueError:
-        return False
-    return True
+        return True
+    return False
