@@ -240,7 +240,9 @@ def test_a_wrong_clock_fails_the_check_and_repair_sets_it(cluster: Cluster) -> N
 @pytest.mark.parametrize("node", NODES)
 def test_the_kernel_of_an_emulated_node_does_not_measure_the_speed_of_its_clock(cluster: Cluster, node: str) -> None:
     """The measurement is wrong on a busy machine. Later the kernel corrects the given frequency by less than 1 %."""
-    given = json.loads(cluster.host.vcluster("local", "create", "-n", "1", "--plan", "-o", "json").stdout)
+    given = json.loads(
+        cluster.host.vcluster("local", "create", "--name", "other", "-n", "1", "--plan", "-o", "json").stdout
+    )
     (server,) = given["servers"]
     log = cluster.ssh(node, "dmesg | grep 'tsc: '", user="root")
     assert f"tsc: Detected {server['tsc_mhz']}.000 MHz processor" in log
