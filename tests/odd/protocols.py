@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from ipaddress import IPv4Address, IPv4Network
 from random import Random
+from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from tests import samples
@@ -110,6 +111,8 @@ def _result_of(shape: Any) -> Any:
     if isinstance(shape, type | None) and shape in simple:
         return simple[shape]
     base, parts = get_origin(shape), get_args(shape)
+    if base is UnionType:
+        return _result_of(parts[0])
     if base is list:
         return [_result_of(parts[0])]
     if base is tuple:

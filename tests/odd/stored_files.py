@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from ipaddress import IPv4Network
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import yaml
@@ -15,8 +16,10 @@ import yaml
 from tests import samples
 from tests.odd import values
 from tests.odd.entry_points import EntryPoint
+from vcluster.adapters import image_stamps
 from vcluster.adapters.ssh import openssh_config, ssh_identities
 from vcluster.agent import confinement, image_store, operations, snapshot_manifest, snapshot_store
+from vcluster.commands.servers import support
 from vcluster.commands.steps import inventory
 from vcluster.config.environment_folders import folder_of
 from vcluster.fleet import ledger, observation
@@ -57,6 +60,8 @@ def _of_clusters() -> list[EntryPoint]:
     times = codec.to_plain((StageTime("boot", "node1", 0.5, 1.5),))
     return [
         EntryPoint("ledger", values.json_bytes(good), _ledger),
+        EntryPoint("ledger in a support report", values.json_bytes(good), _support, ("ledger.json",)),
+        EntryPoint("file of a server in a support report", values.json_bytes(good), _support_content),
         EntryPoint("keys of a cluster", values.json_bytes(codec.to_plain(samples.keys(3))), _keys, ("cluster odd",)),
         EntryPoint("times of a create", values.json_bytes(times), _times),
         EntryPoint("owner id of a state folder", values.damaged(b"0badcafe0badcafe\n"), _owner, ("owner",)),
@@ -76,6 +81,16 @@ def _ledger(content: bytes) -> None:
         _use_plan(found.plan)
         files.write_ledger(found)
         assert files.read_ledger() == found
+
+
+def _support(content: bytes) -> None:
+    files = _files()
+    files.ledger.write_bytes(content)
+    support._plan(SimpleNamespace(files=lambda _: files), "odd")  # type: ignore[arg-type]
+
+
+def _support_content(content: bytes) -> None:
+    support._content("x.json", content.decode(errors="replace"))
 
 
 def _use_plan(plan: Plan) -> None:
@@ -139,6 +154,8 @@ def _of_images() -> list[EntryPoint]:
     delivery = {"digest": DIGEST, "name": "disk.qcow2", "sizes": {"disk.qcow2": 4}}
     return [
         EntryPoint("manifest of an image", values.json_bytes(codec.to_plain(image)), _image_manifest),
+        EntryPoint("stamps of an image", values.json_bytes({"disk.qcow2": [4, 1]}), _stamps),
+        EntryPoint("manifest of an image in use", values.json_bytes(codec.to_plain(image)), _image_problem),
         EntryPoint("manifest of a snapshot", values.json_bytes(document), _snapshot_manifest, ("manifest",)),
         EntryPoint("delivery of an image", values.changed(delivery), _deliver),
         EntryPoint("key of a snapshot", values.near("odd-1", ".unfinished-odd"), _snapshot_key),
@@ -159,6 +176,24 @@ def _image_manifest(content: bytes) -> None:
         store.verify(found)
         store.size_bytes(found)
         store.find(DIGEST)
+
+
+def _stamped() -> Path:
+    folder = STATE / "clusters/stamped"
+    folder.mkdir(exist_ok=True)
+    (folder / "disk.qcow2").write_bytes(b"QFI\xfb" + bytes(4))
+    return folder
+
+
+def _stamps(content: bytes) -> None:
+    (_stamped() / image_stamps.STAMPS).write_bytes(content)
+    (_stamped() / "manifest.json").write_text('{"files": {"disk.qcow2": "0"}}')
+    assert image_stamps.problem(_stamped() / "manifest.json")
+
+
+def _image_problem(content: bytes) -> None:
+    (_stamped() / "manifest.json").write_bytes(content)
+    assert image_stamps.problem(_stamped() / "manifest.json")
 
 
 def _snapshot_manifest(content: bytes) -> None:

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from vcluster.adapters.process import last_lines, run
+from vcluster.model import json_text, json_types
 
 STAMPS, DISK = "stamps.json", "disk.qcow2"
 CHECK_TIMEOUT_S = 60.0
@@ -44,7 +45,7 @@ def problem(manifest: Path) -> str:
     """
     folder = manifest.parent
     try:
-        names = list(json.loads(manifest.read_text())["files"])
+        names = list(json_text.parse(manifest.read_text())["files"])
         found = {name: _stamp(folder / name) for name in names}
         with (folder / DISK).open("rb") as disk:
             head = disk.read(_HEADER.size)
@@ -71,10 +72,11 @@ def _stamp(path: Path) -> list[int]:
 def _stamps(folder: Path) -> Stamps:
     """The stamps of an image; none if it has none."""
     try:
-        found = json.loads((folder / STAMPS).read_text())
+        found = json_text.parse((folder / STAMPS).read_text())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    is_whole = not json_types.misfit(found, dict[str, tuple[int, int]], STAMPS)
+    return found if is_whole else {}
 
 
 def _difference(folder: Path, stamps: Stamps, found: Stamps) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import platform
 import threading
 import time
@@ -23,7 +22,7 @@ from vcluster.fleet import command_log
 from vcluster.fleet import servers as fleets
 from vcluster.fleet.context import Context
 from vcluster.fleet.ledger import Ledger
-from vcluster.model import codec, naming, spec
+from vcluster.model import codec, json_text, naming, spec
 from vcluster.model import plan as plans
 from vcluster.model.plan import Plan
 from vcluster.render.domain_xml import console_path
@@ -172,7 +171,11 @@ def _plan(context: Context, name: str) -> Collected:
     files = context.files(name)
     if not files.ledger.exists():
         inventory.read_ledger(files)  # its error has the reason
-    found = _one(f"clusters/{name}/plan.json", allowed(json.loads(files.ledger.read_text()), PLAN_FIELDS))
+    try:
+        document = json_text.parse(files.ledger.read_text())
+    except ValueError as error:
+        raise VclusterError(f"{files.ledger} is not JSON: {error}") from error
+    found = _one(f"clusters/{name}/plan.json", allowed(document, PLAN_FIELDS))
     if times := files.read_timing():
         found.files[f"clusters/{name}/timing.json"] = codec.to_plain(times)
     return found
@@ -241,8 +244,8 @@ def _content(name: str, text: str) -> object:
     if not name.endswith(".json"):
         return text
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return json_text.parse(text)
+    except ValueError:
         return text
 
 
