@@ -21,6 +21,8 @@ from tests.odd import values
 from tests.odd.entry_points import EntryPoint, Reached
 from vcluster.adapters.ssh import openssh_config
 from vcluster.cli import common, main
+from vcluster.commands.servers import support
+from vcluster.commands.steps import support_archive
 from vcluster.fleet import servers
 
 # Good values of required parameters, by the name of the parameter.
@@ -35,7 +37,7 @@ OTHERS = ("No such option", "Missing argument", "unexpected extra argument", "In
 # What messages call a parameter, if it is not the name of an option.
 NAMED_AS = {
     "provision": ("script ",), "payload": ("payload ",), "config": ("regular file", "does not exist"),
-    "hosts": ("host", "the switch is"),
+    "hosts": ("host", "the switch is"), "path": (" exists",),
     "source": ("is not", "cannot read", "image name"), "script": ("script ",), "name": ("cluster ", "image "),
     "switch": ("the switch ",), "nodes": ("node",), "sources": ("node",), "destination": ("node",),
     "names": ("cluster ",), "nodeset": ("node", "panes need a terminal"), "node": ("node",),
@@ -236,7 +238,8 @@ def stop_before_effects(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for place, name in (
         (subprocess, "Popen"), (socket, "socket"), (socket, "getaddrinfo"), (servers.Connector, "open"),
-        (servers.Connector, "log_in"), (servers, "open_fleet"), (openssh_config, "resolve"),
+        (servers.Connector, "log_in"),
+        (support, "collect"), (support_archive, "write_new"), (servers, "open_fleet"), (openssh_config, "resolve"),
         (os, "execv"), (os, "execve"), (os, "execvp"), (os, "execvpe"), (os, "posix_spawn"), (os, "fork"), (os, "kill"),
     ):  # fmt: skip
         monkeypatch.setattr(place, name, stop)
