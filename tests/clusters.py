@@ -47,6 +47,11 @@ class Host:
         """Start vcluster there."""
         return self.server.popen([*VCLUSTER, *arguments], env=ENVIRONMENT | env)
 
+    def verify(self, cluster: str, **env: str) -> None:
+        """Every promise about a cluster that is up must be kept, on all its servers."""
+        done = self.vcluster("verify", cluster, check=False, **env)
+        assert done.returncode == 0, done.stdout + done.stderr
+
     def kill_commands(self, cluster: str) -> None:
         """Kill the commands on a cluster. Its dnsmasq and QEMU, which libvirt owns, have its name too, and live on."""
         self.sh(f"pkill -KILL -f '[v]cluster[.]cli.*{cluster}' || true")

@@ -38,10 +38,11 @@ def bare(host: Host) -> Survey:
 
 @pytest.fixture(scope="package")
 def cluster(host: Host, bare: Survey) -> Iterator[Cluster]:
-    """Three nodes. After the last test they are cleared, and nothing may be left."""
+    """Three nodes. After the last test they keep all promises, are cleared, and nothing may be left."""
     host.json("local", "create", *OPTIONS, "--timeout", "400", timeout_s=420)
     config = host.json("ssh-config")["path"]
     assert Path(config).is_absolute()
     yield Cluster(host, "lab", NODES, config)
+    host.verify("lab")
     host.json("clear", "lab", "-y")
     assert changes(survey(host), bare) == {}
