@@ -370,6 +370,7 @@ LONG = "x" * 5000
         (["clear", LONG], "has 5000 characters"),
         (["status", LONG, "--name", LONG + "y"], "two clusters are named"),
         (["image", "warm", "--name", LONG], "has 5000 characters"),
+        (["support", "--file", LONG], "--file '/"),
         (["image", "warm", "--name", "../../lab"], "cluster name '../../lab' is not a name"),
         (["clear", "--verify", "a/b"], "cluster name 'a/b' is not a name"),
         (["add", "--name", "lab", LONG], "is not a number of nodes"),

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vcluster.errors import ConflictError, MissingError
+from vcluster.errors import ConflictError, MissingError, RequestError
+from vcluster.model.quoting import one_line, path_shown
 from vcluster.util.redaction import Redactor
 
 FILE_BYTES_MAX, REPORT_BYTES_MAX = 1 << 20, 32 << 20
@@ -102,7 +103,11 @@ def _free_name(name: str, taken: Mapping[str, Any]) -> str:
 
 def refuse_existing(path: Path) -> None:
     """Raise ConflictError if the path is in use: nothing is ever overwritten."""
-    if path.is_symlink() or path.exists():
+    try:
+        is_there = path.is_symlink() or path.exists()
+    except (OSError, ValueError) as error:
+        raise RequestError(f"--file {path_shown(path)}: {one_line(error)}") from error
+    if is_there:
         raise ConflictError(f"{path} exists", hint="choose another path: --file FILE")
 
 
