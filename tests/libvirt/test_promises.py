@@ -28,7 +28,7 @@ from vcluster.util.deadline import Deadline
 
 pytestmark = pytest.mark.libvirt
 
-SEEN = {"disk_free_mib": 10**6, "cpus": 2, "routes": [], "hosts": [], "is_dns_free": True, "vnis": [7]}
+SEEN = {"disk_free_mib": 10**6, "cpus": 2, "tsc_mhz": 2000, "routes": [], "hosts": [], "is_dns_free": True, "vnis": [7]}
 FREE_MIB = 8192 - 1024  # of the machine, less what the test driver uses
 
 
