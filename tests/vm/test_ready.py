@@ -245,9 +245,9 @@ def test_the_kernel_of_an_emulated_node_does_not_measure_the_speed_of_its_clock(
     )
     (server,) = given["servers"]
     log = cluster.ssh(node, "dmesg | grep 'tsc: '", user="root")
-    assert f"tsc: Detected {server['tsc_mhz']}.000 MHz processor" in log
+    assert re.search(rf"tsc: Detected {server['tsc_mhz']}\.000 MHz (TSC|processor)", log), log
     refined = re.search(r"tsc: Refined TSC clocksource calibration: ([0-9.]+) MHz", log)
-    assert refined and abs(float(refined[1]) - server["tsc_mhz"]) <= server["tsc_mhz"] / 100
+    assert refined and abs(float(refined[1]) - server["tsc_mhz"]) <= server["tsc_mhz"] / 100, log
 
 
 @pytest.mark.parametrize(
