@@ -74,4 +74,4 @@ def test_switch_down_removes_the_folder_of_a_killed_switch_up(host: Host, owner:
     del owner
     host.sh("mkdir /var/lib/vcluster/clusters")
     assert host.vcluster("switch", "down", "first").stdout == "first: nothing to clear\n"
-    assert host.sh("ls /var/lib/vcluster") == "owner\n"
+    assert host.sh("ls /var/lib/vcluster") == "commands.jsonl\nowner\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shlex
 import signal
 import sys
@@ -112,9 +113,12 @@ def keys(servers: tuple[Server, Server]) -> dict[str, Keys]:
     local = replace(samples.plan(2), owner=owner)
     wide = replace(shared(far, owner), name="wide")
     found = {plan.name: write(host, plan) for plan in (local, wide)}
-    ledger = here.path(f"{STATE}/clusters/lab/ledger.json")
-    document = json.loads(ledger.read_text()) | {"note_of_a_later_version": PLANTED["ledger"]}
-    ledger.write_text(json.dumps(document))
+    document = json.loads(here.path(f"{STATE}/clusters/lab/ledger.json").read_text())
+    here.path(f"{STATE}/clusters/newer").mkdir(mode=0o700)
+    put(
+        here, f"{STATE}/clusters/newer/ledger.json",
+        json.dumps(document | {"note_of_a_later_version": PLANTED["ledger"]}),
+    )  # fmt: skip
     here.path("/run/bin").mkdir()
     put(here, "/run/bin/journalctl", JOURNALCTL.replace("UUID", local.nodes[0].uuid))
     here.path("/run/bin/journalctl").chmod(0o755)
@@ -191,7 +195,8 @@ def test_no_planted_secret_is_in_the_archive(servers: tuple[Server, Server], key
     assert "lab.node1: login with password=[removed" in texts["servers/localhost/libvirt-journal.txt"]
     assert 'profile="libvirt-' in texts["servers/localhost/apparmor-denials.txt"]
     assert not any("\x1b" in text or "of another program" in text for text in texts.values())
-    assert json.loads(texts["clusters/lab/plan.json"])["plan"]["nodes"][0]["name"] == "node1"
+    for name in ("lab", "newer"):
+        assert json.loads(texts[f"clusters/{name}/plan.json"])["plan"]["nodes"][0]["name"] == "node1"
     assert "Removed:\n" in texts["README.txt"]
 
 
@@ -207,9 +212,10 @@ def test_without_redaction_each_planted_secret_is_found(servers: tuple[Server, S
 def test_servers_that_do_not_answer_are_named(servers: tuple[Server, Server], keys: dict[str, Keys]) -> None:  # noqa: ARG001
     code, errors, files = report(Host(servers[0]), "/run/gone.tar.gz", "wide")
     assert code == 1
-    assert "left out: server gone: timed out after 2 s waiting for an answer from gone" in errors
+    reason = "(timed out after 2 s|.*No route to host)"  # the kernel may be earlier
+    assert re.search(f"left out: server gone: {reason}", errors)
     assert "parts are missing or not complete (the other parts are in the file)" in errors
-    assert "server_gone: timed out after 2 s" in files["README.txt"].decode()
+    assert re.search(f"server_gone: {reason}", files["README.txt"].decode())
     assert not any(name.startswith("servers/gone/") for name in files)
     assert not any("/lab/" in name for name in files)
 

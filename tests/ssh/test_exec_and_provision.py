@@ -34,6 +34,8 @@ from vcluster.guest import program
 from vcluster.images.store import ImageStore
 from vcluster.model.keys import Keys
 from vcluster.model.plan import Node, Plan
+from vcluster.render.common_files import known_hosts
+from vcluster.render.ssh_files import ssh_config
 from vcluster.stages import provision
 from vcluster.stages.provision import Job
 from vcluster.util.deadline import Deadline
@@ -73,7 +75,10 @@ def write(state: Path, plan: Plan) -> ClusterFiles:
     files = ClusterFiles(state, plan.name)
     files.folder.mkdir(parents=True)
     files.write_ledger(Ledger(VERSION, "ready", "", plan))
-    files.write_keys(Keys(USER, OTHER, {node.name: HOST for node in plan.nodes}))
+    keys = Keys(USER, OTHER, {node.name: HOST for node in plan.nodes})
+    files.write_keys(keys)
+    config = ssh_config(plan, identity=files.identity, known_hosts=files.known_hosts, jumps={})
+    files.write_ssh(config=config, known_hosts=known_hosts(plan, keys))
     return files
 
 

@@ -212,12 +212,14 @@ ROUNDING_MAX_S = 0.5  # of `ServerClocks.ahead_s`, for a node that is not on the
 def test_nodes_whose_clocks_stay_pass_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock of one node is as much ahead as one that stays can be, and that of the other as much behind."""
     staying = [0.0]
-    for late_s, phase_s, tenths in itertools.product((0.0, 0.99), (0.0, 0.5, 0.99), range(-40, 41)):
+    for late_s, phase_s, tenths in itertools.product(
+        (0.0, 0.99), (0.0, 0.5, 0.99), (*range(-30, -9, 2), *range(10, 31, 2))
+    ):
         start_s = 1e9 + phase_s
         clocks = Clocks(monkeypatch, tmp_path / "rtc", node=start_s + tenths / 10, server=start_s, late_s=late_s)
         if apply.apply([{"do": "clock", "ahead_s": 0}]) == []:
             staying.append(clocks.apart_s)
-    assert max(staying) > 1.5  # the comparison is up to 1 s wrong
+    assert max(staying) > 1.4  # the comparison is up to 1 s wrong
     assert max(staying) - min(staying) + ROUNDING_MAX_S <= APART_MAX_S
 
 
