@@ -378,6 +378,7 @@ LONG = "x" * 5000
         (["provision", "--name", "lab", LONG], "script 'xxx"),
         (["provision", "--name", "lab", "--payload", LONG, "x"], "--payload 'xxx"),
         (["image", "import", "--name", "x", LONG], "is not a file: File name too long"),
+        (["image", "import", "--name", "x", "//[x/"], "'//[x/' is not a path or a URL: Invalid IPv6 URL"),
         (["shared", "create", LONG], "cannot read 'xxx"),
     ],
 )

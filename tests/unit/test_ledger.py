@@ -132,7 +132,9 @@ def test_a_ledger_with_unknown_fields_is_of_another_version(files: ClusterFiles,
     assert files.find_owner() == samples.OWNER
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"version": 1}', '{"version": 99}', "\0", "[" * 100_000, "\xff"])
+@pytest.mark.parametrize(
+    "text", ["", "{", '{"version": 1}', '{"version": 99}', "\0", "[" * 100_000, "\xff", "[null]", "5", "null"]
+)
 def test_a_broken_ledger_reads_as_none(files: ClusterFiles, text: str) -> None:
     files.ledger.write_bytes(text.encode("latin-1"))
     assert files.read_ledger() is None

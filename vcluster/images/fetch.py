@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from vcluster.adapters.process import last_lines, run
 from vcluster.agent.snapshot_folders import full_disk, is_full, require_room
 from vcluster.errors import RequestError, VclusterError
-from vcluster.model.quoting import shown
+from vcluster.model.quoting import one_line, shown
 
 CHUNK_BYTES = 2**20
 TIMEOUT_S = 60.0
@@ -25,7 +25,10 @@ def fetch(source: str, target: Path, *, report: Callable[[str], None]) -> Path:
 
     Raises RequestError for a bad path or URL, VclusterError if the download fails.
     """
-    scheme = urlsplit(source).scheme
+    try:
+        scheme = urlsplit(source).scheme
+    except ValueError as error:
+        raise RequestError(f"{shown(source)} is not a path or a URL: {one_line(error)}") from error
     if scheme in ("http", "https"):
         _download(source, target, report)
         return target

@@ -38,7 +38,8 @@ def from_json(text: str, kind: type[T], *, is_strict: bool = False) -> T:
     """
     try:
         return (_strict if is_strict else _converter).structure(json_text.parse_document(text), kind)
-    except (ValueError, TypeError, KeyError, cattrs.BaseValidationError) as error:
+    # The strict converter asks any value for its `keys`.
+    except (ValueError, TypeError, KeyError, AttributeError, cattrs.BaseValidationError) as error:
         raise ValueError(f"not a {kind.__name__}: {error}") from error
 
 
