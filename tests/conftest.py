@@ -110,7 +110,7 @@ def uses_shared_cluster(item: pytest.Item) -> bool:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by -m
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test with its tier, and with the tests that it may not run next to: those of its folder.
+    """Mark each test with its tier, and those that may run next to others.
 
     In each folder, tests that need a server without a cluster run first.
     """
@@ -124,8 +124,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(tier)
         if is_parallel(folder_of(item.path)):
             item.add_marker("parallel")
-        else:
-            item.add_marker(pytest.mark.xdist_group(folder_of(item.path)))
 
 
 # The report

@@ -46,7 +46,7 @@ def store(host: Host) -> None:
 
 @contextmanager
 def _locked_cache() -> Iterator[None]:
-    """Two folders of tests run at a time. The second one waits, and then copies what the first one has made."""
+    """Two runs of pytest may use it. The second one waits, and then copies what the first one has made."""
     CACHE.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(CACHE, os.O_RDONLY | os.O_DIRECTORY)
     try:

@@ -34,8 +34,7 @@ from vcluster.guest import program
 from vcluster.images.store import ImageStore
 from vcluster.model.keys import Keys
 from vcluster.model.plan import Node, Plan
-from vcluster.render.common_files import known_hosts
-from vcluster.render.ssh_files import ssh_config
+from vcluster.render.ssh_files import known_hosts, ssh_config
 from vcluster.stages import provision
 from vcluster.stages.provision import Job
 from vcluster.util.deadline import Deadline
