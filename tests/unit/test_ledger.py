@@ -6,6 +6,7 @@ import json
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -300,3 +301,11 @@ def test_remove_writes_the_ledger_before_it_removes_a_node(
     with pytest.raises(MissingError, match="cannot write"):
         scale.remove(context, "lab", ["node3"], timeout_s=20)
     assert removed == []
+
+
+def test_a_switch_that_was_made_by_hand_is_on_a_server_that_the_plan_does_not_have(files: ClusterFiles) -> None:
+    plan = samples.shared_plan()
+    servers = tuple(server for server in plan.servers if server.name != plan.switch.server)
+    assert servers != plan.servers
+    files.write_ledger(Ledger(ledger.VERSION, "ready", "", replace(plan, servers=servers)))
+    assert files.read_ledger() is not None
