@@ -7,12 +7,21 @@ from __future__ import annotations
 
 import struct
 import subprocess
+import sys
 
-from tests.clusters import Host
+from tests.clusters import VCLUSTER, Host
 
 FOLDER = "/run/idle-images"
 IMAGES = {"VCLUSTER_IMAGE_DIR": FOLDER}
 MIB, SECTOR = 2**20, 512
+END = "the test ends here"
+# A create that ends where it would start its nodes.
+WITHOUT_NODES = [
+    sys.executable, "-c",
+    "from vcluster.commands.steps.node_lifecycle import NodeLifecycle; from vcluster.errors import VclusterError\n"
+    f"def end(*_): raise VclusterError({END!r})\n"
+    f"NodeLifecycle.all_nodes = end; {VCLUSTER[2]}",
+]  # fmt: skip
 
 
 def provide(host: Host) -> None:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import pytest
 
 from tests.clusters import ENVIRONMENT, SNAPSHOTS, VCLUSTER, Host, Survey, left_behind, survey
+from tests.idle_nodes import WITHOUT_NODES
 from tests.testbed import Server, testbed
 from vcluster.images.store import ImageStore
 from vcluster.model.spec import DEFAULT_IMAGE
@@ -23,14 +24,6 @@ pytestmark = [
 IMAGES = "/var/lib/libvirt/images/vcluster/images"
 STATE = {"VCLUSTER_STATE_DIR": "/run/state"}
 PEER = "172.31.255.254"
-END = "the test ends here"
-# A create that ends where it would start its nodes.
-WITHOUT_NODES = [
-    sys.executable, "-c",
-    "from vcluster.commands.steps.node_lifecycle import NodeLifecycle; from vcluster.errors import VclusterError\n"
-    f"def end(*_): raise VclusterError({END!r})\n"
-    f"NodeLifecycle.all_nodes = end; {VCLUSTER[2]}",
-]  # fmt: skip
 needs_image = pytest.mark.skipif(
     not any(one.name == DEFAULT_IMAGE for one in ImageStore().images()),
     reason=f"the image {DEFAULT_IMAGE} is not built",

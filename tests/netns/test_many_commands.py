@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import combinations
@@ -13,6 +12,7 @@ from itertools import combinations
 import pytest
 
 from tests.clusters import ENVIRONMENT, VCLUSTER, Host, Survey, left_behind, survey
+from tests.idle_nodes import END, WITHOUT_NODES
 from tests.testbed import testbed
 from vcluster.fleet.ledger import ClusterFiles, Ledger
 from vcluster.images.store import ImageStore
@@ -26,14 +26,6 @@ pytestmark = [
 COUNT = 20
 PEER = "172.31.255.254"
 NAMES = [f"c{number}" for number in range(1, COUNT + 1)]
-END = "the test ends here"
-# A create that ends where it would start its nodes.
-WITHOUT_NODES = [
-    sys.executable, "-c",
-    "from vcluster.commands.steps.node_lifecycle import NodeLifecycle; from vcluster.errors import VclusterError\n"
-    f"def end(*_): raise VclusterError({END!r})\n"
-    f"NodeLifecycle.all_nodes = end; {VCLUSTER[2]}",
-]  # fmt: skip
 CREATE = ("local", "create", "-n", "1", "--memory", "256", "--boot", "cold", "--keep", "--timeout", "300")
 
 
