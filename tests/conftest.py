@@ -95,9 +95,18 @@ def tier_of(folder: str, markers: Iterable[str]) -> str:
     return "full" if "smoke" in names else FOLDERS[folder].tier
 
 
-def is_parallel(folder: str) -> bool:
-    """Whether the tests of a folder may run next to each other. Booted tests of a folder share servers and clusters."""
-    return FOLDERS[folder].tier == "quick" or folder in {"images", "libvirt", "ssh", "netns"}
+PARALLEL = frozenset({"unit", "language", "images", "libvirt", "ssh", "netns"})
+FIRST_QUEUE = frozenset({"vm"})  # it takes about as long as the other folders that are not parallel
+
+
+def queue_of(folder: str) -> str:
+    """The marker that says how the tests of a folder run: next to each other, or one after another in a queue.
+
+    Booted tests of a folder share servers and clusters, so the folder is in one queue.
+    """
+    if folder in PARALLEL:
+        return "parallel"
+    return "first_queue" if folder in FIRST_QUEUE else "second_queue"
 
 
 SHARED_CLUSTERS = frozenset({"cluster", "beginning", "red", "blue"})  # fixtures: clusters of a whole folder
@@ -110,7 +119,7 @@ def uses_shared_cluster(item: pytest.Item) -> bool:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by -m
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test with its tier, and those that may run next to others.
+    """Mark each test with its tier and its queue.
 
     In each folder, tests that need a server without a cluster run first.
     """
@@ -122,8 +131,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         except ValueError as error:
             raise pytest.UsageError(f"{item.nodeid}: {error}") from error
         item.add_marker(tier)
-        if is_parallel(folder_of(item.path)):
-            item.add_marker("parallel")
+        item.add_marker(queue_of(folder_of(item.path)))
 
 
 # The report

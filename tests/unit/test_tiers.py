@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import FOLDERS, TESTS, folder_of, is_parallel, tier_of
+from tests.conftest import FOLDERS, TESTS, folder_of, queue_of, tier_of
 
 
 @pytest.mark.parametrize(
@@ -55,9 +55,19 @@ def test_each_module_has_markers_that_its_folder_allows(path: Path) -> None:
         tier_of(folder, re.findall(r"\bpytest\.mark\.(\w+)", path.read_text()))
 
 
-def test_folders_whose_tests_run_one_after_another() -> None:
-    alone = {folder for folder in FOLDERS if not is_parallel(folder)}
-    assert alone == {"scripts", "vm", "clones", "private", "servers", "machines", "matrix", "faults", "odd", "scale"}
+@pytest.mark.parametrize(
+    ("queue", "folders"),
+    [
+        ("parallel", {"unit", "language", "images", "libvirt", "ssh", "netns"}),
+        ("first_queue", {"vm"}),
+        (
+            "second_queue",
+            {"scripts", "clones", "private", "servers", "machines", "matrix", "faults", "odd", "scale"},
+        ),
+    ],
+)
+def test_each_folder_is_in_one_queue(queue: str, folders: set[str]) -> None:
+    assert {folder for folder in FOLDERS if queue_of(folder) == queue} == folders
 
 
 def test_no_two_modules_share_a_name() -> None:
