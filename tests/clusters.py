@@ -19,7 +19,8 @@ import pytest
 from tests.results import is_json_requested, validated
 from tests.testbed import STATE, Server, testbed
 
-VCLUSTER = [sys.executable, "-c", "from vcluster.cli.main import run; run()"]
+RUN = "from vcluster.cli.main import run; run()"
+VCLUSTER = [sys.executable, "-c", RUN]
 # No command makes a snapshot in the background, unless a test asks for it. The agents of other servers are packed from
 # this checkout, also if another one is installed in the virtual environment.
 ENVIRONMENT = {"VCLUSTER_NO_WARM": "1", "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
@@ -28,24 +29,34 @@ READ_S = 300.0  # for the output of a command; longer than each of its waits in 
 SNAPSHOTS = "/var/lib/libvirt/images/vcluster/snapshots"
 
 
+def vcluster_with(**values: float) -> tuple[str, ...]:
+    """vcluster with other values of some constants, such as MODULE.NAME of the package. Each constant must exist."""
+    lines = []
+    for path, value in values.items():
+        module, _, name = path.rpartition(".")
+        lines.append(f"import vcluster.{module} as module; module.{name}; module.{name} = {value!r}")
+    return sys.executable, "-c", "\n".join([*lines, RUN])
+
+
 @dataclass(frozen=True)
 class Host:
-    """A server with vcluster on it."""
+    """A server with vcluster on it, or with another program that takes its arguments."""
 
     server: Server
+    program: tuple[str, ...] = tuple(VCLUSTER)
 
     def vcluster(
         self, *arguments: str, timeout_s: float = 300, check: bool = True, **env: str
     ) -> subprocess.CompletedProcess[str]:
         """Run vcluster there. A result in JSON must fit the schema of its command."""
-        done = self.server.run([*VCLUSTER, *arguments], timeout_s=timeout_s, check=check, env=ENVIRONMENT | env)
+        done = self.server.run([*self.program, *arguments], timeout_s=timeout_s, check=check, env=ENVIRONMENT | env)
         if is_json_requested(arguments) and done.stdout:
             validated(arguments, json.loads(done.stdout))
         return done
 
     def popen(self, *arguments: str, **env: str) -> subprocess.Popen[str]:
         """Start vcluster there."""
-        return self.server.popen([*VCLUSTER, *arguments], env=ENVIRONMENT | env)
+        return self.server.popen([*self.program, *arguments], env=ENVIRONMENT | env)
 
     def verify(self, cluster: str, **env: str) -> None:
         """Every promise about a cluster that is up must be kept, on all its servers."""

@@ -28,7 +28,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "testbed"
-STATE = Path("/var/lib/vcluster-testbed")
+sys.path.insert(0, str(SCRIPT.parent))
+
+from testbeds import lifecycle, namespaces  # noqa: E402  the path to it is set above
+from testbeds.servers import STATE  # noqa: E402
+
 USERS = ("student", "operator")  # sudo with a password and password login; sudo without one and login by key
 
 ETH_P_ALL = 3
@@ -37,7 +41,18 @@ SOL_PACKET, PACKET_STATISTICS = 263, 6
 SO_RCVBUFFORCE = 33
 CAPTURE_BYTES = 64 << 20  # the kernel counts a small frame as about 2 KiB
 
-_started: list[subprocess.Popen[str]] = []  # by `Server.popen`
+_started: list[Program] = []  # by `Server.popen`
+
+
+class Program(subprocess.Popen[str]):
+    """A program in a server. If a signal ends it, the exit code here is the negative number of that signal."""
+
+    def send_signal(self, sig: int) -> None:
+        """Send a signal to the program itself: nsenter, which started it, does not pass signals on."""
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                for process in namespaces.children(self.pid) or [self.pid]:
+                    os.kill(process, sig)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,21 +95,22 @@ class Server:
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
         takes_input: bool = False,
-    ) -> subprocess.Popen[str]:
-        """Start a program. `send_signal` of the result reaches the program itself. `kill` always ends it.
+    ) -> Program:
+        """Start a program, as `scripts/testbed exec` does. `kill` always ends it.
 
         A program that a test starts ends with the test.
         """
+        inside, environment = lifecycle.entrance(self.name, cwd or Path.cwd())
         # Under nohup, programs would ignore SIGHUP, which some tests send.
-        extra = ["env", "--default-signal=HUP", *(f"{name}={value}" for name, value in (env or {}).items())]
-        process = subprocess.Popen(
-            [sys.executable, str(SCRIPT), "exec", self.name, "--", *extra, *argv],
+        extra = ["--default-signal=HUP", *(f"{name}={value}" for name, value in (env or {}).items())]
+        process = Program(
+            [*inside, *extra, *argv],
+            env=environment,
             stdin=subprocess.PIPE if takes_input else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             errors="backslashreplace",
-            cwd=cwd,
             start_new_session=True,
         )
         _started.append(process)

@@ -237,14 +237,22 @@ def plug(name: str) -> None:
 
 def execute(name: str, argv: Sequence[str]) -> int:
     """Run a command in a server, on our stdin and stdout, in our working directory if the server has it."""
+    inside, environment = entrance(name, Path.cwd())
+    return namespaces.execute([*inside, *argv], environment)
+
+
+def entrance(name: str, here: Path) -> tuple[list[str], dict[str, str]]:
+    """The start of a command line that runs in a server, in the folder `here` if the server has it; its environment.
+
+    The command line may go on with arguments of env.
+    """
     process = Server.load(name).process
     if process is None:
         raise NamespaceError(f"server {name} is not up; start it with: {typed(f'up {name}')}")
-    here = str(Path.cwd())
     there = here if Path(f"/proc/{process.pid}/root/{here}").is_dir() else "/"
     environment = namespaces.clean_environment()
     environment["PATH"] = f"{CHECKOUT}/.venv/bin:{environment['PATH']}"  # vcluster is found without being installed
-    return namespaces.execute([*entering(process.pid), "env", f"--chdir={there}", *argv], environment)
+    return [*entering(process.pid), "env", f"--chdir={there}"], environment
 
 
 def run_once(name: str, argv: Sequence[str], *, has_uplink: bool) -> int:

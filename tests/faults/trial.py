@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +15,7 @@ from tests.faults.points import ORDER, PROGRAM, Point
 
 RECORD = "/run/points"
 LEDGER = f"/var/lib/vcluster/clusters/{CLUSTER}/ledger.json"
-SIGKILLED = 137
+SIGKILLED = -signal.SIGKILL
 SETTLED_S = 20  # libvirt ends what it did for a client that is gone
 LABELLED = ("domains", "networks", "pools", "rules")
 

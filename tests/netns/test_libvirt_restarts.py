@@ -9,13 +9,13 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests import idle_nodes
-from tests.clusters import Host, Survey, changes, read_until, rest_of, survey
-from tests.testbed import testbed
+from tests.clusters import Host, Survey, changes, read_until, rest_of, survey, vcluster_with
 
 pytestmark = [
     pytest.mark.netns,
@@ -32,28 +32,14 @@ LOST = r"vcluster: localhost: the connection to libvirt broke while \S.* \(run t
 
 @pytest.fixture(scope="module")
 def host() -> Iterator[Host]:
-    with testbed("libvirt") as (server,):
-        host = Host(server)
-        idle_nodes.provide(host)
-        make(host)  # libvirt makes folders and chains for its first domain and keeps them
-        host.vcluster("clear", "doomed", "-y")
+    with idle_nodes.idle_host("libvirt") as host:
         yield host
 
 
 @pytest.fixture
 def bare(host: Host) -> Iterator[Survey]:
-    """The server without a cluster. A test that fails must not make later tests fail."""
-    yield survey(host)
-    host.sh("pgrep -x libvirtd || libvirtd --daemon")
-    host.wait_for("virsh -q list && echo answers")
-    host.kill_commands("doomed")
-    host.vcluster("clear", "doomed", "-y", check=False)
-
-
-def make(host: Host) -> None:
-    """Make the cluster and keep it."""
-    options = idle_nodes.options("doomed", timeout_s=4)
-    assert idle_nodes.created(host, "local", "create", *options, "--keep").wait(60) == 1
+    with idle_nodes.bare(host) as before:
+        yield before
 
 
 def until(path: str, *, exists: bool = True) -> str:
@@ -92,7 +78,8 @@ def test_the_daemon_is_restarted_while_a_create_waits_for_a_boot(host: Host, bar
 
 def test_the_daemon_ends_and_does_not_come_back(host: Host, bare: Survey) -> None:
     """The nodes run on. The cluster stays, and `clear` removes it when the daemon is back."""
-    process = idle_nodes.created(host, "local", "create", *idle_nodes.options("doomed"))
+    impatient = replace(host, program=vcluster_with(**{"commands.clusters.teardown.RECONNECT_S": 3.0}))
+    process = idle_nodes.created(impatient, "local", "create", *idle_nodes.options("doomed"))
     read_until(process, "node1: create took", "node2: create took")
     host.sh(END.format(signal="KILL"))
     errors = rest_of(process, timeout_s=90)
@@ -105,7 +92,7 @@ def test_the_daemon_ends_and_does_not_come_back(host: Host, bare: Survey) -> Non
     status = host.json("status", "doomed")
     assert status["state"] == "partial"
     assert {node["state"] for node in status["nodes"]} == {"unknown"}
-    refused = host.vcluster("clear", "doomed", "-y", check=False)
+    refused = impatient.vcluster("clear", "doomed", "-y", check=False)
     assert refused.returncode == 1
     assert refused.stderr.startswith("vcluster: localhost was not reached, so nothing was removed there: ")
     host.sh("rm -f /run/libvirtd.pid; libvirtd --daemon")
@@ -116,7 +103,7 @@ def test_the_daemon_ends_and_does_not_come_back(host: Host, bare: Survey) -> Non
 
 
 def test_the_daemon_is_restarted_during_a_clear(host: Host, bare: Survey) -> None:
-    make(host)
+    idle_nodes.make(host)
     line = f"{until(QEMU_RUNS, exists=False)}; {END_AND_START.format(signal='KILL')}"
     restart = host.server.popen(["sh", "-c", line])
     process = host.popen("clear", "doomed", "-y", "--verify")
@@ -132,7 +119,7 @@ def test_the_daemon_is_restarted_during_a_clear(host: Host, bare: Survey) -> Non
 def test_a_killed_daemon_leaves_no_bridge(host: Host, bare: Survey, command: str) -> None:
     """It is killed while it starts or stops the network. It leaves a bridge that it does not know any more."""
     if command == "clear":
-        make(host)
+        idle_nodes.make(host)
     dnsmasq = until("/run/libvirt/network/vcluster-doomed.pid", exists=False)
     moment = until(BRIDGE) if command == "create" else dnsmasq
     restart = host.server.popen(["sh", "-c", f"{moment}; {END_AND_START.format(signal='KILL')}"])
@@ -143,7 +130,7 @@ def test_a_killed_daemon_leaves_no_bridge(host: Host, bare: Survey, command: str
     assert process.returncode == (command == "create"), errors
     left = changes(survey(host), bare)
     assert left.keys() <= {"rules"}, left  # those of libvirt's own chains; see the limits of the page on reliability
-    make(host)
+    idle_nodes.make(host)
     host.vcluster("clear", "doomed", "-y", "--verify")
     host.sh("iptables-save | grep -v 172[.]28 | grep -v vn-doomed | iptables-restore")
 
@@ -158,7 +145,7 @@ def test_a_connection_that_breaks_is_opened_again(host: Host, bare: Survey, comm
         process = host.popen("local", "create", *idle_nodes.options("doomed"), **environment)
         read_until(process, "node1: create took")
     else:
-        make(host)
+        idle_nodes.make(host)
         process = host.popen("clear", "doomed", "-y", "-v", **environment)
         read_until(process, "libvirt: stopping doomed.node")
     relay.stdin.write("\n")

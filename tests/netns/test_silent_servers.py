@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests import idle_nodes
-from tests.clusters import Host, read_until, rest_of
+from tests.clusters import Host, read_until, rest_of, vcluster_with
 from tests.testbed import testbed
 
 pytestmark = [
@@ -53,7 +53,8 @@ path = /var/lib/libvirt/idle
 CONFIG_PATH = "/root/.config/doomed.ini"
 CREATE = ("shared", "create", CONFIG_PATH)
 DROP = "table inet foreign { chain input { type filter hook input priority 0; policy drop; }; }"
-NO_ANSWER = r"timed out after 10 s waiting for an answer from far \(\S+\) at \S+"
+IMPATIENT = vcluster_with(**{"adapters.ssh.ssh_login.ANSWER_S": 3.0, "adapters.ssh.ssh_login.SILENCE_MS": 6000})
+NO_ANSWER = r"timed out after 3 s waiting for an answer from far \(\S+\) at \S+"
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Servers:
 @pytest.fixture(scope="module")
 def servers() -> Iterator[Servers]:
     with testbed("control", "near", "far") as (control, near, far):
-        servers = Servers(Host(control), Host(near), Host(far))
+        servers = Servers(Host(control, IMPATIENT), Host(near), Host(far))
         idle_nodes.provide(servers.control)
         config = CONFIG.format(near=near.name, far=far.name)
         control.path(CONFIG_PATH).write_text(config)

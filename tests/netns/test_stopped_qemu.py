@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
 from tests import idle_nodes
-from tests.clusters import Host, Survey, changes, read_until, rest_of, survey
-from tests.testbed import testbed
+from tests.clusters import Host, Survey, changes, read_until, rest_of, survey, vcluster_with
 
 pytestmark = [
     pytest.mark.netns,
@@ -22,26 +22,14 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def host() -> Iterator[Host]:
-    with testbed("qemu") as (server,):
-        host = Host(server)
-        idle_nodes.provide(host)
-        make(host, nodes=1)  # libvirt makes folders and chains for its first domain and keeps them
-        host.vcluster("clear", "doomed", "-y")
+    with idle_nodes.idle_host("qemu") as host:
         yield host
 
 
 @pytest.fixture
 def bare(host: Host) -> Iterator[Survey]:
-    """The server without a cluster. A test that fails must not make later tests fail."""
-    yield survey(host)
-    host.kill_commands("doomed")
-    host.vcluster("clear", "doomed", "-y", check=False)
-
-
-def make(host: Host, nodes: int) -> None:
-    """Make the cluster and keep it."""
-    options = idle_nodes.options("doomed", nodes=nodes, timeout_s=4)
-    assert idle_nodes.created(host, "local", "create", *options, "--keep").wait(60) == 1
+    with idle_nodes.bare(host) as before:
+        yield before
 
 
 def signal(host: Host, name: str, node: str) -> None:
@@ -50,11 +38,12 @@ def signal(host: Host, name: str, node: str) -> None:
 
 
 def test_a_qemu_that_answers_nothing_is_named_and_removed(host: Host, bare: Survey) -> None:
-    make(host, nodes=3)
+    idle_nodes.make(host, nodes=3)
     signal(host, "STOP", "node2")
     assert [node["name"] for node in host.json("status", "doomed")["nodes"]] == ["node1", "node2", "node3"]
     assert [row["name"] for row in host.json("list")] == ["doomed"]
-    stopped = host.vcluster("stop", "doomed", "--timeout", "20", timeout_s=90, check=False)
+    impatient = replace(host, program=vcluster_with(**{"adapters.libvirt.hypervisor.QEMU_ANSWER_S": 3.0}))
+    stopped = impatient.vcluster("stop", "doomed", "--timeout", "8", timeout_s=90, check=False)
     assert stopped.returncode == 1  # a node that never boots does not shut down either
     assert "node2: its QEMU does not answer, so vcluster cuts its power" in stopped.stderr
     states = {node["name"]: node["state"] for node in host.json("status", "doomed")["nodes"]}
@@ -76,7 +65,7 @@ def test_a_qemu_that_is_killed_ends_a_create(host: Host, bare: Survey) -> None:
 
 
 def test_a_qemu_that_is_killed_on_a_cluster_is_shown_as_off(host: Host, bare: Survey) -> None:
-    make(host, nodes=2)
+    idle_nodes.make(host, nodes=2)
     signal(host, "KILL", "node2")
     host.wait_for("virsh -q list --state-shutoff --name | grep doomed.node2")
     assert [node["state"] for node in host.json("status", "doomed")["nodes"]] == ["running", "stopped"]

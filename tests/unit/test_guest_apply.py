@@ -161,6 +161,7 @@ class Clocks:
         self, monkeypatch: pytest.MonkeyPatch, path: Path, *, node: float, server: float, late_s: float = 0.0
     ) -> None:
         self.node, self._server, self._path, self._late_s = node, server, path, late_s
+        self._second = 0
         monkeypatch.setattr(apply, "HARDWARE_CLOCK", str(path))
         monkeypatch.setattr(apply, "is_synchronised", lambda: False)
         monkeypatch.setattr(time, "time", lambda: self.node)
@@ -172,7 +173,9 @@ class Clocks:
     def advance(self, seconds: float) -> None:
         self.node += seconds
         self._server += seconds
-        self._path.write_text(f"{int(self._server - self._late_s)}\n")
+        if (second := int(self._server - self._late_s)) != self._second:
+            self._path.write_text(f"{second}\n")
+            self._second = second
 
     def set(self, clock: int, seconds: float) -> None:
         assert clock == time.CLOCK_REALTIME
