@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 from tests import unbooted_cluster
@@ -113,8 +116,9 @@ DISTANT = (
     Break("authorized-keys", f"sed -i /vcluster:lab/d /run/home/student/{KEYS}", f"/run/home/student/{KEYS}"),
     Break("authorized-keys", f"cat /run/home/student/{KEYS} >/run/keys; cat /run/keys >>/run/home/student/{KEYS}",
           f"/run/home/student/{KEYS}", f"cp /run/keys /run/home/student/{KEYS}"),
-    Break("server-answers", "iptables -I INPUT -p tcp --dport 22 -j REJECT", "one", "iptables -F INPUT"),
 )  # fmt: skip
+# Nothing else is found on a server that does not answer.
+SILENT = Break("server-answers", "iptables -I INPUT -p tcp --dport 22 -j REJECT", "one", "iptables -F INPUT")
 
 
 def make(host: Host, mode: str, *arguments: str, **env: str) -> None:
@@ -150,25 +154,35 @@ def broken(host: Host, line: str = "", **env: str) -> list[dict[str, Any]]:
     return list(found["broken"])
 
 
-def check(host: Host, one: Break, place: Host | None = None, **env: str) -> list[dict[str, Any]]:
-    """Break a promise on a server and see that verify finds this one, and no other. Then restore it; returns these.
+def groups(breaks: Iterable[Break]) -> list[tuple[Break, ...]]:
+    """Groups of breaks that one `verify` finds: in each group, each of them breaks another promise."""
+    by_promise: dict[str, list[Break]] = defaultdict(list)
+    for one in breaks:
+        by_promise[one.promise].append(one)
+    return [tuple(filter(None, row)) for row in zip_longest(*by_promise.values())]
 
-    The next test sees that it is restored.
+
+def check(host: Host, group: Sequence[Break], place: Host | None = None, **env: str) -> list[dict[str, Any]]:
+    """Break promises on a server and see that verify finds these, and no other. Then restore them; returns findings.
+
+    The next test sees that they are restored.
     """
-    if place:
-        place.sh(one.line)
-    found = broken(host, "" if place else one.line, **env)
+    (place or host).sh("set -e\n" + "\n".join(one.line for one in group))
+    found = broken(host, **env)
+    of = {one.promise: [each for each in found if each["id"] == one.promise] for one in group}
     try:
-        assert {each["id"] for each in found} == {one.promise}, found
-        assert found[0]["thing"].startswith(one.thing)
+        assert {each["id"] for each in found} == {*of}, found
+        for one in group:
+            assert of[one.promise][0]["thing"].startswith(one.thing), found
+            assert one.restore != RESTORE or "vcluster repair lab" in of[one.promise][0]["fix"]
         assert all(each["fix"] for each in found)
     finally:
-        if one.restore == RESTORE:
+        for one in reversed(group):
+            printed = "; ".join(each["fix"] for each in of[one.promise])
+            if one.restore != RESTORE:
+                (place or host).sh(printed if one.restore == PRINTED else one.restore)
+        if any(one.restore == RESTORE for one in group):
             restore(host, **env)
-        else:
-            printed = "; ".join(each["fix"] for each in found)
-            (place or host).sh(printed if one.restore == PRINTED else one.restore)
-    assert one.restore != RESTORE or "vcluster repair lab" in found[0]["fix"]
     return found
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
 from tests import broken_promises
-from tests.broken_promises import LOCAL, Break
+from tests.broken_promises import LOCAL, Break, groups
 from tests.clusters import ENVIRONMENT, VCLUSTER, Host
 from tests.faults import points
 from tests.testbed import kill, testbed
@@ -44,9 +44,9 @@ def test_all_promises_are_kept_at_first(host: Host) -> None:
     assert done.stdout == host.vcluster("verify", "--name", "lab").stdout
 
 
-@pytest.mark.parametrize("one", LOCAL, ids=str)
-def test_a_broken_promise_is_found(host: Host, one: Break) -> None:
-    broken_promises.check(host, one)
+@pytest.mark.parametrize("group", groups(LOCAL), ids=lambda group: f"{len(group)} at once")
+def test_broken_promises_are_found(host: Host, group: Sequence[Break]) -> None:
+    broken_promises.check(host, group)
 
 
 def test_another_service_at_the_gateway_is_found(host: Host) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
 from tests import broken_promises
-from tests.broken_promises import DISTANT, Break
+from tests.broken_promises import DISTANT, SILENT, Break, groups
 from tests.clusters import Host
 from tests.testbed import testbed
 
@@ -68,10 +68,10 @@ def test_all_promises_are_kept_on_all_servers(hosts: tuple[Host, Host, Host]) ->
         assert len([who for who, _ in requests if who == f"{name}:"]) == 1
 
 
-@pytest.mark.parametrize("broken", DISTANT, ids=str)
-def test_a_promise_broken_on_another_server_is_found(hosts: tuple[Host, Host, Host], broken: Break) -> None:
+@pytest.mark.parametrize("group", [*groups(DISTANT), [SILENT]], ids=lambda group: f"{len(group)} at once")
+def test_promises_broken_on_another_server_are_found(hosts: tuple[Host, Host, Host], group: Sequence[Break]) -> None:
     desk, one, _ = hosts
-    found = broken_promises.check(desk, broken, one, ONE_PASSWORD=PASSWORD)
+    found = broken_promises.check(desk, group, one, ONE_PASSWORD=PASSWORD)
     assert {each["server"] for each in found} == {"one"}
 
 
