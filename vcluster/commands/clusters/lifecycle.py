@@ -12,7 +12,7 @@ from vcluster.commands.steps.deployment import Deployment, image_password
 from vcluster.commands.steps.inventory import domains_on, keep_nodes, observe_status, read_ledger
 from vcluster.commands.steps.node_lifecycle import NodeLifecycle
 from vcluster.errors import VclusterError
-from vcluster.fleet import login_files, servers
+from vcluster.fleet import servers
 from vcluster.fleet.context import Context
 from vcluster.fleet.ledger import ClusterFiles, Ledger, planning
 from vcluster.fleet.servers import Fleet
@@ -99,8 +99,6 @@ def _restore(context: Context, name: str, *, timeout_s: float, unless_ready: boo
         report_obstacles(fleet, context.report)
         cluster = Deployment(context, fleet, ledger.plan, files.read_keys(), deadline)
         status = observe_status(fleet, files)
-        if login_files.damaged(files, ledger.plan):
-            cluster.write_login_files()
         lack = _reserve_memory(cluster, files, status, stack)
         cluster.restore_files()
         cluster.create_networks()  # an earlier version may have made them, with other rules and settings

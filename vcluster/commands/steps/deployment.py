@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from vcluster.adapters.node_connection import NodeConnection
 from vcluster.commands.steps.node_watch import NodeWatch
+from vcluster.fleet import login_files
 from vcluster.fleet.context import Context
 from vcluster.fleet.ledger import ClusterFiles, Ledger
 from vcluster.fleet.servers import Fleet, Server
@@ -79,13 +80,13 @@ class Deployment:
         files.write_ssh(**ssh_texts(self.fleet, files, self.plan, self.keys))
 
     def restore_files(self) -> None:
-        """Write keys and SSH files again if they differ from those of the plan. It writes nothing on a full disk."""
-        files, texts = self.files, ssh_texts(self.fleet, self.files, self.plan, self.keys)
-        identity, found = files.read_ssh()
-        if identity != self.keys.admin.private:
-            files.write_keys(self.keys)
-        if found != texts:
-            files.write_ssh(**texts)
+        """Write keys and SSH files again if ssh cannot use them, or if they differ from those of the plan.
+
+        If nothing differs, it writes nothing: `repair` also works on a full disk.
+        """
+        wanted = self.keys.admin.private, ssh_texts(self.fleet, self.files, self.plan, self.keys)
+        if login_files.damaged(self.files, self.plan) or self.files.read_ssh() != wanted:
+            self.write_login_files()
 
     def deliver_image(self) -> None:
         """Send the image once to each server that does not have it."""
