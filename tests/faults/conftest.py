@@ -64,7 +64,7 @@ def bare(bed: Bed, neighbour: Neighbour) -> Mapping[str, Survey]:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "trial" in metafunc.fixturenames:
-        found = plan.trials()
+        found = plan.trials(plan.recorded())
         metafunc.parametrize("trial", found, ids=[trial.name for trial in found])
 
 

@@ -77,9 +77,19 @@ def store(found: Mapping[str, Sequence[Point]], path: Path = POINTS) -> None:
     path.write_text(json.dumps({"code": code_digest(), "points": points}, indent=1) + "\n")
 
 
-def trials(path: Path = POINTS) -> list[Trial]:
-    """All trials; none if no points were recorded."""
-    return [Trial(command, point) for command, points in recorded(path).items() for point in points]
+CREATE = "create-"  # `create` has variants: a clone or a boot, on one server or on two
+
+
+def trials(found: Mapping[str, Sequence[Point]]) -> list[Trial]:
+    """A trial for each place and kind of a command. A variant of `create` repeats none of the variants before it."""
+    planned: list[Trial] = []
+    tried: set[tuple[str, str]] = set()
+    for command, points in found.items():
+        is_variant = command.startswith(CREATE)
+        new = [point for point in points if not (is_variant and (point.place, point.kind) in tried)]
+        tried |= {(point.place, point.kind) for point in new if is_variant}
+        planned += [Trial(command, point) for point in new]
+    return planned
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,7 @@ def main(names: Sequence[str]) -> None:
                 (plan.POINTS.parent / f"{name}.txt").write_text("".join(f"{point}\n" for point in passed))
                 seconds, count = time.monotonic() - began_s, len(dict.fromkeys(passed))
                 print(f"{name}: {len(plan.distinct(passed))} trials, {count} points, {seconds:.0f} s", flush=True)
-    count = len(plan.trials())
+    count = len(plan.trials(plan.recorded()))
     print(f"{count} trials of {len(plan.recorded())} commands in {plan.POINTS}")
     if count > plan.POINTS_MAX:
         sys.exit(f"these are more than {plan.POINTS_MAX}: the tier would take too long")

@@ -199,6 +199,16 @@ def test_one_kill_for_each_place_and_kind() -> None:
     assert plan.distinct(programs) == programs  # no point is after a program that replaces this one
 
 
+def test_variants_of_create_do_not_repeat_a_place() -> None:
+    first, second = point("before", "a:1"), point("after", "a:2")
+    found = {"create-clone": [first], "create-boot": [first, second], "add": [first]}
+    assert [(trial.command, trial.point) for trial in plan.trials(found)] == [
+        ("create-clone", first),
+        ("create-boot", second),
+        ("add", first),
+    ]
+
+
 def test_a_third_of_the_trials_loses_the_ledger() -> None:
     trials = [plan.Trial("create", point("after", f"a:{line}")) for line in range(300)]
     assert 80 <= sum(trial.is_ledger_lost for trial in trials) <= 120
