@@ -124,14 +124,14 @@ def forget_snapshot(bed: Bed, *, is_ledger_lost: bool) -> None:  # noqa: ARG001 
 def forget_images(bed: Bed, *, is_ledger_lost: bool) -> None:  # noqa: ARG001 - as `clear`
     """The next import works, and nothing unfinished is left after it."""
     bed.run("image", "import", DISK, "--name", CLUSTER)
-    _forget_image(bed, "disk.qcow2", "manifest.json")
+    _forget_image(bed, "disk.qcow2", "manifest.json", "stamps.json")
 
 
 def forget_recipe(bed: Bed, *, is_ledger_lost: bool) -> None:  # noqa: ARG001 - as `clear`
     """The next build works, and nothing unfinished is left after it."""
     bed.run(*BUILD)
     bed.control.sh("umount /usr/bin/mmdebstrap; rm /run/mmdebstrap")
-    _forget_image(bed, "disk.qcow2", "initrd.img", "manifest.json", "vmlinuz")
+    _forget_image(bed, "disk.qcow2", "initrd.img", "manifest.json", "stamps.json", "vmlinuz")
 
 
 def _forget_image(bed: Bed, *names: str) -> None:
@@ -139,7 +139,7 @@ def _forget_image(bed: Bed, *names: str) -> None:
     assert [image["name"] for image in bed.control.json("image", "list")] == [CLUSTER]
     files = bed.control.sh(f"cd {IMAGES} && find . -mindepth 1 | sed -E 's/[0-9a-f]{{64}}/DIGEST/' | sort").split()
     folder = "./sha256-DIGEST"
-    assert files == ["./names", f"./names/{CLUSTER}", folder, *(f"{folder}/{name}" for name in names)]
+    assert files == ["./names", f"./names/{CLUSTER}", folder, *(f"{folder}/{name}" for name in names)], files
     bed.run("image", "rm", CLUSTER)
     assert bed.control.sh(f"find {IMAGES} -mindepth 2").split() == []
     bed.control.sh(f"umount {IMAGES}; rm {DISK}")
