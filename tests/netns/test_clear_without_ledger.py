@@ -29,7 +29,7 @@ def host() -> Iterator[Host]:
         yield Host(server)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def owner(host: Host) -> str:
     """The owner id of the server, which its first cluster makes."""
     host.vcluster("switch", "up", "-n", "1", "--name", "first", "--peer", "172.31.255.254")
@@ -70,8 +70,8 @@ def test_a_folder_of_another_owner_stays(host: Host, owner: str) -> None:
     assert host.sh(f"ls -A {FOLDER} 2>&1 || true").startswith("ls: cannot access")
 
 
-def test_switch_down_removes_the_folder_of_a_killed_switch_up(host: Host, owner: str) -> None:
-    del owner
+@pytest.mark.usefixtures("owner")
+def test_switch_down_removes_the_folder_of_a_killed_switch_up(host: Host) -> None:
     host.sh("mkdir /var/lib/vcluster/clusters")
     assert host.vcluster("switch", "down", "first").stdout == "first: nothing to clear\n"
     assert host.sh("ls /var/lib/vcluster") == "commands.jsonl\nowner\n"

@@ -1,4 +1,4 @@
-"""What status, list, verify and clear ask the agent and libvirt for, on a server with 4 nodes and on one with 40."""
+"""What status, list, verify and clear ask the agent and libvirt for, on a server with 4 nodes and on one with 20."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = [
 ]
 
 ROOT = Path(__file__).parent.parent.parent
-FEW, MANY = 4, 40
+FEW, MANY = 4, 20
 CALLS_OF_A_NODE = 6  # find and stop its domain, find and undefine it, delete its disk and its seed
 
 Counts = dict[str, dict[str, Any]]
