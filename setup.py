@@ -39,7 +39,7 @@ setup(
             "mypy>=1.8",
             "pyte>=0.8",
             "pytest>=8",
-            "pytest-xdist>=3.5",
+            "pytest-xdist>=3.7",
             "PyYAML>=6",
             "ruff>=0.4",
         ],

@@ -109,6 +109,7 @@ def queue_of(folder: str) -> str:
     return "first_queue" if folder in FIRST_QUEUE else "second_queue"
 
 
+LONG_MODULES = frozenset({"netns", "ssh"})  # folders with modules that take a minute
 SHARED_CLUSTERS = frozenset({"cluster", "beginning", "red", "blue"})  # fixtures: clusters of a whole folder
 
 
@@ -117,13 +118,18 @@ def uses_shared_cluster(item: pytest.Item) -> bool:
     return not SHARED_CLUSTERS.isdisjoint(getattr(item, "fixturenames", ()))
 
 
+def run_order(folders: Iterable[str]) -> list[str]:
+    """Folders with long modules first. Otherwise one process may have a long module left, and the others nothing."""
+    return sorted(dict.fromkeys(folders), key=lambda folder: folder not in LONG_MODULES)
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by -m
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark each test with its tier and its queue.
 
     In each folder, tests that need a server without a cluster run first.
     """
-    folders = list(dict.fromkeys(folder_of(item.path) for item in items))
+    folders = run_order(folder_of(item.path) for item in items)
     items.sort(key=lambda item: (folders.index(folder_of(item.path)), uses_shared_cluster(item)))
     for item in items:
         try:

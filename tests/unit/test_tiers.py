@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import FOLDERS, TESTS, folder_of, queue_of, tier_of
+from tests.conftest import FOLDERS, TESTS, folder_of, queue_of, run_order, tier_of
 
 
 @pytest.mark.parametrize(
@@ -68,6 +68,10 @@ def test_each_module_has_markers_that_its_folder_allows(path: Path) -> None:
 )
 def test_each_folder_is_in_one_queue(queue: str, folders: set[str]) -> None:
     assert {folder for folder in FOLDERS if queue_of(folder) == queue} == folders
+
+
+def test_folders_with_long_modules_run_first() -> None:
+    assert run_order(["language", "netns", "ssh", "unit", "netns"]) == ["netns", "ssh", "language", "unit"]
 
 
 def test_no_two_modules_share_a_name() -> None:
