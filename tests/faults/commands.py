@@ -168,7 +168,7 @@ class FaultCommand:
     prepare: Callable[[Bed], None] = nothing
     undo: Callable[..., None] = field(default=clear)
     has_cluster: bool = True
-    points: int = 40
+    points: int = field(kw_only=True)
 
 
 def _create(mode: str, *options: str) -> tuple[str, ...]:
@@ -178,25 +178,32 @@ def _create(mode: str, *options: str) -> tuple[str, ...]:
 COMMANDS = {
     command.name: command
     for command in (
-        FaultCommand("create-clone", _create("local")),
-        FaultCommand("create-boot", _create("local", "--boot", "cold")),
-        FaultCommand("create-clone-remote", _create("remote", "--switch", "SWITCH")),
-        FaultCommand("create-boot-remote", _create("remote", "--switch", "SWITCH", "--boot", "cold")),
-        FaultCommand("add", ("add", "--name", CLUSTER, *PATIENCE), cluster_of(1)),
-        FaultCommand("remove", ("remove", "node2", "--name", CLUSTER, "-y", *PATIENCE), cluster_of(2)),
-        FaultCommand("clear", ("clear", CLUSTER, "-y"), cluster_of(2)),
-        FaultCommand("repair", ("repair", CLUSTER, *PATIENCE), damaged),
-        FaultCommand("stop", ("stop", CLUSTER), cluster_of(2)),
-        FaultCommand("start", ("start", CLUSTER, *PATIENCE), stopped),
-        FaultCommand("gateway", ("gateway", "on", "--name", CLUSTER), cluster_of(2, "--layout", "private")),
+        FaultCommand("create-clone", _create("local"), points=116),
+        FaultCommand("create-boot", _create("local", "--boot", "cold"), points=98),
+        FaultCommand("create-clone-remote", _create("remote", "--switch", "SWITCH"), points=166),
+        FaultCommand("create-boot-remote", _create("remote", "--switch", "SWITCH", "--boot", "cold"), points=148),
+        FaultCommand("add", ("add", "--name", CLUSTER, *PATIENCE), cluster_of(1), points=108),
+        FaultCommand("remove", ("remove", "node2", "--name", CLUSTER, "-y", *PATIENCE), cluster_of(2), points=64),
+        FaultCommand("clear", ("clear", CLUSTER, "-y"), cluster_of(2), points=70),
+        FaultCommand("repair", ("repair", CLUSTER, *PATIENCE), damaged, points=36),
+        FaultCommand("stop", ("stop", CLUSTER), cluster_of(2), points=6),
+        FaultCommand("start", ("start", CLUSTER, *PATIENCE), stopped, points=40),
+        FaultCommand("gateway", ("gateway", "on", "--name", CLUSTER), cluster_of(2, "--layout", "private"), points=12),
         FaultCommand(
-            "provision", ("provision", "--payload", "/run/payload", "/run/setup", "--name", CLUSTER), with_script
+            "provision",
+            ("provision", "--payload", "/run/payload", "/run/setup", "--name", CLUSTER),
+            with_script,
+            points=16,
         ),
-        FaultCommand("switch-up", SWITCH_UP, undo=switch_down),
-        FaultCommand("switch-down", ("switch", "down", CLUSTER), switch_up, switch_down),
-        FaultCommand("image-build", BUILD, own_recipe, forget_recipe, False),
-        FaultCommand("image-import", ("image", "import", DISK, "--name", CLUSTER), own_images, forget_images, False),
-        FaultCommand("image-rm", ("image", "rm", CLUSTER), imported, forget_images, False),
-        FaultCommand("image-warm", ("image", "warm", *OTHER_SIZE, *PATIENCE), nothing, forget_snapshot, False),
+        FaultCommand("switch-up", SWITCH_UP, undo=switch_down, points=20),
+        FaultCommand("switch-down", ("switch", "down", CLUSTER), switch_up, switch_down, points=8),
+        FaultCommand("image-build", BUILD, own_recipe, forget_recipe, False, points=68),
+        FaultCommand(
+            "image-import", ("image", "import", DISK, "--name", CLUSTER), own_images, forget_images, False, points=28
+        ),
+        FaultCommand("image-rm", ("image", "rm", CLUSTER), imported, forget_images, False, points=16),
+        FaultCommand(
+            "image-warm", ("image", "warm", *OTHER_SIZE, *PATIENCE), nothing, forget_snapshot, False, points=68
+        ),
     )
 }
