@@ -66,6 +66,8 @@ def test_a_qemu_that_is_killed_ends_a_create(host: Host, bare: Survey) -> None:
 
 def test_a_qemu_that_is_killed_on_a_cluster_is_shown_as_off(host: Host, bare: Survey) -> None:
     idle_nodes.make(host, nodes=2)
+    registers = "virsh qemu-monitor-command doomed.node1 --hmp info registers"
+    host.wait_for(f"{registers} | grep 'IP=0*7c0. .* HLT=1'")  # its processor halts
     signal(host, "KILL", "node2")
     host.wait_for("virsh -q list --state-shutoff --name | grep doomed.node2")
     assert [node["state"] for node in host.json("status", "doomed")["nodes"]] == ["running", "stopped"]
