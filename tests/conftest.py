@@ -76,7 +76,7 @@ def folder_of(path: Path) -> str:
 def tier_of(folder: str, markers: Iterable[str]) -> str:
     """The tier of a test. Booted tests are in `full`, those of the core in `standard`.
 
-    The smoke test of a long tier is in `full` too.
+    The smoke test of a long tier, and a slow test that boots nothing, are in `full` too.
 
     Raises ValueError when the folder has no entry, or when its tests may not have these markers.
     """
@@ -90,9 +90,11 @@ def tier_of(folder: str, markers: Iterable[str]) -> str:
         raise ValueError("is marked core, but only booted tests are part of the core")
     if "smoke" in names and FOLDERS[folder].tier not in LONG_TIERS:
         raise ValueError("is marked smoke, but its folder is not of a long tier")
+    if "slow" in names and (FOLDERS[folder].tier != "standard" or "vm" in names):
+        raise ValueError("is marked slow, but without that mark it is not in the tier standard")
     if "vm" in names:
         return "standard" if "core" in names else "full"
-    return "full" if "smoke" in names else FOLDERS[folder].tier
+    return "full" if names & {"smoke", "slow"} else FOLDERS[folder].tier
 
 
 PARALLEL = frozenset({"unit", "language", "images", "libvirt", "ssh", "netns"})

@@ -115,6 +115,7 @@ def test_the_daemon_is_restarted_during_a_clear(host: Host, bare: Survey) -> Non
     assert changes(survey(host), bare) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["create", "clear"])
 def test_a_killed_daemon_leaves_no_bridge(host: Host, bare: Survey, command: str) -> None:
     """It is killed while it starts or stops the network. It leaves a bridge that it does not know any more."""
@@ -135,6 +136,7 @@ def test_a_killed_daemon_leaves_no_bridge(host: Host, bare: Survey, command: str
     host.sh("iptables-save | grep -v 172[.]28 | grep -v vn-doomed | iptables-restore")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["create", "clear"])
 def test_a_connection_that_breaks_is_opened_again(host: Host, bare: Survey, command: str) -> None:
     relay = host.server.popen([sys.executable, "-m", "tests.libvirt_relay"], cwd=ROOT, takes_input=True)

@@ -100,6 +100,7 @@ def test_of_many_switches_of_one_name_one_is_made(host: Host) -> None:
     assert host.json("switch", "show") == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("bare")
 def test_many_switches_of_different_names(host: Host) -> None:
     done = at_once(host, [switch(name, 100 + 2 * number) for number, name in enumerate(NAMES)])
@@ -138,6 +139,7 @@ def test_of_many_creates_of_one_name_one_is_made(host: Host) -> None:
     assert all("another command is changing cluster lab" in line for line in last_lines(done, 4))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_image", "bare")
 def test_many_creates_of_different_names(host: Host) -> None:
     commands = [[*CREATE, "--name", name] for name in CLUSTERS]

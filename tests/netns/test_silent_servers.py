@@ -103,6 +103,7 @@ def test_a_create_ends_when_a_server_is_silent(servers: Servers) -> None:
     assert servers.control.json("list") == []
 
 
+@pytest.mark.slow
 def test_a_server_that_becomes_silent_during_a_create_is_cleared_later(servers: Servers) -> None:
     """Each command names the silent server, and does the rest on the other one."""
     process = idle_nodes.created(servers.control, *CREATE)

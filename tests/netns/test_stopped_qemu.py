@@ -37,6 +37,7 @@ def signal(host: Host, name: str, node: str) -> None:
     host.sh(f"kill -{name} $(cat /run/libvirt/qemu/doomed.{node}.pid)")
 
 
+@pytest.mark.slow
 def test_a_qemu_that_answers_nothing_is_named_and_removed(host: Host, bare: Survey) -> None:
     idle_nodes.make(host, nodes=3)
     signal(host, "STOP", "node2")

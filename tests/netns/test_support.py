@@ -240,6 +240,7 @@ def test_a_switch_without_nodes_and_real_tables(servers: tuple[Server, Server], 
     host.sh(f"ip link del vc-lab; nft delete table inet vcluster-lab-{owner}")
 
 
+@pytest.mark.slow
 def test_a_libvirt_that_hangs_costs_its_parts_only(servers: tuple[Server, Server], keys: dict[str, Keys]) -> None:  # noqa: ARG001
     host = Host(servers[0])
     pid = int(host.sh("cat /run/libvirtd.pid || cat /run/libvirt/libvirtd.pid 2>/dev/null"))

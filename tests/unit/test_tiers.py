@@ -16,6 +16,8 @@ from tests.conftest import FOLDERS, TESTS, folder_of, queue_of, run_order, tier_
         ("unit", ["parametrize"], "quick"),
         ("ssh", ["ssh"], "standard"),
         ("ssh", ["netns"], "standard"),
+        ("netns", ["netns"], "standard"),
+        ("netns", ["netns", "slow"], "full"),
         ("scripts", [], "standard"),
         ("scripts", ["vm"], "full"),
         ("vm", ["vm", "usefixtures"], "full"),
@@ -40,6 +42,8 @@ def test_tiers(folder: str, markers: list[str], tier: str) -> None:
         ("vm", ["vm", "netns"], "needs netns, vm; allowed: vm"),
         ("unit", ["core"], "only booted tests are part of the core"),
         ("vm", ["vm", "smoke"], "not of a long tier"),
+        ("unit", ["slow"], "not in the tier standard"),
+        ("vm", ["vm", "core", "slow"], "not in the tier standard"),
         ("elsewhere", [], "tests/elsewhere has no entry in FOLDERS"),
     ],
 )
