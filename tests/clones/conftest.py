@@ -51,6 +51,7 @@ def beginning(host: Host, bare: Survey) -> Iterator[Beginning]:
     snapshot_cache.store(host)
     cluster = Cluster(host, "lab", NODES, host.vcluster("ssh-config", "--path").stdout.strip())
     yield Beginning(cluster, first.stderr, second.stderr, stages)
+    host.verify("lab")
     host.vcluster("clear", "lab", "-y")
     assert left_behind(survey(host), bare) == {}
     assert host.snapshots()

@@ -126,6 +126,7 @@ def red(bed: Bed, bare: Survey) -> Iterator[Cluster]:
         "--addresses", "dhcp", "--timeout", "400", timeout_s=420,
     )  # fmt: skip
     yield Cluster(bed.control, "red", ("red1", "red2"), bed.control.vcluster("ssh-config", "--path").stdout.strip())
+    bed.control.verify("red")
     bed.control.vcluster("clear", "red", "-y", timeout_s=300)
 
 
@@ -139,4 +140,5 @@ def blue(bed: Bed, red: Cluster) -> Iterator[Cluster]:
     assert all(count - before[name] <= 2 for name, count in bed.logins().items())  # sshd may penalise frequent logins
     path = bed.control.vcluster("ssh-config", "--name", "blue", "--path").stdout.strip()
     yield Cluster(bed.control, "blue", ("blue1", "blue2", "blue3"), path)
+    bed.control.verify("blue", THREE_PASSWORD=PASSWORD)
     bed.control.vcluster("clear", "blue", "-y", timeout_s=300, THREE_PASSWORD=PASSWORD)
