@@ -47,6 +47,7 @@ def beginning(host: Host, bare: Survey) -> Iterator[Beginning]:
     host.wait_for(f"ls -d {SNAPSHOTS}/.unfinished-*")
     second = host.vcluster("local", "create", "-n", "3", *patience, timeout_s=320, **background)
     stages = host.stages("first", "node1")
+    host.verify("first")
     host.vcluster("clear", "first", "-y")
     snapshot_cache.store(host)
     cluster = Cluster(host, "lab", NODES, host.vcluster("ssh-config", "--path").stdout.strip())

@@ -84,6 +84,7 @@ def test_a_snapshot_that_qemu_refuses_is_reported_and_the_node_boots(host: Host,
     assert host.json("status", "doomed")["state"] == "ready"
     assert {"clone", "boot", "login", "configure", "check"} <= set(host.stages("doomed", "node1"))
     assert host.snapshots() == [f"{snapshot}.refused"]
+    host.verify("doomed")
     assert host.vcluster("clear", "doomed", "-y", "--verify").stdout == "doomed: cleared\nnothing left\n"
     # The next create does not make a clone of it.
     process = host.popen("local", "create", "-n", "1", "--name", "doomed")

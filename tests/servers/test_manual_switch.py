@@ -87,6 +87,7 @@ def test_a_cluster_through_a_manual_switch_side(bed: Bed) -> None:
     shown = bed.control.vcluster("path", "--name", "doomed", "node1", "node2").stdout
     assert re.search(r"vx-doomed-1 +\S+ +\? +\? +\? +cannot be read from here", shown), shown
 
+    bed.control.verify("doomed")
     assert bed.control.vcluster("clear", "doomed", "-y", "--verify").stdout == "doomed: cleared\nnothing left\n"
     assert [side["cluster"] for side in sides(bed)] == ["doomed"]
     assert bed.switch.vcluster("switch", "down", "doomed").stdout == "doomed: cleared\n"

@@ -173,6 +173,7 @@ def test_a_second_cluster_next_to_the_first(cluster: Cluster) -> None:
             "10.0.0.2",
             "10.0.0.3",
         }
+        host.verify("blue")
     finally:
         host.vcluster("clear", "blue", "-y", "--verify")
     assert host.json("status")["state"] == "ready"

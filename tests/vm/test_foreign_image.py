@@ -155,6 +155,7 @@ def test_the_password_installs_our_key_and_then_no_password_is_accepted(foreign:
     places = "/var/lib/vcluster /var/lib/libvirt/images/vcluster/clusters /var/log/libvirt /etc/libvirt"
     assert "ledger.json" in foreign.sh(f"grep -rlF TEACHER_PASSWORD {places}")
     assert foreign.sh(f"grep -rlF {shlex.quote(PASSWORD)} {places} || true") == ""
+    foreign.verify("foreign", VCLUSTER_IMAGE_DIR=IMAGES)
     cleared = foreign.vcluster("clear", "foreign", "-y", "--verify")
     assert cleared.stdout == "foreign: cleared\nnothing left\n"
     assert changes(survey(foreign), before) == {}

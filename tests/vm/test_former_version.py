@@ -44,6 +44,7 @@ def old(host: Host, bare: dict[str, list[str]], former: Path) -> Iterator[Cluste
     host.server.run(argv, timeout_s=300)
     config = host.vcluster("ssh-config", "--name", "old", "--path").stdout.strip()
     yield Cluster(host, "old", ("node1", "node2"), config)
+    host.verify("old")  # a test has repaired it
     host.vcluster("clear", "old", "-y", "--verify")
     assert survey(host) == bare
 

@@ -26,6 +26,7 @@ def provisioned(host: Host) -> Iterator[Cluster]:
     host.vcluster("local", "create", *options, *PATIENCE, timeout_s=320)
     host.sh("rm -r '/run/set up.sh' /run/letters")
     yield Cluster(host, "setup", ("node1",), host.json("ssh-config", "--name", "setup")["path"])
+    host.verify("setup")
     host.vcluster("clear", "setup", "-y")
     assert changes(survey(host), before) == {}
 

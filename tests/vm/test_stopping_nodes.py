@@ -181,6 +181,7 @@ def test_a_node_stops_during_commands_on_a_cluster(host: Host, bare: Survey) -> 
     assert_fails(process, RESET, "node2", "login")
     host.vcluster("repair", "doomed", timeout_s=300)
     assert host.json("status", "doomed")["state"] == "ready"
+    host.verify("doomed")  # not at the end: a node has stopped then
 
     with Stopper(host, PANIC, "node2") as stopper:
         process = host.popen("provision", "--name", "doomed", "/run/setup.sh")
