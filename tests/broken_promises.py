@@ -59,6 +59,8 @@ LOCAL = (
     Break("rules-ip", f"nft flush chain inet {TABLE} from_nodes", "inet vcluster-lab-", RESTORE),
     Break("rules-ip", f"nft add table inet {TABLE} '{{ flags dormant; }}'", "inet vcluster-lab-", RESTORE),
     Break("rules-arp", f"nft delete table arp {TABLE}", "arp vcluster-lab-", RESTORE),
+    Break("rules-bridge", f"nft delete table bridge {TABLE}", "bridge vcluster-lab-", RESTORE),
+    Break("rules-bridge", f"nft flush chain bridge {TABLE} claims", "bridge vcluster-lab-", RESTORE),
     Break(
         "dns-ports",
         "kill $(cat /run/libvirt/network/vcluster-lab.pid)",

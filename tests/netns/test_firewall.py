@@ -119,6 +119,30 @@ ARP_RULES = """
     iifname "vc-lab" drop
     iifname "vp-lab-*" drop
     iifname "vn-lab" arp saddr ip != 192.0.2.8/29 arp saddr ip != 10.0.0.1 drop
+    iifname "vn-lab" jump claims
+  }
+  chain claims {
+    arp saddr ip 192.0.2.10 arp saddr ether != 02:00:00:00:00:0a drop
+  }
+}
+"""
+PORTS = ["vm-lab-*", "vp-lab-*", "10.0.0.0/30", [["vp-lab-1", "10.0.0.1", True], ["vp-lab-2", "10.0.0.2", False]]]
+BRIDGE_RULES = """
+  chain prerouting {
+    type filter hook prerouting priority -10; policy accept;
+    meta protocol arp iifname "vp-lab-*" jump claims
+    iifname "vp-lab-*" icmp type redirect drop
+    iifname "vp-lab-*" icmpv6 type nd-router-advert drop
+    iifname "vp-lab-*" icmpv6 type nd-redirect drop
+    udp sport 67 udp dport 68 iifname "vp-lab-2" drop
+  }
+  chain forward {
+    type filter hook forward priority -10; policy accept;
+    iifname "vm-lab-*" oifname "vm-lab-*" drop
+  }
+  chain claims {
+    iifname "vp-lab-1" @nh,112,32 & 0xfffffffc == 0xa000000 @nh,112,32 != 0xa000001 drop
+    iifname "vp-lab-2" @nh,112,32 & 0xfffffffc == 0xa000000 @nh,112,32 != 0xa000002 drop
   }
 }
 """
@@ -172,9 +196,10 @@ def test_nft_lists_the_rules_as_intended_and_reads_them_again(server: Server, ca
     near = [(vni, "192.0.2.1", ["eth0"]) for vni in (42, 40, 41)]
     far = [(vni, "192.0.2.2", ["eth1", "eth2"]) for vni in (16777215, 43)]
     nodes = {"closed": ["vc-lab", "vp-lab-*"], "management": MANAGEMENT, "servers": ["192.0.2.2"]}
+    nodes |= {"macs": [("192.0.2.10", "02:00:00:00:00:0a")], "ports": PORTS}
     call("guard_table.guard", table=TABLE, tunnels=[*near, *far], port=PORT, **nodes)
     shown = {}
-    for family, rules in (("inet", RULES), ("arp", ARP_RULES)):
+    for family, rules in (("inet", RULES), ("arp", ARP_RULES), ("bridge", BRIDGE_RULES)):
         shown[family] = server.run(["nft", "list", "table", family, TABLE], timeout_s=10).stdout
         assert "comment" in shown[family]
         assert [line.strip() for line in shown[family].splitlines() if line.strip()][2:] == [
@@ -214,6 +239,14 @@ print(guard_table.tables(""))
 def test_a_kernel_without_arp_in_nf_tables(server: Server, fake: str) -> None:
     done = server.run([sys.executable, "-c", WITHOUT_ARP + fake + GUARD_AND_REMOVE, TABLE], timeout_s=30)
     gap = ("fill the ARP cache", "the kernel's nf_tables has no ARP (CONFIG_NF_TABLES_ARP)")
+    assert done.stdout.splitlines() == [f"[{gap}]", f"('{TABLE}',)", "()"]
+
+
+def test_a_kernel_without_bridges_in_nf_tables(server: Server) -> None:
+    fake = "guard_table.BRIDGE = 77"
+    done = server.run([sys.executable, "-c", WITHOUT_ARP + fake + GUARD_AND_REMOVE, TABLE], timeout_s=30)
+    reason = "the kernel's nf_tables has no bridges (CONFIG_NF_TABLES_BRIDGE)"
+    gap = ("take over the traffic of other nodes", reason)
     assert done.stdout.splitlines() == [f"[{gap}]", f"('{TABLE}',)", "()"]
 
 

@@ -18,6 +18,7 @@ import pytest
 
 from tests import samples
 from tests.inside import Call, inside
+from tests.servers import attack
 from tests.testbed import Server, kill, testbed
 from vcluster.adapters.network.interface_spec import InterfaceSpec
 from vcluster.model import naming
@@ -183,6 +184,14 @@ with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as asking:
         asking.send(b"\\xff" * 6 + mac + struct.pack(">H", 0x806) + request)
 """
 
+SEND_FRAMES = """
+import socket, sys
+with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sending:
+    sending.bind((sys.argv[1], 0))
+    for frame in sys.argv[2:]:
+        sending.send(bytes.fromhex(frame))
+"""
+
 Probe = tuple[str, str, int, str]  # its kind, the address and port it is sent to, and its source
 
 
@@ -245,12 +254,18 @@ def call(server: Server) -> Iterator[Call]:
 
 
 def guard(
-    call: Call, cluster: str = "lab", table: str = TABLE, gateway: str = GATEWAY, servers: Sequence[str] = ()
+    call: Call,
+    cluster: str = "lab",
+    table: str = TABLE,
+    gateway: str = GATEWAY,
+    servers: Sequence[str] = (),
+    macs: Sequence[tuple[str, str]] = (),
 ) -> None:
     senders = [f"{gateway.rpartition('.')[0]}.0/24", "10.0.0.0/30"]
     bridge = naming.management_bridge_name(cluster)
     closed = naming.closed_interfaces(cluster)
-    call("guard_table.guard", table=table, closed=closed, management=(bridge, gateway, senders), servers=servers)
+    management = (bridge, gateway, senders)
+    call("guard_table.guard", table=table, closed=closed, management=management, servers=servers, macs=macs)
 
 
 def reached(server: Server, probes: Sequence[Probe], expected: Sequence[Probe]) -> list[Probe]:
@@ -387,6 +402,27 @@ def test_a_node_cannot_fill_the_arp_cache(server: Server, call: Call, interface:
     server.run(["ping", "-c1", "-w20", NODE], timeout_s=30)
 
 
+def test_a_node_cannot_claim_the_address_of_another_node(server: Server, call: Call) -> None:
+    """The server would send it what is for the other node, such as logins, and would not reach that node."""
+    other, mac = "172.28.0.3", "02:00:00:00:00:03"
+    own = json.loads(server.run(["ip", "-n", "node", "-j", "link", "show", "mgmt0"], timeout_s=10).stdout)[0]["address"]
+    counter = server.path(f"/sys/class/net/{MANAGEMENT}/statistics/rx_packets")
+
+    def mac_after_claims() -> str:
+        server.run(["ip", "neigh", "replace", other, "lladdr", mac, "dev", MANAGEMENT, "nud", "stale"], timeout_s=10)
+        before = int(counter.read_text())
+        frames = [frame.hex() for frame in attack.claims(bytes.fromhex(own.replace(":", "")), other)]
+        server.run(["ip", "netns", "exec", "node", sys.executable, "-c", SEND_FRAMES, "mgmt0", *frames], timeout_s=20)
+        wait_until(lambda: int(counter.read_text()) - before >= len(frames))
+        return server.run(["ip", "neigh", "show", other, "dev", MANAGEMENT], timeout_s=10).stdout.split()[2]
+
+    assert mac_after_claims() == own
+    guard(call, macs=[(NODE, own), (other, mac)])
+    assert mac_after_claims() == mac
+    server.run(["ip", "neigh", "flush", "dev", MANAGEMENT], timeout_s=10)
+    server.run(["ping", "-c1", "-w20", NODE], timeout_s=30)
+
+
 @pytest.mark.parametrize("address", [NODE, NODE_IN_CLUSTER])
 def test_answers_to_the_server_arrive_also_on_older_connections(server: Server, call: Call, address: str) -> None:
     """The server may have a route to the cluster network through a node.
@@ -430,9 +466,10 @@ def test_each_cluster_has_its_own_table(server: Server, call: Call) -> None:
 @pytest.mark.parametrize(
     ("line", "lacking"),
     [
-        ("nft flush ruleset", ["inet", "arp"]),
+        ("nft flush ruleset", ["inet", "arp", "bridge"]),
         (f"nft delete table inet {TABLE}", ["inet"]),
         (f"nft delete table arp {TABLE}", ["arp"]),
+        (f"nft delete table bridge {TABLE}", ["bridge"]),
     ],
 )
 def test_tables_that_another_program_removed_are_found(

@@ -78,7 +78,7 @@ def seen_on(plan: Plan, server: ServerPlan) -> dict[str, Any]:
         trees[str(pool.path)] = {".": FOLDER, ".vcluster-owner": dict(FILE, mode=0o644), **disks}
     return {
         "interfaces": interfaces,
-        "tables": {"inet": "as planned", "arp": "as planned"},
+        "tables": {"inet": "as planned", "arp": "as planned", "bridge": "as planned"},
         "domains": {node.domain: _domain(plan, node) for node in nodes},
         "network": network and {
             "uuid": network.uuid, "bridge": network.bridge, "forward": "nat", "addresses": [gateway], "label": label,
@@ -156,6 +156,7 @@ Change = Callable[[dict[str, Any]], object]
         (lambda seen: seen["interfaces"]["vp-lab-1"].update(master="vn-lab"), "bridge-ports", "vp-lab-1"),
         (lambda seen: seen["tables"].update(inet="rule 2 of chain input differs"), "rules-ip", "inet vcluster-lab-"),
         (lambda seen: seen["tables"].update(arp="does not exist"), "rules-arp", "arp vcluster-lab-"),
+        (lambda seen: seen["tables"].update(bridge="differs"), "rules-bridge", "bridge vcluster-lab-"),
         (lambda seen: seen["domains"].pop("lab.node1"), "domain-label", "lab.node1"),
         (lambda seen: seen["domains"]["lab.node1"].update(defined=None), "domain-label", "lab.node1"),
         (lambda seen: seen["domains"]["lab.node1"]["running"].update(uuid="x"), "domain-label", "lab.node1"),

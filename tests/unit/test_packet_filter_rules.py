@@ -43,19 +43,32 @@ def test_every_server_is_guarded_against_nodes() -> None:
         "blue": ("vn-lab", "172.28.1.1", ["172.28.1.0/24", "10.0.0.0/30"]),
         "middle": None,
     }
+    assert {name: [address for address, _ in each["macs"]] for name, each in asked.items()} == {
+        "localhost": ["172.28.0.2", "172.28.0.3"],
+        "red": ["172.28.0.2", "172.28.0.3"],
+        "blue": ["172.28.1.2"],
+        "middle": [],
+    }
+    assert {name: each["ports"] and each["ports"][3] for name, each in asked.items()} == {
+        "localhost": [("vp-lab-1", "10.0.0.1", True), ("vp-lab-2", "10.0.0.2", True)],
+        "red": [("vp-lab-1", "10.0.0.1", True), ("vp-lab-2", "10.0.0.2", True)],
+        "blue": [("vp-lab-3", "10.0.0.3", True)],
+        "middle": None,
+    }
     addresses = ["192.0.2.10", "192.0.2.11", "192.0.2.12"]
     assert [each["servers"] for each in asked.values()] == [[], addresses, addresses, addresses]
     assert [asked[name]["port"] for name in ("localhost", "red")] == [0, 4789]
 
 
 def test_removed_nodes_are_no_longer_accepted_as_senders_of_arp() -> None:
-    """The rules have the range of all nodes, so they change only when the range does."""
     before = samples.plan(8)
     asked: list[dict[str, Any]] = []
     guarded = server("localhost", lambda **given: asked.append(given) or [])
     rules.reduce(guarded, before, shrink(before, ["node8"]))
     assert [given["management"][2] for given in asked] == [["172.28.0.0/24", "10.0.0.0/29"]]
-    rules.reduce(guarded, shrink(before, ["node8"]), shrink(before, ["node7", "node8"]))
+    nodes = [node.management for node in before.nodes if node.management]
+    assert [given["macs"] for given in asked] == [[(str(node.address), node.mac) for node in nodes[:7]]]
+    rules.reduce(guarded, before, before)
     assert len(asked) == 1
 
 

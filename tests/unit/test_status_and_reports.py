@@ -90,6 +90,7 @@ SHOWN = {
         ("middle", {"interfaces": {}}, "bridge vc-lab on middle"),
         ("middle", {"lacking_tables": ("inet", "arp")}, "packet filter of the tunnels on middle"),
         ("red", {"lacking_tables": ("arp",)}, "packet filter of ARP on red"),
+        ("red", {"lacking_tables": ("bridge",)}, "packet filter of bridges on red"),
         ("red", {"interfaces": {}}, "port vx-lab-1 of bridge vb-lab-1 on red"),
         ("red", {"networks": set()}, "network vcluster-lab on red"),
         ("blue", {"pools": set()}, "pool vcluster-lab on blue"),

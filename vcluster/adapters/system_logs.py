@@ -23,7 +23,7 @@ VERSIONS = {
     "nft": ("nft",),
     "iptables": ("iptables",),
 }
-FAMILIES = ("inet", "arp")
+FAMILIES = ("inet", "arp", "bridge")
 _DENIED = 'apparmor="DENIED"'
 
 

@@ -137,16 +137,20 @@ def guard(
     closed: Sequence[str] = (),
     management: tuple[str, str, Sequence[str]] | None = None,
     servers: Sequence[str] = (),
+    macs: Sequence[tuple[str, str]] = (),
+    ports: tuple[str, str, str, Sequence[tuple[str, str, bool]]] | None = None,
 ) -> list[tuple[str, str]]:
     """Drop packets that the two servers of a tunnel did not send, and what nodes send to servers.
 
     A tunnel is given by its VNI, its peer, the interface of the route to the peer, and its own address. Packets of the
     peer may arrive on that interface, and on the one that has the own address. `closed` are interfaces of nodes from
     which this server receives nothing; `management` is the bridge of the management network, its gateway, and the
-    networks of its ARP senders. `servers` are the addresses of the cluster's servers. Returns what root of a node can
-    still do, and why.
+    networks of its ARP senders. `servers` are the addresses of the cluster's servers. `macs` are the addresses of nodes
+    on the management network, each with its MAC. `ports` are the taps of the management network and of the cluster
+    network, the network of all nodes, and for each node its tap, its address and whether it may be a DHCP server.
+    Returns what root of a node can still do, and why.
     """
-    return guard_table.guard(table, guard_table.arrivals(tunnels), port, closed, management, servers)
+    return guard_table.guard(table, guard_table.arrivals(tunnels), port, closed, management, servers, macs, ports)
 
 
 def remove_guard(table: str) -> None:
@@ -160,7 +164,7 @@ def guards(prefix: str) -> list[str]:
 
 
 def lacking_guards(table: str) -> list[str]:
-    """Of inet and arp, those whose table is missing; none without the rights to read tables."""
+    """Of inet, arp and bridge, those whose table is missing; none without the rights to read tables."""
     return list(guard_table.lacking(table)) if has_rights() else []
 
 

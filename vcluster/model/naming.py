@@ -186,7 +186,18 @@ def closed_interfaces(cluster: str) -> tuple[str, ...]:
 
     They are the bridges and tunnels of the cluster network, and all taps, which are ports of bridges.
     """
-    return (bridge_name(cluster), *(f"{kind}-{tag(cluster)}-*" for kind in ("vb", "vx", "vp", "vm")))
+    taps = ports(cluster), management_ports(cluster)
+    return (bridge_name(cluster), *(f"{kind}-{tag(cluster)}-*" for kind in ("vb", "vx")), *taps)
+
+
+def ports(cluster: str) -> str:
+    """The taps of the cluster network; "*" at the end of the name is any end."""
+    return f"vp-{tag(cluster)}-*"
+
+
+def management_ports(cluster: str) -> str:
+    """The taps of the management network; "*" at the end of the name is any end."""
+    return f"vm-{tag(cluster)}-*"
 
 
 def domain_name(cluster: str, node: str) -> str:

@@ -73,6 +73,7 @@ PROMISES = (
     # Packet filter
     Promise("rules-ip", "The packet filter table for IP has exactly the planned rules."),
     Promise("rules-arp", "The packet filter table for ARP has exactly the planned rules."),
+    Promise("rules-bridge", "The packet filter table for bridges has exactly the planned rules."),
     # Ports
     Promise(
         "dns-ports",

@@ -73,7 +73,7 @@ class Status:
 class Observed:
     """The state of a server: for each domain its power, for each interface its bridge, and the other names.
 
-    `lacking_tables` are the tables of the packet filter that it lacks: inet, arp or both.
+    `lacking_tables` are the tables of the packet filter that it lacks: inet, arp, bridge.
     """
 
     domains: Mapping[str, PowerState]
@@ -126,8 +126,9 @@ def _missing(
     yield from (f"{text}{where}" for text in _missing_interfaces(plan, server, seen))
     if "inet" in seen.lacking_tables:
         yield f"packet filter{' of the tunnels' if server.tunnels else ''}{where}"
-    elif seen.lacking_tables:
-        yield f"packet filter of ARP{where}"
+    else:
+        names = {"arp": "ARP", "bridge": "bridges"}
+        yield from (f"packet filter of {names[table]}{where}" for table in seen.lacking_tables)
     if server.network and server.network.name not in seen.networks:
         yield f"network {server.network.name}{where}"
     if server.pool and server.pool.name not in seen.pools:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from vcluster.model import naming
-from vcluster.model.plan import Plan, ServerPlan
+from vcluster.model.plan import Node, Plan, ServerPlan
 
 
 def guard_arguments(plan: ServerPlan, *, owner: str, cluster: str, whole: Plan | None = None) -> dict[str, Any]:
@@ -14,6 +15,7 @@ def guard_arguments(plan: ServerPlan, *, owner: str, cluster: str, whole: Plan |
     With the `whole` plan, its rules also guard the other servers of the cluster.
     """
     network = plan.network
+    here = [node for node in whole.nodes if node.server == plan.name] if whole else []
     nodes = [str(whole.node_range)] if whole else []
     return {
         "table": naming.table_name(cluster, owner),
@@ -22,4 +24,13 @@ def guard_arguments(plan: ServerPlan, *, owner: str, cluster: str, whole: Plan |
         "closed": naming.closed_interfaces(cluster),
         "management": (network.bridge, str(network.gateway), [str(network.subnet), *nodes]) if network else None,
         "servers": [*map(str, whole.underlay_addresses)] if whole else [],
+        "macs": [(str(node.management.address), node.management.mac) for node in here if node.management],
+        "ports": _ports(whole, here) if whole and here else None,
     }
+
+
+def _ports(plan: Plan, nodes: Sequence[Node]) -> tuple[str, str, str, list[tuple[str, str, bool]]]:
+    """The taps of all nodes, the network of their addresses, and the ports of these nodes. Only a head serves DHCP."""
+    taps = naming.management_ports(plan.name), naming.ports(plan.name)
+    ports = [(node.port, str(node.address), node.is_head or not plan.dhcp_range) for node in nodes]
+    return *taps, str(plan.node_range), ports

@@ -65,7 +65,7 @@ def facts_of_server(plan: Plan, server: ServerPlan, seen: Seen) -> Iterator[Fact
     yield from _ipv6_facts(server, seen)
     yield from _address_facts(plan.name, server, seen)
     table = naming.table_name(plan.name, plan.owner)
-    for promise, family in (("rules-ip", "inet"), ("rules-arp", "arp")):
+    for promise, family in (("rules-ip", "inet"), ("rules-arp", "arp"), ("rules-bridge", "bridge")):
         yield Fact(promise, f"{family} {table}", AS_PLANNED, _found(seen["tables"].get(family, ABSENT)))
     yield from _listener_facts(plan, server, seen)
     for node in plan.nodes_on(server.name):

@@ -51,5 +51,5 @@ def observe(server: Server) -> tuple[OwnedItem, ...]:
 
 
 def lacking(server: Server, plan: Plan) -> tuple[str, ...]:
-    """Of the cluster's tables, inet and arp, those that a server lacks although its kernel supports them."""
+    """Of the cluster's tables, inet, arp and bridge, those that a server lacks although its kernel supports them."""
     return tuple(map(str, server.call("lacking_guards", table=naming.table_name(plan.name, plan.owner))))

@@ -1,8 +1,8 @@
 """The packet filter tables of a cluster on this server, by netlink (nf_tables). No other program is needed.
 
-There is one for IPv4 and IPv6, and one for ARP. Both have the same name.
+There is one for IPv4 and IPv6, one for ARP, and one for bridges. All have the same name.
 
-They guard the tunnels (tunnel_guard.py), and servers against nodes (node_guard.py).
+They guard the tunnels (tunnel_guard.py), and servers and other nodes against nodes (node_guard.py).
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from vcluster.adapters.network.nftables_messages import (
     ANY_FAMILY,
     ARP,
     ARP_INPUT,
+    BRIDGE,
+    BRIDGE_FORWARD,
     CREATE,
     DELETE_TABLE,
     FORWARD,
@@ -35,7 +37,8 @@ from vcluster.adapters.network.nftables_messages import (
 )
 from vcluster.errors import MissingError
 
-INPUTS = {"inet": (INET, INPUT), "arp": (ARP, ARP_INPUT)}  # the tables, with the family and a chain of each
+# The tables, with the family and a hook of each.
+HOOKS = {"inet": (INET, INPUT), "arp": (ARP, ARP_INPUT), "bridge": (BRIDGE, BRIDGE_FORWARD)}
 
 Gap = tuple[str, str]  # what root of a node can do with this server, and why
 
@@ -50,17 +53,19 @@ def guard(
     closed: Sequence[str] = (),
     management: node_guard.Management | None = None,
     servers: Sequence[str] = (),
+    macs: node_guard.Macs = (),
+    ports: node_guard.Ports | None = None,
 ) -> list[Gap]:
     """Make the table of a cluster, for its tunnels to a UDP port, and for the interfaces of its nodes.
 
-    `servers` are the addresses of all servers of the cluster.
+    `servers` are the addresses of all servers of the cluster, `macs` those of its nodes here, and `ports` their ports.
 
     The rules of an existing table are replaced in one transaction, so no packet passes unchecked. Returns what root of
     a node can still do, if the kernel lacks something. Raises NoTablesError if tunnels need what it lacks.
     """
 
     def replace_rules(family: int, management: node_guard.Management | None) -> None:
-        _replace(table, family, planned(table, tunnels, port, closed, management, servers)[family])
+        _replace(table, family, planned(table, tunnels, port, closed, management, servers, macs, ports)[family])
 
     gaps = []
     try:
@@ -76,6 +81,11 @@ def guard(
         replace_rules(ARP, management)
     except NoTablesError:
         gaps.append(("fill the ARP cache", "the kernel's nf_tables has no ARP (CONFIG_NF_TABLES_ARP)"))
+    try:
+        replace_rules(BRIDGE, management)
+    except (NoTablesError, NoRulesError):
+        reason = "the kernel's nf_tables has no bridges (CONFIG_NF_TABLES_BRIDGE)"
+        gaps.append(("take over the traffic of other nodes", reason))
     return gaps
 
 
@@ -96,13 +106,16 @@ def planned(
     closed: Sequence[str],
     management: node_guard.Management | None,
     servers: Sequence[str],
+    macs: node_guard.Macs = (),
+    ports: node_guard.Ports | None = None,
 ) -> dict[int, list[Message]]:
     """The chains and rules of the tables of a cluster, by family, in the order of their creation."""
     of_tunnels = tunnel_guard.messages(table, tunnels, port) if tunnels else []
     chains = [new_chain(table, "input", INPUT), new_chain(table, "forward", FORWARD)]
     return {
         INET: [*chains, *of_tunnels, *node_guard.messages(table, closed, management, servers)],
-        ARP: [new_chain(table, "input", ARP_INPUT), *node_guard.arp_messages(table, closed, management)],
+        ARP: [new_chain(table, "input", ARP_INPUT), *node_guard.arp_messages(table, closed, management, macs)],
+        BRIDGE: node_guard.bridge_messages(table, ports) if ports else [],
     }
 
 
@@ -128,7 +141,7 @@ def _replace(table: str, family: int, messages: Sequence[Message]) -> None:
 def remove(table: str) -> None:
     """Remove a table and its rules, in both families. It is a success if the table does not exist."""
     with open_socket(f"table {table}") as netlink:
-        for family in (ARP, INET):
+        for family in (BRIDGE, ARP, INET):
             message = new_message(nft_table_msg, DELETE_TABLE, [("NFTA_TABLE_NAME", table)], family=family)
             netlink.change(batch([message]), tolerated=(errno.ENOENT,))
 
@@ -139,10 +152,10 @@ def tables(prefix: str) -> tuple[str, ...]:
 
 
 def lacking(table: str) -> tuple[str, ...]:
-    """Of inet and arp, those whose table of this name does not exist, although the kernel supports it."""
+    """Of inet, arp and bridge, those whose table of this name does not exist, although the kernel supports it."""
     found = _names_and_families()
     return tuple(
-        name for name, (family, hook) in INPUTS.items() if (table, family) not in found and _supports(family, hook)
+        name for name, (family, hook) in HOOKS.items() if (table, family) not in found and _supports(family, hook)
     )
 
 

@@ -30,15 +30,16 @@ NEW_CHAIN, GET_CHAIN = 3, 4
 NEW_RULE, GET_RULE = 6, 7
 CREATE, APPEND = 0x400, 0x800
 FAMILIES = {1: "inet", 2: "ip", 3: "arp", 7: "bridge", 10: "ip6"}
-ANY_FAMILY, INET, IPV4, ARP = 0, 1, 2, 3
-INPUT, FORWARD, OUTPUT, ARP_INPUT = 1, 2, 3, 0  # hooks
+ANY_FAMILY, INET, IPV4, ARP, BRIDGE = 0, 1, 2, 3, 7
+INPUT, FORWARD, OUTPUT, ARP_INPUT, BRIDGE_PREROUTING, BRIDGE_FORWARD = 1, 2, 3, 0, 0, 2  # hooks
 ACCEPT, DROP, JUMP = 1, 0, -3
 EARLY = -10  # a priority before that of other filters, which start at 0
 EQUAL, DIFFERENT, AT_MOST, AT_LEAST = 0, 1, 3, 5
 IIFNAME, OIFNAME, SKUID = 6, 7, 10  # keys of meta
-_NFPROTO, _L4PROTO = 15, 16
+_ETHERTYPE, _NFPROTO, _L4PROTO = 1, 15, 16
 NETWORK_HEADER, TRANSPORT_HEADER = 1, 2
 SOURCE, DESTINATION = 12, 16  # offsets in the IPv4 header
+ARP_SENDER = 14  # offset of the sender's address in an ARP packet for IPv4
 _DESTINATION_PORT = 2  # offset in the UDP and TCP headers
 _INTERFACE_BYTES = 16  # IFNAMSIZ, linux/if.h
 
@@ -119,10 +120,19 @@ def is_ipv4() -> list[Message]:
     return meta(_NFPROTO, bytes([IPV4]))
 
 
+def is_ethertype(number: int) -> list[Message]:
+    """Go on with frames of this type."""
+    return meta(_ETHERTYPE, number.to_bytes(2, "big"))
+
+
+def is_protocol(number: int) -> list[Message]:
+    """Go on with packets of this protocol over IPv4 or IPv6."""
+    return meta(_L4PROTO, bytes([number]))
+
+
 def is_sent_to(protocol: int, port: int) -> list[Message]:
     """Go on with packets of UDP or TCP to this port."""
-    is_protocol = meta(_L4PROTO, bytes([protocol]))
-    return [*is_protocol, *header(TRANSPORT_HEADER, _DESTINATION_PORT, EQUAL, port.to_bytes(2, "big"))]
+    return [*is_protocol(protocol), *header(TRANSPORT_HEADER, _DESTINATION_PORT, EQUAL, port.to_bytes(2, "big"))]
 
 
 def address(offset: int, operator: int, wanted: str) -> list[Message]:

@@ -1,4 +1,4 @@
-"""Packet filter rules that guard servers against the nodes of a cluster. Pure.
+"""Packet filter rules that guard servers and other nodes against the nodes of a cluster. Pure.
 
 Root of a node is not trusted, and servers may have services for their own users. So the table of a cluster drops what
 its nodes send to this server, to any of its addresses:
@@ -11,9 +11,19 @@ It also drops packets that this server would forward: from the cluster network a
 those to other servers of the cluster, which would take them for packets of this server (NAT).
 ARP requests make entries in the ARP cache of this server, which has room for about 1000. A node could fill it, and the
 server would reach no new host. So ARP is dropped that does not come by the management network, or whose sender has no
-address of nodes. A node asks in the name of its cluster address when it answers packets to that address.
+address of nodes. A node asks in the name of its cluster address when it answers packets to that address. A node could
+also claim the address of another node, which this server would then not reach. So ARP is dropped whose sender has the
+management address of a node, but not its MAC.
 All other packets pass, and so do frames between ports of a bridge; with br_netfilter, these are forwarded packets that
 leave by the bridge on which they arrived.
+
+Bridges forward what a node sends, so root of a node could take over the traffic of other nodes, of which root there
+sends some. So the table for bridges drops, on the server of the node that sends:
+- on the management network, everything from one node to another. It is for the server and the outside only.
+- on the cluster network, ARP of a sender that has the address of another node.
+- on the cluster network, what changes routes of other nodes: ICMP redirects, and router advertisements of IPv6.
+- on the cluster network, answers of a DHCP server, if only the head may be one.
+Nodes may use further addresses, except those in the smallest network that has the addresses of all nodes.
 """
 
 from __future__ import annotations
@@ -21,13 +31,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from ipaddress import IPv4Network
-from socket import IPPROTO_TCP, IPPROTO_UDP
+from socket import IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP, inet_aton
 
 from pyroute2.nftables.expressions import genex
 
 from vcluster.adapters.network.netlink_socket import Message
 from vcluster.adapters.network.nftables_messages import (
     ACCEPT,
+    ARP_SENDER,
+    BRIDGE_FORWARD,
+    BRIDGE_PREROUTING,
     DESTINATION,
     DIFFERENT,
     DROP,
@@ -35,9 +48,13 @@ from vcluster.adapters.network.nftables_messages import (
     JUMP,
     NETWORK_HEADER,
     OIFNAME,
+    TRANSPORT_HEADER,
     address,
     compare,
+    header,
     interface,
+    is_ethertype,
+    is_protocol,
     is_sent_to,
     masked,
     new_chain,
@@ -45,17 +62,26 @@ from vcluster.adapters.network.nftables_messages import (
     verdict,
 )
 
-_CHAIN = "from_nodes"
-_DNS, _DHCP, _BROADCAST = 53, 67, "255.255.255.255"
+_CHAIN, _CLAIMS = "from_nodes", "claims"
+_DNS, _DHCP, _DHCP_CLIENT, _BROADCAST = 53, 67, 68, "255.255.255.255"
 _STATE, _DIRECTION = 0, 1  # keys of ct
 _ESTABLISHED, _RELATED, _REPLY = 2, 4, b"\1"
 _INTERFACE = ("NFT_FIB_RESULT_UNSPEC",)  # NFT_FIB_RESULT_OIF, which is 1; pyroute2 has it as bit 1
 _BY_SOURCE, _BY_INTERFACE = 1, 8  # flags of fib
 
-_ARP_SENDER = 14  # offset of the sender's address in an ARP packet for IPv4
+_ETH_P_ARP = 0x0806  # linux/if_ether.h
+_REDIRECT = 5  # RFC 792
+_ROUTER_ADVERTISEMENT, _REDIRECT_OF_IPV6 = 134, 137  # RFC 4861
+_ARP_SENDER_MAC = 8  # offset of the sender's MAC in an ARP packet
 
 # The bridge of the management network, its gateway, and the networks that have the addresses of ARP senders.
 Management = tuple[str, str, Sequence[str]]
+Macs = Sequence[tuple[str, str]]  # the addresses of nodes on the management network, each with its MAC
+# A node's tap of the cluster network, its address there, and whether it may be a DHCP server.
+Port = tuple[str, str, bool]
+# The taps of the management network and those of the cluster network, each as a name with "*" at its end; the smallest
+# network with the addresses of all nodes; and the ports on this server.
+Ports = tuple[str, str, str, Sequence[Port]]
 
 
 def messages(table: str, closed: Sequence[str], management: Management | None, servers: Sequence[str]) -> list[Message]:
@@ -81,21 +107,40 @@ def messages(table: str, closed: Sequence[str], management: Management | None, s
     ]
 
 
-def arp_messages(table: str, closed: Sequence[str], management: Management | None) -> list[Message]:
-    """Drop ARP from nodes, except from senders of the management network. Bridges forward it all the same."""
+def arp_messages(table: str, closed: Sequence[str], management: Management | None, macs: Macs) -> list[Message]:
+    """Drop ARP from nodes, except from senders of the management network that have the right MAC.
+
+    Bridges forward it all the same.
+    """
     drop = verdict(DROP)
     drops = [new_rule(table, "input", [*interface(name), drop]) for name in closed]
     if management is None:
         return drops
     bridge, _, subnets = management
     is_outside = [part for subnet in subnets for part in _is_arp_from_outside(IPv4Network(subnet))]
-    return [*drops, new_rule(table, "input", [*interface(bridge), *is_outside, drop])]
+    drops += [new_rule(table, "input", [*interface(bridge), *is_outside, drop])]
+    if not macs:
+        return drops
+    return [
+        new_chain(table, _CLAIMS),
+        *drops,
+        new_rule(table, "input", [*interface(bridge), verdict(JUMP, _CLAIMS)]),
+        *(new_rule(table, _CLAIMS, [*_is_false_claim(*claim), drop]) for claim in macs),
+    ]
+
+
+def _is_false_claim(claimed: str, mac: str) -> list[Message]:
+    """Go on with ARP whose sender has this address, and another MAC."""
+    return [
+        *header(NETWORK_HEADER, ARP_SENDER, EQUAL, inet_aton(claimed)),
+        *header(NETWORK_HEADER, _ARP_SENDER_MAC, DIFFERENT, bytes.fromhex(mac.replace(":", ""))),
+    ]
 
 
 def _is_arp_from_outside(subnet: IPv4Network) -> list[Message]:
     """Go on with ARP from a sender that is not in the subnet."""
     return [
-        genex("payload", {"dreg": 1, "base": NETWORK_HEADER, "offset": _ARP_SENDER, "len": 4}),
+        genex("payload", {"dreg": 1, "base": NETWORK_HEADER, "offset": ARP_SENDER, "len": 4}),
         masked(subnet.netmask.packed),
         compare(DIFFERENT, subnet.network_address.packed),
     ]
@@ -128,4 +173,52 @@ def _is_answer() -> list[Message]:
         genex("ct", {"key": _STATE, "dreg": 1}),
         masked((_ESTABLISHED | _RELATED).to_bytes(4, sys.byteorder)),
         compare(DIFFERENT, bytes(4)),
+    ]
+
+
+def bridge_messages(table: str, ports: Ports) -> list[Message]:
+    """Drop frames by which a node would take over the traffic of other nodes."""
+    management, cluster, network, nodes = ports
+    drop, of_nodes = verdict(DROP), interface(cluster)
+    return [
+        new_chain(table, "prerouting", BRIDGE_PREROUTING),
+        new_chain(table, "forward", BRIDGE_FORWARD),
+        new_chain(table, _CLAIMS),
+        new_rule(table, "forward", [*interface(management), *interface(management, key=OIFNAME), drop]),
+        new_rule(table, "prerouting", [*is_ethertype(_ETH_P_ARP), *of_nodes, verdict(JUMP, _CLAIMS)]),
+        *(
+            new_rule(table, "prerouting", [*of_nodes, *is_protocol(protocol), *_has_type(kind), drop])
+            for protocol, kind in (
+                (IPPROTO_ICMP, _REDIRECT),
+                (IPPROTO_ICMPV6, _ROUTER_ADVERTISEMENT),
+                (IPPROTO_ICMPV6, _REDIRECT_OF_IPV6),
+            )
+        ),
+        *(
+            new_rule(table, "prerouting", [*is_protocol(IPPROTO_UDP), *_is_of_dhcp_server(), *interface(tap), drop])
+            for tap, _, may_serve in nodes
+            if not may_serve
+        ),
+        *(new_rule(table, _CLAIMS, [*interface(tap), *_is_false(network, own), drop]) for tap, own, _ in nodes),
+    ]
+
+
+def _has_type(kind: int) -> list[Message]:
+    return header(TRANSPORT_HEADER, 0, EQUAL, bytes([kind]))
+
+
+def _is_of_dhcp_server() -> list[Message]:
+    """Go on with packets from the port of a DHCP server to that of a client."""
+    ports = _DHCP.to_bytes(2, "big") + _DHCP_CLIENT.to_bytes(2, "big")
+    return header(TRANSPORT_HEADER, 0, EQUAL, ports)
+
+
+def _is_false(network: str, own: str) -> list[Message]:
+    """Go on with ARP of a sender in the network that has another address than this node."""
+    wanted = IPv4Network(network)
+    return [
+        genex("payload", {"dreg": 1, "base": NETWORK_HEADER, "offset": ARP_SENDER, "len": 4}),
+        masked(wanted.netmask.packed),
+        compare(EQUAL, wanted.network_address.packed),
+        *header(NETWORK_HEADER, ARP_SENDER, DIFFERENT, inet_aton(own)),
     ]
