@@ -6,14 +6,15 @@ from reference_pages.text import NOTE, code, table
 from vcluster.model.promises import PROMISES, Promise
 
 INTRODUCTION = """\
-`vcluster verify` inspects each of these promises on each server of a cluster that is up, and changes nothing.
+`vcluster verify` inspects each of these promises on each server of a cluster whose nodes run; it changes nothing.
 It exits with 1 when a promise is broken.
 Then it prints the thing, what it found, what the plan has, and the command that fixes it.
 On each server it sends one request to the agent, which reads there as root.
 
 The ids are stable: scripts may use them.
-In the commands, `NAME` stands for the cluster, `THING` for the thing that `verify` prints, and `PLANNED` for its plan.
-For a file, a mode, an owner or a thing that the plan does not name, `verify` prints a more exact command.
+In the commands, `NAME` stands for the cluster, and `THING` for the thing that `verify` prints.
+`PLANNED` stands for the planned value.
+`verify` prints more exact commands for files, modes, owners, and things outside the plan.
 """
 LIMITS = """\
 ## What it does not inspect

@@ -91,7 +91,7 @@ PROMISES = (
     # libvirt
     Promise(
         "domain-label",
-        "Each node is a domain with its planned UUID and the owner label, as defined and as it runs.",
+        "Each node is a domain with its planned UUID and the owner label, in its definition and in the running domain.",
         fix="virsh metadata THING urn:vcluster:owner:1 --key vcluster --set '<owner PLANNED/>' --config --live",
     ),
     Promise(
@@ -138,13 +138,13 @@ PROMISES = (
     ),
     Promise(
         "apparmor-profile",
-        "Under AppArmor, the profile of each node has the owner label, and allows one file more: that of a snapshot.",
+        "Under AppArmor, the profile of each node has the owner label; that of a clone allows one snapshot.",
         fix="vcluster power cycle NAME",
         absent="vcluster power cycle NAME",
     ),
     Promise(
         "authorized-keys",
-        "The cluster's key is in authorized_keys of servers that a password opened, once, and of no other server.",
+        "The cluster's key is once in authorized_keys of each server that it entered by password, and of no other.",
         fix="remove all but one of these lines from THING",
         absent="echo 'PLANNED' >>THING",
         unplanned="remove the line from THING",

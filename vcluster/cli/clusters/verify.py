@@ -13,7 +13,7 @@ from vcluster.errors import VclusterError
 @arguments.cluster_argument
 @arguments.output_option
 def verify(name: str | None, output: str) -> None:
-    """Inspect every promise about a cluster that is up, and change nothing.
+    """Inspect every promise about a cluster whose nodes run, and change nothing.
 
     It compares the servers and the state folder with the plan: labels, rules, ports, addresses, files and keys. Each
     promise has an id. Exits 1 when a promise is broken, and prints the command that fixes it.

@@ -37,7 +37,8 @@ def support(name: str | None, path: Path | None, output: str) -> None:
     """Write one file for a bug report.
 
     It contains versions, results of doctor, plans, events, and the last lines of consoles and logs.
-    It contains no passwords, keys or tokens. Without NAME it covers every cluster.
+    It leaves out passwords, keys and tokens that it recognises; read the file before you send it.
+    Without NAME it covers every cluster.
     Exits 1 when a part is missing; the file then has the other parts.
     """
     from vcluster.commands.servers import support as work
