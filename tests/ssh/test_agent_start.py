@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.ssh.local_pipe import LocalPipe
 from tests.ssh.server import HOST, USER, Rules, serving, target
 from vcluster.adapters.pipe import Listener, Pipe
+from vcluster.adapters.process_pipe import ProcessPipe
 from vcluster.adapters.ssh import ssh_login, ssh_session
 from vcluster.agent import bundle, remote_agent
 from vcluster.agent.remote_agent import RemoteAgent
@@ -74,7 +74,7 @@ class Local:
     def __init__(self, user: str = "root", folder: Path | None = None) -> None:
         self.user = user
         self.env = {"PATH": f"{folder}:{Path(sys.executable).parent}:/usr/bin:/bin"}
-        self.pipes: list[LocalPipe] = []
+        self.pipes: list[ProcessPipe] = []
 
     def start(
         self,
@@ -84,7 +84,7 @@ class Local:
         deadline: Deadline | None = None,  # noqa: ARG002
         awaited: str = "",  # noqa: ARG002
     ) -> Pipe:
-        self.pipes.append(LocalPipe(self.name, ["env", *argv], on_error_output, env=self.env))
+        self.pipes.append(ProcessPipe(self.name, ["env", *argv], on_error_output, env=self.env))
         return self.pipes[-1]
 
 

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "vcluster"
 # From top to bottom. A module may import from its own layer and from those below it.
 LAYERS = [
     "cli", "commands", "stages", "resources", "guest", "fleet", "images", "config", "planning", "agent", "adapters",
-    "render", "snapshots", "util", "model", "errors",
+    "render", "snapshots", "frames", "util", "model", "errors",
 ]  # fmt: skip
 RANK = {name: rank for rank, name in enumerate(LAYERS)}
 

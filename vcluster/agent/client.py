@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -9,12 +10,22 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Any, BinaryIO
 
 from vcluster.adapters.network.interface_spec import Interface
+from vcluster.adapters.pipe import Pipe
+from vcluster.adapters.process import python
+from vcluster.adapters.process_pipe import ProcessPipe
 from vcluster.agent import request_loop
 from vcluster.agent.request_loop import Body, Operations
 from vcluster.model.survey_answer import SurveyAnswer
 from vcluster.util.deadline import Deadline
 
 Progress = Callable[[int], None]
+# The command loads only what it needs of pyroute2, and so does this program.
+_CAPTURE = """
+from vcluster.adapters.network import load_less_of_pyroute2
+load_less_of_pyroute2()
+from vcluster.agent import frame_capture
+frame_capture.main()
+"""
 
 # The types of the results of operations. The controller checks each answer of a server against them.
 _OBSTACLE = {"what": str, "detail": str, "fix": str}
@@ -116,6 +127,10 @@ class Agent(ABC):
         """Run an operation with `size` bytes of `source` as its body; `progress` gets the number of bytes sent."""
 
     @abstractmethod
+    def start_capture(self, request: Mapping[str, Any], deadline: Deadline) -> Pipe:
+        """Start a process that captures frames; vcluster.agent.frame_capture describes its request and its messages."""
+
+    @abstractmethod
     def uninstall(self, deadline: Deadline) -> None:
         """Remove the agent's files from the server, unless another command uses them, and end the agent."""
 
@@ -153,6 +168,15 @@ class LocalAgent(Agent):
         with self._lock:
             body = _LocalBody(source, size, progress, lambda: deadline.check(self._awaited(awaited, operation)))
             return request_loop.perform(self._operations(), operation, arguments, body)
+
+    def start_capture(self, request: Mapping[str, Any], deadline: Deadline) -> Pipe:
+        pipe = ProcessPipe(self.name, python(_CAPTURE))
+        try:
+            pipe.write(json.dumps(request).encode() + b"\n", deadline, "the start of the capture")
+        except BaseException:
+            pipe.close()
+            raise
+        return pipe
 
     def uninstall(self, deadline: Deadline) -> None:
         """Do nothing: nothing was installed."""

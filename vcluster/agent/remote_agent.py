@@ -6,7 +6,7 @@ import json
 import secrets
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -161,6 +161,9 @@ class RemoteAgent(Agent):
             pipe.close()
             raise
         return pipe
+
+    def start_capture(self, request: Mapping[str, Any], deadline: Deadline) -> Pipe:
+        return self._start({"capture": dict(request)}, deadline)
 
     def uninstall(self, deadline: Deadline) -> None:
         self.call("uninstall", deadline=deadline)

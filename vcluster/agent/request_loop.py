@@ -53,9 +53,14 @@ class Body:
 
 
 def main(source: BinaryIO, sink: BinaryIO, order: Mapping[str, Any], lock: int) -> None:
-    """Execute the bootstrap's order: serve requests, or relay to a socket of this server."""
-    if "relay" in order:
+    """Execute the bootstrap's order: serve requests, capture frames, or relay to a socket of this server."""
+    if "capture" in order:
+        from vcluster.agent import frame_capture  # noqa: PLC0415 - it loads pyroute2
+
         os.close(lock)  # all modules are loaded, so the archive may be removed
+        frame_capture.serve(source, sink, order["capture"])
+    elif "relay" in order:
+        os.close(lock)
         with contextlib.suppress(BrokenPipeError):
             relay(source, sink, order["relay"])
     else:
@@ -117,6 +122,14 @@ def _parsed(line: bytes) -> dict[str, Any]:
 def _next_line(source: BinaryIO) -> bytes:
     with _limited_silence():
         return source.readline(LINE_LIMIT)
+
+
+def await_end(source: BinaryIO) -> None:
+    """Wait for the end of the input. Exit if nothing arrives for SILENCE_S seconds."""
+    while True:
+        with _limited_silence():
+            if not source.read1(1 << 10):  # type: ignore[attr-defined]  # it is buffered
+                return
 
 
 @contextlib.contextmanager

@@ -285,3 +285,9 @@ def may_use_libvirt(context: Context) -> bool:
             return server.libvirt is not None
     except VclusterError:  # libvirt's own message names a symptom, for example the lack of a polkit agent
         return False
+
+
+def user_of_sudo() -> tuple[int, int] | None:
+    """The user and the group that get a file that is written for the user who typed sudo; None without one."""
+    user, group = os.environ.get("SUDO_UID", ""), os.environ.get("SUDO_GID", "")
+    return (int(user), int(group)) if os.geteuid() == 0 and user.isdecimal() and group.isdecimal() else None

@@ -17,7 +17,7 @@ from vcluster.cli.clusters import clear, create, inventory, lifecycle, scale, ve
 from vcluster.cli.help_layout import Group, examples
 from vcluster.cli.nodes import access, check, copy, execute, gateway, power, provision, terminals
 from vcluster.cli.output import streams, terminal
-from vcluster.cli.servers import doctor, image, support, switch
+from vcluster.cli.servers import capture, doctor, image, support, switch
 from vcluster.errors import EXIT_CLOSED_PIPE, EXIT_INTERRUPTED, SeveralErrors, VclusterError
 from vcluster.util.interrupts import on_interrupt
 
@@ -31,7 +31,7 @@ SECTIONS = {
     "Create and delete": ("local", "remote", "shared", "clear", "list", "status", "add", "remove"),
     "Run on nodes": ("ssh", "exec", "mpiexec", "shell", "copy", "provision", "console"),
     "Operate": ("start", "stop", "repair", "power", "gateway"),
-    "Verify and measure": ("check", "verify", "path", "discover", "timing", "doctor", "support"),
+    "Verify and measure": ("check", "verify", "path", "discover", "timing", "capture", "doctor", "support"),
     "Images": ("image",),
     "Advanced": ("switch", "ssh-config", "completion"),
 }
@@ -52,7 +52,7 @@ def main() -> None:
 
 for module in (
     create, clear, inventory, scale, lifecycle, access, execute, copy, terminals, provision, power, gateway, check,
-    verify, doctor, support, image, switch,
+    verify, doctor, support, image, switch, capture,
 ):  # fmt: skip
     for command in module.COMMANDS:
         main.add_command(command)

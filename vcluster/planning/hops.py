@@ -19,6 +19,11 @@ class Hop:
     comes_in: bool
 
 
+def switch_port(plan: Plan, node: Node) -> str:
+    """The port of a node on the switch: its tap, or the end of its tunnel."""
+    return node.port if node.vni is None else naming.tunnel_name(plan.name, node.index)
+
+
 def hops(plan: Plan, start: Node, end: Node) -> tuple[Hop, ...]:
     """The ports from `start` to `end`, in order. An answer passes them in reverse order."""
     before, after = _to_switch(plan, start, comes_in=True), _to_switch(plan, end, comes_in=False)
@@ -30,7 +35,7 @@ def _to_switch(plan: Plan, node: Node, *, comes_in: bool) -> tuple[Hop, ...]:
     tap = Hop(f"tap of {node.name}", node.server, node.port, node.bridge, comes_in)
     if node.vni is None:  # its tap is a port of the switch
         return (tap,)
-    name = naming.tunnel_name(plan.name, node.index)
+    name = switch_port(plan, node)
     tunnel = Hop(f"tunnel of {node.name}", node.server, name, node.bridge, not comes_in)
     port = Hop(f"switch port of {node.name}", plan.switch.server, name, plan.switch.bridge, comes_in)
     return (tap, tunnel, port)

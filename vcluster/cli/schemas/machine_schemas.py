@@ -151,7 +151,31 @@ SWITCH_REMOVED = record(
     "The result", {"name": text("Name of the cluster"), "cleared": flag("False if it did not exist")}
 )
 
+CAPTURED = record(
+    "The result of a capture",
+    {
+        "file": text("The file; - is standard output"),
+        "frames": integer("Number of frames in the file"),
+        "dropped": integer("Number of frames that the kernel had no room for"),
+        "bytes": integer("Length of the file, in bytes"),
+        "ports": many(
+            "The ports, in the order of the interfaces of the file",
+            record(
+                "A port",
+                {
+                    "node": text("Its node, the name of the interface in the file"),
+                    "port": text("Its interface on the server of the switch"),
+                    "vni": optional(VNI),
+                    "frames": integer("Number of its frames in the file, in both directions"),
+                },
+            ),
+        ),
+        "exit_code": optional(integer("Exit code of the command; null without one")),
+    },
+)
+
 SCHEMAS: dict[str, Schema] = {
+    "capture": CAPTURED,
     "doctor": DOCTOR,
     "support": SUPPORT,
     "image build": MANIFEST,

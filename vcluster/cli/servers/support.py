@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,7 +58,7 @@ def support(name: str | None, path: Path | None, output: str) -> None:
         names = (name,) if name else ledger.cluster_names(context.state_root)
         report, results = work.collect(context, names)
     common.invocation().has_late_threads = any(result.is_late for result in results)
-    support_archive.write_new(path, report.packed(folder, now_s), _user_of_sudo())
+    support_archive.write_new(path, report.packed(folder, now_s), common.user_of_sudo())
     common.emit(output, _document(path, results), _text)
     _require_whole(results)
 
@@ -72,12 +71,6 @@ def _document(path: Path, results: Sequence[PartResult]) -> dict[str, Any]:
 def _text(document: dict[str, Any]) -> str:
     count = sum(len(part["files"]) for part in document["parts"])
     return f"{document['path']}: {count} files; read them before you send the file to others"
-
-
-def _user_of_sudo() -> tuple[int, int] | None:
-    """The user and the group that get the file: the user who types sudo sends it."""
-    user, group = os.environ.get("SUDO_UID", ""), os.environ.get("SUDO_GID", "")
-    return (int(user), int(group)) if os.geteuid() == 0 and user.isdecimal() and group.isdecimal() else None
 
 
 def _require_whole(results: Sequence[PartResult]) -> None:

@@ -1,4 +1,4 @@
-"""A program on this machine, in the place of one that a session runs on a server."""
+"""The streams of a program on this machine, like those of a program that a session runs on a server."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from collections.abc import Sequence
 from vcluster.adapters.pipe import CHUNK, Listener, Pipe
 
 
-class LocalPipe(Pipe):
-    """A program on this machine."""
+class ProcessPipe(Pipe):
+    """A program on this machine. A signal for the process group of the command, like that of Ctrl-C, does not reach it.
+
+    `close` ends its input, and kills it if it does not end soon.
+    """
 
     def __init__(
         self,
@@ -24,8 +27,10 @@ class LocalPipe(Pipe):
     ) -> None:
         super().__init__(name, on_error_output)
         streams = subprocess.PIPE
-        self._process = subprocess.Popen(list(argv), stdin=streams, stdout=streams, stderr=streams, bufsize=0, env=env)
-        assert self._process.stdin and self._process.stdout and self._process.stderr
+        self._process = subprocess.Popen(
+            list(argv), stdin=streams, stdout=streams, stderr=streams, bufsize=0, env=env, start_new_session=True
+        )
+        assert self._process.stdin and self._process.stdout and self._process.stderr  # noqa: S101 - for mypy
         self._stdin, self._stdout, self._stderr = self._process.stdin, self._process.stdout, self._process.stderr
         os.set_blocking(self._stdin.fileno(), False)
         self._closing = threading.Lock()

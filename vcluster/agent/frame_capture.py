@@ -1,0 +1,170 @@
+"""A capture of frames at ports of this server: a process that writes a pcapng file as messages, until its input ends.
+
+A message is a line of JSON, and the number of bytes in its field `body` follow: whole blocks of the file. The first one
+begins the file, and comes when the capture has begun. The last one has the field `ended`, or `error`.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
+from typing import Any, BinaryIO
+
+from vcluster.adapters.network import netlink_interfaces
+from vcluster.adapters.network.packet_ring import PacketRing
+from vcluster.agent import request_loop
+from vcluster.errors import MissingError, VclusterError
+from vcluster.frames import frame_filter, pcapng
+from vcluster.frames.frame_filter import Instruction
+from vcluster.frames.ring_blocks import RingReader
+from vcluster.model import json_types
+
+WAIT_S = 1.0
+DRAIN_TIMEOUT_S = 5.0
+END_TIMEOUT_S = 60.0  # a controller that does not read the end of the file is gone
+ALL_PORTS = "isb_osdrop counts the frames of all interfaces together: one socket captured them"
+_REQUEST = {"header": str, "ports": list[str], "program": list[tuple[int, int, int, int]]}
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to capture: the first blocks of the file, the ports in the file's order, and the filter of frames."""
+
+    header: bytes
+    ports: Sequence[str]
+    program: Sequence[Instruction]
+
+    def to_json(self) -> dict[str, Any]:
+        """The request as JSON."""
+        return {
+            "header": base64.b64encode(self.header).decode(),
+            "ports": list(self.ports),
+            "program": [list(instruction) for instruction in self.program],
+        }
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Request:
+        """The request that `to_json` wrote. Raises VclusterError if it is not one."""
+        if wrong := json_types.misfit(fields, _REQUEST, "the request"):
+            raise VclusterError(f"capture: {wrong}")
+        program = [tuple(instruction) for instruction in fields["program"]]
+        return cls(base64.b64decode(fields["header"]), fields["ports"], program)
+
+
+def main() -> None:
+    """Capture on this machine. The request is the first line of standard input."""
+    source, sink = sys.stdin.buffer, sys.stdout.buffer
+    serve(source, sink, json.loads(source.readline()))
+
+
+def serve(source: BinaryIO, sink: BinaryIO, request: Mapping[str, Any]) -> None:
+    """Capture until the input ends, then end this process. An error is the last message."""
+    ended = os.eventfd(0)
+    threading.Thread(target=_await_end, args=(source, ended), daemon=True).start()
+    with suppress(BrokenPipeError):
+        try:
+            _capture(Request.from_json(request), sink, ended)
+        except VclusterError as error:
+            _send(sink, {"error": request_loop.error_to_json(error)})
+    os._exit(0)
+
+
+def _await_end(source: BinaryIO, ended: int) -> None:
+    """Wait for the end of the input. Then this process has a limited time to end."""
+    request_loop.await_end(source)
+    os.eventfd_write(ended, 1)
+    timer = threading.Timer(END_TIMEOUT_S, os._exit, [1])
+    timer.daemon = True
+    timer.start()
+
+
+def _capture(request: Request, sink: BinaryIO, ended: int) -> None:
+    """Capture from the first message on, until `ended` can be read. Then send every frame that the kernel counted."""
+    ports = _Ports(request)
+    with closing(PacketRing()) as ring:
+
+        def send_frames() -> None:
+            for block in ring.blocks():
+                frames = ports.reader.read(block)
+                _send(sink, {"frames": ports.reader.frames, "dropped": ring.dropped}, frames)
+
+        ports.attach_to(ring)
+        _send(sink, {}, request.header)
+        while not ring.wait(WAIT_S, ended):
+            send_frames()
+            ports.follow(ring)
+        ring.detach()
+        deadline_s = time.monotonic() + DRAIN_TIMEOUT_S
+        send_frames()
+        while not ring.is_drained and time.monotonic() < deadline_s:
+            ring.wait(WAIT_S)
+            send_frames()
+        summary = {"frames": ports.reader.frames, "dropped": ring.dropped, "delivered": ports.reader.delivered}
+        _send(sink, {**summary, "ended": True}, ports.statistics(ring.dropped))
+
+
+class _Ports:
+    """The ports of a capture. A node that is powered on again gets a new interface of the same name."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._indexes = _indexes(request.ports)
+        for name in request.ports:
+            if name not in self._indexes:
+                raise MissingError(f"cannot capture: interface {name} does not exist", hint="vcluster status")
+        self._has_changed = False
+        self.reader = RingReader({self._indexes[name]: number for number, name in enumerate(request.ports)})
+
+    def attach_to(self, ring: PacketRing) -> None:
+        """Begin to capture their frames."""
+        self._before, self._began_ns = _counters(), time.time_ns()
+        self._attach(ring)
+
+    def follow(self, ring: PacketRing) -> None:
+        """Capture at new interfaces of the same names."""
+        found = {**self._indexes, **_indexes(self._request.ports)}
+        if found != self._indexes:
+            self._indexes, self._has_changed = found, True
+            self.reader.add({found[name]: number for number, name in enumerate(self._request.ports)})
+            self._attach(ring)
+
+    def statistics(self, dropped: int) -> bytes:
+        """The blocks with the counts of all ports."""
+        after, ended_ns = _counters(), time.time_ns()
+        blocks = []
+        for number, name in enumerate(self._request.ports):
+            index, delivered = self._indexes[name], self.reader.delivered[number]
+            is_known = not self._has_changed and index in after
+            received = after[index] - self._before[index] if is_known else None
+            counts = pcapng.Statistics(self._began_ns, ended_ns, delivered, received)
+            if number == 0:
+                counts = replace(counts, dropped=dropped, comment=ALL_PORTS if dropped else "")
+            blocks.append(pcapng.statistics(number, counts))
+        return b"".join(blocks)
+
+    def _attach(self, ring: PacketRing) -> None:
+        ring.attach(frame_filter.on_interfaces(list(self._indexes.values()), self._request.program))
+
+
+def _indexes(ports: Sequence[str]) -> dict[str, int]:
+    """The indexes of the ports that exist."""
+    present = {name: index for index, name in socket.if_nameindex()}
+    return {name: present[name] for name in ports if name in present}
+
+
+def _counters() -> dict[int, int]:
+    """The packets that each interface has received and sent, by its index."""
+    return {found.index: found.rx_packets + found.tx_packets for found in netlink_interfaces.interfaces()}
+
+
+def _send(sink: BinaryIO, fields: Mapping[str, Any], body: bytes = b"") -> None:
+    sink.write(json.dumps({**fields, "body": len(body)}).encode() + b"\n" + body)
+    sink.flush()

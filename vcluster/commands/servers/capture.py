@@ -1,0 +1,245 @@
+"""Capture the frames at the switch's ports into a pcapng file."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vcluster import __version__
+from vcluster.adapters import pcap_compiler
+from vcluster.adapters.capture_file import CaptureFile
+from vcluster.adapters.pipe import Pipe
+from vcluster.agent.frame_capture import Request
+from vcluster.agent.request_loop import SILENCE_S, error_from_json
+from vcluster.errors import MissingError, VclusterError
+from vcluster.fleet.context import Context
+from vcluster.fleet.servers import Server, requests_for_plan
+from vcluster.frames import frame_filter, pcapng
+from vcluster.frames.frame_filter import Instruction
+from vcluster.model import json_text, json_types
+from vcluster.model.plan import Node, Plan
+from vcluster.planning.hops import switch_port
+from vcluster.util.deadline import Deadline
+
+START_TIMEOUT_S = 60.0
+END_TIMEOUT_S = 60.0
+LIFE_S = SILENCE_S / 5  # the process on the server ends without a sign of life
+PIECE_MAX = 1 << 26  # bytes of a message
+MPI_FILTER = "mpi: TCP between ports of 1024 and more, without NFS"
+AWAITED = "frames of the switch"
+_MESSAGE = {
+    "body": int,
+    "frames": int | None,
+    "dropped": int | None,
+    "ended": bool | None,
+    "delivered": list[int] | None,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a capture contains: the first `snap_bytes` of each frame, 0 for all, and which frames.
+
+    `expression` is one of pcap-filter(7), or empty. A capture has at most one filter.
+    """
+
+    snap_bytes: int = 0
+    only_mpi: bool = False
+    expression: str = ""
+
+    @property
+    def described(self) -> str:
+        """The filter as text; empty without one."""
+        return MPI_FILTER if self.only_mpi else self.expression
+
+    def program(self) -> Sequence[Instruction]:
+        """The filter as a program. Raises RequestError for a bad expression."""
+        if self.expression:
+            return pcap_compiler.compile_filter(self.expression, self.snap_bytes)
+        return (frame_filter.mpi if self.only_mpi else frame_filter.everything)(self.snap_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class PortCount:
+    """The number of captured frames at the port of a node."""
+
+    node: str
+    port: str
+    vni: int | None
+    frames: int
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """The result of a capture. `dropped` is the number of frames that the kernel had no room for."""
+
+    path: Path
+    frames: int
+    dropped: int
+    bytes: int
+    ports: tuple[PortCount, ...]
+    is_interrupted: bool
+
+
+def first_blocks(plan: Plan, nodes: Sequence[Node], choice: Choice) -> bytes:
+    """The begin of the file: the plan, the interfaces, and the names of addresses. Pure."""
+    where = f"on {plan.switch.server}"
+    interfaces = [
+        pcapng.Interface(
+            node.name,
+            f"port {switch_port(plan, node)} {where}" + (f", VNI {node.vni}" if node.vni is not None else ""),
+            choice.snap_bytes,
+            choice.described,
+        )
+        for node in nodes
+    ]
+    names = {node.address: node.name for node in plan.nodes}
+    return b"".join(
+        (
+            pcapng.section_header(f"vcluster {__version__}", list(_comments(plan))),
+            *map(pcapng.interface_description, interfaces),
+            pcapng.name_resolution(names),
+        )
+    )
+
+
+def _comments(plan: Plan) -> Iterator[str]:
+    """The plan as JSON texts: the cluster, and each node. A comment has a limited length, and a plan has not."""
+    cluster = {
+        "cluster": plan.name, "mode": plan.mode, "subnet": str(plan.subnet), "mtu": plan.mtu,
+        "image": plan.image.digest, "vcpus": plan.vcpus, "memory_mib": plan.memory_mib,
+        "switch": {"server": plan.switch.server, "bridge": plan.switch.bridge},
+    }  # fmt: skip
+    yield json.dumps(cluster)
+    for node in plan.nodes:
+        fields = {
+            "node": node.name, "role": node.role, "server": node.server, "address": str(node.address), "mac": node.mac,
+            "port": switch_port(plan, node), "vni": node.vni,
+        }  # fmt: skip
+        yield json.dumps(fields)
+
+
+class RunningCapture:
+    """A capture that has begun. A thread passes its frames to the file."""
+
+    def __init__(self, server: Server, request: Request, open_file: Callable[[], CaptureFile]) -> None:
+        self._name = server.name
+        self._failure: VclusterError | None = None
+        self._totals: Mapping[str, Any] = {}
+        self.ended = threading.Event()
+        self._deadline = Deadline(10**9)
+        self._pipe = server.agent.start_capture(request.to_json(), Deadline(START_TIMEOUT_S))
+        try:
+            _, begin = self._receive(Deadline(START_TIMEOUT_S))
+            self.file = open_file()
+            self.file.write(begin)
+        except BaseException:
+            self._pipe.close()
+            raise
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._copy, self._show_life)]
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> Mapping[str, Any]:
+        """End the capture. Returns the last message, which has the totals. Raises the error that ended the capture."""
+        self._pipe.shut()
+        if not self.ended.wait(END_TIMEOUT_S):
+            raise VclusterError(f"{self._name}: the capture did not end within {END_TIMEOUT_S:.0f} s")
+        if self._failure:
+            raise self._failure
+        self.file.close()
+        return self._totals
+
+    def close(self) -> None:
+        """End the capture at once. A second call does nothing."""
+        self._deadline.cancel()
+        self._pipe.close()
+        for thread in self._threads:
+            thread.join(END_TIMEOUT_S)
+        with suppress(VclusterError):  # `stop` raises it, or an error that came before
+            self.file.close()
+
+    def _copy(self) -> None:
+        try:
+            while not self._totals.get("ended"):
+                self._totals, frames = self._receive(self._deadline)
+                self.file.write(frames)
+        except VclusterError as error:
+            self._failure = error
+        finally:
+            self.ended.set()
+
+    def _receive(self, deadline: Deadline) -> tuple[Mapping[str, Any], bytes]:
+        """The next message and its body."""
+        message = _message(self._pipe, self._name, deadline)
+        return message, self._pipe.read(message["body"], deadline, AWAITED)
+
+    def _show_life(self) -> None:
+        while not self.ended.wait(LIFE_S):
+            try:
+                self._pipe.write(b"\n", self._deadline, AWAITED)
+            except VclusterError:  # reading has the same error
+                return
+
+
+def _message(pipe: Pipe, name: str, deadline: Deadline) -> Mapping[str, Any]:
+    """The next message of a capture. Raises the error that it has. A server is not trusted to send what it should."""
+    try:
+        fields = json_text.parse(pipe.read_line(deadline, AWAITED))
+    except ValueError as error:
+        raise VclusterError(f"{name}: {AWAITED}: a message is not JSON") from error
+    if isinstance(fields, dict) and isinstance(fields.get("error"), dict) and "message" in fields["error"]:
+        raise error_from_json(fields["error"], name)
+    message = {**dict.fromkeys(_MESSAGE), **fields} if isinstance(fields, dict) else fields
+    if wrong := json_types.misfit(message, _MESSAGE, "the message"):
+        raise VclusterError(f"{name}: {AWAITED}: {wrong}")
+    if not 0 <= message["body"] <= PIECE_MAX:
+        raise VclusterError(f"{name}: {AWAITED}: the message has {message['body']} bytes")
+    return message
+
+
+def capture(
+    context: Context,
+    plan: Plan,
+    nodes: Sequence[Node],
+    choice: Choice,
+    open_file: Callable[[], CaptureFile],
+    until: Callable[[RunningCapture], None],
+) -> Captured:
+    """Capture at the ports of these nodes until `until` returns. An interrupt also ends the capture.
+
+    The file is opened when the capture has begun. If the capture fails, the file has the frames up to then.
+    """
+    ports = [switch_port(plan, node) for node in nodes]
+    request = Request(first_blocks(plan, nodes, choice), ports, choice.program())
+    is_interrupted = False
+    with _switch_server(context, plan) as server, closing(RunningCapture(server, request, open_file)) as running:
+        try:
+            until(running)
+        except KeyboardInterrupt:
+            is_interrupted = True
+        totals = running.stop()
+    counts = totals["delivered"] or [0] * len(nodes)
+    found = tuple(
+        PortCount(node.name, port, node.vni, count) for node, port, count in zip(nodes, ports, counts, strict=True)
+    )
+    file = running.file
+    return Captured(file.path, totals["frames"], totals["dropped"], file.bytes, found, is_interrupted)
+
+
+@contextmanager
+def _switch_server(context: Context, plan: Plan) -> Iterator[Server]:
+    key = context.files(plan.name).server_key()
+    requests = [each for each in requests_for_plan(plan, key) if each.name == plan.switch.server]
+    if not requests:
+        raise MissingError(
+            f"vcluster has no login for {plan.switch.server}, so it cannot capture at its ports",
+            hint=f"on {plan.switch.server}: tcpdump -ni {plan.switch.bridge}",
+        )
+    with context.fleet([replace(each, carries_nodes=False) for each in requests]) as fleet:
+        yield fleet[plan.switch.server]

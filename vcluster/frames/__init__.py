@@ -1,0 +1,1 @@
+"""Formats of captured frames: the kernel's ring, pcapng files, and filters. Pure."""
