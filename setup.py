@@ -42,6 +42,7 @@ setup(
             "pytest-xdist>=3.7",
             "PyYAML>=6",
             "ruff>=0.4",
+            "scapy>=2.6",
         ],
     },
 )

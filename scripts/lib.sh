@@ -73,6 +73,7 @@ procps                  sysctl and ps, in those servers
 sudo                    makes users of those servers root
 slirp4netns             their route to the outside
 strace                  shows the system calls of a command, for tests of killed commands
+tshark                  reads captured frames, as users of Wireshark do
 util-linux              unshare and nsenter, which make and enter them
 '
 

@@ -1,22 +1,32 @@
-"""vcluster capture at the ports of a switch, of a local and of a remote cluster. Nodes are namespaces."""
+"""vcluster capture at the ports of a switch, of a local and of a remote cluster. Nodes are namespaces.
+
+The files are read by scapy and by tshark.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
+import socket
+import struct
+import subprocess
 import sys
-import threading
+import time
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from scapy.utils import RawPcapNgReader
 
-from tests.clusters import ENVIRONMENT, Host
+from tests.clusters import ENVIRONMENT, VCLUSTER, Host
 from tests.inside import ROOT
-from tests.testbed import kill, testbed
+from tests.testbed import Server, kill, testbed
+from vcluster.frames.pcapng import INBOUND, OUTBOUND
 
 pytestmark = [
     pytest.mark.netns,
@@ -25,39 +35,406 @@ pytestmark = [
 
 FILE = "/run/run.pcapng"
 NODES = ("node1", "node2", "node3")
+BEGUN = "capturing at"
+# Sends COUNT datagrams of SIZE bytes to the address, many with each call (UDP_SEGMENT, udp(7)).
+SEND = """
+import socket, sys
+address, port, size, count = sys.argv[1], *map(int, sys.argv[2:])
+sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sender.setsockopt(socket.IPPROTO_UDP, 103, size)
+while count > 0:
+    sender.sendto(bytes(size * min(count, 40)), (address, port))
+    count -= 40
+"""
+# Prints a line, then sends a datagram every 10 ms, each with its number and the time.
+TICK = """
+import socket, struct, sys, time
+sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+print(flush=True)
+number = 0
+while True:
+    sender.sendto(struct.pack("=Qd", number, time.time()), (sys.argv[1], 9))
+    number += 1
+    time.sleep(0.01)
+"""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A frame of a file: its interface, direction, time and length, and the captured bytes."""
+
+    interface: str
+    direction: int
+    at_ns: int
+    length: int
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A cluster of namespaces: the host of the command, and the server of the switch with its ports."""
+
+    host: Host
+    switch: Server
+    prefix: str
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start a capture, and wait until it has begun."""
+        running = self.host.popen("capture", "-o", FILE, *arguments)
+        assert running.stderr is not None
+        line = running.stderr.readline()
+        assert line.startswith(BEGUN), line
+        return running
+
+    @contextmanager
+    def captured(self, *arguments: str) -> Iterator[dict[str, Any]]:
+        """Capture during the block. Its value gets the JSON result at the end."""
+        running = self.start("--output", "json", *arguments)
+        result: dict[str, Any] = {}
+        try:
+            yield result
+            running.send_signal(signal.SIGINT)
+            stdout, stderr = running.communicate(timeout=60)
+        finally:
+            kill(running)
+        assert running.returncode == 0, stderr
+        result.update(json.loads(stdout))
+
+    def sh(self, node: str, line: str) -> str:
+        """Run a shell line in a node."""
+        return self.host.sh(f"ip netns exec {node} {line}")
+
+    def send(self, node: str, address: str, count: int, size: int = 100, port: int = 9) -> None:
+        argv = ["ip", "netns", "exec", node, sys.executable, "-c", SEND, address, str(port), str(size), str(count)]
+        self.host.server.run(argv, timeout_s=120)
+
+    def counters(self) -> dict[str, tuple[int, int]]:
+        """The frames that each port has received and sent, by node."""
+        shown = json.loads(self.switch.run(["ip", "-s", "-j", "link"], timeout_s=10).stdout)
+        by_name = {link["ifname"]: link["stats64"] for link in shown}
+        seen = {node: by_name[f"{self.prefix}-lab-{number}"] for number, node in enumerate(NODES, 1)}
+        return {node: (stats["rx"]["packets"], stats["tx"]["packets"]) for node, stats in seen.items()}
+
+    def frames(self, *, is_complete: bool = True) -> list[Found]:
+        """The frames in the file, as scapy reads them. tshark must read as many from a complete file."""
+        path = self.host.server.path(FILE)
+        with RawPcapNgReader(str(path)) as reader:
+            found = [
+                Found(meta.ifname.decode(), meta.direction, meta.tshigh << 32 | meta.tslow, meta.wirelen, data)
+                for data, meta in reader
+            ]
+        assert not is_complete or len(tshark(path, "-e", "frame.number")) == len(found)
+        return found
+
+
+def tshark(path: Path, *arguments: str) -> list[str]:
+    """The fields that tshark prints of each frame, a line for each. It must read the whole file."""
+    argv = ["tshark", "-n", "-r", str(path), "-T", "fields", *arguments]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@contextmanager
+def lab(mode: str, prefix: str, host: Host, switch: Server) -> Iterator[Lab]:
+    """A cluster. The devices of its nodes cut frames themselves, so that each one is counted."""
+    argv = [sys.executable, "-m", "tests.cabled_cluster", mode, str(len(NODES)), switch.name]
+    host.server.run(argv, timeout_s=120, env=ENVIRONMENT, cwd=ROOT)
+    made = Lab(host, switch, prefix)
+    for node in NODES:
+        made.sh(node, "ip link set lab0 gso_max_segs 1")
+        made.sh(node, "ping -q -c 1 -W 5 10.0.0.2")  # the switch learns where each MAC address is
+    yield made
+    host.vcluster("clear", "lab", "-y")
 
 
 @pytest.fixture(scope="module")
-def local() -> Iterator[Host]:
-    with testbed("captures") as (server,):
-        host = Host(server)
-        make(host, "local")
-        yield host
-        host.vcluster("clear", "lab", "-y")
+def local() -> Iterator[Lab]:
+    with testbed("captures") as (server,), lab("local", "vp", Host(server), server) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
-def remote() -> Iterator[Host]:
+def remote() -> Iterator[Lab]:
     with testbed("nodes", "far") as (nodes, far):
         far.allow_login_of(nodes)
-        host = Host(nodes)
-        make(host, "remote", far.name)
-        yield host
-        host.vcluster("clear", "lab", "-y")
+        with lab("remote", "vx", Host(nodes), far) as made:
+            yield made
 
 
-def make(host: Host, mode: str, *place: str) -> None:
-    argv = [sys.executable, "-m", "tests.cabled_cluster", mode, str(len(NODES)), *place]
-    host.server.run(argv, timeout_s=120, env=ENVIRONMENT, cwd=ROOT)
+@pytest.fixture(params=["local", "remote"])
+def any_lab(request: pytest.FixtureRequest) -> Lab:
+    made: Lab = request.getfixturevalue(request.param)
+    return made
 
 
-def test_try(local: Host) -> None:
-    host = local
-    running = host.popen("capture", "-o", FILE, "--output", "json")
-    print(running.stderr.readline())
-    print(host.sh("ip netns exec node1 ping -c 3 -i 0.1 10.0.0.2"))
-    running.send_signal(signal.SIGINT)
-    out, err = running.communicate(timeout=30)
-    print(out, err, running.returncode)
-    os.system(f"tshark -r {host.server.path(FILE)} -T fields -e frame.interface_name -e frame.interface_description -e frame.packet_flags_direction -e _ws.col.Info; capinfos {host.server.path(FILE)}; cp {host.server.path(FILE)} /tmp/w/cap-scratch/run.pcapng")
-    assert 0
+# Frames
+
+
+def test_the_frames_of_each_port_equal_its_counters(any_lab: Lab) -> None:
+    with any_lab.captured() as result:
+        before = any_lab.counters()
+        any_lab.send("node1", "10.0.0.2", 1000)
+        any_lab.send("node3", "10.0.0.1", 700)
+        any_lab.sh("node2", "ping -q -c 5 -i 0.01 10.0.0.3")
+        after = any_lab.counters()
+    frames = any_lab.frames()
+    counts = Counter((frame.interface, frame.direction) for frame in frames)
+    for node in NODES:
+        received, sent = (now - earlier for now, earlier in zip(after[node], before[node], strict=True))
+        assert (counts[node, INBOUND], counts[node, OUTBOUND]) == (received, sent)
+        assert received
+    assert counts["node1", INBOUND] >= 1000
+    assert result["frames"] == len(frames)
+    assert result["dropped"] == 0
+    assert {each["node"]: each["frames"] for each in result["ports"]} == Counter(frame.interface for frame in frames)
+    assert result["bytes"] == any_lab.host.server.path(FILE).stat().st_size
+
+
+def test_a_frame_leaves_the_switch_after_it_has_entered_it(any_lab: Lab) -> None:
+    """One socket sees all ports, so the order in the file is that of the kernel, and there is one clock."""
+    with any_lab.captured():
+        any_lab.send("node1", "10.0.0.2", 2000, 60)
+    seen = [(frame.interface, frame.at_ns) for frame in any_lab.frames() if frame.data[23] == socket.IPPROTO_UDP]
+    entered = [at_ns for interface, at_ns in seen if interface == "node1"]
+    left = [at_ns for interface, at_ns in seen if interface == "node2"]
+    assert len(entered) == len(left) == 2000
+    assert all(before <= after for before, after in zip(entered, left, strict=True))
+    order = [interface for interface, _ in seen]
+    waiting = 0
+    for interface in order:
+        waiting += 1 if interface == "node1" else -1
+        assert waiting >= 0, "a frame left before it entered"
+
+
+def test_a_file_names_ports_nodes_and_the_plan(remote: Lab) -> None:
+    with remote.captured():
+        remote.sh("node1", "ping -q -c 1 10.0.0.2")
+    path = remote.host.server.path(FILE)
+    nodes = remote.host.json("status", "lab")["nodes"]
+    shown = set(tshark(path, "-e", "frame.interface_name", "-e", "frame.interface_description"))
+    assert {f"node{n}\tport vx-lab-{n} on {remote.switch.name}, VNI {nodes[n - 1]['vni']}" for n in (1, 2)} <= shown
+    resolved = subprocess.run(
+        ["tshark", "-N", "n", "-r", path, "-T", "fields", "-e", "ip.src_host"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert {"node1", "node2"} <= set(resolved.stdout.split())
+    report = subprocess.run(["capinfos", path], capture_output=True, text=True, check=True).stdout
+    comments = [json.loads(line.split(":", 1)[1]) for line in report.splitlines() if line.startswith("Capture comment")]
+    assert comments[0]["cluster"] == "lab"
+    assert comments[0]["switch"] == {"server": remote.switch.name, "bridge": "vc-lab"}
+    assert [each["mac"] for each in comments[1:]] == [node["mac"] for node in nodes]
+
+
+def test_only_the_chosen_ports_and_bytes_are_kept(local: Lab) -> None:
+    with local.captured("--ports", "node[2-3]", "--snap", "64") as result:
+        local.send("node1", "10.0.0.2", 40, 1000)
+    frames = local.frames()
+    sent = [frame for frame in frames if frame.length == 1000 + 42]
+    assert {frame.interface for frame in sent} == {"node2"}
+    assert [len(frame.data) for frame in sent] == [64] * 40
+    assert [each["node"] for each in result["ports"]] == ["node2", "node3"]
+
+
+def test_a_filter_keeps_the_frames_that_fit(any_lab: Lab) -> None:
+    with any_lab.captured("--filter", "udp dst port 7 and src host 10.0.0.1") as result:
+        any_lab.send("node1", "10.0.0.2", 80, port=9)
+        any_lab.send("node3", "10.0.0.2", 80, port=7)
+        any_lab.send("node1", "10.0.0.2", 40, port=7)
+    assert Counter(frame.interface for frame in any_lab.frames()) == {"node1": 40, "node2": 40}
+    assert result["frames"] == 80
+
+
+def test_traffic_of_other_interfaces_is_not_captured(local: Lab) -> None:
+    with local.captured() as result:
+        local.host.sh("ping -q -c 3 -i 0.01 127.0.0.1")
+    assert all(frame.data[12:14] != b"\x08\x00" for frame in local.frames())
+    assert result["dropped"] == 0
+
+
+def test_a_node_that_is_plugged_in_again_is_captured_again(local: Lab) -> None:
+    with local.captured() as result:
+        local.host.sh("ip link del vp-lab-3; ip netns del node3")
+        argv = [sys.executable, "-m", "tests.cabled_cluster", "plug", "node3"]
+        local.host.server.run(argv, timeout_s=60, env=ENVIRONMENT, cwd=ROOT)
+        for _ in range(100):
+            local.sh("node3", "ping -q -c 1 10.0.0.1")
+            if is_seen := any(
+                frame.interface == "node3" and is_icmp(frame) for frame in local.frames(is_complete=False)
+            ):
+                break
+        assert is_seen
+    assert [each["node"] for each in result["ports"]] == list(NODES)
+
+
+def is_icmp(frame: Found) -> bool:
+    return frame.data[12:14] == b"\x08\x00" and frame.data[23] == socket.IPPROTO_ICMP
+
+
+# Filters in the kernel, on a pair of sockets
+
+
+@pytest.mark.parametrize(
+    ("what", "protocol", "ports", "is_kept"),
+    [
+        ("a connection of ranks", 6, (40000, 35001), True),
+        ("its answer", 6, (35001, 40000), True),
+        ("ssh", 6, (40000, 22), False),
+        ("an answer of ssh", 6, (22, 40000), False),
+        ("NFS", 6, (800, 2049), False),
+        ("NFS of a program", 6, (40000, 2049), False),
+        ("an answer of NFS", 6, (2049, 40000), False),
+        ("UDP", 17, (40000, 35001), False),
+    ],
+)
+def test_only_mpi_keeps_connections_of_programs(
+    what: str, protocol: int, ports: tuple[int, int], is_kept: bool
+) -> None:
+    from vcluster.frames import frame_filter
+
+    program = frame_filter.mpi(60)
+    options = b"\x01" * 4  # an IPv4 header may have options, so its length varies
+    assert what
+    for length, more in ((5, b""), (6, options)):
+        packet = struct.pack(
+            ">BBHHHBBH4s4s", 0x40 + length, 0, 100, 0, 0x4000, 64, protocol, 0, b"\x0a\0\0\1", b"\x0a\0\0\2"
+        )
+        frame = bytes(12) + b"\x08\x00" + packet + more + struct.pack(">HH", *ports) + bytes(60)
+        assert kept(program, frame) == (60 if is_kept else 0)
+        fragment = frame[:20] + b"\x00\x10" + frame[22:]
+        assert kept(program, fragment) == 0
+    assert kept(program, bytes(12) + b"\x08\x06" + bytes(60)) == 0
+
+
+def test_an_expression_of_libpcap_is_compiled() -> None:
+    from vcluster.adapters.pcap_compiler import compile_filter
+
+    program = compile_filter("arp or ether proto 0x1234", 50)
+    assert kept(program, bytes(12) + b"\x08\x06" + bytes(60)) == 50
+    assert kept(program, bytes(12) + b"\x12\x34" + bytes(60)) == 50
+    assert kept(program, bytes(12) + b"\x08\x00" + bytes(60)) == 0
+
+
+def kept(program: Any, frame: bytes) -> int:
+    """How many bytes of a frame the kernel keeps."""
+    import ctypes
+
+    from vcluster.frames import frame_filter
+
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, theirs:
+        buffer = ctypes.create_string_buffer(frame_filter.packed(program))
+        theirs.setsockopt(socket.SOL_SOCKET, 26, struct.pack("HL", len(program), ctypes.addressof(buffer)))
+        theirs.setblocking(False)
+        ours.send(frame)
+        try:
+            return len(theirs.recv(2000))
+        except BlockingIOError:
+            return 0
+
+
+# Rates and losses
+
+
+def test_two_hundred_thousand_frames_a_second_are_captured(local: Lab) -> None:
+    """The kernel drops none of 400,000 frames, which come as fast as a node can send."""
+    with local.captured("--snap", "128") as result:
+        before = local.counters()
+        local.send("node1", "10.0.0.2", 200_000)
+        after = local.counters()
+    total = sum(sum(after[node]) - sum(before[node]) for node in NODES)
+    assert total > 400_000
+    assert (result["frames"], result["dropped"]) == (total, 0)
+    with RawPcapNgReader(str(local.host.server.path(FILE))) as reader:
+        times = [meta.tshigh << 32 | meta.tslow for _, meta in reader if meta.wirelen == 142]
+    assert len(times) >= 400_000
+    print(f"{len(times) / (times[-1] - times[0]) * 1e9:.0f} frames a second")
+
+
+def test_dropped_frames_are_counted_and_fail_the_command(local: Lab) -> None:
+    for arguments, code in (((), 1), (("--allow-drops",), 0)):
+        running = local.start("--output", "json", *arguments)
+        before = local.counters()
+        agent = process_of(local.host, "frame_capture")
+        local.host.sh(f"kill -STOP {agent}")  # the ring fills: it holds 64 MiB
+        local.send("node1", "10.0.0.2", 60_000, 1400)
+        total = sum(sum(now) - sum(before[node]) for node, now in local.counters().items())
+        local.host.sh(f"kill -CONT {agent}")
+        running.send_signal(signal.SIGINT)
+        stdout, stderr = running.communicate(timeout=120)
+        result = json.loads(stdout)
+        assert running.returncode == code, stderr
+        assert result["dropped"] > 0
+        assert result["frames"] + result["dropped"] == total
+        assert (f"the capture dropped {result['dropped']} frames" in stderr) == (code == 1)
+        report = subprocess.run(
+            ["capinfos", "-M", "-c", local.host.server.path(FILE)], capture_output=True, text=True, check=True
+        )
+        assert str(result["frames"]) in report.stdout.split()
+
+
+def process_of(host: Host, text: str) -> int:
+    """The only process of a server whose command line has this text."""
+    return int(host.sh(f"pgrep -f '[{text[0]}]{text[1:]}'"))
+
+
+# Killed parts
+
+COMMAND, LOCAL_AGENT = "[v]cluster.cli.main.*capture", "[f]rame_capture"
+REMOTE_AGENT, CONNECTION = "[v]cluster-", "[s]shd: root"
+WRITER = "[s]ource, file = sys.stdin"
+
+
+@pytest.mark.parametrize(
+    ("mode", "side", "what"),
+    [
+        ("local", "host", COMMAND),
+        ("local", "host", LOCAL_AGENT),
+        ("remote", "host", COMMAND),
+        ("remote", "switch", REMOTE_AGENT),
+        ("remote", "switch", CONNECTION),
+    ],
+)
+def test_a_killed_capture_leaves_a_valid_file(request: pytest.FixtureRequest, mode: str, side: str, what: str) -> None:
+    """The file has every frame that is older than a second."""
+    made: Lab = request.getfixturevalue(mode)
+    running = made.start("--filter", "udp dst port 9")
+    argv = ["ip", "netns", "exec", "node1", sys.executable, "-c", TICK, "10.0.0.2"]
+    ticking = made.host.server.popen(argv)
+    try:
+        deadline_s = time.monotonic() + 60
+        while len(ticks(made, is_complete=False)) < 200:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.05)
+        killed_on = made.host if side == "host" else Host(made.switch)
+        killed_on.sh(f"pkill -KILL -f '{what}'")
+        killed_s = time.time()
+        running.communicate(timeout=60)
+        made.host.wait_for(f"pgrep -f '{WRITER}' >/dev/null || echo ended")
+    finally:
+        kill(ticking)
+        kill(running)
+    assert running.returncode != 0
+    found = ticks(made)
+    numbers = [number for number, _ in found]
+    assert len(numbers) >= 200
+    assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+    assert found[-1][1] > killed_s - 1.0
+
+
+def ticks(made: Lab, *, is_complete: bool = True) -> list[tuple[int, float]]:
+    """The datagrams of TICK that entered the switch: their numbers and times."""
+    frames = [frame for frame in made.frames(is_complete=is_complete) if frame.interface == "node1"]
+    return [struct.unpack("=Qd", frame.data[42:58]) for frame in frames]
+
+
+def test_a_stream_is_read_while_it_is_captured(local: Lab) -> None:
+    argv = ["sh", "-c", 'exec "$@" | head -c 1000 | wc -c', "sh", *VCLUSTER, "capture", "-o", "-"]
+    running = local.host.server.popen(argv, env=ENVIRONMENT)
+    assert running.stderr is not None
+    assert running.stderr.readline().startswith(BEGUN)
+    local.sh("node1", "ping -q -c 30 -i 0.02 10.0.0.2")
+    stdout, stderr = running.communicate(timeout=60)
+    assert (stdout.strip(), stderr) == ("1000", "")

@@ -25,6 +25,7 @@ from vcluster.agent import request_loop
 from vcluster.agent.client import RESULTS
 from vcluster.agent.operations import OPERATIONS
 from vcluster.agent.remote_agent import RemoteAgent
+from vcluster.commands.servers import capture
 from vcluster.errors import VclusterError
 from vcluster.model import json_types
 from vcluster.planning.neighbours import classify
@@ -58,6 +59,7 @@ def entry_points() -> list[EntryPoint]:
         *(_of_result(name) for name in RESULTS),
         EntryPoint("answer of the agent", values.json_bytes({"id": 1, "result": {}}), _answer("folders"), ("server1",)),
         EntryPoint("error of the agent", values.json_bytes(ERROR), _answer("folders"), ("server1",)),
+        EntryPoint("message of a capture", values.json_bytes(MESSAGE), _capture_message, ("server1",)),
         EntryPoint("frame of a node", values.damaged(raw_frames.probe("token", 200)), raw_frames.token_of),
         EntryPoint("answer of check", values.json_bytes(CHECK), _ask(_check_answer), ("node1",)),
         EntryPoint("answer of apply", values.json_bytes({"changed": ["/etc/hosts"]}), _apply, ("node1",)),
@@ -133,6 +135,7 @@ def _of_result(name: str) -> EntryPoint:
     return EntryPoint(f"result of {name}", answers, _answer(name), ("server1: it: ",))
 
 
+MESSAGE = {"body": 0, "frames": 1, "dropped": 0, "ended": True, "delivered": [1, 0]}
 ERROR = {"id": 1, "error": {"class": "MissingError", "message": "no", "hint": "try"}}
 
 
@@ -164,6 +167,10 @@ class _AgentPipe:
 
     def close(self) -> None:
         """Close the streams."""
+
+
+def _capture_message(content: bytes) -> None:
+    capture.read_message(_AgentPipe(content), "server1", Deadline(20))  # type: ignore[arg-type]
 
 
 def _answer(operation: str) -> Callable[[bytes], None]:

@@ -37,7 +37,9 @@ OS_READS = {
         "access", "cpu_count", "fsencode", "fstat", "getegid", "geteuid", "getpid", "getuid", "lseek", "pread", "read",
         "readlink", "scandir", "sched_param", "strerror", "urandom",
     ),
-    "they change this process only": ("_exit", "close", "dup", "dup2", "set_inheritable", "umask"),
+    "they change this process only": (
+        "_exit", "close", "dup", "dup2", "eventfd", "eventfd_write", "set_inheritable", "umask",
+    ),
     "the file is open already: `open` has the point": ("fchmod", "fchown", "fdopen", "fsync", "sync", "write"),
     "the owner of a file that the call before has made": ("chown",),
     "the priority of a process": ("sched_setscheduler", "setpriority"),

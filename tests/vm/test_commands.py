@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import struct
 from collections.abc import Iterator
 
 import pytest
+from scapy.utils import RawPcapNgReader
 
 from tests.clusters import VCLUSTER, Cluster, Host
 from tests.vm.conftest import NODES
@@ -71,6 +73,17 @@ def test_mpiexec(cluster: Cluster, arguments: tuple[str, ...]) -> None:
 def test_standard_input_of_mpiexec_goes_to_rank_0_and_ends(cluster: Cluster) -> None:
     command = shlex.join([*VCLUSTER, "mpiexec", "-n", "3", "sh", "-c", 'echo "$PMI_RANK $(wc -c)"'])
     assert sorted(cluster.host.sh(f"echo hello | {command}").splitlines()) == ["0 6", "1 0", "2 0"]
+
+
+def test_a_capture_has_the_frames_of_its_command(cluster: Cluster) -> None:
+    line = "mpiexec -hosts red1,red2 -n 2 hostname; exit 3"
+    done = cluster.host.vcluster("capture", "-o", "/run/run.pcapng", "--only", "mpi", "--", line, check=False)
+    assert (done.returncode, sorted(done.stdout.split())) == (3, ["red1", "red2"])
+    assert "0 dropped" in done.stderr
+    with RawPcapNgReader(str(cluster.host.server.path("/run/run.pcapng"))) as reader:
+        frames = list(reader)
+    assert {meta.ifname for _, meta in frames} == {b"red1", b"red2"}
+    assert all(min(struct.unpack_from(">HH", frame, 34)) >= 1024 for frame, _ in frames)
 
 
 def test_ssh(cluster: Cluster) -> None:

@@ -47,12 +47,16 @@ class ClosedOutputError(VclusterError):
 
 
 class CaptureFile:
-    """The file at `path`, which is emptied, or standard output for `-`. A new one is of the user and group `owner`."""
+    """The file at `path`, or standard output for `-`. It is emptied, and `begin` is in it before this returns.
 
-    def __init__(self, path: Path, owner: tuple[int, int] | None = None) -> None:
+    A new file is of the user and the group `owner`.
+    """
+
+    def __init__(self, path: Path, begin: bytes, owner: tuple[int, int] | None = None) -> None:
         self.path = path
-        self.bytes = 0
+        self.bytes = len(begin)
         file = _OUTPUT if path == STANDARD_OUTPUT else _open(path, owner)
+        _write_all(file, begin, path)
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _WRITER, str(file)],
             stdin=subprocess.PIPE,
@@ -102,6 +106,17 @@ class CaptureFile:
             f"cannot write {path_shown(self.path)}: {reason or f'its writer ended with exit code {code}'}; "
             "the file has the frames up to then"
         )
+
+
+def _write_all(file: int, data: bytes, path: Path) -> None:
+    rest = memoryview(data)
+    try:
+        while rest:
+            rest = rest[os.write(file, rest) :]
+    except BrokenPipeError as error:
+        raise ClosedOutputError("the reader of standard output has ended") from error
+    except OSError as error:
+        raise VclusterError(f"cannot write {path_shown(path)}: {error.strerror}") from error
 
 
 def _open(path: Path, owner: tuple[int, int] | None) -> int:

@@ -25,7 +25,7 @@ from vcluster.errors import MissingError, VclusterError
 from vcluster.frames import frame_filter, pcapng
 from vcluster.frames.frame_filter import Instruction
 from vcluster.frames.ring_blocks import RingReader
-from vcluster.model import json_types
+from vcluster.model import json_text, json_types
 
 WAIT_S = 1.0
 DRAIN_TIMEOUT_S = 5.0
@@ -62,7 +62,7 @@ class Request:
 def main() -> None:
     """Capture on this machine. The request is the first line of standard input."""
     source, sink = sys.stdin.buffer, sys.stdout.buffer
-    serve(source, sink, json.loads(source.readline()))
+    serve(source, sink, json_text.parse(source.readline()))
 
 
 def serve(source: BinaryIO, sink: BinaryIO, request: Mapping[str, Any]) -> None:
@@ -121,6 +121,7 @@ class _Ports:
             if name not in self._indexes:
                 raise MissingError(f"cannot capture: interface {name} does not exist", hint="vcluster status")
         self._has_changed = False
+        self._next_search_s = 0.0
         self.reader = RingReader({self._indexes[name]: number for number, name in enumerate(request.ports)})
 
     def attach_to(self, ring: PacketRing) -> None:
@@ -129,7 +130,10 @@ class _Ports:
         self._attach(ring)
 
     def follow(self, ring: PacketRing) -> None:
-        """Capture at new interfaces of the same names."""
+        """Capture at new interfaces of the same names. It searches them once a second."""
+        if time.monotonic() < self._next_search_s:
+            return
+        self._next_search_s = time.monotonic() + WAIT_S
         found = {**self._indexes, **_indexes(self._request.ports)}
         if found != self._indexes:
             self._indexes, self._has_changed = found, True

@@ -31,7 +31,7 @@ _IPV4_RECORD = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Interface:
+class FileInterface:
     """An interface of a file. `snap_bytes` is the length to which frames are cut; 0 means that they are whole."""
 
     name: str
@@ -62,7 +62,7 @@ def section_header(application: str, comments: Sequence[str]) -> bytes:
     return _block(SECTION_HEADER, struct.pack("<IHHq", _BYTE_ORDER_MAGIC, 1, 0, _UNKNOWN_LENGTH) + _options(options))
 
 
-def interface_description(interface: Interface) -> bytes:
+def interface_description(interface: FileInterface) -> bytes:
     """The block of an interface. Interfaces are numbered in the order of these blocks, from 0."""
     options = [(_NAME, _text(interface.name)), (_DESCRIPTION, _text(interface.description))]
     options += [(_RESOLUTION, _NANOSECONDS)]

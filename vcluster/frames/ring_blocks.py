@@ -1,8 +1,8 @@
 """Blocks of the kernel's packet ring (TPACKET_V3, linux/if_packet.h) as frames of a pcapng file. Pure.
 
 A block holds many frames. Each has a header, the address of its socket, perhaps a header of virtio, and its bytes.
-The loop over frames is the only code here that limits the rate of a capture, so it calls nothing of ours for an
-ordinary frame.
+The loop over frames is the only code here that limits the rate of a capture, so it calls no function of
+vcluster for an ordinary frame.
 """
 
 from __future__ import annotations

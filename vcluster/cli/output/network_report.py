@@ -1,4 +1,4 @@
-"""Switches with their ports, and the hosts on a cluster network: documents and text."""
+"""Switches with their ports, captures, and the hosts on a cluster network: documents and text."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 from vcluster.cli.output.tables import table
 
 if TYPE_CHECKING:
+    from vcluster.commands.servers.capture import Captured
     from vcluster.planning.neighbours import Neighbour
 
 Document = Mapping[str, Any]
+MIB = 2**20
 
 
 def switches_text(sides: Sequence[Document]) -> str:
@@ -31,6 +33,28 @@ def switch_text(side: Document) -> str:
     header = ("PORT", "VNI", "PEER", "MTU", "STATE", "RECEIVED", "SENT")
     title = f"{side['cluster']}: bridge {side['bridge']}, MTU {side['mtu']}, {len(side['ports'])} ports{by}"
     return f"{title}\n{table(header, rows)}"
+
+
+def captured_document(captured: Captured, exit_code: int | None) -> dict[str, Any]:
+    """The result; `exit_code` is that of the command, if there was one."""
+    return {
+        "file": str(captured.path),
+        "frames": captured.frames,
+        "dropped": captured.dropped,
+        "bytes": captured.bytes,
+        "ports": [
+            {"node": port.node, "port": port.port, "vni": port.vni, "frames": port.frames} for port in captured.ports
+        ],
+        "exit_code": exit_code,
+    }
+
+
+def captured_text(captured: Document) -> str:
+    """One line: the file, and the counts."""
+    return (
+        f"{captured['file']}: {captured['frames']} frames of {len(captured['ports'])} ports, "
+        f"{captured['dropped']} dropped, {captured['bytes'] / MIB:.1f} MiB"
+    )
 
 
 def neighbours_document(found: Sequence[Neighbour]) -> list[dict[str, Any]]:

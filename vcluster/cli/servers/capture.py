@@ -103,8 +103,8 @@ def capture(
         else:
             capture.ended.wait(for_s)
 
-    def open_file() -> CaptureFile:
-        return CaptureFile(path, common.user_of_sudo())
+    def open_file(begin: bytes) -> CaptureFile:
+        return CaptureFile(path, begin, common.user_of_sudo())
 
     try:
         captured = work.capture(context, plan, nodes, choice, open_file, until)
@@ -140,13 +140,13 @@ def _run(context: Context, plan: Plan, command: Sequence[str], user: str, timeou
 
 
 def _print(captured: Captured, output: str, exit_codes: Sequence[int], *, to_errors: bool) -> None:
-    from vcluster.cli.output import capture_report
+    from vcluster.cli.output import network_report
 
-    document = capture_report.document(captured, exit_codes[0] if exit_codes else None)
+    document = network_report.captured_document(captured, exit_codes[0] if exit_codes else None)
     if to_errors:
-        terminal.print_text(capture_report.text(document), err=True)
+        terminal.print_text(network_report.captured_text(document), err=True)
     else:
-        common.emit(output, document, capture_report.text)
+        common.emit(output, document, network_report.captured_text)
 
 
 COMMANDS = (capture,)

@@ -90,7 +90,7 @@ def first_blocks(plan: Plan, nodes: Sequence[Node], choice: Choice) -> bytes:
     """The begin of the file: the plan, the interfaces, and the names of addresses. Pure."""
     where = f"on {plan.switch.server}"
     interfaces = [
-        pcapng.Interface(
+        pcapng.FileInterface(
             node.name,
             f"port {switch_port(plan, node)} {where}" + (f", VNI {node.vni}" if node.vni is not None else ""),
             choice.snap_bytes,
@@ -127,7 +127,7 @@ def _comments(plan: Plan) -> Iterator[str]:
 class RunningCapture:
     """A capture that has begun. A thread passes its frames to the file."""
 
-    def __init__(self, server: Server, request: Request, open_file: Callable[[], CaptureFile]) -> None:
+    def __init__(self, server: Server, request: Request, open_file: Callable[[bytes], CaptureFile]) -> None:
         self._name = server.name
         self._failure: VclusterError | None = None
         self._totals: Mapping[str, Any] = {}
@@ -136,8 +136,7 @@ class RunningCapture:
         self._pipe = server.agent.start_capture(request.to_json(), Deadline(START_TIMEOUT_S))
         try:
             _, begin = self._receive(Deadline(START_TIMEOUT_S))
-            self.file = open_file()
-            self.file.write(begin)
+            self.file = open_file(begin)
         except BaseException:
             self._pipe.close()
             raise
@@ -176,7 +175,7 @@ class RunningCapture:
 
     def _receive(self, deadline: Deadline) -> tuple[Mapping[str, Any], bytes]:
         """The next message and its body."""
-        message = _message(self._pipe, self._name, deadline)
+        message = read_message(self._pipe, self._name, deadline)
         return message, self._pipe.read(message["body"], deadline, AWAITED)
 
     def _show_life(self) -> None:
@@ -187,7 +186,7 @@ class RunningCapture:
                 return
 
 
-def _message(pipe: Pipe, name: str, deadline: Deadline) -> Mapping[str, Any]:
+def read_message(pipe: Pipe, name: str, deadline: Deadline) -> Mapping[str, Any]:
     """The next message of a capture. Raises the error that it has. A server is not trusted to send what it should."""
     try:
         fields = json_text.parse(pipe.read_line(deadline, AWAITED))
@@ -208,12 +207,13 @@ def capture(
     plan: Plan,
     nodes: Sequence[Node],
     choice: Choice,
-    open_file: Callable[[], CaptureFile],
+    open_file: Callable[[bytes], CaptureFile],
     until: Callable[[RunningCapture], None],
 ) -> Captured:
     """Capture at the ports of these nodes until `until` returns. An interrupt also ends the capture.
 
-    The file is opened when the capture has begun. If the capture fails, the file has the frames up to then.
+    `open_file` gets the begin of the file when the capture has begun. If the capture fails, the file has the frames up
+    to then.
     """
     ports = [switch_port(plan, node) for node in nodes]
     request = Request(first_blocks(plan, nodes, choice), ports, choice.program())
@@ -224,7 +224,9 @@ def capture(
         except KeyboardInterrupt:
             is_interrupted = True
         totals = running.stop()
-    counts = totals["delivered"] or [0] * len(nodes)
+    counts = totals["delivered"] or []
+    if len(counts) != len(nodes):
+        raise VclusterError(f"{plan.switch.server}: {AWAITED}: the counts are of {len(counts)} of {len(nodes)} ports")
     found = tuple(
         PortCount(node.name, port, node.vni, count) for node, port, count in zip(nodes, ports, counts, strict=True)
     )

@@ -1,0 +1,205 @@
+"""pcapng files, read by scapy, and blocks of the kernel's ring that become frames of such files."""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as some
+from scapy.utils import RawPcapNgReader
+
+from tests import samples
+from vcluster.commands.servers.capture import Choice, first_blocks
+from vcluster.errors import RequestError
+from vcluster.frames import frame_filter, pcapng, ring_blocks
+from vcluster.frames.ring_blocks import RingReader
+from vcluster.planning.hops import switch_port
+
+INDEXES = {7: 0, 9: 1}  # of interfaces of the kernel, and their numbers in the file
+HEAD = b"".join(
+    (
+        pcapng.section_header("vcluster", ["a comment", "another"]),
+        pcapng.interface_description(pcapng.FileInterface("node1", "port vp-lab-1")),
+        pcapng.interface_description(pcapng.FileInterface("node2", "port vp-lab-2", 128, "tcp")),
+    )
+)
+NANOSECONDS = some.integers(0, 2**63 - 1)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A frame as the kernel captured it; `tag` is the VLAN tag that it keeps apart, 0 for none."""
+
+    index: int
+    at_ns: int
+    data: bytes
+    length: int
+    is_outgoing: bool = False
+    tag: int = 0
+
+
+FRAMES = some.builds(
+    lambda index, at_ns, data, more, is_outgoing: Frame(index, at_ns, data, len(data) + more, is_outgoing),
+    some.sampled_from(sorted(INDEXES)),
+    some.integers(0, 2**32 * 10**9 - 1),  # the kernel's seconds have 32 bits
+    some.binary(min_size=14, max_size=200),
+    some.integers(0, 2000),
+    some.booleans(),
+)
+
+
+def block_of(frames: Sequence[Frame]) -> bytes:
+    """A block of a ring, as linux/if_packet.h lays it out: tpacket_block_desc, then tpacket3_hdr and sockaddr_ll."""
+    body = b""
+    for frame in frames:
+        start = 48 + 20 + 14  # the two headers, and room
+        size = -(-(start + len(frame.data)) // 16) * 16
+        seconds, nanoseconds = divmod(frame.at_ns, 10**9)
+        status = 1 | ((1 << 4 | 1 << 6) if frame.tag else 0)
+        header = struct.pack(
+            "=6I2H2I2H8x", size, seconds, nanoseconds, len(frame.data), frame.length, status, start, start,
+            0, frame.tag, 0x88A8 if frame.tag else 0, 0,
+        )  # fmt: skip
+        address = struct.pack("=HHiHBB8x", 17, 0x0008, frame.index, 1, 4 if frame.is_outgoing else 0, 6)
+        body += (header + address).ljust(start, b"\xee") + frame.data.ljust(size - start, b"\xee")
+    offset = 48
+    return struct.pack("=6I3Q", 1, 0, 1, len(frames), offset, offset + len(body), 0, 0, 0) + body
+
+
+def read(file: bytes) -> list[tuple[bytes, int, bytes, int, int]]:
+    """The frames that scapy reads: the bytes, the time, the interface, the length and the direction."""
+    return [
+        (data, meta.tshigh << 32 | meta.tslow, meta.ifname, meta.wirelen, meta.direction)
+        for data, meta in RawPcapNgReader(io.BytesIO(file))
+    ]
+
+
+def blocks(file: bytes) -> list[tuple[int, bytes]]:
+    """The type and the body of each block; both lengths of a block must agree."""
+    found, at = [], 0
+    while at < len(file):
+        kind, size = struct.unpack_from("<II", file, at)
+        assert size % 4 == 0
+        assert struct.unpack_from("<I", file, at + size - 4) == (size,)
+        found.append((kind, file[at + 8 : at + size - 4]))
+        at += size
+    assert at == len(file)
+    return found
+
+
+@given(some.integers(0, 1), NANOSECONDS, some.binary(max_size=300), some.integers(0, 70000), some.text(max_size=50))
+def test_any_frame_is_read_back(interface: int, at_ns: int, data: bytes, more: int, comment: str) -> None:
+    packet = pcapng.packet(interface, at_ns, data, len(data) + more, pcapng.OUTBOUND, comment)
+    (found,) = read(HEAD + packet)
+    assert found == (data, at_ns, (b"node1", b"node2")[interface], len(data) + more, pcapng.OUTBOUND)
+    assert len(blocks(HEAD + packet)) == 4
+
+
+@given(some.text(max_size=100), some.lists(some.text(max_size=100), max_size=3))
+def test_any_text_fits_into_a_file(text: str, comments: list[str]) -> None:
+    file = pcapng.section_header(text, comments)
+    file += pcapng.interface_description(pcapng.FileInterface(text, text, 0, text))
+    file += pcapng.name_resolution({IPv4Address("10.0.0.1"): text})
+    file += pcapng.statistics(0, pcapng.Statistics(1, 2, 3, 4, 5, text))
+    assert [kind for kind, _ in blocks(file)] == [0x0A0D0D0A, 1, 4, 5]
+    assert read(file) == []
+
+
+def test_a_long_text_is_cut_at_a_character() -> None:
+    (_, body), *_ = blocks(pcapng.section_header("vcluster", ["é" * 40_000]))
+    code, size = struct.unpack_from("<HH", body, 16)
+    assert (code, size) == (1, 65534)
+    assert body[20 : 20 + size].decode() == "é" * 32767
+
+
+@given(some.lists(FRAMES, max_size=20))
+def test_the_frames_of_any_block_are_read_back_in_order(frames: list[Frame]) -> None:
+    reader = RingReader(INDEXES)
+    found = read(HEAD + reader.read(block_of(frames)))
+    assert found == [
+        (
+            frame.data, frame.at_ns, b"node1" if frame.index == 7 else b"node2", frame.length,
+            pcapng.OUTBOUND if frame.is_outgoing else pcapng.INBOUND,
+        )
+        for frame in frames
+    ]  # fmt: skip
+    assert reader.frames == len(frames)
+    assert reader.delivered == [sum(frame.index == index for frame in frames) for index in (7, 9)]
+
+
+def test_a_tag_of_a_vlan_is_put_back() -> None:
+    frame = Frame(7, 1, bytes(range(60)), 60, tag=0x2005)
+    ((data, _, _, length, _),) = read(HEAD + RingReader(INDEXES).read(block_of([frame])))
+    assert data == frame.data[:12] + bytes.fromhex("88a82005") + frame.data[12:]
+    assert length == 64
+
+
+def test_a_file_that_ends_after_any_block_is_valid() -> None:
+    """A file that a killed capture leaves ends after a block."""
+    packets = [pcapng.packet(0, at_ns, b"x" * 60, 60, pcapng.INBOUND) for at_ns in range(5)]
+    for count in range(6):
+        assert len(read(HEAD + b"".join(packets[:count]))) == count
+
+
+def test_a_new_interface_of_a_port_is_counted_as_the_old_one() -> None:
+    reader = RingReader(INDEXES)
+    reader.add({12: 1})
+    assert [each[2] for each in read(HEAD + reader.read(block_of([Frame(12, 1, b"x" * 14, 14)])))] == [b"node2"]
+    assert reader.delivered == [0, 1]
+
+
+def test_the_begin_of_a_file_has_the_plan_and_the_ports() -> None:
+    plan = samples.shared_plan()
+    file = first_blocks(plan, plan.nodes, Choice(snap_bytes=128, only_mpi=True))
+    assert [kind for kind, _ in blocks(file)] == [0x0A0D0D0A, 1, 1, 1, 4]
+    for node in plan.nodes:
+        assert f"port {switch_port(plan, node)} on {plan.switch.server}, VNI {node.vni}".encode() in file
+        assert node.mac.encode() in file
+    assert b"password" not in file
+
+
+def test_a_plan_of_any_size_fits_into_a_file() -> None:
+    plan = samples.plan(250)
+    assert len(blocks(first_blocks(plan, plan.nodes, Choice()))) == 252
+
+
+def test_a_filter_for_many_ports_fits_into_the_kernel() -> None:
+    program = frame_filter.on_interfaces(range(1023), frame_filter.mpi(128))
+    assert len(program) <= frame_filter.INSTRUCTIONS_MAX
+    with pytest.raises(RequestError, match=r"the filter has \d+ instructions for 1023 ports; the kernel runs 4096"):
+        frame_filter.on_interfaces(range(1023), frame_filter.everything(0) * 3000)
+
+
+@pytest.mark.parametrize("count", [1, 2, 300])
+def test_each_port_reaches_the_filter_and_others_do_not(count: int) -> None:
+    body = frame_filter.everything(64)
+    program = frame_filter.on_interfaces(range(10, 10 + count), body)
+    assert [_result(program, index) for index in (10, 10 + count // 2, 9 + count)] == [64] * 3
+    assert [_result(program, index) for index in (0, 9, 10 + count)] == [0] * 3
+
+
+def _result(program: frame_filter.Program, interface: int) -> int:
+    """Run the part of a program that knows the index of the interface only."""
+    at = accumulator = 0
+    while True:
+        code, if_true, if_false, constant = program[at]
+        at += 1
+        if code == 0x06:
+            return constant
+        if code == 0x20:
+            assert constant == 0xFFFFF008
+            accumulator = interface
+        elif code == 0x05:
+            at += constant
+        else:
+            assert code == 0x15
+            at += if_true if accumulator == constant else if_false
+
+
+def test_the_header_of_a_frame_has_the_size_of_the_kernel() -> None:
+    assert ring_blocks.FRAME_HEADER.size == 48 + 20
