@@ -309,7 +309,7 @@ def test_only_mpi_keeps_connections_of_programs(
 
 
 def test_an_expression_of_libpcap_is_compiled() -> None:
-    from vcluster.adapters.pcap_compiler import compile_filter
+    from vcluster.adapters.capture.pcap_compiler import compile_filter
 
     program = compile_filter("arp or ether proto 0x1234", 50)
     assert kept(program, bytes(12) + b"\x08\x06" + bytes(60)) == 50
@@ -384,7 +384,7 @@ def process_of(host: Host, text: str) -> int:
 
 COMMAND, LOCAL_AGENT = "[v]cluster.cli.main.*capture", "[f]rame_capture"
 REMOTE_AGENT, CONNECTION = "[v]cluster-", "[s]shd: root"
-WRITER = "[s]ource, file = sys.stdin"
+WRITER = "source, file = sy[s].stdin"
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ TRUSTED = {
     "images/disk_files.py qcow2_bytes": "the output of qemu-img",
     "images/disk_files.py _info": "the output of qemu-img",
     "adapters/libvirt/qemu_monitor.py _execute": "the monitor of QEMU, by libvirt",
-    "agent/frame_capture.py main": "the request of the command that started it",
+    "agent/capture/frame_capture.py main": "the request of the command that started it",
     "guest/check.py main": "the request of the controller",
     "guest/apply.py main": "the request of the controller",
     "guest/unpack.py main": "the request of the controller",

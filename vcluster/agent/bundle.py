@@ -22,7 +22,7 @@ MODULES: tuple[str, ...] = (
     "vcluster.agent",
     "vcluster.agent.request_loop",
     "vcluster.agent.operations",
-    "vcluster.agent.frame_capture",
+    "vcluster.agent.capture.frame_capture",
     "vcluster.adapters",
     "vcluster.adapters.process",
     "vcluster.adapters.kvm_probe",

@@ -23,7 +23,7 @@ Progress = Callable[[int], None]
 _CAPTURE = """
 from vcluster.adapters.network import load_less_of_pyroute2
 load_less_of_pyroute2()
-from vcluster.agent import frame_capture
+from vcluster.agent.capture import frame_capture
 frame_capture.main()
 """
 
@@ -128,7 +128,7 @@ class Agent(ABC):
 
     @abstractmethod
     def start_capture(self, request: Mapping[str, Any], deadline: Deadline) -> Pipe:
-        """Start a process that captures frames; vcluster.agent.frame_capture describes its request and its messages."""
+        """Start a process that captures frames. Its module describes its request and its messages."""
 
     @abstractmethod
     def uninstall(self, deadline: Deadline) -> None:

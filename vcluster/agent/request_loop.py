@@ -55,7 +55,7 @@ class Body:
 def main(source: BinaryIO, sink: BinaryIO, order: Mapping[str, Any], lock: int) -> None:
     """Execute the bootstrap's order: serve requests, capture frames, or relay to a socket of this server."""
     if "capture" in order:
-        from vcluster.agent import frame_capture  # noqa: PLC0415 - it loads pyroute2
+        from vcluster.agent.capture import frame_capture  # noqa: PLC0415 - it loads pyroute2
 
         os.close(lock)  # all modules are loaded, so the archive may be removed
         frame_capture.serve(source, sink, order["capture"])

@@ -80,7 +80,7 @@ def capture(
     the switch got it from the node. COMMAND runs on the head node, as with `vcluster exec`; the capture begins before
     it and ends after it. Exits 1 if frames were dropped, or else with the exit code of COMMAND.
     """
-    from vcluster.adapters.capture_file import STANDARD_OUTPUT, CaptureFile, ClosedOutputError
+    from vcluster.adapters.capture.capture_file import STANDARD_OUTPUT, CaptureFile, ClosedOutputError
     from vcluster.commands.nodes import access
     from vcluster.commands.servers import capture as work
 

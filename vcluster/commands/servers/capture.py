@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from vcluster import __version__
-from vcluster.adapters import pcap_compiler
-from vcluster.adapters.capture_file import CaptureFile
+from vcluster.adapters.capture import pcap_compiler
+from vcluster.adapters.capture.capture_file import CaptureFile
 from vcluster.adapters.pipe import Pipe
-from vcluster.agent.frame_capture import Request
+from vcluster.agent.capture.frame_capture import Request
 from vcluster.agent.request_loop import SILENCE_S, error_from_json
 from vcluster.errors import MissingError, VclusterError
 from vcluster.fleet.context import Context

@@ -18,8 +18,8 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
+from vcluster.adapters.capture.packet_ring import PacketRing
 from vcluster.adapters.network import netlink_interfaces
-from vcluster.adapters.network.packet_ring import PacketRing
 from vcluster.agent import request_loop
 from vcluster.errors import MissingError, VclusterError
 from vcluster.frames import frame_filter, pcapng

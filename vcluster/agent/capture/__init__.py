@@ -1,0 +1,1 @@
+"""Captures of frames on a server."""
