@@ -32,7 +32,12 @@ GOOD = {
     "peer": ["192.0.2.1"], "nodes": ["2"], "source": ["setup.sh"], "shell": ["bash"], "action": ["status"],
 }  # fmt: skip
 # Good values that have another form than those above.
-SPECIAL = {("remove", "nodes"): ["node2"], ("image rm", "name"): ["none"], ("image verify", "name"): ["none"]}
+SPECIAL = {
+    ("remove", "nodes"): ["node2"],
+    ("link set", "nodes"): ["node1"],
+    ("image rm", "name"): ["none"],
+    ("image verify", "name"): ["none"],
+}
 OTHERS = ("No such option", "Missing argument", "unexpected extra argument", "Invalid value")  # for -x, or no text
 # What messages call a parameter, if it is not the name of an option.
 NAMED_AS = {
@@ -46,7 +51,7 @@ NAMED_AS = {
 TEXTS_NEAR = values.near(
     "lab", "node1", "node[1-2]", "node1,node2", "4", "512MiB", "10.0.0.0/24", "10.0.0.[101-105]", "900",
     "student@server2:22", "node1:cloud/x", "config.ini", "setup.sh", "debian13", "env:SECRET", "10000:10100",
-    "node2:20GiB", "192.0.2.7",
+    "node2:20GiB", "192.0.2.7", "rate=100mbit,queue=64KiB", "loss=0.1%",
 )  # fmt: skip
 
 

@@ -47,7 +47,8 @@ ARGUMENTS: Mapping[str, Any] = {
     "request": {"execute": "x"}, "label": {"cluster": "lab"}, "rules": [["/x", "r"]], "is_new": True, "size": 9,
     "carries_nodes": True, "is_controller": False, "is_emulated": True, "names": ["vc-lab"], "interfaces": ["eth0"],
     "networks": ["vcluster-lab"], "domains": ["lab.node1"], "taps": ["vp-lab-1"], "uuids": ["1"], "offset": 0,
-    "disk_bytes": 9, "ram_bytes": 9,
+    "disk_bytes": 9, "ram_bytes": 9, "directions": [{"port": "vp-lab-1"}],
+    "switch_ports": ["vp-lab-1"], "links": None,
 }  # fmt: skip
 
 

@@ -156,7 +156,7 @@ def test_the_json_contract() -> None:
     assert document["switch"] == {"server": "localhost", "bridge": "vc-lab"}
     assert list(document["nodes"][0]) == [
         "name", "role", "server", "state", "address", "management_address", "mac", "bridge", "port", "vni",
-        "reason", "data_gib",
+        "reason", "data_gib", "limits",
     ]  # fmt: skip
     assert document["nodes"][0]["address"] == "10.0.0.1"
     assert document["nodes"][0]["vni"] is None

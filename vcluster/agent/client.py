@@ -15,7 +15,7 @@ from vcluster.adapters.process import python
 from vcluster.adapters.process_pipe import ProcessPipe
 from vcluster.agent import request_loop
 from vcluster.agent.request_loop import Body, Operations
-from vcluster.model.survey_answer import SurveyAnswer
+from vcluster.model.survey_answer import LinkLimits, SurveyAnswer
 from vcluster.util.deadline import Deadline
 
 Progress = Callable[[int], None]
@@ -98,6 +98,9 @@ RESULTS: Mapping[str, Any] = {
     "profiles": [{"cluster": str, "domain": str, "by": str, "uuid": str}],
     "remove_profiles": None,
     "survey_cluster": SurveyAnswer,
+    "require_link_support": None,
+    "shape_links": None,
+    "read_link_limits": LinkLimits,
     "server_report": {"files": dict[str, str], "absent": dict[str, str], "failed": dict[str, str]},
 }  # fmt: skip
 

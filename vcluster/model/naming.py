@@ -25,6 +25,7 @@ HOST_NAME_MAX = 63
 INTERFACE_NAME_MAX = 15  # IFNAMSIZ - 1, linux/if.h
 NODES_MAX = 1023  # the most ports of a Linux bridge (BR_MAX_PORTS, net/bridge/br_private.h)
 NO_MAKER = "0" * 8  # the digits of a machine without a machine-id
+LINKS = "-links"  # ends the name of the table of links; no owner id ends so
 NUMBER_WIDTH = 3  # at least so many digits in names that are numbered across clusters
 
 _NAME = re.compile(r"[a-z](?:[a-z0-9-]*[a-z0-9])?\Z")
@@ -181,6 +182,11 @@ def management_port_name(cluster: str, index: int) -> str:
     return f"vm-{tag(cluster)}-{index}"
 
 
+def shaper_name(cluster: str, index: int) -> str:
+    """The interface (ifb) through which the frames from a node pass, on the server of the switch."""
+    return f"vi-{tag(cluster)}-{index}"
+
+
 def closed_interfaces(cluster: str) -> tuple[str, ...]:
     """The interfaces from which a server itself receives nothing; "*" at the end of a name is any end.
 
@@ -257,9 +263,14 @@ def table_name(cluster: str, owner: str) -> str:
     return f"{PREFIX}-{cluster}-{owner}"
 
 
+def links_table_name(cluster: str, owner: str) -> str:
+    """The nftables table with the limits of a cluster's links."""
+    return f"{table_name(cluster, owner)}{LINKS}"
+
+
 def parse_table_name(text: str) -> tuple[str, str] | None:
     """The cluster and the owner id of a table name, or None if the table is not ours."""
-    prefix, _, rest = text.partition("-")
+    prefix, _, rest = text.removesuffix(LINKS).partition("-")
     cluster, _, owner = rest.rpartition("-")
     return (cluster, owner) if prefix == PREFIX and _NAME.match(cluster) and _OWNER.match(owner) else None
 

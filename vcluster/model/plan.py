@@ -6,7 +6,17 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
-from vcluster.model.spec import DEFAULT_VXLAN_PORT, DIRECT, PRIVATE, AddressRange, Image, ImageLogin, Login, PortRange
+from vcluster.model.spec import (
+    DEFAULT_VXLAN_PORT,
+    DIRECT,
+    PRIVATE,
+    AddressRange,
+    Image,
+    ImageLogin,
+    Link,
+    Login,
+    PortRange,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +155,7 @@ class Plan:
 
     `stores` are the storage nodes, in order; without any, the head serves a folder. `dhcp_range` is None for static
     addresses. `is_gateway_open` is for the private layout: whether the head forwards packets of the other nodes.
+    `links` are the shaped directions of links, in the order of the nodes.
     """
 
     name: str
@@ -169,6 +180,7 @@ class Plan:
     image_login: ImageLogin | None = None
     is_gateway_open: bool = True
     vxlan_port: int = DEFAULT_VXLAN_PORT
+    links: tuple[Link, ...] = ()
 
     @property
     def is_private(self) -> bool:

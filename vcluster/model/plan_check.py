@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import astuple
 
 from vcluster.errors import RequestError
 from vcluster.model import naming
 from vcluster.model.plan import Node, Plan, ServerPlan
 from vcluster.model.quoting import shown
-from vcluster.model.spec import LOCAL_SERVER
+from vcluster.model.spec import FROM, LOCAL_SERVER, TO
 
 
 def find_defect(plan: Plan, cluster: str) -> str:
@@ -42,6 +43,15 @@ def _defects(plan: Plan, cluster: str) -> Iterator[str]:
         yield "nodes: a name is there twice, or a storage node is not there"
     for node in plan.nodes:
         yield from _defects_of_node(node, servers.get(node.server))
+    yield from _defects_of_links(plan, {*names})
+
+
+def _defects_of_links(plan: Plan, names: set[str]) -> Iterator[str]:
+    for link in plan.links:
+        if link.node not in names or link.peer not in names | {""} or link.direction not in (FROM, TO):
+            yield f"links: {shown(link.node)}: the node, its peer or the direction does not exist"
+        if any(number < 0 for number in astuple(link.shape)):
+            yield f"links: {shown(link.node)}: a limit is negative"
 
 
 def _is_manual_switch(plan: Plan) -> bool:

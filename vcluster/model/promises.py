@@ -70,6 +70,7 @@ PROMISES = (
         absent="ip route add THING",
         unplanned="ip route del THING",
     ),
+    Promise("link-limits", "The links have their planned limits at the switch, and no other."),
     # Packet filter
     Promise("rules-ip", "The packet filter table for IP has exactly the planned rules."),
     Promise("rules-arp", "The packet filter table for ARP has exactly the planned rules."),

@@ -20,6 +20,7 @@ DIRECT, PRIVATE = "direct", "private"
 STATIC, DHCP = "static", "dhcp"
 SERVER_TIMEOUT_S = 30.0
 STORAGE_PATH = Path("/var/lib/libvirt/images/vcluster")
+FROM, TO = "from", "to"  # the directions of a link, as its node sees them
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,32 @@ class ServerSpec:
 
 
 LOCAL = ServerSpec(LOCAL_SERVER)
+
+
+@dataclass(frozen=True, slots=True)
+class LinkShape:
+    """The limits of one direction of a node's link; 0 is no limit and no loss.
+
+    `rate_bits` are bits a second. A `queue_bytes` of 0 is computed. `loss_ppm` are frames of a million.
+    """
+
+    rate_bits: int = 0
+    queue_bytes: int = 0
+    loss_ppm: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A shaped direction of a node's link: frames `from` the node or `to` it.
+
+    With a `peer`, it is about the frames between the node and that other node. Limits that it does not have are then
+    those for all frames.
+    """
+
+    node: str
+    direction: str
+    shape: LinkShape
+    peer: str = ""
 
 
 @dataclass(frozen=True, slots=True)

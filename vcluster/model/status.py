@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from vcluster.model.plan import Node, Plan, ServerPlan, Switch
 
@@ -31,6 +31,7 @@ class NodeStatus:
     """One node; `state` is running, paused, stopped, missing, or unknown if its server does not answer.
 
     `reason` explains why a node is paused. `data_gib` is the size of the disk that the node shares, 0 without one.
+    `limits` are those of its link that the kernel has, for example `from rate=100mbit,queue=64KiB`.
     """
 
     name: str
@@ -45,6 +46,7 @@ class NodeStatus:
     vni: int | None
     reason: str = ""
     data_gib: int = 0
+    limits: tuple[str, ...] = ()
 
     @property
     def power(self) -> PowerState:
@@ -73,7 +75,8 @@ class Status:
 class Observed:
     """The state of a server: for each domain its power, for each interface its bridge, and the other names.
 
-    `lacking_tables` are the tables of the packet filter that it lacks: inet, arp, bridge.
+    `lacking_tables` are the tables of the packet filter that it lacks: inet, arp, bridge. `limits` are those of links, by
+    node and direction, and `lost_limits` those of the plan that it lacks.
     """
 
     domains: Mapping[str, PowerState]
@@ -81,6 +84,8 @@ class Observed:
     networks: Set[str]
     pools: Set[str]
     lacking_tables: Sequence[str]
+    limits: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    lost_limits: Sequence[tuple[str, str]] = ()
 
 
 def status_of(
@@ -96,7 +101,8 @@ def status_of(
 
     `lost_files` are files of the state folder that `repair` writes again.
     """
-    nodes = tuple(_node(node, seen.get(node.server)) for node in plan.nodes)
+    switch = seen.get(plan.switch.server)
+    nodes = tuple(_node(node, seen.get(node.server), switch.limits if switch else {}) for node in plan.nodes)
     is_stopped = {node.state for node in nodes} == {STOPPED}
     missing = (
         *(text for server in plan.servers for text in _missing(plan, server, seen, lost, is_stopped=is_stopped)),
@@ -129,6 +135,7 @@ def _missing(
     else:
         names = {"arp": "ARP", "bridge": "bridges"}
         yield from (f"packet filter of {names[table]}{where}" for table in seen.lacking_tables)
+    yield from (f"limits of frames {direction} node {node}{where}" for node, direction in seen.lost_limits)
     if server.network and server.network.name not in seen.networks:
         yield f"network {server.network.name}{where}"
     if server.pool and server.pool.name not in seen.pools:
@@ -153,7 +160,7 @@ def _missing_interfaces(plan: Plan, server: ServerPlan, seen: Observed) -> Itera
             yield f"port {port} of bridge {bridge_name}"
 
 
-def _node(node: Node, seen: Observed | None) -> NodeStatus:
+def _node(node: Node, seen: Observed | None, limits: Mapping[tuple[str, str], str]) -> NodeStatus:
     power = seen.domains.get(node.domain, PowerState(MISSING)) if seen else PowerState(UNKNOWN)
     return NodeStatus(
         name=node.name,
@@ -168,6 +175,7 @@ def _node(node: Node, seen: Observed | None) -> NodeStatus:
         vni=node.vni,
         reason=power.reason,
         data_gib=node.data_gib,
+        limits=tuple(f"{direction} {text}" for (name, direction), text in limits.items() if name == node.name),
     )
 
 

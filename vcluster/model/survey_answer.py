@@ -102,6 +102,45 @@ class AuthorizedKeys:
 
 
 @dataclass(frozen=True, slots=True)
+class QueueReading:
+    """A queue as the kernel reports it, with its counters."""
+
+    interface: str
+    major: int
+    number: int
+    rate_bits: int
+    queue_bytes: int
+    sent_packets: int
+    sent_bytes: int
+    dropped_packets: int
+    waiting_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class LossReading:
+    """A rule that drops frames, with its counter. `peer_port` is empty if it is about all frames."""
+
+    port: str
+    direction: str
+    peer_port: str
+    loss_ppm: int
+    dropped_packets: int
+
+
+@dataclass(frozen=True, slots=True)
+class LinkLimits:
+    """The limits that ports of a switch have; `redirections` are ports with the shaper of their frames.
+
+    `present` are the ports that exist.
+    """
+
+    present: list[str]
+    queues: list[QueueReading]
+    losses: list[LossReading]
+    redirections: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class SurveyAnswer:
     """Everything that a server has of a cluster."""
 
@@ -117,3 +156,4 @@ class SurveyAnswer:
     confinement: str
     profiles: list[ProfileRecord]
     authorized: AuthorizedKeys | None
+    links: LinkLimits | None

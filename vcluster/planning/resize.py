@@ -194,6 +194,7 @@ def shrink(plan: Plan, names: Sequence[str]) -> Plan:
     return replace(
         plan,
         nodes=tuple(node for node in plan.nodes if node.name not in leaving),
+        links=tuple(link for link in plan.links if not leaving & {link.node, link.peer}),
         servers=tuple(
             replace(
                 server,

@@ -11,6 +11,7 @@ from typing import Any
 from vcluster.model import naming
 from vcluster.model.plan import Node, Plan, ServerPlan, Tunnel
 from vcluster.model.promises import PRESENT, Fact
+from vcluster.planning import traffic_plan
 from vcluster.planning.packet_filter import guard_arguments
 from vcluster.render import domain_xml
 
@@ -37,13 +38,15 @@ def survey_arguments(plan: Plan, server: ServerPlan, *, trees: tuple[str, ...], 
         "pool": pool.name if pool else "",
         "trees": trees,
         "user": user,
+        "links": traffic_plan.label_arguments(plan) if server.name == plan.switch.server else None,
     }
 
 
 def interface_names(plan: Plan, server: ServerPlan) -> set[str]:
-    """All interfaces of a cluster on a server: bridges, tunnels and taps."""
+    """All interfaces of a cluster on a server: bridges, tunnels, taps, and shapers of links."""
     taps = {tap for node in plan.nodes_on(server.name) for tap in _taps(node, server)}
-    return {*server.interface_names, *taps, *([server.network.bridge] if server.network else [])}
+    bridges = [server.network.bridge] if server.network else []
+    return {*server.interface_names, *taps, *bridges, *traffic_plan.shapers(plan, server.name)}
 
 
 def _taps(node: Node, server: ServerPlan) -> dict[str, str]:
@@ -71,6 +74,8 @@ def facts_of_server(plan: Plan, server: ServerPlan, seen: Seen) -> Iterator[Fact
     for node in plan.nodes_on(server.name):
         yield from _domain_facts(plan, node, seen["domains"].get(node.domain))
     yield from _storage_facts(plan, server, seen)
+    if seen["links"] is not None:
+        yield from _limit_facts(plan, seen)
 
 
 def _found(text: str) -> str:
@@ -169,6 +174,18 @@ def _address_facts(cluster: str, server: ServerPlan, seen: Seen) -> Iterator[Fac
 
 def _presence(promise: str, thing: str, is_planned: bool, is_found: bool, remedy: str = "") -> Fact:
     return Fact(promise, thing, PRESENT * is_planned, PRESENT * is_found, remedy)
+
+
+def _limit_facts(plan: Plan, seen: Seen) -> Iterator[Fact]:
+    """The links whose port of the switch exists; the node of another one is off."""
+    planned = traffic_plan.texts_of(traffic_plan.planned_limits(plan))
+    found = traffic_plan.texts_of(traffic_plan.found_limits(traffic_plan.readings(plan, seen["links"])))
+    for node in plan.nodes:
+        for direction in traffic_plan.DIRECTIONS:
+            wanted, present = (limits.get((node.name, direction), NONE) for limits in (planned, found))
+            remedy = f"vcluster link reset --name {plan.name}" if wanted == NONE else ""
+            if traffic_plan.switch_port(plan, node) in seen["links"]["present"]:
+                yield Fact("link-limits", f"{node.name} {direction}", wanted, present, remedy)
 
 
 # Ports

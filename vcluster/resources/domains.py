@@ -14,7 +14,7 @@ from vcluster.model.quoting import printable
 from vcluster.render.clone_xml import clone_xml
 from vcluster.render.domain_xml import data_disk, domain_xml
 from vcluster.render.xml_tree import text_of
-from vcluster.resources import profiles
+from vcluster.resources import profiles, shaping
 from vcluster.resources.owned import OwnedItem
 from vcluster.snapshots.template import Snapshot
 from vcluster.util import parallel
@@ -42,12 +42,13 @@ def power_on(server: Server, plan: Plan, node: Node) -> None:
 
 
 def prepare(server: Server, plan: Plan, node: Node) -> None:
-    """Turn off IPv6 on the taps of a node that starts, or that an earlier version started.
+    """Turn off IPv6 on the taps of a node that starts, or that an earlier version started, and limit its link.
 
     An emulated processor is busy for seconds; it also runs on when a thread of another node becomes ready to run.
     """
     taps = [node.port, *([node.management.port] if node.management else [])]
     server.call("prepare_domain", domain=node.domain, taps=taps, is_emulated=plan.server(server.name).accel == "tcg")
+    shaping.create(server, plan)
 
 
 def start_clone(server: Server, plan: Plan, node: Node, snapshot: Snapshot, deadline: Deadline) -> None:

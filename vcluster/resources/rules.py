@@ -26,10 +26,11 @@ def create(server: Server, plan: ServerPlan, cluster: str, *, whole: Plan | None
 
 
 def destroy(server: Server, cluster: str) -> None:
-    """Remove the cluster's table."""
-    name = naming.table_name(cluster, server.owner)
-    if name in server.call("guards", prefix=name):
-        server.call("remove_guard", table=name)
+    """Remove the cluster's tables, also that of links."""
+    own = {naming.table_name(cluster, server.owner), naming.links_table_name(cluster, server.owner)}
+    for name in server.call("guards", prefix=naming.table_name(cluster, server.owner)):
+        if name in own:
+            server.call("remove_guard", table=name)
 
 
 def reduce(server: Server, before: Plan, after: Plan) -> None:

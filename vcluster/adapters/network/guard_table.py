@@ -21,19 +21,20 @@ from vcluster.adapters.network.nftables_messages import (
     ARP_INPUT,
     BRIDGE,
     BRIDGE_FORWARD,
-    CREATE,
     DELETE_TABLE,
     FORWARD,
     GET_TABLE,
     INET,
     INPUT,
-    NEW_TABLE,
+    NETDEV,
     NoRulesError,
     NoTablesError,
     batch,
     new_chain,
     new_message,
     open_socket,
+    replacement,
+    trial,
 )
 from vcluster.errors import MissingError
 
@@ -125,23 +126,14 @@ def _open_services(error: MissingError) -> Gap:
 
 def _replace(table: str, family: int, messages: Sequence[Message]) -> None:
     """Make or replace a table of one family, with these chains and rules."""
-    name = [("NFTA_TABLE_NAME", table)]
-    changes = [
-        new_message(nft_table_msg, NEW_TABLE, name, flags=CREATE),  # otherwise the deletion could fail
-        new_message(nft_table_msg, DELETE_TABLE, name),
-        new_message(nft_table_msg, NEW_TABLE, [*name, ("NFTA_TABLE_USERDATA", COMMENT)], flags=CREATE),
-        *messages,
-    ]
-    for message in changes:
-        message["nfgen_family"] = family
     with open_socket(f"table {table}") as netlink:
-        netlink.change(batch(changes))
+        netlink.change(replacement(table, family, COMMENT, messages))
 
 
 def remove(table: str) -> None:
-    """Remove a table and its rules, in both families. It is a success if the table does not exist."""
+    """Remove a table and its rules, in all families. It is a success if the table does not exist."""
     with open_socket(f"table {table}") as netlink:
-        for family in (BRIDGE, ARP, INET):
+        for family in (NETDEV, BRIDGE, ARP, INET):
             message = new_message(nft_table_msg, DELETE_TABLE, [("NFTA_TABLE_NAME", table)], family=family)
             netlink.change(batch([message]), tolerated=(errno.ENOENT,))
 
@@ -170,17 +162,9 @@ def _names_and_families() -> list[tuple[str, int]]:
 
 def _supports(family: int, hook: int) -> bool:
     """Whether the kernel takes a table of this family: it makes one and removes it, in one transaction."""
-    name = [("NFTA_TABLE_NAME", PROBE)]
-    changes = [
-        new_message(nft_table_msg, NEW_TABLE, name, flags=CREATE),
-        new_chain(PROBE, "input", hook),
-        new_message(nft_table_msg, DELETE_TABLE, name),
-    ]
-    for message in changes:
-        message["nfgen_family"] = family
     try:
         with open_socket(f"table {PROBE}") as netlink:
-            netlink.change(batch(changes))
+            netlink.change(trial(PROBE, family, [new_chain(PROBE, "input", hook)]))
     except NoTablesError:
         return False
     return True

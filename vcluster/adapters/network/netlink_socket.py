@@ -77,11 +77,13 @@ class NetlinkSocket:
         self._socket.close()
 
     def change(self, messages: Sequence[Message], *, tolerated: Collection[int] = ()) -> None:
-        """Send messages in one call and await the answers to those with NLM_F_ACK.
+        """Send messages, if there are any, in one call and await the answers to those with NLM_F_ACK.
 
         The kernel handles all messages of one call before a signal can end this process. Raises NetlinkError for the
         first message that fails with an errno that is not tolerated; later messages may have taken effect.
         """
+        if not messages:
+            return
         by_number = {self._number(message): message for message in messages}
         self._socket.send(b"".join(_encoded(message) for message in messages))
         awaited = {number for number, message in by_number.items() if message["header"]["flags"] & NLM_F_ACK}

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from pyroute2.netlink.nfnetlink import nfgen_msg
-from pyroute2.netlink.nfnetlink.nftsocket import nft_chain_msg, nft_rule_msg
+from pyroute2.netlink.nfnetlink.nftsocket import nft_chain_msg, nft_rule_msg, nft_table_msg
 from pyroute2.nftables.expressions import genex
 
 from vcluster.adapters.network.netlink_socket import (
@@ -29,15 +29,15 @@ NEW_TABLE, GET_TABLE, DELETE_TABLE = 0, 1, 2  # linux/netfilter/nf_tables.h
 NEW_CHAIN, GET_CHAIN = 3, 4
 NEW_RULE, GET_RULE = 6, 7
 CREATE, APPEND = 0x400, 0x800
-FAMILIES = {1: "inet", 2: "ip", 3: "arp", 7: "bridge", 10: "ip6"}
-ANY_FAMILY, INET, IPV4, ARP, BRIDGE = 0, 1, 2, 3, 7
-INPUT, FORWARD, OUTPUT, ARP_INPUT, BRIDGE_PREROUTING, BRIDGE_FORWARD = 1, 2, 3, 0, 0, 2  # hooks
-ACCEPT, DROP, JUMP = 1, 0, -3
+FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
+ANY_FAMILY, INET, IPV4, ARP, NETDEV, BRIDGE = 0, 1, 2, 3, 5, 7
+INPUT, FORWARD, OUTPUT, ARP_INPUT, BRIDGE_PREROUTING, BRIDGE_FORWARD, INGRESS = 1, 2, 3, 0, 0, 2, 0  # hooks
+ACCEPT, DROP, JUMP, RETURN = 1, 0, -3, -5
 EARLY = -10  # a priority before that of other filters, which start at 0
-EQUAL, DIFFERENT, AT_MOST, AT_LEAST = 0, 1, 3, 5
-IIFNAME, OIFNAME, SKUID = 6, 7, 10  # keys of meta
+EQUAL, DIFFERENT, BELOW, AT_MOST, AT_LEAST = 0, 1, 2, 3, 5
+PRIORITY, IIFNAME, OIFNAME, SKUID = 2, 6, 7, 10  # keys of meta
 _ETHERTYPE, _NFPROTO, _L4PROTO = 1, 15, 16
-NETWORK_HEADER, TRANSPORT_HEADER = 1, 2
+FRAME_HEADER, NETWORK_HEADER, TRANSPORT_HEADER = 0, 1, 2
 SOURCE, DESTINATION = 12, 16  # offsets in the IPv4 header
 ARP_SENDER = 14  # offset of the sender's address in an ARP packet for IPv4
 _DESTINATION_PORT = 2  # offset in the UDP and TCP headers
@@ -72,11 +72,12 @@ def new_message(
 # Chains and rules
 
 
-def new_chain(table: str, name: str, hook_number: int | None = None) -> Message:
-    """Create a chain, at a hook or for jumps."""
+def new_chain(table: str, name: str, hook_number: int | None = None, *, device: str = "") -> Message:
+    """Create a chain, at a hook or for jumps. Only in the family netdev, a hook belongs to a device."""
     attributes: list[tuple[str, Any]] = [("NFTA_CHAIN_TABLE", table), ("NFTA_CHAIN_NAME", name)]
     if hook_number is not None:
-        hook = {"attrs": [("NFTA_HOOK_HOOKNUM", hook_number), ("NFTA_HOOK_PRIORITY", EARLY)]}
+        place = [("NFTA_HOOK_DEV", device)] if device else []
+        hook = {"attrs": [("NFTA_HOOK_HOOKNUM", hook_number), ("NFTA_HOOK_PRIORITY", EARLY), *place]}
         attributes += [("NFTA_CHAIN_HOOK", hook), ("NFTA_CHAIN_POLICY", ACCEPT), ("NFTA_CHAIN_TYPE", "filter")]
     return new_message(nft_chain_msg, NEW_CHAIN, attributes, flags=CREATE)
 
@@ -96,6 +97,31 @@ def batch(messages: Sequence[Message]) -> list[Message]:
     for message in messages:
         message["header"]["flags"] |= NLM_F_ACK
     return [_batch_mark(BATCH_BEGIN), *messages, _batch_mark(BATCH_END)]
+
+
+def replacement(table: str, family: int, comment: str, messages: Sequence[Message]) -> list[Message]:
+    """One transaction that makes a table of a family, or replaces it, with these chains and rules."""
+    name = [("NFTA_TABLE_NAME", table)]
+    changes = [
+        new_message(nft_table_msg, NEW_TABLE, name, flags=CREATE),  # otherwise the deletion could fail
+        new_message(nft_table_msg, DELETE_TABLE, name),
+        new_message(nft_table_msg, NEW_TABLE, [*name, ("NFTA_TABLE_USERDATA", comment)], flags=CREATE),
+        *messages,
+    ]
+    return _of_family(family, changes)
+
+
+def trial(table: str, family: int, messages: Sequence[Message]) -> list[Message]:
+    """One transaction that makes a table with these chains and rules, and removes it: it shows what a kernel lacks."""
+    name = [("NFTA_TABLE_NAME", table)]
+    made = new_message(nft_table_msg, NEW_TABLE, name, flags=CREATE)
+    return _of_family(family, [made, *messages, new_message(nft_table_msg, DELETE_TABLE, name)])
+
+
+def _of_family(family: int, messages: Sequence[Message]) -> list[Message]:
+    for message in messages:
+        message["nfgen_family"] = family
+    return batch(messages)
 
 
 def _batch_mark(kind: int) -> Message:

@@ -28,6 +28,8 @@ from vcluster.adapters.network.nftables_rules import (
 # The settings bridge-nf-call-NAME, with the families whose chains bridged frames then must pass too (br_netfilter).
 _SWITCHES = {"iptables": ("ip", "inet"), "ip6tables": ("ip6", "inet"), "arptables": ("arp",)}
 
+OWN_TABLES = "vcluster-"  # begins the name of each table of a cluster (vcluster.model.naming, which is not here)
+
 _Obstacle = dict[str, str]
 
 
@@ -77,8 +79,10 @@ def _supports(netlink: NetlinkSocket, kind: str) -> bool:
 
 
 def _bridge_filters(chains: Sequence[FilterChain]) -> Iterator[_Obstacle]:
-    """Chains of the bridge family."""
+    """Chains of the bridge family. Those of links drop frames because a user wants it."""
     for chain in chains:
+        if chain.table.startswith(OWN_TABLES):
+            continue
         drops = chain.is_closed or any(rule.verdict == "drop" for rule in chain.rules)
         if chain.family == "bridge" and drops and not any(rule.accepts_interfaces for rule in chain.rules):
             rules = [f'insert rule {chain} iifname "{prefix}*" accept' for prefix in INTERFACE_PREFIXES]

@@ -11,6 +11,7 @@ from typing import Any
 from vcluster.adapters.network import guard_table
 from vcluster.adapters.network.readings import interface_state, table_state
 from vcluster.agent import confinement
+from vcluster.agent.links import link_limits
 from vcluster.agent.survey import file_states, libvirt_records, listeners
 from vcluster.agent.survey.listeners import Listener
 
@@ -31,12 +32,14 @@ def survey_cluster(
     pool: str,
     trees: Sequence[str],
     user: str,
+    links: Mapping[str, Any] | None = None,
 ) -> Answer:
     """Everything that this server has of a cluster.
 
     `interfaces` are the planned ones, taps included. `guard` has the arguments of the operation guard. `network`,
     `gateway` and `pool` are empty on a server without nodes. `trees` are folders whose files are listed. `user` is the
-    one who logged in, empty on the controller.
+    one who logged in, empty on the controller. `links` has the arguments of the operation read_link_limits, on the
+    server of the switch.
     """
     domains, listening = libvirt_records.domains(cluster), listeners.listeners()
     for domain in domains.values():
@@ -56,6 +59,7 @@ def survey_cluster(
         "confinement": confinement.confinement(),
         "profiles": [_profile(found) for found in confinement.profiles() if found["cluster"] == cluster],
         "authorized": _authorized(user, alias) if user else None,
+        "links": link_limits.read_link_limits(**links) if links else None,
     }
 
 

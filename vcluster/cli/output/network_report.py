@@ -1,4 +1,4 @@
-"""Switches with their ports, captures, and the hosts on a cluster network: documents and text."""
+"""Switches with their ports, limits of links, captures, and hosts on a cluster network: documents and text."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vcluster.cli.output.tables import table
+from vcluster.model import naming
+from vcluster.model.spec import LinkShape
+from vcluster.planning import link_spec
 
 if TYPE_CHECKING:
     from vcluster.commands.servers.capture import Captured
@@ -88,3 +91,31 @@ def _remark(host: Document) -> str:
     if host["misplaced"]:
         return "not its planned address"
     return "" if host["present"] else "not found"
+
+
+def links_text(links: Sequence[Document]) -> str:
+    """A line for each direction of a link that has limits."""
+    if not links:
+        return "no limits"
+    header = ("NODE", "DIRECTION", "PEER", "LIMITS", "WHERE", "SENT", "DROPPED", "WAITING")
+    return table(header, map(_row, links))
+
+
+def _row(one: Document) -> tuple[object, ...]:
+    sent, waiting = (one["sent_packets"], f"{one['waiting_bytes']}B") if one["rate_bits"] else ("-", "-")
+    return (
+        one["node"], one["direction"], one["peer"] or "-", _limits_of(one), one["where"], sent, one["dropped_packets"],
+        waiting,
+    )  # fmt: skip
+
+
+def _limits_of(one: Document) -> str:
+    """The limits as they are written for `link set`."""
+    shape = LinkShape(one["rate_bits"] or 0, one["queue_bytes"] or 0, one["loss_ppm"] or 0)
+    return link_spec.text_of(shape)
+
+
+def links_reset_text(found: Document) -> str:
+    """The nodes whose links have no limits any more."""
+    nodes = found["reset"]
+    return f"{found['name']}: {f'removed the limits of {naming.folded(nodes)}' if nodes else 'there were no limits'}"

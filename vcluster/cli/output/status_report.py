@@ -35,7 +35,8 @@ def text(found: Document, reader: Reader) -> str:
         [node["name"], shown_role(node), *(node[key] if node[key] is not None else "-" for key in keys)]
         for node in found["nodes"]
     ]
-    return "\n".join((head, switch, table(header, rows), *_deviations(found, reader)))
+    limits = [f"limits of {node['name']}: {text}" for node in found["nodes"] for text in node["limits"]]
+    return "\n".join((head, switch, table(header, rows), *limits, *_deviations(found, reader)))
 
 
 def _deviations(found: Document, reader: Reader) -> Iterator[str]:

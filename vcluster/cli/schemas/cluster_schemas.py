@@ -41,6 +41,10 @@ NODE_STATUS = record(
         "vni": optional(integer("VNI of the node's tunnel; null for a node without a tunnel")),
         "reason": text("Why the node is paused; empty if it is not"),
         "data_gib": DATA_GIB,
+        "limits": many(
+            "Limits of its link that the kernel has; empty for users without the rights to read them",
+            text("A direction and its limits, for example from rate=100mbit,queue=64KiB"),
+        ),
     },
 )  # fmt: skip
 STATUS_FIELDS = {

@@ -70,6 +70,29 @@ POWER_STATUS = many(
     ),
 )  # fmt: skip
 
+LINKS = many(
+    "The directions of links that have limits",
+    record(
+        "A direction of a link, as the kernel has it",
+        {
+            "node": NODE,
+            "direction": one_of("Frames from the node, or to it", "from", "to"),
+            "peer": optional(text("The other node of these frames; null if the limits are for all frames")),
+            "rate_bits": optional(integer("Rate of whole Ethernet frames, in bits a second; null if unlimited")),
+            "queue_bytes": optional(integer("Room for frames that wait, in bytes; null without a rate")),
+            "loss_ppm": optional(integer("Frames of a million that are dropped at random; null if none is")),
+            "where": one_of("The place of the limits", "switch"),
+            "sent_packets": integer("Frames that left the queue"),
+            "sent_bytes": integer("Their size, in bytes"),
+            "dropped_packets": integer("Frames that found no room in the queue, or were dropped at random"),
+            "waiting_bytes": integer("Size of the frames that wait now, in bytes"),
+        },
+    ),
+)
+LINKS_RESET = record(
+    "The result", {"name": text("Name of the cluster"), "reset": many("The nodes that had limits", NODE)}
+)
+
 CHECK = record(
     "The result of all checks",
     {
@@ -140,6 +163,9 @@ DISCOVER = many(
 SCHEMAS: dict[str, Schema] = {
     "exec": EXEC,
     "provision": PROVISION,
+    "link set": LINKS,
+    "link show": LINKS,
+    "link reset": LINKS_RESET,
     "power on": POWER,
     "power off": POWER,
     "power cycle": POWER,

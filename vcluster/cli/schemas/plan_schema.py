@@ -147,6 +147,23 @@ CAPACITY = record(
     },
 )
 
+LINK = record(
+    "A direction of a link",
+    {
+        "node": text("Name of the node"),
+        "direction": one_of("Frames from the node, or to it", "from", "to"),
+        "shape": record(
+            "The limits",
+            {
+                "rate_bits": integer("Rate in bits a second; 0 if unlimited"),
+                "queue_bytes": integer("Room for frames that wait, in bytes; 0 if it is computed"),
+                "loss_ppm": integer("Frames of a million that are dropped at random"),
+            },
+        ),
+        "peer": text("The other node of these frames; empty if the limits are for all frames"),
+    },
+)
+
 PLAN: Schema = record(
     "The plan of the cluster; nothing was created",
     {
@@ -172,6 +189,7 @@ PLAN: Schema = record(
         "image_login": optional(IMAGE_LOGIN),
         "is_gateway_open": flag("Whether the head node of a private cluster is the gateway to the internet"),
         "vxlan_port": integer("UDP port of the tunnels"),
+        "links": many("The directions of links that have limits", LINK),
         "facts": by_name("The capacity of each server, by its name", CAPACITY),
     },
 )

@@ -326,18 +326,18 @@ def _remote_part(operand: str) -> str | None:
     return before if colon and "/" not in before else None
 
 
-def choose_nodes(plan: Plan, nodeset: str | None) -> tuple[Node, ...]:
-    """The nodes of a nodeset in the plan's order; all nodes for None."""
+def choose_nodes(plan: Plan, nodeset: str | None, *, option: str = "-w ") -> tuple[Node, ...]:
+    """The nodes of a nodeset in the plan's order; all nodes for None. An error names the `option`."""
     if nodeset is None:
         return plan.nodes
     try:
         check_size(nodeset, example=NODES_EXAMPLE)
         names = set(NodeSet(nodeset, resolver=RESOLVER_NOGROUP))
     except RequestError as error:
-        raise RequestError(f"-w {error.message}", hint=error.hint) from error
+        raise RequestError(f"{option}{error.message}", hint=error.hint) from error
     except NodeSetException as error:
         raise RequestError(
-            f"-w {shown(nodeset)} is not a nodeset: {one_line(error)}", hint=f"for example '{NODES_EXAMPLE}'"
+            f"{option}{shown(nodeset)} is not a nodeset: {one_line(error)}", hint=f"for example '{NODES_EXAMPLE}'"
         ) from error
     unknown = names - {node.name for node in plan.nodes}
     if unknown or not names:

@@ -15,7 +15,7 @@ from vcluster.fleet.servers import Fleet, Server
 from vcluster.model import naming
 from vcluster.model.plan import Node, Plan
 from vcluster.model.status import MISSING, PAUSED, STOPPED, UNKNOWN, Observed, PowerState, Status, status_of
-from vcluster.resources import rules
+from vcluster.resources import rules, shaping
 from vcluster.resources.kinds import KINDS
 from vcluster.resources.owned import OwnedItem
 from vcluster.util import parallel
@@ -46,6 +46,7 @@ def observe_status(fleet: Fleet, files: ClusterFiles) -> Status:
 
 
 def _observe_server(server: Server, plan: Plan) -> Observed:
+    limits, lost_limits = shaping.compare(server, plan)
     return Observed(
         domains=domains_on(server),
         interfaces={link["name"]: link["master"] for link in server.call("interfaces")},
@@ -54,6 +55,8 @@ def _observe_server(server: Server, plan: Plan) -> Observed:
         else set(),
         pools={pool.name for pool in server.libvirt.pools() if pool.is_active} if server.libvirt else set(),
         lacking_tables=rules.lacking(server, plan),
+        limits=limits,
+        lost_limits=lost_limits,
     )
 
 

@@ -67,7 +67,7 @@ def _difference(
     for name in [*planned, *present]:
         if name not in present or name not in planned:
             return f"chain {name} {'is missing' if name in planned else 'is not planned'}"
-        if present[name] != planned[name]:
+        if not _contains(present[name], planned[name]):
             return f"chain {name} has another hook, priority or policy"
     wanted, existing = _rules(rules), _rules(found_rules)
     for name in planned:

@@ -1,0 +1,245 @@
+"""Limits of links at a real switch: the kernel's queues and rules, with frames that cross them.
+
+The nodes are network namespaces. Their lab0 has the MAC of the plan, and its other end is in the place of the node's
+tap. In remote mode, the switch is on another server.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from tests import broken_promises
+from tests.clusters import Host
+from tests.testbed import testbed
+
+pytestmark = [
+    pytest.mark.netns,
+    pytest.mark.skipif(os.geteuid() != 0, reason="the testbed makes namespaces and mounts: needs root"),
+]
+
+NODES = ("node1", "node2", "node3")
+OFF = "sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1"  # no frame but those of a test
+# Sends COUNT frames of SIZE bytes to a MAC. If COUNT is 0, it sends about 1000 a second until it gets a signal. Prints
+# their number.
+SEND = """
+import signal, socket, sys, time
+count, size, target, source = *map(int, sys.argv[1:3]), *map(bytes.fromhex, sys.argv[3:5])
+out = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+out.bind(("lab0", 0x88B5))  # for local experiments (IEEE 802)
+frame, ends = (target + source + b"\\x88\\xb5").ljust(size, b"x"), []
+signal.signal(signal.SIGTERM, lambda *_: ends.append(True))
+sent = 0
+while not ends and (sent < count or not count):
+    out.send(frame)
+    sent += 1
+    if not count:
+        time.sleep(0.001)
+        if sent == 1:
+            print("sending", flush=True)
+print(sent, flush=True)
+"""
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A cluster whose nodes are namespaces of `host`. `switch` is the server of the switch."""
+
+    host: Host
+    switch: Host
+    macs: dict[str, str]
+
+    def link(self, *arguments: str) -> list[dict[str, Any]]:
+        return list(self.host.json("link", *arguments))
+
+    def one(self, node: str, direction: str, peer: str | None = None) -> dict[str, Any]:
+        """The limits of one direction, as `link show` reads them."""
+        return next(
+            each
+            for each in self.link("show")
+            if (each["node"], each["direction"], each["peer"]) == (node, direction, peer)
+        )
+
+    def sending(self, start: str, end: str, count: int = 0, size: int = 1000) -> Any:
+        """Begin to send frames; without a count, until the process gets a signal."""
+        macs = [self.macs[end].replace(":", ""), self.macs[start].replace(":", "")]
+        argv = [sys.executable, "-c", SEND, str(count), str(size), *macs]
+        return self.host.server.popen(["ip", "netns", "exec", start, *argv])
+
+    def send(self, start: str, end: str, count: int, size: int = 1000) -> None:
+        """Send frames from one node to another."""
+        process = self.sending(start, end, count, size)
+        assert process.wait(60) == 0, process.stderr.read()
+
+    def received(self, node: str) -> int:
+        """The frames that a node has received so far."""
+        shown = json.loads(self.host.sh(f"ip -n {node} -s -j link show lab0"))
+        return int(shown[0]["stats64"]["rx"]["packets"])
+
+    def when_empty(self, node: str, direction: str, peer: str | None = None) -> dict[str, Any]:
+        """The limits and counters of a direction when no frame waits any more."""
+        for _ in range(100):
+            if (one := self.one(node, direction, peer))["waiting_bytes"] == 0:
+                return one
+        raise AssertionError(f"frames still wait: {one}")
+
+    def qdiscs(self) -> dict[tuple[str, str, str], dict[str, Any]]:
+        """The kernel's queues on the server of the switch, by interface, handle and kind."""
+        shown = json.loads(self.switch.sh("tc -s -j qdisc show"))
+        return {(each["dev"], each["handle"], each["kind"]): each for each in shown if each["kind"] != "noqueue"}
+
+
+@contextmanager
+def labs(mode: str) -> Iterator[Lab]:
+    """A cluster in local or in remote mode."""
+    with testbed(f"link-{mode}", f"switch-{mode}") as (nodes, switch), ExitStack() as stack:
+        host, other = Host(nodes), Host(switch)
+        if mode == "remote":
+            switch.allow_login_of(nodes)
+        broken_promises.make(host, mode, "3", *([switch.name] if mode == "remote" else []))
+        stack.callback(host.vcluster, "clear", "lab", "-y")
+        status = host.json("status", "lab")["nodes"]
+        for node in status:
+            host.sh(
+                f"set -e; virsh -q destroy lab.{node['name']}; ip netns add {node['name']};"
+                f"ip link add {node['port']} mtu 1450 type veth peer name lab0 mtu 1450 netns {node['name']}"
+                f" address {node['mac']}; ip netns exec {node['name']} {OFF}; ip -n {node['name']} link set lab0 up;"
+                f"sysctl -qw net.ipv6.conf.{node['port']}.disable_ipv6=1;"
+                f"ip link set {node['port']} master {node['bridge']} up"
+            )
+            stack.callback(host.sh, f"ip netns del {node['name']}")
+        macs = {node["name"]: node["mac"] for node in status}
+        yield Lab(host, other if mode == "remote" else host, macs)
+
+
+@pytest.fixture(scope="module", params=["local", "remote"])
+def cluster(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    with labs(request.param) as lab:
+        yield lab
+
+
+@pytest.fixture
+def lab(cluster: Lab) -> Iterator[Lab]:
+    yield cluster
+    cluster.host.vcluster("link", "reset")
+    assert cluster.qdiscs() == {}
+
+
+def test_a_queue_holds_its_bytes_and_drops_the_rest(lab: Lab) -> None:
+    """At 1000 bytes a second, the burst passes, ten frames wait, and the rest is dropped."""
+    lab.link("set", "node1", "--from", "rate=8kbit,queue=10000B")
+    before = lab.received("node2")
+    lab.send("node1", "node2", 100)
+    lab.send("node3", "node2", 7)
+    found = lab.one("node1", "from")
+    assert 8000 <= found["waiting_bytes"] <= 10_000
+    assert 75 <= found["dropped_packets"] <= 88
+    assert lab.received("node2") - before <= 25 + 7
+    lab.link("set", "node1", "--from", "rate=1gbit")
+    found = lab.when_empty("node1", "from")
+    assert found["sent_packets"] + found["dropped_packets"] == 100
+    assert lab.received("node2") - before == found["sent_packets"] + 7
+
+
+def test_each_direction_has_its_own_limits(lab: Lab) -> None:
+    lab.link("set", "node1", "--from", "rate=1gbit", "--to", "rate=8kbit,queue=5000B")
+    lab.send("node1", "node2", 50)
+    lab.send("node2", "node1", 50)
+    assert (lab.one("node1", "from")["sent_packets"], lab.one("node1", "from")["dropped_packets"]) == (50, 0)
+    assert 35 <= lab.one("node1", "to")["dropped_packets"] <= 43
+    lab.link("set", "node1", "--to", "rate=1gbit")
+    assert lab.when_empty("node1", "to")["sent_packets"] + lab.one("node1", "to")["dropped_packets"] == 50
+
+
+def test_frames_are_dropped_at_random(lab: Lab) -> None:
+    """Within four standard deviations, and only in one direction."""
+    lab.link("set", "node1", "--to", "loss=10%")
+    before = {node: lab.received(node) for node in NODES}
+    lab.send("node2", "node1", 10_000, 100)
+    lab.send("node1", "node2", 1000, 100)
+    dropped = lab.one("node1", "to")["dropped_packets"]
+    assert abs(dropped - 1000) < 4 * math.sqrt(10_000 * 0.1 * 0.9)
+    assert lab.received("node1") - before["node1"] == 10_000 - dropped
+    assert lab.received("node2") - before["node2"] == 1000
+
+
+def test_all_frames_of_a_direction_can_be_dropped(lab: Lab) -> None:
+    lab.link("set", "node1", "--from", "loss=100%")
+    before = {node: lab.received(node) for node in NODES}
+    lab.send("node1", "node2", 100)
+    lab.send("node2", "node1", 100)
+    assert lab.received("node2") == before["node2"]
+    assert lab.received("node1") - before["node1"] == 100
+
+
+def test_a_frame_passes_the_limits_of_both_nodes(lab: Lab) -> None:
+    lab.link("set", "node1", "--from", "rate=1gbit,loss=50%")
+    lab.link("set", "node2", "--to", "rate=1gbit")
+    before = lab.received("node2")
+    lab.send("node1", "node2", 400)
+    sent, received = lab.one("node1", "from"), lab.one("node2", "to")
+    assert sent["sent_packets"] == 400
+    dropped = sent["dropped_packets"]
+    assert 100 < dropped < 300
+    assert received["sent_packets"] == lab.received("node2") - before == 400 - dropped
+
+
+def test_a_peer_has_limits_of_its_own(lab: Lab) -> None:
+    lab.link("set", "node1", "--both", "rate=1gbit")
+    lab.link("set", "node1", "--from", "rate=500mbit", "--to", "rate=200mbit,loss=100%", "--peer", "node3")
+    before = {node: lab.received(node) for node in NODES}
+    for start, end, count in (
+        ("node1", "node2", 30),
+        ("node1", "node3", 20),
+        ("node2", "node1", 10),
+        ("node3", "node1", 5),
+    ):
+        lab.send(start, end, count)
+    counted = {(one["direction"], one["peer"]): one["sent_packets"] for one in lab.link("show", "node1")}
+    assert counted == {("from", None): 30, ("from", "node3"): 20, ("to", None): 10, ("to", "node3"): 0}
+    assert lab.one("node1", "to", "node3")["dropped_packets"] == 5
+    assert [lab.received(node) - before[node] for node in NODES] == [10, 30, 20]
+
+
+def test_a_change_during_a_transfer_loses_no_frame(lab: Lab) -> None:
+    """The queues of other links keep their handles and counters, and so does the one that changes."""
+    lab.link("set", "node1", "node2", "--both", "rate=1gbit")
+    lab.send("node1", "node2", 10)
+    before, received = lab.qdiscs(), lab.received("node2")
+    sending = lab.sending("node1", "node2")
+    assert sending.stdout.readline() == "sending\n"
+    lab.link("set", "node1", "--from", "rate=2gbit")
+    lab.link("set", "node1", "--from", "queue=1MiB", "--to", "rate=3gbit")
+    lab.link("set", "node3", "--from", "rate=10mbit", "--to", "loss=1%")
+    lab.link("set", "node1", "--from", "rate=1gbit", "--peer", "node3")
+    sending.terminate()
+    sent = int(sending.communicate(timeout=60)[0])
+    assert lab.received("node2") - received == sent > 1000
+    after = lab.qdiscs()
+    assert before.keys() <= after.keys()
+    assert all(after[key]["packets"] >= before[key]["packets"] for key in before)
+    assert sum(after[key]["drops"] for key in after) == 0
+
+
+def test_the_kernel_is_read(lab: Lab) -> None:
+    """Also what was changed by hand. The text has what `link set` takes."""
+    lab.link("set", "node2", "--to", "rate=1.5mbit,queue=3000B,loss=0.25%")
+    shown = lab.host.vcluster("link", "show").stdout
+    assert "node2  to         -     rate=1500kbit,queue=3000B,loss=0.25%  switch" in shown
+    port = "vx-lab-2" if lab.switch != lab.host else "vp-lab-2"
+    lab.switch.sh(f"tc qdisc change dev {port} parent 7644:2 handle 2: bfifo limit 4000")
+    assert lab.one("node2", "to")["queue_bytes"] == 4000
+    lab.link("set", "node2", "--to", "loss=none")
+    assert (lab.one("node2", "to")["queue_bytes"], lab.one("node2", "to")["loss_ppm"]) == (3000, None)
+    assert lab.host.json("link", "reset", "node1") == {"name": "lab", "reset": []}
+    assert lab.host.json("link", "reset", "node2") == {"name": "lab", "reset": ["node2"]}
+    assert lab.link("show") == []
+    assert lab.switch.sh("nft list tables | grep links || true") == ""

@@ -1,0 +1,87 @@
+"""The limits of a link as text: what is read, what is written, and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vcluster.errors import RequestError
+from vcluster.model.spec import LinkShape
+from vcluster.planning import link_spec
+
+shapes = st.builds(
+    LinkShape,
+    rate_bits=st.just(0) | st.integers(link_spec.RATE_MIN, link_spec.RATE_MAX),
+    queue_bytes=st.integers(0, link_spec.QUEUE_MAX),
+    loss_ppm=st.integers(0, link_spec.PPM),
+)
+
+
+def read(text: str) -> LinkShape:
+    return link_spec.changed(LinkShape(), link_spec.parse(text, place="--from"))
+
+
+@given(shapes)
+def test_what_is_written_is_read_as_the_same_limits(shape: LinkShape) -> None:
+    text = link_spec.text_of(shape)
+    assert (read(text) if text else LinkShape()) == shape
+
+
+@pytest.mark.parametrize(
+    ("text", "shape"),
+    [
+        ("rate=100mbit,queue=64KiB,loss=0.1%", LinkShape(10**8, 65536, 1000)),
+        (" loss = 100% ", LinkShape(loss_ppm=10**6)),
+        ("rate=1.5Mbit", LinkShape(1_500_000)),
+        ("rate=32gbit,queue=1024mib", LinkShape(32 * 10**9, 2**30)),
+        ("rate=8000bit", LinkShape(8000)),
+        ("loss=0.0001%", LinkShape(loss_ppm=1)),
+        ("rate=none", LinkShape()),
+    ],
+)
+def test_limits_are_read(text: str, shape: LinkShape) -> None:
+    assert read(text) == shape
+
+
+@given(shapes, shapes)
+def test_only_the_named_limits_change(before: LinkShape, named: LinkShape) -> None:
+    text = link_spec.text_of(named) or "rate=none"
+    after = link_spec.changed(before, link_spec.parse(text, place="--to"))
+    kept = before if text != "rate=none" else replace(before, rate_bits=0)
+    assert after == link_spec.completed(named, kept)
+
+
+def test_a_missing_limit_is_that_for_all_frames() -> None:
+    default = LinkShape(10**6, 5000, 7)
+    assert link_spec.completed(LinkShape(loss_ppm=9), default) == LinkShape(10**6, 5000, 9)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "--from: '' is not one of rate=, queue=, loss="),
+        ("speed=1mbit", "--from: 'speed=1mbit' is not one of rate=, queue=, loss="),
+        ("rate=1mbit,", "--from: '' is not one of rate=, queue=, loss="),
+        ("rate", "--from: rate: '' is not a number with a unit"),
+        ("rate=100", "--from: rate: '100' is not a number with a unit"),
+        ("rate=-1mbit", "--from: rate: '-1mbit' is not a number with a unit"),
+        ("rate=1KiB", "--from: rate: '1KiB' is not a number with a unit"),
+        ("rate=1e3mbit", "--from: rate: '1e3mbit' is not a number with a unit"),
+        ("rate=1kbit", "--from: rate: '1kbit' is out of range"),
+        ("rate=33gbit", "--from: rate: '33gbit' is out of range"),
+        ("rate=8000.5bit", "--from: rate: '8000.5bit' has too many digits after the point"),
+        ("loss=101%", "--from: loss: '101%' is out of range"),
+        ("loss=0%", "--from: loss: '0%' is out of range"),
+        ("loss=0.00011%", "--from: loss: '0.00011%' has too many digits after the point"),
+        ("queue=2000MiB", "--from: queue: '2000MiB' is out of range"),
+        ("queue=1KiB,queue=2KiB", "--from: queue is given twice"),
+        ("rate=" + "9" * 60 + "bit", "--from: rate: '" + "9" * 40 + "…' is not a number with a unit"),
+    ],
+)
+def test_a_wrong_limit_is_one_line_that_names_its_place(text: str, message: str) -> None:
+    with pytest.raises(RequestError) as raised:
+        link_spec.parse(text, place="--from")
+    assert raised.value.message == message

@@ -1,0 +1,236 @@
+"""Limits of links: the plan that has them, what the switch is asked for, and what is read back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests import samples
+from vcluster.adapters.network.shaping.traffic_spec import ALL, FIRST_PEER, MAJORS, directions
+from vcluster.cli.nodes import link as link_command
+from vcluster.cli.output import network_report
+from vcluster.errors import ConflictError, RequestError, VclusterError
+from vcluster.model import codec
+from vcluster.model.plan import Plan
+from vcluster.model.plan_check import find_defect
+from vcluster.model.spec import Link, LinkShape
+from vcluster.planning import link_spec, resize, traffic_plan
+
+LAB, SHARED = samples.plan(3), samples.shared_plan()
+MBIT = 10**6
+FRAME = LAB.mtu + 14
+
+
+def limited(plan: Plan, node: str, peer: str = "", **limits: str) -> Plan:
+    """The plan with limits by direction: from_=, to=."""
+    changes = {name.strip("_"): link_spec.parse(text, place=name) for name, text in limits.items()}
+    return traffic_plan.with_changes(plan, [node], changes, peer=peer)
+
+
+def kernel(plan: Plan) -> dict[str, Any]:
+    """What a switch reports that has the limits of a plan."""
+    queues, losses, redirections = [], [], {}
+    for each in directions(traffic_plan.shaped_directions(plan)):
+        counters = {"sent_packets": 5, "sent_bytes": 500, "dropped_packets": 1, "waiting_bytes": 0}
+        for flow in each.flows:
+            if flow.rate_bits:
+                place = {"interface": each.interface, "major": each.major, "number": flow.number}
+                rate = flow.rate_bits // 8 * 8
+                queues.append({**place, "rate_bits": rate, "queue_bytes": flow.queue_bytes, **counters})
+            if flow.loss_ppm:
+                place = {"port": each.port, "direction": each.direction, "peer_port": flow.peer_port}
+                losses.append({**place, "loss_ppm": flow.loss_ppm, "dropped_packets": 2})
+        if each.is_redirected:
+            redirections[each.port] = each.shaper
+    ports = [traffic_plan.switch_port(plan, node) for node in plan.nodes]
+    return {"present": ports, "queues": queues, "losses": losses, "redirections": redirections}
+
+
+names = st.sampled_from(["node1", "node2", "node3"])
+shapes = st.builds(
+    lambda rate, queue, loss: LinkShape(rate, queue if rate else 0, loss),
+    st.just(0) | st.integers(link_spec.RATE_MIN, link_spec.RATE_MAX),
+    st.just(0) | st.integers(FRAME, link_spec.QUEUE_MAX),
+    st.integers(0, link_spec.PPM),
+)
+plans = st.lists(st.tuples(names, st.sampled_from(["from", "to"]), shapes, names | st.just("")), max_size=8)
+
+
+def planned(rows: list[tuple[str, str, LinkShape, str]], plan: Plan) -> Plan:
+    for node, direction, shape, peer in rows:
+        changes = {
+            direction: {"rate_bits": shape.rate_bits, "queue_bytes": shape.queue_bytes, "loss_ppm": shape.loss_ppm}
+        }
+        plan = traffic_plan.with_changes(plan, [node], changes, peer=peer if peer != node else "")
+    return plan
+
+
+@given(plans, st.sampled_from([LAB, SHARED]))
+def test_what_the_switch_has_is_read_as_what_was_planned(
+    rows: list[tuple[str, str, LinkShape, str]], plan: Plan
+) -> None:
+    plan = planned(rows, plan)
+    found = traffic_plan.found_limits(traffic_plan.readings(plan, kernel(plan)))
+    assert found == traffic_plan.planned_limits(plan)
+    assert find_defect(plan, plan.name) == ""
+    assert codec.from_json(codec.to_json(plan), Plan, is_strict=True) == plan
+
+
+def test_only_named_limits_change() -> None:
+    plan = limited(LAB, "node2", from_="rate=10mbit,loss=1%", to="loss=2%")
+    plan = limited(plan, "node2", from_="rate=20mbit")
+    assert plan.links == (
+        Link("node2", "from", LinkShape(20 * MBIT, 0, 10_000)),
+        Link("node2", "to", LinkShape(loss_ppm=20_000)),
+    )
+    assert limited(plan, "node2", from_="rate=none,loss=none", to="loss=none").links == ()
+    assert traffic_plan.without_links(plan, ["node1"]) == plan
+    assert traffic_plan.without_links(plan, ["node1", "node2"]).links == ()
+
+
+def test_the_port_is_the_tap_or_the_tunnel() -> None:
+    assert [traffic_plan.switch_port(LAB, node) for node in LAB.nodes] == ["vp-lab-1", "vp-lab-2", "vp-lab-3"]
+    assert [traffic_plan.switch_port(SHARED, node) for node in SHARED.nodes] == ["vx-lab-1", "vx-lab-2", "vx-lab-3"]
+
+
+def test_a_queue_is_computed_from_the_rate() -> None:
+    assert traffic_plan.computed_queue(LinkShape(rate_bits=10 * MBIT)) == 65536
+    assert traffic_plan.computed_queue(LinkShape(rate_bits=1000 * MBIT)) == 2441 * 1024
+    (only,) = directions(traffic_plan.shaped_directions(limited(LAB, "node1", to="rate=8kbit")))
+    assert (only.interface, only.flows[0].number, only.flows[0].queue_bytes) == ("vp-lab-1", ALL, 65536)
+    assert only.flows[0].burst_bytes == 2 * FRAME
+
+
+def test_a_peer_without_a_rate_shares_the_queue_of_all_frames() -> None:
+    plan = limited(limited(LAB, "node1", from_="rate=1mbit,loss=1%"), "node1", peer="node3", from_="loss=5%")
+    (only,) = directions(traffic_plan.shaped_directions(plan))
+    assert [(flow.number, flow.rate_bits, flow.loss_ppm) for flow in only.flows] == [
+        (ALL, MBIT, 10_000),
+        (FIRST_PEER + 3, 0, 50_000),
+    ]
+    plan = limited(plan, "node1", peer="node3", from_="rate=2mbit,loss=none")
+    (only,) = directions(traffic_plan.shaped_directions(plan))
+    assert [(flow.rate_bits, flow.loss_ppm) for flow in only.flows] == [(MBIT, 10_000), (2 * MBIT, 10_000)]
+    assert (only.flows[1].peer_port, only.flows[1].peer_mac) == ("vp-lab-3", LAB.nodes[2].mac)
+
+
+def test_only_queues_of_frames_from_a_node_need_a_shaper() -> None:
+    plan = limited(LAB, "node2", from_="loss=1%", to="rate=1mbit")
+    assert traffic_plan.shapers(plan, "localhost") == set()
+    plan = limited(plan, "node2", peer="node1", from_="rate=1mbit")
+    assert traffic_plan.shapers(plan, "localhost") == {"vi-lab-2"}
+    assert traffic_plan.shapers(replace(SHARED, links=plan.links), "red") == set()
+
+
+def test_a_queue_that_nothing_is_redirected_to_is_not_a_limit() -> None:
+    plan = limited(LAB, "node1", from_="rate=1mbit", to="rate=2mbit")
+    found = kernel(plan) | {"redirections": {}}
+    assert [one.direction for one in traffic_plan.readings(plan, found)] == ["to"]
+    found["queues"][1]["major"] = MAJORS["from"]
+    assert traffic_plan.readings(plan, found) == []
+
+
+@pytest.mark.parametrize("change", [{"queues": [{"interface": "x"}]}, {"losses": [{"port": "x", "peer_port": ""}]}])
+def test_limits_of_other_interfaces_are_left_out(change: Mapping[str, Any]) -> None:
+    found = kernel(LAB) | dict(change)
+    for each in found["queues"]:
+        each |= {"major": MAJORS["to"], "number": ALL}
+    assert traffic_plan.readings(LAB, found) == []
+
+
+@pytest.mark.parametrize(
+    ("limits", "peer", "message"),
+    [
+        ({"to": "queue=1MiB"}, "", "node1 to: queue= has no effect without a rate"),
+        ({"from_": "rate=1mbit,queue=1463B"}, "", "node1 from: a queue of 1463 bytes cannot hold a frame"),
+        ({"from_": "queue=1MiB"}, "node2", "node1 from peer node2: queue= has no effect without a rate"),
+        ({"to": "loss=1%"}, "node1", "--peer node1 is the node itself"),
+    ],
+)
+def test_limits_without_a_meaning_are_refused(limits: dict[str, str], peer: str, message: str) -> None:
+    with pytest.raises(RequestError) as raised:
+        limited(LAB, "node1", peer, **limits)
+    assert raised.value.message == message
+
+
+def test_a_switch_of_its_administrator_has_no_limits() -> None:
+    by_hand = samples.shared_plan(samples.RED, switch=samples.MIDDLE, sets_up_switch=False)
+    with pytest.raises(ConflictError, match="the switch of lab was set up by hand on middle"):
+        limited(by_hand, "node1", to="loss=1%")
+
+
+def test_a_removed_node_has_no_limits_and_is_no_peer() -> None:
+    plan = limited(limited(LAB, "node3", to="loss=1%"), "node1", peer="node3", to="loss=2%")
+    plan = limited(plan, "node2", to="loss=3%")
+    assert [link.node for link in resize.shrink(plan, ["node3"]).links] == ["node2"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        Link("node9", "to", LinkShape(loss_ppm=1)),
+        Link("node1", "up", LinkShape(loss_ppm=1)),
+        Link("node1", "to", LinkShape(loss_ppm=1), "node9"),
+        Link("node1", "to", LinkShape(loss_ppm=-1)),
+    ],
+)
+def test_a_damaged_ledger_is_found(wrong: Link) -> None:
+    assert find_defect(replace(LAB, links=(wrong,)), "lab").startswith("links: ")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        [{"port": "vp-lab-1"}],
+        [{"port": "vp-lab-1", "direction": "up", "shaper": "", "flows": [{"number": 2}]}],
+        [{"port": "vp-lab-1", "direction": "to", "shaper": "", "flows": []}],
+        [{"port": "vp-lab-1", "direction": "to", "shaper": "", "flows": [{"number": "x"}]}],
+    ],
+)
+def test_an_incomplete_request_to_the_agent_is_refused(wrong: list[dict[str, Any]]) -> None:
+    with pytest.raises(VclusterError, match=r"^shape: directions\[0\]"):
+        directions(wrong)
+
+
+# The command line
+
+
+def changes(**given: str | None) -> dict[str, dict[str, int]]:
+    return link_command.changes_of(
+        {"--from": None, "--to": None, "--both": None} | {f"--{k}": v for k, v in given.items()}
+    )
+
+
+def test_limits_for_both_directions() -> None:
+    assert changes(both="loss=1%", to="rate=1mbit") == {
+        "from": {"loss_ppm": 10_000},
+        "to": {"rate_bits": MBIT, "loss_ppm": 10_000},
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "no limits are given"),
+        ({"both": "loss=1%", "to": "loss=2%"}, "--both: --to gives a limit of this kind too"),
+    ],
+)
+def test_limits_are_given_once(given: dict[str, str], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        changes(**given)
+
+
+def test_the_text_is_what_link_set_takes() -> None:
+    plan = limited(limited(LAB, "node1", from_="rate=1mbit"), "node1", peer="node2", to="loss=0.5%")
+    rows = codec.to_plain(traffic_plan.readings(plan, kernel(plan)))
+    assert network_report.links_text(rows).splitlines() == [
+        "NODE   DIRECTION  PEER   LIMITS                  WHERE   SENT  DROPPED  WAITING",
+        "node1  from       -      rate=1mbit,queue=64KiB  switch  5     1        0B",
+        "node1  to         node2  loss=0.5%               switch  -     2        -",
+    ]
+    assert network_report.links_text([]) == "no limits"

@@ -1,0 +1,244 @@
+"""Give the ports of a switch the limits of links, and read the limits that they have.
+
+`shape` compares the kernel's state with the wanted one, and sends messages only for the differences. What stays keeps
+its counters and its waiting frames.
+"""
+
+from __future__ import annotations
+
+import errno
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from pyroute2.netlink.nfnetlink.nftsocket import nft_rule_msg, nft_table_msg
+from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+from pyroute2.netlink.rtnl.tcmsg import tcmsg
+
+from vcluster.adapters.network import ipv6
+from vcluster.adapters.network.interface_spec import Interface
+from vcluster.adapters.network.kernel_modules import load_command
+from vcluster.adapters.network.netlink_interfaces import read_interfaces
+from vcluster.adapters.network.netlink_messages import CREATE_EXCLUSIVE, change_message, new_message, open_socket
+from vcluster.adapters.network.netlink_socket import (
+    NETFILTER,
+    NLM_F_ACK,
+    ROUTE,
+    Message,
+    NetlinkError,
+    NetlinkSocket,
+)
+from vcluster.adapters.network.nftables_messages import (
+    BRIDGE,
+    DELETE_TABLE,
+    FAMILIES,
+    GET_RULE,
+    NETDEV,
+    NoTablesError,
+    batch,
+    replacement,
+    trial,
+)
+from vcluster.adapters.network.nftables_messages import new_message as new_table_message
+from vcluster.adapters.network.nftables_messages import open_socket as open_tables
+from vcluster.adapters.network.readings.table_state import AS_PLANNED, table_states
+from vcluster.adapters.network.shaping import frame_rules, queue_messages
+from vcluster.adapters.network.shaping.traffic_spec import (
+    MAJORS,
+    Flow,
+    ShapedDirection,
+)
+from vcluster.errors import MissingError, VclusterError
+from vcluster.model.spec import TO
+from vcluster.model.survey_answer import LinkLimits, QueueReading
+
+PROBE, PROBE_TABLE = "vi-probe", "vcluster probe"  # no cluster has them
+KIND = "ifb"
+_RTM_DELLINK = 17
+
+
+def require_support(directions: Sequence[ShapedDirection]) -> None:
+    """Raise MissingError if the kernel cannot give these limits. It tries each kind, and changes nothing that stays."""
+    flows = [flow for each in directions for flow in each.flows]
+    if any(each.queued for each in directions):
+        _try_queues(flow for flow in flows if flow.rate_bits)
+    if any(each.is_redirected for each in directions):
+        _try_rules(NETDEV, frame_rules.redirection_trial(PROBE_TABLE), "redirect frames", "nft_fwd_netdev")
+    if any(flow.loss_ppm for flow in flows):
+        _try_rules(BRIDGE, frame_rules.loss_trial(PROBE_TABLE), "drop frames at random", "nft_numgen")
+
+
+def _try_queues(flows: Iterator[Flow]) -> None:
+    """Make an interface with queues and remove it. The kernel handles all messages of one send, also for a process
+    that is killed, so nothing stays.
+    """
+    index, flow, major = secrets.randbelow(2**29) + 2**30, next(flows), MAJORS[TO]
+    messages = [
+        _creation(PROBE, index=index),
+        queue_messages.root(index, major),
+        queue_messages.rate(index, major, flow),
+        queue_messages.queue(index, major, flow),
+        _removal(index),
+    ]
+    with NetlinkSocket(ROUTE) as netlink:
+        try:
+            netlink.change(messages)
+        except NetlinkError as error:
+            raise _lack(error) from error
+
+
+def _lack(error: NetlinkError) -> VclusterError:
+    if error.code in (errno.EPERM, errno.EACCES):
+        return MissingError("limits of links need root", hint="run it with sudo")
+    kind = error.message.get_attr("TCA_KIND") if isinstance(error.message, tcmsg) else KIND
+    module = f"sch_{kind}" if kind != KIND else KIND
+    return MissingError(f"the kernel cannot limit rates: {kind}: {error.reason}", hint=load_command(module))
+
+
+def _try_rules(family: int, messages: Sequence[Message], purpose: str, module: str) -> None:
+    with NetlinkSocket(NETFILTER) as netlink:
+        try:
+            netlink.change(trial(PROBE_TABLE, family, messages))
+        except NetlinkError as error:
+            if error.code in (errno.EPERM, errno.EACCES):
+                raise MissingError("limits of links need root", hint="run it with sudo") from error
+            raise MissingError(f"the kernel cannot {purpose}: {error.reason}", hint=load_command(module)) from error
+
+
+# Shaping
+
+
+def shape(table: str, alias: str, ports: Sequence[str], directions: Sequence[ShapedDirection]) -> None:
+    """Give these limits to the ports of a switch, and no limit to its other `ports`.
+
+    Ports that do not exist are left out: a node that is off has none. New queues exist before frames are redirected to
+    them, and removed ones until none is redirected any more.
+    """
+    shapers = [each.shaper for each in directions if each.is_redirected]
+    with _open() as netlink:
+        _make_shapers(netlink, alias, shapers)
+        present = {one.name: one for one in read_interfaces(netlink)}
+        queued = [each for each in directions if each.queued and each.interface in present]
+        netlink.change([message for each in queued for message in _differences(netlink, each, present)])
+    _replace_rules(table, [each for each in directions if each.port in present], present)
+    with _open() as netlink:
+        present = {one.name: one for one in read_interfaces(netlink)}
+        netlink.change(_surplus(netlink, alias, ports, queued, present), tolerated=(errno.ENODEV, errno.ENOENT))
+
+
+@contextmanager
+def _open() -> Iterator[NetlinkSocket]:
+    with open_socket("the limits of links") as netlink:
+        yield netlink
+
+
+def _make_shapers(netlink: NetlinkSocket, alias: str, names: Sequence[str]) -> None:
+    """Make missing shapers, with their owner label, and turn IPv6 off before they are up."""
+    present = {one.name for one in read_interfaces(netlink)}
+    missing = [name for name in names if name not in present]
+    netlink.change(
+        [message for name in missing for message in (_creation(name), change_message(name, [("IFLA_IFALIAS", alias)]))]
+    )
+    ipv6.disable(missing)
+    netlink.change([change_message(name, [], is_up=True) for name in names])
+
+
+def _creation(name: str, index: int = 0) -> Message:
+    kind = ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", KIND)]})
+    return change_message(name, [kind], flags=CREATE_EXCLUSIVE, index=index)
+
+
+def _removal(index: int) -> Message:
+    message = new_message(ifinfmsg, _RTM_DELLINK, index=index)
+    message["header"]["flags"] |= NLM_F_ACK
+    return message
+
+
+def _differences(netlink: NetlinkSocket, each: ShapedDirection, present: Mapping[str, Interface]) -> Iterator[Message]:
+    """The messages that give an interface the queues of a direction."""
+    index, major = present[each.interface].index, each.major
+    qdiscs = queue_messages.read_qdiscs(netlink).get(index, ())
+    found: dict[int, QueueReading] = {}
+    if queue_messages.has_root(qdiscs, major):
+        found = {one.number: one for one in queue_messages.read_queues(netlink, index, each.interface, major, qdiscs)}
+    else:
+        yield queue_messages.root(index, major)
+    for flow in each.queued:
+        one = found.get(flow.number)
+        if one is None or one.rate_bits != flow.rate_bits // 8 * 8:
+            yield queue_messages.rate(index, major, flow)
+        if one is None or one.queue_bytes != flow.queue_bytes:
+            yield queue_messages.queue(index, major, flow)
+    for number in found.keys() - {flow.number for flow in each.queued}:
+        yield queue_messages.no_class(index, major, number)
+
+
+def _surplus(
+    netlink: NetlinkSocket,
+    alias: str,
+    ports: Sequence[str],
+    queued: Sequence[ShapedDirection],
+    present: Mapping[str, Interface],
+) -> list[Message]:
+    """The messages that remove queues of ports, and shapers, that no direction needs."""
+    needed, qdiscs = {each.interface for each in queued}, queue_messages.read_qdiscs(netlink)
+    idle = [present[name].index for name in ports if name in present and name not in needed]
+    shapers = [one.index for one in present.values() if (one.kind, one.alias) == (KIND, alias)]
+    kept = {present[name].index for name in needed if name in present}
+    return [
+        *(queue_messages.no_root(one) for one in idle if queue_messages.has_root(qdiscs.get(one, ()), MAJORS[TO])),
+        *(_removal(one) for one in shapers if one not in kept),
+    ]
+
+
+def _replace_rules(table: str, directions: Sequence[ShapedDirection], present: Mapping[str, Interface]) -> None:
+    """Replace the tables whose rules differ from those of the directions."""
+    planned = frame_rules.planned(table, directions, {name: one.index for name, one in present.items()})
+    states = table_states(table, planned)
+    for family, messages in planned.items():
+        if messages and states[FAMILIES[family]] != AS_PLANNED:
+            _change_tables(table, replacement(table, family, frame_rules.COMMENT, messages))
+        elif not messages:
+            request = new_table_message(nft_table_msg, DELETE_TABLE, [("NFTA_TABLE_NAME", table)], family=family)
+            _change_tables(table, batch([request]))
+
+
+def _change_tables(table: str, messages: Sequence[Message]) -> None:
+    with open_tables(f"table {table}") as netlink:
+        netlink.change(messages, tolerated=(errno.ENOENT,))
+
+
+# Reading
+
+
+def read(table: str, alias: str, ports: Sequence[str]) -> LinkLimits:
+    """The queues of ports and of shapers with this label, the losses, and the shaper of each redirected port."""
+    with _open() as netlink:
+        interfaces = read_interfaces(netlink)
+        qdiscs = queue_messages.read_qdiscs(netlink)
+        queues = [
+            queue
+            for one in interfaces
+            if one.name in ports or (one.kind, one.alias) == (KIND, alias)
+            for major in MAJORS.values()
+            if queue_messages.has_root(qdiscs.get(one.index, ()), major)
+            for queue in queue_messages.read_queues(netlink, one.index, one.name, major, qdiscs[one.index])
+        ]
+    names = {one.index: one.name for one in interfaces}
+    redirections = frame_rules.read_redirections(_rules(table, NETDEV))
+    return LinkLimits(
+        sorted({*names.values()} & {*ports}),
+        queues,
+        list(frame_rules.read_losses(_rules(table, BRIDGE))),
+        {port: names[index] for port, index in redirections.items() if index in names},
+    )
+
+
+def _rules(table: str, family: int) -> list[Message]:
+    try:
+        with open_tables(f"table {table}") as netlink:
+            request = new_table_message(nft_rule_msg, GET_RULE, [("NFTA_RULE_TABLE", table)], family=family)
+            found = netlink.dump(request, nft_rule_msg)
+    except NoTablesError:
+        return []
+    return [rule for rule in found if rule.get_attr("NFTA_RULE_TABLE") == table]

@@ -1,0 +1,1 @@
+"""The limits of links on the server of the switch."""

@@ -1,0 +1,28 @@
+"""The operations that give limits to the links of a cluster, and read them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from vcluster.adapters.network.shaping import shaper
+from vcluster.adapters.network.shaping.traffic_spec import directions as requested
+
+
+def require_link_support(directions: Sequence[dict[str, Any]]) -> None:
+    """Raise MissingError if the kernel cannot give these limits. It tries, and changes nothing."""
+    shaper.require_support(requested(directions))
+
+
+def shape_links(table: str, alias: str, switch_ports: Sequence[str], directions: Sequence[dict[str, Any]]) -> None:
+    """Give these limits to ports of the switch of a cluster, and no limit to its other `switch_ports`."""
+    shaper.shape(table, alias, switch_ports, requested(directions))
+
+
+def read_link_limits(table: str, alias: str, switch_ports: Sequence[str]) -> dict[str, Any]:
+    """The limits of the ports, with the kernel's counters."""
+    return asdict(shaper.read(table, alias, switch_ports))
+
+
+OPERATIONS: tuple[Callable[..., Any], ...] = (require_link_support, shape_links, read_link_limits)

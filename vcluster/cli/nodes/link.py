@@ -1,0 +1,124 @@
+"""vcluster link."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import click
+
+from vcluster.cli import arguments, common
+from vcluster.cli.help_layout import Command, Group, examples
+from vcluster.errors import RequestError
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def _nodes_argument(*, required: bool) -> Callable[[F], F]:
+    return click.argument("nodes", nargs=-1, required=required, shell_complete=arguments.complete_nodes)
+
+
+@click.group(cls=Group, sections={"Commands": ("set", "show", "reset")})
+def link() -> None:
+    """Limit rate and queue of a node's link, and drop frames at random.
+
+    The switch does it, at the port of the node. So it works for every guest system, and in every mode.
+    """
+
+
+@link.command(
+    "set",
+    cls=Command,
+    epilog=examples(
+        "sudo vcluster link set node3 --from rate=100mbit,queue=64KiB",
+        "sudo vcluster link set 'node[2-4]' --both rate=1gbit --to loss=0.1%",
+        "sudo vcluster link set node3 --from loss=1% --peer node1     only frames from node3 to node1",
+        "sudo vcluster link set node3 --from rate=none                without this limit",
+    ),
+)
+@_nodes_argument(required=True)
+@arguments.name_option
+@click.option("--from", "from_limits", metavar="LIMITS", help="Limits of frames that the nodes send.")
+@click.option("--to", "to_limits", metavar="LIMITS", help="Limits of frames that the nodes receive.")
+@click.option("--both", "both_limits", metavar="LIMITS", help="Limits in each direction.")
+@click.option(
+    "--peer", metavar="NODE", shell_complete=arguments.complete_nodes, help="Only frames between the nodes and NODE."
+)
+@arguments.output_option
+def set_limits(
+    nodes: tuple[str, ...],
+    name: str | None,
+    from_limits: str | None,
+    to_limits: str | None,
+    both_limits: str | None,
+    peer: str | None,
+    output: str,
+) -> None:
+    """Change limits of the links of NODES; other limits stay.
+
+    LIMITS are separated by commas. The limit rate=100mbit is the rate of whole Ethernet frames. The limit queue=64KiB
+    is the room for frames that wait for their rate; vcluster computes the room if it is not given. The limit loss=0.1%
+    drops frames at random. The value none removes a limit.
+
+    With --peer, a rate is one more queue for these frames, next to that of all others.
+    """
+    from vcluster.cli.output import network_report
+    from vcluster.commands.nodes import link as work
+
+    changes = changes_of({"--from": from_limits, "--to": to_limits, "--both": both_limits})
+    with common.progress() as (context, _):
+        chosen = common.choose_cluster(context, name)
+        found = work.set_limits(context, chosen, nodes, changes, peer=peer or "")
+    common.emit(output, found, network_report.links_text)
+
+
+def changes_of(given: dict[str, str | None]) -> dict[str, dict[str, int]]:
+    """The changes of each direction. Raises RequestError if a limit is given twice, or none at all."""
+    from vcluster.model.spec import FROM, TO
+    from vcluster.planning import link_spec
+
+    directions = {"--from": (FROM,), "--to": (TO,), "--both": (FROM, TO)}
+    changes: dict[str, dict[str, int]] = {}
+    for option, text in given.items():
+        for direction in directions[option] if text is not None else ():
+            new, present = link_spec.parse(text or "", place=option), changes.setdefault(direction, {})
+            if new.keys() & present.keys():
+                raise RequestError(f"{option}: --{direction} gives a limit of this kind too", hint="give it once")
+            present.update(new)
+    if not changes:
+        raise RequestError("no limits are given", hint="use --from, --to or --both with limits, or link reset")
+    return changes
+
+
+@link.command(cls=Command)
+@_nodes_argument(required=False)
+@arguments.name_option
+@arguments.output_option
+def show(nodes: tuple[str, ...], name: str | None, output: str) -> None:
+    """Show the limits of links, and their counters.
+
+    They are read from the kernel of the switch's server.
+    """
+    from vcluster.cli.output import network_report
+    from vcluster.commands.nodes import link as work
+
+    context = common.context()
+    common.emit(output, work.show(context, common.choose_cluster(context, name), nodes), network_report.links_text)
+
+
+@link.command(cls=Command)
+@_nodes_argument(required=False)
+@arguments.name_option
+@arguments.output_option
+def reset(nodes: tuple[str, ...], name: str | None, output: str) -> None:
+    """Remove all limits of the links of NODES, or of all nodes."""
+    from vcluster.cli.output import network_report
+    from vcluster.commands.nodes import link as work
+
+    with common.progress() as (context, _):
+        chosen = common.choose_cluster(context, name)
+        document = {"name": chosen, "reset": work.reset(context, chosen, nodes)}
+    common.emit(output, document, network_report.links_reset_text)
+
+
+COMMANDS = (link,)

@@ -1,0 +1,103 @@
+"""The limits of a link as a user writes them, for example rate=100mbit,queue=64KiB,loss=0.1%. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from decimal import Decimal
+
+from vcluster.errors import RequestError
+from vcluster.model.quoting import shown
+from vcluster.model.spec import LinkShape
+
+Changes = Mapping[str, int]  # new values by field of LinkShape; 0 removes a limit
+
+NONE = "none"
+EXAMPLE = "for example rate=100mbit,queue=64KiB,loss=0.1%"
+RATE_MIN, RATE_MAX = 8_000, 32 * 10**9  # bits a second; the kernel counts bytes a second, in 32 bits
+QUEUE_MAX = 2**30
+PPM = 10**6
+
+_RATES = {"gbit": 10**9, "mbit": 10**6, "kbit": 10**3, "bit": 1}
+_SIZES = {"MiB": 2**20, "KiB": 2**10, "B": 1}
+_VALUE = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)([A-Za-z%]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class _Key:
+    """A key of a SPEC: its field of LinkShape, its units, the limits of its value, and how they are written."""
+
+    field: str
+    units: Mapping[str, int]
+    low: int
+    high: int
+    limits: str
+    write: Callable[[int], str]
+
+
+def _in_largest_unit(units: Mapping[str, int]) -> Callable[[int], str]:
+    def write(value: int) -> str:
+        unit, factor = next((unit, factor) for unit, factor in units.items() if value % factor == 0)
+        return f"{value // factor}{unit}"
+
+    return write
+
+
+def _percent(ppm: int) -> str:
+    return f"{Decimal(ppm * 100) / PPM:f}%"
+
+
+KEYS: Mapping[str, _Key] = {
+    "rate": _Key("rate_bits", _RATES, RATE_MIN, RATE_MAX, "8kbit to 32gbit", _in_largest_unit(_RATES)),
+    "queue": _Key("queue_bytes", _SIZES, 1, QUEUE_MAX, "1B to 1024MiB", _in_largest_unit(_SIZES)),
+    "loss": _Key("loss_ppm", {"%": PPM // 100}, 1, PPM, "0.0001% to 100%", _percent),
+}
+
+
+def parse(text: str, *, place: str) -> Changes:
+    """The limits that a SPEC names. The value `none` removes a limit.
+
+    Raises RequestError, with the place of the SPEC, for an unknown key, a wrong value, or a key that is given twice.
+    """
+    changes: dict[str, int] = {}
+    for item in text.split(","):
+        name, _, value = (part.strip() for part in item.partition("="))
+        key = KEYS.get(name)
+        if key is None:
+            raise RequestError(f"{place}: {shown(item)} is not one of {'=, '.join(KEYS)}=", hint=EXAMPLE)
+        if key.field in changes:
+            raise RequestError(f"{place}: {name} is given twice")
+        changes[key.field] = _value(key, value, f"{place}: {name}")
+    return changes
+
+
+def _value(key: _Key, text: str, place: str) -> int:
+    if text == NONE:
+        return 0
+    found = _VALUE.fullmatch(text)
+    unit = next((unit for unit in key.units if found and unit.lower() == found[2].lower()), "")
+    if not found or not unit:
+        raise RequestError(f"{place}: {shown(text)} is not a number with a unit", hint=f"units: {', '.join(key.units)}")
+    value = Decimal(found[1]) * key.units[unit]
+    if not key.low <= value <= key.high:
+        raise RequestError(f"{place}: {shown(text)} is out of range", hint=key.limits)
+    if value % 1:
+        raise RequestError(f"{place}: {shown(text)} has too many digits after the point", hint=key.limits)
+    return int(value)
+
+
+def text_of(shape: LinkShape) -> str:
+    """The limits as a SPEC, which `parse` reads; empty without any."""
+    values = {name: getattr(shape, key.field) for name, key in KEYS.items()}
+    return ",".join(f"{name}={KEYS[name].write(value)}" for name, value in values.items() if value)
+
+
+def changed(shape: LinkShape, changes: Changes) -> LinkShape:
+    """The limits with these changes."""
+    return replace(shape, **changes)
+
+
+def completed(shape: LinkShape, default: LinkShape) -> LinkShape:
+    """The limits, with those of `default` in place of missing ones."""
+    return LinkShape(**{each.name: getattr(shape, each.name) or getattr(default, each.name) for each in fields(shape)})

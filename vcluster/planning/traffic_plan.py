@@ -1,0 +1,259 @@
+"""The links of a cluster: their limits changed, computed for the ports of its switch, and read back. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from vcluster.adapters.network.shaping.traffic_spec import ALL, FIRST_PEER, MAJORS, Flow, ShapedDirection
+from vcluster.errors import ConflictError, RequestError
+from vcluster.model import naming
+from vcluster.model.plan import Node, Plan
+from vcluster.model.spec import FROM, TO, Link, LinkShape
+from vcluster.planning import link_spec
+from vcluster.planning.link_spec import Changes
+
+ETHERNET_BYTES = 14  # of the header of a frame
+QUEUE_MS, QUEUE_MIN = 20, 2**16  # a computed queue holds what arrives in this time, and 44 frames of 1,464 bytes
+BURST_MS = 4  # a kernel that is busy comes back to a queue after this time at the latest
+DIRECTIONS = (FROM, TO)
+
+
+@dataclass(frozen=True, slots=True)
+class LinkReading:
+    """The limits of a direction of a link as the kernel has them; the field names are a contract with scripts.
+
+    `peer` is null if it is about all frames. A limit that does not exist is null. `where` is the place of the limits.
+    """
+
+    node: str
+    direction: str
+    peer: str | None
+    rate_bits: int | None
+    queue_bytes: int | None
+    loss_ppm: int | None
+    where: str
+    sent_packets: int
+    sent_bytes: int
+    dropped_packets: int
+    waiting_bytes: int
+
+
+# Changing the plan
+
+
+def with_changes(plan: Plan, nodes: Collection[str], changes: Mapping[str, Changes], *, peer: str = "") -> Plan:
+    """The plan with changed limits of the links of these nodes, by direction; other limits stay.
+
+    Raises RequestError if the result has no meaning, ConflictError if vcluster did not make the switch.
+    """
+    require_own_switch(plan)
+    if peer in nodes:
+        raise RequestError(f"--peer {peer} is the node itself", hint="name another node of the cluster")
+    links = {(link.node, link.direction, link.peer): link for link in plan.links}
+    for node in nodes:
+        for direction, changed in changes.items():
+            key = (node, direction, peer)
+            before = links[key].shape if key in links else LinkShape()
+            links[key] = Link(node, direction, link_spec.changed(before, changed), peer)
+    return _with_links(plan, links.values())
+
+
+def without_links(plan: Plan, nodes: Collection[str]) -> Plan:
+    """The plan without limits of the links of these nodes."""
+    return _with_links(plan, [link for link in plan.links if link.node not in nodes])
+
+
+def _with_links(plan: Plan, links: Collection[Link]) -> Plan:
+    order = {node.name: number for number, node in enumerate(plan.nodes)}
+    kept = sorted(
+        (link for link in links if link.shape != LinkShape()),
+        key=lambda link: (order[link.node], link.direction, order.get(link.peer, -1)),
+    )
+    changed = replace(plan, links=tuple(kept))
+    for link in kept:
+        _check(changed, link)
+    return changed
+
+
+def require_own_switch(plan: Plan) -> None:
+    """Raise ConflictError if the administrator of the switch made it: vcluster then has no access to its ports."""
+    if plan.switch.server not in {server.name for server in plan.servers}:
+        raise ConflictError(
+            f"the switch of {plan.name} was set up by hand on {plan.switch.server}, so vcluster cannot limit its ports",
+            hint="create the cluster with a switch that you can log in to",
+        )
+
+
+def _check(plan: Plan, link: Link) -> None:
+    shape, where = link.shape, f"{link.node} {link.direction}{f' peer {link.peer}' if link.peer else ''}"
+    if shape.queue_bytes and not shape.rate_bits:
+        raise RequestError(f"{where}: queue= has no effect without a rate", hint="add rate=, or remove it: queue=none")
+    if shape.queue_bytes and shape.queue_bytes < frame_bytes(plan):
+        raise RequestError(
+            f"{where}: a queue of {shape.queue_bytes} bytes cannot hold a frame",
+            hint=f"the frames of {plan.name} have up to {frame_bytes(plan)} bytes",
+        )
+
+
+# The ports of the switch
+
+
+def frame_bytes(plan: Plan) -> int:
+    """The largest frame of the cluster network."""
+    return plan.mtu + ETHERNET_BYTES
+
+
+def switch_port(plan: Plan, node: Node) -> str:
+    """The port of the switch for a node: its tap, or its tunnel."""
+    return node.port if node.vni is None else naming.tunnel_name(plan.name, node.index)
+
+
+def label_arguments(plan: Plan) -> dict[str, Any]:
+    """The arguments that name the objects of a cluster to the agent's operations on links."""
+    return {
+        "table": naming.links_table_name(plan.name, plan.owner),
+        "alias": naming.alias(plan.name, plan.owner),
+        "switch_ports": [switch_port(plan, node) for node in plan.nodes],
+    }
+
+
+def shaped_directions(plan: Plan) -> list[dict[str, Any]]:
+    """The requests of the plan's links, as the agent's operations take them."""
+    return [asdict(each) for each in _directions(plan)]
+
+
+def shapers(plan: Plan, server: str) -> set[str]:
+    """The interfaces on a server through which frames from nodes pass."""
+    is_switch = server == plan.switch.server
+    return {each.shaper for each in _directions(plan) if each.is_redirected} if is_switch else set()
+
+
+def _directions(plan: Plan) -> Iterator[ShapedDirection]:
+    for node in plan.nodes:
+        for direction in DIRECTIONS:
+            links = [link for link in plan.links if (link.node, link.direction) == (node.name, direction)]
+            if links:
+                yield ShapedDirection(
+                    port=switch_port(plan, node),
+                    direction=direction,
+                    shaper=naming.shaper_name(plan.name, node.index),
+                    flows=tuple(_flows(plan, links)),
+                )
+
+
+def _flows(plan: Plan, links: Sequence[Link]) -> Iterator[Flow]:
+    """First that of all frames. A peer without a rate of its own shares its queue."""
+    default = next((link.shape for link in links if not link.peer), LinkShape())
+    yield _flow(plan, ALL, default)
+    for link in links:
+        if link.peer:
+            peer, own = plan.node(link.peer), link.shape.rate_bits
+            flow = _flow(plan, FIRST_PEER + peer.index, link_spec.completed(link.shape, default) if own else link.shape)
+            yield replace(
+                flow,
+                loss_ppm=link.shape.loss_ppm or default.loss_ppm,
+                peer_port=switch_port(plan, peer),
+                peer_mac=peer.mac,
+            )
+
+
+def _flow(plan: Plan, number: int, shape: LinkShape) -> Flow:
+    if not shape.rate_bits:
+        return Flow(number, loss_ppm=shape.loss_ppm)
+    return Flow(
+        number=number,
+        rate_bits=shape.rate_bits,
+        queue_bytes=shape.queue_bytes or computed_queue(shape),
+        burst_bytes=max(2 * frame_bytes(plan), shape.rate_bits * BURST_MS // 8000),
+        frame_bytes=frame_bytes(plan),
+        loss_ppm=shape.loss_ppm,
+    )
+
+
+def computed_queue(shape: LinkShape) -> int:
+    """The queue that a rate needs, in whole KiB."""
+    return max(QUEUE_MIN, shape.rate_bits * QUEUE_MS // 8000 // 1024 * 1024)
+
+
+# Reading back
+
+Key = tuple[str, str, str]  # a node, a direction, and a peer, which is empty for all frames
+
+
+def planned_limits(plan: Plan) -> dict[Key, LinkShape]:
+    """The limits that the kernel has if all is as planned, with computed queues."""
+    nodes = {switch_port(plan, node): node.name for node in plan.nodes}
+    return {
+        (nodes[each.port], each.direction, nodes.get(flow.peer_port, "")): _shape_of(flow)
+        for each in _directions(plan)
+        for flow in each.flows
+        if flow.rate_bits or flow.loss_ppm
+    }
+
+
+def _shape_of(flow: Flow) -> LinkShape:
+    """The kernel counts whole bytes a second."""
+    return LinkShape(flow.rate_bits // 8 * 8, flow.queue_bytes, flow.loss_ppm)
+
+
+def found_limits(found: Sequence[LinkReading]) -> dict[Key, LinkShape]:
+    """The limits that the kernel has."""
+    return {
+        (one.node, one.direction, one.peer or ""): LinkShape(
+            one.rate_bits or 0, one.queue_bytes or 0, one.loss_ppm or 0
+        )
+        for one in found
+    }
+
+
+def texts_of(limits: Mapping[Key, LinkShape]) -> dict[tuple[str, str], str]:
+    """The limits of each direction of a link as a text."""
+    texts: dict[tuple[str, str], list[str]] = {}
+    for (node, direction, peer), shape in limits.items():
+        about = f"peer {peer} " if peer else ""
+        texts.setdefault((node, direction), []).append(f"{about}{link_spec.text_of(shape)}")
+    return {key: "; ".join(sorted(parts)) for key, parts in texts.items()}
+
+
+def readings(plan: Plan, found: Mapping[str, Any]) -> list[LinkReading]:
+    """The limits of links that an answer of the agent has, in the order of nodes."""
+    seen: dict[tuple[int, str, int], dict[str, int]] = {}
+    ports = {switch_port(plan, node): node for node in plan.nodes}
+    shaper_of = {naming.shaper_name(plan.name, node.index): switch_port(plan, node) for node in plan.nodes}
+    for queue in found["queues"]:
+        is_from = queue["interface"] in shaper_of
+        port = shaper_of.get(queue["interface"], queue["interface"])
+        is_used = found["redirections"].get(port) == queue["interface"] if is_from else True
+        if port in ports and is_used and queue["major"] == MAJORS[FROM if is_from else TO]:
+            peer = 0 if queue["number"] == ALL else queue["number"] - FIRST_PEER
+            seen[ports[port].index, FROM if is_from else TO, peer] = dict(queue)
+    for loss in found["losses"]:
+        peer_node = ports.get(loss["peer_port"])
+        if loss["port"] in ports and (peer_node or not loss["peer_port"]):
+            key = (ports[loss["port"]].index, loss["direction"], peer_node.index if peer_node else 0)
+            one = seen.setdefault(key, {})
+            dropped = one.get("dropped_packets", 0) + loss["dropped_packets"]
+            one.update(loss_ppm=loss["loss_ppm"], dropped_packets=dropped)
+    names = {node.index: node.name for node in plan.nodes}
+    return [
+        _reading(names[index], direction, names.get(peer), one)
+        for (index, direction, peer), one in sorted(seen.items(), key=lambda item: item[0])
+    ]
+
+
+def _reading(node: str, direction: str, peer: str | None, one: Mapping[str, int]) -> LinkReading:
+    return LinkReading(
+        node=node,
+        direction=direction,
+        peer=peer,
+        rate_bits=one.get("rate_bits"),
+        queue_bytes=one.get("queue_bytes"),
+        loss_ppm=one.get("loss_ppm"),
+        where="switch",
+        sent_packets=one.get("sent_packets", 0),
+        sent_bytes=one.get("sent_bytes", 0),
+        dropped_packets=one.get("dropped_packets", 0),
+        waiting_bytes=one.get("waiting_bytes", 0),
+    )

@@ -1,0 +1,55 @@
+"""The limits of links at the switch. The queues of a port go with the port; shapers and tables have the owner label.
+
+So `interfaces` and `rules` remove all of them.
+"""
+
+from __future__ import annotations
+
+from vcluster.fleet.servers import Server
+from vcluster.model.plan import Plan
+from vcluster.planning import traffic_plan
+from vcluster.planning.traffic_plan import LinkReading
+
+Place = tuple[str, str]  # a node and a direction
+
+
+def require_support(server: Server, plan: Plan) -> None:
+    """Raise MissingError, before any change, if the kernel of the switch's server cannot give the planned limits."""
+    server.call("require_link_support", directions=traffic_plan.shaped_directions(plan))
+
+
+def create(server: Server, plan: Plan) -> None:
+    """Give the links of the plan their limits, if the switch is on this server. Limits that are right stay."""
+    if plan.links and server.name == plan.switch.server:
+        apply(server, plan)
+
+
+def apply(server: Server, plan: Plan) -> None:
+    """Give the links of the plan their limits, and no limit to the others."""
+    server.call("shape_links", **traffic_plan.label_arguments(plan), directions=traffic_plan.shaped_directions(plan))
+
+
+def reduce(server: Server, before: Plan, after: Plan) -> None:
+    """Give the links the limits of the plan `after`, if they are not those of the plan `before`."""
+    if before.links != after.links and server.name == after.switch.server:
+        apply(server, after)
+
+
+def read(server: Server, plan: Plan) -> tuple[list[LinkReading], set[str]]:
+    """The limits that the kernel has, and the nodes whose port of the switch exists."""
+    found = server.call("read_link_limits", **traffic_plan.label_arguments(plan))
+    present = {node.name for node in plan.nodes if traffic_plan.switch_port(plan, node) in found["present"]}
+    return traffic_plan.readings(plan, found), present
+
+
+def compare(server: Server, plan: Plan) -> tuple[dict[Place, str], list[Place]]:
+    """The limits that the kernel has, by node and direction, and the places of planned ones that it lacks.
+
+    Only the server of the switch is asked, if there are limits, and if this user may read them.
+    """
+    if not plan.links or server.name != plan.switch.server or not server.call("identity")["has_rights"]:
+        return {}, []
+    readings, present = read(server, plan)
+    found = traffic_plan.texts_of(traffic_plan.found_limits(readings))
+    planned = traffic_plan.texts_of(traffic_plan.planned_limits(plan))
+    return found, [place for place, text in planned.items() if place[0] in present and found.get(place) != text]
