@@ -206,6 +206,7 @@ OWNERS = (naming.former_owner_id("4c4c4544-0000\n"), naming.owner_id(naming.make
 def test_owner_labels_are_read_back(cluster: str, owner: str) -> None:
     assert naming.parse_alias(naming.alias(cluster, owner)) == (cluster, owner)
     assert naming.parse_table_name(naming.table_name(cluster, owner)) == (cluster, owner)
+    assert naming.parse_table_name(naming.links_table_name(cluster, owner)) == (cluster, owner)
 
 
 def test_an_owner_id_shows_the_user_and_the_machine() -> None:

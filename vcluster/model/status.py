@@ -75,8 +75,8 @@ class Status:
 class Observed:
     """The state of a server: for each domain its power, for each interface its bridge, and the other names.
 
-    `lacking_tables` are the tables of the packet filter that it lacks: inet, arp, bridge. `limits` are those of links, by
-    node and direction, and `lost_limits` those of the plan that it lacks.
+    `lacking_tables` are the tables of the packet filter that it lacks: inet, arp, bridge. `limits` are those of links,
+    by node and direction, and `lost_limits` those of the plan that it lacks.
     """
 
     domains: Mapping[str, PowerState]
