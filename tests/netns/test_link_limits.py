@@ -128,6 +128,9 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Lab]:
 
 @pytest.fixture
 def lab(cluster: Lab) -> Iterator[Lab]:
+    """The bridges know the MACs of all nodes, so they flood no frame of a test."""
+    for node in NODES:
+        cluster.send(node, "node1" if node != "node1" else "node2", 1)
     yield cluster
     cluster.host.vcluster("link", "reset")
     assert cluster.qdiscs() == {}
