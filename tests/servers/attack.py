@@ -1,7 +1,7 @@
 """What root of a node sends in an attack. A program for nodes: standard library only, tests pass it to python3 -c.
 
 Its argument is JSON:
-  seconds      how long the floods last; the scans end when they are through
+  seconds      how long the floods last at least: they end with the input of the program
   tcp, udp     the ports that it scans, as pairs of the first and the last one
   scanned      the addresses that it scans
   claimed      pairs of an interface and an address that it claims by ARP
@@ -35,6 +35,7 @@ from typing import Any
 
 INTERFACES = "lab0", "mgmt0"
 BATCH, PATIENCE_S = 4000, 4.0  # sockets that wait for answers at once, and how long they wait for the next one
+END = Path("/run/attack-ends")
 BROADCAST, MARK = b"\xff" * 6, b"\x88\xb5"  # the type of frames inside forged VXLAN packets (IEEE 802: experiments)
 # Asks for the TXT record `vcluster` (RFC 1035).
 QUESTION = struct.pack(">6H", 1, 0x100, 1, 0, 0, 0) + b"\x08vcluster\0" + struct.pack(">2H", 16, 1)
@@ -161,11 +162,12 @@ def own(interface: str) -> tuple[bytes, str]:
 # Floods
 
 
-def flood(until: float, steps: Iterable[Callable[[], object]]) -> Result:
-    """Take each of the steps again and again; an error does not end it."""
+def flood(steps: Iterable[Callable[[], object]]) -> Result:
+    """Take each of the steps again and again, until the end; an error does not end it."""
     errors: Counter[str] = Counter()
+    os.nice(10)  # the scans go first
     sent, steps = 0, [*steps]
-    while time.monotonic() < until:
+    while not END.exists():
         for step in steps:
             try:
                 step()
@@ -271,12 +273,11 @@ def write_as(uid: int, shared: str) -> Result:
 # All of it
 
 
-def start(work: Callable[[], Result], niceness: int) -> int:
+def start(work: Callable[[], Result]) -> int:
     """Run it in another process; returns the end of a pipe with its result."""
     reading, writing = os.pipe()
     if os.fork() == 0:
         os.close(reading)
-        os.nice(niceness)
         with os.fdopen(writing, "w") as output:
             json.dump(work(), output)
             output.flush()
@@ -288,17 +289,20 @@ def start(work: Callable[[], Result], niceness: int) -> int:
 def attack(request: Result) -> Result:
     resource.setrlimit(resource.RLIMIT_NOFILE, (BATCH + 1000, BATCH + 1000))
     began = time.monotonic()
-    until = began + request["seconds"]
-    works: dict[str, tuple[Callable[[], Result], int]] = {}
-    for address in request["scanned"]:
-        works[f"tcp {address}"] = (lambda to=address: scan(socket.SOCK_STREAM, to, request["tcp"])), 0
-        works[f"udp {address}"] = (lambda to=address: scan(socket.SOCK_DGRAM, to, request["udp"])), 0
-    works["logins"] = (lambda: logins(request["hosts"], request["users"], request["key"])), 0
-    for uid in request["uids"]:
-        works[f"uid {uid}"] = (lambda uid=uid: write_as(uid, request["shared"])), 0
+    END.unlink(missing_ok=True)
+    works: dict[str, Callable[[], Result]] = {}
     for name, steps in floods(request).items():
-        works[name] = (lambda steps=steps: flood(until, steps)), 10
-    running = {name: start(work, niceness) for name, (work, niceness) in works.items()}
+        works[name] = lambda steps=steps: flood(steps)
+    for address in request["scanned"]:
+        works[f"tcp {address}"] = lambda to=address: scan(socket.SOCK_STREAM, to, request["tcp"])
+        works[f"udp {address}"] = lambda to=address: scan(socket.SOCK_DGRAM, to, request["udp"])
+    works["logins"] = lambda: logins(request["hosts"], request["users"], request["key"])
+    for uid in request["uids"]:
+        works[f"uid {uid}"] = lambda uid=uid: write_as(uid, request["shared"])
+    running = {name: start(work) for name, work in works.items()}
+    sys.stdin.read()
+    time.sleep(max(0.0, began + request["seconds"] - time.monotonic()))
+    END.touch()
     found: Result = {}
     for name, reading in running.items():
         with os.fdopen(reading) as stream:
