@@ -1,4 +1,4 @@
-"""What a node does with its tap, without the node."""
+"""What a node does with its tap, without the node; and what passes a tap."""
 
 from __future__ import annotations
 
@@ -11,4 +11,21 @@ print(flush=True)
 for line in sys.stdin:
     os.write(tap, bytes.fromhex(line))
     print(flush=True)
+"""
+
+# The size of the largest frame of an interface, until a line on standard input.
+LARGEST = """
+import socket, sys
+frames = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+frames.setsockopt(socket.SOL_SOCKET, 33, 1 << 26)  # SO_RCVBUFFORCE
+frames.bind((sys.argv[1], 0))
+print("ready", flush=True)
+sys.stdin.readline()
+frames.setblocking(False)
+largest = 0
+try:
+    while True:
+        largest = max(largest, len(frames.recv(1 << 17)))
+except BlockingIOError:
+    print(largest, flush=True)
 """

@@ -19,6 +19,8 @@ import pytest
 
 from tests import broken_promises
 from tests.clusters import Host
+from tests.inside import ROOT
+from tests.taps import LARGEST
 from tests.testbed import testbed
 
 pytestmark = [
@@ -233,6 +235,95 @@ def test_a_change_during_a_transfer_loses_no_frame(lab: Lab) -> None:
     assert sum(after[key]["drops"] for key in after) == 0
 
 
+# The features of an interface that are on.
+FEATURES = f"""
+import sys
+sys.path.insert(0, {str(ROOT / "vcluster/guest")!r})
+from node_offloads import COMMANDS, ethtool
+print(*(name for name, (read, _) in COMMANDS.items() if ethtool(sys.argv[1], read)))
+"""
+RECEIVE = """
+import socket
+server = socket.create_server(("10.0.0.2", 7000))
+print("ready", flush=True)
+found = server.accept()[0]
+while found.recv(1 << 20):
+    pass
+"""
+TRANSMIT = """
+import socket
+out = socket.create_connection(("10.0.0.2", 7000))
+out.sendall(bytes(4_000_000))
+"""
+
+
+def features(host: Host, interface: str) -> list[str]:
+    return host.server.run([sys.executable, "-c", FEATURES, interface], timeout_s=30).stdout.split()
+
+
+def largest_frame(host: Host) -> int:
+    """The largest frame of a TCP connection from node1 to node2, at node2's tap."""
+
+    def in_node(node: str, program: str) -> list[str]:
+        return ["ip", "netns", "exec", node, sys.executable, "-c", program]
+
+    watch = host.server.popen([sys.executable, "-c", LARGEST, "vp-lab-2"], takes_input=True)
+    receiver = host.server.popen(in_node("node2", RECEIVE))
+    for process in (watch, receiver):
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+    host.server.run(in_node("node1", TRANSMIT), timeout_s=60)
+    assert receiver.wait(60) == 0
+    return int(watch.communicate("\n", timeout=60)[0])
+
+
+def test_offloads_are_off_while_there_are_limits(lab: Lab) -> None:
+    """And on again after that, as they were before, also when a command was killed in between."""
+    servers = {lab.host.server.name: lab.host, lab.switch.server.name: lab.switch}
+    ports = [(lab.host, f"vp-lab-{number}") for number in (1, 2, 3)]
+    if len(servers) == 2:
+        ports += [(host, f"vx-lab-{number}") for host in servers.values() for number in (1, 2, 3)]
+    lab.switch.sh(f"ip link show {ports[-1][1]} >/dev/null")
+    before = [features(*each) for each in ports]
+    assert all("tso" in each and "gso" in each for each in before)
+    done = lab.host.vcluster("link", "set", "node1", "--to", "loss=1%")
+    assert "turned off TSO, GSO and GRO: vp-lab-1, vp-lab-2, vp-lab-3" in done.stderr
+    assert [features(*each) for each in ports] == [[]] * len(ports)
+    again = lab.host.vcluster("link", "set", "node1", "--to", "loss=2%")
+    assert "TSO" not in again.stderr
+    broken_promises.restore(lab.host)
+    done = lab.host.vcluster("link", "reset")
+    assert "restored TSO, GSO and GRO: vp-lab-1, vp-lab-2, vp-lab-3" in done.stderr
+    assert [features(*each) for each in ports] == before
+    owner = lab.host.sh("cat /var/lib/vcluster/owner").strip()
+    killed = (
+        "from vcluster.adapters.network.shaping import offloads\n"
+        f"offloads.turn_off('vcluster:lab:{owner}', {[name for host, name in ports if host is lab.host]!r})"
+    )
+    lab.host.server.run([sys.executable, "-c", killed], timeout_s=30, cwd=ROOT)
+    assert features(*ports[0]) == []
+    lab.host.vcluster("link", "reset")
+    assert [features(*each) for each in ports] == before
+    assert all(host.sh("ls -A /run/vcluster 2>/dev/null || true") == "" for host in servers.values())
+
+
+def test_the_program_of_nodes_keeps_frames_small(lab: Lab) -> None:
+    """TCP data of a node whose lab0 has no offloads crosses the switch in frames that are not larger than the MTU."""
+    for number, node in enumerate(NODES, start=1):
+        lab.host.sh(f"ip -n {node} address replace 10.0.0.{number}/24 dev lab0")
+    program = f"{sys.executable} {ROOT}/vcluster/guest/node_offloads.py"
+    steps = ["mount -t tmpfs x /run", f"{program} off lab0; {program} off lab0", f"{program} restore lab0"]
+    line = "".join(f"{step}; echo done; read line; " for step in steps)
+    argv = ["ip", "netns", "exec", "node1", "unshare", "-m", "sh", "-c", line]
+    node = lab.host.server.popen(argv, takes_input=True)
+    for is_small in (False, True, False):
+        assert node.stdout.readline() == "done\n"
+        assert (largest_frame(lab.host) <= 1450 + 14) == is_small
+        node.stdin.write("\n")
+        node.stdin.flush()
+    assert node.wait(30) == 0
+
+
 def test_the_kernel_is_read(lab: Lab) -> None:
     """Also what was changed by hand. The text has what `link set` takes."""
     lab.link("set", "node2", "--to", "rate=1.5mbit,queue=3000B,loss=0.25%")
@@ -247,3 +338,40 @@ def test_the_kernel_is_read(lab: Lab) -> None:
     assert lab.host.json("link", "reset", "node2") == {"name": "lab", "reset": ["node2"]}
     assert lab.link("show") == []
     assert lab.switch.sh("nft list tables | grep links || true") == ""
+
+
+def test_limits_last_until_the_cluster_is_cleared() -> None:
+    """A node gets them when it starts, a repair restores them, and nothing of them stays."""
+    with labs("local") as lab:
+        host = lab.host
+        host.sh("ip link del vp-lab-3")
+        done = host.vcluster("link", "set", "node1", "node3", "--both", "rate=1mbit,loss=1%")
+        assert "node3 is off; its link gets its limits when it starts" in done.stderr
+        assert {(one["node"], one["direction"]) for one in lab.link("show")} == {("node1", "from"), ("node1", "to")}
+        host.vcluster("power", "on", "-w", "node3")
+        assert {each[0] for each in lab.qdiscs()} >= {"vp-lab-1", "vi-lab-1", "vp-lab-3", "vi-lab-3"}
+        assert features(host, "vp-lab-3") == []
+        assert [node["limits"] for node in host.json("status", "lab")["nodes"]] == [
+            ["from rate=1mbit,queue=64KiB,loss=1%", "to rate=1mbit,queue=64KiB,loss=1%"],
+            [],
+            ["from rate=1mbit,queue=64KiB,loss=1%", "to rate=1mbit,queue=64KiB,loss=1%"],
+        ]
+        for line in (
+            "tc qdisc del dev vp-lab-3 root",
+            "nft delete table bridge $(nft list tables bridge | grep -o 'vcluster.*-links')",
+            "nft delete table netdev $(nft list tables netdev | grep -o 'vcluster.*-links')",
+            "ip link del vi-lab-1",
+        ):
+            host.sh(line)
+            assert "limits of frames" in str(host.json("status", "lab")["missing"])
+            broken = [each for each in broken_promises.broken(host) if each["id"] == "link-limits"]
+            assert broken
+            assert all("vcluster repair lab" in each["fix"] for each in broken)
+            broken_promises.restore(host)
+            assert [each for each in broken_promises.broken(host) if each["id"] in ("link-limits", "unplanned")] == []
+        host.vcluster("clear", "lab", "-y")
+        assert host.json("clear", "lab", "--verify", "-y")["left"] == []
+        left = (
+            "ip -br link | grep -E 'v[ipcx]-lab'; nft list tables | grep vcluster; ls -A /run/vcluster; tc qdisc show"
+        )
+        assert host.sh(f"({left}) 2>/dev/null | grep -vE 'noqueue|vp-lab-[12]' || true") == ""

@@ -367,3 +367,15 @@ def test_other_lines_of_a_table_keep_their_bytes(tmp_path: Path) -> None:
     apply.do_line({"path": str(path), "key": "/data", "text": "disk /data ext4\n"}, changed)
     assert changed == [str(path)]
     assert path.read_bytes() == before + b"disk /data ext4\n"
+
+
+def test_a_service_is_removed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[list[str]] = []
+    monkeypatch.setattr(apply, "run", ran.append)
+    unit, program = tmp_path / "my.service", tmp_path / "my.py"
+    unit.touch()
+    action = {"do": "no_service", "unit": "my.service", "paths": [str(unit), str(program)]}
+    assert apply.apply([action]) == ["my.service"]
+    assert ran == [["systemctl", "disable", "--now", "my.service"], ["systemctl", "daemon-reload"]]
+    assert not unit.exists()
+    assert apply.apply([action]) == []

@@ -19,7 +19,8 @@ from vcluster.model.json_types import misfit
 from vcluster.model.plan import Node, Plan, ServerPlan
 from vcluster.model.promises import BY_ID, PROMISES, Fact, PromiseReport
 from vcluster.model.survey_answer import SurveyAnswer
-from vcluster.planning import controller_promises, file_promises, server_promises, traffic_plan
+from vcluster.planning import controller_promises, file_promises, server_promises
+from vcluster.planning.hops import switch_port
 from vcluster.snapshots.template import snapshots_folder
 
 ROOT = Path(__file__).parent.parent.parent
@@ -73,7 +74,7 @@ def seen_on(plan: Plan, server: ServerPlan) -> dict[str, Any]:
         gateway = f"{network.gateway}/{network.subnet.prefixlen}"
         interfaces[network.bridge] = _interface("bridge", addresses=[gateway], routes=[str(network.subnet)])
     disks = {path.name: dict(FILE, uid=QEMU_UID) for node in nodes for path in file_promises.node_files(plan, node)}
-    ports = [traffic_plan.switch_port(plan, node) for node in plan.nodes]
+    ports = [switch_port(plan, node) for node in plan.nodes]
     limits: dict[str, Any] = {"present": ports, "queues": [], "losses": [], "redirections": {}}
     trees: dict[str, Any] = {path: {} for path in file_promises.trees(server)}
     if pool:

@@ -17,7 +17,7 @@ from vcluster.adapters.tsc import STEP_MHZ, rounded_mhz, tsc_mhz
 from vcluster.images.recipes import guest_file
 from vcluster.model.keys import Keys
 from vcluster.model.plan import Node, Plan
-from vcluster.model.spec import DHCP, DIRECT, PRIVATE, Image, ImageLogin, PortRange, StorageNode
+from vcluster.model.spec import DHCP, DIRECT, PRIVATE, Image, ImageLogin, Link, LinkShape, PortRange, StorageNode
 from vcluster.render import actions, network_xml, node_actions, seed_files, ssh_files, xml_tree
 from vcluster.render.actions import Action
 from vcluster.render.common_files import common_files, etc_hosts, known_hosts
@@ -245,3 +245,16 @@ def test_the_frequency_of_the_counter_is_rounded(ticks: int, mhz: int) -> None:
 def test_the_frequency_of_the_counter_is_measured() -> None:
     assert 0 < tsc_mhz() < 10_000
     assert abs(tsc_mhz() - tsc_mhz()) <= STEP_MHZ
+
+
+def test_offloads_of_nodes_are_off_while_links_have_limits() -> None:
+    """A service turns them off at each boot, and on when it ends."""
+    plan = samples.plan(2)
+    (removal,) = node_actions.offload_actions(plan, program="text")
+    limited = replace(plan, links=(Link("node2", "to", LinkShape(loss_ppm=1)),))
+    program, unit, service = node_actions.offload_actions(limited, program="text")
+    assert (removal["do"], removal["paths"]) == ("no_service", [unit["path"], program["path"]])
+    assert program["text"] == "text"
+    assert "\nExecStart=/usr/bin/python3 /usr/lib/vcluster/offloads.py off lab0\n" in unit["text"]
+    assert "\nExecStop=/usr/bin/python3 /usr/lib/vcluster/offloads.py restore lab0\n" in unit["text"]
+    assert service["restart_if"] == [program["path"], unit["path"]]

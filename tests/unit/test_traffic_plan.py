@@ -20,6 +20,7 @@ from vcluster.model.plan import Plan
 from vcluster.model.plan_check import find_defect
 from vcluster.model.spec import Link, LinkShape
 from vcluster.planning import link_spec, resize, traffic_plan
+from vcluster.planning.hops import switch_port
 
 LAB, SHARED = samples.plan(3), samples.shared_plan()
 MBIT = 10**6
@@ -47,7 +48,7 @@ def kernel(plan: Plan) -> dict[str, Any]:
                 losses.append({**place, "loss_ppm": flow.loss_ppm, "dropped_packets": 2})
         if each.is_redirected:
             redirections[each.port] = each.shaper
-    ports = [traffic_plan.switch_port(plan, node) for node in plan.nodes]
+    ports = [switch_port(plan, node) for node in plan.nodes]
     return {"present": ports, "queues": queues, "losses": losses, "redirections": redirections}
 
 
@@ -94,8 +95,8 @@ def test_only_named_limits_change() -> None:
 
 
 def test_the_port_is_the_tap_or_the_tunnel() -> None:
-    assert [traffic_plan.switch_port(LAB, node) for node in LAB.nodes] == ["vp-lab-1", "vp-lab-2", "vp-lab-3"]
-    assert [traffic_plan.switch_port(SHARED, node) for node in SHARED.nodes] == ["vx-lab-1", "vx-lab-2", "vx-lab-3"]
+    assert [switch_port(LAB, node) for node in LAB.nodes] == ["vp-lab-1", "vp-lab-2", "vp-lab-3"]
+    assert [switch_port(SHARED, node) for node in SHARED.nodes] == ["vx-lab-1", "vx-lab-2", "vx-lab-3"]
 
 
 def test_a_queue_is_computed_from_the_rate() -> None:

@@ -101,6 +101,9 @@ RESULTS: Mapping[str, Any] = {
     "require_link_support": None,
     "shape_links": None,
     "read_link_limits": LinkLimits,
+    "turn_off_offloads": list[str],
+    "restore_offloads": list[str],
+    "offload_labels": list[str],
     "server_report": {"files": dict[str, str], "absent": dict[str, str], "failed": dict[str, str]},
 }  # fmt: skip
 

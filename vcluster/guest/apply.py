@@ -10,6 +10,7 @@ writes {"changed": […]}. The field "do" names the action:
                                                client is the owner
   service    unit, restart_if, reload          running and started at boot; restarted if one of these paths was changed,
                                                else reloaded if `reload` is true
+  no_service unit, paths                       stopped, not started at boot, and without these files
   mount      source, target, type, options, address
                                                `address` is the server's, if there is a server
   automounts units                             units by target: systemd mounts a target on its first use, as in fstab
@@ -214,6 +215,17 @@ def do_service(action: Action, changed: list[str]) -> None:
         run(["systemctl", "daemon-reload"])
     run(["systemctl", "restart" if active else "start", unit])
     changed.append(unit)
+
+
+def do_no_service(action: Action, changed: list[str]) -> None:
+    if not any(map(os.path.exists, action["paths"])):
+        return
+    run(["systemctl", "disable", "--now", action["unit"]])
+    for path in action["paths"]:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+    run(["systemctl", "daemon-reload"])
+    changed.append(action["unit"])
 
 
 def enable(unit: str) -> None:

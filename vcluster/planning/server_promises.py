@@ -12,6 +12,7 @@ from vcluster.model import naming
 from vcluster.model.plan import Node, Plan, ServerPlan, Tunnel
 from vcluster.model.promises import PRESENT, Fact
 from vcluster.planning import traffic_plan
+from vcluster.planning.hops import switch_port
 from vcluster.planning.packet_filter import guard_arguments
 from vcluster.render import domain_xml
 
@@ -180,11 +181,12 @@ def _limit_facts(plan: Plan, seen: Seen) -> Iterator[Fact]:
     """The links whose port of the switch exists; the node of another one is off."""
     planned = traffic_plan.texts_of(traffic_plan.planned_limits(plan))
     found = traffic_plan.texts_of(traffic_plan.found_limits(traffic_plan.readings(plan, seen["links"])))
+    ports = {*seen["links"]["present"]}
     for node in plan.nodes:
         for direction in traffic_plan.DIRECTIONS:
             wanted, present = (limits.get((node.name, direction), NONE) for limits in (planned, found))
             remedy = f"vcluster link reset --name {plan.name}" if wanted == NONE else ""
-            if traffic_plan.switch_port(plan, node) in seen["links"]["present"]:
+            if switch_port(plan, node) in ports:
                 yield Fact("link-limits", f"{node.name} {direction}", wanted, present, remedy)
 
 

@@ -9,9 +9,10 @@ from typing import Any
 from vcluster.adapters.network.shaping.traffic_spec import ALL, FIRST_PEER, MAJORS, Flow, ShapedDirection
 from vcluster.errors import ConflictError, RequestError
 from vcluster.model import naming
-from vcluster.model.plan import Node, Plan
+from vcluster.model.plan import Plan
 from vcluster.model.spec import FROM, TO, Link, LinkShape
 from vcluster.planning import link_spec
+from vcluster.planning.hops import switch_port
 from vcluster.planning.link_spec import Changes
 
 ETHERNET_BYTES = 14  # of the header of a frame
@@ -105,11 +106,6 @@ def frame_bytes(plan: Plan) -> int:
     return plan.mtu + ETHERNET_BYTES
 
 
-def switch_port(plan: Plan, node: Node) -> str:
-    """The port of the switch for a node: its tap, or its tunnel."""
-    return node.port if node.vni is None else naming.tunnel_name(plan.name, node.index)
-
-
 def label_arguments(plan: Plan) -> dict[str, Any]:
     """The arguments that name the objects of a cluster to the agent's operations on links."""
     return {
@@ -131,10 +127,12 @@ def shapers(plan: Plan, server: str) -> set[str]:
 
 
 def _directions(plan: Plan) -> Iterator[ShapedDirection]:
-    for node in plan.nodes:
+    by_place: dict[tuple[str, str], list[Link]] = {}
+    for link in plan.links:
+        by_place.setdefault((link.node, link.direction), []).append(link)
+    for node in plan.nodes if by_place else ():
         for direction in DIRECTIONS:
-            links = [link for link in plan.links if (link.node, link.direction) == (node.name, direction)]
-            if links:
+            if links := by_place.get((node.name, direction)):
                 yield ShapedDirection(
                     port=switch_port(plan, node),
                     direction=direction,
@@ -184,7 +182,7 @@ Key = tuple[str, str, str]  # a node, a direction, and a peer, which is empty fo
 
 def planned_limits(plan: Plan) -> dict[Key, LinkShape]:
     """The limits that the kernel has if all is as planned, with computed queues."""
-    nodes = {switch_port(plan, node): node.name for node in plan.nodes}
+    nodes = {switch_port(plan, node): node.name for node in plan.nodes if plan.links}
     return {
         (nodes[each.port], each.direction, nodes.get(flow.peer_port, "")): _shape_of(flow)
         for each in _directions(plan)

@@ -19,6 +19,7 @@ from vcluster.render.packages import SSH_SETTINGS, program_actions
 USER_UID, OTHER_USER_UID = 2000, 2001
 SSHD_SETTINGS = "/etc/ssh/sshd_config.d/10-vcluster.conf"
 WATCHER, WATCHER_UNIT = "/usr/lib/vcluster/stores.py", "vcluster-stores.service"
+OFFLOADS, OFFLOADS_UNIT = "/usr/lib/vcluster/offloads.py", "vcluster-offloads.service"
 EXPORTS = "/exports"  # mount point of the served disk on a storage node
 MPI_END = "/usr/lib/vcluster/mpi-end.so"
 MPI_ENDS = "mpi-ends"  # a feature of images whose MPICH needs no MPI_END
@@ -166,6 +167,24 @@ def actions(plan: Plan, node: Node, keys: Keys, common: CommonFiles) -> list[Act
         *gateway_actions.gateway_actions(plan, node),
         *serve_actions(plan, node),
         *mpi_actions(plan, common),
+    ]
+
+
+def offload_actions(plan: Plan, *, program: str) -> list[Action]:
+    """Segmentation offloads of lab0: off while links have limits, otherwise as they were before.
+
+    `program` is the text of guest/node_offloads.py.
+    """
+    unit = f"{UNITS}/{OFFLOADS_UNIT}"
+    if not plan.links:
+        return [{"do": "no_service", "unit": OFFLOADS_UNIT, "paths": [unit, OFFLOADS]}]
+    run = f"/usr/bin/python3 {OFFLOADS}"
+    lines = ["Type=oneshot", "RemainAfterExit=yes", f"ExecStart={run} off lab0", f"ExecStop={run} restore lab0"]
+    text = unit_text(["Description=Frames of lab0 that are not larger than its MTU", "After=network.target"], lines)
+    return [
+        file(OFFLOADS, program),
+        file(unit, text),
+        {"do": "service", "unit": OFFLOADS_UNIT, "restart_if": [OFFLOADS, unit]},
     ]
 
 

@@ -14,7 +14,7 @@ from vcluster.model.quoting import printable
 from vcluster.render.clone_xml import clone_xml
 from vcluster.render.domain_xml import data_disk, domain_xml
 from vcluster.render.xml_tree import text_of
-from vcluster.resources import profiles, shaping
+from vcluster.resources import profiles, segmentation, shaping
 from vcluster.resources.owned import OwnedItem
 from vcluster.snapshots.template import Snapshot
 from vcluster.util import parallel
@@ -48,6 +48,7 @@ def prepare(server: Server, plan: Plan, node: Node) -> None:
     """
     taps = [node.port, *([node.management.port] if node.management else [])]
     server.call("prepare_domain", domain=node.domain, taps=taps, is_emulated=plan.server(server.name).accel == "tcg")
+    segmentation.create(server, plan)
     shaping.create(server, plan)
 
 

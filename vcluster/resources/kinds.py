@@ -10,7 +10,7 @@ they name the kinds that they make and remove.
 
 from __future__ import annotations
 
-from vcluster.resources import domains, interfaces, networks, profiles, rules, shaping, volumes
+from vcluster.resources import domains, interfaces, networks, profiles, rules, segmentation, shaping, volumes
 
 # In the order of removal
 KINDS = {
@@ -18,6 +18,7 @@ KINDS = {
     "profiles": profiles,
     "volumes": volumes,
     "networks": networks,
+    "segmentation": segmentation,
     "interfaces": interfaces,
     "rules": rules,
 }

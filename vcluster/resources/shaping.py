@@ -8,6 +8,7 @@ from __future__ import annotations
 from vcluster.fleet.servers import Server
 from vcluster.model.plan import Plan
 from vcluster.planning import traffic_plan
+from vcluster.planning.hops import switch_port
 from vcluster.planning.traffic_plan import LinkReading
 
 Place = tuple[str, str]  # a node and a direction
@@ -38,7 +39,8 @@ def reduce(server: Server, before: Plan, after: Plan) -> None:
 def read(server: Server, plan: Plan) -> tuple[list[LinkReading], set[str]]:
     """The limits that the kernel has, and the nodes whose port of the switch exists."""
     found = server.call("read_link_limits", **traffic_plan.label_arguments(plan))
-    present = {node.name for node in plan.nodes if traffic_plan.switch_port(plan, node) in found["present"]}
+    ports = {*found["present"]}
+    present = {node.name for node in plan.nodes if switch_port(plan, node) in ports}
     return traffic_plan.readings(plan, found), present
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from vcluster.adapters.network.shaping import shaper
+from vcluster.adapters.network.shaping import offloads, shaper
 from vcluster.adapters.network.shaping.traffic_spec import directions as requested
 
 
@@ -25,4 +25,26 @@ def read_link_limits(table: str, alias: str, switch_ports: Sequence[str]) -> dic
     return asdict(shaper.read(table, alias, switch_ports))
 
 
-OPERATIONS: tuple[Callable[..., Any], ...] = (require_link_support, shape_links, read_link_limits)
+def turn_off_offloads(alias: str, interfaces: Sequence[str]) -> list[str]:
+    """Turn segmentation offloads of these interfaces off. Returns the interfaces that had some."""
+    return offloads.turn_off(alias, interfaces)
+
+
+def restore_offloads(alias: str) -> list[str]:
+    """Turn on the offloads that were turned off for a cluster. Returns the interfaces that had them."""
+    return offloads.restore(alias)
+
+
+def offload_labels() -> list[str]:
+    """The owner labels of the clusters whose offloads are turned off."""
+    return offloads.labels()
+
+
+OPERATIONS: tuple[Callable[..., Any], ...] = (
+    require_link_support,
+    shape_links,
+    read_link_limits,
+    turn_off_offloads,
+    restore_offloads,
+    offload_labels,
+)

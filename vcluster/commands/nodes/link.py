@@ -6,20 +6,26 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from vcluster.commands.nodes.access import choose_nodes
-from vcluster.commands.steps.inventory import read_ledger
+from vcluster.commands.nodes.access import choose_nodes, sessions
+from vcluster.commands.steps.inventory import powers_of, read_ledger
 from vcluster.errors import RequestError, VclusterError
 from vcluster.fleet import servers
 from vcluster.fleet.context import Context
 from vcluster.fleet.ledger import Ledger
-from vcluster.fleet.servers import Server
+from vcluster.fleet.servers import Fleet, Server
 from vcluster.model.naming import folded
-from vcluster.model.plan import Plan
+from vcluster.model.plan import Node, Plan
 from vcluster.model.quoting import shown
+from vcluster.model.status import RUNNING
 from vcluster.planning import traffic_plan
 from vcluster.planning.link_spec import Changes
 from vcluster.planning.traffic_plan import LinkReading
-from vcluster.resources import shaping
+from vcluster.resources import segmentation, shaping
+from vcluster.stages import node_offloads
+from vcluster.util import parallel
+from vcluster.util.deadline import Deadline
+
+NODE_TIMEOUT_S = 60.0  # for a login and a program in a node
 
 
 def set_limits(
@@ -37,9 +43,12 @@ def set_limits(
         return traffic_plan.with_changes(plan, _names(plan, nodes), changes, peer=peer)
 
     change(read_ledger(context.files(name)).plan)  # a wrong request is an error before servers are opened
-    with _changing(context, name) as (server, ledger):
+    with _changing(context, name) as (fleet, ledger):
         plan = change(ledger.plan)
+        server = fleet[plan.switch.server]
         shaping.require_support(server, plan)
+        if bool(plan.links) != bool(ledger.plan.links):
+            _set_offloads(context, fleet, plan)
         context.files(name).write_ledger(replace(ledger, plan=plan))
         shaping.apply(server, plan)
         found, present = shaping.read(server, plan)
@@ -58,10 +67,13 @@ def reset(context: Context, name: str, nodes: Sequence[str]) -> tuple[str, ...]:
         return traffic_plan.without_links(plan, _names(plan, nodes))
 
     change(read_ledger(context.files(name)).plan)
-    with _changing(context, name) as (server, ledger):
+    with _changing(context, name) as (fleet, ledger):
+        server = fleet[ledger.plan.switch.server]
         plan, limited = change(ledger.plan), {one.node for one in shaping.read(server, ledger.plan)[0]}
         shaping.apply(server, plan)
-        context.files(name).write_ledger(replace(ledger, plan=plan))  # last, so that a killed reset can be repeated
+        context.files(name).write_ledger(replace(ledger, plan=plan))
+        if not plan.links:  # also after a reset that was killed before it came to this
+            _set_offloads(context, fleet, plan)
     return tuple(node for node in _names(plan, nodes) if node in limited)
 
 
@@ -88,12 +100,39 @@ def _switch(context: Context, plan: Plan) -> Iterator[Server]:
 
 
 @contextmanager
-def _changing(context: Context, name: str) -> Iterator[tuple[Server, Ledger]]:
-    """The server of the switch, and the ledger of a cluster that no other command changes meanwhile."""
+def _changing(context: Context, name: str) -> Iterator[tuple[Fleet, Ledger]]:
+    """The servers and the ledger of a cluster that no other command changes meanwhile."""
     files = context.files(name)
-    with _switch(context, read_ledger(files).plan) as server, files.locked():
-        servers.require_rights_on(server)
-        yield server, read_ledger(files)
+    with context.fleet_of(read_ledger(files).plan) as fleet, files.locked():
+        servers.require_rights(fleet)
+        yield fleet, read_ledger(files)
+
+
+def _set_offloads(context: Context, fleet: Fleet, plan: Plan) -> None:
+    """Turn segmentation offloads off if the plan has limits, otherwise on as they were; and report what changed.
+
+    A node that does not answer is reported: its frames may be larger than the MTU.
+    """
+
+    def on_server(server: Server) -> Sequence[str]:
+        return segmentation.create(server, plan) if plan.links else segmentation.restore(server, plan.name)
+
+    def on_node(node: Node) -> bool:
+        deadline = Deadline(NODE_TIMEOUT_S)
+        with sessions(context, plan, [node], user="root", deadline=deadline, fleet=fleet) as opened:
+            return node_offloads.apply(opened[node.name], plan)
+
+    powers = powers_of(fleet, plan.nodes)
+    running = [node for node in plan.nodes if powers[node.name].state == RUNNING]
+    places = [f"{', '.join(names)} on {server}" for server, names in fleet.each(on_server).items() if names]
+    outcomes = dict(zip(running, parallel.outcomes(running, on_node), strict=True))
+    if changed := [node.name for node, outcome in outcomes.items() if outcome is True]:
+        places.append(f"lab0 of {folded(changed)}")
+    if places:
+        context.report.note(f"{'turned off' if plan.links else 'restored'} TSO, GSO and GRO: {'; '.join(places)}")
+    for node, outcome in outcomes.items():
+        if isinstance(outcome, VclusterError) and plan.links:
+            context.report.note(f"{node.name} may send frames of up to 64 KiB: {outcome.message}")
 
 
 def _require_limits(plan: Plan, nodes: Collection[str], found: Sequence[LinkReading]) -> None:

@@ -19,7 +19,7 @@ from vcluster.model.keys import Keys
 from vcluster.model.plan import Node, Plan, ServerPlan
 from vcluster.model.spec import ImageLogin
 from vcluster.render.ssh_files import known_hosts, ssh_config
-from vcluster.resources import interfaces, networks, rules, shaping, volumes
+from vcluster.resources import interfaces, networks, rules, segmentation, shaping, volumes
 from vcluster.stages import check, path, tunnels
 from vcluster.util import parallel
 from vcluster.util.deadline import Deadline
@@ -109,6 +109,7 @@ class Deployment:
             with self.report.step("network", server.label, awaiting="bridges, tunnels, networks and pools"):
                 self._guard(server, planned)
                 interfaces.create(server, planned)
+                segmentation.create(server, self.plan)
                 shaping.create(server, self.plan)
                 networks.create(server, planned, self.plan.name)
                 volumes.create_pool(server, planned, self.plan.name)

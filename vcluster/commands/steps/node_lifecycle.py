@@ -26,9 +26,9 @@ from vcluster.render import node_actions
 from vcluster.render.common_files import common_files
 from vcluster.render.domain_xml import READY_CHANNEL
 from vcluster.render.seed_files import seed_files
-from vcluster.resources import domains, seeds, volumes
+from vcluster.resources import domains, seeds, segmentation, volumes
 from vcluster.snapshots.template import FEATURE, REFUSED, Snapshot, SnapshotIndex, template_of
-from vcluster.stages import boot, configure, key_install
+from vcluster.stages import boot, configure, key_install, node_offloads
 from vcluster.util import parallel
 from vcluster.util.deadline import Cancelled, Deadline
 
@@ -292,7 +292,10 @@ class NodeLifecycle:
         """Apply what the plan specifies for this node alone. Returns what changed."""
         actions = node_actions.actions(self._plan, node, self._cluster.keys, self._common)
         actions.insert(0, node_actions.clock_action(self._clocks.ahead_s(node.server)))
-        return configure.apply(connection, "configure", actions, report=self._cluster.report)
+        actions += node_offloads.actions(self._plan)
+        changed = configure.apply(connection, "configure", actions, report=self._cluster.report)
+        segmentation.create(self._server(node), self._plan)  # the node has loaded its driver, which turns them on
+        return changed
 
     def mount_shares(self, node: Node, connection: NodeConnection) -> tuple[str, ...]:
         """Mount the NFS shares of other nodes. Returns what changed."""

@@ -213,13 +213,14 @@ def _change_tables(table: str, messages: Sequence[Message]) -> None:
 
 def read(table: str, alias: str, ports: Sequence[str]) -> LinkLimits:
     """The queues of ports and of shapers with this label, the losses, and the shaper of each redirected port."""
+    own = {*ports}
     with _open() as netlink:
         interfaces = read_interfaces(netlink)
         qdiscs = queue_messages.read_qdiscs(netlink)
         queues = [
             queue
             for one in interfaces
-            if one.name in ports or (one.kind, one.alias) == (KIND, alias)
+            if one.name in own or (one.kind, one.alias) == (KIND, alias)
             for major in MAJORS.values()
             if queue_messages.has_root(qdiscs.get(one.index, ()), major)
             for queue in queue_messages.read_queues(netlink, one.index, one.name, major, qdiscs[one.index])
@@ -227,7 +228,7 @@ def read(table: str, alias: str, ports: Sequence[str]) -> LinkLimits:
     names = {one.index: one.name for one in interfaces}
     redirections = frame_rules.read_redirections(_rules(table, NETDEV))
     return LinkLimits(
-        sorted({*names.values()} & {*ports}),
+        sorted({*names.values()} & own),
         queues,
         list(frame_rules.read_losses(_rules(table, BRIDGE))),
         {port: names[index] for port, index in redirections.items() if index in names},
