@@ -10,7 +10,7 @@ from vcluster.config import readers
 from vcluster.config.options import CLUSTER, PANELS, Key, option_name
 
 HEADER = ("key", "value", "default", "meaning")
-MACHINES = {"[switch]": readers.SWITCH_KEYS, "[server NAME]": readers.SERVER_KEYS}
+MACHINES = {"[switch]": readers.SWITCH_KEYS, "[server NAME]": readers.SERVER_KEYS, "[link NODES]": readers.LINK_KEYS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,5 +59,6 @@ INTRODUCTION = """\
 The file [config.template](../../config.template) is an example.
 The file has one section `[cluster]` and one section `[switch]`.
 Each server that carries nodes has a section `[server NAME]`.
+A section `[link NODES]` limits the [links](../how-to/limit-links.md) of these nodes, for example `[link node[2-3]]`.
 An option on the command line overrides the key of the same name.
 """

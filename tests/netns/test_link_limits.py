@@ -262,12 +262,12 @@ def features(host: Host, interface: str) -> list[str]:
 
 
 def largest_frame(host: Host) -> int:
-    """The largest frame of a TCP connection from node1 to node2, at node2's tap."""
+    """The largest frame of a TCP connection from node1 to node2, at the tap of node1."""
 
     def in_node(node: str, program: str) -> list[str]:
         return ["ip", "netns", "exec", node, sys.executable, "-c", program]
 
-    watch = host.server.popen([sys.executable, "-c", LARGEST, "vp-lab-2"], takes_input=True)
+    watch = host.server.popen([sys.executable, "-c", LARGEST, "vp-lab-1"], takes_input=True)
     receiver = host.server.popen(in_node("node2", RECEIVE))
     for process in (watch, receiver):
         assert process.stdout
@@ -308,7 +308,7 @@ def test_offloads_are_off_while_there_are_limits(lab: Lab) -> None:
 
 
 def test_the_program_of_nodes_keeps_frames_small(lab: Lab) -> None:
-    """TCP data of a node whose lab0 has no offloads crosses the switch in frames that are not larger than the MTU."""
+    """TCP data of a node whose lab0 has no offloads leaves it in frames that are not larger than the MTU."""
     for number, node in enumerate(NODES, start=1):
         lab.host.sh(f"ip -n {node} address replace 10.0.0.{number}/24 dev lab0")
     program = f"{sys.executable} {ROOT}/vcluster/guest/node_offloads.py"

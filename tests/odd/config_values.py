@@ -10,7 +10,7 @@ from tests.odd.values import Make
 from vcluster.config import config_file, ini_file, passwords
 from vcluster.config.environment_folders import folder_of
 from vcluster.config.options import CLUSTER
-from vcluster.config.readers import SERVER_KEYS, SWITCH_KEYS, parse_host
+from vcluster.config.readers import LINK_KEYS, SERVER_KEYS, SWITCH_KEYS, parse_host
 from vcluster.errors import RequestError
 
 HOST_PARTS = ("host", "user name", "number", "range", "this machine")
@@ -34,13 +34,17 @@ host = 192.0.2.3
 cpu = 4
 ram = 8 GiB
 hdd = 40 GiB
+[link node2]
+to = loss=1%
 """
-LINE_TEXTS = values.near("4", "512 MiB", "10.0.0.0/24", "node[1-3]", "student@server2:22", "env:SECRET", "10000:10100")
+LINE_TEXTS = values.near(
+    "4", "512 MiB", "10.0.0.0/24", "node[1-3]", "student@server2:22", "env:SECRET", "10000:10100", "rate=1mbit,loss=1%"
+)
 
 
 def entry_points() -> list[EntryPoint]:
     """One for each key of each section, and those of the whole file."""
-    sections = {"cluster": CLUSTER, "switch": SWITCH_KEYS, "server server1": SERVER_KEYS}
+    sections = {"cluster": CLUSTER, "switch": SWITCH_KEYS, "server server1": SERVER_KEYS, "link node2": LINK_KEYS}
     keys = [_of_key(section, key) for section, table in sections.items() for key in table]
     return [
         *keys,

@@ -16,7 +16,18 @@ from hypothesis import strategies as st
 from vcluster.config import config_file, ini_file, options, readers, request
 from vcluster.errors import RequestError
 from vcluster.model.facts import Facts
-from vcluster.model.spec import DEFAULT_IMAGE, AddressRange, ImageLogin, Login, PortRange, ServerSpec, Spec, StorageNode
+from vcluster.model.spec import (
+    DEFAULT_IMAGE,
+    AddressRange,
+    ImageLogin,
+    Link,
+    LinkShape,
+    Login,
+    PortRange,
+    ServerSpec,
+    Spec,
+    StorageNode,
+)
 from vcluster.planning import addressing
 
 SOURCE = Path("config.ini")
@@ -344,10 +355,10 @@ password = env:hunter2!
         ("[cluster]", "[servers]\n[cluster]", "1: [servers]: unknown section; did you mean [server NAME]?"),
         ("[cluster]", "[server]\n[cluster]", "1: [server]: unknown section; did you mean [server NAME]?"),
         ("[cluster]", "[switch s]\n[cluster]", "1: [switch s]: unknown section; did you mean [switch]?"),
-        ("[cluster]", "[]\n[cluster]", "1: []: unknown section; known sections are [cluster], [switch] and [server "
-         "NAME]"),
-        ("[cluster]", "[xyz]\n[cluster]", "1: [xyz]: unknown section; known sections are [cluster], [switch] and "
-         "[server NAME]"),
+        ("[cluster]", "[]\n[cluster]", "1: []: unknown section; known sections are [cluster], [switch], [server "
+         "NAME] and [link NODES]"),
+        ("[cluster]", "[xyz]\n[cluster]", "1: [xyz]: unknown section; known sections are [cluster], [switch], "
+         "[server NAME] and [link NODES]"),
         ("nodes = 4", "nodes = 4\nname = \"mylab\"", "3: [cluster] name: cluster name '\"mylab\"' is not a name; "
          "lower-case letters, digits and hyphens, a letter first, at most 32 characters; remove the quotes"),
         ("nodes = 4", "nodes = '4'", "2: [cluster] nodes: \"'4'\" is not a number; 1 to 1023; remove the quotes"),
@@ -912,6 +923,9 @@ COMPANY = {
     "image_password": {";image_user": "image_user"},
     "payload": {";provision": "provision"},
     "dhcp_range": {";addresses = static": "addresses = dhcp"},
+    "[link node[2-3]]": {";to": "to"},
+    **{key: {";[link": "[link"} for key in ("from", "to", "both")},
+    "peer": {";[link": "[link", ";to": "to"},
 }
 EXAMPLES = [number for number, line in enumerate(TEMPLATE.read_text().splitlines()) if line.startswith(";")]
 
@@ -927,9 +941,49 @@ def test_each_example_of_the_template_is_good(number: int, key: Path) -> None:
     parse(text)
 
 
+LINKS = """
+[link node[2-3]]
+from = rate=10mbit,queue=64KiB
+both = loss=1%
+[link node2]
+to = rate=1mbit
+peer = node4
+"""
+
+
+def test_links_have_limits() -> None:
+    """By sections, by the key, and by the option, which replaces the key."""
+    spec = parse(changed("nodes = 4", "nodes = 4\nlinks = node1:to:loss=3%") + LINKS).spec
+    limited = LinkShape(10**7, 65536, 10_000)
+    assert spec.links == (
+        Link("node1", "to", LinkShape(loss_ppm=30_000)),
+        Link("node2", "from", limited),
+        Link("node2", "to", LinkShape(loss_ppm=10_000)),
+        Link("node3", "from", limited),
+        Link("node3", "to", LinkShape(loss_ppm=10_000)),
+        Link("node2", "to", LinkShape(10**6), "node4"),
+    )
+    assert parse(SMALL, links="node4:to:loss=1%").spec.links == (Link("node4", "to", LinkShape(loss_ppm=10_000)),)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[link node1]\n", "[link node1]: needs from, to or both; for example rate=100mbit,queue=64KiB,loss=0.1%"),
+        ("[link node1]\nfrom = 5\n", "[link node1] from: limits: '5' is not one of rate=, queue=, loss="),
+        ("[link Node]\nto = loss=1%\n", "[link Node]: node name 'Node' is not a name"),
+        ("[link a]\nto = loss=1%\nboth = loss=2%\n", "[link a]: both: to gives a limit of this kind too"),
+        ("[link a,a]\nto = loss=1%\n", "[link a,a]: node name 'a' is given twice"),
+        ("[link node[1-2]]\nto = loss=1%\n[link node2]\nto = loss=2%\n", "limits of frames to node2 are given twice"),
+    ],
+)
+def test_a_wrong_link_is_refused(text: str, message: str) -> None:
+    assert any(message in line for line in errors_in(SMALL + text))
+
+
 def test_the_template_shows_every_key() -> None:
     shown = {match[1] for match in re.finditer(r"^;?([a-z_]+) = ", TEMPLATE.read_text(), re.MULTILINE)}
-    assert shown | {"server"} == {*options.CLUSTER, *readers.SWITCH, *readers.SERVER}
+    assert shown | {"server"} == {*options.CLUSTER, *readers.SWITCH, *readers.SERVER, *readers.LINK}
 
 
 def test_the_template_shows_the_defaults() -> None:
@@ -945,16 +999,28 @@ def test_the_template_shows_the_defaults() -> None:
 
 # Random texts
 
-KEYS = st.sampled_from(sorted({*options.CLUSTER, *readers.SWITCH, *readers.SERVER, "nonsense"}))
+KEYS = st.sampled_from(sorted({*options.CLUSTER, *readers.SWITCH, *readers.SERVER, *readers.LINK, "nonsense"}))
 VALUES = (
     st.sampled_from(["4", "2 GiB", "100", "red[1-3]", "localhost", "a", "b@c:5", "env:X", "ask", "10.9.0.0/24", "pack"])
     | st.sampled_from(
-        ["private", "dhcp", "10.9.0.[1-4]", "10.9.0.7-10.9.0.9", "node[1-2]:4", "/bin/ls,/a", "9000:9099"]
+        [
+            "private",
+            "dhcp",
+            "10.9.0.[1-4]",
+            "10.9.0.7-10.9.0.9",
+            "node[1-2]:4",
+            "/bin/ls,/a",
+            "9000:9099",
+            "loss=1%",
+            "a:to:loss=1%",
+        ]
     )
     | st.integers(-1, 70000).map(str)
     | st.text(max_size=12)
 )
-TITLES = st.sampled_from(["cluster", "switch", "server red", "server blue", "server", "x"]) | st.text(max_size=9)
+TITLES = st.sampled_from(["cluster", "switch", "server red", "server blue", "server", "link node[1-2]", "x"]) | st.text(
+    max_size=9
+)
 LINES = st.one_of(
     st.builds("{} = {}".format, KEYS, VALUES),
     st.builds("{}:{}".format, KEYS, VALUES),

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vcluster.errors import RequestError
-from vcluster.model.spec import LinkShape
+from vcluster.model.spec import Link, LinkShape
 from vcluster.planning import link_spec
 
 shapes = st.builds(
@@ -84,4 +84,56 @@ def test_a_missing_limit_is_that_for_all_frames() -> None:
 def test_a_wrong_limit_is_one_line_that_names_its_place(text: str, message: str) -> None:
     with pytest.raises(RequestError) as raised:
         link_spec.parse(text, place="--from")
+    assert raised.value.message == message
+
+
+# Directions and links
+
+
+def test_limits_for_both_directions() -> None:
+    assert link_spec.parse_directions({"--both": "loss=1%", "--to": "rate=1mbit"}) == {
+        "from": {"loss_ppm": 10_000},
+        "to": {"rate_bits": 10**6, "loss_ppm": 10_000},
+    }
+
+
+def test_a_limit_of_a_direction_is_given_once() -> None:
+    with pytest.raises(RequestError, match=r"^--both: --to gives a limit of this kind too$"):
+        link_spec.parse_directions({"--to": "loss=2%", "--both": "loss=1%"})
+
+
+@pytest.mark.parametrize(
+    ("text", "links"),
+    [
+        ("node1:from:rate=1mbit,loss=1%", [Link("node1", "from", LinkShape(10**6, 0, 10_000))]),
+        (
+            "node[1,3]:to:loss=1%, red:from:node1:loss=2%",
+            [
+                Link("node1", "to", LinkShape(loss_ppm=10_000)),
+                Link("node3", "to", LinkShape(loss_ppm=10_000)),
+                Link("red", "from", LinkShape(loss_ppm=20_000), "node1"),
+            ],
+        ),
+        ("a:both:loss=1%", [Link("a", direction, LinkShape(loss_ppm=10_000)) for direction in ("from", "to")]),
+    ],
+)
+def test_links_are_read(text: str, links: list[Link]) -> None:
+    assert link_spec.parse_links(text) == tuple(links)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "'' is not NODES:DIRECTION:LIMITS"),
+        ("node1:rate=1mbit", "'node1:rate=1mbit' is not NODES:DIRECTION:LIMITS"),
+        ("node1:up:rate=1mbit", "'node1:up:rate=1mbit' is not NODES:DIRECTION:LIMITS"),
+        ("node1:to:a:b:loss=1%", "'node1:to:a:b:loss=1%' is not NODES:DIRECTION:LIMITS"),
+        ("node1:to:Bad:loss=1%", "node name 'Bad' is not a name"),
+        ("node1:to:speed=1", "to: 'speed=1' is not one of rate=, queue=, loss="),
+        ("node1:to:loss=1%,node[1-2]:to:loss=2%", "limits of frames to node1 are given twice"),
+    ],
+)
+def test_wrong_links_are_one_line(text: str, message: str) -> None:
+    with pytest.raises(RequestError) as raised:
+        link_spec.parse_links(text)
     assert raised.value.message == message

@@ -15,7 +15,7 @@ from tests.odd.protocols import MESSAGES, SERIAL_FIELDS
 from vcluster.agent.client import RESULTS
 from vcluster.agent.operations import OPERATIONS
 from vcluster.config.options import CLUSTER
-from vcluster.config.readers import SERVER_KEYS, SWITCH_KEYS
+from vcluster.config.readers import LINK_KEYS, SERVER_KEYS, SWITCH_KEYS
 
 PACKAGE = Path(vcluster.__file__).parent
 READS = {"parse", "parse_document", "from_json", "loads", "load"}  # functions that read JSON
@@ -93,7 +93,7 @@ def test_each_option_and_argument_of_each_command_is_an_entry_point() -> None:
 
 
 def test_each_key_of_a_configuration_file_is_an_entry_point() -> None:
-    for section, keys in (("cluster", CLUSTER), ("switch", SWITCH_KEYS), ("server", SERVER_KEYS)):
+    for section, keys in (("cluster", CLUSTER), ("switch", SWITCH_KEYS), ("server", SERVER_KEYS), ("link", LINK_KEYS)):
         assert {f"[{section}] {key}" for key in keys} <= ENTRY_POINTS.keys()
 
 

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from tests import samples
 from vcluster.adapters.network.shaping.traffic_spec import ALL, FIRST_PEER, MAJORS, directions
-from vcluster.cli.nodes import link as link_command
 from vcluster.cli.output import network_report
 from vcluster.errors import ConflictError, RequestError, VclusterError
 from vcluster.model import codec
@@ -198,32 +197,7 @@ def test_an_incomplete_request_to_the_agent_is_refused(wrong: list[dict[str, Any
         directions(wrong)
 
 
-# The command line
-
-
-def changes(**given: str | None) -> dict[str, dict[str, int]]:
-    return link_command.changes_of(
-        {"--from": None, "--to": None, "--both": None} | {f"--{k}": v for k, v in given.items()}
-    )
-
-
-def test_limits_for_both_directions() -> None:
-    assert changes(both="loss=1%", to="rate=1mbit") == {
-        "from": {"loss_ppm": 10_000},
-        "to": {"rate_bits": MBIT, "loss_ppm": 10_000},
-    }
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({}, "no limits are given"),
-        ({"both": "loss=1%", "to": "loss=2%"}, "--both: --to gives a limit of this kind too"),
-    ],
-)
-def test_limits_are_given_once(given: dict[str, str], message: str) -> None:
-    with pytest.raises(RequestError, match=message):
-        changes(**given)
+# What is shown
 
 
 def test_the_text_is_what_link_set_takes() -> None:

@@ -7,7 +7,7 @@ the permissions of a file that holds a password, and the presence of private key
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -19,8 +19,8 @@ from vcluster.config.request import CreateRequest
 from vcluster.config.sections import SectionReader, ValidationErrors
 from vcluster.errors import RequestError
 from vcluster.model.naming import NODES_MAX
-from vcluster.model.spec import LOCAL_SERVER, Login, ServerSpec
-from vcluster.planning import placement
+from vcluster.model.spec import LOCAL_SERVER, Link, Login, ServerSpec
+from vcluster.planning import link_spec, placement
 
 SWITCH = "switch"
 _HARDWARE = ("cpu", "ram", "hdd")
@@ -56,7 +56,8 @@ def parse(
     assert count is not None  # noqa: S101 - an unknown count is one of the errors
     servers = tuple(_server_spec(config, server, server.name) for server in config.servers)
     switch = _switch_spec(config, servers)
-    return request.make(config.cluster, count, mode="shared", folder=source.parent, servers=servers, switch=switch)
+    made = request.make(config.cluster, count, mode="shared", folder=source.parent, servers=servers, switch=switch)
+    return replace(made, spec=replace(made.spec, links=(*made.spec.links, *config.links)))
 
 
 # Sections
@@ -76,6 +77,7 @@ class _Config:
     cluster: SectionReader = field(init=False)
     switch: SectionReader | None = None
     servers: list[SectionReader] = field(default_factory=list)
+    links: list[Link] = field(default_factory=list)
     misspelled: set[str] = field(default_factory=set)
 
     @property
@@ -108,6 +110,8 @@ def _read_sections(config: _Config, sections: Sequence[ini_file.IniSection], ove
         is_first = firsts[section.title] is section
         if kind == "server" and name:
             _read_server(config, reader, is_first=is_first)
+        elif kind == "link" and name:
+            _read_link(config, reader)
         elif section.title == SWITCH:
             reader.read(readers.SWITCH)
             config.switch = config.switch or reader
@@ -131,12 +135,35 @@ def _read_server(config: _Config, section: SectionReader, *, is_first: bool) -> 
         config.servers.append(section)
 
 
+def _read_link(config: _Config, section: SectionReader) -> None:
+    section.read(readers.LINK)
+    given = {key: text for key, text in section.values.items() if key != "peer"}
+    try:
+        if not section.entries.keys() & {"from", "to", "both"}:
+            raise RequestError("needs from, to or both", hint=link_spec.EXAMPLE)  # noqa: TRY301
+        new = link_spec.links_of(section.name, link_spec.parse_directions(given), peer=section.get("peer", ""))
+        config.links = [*link_spec.distinct((*config.links, *new))]
+    except RequestError as error:
+        text = "; ".join(filter(None, (error.message, error.hint)))
+        config.errors.add(section.line, ini_file.about(section.title), text)
+
+
+def _check_links(config: _Config) -> None:
+    """Links in sections are not those of the key, because neither replaces the other."""
+    try:
+        link_spec.distinct((*config.cluster.get("links", ()), *config.links))
+    except RequestError as error:
+        config.errors.add(0, "[link]", error.message)
+
+
 def _refuse_section(config: _Config, section: ini_file.IniSection) -> None:
     kind = section.title.partition(" ")[0]
-    near = get_close_matches(kind.lower(), ("cluster", SWITCH, "server"), n=1, cutoff=0.5)
-    meant = {"server": "[server NAME]"}.get(near[0], f"[{near[0]}]") if near else ""
+    near = get_close_matches(kind.lower(), ("cluster", SWITCH, "server", "link"), n=1, cutoff=0.5)
+    meant = {"server": "[server NAME]", "link": "[link NODES]"}.get(near[0], f"[{near[0]}]") if near else ""
     config.misspelled.add(meant)
-    tail = f"did you mean {meant}?" if meant else "known sections are [cluster], [switch] and [server NAME]"
+    tail = (
+        f"did you mean {meant}?" if meant else "known sections are [cluster], [switch], [server NAME] and [link NODES]"
+    )
     config.errors.add(section.line, ini_file.about(section.title), f"unknown section; {tail}")
 
 
@@ -153,6 +180,7 @@ def _check_sections(config: _Config) -> None:
     for machine in config.machines:
         _check_machine(config, machine)
     _check_hosts(config)
+    _check_links(config)
     if config.switch:
         _check_switch(config, config.switch)
 

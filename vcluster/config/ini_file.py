@@ -25,7 +25,7 @@ TITLE_SHOWN_MAX = 60
 # Characters that a terminal, a log or a line-based file acts on: control characters, line separators, surrogates.
 CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
-_HEADER = re.compile(r"\[([^\[\]]*)\](.*)")
+_HEADER = re.compile(r"\[((?:[^\[\]]|\[[^\[\]]*\])*)\](.*)")  # the title of a link contains a nodeset
 # Messages contain keys, so a key has no spaces: `password my` in `password my=secret` is not a key.
 _PAIR = re.compile(r"([A-Za-z_][A-Za-z0-9_-]{0,39})[ \t]*[=:](.*)")
 

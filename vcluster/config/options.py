@@ -29,7 +29,7 @@ from vcluster.model import naming
 from vcluster.model.naming import NODES_MAX
 from vcluster.model.quoting import one_line, shown
 from vcluster.model.spec import DEFAULT_IMAGE, DHCP, DIRECT, PRIVATE, STATIC, AddressRange, PortRange, StorageNode
-from vcluster.planning import addressing, placement
+from vcluster.planning import addressing, link_spec, placement
 
 T = TypeVar("T", bound=tuple[Any, ...])
 
@@ -279,6 +279,12 @@ CLUSTER: Mapping[str, Key] = {
     "mpi_ports": Key(
         NETWORK, "FIRST:LAST", f"TCP ports that MPI uses between nodes, at least {MPI_PORTS_MIN}.", _port_range,
         "mpi_ports", default_note="any",
+    ),
+    "links": Key(
+        NETWORK, "NODES:DIRECTION:LIMITS",
+        "Limits of links, for example 'node[2-3]:from:rate=100mbit,loss=0.1%'. The direction is from, to or both. "
+        "Repeat the option for more links. See vcluster link set.",
+        link_spec.parse_links, "links", default_note="no limits", repeats=True,
     ),
     "provision": Key(
         USERS, "SCRIPT", "Script that every node runs as root after the check.", _path

@@ -19,6 +19,7 @@ from vcluster.model import naming
 from vcluster.model.naming import HOST_NAME_MAX, INTERFACE_NAME_MAX, NODES_MAX
 from vcluster.model.quoting import one_line, shown
 from vcluster.model.spec import LOCAL_SERVER, SERVER_TIMEOUT_S, STORAGE_PATH
+from vcluster.planning import link_spec
 
 VNI_MAX = 2**24 - 1  # RFC 7348
 PORT_MAX = 65535
@@ -201,9 +202,15 @@ def _path(text: str) -> Path:
     return Path(text)
 
 
+def _limits(text: str) -> str:
+    """Read limits of a link; the text is kept, because two keys may be about one direction."""
+    link_spec.parse(text, place="limits")
+    return text
+
+
 @dataclass(frozen=True, slots=True)
 class MachineKey:
-    """A key of [switch] or [server NAME].
+    """A key of [switch], [server NAME] or [link NODES].
 
     `default` is a text for the reference, empty if there is none. `spec_field` is the field of ServerSpec that takes
     the value, or empty.
@@ -275,5 +282,17 @@ SERVER_KEYS: Mapping[str, MachineKey] = {
     "path": MachineKey("PATH", "Folder for disks and images.", _path, str(STORAGE_PATH), spec_field="path"),
 }  # fmt: skip
 
+_LIMITS = "separated by commas, for example rate=100mbit,queue=64KiB,loss=0.1%."
+LINK_KEYS: Mapping[str, MachineKey] = {
+    "from": MachineKey("LIMITS", f"Limits of frames that the nodes send, {_LIMITS}", _limits, "no limits"),
+    "to": MachineKey("LIMITS", f"Limits of frames that the nodes receive, {_LIMITS}", _limits, "no limits"),
+    "both": MachineKey("LIMITS", f"Limits in each direction, {_LIMITS}", _limits, "no limits"),
+    "peer": MachineKey(
+        "NODE", "Limit only the frames between the nodes and this node.",
+        partial(naming.check_name, kind="node name", length_max=HOST_NAME_MAX), "all frames",
+    ),
+}  # fmt: skip
+
+LINK: Table = {name: key.read for name, key in LINK_KEYS.items()}
 SWITCH: Table = {name: key.read for name, key in SWITCH_KEYS.items()}
 SERVER: Table = {name: key.read for name, key in SERVER_KEYS.items()}

@@ -159,7 +159,7 @@ class Spec:
 
     With `subnet` None planning takes the default or the next free subnet. Without `node_addresses` they start at .1.
     `dhcp_range` is for unknown hosts; None takes the top of the subnet. Without `stores` the head serves a folder.
-    `image_login` is None for images that need no password. `mpi_ports` None allows all ports.
+    `image_login` is None for images that need no password. `mpi_ports` None allows all ports. `links` have limits.
     """
 
     name: str
@@ -186,3 +186,4 @@ class Spec:
     sudo_commands: tuple[str, ...] = ()
     mpi_ports: PortRange | None = None
     image_login: ImageLogin | None = None
+    links: tuple[Link, ...] = ()

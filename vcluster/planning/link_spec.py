@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from decimal import Decimal
 
 from vcluster.errors import RequestError
+from vcluster.model import naming
 from vcluster.model.quoting import shown
-from vcluster.model.spec import LinkShape
+from vcluster.model.spec import FROM, TO, Link, LinkShape
 
 Changes = Mapping[str, int]  # new values by field of LinkShape; 0 removes a limit
 
-NONE = "none"
+NONE, BOTH = "none", "both"
+LINK_EXAMPLE = "for example 'node[2-3]:from:rate=100mbit,loss=0.1%'"
 EXAMPLE = "for example rate=100mbit,queue=64KiB,loss=0.1%"
 RATE_MIN, RATE_MAX = 8_000, 32 * 10**9  # bits a second; the kernel counts bytes a second, in 32 bits
 QUEUE_MAX = 2**30
@@ -70,6 +72,63 @@ def parse(text: str, *, place: str) -> Changes:
             raise RequestError(f"{place}: {name} is given twice")
         changes[key.field] = _value(key, value, f"{place}: {name}")
     return changes
+
+
+def parse_directions(given: Mapping[str, str]) -> dict[str, Changes]:
+    """The limits of each direction. `given` has SPECs by their places: from, to or both, or options of these names.
+
+    Raises RequestError if a direction gets a limit twice.
+    """
+    changes: dict[str, dict[str, int]] = {}
+    for place, text in given.items():
+        name = place.lstrip("-")
+        for direction in (FROM, TO) if name == BOTH else (name,):
+            new, present = parse(text, place=place), changes.setdefault(direction, {})
+            if new.keys() & present.keys():
+                raise RequestError(f"{place}: {place.replace(name, direction)} gives a limit of this kind too")
+            present.update(new)
+    return dict(changes)
+
+
+def parse_links(text: str) -> tuple[Link, ...]:
+    """Read NODES:DIRECTION:LIMITS, or with a peer NODES:DIRECTION:PEER:LIMITS; commas separate several.
+
+    Raises RequestError for another form, and for limits that are given twice.
+    """
+    items: list[str] = []
+    for part in naming.split(text):
+        if ":" in part or not items:
+            items.append(part)
+        else:
+            items[-1] += f",{part}"
+    return distinct(link for item in items for link in _links(item))
+
+
+def _links(item: str) -> Iterator[Link]:
+    parts = [part.strip() for part in item.split(":")]
+    if not 3 <= len(parts) <= 4 or parts[1] not in (FROM, TO, BOTH):
+        raise RequestError(f"{shown(item)} is not NODES:DIRECTION:LIMITS", hint=LINK_EXAMPLE)
+    yield from links_of(parts[0], parse_directions({parts[1]: parts[-1]}), peer="".join(parts[2:-1]))
+
+
+def links_of(nodeset: str, changes: Mapping[str, Changes], *, peer: str = "") -> Iterator[Link]:
+    """The links with these limits by direction, of all nodes of a nodeset. Raises RequestError for a bad name."""
+    if peer:
+        naming.check_name(peer, kind="node name", length_max=naming.HOST_NAME_MAX)
+    for node in naming.expand(nodeset):
+        for direction, changed_limits in changes.items():
+            yield Link(node, direction, changed(LinkShape(), changed_limits), peer)
+
+
+def distinct(links: Iterable[Link]) -> tuple[Link, ...]:
+    """The links. Raises RequestError if two are about the same frames."""
+    found: dict[tuple[str, str, str], Link] = {}
+    for link in links:
+        key = (link.node, link.direction, link.peer)
+        if key in found:
+            raise RequestError(f"limits of frames {link.direction} {link.node} are given twice", hint="give them once")
+        found[key] = link
+    return tuple(found.values())
 
 
 def _value(key: _Key, text: str, place: str) -> int:

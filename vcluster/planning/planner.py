@@ -11,7 +11,7 @@ from vcluster.model import naming
 from vcluster.model.facts import DNS_FIX, DNS_IS_TAKEN, Facts
 from vcluster.model.plan import ManagementInterface, Network, Node, Plan, Pool, ServerPlan
 from vcluster.model.spec import DHCP, PRIVATE, AddressRange, Image, ServerSpec, Spec
-from vcluster.planning import addressing, placement
+from vcluster.planning import addressing, placement, traffic_plan
 from vcluster.planning.topology import Attachment, Fabric, Topology, plan_topology
 
 CLUSTERS_FOLDER, IMAGES_FOLDER = "clusters", "images"
@@ -32,7 +32,7 @@ def make_plan(spec: Spec, facts: Mapping[str, Facts], *, image: Image, owner: st
     networks = _networks(spec.name, owner, facts, managed, avoid=subnet)
     servers = _server_plans(spec, owner, facts, topology, networks=networks, carriers={*places}, image=image)
     data_gib = {store.node: store.size_gib for store in spec.stores}
-    return Plan(
+    plan = Plan(
         name=spec.name,
         owner=owner,
         mode=spec.mode,
@@ -64,6 +64,7 @@ def make_plan(spec: Spec, facts: Mapping[str, Facts], *, image: Image, owner: st
         mpi_ports=spec.mpi_ports,
         image_login=spec.image_login,
     )
+    return traffic_plan.with_links(plan, spec.links)
 
 
 def _dhcp_range(spec: Spec, subnet: IPv4Network, addresses: Sequence[IPv4Address]) -> AddressRange | None:

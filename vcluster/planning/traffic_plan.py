@@ -10,6 +10,7 @@ from vcluster.adapters.network.shaping.traffic_spec import ALL, FIRST_PEER, MAJO
 from vcluster.errors import ConflictError, RequestError
 from vcluster.model import naming
 from vcluster.model.plan import Plan
+from vcluster.model.quoting import shown
 from vcluster.model.spec import FROM, TO, Link, LinkShape
 from vcluster.planning import link_spec
 from vcluster.planning.hops import switch_port
@@ -50,23 +51,28 @@ def with_changes(plan: Plan, nodes: Collection[str], changes: Mapping[str, Chang
     Raises RequestError if the result has no meaning, ConflictError if vcluster did not make the switch.
     """
     require_own_switch(plan)
-    if peer in nodes:
-        raise RequestError(f"--peer {peer} is the node itself", hint="name another node of the cluster")
     links = {(link.node, link.direction, link.peer): link for link in plan.links}
     for node in nodes:
         for direction, changed in changes.items():
             key = (node, direction, peer)
             before = links[key].shape if key in links else LinkShape()
             links[key] = Link(node, direction, link_spec.changed(before, changed), peer)
-    return _with_links(plan, links.values())
+    return with_links(plan, links.values())
 
 
 def without_links(plan: Plan, nodes: Collection[str]) -> Plan:
     """The plan without limits of the links of these nodes."""
-    return _with_links(plan, [link for link in plan.links if link.node not in nodes])
+    return with_links(plan, [link for link in plan.links if link.node not in nodes])
 
 
-def _with_links(plan: Plan, links: Collection[Link]) -> Plan:
+def with_links(plan: Plan, links: Collection[Link]) -> Plan:
+    """The plan with these links and no others.
+
+    Raises RequestError if a limit has no meaning or a node does not exist, ConflictError as `require_own_switch`.
+    """
+    if links:
+        require_own_switch(plan)
+        _check_nodes(plan, links)
     order = {node.name: number for number, node in enumerate(plan.nodes)}
     kept = sorted(
         (link for link in links if link.shape != LinkShape()),
@@ -76,6 +82,16 @@ def _with_links(plan: Plan, links: Collection[Link]) -> Plan:
     for link in kept:
         _check(changed, link)
     return changed
+
+
+def _check_nodes(plan: Plan, links: Collection[Link]) -> None:
+    names = {node.name for node in plan.nodes}
+    unknown = next((name for link in links for name in (link.node, link.peer) if name and name not in names), None)
+    if unknown:
+        known = naming.folded(node.name for node in plan.nodes)
+        raise RequestError(f"link of {shown(unknown)}: there is no node of this name", hint=f"the nodes are {known}")
+    if own := next((link.node for link in links if link.node == link.peer), None):
+        raise RequestError(f"--peer {own} is the node itself", hint="name another node of the cluster")
 
 
 def require_own_switch(plan: Plan) -> None:

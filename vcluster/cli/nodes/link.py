@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import click
@@ -65,26 +65,18 @@ def set_limits(
     from vcluster.cli.output import network_report
     from vcluster.commands.nodes import link as work
 
-    changes = changes_of({"--from": from_limits, "--to": to_limits, "--both": both_limits})
+    changes = _changes({"--from": from_limits, "--to": to_limits, "--both": both_limits})
     with common.progress() as (context, _):
         chosen = common.choose_cluster(context, name)
         found = work.set_limits(context, chosen, nodes, changes, peer=peer or "")
     common.emit(output, found, network_report.links_text)
 
 
-def changes_of(given: dict[str, str | None]) -> dict[str, dict[str, int]]:
-    """The changes of each direction. Raises RequestError if a limit is given twice, or none at all."""
-    from vcluster.model.spec import FROM, TO
+def _changes(given: Mapping[str, str | None]) -> dict[str, Mapping[str, int]]:
+    """The changes of each direction. Raises RequestError if there are none."""
     from vcluster.planning import link_spec
 
-    directions = {"--from": (FROM,), "--to": (TO,), "--both": (FROM, TO)}
-    changes: dict[str, dict[str, int]] = {}
-    for option, text in given.items():
-        for direction in directions[option] if text is not None else ():
-            new, present = link_spec.parse(text or "", place=option), changes.setdefault(direction, {})
-            if new.keys() & present.keys():
-                raise RequestError(f"{option}: --{direction} gives a limit of this kind too", hint="give it once")
-            present.update(new)
+    changes = link_spec.parse_directions({option: text for option, text in given.items() if text is not None})
     if not changes:
         raise RequestError("no limits are given", hint="use --from, --to or --both with limits, or link reset")
     return changes
