@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests import broken_promises
+from tests import broken_promises, idle_nodes
 from tests.clusters import Host
 from tests.inside import ROOT
 from tests.taps import LARGEST
@@ -375,3 +376,21 @@ def test_limits_last_until_the_cluster_is_cleared() -> None:
             "ip -br link | grep -E 'v[ipcx]-lab'; nft list tables | grep vcluster; ls -A /run/vcluster; tc qdisc show"
         )
         assert host.sh(f"({left}) 2>/dev/null | grep -vE 'noqueue|vp-lab-[12]' || true") == ""
+
+
+def test_a_create_makes_the_limits_and_its_rollback_removes_them() -> None:
+    with testbed("link-create") as (server,):
+        host = Host(server)
+        idle_nodes.provide(host)
+        limits = ("--link", "node2:both:rate=1mbit,loss=1%", "--link", "node1:from:node2:loss=5%")
+        process = idle_nodes.created(host, "local", "create", *idle_nodes.options("lab"), *limits)
+        host.wait_for("tc qdisc show dev vp-lab-2 | grep 'htb 7644:'")
+        host.wait_for("nft list ruleset | grep 'fwd to \"vi-lab-2\"'")
+        found = {(one["node"], one["direction"], one["peer"]) for one in host.json("link", "show")}
+        assert found == {("node1", "from", "node2"), ("node2", "from", None), ("node2", "to", None)}
+        assert features(host, "vp-lab-1") == []
+        process.send_signal(signal.SIGINT)
+        assert process.wait(120) == 130
+        assert host.json("clear", "--all", "--verify", "-y")["left"] == []
+        left = "ip -br link | grep -E 'v[ipcx]-lab'; nft list tables | grep vcluster; ls -A /run/vcluster"
+        assert host.sh(f"({left}) 2>/dev/null || true") == ""

@@ -255,6 +255,6 @@ def test_offloads_of_nodes_are_off_while_links_have_limits() -> None:
     program, unit, service = node_actions.offload_actions(limited, program="text")
     assert (removal["do"], removal["paths"]) == ("no_service", [unit["path"], program["path"]])
     assert program["text"] == "text"
-    assert "\nExecStart=/usr/bin/python3 /usr/lib/vcluster/offloads.py off lab0\n" in unit["text"]
-    assert "\nExecStop=/usr/bin/python3 /usr/lib/vcluster/offloads.py restore lab0\n" in unit["text"]
+    assert "\nExecStart=/usr/bin/python3 -ISB /usr/lib/vcluster/offloads.py off lab0\n" in unit["text"]
+    assert "\nExecStop=/usr/bin/python3 -ISB /usr/lib/vcluster/offloads.py restore lab0\n" in unit["text"]
     assert service["restart_if"] == [program["path"], unit["path"]]

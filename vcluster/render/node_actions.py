@@ -178,7 +178,7 @@ def offload_actions(plan: Plan, *, program: str) -> list[Action]:
     unit = f"{UNITS}/{OFFLOADS_UNIT}"
     if not plan.links:
         return [{"do": "no_service", "unit": OFFLOADS_UNIT, "paths": [unit, OFFLOADS]}]
-    run = f"/usr/bin/python3 {OFFLOADS}"
+    run = f"/usr/bin/python3 -ISB {OFFLOADS}"
     lines = ["Type=oneshot", "RemainAfterExit=yes", f"ExecStart={run} off lab0", f"ExecStop={run} restore lab0"]
     text = unit_text(["Description=Frames of lab0 that are not larger than its MTU", "After=network.target"], lines)
     return [
