@@ -89,7 +89,9 @@ def _check_nodes(plan: Plan, links: Collection[Link]) -> None:
     unknown = next((name for link in links for name in (link.node, link.peer) if name and name not in names), None)
     if unknown:
         known = naming.folded(node.name for node in plan.nodes)
-        raise RequestError(f"link of {shown(unknown)}: there is no node of this name", hint=f"the nodes are {known}")
+        raise RequestError(
+            f"link of {shown(unknown)}: the cluster has no node of this name", hint=f"the nodes are {known}"
+        )
     if own := next((link.node for link in links if link.node == link.peer), None):
         raise RequestError(f"--peer {own} is the node itself", hint="name another node of the cluster")
 
