@@ -152,8 +152,9 @@ def test_dropped_frames_of_a_local_bridge_are_named(host: Host) -> None:
     found = findings(host)["bridge-nf"]
     assert (found["level"], found["fix"]) == ("warning", command)
     noted = "nodes may not reach each other: bridge-nf: bridged frames must pass ip filter FORWARD too"
-    assert noted in planned(host)
-    assert f"; fix: {command}\n" in planned(host)
+    notes = planned(host)
+    assert noted in notes
+    assert f"; fix: {command}\n" in notes
     host.sh(command)
     assert "bridge-nf" not in findings(host)
     assert noted not in planned(host)
