@@ -65,12 +65,15 @@ def text_of(node: ast.expr) -> str:
 def printed_texts() -> Iterator[str]:
     """Every text in the program that names a command, with sample values; docstrings are left out."""
     for path in sorted(set(PROGRAM.rglob("*.py")) - RENDERERS):
-        tree = ast.parse(path.read_text())
-        skipped = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "examples"]
+        source = path.read_text()
+        if "vcluster " not in source:
+            continue
+        nodes = [*ast.walk(ast.parse(source))]
+        skipped = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+        calls = [node for node in nodes if isinstance(node, ast.Call) and ast.unparse(node.func) == "examples"]
         skipped |= {id(argument) for call in calls for argument in call.args}
-        skipped |= {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
-        for node in ast.walk(tree):
+        skipped |= {id(part) for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values}
+        for node in nodes:
             if isinstance(node, ast.JoinedStr | ast.Constant) and id(node) not in skipped:
                 text = text_of(node)
                 if COMMAND.search(text) and not any(prose in text for prose in PROSE):
