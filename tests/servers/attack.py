@@ -165,7 +165,6 @@ def own(interface: str) -> tuple[bytes, str]:
 def flood(steps: Iterable[Callable[[], object]]) -> Result:
     """Take each of the steps again and again, until the end; an error does not end it."""
     errors: Counter[str] = Counter()
-    os.nice(10)  # the scans go first
     sent, steps = 0, [*steps]
     while not END.exists():
         for step in steps:
