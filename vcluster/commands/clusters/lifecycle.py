@@ -99,8 +99,8 @@ def _restore(context: Context, name: str, *, timeout_s: float, unless_ready: boo
         report_obstacles(fleet, context.report)
         cluster = Deployment(context, fleet, ledger.plan, files.read_keys(), deadline)
         status = observe_status(fleet, files)
+        cluster.restore_files()  # first, because it may replace the file that the reservation locks
         lack = _reserve_memory(cluster, files, status, stack)
-        cluster.restore_files()
         cluster.create_networks()  # an earlier version may have made them, with other rules and settings
         fleet.each(lambda server: interfaces.attach(server, cluster.plan), deadline=deadline)
         if lack:
