@@ -28,7 +28,7 @@ ANSWERS = {"identity": {"has_rights": True, "is_root": True}, "sweep_snapshots":
 FOLDERS = ("files", "labelled_folders", "remove_empty_folders", "remove_folder")
 QUIET = (
     "identity", "interfaces", "destroy_interfaces", "guards", "profiles", "remove_profiles", "remove_traces",
-    "destroy_bridge", "addresses", "sweep_snapshots",
+    "destroy_bridge", "addresses", "sweep_snapshots", "offload_labels", "restore_offloads",
 )  # fmt: skip
 REFUSED = "vcluster: cannot ask whether to delete data: no terminal (-y "
 

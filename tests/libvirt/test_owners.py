@@ -44,7 +44,7 @@ FORMER = naming.former_owner_id(MACHINE)
 ANSWERS = {"identity": {"has_rights": True, "is_root": True}, "sweep_snapshots": {"removed": [], "in_use": []}}
 QUIET = (
     "identity", "guards", "profiles", "remove_profiles", "remove_traces", "destroy_bridge",
-    "addresses", "sweep_snapshots",
+    "addresses", "sweep_snapshots", "offload_labels", "restore_offloads",
 )  # fmt: skip
 
 FOLDERS = ("files", "folders", "label_folder", "labelled_folders", "remove_empty_folders", "remove_folder")

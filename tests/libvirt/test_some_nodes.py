@@ -40,10 +40,13 @@ class World:
             "destroy_bridge",
             "destroy_interfaces",
             "interfaces",
+            "guard",
             "guards",
             "labelled_folders",
             "profiles",
             "remove_profiles",
+            "offload_labels",
+            "restore_offloads",
         )
         agent = LocalAgent({name: self._operation(name) for name in names})
         self.server = Server("localhost", samples.OWNER, root, agent, libvirt=libvirt)
