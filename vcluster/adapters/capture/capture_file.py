@@ -7,9 +7,13 @@ passes pieces to this process, which ignores a piece that did not arrive complet
 from __future__ import annotations
 
 import os
+import secrets
+import shutil
+import stat
 import struct
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,6 +22,7 @@ from vcluster.model.quoting import path_shown
 
 STANDARD_OUTPUT = Path("-")
 END_TIMEOUT_S = 60.0
+NAME_MAX = 200  # of a draft
 _OUTPUT = 1
 _SIZE = struct.Struct("=I")
 _WRITER = """
@@ -92,6 +97,16 @@ class CaptureFile:
             raise self._failure()
 
     @property
+    def is_regular(self) -> bool:
+        """Whether it is a file, and not a stream."""
+        return self.path != STANDARD_OUTPUT and self.path.is_file()
+
+    def replace_begin(self, before: bytes, begin: bytes) -> None:
+        """Put `begin` in the place of `before` at the begin of the closed file."""
+        replace_begin(self.path, len(before), begin)
+        self.bytes += len(begin) - len(before)
+
+    @property
     def _input(self) -> BinaryIO:
         assert self._process.stdin  # noqa: S101 - for mypy
         return self._process.stdin  # type: ignore[return-value]
@@ -106,6 +121,29 @@ class CaptureFile:
             f"cannot write {path_shown(self.path)}: {reason or f'its writer ended with exit code {code}'}; "
             "the file has the frames up to then"
         )
+
+
+def replace_begin(path: Path, size: int, begin: bytes) -> None:
+    """Put `begin` in the place of the first `size` bytes of a file. The file appears complete or stays as it is."""
+    draft = path.with_name(f".{path.name[:NAME_MAX]}.{secrets.token_hex(4)}")
+    try:
+        with path.open("rb") as before, open(draft, "xb", opener=_private) as after:
+            found = os.fstat(before.fileno())
+            os.fchown(after.fileno(), found.st_uid, found.st_gid)
+            os.fchmod(after.fileno(), stat.S_IMODE(found.st_mode))
+            before.seek(size)
+            after.write(begin)
+            shutil.copyfileobj(before, after, 1 << 20)
+        draft.replace(path)
+    except OSError as error:
+        raise VclusterError(f"cannot write the map of ranks into {path_shown(path)}: {error.strerror}") from error
+    finally:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _write_all(file: int, data: bytes, path: Path) -> None:

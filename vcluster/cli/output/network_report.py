@@ -12,6 +12,7 @@ from vcluster.planning import link_spec
 
 if TYPE_CHECKING:
     from vcluster.commands.servers.capture import Captured
+    from vcluster.frames.rank_map import RankConnection
     from vcluster.planning.neighbours import Neighbour
 
 Document = Mapping[str, Any]
@@ -48,8 +49,17 @@ def captured_document(captured: Captured, exit_code: int | None) -> dict[str, An
         "ports": [
             {"node": port.node, "port": port.port, "vni": port.vni, "frames": port.frames} for port in captured.ports
         ],
+        "connections": None if captured.connections is None else [_connection(each) for each in captured.connections],
         "exit_code": exit_code,
     }
+
+
+def _connection(connection: RankConnection) -> dict[str, Any]:
+    first, second = (
+        {"rank": end.rank, "node": end.node, "address": end.address, "port": end.port}
+        for end in (connection.first, connection.second)
+    )
+    return {"first": first, "second": second}
 
 
 def captured_text(captured: Document) -> str:

@@ -151,6 +151,15 @@ SWITCH_REMOVED = record(
     "The result", {"name": text("Name of the cluster"), "cleared": flag("False if it did not exist")}
 )
 
+RANK_END = record(
+    "An end of a connection",
+    {
+        "rank": optional(integer("MPI rank; null if no rank has it")),
+        "node": text("Name of the node; empty if the address is not that of a node"),
+        "address": address("Address"),
+        "port": integer("TCP port"),
+    },
+)
 CAPTURED = record(
     "The result of a capture",
     {
@@ -169,6 +178,12 @@ CAPTURED = record(
                     "frames": integer("Number of its frames in the file, in both directions"),
                 },
             ),
+        ),
+        "connections": optional(
+            many(
+                "The connections of MPI ranks; null if they were not watched",
+                record("A connection", {"first": RANK_END, "second": RANK_END}),
+            )
         ),
         "exit_code": optional(integer("Exit code of the command; null without one")),
     },

@@ -52,6 +52,10 @@ SNAP_MAX = 0xFFFF
     "--for", "for_s", type=arguments.Number(float, 0, 10**7), metavar="SECONDS",
     help="End after this time.  [default: when COMMAND ends, or at Ctrl-C]",
 )  # fmt: skip
+@click.option(
+    "--ranks/--no-ranks", default=None,
+    help="Watch which rank of MPI has which connection.  [default: with COMMAND]",
+)  # fmt: skip
 @click.option("--allow-drops", is_flag=True, help="Exit 0 although frames were dropped.")
 @click.option("-l", "--user", metavar="USER", help="Run COMMAND as this user.  [default: the cluster's user]")
 @arguments.timeout_option(3600)
@@ -68,6 +72,7 @@ def capture(
     expression: str | None,
     only: str | None,
     for_s: float | None,
+    ranks: bool | None,
     allow_drops: bool,
     user: str | None,
     timeout_s: float,
@@ -107,7 +112,9 @@ def capture(
         return CaptureFile(path, begin, common.user_of_sudo())
 
     try:
-        captured = work.capture(context, plan, nodes, choice, open_file, until)
+        captured = work.capture(
+            context, plan, nodes, choice, open_file, until, with_ranks=bool(command) if ranks is None else ranks
+        )
     except ClosedOutputError as error:
         return error.exit_code
     _print(captured, output, exit_codes, to_errors=is_stream or (bool(command) and output == "text"))

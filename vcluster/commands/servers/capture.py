@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,18 @@ from vcluster.adapters.capture.capture_file import CaptureFile
 from vcluster.adapters.pipe import Pipe
 from vcluster.agent.capture.frame_capture import Request
 from vcluster.agent.request_loop import SILENCE_S, error_from_json
+from vcluster.commands.nodes import access
 from vcluster.errors import MissingError, VclusterError
 from vcluster.fleet.context import Context
 from vcluster.fleet.servers import Server, requests_for_plan
 from vcluster.frames import frame_filter, pcapng
 from vcluster.frames.frame_filter import Instruction
+from vcluster.frames.rank_map import RankConnection, rank_map
 from vcluster.model import json_text, json_types
 from vcluster.model.plan import Node, Plan
 from vcluster.planning.hops import switch_port
+from vcluster.stages import rank_watch
+from vcluster.stages.rank_watch import RankWatch
 from vcluster.util.deadline import Deadline
 
 START_TIMEOUT_S = 60.0
@@ -76,18 +80,24 @@ class PortCount:
 
 @dataclass(frozen=True, slots=True)
 class Captured:
-    """The result of a capture. `dropped` is the number of frames that the kernel had no room for."""
+    """The result of a capture. `dropped` is the number of frames that the kernel had no room for.
+
+    `connections` are those of MPI ranks, None if the capture did not watch them.
+    """
 
     path: Path
     frames: int
     dropped: int
     bytes: int
     ports: tuple[PortCount, ...]
+    connections: tuple[RankConnection, ...] | None
     is_interrupted: bool
 
 
-def first_blocks(plan: Plan, nodes: Sequence[Node], choice: Choice) -> bytes:
-    """The begin of the file: the plan, the interfaces, and the names of addresses. Pure."""
+def first_blocks(
+    plan: Plan, nodes: Sequence[Node], choice: Choice, connections: Sequence[RankConnection] = ()
+) -> bytes:
+    """The begin of the file: the plan, the connections of ranks, the interfaces, and the names of addresses. Pure."""
     where = f"on {plan.switch.server}"
     interfaces = [
         pcapng.FileInterface(
@@ -101,7 +111,9 @@ def first_blocks(plan: Plan, nodes: Sequence[Node], choice: Choice) -> bytes:
     names = {node.address: node.name for node in plan.nodes}
     return b"".join(
         (
-            pcapng.section_header(f"vcluster {__version__}", list(_comments(plan))),
+            pcapng.section_header(
+                f"vcluster {__version__}", [*_comments(plan), *map(_connection_comment, connections)]
+            ),
             *map(pcapng.interface_description, interfaces),
             pcapng.name_resolution(names),
         )
@@ -122,6 +134,13 @@ def _comments(plan: Plan) -> Iterator[str]:
             "port": switch_port(plan, node), "vni": node.vni,
         }  # fmt: skip
         yield json.dumps(fields)
+
+
+def _connection_comment(connection: RankConnection) -> str:
+    ends = (connection.first, connection.second)
+    return json.dumps(
+        {"connection": [{"rank": end.rank, "node": end.node, "address": end.address, "port": end.port} for end in ends]}
+    )
 
 
 class RunningCapture:
@@ -209,21 +228,32 @@ def capture(
     choice: Choice,
     open_file: Callable[[bytes], CaptureFile],
     until: Callable[[RunningCapture], None],
+    *,
+    with_ranks: bool = False,
 ) -> Captured:
     """Capture at the ports of these nodes until `until` returns. An interrupt also ends the capture.
+
+    With `with_ranks`, all nodes are watched for connections of MPI ranks, and the file gets the map.
 
     `open_file` gets the begin of the file when the capture has begun. If the capture fails, the file has the frames up
     to then.
     """
     ports = [switch_port(plan, node) for node in nodes]
-    request = Request(first_blocks(plan, nodes, choice), ports, choice.program())
+    begin = first_blocks(plan, nodes, choice)
+    request = Request(begin, ports, choice.program())
     is_interrupted = False
-    with _switch_server(context, plan) as server, closing(RunningCapture(server, request, open_file)) as running:
+    with ExitStack() as stack:
+        server = stack.enter_context(_switch_server(context, plan))
+        running = stack.enter_context(closing(RunningCapture(server, request, open_file)))
+        watch = stack.enter_context(_watched_ranks(context, plan)) if with_ranks else None
         try:
             until(running)
         except KeyboardInterrupt:
             is_interrupted = True
         totals = running.stop()
+        connections = None
+        if watch:
+            connections = rank_map(watch.stop(), {str(node.address): node.name for node in plan.nodes})
     counts = totals["delivered"] or []
     if len(counts) != len(nodes):
         raise VclusterError(f"{plan.switch.server}: {AWAITED}: the counts are of {len(counts)} of {len(nodes)} ports")
@@ -231,7 +261,22 @@ def capture(
         PortCount(node.name, port, node.vni, count) for node, port, count in zip(nodes, ports, counts, strict=True)
     )
     file = running.file
-    return Captured(file.path, totals["frames"], totals["dropped"], file.bytes, found, is_interrupted)
+    if connections and file.is_regular:
+        file.replace_begin(begin, first_blocks(plan, nodes, choice, connections))
+    return Captured(
+        file.path, totals["frames"], totals["dropped"], file.bytes, found, connections, is_interrupted=is_interrupted
+    )
+
+
+@contextmanager
+def _watched_ranks(context: Context, plan: Plan) -> Iterator[RankWatch]:
+    """Watch the connections of ranks on all nodes, by a login to each."""
+    deadline = Deadline(10**9)
+    with (
+        access.sessions(context, plan, plan.nodes, user="root", deadline=deadline) as opened,
+        rank_watch.watched(opened, deadline) as watch,
+    ):
+        yield watch
 
 
 @contextmanager

@@ -1,0 +1,117 @@
+"""The map from TCP connections to MPI ranks in a capture, compared with the sockets that each rank prints itself."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scapy.utils import RawPcapNgReader
+
+from tests.clusters import Cluster
+
+pytestmark = pytest.mark.vm
+
+FILE = "/run/run.pcapng"
+# Each rank exchanges data with all others. Then it prints both ends of each of its sockets, with its rank.
+PROGRAM = r"""
+#include <arpa/inet.h>
+#include <mpi.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#define BYTES 65536
+
+static int is_open(unsigned long inode) {
+    char wanted[64], path[64], link[64];
+    snprintf(wanted, sizeof wanted, "socket:[%lu]", inode);
+    for (int number = 0; number < 1024; number++) {
+        snprintf(path, sizeof path, "/proc/self/fd/%d", number);
+        ssize_t length = readlink(path, link, sizeof link - 1);
+        if (length > 0) {
+            link[length] = 0;
+            if (!strcmp(link, wanted)) return 1;
+        }
+    }
+    return 0;
+}
+
+int main(int argc, char **argv) {
+    int rank, size;
+    unsigned local, remote, port, peer, state;
+    unsigned long inode;
+    char line[512], here[32], there[32];
+    MPI_Init(&argc, &argv);
+    MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+    MPI_Comm_size(MPI_COMM_WORLD, &size);
+    char *data = calloc(size, BYTES), *answer = calloc(size, BYTES);
+    MPI_Alltoall(data, BYTES, MPI_CHAR, answer, BYTES, MPI_CHAR, MPI_COMM_WORLD);
+    MPI_Barrier(MPI_COMM_WORLD);
+    FILE *table = fopen("/proc/self/net/tcp", "r");
+    while (fgets(line, sizeof line, table))
+        if (sscanf(line, "%*d: %x:%x %x:%x %x %*x:%*x %*x:%*x %*x %*u %*u %lu",
+                   &local, &port, &remote, &peer, &state, &inode) == 6 && state == 1 && is_open(inode)) {
+            struct in_addr one = {local}, other = {remote};
+            snprintf(here, sizeof here, "%s", inet_ntoa(one));
+            snprintf(there, sizeof there, "%s", inet_ntoa(other));
+            printf("socket %d %s %u %s %u\n", rank, here, port, there, peer);
+        }
+    fflush(stdout);
+    sleep(3);
+    MPI_Barrier(MPI_COMM_WORLD);
+    MPI_Finalize();
+    return 0;
+}
+"""
+
+Socket = tuple[int, str, int, str, int]  # the rank, and the address and the port of both ends
+
+
+def test_the_map_equals_the_sockets_that_each_rank_prints(cluster: Cluster, tmp_path: Path) -> None:
+    """Two ranks on each node, and the nodes in another order than in the cluster."""
+    source, hosts = tmp_path / "sockets.c", tmp_path / "shuffled"
+    source.write_text(PROGRAM)
+    hosts.write_text("red3:2\nred1:2\nred2:2\n")
+    cluster.host.vcluster("copy", str(source), str(hosts), "red1:cloud")
+    cluster.host.vcluster("ssh", "red1", "--", "mpicc", "-o", "cloud/sockets", "cloud/sockets.c")
+    line = "mpiexec -f cloud/shuffled -n 6 ./cloud/sockets >cloud/printed"
+    done = cluster.host.vcluster(
+        "capture", "-o", FILE, "--only", "mpi", "--snap", "128", "--output", "json", "--", line, timeout_s=200
+    )
+    result = json.loads(done.stdout)
+    printed = printed_sockets(cluster.host.vcluster("ssh", "red1", "--", "cat", "cloud/printed").stdout)
+    assert len({rank for rank, *_ in printed}) == 6
+    assert sockets_of(result["connections"]) == printed
+    ends = [end for connection in result["connections"] for end in connection.values()]
+    assert {(end["node"], end["rank"]) for end in ends if end["rank"] is not None} == {
+        ("red3", 0), ("red3", 1), ("red1", 2), ("red1", 3), ("red2", 4), ("red2", 5)
+    }  # fmt: skip
+    assert comments(cluster.host.server.path(FILE)) == result["connections"]
+    with RawPcapNgReader(str(cluster.host.server.path(FILE))) as reader:
+        assert sum(1 for _ in reader) == result["frames"] > 0
+
+
+def printed_sockets(text: str) -> set[Socket]:
+    rows = [line.split() for line in text.splitlines() if line.startswith("socket ")]
+    return {(int(rank), here, int(port), there, int(peer)) for _, rank, here, port, there, peer in rows}
+
+
+def sockets_of(connections: list[Any]) -> set[Socket]:
+    """The ends that a rank has."""
+    return {
+        (one["rank"], one["address"], one["port"], other["address"], other["port"])
+        for each in connections
+        for one, other in ((each["first"], each["second"]), (each["second"], each["first"]))
+        if one["rank"] is not None
+    }
+
+
+def comments(path: Path) -> list[Any]:
+    """The connections in the comments of the file, as capinfos prints them."""
+    report = subprocess.run(["capinfos", path], capture_output=True, text=True, check=True).stdout
+    found = [json.loads(line.split(":", 1)[1]) for line in report.splitlines() if line.startswith("Capture comment")]
+    pairs = [each["connection"] for each in found if "connection" in each]
+    return [{"first": first, "second": second} for first, second in pairs]

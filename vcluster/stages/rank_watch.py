@@ -1,0 +1,91 @@
+"""Watch which TCP connections the MPI ranks on nodes have, until it is stopped."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from ipaddress import AddressValueError, IPv4Address
+from typing import Any
+
+from vcluster import guest
+from vcluster.adapters.node_connection import NodeConnection
+from vcluster.adapters.pipe import Pipe
+from vcluster.errors import VclusterError
+from vcluster.frames.rank_map import Address, RankSocket
+from vcluster.stages.guest_answer import receive, unknown_result
+from vcluster.util import parallel
+from vcluster.util.deadline import Deadline
+
+AWAITED = "the connections of ranks"
+SOCKETS_MAX = 100_000  # of a node: it is not trusted to end
+END_TIMEOUT_S = 30.0
+PORT_MAX = 0xFFFF
+
+
+class RankWatch:
+    """The guest programs that watch, each read by a thread."""
+
+    def __init__(self, pipes: Mapping[str, Pipe], sessions: Mapping[str, NodeConnection]) -> None:
+        self._pipes, self._sessions = pipes, sessions
+        self._sockets: dict[str, list[RankSocket]] = {name: [] for name in pipes}
+        self._errors: list[VclusterError] = []
+        self._is_stopped = False
+        self._threads = [threading.Thread(target=self._read, args=(name,), daemon=True) for name in pipes]
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> list[RankSocket]:
+        """The sockets of ranks, each once. Raises VclusterError if a node was not watched to the end."""
+        self._is_stopped = True
+        for pipe in self._pipes.values():
+            pipe.shut()
+        for thread in self._threads:
+            thread.join(END_TIMEOUT_S)
+        parallel.raise_all(self._errors)
+        return [socket for found in self._sockets.values() for socket in found]
+
+    def _read(self, name: str) -> None:
+        pipe, deadline, found = self._pipes[name], self._sessions[name].deadline, self._sockets[name]
+        try:
+            for _ in range(SOCKETS_MAX):
+                found.append(_socket(name, receive(pipe, deadline, AWAITED)))
+            self._errors.append(VclusterError(f"{name}: {AWAITED}: there are more than {SOCKETS_MAX}"))
+        except VclusterError as error:
+            if not (self._is_stopped and pipe.wait(END_TIMEOUT_S) == 0):
+                self._errors.append(error)
+
+
+@contextmanager
+def watched(sessions: Mapping[str, NodeConnection], deadline: Deadline) -> Iterator[RankWatch]:
+    """Watch on all nodes. The watch has begun on each of them when the block begins."""
+    pipes: dict[str, Pipe] = {}
+
+    def start(name: str) -> None:
+        session = sessions[name]
+        pipes[name] = session.start_program(guest.program("rank_sockets"), awaited=AWAITED)
+        receive(pipes[name], session.deadline, AWAITED)
+
+    try:
+        parallel.each([*sessions], start, deadline=deadline)
+        yield RankWatch(pipes, sessions)
+    finally:
+        for pipe in pipes.values():
+            pipe.close()
+
+
+def _socket(node: str, answer: Mapping[str, Any]) -> RankSocket:
+    """The socket in an answer. Raises VclusterError for other values: nodes are not trusted."""
+    rank, local, remote = answer.get("rank"), _address(answer.get("local")), _address(answer.get("remote"))
+    if type(rank) is not int or rank < 0 or local is None or remote is None:
+        raise unknown_result(f"{node}: {AWAITED}")
+    return RankSocket(node, rank, local, remote)
+
+
+def _address(value: object) -> Address | None:
+    if not (isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and type(value[1]) is int):
+        return None
+    try:
+        return (str(IPv4Address(value[0])), value[1]) if 0 <= value[1] <= PORT_MAX else None
+    except AddressValueError:
+        return None
