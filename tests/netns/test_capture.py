@@ -25,6 +25,7 @@ from scapy.utils import RawPcapNgReader
 
 from tests.clusters import ENVIRONMENT, VCLUSTER, Host
 from tests.inside import ROOT
+from tests.results import validated
 from tests.testbed import Server, kill, testbed
 from vcluster.frames.pcapng import INBOUND, OUTBOUND
 
@@ -380,9 +381,79 @@ def process_of(host: Host, text: str) -> int:
     return int(host.sh(f"pgrep -f '[{text[0]}]{text[1:]}'"))
 
 
+# In the background
+
+
+def capture(made: Lab, *arguments: str) -> Any:
+    """The JSON result of a command about a capture."""
+    done = made.host.vcluster("capture", *arguments, "--output", "json")
+    return validated(["capture", *arguments], json.loads(done.stdout))
+
+
+def test_a_capture_in_the_background_outlives_its_command(any_lab: Lab) -> None:
+    assert capture(any_lab, "status")["running"] is False
+    done = any_lab.host.vcluster("capture", "start", "-o", FILE, "--snap", "128", "--filter", "udp")
+    assert done.stdout == f"capturing into {FILE}; end it by: vcluster capture stop\n"
+    any_lab.send("node1", "10.0.0.2", 400)
+    again = any_lab.host.vcluster("capture", "start", "-o", "/run/other.pcapng", check=False)
+    assert (again.returncode, again.stderr.count("\n")) == (4, 1)
+    assert "a capture was started and not stopped" in again.stderr
+    deadline_s = time.monotonic() + 60
+    while (shown := capture(any_lab, "status"))["frames"] < 800:
+        assert time.monotonic() < deadline_s
+    assert (shown["running"], shown["file"], shown["dropped"]) == (True, FILE, 0)
+    result = capture(any_lab, "stop")
+    assert (result["frames"], result["dropped"]) == (800, 0)
+    assert len(any_lab.frames()) == 800
+    assert capture(any_lab, "status")["running"] is False
+    assert any_lab.host.vcluster("capture", "stop", check=False).returncode == 1
+
+
+def test_a_capture_in_the_background_ends_at_its_limit(local: Lab) -> None:
+    local.host.vcluster("capture", "start", "-o", FILE, "--limit", "1")
+    local.send("node1", "10.0.0.2", 2000, 1400)
+    local.host.wait_for(
+        "test $(stat -c %s /run/run.pcapng) -gt 1000000 && pgrep -f '[c]apture run' >/dev/null || echo x"
+    )
+    result = capture(local, "stop")
+    assert result["bytes"] > 1 << 20
+    assert result["frames"] == len(local.frames())
+
+
+def test_a_killed_capture_in_the_background_is_reported(local: Lab) -> None:
+    local.host.vcluster("capture", "start", "-o", FILE)
+    local.send("node1", "10.0.0.2", 40)
+    local.host.sh("pkill -KILL -f '[c]apture run'")
+    shown = capture(local, "status")
+    assert (shown["running"], shown["file"]) == (False, FILE)
+    done = local.host.vcluster("capture", "stop", check=False)
+    assert done.returncode == 1
+    assert f"the capture ended early: its process was killed; {FILE} has what came before" in done.stderr
+    assert local.frames()
+    assert capture(local, "status")["file"] is None
+
+
+def test_a_capture_that_cannot_begin_leaves_nothing(local: Lab) -> None:
+    done = local.host.vcluster("capture", "start", "-o", FILE, "--filter", "no such filter", check=False)
+    assert done.returncode == 2
+    assert "--filter is not an expression of pcap-filter" in done.stderr
+    assert capture(local, "status")["file"] is None
+
+
+def test_clear_ends_a_capture_and_keeps_its_file() -> None:
+    with testbed("clearing") as (server,):
+        host = Host(server)
+        with lab("local", "vp", host, server) as made:
+            host.vcluster("capture", "start", "-o", FILE)
+            made.send("node1", "10.0.0.2", 40)
+            host.vcluster("clear", "lab", "-y", "--verify")
+            assert host.sh("pgrep -f '[c]apture run' || true") == ""
+            assert "node1" in {frame.interface for frame in made.frames()}
+
+
 # Killed parts
 
-COMMAND, LOCAL_AGENT = "[v]cluster.cli.main.*capture", "[f]rame_capture"
+COMMAND, LOCAL_AGENT = "[v]cluster.cli.main.*capture -o", "[f]rame_capture"
 REMOTE_AGENT, CONNECTION = "[v]cluster-", "[s]shd: root"
 WRITER = "source, file = sy[s].stdin"
 

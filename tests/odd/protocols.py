@@ -30,8 +30,8 @@ from vcluster.errors import VclusterError
 from vcluster.model import json_types
 from vcluster.planning.neighbours import classify
 from vcluster.render import gateway_actions
-from vcluster.stages import check, configure, provision
-from vcluster.stages.guest_answer import ask, require_success
+from vcluster.stages import check, configure, provision, rank_watch
+from vcluster.stages.guest_answer import ask, find, require_success
 from vcluster.util.deadline import Deadline
 from vcluster.util.events import Reporter
 
@@ -66,6 +66,7 @@ def entry_points() -> list[EntryPoint]:
         EntryPoint("answer of apply", values.json_bytes({"changed": ["/etc/hosts"]}), _apply, ("node1",)),
         EntryPoint("answer of discover", values.json_bytes(FOUND), _ask(_discover_answer), ("node1",)),
         EntryPoint("answer of provision", values.json_bytes({"exit_code": 0}), _provision),
+        EntryPoint("answer of rank_sockets", values.json_bytes(SOCKET), _rank_socket, ("node1",)),
         EntryPoint("rules of the gateway", values.json_bytes(RULES), _rules),
         *serial_entry_points(),
     ]
@@ -189,7 +190,12 @@ def _answer(operation: str) -> Callable[[bytes], None]:
 CHECK = {"results": [{"check": "ping", "to": "node2", "passed": True, "detail": "x"}], "same": {"hosts": "0"}}
 _HOST = {"address": "10.0.0.200", "mac": "02:00:00:00:00:99", "name": "laptop", "found_by": ["lease", "ping"]}
 FOUND = {"found": [_HOST], "swept": "10.0.0.1-10.0.0.254"}
+SOCKET = {"rank": 1, "local": ["10.0.0.1", 40000], "remote": ["10.0.0.2", 35000]}
 RULES = {"nftables": [{"chain": {"name": "forward"}}, {"rule": {"expr": [{"accept": None}]}}]}
+
+
+def _rank_socket(raw: bytes) -> None:
+    rank_watch._socket("node1", find(_text(raw)))
 
 
 def _rules(raw: bytes) -> None:

@@ -40,7 +40,13 @@ READERS = {
     "agent/remote_agent.py _read_message": ("answer of the agent", "error of the agent"),
     "commands/servers/capture.py read_message": ("message of a capture",),
     "adapters/serial_connection.py _parsed": ("serial messages",),
-    "stages/guest_answer.py find": ("answer of check", "answer of apply", "answer of discover", "answer of provision"),
+    "stages/guest_answer.py find": (
+        "answer of check",
+        "answer of apply",
+        "answer of discover",
+        "answer of provision",
+        "answer of rank_sockets",
+    ),
     "render/gateway_actions.py is_open": ("rules of the gateway",),
 }
 # Functions that read what vcluster, QEMU or a program of this machine wrote in this moment.

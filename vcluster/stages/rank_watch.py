@@ -13,7 +13,7 @@ from vcluster.adapters.node_connection import NodeConnection
 from vcluster.adapters.pipe import Pipe
 from vcluster.errors import VclusterError
 from vcluster.frames.rank_map import Address, RankSocket
-from vcluster.stages.guest_answer import receive, unknown_result
+from vcluster.stages.guest_answer import find, receive, unknown_result
 from vcluster.util import parallel
 from vcluster.util.deadline import Deadline
 
@@ -46,14 +46,25 @@ class RankWatch:
         return [socket for found in self._sockets.values() for socket in found]
 
     def _read(self, name: str) -> None:
-        pipe, deadline, found = self._pipes[name], self._sessions[name].deadline, self._sockets[name]
+        found = self._sockets[name]
         try:
-            for _ in range(SOCKETS_MAX):
-                found.append(_socket(name, receive(pipe, deadline, AWAITED)))
-            self._errors.append(VclusterError(f"{name}: {AWAITED}: there are more than {SOCKETS_MAX}"))
+            for line in self._lines(name):
+                found.append(_socket(name, find(line.decode(errors="replace"))))
         except VclusterError as error:
-            if not (self._is_stopped and pipe.wait(END_TIMEOUT_S) == 0):
-                self._errors.append(error)
+            self._errors.append(error)
+
+    def _lines(self, name: str) -> Iterator[bytes]:
+        """The lines of a node. Raises VclusterError if they end before `stop`, or if they do not end."""
+        pipe, deadline = self._pipes[name], self._sessions[name].deadline
+        for _ in range(SOCKETS_MAX):
+            try:
+                line = pipe.read_line(deadline, AWAITED)
+            except VclusterError:
+                if self._is_stopped and pipe.wait(END_TIMEOUT_S) == 0:
+                    return
+                raise
+            yield line
+        raise VclusterError(f"{name}: {AWAITED}: there are more than {SOCKETS_MAX}")
 
 
 @contextmanager
@@ -74,8 +85,9 @@ def watched(sessions: Mapping[str, NodeConnection], deadline: Deadline) -> Itera
             pipe.close()
 
 
-def _socket(node: str, answer: Mapping[str, Any]) -> RankSocket:
+def _socket(node: str, answer: Mapping[str, Any] | None) -> RankSocket:
     """The socket in an answer. Raises VclusterError for other values: nodes are not trusted."""
+    answer = answer or {}
     rank, local, remote = answer.get("rank"), _address(answer.get("local")), _address(answer.get("remote"))
     if type(rank) is not int or rank < 0 or local is None or remote is None:
         raise unknown_result(f"{node}: {AWAITED}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from vcluster.planning import link_spec
 
 if TYPE_CHECKING:
     from vcluster.commands.servers.capture import Captured
+    from vcluster.commands.steps.capture_process import BackgroundCapture
     from vcluster.frames.rank_map import RankConnection
     from vcluster.planning.neighbours import Neighbour
 
@@ -67,6 +69,31 @@ def captured_text(captured: Document) -> str:
     return (
         f"{captured['file']}: {captured['frames']} frames of {len(captured['ports'])} ports, "
         f"{captured['dropped']} dropped, {captured['bytes'] / MIB:.1f} MiB"
+    )
+
+
+def background_document(found: BackgroundCapture | None) -> dict[str, Any]:
+    """The capture in the background; all but `running` are null if none was started."""
+    if found is None:
+        return {"running": False, **dict.fromkeys(("file", "frames", "dropped", "bytes", "seconds"))}
+    return {
+        "running": found.is_running,
+        "file": found.record.file,
+        "frames": found.progress.frames,
+        "dropped": found.progress.dropped,
+        "bytes": found.progress.bytes,
+        "seconds": round(time.time() - found.record.began_s, 1),
+    }
+
+
+def background_text(found: Document) -> str:
+    """One line: whether it runs, the file, and the counts."""
+    if found["file"] is None:
+        return "no capture was started"
+    state = "running" if found["running"] else "ended, not stopped"
+    return (
+        f"{state} for {found['seconds']:.0f} s: {found['file']}: {found['frames']} frames, {found['dropped']} dropped, "
+        f"{found['bytes'] / MIB:.1f} MiB"
     )
 
 

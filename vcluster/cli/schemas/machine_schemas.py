@@ -189,8 +189,22 @@ CAPTURED = record(
     },
 )
 
+BACKGROUND = record(
+    "The capture in the background",
+    {
+        "running": flag("Whether it runs"),
+        "file": optional(text("The file; null if no capture was started")),
+        "frames": optional(integer("Number of frames so far")),
+        "dropped": optional(integer("Number of frames that the kernel had no room for")),
+        "bytes": optional(integer("Length of the file, in bytes")),
+        "seconds": optional({"type": "number", "description": "Time since its start, in seconds"}),
+    },
+)
+
 SCHEMAS: dict[str, Schema] = {
-    "capture": CAPTURED,
+    "capture run": CAPTURED,
+    "capture stop": CAPTURED,
+    "capture status": BACKGROUND,
     "doctor": DOCTOR,
     "support": SUPPORT,
     "image build": MANIFEST,

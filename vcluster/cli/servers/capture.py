@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from vcluster.cli import arguments, common
-from vcluster.cli.help_layout import Command, examples
+from vcluster.cli.help_layout import Group, examples
 from vcluster.cli.nodes.execute import remote_argv
 from vcluster.cli.output import terminal
 from vcluster.errors import RequestError, VclusterError
@@ -20,51 +20,93 @@ if TYPE_CHECKING:
     from vcluster.fleet.context import Context
     from vcluster.model.plan import Plan
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 SNAP_MIN = 14  # the Ethernet header
 SNAP_MAX = 0xFFFF
+LIMIT_MIB = 10240  # in the background: a capture that is forgotten must not fill the disk
 
 
-@click.command(
-    cls=Command,
-    context_settings=arguments.REST,
+class CaptureGroup(Group):
+    """The commands of capture. Options without a command are those of `run`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put the name of `run` before its options."""
+        if args and args[0] not in {*self.commands, "-h", "--help"}:
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(
+    cls=CaptureGroup,
+    sections={"Commands": ("run", "start", "stop", "status")},
     epilog=examples(
         "sudo vcluster capture -o run.pcapng -- mpiexec -n 4 ./cloud/program",
         "sudo vcluster capture -o run.pcapng --for 60 --snap 128 -w 'node[1-2]'",
         "sudo vcluster capture -o - | wireshark -k -i -",
     ),
 )
-@arguments.name_option
+def capture() -> None:
+    """Capture the frames at all ports of the switch in one pcapng file.
+
+    `run` is the default: its name can be left out before its options.
+    """
+
+
+def capture_options(function: F) -> F:
+    """The options that `run` and `start` share."""
+    options = (
+        arguments.name_option,
+        click.option(
+            "-w", "--ports", "nodeset", metavar="NODES", shell_complete=arguments.complete_nodes,
+            help="Capture only at the ports of these nodes, for example 'node[2-3]'.",
+        ),
+        click.option(
+            "--snap", "snap_bytes", type=arguments.Number(int, SNAP_MIN, SNAP_MAX), default=None, metavar="BYTES",
+            help="Keep this part of each frame; 128 has all headers.  [default: whole frames]",
+        ),
+        click.option("--filter", "expression", metavar="EXPRESSION", help="Keep frames that fit; see pcap-filter(7)."),
+        click.option("--only", type=click.Choice(["mpi"]), help="Keep TCP between programs of users, without NFS."),
+    )  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+file_format_option: Callable[[F], F] = click.option(
+    "--output", type=click.Choice(["text", "json"]), default="text", envvar="VCLUSTER_OUTPUT",
+    help="Format of the result.",
+)  # fmt: skip
+drops_option: Callable[[F], F] = click.option(
+    "--allow-drops", is_flag=True, help="Exit 0 although frames were dropped."
+)
+
+
+@capture.command(context_settings=arguments.REST)
 @click.option(
     "-o", "--file", "path", type=click.Path(path_type=Path, dir_okay=False, allow_dash=True), required=True,
     metavar="FILE", help="Write this pcapng file; - is standard output.",
 )  # fmt: skip
-@click.option(
-    "-w", "--ports", "nodeset", metavar="NODES", shell_complete=arguments.complete_nodes,
-    help="Capture only at the ports of these nodes, for example 'node[2-3]'.",
-)  # fmt: skip
-@click.option(
-    "--snap", "snap_bytes", type=arguments.Number(int, SNAP_MIN, SNAP_MAX), default=None, metavar="BYTES",
-    help="Keep this part of each frame; 128 has all headers.  [default: whole frames]",
-)  # fmt: skip
-@click.option("--filter", "expression", metavar="EXPRESSION", help="Capture frames that fit, as in pcap-filter(7).")
-@click.option("--only", type=click.Choice(["mpi"]), help="Capture only TCP between programs of users, without NFS.")
+@capture_options
 @click.option(
     "--for", "for_s", type=arguments.Number(float, 0, 10**7), metavar="SECONDS",
     help="End after this time.  [default: when COMMAND ends, or at Ctrl-C]",
 )  # fmt: skip
 @click.option(
+    "--limit", "limit_mib", type=arguments.Number(float, 1, 10**9), metavar="MIB",
+    help="End when the file has this length.  [default: no limit]",
+)  # fmt: skip
+@click.option(
     "--ranks/--no-ranks", default=None,
     help="Watch which rank of MPI has which connection.  [default: with COMMAND]",
 )  # fmt: skip
-@click.option("--allow-drops", is_flag=True, help="Exit 0 although frames were dropped.")
+@drops_option
 @click.option("-l", "--user", metavar="USER", help="Run COMMAND as this user.  [default: the cluster's user]")
 @arguments.timeout_option(3600)
-@click.option(
-    "--output", type=click.Choice(["text", "json"]), default="text", envvar="VCLUSTER_OUTPUT",
-    help="Format of the result.",
-)  # fmt: skip
+@click.option("--progress", type=click.Path(path_type=Path), hidden=True)
+@file_format_option
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
-def capture(
+def run(
     name: str | None,
     path: Path,
     nodeset: str | None,
@@ -72,14 +114,16 @@ def capture(
     expression: str | None,
     only: str | None,
     for_s: float | None,
+    limit_mib: float | None,
     ranks: bool | None,
     allow_drops: bool,
     user: str | None,
     timeout_s: float,
+    progress: Path | None,
     output: str,
     command: tuple[str, ...],
 ) -> int:
-    """Capture the frames at all ports of the switch in one pcapng file.
+    """Capture until Ctrl-C, for a time, or while a command runs.
 
     Each port is an interface of the file, with the name of its node. The file shows the direction of each frame: in, if
     the switch got it from the node. COMMAND runs on the head node, as with `vcluster exec`; the capture begins before
@@ -93,6 +137,8 @@ def capture(
         raise RequestError("--filter and --only cannot be used together")
     if for_s is not None and command:
         raise RequestError("--for and a command cannot be used together: the capture ends with the command")
+    if limit_mib is not None and command:
+        raise RequestError("--limit and a command cannot be used together: the capture ends with the command")
     choice = work.Choice(snap_bytes or 0, only == "mpi", expression or "")
     context, plan = common.open_cluster(name)
     nodes = access.choose_nodes(plan, nodeset)
@@ -106,7 +152,7 @@ def capture(
         if command:
             exit_codes.append(_run(context, plan, command, user or plan.user, timeout_s, to_errors=lines_to_errors))
         else:
-            capture.ended.wait(for_s)
+            work.wait(capture, for_s=for_s, limit_mib=limit_mib, progress=progress)
 
     def open_file(begin: bytes) -> CaptureFile:
         return CaptureFile(path, begin, common.user_of_sudo())
@@ -120,11 +166,84 @@ def capture(
     _print(captured, output, exit_codes, to_errors=is_stream or (bool(command) and output == "text"))
     if command and captured.is_interrupted:
         raise KeyboardInterrupt
-    if captured.dropped and not allow_drops:
-        raise VclusterError(
-            f"the capture dropped {captured.dropped} frames", hint="--snap 128 keeps headers only, which is faster"
-        )
+    _refuse_drops(captured.dropped, is_allowed=allow_drops)
     return max(exit_codes, default=0)
+
+
+@capture.command()
+@click.option(
+    "-o", "--file", "path", type=click.Path(path_type=Path, dir_okay=False), required=True, metavar="FILE",
+    help="Write this pcapng file.",
+)  # fmt: skip
+@capture_options
+@click.option(
+    "--limit", "limit_mib", type=arguments.Number(int, 1, 10**9), metavar="MIB", default=LIMIT_MIB, show_default=True,
+    help="End when the file has this length.",
+)  # fmt: skip
+@click.option("--ranks", is_flag=True, help="Watch which rank of MPI has which connection.")
+def start(
+    name: str | None,
+    path: Path,
+    nodeset: str | None,
+    snap_bytes: int | None,
+    expression: str | None,
+    only: str | None,
+    limit_mib: int,
+    ranks: bool,
+) -> None:
+    """Capture in the background until `stop`.
+
+    It returns when the capture has begun. A cluster has at most one such capture; `vcluster clear` also ends it.
+    """
+    from vcluster.commands.steps import capture_process
+
+    context, plan = common.open_cluster(name)
+    folder, whole = context.files(plan.name).capture, path.absolute()
+    options: dict[str, object] = {
+        "--name": plan.name, "--file": whole, "--ports": nodeset, "--snap": snap_bytes, "--filter": expression,
+        "--only": only, "--limit": limit_mib, "--progress": capture_process.progress_file(folder), "--output": "json",
+    }  # fmt: skip
+    given = [text for option, value in options.items() if value is not None for text in (option, str(value))]
+    arguments = ["capture", "run", *given, "--allow-drops", "--ranks" if ranks else "--no-ranks"]
+    capture_process.start(folder, arguments, whole)
+    terminal.print_text(
+        f"capturing into {whole}; end it by: {common.reader().command('capture stop', cluster=plan.name)}"
+    )
+
+
+@capture.command()
+@arguments.name_option
+@drops_option
+@file_format_option
+def stop(name: str | None, allow_drops: bool, output: str) -> None:
+    """End the capture that runs in the background. Exits 1 if frames were dropped."""
+    from vcluster.cli.output import network_report
+    from vcluster.commands.steps import capture_process
+
+    context, plan = common.open_cluster(name)
+    result = capture_process.stop(context.files(plan.name).capture)
+    common.emit(output, result, network_report.captured_text)
+    _refuse_drops(result["dropped"], is_allowed=allow_drops)
+
+
+@capture.command()
+@arguments.name_option
+@file_format_option
+def status(name: str | None, output: str) -> None:
+    """Show the capture that runs in the background, with its counts."""
+    from vcluster.cli.output import network_report
+    from vcluster.commands.steps import capture_process
+
+    context, plan = common.open_cluster(name)
+    found = capture_process.observe(context.files(plan.name).capture)
+    common.emit(output, network_report.background_document(found), network_report.background_text)
+
+
+def _refuse_drops(dropped: int, *, is_allowed: bool) -> None:
+    if dropped and not is_allowed:
+        raise VclusterError(
+            f"the capture dropped {dropped} frames", hint="--snap 128 keeps headers only, which is faster"
+        )
 
 
 def _refuse_terminal() -> None:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TypeVar
 
 from vcluster.adapters import tmux
-from vcluster.commands.steps import lost_clusters, snapshot_build
+from vcluster.commands.steps import capture_process, lost_clusters, snapshot_build
 from vcluster.commands.steps.inventory import survey
 from vcluster.errors import ConflictError, VclusterError
 from vcluster.fleet import servers
@@ -137,6 +137,7 @@ def remove(context: Context, fleet: Fleet, files: ClusterFiles) -> None:
     """
     _on_each(fleet, lambda server: _remove_from(context, server, files.name))
     tmux.end(tmux.socket_name(files.name))
+    capture_process.end(files.capture)
     files.destroy()
 
 

@@ -17,6 +17,7 @@ from vcluster.adapters.pipe import Pipe
 from vcluster.agent.capture.frame_capture import Request
 from vcluster.agent.request_loop import SILENCE_S, error_from_json
 from vcluster.commands.nodes import access
+from vcluster.commands.steps.capture_process import CaptureProgress, write_progress
 from vcluster.errors import MissingError, VclusterError
 from vcluster.fleet.context import Context
 from vcluster.fleet.servers import Server, requests_for_plan
@@ -32,6 +33,9 @@ from vcluster.util.deadline import Deadline
 
 START_TIMEOUT_S = 60.0
 END_TIMEOUT_S = 60.0
+FOREVER_S = 1e9
+WAIT_S = 1.0
+MIB = 2**20
 LIFE_S = SILENCE_S / 5  # the process on the server ends without a sign of life
 PIECE_MAX = 1 << 26  # bytes of a message
 MPI_FILTER = "mpi: TCP between ports of 1024 and more, without NFS"
@@ -151,7 +155,7 @@ class RunningCapture:
         self._failure: VclusterError | None = None
         self._totals: Mapping[str, Any] = {}
         self.ended = threading.Event()
-        self._deadline = Deadline(10**9)
+        self._deadline = Deadline(FOREVER_S)
         self._pipe = server.agent.start_capture(request.to_json(), Deadline(START_TIMEOUT_S))
         try:
             _, begin = self._receive(Deadline(START_TIMEOUT_S))
@@ -162,6 +166,11 @@ class RunningCapture:
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._copy, self._show_life)]
         for thread in self._threads:
             thread.start()
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """The numbers of captured and of dropped frames so far."""
+        return self._totals.get("frames") or 0, self._totals.get("dropped") or 0
 
     def stop(self) -> Mapping[str, Any]:
         """End the capture. Returns the last message, which has the totals. Raises the error that ended the capture."""
@@ -268,10 +277,23 @@ def capture(
     )
 
 
+def wait(
+    capture: RunningCapture, *, for_s: float | None = None, limit_mib: float | None = None, progress: Path | None = None
+) -> None:
+    """Wait until the time is over, the file has its length, or the capture fails. Writes the progress each second."""
+    deadline = Deadline(FOREVER_S if for_s is None else for_s)
+    while deadline.remaining_s() and (limit_mib is None or capture.file.bytes < limit_mib * MIB):
+        if progress:
+            counts = capture.counts
+            write_progress(progress, CaptureProgress(counts[0], counts[1], capture.file.bytes))
+        if capture.ended.wait(deadline.remaining_s(WAIT_S)):
+            return
+
+
 @contextmanager
 def _watched_ranks(context: Context, plan: Plan) -> Iterator[RankWatch]:
     """Watch the connections of ranks on all nodes, by a login to each."""
-    deadline = Deadline(10**9)
+    deadline = Deadline(FOREVER_S)
     with (
         access.sessions(context, plan, plan.nodes, user="root", deadline=deadline) as opened,
         rank_watch.watched(opened, deadline) as watch,

@@ -1,0 +1,140 @@
+"""The map from connections to ranks, and the answers of the guest program that reads sockets."""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as some
+
+from vcluster.adapters.capture.capture_file import replace_begin
+from vcluster.errors import VclusterError
+from vcluster.frames.rank_map import Address, RankEnd, RankSocket, rank_map
+from vcluster.guest import rank_sockets
+from vcluster.stages import rank_watch
+from vcluster.util.deadline import Deadline
+
+NODES = {"10.0.0.1": "node1", "10.0.0.2": "node2"}
+ONE, OTHER = ("10.0.0.1", 40000), ("10.0.0.2", 35000)
+TABLE = """\
+  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+   0: 0100000A:9C40 0200000A:88B8 01 00000000:00000000 00:00000000 00000000  1000        0 77 1 0 20 4 30 10 -1
+   1: 00000000:0016 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 12 1 0 100 0 0 10 0
+   2: 0100000A:9C41 0200000A:88B8 01 00000000:00000000 00:00000000 00000000  1000        0 0 1 0 20 4 30 10 -1
+"""
+
+
+def test_both_ends_of_a_connection_are_joined() -> None:
+    sockets = [RankSocket("node2", 3, OTHER, ONE), RankSocket("node1", 1, ONE, OTHER)]
+    (found,) = rank_map(sockets, NODES)
+    assert (found.first, found.second) == (RankEnd("node1", *ONE, 1), RankEnd("node2", *OTHER, 3))
+
+
+def test_an_end_without_a_rank_comes_second() -> None:
+    mpiexec = ("10.0.0.1", 39000)
+    (found,) = rank_map([RankSocket("node2", 3, OTHER, mpiexec)], NODES)
+    assert (found.first, found.second) == (RankEnd("node2", *OTHER, 3), RankEnd("node1", *mpiexec, None))
+
+
+def test_the_later_job_counts() -> None:
+    sockets = [RankSocket("node1", 1, ONE, OTHER), RankSocket("node1", 7, ONE, OTHER)]
+    assert [each.first.rank for each in rank_map(sockets, NODES)] == [7]
+
+
+ADDRESSES = some.tuples(some.sampled_from(sorted(NODES)), some.integers(0, 65535))
+
+
+@given(some.dictionaries(some.tuples(ADDRESSES, ADDRESSES), some.integers(0, 9)))
+def test_no_end_is_lost(ranks: dict[tuple[Address, Address], int]) -> None:
+    sockets = [RankSocket(NODES[here[0]], rank, here, there) for (here, there), rank in ranks.items()]
+    found = {}
+    for each in rank_map(sockets, NODES):
+        for one, other in ((each.first, each.second), (each.second, each.first)):
+            if one.rank is not None:
+                found[(one.address, one.port), (other.address, other.port)] = one.rank
+    assert found == ranks
+
+
+def test_the_table_of_sockets_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("builtins.open", lambda *_: io.StringIO(TABLE))
+    assert rank_sockets.connections() == {77: (ONE, OTHER)}
+
+
+class Pipe:
+    """A program in a node that prints these lines, and ends with its input."""
+
+    name = "node1"
+
+    def __init__(self, *lines: bytes) -> None:
+        self._lines, self._is_shut = [*lines], threading.Event()
+
+    def read_line(self, *_: object) -> bytes:
+        if not self._lines:
+            self._is_shut.wait(20)
+            raise VclusterError("node1: the connection broke")
+        return self._lines.pop(0)
+
+    def shut(self) -> None:
+        self._is_shut.set()
+
+    def wait(self, _: float) -> int:
+        return 0
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class Session:
+    """A node that runs a program."""
+
+    def __init__(self, pipe: Pipe) -> None:
+        self.deadline = Deadline(20)
+        self._pipe = pipe
+
+    def start_program(self, *_: object, **__: object) -> Pipe:
+        return self._pipe
+
+
+def watch(*lines: bytes) -> list[RankSocket]:
+    with rank_watch.watched({"node1": Session(Pipe(b"{}", *lines))}, Deadline(20)) as watched:  # type: ignore[dict-item]
+        return watched.stop()
+
+
+GOOD: dict[str, Any] = {"rank": 1, "local": list(ONE), "remote": list(OTHER)}
+
+
+def test_sockets_of_ranks_are_collected() -> None:
+    assert watch(json.dumps(GOOD).encode()) == [RankSocket("node1", 1, ONE, OTHER)]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {**GOOD, "rank": "1"}, {**GOOD, "rank": -1}, {**GOOD, "rank": True}, {**GOOD, "local": None},
+        {**GOOD, "local": ["\x1b[2J", 1]}, {**GOOD, "remote": ["10.0.0.1", 65536]}, {**GOOD, "remote": ["10.0.0.1"]},
+        {**GOOD, "remote": ["10.0.0.1", 1.5]}, [],
+    ],
+)  # fmt: skip
+def test_other_answers_of_a_node_are_refused(wrong: object) -> None:
+    with pytest.raises(VclusterError, match="node1: the connections of ranks printed"):
+        watch(json.dumps(wrong).encode())
+
+
+def test_a_node_cannot_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rank_watch, "SOCKETS_MAX", 3)
+    with pytest.raises(VclusterError, match="there are more than 3"):
+        watch(*[json.dumps(GOOD).encode()] * 4)
+
+
+def test_the_begin_of_a_file_is_replaced(tmp_path: Any) -> None:
+    path = tmp_path / "run.pcapng"
+    path.write_bytes(b"begin" + b"frames")
+    path.chmod(0o640)
+    replace_begin(path, 5, b"another begin ")
+    assert path.read_bytes() == b"another begin frames"
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert [each.name for each in tmp_path.iterdir()] == ["run.pcapng"]

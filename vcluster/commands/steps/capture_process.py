@@ -1,0 +1,186 @@
+"""The capture of a cluster in the background: a command of vcluster, and what it writes into the cluster's folder.
+
+The folder has the record of the process, its progress, its result and its messages. The captured frames are elsewhere:
+in the file of the user.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vcluster.adapters.process import python
+from vcluster.errors import ConflictError, VclusterError
+from vcluster.model import json_text, json_types
+from vcluster.model.quoting import path_shown
+from vcluster.util.deadline import Deadline
+
+START_TIMEOUT_S = 90.0
+STOP_TIMEOUT_S = 300.0  # the map of ranks may copy a large file
+KILL_AFTER_S = 10.0  # in a teardown
+POLL_S = 0.1
+_START_TIME = 19  # of a process, in the fields of /proc/PID/stat after the name (proc(5))
+PREFIX = "vcluster: "  # of the message of an error
+_COMMAND = "from vcluster.cli.main import run; run()"
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureRecord:
+    """The process of a capture. `started` is its start in ticks since the boot, because numbers are used again."""
+
+    pid: int
+    started: int
+    file: str
+    began_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureProgress:
+    """What a capture has written so far."""
+
+    frames: int
+    dropped: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class BackgroundCapture:
+    """A capture in the background. It has ended by itself if it is not running: at its limit, or by an error."""
+
+    is_running: bool
+    record: CaptureRecord
+    progress: CaptureProgress
+
+
+def progress_file(folder: Path) -> Path:
+    """Where a capture writes its progress."""
+    return folder / "progress.json"
+
+
+def write_progress(path: Path, progress: CaptureProgress) -> None:
+    """Write the progress. A reader sees the one before or this one."""
+    draft = path.with_suffix(".new")
+    draft.write_text(json.dumps(asdict(progress)))
+    draft.replace(path)
+
+
+def start(folder: Path, arguments: Sequence[str], file: Path) -> None:
+    """Start a capture by the command line `arguments`, and return when it has begun.
+
+    Raises ConflictError if one runs or was not stopped, and VclusterError with the reason if it does not begin.
+    """
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError as error:
+        raise ConflictError("a capture was started and not stopped", hint="vcluster capture stop") from error
+    try:
+        with (folder / "result.json").open("w") as result, (folder / "messages").open("w") as messages:
+            process = subprocess.Popen(
+                [*python(_COMMAND), *arguments],
+                stdin=subprocess.DEVNULL, stdout=result, stderr=messages, start_new_session=True,
+            )  # fmt: skip
+        record = CaptureRecord(process.pid, _started(process.pid) or 0, str(file), time.time())
+        (folder / "record.json").write_text(json.dumps(asdict(record)))
+        deadline = Deadline(START_TIMEOUT_S)
+        while not progress_file(folder).exists():
+            _require_alive(process, folder)
+            deadline.pause(POLL_S, "the begin of the capture")
+    except BaseException:
+        end(folder)
+        raise
+
+
+def _require_alive(process: subprocess.Popen[bytes], folder: Path) -> None:
+    if process.poll() is not None:
+        failure = VclusterError(_message(folder))
+        failure.exit_code = process.returncode
+        raise failure
+
+
+def observe(folder: Path) -> BackgroundCapture | None:
+    """The capture that was started and not stopped, if there is one."""
+    record, progress = _read(folder / "record.json", CaptureRecord), _read(progress_file(folder), CaptureProgress)
+    if record is None:
+        return None
+    is_running = _started(record.pid) == record.started
+    return BackgroundCapture(is_running, record, progress or CaptureProgress(0, 0, 0))
+
+
+def stop(folder: Path) -> dict[str, Any]:
+    """End the capture, and return its result. Raises VclusterError with the reason if it has none."""
+    found = observe(folder)
+    if found is None:
+        raise VclusterError("no capture was started", hint="vcluster capture start -o FILE")
+    if not _terminate(found.record, STOP_TIMEOUT_S):
+        raise VclusterError(f"the capture did not end within {STOP_TIMEOUT_S:.0f} s", hint="vcluster capture stop")
+    result = _json(folder / "result.json")
+    message = _message(folder)
+    shutil.rmtree(folder)
+    if result is None:
+        raise VclusterError(f"the capture ended early: {message}; {path_shown(found.record.file)} has what came before")
+    return result
+
+
+def end(folder: Path) -> None:
+    """End the capture, if there is one, and remove the folder. The file of the user stays."""
+    if (found := observe(folder)) and not _terminate(found.record, KILL_AFTER_S):
+        with suppress(ProcessLookupError):
+            os.kill(found.record.pid, signal.SIGKILL)
+        if not _terminate(found.record, KILL_AFTER_S):
+            raise VclusterError(f"the capture, process {found.record.pid}, does not end", hint="vcluster clear")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _terminate(record: CaptureRecord, timeout_s: float) -> bool:
+    """End a process, and wait. Returns whether it has ended."""
+    try:
+        process = os.pidfd_open(record.pid)
+    except ProcessLookupError:
+        return True
+    with closing(os.fdopen(process)) as opened:
+        if _started(record.pid) != record.started:  # it has ended, and the number is that of another process
+            return True
+        signal.pidfd_send_signal(opened.fileno(), signal.SIGTERM)
+        return bool(select.select([opened], [], [], timeout_s)[0])
+
+
+def _started(pid: int) -> int | None:
+    """When a process started; None if it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else int(fields[_START_TIME])
+
+
+def _message(folder: Path) -> str:
+    """The last message of the capture."""
+    with suppress(OSError):
+        lines = (folder / "messages").read_text(errors="replace").splitlines()
+        if lines and lines[-1].startswith(PREFIX):
+            return lines[-1].removeprefix(PREFIX)
+    return "its process was killed"
+
+
+def _read(path: Path, kind: type[Any]) -> Any:
+    """The record in a file; None if it does not have one."""
+    fields = _json(path)
+    return None if fields is None or json_types.misfit(fields, kind, "the record") else kind(**fields)
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json_text.parse(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
