@@ -25,7 +25,6 @@ from scapy.utils import RawPcapNgReader
 
 from tests.clusters import ENVIRONMENT, VCLUSTER, Host
 from tests.inside import ROOT
-from tests.results import validated
 from tests.testbed import Server, kill, testbed
 from vcluster.frames.pcapng import INBOUND, OUTBOUND
 
@@ -386,8 +385,7 @@ def process_of(host: Host, text: str) -> int:
 
 def capture(made: Lab, *arguments: str) -> Any:
     """The JSON result of a command about a capture."""
-    done = made.host.vcluster("capture", *arguments, "--output", "json")
-    return validated(["capture", *arguments], json.loads(done.stdout))
+    return made.host.json("capture", *arguments)
 
 
 def test_a_capture_in_the_background_outlives_its_command(any_lab: Lab) -> None:
@@ -412,9 +410,9 @@ def test_a_capture_in_the_background_outlives_its_command(any_lab: Lab) -> None:
 def test_a_capture_in_the_background_ends_at_its_limit(local: Lab) -> None:
     local.host.vcluster("capture", "start", "-o", FILE, "--limit", "1")
     local.send("node1", "10.0.0.2", 2000, 1400)
-    local.host.wait_for(
-        "test $(stat -c %s /run/run.pcapng) -gt 1000000 && pgrep -f '[c]apture run' >/dev/null || echo x"
-    )
+    deadline_s = time.monotonic() + 60
+    while capture(local, "status")["running"]:
+        assert time.monotonic() < deadline_s
     result = capture(local, "stop")
     assert result["bytes"] > 1 << 20
     assert result["frames"] == len(local.frames())

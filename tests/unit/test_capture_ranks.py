@@ -40,6 +40,29 @@ def test_an_end_without_a_rank_comes_second() -> None:
     assert (found.first, found.second) == (RankEnd("node2", *OTHER, 3), RankEnd("node1", *mpiexec, None))
 
 
+def test_a_connection_that_one_end_closed_is_brief() -> None:
+    sockets = [RankSocket("node2", 3, OTHER, ONE), RankSocket("node1", 1, ONE, OTHER)]
+    assert [each.is_brief for each in rank_map(sockets, NODES)] == [False]
+    assert [each.is_brief for each in rank_map([*sockets, RankSocket("node1", 1, ONE, OTHER, True)], NODES)] == [True]
+
+
+def test_a_connection_closes_before_its_rank(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """This process stands for a rank that runs on, and process 0 for one that has ended."""
+    seen = [{1: (ONE, OTHER), 2: (OTHER, ONE)}, {}, {}]
+    clock = iter([0.0, 1.0, 2.5])
+    monkeypatch.setattr(rank_sockets, "connections", lambda: seen.pop(0))
+    monkeypatch.setattr(rank_sockets, "owners", lambda _: {1: (7, "self"), 2: (8, "0")})
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    watch = rank_sockets.Watch()
+    for _ in range(3):
+        watch.look()
+    monkeypatch.undo()
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(line["rank"], line["closed"]) for line in lines] == [(7, False), (8, False), (7, True)]
+
+
 def test_the_later_job_counts() -> None:
     sockets = [RankSocket("node1", 1, ONE, OTHER), RankSocket("node1", 7, ONE, OTHER)]
     assert [each.first.rank for each in rank_map(sockets, NODES)] == [7]
@@ -104,7 +127,7 @@ def watch(*lines: bytes) -> list[RankSocket]:
         return watched.stop()
 
 
-GOOD: dict[str, Any] = {"rank": 1, "local": list(ONE), "remote": list(OTHER)}
+GOOD: dict[str, Any] = {"rank": 1, "local": list(ONE), "remote": list(OTHER), "closed": False}
 
 
 def test_sockets_of_ranks_are_collected() -> None:
@@ -116,7 +139,7 @@ def test_sockets_of_ranks_are_collected() -> None:
     [
         {**GOOD, "rank": "1"}, {**GOOD, "rank": -1}, {**GOOD, "rank": True}, {**GOOD, "local": None},
         {**GOOD, "local": ["\x1b[2J", 1]}, {**GOOD, "remote": ["10.0.0.1", 65536]}, {**GOOD, "remote": ["10.0.0.1"]},
-        {**GOOD, "remote": ["10.0.0.1", 1.5]}, [],
+        {**GOOD, "remote": ["10.0.0.1", 1.5]}, {**GOOD, "closed": 0}, [],
     ],
 )  # fmt: skip
 def test_other_answers_of_a_node_are_refused(wrong: object) -> None:

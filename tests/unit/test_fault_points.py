@@ -38,7 +38,8 @@ OS_READS = {
         "readlink", "scandir", "sched_param", "strerror", "urandom",
     ),
     "they change this process only": (
-        "_exit", "close", "dup", "dup2", "eventfd", "eventfd_write", "set_blocking", "set_inheritable", "umask",
+        "_exit", "close", "dup", "dup2", "eventfd", "eventfd_write", "pidfd_open", "set_blocking", "set_inheritable",
+        "umask",
     ),
     "the file is open already: `open` has the point": ("fchmod", "fchown", "fdopen", "fsync", "sync", "write"),
     "the owner of a file that the call before has made": ("chown",),

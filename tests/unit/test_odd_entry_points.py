@@ -55,6 +55,7 @@ TRUSTED = {
     "agent/bootstrap.py main": "the order of the controller, before the agent has started",
     "agent/bundle.py files": "the output of its own program",
     "cli/common.py emit": "the document that it has just written",
+    "commands/steps/capture_process.py _json": "what a capture of vcluster has written into the cluster's folder",
     "images/disk_files.py qcow2_bytes": "the output of qemu-img",
     "images/disk_files.py _info": "the output of qemu-img",
     "adapters/libvirt/qemu_monitor.py _execute": "the monitor of QEMU, by libvirt",

@@ -89,8 +89,10 @@ def test_the_map_equals_the_sockets_that_each_rank_prints(cluster: Cluster, tmp_
     assert {(end["node"], end["rank"]) for end in ends if end["rank"] is not None} == {
         ("red3", 0), ("red3", 1), ("red1", 2), ("red1", 3), ("red2", 4), ("red2", 5)
     }  # fmt: skip
-    assert comments(cluster.host.server.path(FILE)) == result["connections"]
-    with RawPcapNgReader(str(cluster.host.server.path(FILE))) as reader:
+    path = cluster.host.server.path(FILE)
+    assert comments(path, "connection") == result["connections"]
+    assert comments(path, "brief_connection") == result["brief_connections"]
+    with RawPcapNgReader(str(path)) as reader:
         assert sum(1 for _ in reader) == result["frames"] > 0
 
 
@@ -109,9 +111,9 @@ def sockets_of(connections: list[Any]) -> set[Socket]:
     }
 
 
-def comments(path: Path) -> list[Any]:
+def comments(path: Path, kind: str) -> list[Any]:
     """The connections in the comments of the file, as capinfos prints them."""
     report = subprocess.run(["capinfos", path], capture_output=True, text=True, check=True).stdout
     found = [json.loads(line.split(":", 1)[1]) for line in report.splitlines() if line.startswith("Capture comment")]
-    pairs = [each["connection"] for each in found if "connection" in each]
+    pairs = [each[kind] for each in found if kind in each]
     return [{"first": first, "second": second} for first, second in pairs]

@@ -212,7 +212,6 @@ class ClusterFiles:
         self.known_hosts = self.folder / "known_hosts"
         self.ssh_config = self.folder / "ssh_config"
         self.timing = self.folder / "timing.json"
-        self.capture = self.folder / "capture"  # the capture in the background
         self.setup = self.folder / "setup"  # the script and the payload of the create
 
     @contextmanager

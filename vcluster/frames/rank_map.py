@@ -10,12 +10,13 @@ Address = tuple[str, int]  # an IPv4 address and a port
 
 @dataclass(frozen=True, slots=True)
 class RankSocket:
-    """An open connection of a rank, as its node reports it."""
+    """A connection of a rank, as its node reports it: when it is open, and again if it `is_closed` before its rank."""
 
     node: str
     rank: int
     local: Address
     remote: Address
+    is_closed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +31,14 @@ class RankEnd:
 
 @dataclass(frozen=True, slots=True)
 class RankConnection:
-    """A connection between two ranks. The frames of the file have the addresses and the ports of its ends."""
+    """A connection of ranks. The frames of the file have the addresses and the ports of its ends.
+
+    It `is_brief` if it closed while its ranks ran on: the start of MPI opens more connections than it keeps.
+    """
 
     first: RankEnd
     second: RankEnd
+    is_brief: bool = False
 
 
 def rank_map(sockets: Iterable[RankSocket], nodes: Mapping[str, str]) -> tuple[RankConnection, ...]:
@@ -41,7 +46,9 @@ def rank_map(sockets: Iterable[RankSocket], nodes: Mapping[str, str]) -> tuple[R
 
     If two jobs use the same ports one after the other, the later one counts.
     """
-    ranks = {(socket.local, socket.remote): socket.rank for socket in sockets}
+    last = {(socket.local, socket.remote): socket for socket in sockets}
+    ranks = {ends: socket.rank for ends, socket in last.items()}
+    closed = {ends for ends, socket in last.items() if socket.is_closed}
     pairs = {tuple(sorted(ends)) for ends in ranks}
     found = []
     for one, other in pairs:
@@ -49,7 +56,9 @@ def rank_map(sockets: Iterable[RankSocket], nodes: Mapping[str, str]) -> tuple[R
             RankEnd(nodes.get(here[0], ""), here[0], here[1], ranks.get((here, there)))
             for here, there in ((one, other), (other, one))
         ]
-        found.append(RankConnection(*sorted(ends, key=_order)))
+        is_brief = (one, other) in closed or (other, one) in closed
+        first, second = sorted(ends, key=_order)
+        found.append(RankConnection(first, second, is_brief))
     return tuple(sorted(found, key=lambda each: (_order(each.first), _order(each.second))))
 
 

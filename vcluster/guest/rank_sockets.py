@@ -1,7 +1,9 @@
 """Prints the TCP connections of MPI ranks on this node, each one once, until its input ends.
 
-A line is JSON: the rank, and the address and the port of both ends. A rank is known by the variable PMI_RANK of its
-process, which mpiexec sets. Connections are read ten times a second; processes are searched when there is a new one.
+A line is JSON: the rank, the address and the port of both ends, and whether the connection has closed. There is such a
+second line only if the rank ran on for a second, as after the start of MPI, which opens more connections than it keeps.
+A rank is known by the variable PMI_RANK of its process, which mpiexec sets. Connections are read ten times a second;
+processes are searched when there is a new one.
 """
 
 from __future__ import annotations
@@ -11,12 +13,15 @@ import os
 import select
 import socket
 import struct
+import time
 
 ESTABLISHED = "01"  # proc(5)
 POLL_S = 0.1
+RUNS_ON_S = 1.0
 VARIABLE = b"PMI_RANK="
 
 End = tuple[str, int]
+Owner = tuple[int, str]  # a rank, and its process
 
 
 def end(text: str) -> End:
@@ -51,29 +56,54 @@ def sockets_of(process: str) -> set[int]:
     return {int(link[8:-1]) for link in links if link.startswith("socket:[")}
 
 
-def ranks(inodes: set[int]) -> dict[int, int]:
-    """The rank that has each of these sockets open."""
+def owners(inodes: set[int]) -> dict[int, Owner]:
+    """The rank and the process that has each of these sockets open."""
     found = {}
     for process in filter(str.isdigit, os.listdir("/proc")):
         try:
             rank = rank_of(process)
             if rank is not None:
-                found.update(dict.fromkeys(sockets_of(process) & inodes, rank))
+                found.update(dict.fromkeys(sockets_of(process) & inodes, (rank, process)))
         except OSError:  # it has ended
             continue
     return found
 
 
+class Watch:
+    """The connections of ranks that were seen: `current` ones, and ones that have `gone` a moment ago."""
+
+    def __init__(self) -> None:
+        self._known: set[int] = set()
+        self._current: dict[int, tuple[Owner, End, End]] = {}
+        self._gone: list[tuple[float, tuple[Owner, End, End]]] = []
+
+    def look(self) -> None:
+        """Print what has changed."""
+        found, now_s = connections(), time.monotonic()
+        new = found.keys() - self._known
+        for inode, owner in owners(new).items() if new else ():
+            self._current[inode] = (owner, *found[inode])
+            report(self._current[inode], is_closed=False)
+        for inode in self._current.keys() - found.keys():
+            self._gone.append((now_s, self._current.pop(inode)))
+        late = [each for gone_s, each in self._gone if now_s - gone_s >= RUNS_ON_S]
+        self._gone = [each for each in self._gone if now_s - each[0] < RUNS_ON_S]
+        for each in late:
+            if os.path.exists(f"/proc/{each[0][1]}"):
+                report(each, is_closed=True)
+        self._known = set(found)
+
+
+def report(connection: tuple[Owner, End, End], *, is_closed: bool) -> None:
+    (rank, _), local, remote = connection
+    print(json.dumps({"rank": rank, "local": local, "remote": remote, "closed": is_closed}), flush=True)
+
+
 def main() -> None:
-    known: set[int] = set()
+    watch = Watch()
     print("{}", flush=True)
     while not select.select([0], [], [], POLL_S)[0]:
-        current = connections()
-        new = current.keys() - known
-        for inode, rank in ranks(new).items() if new else ():
-            local, remote = current[inode]
-            print(json.dumps({"rank": rank, "local": local, "remote": remote}), flush=True)
-        known = set(current)
+        watch.look()
 
 
 if __name__ == "__main__":

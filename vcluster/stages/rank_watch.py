@@ -89,9 +89,10 @@ def _socket(node: str, answer: Mapping[str, Any] | None) -> RankSocket:
     """The socket in an answer. Raises VclusterError for other values: nodes are not trusted."""
     answer = answer or {}
     rank, local, remote = answer.get("rank"), _address(answer.get("local")), _address(answer.get("remote"))
-    if type(rank) is not int or rank < 0 or local is None or remote is None:
+    is_closed = answer.get("closed")
+    if type(rank) is not int or rank < 0 or local is None or remote is None or not isinstance(is_closed, bool):
         raise unknown_result(f"{node}: {AWAITED}")
-    return RankSocket(node, rank, local, remote)
+    return RankSocket(node, rank, local, remote, is_closed)
 
 
 def _address(value: object) -> Address | None:

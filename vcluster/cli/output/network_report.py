@@ -51,9 +51,16 @@ def captured_document(captured: Captured, exit_code: int | None) -> dict[str, An
         "ports": [
             {"node": port.node, "port": port.port, "vni": port.vni, "frames": port.frames} for port in captured.ports
         ],
-        "connections": None if captured.connections is None else [_connection(each) for each in captured.connections],
+        "connections": _connections(captured, are_brief=False),
+        "brief_connections": _connections(captured, are_brief=True),
         "exit_code": exit_code,
     }
+
+
+def _connections(captured: Captured, *, are_brief: bool) -> list[dict[str, Any]] | None:
+    if captured.connections is None:
+        return None
+    return [_connection(each) for each in captured.connections if each.is_brief == are_brief]
 
 
 def _connection(connection: RankConnection) -> dict[str, Any]:

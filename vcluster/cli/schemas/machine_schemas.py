@@ -160,6 +160,7 @@ RANK_END = record(
         "port": integer("TCP port"),
     },
 )
+CONNECTION = record("A connection", {"first": RANK_END, "second": RANK_END})
 CAPTURED = record(
     "The result of a capture",
     {
@@ -179,11 +180,9 @@ CAPTURED = record(
                 },
             ),
         ),
-        "connections": optional(
-            many(
-                "The connections of MPI ranks; null if they were not watched",
-                record("A connection", {"first": RANK_END, "second": RANK_END}),
-            )
+        "connections": optional(many("The connections of MPI ranks; null if they were not watched", CONNECTION)),
+        "brief_connections": optional(
+            many("Those that closed while their ranks ran on; null if they were not watched", CONNECTION)
         ),
         "exit_code": optional(integer("Exit code of the command; null without one")),
     },

@@ -84,5 +84,5 @@ def optional(schema: Schema) -> Schema:
 
 def titled(command: str, schema: Schema) -> Schema:
     """The whole schema of a command's result."""
-    option = "--output json" if command.startswith("capture ") else "-o json"  # -o is the file of a capture
+    option = "--output json" if command == "capture run" else "-o json"  # -o is the file of a capture
     return {"$schema": DRAFT, "title": f"Result of vcluster {command} {option}", **schema}

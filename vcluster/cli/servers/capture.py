@@ -198,7 +198,7 @@ def start(
     from vcluster.commands.steps import capture_process
 
     context, plan = common.open_cluster(name)
-    folder, whole = context.files(plan.name).capture, path.absolute()
+    folder, whole = capture_process.folder_of(context.files(plan.name)), path.absolute()
     options: dict[str, object] = {
         "--name": plan.name, "--file": whole, "--ports": nodeset, "--snap": snap_bytes, "--filter": expression,
         "--only": only, "--limit": limit_mib, "--progress": capture_process.progress_file(folder), "--output": "json",
@@ -214,28 +214,28 @@ def start(
 @capture.command()
 @arguments.name_option
 @drops_option
-@file_format_option
+@arguments.output_option
 def stop(name: str | None, allow_drops: bool, output: str) -> None:
     """End the capture that runs in the background. Exits 1 if frames were dropped."""
     from vcluster.cli.output import network_report
     from vcluster.commands.steps import capture_process
 
     context, plan = common.open_cluster(name)
-    result = capture_process.stop(context.files(plan.name).capture)
+    result = capture_process.stop(capture_process.folder_of(context.files(plan.name)))
     common.emit(output, result, network_report.captured_text)
     _refuse_drops(result["dropped"], is_allowed=allow_drops)
 
 
 @capture.command()
 @arguments.name_option
-@file_format_option
+@arguments.output_option
 def status(name: str | None, output: str) -> None:
     """Show the capture that runs in the background, with its counts."""
     from vcluster.cli.output import network_report
     from vcluster.commands.steps import capture_process
 
     context, plan = common.open_cluster(name)
-    found = capture_process.observe(context.files(plan.name).capture)
+    found = capture_process.observe(capture_process.folder_of(context.files(plan.name)))
     common.emit(output, network_report.background_document(found), network_report.background_text)
 
 
@@ -248,7 +248,9 @@ def _refuse_drops(dropped: int, *, is_allowed: bool) -> None:
 
 def _refuse_terminal() -> None:
     if terminal.is_terminal(sys.stdout):
-        raise RequestError("frames cannot be printed on a terminal", hint="vcluster capture -o - | wireshark -k -i -")
+        raise RequestError(
+            "frames cannot be printed on a terminal", hint="vcluster capture run -o - | wireshark -k -i -"
+        )
 
 
 def _run(context: Context, plan: Plan, command: Sequence[str], user: str, timeout_s: float, *, to_errors: bool) -> int:

@@ -137,7 +137,7 @@ def remove(context: Context, fleet: Fleet, files: ClusterFiles) -> None:
     """
     _on_each(fleet, lambda server: _remove_from(context, server, files.name))
     tmux.end(tmux.socket_name(files.name))
-    capture_process.end(files.capture)
+    capture_process.end(capture_process.folder_of(files))
     files.destroy()
 
 

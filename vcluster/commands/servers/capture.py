@@ -142,9 +142,8 @@ def _comments(plan: Plan) -> Iterator[str]:
 
 def _connection_comment(connection: RankConnection) -> str:
     ends = (connection.first, connection.second)
-    return json.dumps(
-        {"connection": [{"rank": end.rank, "node": end.node, "address": end.address, "port": end.port} for end in ends]}
-    )
+    shown = [{"rank": end.rank, "node": end.node, "address": end.address, "port": end.port} for end in ends]
+    return json.dumps({"brief_connection" if connection.is_brief else "connection": shown})
 
 
 class RunningCapture:

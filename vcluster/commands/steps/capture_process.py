@@ -21,6 +21,7 @@ from typing import Any
 
 from vcluster.adapters.process import python
 from vcluster.errors import ConflictError, VclusterError
+from vcluster.fleet.ledger import ClusterFiles
 from vcluster.model import json_text, json_types
 from vcluster.model.quoting import path_shown
 from vcluster.util.deadline import Deadline
@@ -60,6 +61,11 @@ class BackgroundCapture:
     is_running: bool
     record: CaptureRecord
     progress: CaptureProgress
+
+
+def folder_of(files: ClusterFiles) -> Path:
+    """The folder of the capture of a cluster."""
+    return files.folder / "capture"
 
 
 def progress_file(folder: Path) -> Path:
@@ -121,7 +127,7 @@ def stop(folder: Path) -> dict[str, Any]:
     found = observe(folder)
     if found is None:
         raise VclusterError("no capture was started", hint="vcluster capture start -o FILE")
-    if not _terminate(found.record, STOP_TIMEOUT_S):
+    if not _has_ended(found.record, signal.SIGTERM, STOP_TIMEOUT_S):
         raise VclusterError(f"the capture did not end within {STOP_TIMEOUT_S:.0f} s", hint="vcluster capture stop")
     result = _json(folder / "result.json")
     message = _message(folder)
@@ -133,16 +139,14 @@ def stop(folder: Path) -> dict[str, Any]:
 
 def end(folder: Path) -> None:
     """End the capture, if there is one, and remove the folder. The file of the user stays."""
-    if (found := observe(folder)) and not _terminate(found.record, KILL_AFTER_S):
-        with suppress(ProcessLookupError):
-            os.kill(found.record.pid, signal.SIGKILL)
-        if not _terminate(found.record, KILL_AFTER_S):
-            raise VclusterError(f"the capture, process {found.record.pid}, does not end", hint="vcluster clear")
+    found = observe(folder)
+    if found and not any(_has_ended(found.record, number, KILL_AFTER_S) for number in (signal.SIGTERM, signal.SIGKILL)):
+        raise VclusterError(f"the capture, process {found.record.pid}, does not end", hint="vcluster clear")
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _terminate(record: CaptureRecord, timeout_s: float) -> bool:
-    """End a process, and wait. Returns whether it has ended."""
+def _has_ended(record: CaptureRecord, number: signal.Signals, timeout_s: float) -> bool:
+    """End a process by a signal, and wait. Returns whether it has ended."""
     try:
         process = os.pidfd_open(record.pid)
     except ProcessLookupError:
@@ -150,7 +154,7 @@ def _terminate(record: CaptureRecord, timeout_s: float) -> bool:
     with closing(os.fdopen(process)) as opened:
         if _started(record.pid) != record.started:  # it has ended, and the number is that of another process
             return True
-        signal.pidfd_send_signal(opened.fileno(), signal.SIGTERM)
+        signal.pidfd_send_signal(opened.fileno(), number)
         return bool(select.select([opened], [], [], timeout_s)[0])
 
 
