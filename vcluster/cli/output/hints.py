@@ -23,7 +23,6 @@ CLUSTER_COMMANDS: Mapping[str, bool] = {
     **dict.fromkeys(("add", "remove", "ssh", "exec", "mpiexec", "shell", "copy", "provision", "console"), False),
     **dict.fromkeys(("gateway", "path", "link set", "link show", "link reset"), False),
     **dict.fromkeys(("capture run", "capture start", "capture stop", "capture status"), False),
-    **dict.fromkeys(("capture run", "capture start", "capture stop", "capture status"), False),
 }
 # What does to a node what these do to a cluster.
 NODE_COMMANDS: Mapping[str, str] = {
