@@ -18,7 +18,7 @@ from vcluster.commands.servers.capture import Choice, first_blocks
 from vcluster.errors import RequestError
 from vcluster.frames import frame_filter, pcapng, ring_blocks
 from vcluster.frames.ring_blocks import RingReader
-from vcluster.planning.traffic_plan import switch_port
+from vcluster.planning.hops import switch_port
 
 INDEXES = {7: 0, 9: 1}  # of interfaces of the kernel, and their numbers in the file
 HEAD = b"".join(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vcluster.model import naming
 from vcluster.model.plan import Node, Plan
-from vcluster.planning.traffic_plan import switch_port
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +17,11 @@ class Hop:
     link: str
     bridge: str
     comes_in: bool
+
+
+def switch_port(plan: Plan, node: Node) -> str:
+    """The port of a node on the switch: its tap, or the end of its tunnel."""
+    return node.port if node.vni is None else naming.tunnel_name(plan.name, node.index)
 
 
 def hops(plan: Plan, start: Node, end: Node) -> tuple[Hop, ...]:

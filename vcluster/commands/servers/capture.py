@@ -26,7 +26,7 @@ from vcluster.frames.frame_filter import Instruction
 from vcluster.frames.rank_map import RankConnection, rank_map
 from vcluster.model import json_text, json_types
 from vcluster.model.plan import Node, Plan
-from vcluster.planning.traffic_plan import switch_port
+from vcluster.planning.hops import switch_port
 from vcluster.stages import rank_watch
 from vcluster.stages.rank_watch import RankWatch
 from vcluster.util.deadline import Deadline
