@@ -25,12 +25,13 @@ from vcluster.agent import request_loop
 from vcluster.agent.client import RESULTS
 from vcluster.agent.operations import OPERATIONS
 from vcluster.agent.remote_agent import RemoteAgent
+from vcluster.commands.nodes import rank_watch
 from vcluster.commands.servers import capture
 from vcluster.errors import VclusterError
 from vcluster.model import json_types
 from vcluster.planning.neighbours import classify
 from vcluster.render import gateway_actions
-from vcluster.stages import check, configure, provision, rank_watch
+from vcluster.stages import check, configure, provision
 from vcluster.stages.guest_answer import ask, find, require_success
 from vcluster.util.deadline import Deadline
 from vcluster.util.events import Reporter

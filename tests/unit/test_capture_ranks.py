@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from vcluster.adapters.capture.capture_file import replace_begin
+from vcluster.commands.nodes import rank_watch
 from vcluster.errors import VclusterError
 from vcluster.frames.rank_map import Address, RankEnd, RankSocket, rank_map
 from vcluster.guest import rank_sockets
-from vcluster.stages import rank_watch
 from vcluster.util.deadline import Deadline
 
 NODES = {"10.0.0.1": "node1", "10.0.0.2": "node2"}

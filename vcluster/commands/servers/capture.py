@@ -16,7 +16,8 @@ from vcluster.adapters.capture.capture_file import CaptureFile
 from vcluster.adapters.pipe import Pipe
 from vcluster.agent.capture.frame_capture import Request
 from vcluster.agent.request_loop import SILENCE_S, error_from_json
-from vcluster.commands.nodes import access
+from vcluster.commands.nodes import access, rank_watch
+from vcluster.commands.nodes.rank_watch import RankWatch
 from vcluster.commands.steps.capture_process import CaptureProgress, write_progress
 from vcluster.errors import MissingError, VclusterError
 from vcluster.fleet.context import Context
@@ -27,8 +28,6 @@ from vcluster.frames.rank_map import RankConnection, rank_map
 from vcluster.model import json_text, json_types
 from vcluster.model.plan import Node, Plan
 from vcluster.planning.hops import switch_port
-from vcluster.stages import rank_watch
-from vcluster.stages.rank_watch import RankWatch
 from vcluster.util.deadline import Deadline
 
 START_TIMEOUT_S = 60.0
