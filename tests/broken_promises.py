@@ -54,8 +54,8 @@ LOCAL = (
     Break("addresses", "ip address add 10.0.0.250/32 dev vc-lab", "10.0.0.250/32 dev vc-lab"),
     Break("routes", "ip route add 203.0.113.0/24 dev vc-lab", "203.0.113.0/24 dev vc-lab"),
     Break("routes", "ip route del 172.28.0.0/24 dev vn-lab", "172.28.0.0/24 dev vn-lab"),
-    Break("link-limits", "tc qdisc add dev vp-lab-1 root handle 7644: htb default 2 && tc class add dev vp-lab-1 "
-          "parent 7644: classid 7644:2 htb rate 1mbit", "node1 to", "tc qdisc del dev vp-lab-1 root"),
+    Break("link-limits", "tc qdisc replace dev vp-lab-1 root handle 7644: htb default 2 && tc class add dev vp-lab-1 "
+          "parent 7644: classid 7644:2 htb rate 1mbit", "node1 to", "tc qdisc replace dev vp-lab-1 root noqueue"),
     Break("rules-ip", f"nft delete table inet {TABLE}", "inet vcluster-lab-", RESTORE),
     Break("rules-ip", f"nft insert rule inet {TABLE} input accept", "inet vcluster-lab-", RESTORE),
     Break("rules-ip", f"nft flush chain inet {TABLE} from_nodes", "inet vcluster-lab-", RESTORE),

@@ -370,6 +370,8 @@ def test_limits_last_until_the_cluster_is_cleared() -> None:
             assert all("vcluster repair lab" in each["fix"] for each in broken)
             broken_promises.restore(host)
             assert [each for each in broken_promises.broken(host) if each["id"] in ("link-limits", "unplanned")] == []
+        host.vcluster("link", "reset", "node3")
+        assert host.sh("tc qdisc show dev vp-lab-3").startswith("qdisc noqueue ")  # as libvirt made it
         host.vcluster("clear", "lab", "-y")
         assert host.json("clear", "lab", "--verify", "-y")["left"] == []
         left = (

@@ -17,7 +17,7 @@ from vcluster.model.survey_answer import QueueReading
 
 plugins.setdefault("bfifo", sched_pfifo)  # their options are the same (net/sched/sch_fifo.c)
 
-RTM_NEWQDISC, RTM_DELQDISC, RTM_GETQDISC = 36, 37, 38  # linux/rtnetlink.h
+RTM_NEWQDISC, RTM_GETQDISC = 36, 38  # linux/rtnetlink.h
 RTM_NEWTCLASS, RTM_DELTCLASS, RTM_GETTCLASS = 40, 41, 42
 _ROOT = 0xFFFFFFFF  # TC_H_ROOT
 _CREATE, _REPLACE = 0x400, 0x100  # NLM_F_CREATE, NLM_F_REPLACE
@@ -60,9 +60,9 @@ def no_class(index: int, major: int, number: int) -> Message:
     return _message(RTM_DELTCLASS, index, major << 16, major << 16 | number, flags=0)
 
 
-def no_root(index: int) -> Message:
-    """Remove all queues of an interface."""
-    return _message(RTM_DELQDISC, index, _ROOT, flags=0)
+def no_queues(index: int) -> Message:
+    """Remove all queues of an interface. Tunnels have none, and libvirt gives none to its taps."""
+    return _message(RTM_NEWQDISC, index, _ROOT, kind="noqueue")
 
 
 def _message(
@@ -77,7 +77,8 @@ def _message(
 ) -> Message:
     message = new_message(tcmsg, number, index=index, parent=parent, handle=handle)
     message["header"]["flags"] |= NLM_F_ACK | flags
-    message["attrs"] = [("TCA_KIND", kind), ("TCA_OPTIONS", options)] if kind else []
+    attributes = (("TCA_KIND", kind), ("TCA_OPTIONS", options))
+    message["attrs"] = [(name, value) for name, value in attributes if value]
     return message
 
 

@@ -186,7 +186,7 @@ def _surplus(
     shapers = [one.index for one in present.values() if (one.kind, one.alias) == (KIND, alias)]
     kept = {present[name].index for name in needed if name in present}
     return [
-        *(queue_messages.no_root(one) for one in idle if queue_messages.has_root(qdiscs.get(one, ()), MAJORS[TO])),
+        *(queue_messages.no_queues(one) for one in idle if queue_messages.has_root(qdiscs.get(one, ()), MAJORS[TO])),
         *(_removal(one) for one in shapers if one not in kept),
     ]
 
