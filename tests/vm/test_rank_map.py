@@ -82,11 +82,11 @@ def test_the_map_equals_the_sockets_that_each_rank_prints(cluster: Cluster, tmp_
         "capture", "-o", FILE, "--only", "mpi", "--snap", "128", "--output", "json", "--", line, timeout_s=200
     )
     result = json.loads(done.stdout)
-    printed = printed_sockets(cluster.host.vcluster("ssh", "red1", "--", "cat", "cloud/printed").stdout)
+    printed = printed_pairs(cluster.host.vcluster("ssh", "red1", "--", "cat", "cloud/printed").stdout)
     assert len({rank for rank, *_ in printed}) == 6
     assert sockets_of(result["connections"]) == printed
     ends = [end for connection in result["connections"] for end in connection.values()]
-    assert {(end["node"], end["rank"]) for end in ends if end["rank"] is not None} == {
+    assert {(end["node"], end["rank"]) for end in ends} == {
         ("red3", 0), ("red3", 1), ("red1", 2), ("red1", 3), ("red2", 4), ("red2", 5)
     }  # fmt: skip
     path = cluster.host.server.path(FILE)
@@ -96,18 +96,20 @@ def test_the_map_equals_the_sockets_that_each_rank_prints(cluster: Cluster, tmp_
         assert sum(1 for _ in reader) == result["frames"] > 0
 
 
-def printed_sockets(text: str) -> set[Socket]:
+def printed_pairs(text: str) -> set[Socket]:
+    """The sockets whose other end is a socket of a rank too. Ranks also inherit those of the program that starts them."""
     rows = [line.split() for line in text.splitlines() if line.startswith("socket ")]
-    return {(int(rank), here, int(port), there, int(peer)) for _, rank, here, port, there, peer in rows}
+    found = {(int(rank), here, int(port), there, int(peer)) for _, rank, here, port, there, peer in rows}
+    ends = {socket[1:] for socket in found}
+    return {socket for socket in found if (*socket[3:], *socket[1:3]) in ends}
 
 
 def sockets_of(connections: list[Any]) -> set[Socket]:
-    """The ends that a rank has."""
+    """Both ends of each connection, as ranks print them."""
     return {
         (one["rank"], one["address"], one["port"], other["address"], other["port"])
         for each in connections
         for one, other in ((each["first"], each["second"]), (each["second"], each["first"]))
-        if one["rank"] is not None
     }
 
 

@@ -21,17 +21,17 @@ class RankSocket:
 
 @dataclass(frozen=True, slots=True)
 class RankEnd:
-    """An end of a connection. `rank` is None if no rank was seen to have it, as at the end of mpiexec."""
+    """An end of a connection."""
 
     node: str
     address: str
     port: int
-    rank: int | None
+    rank: int
 
 
 @dataclass(frozen=True, slots=True)
 class RankConnection:
-    """A connection of ranks. The frames of the file have the addresses and the ports of its ends.
+    """A connection between two ranks. The frames of the file have the addresses and the ports of its ends.
 
     It `is_brief` if it closed while its ranks ran on: the start of MPI opens more connections than it keeps.
     """
@@ -42,25 +42,21 @@ class RankConnection:
 
 
 def rank_map(sockets: Iterable[RankSocket], nodes: Mapping[str, str]) -> tuple[RankConnection, ...]:
-    """The connections of which at least one end is a rank, in the order of ranks. `nodes` are names by address.
+    """The connections of which both ends are ranks, in the order of ranks. `nodes` are names by address.
 
-    If two jobs use the same ports one after the other, the later one counts.
+    A rank also inherits the connections of the program that starts it; their other ends are not ranks. If two jobs use
+    the same ports one after the other, the later one counts.
     """
     last = {(socket.local, socket.remote): socket for socket in sockets}
-    ranks = {ends: socket.rank for ends, socket in last.items()}
-    closed = {ends for ends, socket in last.items() if socket.is_closed}
-    pairs = {tuple(sorted(ends)) for ends in ranks}
     found = []
-    for one, other in pairs:
-        ends = [
-            RankEnd(nodes.get(here[0], ""), here[0], here[1], ranks.get((here, there)))
-            for here, there in ((one, other), (other, one))
-        ]
-        is_brief = (one, other) in closed or (other, one) in closed
-        first, second = sorted(ends, key=_order)
-        found.append(RankConnection(first, second, is_brief))
+    for (here, there), socket in last.items():
+        other = last.get((there, here))
+        if other and here <= there:
+            ends = [RankEnd(nodes.get(each.local[0], ""), *each.local, each.rank) for each in (socket, other)]
+            first, second = sorted(ends, key=_order)
+            found.append(RankConnection(first, second, socket.is_closed or other.is_closed))
     return tuple(sorted(found, key=lambda each: (_order(each.first), _order(each.second))))
 
 
-def _order(end: RankEnd) -> tuple[bool, int, str, int]:
-    return end.rank is None, end.rank or 0, end.address, end.port
+def _order(end: RankEnd) -> tuple[int, str, int]:
+    return end.rank, end.address, end.port

@@ -154,7 +154,7 @@ SWITCH_REMOVED = record(
 RANK_END = record(
     "An end of a connection",
     {
-        "rank": optional(integer("MPI rank; null if no rank has it")),
+        "rank": integer("MPI rank"),
         "node": text("Name of the node; empty if the address is not that of a node"),
         "address": address("Address"),
         "port": integer("TCP port"),
@@ -180,7 +180,7 @@ CAPTURED = record(
                 },
             ),
         ),
-        "connections": optional(many("The connections of MPI ranks; null if they were not watched", CONNECTION)),
+        "connections": optional(many("The connections between MPI ranks; null if they were not watched", CONNECTION)),
         "brief_connections": optional(
             many("Those that closed while their ranks ran on; null if they were not watched", CONNECTION)
         ),
