@@ -97,7 +97,7 @@ def test_the_map_equals_the_sockets_that_each_rank_prints(cluster: Cluster, tmp_
 
 
 def printed_pairs(text: str) -> set[Socket]:
-    """The sockets whose other end is a socket of a rank too. Ranks also inherit those of the program that starts them."""
+    """The sockets whose other end is one of a rank too. Ranks also inherit those of the program that starts them."""
     rows = [line.split() for line in text.splitlines() if line.startswith("socket ")]
     found = {(int(rank), here, int(port), there, int(peer)) for _, rank, here, port, there, peer in rows}
     ends = {socket[1:] for socket in found}
