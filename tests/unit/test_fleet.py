@@ -134,6 +134,7 @@ def test_servers_answer_side_by_side(work: Callable[[Fleet, Context], None], con
         "interfaces": lambda: meet([]),
         "profiles": lambda: meet([]),
         "guards": lambda prefix: meet([]),  # noqa: ARG005 - the operation's arguments
+        "offload_labels": lambda: meet([]),
         "folders": lambda path: meet([]),  # noqa: ARG005
         "labelled_folders": lambda path: meet({}),  # noqa: ARG005
     }

@@ -283,7 +283,7 @@ CLUSTER: Mapping[str, Key] = {
     "links": Key(
         NETWORK, "NODES:DIRECTION:LIMITS",
         "Limits of links, for example 'node[2-3]:from:rate=100mbit,loss=0.1%'. The direction is from, to or both. "
-        "Repeat the option for more links. See vcluster link set.",
+        "Repeat the option for more links. The help of link set explains the limits.",
         link_spec.parse_links, "links", default_note="no limits", repeats=True,
     ),
     "provision": Key(
