@@ -16,7 +16,7 @@ from tests.scripts.conftest import CHECKOUT
 from vcluster import errors
 from vcluster.cli.schemas.result_schemas import SCHEMAS
 from vcluster.config.options import CLUSTER
-from vcluster.config.readers import SERVER_KEYS, SWITCH_KEYS
+from vcluster.config.readers import LINK_KEYS, SERVER_KEYS, SWITCH_KEYS
 
 SCRIPT = CHECKOUT / "scripts/reference.py"
 REFERENCE = CHECKOUT / "docs/reference"
@@ -73,7 +73,7 @@ def test_help_has_a_short_form_in_the_reference_and_one_line_in_the_manual() -> 
 
 def test_every_key_of_a_configuration_file_is_described() -> None:
     counts = Counter(first_cells("configuration.md"))
-    assert counts == Counter([*CLUSTER, *SWITCH_KEYS, *SERVER_KEYS])
+    assert counts == Counter([*CLUSTER, *SWITCH_KEYS, *SERVER_KEYS, *LINK_KEYS])
     for line in (REFERENCE / "configuration.md").read_text().splitlines():
         if line.startswith("| `"):
             _, key, value, _, meaning, _ = re.split(r"(?<!\\)\|", line)
