@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tests import samples
 from vcluster.adapters.process import Completed
+from vcluster.cli.clusters import inventory as cli_inventory
 from vcluster.cli.output import check_report, plan_report, run_report, status_report, timing_report
 from vcluster.cli.output.hints import Reader
-from vcluster.fleet.ledger import StageTime
+from vcluster.errors import RequestError
+from vcluster.fleet.ledger import ClusterFiles, StageTime
 from vcluster.model import codec
 from vcluster.model.checks import Check, CheckReport
 from vcluster.model.plan import Plan
@@ -233,3 +238,22 @@ def test_timing_is_a_table_of_nodes_and_stages() -> None:
         ["(all)", "0.5", "-", "-", "0.5"],
         ["node1", "-", "20.0", "4.0", "25.0"],
     ]
+
+
+@pytest.mark.parametrize("is_cleared", [True, False])
+def test_list_leaves_out_a_cluster_that_is_cleared_meanwhile(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], is_cleared: bool
+) -> None:
+    def row(*_: object) -> None:
+        raise RequestError("cluster lab does not exist")
+
+    files = ClusterFiles(tmp_path, "lab")
+    if not is_cleared:
+        files.folder.mkdir(parents=True)
+    monkeypatch.setattr(cli_inventory.common, "context", lambda: SimpleNamespace(files=lambda _: files))
+    monkeypatch.setattr(cli_inventory, "_names", lambda _: ("lab",))
+    monkeypatch.setattr(cli_inventory, "_lost", lambda _: [])
+    monkeypatch.setattr(cli_inventory, "_row", row)
+    with nullcontext() if is_cleared else pytest.raises(RequestError):
+        cli_inventory.list_clusters.callback(output="json")  # type: ignore[misc]
+        assert capsys.readouterr().out == "[]\n"

@@ -25,7 +25,9 @@ def list_clusters(output: str) -> None:
     names = _names(context)
     found = parallel.outcomes(names, lambda name: _row(context, name))
     rows = [row for row in found if not isinstance(row, VclusterError)] + _lost(context)
-    parallel.raise_all([row for row in found if isinstance(row, VclusterError)])
+    # Another command may clear a cluster after its name was read.
+    present = [row for name, row in zip(names, found, strict=True) if context.files(name).folder.exists()]
+    parallel.raise_all([row for row in present if isinstance(row, VclusterError)])
     common.emit(output, rows, status_report.clusters_text)
 
 
