@@ -421,6 +421,9 @@ def test_a_capture_in_the_background_ends_at_its_limit(local: Lab) -> None:
 def test_a_killed_capture_in_the_background_is_reported(local: Lab) -> None:
     local.host.vcluster("capture", "start", "-o", FILE)
     local.send("node1", "10.0.0.2", 40)
+    deadline_s = time.monotonic() + 60
+    while not local.frames(is_complete=False):
+        assert time.monotonic() < deadline_s
     local.host.sh("pkill -KILL -f '[c]apture run'")
     shown = capture(local, "status")
     assert (shown["running"], shown["file"]) == (False, FILE)
