@@ -81,7 +81,10 @@ class PacketRing:
         return end in ready
 
     def blocks(self) -> Iterator[bytes]:
-        """The blocks that are ready. Each one is copied, so that the kernel can fill it again at once."""
+        """The blocks that are ready; without an end, if the kernel fills them faster than they are read.
+
+        Each one is copied, so that the kernel can fill it again at once.
+        """
         while True:
             at = self._next * BLOCK_BYTES
             _, _, status, count, _, length = ring_blocks.BLOCK_HEADER.unpack_from(self._memory, at)

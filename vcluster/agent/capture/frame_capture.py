@@ -16,9 +16,10 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, BinaryIO
 
-from vcluster.adapters.capture.packet_ring import PacketRing
+from vcluster.adapters.capture.packet_ring import BLOCKS, PacketRing
 from vcluster.adapters.network import netlink_interfaces
 from vcluster.agent import request_loop
 from vcluster.errors import MissingError, VclusterError
@@ -91,22 +92,22 @@ def _capture(request: Request, sink: BinaryIO, ended: int) -> None:
     ports = _Ports(request)
     with closing(PacketRing()) as ring:
 
-        def send_frames() -> None:
-            for block in ring.blocks():
+        def send_frames(blocks: int) -> None:
+            for block in islice(ring.blocks(), blocks):
                 frames = ports.reader.read(block)
                 _send(sink, {"frames": ports.reader.frames, "dropped": ring.dropped}, frames)
 
         ports.attach_to(ring)
         _send(sink, {}, request.header)
         while not ring.wait(WAIT_S, ended):
-            send_frames()
+            send_frames(1)  # traffic may fill blocks faster than they are sent, so the end is checked after each
             ports.follow(ring)
         ring.detach()
         deadline_s = time.monotonic() + DRAIN_TIMEOUT_S
-        send_frames()
+        send_frames(BLOCKS)
         while not ring.is_drained and time.monotonic() < deadline_s:
             ring.wait(WAIT_S)
-            send_frames()
+            send_frames(BLOCKS)
         summary = {"frames": ports.reader.frames, "dropped": ring.dropped, "delivered": ports.reader.delivered}
         _send(sink, {**summary, "ended": True}, ports.statistics(ring.dropped))
 

@@ -1,0 +1,88 @@
+"""The process that captures frames at the switch, with a ring that stands for that of the kernel."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any, BinaryIO
+
+import pytest
+
+from vcluster.agent.capture import frame_capture
+from vcluster.agent.capture.frame_capture import Request
+from vcluster.frames import ring_blocks
+
+BLOCK = bytes(ring_blocks.BLOCK_HEADER.size)  # without frames
+PATIENCE = 1000  # blocks
+
+
+class FloodedRing:
+    """A ring with a ready block at every moment, until `detach`."""
+
+    dropped = 0
+    is_drained = True
+
+    def __init__(self) -> None:
+        self._is_attached = False
+
+    def attach(self, _: object) -> None:
+        self._is_attached = True
+
+    def detach(self) -> None:
+        self._is_attached = False
+
+    def wait(self, _: float, end: int | None = None) -> bool:
+        return end is not None and bool(select.select([end], [], [], 0)[0])
+
+    def blocks(self) -> Iterator[bytes]:
+        while self._is_attached:
+            yield BLOCK
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class Controller:
+    """The reader of messages. After some blocks it ends the capture, and waits until the capture can know that."""
+
+    def __init__(self, ended: threading.Event) -> None:
+        self.messages: list[dict[str, Any]] = []
+        self._ended = ended
+        source, self._end = os.pipe()
+        self.source: BinaryIO = os.fdopen(source, "rb")
+
+    def write(self, data: bytes) -> None:
+        self.messages.append(json.loads(data.split(b"\n")[0]))
+        if len(self.messages) == 5:
+            os.close(self._end)
+            assert self._ended.wait(20)
+        assert len(self.messages) < PATIENCE, "the capture did not notice its end"
+
+    def flush(self) -> None:
+        """Nothing waits."""
+
+    def close(self) -> None:
+        self.source.close()
+
+
+def test_a_capture_ends_during_a_flood(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended, write = threading.Event(), os.eventfd_write
+
+    def end(file: int, value: int) -> None:
+        write(file, value)
+        ended.set()
+
+    monkeypatch.setattr(os, "eventfd_write", end)
+    monkeypatch.setattr(os, "_exit", lambda _: None)
+    monkeypatch.setattr(frame_capture, "PacketRing", FloodedRing)
+    monkeypatch.setattr("socket.if_nameindex", lambda: [(7, "vp-lab-1")])
+    monkeypatch.setattr(frame_capture, "_counters", lambda: {7: 0})
+    with closing(Controller(ended)) as controller:
+        request = Request(b"", ["vp-lab-1"], [(6, 0, 0, 64)]).to_json()
+        frame_capture.serve(controller.source, controller, request)  # type: ignore[arg-type]
+    assert controller.messages[-1]["ended"]
+    assert len(controller.messages) == 6
