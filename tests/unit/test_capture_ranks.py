@@ -164,3 +164,21 @@ def test_the_begin_of_a_file_is_replaced(tmp_path: Any) -> None:
     assert path.read_bytes() == b"another begin frames"
     assert path.stat().st_mode & 0o777 == 0o640
     assert [each.name for each in tmp_path.iterdir()] == ["run.pcapng"]
+
+
+def test_the_begin_of_a_file_is_replaced_behind_a_link(tmp_path: Any) -> None:
+    path, link = tmp_path / "run.pcapng", tmp_path / "latest.pcapng"
+    path.write_bytes(b"begin" + b"frames")
+    link.symlink_to("run.pcapng")
+    replace_begin(link, 5, b"another begin ")
+    assert link.is_symlink()
+    assert path.read_bytes() == b"another begin frames"
+
+
+@pytest.mark.parametrize(("value", "rank"), [(b"12", 12), (b"9" * 5000, None), (b"-1", None), (b"", None)])
+def test_only_a_number_of_nine_digits_is_a_rank(
+    value: bytes, rank: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any user of a node can set the variable."""
+    monkeypatch.setattr("builtins.open", lambda *_: io.BytesIO(b"HOME=/root\0PMI_RANK=" + value + b"\0"))
+    assert rank_sockets.rank_of("1") == rank

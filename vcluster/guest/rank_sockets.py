@@ -19,6 +19,7 @@ ESTABLISHED = "01"  # proc(5)
 POLL_S = 0.1
 RUNS_ON_S = 1.0
 VARIABLE = b"PMI_RANK="
+DIGITS_MAX = 9  # any user can set the variable, and int refuses thousands of digits
 
 End = tuple[str, int]
 Owner = tuple[int, str]  # a rank, and its process
@@ -45,7 +46,7 @@ def rank_of(process: str) -> int | None:
         for variable in file.read().split(b"\0"):
             if variable.startswith(VARIABLE):
                 value = variable[len(VARIABLE) :]
-                return int(value) if value.isdigit() else None
+                return int(value) if value.isdigit() and len(value) <= DIGITS_MAX else None
     return None
 
 
