@@ -125,6 +125,7 @@ class CaptureFile:
 
 def replace_begin(path: Path, size: int, begin: bytes) -> None:
     """Put `begin` in the place of the first `size` bytes of a file. The file appears complete or stays as it is."""
+    path = Path(os.path.realpath(path))  # a symbolic link stays one
     draft = path.with_name(f".{path.name[:NAME_MAX]}.{secrets.token_hex(4)}")
     try:
         with path.open("rb") as before, open(draft, "xb", opener=_private) as after:
