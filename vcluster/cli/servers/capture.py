@@ -103,7 +103,7 @@ drops_option: Callable[[F], F] = click.option(
 @drops_option
 @click.option("-l", "--user", metavar="USER", help="Run COMMAND as this user.  [default: the cluster's user]")
 @arguments.timeout_option(3600)
-@click.option("--progress", type=click.Path(path_type=Path), hidden=True)
+@click.option("--folder", type=click.Path(path_type=Path), hidden=True)  # of a capture in the background
 @file_format_option
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def run(
@@ -119,7 +119,7 @@ def run(
     allow_drops: bool,
     user: str | None,
     timeout_s: float,
-    progress: Path | None,
+    folder: Path | None,
     output: str,
     command: tuple[str, ...],
 ) -> int:
@@ -132,13 +132,11 @@ def run(
     from vcluster.adapters.capture.capture_file import STANDARD_OUTPUT, CaptureFile, ClosedOutputError
     from vcluster.commands.nodes import access
     from vcluster.commands.servers import capture as work
+    from vcluster.commands.steps import capture_process
 
-    if expression is not None and only:
-        raise RequestError("--filter and --only cannot be used together")
-    if for_s is not None and command:
-        raise RequestError("--for and a command cannot be used together: the capture ends with the command")
-    if limit_mib is not None and command:
-        raise RequestError("--limit and a command cannot be used together: the capture ends with the command")
+    if folder:
+        capture_process.write_record(folder, path)
+    _refuse_contradictions(expression, only, for_s, limit_mib, command)
     choice = work.Choice(snap_bytes or 0, only == "mpi", expression or "")
     context, plan = common.open_cluster(name)
     nodes = access.choose_nodes(plan, nodeset)
@@ -152,6 +150,7 @@ def run(
         if command:
             exit_codes.append(_run(context, plan, command, user or plan.user, timeout_s, to_errors=lines_to_errors))
         else:
+            progress = capture_process.progress_file(folder) if folder else None
             work.wait(capture, for_s=for_s, limit_mib=limit_mib, progress=progress)
 
     def open_file(begin: bytes) -> CaptureFile:
@@ -201,11 +200,11 @@ def start(
     folder, whole = capture_process.folder_of(context.files(plan.name)), path.absolute()
     options: dict[str, object] = {
         "--name": plan.name, "--file": whole, "--ports": nodeset, "--snap": snap_bytes, "--filter": expression,
-        "--only": only, "--limit": limit_mib, "--progress": capture_process.progress_file(folder), "--output": "json",
+        "--only": only, "--limit": limit_mib, "--folder": folder, "--output": "json",
     }  # fmt: skip
     given = [text for option, value in options.items() if value is not None for text in (option, str(value))]
     arguments = ["capture", "run", *given, "--allow-drops", "--ranks" if ranks else "--no-ranks"]
-    capture_process.start(folder, arguments, whole)
+    capture_process.start(folder, arguments)
     terminal.print_text(
         f"capturing into {whole}; end it by: {common.reader().command('capture stop', cluster=plan.name)}"
     )
@@ -237,6 +236,17 @@ def status(name: str | None, output: str) -> None:
     context, plan = common.open_cluster(name)
     found = capture_process.observe(capture_process.folder_of(context.files(plan.name)))
     common.emit(output, network_report.background_document(found), network_report.background_text)
+
+
+def _refuse_contradictions(
+    expression: str | None, only: str | None, for_s: float | None, limit_mib: float | None, command: Sequence[str]
+) -> None:
+    if expression is not None and only:
+        raise RequestError("--filter and --only cannot be used together")
+    if for_s is not None and command:
+        raise RequestError("--for and a command cannot be used together: the capture ends with the command")
+    if limit_mib is not None and command:
+        raise RequestError("--limit and a command cannot be used together: the capture ends with the command")
 
 
 def _refuse_drops(dropped: int, *, is_allowed: bool) -> None:

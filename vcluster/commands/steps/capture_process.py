@@ -73,6 +73,10 @@ def progress_file(folder: Path) -> Path:
     return folder / "progress.json"
 
 
+def _record_file(folder: Path) -> Path:
+    return folder / "record.json"
+
+
 def write_progress(path: Path, progress: CaptureProgress) -> None:
     """Write the progress. A reader sees the one before or this one."""
     draft = path.with_suffix(".new")
@@ -80,42 +84,79 @@ def write_progress(path: Path, progress: CaptureProgress) -> None:
     draft.replace(path)
 
 
-def start(folder: Path, arguments: Sequence[str], file: Path) -> None:
+def write_record(folder: Path, file: Path) -> None:
+    """Write the record of this process, which is the capture, before it begins.
+
+    Raises ConflictError if another capture has written one, and VclusterError if the folder was removed.
+    """
+    record = CaptureRecord(os.getpid(), _started(os.getpid()) or 0, str(file), time.time())
+    draft = folder / f"record.{record.pid}"
+    try:
+        draft.write_text(json.dumps(asdict(record)))
+        os.link(draft, _record_file(folder))  # a rename would replace another record
+        draft.unlink()
+    except FileExistsError as error:
+        raise _conflict() from error
+    except FileNotFoundError as error:
+        raise VclusterError("the capture was stopped before it began", hint="vcluster capture start") from error
+
+
+def start(folder: Path, arguments: Sequence[str]) -> None:
     """Start a capture by the command line `arguments`, and return when it has begun.
 
-    Raises ConflictError if one runs or was not stopped, and VclusterError with the reason if it does not begin.
+    The capture writes its record itself, so `stop` also ends one whose start was killed. Raises ConflictError if one
+    runs or was not stopped, and VclusterError with the reason if it does not begin.
     """
     try:
         folder.mkdir(mode=0o700)
     except FileExistsError as error:
-        raise ConflictError("a capture was started and not stopped", hint="vcluster capture stop") from error
+        raise _conflict() from error
     try:
         with (folder / "result.json").open("w") as result, (folder / "messages").open("w") as messages:
             process = subprocess.Popen(
                 [*python(_COMMAND), *arguments],
                 stdin=subprocess.DEVNULL, stdout=result, stderr=messages, start_new_session=True,
             )  # fmt: skip
-        record = CaptureRecord(process.pid, _started(process.pid) or 0, str(file), time.time())
-        (folder / "record.json").write_text(json.dumps(asdict(record)))
-        deadline = Deadline(START_TIMEOUT_S)
-        while not progress_file(folder).exists():
-            _require_alive(process, folder)
-            deadline.pause(POLL_S, "the begin of the capture")
+        try:
+            _await_begin(process, folder)
+        except BaseException:
+            _end_child(process)
+            raise
     except BaseException:
         end(folder)
         raise
 
 
-def _require_alive(process: subprocess.Popen[bytes], folder: Path) -> None:
-    if process.poll() is not None:
-        failure = VclusterError(_message(folder))
-        failure.exit_code = process.returncode
-        raise failure
+def _conflict() -> ConflictError:
+    return ConflictError("a capture was started and not stopped", hint="vcluster capture stop")
+
+
+def _await_begin(process: subprocess.Popen[bytes], folder: Path) -> None:
+    deadline = Deadline(START_TIMEOUT_S)
+    while True:
+        exit_code = process.poll()  # before the search: it may begin, and end at its limit
+        if progress_file(folder).exists():
+            return
+        if exit_code is not None:
+            failure = VclusterError(_message(folder))
+            failure.exit_code = exit_code if exit_code > 0 else 1
+            raise failure
+        deadline.pause(POLL_S, "the begin of the capture")
+
+
+def _end_child(process: subprocess.Popen[bytes]) -> None:
+    """End the process of a capture that may have no record yet."""
+    process.terminate()
+    try:
+        process.wait(KILL_AFTER_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def observe(folder: Path) -> BackgroundCapture | None:
     """The capture that was started and not stopped, if there is one."""
-    record, progress = _read(folder / "record.json", CaptureRecord), _read(progress_file(folder), CaptureProgress)
+    record, progress = _read(_record_file(folder), CaptureRecord), _read(progress_file(folder), CaptureProgress)
     if record is None:
         return None
     is_running = _started(record.pid) == record.started
@@ -126,6 +167,7 @@ def stop(folder: Path) -> dict[str, Any]:
     """End the capture, and return its result. Raises VclusterError with the reason if it has none."""
     found = observe(folder)
     if found is None:
+        shutil.rmtree(folder, ignore_errors=True)  # the folder of a start that was killed
         raise VclusterError("no capture was started", hint="vcluster capture start -o FILE")
     if not _has_ended(found.record, signal.SIGTERM, STOP_TIMEOUT_S):
         raise VclusterError(f"the capture did not end within {STOP_TIMEOUT_S:.0f} s", hint="vcluster capture stop")
