@@ -280,12 +280,18 @@ def wait(
 ) -> None:
     """Wait until the time is over, the file has its length, or the capture fails. Writes the progress each second."""
     deadline = Deadline(FOREVER_S if for_s is None else for_s)
-    while deadline.remaining_s() and (limit_mib is None or capture.file.bytes < limit_mib * MIB):
+
+    def show_progress() -> None:
         if progress:
             counts = capture.counts
             write_progress(progress, CaptureProgress(counts[0], counts[1], capture.file.bytes))
+
+    show_progress()  # `start` waits for it, also if the file has its length at once
+    while deadline.remaining_s() and (limit_mib is None or capture.file.bytes < limit_mib * MIB):
         if capture.ended.wait(deadline.remaining_s(WAIT_S)):
             return
+        with suppress(OSError):  # its disk may be full, and that of the frames not
+            show_progress()
 
 
 @contextmanager
