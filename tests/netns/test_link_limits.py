@@ -1,26 +1,22 @@
 """Limits of links at a real switch: the kernel's queues and rules, with frames that cross them.
 
-The nodes are network namespaces. Their lab0 has the MAC of the plan, and its other end is in the place of the node's
-tap. In remote mode, the switch is on another server.
+See link_lab.py for the nodes and the switch.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any
 
 import pytest
 
 from tests import broken_promises, idle_nodes
 from tests.clusters import Host
 from tests.inside import ROOT
+from tests.link_lab import ALL, NODES, Lab, features, labs
 from tests.taps import LARGEST
 from tests.testbed import testbed
 
@@ -28,99 +24,6 @@ pytestmark = [
     pytest.mark.netns,
     pytest.mark.skipif(os.geteuid() != 0, reason="the testbed makes namespaces and mounts: needs root"),
 ]
-
-NODES = ("node1", "node2", "node3")
-OFF = "sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1"  # no frame but those of a test
-# Sends COUNT frames of SIZE bytes to a MAC. If COUNT is 0, it sends about 1000 a second until it gets a signal. Prints
-# their number.
-SEND = """
-import signal, socket, sys, time
-count, size, target, source = *map(int, sys.argv[1:3]), *map(bytes.fromhex, sys.argv[3:5])
-out = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-out.bind(("lab0", 0x88B5))  # for local experiments (IEEE 802)
-frame, ends = (target + source + b"\\x88\\xb5").ljust(size, b"x"), []
-signal.signal(signal.SIGTERM, lambda *_: ends.append(True))
-sent = 0
-while not ends and (sent < count or not count):
-    out.send(frame)
-    sent += 1
-    if not count:
-        time.sleep(0.001)
-        if sent == 1:
-            print("sending", flush=True)
-print(sent, flush=True)
-"""
-
-
-@dataclass(frozen=True)
-class Lab:
-    """A cluster whose nodes are namespaces of `host`. `switch` is the server of the switch."""
-
-    host: Host
-    switch: Host
-    macs: dict[str, str]
-
-    def link(self, *arguments: str) -> list[dict[str, Any]]:
-        return list(self.host.json("link", *arguments))
-
-    def one(self, node: str, direction: str, peer: str | None = None) -> dict[str, Any]:
-        """The limits of one direction, as `link show` reads them."""
-        return next(
-            each
-            for each in self.link("show")
-            if (each["node"], each["direction"], each["peer"]) == (node, direction, peer)
-        )
-
-    def sending(self, start: str, end: str, count: int = 0, size: int = 1000) -> Any:
-        """Begin to send frames; without a count, until the process gets a signal."""
-        macs = [self.macs[end].replace(":", ""), self.macs[start].replace(":", "")]
-        argv = [sys.executable, "-c", SEND, str(count), str(size), *macs]
-        return self.host.server.popen(["ip", "netns", "exec", start, *argv])
-
-    def send(self, start: str, end: str, count: int, size: int = 1000) -> None:
-        """Send frames from one node to another."""
-        process = self.sending(start, end, count, size)
-        assert process.wait(60) == 0, process.stderr.read()
-
-    def received(self, node: str) -> int:
-        """The frames that a node has received so far."""
-        shown = json.loads(self.host.sh(f"ip -n {node} -s -j link show lab0"))
-        return int(shown[0]["stats64"]["rx"]["packets"])
-
-    def when_empty(self, node: str, direction: str, peer: str | None = None) -> dict[str, Any]:
-        """The limits and counters of a direction when no frame waits any more."""
-        for _ in range(100):
-            if (one := self.one(node, direction, peer))["waiting_bytes"] == 0:
-                return one
-        raise AssertionError(f"frames still wait: {one}")
-
-    def qdiscs(self) -> dict[tuple[str, str, str], dict[str, Any]]:
-        """The kernel's queues on the server of the switch, by interface, handle and kind."""
-        shown = json.loads(self.switch.sh("tc -s -j qdisc show"))
-        return {(each["dev"], each["handle"], each["kind"]): each for each in shown if each["kind"] != "noqueue"}
-
-
-@contextmanager
-def labs(mode: str) -> Iterator[Lab]:
-    """A cluster in local or in remote mode."""
-    with testbed(f"link-{mode}", f"switch-{mode}") as (nodes, switch), ExitStack() as stack:
-        host, other = Host(nodes), Host(switch)
-        if mode == "remote":
-            switch.allow_login_of(nodes)
-        broken_promises.make(host, mode, "3", *([switch.name] if mode == "remote" else []))
-        stack.callback(host.vcluster, "clear", "lab", "-y")
-        status = host.json("status", "lab")["nodes"]
-        for node in status:
-            host.sh(
-                f"set -e; virsh -q destroy lab.{node['name']}; ip netns add {node['name']};"
-                f"ip link add {node['port']} mtu 1450 type veth peer name lab0 mtu 1450 netns {node['name']}"
-                f" address {node['mac']}; ip netns exec {node['name']} {OFF}; ip -n {node['name']} link set lab0 up;"
-                f"sysctl -qw net.ipv6.conf.{node['port']}.disable_ipv6=1;"
-                f"ip link set {node['port']} master {node['bridge']} up"
-            )
-            stack.callback(host.sh, f"ip netns del {node['name']}")
-        macs = {node["name"]: node["mac"] for node in status}
-        yield Lab(host, other if mode == "remote" else host, macs)
 
 
 @pytest.fixture(scope="module", params=["local", "remote"])
@@ -216,6 +119,18 @@ def test_a_peer_has_limits_of_its_own(lab: Lab) -> None:
     assert [lab.received(node) - before[node] for node in NODES] == [10, 30, 20]
 
 
+def test_a_broadcast_is_not_a_frame_of_a_peer(lab: Lab) -> None:
+    """It has the limits for all frames, for example an ARP request that the switch floods to the peer."""
+    lab.link("set", "node1", "--both", "rate=1gbit")
+    lab.link("set", "node1", "--both", "rate=500mbit,loss=100%", "--peer", "node3")
+    before = {node: lab.received(node) for node in NODES}
+    lab.send("node1", ALL, 20)
+    lab.send("node3", ALL, 7)
+    assert [lab.received(node) - before[node] for node in NODES] == [7, 27, 20]
+    counted = {(one["direction"], one["peer"]): one["sent_packets"] for one in lab.link("show", "node1")}
+    assert counted == {("from", None): 20, ("from", "node3"): 0, ("to", None): 7, ("to", "node3"): 0}
+
+
 def test_a_change_during_a_transfer_loses_no_frame(lab: Lab) -> None:
     """The queues of other links keep their handles and counters, and so does the one that changes."""
     lab.link("set", "node1", "node2", "--both", "rate=1gbit")
@@ -236,13 +151,6 @@ def test_a_change_during_a_transfer_loses_no_frame(lab: Lab) -> None:
     assert sum(after[key]["drops"] for key in after) == 0
 
 
-# The features of an interface that are on.
-FEATURES = f"""
-import sys
-sys.path.insert(0, {str(ROOT / "vcluster/guest")!r})
-from node_offloads import COMMANDS, ethtool
-print(*(name for name, (read, _) in COMMANDS.items() if ethtool(sys.argv[1], read)))
-"""
 RECEIVE = """
 import socket
 server = socket.create_server(("10.0.0.2", 7000))
@@ -256,10 +164,6 @@ import socket
 out = socket.create_connection(("10.0.0.2", 7000))
 out.sendall(bytes(4_000_000))
 """
-
-
-def features(host: Host, interface: str) -> list[str]:
-    return host.server.run([sys.executable, "-c", FEATURES, interface], timeout_s=30).stdout.split()
 
 
 def largest_frame(host: Host) -> int:

@@ -27,6 +27,7 @@ NODE_KINDS = {
     "profiles": profiles,
     "volumes": volumes,
     "shaping": shaping,
+    "segmentation": segmentation,
     "interfaces": interfaces,
     "rules": rules,
 }

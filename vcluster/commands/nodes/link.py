@@ -47,10 +47,7 @@ def set_limits(
         plan = change(ledger.plan)
         server = fleet[plan.switch.server]
         shaping.require_support(server, plan)
-        if bool(plan.links) != bool(ledger.plan.links):
-            _set_offloads(context, fleet, plan)
-        context.files(name).write_ledger(replace(ledger, plan=plan))
-        shaping.apply(server, plan)
+        _change(context, fleet, ledger, plan)
         found, present = shaping.read(server, plan)
     names = _names(plan, nodes)
     for node in set(names) - present:
@@ -68,13 +65,11 @@ def reset(context: Context, name: str, nodes: Sequence[str]) -> tuple[str, ...]:
 
     change(read_ledger(context.files(name)).plan)
     with _changing(context, name) as (fleet, ledger):
-        server = fleet[ledger.plan.switch.server]
-        plan, limited = change(ledger.plan), {one.node for one in shaping.read(server, ledger.plan)[0]}
-        shaping.apply(server, plan)
-        context.files(name).write_ledger(replace(ledger, plan=plan))
-        if not plan.links:  # also after a reset that was killed before it came to this
-            _set_offloads(context, fleet, plan)
-    return tuple(node for node in _names(plan, nodes) if node in limited)
+        found, _ = shaping.read(fleet[ledger.plan.switch.server], ledger.plan)
+        # The kernel has no limits of a node that is off.
+        limited = {one.node for one in found} | {link.node for link in ledger.plan.links}
+        _change(context, fleet, ledger, change(ledger.plan))
+    return tuple(node for node in _names(ledger.plan, nodes) if node in limited)
 
 
 def show(context: Context, name: str, nodes: Sequence[str]) -> list[LinkReading]:
@@ -108,23 +103,38 @@ def _changing(context: Context, name: str) -> Iterator[tuple[Fleet, Ledger]]:
         yield fleet, read_ledger(files)
 
 
-def _set_offloads(context: Context, fleet: Fleet, plan: Plan) -> None:
+def _change(context: Context, fleet: Fleet, ledger: Ledger, plan: Plan) -> None:
+    """Carry out the limits of a plan and write the ledger.
+
+    The ledger has limits as long as the kernel has some, and offloads are off as long as the ledger has limits. So
+    `repair` ends the work of a command that was killed.
+    """
+    server, files = fleet[plan.switch.server], context.files(plan.name)
+    if plan.links:
+        _set_offloads(context, fleet, plan, with_nodes=not ledger.plan.links)
+    else:
+        shaping.apply(server, plan)
+    files.write_ledger(replace(ledger, plan=plan))
+    shaping.apply(server, plan)  # after the ledger, because `power on` reads the ledger and takes no lock
+    if not plan.links:
+        _set_offloads(context, fleet, plan, with_nodes=True)  # also after a command that was killed before this
+
+
+def _set_offloads(context: Context, fleet: Fleet, plan: Plan, *, with_nodes: bool) -> None:
     """Turn segmentation offloads off if the plan has limits, otherwise on as they were; and report what changed.
 
     A node that does not answer is reported: its frames may be larger than the MTU.
     """
-
-    def on_server(server: Server) -> Sequence[str]:
-        return segmentation.create(server, plan) if plan.links else segmentation.restore(server, plan.name)
 
     def on_node(node: Node) -> bool:
         deadline = Deadline(NODE_TIMEOUT_S)
         with sessions(context, plan, [node], user="root", deadline=deadline, fleet=fleet) as opened:
             return node_offloads.apply(opened[node.name], plan)
 
-    powers = powers_of(fleet, plan.nodes)
-    running = [node for node in plan.nodes if powers[node.name].state == RUNNING]
-    places = [f"{', '.join(names)} on {server}" for server, names in fleet.each(on_server).items() if names]
+    powers = powers_of(fleet, plan.nodes) if with_nodes else {}
+    running = [node for node in plan.nodes if node.name in powers and powers[node.name].state == RUNNING]
+    changes = fleet.each(lambda server: segmentation.create(server, plan))
+    places = [f"{', '.join(names)} on {server}" for server, names in changes.items() if names]
     outcomes = dict(zip(running, parallel.outcomes(running, on_node), strict=True))
     if changed := [node.name for node, outcome in outcomes.items() if outcome is True]:
         places.append(f"lab0 of {folded(changed)}")

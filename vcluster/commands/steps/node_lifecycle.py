@@ -294,7 +294,8 @@ class NodeLifecycle:
         actions.insert(0, node_actions.clock_action(self._clocks.ahead_s(node.server)))
         actions += node_offloads.actions(self._plan)
         changed = configure.apply(connection, "configure", actions, report=self._cluster.report)
-        segmentation.create(self._server(node), self._plan)  # the node has loaded its driver, which turns them on
+        # The node has loaded its driver, which turns them on.
+        segmentation.create_tap(self._server(node), self._plan, node)
         return changed
 
     def mount_shares(self, node: Node, connection: NodeConnection) -> tuple[str, ...]:
