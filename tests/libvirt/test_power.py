@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,12 +17,14 @@ from tests.results import validated
 from vcluster.adapters.libvirt.domain_state import disk_errors
 from vcluster.adapters.libvirt.hypervisor import Hypervisor
 from vcluster.agent.client import LocalAgent
+from vcluster.agent.operations import OPERATIONS
 from vcluster.cli import common, main
 from vcluster.commands.clusters import lifecycle
 from vcluster.commands.nodes import power
 from vcluster.errors import ConflictError, MissingError, VclusterError
 from vcluster.fleet.ledger import VERSION, Ledger
 from vcluster.fleet.servers import Fleet, Server
+from vcluster.planning import link_spec, traffic_plan
 from vcluster.render.domain_xml import domain_xml
 from vcluster.util import parallel
 from vcluster.util.events import Reporter
@@ -99,6 +102,30 @@ def test_nodes_that_another_command_creates_are_refused(
         assert len(turn(context, PLAN, PLAN.nodes)) == 3
     files.write_ledger(Ledger(VERSION, "creating", "", PLAN))  # as a killed create leaves it
     assert len(turn(context, PLAN, PLAN.nodes)) == 3
+
+
+@pytest.mark.parametrize("turn", [power.turn_on, power.cycle])
+def test_a_started_node_gets_the_limits_that_the_ledger_has_now(
+    context: OpenContext, turn: Callable[..., power.Outcomes]
+) -> None:
+    """Also if `link set` changes them while the node starts."""
+    files, shaped = context.files("lab"), []
+    files.folder.mkdir(parents=True)
+
+    def write(rate: str) -> None:
+        limited = traffic_plan.with_changes(PLAN, ["node2"], {"to": link_spec.parse(f"rate={rate}", place="--to")})
+        files.write_ledger(Ledger(VERSION, "ready", "", limited))
+
+    def shape_links(switch_ports: list[str], directions: list[dict[str, Any]], **_: object) -> None:
+        shaped.append((switch_ports, [flow["rate_bits"] for each in directions for flow in each["flows"]]))
+        write("2mbit")
+
+    operations = {"shape_links": shape_links, "prepare_domain": lambda **_: None, "turn_off_offloads": lambda **_: []}
+    server = replace(context.fleet["localhost"], agent=LocalAgent({**OPERATIONS, **operations}))
+    other = OpenContext(Fleet({"localhost": server}, {}), context.state_root)
+    write("1mbit")
+    assert messages(turn(other, PLAN, PLAN.nodes[1:2])) == ["on"]
+    assert shaped == [([PLAN.nodes[1].port], [rate]) for rate in (1_000_000, 2_000_000)]
 
 
 def test_stop_resumes_a_paused_node_and_shuts_it_down(context: OpenContext, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,8 +48,8 @@ def prepare(server: Server, plan: Plan, node: Node) -> None:
     """
     taps = [node.port, *([node.management.port] if node.management else [])]
     server.call("prepare_domain", domain=node.domain, taps=taps, is_emulated=plan.server(server.name).accel == "tcg")
-    segmentation.create(server, plan)
-    shaping.create(server, plan)
+    shaping.create_port(server, plan, node)
+    segmentation.create_tap(server, plan, node)
 
 
 def start_clone(server: Server, plan: Plan, node: Node, snapshot: Snapshot, deadline: Deadline) -> None:

@@ -5,8 +5,10 @@ So `interfaces` and `rules` remove all of them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from vcluster.fleet.servers import Server
-from vcluster.model.plan import Plan
+from vcluster.model.plan import Node, Plan
 from vcluster.planning import traffic_plan
 from vcluster.planning.hops import switch_port
 from vcluster.planning.traffic_plan import LinkReading
@@ -25,9 +27,20 @@ def create(server: Server, plan: Plan) -> None:
         apply(server, plan)
 
 
+def create_port(server: Server, plan: Plan, node: Node) -> None:
+    """The same for the link of one node, whose port is new."""
+    if plan.links and server.name == plan.switch.server:
+        _shape(server, plan, [switch_port(plan, node)])
+
+
 def apply(server: Server, plan: Plan) -> None:
     """Give the links of the plan their limits, and no limit to the others."""
-    server.call("shape_links", **traffic_plan.label_arguments(plan), directions=traffic_plan.shaped_directions(plan))
+    _shape(server, plan, [switch_port(plan, node) for node in plan.nodes])
+
+
+def _shape(server: Server, plan: Plan, ports: Sequence[str]) -> None:
+    arguments = {**traffic_plan.label_arguments(plan), "switch_ports": [*ports]}
+    server.call("shape_links", **arguments, directions=traffic_plan.shaped_directions(plan))
 
 
 def reduce(server: Server, before: Plan, after: Plan) -> None:

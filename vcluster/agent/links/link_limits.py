@@ -16,7 +16,7 @@ def require_link_support(directions: Sequence[dict[str, Any]]) -> None:
 
 
 def shape_links(table: str, alias: str, switch_ports: Sequence[str], directions: Sequence[dict[str, Any]]) -> None:
-    """Give these limits to ports of the switch of a cluster, and no limit to its other `switch_ports`."""
+    """Give these limits to those `switch_ports` of a cluster that they are about, and no limit to the others."""
     shaper.shape(table, alias, switch_ports, requested(directions))
 
 

@@ -13,7 +13,7 @@ from vcluster.fleet.context import Context
 from vcluster.fleet.servers import Fleet, Server
 from vcluster.model.plan import Node, Plan
 from vcluster.model.status import PAUSED, RUNNING, STOPPED, PowerState
-from vcluster.resources.domains import power_on
+from vcluster.resources.domains import power_on, prepare
 from vcluster.stages import boot
 from vcluster.util import parallel
 from vcluster.util.deadline import Deadline
@@ -142,9 +142,19 @@ def _power(plan: Plan, fleet: Fleet, domains: dict[str, Powers | VclusterError],
     return found[node.domain]
 
 
+def _with_limits(context: Context, plan: Plan, node: Node) -> Plan:
+    """The plan with the limits of links that the ledger has now."""
+    ledger = context.files(plan.name).read_ledger()
+    return ledger.plan if ledger and node in ledger.plan.nodes else plan
+
+
 def _start(context: Context, plan: Plan, server: Server, node: Node, ready_by: Deadline | None) -> None:
+    used = _with_limits(context, plan, node)
     try:
-        power_on(server, plan, node)
+        power_on(server, used, node)
+        while (now := _with_limits(context, plan, node)).links != used.links:  # `link set` has changed them meanwhile
+            prepare(server, now, node)
+            used = now
     except VclusterError as error:
         raise VclusterError(f"{node.name}: {error.message}", hint=f"vcluster repair {plan.name}") from error
     if ready_by is not None:

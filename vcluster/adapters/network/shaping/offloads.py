@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from vcluster.adapters.network.shaping.link_lock import locked
+
 FOLDER = Path("/run/vcluster/offloads")
 _SIOCETHTOOL = 0x8946  # linux/sockios.h
 # By feature, the commands that read and set it (linux/ethtool.h).
@@ -24,23 +26,28 @@ def turn_off(label: str, interfaces: Sequence[str]) -> list[str]:
     """Turn offloads of these interfaces off. Returns the interfaces that had some."""
     wanted = {*interfaces}
     present = [name for _, name in socket.if_nameindex() if name in wanted]
-    on = {name: features for name in present if (features := _active(name))}
-    known = recorded(label)
-    new = {name: features for name, features in on.items() if name not in known}
-    if new:
-        _record(label, {**known, **new})
-    for name, features in on.items():
-        _set(name, features, is_on=False)
+    with locked():
+        on = {name: features for name in present if (features := _active(name))}
+        known = recorded(label)
+        # The driver of a node that starts turns more features of its tap on.
+        both = {name: sorted({*known.get(name, ()), *features}) for name, features in on.items()}
+        if both:
+            _record(label, {**known, **both})
+        for name, features in on.items():
+            _set(name, features, is_on=False)
     return sorted(on)
 
 
 def restore(label: str) -> list[str]:
     """Turn on what `turn_off` turned off, and forget it. Returns the interfaces that had something turned off."""
-    known, present = recorded(label), {name for _, name in socket.if_nameindex()}
-    for name, features in known.items():
-        if name in present:
-            _set(name, features, is_on=True)
-    forget(label)
+    if label not in labels():
+        return []
+    with locked():
+        known, present = recorded(label), {name for _, name in socket.if_nameindex()}
+        for name, features in known.items():
+            if name in present:
+                _set(name, features, is_on=True)
+        forget(label)
     return sorted(known)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from pyroute2.netlink.nfnetlink.nftsocket import nft_rule_msg, nft_table_msg
@@ -43,6 +43,7 @@ from vcluster.adapters.network.nftables_messages import new_message as new_table
 from vcluster.adapters.network.nftables_messages import open_socket as open_tables
 from vcluster.adapters.network.readings.table_state import AS_PLANNED, table_states
 from vcluster.adapters.network.shaping import frame_rules, queue_messages
+from vcluster.adapters.network.shaping.link_lock import locked
 from vcluster.adapters.network.shaping.traffic_spec import (
     MAJORS,
     Flow,
@@ -52,7 +53,7 @@ from vcluster.errors import MissingError, VclusterError
 from vcluster.model.spec import TO
 from vcluster.model.survey_answer import LinkLimits, QueueReading
 
-PROBE, PROBE_TABLE = "vi-probe", "vcluster probe"  # no cluster has them
+PROBE_TABLE = "vcluster probe"  # no cluster has it
 KIND = "ifb"
 _RTM_DELLINK = 17
 
@@ -74,7 +75,7 @@ def _try_queues(flows: Iterator[Flow]) -> None:
     """
     index, flow, major = secrets.randbelow(2**29) + 2**30, next(flows), MAJORS[TO]
     messages = [
-        _creation(PROBE, index=index),
+        _creation(f"vi-{secrets.token_hex(5)}", index=index),  # two processes may try at once
         queue_messages.root(index, major),
         queue_messages.rate(index, major, flow),
         queue_messages.queue(index, major, flow),
@@ -109,21 +110,31 @@ def _try_rules(family: int, messages: Sequence[Message], purpose: str, module: s
 
 
 def shape(table: str, alias: str, ports: Sequence[str], directions: Sequence[ShapedDirection]) -> None:
-    """Give these limits to the ports of a switch, and no limit to its other `ports`.
+    """Give these `ports` of a switch their limits, or none. `directions` are those of all ports of the cluster.
 
     Ports that do not exist are left out: a node that is off has none. New queues exist before frames are redirected to
     them, and removed ones until none is redirected any more.
     """
-    shapers = [each.shaper for each in directions if each.is_redirected]
-    with _open() as netlink:
-        _make_shapers(netlink, alias, shapers)
-        present = {one.name: one for one in read_interfaces(netlink)}
-        queued = [each for each in directions if each.queued and each.interface in present]
-        netlink.change([message for each in queued for message in _differences(netlink, each, present)])
-    _replace_rules(table, [each for each in directions if each.port in present], present)
-    with _open() as netlink:
-        present = {one.name: one for one in read_interfaces(netlink)}
-        netlink.change(_surplus(netlink, alias, ports, queued, present), tolerated=(errno.ENODEV, errno.ENOENT))
+    own = {*ports}
+    changed = [each for each in directions if each.port in own]
+    with locked():
+        with _open() as netlink:
+            _make_shapers(netlink, alias, [each.shaper for each in changed if each.is_redirected])
+            present = {one.name: one for one in read_interfaces(netlink)}
+            qdiscs = queue_messages.read_qdiscs(netlink)
+            queued = [each for each in changed if each.queued and each.interface in present]
+            netlink.change([message for each in queued for message in _differences(netlink, each, present, qdiscs)])
+        _replace_rules(table, [each for each in directions if _is_ready(each, present)], present)
+        with _open() as netlink:
+            present = {one.name: one for one in read_interfaces(netlink)}
+            needed = {each.interface for each in directions if each.queued}
+            surplus = _surplus(alias, ports, needed, present, qdiscs)
+            netlink.change(surplus, tolerated=(errno.ENODEV, errno.ENOENT))
+
+
+def _is_ready(each: ShapedDirection, present: Mapping[str, Interface]) -> bool:
+    """Whether the port exists, and the shaper, which the port of a node that starts now does not have yet."""
+    return each.port in present and (each.shaper in present or not each.is_redirected)
 
 
 @contextmanager
@@ -154,10 +165,12 @@ def _removal(index: int) -> Message:
     return message
 
 
-def _differences(netlink: NetlinkSocket, each: ShapedDirection, present: Mapping[str, Interface]) -> Iterator[Message]:
+def _differences(
+    netlink: NetlinkSocket, each: ShapedDirection, present: Mapping[str, Interface], found_qdiscs: queue_messages.Found
+) -> Iterator[Message]:
     """The messages that give an interface the queues of a direction."""
     index, major = present[each.interface].index, each.major
-    qdiscs = queue_messages.read_qdiscs(netlink).get(index, ())
+    qdiscs = found_qdiscs.get(index, ())
     found: dict[int, QueueReading] = {}
     if queue_messages.has_root(qdiscs, major):
         found = {one.number: one for one in queue_messages.read_queues(netlink, index, each.interface, major, qdiscs)}
@@ -174,14 +187,13 @@ def _differences(netlink: NetlinkSocket, each: ShapedDirection, present: Mapping
 
 
 def _surplus(
-    netlink: NetlinkSocket,
     alias: str,
     ports: Sequence[str],
-    queued: Sequence[ShapedDirection],
+    needed: Collection[str],
     present: Mapping[str, Interface],
+    qdiscs: queue_messages.Found,
 ) -> list[Message]:
     """The messages that remove queues of ports, and shapers, that no direction needs."""
-    needed, qdiscs = {each.interface for each in queued}, queue_messages.read_qdiscs(netlink)
     idle = [present[name].index for name in ports if name in present and name not in needed]
     shapers = [one.index for one in present.values() if (one.kind, one.alias) == (KIND, alias)]
     kept = {present[name].index for name in needed if name in present}

@@ -1,0 +1,40 @@
+"""A lock of the server: one process at a time changes limits of links, and offloads."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PATH = Path("/run/vcluster/links.lock")
+
+
+@contextmanager
+def locked() -> Iterator[None]:
+    """Wait until no other process holds the lock, and hold it. The file is removed afterwards.
+
+    The kernel releases the lock of a process that is killed. Only root can open the file, so only root can hold it.
+    """
+    while True:
+        PATH.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(PATH, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if _is_current(descriptor):
+                try:
+                    yield
+                finally:
+                    PATH.unlink(missing_ok=True)
+                return
+        finally:
+            os.close(descriptor)
+
+
+def _is_current(descriptor: int) -> bool:
+    """Whether the path still names the open file: the process that held the lock before has removed it."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), PATH.stat())
+    except FileNotFoundError:
+        return False
