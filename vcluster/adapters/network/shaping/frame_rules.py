@@ -34,6 +34,7 @@ from vcluster.adapters.network.nftables_messages import (
     data,
     header,
     interface,
+    masked,
     new_chain,
     new_rule,
     verdict,
@@ -47,6 +48,7 @@ nft_contains_expr.nft_expr.nft_fwd.u32 = nla.uint32  # pyroute2 0.9 names this t
 COMMENT = "limits of links of a vcluster"
 PPM = 10**6
 _RANDOM, _TO_NETWORK_ORDER = 1, 1
+_GROUP = b"\x01"  # the bit of a destination that is a group of receivers (IEEE 802)
 _HOOK = "forward"
 # The interface of a node's own port, and that of its peer, in each direction.
 _OWN, _OTHER = {FROM: IIFNAME, TO: OIFNAME}, {FROM: OIFNAME, TO: IIFNAME}
@@ -91,9 +93,9 @@ def _jump(table: str, each: ShapedDirection) -> Message:
 
 
 def _rules(table: str, each: ShapedDirection) -> Iterator[Message]:
-    """First those of peers: they apply in place of that for all frames."""
+    """First those of peers: they apply in place of that for all frames. A broadcast is not a frame of a peer."""
     for flow, number in sorted(_numbered(each), key=lambda numbered: not numbered[0].peer_port):
-        is_peer = interface(flow.peer_port, key=_OTHER[each.direction]) if flow.peer_port else []
+        is_peer = [*interface(flow.peer_port, key=_OTHER[each.direction]), *_to_one()] if flow.peer_port else []
         if number:
             yield new_rule(table, _chain(each), [*is_peer, *_give_number(each.major, number)])
         if flow.loss_ppm:
@@ -103,6 +105,12 @@ def _rules(table: str, each: ShapedDirection) -> Iterator[Message]:
 
 
 _DROP = verdict(DROP)
+
+
+def _to_one() -> list[Message]:
+    """Go on if the frame's destination is not a group of receivers."""
+    load = genex("payload", {"dreg": 1, "base": FRAME_HEADER, "offset": 0, "len": 1})
+    return [load, masked(_GROUP), compare(EQUAL, b"\0")]
 
 
 def _redirections(table: str, each: ShapedDirection, index: int) -> Iterator[Message]:
