@@ -7,15 +7,29 @@ Frames without a class pass at once. A message changes a class or a queue that e
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from types import SimpleNamespace
 
 from pyroute2.netlink.rtnl.tcmsg import plugins, sched_pfifo, tcmsg
+from pyroute2.netlink.rtnl.tcmsg.common import stats2
 
 from vcluster.adapters.network.netlink_messages import new_message
 from vcluster.adapters.network.netlink_socket import NLM_F_ACK, Message, NetlinkSocket
 from vcluster.adapters.network.shaping.traffic_spec import ALL, Flow
 from vcluster.model.survey_answer import QueueReading
 
-plugins.setdefault("bfifo", sched_pfifo)  # their options are the same (net/sched/sch_fifo.c)
+
+class _Counters(stats2):  # type: ignore[misc]  # pyroute2 has no types
+    """With the 64-bit number of packets, which the kernel adds when it does not fit into 32 bits."""
+
+    nla_map = (
+        *stats2.nla_map,
+        ("TCA_STATS_RATE_EST64", "hex"), ("TCA_STATS_PAD", "hex"), ("TCA_STATS_BASIC_HW", "hex"),
+        ("TCA_STATS_PKT64", "uint64"),
+    )  # fmt: skip  # linux/gen_stats.h
+
+
+# The options of bfifo are those of pfifo (net/sched/sch_fifo.c).
+plugins.setdefault("bfifo", SimpleNamespace(options=sched_pfifo.options, stats2=_Counters))
 
 RTM_NEWQDISC, RTM_GETQDISC = 36, 38  # linux/rtnetlink.h
 RTM_NEWTCLASS, RTM_DELTCLASS, RTM_GETTCLASS = 40, 41, 42
@@ -112,13 +126,14 @@ def read_queues(
         parameters = each.get_attr("TCA_OPTIONS").get_attr("TCA_HTB_PARMS")
         counted = (leaf or each).get_attr("TCA_STATS2")
         basic, waiting = counted.get_attr("TCA_STATS_BASIC"), counted.get_attr("TCA_STATS_QUEUE")
+        packets = counted.get_attr("TCA_STATS_PKT64")
         yield QueueReading(
             interface=interface,
             major=major,
             number=number,
             rate_bits=parameters["rate"] * 8,
             queue_bytes=leaf.get_attr("TCA_OPTIONS")["limit"] if leaf else 0,
-            sent_packets=basic["packets"],
+            sent_packets=basic["packets"] if packets is None else packets,
             sent_bytes=basic["bytes"],
             dropped_packets=waiting["drops"],
             waiting_bytes=waiting["backlog"],
