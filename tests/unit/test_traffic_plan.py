@@ -149,7 +149,7 @@ def test_limits_of_other_interfaces_are_left_out(change: Mapping[str, Any]) -> N
         ({"to": "queue=1MiB"}, "", "node1 to: queue= has no effect without a rate"),
         ({"from_": "rate=1mbit,queue=1463B"}, "", "node1 from: a queue of 1463 bytes cannot hold a frame"),
         ({"from_": "queue=1MiB"}, "node2", "node1 from peer node2: queue= has no effect without a rate"),
-        ({"to": "loss=1%"}, "node1", "--peer node1 is the node itself"),
+        ({"to": "loss=1%"}, "node1", "link of node1: the peer node1 is the node itself"),
     ],
 )
 def test_limits_without_a_meaning_are_refused(limits: dict[str, str], peer: str, message: str) -> None:

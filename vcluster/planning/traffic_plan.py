@@ -93,7 +93,7 @@ def _check_nodes(plan: Plan, links: Collection[Link]) -> None:
             f"link of {shown(unknown)}: the cluster has no node of this name", hint=f"the nodes are {known}"
         )
     if own := next((link.node for link in links if link.node == link.peer), None):
-        raise RequestError(f"--peer {own} is the node itself", hint="name another node of the cluster")
+        raise RequestError(f"link of {own}: the peer {own} is the node itself", hint="name another node of the cluster")
 
 
 def require_own_switch(plan: Plan) -> None:
