@@ -197,6 +197,21 @@ print(*offloads._active(name))
     assert "tso gso" in server.run([sys.executable, "-c", program], timeout_s=30, cwd=ROOT).stdout
 
 
+def test_the_lock_of_a_killed_command_is_removed(server: Server) -> None:
+    program = f"""
+import os, signal
+from vcluster.adapters.network.shaping import link_lock, offloads
+if os.fork() == 0:
+    with link_lock.locked():
+        os.kill(os.getpid(), signal.SIGKILL)
+assert os.WTERMSIG(os.wait()[1]) == signal.SIGKILL
+assert link_lock.PATH.exists()
+offloads.restore({LABEL!r})
+assert not link_lock.PATH.exists()
+"""
+    server.run([sys.executable, "-c", program], timeout_s=30, cwd=ROOT)
+
+
 def test_trials_at_once_do_not_disturb_each_other(server: Server) -> None:
     assert at_once(server, *([TRIALS] for _ in range(4))) == [""] * 4
     assert server.run(["ip", "-o", "link", "show", "type", "ifb"], timeout_s=10).stdout == ""

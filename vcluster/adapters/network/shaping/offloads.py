@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from vcluster.adapters.network.shaping.link_lock import locked
+from vcluster.adapters.network.shaping import link_lock
 
 FOLDER = Path("/run/vcluster/offloads")
 _SIOCETHTOOL = 0x8946  # linux/sockios.h
@@ -26,7 +26,7 @@ def turn_off(label: str, interfaces: Sequence[str]) -> list[str]:
     """Turn offloads of these interfaces off. Returns the interfaces that had some."""
     wanted = {*interfaces}
     present = [name for _, name in socket.if_nameindex() if name in wanted]
-    with locked():
+    with link_lock.locked():
         on = {name: features for name in present if (features := _active(name))}
         known = recorded(label)
         # The driver of a node that starts turns more features of its tap on.
@@ -40,9 +40,9 @@ def turn_off(label: str, interfaces: Sequence[str]) -> list[str]:
 
 def restore(label: str) -> list[str]:
     """Turn on what `turn_off` turned off, and forget it. Returns the interfaces that had something turned off."""
-    if label not in labels():
+    if label not in labels() and not link_lock.PATH.exists():  # its holder was killed, or changes another cluster
         return []
-    with locked():
+    with link_lock.locked():
         known, present = recorded(label), {name for _, name in socket.if_nameindex()}
         for name, features in known.items():
             if name in present:
