@@ -133,3 +133,18 @@ def test_other_threads_leave_signals_alone() -> None:
     thread.start()
     thread.join(5)
     assert seen == [before]
+
+
+def test_no_interrupt_is_raised_after_the_end_of_the_work() -> None:
+    reported = threading.Event()
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        with interruptible_once(
+            lambda text: reported.set() if text == "still ending" else None, first="", later="still ending"
+        ) as end:
+            end()
+            interrupt()
+        assert reported.wait(5)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -23,21 +23,26 @@ def on_interrupt(handler: Handler) -> dict[signal.Signals, Handler | int | None]
 
 
 @contextmanager
-def interruptible_once(report: Callable[[str], None], *, first: str, later: str) -> Iterator[None]:
+def interruptible_once(report: Callable[[str], None], *, first: str, later: str) -> Iterator[Callable[[], None]]:
     """Report the text `first` and raise KeyboardInterrupt at the first interrupt; at later ones, report `later`.
 
+    The block gets a function that ends the work: each interrupt after its call is a later one.
     Later ones are reported also after the work: they must not disturb the rest of a command that ends.
     Only the main thread gets signals; in any other thread nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield lambda: None
         return
-    is_interrupted = False
+    is_ending = False
+
+    def end() -> None:
+        nonlocal is_ending
+        is_ending = True
 
     def interrupt(_: int, __: FrameType | None) -> None:
-        nonlocal is_interrupted
+        nonlocal is_ending
         # Another signal can interrupt this function in every call, so the state changes before the first one.
-        is_first, is_interrupted = not is_interrupted, True
+        is_first, is_ending = not is_ending, True
         # The interrupted code may hold the lock of `report`, so another thread takes it.
         threading.Thread(target=report, args=(first if is_first else later,)).start()
         if is_first:
@@ -45,8 +50,8 @@ def interruptible_once(report: Callable[[str], None], *, first: str, later: str)
 
     before = on_interrupt(interrupt)
     try:
-        yield
+        yield end
     finally:
-        if not is_interrupted:
+        if not is_ending:
             for number, handler in before.items():
                 signal.signal(number, handler)

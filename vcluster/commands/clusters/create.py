@@ -81,7 +81,7 @@ def create(
         return observe_status(fleet, files), boot == "auto" and snapshot_build.is_missing(plan, snapshots)
 
 
-def _interruptible(context: Context, name: str, *, keep: bool) -> AbstractContextManager[None]:
+def _interruptible(context: Context, name: str, *, keep: bool) -> AbstractContextManager[object]:
     """Report interrupts of a create at once, and let only the first one end it."""
     doing = "ending" if keep else f"removing cluster {name}"
     return interruptible_once(

@@ -143,7 +143,7 @@ def _proven(ledger: Ledger) -> set[str]:
     return {node.name for node in ledger.plan.nodes} if ledger.state == "ready" else set()
 
 
-def _interruptible(context: Context, name: str) -> AbstractContextManager[None]:
+def _interruptible(context: Context, name: str) -> AbstractContextManager[object]:
     """Report interrupts of an add at once, and let only the first one end it."""
     return interruptible_once(
         context.report.note,

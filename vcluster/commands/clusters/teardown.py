@@ -107,7 +107,7 @@ def _unlisted_data(fleet: Fleet, name: str, listed: Collection[str]) -> tuple[st
     )
 
 
-def _interruptible(context: Context, name: str) -> AbstractContextManager[None]:
+def _interruptible(context: Context, name: str) -> AbstractContextManager[object]:
     """Report interrupts of a removal at once, and let only the first one end it."""
     return interruptible_once(
         context.report.note,
