@@ -119,7 +119,7 @@ def test_a_long_text_is_cut_at_a_character() -> None:
 
 @given(some.lists(FRAMES, max_size=20))
 def test_the_frames_of_any_block_are_read_back_in_order(frames: list[Frame]) -> None:
-    reader = RingReader(INDEXES)
+    reader = RingReader(INDEXES, len(INDEXES))
     found = read(HEAD + reader.read(block_of(frames)))
     assert found == [
         (
@@ -134,7 +134,7 @@ def test_the_frames_of_any_block_are_read_back_in_order(frames: list[Frame]) -> 
 
 def test_a_tag_of_a_vlan_is_put_back() -> None:
     frame = Frame(7, 1, bytes(range(60)), 60, tag=0x2005)
-    ((data, _, _, length, _),) = read(HEAD + RingReader(INDEXES).read(block_of([frame])))
+    ((data, _, _, length, _),) = read(HEAD + RingReader(INDEXES, len(INDEXES)).read(block_of([frame])))
     assert data == frame.data[:12] + bytes.fromhex("88a82005") + frame.data[12:]
     assert length == 64
 
@@ -147,7 +147,7 @@ def test_a_file_that_ends_after_any_block_is_valid() -> None:
 
 
 def test_a_new_interface_of_a_port_is_counted_as_the_old_one() -> None:
-    reader = RingReader(INDEXES)
+    reader = RingReader(INDEXES, len(INDEXES))
     reader.add({12: 1})
     assert [each[2] for each in read(HEAD + reader.read(block_of([Frame(12, 1, b"x" * 14, 14)])))] == [b"node2"]
     assert reader.delivered == [0, 1]

@@ -127,7 +127,10 @@ class Session:
 
 def watch(*lines: bytes) -> list[RankSocket]:
     with rank_watch.watched({"node1": Session(Pipe(b"{}", *lines))}, Deadline(20)) as watched:  # type: ignore[dict-item]
-        return watched.stop()
+        found = watched.stop()
+    if watched.failure:
+        raise watched.failure
+    return found
 
 
 GOOD: dict[str, Any] = {"rank": 1, "local": list(ONE), "remote": list(OTHER), "closed": False}

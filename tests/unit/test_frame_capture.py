@@ -69,7 +69,8 @@ class Controller:
         self.source.close()
 
 
-def test_a_capture_ends_during_a_flood(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def controller(monkeypatch: pytest.MonkeyPatch) -> Iterator[Controller]:
     ended, write = threading.Event(), os.eventfd_write
 
     def end(file: int, value: int) -> None:
@@ -81,8 +82,22 @@ def test_a_capture_ends_during_a_flood(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frame_capture, "PacketRing", FloodedRing)
     monkeypatch.setattr("socket.if_nameindex", lambda: [(7, "vp-lab-1")])
     monkeypatch.setattr(frame_capture, "_counters", lambda: {7: 0})
-    with closing(Controller(ended)) as controller:
-        request = Request(b"", ["vp-lab-1"], [(6, 0, 0, 64)]).to_json()
-        frame_capture.serve(controller.source, controller, request)  # type: ignore[arg-type]
+    with closing(Controller(ended)) as made:
+        yield made
+
+
+def serve(controller: Controller, *ports: str) -> None:
+    request = Request(b"", ports, [(6, 0, 0, 64)]).to_json()
+    frame_capture.serve(controller.source, controller, request)  # type: ignore[arg-type]
+
+
+def test_a_capture_ends_during_a_flood(controller: Controller) -> None:
+    serve(controller, "vp-lab-1")
     assert controller.messages[-1]["ended"]
     assert len(controller.messages) == 6
+
+
+def test_a_port_that_does_not_exist_is_named(controller: Controller) -> None:
+    serve(controller, "vp-lab-1", "vp-lab-2")
+    assert controller.messages[0] == {"missing": ["vp-lab-2"], "body": 0}
+    assert controller.messages[-1]["delivered"] == [0, 0]

@@ -28,13 +28,13 @@ FRAME_HEADER = struct.Struct("=IIIIIIH6xIH14xI2xB9x")
 class RingReader:
     """Turns blocks into pcapng blocks, and counts the frames of each interface of the file.
 
-    `numbers` gives the number of an interface in the file by its index in the kernel.
+    `numbers` gives the number of an interface in the file by its index in the kernel; the file has `interfaces`.
     """
 
-    def __init__(self, numbers: Mapping[int, int]) -> None:
+    def __init__(self, numbers: Mapping[int, int], interfaces: int) -> None:
         self._numbers = dict(numbers)
         self._layouts: dict[int, struct.Struct] = {}
-        self.delivered = [0] * len(numbers)
+        self.delivered = [0] * interfaces
 
     @property
     def frames(self) -> int:

@@ -1,7 +1,8 @@
 """A capture of frames at ports of this server: a process that writes a pcapng file as messages, until its input ends.
 
 A message is a line of JSON, and the number of bytes in its field `body` follow: whole blocks of the file. The first one
-begins the file, and comes when the capture has begun. The last one has the field `ended`, or `error`.
+begins the file, and comes when the capture has begun; its field `missing` names the ports that do not exist. The last
+one has the field `ended`, or `error`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any, BinaryIO
 from vcluster.adapters.capture.packet_ring import BLOCKS, PacketRing
 from vcluster.adapters.network import netlink_interfaces
 from vcluster.agent import request_loop
-from vcluster.errors import MissingError, VclusterError
+from vcluster.errors import VclusterError
 from vcluster.frames import frame_filter, pcapng
 from vcluster.frames.frame_filter import Instruction
 from vcluster.frames.ring_blocks import RingReader
@@ -98,7 +99,7 @@ def _capture(request: Request, sink: BinaryIO, ended: int) -> None:
                 _send(sink, {"frames": ports.reader.frames, "dropped": ring.dropped}, frames)
 
         ports.attach_to(ring)
-        _send(sink, {}, request.header)
+        _send(sink, {"missing": ports.missing}, request.header)
         while not ring.wait(WAIT_S, ended):
             send_frames(1)  # traffic may fill blocks faster than they are sent, so the end is checked after each
             ports.follow(ring)
@@ -113,17 +114,18 @@ def _capture(request: Request, sink: BinaryIO, ended: int) -> None:
 
 
 class _Ports:
-    """The ports of a capture. A node that is powered on again gets a new interface of the same name."""
+    """The ports of a capture. A node that is powered on gets a new interface, of the same name each time."""
 
     def __init__(self, request: Request) -> None:
         self._request = request
         self._indexes = _indexes(request.ports)
-        for name in request.ports:
-            if name not in self._indexes:
-                raise MissingError(f"cannot capture: interface {name} does not exist", hint="vcluster status")
-        self._has_changed = False
         self._next_search_s = 0.0
-        self.reader = RingReader({self._indexes[name]: number for number, name in enumerate(request.ports)})
+        self.reader = RingReader(self._numbers(), len(request.ports))
+
+    @property
+    def missing(self) -> list[str]:
+        """The ports that do not exist."""
+        return [name for name in self._request.ports if name not in self._indexes]
 
     def attach_to(self, ring: PacketRing) -> None:
         """Begin to capture their frames."""
@@ -137,8 +139,8 @@ class _Ports:
         self._next_search_s = time.monotonic() + WAIT_S
         found = {**self._indexes, **_indexes(self._request.ports)}
         if found != self._indexes:
-            self._indexes, self._has_changed = found, True
-            self.reader.add({found[name]: number for number, name in enumerate(self._request.ports)})
+            self._indexes = found
+            self.reader.add(self._numbers())
             self._attach(ring)
 
     def statistics(self, dropped: int) -> bytes:
@@ -146,14 +148,18 @@ class _Ports:
         after, ended_ns = _counters(), time.time_ns()
         blocks = []
         for number, name in enumerate(self._request.ports):
-            index, delivered = self._indexes[name], self.reader.delivered[number]
-            is_known = not self._has_changed and index in after
+            index, delivered = self._indexes.get(name, 0), self.reader.delivered[number]
+            is_known = index in after and index in self._before  # a new interface is not in `_before`
             received = after[index] - self._before[index] if is_known else None
             counts = pcapng.Statistics(self._began_ns, ended_ns, delivered, received)
             if number == 0:
                 counts = replace(counts, dropped=dropped, comment=ALL_PORTS if dropped else "")
             blocks.append(pcapng.statistics(number, counts))
         return b"".join(blocks)
+
+    def _numbers(self) -> dict[int, int]:
+        """The number of each port in the file, by the index of its interface."""
+        return {self._indexes[name]: number for number, name in enumerate(self._request.ports) if name in self._indexes}
 
     def _attach(self, ring: PacketRing) -> None:
         ring.attach(frame_filter.on_interfaces(list(self._indexes.values()), self._request.program))

@@ -143,6 +143,16 @@ def check_cluster(context: Context, plan: Plan, *, timeout_s: float, pairs: bool
             return watched.check(opened, lambda node: login(node, plan.user).close(), pairs=pairs)
 
 
+def running_nodes(context: Context, plan: Plan) -> tuple[Node, ...]:
+    """The nodes that run and can be reached. Those in an unknown state count as running."""
+    return tuple(_reachable(plan, plan.nodes, node_powers(context, plan, plan.nodes)))
+
+
+def _reachable(plan: Plan, nodes: Sequence[Node], powers: Mapping[str, PowerState]) -> list[Node]:
+    is_down = {name: bool(describe_down({name: power})) for name, power in powers.items()}
+    return [node for node in nodes if not is_down[node.name] and (node.management or not is_down[plan.head.name])]
+
+
 def require_running(context: Context, plan: Plan, nodes: Sequence[Node]) -> None:
     """Raise ConflictError if one of the nodes does not run, or the head that they are reached through."""
     _require_up(plan, node_powers(context, plan, _with_jump_hosts(plan, nodes)))
@@ -215,8 +225,7 @@ def run_everywhere(
     does not run or was not reached, or if the command did not end. `on_line` is called with each line of output.
     """
     deadline, powers = Deadline(timeout_s), node_powers(context, plan, _with_jump_hosts(plan, nodes))
-    is_down = {name: bool(describe_down({name: power})) for name, power in powers.items()}
-    up = [node for node in nodes if not is_down[node.name] and (node.management or not is_down[plan.head.name])]
+    up = _reachable(plan, nodes, powers)
     down = ConflictError(describe_down(powers), hint=f"vcluster start {plan.name}")
     with _jump_hosts(context, plan, up, deadline) as login:
 

@@ -36,14 +36,18 @@ class RankWatch:
             thread.start()
 
     def stop(self) -> list[RankSocket]:
-        """The sockets of ranks, each once. Raises VclusterError if a node was not watched to the end."""
+        """The sockets of ranks, each once. With a `failure`, some may be missing."""
         self._is_stopped = True
         for pipe in self._pipes.values():
             pipe.shut()
         for thread in self._threads:
             thread.join(END_TIMEOUT_S)
-        parallel.raise_all(self._errors)
         return [socket for found in self._sockets.values() for socket in found]
+
+    @property
+    def failure(self) -> VclusterError | None:
+        """Why nodes were not watched to the end; None if all were."""
+        return parallel.joined(self._errors)
 
     def _read(self, name: str) -> None:
         found = self._sockets[name]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,11 @@ from vcluster.frames import frame_filter, pcapng
 from vcluster.frames.frame_filter import Instruction
 from vcluster.frames.rank_map import RankConnection, rank_map
 from vcluster.model import json_text, json_types
+from vcluster.model.naming import folded
 from vcluster.model.plan import Node, Plan
 from vcluster.planning.hops import switch_port
 from vcluster.util.deadline import Deadline
+from vcluster.util.interrupts import interruptible_once
 
 START_TIMEOUT_S = 60.0
 END_TIMEOUT_S = 60.0
@@ -41,6 +43,7 @@ MPI_FILTER = "mpi: TCP between ports of 1024 and more, without NFS"
 AWAITED = "frames of the switch"
 _MESSAGE = {
     "body": int,
+    "missing": list[str] | None,
     "frames": int | None,
     "dropped": int | None,
     "ended": bool | None,
@@ -156,7 +159,8 @@ class RunningCapture:
         self._deadline = Deadline(FOREVER_S)
         self._pipe = server.agent.start_capture(request.to_json(), Deadline(START_TIMEOUT_S))
         try:
-            _, begin = self._receive(Deadline(START_TIMEOUT_S))
+            first, begin = self._receive(Deadline(START_TIMEOUT_S))
+            self.missing: Sequence[str] = first["missing"] or ()  # ports that do not exist yet
             self.file = open_file(begin)
         except BaseException:
             self._pipe.close()
@@ -240,7 +244,7 @@ def capture(
 ) -> Captured:
     """Capture at the ports of these nodes until `until` returns. An interrupt also ends the capture.
 
-    With `with_ranks`, all nodes are watched for connections of MPI ranks, and the file gets the map.
+    With `with_ranks`, all nodes that run are watched for connections of MPI ranks, and the file gets the map.
 
     `open_file` gets the begin of the file when the capture has begun. If the capture fails, the file has the frames up
     to then.
@@ -252,26 +256,47 @@ def capture(
     with ExitStack() as stack:
         server = stack.enter_context(_switch_server(context, plan))
         running = stack.enter_context(closing(RunningCapture(server, request, open_file)))
+        if missing := [node.name for node, port in zip(nodes, ports, strict=True) if port in running.missing]:
+            context.report.note(f"the switch has no port of {folded(missing)}; a node is captured when it starts")
         watch = stack.enter_context(_watched_ranks(context, plan)) if with_ranks else None
+        end = stack.enter_context(_interruptible(context))
         try:
             until(running)
+            end()
         except KeyboardInterrupt:
             is_interrupted = True
         totals = running.stop()
-        connections = None
-        if watch:
-            connections = rank_map(watch.stop(), {str(node.address): node.name for node in plan.nodes})
-    counts = totals["delivered"] or []
-    if len(counts) != len(nodes):
-        raise VclusterError(f"{plan.switch.server}: {AWAITED}: the counts are of {len(counts)} of {len(nodes)} ports")
-    found = tuple(
-        PortCount(node.name, port, node.vni, count) for node, port, count in zip(nodes, ports, counts, strict=True)
-    )
-    file = running.file
-    if connections and file.is_regular:
-        file.replace_begin(begin, first_blocks(plan, nodes, choice, connections))
+        connections = _found_connections(context, plan, watch) if watch else None
+        found = _port_counts(plan, nodes, totals["delivered"] or ())
+        file = running.file
+        if connections and file.is_regular:
+            file.replace_begin(begin, first_blocks(plan, nodes, choice, connections))
     return Captured(
         file.path, totals["frames"], totals["dropped"], file.bytes, found, connections, is_interrupted=is_interrupted
+    )
+
+
+def _interruptible(context: Context) -> AbstractContextManager[Callable[[], None]]:
+    """Let only the first interrupt end the capture, and none disturb the end of its file."""
+    return interruptible_once(
+        context.report.note, first="ending the capture", later="still ending the capture, to complete its file"
+    )
+
+
+def _found_connections(context: Context, plan: Plan, watch: RankWatch) -> tuple[RankConnection, ...]:
+    """The connections of ranks. A node that was not watched to the end is reported: the frames are complete."""
+    sockets = watch.stop()
+    if watch.failure:
+        context.report.note(f"the map of ranks may be incomplete: {watch.failure.message}")
+    return rank_map(sockets, {str(node.address): node.name for node in plan.nodes})
+
+
+def _port_counts(plan: Plan, nodes: Sequence[Node], counts: Sequence[int]) -> tuple[PortCount, ...]:
+    if len(counts) != len(nodes):
+        raise VclusterError(f"{plan.switch.server}: {AWAITED}: the counts are of {len(counts)} of {len(nodes)} ports")
+    return tuple(
+        PortCount(node.name, switch_port(plan, node), node.vni, count)
+        for node, count in zip(nodes, counts, strict=True)
     )
 
 
@@ -296,10 +321,12 @@ def wait(
 
 @contextmanager
 def _watched_ranks(context: Context, plan: Plan) -> Iterator[RankWatch]:
-    """Watch the connections of ranks on all nodes, by a login to each."""
-    deadline = Deadline(FOREVER_S)
+    """Watch the connections of ranks on all nodes that run, by a login to each."""
+    deadline, nodes = Deadline(FOREVER_S), access.running_nodes(context, plan)
+    if down := [node.name for node in plan.nodes if node not in nodes]:
+        context.report.note(f"not running: {folded(down)}; the map of ranks does not contain their connections")
     with (
-        access.sessions(context, plan, plan.nodes, user="root", deadline=deadline) as opened,
+        access.sessions(context, plan, nodes, user="root", deadline=deadline) as opened,
         rank_watch.watched(opened, deadline) as watch,
     ):
         yield watch
