@@ -108,6 +108,15 @@ class Lab:
         argv = ["ip", "netns", "exec", node, sys.executable, "-c", SEND, address, str(port), str(size), str(count)]
         self.host.server.run(argv, timeout_s=120)
 
+    def unplug(self, node: str) -> None:
+        """Remove a node and its port."""
+        self.host.sh(f"ip link del {self.prefix}-lab-{node[-1]}; ip netns del {node}")
+
+    def plug(self, node: str) -> None:
+        """Make a node again that was unplugged."""
+        argv = [sys.executable, "-m", "tests.cabled_cluster", "plug", node]
+        self.host.server.run(argv, timeout_s=60, env=ENVIRONMENT, cwd=ROOT)
+
     def counters(self) -> dict[str, tuple[int, int]]:
         """The frames that each port has received and sent, by node."""
         shown = json.loads(self.switch.run(["ip", "-s", "-j", "link"], timeout_s=10).stdout)
@@ -256,17 +265,38 @@ def test_traffic_of_other_interfaces_is_not_captured(local: Lab) -> None:
 
 def test_a_node_that_is_plugged_in_again_is_captured_again(local: Lab) -> None:
     with local.captured() as result:
-        local.host.sh("ip link del vp-lab-3; ip netns del node3")
-        argv = [sys.executable, "-m", "tests.cabled_cluster", "plug", "node3"]
-        local.host.server.run(argv, timeout_s=60, env=ENVIRONMENT, cwd=ROOT)
-        for _ in range(100):
-            local.sh("node3", "ping -q -c 1 10.0.0.1")
-            if is_seen := any(
-                frame.interface == "node3" and is_icmp(frame) for frame in local.frames(is_complete=False)
-            ):
-                break
-        assert is_seen
+        local.unplug("node3")
+        local.plug("node3")
+        await_ping(local, "node3")
     assert [each["node"] for each in result["ports"]] == list(NODES)
+
+
+def test_a_node_that_is_off_is_captured_when_it_starts(local: Lab) -> None:
+    local.unplug("node3")
+    running = local.host.popen("capture", "-o", FILE, "--ranks", "--output", "json")
+    assert running.stderr is not None
+    try:
+        notes = "".join(iter(running.stderr.readline, f"{BEGUN} 3 ports; Ctrl-C ends it\n"))
+        local.plug("node3")
+        await_ping(local, "node3")
+        running.send_signal(signal.SIGINT)
+        stdout, stderr = running.communicate(timeout=60)
+    finally:
+        kill(running)
+    assert running.returncode == 0, stderr
+    assert [each["node"] for each in json.loads(stdout)["ports"] if each["frames"]] == ["node1", "node3"]
+    assert "the switch has no port of node3; a node is captured when it starts" in notes
+    # No node of this cluster is a domain of libvirt, so none runs.
+    assert "not running: node[1-3]; the map of ranks does not contain their connections" in notes
+
+
+def await_ping(made: Lab, node: str) -> None:
+    """Send from a node until the file has a frame of it."""
+    for _ in range(100):
+        made.sh(node, "ping -q -c 1 10.0.0.1")
+        if any(frame.interface == node and is_icmp(frame) for frame in made.frames(is_complete=False)):
+            return
+    pytest.fail(f"{node} is not captured")
 
 
 def is_icmp(frame: Found) -> bool:
@@ -500,6 +530,26 @@ def ticks(made: Lab, *, is_complete: bool = True) -> list[tuple[int, float]]:
     """The datagrams of TICK that entered the switch: their numbers and times."""
     frames = [frame for frame in made.frames(is_complete=is_complete) if frame.interface == "node1"]
     return [struct.unpack("=Qd", frame.data[42:58]) for frame in frames]
+
+
+def test_a_stream_has_its_result_on_standard_error(local: Lab) -> None:
+    argv = [
+        "sh",
+        "-c",
+        'exec "$@" >/run/stream',
+        "sh",
+        *VCLUSTER,
+        "capture",
+        "-o",
+        "-",
+        "--for",
+        "0",
+        "--output",
+        "json",
+    ]
+    done = local.host.server.run(argv, timeout_s=60, env=ENVIRONMENT)
+    result = json.loads(done.stderr[done.stderr.index("{") :])
+    assert result["bytes"] == local.host.server.path("/run/stream").stat().st_size
 
 
 def test_a_stream_is_read_while_it_is_captured(local: Lab) -> None:

@@ -144,14 +144,17 @@ def progress(node_names: Sequence[str] = (), *, stages: int = 1) -> Iterator[tup
         display.close()
 
 
-def emit(output: str, document: object, text: Callable[[Any], str]) -> None:
-    """Print a result on standard output: the document as JSON, or the text that is rendered from this JSON."""
+def emit(output: str, document: object, text: Callable[[Any], str], *, to_errors: bool = False) -> None:
+    """Print a result: the document as JSON, or the text that is rendered from this JSON.
+
+    It goes to standard output, or with `to_errors` to standard error.
+    """
     import json
 
     from vcluster.model import codec
 
     written = codec.to_json(document)
-    terminal.print_text(written if output == "json" else f"{text(json.loads(written))}\n", nl=False)
+    terminal.print_text(written if output == "json" else f"{text(json.loads(written))}\n", err=to_errors, nl=False)
 
 
 # The choice of the cluster
@@ -179,11 +182,11 @@ def choose_cluster(context: Context, name: str | None, *, absent_hint: str = "vc
     return chosen
 
 
-def open_cluster(name: str | None) -> tuple[Context, Plan]:
-    """The context, and the plan of the chosen cluster."""
+def open_cluster(name: str | None, *listeners: Listener) -> tuple[Context, Plan]:
+    """The context, whose events these listeners get, and the plan of the chosen cluster."""
     from vcluster.commands.steps import inventory
 
-    here = context()
+    here = context(*listeners)
     return here, inventory.read_ledger(here.files(choose_cluster(here, name))).plan
 
 

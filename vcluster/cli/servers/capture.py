@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vcluster.commands.servers.capture import Captured
     from vcluster.fleet.context import Context
     from vcluster.model.plan import Plan
+    from vcluster.util.events import Event
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -138,7 +139,7 @@ def run(
         capture_process.write_record(folder, path)
     _refuse_contradictions(expression, only, for_s, limit_mib, command)
     choice = work.Choice(snap_bytes or 0, only == "mpi", expression or "")
-    context, plan = common.open_cluster(name)
+    context, plan = common.open_cluster(name, _print_note)
     nodes = access.choose_nodes(plan, nodeset)
     if is_stream := path == STANDARD_OUTPUT:
         _refuse_terminal()
@@ -238,6 +239,11 @@ def status(name: str | None, output: str) -> None:
     common.emit(output, network_report.background_document(found), network_report.background_text)
 
 
+def _print_note(event: Event) -> None:
+    if event.what == "note":
+        terminal.print_text(event.text, err=True)
+
+
 def _refuse_contradictions(
     expression: str | None, only: str | None, for_s: float | None, limit_mib: float | None, command: Sequence[str]
 ) -> None:
@@ -281,10 +287,7 @@ def _print(captured: Captured, output: str, exit_codes: Sequence[int], *, to_err
     from vcluster.cli.output import network_report
 
     document = network_report.captured_document(captured, exit_codes[0] if exit_codes else None)
-    if to_errors:
-        terminal.print_text(network_report.captured_text(document), err=True)
-    else:
-        common.emit(output, document, network_report.captured_text)
+    common.emit(output, document, network_report.captured_text, to_errors=to_errors)
 
 
 COMMANDS = (capture,)
