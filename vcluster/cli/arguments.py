@@ -20,6 +20,9 @@ FANOUT = 64
 REST = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 
 
+UNITS_S = {"s": 1, "m": 60}
+
+
 class Number(click.ParamType):  # type: ignore[type-arg]
     """A number within limits. Without `high` the upper limit is checked elsewhere."""
 
@@ -40,6 +43,18 @@ class Number(click.ParamType):  # type: ignore[type-arg]
         if not number >= self._low or (self._high is not None and number > self._high):  # nan is neither
             self.fail(f"{value!s:.40} is not possible ({self._range})", param, ctx)
         return number
+
+
+class Duration(Number):
+    """A number of seconds, or with the unit m of minutes; the unit s may be written too."""
+
+    def __init__(self, low: int, high: int) -> None:
+        super().__init__(float, low, high)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | float:
+        """Read a text, or take a default as it is. The limits are those of the number before the unit."""
+        factor = UNITS_S.get(str(value)[-1:])
+        return super().convert(value if factor is None else str(value)[:-1], param, ctx) * (factor or 1)
 
 
 # Completion. A file that cannot be read gives no suggestion: a shell has no place for an error.

@@ -90,8 +90,8 @@ drops_option: Callable[[F], F] = click.option(
 )  # fmt: skip
 @capture_options
 @click.option(
-    "--for", "for_s", type=arguments.Number(float, 0, 10**7), metavar="SECONDS",
-    help="End after this time.  [default: when COMMAND ends, or at Ctrl-C]",
+    "--for", "for_s", type=arguments.Duration(0, 10**7), metavar="SECONDS",
+    help="End after this time, for example 90, 90s or 2m.  [default: when COMMAND ends, or at Ctrl-C]",
 )  # fmt: skip
 @click.option(
     "--limit", "limit_mib", type=arguments.Number(float, 1, 10**9), metavar="MIB",
