@@ -62,9 +62,13 @@ class Watch:
         return [RankSocket("node1", 0, ONE, OTHER), RankSocket("node2", 1, OTHER, ONE)]
 
 
+def disturb(*_: object) -> None:
+    raise AssertionError("an interrupt disturbed the end of the capture")
+
+
 @pytest.fixture(autouse=True)
 def _parts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    before = {number: signal.signal(number, disturb) for number in SIGNALS}
     monkeypatch.setattr(capture, "RunningCapture", Running)
     monkeypatch.setattr(capture, "_switch_server", lambda *_: nullcontext())
     monkeypatch.setattr(capture, "_watched_ranks", lambda *_: nullcontext(Watch()))
@@ -76,7 +80,10 @@ def _parts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def run(until: Any, notes: list[str]) -> Captured:
     context: Any = SimpleNamespace(report=SimpleNamespace(note=notes.append))
     opened: Any = None
-    return capture.capture(context, PLAN, PLAN.nodes, Choice(), opened, until, with_ranks=True)
+    try:
+        return capture.capture(context, PLAN, PLAN.nodes, Choice(), opened, until, with_ranks=True)
+    except KeyboardInterrupt:
+        pytest.fail("an interrupt ended the capture after its end")
 
 
 def test_an_interrupt_after_the_end_does_not_destroy_the_result() -> None:

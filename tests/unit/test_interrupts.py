@@ -143,7 +143,10 @@ def test_no_interrupt_is_raised_after_the_end_of_the_work() -> None:
             lambda text: reported.set() if text == "still ending" else None, first="", later="still ending"
         ) as end:
             end()
-            interrupt()
+            try:
+                interrupt()
+            except KeyboardInterrupt:
+                pytest.fail("the interrupt was raised")
         assert reported.wait(5)
     finally:
         for number, handler in before.items():
