@@ -30,6 +30,7 @@ GOOD = {
     "switch": ["server2"], "config": ["config.ini"], "node": ["node1"], "command": ["true"], "argv": ["true"],
     "sources": ["setup.sh"], "destination": ["node1:x"], "script": ["setup.sh"], "start": ["node1"], "end": ["node2"],
     "peer": ["192.0.2.1"], "nodes": ["2"], "source": ["setup.sh"], "shell": ["bash"], "action": ["status"],
+    "path": ["run.pcapng"],
 }  # fmt: skip
 # Good values that have another form than those above.
 SPECIAL = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+import os
 
 from vcluster.errors import MissingError, RequestError
 from vcluster.frames.frame_filter import WHOLE, Instruction
@@ -33,7 +34,7 @@ def compile_filter(expression: str, snap_bytes: int) -> list[Instruction]:
     handle = pcap.pcap_open_dead(_ETHERNET, snap_bytes or WHOLE)
     program = _Program()
     try:
-        if pcap.pcap_compile(handle, ctypes.byref(program), expression.encode(), 1, _NO_NETMASK) != 0:
+        if pcap.pcap_compile(handle, ctypes.byref(program), os.fsencode(expression), 1, _NO_NETMASK) != 0:
             reason = pcap.pcap_geterr(handle).decode(errors="replace")
             raise RequestError(f"--filter is not an expression of pcap-filter: {reason}", hint="man 7 pcap-filter")
         found = [program.instructions[number] for number in range(program.length)]

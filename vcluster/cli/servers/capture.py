@@ -104,7 +104,7 @@ drops_option: Callable[[F], F] = click.option(
 @drops_option
 @click.option("-l", "--user", metavar="USER", help="Run COMMAND as this user.  [default: the cluster's user]")
 @arguments.timeout_option(3600)
-@click.option("--folder", type=click.Path(path_type=Path), hidden=True)  # of a capture in the background
+@click.option("--background", is_flag=True, hidden=True)  # `start` has started this process
 @file_format_option
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def run(
@@ -120,7 +120,7 @@ def run(
     allow_drops: bool,
     user: str | None,
     timeout_s: float,
-    folder: Path | None,
+    background: bool,
     output: str,
     command: tuple[str, ...],
 ) -> int:
@@ -135,11 +135,12 @@ def run(
     from vcluster.commands.servers import capture as work
     from vcluster.commands.steps import capture_process
 
-    if folder:
-        capture_process.write_record(folder, path)
     _refuse_contradictions(expression, only, for_s, limit_mib, command)
     choice = work.Choice(snap_bytes or 0, only == "mpi", expression or "")
     context, plan = common.open_cluster(name, _print_note)
+    folder = capture_process.folder_of(context.files(plan.name))
+    if background:
+        capture_process.write_record(folder, path)
     nodes = access.choose_nodes(plan, nodeset)
     if is_stream := path == STANDARD_OUTPUT:
         _refuse_terminal()
@@ -151,7 +152,7 @@ def run(
         if command:
             exit_codes.append(_run(context, plan, command, user or plan.user, timeout_s, to_errors=lines_to_errors))
         else:
-            progress = capture_process.progress_file(folder) if folder else None
+            progress = capture_process.progress_file(folder) if background else None
             work.wait(capture, for_s=for_s, limit_mib=limit_mib, progress=progress)
 
     def open_file(begin: bytes) -> CaptureFile:
@@ -201,10 +202,10 @@ def start(
     folder, whole = capture_process.folder_of(context.files(plan.name)), path.absolute()
     options: dict[str, object] = {
         "--name": plan.name, "--file": whole, "--ports": nodeset, "--snap": snap_bytes, "--filter": expression,
-        "--only": only, "--limit": limit_mib, "--folder": folder, "--output": "json",
+        "--only": only, "--limit": limit_mib, "--output": "json",
     }  # fmt: skip
     given = [text for option, value in options.items() if value is not None for text in (option, str(value))]
-    arguments = ["capture", "run", *given, "--allow-drops", "--ranks" if ranks else "--no-ranks"]
+    arguments = ["capture", "run", "--background", *given, "--allow-drops", "--ranks" if ranks else "--no-ranks"]
     capture_process.start(folder, arguments)
     terminal.print_text(
         f"capturing into {whole}; end it by: {common.reader().command('capture stop', cluster=plan.name)}"

@@ -98,7 +98,7 @@ def write_record(folder: Path, file: Path) -> None:
     except FileExistsError as error:
         raise _conflict() from error
     except FileNotFoundError as error:
-        raise VclusterError("the capture was stopped before it began", hint="vcluster capture start") from error
+        raise VclusterError("the capture was stopped before it began", hint="start it again") from error
 
 
 def start(folder: Path, arguments: Sequence[str]) -> None:
