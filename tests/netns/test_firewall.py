@@ -126,23 +126,31 @@ ARP_RULES = """
   }
 }
 """
-PORTS = ["vm-lab-*", "vp-lab-*", "10.0.0.0/30", [["vp-lab-1", "10.0.0.1", True], ["vp-lab-2", "10.0.0.2", False]]]
+ADDRESSES = [["10.0.0.1", "10.0.0.3"], ["10.0.0.9", "10.0.0.9"]]
+PORTS = ["vm-lab-*", "vp-lab-*", ADDRESSES, [["vp-lab-1", "10.0.0.1", True], ["vp-lab-2", "10.0.0.2", False]]]
 BRIDGE_RULES = """
   chain prerouting {
     type filter hook prerouting priority -10; policy accept;
-    meta protocol arp iifname "vp-lab-*" jump claims
-    iifname "vp-lab-*" icmp type redirect drop
-    iifname "vp-lab-*" icmpv6 type nd-router-advert drop
-    iifname "vp-lab-*" icmpv6 type nd-redirect drop
-    udp sport 67 udp dport 68 iifname "vp-lab-2" drop
+    iifname "vp-lab-*" jump from_nodes
   }
   chain forward {
     type filter hook forward priority -10; policy accept;
     iifname "vm-lab-*" oifname "vm-lab-*" drop
   }
+  chain from_nodes {
+    meta protocol arp jump claims
+    meta protocol 8021q @ll,112,16 & 0xfff == 0x0 drop
+    meta protocol 8021ad @ll,112,16 & 0xfff == 0x0 drop
+    icmp type redirect drop
+    icmpv6 type nd-router-advert drop
+    icmpv6 type nd-redirect drop
+    udp dport 68 iifname != "vp-lab-1" drop
+  }
   chain claims {
-    iifname "vp-lab-1" @nh,112,32 & 0xfffffffc == 0xa000000 @nh,112,32 != 0xa000001 drop
-    iifname "vp-lab-2" @nh,112,32 & 0xfffffffc == 0xa000000 @nh,112,32 != 0xa000002 drop
+    iifname "vp-lab-1" @nh,112,32 0xa000001 return
+    iifname "vp-lab-2" @nh,112,32 0xa000002 return
+    @nh,112,32 0xa000001-0xa000003 drop
+    @nh,112,32 0xa000009 drop
   }
 }
 """

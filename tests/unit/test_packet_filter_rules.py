@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pyroute2.netlink.nfnetlink.nftsocket import nft_rule_msg
 
 from tests import samples
+from vcluster.adapters.network import guard_table
+from vcluster.adapters.network.nftables_messages import BRIDGE
 from vcluster.agent.client import LocalAgent
 from vcluster.commands.steps.deployment import Deployment
 from vcluster.errors import MissingError, VclusterError
 from vcluster.fleet.servers import Fleet, Server
 from vcluster.model import naming
 from vcluster.model.plan import Plan
+from vcluster.model.spec import DHCP
+from vcluster.planning.packet_filter import guard_arguments
 from vcluster.planning.resize import shrink
 from vcluster.resources import interfaces, networks, rules, volumes
 from vcluster.stages import tunnels
@@ -55,6 +61,9 @@ def test_every_server_is_guarded_against_nodes() -> None:
         "blue": [("vp-lab-3", "10.0.0.3", True)],
         "middle": None,
     }
+    assert [each["ports"][2] for each in asked.values() if each["ports"]] == [
+        [("10.0.0.1", "10.0.0.2")], [("10.0.0.1", "10.0.0.3")], [("10.0.0.1", "10.0.0.3")],
+    ]  # fmt: skip
     addresses = ["192.0.2.10", "192.0.2.11", "192.0.2.12"]
     assert [each["servers"] for each in asked.values()] == [[], addresses, addresses, addresses]
     assert [asked[name]["port"] for name in ("localhost", "red")] == [0, 4789]
@@ -70,6 +79,26 @@ def test_removed_nodes_are_no_longer_accepted_as_senders_of_arp() -> None:
     assert [given["macs"] for given in asked] == [[(str(node.address), node.mac) for node in nodes[:7]]]
     rules.reduce(guarded, before, before)
     assert len(asked) == 1
+
+
+def test_only_addresses_of_nodes_are_kept_from_other_nodes() -> None:
+    """On all servers: those of removed nodes, and of the range for unknown hosts, are free."""
+    plan = samples.shared_plan(samples.RED, samples.BLUE, count=9, addresses=DHCP)
+    fewer = shrink(shrink(plan, ["node3"]), ["node6", "node7"])
+    asked: list[dict[str, Any]] = []
+    for name in ("red", "blue"):
+        rules.reduce(server(name, lambda **given: asked.append(given) or []), plan, fewer)
+    ranges = [("10.0.0.1", "10.0.0.2"), ("10.0.0.4", "10.0.0.5"), ("10.0.0.8", "10.0.0.9")]
+    assert [given["ports"][2] for given in asked] == [ranges, ranges]
+
+
+def test_frames_of_other_bridges_pass_one_rule() -> None:
+    """In a cluster of any size, also if only the head may be a DHCP server."""
+    plan = samples.plan(100, addresses=DHCP)
+    given = guard_arguments(plan.servers[0], owner=samples.OWNER, cluster=plan.name, whole=plan)
+    planned = guard_table.planned(**given)[BRIDGE]
+    chains = Counter(message.get_attr("NFTA_RULE_CHAIN") for message in planned if isinstance(message, nft_rule_msg))
+    assert chains == {"prerouting": 1, "forward": 1, "from_nodes": 7, "claims": 101}
 
 
 @pytest.mark.parametrize("cluster", ["lab", "lab-1", "a-very-long-name"])

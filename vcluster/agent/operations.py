@@ -139,7 +139,7 @@ def guard(
     management: tuple[str, str, Sequence[str]] | None = None,
     servers: Sequence[str] = (),
     macs: Sequence[tuple[str, str]] = (),
-    ports: tuple[str, str, str, Sequence[tuple[str, str, bool]]] | None = None,
+    ports: tuple[str, str, Sequence[tuple[str, str]], Sequence[tuple[str, str, bool]]] | None = None,
 ) -> list[tuple[str, str]]:
     """Drop packets that the two servers of a tunnel did not send, and what nodes send to servers.
 
@@ -148,7 +148,8 @@ def guard(
     which this server receives nothing; `management` is the bridge of the management network, its gateway, and the
     networks of its ARP senders. `servers` are the addresses of the cluster's servers. `macs` are the addresses of nodes
     on the management network, each with its MAC. `ports` are the taps of the management network and of the cluster
-    network, the network of all nodes, and for each node its tap, its address and whether it may be a DHCP server.
+    network, the ranges of the addresses of all nodes, and for each node its tap, its address and whether it may be a
+    DHCP server.
     Returns what root of a node can still do, and why.
     """
     return guard_table.guard(table, guard_table.arrivals(tunnels), port, closed, management, servers, macs, ports)

@@ -8,6 +8,8 @@ from typing import Any
 from vcluster.model import naming
 from vcluster.model.plan import Node, Plan, ServerPlan
 
+Range = tuple[str, str]  # the first and the last address
+
 
 def guard_arguments(plan: ServerPlan, *, owner: str, cluster: str, whole: Plan | None = None) -> dict[str, Any]:
     """The arguments of the agent's operation guard for one server.
@@ -29,8 +31,17 @@ def guard_arguments(plan: ServerPlan, *, owner: str, cluster: str, whole: Plan |
     }
 
 
-def _ports(plan: Plan, nodes: Sequence[Node]) -> tuple[str, str, str, list[tuple[str, str, bool]]]:
-    """The taps of all nodes, the network of their addresses, and the ports of these nodes. Only a head serves DHCP."""
+def _ports(plan: Plan, nodes: Sequence[Node]) -> tuple[str, str, list[Range], list[tuple[str, str, bool]]]:
+    """The taps of all nodes, the addresses of all nodes, and the ports of these nodes. Only a head serves DHCP."""
     taps = naming.management_ports(plan.name), naming.ports(plan.name)
     ports = [(node.port, str(node.address), node.is_head or not plan.dhcp_range) for node in nodes]
-    return *taps, str(plan.node_range), ports
+    return *taps, _ranges(plan), ports
+
+
+def _ranges(plan: Plan) -> list[Range]:
+    """The addresses of all nodes on the cluster network, in as few ranges as possible: each one is a rule."""
+    addresses = sorted(node.address for node in plan.nodes)
+    before, after = {address + 1 for address in addresses}, {address - 1 for address in addresses}
+    firsts = (str(address) for address in addresses if address not in before)
+    lasts = (str(address) for address in addresses if address not in after)
+    return list(zip(firsts, lasts, strict=True))

@@ -23,7 +23,9 @@ sends some. So the table for bridges drops, on the server of the node that sends
 - on the cluster network, ARP of a sender that has the address of another node.
 - on the cluster network, what changes routes of other nodes: ICMP redirects, and router advertisements of IPv6.
 - on the cluster network, answers of a DHCP server, if only the head may be one.
-Nodes may use further addresses, except those in the smallest network that has the addresses of all nodes.
+- on the cluster network, frames with two VLAN tags of which the first one has the id 0. A host removes all tags with
+  this id, and the kernel of the server only one, so the rules above would not see the packet.
+Nodes may use further addresses that no node has, and VLANs with other ids, which other nodes must have too.
 """
 
 from __future__ import annotations
@@ -39,15 +41,19 @@ from vcluster.adapters.network.netlink_socket import Message
 from vcluster.adapters.network.nftables_messages import (
     ACCEPT,
     ARP_SENDER,
+    AT_LEAST,
+    AT_MOST,
     BRIDGE_FORWARD,
     BRIDGE_PREROUTING,
     DESTINATION,
     DIFFERENT,
     DROP,
     EQUAL,
+    FRAME_HEADER,
     JUMP,
     NETWORK_HEADER,
     OIFNAME,
+    RETURN,
     TRANSPORT_HEADER,
     address,
     compare,
@@ -69,7 +75,8 @@ _ESTABLISHED, _RELATED, _REPLY = 2, 4, b"\1"
 _INTERFACE = ("NFT_FIB_RESULT_UNSPEC",)  # NFT_FIB_RESULT_OIF, which is 1; pyroute2 has it as bit 1
 _BY_SOURCE, _BY_INTERFACE = 1, 8  # flags of fib
 
-_ETH_P_ARP = 0x0806  # linux/if_ether.h
+_ETH_P_ARP, _ETH_P_8021Q, _ETH_P_8021AD = 0x0806, 0x8100, 0x88A8  # linux/if_ether.h
+_VLAN_TAG, _VLAN_ID = 14, b"\x0f\xff"  # offset of the first tag in a frame, and the bits of its id
 _REDIRECT = 5  # RFC 792
 _ROUTER_ADVERTISEMENT, _REDIRECT_OF_IPV6 = 134, 137  # RFC 4861
 _ARP_SENDER_MAC = 8  # offset of the sender's MAC in an ARP packet
@@ -79,9 +86,9 @@ Management = tuple[str, str, Sequence[str]]
 Macs = Sequence[tuple[str, str]]  # the addresses of nodes on the management network, each with its MAC
 # A node's tap of the cluster network, its address there, and whether it may be a DHCP server.
 Port = tuple[str, str, bool]
-# The taps of the management network and those of the cluster network, each as a name with "*" at its end; the smallest
-# network with the addresses of all nodes; and the ports on this server.
-Ports = tuple[str, str, str, Sequence[Port]]
+# The taps of the management network and those of the cluster network, each as a name with "*" at its end; the addresses
+# of all nodes, as ranges of the first and the last address; and the ports on this server.
+Ports = tuple[str, str, Sequence[tuple[str, str]], Sequence[Port]]
 
 
 def messages(table: str, closed: Sequence[str], management: Management | None, servers: Sequence[str]) -> list[Message]:
@@ -178,47 +185,52 @@ def _is_answer() -> list[Message]:
 
 def bridge_messages(table: str, ports: Ports) -> list[Message]:
     """Drop frames by which a node would take over the traffic of other nodes."""
-    management, cluster, network, nodes = ports
-    drop, of_nodes = verdict(DROP), interface(cluster)
+    management, cluster, addresses, nodes = ports
+    drop = verdict(DROP)
+    serving = [tap for tap, _, may_serve in nodes if may_serve]
+    drops = [
+        *(_is_hidden(tag) for tag in (_ETH_P_8021Q, _ETH_P_8021AD)),
+        [*is_protocol(IPPROTO_ICMP), *_has_type(_REDIRECT)],
+        [*is_protocol(IPPROTO_ICMPV6), *_has_type(_ROUTER_ADVERTISEMENT)],
+        [*is_protocol(IPPROTO_ICMPV6), *_has_type(_REDIRECT_OF_IPV6)],
+        *([_is_dhcp_answer(serving)] if len(serving) < len(nodes) else []),
+    ]
     return [
         new_chain(table, "prerouting", BRIDGE_PREROUTING),
         new_chain(table, "forward", BRIDGE_FORWARD),
-        new_chain(table, _CLAIMS),
+        *(new_chain(table, name) for name in (_CHAIN, _CLAIMS)),
+        new_rule(table, "prerouting", [*interface(cluster), verdict(JUMP, _CHAIN)]),
         new_rule(table, "forward", [*interface(management), *interface(management, key=OIFNAME), drop]),
-        new_rule(table, "prerouting", [*is_ethertype(_ETH_P_ARP), *of_nodes, verdict(JUMP, _CLAIMS)]),
-        *(
-            new_rule(table, "prerouting", [*of_nodes, *is_protocol(protocol), *_has_type(kind), drop])
-            for protocol, kind in (
-                (IPPROTO_ICMP, _REDIRECT),
-                (IPPROTO_ICMPV6, _ROUTER_ADVERTISEMENT),
-                (IPPROTO_ICMPV6, _REDIRECT_OF_IPV6),
-            )
-        ),
-        *(
-            new_rule(table, "prerouting", [*is_protocol(IPPROTO_UDP), *_is_of_dhcp_server(), *interface(tap), drop])
-            for tap, _, may_serve in nodes
-            if not may_serve
-        ),
-        *(new_rule(table, _CLAIMS, [*interface(tap), *_is_false(network, own), drop]) for tap, own, _ in nodes),
+        new_rule(table, _CHAIN, [*is_ethertype(_ETH_P_ARP), verdict(JUMP, _CLAIMS)]),
+        *(new_rule(table, _CHAIN, [*expressions, drop]) for expressions in drops),
+        *(new_rule(table, _CLAIMS, [*interface(tap), *_is_of(own, own), verdict(RETURN)]) for tap, own, _ in nodes),
+        *(new_rule(table, _CLAIMS, [*_is_of(first, last), drop]) for first, last in addresses),
     ]
+
+
+def _is_hidden(tag: int) -> list[Message]:
+    """Go on with frames that have a further VLAN tag, of this type, after a first one with the id 0.
+
+    The kernel has removed the first one: the type of the frame is that of the second one.
+    """
+    first_id = genex("payload", {"dreg": 1, "base": FRAME_HEADER, "offset": _VLAN_TAG, "len": 2})
+    return [*is_ethertype(tag), first_id, masked(_VLAN_ID), compare(EQUAL, bytes(2))]
 
 
 def _has_type(kind: int) -> list[Message]:
     return header(TRANSPORT_HEADER, 0, EQUAL, bytes([kind]))
 
 
-def _is_of_dhcp_server() -> list[Message]:
-    """Go on with packets from the port of a DHCP server to that of a client."""
-    ports = _DHCP.to_bytes(2, "big") + _DHCP_CLIENT.to_bytes(2, "big")
-    return header(TRANSPORT_HEADER, 0, EQUAL, ports)
+def _is_dhcp_answer(serving: Sequence[str]) -> list[Message]:
+    """Go on with packets to the port of DHCP clients, except from these taps. Clients accept any source port."""
+    return [*is_sent_to(IPPROTO_UDP, _DHCP_CLIENT), *(part for tap in serving for part in interface(tap, DIFFERENT))]
 
 
-def _is_false(network: str, own: str) -> list[Message]:
-    """Go on with ARP of a sender in the network that has another address than this node."""
-    wanted = IPv4Network(network)
+def _is_of(first: str, last: str) -> list[Message]:
+    """Go on with ARP of a sender that has an address from the first one to the last one."""
+    if first == last:
+        return header(NETWORK_HEADER, ARP_SENDER, EQUAL, inet_aton(first))
     return [
-        genex("payload", {"dreg": 1, "base": NETWORK_HEADER, "offset": ARP_SENDER, "len": 4}),
-        masked(wanted.netmask.packed),
-        compare(EQUAL, wanted.network_address.packed),
-        *header(NETWORK_HEADER, ARP_SENDER, DIFFERENT, inet_aton(own)),
+        *header(NETWORK_HEADER, ARP_SENDER, AT_LEAST, inet_aton(first)),
+        *header(NETWORK_HEADER, ARP_SENDER, AT_MOST, inet_aton(last)),
     ]
