@@ -21,7 +21,7 @@ from vcluster.model.plan import Plan
 from vcluster.model.spec import DHCP
 from vcluster.planning.packet_filter import guard_arguments
 from vcluster.planning.resize import shrink
-from vcluster.resources import interfaces, networks, rules, volumes
+from vcluster.resources import interfaces, networks, rules, segmentation, volumes
 from vcluster.stages import tunnels
 from vcluster.util.deadline import Deadline
 from vcluster.util.events import Reporter
@@ -114,7 +114,7 @@ def deployment(plan: Plan, guard: Any, monkeypatch: pytest.MonkeyPatch) -> tuple
     """A cluster on servers with this operation `guard`, and the notes that a command prints."""
     notes: list[str] = []
     reporter = Reporter((lambda event: notes.append(event.text) if event.what == "note" else None,))
-    for kind in (interfaces, networks):
+    for kind in (interfaces, segmentation, networks):
         monkeypatch.setattr(kind, "create", lambda *_: None)
     monkeypatch.setattr(volumes, "create_pool", lambda *_: None)
     monkeypatch.setattr(tunnels, "prove", lambda *_: None)
