@@ -276,7 +276,10 @@ def test_a_node_that_is_off_is_captured_when_it_starts(local: Lab) -> None:
     running = local.host.popen("capture", "-o", FILE, "--ranks", "--output", "json")
     assert running.stderr is not None
     try:
-        notes = "".join(iter(running.stderr.readline, f"{BEGUN} 3 ports; Ctrl-C ends it\n"))
+        notes = ""
+        while not (line := running.stderr.readline()).startswith(BEGUN):
+            assert line, f"the capture ended: {notes}"
+            notes += line
         local.plug("node3")
         await_ping(local, "node3")
         running.send_signal(signal.SIGINT)
