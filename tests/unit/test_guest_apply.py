@@ -132,6 +132,38 @@ class Probe:
             raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
 
 
+def test_a_disk_that_is_checked_at_the_boot_is_mounted_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[list[str]] = []
+    mounted: dict[str, str] = {}
+
+    def run(argv: list[str]) -> None:
+        ran.append(argv)
+        if len(ran) < 3:
+            raise RuntimeError("/dev/vdc: Can't open blockdev")
+        mounted["/exports"] = "/dev/vdc"
+
+    monkeypatch.setattr(apply, "run", run)
+    monkeypatch.setattr(apply, "mounts", lambda: mounted)
+    monkeypatch.setattr(apply, "DISK_POLL_S", 0.0)
+    apply.mount_disk("/dev/vdc", "/exports")
+    assert ran == [["mount", "/dev/vdc", "/exports"]] * 3
+    apply.mount_disk("/dev/vdc", "/exports")  # systemd may have mounted it meanwhile
+    assert len(ran) == 3
+
+
+def test_a_disk_that_stays_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(_: list[str]) -> None:
+        raise RuntimeError("/dev/vdc: Can't open blockdev")
+
+    clock = itertools.count(0, 30)
+    monkeypatch.setattr(apply, "run", run)
+    monkeypatch.setattr(apply, "mounts", dict)
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    with pytest.raises(RuntimeError, match="Can't open blockdev"):
+        apply.mount_disk("/dev/vdc", "/exports")
+
+
 def test_a_present_address_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "socket", Probe)
     assert apply.apply([{"do": "address", "address": "10.0.0.2"}]) == []

@@ -52,6 +52,7 @@ PROGRAM_FOLDERS = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 ERRORS_MAX = 3  # lines of apt-get; the first ones have the cause
 MOUNT_TRIES = 2
 ADDRESS_TIMEOUT_S, ADDRESS_POLL_S = 60.0, 0.1
+DISK_TIMEOUT_S, DISK_POLL_S = 60.0, 0.5
 MOUNT_POINT = "/run/vcluster-mount"
 MS_BIND = 4096  # linux/mount.h
 HARDWARE_CLOCK = "/sys/class/rtc/rtc0/since_epoch"
@@ -361,9 +362,21 @@ def do_data(action: Action, changed: list[str]) -> None:
     elif f"LABEL={label}" not in probed.stdout.split():
         raise RuntimeError(f"{disk} holds data that vcluster did not write: {' '.join(probed.stdout.split())}")
     os.makedirs(action["target"], exist_ok=True)
-    run(["mount", disk, action["target"]])
+    mount_disk(disk, action["target"])
     os.chown(action["target"], *ids_of(action["owner"]))
     changed.append(f"mount {action['target']}")
+
+
+def mount_disk(disk: str, target: str) -> None:
+    """Mount a disk. When a node boots, systemd first checks its file system and mounts it; until then it is busy."""
+    deadline = time.monotonic() + DISK_TIMEOUT_S
+    while target not in mounts():
+        try:
+            run(["mount", disk, target])
+        except RuntimeError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(DISK_POLL_S)
 
 
 def do_run(action: Action, changed: list[str]) -> None:
