@@ -279,3 +279,14 @@ def test_only_traces_of_the_named_domains_are_removed(tmp_path: Path, monkeypatc
     monkeypatch.setattr(operations, "LIBVIRT_SOCKETS", (tmp_path, tmp_path / "none"))
     operations.remove_traces(networks=[], domains=["lab.node1", "lab.gone"])
     assert {path.name for path in tmp_path.iterdir()} == {*logs[2:], *folders[1:]}
+
+
+def test_only_files_of_the_named_networks_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A libvirtd that is killed while it stops a network leaves them."""
+    stay = ["vcluster-lab2.conf", "vn-lab2.macs", "default.conf", "vcluster-lab.other"]
+    for name in ("vcluster-lab.conf", "vcluster-lab.addnhosts", "vcluster-lab.hostsfile", "vn-lab.macs", *stay):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(operations, "LIBVIRT_DNSMASQ", tmp_path)
+    monkeypatch.setattr(operations, "LIBVIRT_RUN", tmp_path / "run")
+    operations.remove_traces(networks=["vcluster-lab", "vn-lab"], domains=[])
+    assert {path.name for path in tmp_path.iterdir()} == {*stay}

@@ -33,6 +33,7 @@ from vcluster.model.json_types import require_fields
 
 LIBVIRT_RUN = Path("/run/libvirt/network")
 LIBVIRT_DNSMASQ = Path("/var/lib/libvirt/dnsmasq")
+DNSMASQ_SUFFIXES = ("addnhosts", "conf", "hostsfile", "leases", "macs", "status")
 LIBVIRT_DOMAINS = Path("/run/libvirt/qemu")
 OWNER_LABEL = "vcluster:"  # begins the alias of each interface (vcluster.model.naming, which is not in the archive)
 NICEST = 19
@@ -261,9 +262,11 @@ def remove_traces(networks: Sequence[str], domains: Sequence[str]) -> None:
     """Remove the files that libvirt leaves of removed networks and domains: pid files, port folders, and logs.
 
     A power cut also leaves the socket folders of domains, named by a number and the domain. A libvirtd that is killed
-    leaves the state of a domain that it stops.
+    leaves the state of a domain that it stops, and the files of dnsmasq of a network. Some have the name of its bridge.
     """
     for name in networks:
+        for suffix in DNSMASQ_SUFFIXES:
+            (LIBVIRT_DNSMASQ / f"{name}.{suffix}").unlink(missing_ok=True)
         (LIBVIRT_RUN / f"{name}.pid").unlink(missing_ok=True)
         shutil.rmtree(LIBVIRT_RUN / name, ignore_errors=True)
     for name in domains:

@@ -19,7 +19,7 @@ def destroy(server: Server, cluster: str) -> None:
     """Remove the cluster's management network, and before its definition what libvirt left of it.
 
     libvirt 9.0 leaves files in /run. A libvirtd that was killed while it started or stopped the network leaves its
-    bridge, and does not know it any more.
+    bridge and files of dnsmasq, and does not know them any more.
     """
     if server.libvirt is None:
         return
@@ -27,8 +27,9 @@ def destroy(server: Server, cluster: str) -> None:
     for name in names:
         server.libvirt.stop_network(name)
     if names:
-        server.call("remove_traces", networks=names, domains=[])
-        server.call("destroy_bridge", name=naming.management_bridge_name(cluster))
+        bridge = naming.management_bridge_name(cluster)
+        server.call("remove_traces", networks=[*names, bridge], domains=[])
+        server.call("destroy_bridge", name=bridge)
     for name in names:
         server.libvirt.undefine_network(name)
 
