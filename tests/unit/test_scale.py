@@ -381,7 +381,7 @@ def test_interfaces_and_rules_of_the_nodes_that_stay() -> None:
         "blue node3": [("destroy_interfaces", ["vb-lab-3", "vx-lab-3"]), ("guard", [])],
         "middle node3": [("destroy_interfaces", ["vx-lab-3"]), ("guard", [40, 41])],
         "red node2": [("destroy_interfaces", ["vb-lab-2", "vx-lab-2"]), ("guard", [40])],
-        "blue node2": [],
+        "blue node2": [("guard", [42])],  # the address of node2 is free
         "middle node2": [("destroy_interfaces", ["vx-lab-2"]), ("guard", [40, 42])],
         "red node2 node3": [("destroy_interfaces", ["vb-lab-2", "vx-lab-2"]), ("guard", [40])],
         "blue node2 node3": [("destroy_interfaces", ["vb-lab-3", "vx-lab-3"]), ("guard", [])],

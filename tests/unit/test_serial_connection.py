@@ -152,7 +152,7 @@ def prepare(connection: SerialConnection, *programs: bytes) -> None:
 def is_running(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # it ended before the file was opened, or after that
         return False
 
 
