@@ -61,7 +61,10 @@ def forget(label: str) -> None:
 
 def labels() -> list[str]:
     """The owner labels of clusters with a record."""
-    return sorted(path.name.removeprefix(".") for path in FOLDER.iterdir()) if FOLDER.is_dir() else []
+    try:
+        return sorted(path.name.removeprefix(".") for path in FOLDER.iterdir())
+    except FileNotFoundError:  # another command may have removed the folder just now
+        return []
 
 
 def recorded(label: str) -> dict[str, list[str]]:
