@@ -13,32 +13,17 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from tests.unbooted_cluster import image, spec_of
+from tests.unbooted_cluster import networks
 from vcluster.adapters.network import ipv6
 from vcluster.cli import common
-from vcluster.commands.steps import admission, inventory
-from vcluster.commands.steps.deployment import Deployment
-from vcluster.fleet import ledger
-from vcluster.model import naming
-from vcluster.model.keys import make_keys
+from vcluster.commands.steps import inventory
 from vcluster.model.plan import Node, Plan
-from vcluster.resources import server_keys
-from vcluster.util.deadline import Deadline
 
 
 def make(mode: str, nodes: int, place: str) -> None:
-    context, spec = common.context().with_owner(), spec_of(mode, nodes, place)
-    files, deadline = context.files(spec.name), Deadline(60)
-    with context.fleet(admission.server_requests(spec)) as fleet:
-        plan, _ = admission.plan_cluster(context, fleet, spec, image=image(), accel="tcg")
-        keys = make_keys(plan.name, spec.node_names, label=naming.alias(plan.name, plan.owner))
-        cluster = Deployment(context, fleet, plan, keys, deadline)
-        with files.locked():
-            cluster.save(ledger.Ledger(ledger.VERSION, "ready", "", plan))
-            fleet.each(lambda server: server_keys.create(server, keys.admin.public))
-            cluster.create_networks()
-    for node in plan.nodes:
-        plug(plan, node)
+    with networks(mode, nodes, place) as (_, plan):
+        for node in plan.nodes:
+            plug(plan, node)
 
 
 def plug(plan: Plan, node: Node) -> None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,7 +51,9 @@ def image() -> Image:
     return Image("blank", DIGEST, disk, DISK_MIB * 2**20)
 
 
-def make(mode: str, nodes: int, place: str) -> None:
+@contextmanager
+def networks(mode: str, nodes: int, place: str) -> Iterator[tuple[Fleet, Plan]]:
+    """A cluster with its ledger, keys, networks and switch, and without nodes. It is locked in the block."""
     context, spec = common.context().with_owner(), spec_of(mode, nodes, place)
     files, deadline = context.files(spec.name), Deadline(60)
     with context.fleet(admission.server_requests(spec)) as fleet:
@@ -60,7 +64,12 @@ def make(mode: str, nodes: int, place: str) -> None:
             cluster.save(ledger.Ledger(ledger.VERSION, "ready", "", plan))
             fleet.each(lambda server: server_keys.create(server, keys.admin.public))
             cluster.create_networks()
-            parallel.each(plan.nodes, lambda node: make_node(fleet, plan, node), deadline=deadline)
+            yield fleet, plan
+
+
+def make(mode: str, nodes: int, place: str) -> None:
+    with networks(mode, nodes, place) as (fleet, plan):
+        parallel.each(plan.nodes, lambda node: make_node(fleet, plan, node), deadline=Deadline(60))
 
 
 def make_node(fleet: Fleet, plan: Plan, node: Node) -> None:

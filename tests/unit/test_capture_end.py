@@ -70,7 +70,7 @@ def disturb(*_: object) -> None:
 def _parts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = {number: signal.signal(number, disturb) for number in SIGNALS}
     monkeypatch.setattr(capture, "RunningCapture", Running)
-    monkeypatch.setattr(capture, "_switch_server", lambda *_: nullcontext())
+    monkeypatch.setattr(capture, "switch_server", lambda *_: nullcontext())
     monkeypatch.setattr(capture, "_watched_ranks", lambda *_: nullcontext(Watch()))
     yield
     for number, handler in before.items():

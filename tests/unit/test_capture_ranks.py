@@ -63,6 +63,38 @@ def test_a_connection_closes_before_its_rank(
     assert [(line["rank"], line["closed"]) for line in lines] == [(7, False), (8, False), (7, True)]
 
 
+def test_the_owner_of_a_new_socket_is_searched_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A process may get a socket just after it was searched. Sockets of other programs are not searched for ever."""
+    clock, searched = iter([0.0, 0.5, 0.9, 2.0]), []
+
+    def owners(inodes: set[int]) -> dict[int, rank_sockets.Owner]:
+        searched.append(sorted(inodes))
+        return {1: (7, "self")} if len(searched) == 2 else {}
+
+    monkeypatch.setattr(rank_sockets, "connections", lambda: {1: (ONE, OTHER), 2: (OTHER, ONE)})
+    monkeypatch.setattr(rank_sockets, "owners", owners)
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    watch = rank_sockets.Watch()
+    for _ in range(4):
+        watch.look()
+    monkeypatch.undo()
+    assert [json.loads(line)["rank"] for line in capsys.readouterr().out.splitlines()] == [7]
+    assert searched == [[1, 2], [1, 2], [2]]
+
+
+def test_a_file_that_is_closed_meanwhile_hides_no_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+    def readlink(path: str) -> str:
+        if path.endswith("/3"):
+            raise FileNotFoundError(path)
+        return "socket:[5]"
+
+    monkeypatch.setattr("os.listdir", lambda _: ["3", "4"])
+    monkeypatch.setattr("os.readlink", readlink)
+    assert rank_sockets.sockets_of("9") == {5}
+
+
 def test_the_later_job_counts() -> None:
     sockets = [
         RankSocket("node2", 9, OTHER, ONE),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 Address = tuple[str, int]  # an IPv4 address and a port
 
@@ -39,6 +40,11 @@ class RankConnection:
     first: RankEnd
     second: RankEnd
     is_brief: bool = False
+
+    @property
+    def ends(self) -> dict[str, dict[str, Any]]:
+        """Both ends as JSON."""
+        return {"first": asdict(self.first), "second": asdict(self.second)}
 
 
 def rank_map(sockets: Iterable[RankSocket], nodes: Mapping[str, str]) -> tuple[RankConnection, ...]:

@@ -3,11 +3,12 @@
 A line is JSON: the rank, the address and the port of both ends, and whether the connection has closed. There is such a
 second line only if the rank ran on for a second, as after the start of MPI, which opens more connections than it keeps.
 A rank is known by the variable PMI_RANK of its process, which mpiexec sets. Connections are read ten times a second;
-processes are searched when there is a new one.
+processes are searched for a second when there is a new one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -17,6 +18,7 @@ import time
 
 ESTABLISHED = "01"  # proc(5)
 POLL_S = 0.1
+SEARCH_S = 1.0  # for the owner of a new socket: a process may get it just now, or open and close files meanwhile
 RUNS_ON_S = 1.0
 VARIABLE = b"PMI_RANK="
 DIGITS_MAX = 9  # any user can set the variable, and int refuses thousands of digits
@@ -52,8 +54,10 @@ def rank_of(process: str) -> int | None:
 
 def sockets_of(process: str) -> set[int]:
     """The inodes of the sockets that a process has open."""
-    folder = f"/proc/{process}/fd"
-    links = [os.readlink(f"{folder}/{name}") for name in os.listdir(folder)]
+    folder, links = f"/proc/{process}/fd", []
+    for name in os.listdir(folder):
+        with contextlib.suppress(FileNotFoundError):  # it was closed meanwhile
+            links.append(os.readlink(f"{folder}/{name}"))
     return {int(link[8:-1]) for link in links if link.startswith("socket:[")}
 
 
@@ -74,15 +78,16 @@ class Watch:
     """The connections of ranks that were seen: `current` ones, and ones that have `gone` a moment ago."""
 
     def __init__(self) -> None:
-        self._known: set[int] = set()
+        self._search_until_s: dict[int, float] = {}
         self._current: dict[int, tuple[Owner, End, End]] = {}
         self._gone: list[tuple[float, tuple[Owner, End, End]]] = []
 
     def look(self) -> None:
         """Print what has changed."""
         found, now_s = connections(), time.monotonic()
-        new = found.keys() - self._known
-        for inode, owner in owners(new).items() if new else ():
+        self._search_until_s = {inode: self._search_until_s.get(inode, now_s + SEARCH_S) for inode in found}
+        sought = {inode for inode, until_s in self._search_until_s.items() if now_s <= until_s} - self._current.keys()
+        for inode, owner in owners(sought).items() if sought else ():
             self._current[inode] = (owner, *found[inode])
             report(self._current[inode], is_closed=False)
         for inode in self._current.keys() - found.keys():
@@ -92,7 +97,6 @@ class Watch:
         for each in late:
             if os.path.exists(f"/proc/{each[0][1]}"):
                 report(each, is_closed=True)
-        self._known = set(found)
 
 
 def report(connection: tuple[Owner, End, End], *, is_closed: bool) -> None:

@@ -64,26 +64,23 @@ def guard(
     The rules of an existing table are replaced in one transaction, so no packet passes unchecked. Returns what root of
     a node can still do, if the kernel lacks something. Raises NoTablesError if tunnels need what it lacks.
     """
-
-    def replace_rules(family: int, management: node_guard.Management | None) -> None:
-        _replace(table, family, planned(table, tunnels, port, closed, management, servers, macs, ports)[family])
-
+    rules = planned(table, tunnels, port, closed, management, servers, macs, ports)
     gaps = []
     try:
-        replace_rules(INET, management)
+        _replace(table, INET, rules[INET])
     except NoTablesError as error:
         if tunnels:
             raise
         return [_open_services(error)]
     except NoRulesError as error:
-        replace_rules(INET, None)
+        _replace(table, INET, planned(table, tunnels, port, closed, None, servers)[INET])
         gaps = [_open_services(error)]
     try:
-        replace_rules(ARP, management)
+        _replace(table, ARP, rules[ARP])
     except NoTablesError:
         gaps.append(("fill the ARP cache", "the kernel's nf_tables has no ARP (CONFIG_NF_TABLES_ARP)"))
     try:
-        replace_rules(BRIDGE, management)
+        _replace(table, BRIDGE, rules[BRIDGE])
     except (NoTablesError, NoRulesError):
         reason = "the kernel's nf_tables has no bridges (CONFIG_NF_TABLES_BRIDGE)"
         gaps.append(("take over the traffic of other nodes", reason))

@@ -14,7 +14,6 @@ from vcluster.planning import link_spec
 if TYPE_CHECKING:
     from vcluster.commands.servers.capture import Captured
     from vcluster.commands.steps.capture_process import BackgroundCapture
-    from vcluster.frames.rank_map import RankConnection
     from vcluster.planning.neighbours import Neighbour
 
 Document = Mapping[str, Any]
@@ -60,15 +59,7 @@ def captured_document(captured: Captured, exit_code: int | None) -> dict[str, An
 def _connections(captured: Captured, *, are_brief: bool) -> list[dict[str, Any]] | None:
     if captured.connections is None:
         return None
-    return [_connection(each) for each in captured.connections if each.is_brief == are_brief]
-
-
-def _connection(connection: RankConnection) -> dict[str, Any]:
-    first, second = (
-        {"rank": end.rank, "node": end.node, "address": end.address, "port": end.port}
-        for end in (connection.first, connection.second)
-    )
-    return {"first": first, "second": second}
+    return [each.ends for each in captured.connections if each.is_brief == are_brief]
 
 
 def captured_text(captured: Document) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -135,29 +136,23 @@ def run(
     from vcluster.commands.servers import capture as work
     from vcluster.commands.steps import capture_process
 
-    _refuse_contradictions(expression, only, for_s, limit_mib, command)
+    is_stream = path == STANDARD_OUTPUT
+    _refuse_contradictions(expression, only, for_s, limit_mib, command, is_stream=is_stream)
     choice = work.Choice(snap_bytes or 0, only == "mpi", expression or "")
     context, plan = common.open_cluster(name, _print_note)
     folder = capture_process.folder_of(context.files(plan.name))
-    if background:
-        capture_process.write_record(folder, path)
-    nodes = access.choose_nodes(plan, nodeset)
-    if is_stream := path == STANDARD_OUTPUT:
-        _refuse_terminal()
+    progress = capture_process.write_record(folder, path) if background else None
+    nodes, exit_codes = access.choose_nodes(plan, nodeset), []
     lines_to_errors = is_stream or output == "json"
-    exit_codes = []
 
     def until(capture: work.RunningCapture) -> None:
         terminal.print_text(f"capturing at {len(nodes)} ports" + ("" if command else "; Ctrl-C ends it"), err=True)
         if command:
             exit_codes.append(_run(context, plan, command, user or plan.user, timeout_s, to_errors=lines_to_errors))
         else:
-            progress = capture_process.progress_file(folder) if background else None
             work.wait(capture, for_s=for_s, limit_mib=limit_mib, progress=progress)
 
-    def open_file(begin: bytes) -> CaptureFile:
-        return CaptureFile(path, begin, common.user_of_sudo())
-
+    open_file = partial(CaptureFile, path, owner=common.user_of_sudo())
     try:
         captured = work.capture(
             context, plan, nodes, choice, open_file, until, with_ranks=bool(command) if ranks is None else ranks
@@ -246,27 +241,25 @@ def _print_note(event: Event) -> None:
 
 
 def _refuse_contradictions(
-    expression: str | None, only: str | None, for_s: float | None, limit_mib: float | None, command: Sequence[str]
-) -> None:
+    expression: str | None, only: str | None, for_s: float | None, limit_mib: float | None, command: Sequence[str],
+    *, is_stream: bool,
+) -> None:  # fmt: skip
     if expression is not None and only:
         raise RequestError("--filter and --only cannot be used together")
     if for_s is not None and command:
         raise RequestError("--for and a command cannot be used together: the capture ends with the command")
     if limit_mib is not None and command:
         raise RequestError("--limit and a command cannot be used together: the capture ends with the command")
+    if is_stream and terminal.is_terminal(sys.stdout):
+        raise RequestError(
+            "frames cannot be printed on a terminal", hint="vcluster capture run -o - | wireshark -k -i -"
+        )
 
 
 def _refuse_drops(dropped: int, *, is_allowed: bool) -> None:
     if dropped and not is_allowed:
         raise VclusterError(
             f"the capture dropped {dropped} frames", hint="--snap 128 keeps headers only, which is faster"
-        )
-
-
-def _refuse_terminal() -> None:
-    if terminal.is_terminal(sys.stdout):
-        raise RequestError(
-            "frames cannot be printed on a terminal", hint="vcluster capture run -o - | wireshark -k -i -"
         )
 
 

@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from vcluster.commands.nodes.access import choose_nodes, sessions
-from vcluster.commands.steps.inventory import powers_of, read_ledger
+from vcluster.commands.steps.inventory import powers_of, read_ledger, switch_server
 from vcluster.errors import RequestError, VclusterError
 from vcluster.fleet import servers
 from vcluster.fleet.context import Context
 from vcluster.fleet.ledger import Ledger
-from vcluster.fleet.servers import Fleet, Server
+from vcluster.fleet.servers import Fleet
 from vcluster.model.naming import folded
 from vcluster.model.plan import Node, Plan
 from vcluster.model.quoting import shown
@@ -77,21 +77,12 @@ def show(context: Context, name: str, nodes: Sequence[str]) -> list[LinkReading]
     plan = read_ledger(context.files(name)).plan
     traffic_plan.require_own_switch(plan)
     names = _names(plan, nodes)
-    with _switch(context, plan) as server:
+    with switch_server(context, plan) as server:
         return [one for one in shaping.read(server, plan)[0] if one.node in names]
 
 
 def _names(plan: Plan, nodes: Sequence[str]) -> tuple[str, ...]:
     return tuple(node.name for node in choose_nodes(plan, ",".join(nodes) if nodes else None, option=""))
-
-
-@contextmanager
-def _switch(context: Context, plan: Plan) -> Iterator[Server]:
-    """Open the server of the switch; its libvirt is not needed."""
-    key = context.files(plan.name).server_key()
-    requests = [one for one in servers.requests_for_plan(plan, key) if one.name == plan.switch.server]
-    with context.fleet([replace(one, carries_nodes=False) for one in requests]) as fleet:
-        yield fleet[plan.switch.server]
 
 
 @contextmanager

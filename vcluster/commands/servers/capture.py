@@ -6,7 +6,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ from vcluster.agent.request_loop import SILENCE_S, error_from_json
 from vcluster.commands.nodes import access, rank_watch
 from vcluster.commands.nodes.rank_watch import RankWatch
 from vcluster.commands.steps.capture_process import CaptureProgress, write_progress
-from vcluster.errors import MissingError, VclusterError
+from vcluster.commands.steps.inventory import switch_server
+from vcluster.errors import VclusterError
 from vcluster.fleet.context import Context
-from vcluster.fleet.servers import Server, requests_for_plan
+from vcluster.fleet.servers import Server
 from vcluster.frames import frame_filter, pcapng
 from vcluster.frames.frame_filter import Instruction
 from vcluster.frames.rank_map import RankConnection, rank_map
@@ -143,9 +144,7 @@ def _comments(plan: Plan) -> Iterator[str]:
 
 
 def _connection_comment(connection: RankConnection) -> str:
-    ends = (connection.first, connection.second)
-    shown = [{"rank": end.rank, "node": end.node, "address": end.address, "port": end.port} for end in ends]
-    return json.dumps({"brief_connection" if connection.is_brief else "connection": shown})
+    return json.dumps({"brief_connection" if connection.is_brief else "connection": [*connection.ends.values()]})
 
 
 class RunningCapture:
@@ -254,7 +253,7 @@ def capture(
     request = Request(begin, ports, choice.program())
     is_interrupted = False
     with ExitStack() as stack:
-        server = stack.enter_context(_switch_server(context, plan))
+        server = stack.enter_context(switch_server(context, plan))
         running = stack.enter_context(closing(RunningCapture(server, request, open_file)))
         if missing := [node.name for node, port in zip(nodes, ports, strict=True) if port in running.missing]:
             context.report.note(f"the switch has no port of {folded(missing)}; a node is captured when it starts")
@@ -330,16 +329,3 @@ def _watched_ranks(context: Context, plan: Plan) -> Iterator[RankWatch]:
         rank_watch.watched(opened, deadline) as watch,
     ):
         yield watch
-
-
-@contextmanager
-def _switch_server(context: Context, plan: Plan) -> Iterator[Server]:
-    key = context.files(plan.name).server_key()
-    requests = [each for each in requests_for_plan(plan, key) if each.name == plan.switch.server]
-    if not requests:
-        raise MissingError(
-            f"vcluster has no login for {plan.switch.server}, so it cannot capture at its ports",
-            hint=f"on {plan.switch.server}: tcpdump -ni {plan.switch.bridge}",
-        )
-    with context.fleet([replace(each, carries_nodes=False) for each in requests]) as fleet:
-        yield fleet[plan.switch.server]

@@ -84,8 +84,8 @@ def write_progress(path: Path, progress: CaptureProgress) -> None:
     draft.replace(path)
 
 
-def write_record(folder: Path, file: Path) -> None:
-    """Write the record of this process, which is the capture, before it begins.
+def write_record(folder: Path, file: Path) -> Path:
+    """Write the record of this process, which is the capture, before it begins. Returns the file for its progress.
 
     Raises ConflictError if another capture has written one, and VclusterError if the folder was removed.
     """
@@ -99,6 +99,7 @@ def write_record(folder: Path, file: Path) -> None:
         raise _conflict() from error
     except FileNotFoundError as error:
         raise VclusterError("the capture was stopped before it began", hint="start it again") from error
+    return progress_file(folder)
 
 
 def start(folder: Path, arguments: Sequence[str]) -> None:

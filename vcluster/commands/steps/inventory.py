@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from vcluster.errors import RequestError, VclusterError
+from vcluster.errors import MissingError, RequestError, VclusterError
 from vcluster.fleet import ledger as ledgers
 from vcluster.fleet import login_files, servers
 from vcluster.fleet.context import Context
@@ -163,3 +163,17 @@ def _power(domains: Mapping[str, PowerState] | VclusterError | None, node: Node)
 def domains_on(server: Server) -> dict[str, PowerState]:
     """The power of our domains on a server."""
     return {domain.name: domain.power for domain in server.libvirt.domains()} if server.libvirt else {}
+
+
+@contextmanager
+def switch_server(context: Context, plan: Plan) -> Iterator[Server]:
+    """Open the server of the switch; its libvirt is not needed. Raises MissingError if vcluster has no login for it."""
+    key = context.files(plan.name).server_key()
+    requests = [each for each in servers.requests_for_plan(plan, key) if each.name == plan.switch.server]
+    if not requests:
+        raise MissingError(
+            f"vcluster has no login for {plan.switch.server}, so it cannot reach the ports of the switch",
+            hint=f"on {plan.switch.server}: tcpdump -ni {plan.switch.bridge}",
+        )
+    with context.fleet([replace(each, carries_nodes=False) for each in requests]) as fleet:
+        yield fleet[plan.switch.server]
