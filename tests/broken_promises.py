@@ -82,7 +82,7 @@ LOCAL = (
     Break("node-runs", "virsh -q suspend lab.node2", "lab.node2", "virsh -q resume lab.node2"),
     Break("network", "virsh -q net-autostart vcluster-lab", "vcluster-lab",
           "virsh -q net-autostart --disable vcluster-lab"),
-    Break("pool", "virsh -q pool-destroy vcluster-lab", "vcluster-lab", RESTORE),
+    Break("pool", "virsh -q pool-destroy vcluster-lab; virsh -q pool-undefine vcluster-lab", "vcluster-lab", RESTORE),
     Break("folder-label", f"echo mine >{FOLDER}/.vcluster-owner", FOLDER, RESTORE),
     Break("folder-mode", f"chmod 755 {FOLDER}", FOLDER),
     Break("disk-files", f"chmod 644 {FOLDER}/node1.qcow2", f"{FOLDER}/node1.qcow2"),

@@ -57,8 +57,8 @@ def cluster(place: Place, bare: Survey) -> Iterator[Cluster]:
     host.server.path("/run/setup").write_text(SETUP)
     host.json("local", "create", *OPTIONS, "--timeout", "500", timeout_s=520)
     assert all("clone" in host.stages("lab", node) for node in NODES)
-    host.verify("lab")  # not at the end: after a reboot of a server, a pool can be inactive
     yield Cluster(host, "lab", NODES, host.vcluster("ssh-config", "--path").stdout.strip(), user="student")
+    host.verify("lab")
     refused = host.vcluster("clear", "lab", check=False)
     assert refused.returncode == 4
     assert "lab: a disk of 1 GiB that w053 serves: its data will be deleted" in refused.stderr

@@ -39,8 +39,6 @@ def status(bed: Bed, name: str) -> dict[str, object]:
 
 
 def test_both_are_ready_and_share_nothing(bed: Bed, red: Cluster, blue: Cluster) -> None:
-    bed.control.verify("red")  # not at the end: after a reboot of a server, a pool can be inactive
-    bed.control.verify("blue", THREE_PASSWORD=PASSWORD)
     one, other = status(bed, red.name), status(bed, blue.name)
     assert [one["state"], other["state"]] == ["ready", "ready"]
     assert [one["mode"], other["mode"]] == ["remote", "shared"]
@@ -268,6 +266,7 @@ def test_a_reboot_of_a_server_with_nodes_is_reported_and_repaired(bed: Bed, blue
 def test_clearing_one_leaves_the_other_running(bed: Bed, red: Cluster, blue: Cluster, bare: Survey) -> None:
     """Blue is cleared, first while one of its servers is not reachable. The ping of red continues."""
     del blue
+    bed.control.verify("blue", THREE_PASSWORD=PASSWORD)
     red.ssh("red1", "nohup ping -q -i 0.2 -c 150 10.0.0.2 >ping.log 2>&1 </dev/null &")
     bed.four.server.unplug()
     try:
@@ -293,6 +292,7 @@ def test_clearing_one_leaves_the_other_running(bed: Bed, red: Cluster, blue: Clu
 
 def test_clearing_the_last_leaves_nothing(bed: Bed, red: Cluster, bare: Survey) -> None:
     del red
+    bed.control.verify("red")
     bed.control.vcluster("clear", "red", "-y", timeout_s=300)
     assert bed.control.vcluster("clear", "red", "-y").stdout == "red: nothing to clear\n"
     for name, found in bed.survey().items():

@@ -88,7 +88,7 @@ def seen_on(plan: Plan, server: ServerPlan) -> dict[str, Any]:
             "has_dhcp": False, "is_active": True, "starts_with_server": False,
         },
         "dns": [f"{protocol} {network.gateway}:53" for protocol in ("tcp", "udp")] if network else [],
-        "pool": pool and {"uuid": pool.uuid, "path": str(pool.path), "is_active": True},
+        "pool": pool and {"uuid": pool.uuid, "path": str(pool.path)},
         "trees": trees,
         "labels": dict.fromkeys(trees, label),
         "qemu_uids": [0, QEMU_UID],

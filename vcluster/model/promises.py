@@ -107,7 +107,7 @@ PROMISES = (
         "The management network is active, and is defined as planned, with its owner label.",
         fix="virsh net-autostart --disable THING; vcluster repair NAME",
     ),
-    Promise("pool", "The storage pool is active, and is defined as planned."),
+    Promise("pool", "The storage pool is defined as planned."),
     # Files of servers
     Promise("folder-label", "The folder of the disks contains the owner label."),
     Promise(

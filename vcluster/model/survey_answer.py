@@ -76,7 +76,6 @@ class PoolRecord:
 
     uuid: str
     path: str
-    is_active: bool
 
 
 @dataclass(frozen=True, slots=True)

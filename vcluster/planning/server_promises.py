@@ -261,7 +261,7 @@ def _storage_facts(plan: Plan, server: ServerPlan, seen: Seen) -> Iterator[Fact]
             "pool",
             pool.name,
             _pool_text(pool.uuid, str(pool.path)),
-            _pool_text(found["uuid"], found["path"], is_active=found["is_active"]) if found else "",
+            _pool_text(found["uuid"], found["path"]) if found else "",
         )
 
 
@@ -282,5 +282,5 @@ def _found_network(found: Seen | None) -> str:
     )  # fmt: skip
 
 
-def _pool_text(uuid: str, path: str, *, is_active: bool = True) -> str:
-    return f"{'active' if is_active else 'not active'}, UUID {uuid}, folder {path}"
+def _pool_text(uuid: str, path: str) -> str:
+    return f"UUID {uuid}, folder {path}"

@@ -59,15 +59,14 @@ def network(name: str) -> Record | None:
 
 
 def pool(name: str) -> Record | None:
-    """A storage pool as it is defined, and whether it is active; None without one."""
+    """A storage pool as it is defined; None without one.
+
+    The files do not show whether it is active: libvirt writes none for the pools that it activates when it starts.
+    """
     defined = _read(CONFIGURED / "storage" / f"{name}.xml")
     if defined is None:
         return None
-    return {
-        "uuid": defined.findtext("uuid") or "",
-        "path": defined.findtext("target/path") or "",
-        "is_active": (RUNNING / "storage" / f"{name}.xml").exists(),
-    }
+    return {"uuid": defined.findtext("uuid") or "", "path": defined.findtext("target/path") or ""}
 
 
 def _names(pattern: str, *folders: Path) -> list[str]:
