@@ -15,11 +15,13 @@ import secrets
 import shutil
 from pathlib import Path
 
+from vcluster.adapters.process import run
 from vcluster.errors import MissingError, VclusterError
 
 UNFINISHED = ".unfinished-"
 REFUSED = ".refused"
 MIB = 2**20
+UNMOUNT_S = 10
 FOLDER_MODE = 0o711  # QEMU's user can open the files, but other users can neither list nor lock the folder
 KEY = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,127}\Z")
 
@@ -113,11 +115,22 @@ def remove_folder(folder: Path) -> None:
 def remove_path(path: Path) -> None:
     """Remove a file or a folder. Raises VclusterError if it still exists."""
     if path.is_dir() and not path.is_symlink():
+        _unmount_below(path)
         shutil.rmtree(path, ignore_errors=True)  # another process may be removing it too
     else:
         path.unlink(missing_ok=True)
     if path.exists():
         raise VclusterError(f"cannot remove {path}")
+
+
+def _unmount_below(folder: Path) -> None:
+    """Unmount what a killed program left in a folder: a build of version 0.1 mounted /proc there, for example."""
+    # Field 5 of proc_pid_mountinfo(5) is the mount point. Blanks and backslashes in it are octal escapes.
+    fields = (line.split(" ")[4] for line in Path("/proc/self/mountinfo").read_text().splitlines())
+    points = [re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field) for field in fields]
+    for point in reversed(points):
+        if Path(point).is_relative_to(folder):
+            run(["umount", "--lazy", point], timeout_s=UNMOUNT_S, may_fail=True)
 
 
 def remove_if_empty(root: str) -> None:

@@ -5,7 +5,8 @@ The disk boots by its own boot loader, or by a kernel and initramfs that QEMU lo
 A recipe is a folder of images/. The folder `debian` next to it holds what all recipes share, with `packages.txt` and
 `customize.sh`; the folder `guest` holds the files for every image. mmdebstrap installs the packages into a folder,
 mke2fs makes a file system of it in a partitioned disk file, and this module writes GRUB's two parts in front of it.
-The build uses no loop device, no mount and no boot loader installer on the host.
+The build uses no loop device and no boot loader installer on the host. mmdebstrap mounts file systems in its folder. It
+runs in a mount namespace of its own, so they end with it, also when it is killed.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ KERNEL_CMDLINE = (
 )
 # Program to Debian package, for the message about a missing program.
 PROGRAMS = {"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "qemu-img": "qemu-utils"}
+# A program's mounts and processes end with it, and it ends with this process.
+ENCLOSURE = ("setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 INSTALL_TIMEOUT_S = 1800
 DISK_TIMEOUT_S = 600
 APT_CONFIG_TIMEOUT_S = 20
@@ -227,9 +230,10 @@ def host_proxies() -> dict[str, str]:
 
 
 def install_command(recipe: Recipe, root: Path) -> list[str]:
-    """The mmdebstrap command. It reads the sources from its standard input."""
+    """The mmdebstrap command, in namespaces of its own. It reads the sources from its standard input."""
     customize = shlex.join([str(recipe.common / "customize.sh"), str(recipe.folder)])
     return [
+        *ENCLOSURE,
         "mmdebstrap",
         "--mode=root",
         "--variant=minbase",
