@@ -63,10 +63,10 @@ def test_each_module_has_markers_that_its_folder_allows(path: Path) -> None:
     ("queue", "folders"),
     [
         ("parallel", {"unit", "language", "images", "libvirt", "ssh", "netns"}),
-        ("first_queue", {"vm"}),
+        ("first_queue", {"clones", "vm"}),
         (
             "second_queue",
-            {"scripts", "clones", "private", "servers", "machines", "matrix", "faults", "odd", "scale"},
+            {"scripts", "private", "servers", "machines", "matrix", "faults", "odd", "scale"},
         ),
     ],
 )
