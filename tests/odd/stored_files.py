@@ -14,16 +14,19 @@ from typing import Any
 import yaml
 
 from tests import samples
+from tests.captured_frames import MS, Recording, mac, tcp, udp
 from tests.odd import values
 from tests.odd.entry_points import EntryPoint
 from vcluster.adapters import image_stamps
 from vcluster.adapters.ssh import openssh_config, ssh_identities
 from vcluster.agent import confinement, image_store, operations, snapshot_manifest, snapshot_store
-from vcluster.commands.servers import support
+from vcluster.cli.output.traffic import traffic_report
+from vcluster.commands.servers import capture_report, support
 from vcluster.commands.steps import inventory
 from vcluster.config.environment_folders import folder_of
 from vcluster.fleet import ledger, observation
 from vcluster.fleet.ledger import ClusterFiles, Ledger, StageTime
+from vcluster.frames import pcapng
 from vcluster.guest import apply, authorize, discover
 from vcluster.images import disk_files
 from vcluster.images.store import ImageStore, Manifest
@@ -258,6 +261,7 @@ def _of_users() -> list[EntryPoint]:
         EntryPoint("output of ssh -G", values.near(resolved, inside=values.texts), _ssh_output, ("ssh",)),
         EntryPoint("host for ssh", values.near("me@server2:22", "[::1]:22"), _host, ("is not a host", "is not a port")),
         EntryPoint("script", values.damaged(b"#!/bin/sh\n"), _script, ("script ",)),
+        EntryPoint("captured file", _captures(), _captured, ("captured: ",)),
         EntryPoint("path of a payload", values.near("setup.sh", "."), _payload),
     ]
 
@@ -291,6 +295,36 @@ def _ssh_output(text: str) -> None:
 
 def _host(text: str) -> None:
     openssh_config.split_host(text)
+
+
+def _captures() -> values.Make:
+    """A captured file that is damaged: anywhere, in its plan, or in a frame, whose bytes are those of a node."""
+    made = Recording(2, [(1, 2)])
+    good = [tcp(1, 2, 0, 10), udp(1, 2), mac(2) + mac(1) + b"\x08\x06" + bytes(46)]
+    for frame in good:
+        made.cross(0, MS, frame)
+    plan = values.json_bytes({"node": "node1", "mac": "02:00:00:00:00:01"})
+    connection = values.json_bytes({"connection": [{"node": "node1", "address": "10.0.0.1", "port": 1, "rank": 0}] * 2})
+
+    def with_comment(random: Random) -> bytes:
+        comment = random.choice((plan, connection))(random).decode(errors="replace")
+        return pcapng.section_header("x", ['{"cluster": "lab"}', comment]) + made.file()[len(made.head()) :]
+
+    def with_frame(random: Random) -> bytes:
+        frames = [values.damaged(random.choice(good))(random) for _ in range(3)]
+        blocks = [pcapng.packet(random.randrange(2), at, each, len(each), 1 + at % 2) for at, each in enumerate(frames)]
+        return made.file() + b"".join(blocks)
+
+    return values.one_of(values.damaged(made.file()), with_comment, with_frame)
+
+
+def _captured(content: bytes) -> None:
+    path = STATE / "captured"
+    path.write_bytes(content)
+    document = codec.to_json(traffic_report.document(path, capture_report.analyse(path)))
+    report = json.loads(document)
+    assert all(line.isprintable() for line in traffic_report.text(report).splitlines())
+    assert traffic_report.csv_text(report).count("\n") == 1 + len(report["pairs"]) + len(report["rank_pairs"])
 
 
 def _script(content: bytes) -> None:

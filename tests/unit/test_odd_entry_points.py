@@ -39,6 +39,7 @@ READERS = {
     "agent/request_loop.py _parsed": ("request of the agent",),
     "agent/remote_agent.py _read_message": ("answer of the agent", "error of the agent"),
     "commands/servers/capture.py read_message": ("message of a capture",),
+    "frames/analysis/captured_plan.py read_plan": ("captured file",),
     "adapters/serial_connection.py _parsed": ("serial messages",),
     "stages/guest_answer.py find": (
         "answer of check",

@@ -80,7 +80,7 @@ def test_a_schema_is_complete(command: str) -> None:
 
 UNITS = {
     "_mib": ", in MiB", "_gib": ", in GiB", "bytes": ", in bytes", "_s": ", in seconds", "mtu": ", in bytes",
-    "seconds": ", in seconds",
+    "seconds": ", in seconds", "_ns": ", in nanoseconds",
 }  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from vcluster.cli.schemas import cluster_schemas, machine_schemas, node_schemas
+from vcluster.cli.schemas import cluster_schemas, machine_schemas, node_schemas, traffic_schema
 from vcluster.cli.schemas.plan_schema import PLAN
 from vcluster.cli.schemas.schema_parts import Schema, titled
 
@@ -18,6 +18,7 @@ SCHEMAS: Mapping[str, Schema] = {
         **{f"{command} {PLAN_OPTION}": PLAN for command in CREATE},
         **node_schemas.SCHEMAS,
         **machine_schemas.SCHEMAS,
+        **traffic_schema.SCHEMAS,
     }.items()
 }
 

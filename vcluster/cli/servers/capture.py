@@ -41,11 +41,12 @@ class CaptureGroup(Group):
 
 @click.group(
     cls=CaptureGroup,
-    sections={"Commands": ("run", "start", "stop", "status")},
+    sections={"Commands": ("run", "start", "stop", "status", "report")},
     epilog=examples(
         "sudo vcluster capture -o run.pcapng -- mpiexec -n 4 ./cloud/program",
         "sudo vcluster capture -o run.pcapng --for 60 --snap 128 -w 'node[1-2]'",
         "sudo vcluster capture -o - | wireshark -k -i -",
+        "vcluster capture report run.pcapng",
     ),
 )
 def capture() -> None:
@@ -233,6 +234,28 @@ def status(name: str | None, output: str) -> None:
     context, plan = common.open_cluster(name)
     found = capture_process.observe(capture_process.folder_of(context.files(plan.name)))
     common.emit(output, network_report.background_document(found), network_report.background_text)
+
+
+@capture.command()
+@click.argument("path", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False, exists=True))
+@click.option(
+    "-o", "--output", type=click.Choice(["text", "json", "csv"]), default="text", envvar="VCLUSTER_OUTPUT",
+    help="Format of the result; csv has a row for each pair.",
+)  # fmt: skip
+def report(path: Path, output: str) -> None:
+    """Show what a captured file contains: traffic of each pair, and times in the switch.
+
+    It reads the file alone, so it needs neither root nor a cluster. A frame is followed from its entry at the port of
+    its sender to its exit at the port of its receiver. Pairs are nodes, and with a map of ranks also ranks.
+    """
+    from vcluster.cli.output.traffic import traffic_report
+    from vcluster.commands.servers import capture_report
+
+    document = traffic_report.document(path, capture_report.analyse(path))
+    if output == "csv":
+        terminal.print_text(traffic_report.csv_text(document), nl=False)
+    else:
+        common.emit(output, document, traffic_report.text)
 
 
 def _print_note(event: Event) -> None:

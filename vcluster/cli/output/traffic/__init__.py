@@ -1,0 +1,1 @@
+"""Results about the traffic of a cluster."""

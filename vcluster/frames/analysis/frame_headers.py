@@ -1,0 +1,81 @@
+"""What the headers of a frame show: its kind of traffic, its identity, and its part of a TCP stream. Pure.
+
+Frames come from nodes, so no length in them is trusted.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from vcluster.frames.frame_filter import FIRST_FREE_PORT, NFS_PORT
+
+KINDS = ("mpi", "tcp", "ssh", "nfs", "udp", "icmp", "arp", "other")
+MPI, TCP, SSH, NFS, UDP, ICMP, ARP, OTHER = range(len(KINDS))
+CONNECTION = slice(26, 38)  # of a frame of TCP without options of IPv4: addresses and ports
+SYN, FIN, PUSH = 0x02, 0x01, 0x08
+
+_ETHERNET, _IPV4, _TCP_HEADER_END = 14, 20, 54
+_IP, _ARP = b"\x08\x00", b"\x08\x06"
+_PLAIN_IP = 0x45  # version 4, without options
+_ICMP_PROTOCOL, _TCP_PROTOCOL, _UDP_PROTOCOL = 1, 6, 17
+_TCP_BYTE, _UDP_BYTE = b"\x06", b"\x11"
+_SSH_PORT = 22
+_IP_FIELDS = struct.Struct(">BxHxxHxB")  # version and length of the header, total length, fragment, protocol
+_PORTS = struct.Struct(">HH")
+_TCP_FIELDS = struct.Struct(">I4xBB")  # sequence number, length of the header, flags
+
+
+def kind_of(data: bytes) -> int:
+    """The kind of traffic: an index of KINDS."""
+    protocol = data[12:14]
+    if protocol == _ARP:
+        return ARP
+    if protocol != _IP or len(data) < _ETHERNET + _IPV4:
+        return OTHER
+    version, _, fragment, protocol_number = _IP_FIELDS.unpack_from(data, _ETHERNET)
+    if protocol_number == _ICMP_PROTOCOL:
+        return ICMP
+    at = _ETHERNET + (version & 15) * 4
+    if version >> 4 != 4 or fragment & 0x1FFF or len(data) < at + 4:
+        return OTHER
+    if protocol_number not in (_TCP_PROTOCOL, _UDP_PROTOCOL):
+        return OTHER
+    source, target = _PORTS.unpack_from(data, at)
+    if NFS_PORT in (source, target):
+        return NFS
+    if protocol_number == _UDP_PROTOCOL:
+        return UDP
+    if _SSH_PORT in (source, target):
+        return SSH
+    return MPI if source >= FIRST_FREE_PORT and target >= FIRST_FREE_PORT else TCP
+
+
+def identity(data: bytes, length: int) -> tuple[bytes, int]:
+    """What a frame has in common at both of its ports.
+
+    Checksums are left out, because nodes leave them to a network card. TCP headers tell frames apart, so their data is
+    left out too: a frame may be cut at different lengths.
+    """
+    if data[12:15] == b"\x08\x00\x45":
+        protocol = data[23:24]
+        if protocol == _TCP_BYTE:
+            return data[:24] + data[26:50], length
+        if protocol == _UDP_BYTE:
+            return data[:24] + data[26:40] + data[42:], length
+    return data, length
+
+
+def segment(data: bytes, length: int) -> tuple[int, int, int] | None:
+    """The sequence number, the length in the stream, and the flags of a TCP segment; None for another frame.
+
+    SYN and FIN have a length of 1. The end of the Ethernet frame limits the length that the headers state.
+    """
+    if data[12:15] != b"\x08\x00\x45" or data[23:24] != _TCP_BYTE or len(data) < _TCP_HEADER_END - 4:
+        return None
+    total = data[16] << 8 | data[17]
+    if (data[20] << 8 | data[21]) & 0x1FFF:
+        return None
+    sequence, offset, flags = _TCP_FIELDS.unpack_from(data, 38)
+    on_wire = length - _ETHERNET
+    payload = (total if 0 < total < on_wire else on_wire) - _IPV4 - (offset >> 4) * 4
+    return sequence, (payload if payload > 0 else 0) + bool(flags & SYN) + bool(flags & FIN), flags
