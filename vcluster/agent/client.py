@@ -16,6 +16,7 @@ from vcluster.adapters.process_pipe import ProcessPipe
 from vcluster.agent import request_loop
 from vcluster.agent.request_loop import Body, Operations
 from vcluster.model.survey_answer import LinkLimits, SurveyAnswer
+from vcluster.model.traffic.port_counters import TrafficSample
 from vcluster.util.deadline import Deadline
 
 Progress = Callable[[int], None]
@@ -104,6 +105,7 @@ RESULTS: Mapping[str, Any] = {
     "turn_off_offloads": list[str],
     "restore_offloads": list[str],
     "offload_labels": list[str],
+    "read_traffic": TrafficSample,
     "server_report": {"files": dict[str, str], "absent": dict[str, str], "failed": dict[str, str]},
 }  # fmt: skip
 

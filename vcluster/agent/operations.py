@@ -24,7 +24,7 @@ from vcluster.adapters.network.interface_spec import InterfaceSpec
 from vcluster.adapters.network.obstacles import find_obstacles
 from vcluster.agent import confinement, image_store, libvirt_daemons, snapshot_store
 from vcluster.agent.diagnostics import diagnose, has_rights, hidden_mounts, is_dns_port_free
-from vcluster.agent.links import link_limits
+from vcluster.agent.links import counters, link_limits
 from vcluster.agent.support import server_report
 from vcluster.agent.survey import cluster_survey
 from vcluster.agent.survey.file_states import LABEL, label_of
@@ -393,6 +393,6 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     )
 } | {
     function.__name__: function
-    for module in (image_store, snapshot_store, confinement, cluster_survey, server_report, link_limits)
+    for module in (image_store, snapshot_store, confinement, cluster_survey, server_report, link_limits, counters)
     for function in module.OPERATIONS
 }

@@ -9,9 +9,9 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from vcluster.errors import DeadlineError, MissingError
 
@@ -38,6 +38,7 @@ _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence number, port
 _DUMP_TRIES = 10
 
 Message = Any  # pyroute2 has no types
+T = TypeVar("T")
 
 
 class NetlinkError(Exception):
@@ -98,11 +99,11 @@ class NetlinkSocket:
 
     def dump(self, message: Message, answer: type[Message]) -> list[Message]:
         """All messages of the kernel's answer. Repeats the request when the kernel's list changed during the answer."""
-        for _ in range(_DUMP_TRIES):
-            found = self._dump(message, answer)
-            if found is not None:
-                return found
-        raise DeadlineError("cannot read the kernel's list of interfaces or rules: it changes too often")
+        return _repeated(lambda: self._dump(message, answer))
+
+    def dump_raw(self, kind: int, body: bytes) -> list[bytes]:
+        """The bodies of these messages, not decoded, for a reader that needs little of each."""
+        return _repeated(lambda: self._dump_raw(kind, body))
 
     def request(self, message: Message, answer: type[Message]) -> Message:
         """Send a message and return the one message that answers it."""
@@ -120,7 +121,19 @@ class NetlinkSocket:
         number = self._number(message)
         message["header"]["flags"] |= NLM_F_DUMP
         self._socket.send(_encoded(message))
-        found: list[Message] = []
+        found = self._listed(number, message)
+        return None if found is None else [_decoded(answer, kind, flags, body) for kind, flags, body in found]
+
+    def _dump_raw(self, kind: int, body: bytes) -> list[bytes] | None:
+        self._sequence += 1
+        flags = NLM_F_REQUEST | NLM_F_DUMP
+        self._socket.send(_HEADER.pack(_HEADER.size + len(body), kind, flags, self._sequence, 0) + body)
+        found = self._listed(self._sequence, None)
+        return None if found is None else [each for _, _, each in found]
+
+    def _listed(self, number: int, message: Message | None) -> list[tuple[int, int, bytes]] | None:
+        """The messages of an answer: type, flags, body; None if the kernel's list changed meanwhile."""
+        found: list[tuple[int, int, bytes]] = []
         is_whole = True
         while True:
             for kind, flags, which, body in self._receive("the list"):
@@ -131,7 +144,7 @@ class NetlinkSocket:
                     raise NetlinkError(message, -struct.unpack_from("=i", body)[0], _reason(flags, body))
                 if kind == _NLMSG_DONE:
                     return found if is_whole else None
-                found.append(_decoded(answer, kind, flags, body))
+                found.append((kind, flags, body))
 
     def _number(self, message: Message) -> int:
         self._sequence += 1
@@ -153,6 +166,15 @@ class NetlinkSocket:
             found.append((kind, flags, number, data[at + _HEADER.size : at + length]))
             at += (length + 3) & ~3
         return found
+
+
+def _repeated(read: Callable[[], list[T] | None]) -> list[T]:
+    """What `read` returns, as soon as it is not None. Raises DeadlineError after some tries."""
+    for _ in range(_DUMP_TRIES):
+        found = read()
+        if found is not None:
+            return found
+    raise DeadlineError("cannot read the kernel's list of interfaces or rules: it changes too often")
 
 
 def as_received(message: Message) -> Message:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from vcluster.cli.schemas import cluster_schemas, machine_schemas, node_schemas, traffic_schema
+from vcluster.cli.schemas import cluster_schemas, graph_schemas, machine_schemas, node_schemas, traffic_schema
 from vcluster.cli.schemas.plan_schema import PLAN
 from vcluster.cli.schemas.schema_parts import Schema, titled
 
@@ -19,6 +19,7 @@ SCHEMAS: Mapping[str, Schema] = {
         **node_schemas.SCHEMAS,
         **machine_schemas.SCHEMAS,
         **traffic_schema.SCHEMAS,
+        **graph_schemas.SCHEMAS,
     }.items()
 }
 

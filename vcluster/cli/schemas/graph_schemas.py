@@ -1,0 +1,119 @@
+"""The schemas of the graph of a cluster, and of the traffic at its switch."""
+
+from __future__ import annotations
+
+from vcluster.cli.schemas.plan_schema import MODE, MTU, SUBNET, SWITCH
+from vcluster.cli.schemas.schema_parts import (
+    Schema,
+    address,
+    flag,
+    integer,
+    mac,
+    many,
+    one_of,
+    optional,
+    record,
+    seconds,
+    text,
+)
+
+NODE, PORT, SERVER = text("Name of the node"), text("Name of the interface"), text("Name of the server")
+FAULTS = many("What disturbs the link on purpose", text("Description of a fault"))
+LIMITS = text("The limits as they are written for link set, for example rate=100mbit,queue=64KiB")
+
+GRAPH_NODE = record(
+    "A node",
+    {
+        "name": NODE,
+        "role": one_of("Its role", "head", "worker", "storage"),
+        "server": SERVER,
+        "address": address("Address on the cluster network"),
+        "mac": mac("MAC address on the cluster network"),
+        "switch_port": text("Its port of the switch"),
+    },
+)
+GRAPH_PORT = record(
+    "A port of a bridge",
+    {
+        "name": PORT,
+        "kind": one_of("The tap of a node, or an end of its tunnel", "tap", "tunnel"),
+        "server": SERVER,
+        "bridge": text("Name of the bridge"),
+        "node": NODE,
+        "present": optional(flag("Whether it exists; null if it was not read, as ports of other bridges")),
+    },
+)
+GRAPH_TUNNEL = record(
+    "A tunnel",
+    {
+        "node": NODE,
+        "port": text("Name of the interface at both ends"),
+        "vni": integer("Its VNI"),
+        "server": text("The server of the node"),
+        "switch_server": text("The server of the switch"),
+        "address": address("Address of the end at the server of the node"),
+        "switch_address": address("Address of the end at the switch"),
+    },
+)
+GRAPH_LINK = record(
+    "The link of a node to the switch",
+    {
+        "node": NODE,
+        "switch_port": text("Its port of the switch"),
+        "shaping": optional(
+            many(
+                "The limits that the kernel has; null if they cannot be read",
+                record(
+                    "A direction",
+                    {
+                        "direction": one_of("Frames from the node, or to it", "from", "to"),
+                        "peer": optional(text("The other node of these frames; null if they are all frames")),
+                        "limits": LIMITS,
+                    },
+                ),
+            )
+        ),
+        "faults": FAULTS,
+        "load": optional(
+            record(
+                "Its load; null without --load",
+                {
+                    "from_rate_bits": optional(
+                        integer("Frames that the node sent, in bits a second; null if not countable")
+                    ),
+                    "to_rate_bits": optional(
+                        integer("Frames that the node received, in bits a second; null if not countable")
+                    ),
+                },
+            )
+        ),
+    },
+)
+GRAPH = record(
+    "The graph",
+    {
+        "name": text("Name of the cluster"),
+        "mode": MODE,
+        "subnet": SUBNET,
+        "mtu": MTU,
+        "switch": SWITCH,
+        "load_s": optional(seconds("Time in which the load was counted; null without --load")),
+        "servers": many(
+            "The servers; the first has the switch",
+            record(
+                "A server",
+                {
+                    "name": SERVER,
+                    "has_switch": flag("Whether it has the switch"),
+                    "bridges": many("Its bridges of the cluster network", text("Name of a bridge")),
+                },
+            ),
+        ),
+        "nodes": many("The nodes; the first is the head node", GRAPH_NODE),
+        "ports": many("The ports of bridges", GRAPH_PORT),
+        "tunnels": many("The tunnels", GRAPH_TUNNEL),
+        "links": many("The links, in the order of the nodes", GRAPH_LINK),
+    },
+)
+
+SCHEMAS: dict[str, Schema] = {"graph": GRAPH}

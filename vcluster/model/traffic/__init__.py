@@ -1,0 +1,1 @@
+"""The counters of traffic, as the agent reads them."""

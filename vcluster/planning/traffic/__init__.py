@@ -1,0 +1,1 @@
+"""The graph of a cluster, and the traffic of its links."""
