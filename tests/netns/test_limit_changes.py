@@ -151,11 +151,11 @@ for _ in range(100):
     offloads.restore({LABEL!r})
 """
 TRIALS = """
-from vcluster.adapters.network.shaping import shaper
+from vcluster.adapters.network.shaping import support
 from vcluster.adapters.network.shaping.traffic_spec import Flow, ShapedDirection
 flow = Flow(2, rate_bits=10**9, queue_bytes=2**16, burst_bytes=2**16, frame_bytes=1464, loss_ppm=1000)
 for _ in range(100):
-    shaper.require_support([ShapedDirection("vp-lab-1", "from", "vi-lab-1", (flow,))])
+    support.require_support([ShapedDirection("vp-lab-1", "from", "vi-lab-1", (flow,))])
 """
 
 

@@ -12,11 +12,21 @@ from vcluster.errors import RequestError
 from vcluster.model.spec import Link, LinkShape
 from vcluster.planning import link_spec
 
+KEYS = "rate=, queue=, loss=, ecn=, delay=, jitter=, duplicate=, reorder=, corrupt=, burst-loss="
+parts, times = st.integers(0, link_spec.PPM), st.integers(0, link_spec.DELAY_MAX)
+bursts = st.just((0, 0)) | st.tuples(st.integers(1, link_spec.PPM // 2), st.integers(1, link_spec.BURST_MAX))
 shapes = st.builds(
-    LinkShape,
+    lambda burst, **values: LinkShape(burst_loss_ppm=burst[0], burst_frames=burst[1], **values),
+    bursts,
     rate_bits=st.just(0) | st.integers(link_spec.RATE_MIN, link_spec.RATE_MAX),
     queue_bytes=st.integers(0, link_spec.QUEUE_MAX),
-    loss_ppm=st.integers(0, link_spec.PPM),
+    loss_ppm=parts,
+    ecn_bytes=st.integers(0, link_spec.QUEUE_MAX),
+    delay_us=times,
+    jitter_us=times,
+    duplicate_ppm=parts,
+    reorder_ppm=parts,
+    corrupt_ppm=parts,
 )
 
 
@@ -40,6 +50,12 @@ def test_what_is_written_is_read_as_the_same_limits(shape: LinkShape) -> None:
         ("rate=8000bit", LinkShape(8000)),
         ("loss=0.0001%", LinkShape(loss_ppm=1)),
         ("rate=none", LinkShape()),
+        ("delay=5ms,jitter=1.5ms", LinkShape(delay_us=5000, jitter_us=1500)),
+        ("delay=0.25s", LinkShape(delay_us=250_000)),
+        ("ecn=20KiB", LinkShape(ecn_bytes=20480)),
+        ("duplicate=1%,reorder=2%,corrupt=3%", LinkShape(duplicate_ppm=10_000, reorder_ppm=20_000, corrupt_ppm=30_000)),
+        ("burst-loss=0.5%x4", LinkShape(burst_loss_ppm=5000, burst_frames=4)),
+        ("burst-loss=none", LinkShape()),
     ],
 )
 def test_limits_are_read(text: str, shape: LinkShape) -> None:
@@ -62,9 +78,9 @@ def test_a_missing_limit_is_that_for_all_frames() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "--from: '' is not one of rate=, queue=, loss="),
-        ("speed=1mbit", "--from: 'speed=1mbit' is not one of rate=, queue=, loss="),
-        ("rate=1mbit,", "--from: '' is not one of rate=, queue=, loss="),
+        ("", "--from: '' is not one of " + KEYS),
+        ("speed=1mbit", "--from: 'speed=1mbit' is not one of " + KEYS),
+        ("rate=1mbit,", "--from: '' is not one of " + KEYS),
         ("rate", "--from: rate: '' is not a number with a unit"),
         ("rate=100", "--from: rate: '100' is not a number with a unit"),
         ("rate=-1mbit", "--from: rate: '-1mbit' is not a number with a unit"),
@@ -76,6 +92,13 @@ def test_a_missing_limit_is_that_for_all_frames() -> None:
         ("loss=101%", "--from: loss: '101%' is out of range"),
         ("loss=0%", "--from: loss: '0%' is out of range"),
         ("loss=0.00011%", "--from: loss: '0.00011%' has too many digits after the point"),
+        ("delay=11s", "--from: delay: '11s' is out of range"),
+        ("delay=5", "--from: delay: '5' is not a number with a unit"),
+        ("jitter=0.5us", "--from: jitter: '0.5us' is out of range"),
+        ("burst-loss=1%", "--from: burst-loss: '1%' is not a part and a number of frames"),
+        ("burst-loss=1%x0", "--from: burst-loss: '1%x0' is out of range"),
+        ("burst-loss=1%x1001", "--from: burst-loss: '1%x1001' is out of range"),
+        ("burst-loss=51%x4", "--from: burst-loss: '51%' is out of range"),
         ("queue=2000MiB", "--from: queue: '2000MiB' is out of range"),
         ("queue=1KiB,queue=2KiB", "--from: queue is given twice"),
         ("rate=" + "9" * 60 + "bit", "--from: rate: '" + "9" * 40 + "…' is not a number with a unit"),
@@ -129,7 +152,7 @@ def test_links_are_read(text: str, links: list[Link]) -> None:
         ("node1:up:rate=1mbit", "'node1:up:rate=1mbit' is not NODES:DIRECTION:LIMITS"),
         ("node1:to:a:b:loss=1%", "'node1:to:a:b:loss=1%' is not NODES:DIRECTION:LIMITS"),
         ("node1:to:Bad:loss=1%", "node name 'Bad' is not a name"),
-        ("node1:to:speed=1", "to: 'speed=1' is not one of rate=, queue=, loss="),
+        ("node1:to:speed=1", "to: 'speed=1' is not one of " + KEYS),
         ("node1:to:loss=1%,node[1-2]:to:loss=2%", "limits of frames to node1 are given twice"),
     ],
 )

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyroute2.netlink import nlmsg_atoms
+from pyroute2.netlink.rtnl.tcmsg import tcmsg
 
 from tests import samples
-from vcluster.adapters.network.shaping.traffic_spec import ALL, FIRST_PEER, MAJORS, directions
+from vcluster.adapters.network.shaping import queue_messages
+from vcluster.adapters.network.shaping.queue_layers import NETEM, RED, layers, read_netem, read_red
+from vcluster.adapters.network.shaping.traffic_spec import ALL, FIRST_PEER, MAJORS, Flow, directions
 from vcluster.cli.output import network_report
 from vcluster.errors import ConflictError, RequestError, VclusterError
 from vcluster.model import codec
@@ -36,12 +40,12 @@ def kernel(plan: Plan) -> dict[str, Any]:
     """What a switch reports that has the limits of a plan."""
     queues, losses, redirections = [], [], {}
     for each in directions(traffic_plan.shaped_directions(plan)):
-        counters = {"sent_packets": 5, "sent_bytes": 500, "dropped_packets": 1, "waiting_bytes": 0}
+        counters = {"sent_packets": 5, "sent_bytes": 500, "dropped_packets": 1, "waiting_bytes": 0, "marked_packets": 3}
         for flow in each.flows:
-            if flow.rate_bits:
+            if flow.has_queue:
                 place = {"interface": each.interface, "major": each.major, "number": flow.number}
-                rate = flow.rate_bits // 8 * 8
-                queues.append({**place, "rate_bits": rate, "queue_bytes": flow.queue_bytes, **counters})
+                rate = {"rate_bits": flow.rate_bits // 8 * 8, "layers": [*layers(flow)]}
+                queues.append({**as_read(flow), **rate, **place, **counters})
             if flow.loss_ppm:
                 place = {"port": each.port, "direction": each.direction, "peer_port": flow.peer_port}
                 losses.append({**place, "loss_ppm": flow.loss_ppm, "dropped_packets": 2})
@@ -51,21 +55,53 @@ def kernel(plan: Plan) -> dict[str, Any]:
     return {"present": ports, "queues": queues, "losses": losses, "redirections": redirections}
 
 
+def as_read(flow: Flow) -> dict[str, int]:
+    """The fields of a flow that the messages of its layers have, sent to a kernel and read from it."""
+    netem, red = (as_decoded(kind, flow) for kind in (NETEM, RED))
+    return {"queue_bytes": flow.queue_bytes, **read_netem(netem), **read_red(red)}
+
+
+def as_decoded(kind: str, flow: Flow) -> Any:
+    message = queue_messages.layer(1, MAJORS["to"], flow, kind)
+    message.encode()
+    decoded = tcmsg(bytes(message.data))
+    decoded.decode()
+    decoded["attrs"].append(("TCA_STATS2", nlmsg_atoms.none(None)))
+    return decoded
+
+
 names = st.sampled_from(["node1", "node2", "node3"])
-shapes = st.builds(
-    lambda rate, queue, loss: LinkShape(rate, queue if rate else 0, loss),
-    st.just(0) | st.integers(link_spec.RATE_MIN, link_spec.RATE_MAX),
-    st.just(0) | st.integers(FRAME, link_spec.QUEUE_MAX),
-    st.integers(0, link_spec.PPM),
-)
-plans = st.lists(st.tuples(names, st.sampled_from(["from", "to"]), shapes, names | st.just("")), max_size=8)
+parts, times = st.integers(0, link_spec.PPM), st.integers(1, link_spec.DELAY_MAX)
+bursts = st.just((0, 0)) | st.tuples(st.integers(1, link_spec.PPM // 2), st.integers(1, link_spec.BURST_MAX))
+
+
+@st.composite
+def shapes(draw: st.DrawFn) -> LinkShape:
+    """Limits with a meaning."""
+    rate = draw(st.just(0) | st.integers(link_spec.RATE_MIN, link_spec.RATE_MAX))
+    queue = draw(st.just(0) | st.integers(FRAME, link_spec.QUEUE_MAX)) if rate else 0
+    delay, (burst_loss, burst_frames) = draw(st.just(0) | times), draw(bursts)
+    return LinkShape(
+        rate_bits=rate,
+        queue_bytes=queue,
+        loss_ppm=draw(parts),
+        ecn_bytes=draw(st.integers(0, (queue or traffic_plan.QUEUE_MIN) - 1)) if rate else 0,
+        delay_us=delay,
+        jitter_us=draw(st.integers(0, delay)),
+        duplicate_ppm=draw(parts),
+        reorder_ppm=draw(parts) if delay else 0,
+        corrupt_ppm=draw(parts),
+        burst_loss_ppm=burst_loss,
+        burst_frames=burst_frames,
+    )
+
+
+plans = st.lists(st.tuples(names, st.sampled_from(["from", "to"]), shapes(), names | st.just("")), max_size=8)
 
 
 def planned(rows: list[tuple[str, str, LinkShape, str]], plan: Plan) -> Plan:
     for node, direction, shape, peer in rows:
-        changes = {
-            direction: {"rate_bits": shape.rate_bits, "queue_bytes": shape.queue_bytes, "loss_ppm": shape.loss_ppm}
-        }
+        changes = {direction: asdict(shape)}
         plan = traffic_plan.with_changes(plan, [node], changes, peer=peer if peer != node else "")
     return plan
 
@@ -149,6 +185,11 @@ def test_limits_of_other_interfaces_are_left_out(change: Mapping[str, Any]) -> N
         ({"to": "queue=1MiB"}, "", "node1 to: queue= has no effect without a rate"),
         ({"from_": "rate=1mbit,queue=1463B"}, "", "node1 from: a queue of 1463 bytes cannot hold a frame"),
         ({"from_": "queue=1MiB"}, "node2", "node1 from peer node2: queue= has no effect without a rate"),
+        ({"to": "ecn=1KiB"}, "", "node1 to: ecn= has no effect without a rate"),
+        ({"to": "rate=1mbit,ecn=64KiB"}, "", "node1 to: a queue of 65536 bytes drops frames before ecn= marks any"),
+        ({"to": "jitter=1ms"}, "", "node1 to: jitter= has no effect without a delay"),
+        ({"to": "reorder=1%"}, "", "node1 to: reorder= has no effect without a delay"),
+        ({"to": "delay=1ms,jitter=2ms"}, "", "node1 to: the jitter is larger than the delay"),
         ({"to": "loss=1%"}, "node1", "link of node1: the peer node1 is the node itself"),
     ],
 )

@@ -100,6 +100,7 @@ RESULTS: Mapping[str, Any] = {
     "remove_profiles": None,
     "survey_cluster": SurveyAnswer,
     "require_link_support": None,
+    "can_delay_frames": bool,
     "shape_links": None,
     "read_link_limits": LinkLimits,
     "turn_off_offloads": list[str],

@@ -155,7 +155,8 @@ class Plan:
 
     `stores` are the storage nodes, in order; without any, the head serves a folder. `dhcp_range` is None for static
     addresses. `is_gateway_open` is for the private layout: whether the head forwards packets of the other nodes.
-    `links` are the shaped directions of links, in the order of the nodes.
+    `links` are the shaped directions of links, in the order of the nodes. With `delays_in_guest`, nodes delay frames
+    themselves, because the kernel of the switch cannot.
     """
 
     name: str
@@ -181,6 +182,7 @@ class Plan:
     is_gateway_open: bool = True
     vxlan_port: int = DEFAULT_VXLAN_PORT
     links: tuple[Link, ...] = ()
+    delays_in_guest: bool = False
 
     @property
     def is_private(self) -> bool:

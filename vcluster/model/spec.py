@@ -77,16 +77,43 @@ class ServerSpec:
 LOCAL = ServerSpec(LOCAL_SERVER)
 
 
+# The fields of a link's limits that netem carries out (tc-netem(8)).
+NETEM_FIELDS = (
+    "delay_us",
+    "jitter_us",
+    "duplicate_ppm",
+    "reorder_ppm",
+    "corrupt_ppm",
+    "burst_loss_ppm",
+    "burst_frames",
+)
+
+
 @dataclass(frozen=True, slots=True)
 class LinkShape:
-    """The limits of one direction of a node's link; 0 is no limit and no loss.
+    """The limits of one direction of a node's link; 0 is no limit, no delay and no loss.
 
-    `rate_bits` are bits a second. A `queue_bytes` of 0 is computed. `loss_ppm` are frames of a million.
+    `rate_bits` are bits a second. A `queue_bytes` of 0 is computed. `loss_ppm` and its like are frames of a million.
+    Frames are marked (ECN) from `ecn_bytes` waiting bytes on. Times are in microseconds. The frames of `burst_loss_ppm`
+    are lost in bursts of `burst_frames` in the mean.
     """
 
     rate_bits: int = 0
     queue_bytes: int = 0
     loss_ppm: int = 0
+    ecn_bytes: int = 0
+    delay_us: int = 0
+    jitter_us: int = 0
+    duplicate_ppm: int = 0
+    reorder_ppm: int = 0
+    corrupt_ppm: int = 0
+    burst_loss_ppm: int = 0
+    burst_frames: int = 0
+
+    @property
+    def needs_netem(self) -> bool:
+        """Whether the kernel's emulator of networks (netem) has work with its frames."""
+        return any(getattr(self, name) for name in NETEM_FIELDS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,7 +102,10 @@ class AuthorizedKeys:
 
 @dataclass(frozen=True, slots=True)
 class QueueReading:
-    """A queue as the kernel reports it, with its counters."""
+    """A queue as the kernel reports it, with its counters. `layers` are the kinds of its parts, from top to bottom.
+
+    The other fields are those of LinkShape. `delay_frames` is the room for delayed frames.
+    """
 
     interface: str
     major: int
@@ -113,6 +116,17 @@ class QueueReading:
     sent_bytes: int
     dropped_packets: int
     waiting_bytes: int
+    layers: list[str]
+    ecn_bytes: int = 0
+    marked_packets: int = 0
+    delay_us: int = 0
+    jitter_us: int = 0
+    duplicate_ppm: int = 0
+    reorder_ppm: int = 0
+    corrupt_ppm: int = 0
+    burst_loss_ppm: int = 0
+    burst_frames: int = 0
+    delay_frames: int = 0
 
 
 @dataclass(frozen=True, slots=True)

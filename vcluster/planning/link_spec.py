@@ -19,16 +19,24 @@ LINK_EXAMPLE = "for example 'node[2-3]:from:rate=100mbit,loss=0.1%'"
 EXAMPLE = "for example rate=100mbit,queue=64KiB,loss=0.1%"
 RATE_MIN, RATE_MAX = 8_000, 32 * 10**9  # bits a second; the kernel counts bytes a second, in 32 bits
 QUEUE_MAX = 2**30
+DELAY_MAX = 10 * 10**6  # microseconds
+BURST_MAX = 1000  # frames
 PPM = 10**6
 
 _RATES = {"gbit": 10**9, "mbit": 10**6, "kbit": 10**3, "bit": 1}
 _SIZES = {"MiB": 2**20, "KiB": 2**10, "B": 1}
+_TIMES = {"s": 10**6, "ms": 1000, "us": 1}
+_PERCENT = {"%": PPM // 100}
 _VALUE = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)([A-Za-z%]+)")
+_BURSTS = re.compile(r"([^x]+)x([0-9]{1,4})")
 
 
 @dataclass(frozen=True, slots=True)
 class _Key:
-    """A key of a SPEC: its field of LinkShape, its units, the limits of its value, and how they are written."""
+    """A key of a SPEC: its field of LinkShape, its units, the limits of its value, and how they are written.
+
+    If it has a `factor`, this is the field of a number that follows the value after an x.
+    """
 
     field: str
     units: Mapping[str, int]
@@ -36,6 +44,7 @@ class _Key:
     high: int
     limits: str
     write: Callable[[int], str]
+    factor: str = ""
 
 
 def _in_largest_unit(units: Mapping[str, int]) -> Callable[[int], str]:
@@ -50,10 +59,18 @@ def _percent(ppm: int) -> str:
     return f"{Decimal(ppm * 100) / PPM:f}%"
 
 
+_PARTS = "0.0001% to 100%"
 KEYS: Mapping[str, _Key] = {
     "rate": _Key("rate_bits", _RATES, RATE_MIN, RATE_MAX, "8kbit to 32gbit", _in_largest_unit(_RATES)),
     "queue": _Key("queue_bytes", _SIZES, 1, QUEUE_MAX, "1B to 1024MiB", _in_largest_unit(_SIZES)),
-    "loss": _Key("loss_ppm", {"%": PPM // 100}, 1, PPM, "0.0001% to 100%", _percent),
+    "loss": _Key("loss_ppm", _PERCENT, 1, PPM, _PARTS, _percent),
+    "ecn": _Key("ecn_bytes", _SIZES, 1, QUEUE_MAX, "1B to 1024MiB", _in_largest_unit(_SIZES)),
+    "delay": _Key("delay_us", _TIMES, 1, DELAY_MAX, "1us to 10s", _in_largest_unit(_TIMES)),
+    "jitter": _Key("jitter_us", _TIMES, 1, DELAY_MAX, "1us to 10s", _in_largest_unit(_TIMES)),
+    "duplicate": _Key("duplicate_ppm", _PERCENT, 1, PPM, _PARTS, _percent),
+    "reorder": _Key("reorder_ppm", _PERCENT, 1, PPM, _PARTS, _percent),
+    "corrupt": _Key("corrupt_ppm", _PERCENT, 1, PPM, _PARTS, _percent),
+    "burst-loss": _Key("burst_loss_ppm", _PERCENT, 1, PPM // 2, "0.0001%x1 to 50%x1000", _percent, "burst_frames"),
 }
 
 
@@ -70,7 +87,7 @@ def parse(text: str, *, place: str) -> Changes:
             raise RequestError(f"{place}: {shown(item)} is not one of {'=, '.join(KEYS)}=", hint=EXAMPLE)
         if key.field in changes:
             raise RequestError(f"{place}: {name} is given twice")
-        changes[key.field] = _value(key, value, f"{place}: {name}")
+        changes |= _values(key, value, f"{place}: {name}")
     return changes
 
 
@@ -131,6 +148,18 @@ def distinct(links: Iterable[Link]) -> tuple[Link, ...]:
     return tuple(found.values())
 
 
+def _values(key: _Key, text: str, place: str) -> Changes:
+    """The values of the fields of a key."""
+    if not key.factor or text == NONE:
+        return {key.field: _value(key, text, place)} | ({key.factor: 0} if key.factor else {})
+    found = _BURSTS.fullmatch(text)
+    if not found:
+        raise RequestError(f"{place}: {shown(text)} is not a part and a number of frames", hint="for example 1%x4")
+    if not 1 <= int(found[2]) <= BURST_MAX:
+        raise RequestError(f"{place}: {shown(text)} is out of range", hint=key.limits)
+    return {key.field: _value(key, found[1], place), key.factor: int(found[2])}
+
+
 def _value(key: _Key, text: str, place: str) -> int:
     if text == NONE:
         return 0
@@ -148,8 +177,12 @@ def _value(key: _Key, text: str, place: str) -> int:
 
 def text_of(shape: LinkShape) -> str:
     """The limits as a SPEC, which `parse` reads; empty without any."""
-    values = {name: getattr(shape, key.field) for name, key in KEYS.items()}
-    return ",".join(f"{name}={KEYS[name].write(value)}" for name, value in values.items() if value)
+    return ",".join(f"{name}={_text(key, shape)}" for name, key in KEYS.items() if getattr(shape, key.field))
+
+
+def _text(key: _Key, shape: LinkShape) -> str:
+    value = key.write(getattr(shape, key.field))
+    return f"{value}x{getattr(shape, key.factor)}" if key.factor else value
 
 
 def changed(shape: LinkShape, changes: Changes) -> LinkShape:

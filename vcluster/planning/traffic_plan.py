@@ -3,30 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from vcluster.adapters.network.shaping.traffic_spec import ALL, FIRST_PEER, MAJORS, Flow, ShapedDirection
+from vcluster.adapters.network.shaping.traffic_spec import (
+    ALL,
+    FIRST_PEER,
+    MAJORS,
+    UNLIMITED_BITS,
+    Flow,
+    ShapedDirection,
+)
 from vcluster.errors import ConflictError, RequestError
 from vcluster.model import naming
 from vcluster.model.plan import Plan
 from vcluster.model.quoting import shown
-from vcluster.model.spec import FROM, TO, Link, LinkShape
+from vcluster.model.spec import FROM, NETEM_FIELDS, TO, Link, LinkShape
 from vcluster.planning import link_spec
 from vcluster.planning.hops import switch_port
 from vcluster.planning.link_spec import Changes
 
 ETHERNET_BYTES = 14  # of the header of a frame
 QUEUE_MS, QUEUE_MIN = 20, 2**16  # a computed queue holds what arrives in this time, and 44 frames of 1,464 bytes
+ARRIVAL_BITS = 10**10  # the assumed rate of frames without a limit, while they wait for their delay
+DELAY_FRAMES_MIN, DELAY_FRAMES_MAX = 1000, 100_000  # the room for delayed frames; the largest is 230 MB of memory
+SMALLEST_FRAME = 60  # bytes
 BURST_MS = 4  # a kernel that is busy comes back to a queue after this time at the latest
 DIRECTIONS = (FROM, TO)
+SWITCH, GUEST = "switch", "guest"  # the places of limits
 
 
 @dataclass(frozen=True, slots=True)
 class LinkReading:
     """The limits of a direction of a link as the kernel has them; the field names are a contract with scripts.
 
-    `peer` is null if it is about all frames. A limit that does not exist is null. `where` is the place of the limits.
+    `peer` is null if it is about all frames. A limit that does not exist is null. `where` is the place of the limits:
+    the switch, or the guest system of the node. `delay_frames` is the room for delayed frames.
     """
 
     node: str
@@ -35,11 +47,21 @@ class LinkReading:
     rate_bits: int | None
     queue_bytes: int | None
     loss_ppm: int | None
+    ecn_bytes: int | None
+    delay_us: int | None
+    jitter_us: int | None
+    duplicate_ppm: int | None
+    reorder_ppm: int | None
+    corrupt_ppm: int | None
+    burst_loss_ppm: int | None
+    burst_frames: int | None
+    delay_frames: int | None
     where: str
     sent_packets: int
     sent_bytes: int
     dropped_packets: int
     waiting_bytes: int
+    marked_packets: int
 
 
 # Changing the plan
@@ -107,12 +129,25 @@ def require_own_switch(plan: Plan) -> None:
 
 def _check(plan: Plan, link: Link) -> None:
     shape, where = link.shape, f"{link.node} {link.direction}{f' peer {link.peer}' if link.peer else ''}"
-    if shape.queue_bytes and not shape.rate_bits:
-        raise RequestError(f"{where}: queue= has no effect without a rate", hint="add rate=, or remove it: queue=none")
+    for key, field, needed in (("queue", "queue_bytes", "rate"), ("ecn", "ecn_bytes", "rate")):
+        if getattr(shape, field) and not shape.rate_bits:
+            hint = f"add {needed}=, or remove it: {key}=none"
+            raise RequestError(f"{where}: {key}= has no effect without a {needed}", hint=hint)
+    for key, field, needed in (("jitter", "jitter_us", "delay"), ("reorder", "reorder_ppm", "delay")):
+        if getattr(shape, field) and not shape.delay_us:
+            hint = f"add {needed}=, or remove it: {key}=none"
+            raise RequestError(f"{where}: {key}= has no effect without a {needed}", hint=hint)
+    if shape.jitter_us > shape.delay_us:
+        raise RequestError(f"{where}: the jitter is larger than the delay", hint="a delay varies by ± its jitter")
     if shape.queue_bytes and shape.queue_bytes < frame_bytes(plan):
         raise RequestError(
             f"{where}: a queue of {shape.queue_bytes} bytes cannot hold a frame",
             hint=f"the frames of {plan.name} have up to {frame_bytes(plan)} bytes",
+        )
+    queue = shape.queue_bytes or computed_queue(shape)
+    if shape.ecn_bytes >= queue:
+        raise RequestError(
+            f"{where}: a queue of {queue} bytes drops frames before ecn= marks any", hint="give ecn= less than queue="
         )
 
 
@@ -160,32 +195,57 @@ def _directions(plan: Plan) -> Iterator[ShapedDirection]:
 
 
 def _flows(plan: Plan, links: Sequence[Link]) -> Iterator[Flow]:
-    """First that of all frames. A peer without a rate of its own shares its queue."""
-    default = next((link.shape for link in links if not link.peer), LinkShape())
+    """First that of all frames. A peer whose frames need no queue of their own shares its queue."""
+    default = next((_at_switch(plan, link.shape) for link in links if not link.peer), LinkShape())
     yield _flow(plan, ALL, default)
     for link in links:
         if link.peer:
-            peer, own = plan.node(link.peer), link.shape.rate_bits
-            flow = _flow(plan, FIRST_PEER + peer.index, link_spec.completed(link.shape, default) if own else link.shape)
+            peer, own = plan.node(link.peer), _at_switch(plan, link.shape)
+            has_queue = own.rate_bits or own.needs_netem
+            flow = _flow(plan, FIRST_PEER + peer.index, _inherited(own, default) if has_queue else own)
             yield replace(
-                flow,
-                loss_ppm=link.shape.loss_ppm or default.loss_ppm,
-                peer_port=switch_port(plan, peer),
-                peer_mac=peer.mac,
+                flow, loss_ppm=own.loss_ppm or default.loss_ppm, peer_port=switch_port(plan, peer), peer_mac=peer.mac
             )
 
 
+def _inherited(shape: LinkShape, default: LinkShape) -> LinkShape:
+    """The limits of a peer, with those of all frames in place of missing ones. Its own delay has its own jitter."""
+    found = link_spec.completed(shape, default)
+    return replace(found, jitter_us=shape.jitter_us) if shape.delay_us else found
+
+
+def _at_switch(plan: Plan, shape: LinkShape) -> LinkShape:
+    """The limits that the switch carries out."""
+    return replace(shape, delay_us=0, jitter_us=0) if plan.delays_in_guest else shape
+
+
 def _flow(plan: Plan, number: int, shape: LinkShape) -> Flow:
-    if not shape.rate_bits:
+    if not shape.rate_bits and not shape.needs_netem:
         return Flow(number, loss_ppm=shape.loss_ppm)
+    frame, room = frame_bytes(plan), delay_frames(plan, shape)
+    rate = shape.rate_bits or UNLIMITED_BITS
     return Flow(
+        **asdict(replace(shape, queue_bytes=_queue_bytes(shape, room * frame))),
         number=number,
-        rate_bits=shape.rate_bits,
-        queue_bytes=shape.queue_bytes or computed_queue(shape),
-        burst_bytes=max(2 * frame_bytes(plan), shape.rate_bits * BURST_MS // 8000),
-        frame_bytes=frame_bytes(plan),
-        loss_ppm=shape.loss_ppm,
+        burst_bytes=max(2 * frame, rate * BURST_MS // 8000),
+        frame_bytes=frame,
+        delay_frames=room,
     )
+
+
+def _queue_bytes(shape: LinkShape, room_bytes: int) -> int:
+    """The room below a rate. Delayed frames without a rate find the same room there."""
+    if not shape.rate_bits:
+        return min(room_bytes, link_spec.QUEUE_MAX)
+    return shape.queue_bytes or computed_queue(shape)
+
+
+def delay_frames(plan: Plan, shape: LinkShape) -> int:
+    """The room that delayed frames need: twice what arrives during the delay, and what waits for the rate."""
+    bits = 2 * (shape.rate_bits or ARRIVAL_BITS) * (shape.delay_us + shape.jitter_us) // 10**6
+    waiting = (shape.queue_bytes or computed_queue(shape)) // SMALLEST_FRAME if shape.rate_bits else 0
+    needed = bits // (8 * frame_bytes(plan)) + waiting
+    return min(max(needed, DELAY_FRAMES_MIN), DELAY_FRAMES_MAX)
 
 
 def computed_queue(shape: LinkShape) -> int:
@@ -205,23 +265,25 @@ def planned_limits(plan: Plan) -> dict[Key, LinkShape]:
         (nodes[each.port], each.direction, nodes.get(flow.peer_port, "")): _shape_of(flow)
         for each in _directions(plan)
         for flow in each.flows
-        if flow.rate_bits or flow.loss_ppm
+        if flow.has_queue or flow.loss_ppm
     }
 
 
 def _shape_of(flow: Flow) -> LinkShape:
     """The kernel counts whole bytes a second."""
-    return LinkShape(flow.rate_bits // 8 * 8, flow.queue_bytes, flow.loss_ppm)
+    values = {each.name: getattr(flow, each.name) for each in fields(LinkShape)}
+    shape = LinkShape(**values | {"rate_bits": flow.rate_bits // 8 * 8})
+    return shape if shape.rate_bits else replace(shape, queue_bytes=0)
 
 
 def found_limits(found: Sequence[LinkReading]) -> dict[Key, LinkShape]:
-    """The limits that the kernel has."""
-    return {
-        (one.node, one.direction, one.peer or ""): LinkShape(
-            one.rate_bits or 0, one.queue_bytes or 0, one.loss_ppm or 0
-        )
-        for one in found
-    }
+    """The limits that the kernel of the switch has."""
+    return {(one.node, one.direction, one.peer or ""): shape_of(asdict(one)) for one in found if one.where == SWITCH}
+
+
+def shape_of(reading: Mapping[str, Any]) -> LinkShape:
+    """The limits of a reading, as fields by name."""
+    return LinkShape(**{each.name: reading[each.name] or 0 for each in fields(LinkShape)})
 
 
 def texts_of(limits: Mapping[Key, LinkShape]) -> dict[tuple[str, str], str]:
@@ -260,16 +322,21 @@ def readings(plan: Plan, found: Mapping[str, Any]) -> list[LinkReading]:
 
 
 def _reading(node: str, direction: str, peer: str | None, one: Mapping[str, int]) -> LinkReading:
+    """What does not exist is null: a rate that is not there has no queue."""
+    limits: dict[str, int | None] = {each.name: one.get(each.name) or None for each in fields(LinkShape)}
+    if not limits["rate_bits"]:
+        limits["queue_bytes"] = None
+    needs_netem = any(limits[name] for name in NETEM_FIELDS)
     return LinkReading(
         node=node,
         direction=direction,
         peer=peer,
-        rate_bits=one.get("rate_bits"),
-        queue_bytes=one.get("queue_bytes"),
-        loss_ppm=one.get("loss_ppm"),
-        where="switch",
+        **limits,
+        delay_frames=one["delay_frames"] if needs_netem else None,
+        where=SWITCH,
         sent_packets=one.get("sent_packets", 0),
         sent_bytes=one.get("sent_bytes", 0),
         dropped_packets=one.get("dropped_packets", 0),
         waiting_bytes=one.get("waiting_bytes", 0),
+        marked_packets=one.get("marked_packets", 0),
     )

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vcluster.cli.output.tables import table
 from vcluster.model import naming
-from vcluster.model.spec import LinkShape
-from vcluster.planning import link_spec
+from vcluster.planning import link_spec, traffic_plan
 
 if TYPE_CHECKING:
     from vcluster.commands.servers.capture import Captured
@@ -132,22 +131,23 @@ def links_text(links: Sequence[Document]) -> str:
     """A line for each direction of a link that has limits."""
     if not links:
         return "no limits"
+    has_delays = any(one["delay_frames"] for one in links)
     header = ("NODE", "DIRECTION", "PEER", "LIMITS", "WHERE", "SENT", "DROPPED", "WAITING")
-    return table(header, map(_row, links))
+    rows = [(*_row(one), *([_room(one)] if has_delays else [])) for one in links]
+    return table((*header, *(["ROOM"] if has_delays else [])), rows)
 
 
 def _row(one: Document) -> tuple[object, ...]:
-    sent, waiting = (one["sent_packets"], f"{one['waiting_bytes']}B") if one["rate_bits"] else ("-", "-")
+    has_queue = one["rate_bits"] or one["delay_frames"]
+    sent, waiting = (one["sent_packets"], f"{one['waiting_bytes']}B") if has_queue else ("-", "-")
+    limits = link_spec.text_of(traffic_plan.shape_of(one))
     return (
-        one["node"], one["direction"], one["peer"] or "-", _limits_of(one), one["where"], sent, one["dropped_packets"],
-        waiting,
+        one["node"], one["direction"], one["peer"] or "-", limits, one["where"], sent, one["dropped_packets"], waiting,
     )  # fmt: skip
 
 
-def _limits_of(one: Document) -> str:
-    """The limits as they are written for `link set`."""
-    shape = LinkShape(one["rate_bits"] or 0, one["queue_bytes"] or 0, one["loss_ppm"] or 0)
-    return link_spec.text_of(shape)
+def _room(one: Document) -> str:
+    return f"{one['delay_frames']} frames" if one["delay_frames"] else "-"
 
 
 def links_reset_text(found: Document) -> str:

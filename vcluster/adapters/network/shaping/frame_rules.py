@@ -39,14 +39,13 @@ from vcluster.adapters.network.nftables_messages import (
     new_rule,
     verdict,
 )
-from vcluster.adapters.network.shaping.traffic_spec import Flow, ShapedDirection
+from vcluster.adapters.network.shaping.traffic_spec import PPM, Flow, ShapedDirection
 from vcluster.model.spec import FROM, TO
 from vcluster.model.survey_answer import LossReading
 
 nft_contains_expr.nft_expr.nft_fwd.u32 = nla.uint32  # pyroute2 0.9 names this type, and does not define it
 
 COMMENT = "limits of links of a vcluster"
-PPM = 10**6
 _RANDOM, _TO_NETWORK_ORDER = 1, 1
 _GROUP = b"\x01"  # the bit of a destination that is a group of receivers (IEEE 802)
 _HOOK = "forward"
@@ -79,7 +78,7 @@ def _chain(each: ShapedDirection) -> str:
 def _numbered(each: ShapedDirection) -> list[tuple[Flow, int]]:
     """The flows, each with the number that a rule of the family bridge gives to its frames; 0 if none does."""
     return [
-        (flow, flow.number if flow.peer_port and flow.rate_bits and each.direction == TO else 0) for flow in each.flows
+        (flow, flow.number if flow.peer_port and flow.has_queue and each.direction == TO else 0) for flow in each.flows
     ]
 
 

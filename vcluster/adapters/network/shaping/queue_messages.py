@@ -1,43 +1,44 @@
 """The netlink messages of queues with a rate, and queues in the kernel's answers.
 
 The root of an interface's queues is a token bucket (htb). Each of its classes has a rate, and a queue of bytes (bfifo).
+Above this queue are layers that a limit needs: see queue_layers.py.
 Frames without a class pass at once. A message changes a class or a queue that exists: it keeps its frames and counters.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 
 from pyroute2.netlink.rtnl.tcmsg import plugins, sched_pfifo, tcmsg
-from pyroute2.netlink.rtnl.tcmsg.common import stats2
 
 from vcluster.adapters.network.netlink_messages import new_message
 from vcluster.adapters.network.netlink_socket import NLM_F_ACK, Message, NetlinkSocket
-from vcluster.adapters.network.shaping.traffic_spec import ALL, Flow
+from vcluster.adapters.network.shaping.queue_layers import (
+    FIFO,
+    HANDLES,
+    NETEM,
+    RED,
+    TICK_NS,
+    Counters,
+    options,
+    read_netem,
+    read_red,
+)
+from vcluster.adapters.network.shaping.traffic_spec import ALL, UNLIMITED_BITS, Flow
 from vcluster.model.survey_answer import QueueReading
 
-
-class _Counters(stats2):  # type: ignore[misc]  # pyroute2 has no types
-    """With the 64-bit number of packets, which the kernel adds when it does not fit into 32 bits."""
-
-    nla_map = (
-        *stats2.nla_map,
-        ("TCA_STATS_RATE_EST64", "hex"), ("TCA_STATS_PAD", "hex"), ("TCA_STATS_BASIC_HW", "hex"),
-        ("TCA_STATS_PKT64", "uint64"),
-    )  # fmt: skip  # linux/gen_stats.h
-
-
 # The options of bfifo are those of pfifo (net/sched/sch_fifo.c).
-plugins.setdefault("bfifo", SimpleNamespace(options=sched_pfifo.options, stats2=_Counters))
+plugins.setdefault(FIFO, SimpleNamespace(options=sched_pfifo.options, stats2=Counters))
 
 RTM_NEWQDISC, RTM_GETQDISC = 36, 38  # linux/rtnetlink.h
 RTM_NEWTCLASS, RTM_DELTCLASS, RTM_GETTCLASS = 40, 41, 42
 _ROOT = 0xFFFFFFFF  # TC_H_ROOT
 _CREATE, _REPLACE = 0x400, 0x100  # NLM_F_CREATE, NLM_F_REPLACE
-_TICK_NS = 64  # the unit of times in messages (PSCHED_SHIFT)
 _ETHERNET = 1  # TC_LINKLAYER_ETHERNET
 _HTB_VERSION = 3
+_OPEN_BURST = 2**24  # bytes that an opened class sends at once
 _UNQUEUED_FRAMES = 1000  # of frames without a class, those that wait for a device that is busy
 
 Found = Mapping[int, Sequence[Message]]  # qdiscs or classes, by interface
@@ -52,8 +53,8 @@ def root(index: int, major: int) -> Message:
 
 def rate(index: int, major: int, flow: Flow) -> Message:
     """Make or change the class of a flow."""
-    bytes_s = flow.rate_bits // 8
-    ticks = flow.burst_bytes * 10**9 // (bytes_s * _TICK_NS)
+    bytes_s = flow.class_bits // 8
+    ticks = flow.burst_bytes * 10**9 // (bytes_s * TICK_NS)
     parameters = {
         "rate": bytes_s, "ceil": bytes_s, "buffer": ticks, "cbuffer": ticks, "quantum": flow.frame_bytes,
         "rate___reserved": _ETHERNET, "ceil___reserved": _ETHERNET,
@@ -62,11 +63,29 @@ def rate(index: int, major: int, flow: Flow) -> Message:
     return _message(RTM_NEWTCLASS, index, major << 16, major << 16 | flow.number, "htb", options)
 
 
-def queue(index: int, major: int, flow: Flow) -> Message:
-    """Make or change the queue of a flow's class."""
-    return _message(
-        RTM_NEWQDISC, index, major << 16 | flow.number, flow.number << 16, "bfifo", {"limit": flow.queue_bytes}
-    )
+def opened(index: int, major: int, flow: Flow) -> Message:
+    """Take the rate off a flow's class, so its queue becomes empty at once."""
+    return rate(index, major, replace(flow, rate_bits=0, burst_bytes=_OPEN_BURST))
+
+
+def queue(index: int, major: int, flow: Flow, kinds: Sequence[str], *, below: str = "") -> list[Message]:
+    """Make the layers of a flow's class, from the first of these kinds on, in place of what is there.
+
+    `below` is the layer above the first one; the class itself without it.
+    """
+    parents = [below, *kinds]
+    return [layer(index, major, flow, kind, below=parent) for kind, parent in zip(kinds, parents, strict=False)]
+
+
+def layer(index: int, major: int, flow: Flow, kind: str, *, below: str = "") -> Message:
+    """Make or change one layer of a flow's class."""
+    parent = handle_of(below, flow.number) | 1 if below else major << 16 | flow.number
+    return _message(RTM_NEWQDISC, index, parent, handle_of(kind, flow.number), kind, options(kind, flow))
+
+
+def handle_of(kind: str, number: int) -> int:
+    """The handle of a layer of the class with this number."""
+    return (number + HANDLES[kind]) << 16
 
 
 def no_class(index: int, major: int, number: int) -> Message:
@@ -118,23 +137,38 @@ def read_queues(
     netlink: NetlinkSocket, index: int, interface: str, major: int, qdiscs: Sequence[Message]
 ) -> Iterator[QueueReading]:
     """The queues of an interface that has our root."""
-    queues = {each["parent"]: each for each in qdiscs if each.get_attr("TCA_KIND") == "bfifo"}
+    by_parent = {each["parent"]: each for each in qdiscs}
     for each in netlink.dump(new_message(tcmsg, RTM_GETTCLASS, index=index), tcmsg):
-        leaf, number = queues.get(each["handle"]), each["handle"] & 0xFFFF
-        if each["index"] != index or each["handle"] >> 16 != major or each.get_attr("TCA_KIND") != "htb":
-            continue
-        parameters = each.get_attr("TCA_OPTIONS").get_attr("TCA_HTB_PARMS")
-        counted = (leaf or each).get_attr("TCA_STATS2")
-        basic, waiting = counted.get_attr("TCA_STATS_BASIC"), counted.get_attr("TCA_STATS_QUEUE")
-        packets = counted.get_attr("TCA_STATS_PKT64")
-        yield QueueReading(
-            interface=interface,
-            major=major,
-            number=number,
-            rate_bits=parameters["rate"] * 8,
-            queue_bytes=leaf.get_attr("TCA_OPTIONS")["limit"] if leaf else 0,
-            sent_packets=basic["packets"] if packets is None else packets,
-            sent_bytes=basic["bytes"],
-            dropped_packets=waiting["drops"],
-            waiting_bytes=waiting["backlog"],
-        )
+        if each["index"] == index and each["handle"] >> 16 == major and each.get_attr("TCA_KIND") == "htb":
+            yield _reading(each, interface, _layers_below(each["handle"], by_parent))
+
+
+def _layers_below(parent: int, by_parent: Mapping[int, Message]) -> dict[str, Message]:
+    """The layers of a class, by kind, from top to bottom."""
+    found: dict[str, Message] = {}
+    while (one := by_parent.get(parent)) is not None and one.get_attr("TCA_KIND") in HANDLES.keys() - found.keys():
+        found[one.get_attr("TCA_KIND")] = one
+        parent = one["handle"] | 1
+    return found
+
+
+def _reading(found: Message, interface: str, below: Mapping[str, Message]) -> QueueReading:
+    """The uppermost layer counts the frames of all layers."""
+    rate_bits = found.get_attr("TCA_OPTIONS").get_attr("TCA_HTB_PARMS")["rate"] * 8
+    counted = next(iter(below.values()), found).get_attr("TCA_STATS2")
+    basic, waiting = counted.get_attr("TCA_STATS_BASIC"), counted.get_attr("TCA_STATS_QUEUE")
+    packets = counted.get_attr("TCA_STATS_PKT64")
+    return QueueReading(
+        interface=interface,
+        major=found["handle"] >> 16,
+        number=found["handle"] & 0xFFFF,
+        rate_bits=rate_bits if rate_bits != UNLIMITED_BITS else 0,
+        queue_bytes=below[FIFO].get_attr("TCA_OPTIONS")["limit"] if FIFO in below else 0,
+        sent_packets=basic["packets"] if packets is None else packets,
+        sent_bytes=basic["bytes"],
+        dropped_packets=waiting["drops"],
+        waiting_bytes=waiting["backlog"],
+        layers=[*below],
+        **(read_netem(below[NETEM]) if NETEM in below else {}),
+        **(read_red(below[RED]) if RED in below else {}),
+    )

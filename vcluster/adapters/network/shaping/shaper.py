@@ -7,25 +7,20 @@ its counters and its waiting frames.
 from __future__ import annotations
 
 import errno
-import secrets
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from pyroute2.netlink.nfnetlink.nftsocket import nft_rule_msg, nft_table_msg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
-from pyroute2.netlink.rtnl.tcmsg import tcmsg
 
 from vcluster.adapters.network import ipv6
 from vcluster.adapters.network.interface_spec import Interface
-from vcluster.adapters.network.kernel_modules import load_command
 from vcluster.adapters.network.netlink_interfaces import read_interfaces
 from vcluster.adapters.network.netlink_messages import CREATE_EXCLUSIVE, change_message, new_message, open_socket
 from vcluster.adapters.network.netlink_socket import (
-    NETFILTER,
     NLM_F_ACK,
-    ROUTE,
     Message,
-    NetlinkError,
     NetlinkSocket,
 )
 from vcluster.adapters.network.nftables_messages import (
@@ -37,73 +32,20 @@ from vcluster.adapters.network.nftables_messages import (
     NoTablesError,
     batch,
     replacement,
-    trial,
 )
 from vcluster.adapters.network.nftables_messages import new_message as new_table_message
 from vcluster.adapters.network.nftables_messages import open_socket as open_tables
 from vcluster.adapters.network.readings.table_state import AS_PLANNED, table_states
 from vcluster.adapters.network.shaping import frame_rules, queue_messages
 from vcluster.adapters.network.shaping.link_lock import locked
-from vcluster.adapters.network.shaping.traffic_spec import (
-    MAJORS,
-    Flow,
-    ShapedDirection,
-)
-from vcluster.errors import MissingError, VclusterError
+from vcluster.adapters.network.shaping.queue_layers import FIELDS, HANDLES, layers
+from vcluster.adapters.network.shaping.traffic_spec import MAJORS, Flow, ShapedDirection
 from vcluster.model.spec import TO
 from vcluster.model.survey_answer import LinkLimits, QueueReading
 
-PROBE_TABLE = "vcluster probe"  # no cluster has it
 KIND = "ifb"
+EMPTY_S = 2.0  # an open class sends its frames at once; one that has to wait for its rate, after a second at the latest
 _RTM_DELLINK = 17
-
-
-def require_support(directions: Sequence[ShapedDirection]) -> None:
-    """Raise MissingError if the kernel cannot give these limits. It tries each kind, and changes nothing that stays."""
-    flows = [flow for each in directions for flow in each.flows]
-    if any(each.queued for each in directions):
-        _try_queues(flow for flow in flows if flow.rate_bits)
-    if any(each.is_redirected for each in directions):
-        _try_rules(NETDEV, frame_rules.redirection_trial(PROBE_TABLE), "redirect frames", "nft_fwd_netdev")
-    if any(flow.loss_ppm for flow in flows):
-        _try_rules(BRIDGE, frame_rules.loss_trial(PROBE_TABLE), "drop frames at random", "nft_numgen")
-
-
-def _try_queues(flows: Iterator[Flow]) -> None:
-    """Make an interface with queues and remove it. The kernel handles all messages of one send, also for a process
-    that is killed, so nothing stays.
-    """
-    index, flow, major = secrets.randbelow(2**29) + 2**30, next(flows), MAJORS[TO]
-    messages = [
-        _creation(f"vi-{secrets.token_hex(5)}", index=index),  # two processes may try at once
-        queue_messages.root(index, major),
-        queue_messages.rate(index, major, flow),
-        queue_messages.queue(index, major, flow),
-        _removal(index),
-    ]
-    with NetlinkSocket(ROUTE) as netlink:
-        try:
-            netlink.change(messages)
-        except NetlinkError as error:
-            raise _lack(error) from error
-
-
-def _lack(error: NetlinkError) -> VclusterError:
-    if error.code in (errno.EPERM, errno.EACCES):
-        return MissingError("limits of links need root", hint="run it with sudo")
-    kind = error.message.get_attr("TCA_KIND") if isinstance(error.message, tcmsg) else KIND
-    module = f"sch_{kind}" if kind != KIND else KIND
-    return MissingError(f"the kernel cannot limit rates: {kind}: {error.reason}", hint=load_command(module))
-
-
-def _try_rules(family: int, messages: Sequence[Message], purpose: str, module: str) -> None:
-    with NetlinkSocket(NETFILTER) as netlink:
-        try:
-            netlink.change(trial(PROBE_TABLE, family, messages))
-        except NetlinkError as error:
-            if error.code in (errno.EPERM, errno.EACCES):
-                raise MissingError("limits of links need root", hint="run it with sudo") from error
-            raise MissingError(f"the kernel cannot {purpose}: {error.reason}", hint=load_command(module)) from error
 
 
 # Shaping
@@ -123,7 +65,12 @@ def shape(table: str, alias: str, ports: Sequence[str], directions: Sequence[Sha
             present = {one.name: one for one in read_interfaces(netlink)}
             qdiscs = queue_messages.read_qdiscs(netlink)
             queued = [each for each in changed if each.queued and each.interface in present]
-            netlink.change([message for each in queued for message in _differences(netlink, each, present, qdiscs)])
+            messages: list[Message] = []
+            for each in queued:
+                found = _queues_of(netlink, each, present, qdiscs)
+                found = _empty(netlink, each, present, found)
+                messages += _differences(each, present[each.interface].index, found)
+            netlink.change(messages)
         _replace_rules(table, [each for each in directions if _is_ready(each, present)], present)
         with _open() as netlink:
             present = {one.name: one for one in read_interfaces(netlink)}
@@ -148,40 +95,82 @@ def _make_shapers(netlink: NetlinkSocket, alias: str, names: Sequence[str]) -> N
     present = {one.name for one in read_interfaces(netlink)}
     missing = [name for name in names if name not in present]
     netlink.change(
-        [message for name in missing for message in (_creation(name), change_message(name, [("IFLA_IFALIAS", alias)]))]
+        [message for name in missing for message in (creation(name), change_message(name, [("IFLA_IFALIAS", alias)]))]
     )
     ipv6.disable(missing)
     netlink.change([change_message(name, [], is_up=True) for name in names])
 
 
-def _creation(name: str, index: int = 0) -> Message:
+def creation(name: str, index: int = 0) -> Message:
     kind = ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", KIND)]})
     return change_message(name, [kind], flags=CREATE_EXCLUSIVE, index=index)
 
 
-def _removal(index: int) -> Message:
+def removal(index: int) -> Message:
     message = new_message(ifinfmsg, _RTM_DELLINK, index=index)
     message["header"]["flags"] |= NLM_F_ACK
     return message
 
 
-def _differences(
-    netlink: NetlinkSocket, each: ShapedDirection, present: Mapping[str, Interface], found_qdiscs: queue_messages.Found
-) -> Iterator[Message]:
-    """The messages that give an interface the queues of a direction."""
+def _queues_of(
+    netlink: NetlinkSocket, each: ShapedDirection, present: Mapping[str, Interface], qdiscs: queue_messages.Found
+) -> dict[int, QueueReading] | None:
+    """The queues that a direction has, by number; None if its interface lacks our root."""
     index, major = present[each.interface].index, each.major
-    qdiscs = found_qdiscs.get(index, ())
-    found: dict[int, QueueReading] = {}
-    if queue_messages.has_root(qdiscs, major):
-        found = {one.number: one for one in queue_messages.read_queues(netlink, index, each.interface, major, qdiscs)}
-    else:
+    own = qdiscs.get(index, ())
+    if not queue_messages.has_root(own, major):
+        return None
+    return {one.number: one for one in queue_messages.read_queues(netlink, index, each.interface, major, own)}
+
+
+def _empty(
+    netlink: NetlinkSocket,
+    each: ShapedDirection,
+    present: Mapping[str, Interface],
+    found: dict[int, QueueReading] | None,
+) -> dict[int, QueueReading] | None:
+    """Let the frames pass that wait where a layer is missing: the kernel drops them when it is made.
+
+    Returns the queues as they are then: their classes have no rate, until `_differences` gives it back.
+    """
+    index, major = present[each.interface].index, each.major
+    flows = [
+        flow for flow in each.queued if found and flow.number in found and _missing_from(flow, found[flow.number])[1]
+    ]
+    if not flows or not found:
+        return found
+    netlink.change([queue_messages.opened(index, major, flow) for flow in flows])
+    deadline = time.monotonic() + EMPTY_S
+    while opened := _queues_of(netlink, each, present, queue_messages.read_qdiscs(netlink)):
+        waiting = sum(opened[flow.number].waiting_bytes for flow in flows)
+        if waiting == 0 or time.monotonic() > deadline:
+            break
+        time.sleep(0.001)
+    return opened
+
+
+def _missing_from(flow: Flow, one: QueueReading) -> tuple[list[str], list[str]]:
+    """The layers of a queue that stay, and those below them that are made. A layer stays when it has no work."""
+    wanted = [kind for kind in HANDLES if kind in layers(flow) or kind in one.layers]
+    stays = [kind for kind, present in zip(wanted, one.layers, strict=False) if kind == present]
+    return stays, wanted[len(stays) :]
+
+
+def _differences(each: ShapedDirection, index: int, found: Mapping[int, QueueReading] | None) -> Iterator[Message]:
+    """The messages that give an interface the queues of a direction."""
+    major = each.major
+    if found is None:
         yield queue_messages.root(index, major)
+    found = found or {}
     for flow in each.queued:
         one = found.get(flow.number)
         if one is None or one.rate_bits != flow.rate_bits // 8 * 8:
             yield queue_messages.rate(index, major, flow)
-        if one is None or one.queue_bytes != flow.queue_bytes:
-            yield queue_messages.queue(index, major, flow)
+        stays, made = _missing_from(flow, one) if one else ([], list(layers(flow)))
+        for above, kind in zip(["", *stays], stays, strict=False):
+            if any(getattr(one, name) != getattr(flow, name) for name in FIELDS[kind]):
+                yield queue_messages.layer(index, major, flow, kind, below=above)
+        yield from queue_messages.queue(index, major, flow, made, below=stays[-1] if stays else "")
     for number in found.keys() - {flow.number for flow in each.queued}:
         yield queue_messages.no_class(index, major, number)
 
@@ -199,7 +188,7 @@ def _surplus(
     kept = {present[name].index for name in needed if name in present}
     return [
         *(queue_messages.no_queues(one) for one in idle if queue_messages.has_root(qdiscs.get(one, ()), MAJORS[TO])),
-        *(_removal(one) for one in shapers if one not in kept),
+        *(removal(one) for one in shapers if one not in kept),
     ]
 
 

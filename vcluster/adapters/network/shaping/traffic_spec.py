@@ -12,11 +12,13 @@ from typing import Any
 
 from vcluster.errors import VclusterError
 from vcluster.model.json_types import require_fields
-from vcluster.model.spec import FROM, TO
+from vcluster.model.spec import FROM, NETEM_FIELDS, TO
 
 # The handle of all queues of an interface. They differ, because a frame that waited in a queue keeps its number.
 MAJORS = {FROM: 0x7643, TO: 0x7644}
 ALL = 2  # the number of the queue for frames without an own one; 1 is the first class of many examples of tc
+PPM = 10**6
+UNLIMITED_BITS = 8 * (2**32 - 1)  # the rate of a class that has none: the largest in 32 bits of bytes a second
 FIRST_PEER = 0x1000  # added to the index of a node, it is the number of the queue for frames of that peer
 
 
@@ -24,7 +26,8 @@ FIRST_PEER = 0x1000  # added to the index of a node, it is the number of the que
 class Flow:
     """Frames in one direction of a link: all, or those of one peer, which have its `number`.
 
-    Without `rate_bits` they have no queue of their own. `loss_ppm` are the dropped frames of a million.
+    Without `rate_bits`, and without work for netem, they have no queue of their own. `loss_ppm` are the dropped frames
+    of a million. Delayed frames find room for `delay_frames`. See LinkShape for the other limits.
     """
 
     number: int
@@ -35,6 +38,30 @@ class Flow:
     loss_ppm: int = 0
     peer_port: str = ""
     peer_mac: str = ""
+    ecn_bytes: int = 0
+    delay_us: int = 0
+    jitter_us: int = 0
+    duplicate_ppm: int = 0
+    reorder_ppm: int = 0
+    corrupt_ppm: int = 0
+    burst_loss_ppm: int = 0
+    burst_frames: int = 0
+    delay_frames: int = 0
+
+    @property
+    def needs_netem(self) -> bool:
+        """Whether netem has work with its frames."""
+        return any(getattr(self, name) for name in NETEM_FIELDS)
+
+    @property
+    def has_queue(self) -> bool:
+        """Whether its frames wait in a queue of their own."""
+        return bool(self.rate_bits) or self.needs_netem
+
+    @property
+    def class_bits(self) -> int:
+        """The rate of its class, as the kernel counts it: in whole bytes."""
+        return (self.rate_bits or UNLIMITED_BITS) // 8 * 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +86,7 @@ class ShapedDirection:
     @property
     def queued(self) -> tuple[Flow, ...]:
         """The flows that have a queue."""
-        return tuple(flow for flow in self.flows if flow.rate_bits)
+        return tuple(flow for flow in self.flows if flow.has_queue)
 
     @property
     def is_redirected(self) -> bool:

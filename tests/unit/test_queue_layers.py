@@ -1,0 +1,91 @@
+"""The bytes of messages about netem and red are those of tc, and each value is read as it was written."""
+
+from __future__ import annotations
+
+import struct
+
+from vcluster.adapters.network.shaping import queue_messages
+from vcluster.adapters.network.shaping.queue_layers import FIFO, NETEM, RED, layers
+from vcluster.adapters.network.shaping.traffic_spec import ALL, MAJORS, Flow
+
+HEADER_BYTES = 16  # of a message
+CLASS_BYTES = 20  # of struct tcmsg, before the attributes
+STRUCT_BYTES = 24  # of struct tc_netem_qopt, before its attributes
+# What tc of iproute2 6.1 sends, behind the header of the message, for
+#   tc qdisc replace dev lo parent 7644:2 handle 2002: netem limit 2000 delay 5ms 1ms duplicate 1% reorder 25% \
+#       corrupt 0.1% gap 1
+DAMAGE = (
+    "0000000001000000000002200200447600000000" "0a0001006e6574656d000000"
+    "340002002d310100d00700000000000001000000295c8f02093d00000c00030000000040000000000c0004003789410000000000"
+)  # fmt: skip
+#   … netem limit 1000 loss gemodel 0.2525% 25%
+BURSTS = (
+    "0000000001000000000002200200447600000000" "0a0001006e6574656d000000"
+    "3400020000000000e8030000000000000000000000000000000000001800058014000200787aa500000000400000000000000000"
+)  # fmt: skip
+
+
+def encoded(kind: str, flow: Flow) -> bytes:
+    message = queue_messages.layer(1, MAJORS["to"], flow, kind)
+    message.encode()
+    return bytes(message.data)[HEADER_BYTES:]
+
+
+def attributes(data: bytes) -> dict[bytes, bytes]:
+    """The parts of the options of a message, by the bytes of their type."""
+    found, rest = {}, data
+    while len(rest) >= 4:
+        length = int.from_bytes(rest[:2], "little")
+        found[rest[2:4]] = rest[4:length]
+        rest = rest[(length + 3) // 4 * 4 :]
+    return found
+
+
+def options(message: bytes) -> bytes:
+    """The options, of a message without its header."""
+    return attributes(message[CLASS_BYTES:])[b"\x02\x00"]
+
+
+def test_delay_and_damage_are_the_bytes_of_tc() -> None:
+    flow = Flow(
+        ALL, delay_us=5000, jitter_us=1000, duplicate_ppm=10_000, reorder_ppm=250_000, corrupt_ppm=1000,
+        delay_frames=2000,
+    )  # fmt: skip
+    assert encoded(NETEM, flow).hex() == DAMAGE
+
+
+def test_bursts_are_the_bytes_of_tc() -> None:
+    """A loss of 1 % in bursts of 4 frames: 25 % leave a burst, and 25 % / 99 enter one, which tc got as 0.2525 %."""
+    flow = Flow(ALL, burst_loss_ppm=10_000, burst_frames=4, delay_frames=1000)
+    ours, of_tc = (options(each) for each in (encoded(NETEM, flow), bytes.fromhex(BURSTS)))
+    assert ours[:STRUCT_BYTES] == of_tc[:STRUCT_BYTES]
+    mine, theirs = (attributes(attributes(each[STRUCT_BYTES:])[b"\x05\x80"])[b"\x02\x00"] for each in (ours, of_tc))
+    assert abs(int.from_bytes(mine[:4], "little") - int.from_bytes(theirs[:4], "little")) < 2000
+    assert mine[4:] == theirs[4:]
+
+
+def test_marks_are_the_structures_of_the_kernel() -> None:
+    """struct tc_red_qopt and TCA_RED_* of linux/pkt_sched.h: parameters, table, probability, flags ECN and NODROP."""
+    found = attributes(options(encoded(RED, Flow(ALL, ecn_bytes=20_480))))
+    assert {key[0]: value for key, value in found.items()} == {
+        1: struct.pack("=3I4B", 0, 20_480, 20_480, 0, 0, 0, 0),
+        2: b"\x1f" * 256,
+        3: b"\xff" * 4,
+        4: struct.pack("=II", 9, 9),
+    }
+
+
+def test_layers_hang_below_each_other() -> None:
+    flow = Flow(ALL, rate_bits=8000, ecn_bytes=1, delay_us=1)
+    messages = queue_messages.queue(1, MAJORS["to"], flow, layers(flow))
+    assert [(each["parent"], each["handle"], each.get_attr("TCA_KIND")) for each in messages] == [
+        (0x7644_0002, 0x2002_0000, NETEM),
+        (0x2002_0001, 0x4002_0000, RED),
+        (0x4002_0001, 0x0002_0000, FIFO),
+    ]
+
+
+def test_only_needed_layers_are_made() -> None:
+    assert layers(Flow(ALL, rate_bits=8000)) == (FIFO,)
+    assert layers(Flow(ALL, rate_bits=8000, ecn_bytes=1)) == (RED, FIFO)
+    assert layers(Flow(ALL, corrupt_ppm=1)) == (NETEM, FIFO)
