@@ -105,6 +105,7 @@ def machine_lab() -> Iterator[Lab]:
         lab = Lab(machine)
         machine.put(ROOT / "vcluster", f"{CODE}/vcluster", as_root=True)
         machine.put(Path(pyroute2.__file__).parent, f"{CODE}/pyroute2", as_root=True)
+        machine.put(ROOT / "vcluster/guest/node_delays.py", f"{CODE}/node_delays.py", as_root=True)
         machine.put(ROOT / "tests/frame_flow.py", f"{CODE}/tests/frame_flow.py", as_root=True)
         lab.root(SETUP)
         for node in lab.plan.nodes:
@@ -248,3 +249,35 @@ def test_a_new_layer_loses_no_frame(lab: Lab) -> None:
     printed = lab.root("while kill -0 $(cat /root/flow.pid) 2>/dev/null; do sleep 0.1; done; cat /root/flow")
     assert len(arrived(printed)) == 300
     assert json.loads(lab.root("tc -j qdisc show dev vi-lab-2")) == before
+
+
+def test_a_node_delays_its_frames_itself(lab: Lab) -> None:
+    """The program of nodes, as it runs where the switch cannot delay: each direction, a change, and the end."""
+    program = f"ip netns exec node1 python3 {CODE}/node_delays.py"
+
+    def read() -> dict[str, Any]:
+        return dict(json.loads(lab.root(f"""echo '{{"interface": "lab0"}}' | {program}""")))
+
+    def delays() -> list[float]:
+        return [median_us(lab.flow(*ends, 100, pause_us=2000)) for ends in (("node1", "node2"), ("node2", "node1"))]
+
+    assert read() == {"from": None, "to": None}
+    lab.root(f"{program} set lab0 a.service 20000,0,2000 40000,5000,3000")
+    found = read()
+    assert [found["from"][name] for name in ("delay_us", "jitter_us", "delay_frames")] == [20_000, 0, 2000]
+    assert [found["to"][name] for name in ("delay_us", "jitter_us", "delay_frames")] == [40_000, 5000, 3000]
+    leaving, arriving = delays()
+    assert abs(leaving - 20_000) <= 2000
+    assert abs(arriving - 40_000) <= 4000
+    assert read()["from"]["sent_packets"] >= 100
+    before = lab.root("ip netns exec node1 tc qdisc show | grep -c netem")
+    lab.root(f"{program} set lab0 a.service 10000,0,2000 40000,5000,3000")
+    assert abs(delays()[0] - 10_000) <= 1000
+    assert read()["from"]["sent_packets"] >= 200  # changed in place
+    assert lab.root("ip netns exec node1 tc qdisc show | grep -c netem") == before
+    lab.root(f"{program} set lab0 a.service 10000,0,2000 -")
+    assert read()["to"] is None
+    lab.root(f"{program} end lab0 a.service")
+    assert read() == {"from": None, "to": None}
+    assert max(delays()) < 5000
+    assert "vcluster-delay" not in lab.root("ip netns exec node1 ip -br link")

@@ -55,6 +55,12 @@ def offloads_of(lab: Lab, *ports: str) -> list[list[str]]:
     return [features(lab.host, port) for port in ports]
 
 
+@pytest.fixture(scope="module")
+def plain() -> Iterator[Lab]:
+    with labs("local") as lab:
+        yield lab
+
+
 def test_offloads_follow_the_limits_after_killed_commands_and_removed_nodes() -> None:
     with labs("local") as lab:
         before = offloads_of(lab, *PORTS)
@@ -82,6 +88,42 @@ def test_offloads_follow_the_limits_after_killed_commands_and_removed_nodes() ->
         run(lab, REMOVE_NODE)
         assert offloads_of(lab, *PORTS[:2]) == before[:2]
         assert lab.host.sh("ls -A /run/vcluster") == ""
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [
+        ("rate=10mbit,ecn=20KiB", "the kernel cannot mark frames: red: "),
+        ("duplicate=1%", "the kernel cannot delay or damage frames: netem: "),
+        ("delay=5ms,reorder=1%", "the kernel cannot delay or damage frames: netem: "),
+        ("corrupt=1%", "the kernel cannot delay or damage frames: netem: "),
+        ("burst-loss=1%x4", "the kernel cannot delay or damage frames: netem: "),
+    ],
+)
+def test_what_the_kernel_lacks_is_refused_before_any_change(plain: Lab, limits: str, reason: str) -> None:
+    """It is tried: this kernel has neither netem nor red."""
+    before = plain.qdiscs(), offloads_of(plain, *PORTS), plain.host.sh("cat /var/lib/vcluster/clusters/lab/ledger.json")
+    done = plain.host.vcluster("link", "set", "node1", "--from", limits, check=False)
+    assert done.returncode == 3
+    first, second = done.stderr.splitlines()
+    assert reason in first
+    assert "modprobe sch_" in second
+    after = plain.qdiscs(), offloads_of(plain, *PORTS), plain.host.sh("cat /var/lib/vcluster/clusters/lab/ledger.json")
+    assert after == before
+
+
+def test_a_delay_that_the_kernel_lacks_is_made_in_the_node(plain: Lab) -> None:
+    """Here the node is off. The delay of one peer is refused."""
+    done = plain.host.vcluster("link", "set", "node1", "--from", "delay=5ms,rate=10mbit")
+    assert "node1 is off; its link gets its limits when it starts" not in done.stderr  # its port exists
+    assert '"delays_in_guest": true' in plain.host.sh("cat /var/lib/vcluster/clusters/lab/ledger.json")
+    assert plain.one("node1", "from")["rate_bits"] == 10**7
+    assert plain.one("node1", "from")["delay_us"] is None
+    done = plain.host.vcluster("link", "set", "node1", "--to", "delay=5ms", "--peer", "node2", check=False)
+    assert done.returncode == 3
+    assert "node1 to peer node2: the kernel of localhost cannot delay frames" in done.stderr
+    plain.host.vcluster("link", "reset")
+    assert '"delays_in_guest": false' in plain.host.sh("cat /var/lib/vcluster/clusters/lab/ledger.json")
 
 
 # A server without libvirt
@@ -151,11 +193,11 @@ for _ in range(100):
     offloads.restore({LABEL!r})
 """
 TRIALS = """
-from vcluster.adapters.network.shaping import support
+from vcluster.adapters.network.shaping import shaping_trials
 from vcluster.adapters.network.shaping.traffic_spec import Flow, ShapedDirection
 flow = Flow(2, rate_bits=10**9, queue_bytes=2**16, burst_bytes=2**16, frame_bytes=1464, loss_ppm=1000)
 for _ in range(100):
-    support.require_support([ShapedDirection("vp-lab-1", "from", "vi-lab-1", (flow,))])
+    shaping_trials.require_support([ShapedDirection("vp-lab-1", "from", "vi-lab-1", (flow,))])
 """
 
 

@@ -66,6 +66,8 @@ TRUSTED = {
     "guest/unpack.py main": "the request of the controller",
     "guest/provision.py main": "the request of the controller",
     "guest/discover.py main": "the request of the controller",
+    "guest/node_delays.py main": "the request of the controller",
+    "guest/node_delays.py qdiscs": "the output of tc in the node itself",
     "guest/authorize.py main": "the request of the controller",
 }
 

@@ -247,6 +247,17 @@ def test_the_frequency_of_the_counter_is_measured() -> None:
     assert abs(tsc_mhz() - tsc_mhz()) <= STEP_MHZ
 
 
+def test_delays_of_nodes_are_made_by_a_service() -> None:
+    """It makes them at each boot. Its end removes them, unless it restarts."""
+    (removal,) = node_actions.delay_actions({}, program="text")
+    program, unit, service = node_actions.delay_actions({"to": (5000, 1000, 2000)}, program="text")
+    assert (removal["do"], removal["paths"]) == ("no_service", [unit["path"], program["path"]])
+    run = "/usr/bin/python3 -ISB /usr/lib/vcluster/delays.py"
+    assert f"\nExecStart={run} set lab0 vcluster-delays.service - 5000,1000,2000\n" in unit["text"]
+    assert f"\nExecStop={run} end lab0 vcluster-delays.service\n" in unit["text"]
+    assert service["restart_if"] == [program["path"], unit["path"]]
+
+
 def test_offloads_of_nodes_are_off_while_links_have_limits() -> None:
     """A service turns them off at each boot, and on when it ends."""
     plan = samples.plan(2)

@@ -17,7 +17,7 @@ from vcluster.adapters.network.shaping import queue_messages
 from vcluster.adapters.network.shaping.queue_layers import NETEM, RED, layers, read_netem, read_red
 from vcluster.adapters.network.shaping.traffic_spec import ALL, FIRST_PEER, MAJORS, Flow, directions
 from vcluster.cli.output import network_report
-from vcluster.errors import ConflictError, RequestError, VclusterError
+from vcluster.errors import ConflictError, MissingError, RequestError, VclusterError
 from vcluster.model import codec
 from vcluster.model.plan import Plan
 from vcluster.model.plan_check import find_defect
@@ -197,6 +197,37 @@ def test_limits_without_a_meaning_are_refused(limits: dict[str, str], peer: str,
     with pytest.raises(RequestError) as raised:
         limited(LAB, "node1", peer, **limits)
     assert raised.value.message == message
+
+
+def test_nodes_delay_frames_where_the_switch_cannot() -> None:
+    plan = limited(LAB, "node1", from_="rate=1mbit,delay=5ms,jitter=1ms", to="delay=2ms")
+    assert traffic_plan.guest_delays(plan, "node1") == {}
+    plan = traffic_plan.with_delays_in_guest(plan)
+    assert traffic_plan.guest_delays(plan, "node1") == {"from": (5000, 1000, 1093), "to": (2000, 0, 3415)}
+    assert traffic_plan.guest_delays(plan, "node2") == {}
+    assert [layers(flow) for each in directions(traffic_plan.shaped_directions(plan)) for flow in each.queued] == [
+        ("bfifo",)
+    ]
+    assert traffic_plan.planned_limits(plan) == {("node1", "from", ""): LinkShape(MBIT, 65536)}
+    counters = dict.fromkeys(traffic_plan.GUEST_FIELDS, 7)
+    (only,) = traffic_plan.guest_readings({"node1": {"to": counters}})
+    assert (only.where, only.direction, only.delay_us, only.sent_packets) == ("guest", "to", 7, 7)
+    assert not limited(plan, "node1", from_="delay=none,jitter=none", to="delay=none").delays_in_guest
+    assert codec.from_json(codec.to_json(plan), Plan, is_strict=True) == plan
+
+
+def test_nodes_cannot_delay_the_frames_of_one_peer() -> None:
+    plan = limited(LAB, "node1", peer="node2", to="delay=5ms")
+    with pytest.raises(MissingError, match=r"^node1 to peer node2: the kernel of localhost cannot delay frames"):
+        traffic_plan.with_delays_in_guest(plan)
+
+
+def test_the_room_for_delayed_frames_is_computed() -> None:
+    """Twice what arrives during the delay, at the rate or at 10 Gbit/s, and the queue in smallest frames."""
+    assert traffic_plan.delay_frames(LAB, LinkShape(delay_us=10)) == 1000
+    assert traffic_plan.delay_frames(LAB, LinkShape(delay_us=20_000)) == 2 * 10**10 // 50 // 8 // FRAME
+    assert traffic_plan.delay_frames(LAB, LinkShape(rate_bits=10**9, queue_bytes=60_000, delay_us=20_000)) == 4415
+    assert traffic_plan.delay_frames(LAB, LinkShape(delay_us=10**7)) == traffic_plan.DELAY_FRAMES_MAX
 
 
 def test_a_switch_of_its_administrator_has_no_limits() -> None:

@@ -14,7 +14,7 @@ from vcluster.adapters.network.shaping.traffic_spec import (
     Flow,
     ShapedDirection,
 )
-from vcluster.errors import ConflictError, RequestError
+from vcluster.errors import ConflictError, MissingError, RequestError
 from vcluster.model import naming
 from vcluster.model.plan import Plan
 from vcluster.model.quoting import shown
@@ -31,6 +31,9 @@ SMALLEST_FRAME = 60  # bytes
 BURST_MS = 4  # a kernel that is busy comes back to a queue after this time at the latest
 DIRECTIONS = (FROM, TO)
 SWITCH, GUEST = "switch", "guest"  # the places of limits
+GUEST_FIELDS = (  # what the kernel of a node reports about a delay
+    "delay_us", "jitter_us", "delay_frames", "sent_packets", "sent_bytes", "dropped_packets", "waiting_bytes",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +103,8 @@ def with_links(plan: Plan, links: Collection[Link]) -> Plan:
         (link for link in links if link.shape != LinkShape()),
         key=lambda link: (order[link.node], link.direction, order.get(link.peer, -1)),
     )
-    changed = replace(plan, links=tuple(kept))
+    has_delays = any(link.shape.delay_us for link in kept)
+    changed = replace(plan, links=tuple(kept), delays_in_guest=plan.delays_in_guest and has_delays)
     for link in kept:
         _check(changed, link)
     return changed
@@ -251,6 +255,43 @@ def delay_frames(plan: Plan, shape: LinkShape) -> int:
 def computed_queue(shape: LinkShape) -> int:
     """The queue that a rate needs, in whole KiB."""
     return max(QUEUE_MIN, shape.rate_bits * QUEUE_MS // 8000 // 1024 * 1024)
+
+
+# Delays in nodes
+
+
+def has_delays(plan: Plan) -> bool:
+    """Whether frames of a link are delayed."""
+    return any(link.shape.delay_us for link in plan.links)
+
+
+def with_delays_in_guest(plan: Plan) -> Plan:
+    """The plan whose nodes delay frames themselves. Raises MissingError for a delay of the frames of one peer."""
+    if link := next((link for link in plan.links if link.peer and link.shape.delay_us), None):
+        raise MissingError(
+            f"{link.node} {link.direction} peer {link.peer}: the kernel of {plan.switch.server} cannot delay frames, "
+            "and nodes can only delay all of theirs",
+            hint=f"on {plan.switch.server}: modprobe sch_netem",
+        )
+    return replace(plan, delays_in_guest=True)
+
+
+def guest_delays(plan: Plan, node: str) -> dict[str, tuple[int, int, int]]:
+    """The delays that a node makes itself, by direction: delay, jitter, and room for frames."""
+    return {
+        link.direction: (link.shape.delay_us, link.shape.jitter_us, delay_frames(plan, link.shape))
+        for link in plan.links
+        if plan.delays_in_guest and link.node == node and link.shape.delay_us
+    }
+
+
+def guest_readings(found: Mapping[str, Mapping[str, Mapping[str, int]]]) -> list[LinkReading]:
+    """The delays that the kernels of nodes have, by node and direction."""
+    return [
+        replace(_reading(node, direction, None, one), where=GUEST)
+        for node, by_direction in found.items()
+        for direction, one in by_direction.items()
+    ]
 
 
 # Reading back

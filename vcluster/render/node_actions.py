@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from vcluster.model.keys import Keys
 from vcluster.model.plan import Node, Plan
-from vcluster.model.spec import DEFAULT_USER
+from vcluster.model.spec import DEFAULT_USER, FROM, TO
 from vcluster.render import gateway_actions
 from vcluster.render.actions import UNITS, Action, directory, file, unit_text
 from vcluster.render.common_files import CommonFiles, known_hosts
@@ -19,6 +19,7 @@ from vcluster.render.packages import SSH_SETTINGS, program_actions
 USER_UID, OTHER_USER_UID = 2000, 2001
 SSHD_SETTINGS = "/etc/ssh/sshd_config.d/10-vcluster.conf"
 WATCHER, WATCHER_UNIT = "/usr/lib/vcluster/stores.py", "vcluster-stores.service"
+DELAYS, DELAYS_UNIT = "/usr/lib/vcluster/delays.py", "vcluster-delays.service"
 OFFLOADS, OFFLOADS_UNIT = "/usr/lib/vcluster/offloads.py", "vcluster-offloads.service"
 EXPORTS = "/exports"  # mount point of the served disk on a storage node
 MPI_END = "/usr/lib/vcluster/mpi-end.so"
@@ -185,6 +186,26 @@ def offload_actions(plan: Plan, *, program: str) -> list[Action]:
         file(OFFLOADS, program),
         file(unit, text),
         {"do": "service", "unit": OFFLOADS_UNIT, "restart_if": [OFFLOADS, unit]},
+    ]
+
+
+def delay_actions(delays: Mapping[str, tuple[int, int, int]], *, program: str) -> list[Action]:
+    """The delays of frames from lab0 and to it, by direction; the service that makes them keeps them after a reboot.
+
+    `program` is the text of guest/node_delays.py. A restart of the service changes a delay, and keeps its frames.
+    """
+    unit = f"{UNITS}/{DELAYS_UNIT}"
+    if not delays:
+        return [{"do": "no_service", "unit": DELAYS_UNIT, "paths": [unit, DELAYS]}]
+    run = f"/usr/bin/python3 -ISB {DELAYS}"
+    leaving, arriving = (",".join(map(str, delays[name])) if name in delays else "-" for name in (FROM, TO))
+    start, stop = f"set lab0 {DELAYS_UNIT} {leaving} {arriving}", f"end lab0 {DELAYS_UNIT}"
+    lines = ["Type=oneshot", "RemainAfterExit=yes", f"ExecStart={run} {start}", f"ExecStop={run} {stop}"]
+    text = unit_text(["Description=Delays of the frames of lab0", "After=network.target"], lines)
+    return [
+        file(DELAYS, program),
+        file(unit, text),
+        {"do": "service", "unit": DELAYS_UNIT, "restart_if": [DELAYS, unit]},
     ]
 
 

@@ -6,6 +6,7 @@ So `interfaces` and `rules` remove all of them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from vcluster.fleet.servers import Server
 from vcluster.model.plan import Node, Plan
@@ -16,9 +17,16 @@ from vcluster.planning.traffic_plan import LinkReading
 Place = tuple[str, str]  # a node and a direction
 
 
-def require_support(server: Server, plan: Plan) -> None:
-    """Raise MissingError, before any change, if the kernel of the switch's server cannot give the planned limits."""
+def placed(server: Server, plan: Plan) -> Plan:
+    """The plan with the place of its delays: the switch, or the nodes if the kernel of its server cannot delay frames.
+
+    Raises MissingError, before any change, if that kernel cannot give the other limits.
+    """
+    plan = replace(plan, delays_in_guest=False)
+    if traffic_plan.has_delays(plan) and not server.call("can_delay_frames"):
+        plan = traffic_plan.with_delays_in_guest(plan)
     server.call("require_link_support", directions=traffic_plan.shaped_directions(plan))
+    return plan
 
 
 def create(server: Server, plan: Plan) -> None:

@@ -6,18 +6,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from vcluster.adapters.network.shaping import offloads, shaper, support
+from vcluster.adapters.network.shaping import offloads, shaper, shaping_trials
 from vcluster.adapters.network.shaping.traffic_spec import directions as requested
 
 
 def require_link_support(directions: Sequence[dict[str, Any]]) -> None:
     """Raise MissingError if the kernel cannot give these limits. It tries, and changes nothing."""
-    support.require_support(requested(directions))
+    shaping_trials.require_support(requested(directions))
 
 
 def can_delay_frames() -> bool:
     """Whether the kernel can delay frames. It tries, and changes nothing."""
-    return support.can_delay()
+    return shaping_trials.can_delay()
 
 
 def shape_links(table: str, alias: str, switch_ports: Sequence[str], directions: Sequence[dict[str, Any]]) -> None:

@@ -20,7 +20,7 @@ def _nodes_argument(*, required: bool) -> Callable[[F], F]:
 
 @click.group(cls=Group, sections={"Commands": ("set", "show", "reset")})
 def link() -> None:
-    """Limit rate and queue of a node's link, and drop frames at random.
+    """Limit rate and queue of a node's link, delay frames, and drop or damage some of them.
 
     The switch does it, at the port of the node. So it works for every guest system, and in every mode.
     """
@@ -32,6 +32,7 @@ def link() -> None:
     epilog=examples(
         "sudo vcluster link set node3 --from rate=100mbit,queue=64KiB",
         "sudo vcluster link set 'node[2-4]' --both rate=1gbit --to loss=0.1%",
+        "sudo vcluster link set node3 --both delay=5ms,jitter=1ms",
         "sudo vcluster link set node3 --from loss=1% --peer node1     only frames from node3 to node1",
         "sudo vcluster link set node3 --from rate=none                without this limit",
     ),
@@ -57,10 +58,13 @@ def set_limits(
     """Change limits of the links of NODES; other limits stay.
 
     LIMITS are separated by commas. The limit rate=100mbit is the rate of whole Ethernet frames. The limit queue=64KiB
-    is the room for frames that wait for their rate; vcluster computes the room if it is not given. The limit loss=0.1%
-    drops frames at random. The value none removes a limit.
+    is the room for frames that wait for their rate; vcluster computes the room if it is not given. The limit ecn=20KiB
+    marks frames that find so many waiting bytes. The limit loss=0.1% drops frames at random, and burst-loss=1%x4 drops
+    them in bursts of 4 in the mean. The limits delay=5ms,jitter=1ms delay frames by 4 to 6 ms. Then reorder=1% lets
+    frames pass the delayed ones. The limit duplicate=1% sends frames twice, and corrupt=1% changes a bit of frames. The
+    value none removes a limit.
 
-    With --peer, a rate is one more queue for these frames, next to that of all others.
+    With --peer, a rate or a delay is one more queue for these frames, next to that of all others.
     """
     from vcluster.cli.output import network_report
     from vcluster.commands.nodes import link as work

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
+from vcluster.commands.nodes import guest_delays
 from vcluster.commands.nodes.access import choose_nodes, sessions
 from vcluster.commands.steps.inventory import powers_of, read_ledger, switch_server
 from vcluster.errors import RequestError, VclusterError
@@ -21,7 +22,7 @@ from vcluster.planning import traffic_plan
 from vcluster.planning.link_spec import Changes
 from vcluster.planning.traffic_plan import LinkReading
 from vcluster.resources import segmentation, shaping
-from vcluster.stages import node_offloads
+from vcluster.stages import node_links
 from vcluster.util import parallel
 from vcluster.util.deadline import Deadline
 
@@ -44,16 +45,16 @@ def set_limits(
 
     change(read_ledger(context.files(name)).plan)  # a wrong request is an error before servers are opened
     with _changing(context, name) as (fleet, ledger):
-        plan = change(ledger.plan)
-        server = fleet[plan.switch.server]
-        shaping.require_support(server, plan)
+        server = fleet[ledger.plan.switch.server]
+        plan = shaping.placed(server, change(ledger.plan))
         _change(context, fleet, ledger, plan)
         found, present = shaping.read(server, plan)
-    names = _names(plan, nodes)
+        names = _names(plan, nodes)
+        delays = guest_delays.make(context, fleet, ledger.plan, plan, names)
     for node in set(names) - present:
         context.report.note(f"{node} is off; its link gets its limits when it starts")
     _require_limits(plan, present & {*names}, found)
-    return [one for one in found if one.node in names]
+    return [one for one in (*found, *delays) if one.node in names]
 
 
 def reset(context: Context, name: str, nodes: Sequence[str]) -> tuple[str, ...]:
@@ -68,17 +69,23 @@ def reset(context: Context, name: str, nodes: Sequence[str]) -> tuple[str, ...]:
         found, _ = shaping.read(fleet[ledger.plan.switch.server], ledger.plan)
         # The kernel has no limits of a node that is off.
         limited = {one.node for one in found} | {link.node for link in ledger.plan.links}
-        _change(context, fleet, ledger, change(ledger.plan))
+        plan = change(ledger.plan)
+        _change(context, fleet, ledger, plan)
+        guest_delays.make(context, fleet, ledger.plan, plan, _names(plan, nodes))
     return tuple(node for node in _names(ledger.plan, nodes) if node in limited)
 
 
 def show(context: Context, name: str, nodes: Sequence[str]) -> list[LinkReading]:
-    """The limits of the links of these nodes, or of all nodes, as the kernel of the switch's server has them."""
+    """The limits of the links of these nodes, or of all nodes, as the kernel of the switch's server has them.
+
+    The kernels of nodes have the delays that nodes make themselves.
+    """
     plan = read_ledger(context.files(name)).plan
     traffic_plan.require_own_switch(plan)
     names = _names(plan, nodes)
     with switch_server(context, plan) as server:
-        return [one for one in shaping.read(server, plan)[0] if one.node in names]
+        found = [one for one in shaping.read(server, plan)[0] if one.node in names]
+    return [*found, *guest_delays.show(context, plan, names)]
 
 
 def _names(plan: Plan, nodes: Sequence[str]) -> tuple[str, ...]:
@@ -120,7 +127,7 @@ def _set_offloads(context: Context, fleet: Fleet, plan: Plan, *, with_nodes: boo
     def on_node(node: Node) -> bool:
         deadline = Deadline(NODE_TIMEOUT_S)
         with sessions(context, plan, [node], user="root", deadline=deadline, fleet=fleet) as opened:
-            return node_offloads.apply(opened[node.name], plan)
+            return node_links.apply_offloads(opened[node.name], plan)
 
     powers = powers_of(fleet, plan.nodes) if with_nodes else {}
     running = [node for node in plan.nodes if node.name in powers and powers[node.name].state == RUNNING]

@@ -35,7 +35,7 @@ def admit(context: Context, fleet: Fleet, spec: Spec, *, image: Image, accel: st
     refuse_foreign(fleet, plan)
     refuse_damaged_image(context, fleet, plan)
     if plan.links:
-        shaping.require_support(fleet[plan.switch.server], plan)
+        plan = shaping.placed(fleet[plan.switch.server], plan)
     for text in placement.overcommitments(plan, facts):
         context.report.note(text)
     report_obstacles(fleet, context.report)

@@ -28,7 +28,7 @@ from vcluster.render.domain_xml import READY_CHANNEL
 from vcluster.render.seed_files import seed_files
 from vcluster.resources import domains, seeds, segmentation, volumes
 from vcluster.snapshots.template import FEATURE, REFUSED, Snapshot, SnapshotIndex, template_of
-from vcluster.stages import boot, configure, key_install, node_offloads
+from vcluster.stages import boot, configure, key_install, node_links
 from vcluster.util import parallel
 from vcluster.util.deadline import Cancelled, Deadline
 
@@ -292,7 +292,7 @@ class NodeLifecycle:
         """Apply what the plan specifies for this node alone. Returns what changed."""
         actions = node_actions.actions(self._plan, node, self._cluster.keys, self._common)
         actions.insert(0, node_actions.clock_action(self._clocks.ahead_s(node.server)))
-        actions += node_offloads.actions(self._plan)
+        actions += node_links.actions(self._plan, node)
         changed = configure.apply(connection, "configure", actions, report=self._cluster.report)
         # The node has loaded its driver, which turns them on.
         segmentation.create_tap(self._server(node), self._plan, node)

@@ -1,0 +1,79 @@
+"""Delays that nodes make themselves, where the kernel of the switch cannot: change them, and read them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vcluster.commands.nodes.access import sessions
+from vcluster.commands.steps.inventory import powers_of
+from vcluster.errors import VclusterError
+from vcluster.fleet.context import Context
+from vcluster.fleet.servers import Fleet
+from vcluster.model.plan import Node, Plan
+from vcluster.model.status import RUNNING
+from vcluster.planning import traffic_plan
+from vcluster.planning.traffic_plan import GUEST_FIELDS, LinkReading
+from vcluster.stages import node_links
+from vcluster.util import parallel
+from vcluster.util.deadline import Deadline
+
+NODE_TIMEOUT_S = 60.0  # for a login and two programs in a node
+_LIMITS = GUEST_FIELDS[:3]
+
+Found = dict[str, dict[str, int]]  # by direction
+
+
+def make(context: Context, fleet: Fleet, before: Plan, after: Plan, names: Sequence[str]) -> list[LinkReading]:
+    """Give these nodes the delays of the plan `after`, if either plan has some in nodes. Returns what nodes then have.
+
+    A node that is off gets them when it is configured. Raises VclusterError if a running node does not have them.
+    """
+    if not (before.delays_in_guest or after.delays_in_guest):
+        return []
+    # The place of all delays may have changed.
+    chosen = [node for node in after.nodes if node.name in names or before.delays_in_guest != after.delays_in_guest]
+    powers = powers_of(fleet, chosen)
+    running = [node for node in chosen if powers[node.name].state == RUNNING]
+
+    def work(node: Node) -> Found:
+        deadline = Deadline(NODE_TIMEOUT_S)
+        with sessions(context, after, [node], user="root", deadline=deadline, fleet=fleet) as opened:
+            node_links.apply_delays(opened[node.name], after, node)
+            return _required(after, node, node_links.read_delays(opened[node.name]))
+
+    outcomes = parallel.outcomes(running, work)
+    failed = [
+        f"{node.name}: {outcome.message}"
+        for node, outcome in zip(running, outcomes, strict=True)
+        if isinstance(outcome, VclusterError)
+    ]
+    if failed:
+        raise VclusterError(f"nodes lack their delays: {'; '.join(failed)}", hint=f"vcluster repair {after.name}")
+    found = {node.name: outcome for node, outcome in zip(running, outcomes, strict=True) if isinstance(outcome, dict)}
+    return traffic_plan.guest_readings(found)
+
+
+def _required(plan: Plan, node: Node, found: Found) -> Found:
+    """What the kernel of a node has. Raises VclusterError if it is not what is planned."""
+    present = {direction: tuple(one[name] for name in _LIMITS) for direction, one in found.items()}
+    if present != traffic_plan.guest_delays(plan, node.name):
+        raise VclusterError("its kernel has other delays than the plan")
+    return found
+
+
+def show(context: Context, plan: Plan, names: Sequence[str]) -> list[LinkReading]:
+    """The delays that the kernels of nodes have. A node that does not answer is reported."""
+    chosen = [node for node in plan.nodes if node.name in names and traffic_plan.guest_delays(plan, node.name)]
+
+    def work(node: Node) -> Found:
+        deadline = Deadline(NODE_TIMEOUT_S)
+        with sessions(context, plan, [node], user="root", deadline=deadline) as opened:
+            return node_links.read_delays(opened[node.name])
+
+    found = {}
+    for node, outcome in zip(chosen, parallel.outcomes(chosen, work), strict=True):
+        if isinstance(outcome, VclusterError):
+            context.report.note(f"the delays of {node.name} cannot be read: {outcome.message}")
+        else:
+            found[node.name] = outcome
+    return traffic_plan.guest_readings(found)
