@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
 
 import pytest
@@ -23,6 +24,43 @@ def largest_frame(cluster: Cluster) -> int:
     assert watch.stdout.readline() == "ready\n"
     cluster.ssh("red2", TRANSFER)
     return int(watch.communicate("\n", timeout=60)[0])
+
+
+def median_ms(cluster: Cluster) -> float:
+    """The median time of a ping from red2 to red1."""
+    printed = cluster.ssh("red2", "ping -c 20 -i 0.2 red1 | grep -o 'time=[0-9.]*'")
+    return statistics.median(float(line.removeprefix("time=")) for line in printed.split())
+
+
+def test_nodes_delay_frames_where_the_switch_cannot(cluster: Cluster) -> None:
+    """In each direction, and again after a reboot. This machine's kernel has no netem."""
+    host = cluster.host
+    plain = median_ms(cluster)
+    try:
+        host.vcluster("link", "set", "red1", "--from", "delay=30ms,jitter=2ms", "--to", "delay=70ms")
+        rows = host.json("link", "show")
+        assert [(one["direction"], one["delay_us"], one["jitter_us"], one["where"]) for one in rows] == [
+            ("from", 30_000, 2000, "guest"),
+            ("to", 70_000, None, "guest"),
+        ]
+        assert abs(median_ms(cluster) - plain - 100) <= 10
+        assert "red1  from       -     delay=30ms,jitter=2ms  guest" in host.vcluster("link", "show").stdout
+        sent = host.json("link", "show")[0]["sent_packets"]
+        assert sent >= 20
+        host.vcluster("link", "set", "red1", "--from", "delay=10ms,jitter=none")
+        assert host.json("link", "show")[0]["sent_packets"] >= sent  # changed in place
+        cluster.ssh("red1", "systemctl restart vcluster-delays", user="root")
+        assert host.json("link", "show")[0]["sent_packets"] >= sent
+        host.vcluster("power", "reboot", "-w", "red1")
+        assert abs(median_ms(cluster) - plain - 80) <= 10
+        cluster.ssh("red1", "systemctl stop vcluster-delays; tc qdisc del dev lab0 root || true", user="root")
+        host.vcluster("repair", "lab")
+        assert abs(median_ms(cluster) - plain - 80) <= 10
+    finally:
+        host.vcluster("link", "reset")
+    assert host.json("link", "show") == []
+    assert median_ms(cluster) < plain + 30
+    assert "netem" not in cluster.ssh("red1", "tc qdisc show; ip -br link | grep delay || true")
 
 
 def is_enabled(cluster: Cluster) -> str:
