@@ -51,7 +51,7 @@ def test_nodes_delay_frames_where_the_switch_cannot(cluster: Cluster) -> None:
         assert host.json("link", "show")[0]["sent_packets"] >= sent  # changed in place
         cluster.ssh("red1", "systemctl restart vcluster-delays", user="root")
         assert host.json("link", "show")[0]["sent_packets"] >= sent
-        host.vcluster("power", "reboot", "-w", "red1")
+        host.vcluster("power", "cycle", "-w", "red1", "--wait", timeout_s=300)
         assert abs(median_ms(cluster) - plain - 80) <= 10
         cluster.ssh("red1", "systemctl stop vcluster-delays; tc qdisc del dev lab0 root || true", user="root")
         host.vcluster("repair", "lab")

@@ -270,7 +270,7 @@ def with_delays_in_guest(plan: Plan) -> Plan:
     if link := next((link for link in plan.links if link.peer and link.shape.delay_us), None):
         raise MissingError(
             f"{link.node} {link.direction} peer {link.peer}: the kernel of {plan.switch.server} cannot delay frames, "
-            "and nodes can only delay all of theirs",
+            "and a node can only delay the frames of all peers",
             hint=f"on {plan.switch.server}: modprobe sch_netem",
         )
     return replace(plan, delays_in_guest=True)
