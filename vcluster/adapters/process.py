@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import select
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from vcluster.errors import DeadlineError, MissingError, VclusterError
 
+_START_TIME = 19  # of a process, in the fields of /proc/PID/stat after the name (proc(5))
 KILLED = 255  # the exit code of a program that a signal ended, as in ssh(1)
 
 Output = Callable[[str, bytes], None]  # called with a program's output: "stdout" or "stderr", and bytes
@@ -70,6 +75,28 @@ def python(program: str, *arguments: str) -> list[str]:
     """
     path = [entry for entry in sys.path if Path(entry).is_absolute()]
     return [sys.executable, "-I", "-c", f"import sys; sys.path[:] = {path!r}\n{program}", *arguments]
+
+
+def started(pid: int) -> int | None:
+    """When a process started, in ticks since the boot; None if it has ended. Numbers of processes are used again."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else int(fields[_START_TIME])
+
+
+def has_ended(pid: int, start: int, number: signal.Signals, timeout_s: float) -> bool:
+    """End the process that had this number and started then by a signal, and wait. Returns whether it has ended."""
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    with closing(os.fdopen(process)) as opened:
+        if started(pid) != start:  # it has ended, and the number is that of another process
+            return True
+        signal.pidfd_send_signal(opened.fileno(), number)
+        return bool(select.select([opened], [], [], timeout_s)[0])
 
 
 def last_lines(completed: Completed, lines: int = 3) -> str:

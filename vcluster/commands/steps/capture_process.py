@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vcluster.adapters.process import python
+from vcluster.adapters.process import has_ended, python, started
 from vcluster.errors import ConflictError, VclusterError
 from vcluster.fleet.ledger import ClusterFiles
 from vcluster.model import json_text, json_types
@@ -30,7 +29,6 @@ START_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 300.0  # the map of ranks may copy a large file
 KILL_AFTER_S = 10.0  # in a teardown
 POLL_S = 0.1
-_START_TIME = 19  # of a process, in the fields of /proc/PID/stat after the name (proc(5))
 PREFIX = "vcluster: "  # of the message of an error
 _COMMAND = "from vcluster.cli.main import run; run()"
 
@@ -89,7 +87,7 @@ def write_record(folder: Path, file: Path) -> Path:
 
     Raises ConflictError if another capture has written one, and VclusterError if the folder was removed.
     """
-    record = CaptureRecord(os.getpid(), _started(os.getpid()) or 0, str(file), time.time())
+    record = CaptureRecord(os.getpid(), started(os.getpid()) or 0, str(file), time.time())
     draft = folder / f"record.{record.pid}"
     try:
         draft.write_text(json.dumps(asdict(record)))
@@ -160,7 +158,7 @@ def observe(folder: Path) -> BackgroundCapture | None:
     record, progress = _read(_record_file(folder), CaptureRecord), _read(progress_file(folder), CaptureProgress)
     if record is None:
         return None
-    is_running = _started(record.pid) == record.started
+    is_running = started(record.pid) == record.started
     return BackgroundCapture(is_running, record, progress or CaptureProgress(0, 0, 0))
 
 
@@ -170,7 +168,7 @@ def stop(folder: Path) -> dict[str, Any]:
     if found is None:
         shutil.rmtree(folder, ignore_errors=True)  # the folder of a start that was killed
         raise VclusterError("no capture was started", hint="vcluster capture start -o FILE")
-    if not _has_ended(found.record, signal.SIGTERM, STOP_TIMEOUT_S):
+    if not has_ended(found.record.pid, found.record.started, signal.SIGTERM, STOP_TIMEOUT_S):
         raise VclusterError(f"the capture did not end within {STOP_TIMEOUT_S:.0f} s", hint="vcluster capture stop")
     result = _json(folder / "result.json")
     message = _message(folder)
@@ -183,31 +181,12 @@ def stop(folder: Path) -> dict[str, Any]:
 def end(folder: Path) -> None:
     """End the capture, if there is one, and remove the folder. The file of the user stays."""
     found = observe(folder)
-    if found and not any(_has_ended(found.record, number, KILL_AFTER_S) for number in (signal.SIGTERM, signal.SIGKILL)):
+    if found and not any(
+        has_ended(found.record.pid, found.record.started, number, KILL_AFTER_S)
+        for number in (signal.SIGTERM, signal.SIGKILL)
+    ):
         raise VclusterError(f"the capture, process {found.record.pid}, does not end", hint="vcluster clear")
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _has_ended(record: CaptureRecord, number: signal.Signals, timeout_s: float) -> bool:
-    """End a process by a signal, and wait. Returns whether it has ended."""
-    try:
-        process = os.pidfd_open(record.pid)
-    except ProcessLookupError:
-        return True
-    with closing(os.fdopen(process)) as opened:
-        if _started(record.pid) != record.started:  # it has ended, and the number is that of another process
-            return True
-        signal.pidfd_send_signal(opened.fileno(), number)
-        return bool(select.select([opened], [], [], timeout_s)[0])
-
-
-def _started(pid: int) -> int | None:
-    """When a process started; None if it has ended."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] == "Z" else int(fields[_START_TIME])
 
 
 def _message(folder: Path) -> str:
