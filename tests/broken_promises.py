@@ -63,6 +63,7 @@ LOCAL = (
     Break("rules-arp", f"nft delete table arp {TABLE}", "arp vcluster-lab-", RESTORE),
     Break("rules-bridge", f"nft delete table bridge {TABLE}", "bridge vcluster-lab-", RESTORE),
     Break("rules-bridge", f"nft flush chain bridge {TABLE} claims", "bridge vcluster-lab-", RESTORE),
+    Break("fault-rules", f"nft add table bridge {TABLE}-faults", "bridge vcluster-lab-"),
     Break(
         "dns-ports",
         "kill $(cat /run/libvirt/network/vcluster-lab.pid)",

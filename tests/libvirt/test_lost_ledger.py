@@ -29,6 +29,7 @@ FOLDERS = ("files", "labelled_folders", "remove_empty_folders", "remove_folder")
 QUIET = (
     "identity", "interfaces", "destroy_interfaces", "guards", "profiles", "remove_profiles", "remove_traces",
     "destroy_bridge", "addresses", "sweep_snapshots", "offload_labels", "restore_offloads",
+    "drop_faults", "fault_records",
 )  # fmt: skip
 REFUSED = "vcluster: cannot ask whether to delete data: no terminal (-y "
 

@@ -45,6 +45,7 @@ ANSWERS = {"identity": {"has_rights": True, "is_root": True}, "sweep_snapshots":
 QUIET = (
     "identity", "guards", "profiles", "remove_profiles", "remove_traces", "destroy_bridge",
     "addresses", "sweep_snapshots", "offload_labels", "restore_offloads",
+    "drop_faults", "fault_records",
 )  # fmt: skip
 
 FOLDERS = ("files", "folders", "label_folder", "labelled_folders", "remove_empty_folders", "remove_folder")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,6 +29,7 @@ from vcluster.util.deadline import Deadline
 
 pytestmark = pytest.mark.libvirt
 
+NO_FAULTS: dict[str, Any] = {"table": "", "elements": [], "held": []}
 SEEN = {"disk_free_mib": 10**6, "cpus": 2, "tsc_mhz": 2000, "routes": [], "hosts": [], "is_dns_free": True, "vnis": [7]}
 FREE_MIB = 8192 - 1024  # of the machine, less what the test driver uses
 
@@ -41,7 +43,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
     with Hypervisor(f"test://{node}", samples.OWNER) as libvirt:
         libvirt.memory_free_mib = lambda: FREE_MIB  # type: ignore[method-assign]  # the test driver cannot tell
         answers = {name: lambda **_: [] for name in ("interfaces", "guards", "lacking_guards", "obstacles")}
-        agent = LocalAgent(answers | {"observe": lambda **_: SEEN})
+        agent = LocalAgent(answers | {"observe": lambda **_: SEEN, "read_faults": lambda **_: NO_FAULTS})
         yield Server("localhost", samples.OWNER, tmp_path, agent, libvirt=libvirt)
 
 

@@ -47,6 +47,8 @@ class World:
             "remove_profiles",
             "offload_labels",
             "restore_offloads",
+            "heal_faults",
+            "fault_records",
         )
         agent = LocalAgent({name: self._operation(name) for name in names})
         self.server = Server("localhost", samples.OWNER, root, agent, libvirt=libvirt)

@@ -36,6 +36,8 @@ GOOD = {
 SPECIAL = {
     ("remove", "nodes"): ["node2"],
     ("link set", "nodes"): ["node1"],
+    **{(f"fault {kind}", "nodes"): ["node1"] for kind in ("cut", "flap", "unplug", "pause")},
+    ("fault partition", "groups"): ["node1|node2"],
     ("image rm", "name"): ["none"],
     ("image verify", "name"): ["none"],
 }

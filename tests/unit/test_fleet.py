@@ -135,6 +135,7 @@ def test_servers_answer_side_by_side(work: Callable[[Fleet, Context], None], con
         "profiles": lambda: meet([]),
         "guards": lambda prefix: meet([]),  # noqa: ARG005 - the operation's arguments
         "offload_labels": lambda: meet([]),
+        "fault_records": lambda: meet([]),
         "folders": lambda path: meet([]),  # noqa: ARG005
         "labelled_folders": lambda path: meet({}),  # noqa: ARG005
     }
@@ -177,7 +178,7 @@ def record_steps(
     steps: list[str] = []
     off = {"ready": (), "partial": ("node1",), "stopped": ("node1", "node2", "node3")}[state]
     nodes = [SimpleNamespace(name=name, state="stopped") for name in off]
-    found = SimpleNamespace(state=state, missing=missing, nodes=nodes)
+    found = SimpleNamespace(state=state, missing=missing, nodes=nodes, faults=())
     monkeypatch.setattr(lifecycle, "observe_status", lambda *_: found)
     monkeypatch.setattr(lifecycle.servers, "require_rights", lambda _: steps.append("rights"))
     monkeypatch.setattr(lifecycle, "report_obstacles", lambda *_: steps.append("obstacles"))

@@ -96,6 +96,7 @@ def seen_on(plan: Plan, server: ServerPlan) -> dict[str, Any]:
         "profiles": [],
         "authorized": {"path": "/home/student/.ssh/authorized_keys", "lines": ["key"], "state": FILE},
         "links": limits if server.name == plan.switch.server else None,
+        "faults": {"table": "does not exist", "elements": [], "held": []},
     }  # fmt: skip
 
 

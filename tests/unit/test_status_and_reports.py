@@ -157,7 +157,7 @@ def test_a_paused_node_keeps_its_port_and_shows_the_reason() -> None:
 def test_the_json_contract() -> None:
     found = seen(BOTH_RUN, {"vc-lab"})
     document = json.loads(codec.to_json(found))
-    assert list(document) == ["name", "mode", "state", "subnet", "mtu", "switch", "nodes", "missing"]
+    assert list(document) == ["name", "mode", "state", "subnet", "mtu", "switch", "nodes", "missing", "faults"]
     assert document["switch"] == {"server": "localhost", "bridge": "vc-lab"}
     assert list(document["nodes"][0]) == [
         "name", "role", "server", "state", "address", "management_address", "mac", "bridge", "port", "vni",

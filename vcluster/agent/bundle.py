@@ -23,6 +23,7 @@ MODULES: tuple[str, ...] = (
     "vcluster.agent.request_loop",
     "vcluster.agent.operations",
     "vcluster.agent.capture.frame_capture",
+    "vcluster.agent.faults.fault_holder",
     "vcluster.adapters",
     "vcluster.adapters.process",
     "vcluster.adapters.kvm_probe",

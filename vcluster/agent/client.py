@@ -15,7 +15,7 @@ from vcluster.adapters.process import python
 from vcluster.adapters.process_pipe import ProcessPipe
 from vcluster.agent import request_loop
 from vcluster.agent.request_loop import Body, Operations
-from vcluster.model.survey_answer import LinkLimits, SurveyAnswer
+from vcluster.model.survey_answer import FaultReading, LinkLimits, SurveyAnswer
 from vcluster.model.traffic.port_counters import TrafficSample
 from vcluster.util.deadline import Deadline
 
@@ -107,6 +107,16 @@ RESULTS: Mapping[str, Any] = {
     "restore_offloads": list[str],
     "offload_labels": list[str],
     "read_traffic": TrafficSample,
+    "require_fault_support": None,
+    "cut_links": None,
+    "begin_node_fault": None,
+    "begin_flap": None,
+    "end_node_fault": None,
+    "heal_faults": None,
+    "drop_faults": None,
+    "drop_pause": bool,
+    "fault_records": list[tuple[str, str]],
+    "read_faults": FaultReading,
     "server_report": {"files": dict[str, str], "absent": dict[str, str], "failed": dict[str, str]},
 }  # fmt: skip
 

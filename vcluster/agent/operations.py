@@ -24,6 +24,7 @@ from vcluster.adapters.network.interface_spec import InterfaceSpec
 from vcluster.adapters.network.obstacles import find_obstacles
 from vcluster.agent import confinement, image_store, libvirt_daemons, snapshot_store
 from vcluster.agent.diagnostics import diagnose, has_rights, hidden_mounts, is_dns_port_free
+from vcluster.agent.faults import fault_operations
 from vcluster.agent.links import counters, link_limits
 from vcluster.agent.support import server_report
 from vcluster.agent.survey import cluster_survey
@@ -40,8 +41,7 @@ NICEST = 19
 LIBVIRT_LOGS = Path("/var/log/libvirt/qemu")
 LIBVIRT_SOCKETS = (Path("/var/lib/libvirt/qemu"), Path("/var/lib/libvirt/qemu/channel/target"))
 LIBVIRT_NAME_CUT = 20  # libvirt truncates a domain's name to this length in the folder's name, so it may be ambiguous
-MACHINE_ID = Path("/etc/machine-id")
-CPU_INFO = Path("/proc/cpuinfo")
+MACHINE_ID, CPU_INFO = Path("/etc/machine-id"), Path("/proc/cpuinfo")
 
 
 # Facts about the server
@@ -352,6 +352,9 @@ def try_kvm(body: BinaryIO, size: int) -> dict[str, Any]:
     return asdict(kvm_probe.boot(body.read(size)))
 
 
+_MODULES = (
+    image_store, snapshot_store, confinement, cluster_survey, server_report, link_limits, counters, fault_operations
+)  # fmt: skip
 OPERATIONS: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
@@ -391,8 +394,4 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
         kvm_conditions,
         try_kvm,
     )
-} | {
-    function.__name__: function
-    for module in (image_store, snapshot_store, confinement, cluster_survey, server_report, link_limits, counters)
-    for function in module.OPERATIONS
-}
+} | {function.__name__: function for module in _MODULES for function in module.OPERATIONS}

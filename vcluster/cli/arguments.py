@@ -28,7 +28,7 @@ class Number(click.ParamType):  # type: ignore[type-arg]
 
     name = "number"
 
-    def __init__(self, kind: type[int] | type[float], low: int, high: int | None = None) -> None:
+    def __init__(self, kind: type[int] | type[float], low: float, high: float | None = None) -> None:
         self._kind, self._low, self._high = kind, low, high
         self._range = f"{low} or more" if high is None else f"{low} to {high}"
 
@@ -48,7 +48,7 @@ class Number(click.ParamType):  # type: ignore[type-arg]
 class Duration(Number):
     """A number of seconds, or with the unit m of minutes; the unit s may be written too."""
 
-    def __init__(self, low: int, high: int) -> None:
+    def __init__(self, low: float, high: float) -> None:
         super().__init__(float, low, high)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | float:

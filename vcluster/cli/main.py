@@ -15,7 +15,7 @@ from vcluster.adapters.network import load_less_of_pyroute2
 from vcluster.cli import common, guidance
 from vcluster.cli.clusters import clear, create, graph, inventory, lifecycle, scale, verify
 from vcluster.cli.help_layout import Group, examples
-from vcluster.cli.nodes import access, check, copy, execute, gateway, link, power, provision, terminals
+from vcluster.cli.nodes import access, check, copy, execute, fault, gateway, link, power, provision, terminals
 from vcluster.cli.output import streams, terminal
 from vcluster.cli.servers import capture, doctor, image, support, switch
 from vcluster.errors import EXIT_CLOSED_PIPE, EXIT_INTERRUPTED, SeveralErrors, VclusterError
@@ -30,7 +30,7 @@ LINE_MAX = 500  # characters of a line in a message about the command line
 SECTIONS = {
     "Create and delete": ("local", "remote", "shared", "clear", "list", "status", "add", "remove"),
     "Run on nodes": ("ssh", "exec", "mpiexec", "shell", "copy", "provision", "console"),
-    "Operate": ("start", "stop", "repair", "power", "gateway", "link"),
+    "Operate": ("start", "stop", "repair", "power", "gateway", "link", "fault"),
     "Verify and measure": ("check", "verify", "path", "discover", "timing", "capture", "graph", "doctor", "support"),
     "Images": ("image",),
     "Advanced": ("switch", "ssh-config", "completion"),
@@ -52,7 +52,7 @@ def main() -> None:
 
 for module in (
     create, clear, inventory, scale, lifecycle, access, execute, copy, terminals, provision, power, gateway, link,
-    check, verify, doctor, support, image, switch, capture, graph,
+    fault, check, verify, doctor, support, image, switch, capture, graph,
 ):  # fmt: skip
     for command in module.COMMANDS:
         main.add_command(command)

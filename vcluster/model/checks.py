@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vcluster.model.status import Fault
+
 
 @dataclass(frozen=True, slots=True)
 class CheckKind:
@@ -48,9 +50,10 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
-    """All results of a check."""
+    """All results of a check, and the faults that were active at its begin."""
 
     checks: tuple[Check, ...]
+    faults: tuple[Fault, ...] = ()
 
     @property
     def passed(self) -> bool:

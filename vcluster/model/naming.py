@@ -25,7 +25,8 @@ HOST_NAME_MAX = 63
 INTERFACE_NAME_MAX = 15  # IFNAMSIZ - 1, linux/if.h
 NODES_MAX = 1023  # the most ports of a Linux bridge (BR_MAX_PORTS, net/bridge/br_private.h)
 NO_MAKER = "0" * 8  # the digits of a machine without a machine-id
-LINKS = "-links"  # ends the name of the table of links; no owner id ends so
+# The ends of the names of the tables of links and of faults; no owner id ends so.
+LINKS, FAULTS = "-links", "-faults"
 NUMBER_WIDTH = 3  # at least so many digits in names that are numbered across clusters
 
 _NAME = re.compile(r"[a-z](?:[a-z0-9-]*[a-z0-9])?\Z")
@@ -268,9 +269,14 @@ def links_table_name(cluster: str, owner: str) -> str:
     return f"{table_name(cluster, owner)}{LINKS}"
 
 
+def faults_table_name(cluster: str, owner: str) -> str:
+    """The nftables table with the faults of a cluster's links."""
+    return f"{table_name(cluster, owner)}{FAULTS}"
+
+
 def parse_table_name(text: str) -> tuple[str, str] | None:
     """The cluster and the owner id of a table name, or None if the table is not ours."""
-    prefix, _, rest = text.removesuffix(LINKS).partition("-")
+    prefix, _, rest = text.removesuffix(LINKS).removesuffix(FAULTS).partition("-")
     cluster, _, owner = rest.rpartition("-")
     return (cluster, owner) if prefix == PREFIX and _NAME.match(cluster) and _OWNER.match(owner) else None
 

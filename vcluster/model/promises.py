@@ -75,6 +75,13 @@ PROMISES = (
     Promise("rules-ip", "The packet filter table for IP has exactly the planned rules."),
     Promise("rules-arp", "The packet filter table for ARP has exactly the planned rules."),
     Promise("rules-bridge", "The packet filter table for bridges has exactly the planned rules."),
+    Promise(
+        "fault-rules",
+        "The rules of faults, if there are any, are those that `vcluster fault` makes, for ports of nodes.",
+        fix="vcluster fault heal --name NAME",
+        absent="",
+        unplanned="vcluster fault heal --name NAME",
+    ),
     # Ports
     Promise(
         "dns-ports",

@@ -4,10 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from typing import Any
 
+from vcluster.model.naming import folded
 from vcluster.model.plan import Node, Plan, ServerPlan, Switch
 
 RUNNING, PAUSED, STOPPED, MISSING, UNKNOWN = "running", "paused", "stopped", "missing", "unknown"
+
+
+CUT, PARTITION, FLAP, UNPLUG, PAUSE = "cut", "partition", "flap", "unplug", "pause"  # kinds of faults
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """An active fault that `vcluster fault` made. The field names are a contract with scripts.
+
+    `direction` is that of the dropped frames of a cut, `groups` are those of a partition. `left_s` is None if the fault
+    lasts until it is healed.
+    """
+
+    fault: str
+    nodes: tuple[str, ...]
+    direction: str | None = None
+    groups: tuple[tuple[str, ...], ...] | None = None
+    left_s: float | None = None
+
+    def __str__(self) -> str:
+        direction = f" ({self.direction})" if self.direction else ""
+        end = "until it is healed" if self.left_s is None else f"{self.left_s:.1f} s left"
+        return f"{self.fault} {self.nodeset}{direction}, {end}"
+
+    @property
+    def nodeset(self) -> str:
+        """Its nodes, or its groups, as `vcluster fault` takes them."""
+        return "|".join(map(folded, self.groups or [self.nodes]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +88,7 @@ class NodeStatus:
 class Status:
     """A cluster; `state` is creating, ready, partial or stopped. The field names are a contract with scripts.
 
-    `missing` describes each planned resource that is not there.
+    `missing` describes each planned resource that is not there. `faults` are those that `vcluster fault` made.
     """
 
     name: str
@@ -69,6 +99,7 @@ class Status:
     switch: Switch
     nodes: tuple[NodeStatus, ...]
     missing: tuple[str, ...] = ()
+    faults: tuple[Fault, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +107,8 @@ class Observed:
     """The state of a server: for each domain its power, for each interface its bridge, and the other names.
 
     `lacking_tables` are the tables of the packet filter that it lacks: inet, arp, bridge. `limits` are those of links,
-    by node and direction, and `lost_limits` those of the plan that it lacks.
+    by node and direction, and `lost_limits` those of the plan that it lacks. `faults` is the answer about
+    active faults.
     """
 
     domains: Mapping[str, PowerState]
@@ -86,6 +118,7 @@ class Observed:
     lacking_tables: Sequence[str]
     limits: Mapping[tuple[str, str], str] = field(default_factory=dict)
     lost_limits: Sequence[tuple[str, str]] = ()
+    faults: Mapping[str, Any] = field(default_factory=dict)
 
 
 def status_of(
@@ -96,10 +129,11 @@ def status_of(
     seen: Mapping[str, Observed],
     lost: Mapping[str, str],
     lost_files: Sequence[str] = (),
+    faults: Sequence[Fault] = (),
 ) -> Status:
     """The status of a cluster, from its plan and the observed servers; `lost` has the errors of the other servers.
 
-    `lost_files` are files of the state folder that `repair` writes again.
+    `lost_files` are files of the state folder that `repair` writes again. `faults` are the active ones.
     """
     switch = seen.get(plan.switch.server)
     nodes = tuple(_node(node, seen.get(node.server), switch.limits if switch else {}) for node in plan.nodes)
@@ -117,6 +151,7 @@ def status_of(
         switch=plan.switch,
         nodes=nodes,
         missing=missing,
+        faults=tuple(faults),
     )
 
 

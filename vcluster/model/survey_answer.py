@@ -154,6 +154,38 @@ class LinkLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class FaultElement:
+    """Frames that the switch drops: their kind, and the names of their ports. `left_ms` is None without an end."""
+
+    kind: str
+    ports: list[str]
+    left_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class HeldFault:
+    """A fault of a node that its server records. `is_active` is False if its effect is over.
+
+    `is_held` tells whether a process ends it; `left_s` is None without an end.
+    """
+
+    kind: str
+    node: str
+    is_active: bool
+    is_held: bool
+    left_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class FaultReading:
+    """The faults of a cluster on a server. `table` is the state of their rules, empty if it was not asked for."""
+
+    table: str
+    elements: list[FaultElement]
+    held: list[HeldFault]
+
+
+@dataclass(frozen=True, slots=True)
 class SurveyAnswer:
     """Everything that a server has of a cluster."""
 
@@ -170,3 +202,4 @@ class SurveyAnswer:
     profiles: list[ProfileRecord]
     authorized: AuthorizedKeys | None
     links: LinkLimits | None
+    faults: FaultReading | None

@@ -11,7 +11,8 @@ from typing import Any
 from vcluster.model import naming
 from vcluster.model.plan import Node, Plan, ServerPlan, Tunnel
 from vcluster.model.promises import PRESENT, Fact
-from vcluster.planning import traffic_plan
+from vcluster.model.status import PAUSE
+from vcluster.planning import fault_plan, traffic_plan
 from vcluster.planning.hops import switch_port
 from vcluster.planning.packet_filter import guard_arguments
 from vcluster.render import domain_xml
@@ -39,6 +40,7 @@ def survey_arguments(plan: Plan, server: ServerPlan, *, trees: tuple[str, ...], 
         "pool": pool.name if pool else "",
         "trees": trees,
         "user": user,
+        "faults": fault_plan.label_arguments(plan, server.name),
         "links": traffic_plan.label_arguments(plan) if server.name == plan.switch.server else None,
     }
 
@@ -71,9 +73,12 @@ def facts_of_server(plan: Plan, server: ServerPlan, seen: Seen) -> Iterator[Fact
     table = naming.table_name(plan.name, plan.owner)
     for promise, family in (("rules-ip", "inet"), ("rules-arp", "arp"), ("rules-bridge", "bridge")):
         yield Fact(promise, f"{family} {table}", AS_PLANNED, _found(seen["tables"].get(family, ABSENT)))
+    yield from _fault_facts(plan, seen)
     yield from _listener_facts(plan, server, seen)
+    held = seen["faults"]["held"] if seen["faults"] else ()
+    paused = {one["node"] for one in held if one["kind"] == PAUSE and one["is_active"]}
     for node in plan.nodes_on(server.name):
-        yield from _domain_facts(plan, node, seen["domains"].get(node.domain))
+        yield from _domain_facts(plan, node, seen["domains"].get(node.domain), is_paused=node.name in paused)
     yield from _storage_facts(plan, server, seen)
     if seen["links"] is not None:
         yield from _limit_facts(plan, seen)
@@ -190,6 +195,18 @@ def _limit_facts(plan: Plan, seen: Seen) -> Iterator[Fact]:
                 yield Fact("link-limits", f"{node.name} {direction}", wanted, present, remedy)
 
 
+def _fault_facts(plan: Plan, seen: Seen) -> Iterator[Fact]:
+    """The table with the faults of links, if there is one: a fault that vcluster made breaks no promise."""
+    faults = seen["faults"]
+    if not faults or faults["table"] in ("", ABSENT):
+        return
+    table = naming.faults_table_name(plan.name, plan.owner)
+    yield Fact("fault-rules", f"bridge {table}", AS_PLANNED, faults["table"])
+    own = {switch_port(plan, node) for node in plan.nodes}
+    for port in sorted({port for element in faults["elements"] for port in element["ports"]} - own):
+        yield Fact("fault-rules", port, "", "frames are dropped")
+
+
 # Ports
 
 
@@ -206,9 +223,15 @@ def _listener_facts(plan: Plan, server: ServerPlan, seen: Seen) -> Iterator[Fact
 # libvirt
 
 
-def _domain_facts(plan: Plan, node: Node, domain: Seen | None) -> Iterator[Fact]:
+def _domain_facts(plan: Plan, node: Node, domain: Seen | None, *, is_paused: bool) -> Iterator[Fact]:
+    """The facts of a node. A fault that vcluster made has paused it if `is_paused`; then it need not run."""
     found = domain or {"defined": None, "running": None, "state": "", "pid": 0}
-    yield Fact("node-runs", node.domain, "running", found["state"] if found["pid"] else "off" if domain else "")
+    yield Fact(
+        "node-runs",
+        node.domain,
+        "paused" if is_paused else "running",
+        found["state"] if found["pid"] else "off" if domain else "",
+    )
     versions = [found["defined"], found["running"]] if found["pid"] else [found["defined"]]
     label = {"cluster": plan.name, "node": node.name, "image": plan.image.digest, "by": plan.owner}
     planned = _label_text(label)

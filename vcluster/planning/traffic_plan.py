@@ -122,11 +122,11 @@ def _check_nodes(plan: Plan, links: Collection[Link]) -> None:
         raise RequestError(f"link of {own}: the peer {own} is the node itself", hint="name another node of the cluster")
 
 
-def require_own_switch(plan: Plan) -> None:
+def require_own_switch(plan: Plan, purpose: str = "limit its ports") -> None:
     """Raise ConflictError if the administrator of the switch made it: vcluster then has no access to its ports."""
     if plan.switch.server not in {server.name for server in plan.servers}:
         raise ConflictError(
-            f"the switch of {plan.name} was set up by hand on {plan.switch.server}, so vcluster cannot limit its ports",
+            f"the switch of {plan.name} was set up by hand on {plan.switch.server}, so vcluster cannot {purpose}",
             hint="create the cluster with a switch that you can log in to",
         )
 

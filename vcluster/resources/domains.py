@@ -14,7 +14,7 @@ from vcluster.model.quoting import printable
 from vcluster.render.clone_xml import clone_xml
 from vcluster.render.domain_xml import data_disk, domain_xml
 from vcluster.render.xml_tree import text_of
-from vcluster.resources import profiles, segmentation, shaping
+from vcluster.resources import faults, profiles, segmentation, shaping
 from vcluster.resources.owned import OwnedItem
 from vcluster.snapshots.template import Snapshot
 from vcluster.util import parallel
@@ -86,6 +86,13 @@ def _last_words(server: Server, node: Node) -> str:
     said = [line for line in lines if "qemu-system-x86_64: " in line and "terminating on signal" not in line]
     text = said[-1].partition("qemu-system-x86_64: ")[2] if said else ""
     return f": {printable(text)}" if text else ""
+
+
+def resume(server: Server, plan: Plan, node: Node) -> bool:
+    """Let a paused node run again. Returns whether `vcluster fault` had paused it: that fault is over."""
+    was_fault = faults.drop_pause(server, plan, node)
+    server.hypervisor.resume_domain(node.domain)
+    return was_fault
 
 
 def discard(server: Server, node: Node) -> None:

@@ -26,8 +26,9 @@ def create(server: Server, plan: ServerPlan, cluster: str, *, whole: Plan | None
 
 
 def destroy(server: Server, cluster: str) -> None:
-    """Remove the cluster's tables, also that of links."""
-    own = {naming.table_name(cluster, server.owner), naming.links_table_name(cluster, server.owner)}
+    """Remove the cluster's tables, also those of links and faults."""
+    names = naming.table_name, naming.links_table_name, naming.faults_table_name
+    own = {name(cluster, server.owner) for name in names}
     for name in server.call("guards", prefix=naming.table_name(cluster, server.owner)):
         if name in own:
             server.call("remove_guard", table=name)

@@ -11,6 +11,7 @@ from typing import Any
 from vcluster.adapters.network import guard_table
 from vcluster.adapters.network.readings import interface_state, table_state
 from vcluster.agent import confinement
+from vcluster.agent.faults import fault_operations
 from vcluster.agent.links import link_limits
 from vcluster.agent.survey import file_states, libvirt_records, listeners
 from vcluster.agent.survey.listeners import Listener
@@ -33,13 +34,14 @@ def survey_cluster(
     trees: Sequence[str],
     user: str,
     links: Mapping[str, Any] | None = None,
+    faults: Mapping[str, Any] | None = None,
 ) -> Answer:
     """Everything that this server has of a cluster.
 
     `interfaces` are the planned ones, taps included. `guard` has the arguments of the operation guard. `network`,
     `gateway` and `pool` are empty on a server without nodes. `trees` are folders whose files are listed. `user` is the
     one who logged in, empty on the controller. `links` has the arguments of the operation read_link_limits, on the
-    server of the switch.
+    server of the switch. `faults` has those of read_faults.
     """
     domains, listening = libvirt_records.domains(cluster), listeners.listeners()
     for domain in domains.values():
@@ -60,6 +62,7 @@ def survey_cluster(
         "profiles": [_profile(found) for found in confinement.profiles() if found["cluster"] == cluster],
         "authorized": _authorized(user, alias) if user else None,
         "links": link_limits.read_link_limits(**links) if links else None,
+        "faults": fault_operations.read_faults(**faults) if faults else None,
     }
 
 

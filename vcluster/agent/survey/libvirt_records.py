@@ -6,6 +6,7 @@ So one request answers for all nodes of a server. libvirt itself would need one 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from ipaddress import IPv4Interface
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,25 @@ def domains(cluster: str) -> dict[str, Record]:
             "pid": 0 if status is None else int(status.get("pid") or 0),
         }
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class DomainProcess:
+    """A domain that runs or is paused: its QEMU, its state, and the MACs of its interfaces that are unplugged."""
+
+    pid: int
+    state: str
+    unplugged: frozenset[str]
+
+
+def run_of(name: str) -> DomainProcess | None:
+    """The process of a domain; None if it is off."""
+    status = _read(RUNNING / "qemu" / f"{name}.xml")
+    if status is None:
+        return None
+    down = (one for one in status.iterfind("domain/devices/interface") if _get(one.find("link"), "state") == "down")
+    macs = frozenset(_get(one.find("mac"), "address") for one in down)
+    return DomainProcess(int(status.get("pid") or 0), status.get("state", ""), macs)
 
 
 def network(name: str) -> Record | None:

@@ -29,7 +29,8 @@ def check(name: str | None, pairs: bool, timeout_s: float, output: str) -> None:
         verdict = access.check_cluster(context, plan, timeout_s=timeout_s, pairs=pairs)
     common.emit(output, check_report.document(plan, verdict), check_report.text)
     if not verdict.passed:
-        raise VclusterError(f"{len(verdict.failed)} of {len(verdict.checks)} checks failed")
+        hint = f"vcluster fault heal --name {plan.name}" if verdict.faults else None
+        raise VclusterError(f"{len(verdict.failed)} of {len(verdict.checks)} checks failed", hint=hint)
 
 
 @click.command(cls=Command)

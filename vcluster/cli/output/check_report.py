@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from vcluster.cli.output.network_report import fault_lines
 from vcluster.cli.output.tables import table
 from vcluster.model import naming
 from vcluster.model.checks import CHECK_KINDS, CheckKind
@@ -29,6 +30,7 @@ def document(plan: Plan, verdict: CheckReport) -> dict[str, Any]:
         "name": plan.name,
         "mtu": plan.mtu,
         "nodes": [node.name for node in plan.nodes],
+        "faults": verdict.faults,
     }
 
 
@@ -36,6 +38,7 @@ def text(found: Mapping[str, Any]) -> str:
     """A check for people: a matrix or a line for each kind, then the failures."""
     checks = found["checks"]
     parts = [_part(kind, found) for kind in CHECK_KINDS if kind.of_nodes or _of(checks, kind)]
+    parts = [*fault_lines(found["faults"]), *parts]
     failed = [check for check in checks if not check["passed"]]
     if not failed:
         return "\n".join((*parts, f"all {len(checks)} checks passed"))

@@ -22,6 +22,8 @@ CLUSTER_COMMANDS: Mapping[str, bool] = {
     **dict.fromkeys(("power on", "power off", "power cycle", "power status"), True),
     **dict.fromkeys(("add", "remove", "ssh", "exec", "mpiexec", "shell", "copy", "provision", "console"), False),
     **dict.fromkeys(("gateway", "path", "link set", "link show", "link reset"), False),
+    **dict.fromkeys(("fault cut", "fault partition", "fault flap", "fault unplug", "fault pause"), False),
+    **dict.fromkeys(("fault show", "fault heal"), False),
     **dict.fromkeys(("capture run", "capture start", "capture stop", "capture status"), False),
 }
 # What does to a node what these do to a cluster.

@@ -1,4 +1,4 @@
-"""Switches with their ports, limits of links, captures, and hosts on a cluster network: documents and text."""
+"""Switches with their ports, limits of links, captures, faults, and hosts on a cluster network: documents and text."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vcluster.cli.output.tables import table
 from vcluster.model import naming
+from vcluster.model.status import Fault
 from vcluster.planning import link_spec, traffic_plan
 
 if TYPE_CHECKING:
@@ -154,3 +155,27 @@ def links_reset_text(found: Document) -> str:
     """The nodes whose links have no limits any more."""
     nodes = found["reset"]
     return f"{found['name']}: {f'removed the limits of {naming.folded(nodes)}' if nodes else 'there were no limits'}"
+
+
+def faults_text(faults: Sequence[Document]) -> str:
+    """A line for each active fault."""
+    if not faults:
+        return "no faults"
+    return table(("FAULT", "NODES", "DIRECTION", "LEFT"), map(_fault_row, faults))
+
+
+def _fault_row(found: Document) -> tuple[object, ...]:
+    fault = Fault(**found)
+    left = "until heal" if fault.left_s is None else f"{fault.left_s:.1f} s"
+    return fault.fault, fault.nodeset, fault.direction or "-", left
+
+
+def fault_lines(faults: Sequence[Document]) -> list[str]:
+    """A line for each active fault, for status and check."""
+    return [f"active fault: {Fault(**fault)}" for fault in faults]
+
+
+def healed_text(found: Document) -> str:
+    """The nodes that have no faults any more."""
+    nodes = found["healed"]
+    return f"{found['name']}: {f'healed {naming.folded(nodes)}' if nodes else 'there were no faults'}"

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vcluster.cli.output.hints import Reader
+from vcluster.cli.output.network_report import fault_lines
 from vcluster.cli.output.tables import shown_role, table
 from vcluster.model import codec, naming
 from vcluster.model.status import PAUSED, STOPPED
@@ -36,7 +37,8 @@ def text(found: Document, reader: Reader) -> str:
         for node in found["nodes"]
     ]
     limits = [f"limits of {node['name']}: {text}" for node in found["nodes"] for text in node["limits"]]
-    return "\n".join((head, switch, table(header, rows), *limits, *_deviations(found, reader)))
+    faults = fault_lines(found["faults"])
+    return "\n".join((*faults, head, switch, table(header, rows), *limits, *_deviations(found, reader)))
 
 
 def _deviations(found: Document, reader: Reader) -> Iterator[str]:

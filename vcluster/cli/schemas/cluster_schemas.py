@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vcluster.cli.schemas.fault_schemas import FAULTS
 from vcluster.cli.schemas.plan_schema import DATA_GIB, MODE, MTU, SUBNET, SWITCH
 from vcluster.cli.schemas.schema_parts import (
     Schema,
@@ -56,6 +57,7 @@ STATUS_FIELDS = {
     "switch": SWITCH,
     "nodes": many("The nodes; the first is the head node", NODE_STATUS),
     "missing": many("Planned resources that do not exist", text("Description of a resource")),
+    "faults": FAULTS,
 }
 STATUS = record("The cluster", STATUS_FIELDS)
 NODE_NAMES = text("Name of a node")

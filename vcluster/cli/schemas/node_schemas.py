@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vcluster.cli.schemas.fault_schemas import FAULTS
 from vcluster.cli.schemas.plan_schema import MTU
 from vcluster.cli.schemas.schema_parts import (
     Schema,
@@ -123,6 +124,7 @@ CHECK = record(
         "name": text("Name of the cluster"),
         "mtu": MTU,
         "nodes": many("The nodes", NODE),
+        "faults": FAULTS,
     },
 )
 

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from vcluster.cli.schemas import cluster_schemas, graph_schemas, machine_schemas, node_schemas, traffic_schema
+from vcluster.cli.schemas import (
+    cluster_schemas,
+    fault_schemas,
+    graph_schemas,
+    machine_schemas,
+    node_schemas,
+    traffic_schema,
+)
 from vcluster.cli.schemas.plan_schema import PLAN
 from vcluster.cli.schemas.schema_parts import Schema, titled
 
@@ -17,6 +24,7 @@ SCHEMAS: Mapping[str, Schema] = {
         **cluster_schemas.SCHEMAS,
         **{f"{command} {PLAN_OPTION}": PLAN for command in CREATE},
         **node_schemas.SCHEMAS,
+        **fault_schemas.SCHEMAS,
         **machine_schemas.SCHEMAS,
         **traffic_schema.SCHEMAS,
         **graph_schemas.SCHEMAS,

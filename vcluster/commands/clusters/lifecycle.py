@@ -9,7 +9,7 @@ from dataclasses import replace
 from vcluster.adapters.node_connection import NodeConnection
 from vcluster.commands.steps.admission import memory_errors, report_obstacles
 from vcluster.commands.steps.deployment import Deployment, image_password
-from vcluster.commands.steps.inventory import domains_on, keep_nodes, observe_status, read_ledger
+from vcluster.commands.steps.inventory import domains_on, keep_nodes, observe_status, read_ledger, report_faults
 from vcluster.commands.steps.node_lifecycle import NodeLifecycle
 from vcluster.errors import VclusterError
 from vcluster.fleet import servers
@@ -39,7 +39,7 @@ def stop(context: Context, name: str, *, timeout_s: float) -> tuple[str, ...]:
         for node in running:
             if power[node.domain].state == PAUSED:  # a paused node does not react to its power button
                 context.report.note(f"{node.name} was {power[node.domain]}, so vcluster resumes it for the shutdown")
-                fleet[node.server].hypervisor.resume_domain(node.domain)
+                domains.resume(fleet[node.server], plan, node)
         serving = {plan.head.name, *plan.stores}
         for group in (
             [node for node in running if node.name not in serving],
@@ -99,6 +99,7 @@ def _restore(context: Context, name: str, *, timeout_s: float, unless_ready: boo
         report_obstacles(fleet, context.report)
         cluster = Deployment(context, fleet, ledger.plan, files.read_keys(), deadline)
         status = observe_status(fleet, files)
+        report_faults(context, status)
         cluster.restore_files()  # first, because it may replace the file that the reservation locks
         lack = _reserve_memory(cluster, files, status, stack)
         cluster.create_networks()  # an earlier version may have made them, with other rules and settings

@@ -7,6 +7,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet, NodeSetException
@@ -22,6 +23,7 @@ from vcluster.commands.steps.inventory import (
     node_powers,
     observe_status,
     powers_of,
+    report_faults,
 )
 from vcluster.commands.steps.node_console import console_log
 from vcluster.commands.steps.node_login import log_in
@@ -126,6 +128,7 @@ def check_cluster(context: Context, plan: Plan, *, timeout_s: float, pairs: bool
     with context.fleet_of(plan) as fleet:
         status = observe_status(fleet, files)
         if down := describe_down({node.name: node.power for node in status.nodes}):
+            report_faults(context, status)
             raise VclusterError(down, hint=f"vcluster start {plan.name}")
         deadline = Deadline(timeout_s).with_check(fleet.check)
         cluster = Deployment(context, fleet, plan, files.read_keys(), deadline)
@@ -140,7 +143,8 @@ def check_cluster(context: Context, plan: Plan, *, timeout_s: float, pairs: bool
             opened = _open_all(login, plan.nodes, "root", watched.deadline, stack)
             for node in plan.nodes:
                 watch.call_on_stop(node, opened[node.name].close)
-            return watched.check(opened, lambda node: login(node, plan.user).close(), pairs=pairs)
+            report = watched.check(opened, lambda node: login(node, plan.user).close(), pairs=pairs)
+            return replace(report, faults=status.faults)
 
 
 def running_nodes(context: Context, plan: Plan) -> tuple[Node, ...]:

@@ -13,7 +13,7 @@ from vcluster.fleet.context import Context
 from vcluster.fleet.servers import Fleet, Server
 from vcluster.model.plan import Node, Plan
 from vcluster.model.status import PAUSED, RUNNING, STOPPED, PowerState
-from vcluster.resources.domains import power_on, prepare
+from vcluster.resources.domains import power_on, prepare, resume
 from vcluster.stages import boot
 from vcluster.util import parallel
 from vcluster.util.deadline import Deadline
@@ -56,7 +56,8 @@ def turn_on(context: Context, plan: Plan, nodes: Sequence[Node], *, ready_by: De
 
     def work(server: Server, node: Node, power: PowerState) -> str:
         if power.state == PAUSED:
-            server.hypervisor.resume_domain(node.domain)
+            if resume(server, plan, node):
+                context.report.note(f"{node.name} was paused by a fault, which is over now")
             return RESUMED
         if power.is_active:
             return "already on"

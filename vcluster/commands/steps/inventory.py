@@ -15,7 +15,8 @@ from vcluster.fleet.servers import Fleet, Server
 from vcluster.model import naming
 from vcluster.model.plan import Node, Plan
 from vcluster.model.status import MISSING, PAUSED, STOPPED, UNKNOWN, Observed, PowerState, Status, status_of
-from vcluster.resources import rules, shaping
+from vcluster.planning import fault_plan
+from vcluster.resources import faults, rules, shaping
 from vcluster.resources.kinds import KINDS
 from vcluster.resources.owned import OwnedItem
 from vcluster.util import parallel
@@ -41,6 +42,7 @@ def observe_status(fleet: Fleet, files: ClusterFiles) -> Status:
         is_being_changed=files.is_locked(),
         seen=seen,
         lost=lost,
+        faults=fault_plan.faults(ledger.plan, {name: each.faults for name, each in seen.items() if each.faults}),
         lost_files=login_files.damaged(files, ledger.plan) if ledger.state == "ready" else (),
     )
 
@@ -57,7 +59,14 @@ def _observe_server(server: Server, plan: Plan) -> Observed:
         lacking_tables=rules.lacking(server, plan),
         limits=limits,
         lost_limits=lost_limits,
+        faults=faults.read(server, plan),
     )
+
+
+def report_faults(context: Context, status: Status) -> None:
+    """Report the active faults, which explain why nodes do not answer."""
+    for fault in status.faults:
+        context.report.note(f"active fault: {fault}")
 
 
 def cluster_names(context: Context) -> tuple[str, ...]:

@@ -220,7 +220,9 @@ class NodeLifecycle:
         Raises VclusterError if the node is paused again, for example because its disk is still full.
         """
         with self._cluster.report.step("start", node.name, awaiting="its resumption"):
-            self._server(node).hypervisor.resume_domain(node.domain)
+            was_fault = domains.resume(self._server(node), self._plan, node)
+        if was_fault:
+            self._cluster.report.note(f"{node.name} was paused by a fault, which is over now")
         return self.configure_running(node)
 
     def configure_running(self, node: Node) -> ssh_session.Session:

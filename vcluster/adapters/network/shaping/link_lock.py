@@ -1,11 +1,11 @@
-"""A lock of the server: one process at a time changes limits of links, and offloads."""
+"""A lock of the server: one process at a time changes limits of links, offloads, and faults."""
 
 from __future__ import annotations
 
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PATH = Path("/run/vcluster/links.lock")
@@ -13,13 +13,17 @@ PATH = Path("/run/vcluster/links.lock")
 
 @contextmanager
 def locked() -> Iterator[None]:
-    """Wait until no other process holds the lock, and hold it. The file is removed afterwards.
+    """Wait until no other process holds the lock, and hold it.
 
+    The file is removed afterwards, and its folder if it is empty.
     The kernel releases the lock of a process that is killed. Only root can open the file, so only root can hold it.
     """
     while True:
         PATH.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(PATH, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            descriptor = os.open(PATH, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:  # the process that held the lock before has removed the folder
+            continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             if _is_current(descriptor):
@@ -27,6 +31,8 @@ def locked() -> Iterator[None]:
                     yield
                 finally:
                     PATH.unlink(missing_ok=True)
+                    with suppress(OSError):  # it has other files
+                        PATH.parent.rmdir()
                 return
         finally:
             os.close(descriptor)

@@ -1,0 +1,212 @@
+"""Nodes that are paused or unplugged by their server, and links that flap: real QEMU, without a guest system.
+
+In shared mode the nodes are on another server, where the agent starts the process that ends a fault.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests import broken_promises
+from tests.clusters import ENVIRONMENT, Host
+from tests.testbed import testbed
+
+pytestmark = [
+    pytest.mark.netns,
+    pytest.mark.skipif(os.geteuid() != 0, reason="the testbed makes namespaces and mounts: needs root"),
+]
+
+STORAGE = "/var/lib/libvirt/distant"
+CONFIG = """\
+[cluster]
+name = lab
+[switch]
+host = localhost
+[server one]
+host = operator@{one}
+key = /root/.ssh/id_ed25519
+path = {storage}
+cpu = 2
+ram = 4 GiB
+hdd = 20 GiB
+nodes = 2
+"""
+HOLDERS = "pgrep -f '[f]ault_holder' || true"
+RECORDS = "find /run/vcluster -name '*.json' 2>/dev/null || true"
+# A command that is killed after it has called an operation of the agent; its second argument is the operation.
+KILLED = """
+import os, signal
+from vcluster.fleet.servers import Server
+real = Server.call
+def call(self, operation, **arguments):
+    if operation == {operation!r} and {is_before}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    found = real(self, operation, **arguments)
+    if operation == {operation!r}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return found
+Server.call = call
+from vcluster.cli.main import run
+run()
+"""
+
+
+@contextmanager
+def places(mode: str) -> Iterator[tuple[Host, Host]]:
+    """The controller, and the server that carries the nodes of the cluster."""
+    with testbed(f"desk-{mode}", f"one-{mode}") as (desk, one):
+        host = Host(desk)
+        if mode == "local":
+            broken_promises.make(host, "local", "2")
+        else:
+            one.allow_login_of(desk, user="operator")
+            desk.path("/run/lab.ini").write_text(CONFIG.format(one=one.name, storage=STORAGE))
+            desk.path("/run/lab.ini").chmod(0o600)
+            Host(one).sh(broken_promises.blank_image(STORAGE))
+            broken_promises.make(host, "shared", "2", "/run/lab.ini")
+        yield host, host if mode == "local" else Host(one)
+        host.vcluster("clear", "lab", "-y")
+
+
+@pytest.fixture(scope="module", params=["local", "shared"])
+def cluster(request: pytest.FixtureRequest) -> Iterator[tuple[Host, Host]]:
+    with places(request.param) as found:
+        yield found
+
+
+@pytest.fixture
+def lab(cluster: tuple[Host, Host]) -> Iterator[tuple[Host, Host]]:
+    host, place = cluster
+    yield cluster
+    host.vcluster("fault", "heal")
+    for each in {host.server.name: host, place.server.name: place}.values():
+        assert each.sh(HOLDERS) + each.sh(RECORDS) == ""
+    assert [state(place, node) for node in ("node1", "node2")] == [("running", "up")] * 2
+
+
+def state(place: Host, node: str) -> tuple[str, str]:
+    """The state of a node, and that of the link of its lab0."""
+    mac = place.sh(f"virsh -q domiflist lab.{node} | grep vp-lab | awk '{{print $5}}'").strip()
+    return tuple(
+        place.sh(f"virsh -q {line}").split()[-1] for line in (f"domstate lab.{node}", f"domif-getlink lab.{node} {mac}")
+    )  # type: ignore[return-value]
+
+
+EFFECTS = [("pause", ("paused", "up")), ("unplug", ("running", "down"))]
+
+
+@pytest.mark.parametrize(("kind", "effect"), EFFECTS, ids=["pause", "unplug"])
+def test_a_fault_of_a_node_lasts_until_it_is_healed(lab: tuple[Host, Host], kind: str, effect: tuple[str, str]) -> None:
+    host, place = lab
+    assert host.json("fault", kind, "node2") == [
+        {"fault": kind, "nodes": ["node2"], "direction": None, "groups": None, "left_s": None}
+    ]
+    assert [state(place, node) for node in ("node1", "node2")] == [("running", "up"), effect]
+    assert place.sh(HOLDERS) == ""
+    done = host.vcluster("fault", kind, "node[1-2]", check=False)
+    assert done.returncode == 4
+    assert "node2" in done.stderr
+    assert state(place, "node1") == ("running", "up")
+    assert host.vcluster("status", "lab").stdout.splitlines()[0] == f"active fault: {kind} node2, until it is healed"
+    assert [each["id"] for each in broken_promises.broken(host)] == []
+    assert host.json("fault", "heal", "node1") == {"name": "lab", "healed": []}
+    assert host.json("fault", "heal", "node2") == {"name": "lab", "healed": ["node2"]}
+
+
+@pytest.mark.parametrize(("kind", "effect"), EFFECTS, ids=["pause", "unplug"])
+def test_a_process_of_the_server_ends_a_fault(lab: tuple[Host, Host], kind: str, effect: tuple[str, str]) -> None:
+    """The command is killed before it gets the answer of the agent."""
+    host, place = lab
+    program = KILLED.format(operation="begin_node_fault", is_before=False)
+    done = host.server.run(
+        [*host.program[:1], "-c", program, "fault", kind, "node1", "--for", "8"], timeout_s=60, check=False,
+        env=ENVIRONMENT,
+    )  # fmt: skip
+    assert done.returncode == -9
+    (record,) = place.sh(RECORDS).split()
+    holder = json.loads(place.sh(f"cat {record}"))["holder"][0]
+    assert state(place, "node1") == effect
+    (found,) = host.json("fault", "show")
+    assert 0 < found["left_s"] <= 8
+    place.wait_for(f"[ -e {record} ] || echo over")
+    assert state(place, "node1") == ("running", "up")
+    place.wait_for(f"[ -e /proc/{holder} ] || echo over")
+    assert host.json("fault", "show") == []
+
+
+@pytest.mark.parametrize(("kind", "effect"), EFFECTS, ids=["pause", "unplug"])
+def test_a_fault_whose_process_is_killed_is_healed(lab: tuple[Host, Host], kind: str, effect: tuple[str, str]) -> None:
+    host, place = lab
+    host.vcluster("fault", kind, "node1", "--for", "1000")
+    place.sh(f"kill -9 $({HOLDERS})")
+    assert [each["left_s"] for each in host.json("fault", "show")] == [None]
+    assert state(place, "node1") == effect
+    assert host.json("fault", "heal") == {"name": "lab", "healed": ["node1"]}
+
+
+def test_a_node_that_was_off_has_no_fault(lab: tuple[Host, Host]) -> None:
+    """The process that holds the fault then leaves the node alone."""
+    host, place = lab
+    host.vcluster("fault", "pause", "node1", "--for", "10")
+    place.sh("virsh -q destroy lab.node1; virsh -q start --paused lab.node1")
+    (record,) = place.sh(RECORDS).split()
+    assert host.json("fault", "show") == []
+    place.wait_for(f"[ -e {record} ] || echo over")
+    assert state(place, "node1")[0] == "paused"
+    done = host.vcluster("fault", "pause", "node[1-2]", check=False)
+    assert done.returncode == 4
+    assert "not running: node1; nothing was changed" in done.stderr
+    assert state(place, "node2") == ("running", "up")
+    place.sh("virsh -q resume lab.node1")
+
+
+def test_a_node_that_is_resumed_is_named(lab: tuple[Host, Host]) -> None:
+    host, place = lab
+    host.vcluster("fault", "pause", "node1", "--for", "1000")
+    done = host.vcluster("power", "on", "-w", "node1")
+    assert state(place, "node1") == ("running", "up"), done.stderr
+    assert "node1 was paused by a fault, which is over now" in done.stderr
+    assert place.sh(HOLDERS) + place.sh(RECORDS) == ""
+
+
+def test_a_link_flaps_and_is_healed_by_the_kernel(lab: tuple[Host, Host]) -> None:
+    """The process on the switch's server is killed while the link is down."""
+    host, _ = lab
+    (found,) = host.json("fault", "flap", "node1", "--down", "3", "--up", "0.5", "--times", "100", "--seed", "7")
+    assert (found["fault"], found["nodes"]) == ("flap", ["node1"])
+    assert 170 < found["left_s"] < 530
+    down = "nft list ruleset | grep expires | head -1"
+    for _ in range(2):
+        host.wait_for(down)
+        host.wait_for(f'[ -n "$({down})" ] || echo up')
+    host.wait_for(down)
+    host.sh(f"kill -9 $({HOLDERS})")
+    host.wait_for(f'[ -n "$({down})" ] || echo up')
+    assert host.json("fault", "show") == []
+
+
+def test_a_flap_ends_by_itself(lab: tuple[Host, Host]) -> None:
+    host, _ = lab
+    host.vcluster("fault", "flap", "node[1-2]", "--down", "0.3", "--up", "0.3", "--times", "3")
+    host.wait_for(f'[ -n "$({RECORDS})" ] || echo over')
+    host.wait_for("nft list ruleset | grep -q expires || echo over")
+    assert host.json("fault", "show") == []
+
+
+@pytest.mark.parametrize("mode", ["local", "shared"])
+def test_clear_removes_faults_of_killed_commands(mode: str) -> None:
+    with places(mode) as (host, place):
+        for kind in ("unplug", "pause"):
+            host.vcluster("fault", kind, "node2", "--for", "1000")
+        host.vcluster("fault", "flap", "node1")
+        host.vcluster("fault", "cut", "node1", "--for", "1000")
+        host.vcluster("clear", "lab", "-y")
+        assert host.json("clear", "--all", "--verify", "-y")["left"] == []
+        for each in (host, place):
+            assert each.sh(HOLDERS) + each.sh(RECORDS) == ""
+            assert each.sh("nft list tables | grep vcluster; ls -A /run/vcluster 2>/dev/null || true") == ""

@@ -1,0 +1,105 @@
+"""The process on a server that begins a fault, holds its end, and ends it.
+
+It needs neither the controller nor the agent. Its argument is a record, with a time or with the steps of a flap. It
+writes one line of JSON when the fault has begun: `{}`, or the error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from vcluster.adapters.network.faults import fault_table
+from vcluster.adapters.network.faults.fault_table import Cut
+from vcluster.adapters.network.shaping.link_lock import locked
+from vcluster.agent import request_loop
+from vcluster.agent.faults import node_faults
+from vcluster.agent.faults.node_faults import FaultRecord
+from vcluster.errors import ConflictError, VclusterError
+
+RETRY_S = 1.0  # while libvirt does not answer
+RETRIES = 600
+
+
+def main() -> None:
+    """Hold the fault of the argument."""
+    order = json.loads(sys.argv[1])
+    fields = order["record"]
+    record = FaultRecord(**{**fields, **{name: tuple(fields[name]) for name in ("qemu", "holder")}})
+    try:
+        if order["steps"]:
+            _flap(record, order["table"], order["port"], order["steps"])
+        else:
+            _hold(record, order["for_s"])
+    except VclusterError as error:
+        _answer({"error": request_loop.error_to_json(error)})
+
+
+def _answer(fields: dict[str, Any]) -> None:
+    """Report the begin, and close the output: the agent may be gone later."""
+    with suppress(OSError):
+        os.write(1, json.dumps(fields).encode() + b"\n")
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 1)
+    os.close(nothing)
+
+
+def _begun(record: FaultRecord, for_s: float) -> FaultRecord:
+    """The record of a fault that this process holds."""
+    process = node_faults.identity_of(os.getpid())
+    return replace(node_faults.begun(record), holder=process, ends_s=time.monotonic() + for_s)
+
+
+def _wait_until(moment_s: float) -> None:
+    while (left_s := moment_s - time.monotonic()) > 0:
+        time.sleep(left_s)
+
+
+def _hold(record: FaultRecord, for_s: float) -> None:
+    with locked():
+        record = _begun(record, for_s)
+        node_faults.apply(record)
+    _answer({})
+    _wait_until(record.ends_s or 0.0)
+    for _ in range(RETRIES):
+        with suppress(VclusterError), locked():  # libvirt may restart, for example
+            node_faults.undo(record)
+            node_faults.forget(record)
+            break
+        time.sleep(RETRY_S)
+
+
+def _flap(record: FaultRecord, table: str, port: str, steps: Sequence[Sequence[float]]) -> None:
+    """Drop the frames of a link again and again.
+
+    The kernel ends each time by itself, also if this process is killed.
+    """
+    with locked():
+        record = _begun(record, sum(down_s + up_s for down_s, up_s in steps))
+        node_faults.write(record)
+        try:
+            _drop(table, port, steps[0][0])
+        except VclusterError:
+            node_faults.forget(record)
+            raise
+    _answer({})
+    moment_s = time.monotonic()
+    for (down_s, up_s), (next_s, _) in zip(steps, [*steps[1:], (0.0, 0.0)], strict=True):
+        moment_s += down_s + up_s
+        _wait_until(moment_s)
+        with locked():
+            if next_s:
+                with suppress(ConflictError):  # the kernel has not ended the time before yet
+                    _drop(table, port, next_s)
+            else:
+                node_faults.forget(record)
+
+
+def _drop(table: str, port: str, down_s: float) -> None:
+    fault_table.add(table, [Cut(fault_table.FLAP, [[port]])], round(down_s * 1000))

@@ -1,0 +1,200 @@
+"""vcluster fault."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from vcluster.cli import arguments, common
+from vcluster.cli.help_layout import Command, Group, examples
+from vcluster.model.spec import FROM, TO
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+TIME = arguments.Duration(0.01, 10**7)
+for_option: Callable[[F], F] = click.option(
+    "--for", "for_s", type=TIME, metavar="SECONDS",
+    help="End the fault after this time, for example 0.5, 90s or 2m.  [default: when it is healed]",
+)  # fmt: skip
+
+
+def _nodes_argument(*, required: bool) -> Callable[[F], F]:
+    return click.argument("nodes", nargs=-1, required=required, shell_complete=arguments.complete_nodes)
+
+
+@click.group(cls=Group, sections={"Commands": ("cut", "partition", "flap", "unplug", "pause", "show", "heal")})
+def fault() -> None:
+    """Make faults of nodes and their links on purpose.
+
+    Faults are on the cluster network; SSH to the nodes works on. A fault ends after its time, or by `heal` or `clear`.
+    """
+
+
+@fault.command(
+    cls=Command,
+    epilog=examples(
+        "sudo vcluster fault cut node3 --for 10",
+        "sudo vcluster fault cut 'node[2-3]' --from      only frames that they send",
+    ),
+)
+@_nodes_argument(required=True)
+@arguments.name_option
+@click.option("--from", "is_from", is_flag=True, help="Drop only frames that the nodes send.")
+@click.option("--to", "is_to", is_flag=True, help="Drop only frames that the nodes receive.")
+@for_option
+@arguments.output_option
+def cut(nodes: tuple[str, ...], name: str | None, is_from: bool, is_to: bool, for_s: float | None, output: str) -> None:
+    """Drop all frames from and to NODES at the switch.
+
+    The kernel of the switch's server ends the fault after its time. The nodes do not see it: their links stay up.
+    """
+    from vcluster.commands.nodes import fault as work
+
+    directions = [direction for direction, is_given in ((FROM, is_from), (TO, is_to)) if is_given] or [FROM, TO]
+    with common.progress() as (context, _):
+        found = work.cut(context, common.choose_cluster(context, name), nodes, directions, for_s)
+    _emit(output, found)
+
+
+@fault.command(
+    cls=Command,
+    epilog=examples("sudo vcluster fault partition 'node[1-2]|node[3-4]' --for 30", "sudo vcluster fault heal"),
+)
+@click.argument("groups")
+@arguments.name_option
+@for_option
+@arguments.output_option
+def partition(groups: str, name: str | None, for_s: float | None, output: str) -> None:
+    """Drop all frames between nodes of different GROUPS.
+
+    The groups are separated by |. A node that is in no group reaches all nodes. The kernel of the switch's server ends
+    the fault after its time.
+    """
+    from vcluster.commands.nodes import fault as work
+
+    with common.progress() as (context, _):
+        found = work.partition(context, common.choose_cluster(context, name), groups, for_s)
+    _emit(output, found)
+
+
+@fault.command(
+    cls=Command,
+    epilog=examples(
+        "sudo vcluster fault flap node3 --down 0.5 --up 2 --times 20",
+        "sudo vcluster fault flap node3 --seed 7      random times, the same ones for each run",
+    ),
+)
+@_nodes_argument(required=True)
+@arguments.name_option
+@click.option(
+    "--down", "down_s", type=TIME, metavar="SECONDS", default=1.0, show_default=True, help="Drop frames for this time."
+)
+@click.option(
+    "--up",
+    "up_s",
+    type=TIME,
+    metavar="SECONDS",
+    default=4.0,
+    show_default=True,
+    help="Then let them pass for this time.",
+)
+@click.option(
+    "--times", type=arguments.Number(int, 1, 10000), metavar="N", default=5, show_default=True, help="Do it N times."
+)
+@click.option(
+    "--seed", type=arguments.Number(int, 0, 2**31), metavar="N",
+    help="Spread each time at random, by up to half of it.  [default: equal times]",
+)  # fmt: skip
+@arguments.output_option
+def flap(
+    nodes: tuple[str, ...], name: str | None, down_s: float, up_s: float, times: int, seed: int | None, output: str
+) -> None:
+    """Cut the links of NODES again and again.
+
+    A process on the switch's server does it, also without vcluster. The kernel ends each cut, also without the process.
+    """
+    from vcluster.commands.nodes import fault as work
+    from vcluster.planning import fault_plan
+
+    steps = fault_plan.flap_steps(times, down_s, up_s, seed)
+    with common.progress() as (context, _):
+        found = work.flap(context, common.choose_cluster(context, name), nodes, steps)
+    _emit(output, found)
+
+
+@fault.command(cls=Command, epilog=examples("sudo vcluster fault unplug node3 --for 10"))
+@_nodes_argument(required=True)
+@arguments.name_option
+@for_option
+@arguments.output_option
+def unplug(nodes: tuple[str, ...], name: str | None, for_s: float | None, output: str) -> None:
+    """Unplug lab0 of NODES: they see that their link is down.
+
+    A process on the node's server ends the fault after its time. A node that is powered off and on is plugged in.
+    """
+    from vcluster.commands.nodes import fault as work
+
+    with common.progress() as (context, _):
+        found = work.unplug(context, common.choose_cluster(context, name), nodes, for_s)
+    _emit(output, found)
+
+
+@fault.command(cls=Command, epilog=examples("sudo vcluster fault pause node3 --for 10"))
+@_nodes_argument(required=True)
+@arguments.name_option
+@for_option
+@arguments.output_option
+def pause(nodes: tuple[str, ...], name: str | None, for_s: float | None, output: str) -> None:
+    """Pause NODES: they do nothing, and their clocks stop.
+
+    A process on the node's server ends the fault after its time.
+    """
+    from vcluster.commands.nodes import fault as work
+
+    with common.progress() as (context, _):
+        found = work.pause(context, common.choose_cluster(context, name), nodes, for_s)
+    _emit(output, found)
+
+
+@fault.command(cls=Command)
+@_nodes_argument(required=False)
+@arguments.name_option
+@arguments.output_option
+def show(nodes: tuple[str, ...], name: str | None, output: str) -> None:
+    """Show the active faults of NODES, or of all nodes, with the time that is left.
+
+    They are read from the servers.
+    """
+    from vcluster.commands.nodes import fault as work
+
+    context = common.context()
+    _emit(output, work.show(context, common.choose_cluster(context, name), nodes))
+
+
+@fault.command(cls=Command)
+@_nodes_argument(required=False)
+@arguments.name_option
+@arguments.output_option
+def heal(nodes: tuple[str, ...], name: str | None, output: str) -> None:
+    """End all faults of NODES, or of all nodes.
+
+    A node that is healed reaches all nodes across a partition. The partition of the others stays.
+    """
+    from vcluster.cli.output import network_report
+    from vcluster.commands.nodes import fault as work
+
+    with common.progress() as (context, _):
+        chosen = common.choose_cluster(context, name)
+        document = {"name": chosen, "healed": work.heal(context, chosen, nodes)}
+    common.emit(output, document, network_report.healed_text)
+
+
+def _emit(output: str, found: Any) -> None:
+    from vcluster.cli.output import network_report
+
+    common.emit(output, found, network_report.faults_text)
+
+
+COMMANDS = (fault,)

@@ -1,0 +1,156 @@
+"""Faults of a cluster: what they drop at the ports of its switch, and what was read back. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from random import Random
+from shlex import quote
+from typing import Any
+
+from vcluster.errors import ConflictError, RequestError
+from vcluster.model import naming
+from vcluster.model.plan import Node, Plan
+from vcluster.model.spec import FROM, TO
+from vcluster.model.status import CUT, FLAP, PARTITION, PAUSE, UNPLUG, Fault
+from vcluster.planning.hops import switch_port
+
+SEPARATOR = "|"
+GROUPS_EXAMPLE = "for example 'node[1-2]|node[3-4]'"
+_BETWEEN = "between"  # the set of the table with pairs of ports
+_MS = 1000
+
+Cuts = list[tuple[str, list[list[str]]]]
+Pair = tuple[str, str]
+
+
+def cuts(plan: Plan, nodes: Collection[str], directions: Sequence[str]) -> Cuts:
+    """The elements that cut the links of these nodes in these directions."""
+    ports = [[switch_port(plan, node)] for node in plan.nodes if node.name in nodes]
+    return [(direction, ports) for direction in directions]
+
+
+def partition(plan: Plan, groups: Sequence[Collection[str]]) -> Cuts:
+    """The elements that drop all frames between nodes of different groups."""
+    ports = [[switch_port(plan, node) for node in plan.nodes if node.name in group] for group in groups]
+    pairs = [
+        [start, end]
+        for number, group in enumerate(ports)
+        for other, others in enumerate(ports)
+        if number != other
+        for start in group
+        for end in others
+    ]
+    return [(_BETWEEN, pairs)]
+
+
+def require_groups(groups: Sequence[Sequence[Node]]) -> None:
+    """Raise RequestError unless there are at least two groups, and no node is in two of them."""
+    if len(groups) < 2:
+        raise RequestError("a partition needs at least two groups of nodes", hint=GROUPS_EXAMPLE)
+    names = [node.name for group in groups for node in group]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise RequestError(f"the groups overlap: {naming.folded(twice)} is in more than one", hint=GROUPS_EXAMPLE)
+
+
+def require_new(found: Sequence[Fault], kind: str, nodes: Collection[str], directions: Sequence[str | None]) -> None:
+    """Raise ConflictError if a node has this fault already. Faults of other kinds and directions are added."""
+    for fault in found:
+        if fault.fault == kind and fault.direction in directions and (own := {*fault.nodes} & {*nodes}):
+            raise ConflictError(
+                f"{naming.folded(own)} has this fault already: {fault}",
+                hint=f"vcluster fault heal {quote(naming.folded(fault.nodes))}",
+            )
+
+
+def flap_steps(times: int, down_s: float, up_s: float, seed: int | None) -> list[tuple[float, float]]:
+    """How long a link that flaps is down and up, each time.
+
+    With a seed, each time differs: it is random from half to one and a half of its value, and the same for each run.
+    """
+    if seed is None:
+        return [(down_s, up_s)] * times
+    random = Random(seed)  # noqa: S311 - it must be repeatable
+    return [(_spread(random, down_s), _spread(random, up_s)) for _ in range(times)]
+
+
+def _spread(random: Random, value_s: float) -> float:
+    return round(value_s * (0.5 + random.random()), 3)
+
+
+# Reading
+
+
+def ports_of(plan: Plan, nodes: Collection[str]) -> list[str]:
+    """The ports of these nodes on the switch."""
+    return [switch_port(plan, node) for node in plan.nodes if node.name in nodes]
+
+
+def faults(plan: Plan, found: Mapping[str, Mapping[str, Any]]) -> list[Fault]:
+    """The active faults of a cluster, from the answers of the servers to `read_faults`, by their names."""
+    switch = found.get(plan.switch.server, {"elements": []})
+    held = {
+        (one["kind"], one["node"]): one["left_s"] for each in found.values() for one in each["held"] if one["is_active"]
+    }
+    return [
+        *_cuts_of(plan, switch["elements"]),
+        *_partitions_of(plan, switch["elements"]),
+        *(
+            Fault(kind, (node.name,), left_s=held[kind, node.name])
+            for kind in (FLAP, UNPLUG, PAUSE)
+            for node in plan.nodes
+            if (kind, node.name) in held
+        ),
+    ]
+
+
+def _nodes_by_port(plan: Plan) -> dict[str, str]:
+    return {switch_port(plan, node): node.name for node in plan.nodes}
+
+
+def _left_s(left_ms: int | None) -> float | None:
+    return None if left_ms is None else left_ms / _MS
+
+
+def _cuts_of(plan: Plan, elements: Sequence[Mapping[str, Any]]) -> Iterator[Fault]:
+    left = {(each["ports"][0], each["kind"]): each["left_ms"] for each in elements if each["kind"] in (FROM, TO)}
+    for port, node in _nodes_by_port(plan).items():
+        for direction in (FROM, TO):
+            if (port, direction) in left:
+                yield Fault(CUT, (node,), direction, left_s=_left_s(left[port, direction]))
+
+
+def _partitions_of(plan: Plan, elements: Sequence[Mapping[str, Any]]) -> Iterator[Fault]:
+    """Partitions with their groups: nodes are in one group if the same other nodes are cut off from each of them."""
+    names = _nodes_by_port(plan)
+    left = {
+        (names[start], names[end]): each["left_ms"]
+        for each in elements
+        if each["kind"] == _BETWEEN
+        for start, end in [each["ports"]]
+        if start in names and end in names
+    }
+    others = {name: frozenset(end for start, end in left if start == name) for name in names.values()}
+    rest = [name for name in names.values() if others[name]]
+    while rest:
+        members = {rest[0], *others[rest[0]]}
+        for other in others[rest[0]]:
+            members |= others[other]
+        groups: dict[frozenset[str], list[str]] = {}
+        for name in rest:
+            if name in members:
+                groups.setdefault(others[name], []).append(name)
+        times = [left[pair] for pair in left if pair[0] in members]
+        limit = None if None in times else max(times)
+        yield Fault(
+            PARTITION,
+            tuple(name for name in rest if name in members),
+            groups=tuple(map(tuple, groups.values())),
+            left_s=_left_s(limit),
+        )
+        rest = [name for name in rest if name not in members]
+
+
+def label_arguments(plan: Plan, server: str) -> dict[str, Any]:
+    """The arguments that name the faults of a cluster to the agent's operations on a server."""
+    table = naming.faults_table_name(plan.name, plan.owner) if server == plan.switch.server else ""
+    return {"label": naming.alias(plan.name, plan.owner), "table": table}
