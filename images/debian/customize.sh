@@ -18,8 +18,9 @@ install -m 644 "$here/../guest/vcluster-ready.service" "$root/etc/systemd/system
 
 # --- MPI -------------------------------------------------------------------------------------------------------------------
 mkdir -p "$root/usr/lib/vcluster" "$root/var/lib/nfs/v4recovery" # the latter for modprobe.d/vcluster.conf
-install -m 644 "$here/../guest/mpi-check.c" "$root/usr/lib/vcluster/"
+install -m 644 "$here/../guest/mpi-check.c" "$here/../guest/mpi-measure.c" "$root/usr/lib/vcluster/"
 in_root mpicc -O2 -Wall -o /usr/lib/vcluster/mpi-check /usr/lib/vcluster/mpi-check.c -ldl
+in_root mpicc -O2 -Wall -o /usr/lib/vcluster/mpi-measure /usr/lib/vcluster/mpi-measure.c
 
 # --- accounts -------------------------------------------------------------------------------------
 # The cluster's user has the same number on every image.

@@ -25,7 +25,7 @@ from vcluster.adapters.network.obstacles import find_obstacles
 from vcluster.agent import confinement, image_store, libvirt_daemons, snapshot_store
 from vcluster.agent.diagnostics import diagnose, has_rights, hidden_mounts, is_dns_port_free
 from vcluster.agent.faults import fault_operations
-from vcluster.agent.links import counters, link_limits
+from vcluster.agent.links import counters, frame_counts, link_limits
 from vcluster.agent.support import server_report
 from vcluster.agent.survey import cluster_survey
 from vcluster.agent.survey.file_states import LABEL, label_of
@@ -353,7 +353,8 @@ def try_kvm(body: BinaryIO, size: int) -> dict[str, Any]:
 
 
 _MODULES = (
-    image_store, snapshot_store, confinement, cluster_survey, server_report, link_limits, counters, fault_operations
+    image_store, snapshot_store, confinement, cluster_survey, server_report, link_limits, counters, frame_counts,
+    fault_operations,
 )  # fmt: skip
 OPERATIONS: dict[str, Callable[..., Any]] = {
     function.__name__: function

@@ -57,6 +57,24 @@ class Duration(Number):
         return super().convert(value if factor is None else str(value)[:-1], param, ctx) * (factor or 1)
 
 
+class Percent(click.ParamType):  # type: ignore[type-arg]
+    """A percentage above 0 and up to 100, with or without its sign. It becomes a part of 1."""
+
+    name = "percentage"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Read a text."""
+        from vcluster.model.quoting import shown
+
+        try:
+            number = float(str(value).removesuffix("%"))
+        except ValueError:
+            number = 0.0
+        if not 0 < number <= 100:  # nan is neither
+            self.fail(f"{shown(str(value))} is not a percentage above 0 and up to 100%", param, ctx)
+        return number / 100
+
+
 # Completion. A file that cannot be read gives no suggestion: a shell has no place for an error.
 
 

@@ -31,7 +31,7 @@ SECTIONS = {
     "Create and delete": ("local", "remote", "shared", "clear", "list", "status", "add", "remove"),
     "Run on nodes": ("ssh", "exec", "mpiexec", "shell", "copy", "provision", "console"),
     "Operate": ("start", "stop", "repair", "power", "gateway", "link", "fault"),
-    "Verify and measure": ("check", "verify", "path", "discover", "timing", "capture", "graph", "doctor", "support"),
+    "Verify and measure": ("check", "verify", "path", "discover", "timing", "capture", "measure", "graph", "doctor", "support"),
     "Images": ("image",),
     "Advanced": ("switch", "ssh-config", "completion"),
 }
@@ -52,7 +52,7 @@ def main() -> None:
 
 for module in (
     create, clear, inventory, scale, lifecycle, access, execute, copy, terminals, provision, power, gateway, link,
-    fault, check, verify, doctor, support, image, switch, capture, graph,
+    fault, check, verify, doctor, support, image, switch, capture, graph, measure,
 ):  # fmt: skip
     for command in module.COMMANDS:
         main.add_command(command)

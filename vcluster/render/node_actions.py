@@ -25,6 +25,7 @@ EXPORTS = "/exports"  # mount point of the served disk on a storage node
 MPI_END = "/usr/lib/vcluster/mpi-end.so"
 MPI_ENDS = "mpi-ends"  # a feature of images whose MPICH needs no MPI_END
 MPI_CHECK = "/usr/lib/vcluster/mpi-check"
+MPI_MEASURE = "/usr/lib/vcluster/mpi-measure"
 ARP_MAX = 500  # addresses in a node's ARP cache; the kernel holds 1024 (net.ipv4.neigh.default.gc_thresh3)
 # The first NFS mount takes most of its time to load these.
 PROFILE_MODULES = "sunrpc\nnfsv4\nnfsd\n"

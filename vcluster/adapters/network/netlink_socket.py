@@ -75,6 +75,10 @@ class NetlinkSocket:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the socket. A second call does nothing."""
         self._socket.close()
 
     def change(self, messages: Sequence[Message], *, tolerated: Collection[int] = ()) -> None:

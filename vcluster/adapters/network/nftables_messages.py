@@ -72,12 +72,14 @@ def new_message(
 # Chains and rules
 
 
-def new_chain(table: str, name: str, hook_number: int | None = None, *, device: str = "") -> Message:
+def new_chain(
+    table: str, name: str, hook_number: int | None = None, *, device: str = "", priority: int = EARLY
+) -> Message:
     """Create a chain, at a hook or for jumps. Only in the family netdev, a hook belongs to a device."""
     attributes: list[tuple[str, Any]] = [("NFTA_CHAIN_TABLE", table), ("NFTA_CHAIN_NAME", name)]
     if hook_number is not None:
         place = [("NFTA_HOOK_DEV", device)] if device else []
-        hook = {"attrs": [("NFTA_HOOK_HOOKNUM", hook_number), ("NFTA_HOOK_PRIORITY", EARLY), *place]}
+        hook = {"attrs": [("NFTA_HOOK_HOOKNUM", hook_number), ("NFTA_HOOK_PRIORITY", priority), *place]}
         attributes += [("NFTA_CHAIN_HOOK", hook), ("NFTA_CHAIN_POLICY", ACCEPT), ("NFTA_CHAIN_TYPE", "filter")]
     return new_message(nft_chain_msg, NEW_CHAIN, attributes, flags=CREATE)
 

@@ -12,6 +12,7 @@ from vcluster.cli.schemas.schema_parts import (
     integer,
     mac,
     many,
+    number,
     one_of,
     optional,
     record,
@@ -104,6 +105,47 @@ LINKS_RESET = record(
     "The result", {"name": text("Name of the cluster"), "reset": many("The nodes that had limits", NODE)}
 )
 
+_VALUE = number("Value in the unit")
+_BOUND = optional(number("End of the 95 % interval of the median, in the unit; null with fewer than 6 samples"))
+MEASURE = record(
+    "A measurement",
+    {
+        "kind": one_of("What was measured", "latency", "bandwidth", "pingpong", "collectives"),
+        "nodes": many("The nodes, in the order of their ranks", NODE),
+        "library": text("Version of the MPI library"),
+        "ci_percent": number("Wanted distance of the interval's ends from the median, in percent of it"),
+        "skipped": integer("Times at the begin of each series that are left out"),
+        "rows": many(
+            "The rows",
+            record(
+                "An operation of one size",
+                {
+                    "operation": text("pingpong, stream, or a collective operation"),
+                    "from": optional(text("First node; null for a collective operation")),
+                    "to": optional(text("Second node; null for a collective operation")),
+                    "bytes": integer("Size of a message; of a collective operation, the part of each rank"),
+                    "unit": one_of("Microseconds, or megabits of data a second", "us", "Mbit/s"),
+                    "samples": integer("Number of values"),
+                    "minimum": _VALUE, "median": _VALUE, "p99": _VALUE, "maximum": _VALUE,
+                    "low": _BOUND, "high": _BOUND,
+                    "reached": flag("Whether the interval is as narrow as wanted"),
+                },
+            ),
+        ),
+        "traffic": record(
+            "Bytes of frames that entered the switch's ports meanwhile",
+            {
+                "port_bytes": integer("All, by the counters of the ports"),
+                "mpi_bytes": integer("Those that the ranks caused, by their own counters of TCP"),
+                "ssh_bytes": integer("Those of SSH"),
+                "nfs_bytes": integer("Those of NFS"),
+                "arp_bytes": integer("Those of ARP"),
+                "difference_bytes": integer("The rest; negative if the ports counted too little", minimum=-(2**63)),
+            },
+        ),
+    },
+)  # fmt: skip
+
 CHECK = record(
     "The result of all checks",
     {
@@ -178,6 +220,7 @@ SCHEMAS: dict[str, Schema] = {
     "link set": LINKS,
     "link show": LINKS,
     "link reset": LINKS_RESET,
+    **{f"measure {kind}": MEASURE for kind in ("latency", "bandwidth", "pingpong", "collectives")},
     "power on": POWER,
     "power off": POWER,
     "power cycle": POWER,

@@ -66,6 +66,11 @@ def integer(about: str, *, minimum: int = 0) -> Schema:
     return {"type": "integer", "description": about, "minimum": minimum}
 
 
+def number(about: str) -> Schema:
+    """A number that is not negative, not necessarily an integer."""
+    return {"description": about, "type": "number", "minimum": 0}
+
+
 def seconds(about: str) -> Schema:
     """A time in seconds."""
     return {"type": "number", "description": f"{about}, in seconds", "minimum": 0}

@@ -1,0 +1,167 @@
+"""Measurements of MPI between nodes: the document, its matrix or table, and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from vcluster.cli.output.tables import table
+
+if TYPE_CHECKING:
+    from vcluster.commands.nodes.measure import Measured
+    from vcluster.planning.measure_plan import MeasuredRow
+
+Document = Mapping[str, Any]
+
+SHADES = "░▒▓█"
+FIELDS = (
+    "operation", "from", "to", "bytes", "unit", "samples", "minimum", "median", "p99", "maximum", "low", "high",
+    "reached",
+)  # fmt: skip
+UNITS = {"us": "µs"}
+NOT_REACHED = "*"
+_KIB, _MIB = 2**10, 2**20
+
+
+def row_document(row: MeasuredRow) -> dict[str, Any]:
+    """One row for scripts, with values rounded to five digits."""
+    numbers = (row.minimum, row.median, row.p99, row.maximum, row.low, row.high)
+    values = (
+        row.operation, row.start, row.end, row.size_bytes, row.unit, row.samples, *map(_rounded, numbers),
+        row.is_reached,
+    )  # fmt: skip
+    return dict(zip(FIELDS, values, strict=True))
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.5g}")
+
+
+def document(kind: str, nodes: Sequence[str], measured: Measured, *, width: float, skipped: int) -> dict[str, Any]:
+    """A measurement for scripts."""
+    traffic = measured.traffic
+    return {
+        "kind": kind,
+        "nodes": list(nodes),
+        "library": measured.library,
+        "ci_percent": round(100 * width, 6),
+        "skipped": skipped,
+        "rows": [row_document(row) for row in measured.rows],
+        "traffic": {
+            "port_bytes": traffic.port_bytes,
+            "mpi_bytes": traffic.mpi_bytes,
+            **{f"{name}_bytes": traffic.by_class[name] for name in ("ssh", "nfs", "arp")},
+            "difference_bytes": traffic.difference_bytes,
+        },
+    }
+
+
+def text(found: Document) -> str:
+    """A matrix of nodes if each pair has one size, otherwise a table; then how to read it, and the traffic."""
+    rows = found["rows"]
+    is_matrix = found["kind"] in ("latency", "bandwidth") and len({row["bytes"] for row in rows}) == 1
+    body = _matrix(found["nodes"], rows) if is_matrix else _table(rows)
+    return f"{body}\n\n{_legend(found)}\n{_traffic(found['traffic'])}"
+
+
+def row_text(row: Document) -> str:
+    """One row as a line of progress."""
+    between = f"{row['from']} to {row['to']}: " if row["from"] else ""
+    return f"{between}{row['operation']} {_size(row['bytes'])}: {_value(row)} {_unit(row)}"
+
+
+def csv_text(found: Document) -> str:
+    """A line for each row, after a header."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, FIELDS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(found["rows"])
+    return out.getvalue().removesuffix("\n")
+
+
+def _matrix(nodes: Sequence[str], rows: Sequence[Document]) -> str:
+    """A line for each sender, a column for each receiver. A round trip has no direction, so it stands twice."""
+    cells = {(row["from"], row["to"]): row for row in rows}
+    is_directed = rows[0]["operation"] == "stream"
+    if not is_directed:
+        cells |= {(end, start): row for (start, end), row in cells.items()}
+    medians = [row["median"] for row in rows]
+
+    def cell(start: str, end: str) -> str:
+        row = cells.get((start, end))
+        return "-" if row is None else f"{_shade(row['median'], medians)} {_value(row)}"
+
+    lines = [(start, *(cell(start, end) for end in nodes)) for start in nodes]
+    return table((f"{_unit(rows[0])} FROM", *(f"TO {node}" for node in nodes)), lines)
+
+
+def _shade(value: float, values: Sequence[float]) -> str:
+    """The place of a value between the smallest and the largest, as one of SHADES. Similar values have no shade."""
+    low, high = min(values), max(values)
+    if high <= 1.1 * low:
+        return SHADES[0]
+    return SHADES[min(int((value - low) / (high - low) * len(SHADES)), len(SHADES) - 1)]
+
+
+def _table(rows: Sequence[Document]) -> str:
+    is_pair = rows[0]["from"] is not None
+    header = ("FROM", "TO") if is_pair else ("OPERATION",)
+    lines = [
+        (
+            *((row["from"], row["to"]) if is_pair else (row["operation"],)), _size(row["bytes"]), _value(row),
+            _digits(row["low"]), _digits(row["high"]), _digits(row["minimum"]), _digits(row["p99"]), row["samples"],
+            _unit(row),
+        )
+        for row in rows
+    ]  # fmt: skip
+    return table((*header, "SIZE", "MEDIAN", "LOW", "HIGH", "MIN", "P99", "SAMPLES", "UNIT"), lines)
+
+
+def _legend(found: Document) -> str:
+    meaning = {
+        "latency": "half of a round trip",
+        "pingpong": "half of a round trip",
+        "bandwidth": "data of messages in one direction",
+        "collectives": "time of the slowest rank",
+    }[found["kind"]]
+    lines = [
+        f"{meaning}, median; the 95 % interval of the median is within {found['ci_percent']:g} % of it",
+        f"the first {found['skipped']} times of each series are left out; {found['library']}",
+    ]
+    if not all(row["reached"] for row in found["rows"]):
+        lines.append(f"{NOT_REACHED} not reached: the interval is wider")
+    return "\n".join(lines)
+
+
+def _traffic(traffic: Document) -> str:
+    """The bytes at the ports, and how many of them the measurement explains."""
+    total, difference = traffic["port_bytes"], traffic["difference_bytes"]
+    percent = 100 * difference / total if total else 0.0
+    return (
+        f"frames at the switch's ports: {total} bytes; MPI {traffic['mpi_bytes']}, ssh {traffic['ssh_bytes']}, "
+        f"NFS {traffic['nfs_bytes']}, ARP {traffic['arp_bytes']}, difference {difference} ({percent:.2f} %)"
+    )
+
+
+def _value(row: Document) -> str:
+    return _digits(row["median"]) + ("" if row["reached"] else NOT_REACHED)
+
+
+def _digits(value: float | None) -> str:
+    """Three digits, and all that stand before the point."""
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _size(size: int) -> str:
+    for unit, factor in (("MiB", _MIB), ("KiB", _KIB)):
+        if size and size % factor == 0:
+            return f"{size // factor}{unit}"
+    return f"{size}B"
+
+
+def _unit(row: Document) -> str:
+    return UNITS.get(row["unit"], str(row["unit"]))

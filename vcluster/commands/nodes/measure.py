@@ -1,0 +1,176 @@
+"""Measure times and rates of MPI between nodes, and prove that only the measurement used the switch."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from vcluster.commands.nodes.access import require_running, sessions
+from vcluster.commands.steps.inventory import switch_server
+from vcluster.errors import VclusterError
+from vcluster.fleet.context import Context
+from vcluster.fleet.servers import Server
+from vcluster.model.plan import Node, Plan
+from vcluster.planning.hops import switch_port
+from vcluster.planning.measure_plan import MeasuredRow, Work, summary
+from vcluster.stages.measuring import measure as stage
+from vcluster.stages.measuring.measure import MeasuringProgram
+from vcluster.util.deadline import Deadline
+from vcluster.util.median import SAMPLES_MAX
+
+SAMPLES_FIRST = 10
+# An Ethernet header of 14 bytes, and IPv4 and TCP with the option for time stamps: 20 and 32.
+HEADERS_BYTES = 66
+DIFFERENCE_MAX = 0.01  # of the bytes at the ports
+CLASSES = ("arp", "ssh", "nfs")
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """When to end the repetition of a work: its interval is within `width` of its median, or the time is over."""
+
+    width: float
+    time_max_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """The bytes of frames that entered the switch's ports, in total and by class. `mpi_bytes` are those we caused."""
+
+    port_bytes: int
+    mpi_bytes: int
+    by_class: Mapping[str, int]
+
+    @property
+    def difference_bytes(self) -> int:
+        """The bytes at the ports that the measurement does not explain."""
+        return self.port_bytes - self.mpi_bytes - sum(self.by_class.values())
+
+    @property
+    def is_explained(self) -> bool:
+        """Whether the difference is small."""
+        return abs(self.difference_bytes) <= DIFFERENCE_MAX * self.port_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The result of a measurement."""
+
+    library: str
+    rows: tuple[MeasuredRow, ...]
+    traffic: Traffic
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What had entered the ports, and what the ranks had sent."""
+
+    frames: int
+    bytes: int
+    by_class: Mapping[str, Sequence[int]]
+    sent_bytes: int
+
+
+def measure(
+    context: Context,
+    plan: Plan,
+    nodes: Sequence[Node],
+    works: Sequence[Work],
+    precision: Precision,
+    on_row: Callable[[MeasuredRow], None],
+    *,
+    timeout_s: float,
+) -> Measured:
+    """Carry out works with one rank on each of the nodes. `on_row` gets each row when it is complete.
+
+    Raises ConflictError if a node does not run.
+    """
+    require_running(context, plan, nodes)
+    deadline = Deadline(timeout_s)
+    head, names = plan.head, [node.name for node in nodes]
+    rows: list[MeasuredRow] = []
+    with (
+        switch_server(context, plan) as server,
+        sessions(context, plan, [head], user=plan.user, deadline=deadline) as opened,
+        stage.started(opened[head.name], plan, names, deadline) as program,
+        _counted(server, plan) as read,
+    ):
+        before = read(program)
+        for work in works:
+            with context.report.step(
+                "measure", work.start or "", awaiting=f"{work.operation} of {work.size_bytes} bytes"
+            ):
+                rows.append(repeat(program, work, precision))
+            on_row(rows[-1])
+        after = read(program)
+    return Measured(program.library, tuple(rows), traffic_between(before, after))
+
+
+def repeat(program: MeasuringProgram, work: Work, precision: Precision) -> MeasuredRow:
+    """Repeat a work until its median is known well enough, or the time or the number of samples is used up.
+
+    The number of samples doubles, as far as the time allows.
+    """
+    times: list[int] = []
+    began_s, count = time.monotonic(), SAMPLES_FIRST
+    while True:
+        times += program.times_ns(work, count)
+        row = summary(work, times, precision.width)
+        used_s = time.monotonic() - began_s
+        left = int((precision.time_max_s - used_s) * len(times) / used_s)  # of samples, at this speed
+        count = min(len(times), SAMPLES_MAX - len(times), left)
+        if row.is_reached or count <= 0:
+            return row
+
+
+@contextmanager
+def _counted(server: Server, plan: Plan) -> Iterator[Callable[[MeasuringProgram], Reading]]:
+    """A function that reads the counters of the switch's ports, and what the ranks have sent."""
+    ports = [switch_port(plan, node) for node in plan.nodes]
+    present = {link["name"] for link in server.call("interfaces")} & {*ports}
+    table = f"measured-{secrets.token_hex(8)}"
+    server.call("count_frames", table=table, ports=sorted(present))
+
+    def read(program: MeasuringProgram) -> Reading:
+        sent_bytes = program.sent_bytes()
+        by_class = server.call("counted_frames", table=table)
+        links = [link for link in server.call("interfaces") if link["name"] in present]
+        return Reading(
+            sum(link["rx_packets"] for link in links), sum(link["rx_bytes"] for link in links), by_class, sent_bytes
+        )
+
+    try:
+        yield read
+    finally:
+        server.call("end_frame_count", table=table)
+
+
+def traffic_between(before: Reading, after: Reading) -> Traffic:
+    """The traffic between two readings. Pure.
+
+    The bytes that the ranks caused are those that they sent by TCP, and the headers of all frames of no other class:
+    acknowledgements have headers too. Frames that were joined on their way are counted as the ports count them.
+    """
+    counted = {name: [last - first for first, last in zip(before.by_class[name], after.by_class[name], strict=True)]
+               for name in CLASSES}  # fmt: skip
+    others = sum(frames for frames, _ in counted.values())
+    headers = (after.frames - before.frames - others) * HEADERS_BYTES
+    return Traffic(
+        after.bytes - before.bytes,
+        after.sent_bytes - before.sent_bytes + headers,
+        {name: size for name, (_, size) in counted.items()},
+    )
+
+
+def require_explained(measured: Measured) -> None:
+    """Raise VclusterError if something else used the cluster network during the measurement."""
+    traffic = measured.traffic
+    if not traffic.is_explained:
+        raise VclusterError(
+            f"the ports of the switch counted {traffic.port_bytes} bytes, and the measurement explains "
+            f"{traffic.port_bytes - traffic.difference_bytes} of them: other programs used the cluster network",
+            hint="measure again while nothing else runs on the nodes",
+        )

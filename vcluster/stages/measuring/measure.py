@@ -1,0 +1,101 @@
+"""The MPI program that measures: one rank on each node, and commands to it over the connection to the head node."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+
+from vcluster.adapters.pipe import Pipe
+from vcluster.adapters.ssh.ssh_session import Session
+from vcluster.errors import MissingError, VclusterError
+from vcluster.images.recipes import guest_file
+from vcluster.model.plan import Plan
+from vcluster.model.quoting import quoted
+from vcluster.planning.measure_plan import Work
+from vcluster.render import node_actions as paths
+from vcluster.stages.guest_answer import receive, unknown_result
+from vcluster.util.deadline import Deadline
+
+AWAITED = "the measuring program"
+SKIPPED = 3  # times of each command that are left out: the partner of the first one may still sleep
+TIME_MAX_NS = 10**13
+# In the images of this version. Other images have its source compiled.
+_COMPILE = 'exec mpicc -O2 -x c -o "$1" -'
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuringProgram:
+    """The running program. `nodes` are in the order of their ranks; `library` is the version of MPI."""
+
+    pipe: Pipe
+    deadline: Deadline
+    nodes: Sequence[str]
+    library: str
+
+    def times_ns(self, work: Work, count: int) -> list[int]:
+        """Repeat a work this many times, after SKIPPED times that are left out. Returns the times."""
+        ranks = [0 if node is None else self.nodes.index(node) for node in (work.start, work.end)]
+        return self._ask(
+            f"{work.operation} {ranks[0]} {ranks[1]} {work.size_bytes} {work.window} {SKIPPED} {count}", count
+        )
+
+    def sent_bytes(self) -> int:
+        """The bytes that all ranks have sent over their TCP connections so far, also those that they sent again."""
+        return self._ask("sent 0 0 0 0 0 1", 1)[0]
+
+    def _ask(self, command: str, count: int) -> list[int]:
+        self.pipe.write(f"{command}\n".encode(), self.deadline, AWAITED)
+        times = receive(self.pipe, self.deadline, AWAITED).get("ns")
+        if isinstance(times, list) and len(times) == count and all(map(_is_time, times)):
+            return times
+        raise unknown_result(f"{self.pipe.name}: {AWAITED}")
+
+
+def _is_time(value: object) -> bool:
+    return type(value) is int and 0 < value < TIME_MAX_NS
+
+
+@contextmanager
+def started(session: Session, plan: Plan, nodes: Sequence[str], deadline: Deadline) -> Iterator[MeasuringProgram]:
+    """The program, started by mpiexec on the head node with a rank on each of `nodes`. `session` is of a user."""
+    with _program(session, plan, deadline) as path:
+        argv = ["mpiexec", "-n", str(len(nodes)), "-ppn", "1", "-hosts", ",".join(nodes), path]
+        with closing(session.start(argv, deadline=deadline, awaited=AWAITED)) as pipe:
+            try:
+                yield _introduced(pipe, nodes, deadline)
+            except VclusterError as error:
+                if reason := pipe.error_output:
+                    raise VclusterError(f"{error.message}; it printed: {quoted(reason)}", hint=error.hint) from error
+                raise
+
+
+def _introduced(pipe: Pipe, nodes: Sequence[str], deadline: Deadline) -> MeasuringProgram:
+    """The program after its first line. Raises VclusterError if a rank is not on its node."""
+    begin = receive(pipe, deadline, AWAITED)
+    library = begin.get("library")
+    if begin.get("nodes") != list(nodes) or not isinstance(library, str):
+        raise VclusterError(
+            f"{pipe.name}: the ranks of {AWAITED} are on {quoted(begin.get('nodes'))}, not on {', '.join(nodes)}"
+        )
+    return MeasuringProgram(pipe, deadline, nodes, library)
+
+
+@contextmanager
+def _program(session: Session, plan: Plan, deadline: Deadline) -> Iterator[str]:
+    """The path of the program: that of the image, or one in the shared folder, which is compiled and removed."""
+    if session.run(["test", "-x", paths.MPI_MEASURE], awaited=AWAITED, deadline=deadline).exit_code == 0:
+        yield paths.MPI_MEASURE
+        return
+    path = f"{paths.shared_folder(plan)}/.mpi-measure-{secrets.token_hex(4)}"
+    source = guest_file("mpi-measure.c").encode()
+    argv = ["sh", "-c", _COMPILE, "sh", path]
+    done = session.run(argv, stdin=source, awaited="the compiler", deadline=deadline)
+    if done.exit_code != 0:
+        raise MissingError(f"{session.name}: mpicc failed: {quoted(done.stderr.strip()[-300:])}")
+    try:
+        yield path
+    finally:
+        with suppress(VclusterError):  # the connection may be broken
+            session.run(["rm", "-f", path], awaited="the removal of the program", deadline=Deadline(10))
