@@ -59,10 +59,20 @@ def _serve() -> None:
     from vcluster.adapters.network import guard_table, netlink_interfaces, netlink_routes, obstacles, peers, raw_frames
     from vcluster.adapters.network.interface_spec import InterfaceSpec
     from vcluster.agent import operations
+    from vcluster.agent.links import frame_counts
 
     modules = {
         module.__name__.rpartition(".")[2]: module
-        for module in (guard_table, netlink_interfaces, netlink_routes, obstacles, operations, peers, raw_frames)
+        for module in (
+            frame_counts,
+            guard_table,
+            netlink_interfaces,
+            netlink_routes,
+            obstacles,
+            operations,
+            peers,
+            raw_frames,
+        )
     }
 
     def plain(value: object) -> object:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from vcluster.commands.nodes.access import require_running, sessions
 from vcluster.commands.steps.inventory import switch_server
@@ -24,6 +25,7 @@ from vcluster.util.median import SAMPLES_MAX
 SAMPLES_FIRST = 10
 # An Ethernet header of 14 bytes, and IPv4 and TCP with the option for time stamps: 20 and 32.
 HEADERS_BYTES = 66
+FRAME_HEADER_BYTES = 14
 DIFFERENCE_MAX = 0.01  # of the bytes at the ports
 CLASSES = ("arp", "ssh", "nfs")
 
@@ -138,14 +140,19 @@ def _counted(server: Server, plan: Plan) -> Iterator[Callable[[MeasuringProgram]
         sent_bytes = program.sent_bytes()
         by_class = server.call("counted_frames", table=table)
         links = [link for link in server.call("interfaces") if link["name"] in present]
-        return Reading(
-            sum(link["rx_packets"] for link in links), sum(link["rx_bytes"] for link in links), by_class, sent_bytes
-        )
+        frames, size = sum(link["rx_packets"] for link in links), sum(map(_received_bytes, links))
+        return Reading(frames, size, by_class, sent_bytes)
 
     try:
         yield read
     finally:
         server.call("end_frame_count", table=table)
+
+
+def _received_bytes(link: Mapping[str, Any]) -> int:
+    """The bytes of the frames that entered a port. A tunnel counts them without the Ethernet header (vxlan_rcv)."""
+    received, frames = int(link["rx_bytes"]), int(link["rx_packets"])
+    return received + (FRAME_HEADER_BYTES * frames if link["kind"] == "vxlan" else 0)
 
 
 def traffic_between(before: Reading, after: Reading) -> Traffic:
