@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -186,7 +187,16 @@ def test_equal_values_have_no_shade() -> None:
     found = measured("bandwidth", [2**20])
     for row in found["rows"]:  # type: ignore[attr-defined]
         row["median"] = 100.0
-    assert not {*measure_report.SHADES[1:]} & {*measure_report.text(found)}
+    assert {*measure_report.SHADES} & {*measure_report.text(found)} == {"░"}
+
+
+def test_colors_are_around_shades_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    text = measure_report.text(measured("latency", [8]))
+    painted = measure_report.paint(text)
+    assert re.sub("\x1b\\[[0-9]+m", "", painted) == text
+    assert {*re.findall("\x1b\\[[0-9]+m(.)\x1b\\[0m", painted)} == {"░", "▓", "█"}
 
 
 def test_csv_has_the_rows() -> None:

@@ -144,17 +144,22 @@ def progress(node_names: Sequence[str] = (), *, stages: int = 1) -> Iterator[tup
         display.close()
 
 
-def emit(output: str, document: object, text: Callable[[Any], str], *, to_errors: bool = False) -> None:
+def emit(
+    output: str, document: object, text: Callable[[Any], str], *, to_errors: bool = False, paint: terminal.Paint = str
+) -> None:
     """Print a result: the document as JSON, or the text that is rendered from this JSON.
 
-    It goes to standard output, or with `to_errors` to standard error.
+    It goes to standard output, or with `to_errors` to standard error. On a terminal, `paint` adds colors to the text.
     """
     import json
 
     from vcluster.model import codec
 
     written = codec.to_json(document)
-    terminal.print_text(written if output == "json" else f"{text(json.loads(written))}\n", err=to_errors, nl=False)
+    if output == "json":
+        terminal.print_text(written, err=to_errors, nl=False)
+    else:
+        terminal.print_text(f"{text(json.loads(written))}\n", err=to_errors, nl=False, paint=paint)
 
 
 # The choice of the cluster

@@ -15,7 +15,7 @@ from vcluster.adapters.network import load_less_of_pyroute2
 from vcluster.cli import common, guidance
 from vcluster.cli.clusters import clear, create, graph, inventory, lifecycle, scale, verify
 from vcluster.cli.help_layout import Group, examples
-from vcluster.cli.nodes import access, check, copy, execute, fault, gateway, link, power, provision, terminals
+from vcluster.cli.nodes import access, check, copy, execute, fault, gateway, link, measure, power, provision, terminals
 from vcluster.cli.output import streams, terminal
 from vcluster.cli.servers import capture, doctor, image, support, switch
 from vcluster.errors import EXIT_CLOSED_PIPE, EXIT_INTERRUPTED, SeveralErrors, VclusterError
@@ -31,10 +31,12 @@ SECTIONS = {
     "Create and delete": ("local", "remote", "shared", "clear", "list", "status", "add", "remove"),
     "Run on nodes": ("ssh", "exec", "mpiexec", "shell", "copy", "provision", "console"),
     "Operate": ("start", "stop", "repair", "power", "gateway", "link", "fault"),
-    "Verify and measure": ("check", "verify", "path", "discover", "timing", "capture", "measure", "graph", "doctor", "support"),
+    "Verify and measure": (
+        "check", "verify", "path", "discover", "timing", "capture", "measure", "graph", "doctor", "support",
+    ),
     "Images": ("image",),
     "Advanced": ("switch", "ssh-config", "completion"),
-}
+}  # fmt: skip
 
 
 @click.group(

@@ -142,7 +142,7 @@ def _run(
     measured = work.measure(context, plan, nodes, works, precision, show, timeout_s=timeout_s)
     document = measure_report.document(kind, names, measured, width=width, skipped=SKIPPED)
     render = measure_report.csv_text if output == "csv" else measure_report.text
-    common.emit(output, document, render)
+    common.emit(output, document, render, paint=measure_report.paint)
     work.require_explained(measured)
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from termcolor import colored
 
 from vcluster.cli.output.tables import table
 
@@ -15,7 +18,7 @@ if TYPE_CHECKING:
 
 Document = Mapping[str, Any]
 
-SHADES = "░▒▓█"
+SHADES = {"░": "cyan", "▒": "green", "▓": "yellow", "█": "red"}  # from the smallest values to the largest
 FIELDS = (
     "operation", "from", "to", "bytes", "unit", "samples", "minimum", "median", "p99", "maximum", "low", "high",
     "reached",
@@ -100,9 +103,13 @@ def _matrix(nodes: Sequence[str], rows: Sequence[Document]) -> str:
 def _shade(value: float, values: Sequence[float]) -> str:
     """The place of a value between the smallest and the largest, as one of SHADES. Similar values have no shade."""
     low, high = min(values), max(values)
-    if high <= 1.1 * low:
-        return SHADES[0]
-    return SHADES[min(int((value - low) / (high - low) * len(SHADES)), len(SHADES) - 1)]
+    place = (value - low) / (high - low) if high > 1.1 * low else 0.0
+    return [*SHADES][min(int(place * len(SHADES)), len(SHADES) - 1)]
+
+
+def paint(text: str) -> str:
+    """The text with colored shades."""
+    return re.sub(f"[{''.join(SHADES)}]", lambda found: colored(found[0], SHADES[found[0]]), text)
 
 
 def _table(rows: Sequence[Document]) -> str:

@@ -6,17 +6,23 @@ Text of any origin could move the cursor, change the title or write to the clipb
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any, TextIO
 
 import click
 
 from vcluster.model.quoting import displayable, encodable
 
+Paint = Callable[[str], str]  # adds colors to a text that is safe for a terminal
 
-def print_text(text: str, *, err: bool = False, nl: bool = True) -> None:
-    """Print text on standard output or standard error. Off a terminal, the output of programs stays as it is."""
+
+def print_text(text: str, *, err: bool = False, nl: bool = True, paint: Paint = str) -> None:
+    """Print text on standard output or standard error, on a terminal with the colors of `paint`.
+
+    Off a terminal, the output of programs stays as it is.
+    """
     stream = sys.stderr if err else sys.stdout
-    click.echo(displayable(text) if is_terminal(stream) else encodable(text), err=err, nl=nl)
+    click.echo(paint(displayable(text)) if is_terminal(stream) else encodable(text), err=err, nl=nl)
 
 
 def complain(text: str, *, head: str, color: bool) -> None:

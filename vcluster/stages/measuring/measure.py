@@ -79,7 +79,7 @@ def _introduced(pipe: Pipe, nodes: Sequence[str], deadline: Deadline) -> Measuri
         raise VclusterError(
             f"{pipe.name}: the ranks of {AWAITED} are on {quoted(begin.get('nodes'))}, not on {', '.join(nodes)}"
         )
-    return MeasuringProgram(pipe, deadline, nodes, library)
+    return MeasuringProgram(pipe, deadline, nodes, quoted(library))
 
 
 @contextmanager
