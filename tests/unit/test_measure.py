@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from vcluster.cli.output import measure_report
+from vcluster.cli.output.traffic import measure_report
 from vcluster.commands.nodes import measure
 from vcluster.commands.nodes.measure import Measured, Precision, Reading, Traffic
 from vcluster.errors import RequestError, VclusterError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from vcluster.adapters.network.frame_counters import Counts, FrameCounters
+from vcluster.adapters.network.readings.frame_counters import Counts, FrameCounters
 from vcluster.errors import VclusterError
 
 _running: dict[str, FrameCounters] = {}  # by the name of the table

@@ -123,7 +123,7 @@ def _run(
     timeout_s: float,
     output: str,
 ) -> None:
-    from vcluster.cli.output import measure_report
+    from vcluster.cli.output.traffic import measure_report
     from vcluster.commands.nodes import access
     from vcluster.commands.nodes import measure as work
     from vcluster.planning import measure_plan

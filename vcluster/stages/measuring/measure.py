@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 from vcluster.adapters.pipe import Pipe
 from vcluster.adapters.ssh.ssh_session import Session
-from vcluster.errors import MissingError, VclusterError
+from vcluster.errors import VclusterError
 from vcluster.images.recipes import guest_file
 from vcluster.model.plan import Plan
 from vcluster.model.quoting import quoted
@@ -21,8 +21,15 @@ from vcluster.util.deadline import Deadline
 AWAITED = "the measuring program"
 SKIPPED = 3  # times of each command that are left out: the partner of the first one may still sleep
 TIME_MAX_NS = 10**13
-# In the images of this version. Other images have its source compiled.
-_COMPILE = 'exec mpicc -O2 -x c -o "$1" -'
+# For images without the program: its source is at the begin of the input. The input ends with the connection, so the
+# ranks end, and the program is removed, also when vcluster is killed.
+_COMPILED = """
+program=$1 size=$2
+shift 2
+trap 'rm -f "$program"' EXIT
+head -c "$size" | mpicc -O2 -x c -o "$program" - || exit
+mpiexec "$@" "$program"
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +67,20 @@ def _is_time(value: object) -> bool:
 @contextmanager
 def started(session: Session, plan: Plan, nodes: Sequence[str], deadline: Deadline) -> Iterator[MeasuringProgram]:
     """The program, started by mpiexec on the head node with a rank on each of `nodes`. `session` is of a user."""
-    with _program(session, plan, deadline) as path:
-        argv = ["mpiexec", "-n", str(len(nodes)), "-ppn", "1", "-hosts", ",".join(nodes), path]
-        with closing(session.start(argv, deadline=deadline, awaited=AWAITED)) as pipe:
-            try:
-                yield _introduced(pipe, nodes, deadline)
-            except VclusterError as error:
-                if reason := pipe.error_output:
-                    raise VclusterError(f"{error.message}; it printed: {quoted(reason)}", hint=error.hint) from error
-                raise
+    ranks = ("-n", str(len(nodes)), "-ppn", "1", "-hosts", ",".join(nodes))
+    argv, source = ["mpiexec", *ranks, paths.MPI_MEASURE], b""
+    if session.run(["test", "-x", paths.MPI_MEASURE], awaited=AWAITED, deadline=deadline).exit_code != 0:
+        source = guest_file("mpi-measure.c").encode()
+        path = f"{paths.shared_folder(plan)}/.mpi-measure-{secrets.token_hex(4)}"
+        argv = ["sh", "-c", _COMPILED, "sh", path, str(len(source)), *ranks]
+    with closing(session.start(argv, deadline=deadline, awaited=AWAITED)) as pipe:
+        try:
+            pipe.write(source, deadline, AWAITED)
+            yield _introduced(pipe, nodes, deadline)
+        except VclusterError as error:
+            if reason := pipe.error_output:
+                raise VclusterError(f"{error.message}; it printed: {quoted(reason)}", hint=error.hint) from error
+            raise
 
 
 def _introduced(pipe: Pipe, nodes: Sequence[str], deadline: Deadline) -> MeasuringProgram:
@@ -80,22 +92,3 @@ def _introduced(pipe: Pipe, nodes: Sequence[str], deadline: Deadline) -> Measuri
             f"{pipe.name}: the ranks of {AWAITED} are on {quoted(begin.get('nodes'))}, not on {', '.join(nodes)}"
         )
     return MeasuringProgram(pipe, deadline, nodes, quoted(library))
-
-
-@contextmanager
-def _program(session: Session, plan: Plan, deadline: Deadline) -> Iterator[str]:
-    """The path of the program: that of the image, or one in the shared folder, which is compiled and removed."""
-    if session.run(["test", "-x", paths.MPI_MEASURE], awaited=AWAITED, deadline=deadline).exit_code == 0:
-        yield paths.MPI_MEASURE
-        return
-    path = f"{paths.shared_folder(plan)}/.mpi-measure-{secrets.token_hex(4)}"
-    source = guest_file("mpi-measure.c").encode()
-    argv = ["sh", "-c", _COMPILE, "sh", path]
-    done = session.run(argv, stdin=source, awaited="the compiler", deadline=deadline)
-    if done.exit_code != 0:
-        raise MissingError(f"{session.name}: mpicc failed: {quoted(done.stderr.strip()[-300:])}")
-    try:
-        yield path
-    finally:
-        with suppress(VclusterError):  # the connection may be broken
-            session.run(["rm", "-f", path], awaited="the removal of the program", deadline=Deadline(10))
