@@ -37,7 +37,7 @@ def test_a_limited_rate_is_the_bandwidth(red: Cluster, bed: Bed) -> None:
     """The data of a frame are fewer than its bytes: at most 1398 of 1464."""
     red.host.vcluster("link", "set", "red2", "--to", f"rate={RATE_MBIT}mbit", "--name", "red")
     try:
-        rows = {(row["from"], row["to"]): row for row in measured(red, "bandwidth", "--sizes", "256KiB")["rows"]}
+        rows = {(row["from"], row["to"]): row for row in measured(red, "bandwidth", "--sizes", "1KiB")["rows"]}
     finally:
         red.host.vcluster("link", "reset", "--name", "red")
     limited = rows["red1", "red2"]["median"]
