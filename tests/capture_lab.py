@@ -119,12 +119,12 @@ def tshark(path: Path, *arguments: str) -> list[str]:
 
 
 @contextmanager
-def lab(mode: str, prefix: str, host: Host, switch: Server) -> Iterator[Lab]:
+def lab(mode: str, prefix: str, host: Host, switch: Server, nodes: int = len(NODES)) -> Iterator[Lab]:
     """A cluster. The devices of its nodes cut frames themselves, so that each one is counted."""
-    argv = [sys.executable, "-m", "tests.cabled_cluster", mode, str(len(NODES)), switch.name]
+    argv = [sys.executable, "-m", "tests.cabled_cluster", mode, str(nodes), switch.name]
     host.server.run(argv, timeout_s=120, env=ENVIRONMENT, cwd=ROOT)
     made = Lab(host, switch, prefix)
-    for node in NODES:
+    for node in (f"node{number}" for number in range(1, nodes + 1)):
         made.sh(node, "ip link set lab0 gso_max_segs 1")
         made.sh(node, "ping -q -c 1 -W 5 10.0.0.2")  # the switch learns where each MAC address is
     yield made

@@ -1,4 +1,7 @@
-"""The map from TCP connections to MPI ranks in a capture, compared with the sockets that each rank prints itself."""
+"""The map from TCP connections to MPI ranks in a capture, compared with the sockets that each rank prints itself.
+
+And the rounds of MPI in the report of a capture, which this map makes possible.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import pytest
 from scapy.utils import RawPcapNgReader
 
 from tests.clusters import Cluster
+from tests.results import validated
 
 pytestmark = pytest.mark.vm
 
@@ -94,6 +98,42 @@ def test_the_map_equals_the_sockets_that_each_rank_prints(cluster: Cluster, tmp_
     assert comments(path, "brief_connection") == result["brief_connections"]
     with RawPcapNgReader(str(path)) as reader:
         assert sum(1 for _ in reader) == result["frames"] > 0
+
+
+# Calls MPI_Barrier as often as the argument says.
+BARRIERS = r"""
+#include <mpi.h>
+#include <stdlib.h>
+int main(int argc, char **argv) {
+    MPI_Init(&argc, &argv);
+    for (int count = atoi(argv[1]); count > 0; count--) MPI_Barrier(MPI_COMM_WORLD);
+    MPI_Finalize();
+    return 0;
+}
+"""
+
+
+def test_a_barrier_of_three_ranks_has_two_rounds(cluster: Cluster, tmp_path: Path) -> None:
+    """By dissemination, each rank sends to both others. Start and end of MPI have the same rounds in both runs."""
+    source = tmp_path / "barriers.c"
+    source.write_text(BARRIERS)
+    cluster.host.vcluster("copy", str(source), "red1:cloud")
+    cluster.host.vcluster("ssh", "red1", "--", "mpicc", "-o", "cloud/barriers", "cloud/barriers.c")
+    few, many = (report_of(cluster, f"-n 3 -ppn 1 ./cloud/barriers {count}") for count in (50, 150))
+    assert (few["rounds_of"], many["rounds"] - few["rounds"]) == ("ranks", 200)
+    ends = [(each["from_rank"], each["to_rank"]) for each in many["rank_pairs"]]
+    assert ends == [(one, other) for one in range(3) for other in range(3) if one != other]
+    for before, after in zip(few["rank_pairs"], many["rank_pairs"], strict=True):
+        assert after["rounds"] - before["rounds"] == 100
+        assert after["unmatched_frames"] == after["retransmissions"] == 0
+        assert 0 < after["switch_time_median_ns"] <= after["switch_time_p99_ns"] < 10**9
+
+
+def report_of(cluster: Cluster, arguments: str) -> Any:
+    """Run an MPI program during a capture. Returns the report of the file."""
+    line = f"mpiexec -genv MPIR_CVAR_BARRIER_INTRA_ALGORITHM dissemination {arguments}"
+    cluster.host.vcluster("capture", "-o", FILE, "--", line, timeout_s=200)
+    return validated(["capture", "report"], cluster.host.json("capture", "report", FILE))
 
 
 def printed_pairs(text: str) -> set[Socket]:
