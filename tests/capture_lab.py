@@ -31,6 +31,20 @@ while count > 0:
     sender.sendto(bytes(size * min(count, 40)), (address, port))
     count -= 40
 """
+# Sends COUNT bytes by TCP to node2, which reads them.
+RECEIVE = """
+import socket
+server = socket.create_server(("10.0.0.2", 7000))
+print("ready", flush=True)
+found = server.accept()[0]
+while found.recv(1 << 20):
+    pass
+"""
+TRANSMIT = """
+import socket, sys
+out = socket.create_connection(("10.0.0.2", 7000))
+out.sendall(bytes(number % 251 for number in range(int(sys.argv[1]))))
+"""
 
 
 @dataclass(frozen=True)
@@ -82,6 +96,20 @@ class Lab:
         argv = ["ip", "netns", "exec", node, sys.executable, "-c", SEND, address, str(port), str(size), str(count)]
         self.host.server.run(argv, timeout_s=120)
 
+    def popen(self, node: int, program: str, *arguments: object) -> subprocess.Popen[str]:
+        """Run a program in a node."""
+        argv = ["ip", "netns", "exec", f"node{node}", sys.executable, "-c", program, *map(str, arguments)]
+        process: subprocess.Popen[str] = self.host.server.popen(argv)
+        return process
+
+    def transmit(self, count: int) -> None:
+        """Send bytes by TCP from node1 to node2."""
+        receiver = self.popen(2, RECEIVE)
+        assert receiver.stdout
+        assert receiver.stdout.readline() == "ready\n"
+        assert self.popen(1, TRANSMIT, count).wait(120) == 0
+        assert receiver.wait(60) == 0
+
     def unplug(self, node: str) -> None:
         """Remove a node and its port."""
         self.host.sh(f"ip link del {self.prefix}-lab-{node[-1]}; ip netns del {node}")
@@ -98,9 +126,9 @@ class Lab:
         seen = {node: by_name[f"{self.prefix}-lab-{number}"] for number, node in enumerate(NODES, 1)}
         return {node: (stats["rx"]["packets"], stats["tx"]["packets"]) for node, stats in seen.items()}
 
-    def frames(self, *, is_complete: bool = True) -> list[Found]:
-        """The frames in the file, as scapy reads them. tshark must read as many from a complete file."""
-        path = self.host.server.path(FILE)
+    def frames(self, file: str = FILE, *, is_complete: bool = True) -> list[Found]:
+        """The frames in a file, as scapy reads them. tshark must read as many from a complete file."""
+        path = self.host.server.path(file)
         with RawPcapNgReader(str(path)) as reader:
             found = [
                 Found(meta.ifname.decode(), meta.direction, meta.tshigh << 32 | meta.tslow, meta.wirelen, data)

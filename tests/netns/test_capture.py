@@ -86,6 +86,64 @@ def test_the_frames_of_each_port_equal_its_counters(any_lab: Lab) -> None:
     assert result["bytes"] == any_lab.host.server.path(FILE).stat().st_size
 
 
+def test_super_frames_are_cut_into_those_of_a_wire(any_lab: Lab) -> None:
+    """One capture cuts what another keeps as the switch sees it. tshark checks all checksums."""
+    made, raw = any_lab, "/run/raw.pcapng"
+    made.sh("node1", "ip link set lab0 gso_max_segs 65535")
+    made.host.vcluster("capture", "start", "-o", raw, "--frames", "raw")
+    with made.captured() as result:
+        before = made.counters()
+        made.send("node1", "10.0.0.2", 400)
+        made.transmit(1_000_000)
+        after = made.counters()
+    seen = {node: sum(after[node]) - sum(before[node]) for node in NODES}
+    stopped = capture(made, "stop")
+    made.sh("node1", "ip link set lab0 gso_max_segs 1")
+    path = made.host.server.path(FILE)
+    wire, kept = made.frames(), made.frames(raw)
+    assert {each["node"]: each["seen"] for each in result["ports"]} == seen
+    assert {each["node"]: each["frames"] for each in result["ports"] if each["frames"]} == Counter(
+        each.interface for each in wire
+    )
+    assert [each["seen"] for each in stopped["ports"]] == [each["frames"] for each in stopped["ports"]]
+    assert max(each.length for each in wire) == 1450 + 14
+    assert max(each.length for each in kept) > 10_000
+    for node, direction in (("node1", INBOUND), ("node2", OUTBOUND)):
+        cut, whole = (
+            [each.data for each in frames if (each.interface, each.direction) == (node, direction)]
+            for frames in (wire, kept)
+        )
+        segments = sum(-(-len(tcp_data(each)) // 1398) or 1 for each in whole if each[23] == socket.IPPROTO_TCP)
+        assert sum(each[23] == socket.IPPROTO_TCP for each in cut) == segments
+        assert sum(each[23] == socket.IPPROTO_UDP for each in cut) == 400
+        sent = bytes(number % 251 for number in range(1_000_000))
+        assert b"".join(map(tcp_data, cut)) == b"".join(map(tcp_data, whole)) == sent
+    marked = tshark(path, "-Y", "frame.comment", "-e", "frame.comment")
+    assert any(each.startswith("reconstructed: part 1 of ") for each in marked)
+    checks = [f"-o{each}.check_checksum:TRUE" for each in ("ip", "tcp", "udp")]
+    fields = [text for each in ("ip", "tcp", "udp") for text in ("-e", f"{each}.checksum.status")]
+    states = Counter(tshark(path, *checks, "-Y", "ip && !icmp", *fields))
+    assert states.keys() == {"1\t1\t", "1\t\t1"}, states  # 1 is good
+
+
+def tcp_data(frame: bytes) -> bytes:
+    """The data of a TCP segment; none for another frame."""
+    if frame[12:14] != b"\x08\x00" or frame[23] != socket.IPPROTO_TCP:
+        return b""
+    return frame[34 + (frame[46] >> 4) * 4 : 14 + int.from_bytes(frame[16:18], "big")]
+
+
+def test_headers_of_super_frames_are_enough_to_cut_them(local: Lab) -> None:
+    local.sh("node1", "ip link set lab0 gso_max_segs 65535")
+    with local.captured("--snap", "128", "--filter", "tcp") as result:
+        local.transmit(500_000)
+    local.sh("node1", "ip link set lab0 gso_max_segs 1")
+    entries = [each for each in local.frames() if (each.interface, each.direction) == ("node1", INBOUND)]
+    assert sum(each.length - 66 for each in entries if each.length > 66 + 10) == 500_000
+    assert max(each.length for each in entries) == 1450 + 14
+    assert result["ports"][0]["seen"] < result["ports"][0]["frames"]
+
+
 def test_a_frame_leaves_the_switch_after_it_has_entered_it(any_lab: Lab) -> None:
     """One socket sees all ports, so the order in the file is that of the kernel, and there is one clock."""
     with any_lab.captured():

@@ -9,7 +9,6 @@ import json
 import os
 import statistics
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,19 +49,6 @@ while step < nodes:
     assert len(waiting[partner].recv(8, socket.MSG_WAITALL)) == 8
     step *= 2
 """
-RECEIVE = """
-import socket
-server = socket.create_server(("10.0.0.2", 7000))
-print("ready", flush=True)
-found = server.accept()[0]
-while found.recv(1 << 20):
-    pass
-"""
-TRANSMIT = """
-import socket
-out = socket.create_connection(("10.0.0.2", 7000))
-out.sendall(bytes(600_000))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -79,13 +65,6 @@ def report(made: Lab) -> Any:
 def pair_of(result: Any, sender: str, receiver: str) -> Any:
     (found,) = [each for each in result["pairs"] if (each["from"], each["to"]) == (sender, receiver)]
     return found
-
-
-def popen(made: Lab, node: int, program: str, *arguments: object) -> subprocess.Popen[str]:
-    """Run a program in a node."""
-    argv = ["ip", "netns", "exec", f"node{node}", sys.executable, "-c", program, *map(str, arguments)]
-    process: subprocess.Popen[str] = made.host.server.popen(argv)
-    return process
 
 
 @contextmanager
@@ -133,11 +112,7 @@ def test_times_and_queues_are_those_that_scapy_finds(cluster: Lab) -> None:
 def test_retransmissions_are_those_that_tshark_finds(cluster: Lab) -> None:
     """A short queue drops frames, so TCP sends their data again."""
     with limited(cluster, "rate=40mbit,queue=20000B"), cluster.captured():
-        receiver = popen(cluster, 2, RECEIVE)
-        assert receiver.stdout
-        assert receiver.stdout.readline() == "ready\n"
-        assert popen(cluster, 1, TRANSMIT).wait(120) == 0
-        assert receiver.wait(60) == 0
+        cluster.transmit(600_000)
     found = pair_of(report(cluster), "node1", "node2")
     path = cluster.host.server.path(FILE)
     entries = 'frame.interface_name == "node1" && frame.packet_flags_direction == 1 && tcp.srcport != 7000'
@@ -159,7 +134,7 @@ def segments_sent_again(path: Path, filter_: str) -> list[str]:
 
 def test_recursive_doubling_over_8_nodes_has_3_rounds(cluster: Lab) -> None:
     with cluster.captured():
-        running = [popen(cluster, number + 1, DOUBLE, number, NODES) for number in range(NODES)]
+        running = [cluster.popen(number + 1, DOUBLE, number, NODES) for number in range(NODES)]
         for process in running:
             assert process.wait(120) == 0, process.stderr.read() if process.stderr else ""
     result = report(cluster)

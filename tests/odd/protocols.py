@@ -138,7 +138,7 @@ def _of_result(name: str) -> EntryPoint:
     return EntryPoint(f"result of {name}", answers, _answer(name), ("server1: it: ",))
 
 
-MESSAGE = {"body": 0, "frames": 1, "dropped": 0, "ended": True, "delivered": [1, 0]}
+MESSAGE = {"body": 0, "frames": 1, "dropped": 0, "ended": True, "delivered": [1, 0], "seen": [1, 0]}
 ERROR = {"id": 1, "error": {"class": "MissingError", "message": "no", "hint": "try"}}
 
 

@@ -47,7 +47,12 @@ class Running:
 
     def stop(self) -> Mapping[str, Any]:
         os.kill(os.getpid(), signal.SIGTERM)
-        return {"frames": len(PLAN.nodes), "dropped": 0, "delivered": [1] * len(PLAN.nodes)}
+        return {
+            "frames": len(PLAN.nodes),
+            "dropped": 0,
+            "delivered": [1] * len(PLAN.nodes),
+            "seen": [1] * len(PLAN.nodes),
+        }
 
     def close(self) -> None:
         """Nothing is open."""

@@ -11,12 +11,15 @@ from ipaddress import IPv4Address
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
+from scapy.layers.inet import IP, TCP, UDP, IPOption_NOP
+from scapy.layers.inet6 import IPv6
+from scapy.layers.l2 import Ether
 from scapy.utils import RawPcapNgReader
 
 from tests import samples
 from vcluster.commands.servers.capture import Choice, first_blocks
 from vcluster.errors import RequestError
-from vcluster.frames import frame_filter, pcapng, ring_blocks
+from vcluster.frames import frame_filter, pcapng, ring_blocks, wire_frames
 from vcluster.frames.ring_blocks import RingReader
 from vcluster.planning.hops import switch_port
 
@@ -33,7 +36,10 @@ NANOSECONDS = some.integers(0, 2**63 - 1)
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame as the kernel captured it; `tag` is the VLAN tag that it keeps apart, 0 for none."""
+    """A frame as the kernel captured it; `tag` is the VLAN tag that it keeps apart, 0 for none.
+
+    `virtio` is the header that describes what is left to do.
+    """
 
     index: int
     at_ns: int
@@ -41,6 +47,7 @@ class Frame:
     length: int
     is_outgoing: bool = False
     tag: int = 0
+    virtio: bytes = b""
 
 
 FRAMES = some.builds(
@@ -66,9 +73,15 @@ def block_of(frames: Sequence[Frame]) -> bytes:
             0, frame.tag, 0x88A8 if frame.tag else 0, 0,
         )  # fmt: skip
         address = struct.pack("=HHiHBB8x", 17, 0x0008, frame.index, 1, 4 if frame.is_outgoing else 0, 6)
-        body += (header + address).ljust(start, b"\xee") + frame.data.ljust(size - start, b"\xee")
+        before = start - len(frame.virtio)
+        body += (header + address).ljust(before, b"\xee") + frame.virtio + frame.data.ljust(size - start, b"\xee")
     offset = 48
     return struct.pack("=6I3Q", 1, 0, 1, len(frames), offset, offset + len(body), 0, 0, 0) + body
+
+
+def converted(reader: RingReader, frames: Sequence[Frame]) -> bytes:
+    """The frames as blocks of a file."""
+    return b"".join(reader.read(block_of(frames)))
 
 
 def read(file: bytes) -> list[tuple[bytes, int, bytes, int, int]]:
@@ -120,7 +133,7 @@ def test_a_long_text_is_cut_at_a_character() -> None:
 @given(some.lists(FRAMES, max_size=20))
 def test_the_frames_of_any_block_are_read_back_in_order(frames: list[Frame]) -> None:
     reader = RingReader(INDEXES, len(INDEXES))
-    found = read(HEAD + reader.read(block_of(frames)))
+    found = read(HEAD + converted(reader, frames))
     assert found == [
         (
             frame.data, frame.at_ns, b"node1" if frame.index == 7 else b"node2", frame.length,
@@ -134,7 +147,7 @@ def test_the_frames_of_any_block_are_read_back_in_order(frames: list[Frame]) -> 
 
 def test_a_tag_of_a_vlan_is_put_back() -> None:
     frame = Frame(7, 1, bytes(range(60)), 60, tag=0x2005)
-    ((data, _, _, length, _),) = read(HEAD + RingReader(INDEXES, len(INDEXES)).read(block_of([frame])))
+    ((data, _, _, length, _),) = read(HEAD + converted(RingReader(INDEXES, len(INDEXES)), [frame]))
     assert data == frame.data[:12] + bytes.fromhex("88a82005") + frame.data[12:]
     assert length == 64
 
@@ -149,7 +162,7 @@ def test_a_file_that_ends_after_any_block_is_valid() -> None:
 def test_a_new_interface_of_a_port_is_counted_as_the_old_one() -> None:
     reader = RingReader(INDEXES, len(INDEXES))
     reader.add({12: 1})
-    assert [each[2] for each in read(HEAD + reader.read(block_of([Frame(12, 1, b"x" * 14, 14)])))] == [b"node2"]
+    assert [each[2] for each in read(HEAD + converted(reader, [Frame(12, 1, b"x" * 14, 14)]))] == [b"node2"]
     assert reader.delivered == [0, 1]
 
 
@@ -203,3 +216,117 @@ def _result(program: frame_filter.Program, interface: int) -> int:
 
 def test_the_header_of_a_frame_has_the_size_of_the_kernel() -> None:
     assert ring_blocks.FRAME_HEADER.size == 48 + 20
+
+
+def test_a_super_frame_is_cut_and_counted_as_one_that_the_switch_has_seen() -> None:
+    """Each part is marked by a comment, and has the VLAN tag of the whole."""
+    size = 100
+    frame = super_frame(250)
+    virtio = struct.pack("=BBHHHH", 1, 1, 0, size, 34, 16)
+    plain = bytes(Ether() / IP() / TCP() / b"x")
+    frames = [
+        Frame(7, 5, frame, len(frame), virtio=virtio),
+        Frame(9, 6, frame, len(frame), is_outgoing=True, tag=5, virtio=virtio),
+        Frame(9, 7, plain, len(plain), virtio=bytes(10)),
+    ]
+    reader = RingReader(INDEXES, len(INDEXES), is_wire=True)
+    file = converted(reader, frames)
+    found = read(HEAD + file)
+    assert [(name, at_ns, length) for _, at_ns, name, length, _ in found] == [
+        (b"node1", 5, 154), (b"node1", 5, 154), (b"node1", 5, 104),
+        (b"node2", 6, 158), (b"node2", 6, 158), (b"node2", 6, 108), (b"node2", 7, 55),
+    ]  # fmt: skip
+    assert {data[12:16] for data, _, name, length, _ in found if name == b"node2" and length > 100} == {b"\x88\xa8\0\5"}
+    for place in (1, 2, 3):
+        assert file.count(f"reconstructed: part {place} of 3 of 304 bytes".encode()) == 2
+    assert (reader.delivered, reader.seen, reader.frames) == ([3, 4], [1, 2], 7)
+
+
+def test_cut_frames_are_passed_on_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node may choose tiny parts, which need far more room than their block."""
+    monkeypatch.setattr(ring_blocks, "PIECE_BYTES", 1000)
+    frame = super_frame(2000)
+    virtio = struct.pack("=BBHHHH", 1, 1, 0, 10, 34, 16)
+    reader = RingReader(INDEXES, len(INDEXES), is_wire=True)
+    pieces = list(reader.read(block_of([Frame(7, at_ns, frame, len(frame), virtio=virtio) for at_ns in range(3)])))
+    assert len(pieces) == 4
+    assert len(read(HEAD + b"".join(pieces))) == 600
+
+
+# Frames of a wire
+
+
+def super_frame(size: int, flags: str = "PAFC") -> bytes:
+    """A frame of TCP with `size` bytes of data, as a node leaves it to its card."""
+    head = Ether() / IP(id=0xFFFE, flags="DF") / TCP(seq=2**32 - 150, flags=flags)
+    return bytes(head) + bytes(number % 251 for number in range(size))
+
+
+LAYERS = {
+    "TCP": (Ether() / IP(id=7) / TCP(flags="PAFC", options=[("Timestamp", (1, 2))]), TCP, 1 | 0x80),
+    "TCP over IPv6": (Ether() / IPv6() / TCP(flags="PA"), TCP, 4),
+    "UDP": (Ether() / IP(id=0xFFFF, options=[IPOption_NOP()] * 4) / UDP(), UDP, 5),
+    "UDP over IPv6": (Ether() / IPv6() / UDP(), UDP, 5),
+}
+
+
+@pytest.mark.parametrize("what", LAYERS)
+@given(some.binary(min_size=2, max_size=400), some.integers(2, 200))
+def test_parts_are_the_frames_that_scapy_makes(what: str, payload: bytes, size: int) -> None:
+    """scapy computes all lengths and checksums of each part."""
+    layers, kind, code = LAYERS[what]
+    head = bytes(layers)
+    start = len(head) - len(layers[kind])
+    whole = head + payload
+    offset = 6 if kind is UDP else 16
+    found = wire_frames.wire_frames(whole, len(whole), struct.pack("=BBHHHH", 1, code, 0, size, start, offset))
+    cuts = [payload[at : at + size] for at in range(0, len(payload), size)]
+    if len(cuts) == 1 or len(cuts) > wire_frames.PARTS_MAX:
+        assert found == [(whole, len(whole))]
+        return
+    for number, (data, length) in enumerate(found):
+        wanted = layers.copy() / cuts[number]
+        if IP in wanted:
+            wanted[IP].id = (layers[IP].id + number) & 0xFFFF
+        if kind is TCP:
+            wanted[TCP].seq = number * size
+            removed = ("" if number == len(cuts) - 1 else "FP") + ("C" if number else "")
+            wanted[TCP].flags = "".join(flag for flag in str(layers[TCP].flags) if flag not in removed)
+        assert data == bytes(wanted)
+        assert length == len(data)
+    assert len(found) == len(cuts)
+
+
+@given(some.binary(min_size=1, max_size=300), some.booleans())
+def test_a_checksum_is_completed(payload: bytes, is_udp: bool) -> None:
+    """The kernel leaves the sum of the pseudo-header in its place."""
+    layers = Ether() / IP() / (UDP() if is_udp else TCP()) / payload
+    good = bytes(layers)
+    at = 34 + (6 if is_udp else 16)
+    size = len(good) - 34
+    words = struct.unpack(">6H", good[26:34] + struct.pack(">HH", 17 if is_udp else 6, size))
+    partial = sum(words)
+    while partial > 0xFFFF:
+        partial = (partial & 0xFFFF) + (partial >> 16)
+    frame = good[:at] + partial.to_bytes(2, "big") + good[at + 2 :]
+    header = struct.pack("=BBHHHH", 1, 0, 0, 0, 34, at - 34)
+    assert wire_frames.wire_frames(frame, len(frame), header) == [(good, len(good))]
+    assert wire_frames.wire_frames(frame[:-1], len(frame), header) == [(frame[:-1], len(frame))]
+
+
+def test_a_super_frame_that_is_cut_short_has_all_lengths() -> None:
+    whole = super_frame(250)
+    found = wire_frames.wire_frames(whole[:80], len(whole), struct.pack("=BBHHHH", 1, 1, 0, 100, 34, 16))
+    assert [(len(data), length) for data, length in found] == [(80, 154), (54, 154), (54, 104)]
+    assert [IP(data[14:]).len for data, _ in found] == [140, 140, 90]
+    assert [TCP(data[34:]).seq for data, _ in found] == [2**32 - 150, 2**32 - 50, 50]
+
+
+@given(some.binary(max_size=120), some.integers(0, 70_000), some.binary(min_size=10, max_size=10))
+def test_no_header_of_a_node_harms_the_capture(data: bytes, more: int, header: bytes) -> None:
+    for begin in (b"", bytes(12) + b"\x08\x00\x45", bytes(12) + b"\x86\xdd"):
+        for kind in (header[1:2], b"\1", b"\4", b"\5"):
+            frame = begin + data
+            found = wire_frames.wire_frames(frame, len(frame) + more, header[:1] + kind + header[2:])
+            assert 1 <= len(found) <= wire_frames.PARTS_MAX
+            assert sum(len(part) for part, _ in found) <= len(frame) * wire_frames.PARTS_MAX

@@ -26,7 +26,8 @@ class FloodedRing:
     dropped = 0
     is_drained = True
 
-    def __init__(self) -> None:
+    def __init__(self, *, has_virtio_headers: bool) -> None:
+        assert has_virtio_headers
         self._is_attached = False
 
     def attach(self, _: object) -> None:
@@ -100,4 +101,4 @@ def test_a_capture_ends_during_a_flood(controller: Controller) -> None:
 def test_a_port_that_does_not_exist_is_named(controller: Controller) -> None:
     serve(controller, "vp-lab-1", "vp-lab-2")
     assert controller.messages[0] == {"missing": ["vp-lab-2"], "body": 0}
-    assert controller.messages[-1]["delivered"] == [0, 0]
+    assert (controller.messages[-1]["delivered"], controller.messages[-1]["seen"]) == ([0, 0], [0, 0])

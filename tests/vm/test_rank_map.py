@@ -131,7 +131,7 @@ def test_a_barrier_of_three_ranks_has_two_rounds(cluster: Cluster, tmp_path: Pat
 
 def report_of(cluster: Cluster, arguments: str) -> Any:
     """Run an MPI program during a capture. Returns the report of the file."""
-    line = f"mpiexec -genv MPIR_CVAR_BARRIER_INTRA_ALGORITHM dissemination {arguments}"
+    line = f"mpiexec -genv MPIR_CVAR_BARRIER_INTRA_ALGORITHM k_dissemination {arguments}"
     cluster.host.vcluster("capture", "-o", FILE, "--", line, timeout_s=200)
     return validated(["capture", "report"], cluster.host.json("capture", "report", FILE))
 

@@ -99,7 +99,7 @@ def packet(interface: int, at_ns: int, data: bytes, length: int, direction: int,
         )
     body = struct.pack("<IIIII", interface, *divmod(at_ns, 1 << 32), len(data), length) + _padded(data)
     return _block(
-        ENHANCED_PACKET, body + _options([(_COMMENT, _text(comment)), (_FLAGS, struct.pack("<I", direction))])
+        ENHANCED_PACKET, body + _options([(_FLAGS, struct.pack("<I", direction)), (_COMMENT, _text(comment))])
     )
 
 

@@ -20,16 +20,19 @@ RETIRE_MS = 100  # a block that is not full is handed over after this time
 
 _ETH_P_ALL = 3
 _SOL_PACKET = 263
-_PACKET_RX_RING, _PACKET_STATISTICS, _PACKET_VERSION = 5, 6, 10
+_PACKET_RX_RING, _PACKET_STATISTICS, _PACKET_VERSION, _PACKET_VNET_HDR = 5, 6, 10, 15
 _TPACKET_V3 = 2
 _FRAME_BYTES = 2048  # the kernel checks this number, and does not use it
 _SO_ATTACH_FILTER = 26  # asm-generic/socket.h
 
 
 class PacketRing:
-    """A ring of 64 MiB. It captures nothing until `attach`; after `detach` it has the frames that came before."""
+    """A ring of 64 MiB. It captures nothing until `attach`; after `detach` it has the frames that came before.
 
-    def __init__(self) -> None:
+    With `has_virtio_headers`, a header of virtio is before the bytes of each frame.
+    """
+
+    def __init__(self, *, has_virtio_headers: bool = False) -> None:
         try:
             self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL))
         except PermissionError as error:
@@ -38,6 +41,7 @@ class PacketRing:
         try:
             self.detach()
             self._socket.setsockopt(_SOL_PACKET, _PACKET_VERSION, _TPACKET_V3)
+            self._socket.setsockopt(_SOL_PACKET, _PACKET_VNET_HDR, has_virtio_headers)
             size = BLOCK_BYTES * BLOCKS
             ring = struct.pack("7I", BLOCK_BYTES, BLOCKS, _FRAME_BYTES, size // _FRAME_BYTES, RETIRE_MS, 0, 0)
             self._socket.setsockopt(_SOL_PACKET, _PACKET_RX_RING, ring)  # it also drops what came before the filter

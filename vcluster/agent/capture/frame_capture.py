@@ -33,16 +33,20 @@ WAIT_S = 1.0
 DRAIN_TIMEOUT_S = 5.0
 END_TIMEOUT_S = 60.0  # a controller that does not read the end of the file is gone
 ALL_PORTS = "isb_osdrop counts the frames of all interfaces together: one socket captured them"
-_REQUEST = {"header": str, "ports": list[str], "program": list[tuple[int, int, int, int]]}
+_REQUEST = {"header": str, "ports": list[str], "program": list[tuple[int, int, int, int]], "wire": bool}
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to capture: the first blocks of the file, the ports in the file's order, and the filter of frames."""
+    """What to capture: the first blocks of the file, the ports in the file's order, and the filter of frames.
+
+    With `is_wire`, the file has the frames that a wire would carry, and otherwise what the switch sees.
+    """
 
     header: bytes
     ports: Sequence[str]
     program: Sequence[Instruction]
+    is_wire: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """The request as JSON."""
@@ -50,6 +54,7 @@ class Request:
             "header": base64.b64encode(self.header).decode(),
             "ports": list(self.ports),
             "program": [list(instruction) for instruction in self.program],
+            "wire": self.is_wire,
         }
 
     @classmethod
@@ -58,7 +63,7 @@ class Request:
         if wrong := json_types.misfit(fields, _REQUEST, "the request"):
             raise VclusterError(f"capture: {wrong}")
         program = [tuple(instruction) for instruction in fields["program"]]
-        return cls(base64.b64decode(fields["header"]), fields["ports"], program)
+        return cls(base64.b64decode(fields["header"]), fields["ports"], program, fields["wire"])
 
 
 def main() -> None:
@@ -91,12 +96,12 @@ def _await_end(source: BinaryIO, ended: int) -> None:
 def _capture(request: Request, sink: BinaryIO, ended: int) -> None:
     """Capture from the first message on, until `ended` can be read. Then send every frame that the kernel counted."""
     ports = _Ports(request)
-    with closing(PacketRing()) as ring:
+    with closing(PacketRing(has_virtio_headers=request.is_wire)) as ring:
 
         def send_frames(blocks: int) -> None:
             for block in islice(ring.blocks(), blocks):
-                frames = ports.reader.read(block)
-                _send(sink, {"frames": ports.reader.frames, "dropped": ring.dropped}, frames)
+                for frames in ports.reader.read(block):
+                    _send(sink, {"frames": ports.reader.frames, "dropped": ring.dropped}, frames)
 
         ports.attach_to(ring)
         _send(sink, {"missing": ports.missing}, request.header)
@@ -109,8 +114,9 @@ def _capture(request: Request, sink: BinaryIO, ended: int) -> None:
         while not ring.is_drained and time.monotonic() < deadline_s:
             ring.wait(WAIT_S)
             send_frames(BLOCKS)
-        summary = {"frames": ports.reader.frames, "dropped": ring.dropped, "delivered": ports.reader.delivered}
-        _send(sink, {**summary, "ended": True}, ports.statistics(ring.dropped))
+        reader = ports.reader
+        counts = {"frames": reader.frames, "dropped": ring.dropped, "delivered": reader.delivered, "seen": reader.seen}
+        _send(sink, {**counts, "ended": True}, ports.statistics(ring.dropped))
 
 
 class _Ports:
@@ -120,7 +126,7 @@ class _Ports:
         self._request = request
         self._indexes = _indexes(request.ports)
         self._next_search_s = 0.0
-        self.reader = RingReader(self._numbers(), len(request.ports))
+        self.reader = RingReader(self._numbers(), len(request.ports), is_wire=request.is_wire)
 
     @property
     def missing(self) -> list[str]:

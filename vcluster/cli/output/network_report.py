@@ -48,7 +48,8 @@ def captured_document(captured: Captured, exit_code: int | None) -> dict[str, An
         "dropped": captured.dropped,
         "bytes": captured.bytes,
         "ports": [
-            {"node": port.node, "port": port.port, "vni": port.vni, "frames": port.frames} for port in captured.ports
+            {"node": port.node, "port": port.port, "vni": port.vni, "frames": port.frames, "seen": port.seen}
+            for port in captured.ports
         ],
         "connections": _connections(captured, are_brief=False),
         "brief_connections": _connections(captured, are_brief=True),

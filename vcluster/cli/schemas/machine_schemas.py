@@ -177,6 +177,7 @@ CAPTURED = record(
                     "port": text("Its interface on the server of the switch"),
                     "vni": optional(VNI),
                     "frames": integer("Number of its frames in the file, in both directions"),
+                    "seen": integer("Number of frames that the switch has seen, before super-frames were cut"),
                 },
             ),
         ),

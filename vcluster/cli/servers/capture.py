@@ -69,6 +69,10 @@ def capture_options(function: F) -> F:
             help="Keep this part of each frame; 128 has all headers.  [default: whole frames]",
         ),
         click.option("--filter", "expression", metavar="EXPRESSION", help="Keep frames that fit; see pcap-filter(7)."),
+        click.option(
+            "--frames", type=click.Choice(["wire", "raw"]), default="wire", show_default=True,
+            help="Cut super-frames as a wire needs it, or keep what the switch sees.",
+        ),
         click.option("--only", type=click.Choice(["mpi"]), help="Keep TCP between programs of users, without NFS."),
     )  # fmt: skip
     for option in reversed(options):
@@ -115,6 +119,7 @@ def run(
     nodeset: str | None,
     snap_bytes: int | None,
     expression: str | None,
+    frames: str,
     only: str | None,
     for_s: float | None,
     limit_mib: float | None,
@@ -139,7 +144,7 @@ def run(
 
     is_stream = path == STANDARD_OUTPUT
     _refuse_contradictions(expression, only, for_s, limit_mib, command, is_stream=is_stream)
-    choice = work.Choice(snap_bytes or 0, only == "mpi", expression or "")
+    choice = work.Choice(snap_bytes or 0, only == "mpi", expression or "", frames == "wire")
     context, plan = common.open_cluster(name, _print_note)
     folder = capture_process.folder_of(context.files(plan.name))
     progress = capture_process.write_record(folder, path) if background else None
@@ -184,6 +189,7 @@ def start(
     nodeset: str | None,
     snap_bytes: int | None,
     expression: str | None,
+    frames: str,
     only: str | None,
     limit_mib: int,
     ranks: bool,
@@ -198,7 +204,7 @@ def start(
     folder, whole = capture_process.folder_of(context.files(plan.name)), path.absolute()
     options: dict[str, object] = {
         "--name": plan.name, "--file": whole, "--ports": nodeset, "--snap": snap_bytes, "--filter": expression,
-        "--only": only, "--limit": limit_mib, "--output": "json",
+        "--frames": frames, "--only": only, "--limit": limit_mib, "--output": "json",
     }  # fmt: skip
     given = [text for option, value in options.items() if value is not None for text in (option, str(value))]
     arguments = ["capture", "run", "--background", *given, "--allow-drops", "--ranks" if ranks else "--no-ranks"]

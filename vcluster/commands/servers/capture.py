@@ -49,6 +49,7 @@ _MESSAGE = {
     "dropped": int | None,
     "ended": bool | None,
     "delivered": list[int] | None,
+    "seen": list[int] | None,
 }
 
 
@@ -56,12 +57,14 @@ _MESSAGE = {
 class Choice:
     """What a capture contains: the first `snap_bytes` of each frame, 0 for all, and which frames.
 
-    `expression` is one of pcap-filter(7), or empty. A capture has at most one filter.
+    `expression` is one of pcap-filter(7), or empty. A capture has at most one filter. With `is_wire`, super-frames are
+    cut into the frames that a wire would carry.
     """
 
     snap_bytes: int = 0
     only_mpi: bool = False
     expression: str = ""
+    is_wire: bool = True
 
     @property
     def described(self) -> str:
@@ -77,12 +80,13 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class PortCount:
-    """The number of captured frames at the port of a node."""
+    """The number of captured frames at the port of a node. The port itself counts those that the switch has `seen`."""
 
     node: str
     port: str
     vni: int | None
     frames: int
+    seen: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +123,7 @@ def first_blocks(
     return b"".join(
         (
             pcapng.section_header(
-                f"vcluster {__version__}", [*_comments(plan), *map(_connection_comment, connections)]
+                f"vcluster {__version__}", [*_comments(plan, choice), *map(_connection_comment, connections)]
             ),
             *map(pcapng.interface_description, interfaces),
             pcapng.name_resolution(names),
@@ -127,12 +131,13 @@ def first_blocks(
     )
 
 
-def _comments(plan: Plan) -> Iterator[str]:
+def _comments(plan: Plan, choice: Choice) -> Iterator[str]:
     """The plan as JSON texts: the cluster, and each node. A comment has a limited length, and a plan has not."""
     cluster = {
         "cluster": plan.name, "mode": plan.mode, "subnet": str(plan.subnet), "mtu": plan.mtu,
         "image": plan.image.digest, "vcpus": plan.vcpus, "memory_mib": plan.memory_mib,
         "switch": {"server": plan.switch.server, "bridge": plan.switch.bridge},
+        "frames": "wire" if choice.is_wire else "raw",
     }  # fmt: skip
     yield json.dumps(cluster)
     for node in plan.nodes:
@@ -250,7 +255,7 @@ def capture(
     """
     ports = [switch_port(plan, node) for node in nodes]
     begin = first_blocks(plan, nodes, choice)
-    request = Request(begin, ports, choice.program())
+    request = Request(begin, ports, choice.program(), choice.is_wire)
     is_interrupted = False
     with ExitStack() as stack:
         server = stack.enter_context(switch_server(context, plan))
@@ -266,7 +271,7 @@ def capture(
             is_interrupted = True
         totals = running.stop()
         connections = _found_connections(context, plan, watch) if watch else None
-        found = _port_counts(plan, nodes, totals["delivered"] or ())
+        found = _port_counts(plan, nodes, totals["delivered"] or (), totals["seen"] or ())
         file = running.file
         if connections and file.is_regular:
             file.replace_begin(begin, first_blocks(plan, nodes, choice, connections))
@@ -290,12 +295,17 @@ def _found_connections(context: Context, plan: Plan, watch: RankWatch) -> tuple[
     return rank_map(sockets, {str(node.address): node.name for node in plan.nodes})
 
 
-def _port_counts(plan: Plan, nodes: Sequence[Node], counts: Sequence[int]) -> tuple[PortCount, ...]:
-    if len(counts) != len(nodes):
-        raise VclusterError(f"{plan.switch.server}: {AWAITED}: the counts are of {len(counts)} of {len(nodes)} ports")
+def _port_counts(
+    plan: Plan, nodes: Sequence[Node], counts: Sequence[int], seen: Sequence[int]
+) -> tuple[PortCount, ...]:
+    for found in (counts, seen):
+        if len(found) != len(nodes):
+            raise VclusterError(
+                f"{plan.switch.server}: {AWAITED}: the counts are of {len(found)} of {len(nodes)} ports"
+            )
     return tuple(
-        PortCount(node.name, switch_port(plan, node), node.vni, count)
-        for node, count in zip(nodes, counts, strict=True)
+        PortCount(node.name, switch_port(plan, node), node.vni, *found)
+        for node, *found in zip(nodes, counts, seen, strict=True)
     )
 
 
