@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from vcluster.model.naming import default_node_names
 from vcluster.model.plan import Plan
 from vcluster.model.spec import LOCAL, Image, Login, ServerSpec, Spec
 from vcluster.planning.planner import make_plan
+from vcluster.planning.traffic_plan import LinkReading
 from vcluster.render.ssh_files import known_hosts, ssh_config
 
 OWNER = "0badcafe"
@@ -94,3 +95,10 @@ def write_files(files: ClusterFiles, plan: Plan) -> None:
     files.write_keys(found)
     config = ssh_config(plan, identity=files.identity, known_hosts=files.known_hosts, jumps={})
     files.write_ssh(config=config, known_hosts=known_hosts(plan, found))
+
+
+def reading(node: str, direction: str, peer: str | None = None, **values: int) -> LinkReading:
+    """The limits of a direction as the kernel has them: no limit but these values, and counters that are 0."""
+    counters = {each.name: 0 for each in fields(LinkReading) if each.type == "int"}
+    names = {each.name for each in fields(LinkReading)} - {"node", "direction", "peer", "where"} - counters.keys()
+    return LinkReading(node, direction, peer, where="switch", **{**dict.fromkeys(names), **counters, **values})  # type: ignore[arg-type]

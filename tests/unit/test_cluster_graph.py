@@ -26,7 +26,6 @@ from vcluster.model import codec
 from vcluster.planning.traffic import cluster_graph
 from vcluster.planning.traffic.cluster_graph import ClusterGraph
 from vcluster.planning.traffic.port_rates import PortTraffic
-from vcluster.planning.traffic_plan import LinkReading
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "graph"
 WRITERS: dict[str, Callable[[Any], str]] = {
@@ -36,8 +35,8 @@ WRITERS: dict[str, Callable[[Any], str]] = {
     "txt": lambda graph: graph_text.text(graph) + "\n",
 }
 LIMITS = [
-    LinkReading("node2", "from", None, 10_000_000, 65_536, None, "switch", 0, 0, 0, 0),
-    LinkReading("node2", "to", "node1", None, None, 10_000, "switch", 0, 0, 0, 0),
+    samples.reading("node2", "from", rate_bits=10_000_000, queue_bytes=65_536),
+    samples.reading("node2", "to", "node1", loss_ppm=10_000),
 ]
 LOAD = [
     PortTraffic("node1", "vx-lab-1", True, from_rate_bits=95_640_000, to_rate_bits=1_200),

@@ -16,7 +16,7 @@ from vcluster.adapters.process_pipe import ProcessPipe
 from vcluster.agent import request_loop
 from vcluster.agent.request_loop import Body, Operations
 from vcluster.model.survey_answer import FaultReading, LinkLimits, SurveyAnswer
-from vcluster.model.traffic.port_counters import TrafficSample
+from vcluster.model.traffic import port_counters
 from vcluster.util.deadline import Deadline
 
 Progress = Callable[[int], None]
@@ -109,7 +109,9 @@ RESULTS: Mapping[str, Any] = {
     "turn_off_offloads": list[str],
     "restore_offloads": list[str],
     "offload_labels": list[str],
-    "read_traffic": TrafficSample,
+    "read_traffic": {**port_counters.FORM},
+    "count_pairs": None,
+    "stop_pairs": None,
     "require_fault_support": None,
     "cut_links": None,
     "begin_node_fault": None,

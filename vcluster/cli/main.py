@@ -17,7 +17,7 @@ from vcluster.cli.clusters import clear, create, graph, inventory, lifecycle, sc
 from vcluster.cli.help_layout import Group, examples
 from vcluster.cli.nodes import access, check, copy, execute, fault, gateway, link, measure, power, provision, terminals
 from vcluster.cli.output import streams, terminal
-from vcluster.cli.servers import capture, doctor, image, support, switch
+from vcluster.cli.servers import capture, doctor, image, support, switch, watch
 from vcluster.errors import EXIT_CLOSED_PIPE, EXIT_INTERRUPTED, SeveralErrors, VclusterError
 from vcluster.util.interrupts import on_interrupt
 
@@ -32,7 +32,7 @@ SECTIONS = {
     "Run on nodes": ("ssh", "exec", "mpiexec", "shell", "copy", "provision", "console"),
     "Operate": ("start", "stop", "repair", "power", "gateway", "link", "fault"),
     "Verify and measure": (
-        "check", "verify", "path", "discover", "timing", "capture", "measure", "graph", "doctor", "support",
+        "check", "verify", "path", "discover", "timing", "capture", "measure", "graph", "watch", "doctor", "support",
     ),
     "Images": ("image",),
     "Advanced": ("switch", "ssh-config", "completion"),
@@ -54,7 +54,7 @@ def main() -> None:
 
 for module in (
     create, clear, inventory, scale, lifecycle, access, execute, copy, terminals, provision, power, gateway, link,
-    fault, check, verify, doctor, support, image, switch, capture, graph, measure,
+    fault, check, verify, doctor, support, image, switch, capture, graph, measure, watch,
 ):  # fmt: skip
     for command in module.COMMANDS:
         main.add_command(command)

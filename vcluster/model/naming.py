@@ -274,6 +274,16 @@ def faults_table_name(cluster: str, owner: str) -> str:
     return f"{table_name(cluster, owner)}{FAULTS}"
 
 
+def pairs_table_name(cluster: str, owner: str) -> str:
+    """The begin of the name of a table that counts frames; it goes with its process, so it is not an owner label."""
+    return f"{PREFIX} {cluster} {owner}"
+
+
+def port_prefixes(cluster: str) -> tuple[str, str]:
+    """With what the names of the ports of a switch begin: those of taps, and those of tunnels."""
+    return f"vp-{tag(cluster)}-", f"vx-{tag(cluster)}-"
+
+
 def parse_table_name(text: str) -> tuple[str, str] | None:
     """The cluster and the owner id of a table name, or None if the table is not ours."""
     prefix, _, rest = text.removesuffix(LINKS).removesuffix(FAULTS).partition("-")

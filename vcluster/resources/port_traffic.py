@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from vcluster.errors import VclusterError
 from vcluster.fleet.servers import Server
 from vcluster.model import naming
 from vcluster.model.plan import Plan
@@ -13,3 +17,18 @@ def sample(server: Server, plan: Plan) -> TrafficSample:
     """The counters of the ports now."""
     table = naming.links_table_name(plan.name, plan.owner)
     return sample_of(server.call("read_traffic", table=table, interfaces=interfaces_of(plan)))
+
+
+@contextmanager
+def counted_pairs(server: Server, plan: Plan) -> Iterator[None]:
+    """Count the frames from port to port; samples have them. The kernel removes the counters with the agent.
+
+    Raises MissingError if the kernel cannot count them.
+    """
+    table = naming.pairs_table_name(plan.name, plan.owner)
+    server.call("count_pairs", table=table, prefixes=naming.port_prefixes(plan.name))
+    try:
+        yield
+    finally:
+        with suppress(VclusterError):  # the agent has ended, and its counters with it
+            server.call("stop_pairs")

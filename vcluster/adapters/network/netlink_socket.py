@@ -78,7 +78,7 @@ class NetlinkSocket:
         self.close()
 
     def close(self) -> None:
-        """Close the socket. A second call does nothing."""
+        """Close the socket; the kernel then removes what belongs to it. A second call does nothing."""
         self._socket.close()
 
     def change(self, messages: Sequence[Message], *, tolerated: Collection[int] = ()) -> None:

@@ -28,12 +28,15 @@ BATCH_BEGIN, BATCH_END = 0x10, 0x11
 NEW_TABLE, GET_TABLE, DELETE_TABLE = 0, 1, 2  # linux/netfilter/nf_tables.h
 NEW_CHAIN, GET_CHAIN = 3, 4
 NEW_RULE, GET_RULE = 6, 7
+NEW_SET, GET_ELEMENTS = 9, 13
 CREATE, APPEND = 0x400, 0x800
 FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
 ANY_FAMILY, INET, IPV4, ARP, NETDEV, BRIDGE = 0, 1, 2, 3, 5, 7
 INPUT, FORWARD, OUTPUT, ARP_INPUT, BRIDGE_PREROUTING, BRIDGE_FORWARD, INGRESS = 1, 2, 3, 0, 0, 2, 0  # hooks
 ACCEPT, DROP, JUMP, RETURN = 1, 0, -3, -5
 EARLY = -10  # a priority before that of other filters, which start at 0
+LATE = 1000  # a priority after that of other filters: what they drop does not come so far
+_OWNED = 2  # NFT_TABLE_F_OWNER: the kernel removes the table when the socket that made it closes
 EQUAL, DIFFERENT, BELOW, AT_MOST, AT_LEAST = 0, 1, 2, 3, 5
 PRIORITY, IIFNAME, OIFNAME, SKUID = 2, 6, 7, 10  # keys of meta
 _ETHERTYPE, _NFPROTO, _L4PROTO = 1, 15, 16
@@ -111,6 +114,15 @@ def replacement(table: str, family: int, comment: str, messages: Sequence[Messag
         *messages,
     ]
     return _of_family(family, changes)
+
+
+def owned(table: str, family: int, messages: Sequence[Message]) -> list[Message]:
+    """One transaction that makes a table with these sets, chains and rules. It goes when the socket of it closes.
+
+    So it goes too when the process of the socket is killed.
+    """
+    attributes = [("NFTA_TABLE_NAME", table), ("NFTA_TABLE_FLAGS", _OWNED)]
+    return _of_family(family, [new_message(nft_table_msg, NEW_TABLE, attributes, flags=CREATE), *messages])
 
 
 def trial(table: str, family: int, messages: Sequence[Message]) -> list[Message]:

@@ -18,7 +18,7 @@ ROOT_COMMANDS = frozenset({"local", "remote", "list", "image", "switch", "doctor
 # Without a name these act on the only cluster. Those with `True` take the name as their first argument.
 CLUSTER_COMMANDS: Mapping[str, bool] = {
     **dict.fromkeys(("clear", "status", "check", "verify", "timing", "repair", "stop", "start"), True),
-    **dict.fromkeys(("discover", "ssh-config", "support", "graph"), True),
+    **dict.fromkeys(("discover", "ssh-config", "support", "graph", "watch"), True),
     **dict.fromkeys(("power on", "power off", "power cycle", "power status"), True),
     **dict.fromkeys(("add", "remove", "ssh", "exec", "mpiexec", "shell", "copy", "provision", "console"), False),
     **dict.fromkeys(("gateway", "path", "link set", "link show", "link reset"), False),

@@ -25,6 +25,11 @@ def print_text(text: str, *, err: bool = False, nl: bool = True, paint: Paint = 
     click.echo(paint(displayable(text)) if is_terminal(stream) else encodable(text), err=err, nl=nl)
 
 
+def draw(update: str) -> None:
+    """Write cells and moves of the cursor on standard output; a screen has made the texts of the cells safe."""
+    click.echo(update, nl=False, color=True)
+
+
 def complain(text: str, *, head: str, color: bool) -> None:
     """Print an error on standard error, after our own `head`, which may have a color."""
     click.echo(f"{head} {displayable(text)}", err=True, color=color)

@@ -116,4 +116,50 @@ GRAPH = record(
     },
 )
 
-SCHEMAS: dict[str, Schema] = {"graph": GRAPH}
+COUNT = "; null if the port does not exist or was made again"
+WATCH = record(
+    "An interval; with -o ndjson and in the file of --record, each line is one",
+    {
+        "name": text("Name of the cluster"),
+        "t_ns": integer("End of the interval on the monotonic clock of the switch's server, in nanoseconds"),
+        "unix_ns": integer("The same moment on its other clock, in nanoseconds since 1970"),
+        "interval_ns": integer("Length of the interval, in nanoseconds"),
+        "ports": many(
+            "The ports of the switch, in the order of the nodes",
+            record(
+                "A port, with counts of the interval",
+                {
+                    "node": NODE,
+                    "port": PORT,
+                    "present": flag("Whether the port exists"),
+                    "from_bytes": optional(integer(f"Frames that the node sent, in bytes{COUNT}")),
+                    "to_bytes": optional(integer(f"Frames that it received, in bytes{COUNT}")),
+                    "from_packets": optional(integer(f"Number of frames that it sent{COUNT}")),
+                    "to_packets": optional(integer(f"Number of frames that it received{COUNT}")),
+                    "from_rate_bits": optional(integer(f"Frames that it sent, in bits a second{COUNT}")),
+                    "to_rate_bits": optional(integer(f"Frames that it received, in bits a second{COUNT}")),
+                    "waiting_bytes": optional(integer(f"Frames that wait in queues of the link now, in bytes{COUNT}")),
+                    "dropped_packets": optional(integer(f"Frames that port, queues and losses dropped{COUNT}")),
+                    "limits": many("The directions of the link that have limits", text("A direction and its limits")),
+                    "faults": FAULTS,
+                },
+            ),
+        ),
+        "matrix": optional(
+            many(
+                "The pairs of nodes with frames in the interval; null with --no-matrix",
+                record(
+                    "A pair",
+                    {
+                        "from_node": text("Node that sent"),
+                        "to_node": text("Node that received"),
+                        "packets": integer("Number of frames that the switch forwarded"),
+                        "bytes": integer("Their size, in bytes"),
+                    },
+                ),
+            )
+        ),
+    },
+)
+
+SCHEMAS: dict[str, Schema] = {"graph": GRAPH, "watch": WATCH}

@@ -89,5 +89,6 @@ def optional(schema: Schema) -> Schema:
 
 def titled(command: str, schema: Schema) -> Schema:
     """The whole schema of a command's result."""
-    option = "--output json" if command == "capture run" else "-o json"  # -o is the file of a capture
+    options = {"capture run": "--output json", "watch": "-o ndjson"}  # -o is the file of a capture
+    option = options.get(command, "-o json")
     return {"$schema": DRAFT, "title": f"Result of vcluster {command} {option}", **schema}

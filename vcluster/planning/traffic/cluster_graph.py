@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from vcluster.model.plan import Node, Plan
-from vcluster.model.spec import LinkShape
-from vcluster.planning import link_spec
+from vcluster.planning import link_spec, traffic_plan
 from vcluster.planning.hops import switch_port
 from vcluster.planning.traffic.port_rates import PortTraffic
 from vcluster.planning.traffic_plan import LinkReading
@@ -199,5 +198,5 @@ def _tunnels(plan: Plan) -> Iterator[GraphTunnel]:
 def _shaping(node: Node, limits: Sequence[LinkReading]) -> Iterator[GraphShaping]:
     for one in limits:
         if one.node == node.name:
-            shape = LinkShape(one.rate_bits or 0, one.queue_bytes or 0, one.loss_ppm or 0)
+            shape = traffic_plan.shape_of(asdict(one))
             yield GraphShaping(one.direction, one.peer, link_spec.text_of(shape))

@@ -12,7 +12,7 @@ from vcluster.model.traffic.port_counters import InterfaceCounters, TrafficSampl
 from vcluster.planning.hops import switch_port
 
 NS = 10**9
-ETHERNET_BYTES = 14  # the header of a frame, which the kernel's packet filter does not count
+ETHERNET_BYTES = 14  # the header of a frame, which the kernel's packet filter and tunnels (VXLAN) do not count
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +63,12 @@ def traffic(plan: Plan, before: TrafficSample, after: TrafficSample) -> list[Por
         counted = _difference(old.get(port), new.get(port))
         if counted is not None and interval_ns > 0:
             received, sent, received_packets, sent_packets, _ = counted
+            header = ETHERNET_BYTES if node.vni is not None else 0
+            received, sent = received + header * received_packets, sent + header * sent_packets
             one = PortTraffic(
                 node.name, port, True, received, sent, received_packets, sent_packets,
                 received * 8 * NS // interval_ns, sent * 8 * NS // interval_ns,
-                waiting_bytes=sum(new[name].waiting_bytes for name in (port, shaper) if name in new),
+                waiting_bytes=sum(max(0, new[name].waiting_bytes) for name in (port, shaper) if name in new),
                 dropped_packets=_dropped(port, shaper, before, after, old, new),
             )  # fmt: skip
         found.append(one)
@@ -100,7 +102,7 @@ def _by_name(sample: TrafficSample) -> dict[str, InterfaceCounters]:
 
 def _difference(old: InterfaceCounters | None, new: InterfaceCounters | None) -> tuple[int, ...] | None:
     """The differences of bytes, packets and drops; None if it is not the same interface, or a counter went back."""
-    if old is None or new is None or old.index != new.index:
+    if old is None or new is None or old.interface_index != new.interface_index:
         return None
     found = (
         new.received_bytes - old.received_bytes,
@@ -129,7 +131,7 @@ def _dropped(
         one, former = new.get(name), old.get(name)
         if one is None:
             continue
-        is_same = former is not None and former.index == one.index
+        is_same = former is not None and former.interface_index == one.interface_index
         found += max(0, one.dropped - (former.dropped if former and is_same else 0))
         waited = former.queue_dropped if former and is_same else 0
         if one.queue_dropped < waited:

@@ -35,7 +35,7 @@ RANDOM, COUNTER = b"numgen\0", b"counter\0"
 def read(table: str, interfaces: Sequence[str], pairs: list[PairCounters] | None) -> TrafficSample:
     """The counters of these interfaces, those that exist, and of the rules of a table; with counted `pairs`."""
     names = {index: name for name in interfaces if (index := _index(name))}
-    t_ns = time.monotonic_ns()
+    t_ns, unix_ns = time.monotonic_ns(), time.time_ns()
     with open_socket("the counters of ports") as netlink:
         counts, queues = _counts(netlink, names), _queues(netlink)
     found = [
@@ -43,7 +43,7 @@ def read(table: str, interfaces: Sequence[str], pairs: list[PairCounters] | None
         for index, name in names.items()
         if index in counts
     ]
-    return TrafficSample(t_ns, found, _losses(table), pairs)
+    return TrafficSample(t_ns, unix_ns, found, _losses(table), pairs)
 
 
 def _index(name: str) -> int:

@@ -1,0 +1,97 @@
+"""Watch the traffic at the ports of a cluster's switch."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Generator, Iterator
+from contextlib import nullcontext
+
+from vcluster.commands.steps.inventory import read_ledger, switch_server
+from vcluster.errors import RequestError, VclusterError
+from vcluster.fleet.context import Context
+from vcluster.fleet.ledger import ClusterFiles
+from vcluster.fleet.servers import Server
+from vcluster.model.plan import Plan
+from vcluster.planning import traffic_plan
+from vcluster.planning.traffic import watch_record
+from vcluster.planning.traffic.watch_record import WatchRecord
+from vcluster.planning.traffic_plan import LinkReading
+from vcluster.resources import port_traffic, shaping
+
+LIMITS_EVERY_S = 10.0  # another program may change limits; vcluster writes the ledger when it does
+
+
+class _Watched:
+    """The plan and the limits of the cluster. Both are read again when another command changes the cluster."""
+
+    def __init__(self, files: ClusterFiles, server: Server, plan: Plan) -> None:
+        self._files, self._server = files, server
+        self.plan = plan
+        self._stamp = self._ledger_stamp()
+        self.limits: list[LinkReading] = []
+        self._read_limits()
+
+    def refresh(self) -> None:
+        """Read what has changed. Raises VclusterError if the cluster was removed."""
+        stamp = self._ledger_stamp()
+        if stamp != self._stamp:
+            self.plan, self._stamp = _plan(self._files), stamp
+            self._read_limits()
+        elif time.monotonic() >= self._limits_until_s:
+            self._read_limits()
+
+    def _read_limits(self) -> None:
+        self.limits, _ = shaping.read(self._server, self.plan)
+        self._limits_until_s = time.monotonic() + LIMITS_EVERY_S
+
+    def _ledger_stamp(self) -> int:
+        """When the ledger was written; 0 if it does not exist."""
+        try:
+            return self._files.ledger.stat().st_mtime_ns
+        except FileNotFoundError:
+            return 0
+
+
+def records(
+    context: Context, name: str, *, every_s: float, with_matrix: bool, for_s: float | None = None
+) -> Generator[WatchRecord, None, None]:
+    """A record after each interval of `every_s`, without an end or for a time.
+
+    A node that is added or removed meanwhile is in the next record, or not in it any more. Raises ConflictError for a
+    switch that its administrator made: vcluster has no access to its ports.
+    """
+    files = context.files(name)
+    plan = read_ledger(files).plan
+    traffic_plan.require_own_switch(plan)
+    with (
+        switch_server(context, plan) as server,
+        port_traffic.counted_pairs(server, plan) if with_matrix else nullcontext(),
+    ):
+        watched = _Watched(files, server, plan)
+        before = port_traffic.sample(server, watched.plan)
+        for _ in _ticks(every_s, for_s):
+            watched.refresh()
+            after = port_traffic.sample(server, watched.plan)
+            if with_matrix and after.pairs is None:
+                raise VclusterError(
+                    f"{server.name}: the agent ended, so the counters of the matrix are lost", hint="vcluster watch"
+                )
+            yield watch_record.record(watched.plan, before, after, watched.limits)
+            before = after
+
+
+def _ticks(every_s: float, for_s: float | None) -> Iterator[None]:
+    """Wait for the end of each interval. One that is late does not shift the others; those that passed are left out."""
+    began_s, number, never = time.monotonic(), 0, threading.Event()
+    while for_s is None or (number + 1) * every_s <= for_s + 1e-9:  # 3 * 0.1 is more than 0.3
+        number = max(number + 1, int((time.monotonic() - began_s) / every_s))
+        never.wait(max(0.0, began_s + number * every_s - time.monotonic()))
+        yield
+
+
+def _plan(files: ClusterFiles) -> Plan:
+    try:
+        return read_ledger(files).plan
+    except RequestError as error:
+        raise VclusterError(f"cluster {files.name} was removed while it was watched", hint="vcluster list") from error
