@@ -161,6 +161,21 @@ def test_limits_that_change_are_shown(lab: Lab) -> None:
         watch.until(lambda one: one["ports"][2]["limits"] == [])
 
 
+def test_faults_are_shown(lab: Lab) -> None:
+    """In the records, and in the graph."""
+    with watching(lab, "--no-matrix") as watch:
+        assert [port["faults"] for port in watch.records[0]["ports"]] == [[], [], []]
+        lab.host.vcluster("fault", "cut", "node2")
+        try:
+            found = watch.until(lambda one: one["ports"][1]["faults"] != [])
+            assert found["ports"][1]["faults"] == lab.host.json("graph")["links"][1]["faults"]
+            assert "cut node2" in found["ports"][1]["faults"][0]
+            assert found["ports"][0]["faults"] == []
+        finally:
+            lab.host.vcluster("fault", "heal")
+        watch.until(lambda one: one["ports"][1]["faults"] == [])
+
+
 def test_a_port_that_is_made_again_has_no_odd_numbers(lab: Lab) -> None:
     """As by a repair: the counters of the new port begin at 0."""
     port = lab.host.json("graph")["links"][2]["switch_port"]

@@ -103,6 +103,15 @@ def faults(plan: Plan, found: Mapping[str, Mapping[str, Any]]) -> list[Fault]:
     ]
 
 
+def texts_of(found: Sequence[Fault]) -> dict[str, tuple[str, ...]]:
+    """The faults of each node that has some, as texts."""
+    texts: dict[str, list[str]] = {}
+    for fault in found:
+        for node in fault.nodes:
+            texts.setdefault(node, []).append(str(fault))
+    return {node: tuple(each) for node, each in texts.items()}
+
+
 def _nodes_by_port(plan: Plan) -> dict[str, str]:
     return {switch_port(plan, node): node.name for node in plan.nodes}
 

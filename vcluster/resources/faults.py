@@ -36,6 +36,11 @@ def read(server: Server, plan: Plan) -> Mapping[str, Any]:
     return found
 
 
+def read_texts(server: Server, plan: Plan) -> dict[str, tuple[str, ...]]:
+    """The active faults of each node at the switch, and those of nodes, if its server carries them; as texts."""
+    return fault_plan.texts_of(fault_plan.faults(plan, {server.name: read(server, plan)}))
+
+
 def read_all(fleet: Fleet, plan: Plan) -> list[Fault]:
     """The active faults on all servers of a cluster."""
     return fault_plan.faults(plan, fleet.each(lambda server: read(server, plan)))

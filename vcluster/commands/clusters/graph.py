@@ -10,7 +10,7 @@ from vcluster.fleet.context import Context
 from vcluster.planning import traffic_plan
 from vcluster.planning.traffic import cluster_graph, port_rates
 from vcluster.planning.traffic.cluster_graph import ClusterGraph
-from vcluster.resources import port_traffic, shaping
+from vcluster.resources import faults, port_traffic, shaping
 
 
 def read(context: Context, name: str, *, load_s: float | None = None) -> ClusterGraph:
@@ -28,10 +28,11 @@ def read(context: Context, name: str, *, load_s: float | None = None) -> Cluster
         return cluster_graph.graph_of(plan)
     with switch_server(context, plan) as server:
         limits, present = shaping.read(server, plan)
+        disturbed = faults.read_texts(server, plan)
         if load_s is None:
-            return cluster_graph.graph_of(plan, limits, present)
+            return cluster_graph.graph_of(plan, limits, present, faults=disturbed)
         before = port_traffic.sample(server, plan)
         context.report.note(f"counting frames for {load_s:g} s")
         threading.Event().wait(load_s)
         load = port_rates.traffic(plan, before, port_traffic.sample(server, plan))
-    return cluster_graph.graph_of(plan, limits, present, load=load, load_s=load_s)
+    return cluster_graph.graph_of(plan, limits, present, faults=disturbed, load=load, load_s=load_s)

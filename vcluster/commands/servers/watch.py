@@ -17,8 +17,9 @@ from vcluster.planning import traffic_plan
 from vcluster.planning.traffic import watch_record
 from vcluster.planning.traffic.watch_record import WatchRecord
 from vcluster.planning.traffic_plan import LinkReading
-from vcluster.resources import port_traffic, shaping
+from vcluster.resources import faults, port_traffic, shaping
 
+FAULTS_EVERY_S = 0.9  # they begin and end without a change of the ledger
 LIMITS_EVERY_S = 10.0  # another program may change limits; vcluster writes the ledger when it does
 
 
@@ -31,6 +32,7 @@ class _Watched:
         self._stamp = self._ledger_stamp()
         self.limits: list[LinkReading] = []
         self._read_limits()
+        self._read_faults()
 
     def refresh(self) -> None:
         """Read what has changed. Raises VclusterError if the cluster was removed."""
@@ -40,6 +42,12 @@ class _Watched:
             self._read_limits()
         elif time.monotonic() >= self._limits_until_s:
             self._read_limits()
+        if time.monotonic() >= self._faults_until_s:
+            self._read_faults()
+
+    def _read_faults(self) -> None:
+        self.faults = faults.read_texts(self._server, self.plan)
+        self._faults_until_s = time.monotonic() + FAULTS_EVERY_S
 
     def _read_limits(self) -> None:
         self.limits, _ = shaping.read(self._server, self.plan)
@@ -77,7 +85,7 @@ def records(
                 raise VclusterError(
                     f"{server.name}: the agent ended, so the counters of the matrix are lost", hint="vcluster watch"
                 )
-            yield watch_record.record(watched.plan, before, after, watched.limits)
+            yield watch_record.record(watched.plan, before, after, watched.limits, watched.faults)
             before = after
 
 
