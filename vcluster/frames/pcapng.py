@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from ipaddress import IPv4Address
 
 SECTION_HEADER, INTERFACE_DESCRIPTION, NAME_RESOLUTION = 0x0A0D0D0A, 1, 4
@@ -97,10 +97,13 @@ def packet(interface: int, at_ns: int, data: bytes, length: int, direction: int,
             0,
             layout.size,
         )
-    body = struct.pack("<IIIII", interface, *divmod(at_ns, 1 << 32), len(data), length) + _padded(data)
-    return _block(
-        ENHANCED_PACKET, body + _options([(_FLAGS, struct.pack("<I", direction)), (_COMMENT, _text(comment))])
-    )
+    text = _text(comment)
+    layout = _commented_layout(len(data), len(text))
+    high, low = divmod(at_ns, 1 << 32)
+    return layout.pack(
+        ENHANCED_PACKET, layout.size, interface, high, low, len(data), length, data,
+        _FLAGS, 4, direction, _COMMENT, len(text), text, 0, layout.size,
+    )  # fmt: skip
 
 
 @cache
@@ -111,6 +114,12 @@ def packet_layout(captured: int) -> struct.Struct:
     the value of the flags, the end of options, size.
     """
     return struct.Struct(f"<IIIIIII{captured}s{-captured % 4}xHHIII")
+
+
+@lru_cache(1 << 12)
+def _commented_layout(captured: int, comment: int) -> struct.Struct:
+    """The same with a comment of `comment` bytes: its code, size and text are after the flags."""
+    return struct.Struct(f"<IIIIIII{captured}s{-captured % 4}xHHIHH{comment}s{-comment % 4}xII")
 
 
 def statistics(interface: int, counts: Statistics) -> bytes:

@@ -13,6 +13,7 @@ READY = frozenset({b"\0\0", b"\2\0"})  # flags and kind of frames with nothing l
 PARTS_MAX = 256  # of 64 KiB; more means that a node chose a tiny size
 
 _HEADER = struct.Struct("=BBHHHH")  # flags, kind, length of headers, size of a part, start and place of the checksum
+_SHORT, _TWO_SHORTS, _LONG = struct.Struct(">H"), struct.Struct(">HH"), struct.Struct(">I")
 _NEEDS_CHECKSUM = 1
 _TCP4, _TCP6, _UDP, _ECN = 1, 4, 5, 0x80  # kinds
 _ETHERNET, _IPV4, _IPV6, _TCP_MIN, _UDP_HEADER = 14, 20, 40, 20, 8
@@ -47,7 +48,7 @@ def _completed(data: bytes, start: int, offset: int) -> bytes:
 
 def _checksum(data: bytes) -> int:
     """The checksum of the internet (RFC 1071), which is never written as 0: the sum of 16-bit numbers modulo 65535."""
-    return 0xFFFF - int.from_bytes(data + bytes(len(data) % 2), "big") % 0xFFFF
+    return 0xFFFF - _sum(data)
 
 
 def _parts(data: bytes, length: int, kind: int, size: int, start: int) -> list[Part]:
@@ -63,45 +64,75 @@ def _parts(data: bytes, length: int, kind: int, size: int, start: int) -> list[P
         return []
     if not is_udp and end < start + _TCP_MIN:
         return []
+    head = _Head(data[:end], version, start, is_udp=is_udp)
     found = []
     for number, begin in enumerate(range(end, length, size)):
+        payload = data[begin : begin + size]
         more = min(size, length - begin)
-        head = bytearray(data[:end])
-        _set_lengths(head, version, start, more, number, is_udp=is_udp)
-        if not is_udp:
-            _set_tcp(head, start, number * size, is_first=not number, is_last=begin + more == length)
-        payload = data[begin : begin + more]
-        if len(payload) == more:
-            _set_checksum(head, payload, version, start, is_udp=is_udp)
-        found.append((bytes(head) + payload, end + more))
+        made = head.part(number, number * size, more, payload if len(payload) == more else None, begin + more == length)
+        found.append((made + payload, end + more))
     return found
 
 
-def _set_lengths(head: bytearray, version: int, start: int, more: int, number: int, *, is_udp: bool) -> None:
-    """Lengths and the number of the packet, of a part with `more` bytes of data."""
-    if version == 4:
-        (identification,) = struct.unpack_from(">H", head, _ETHERNET + 4)
-        struct.pack_into(">HH", head, _ETHERNET + 2, len(head) - _ETHERNET + more, (identification + number) & 0xFFFF)
-        head[_ETHERNET + 10 : _ETHERNET + 12] = bytes(2)
-        struct.pack_into(">H", head, _ETHERNET + 10, _checksum(bytes(head[_ETHERNET:start])))
-    else:
-        struct.pack_into(">H", head, _ETHERNET + 4, len(head) - _ETHERNET - _IPV6 + more)
-    if is_udp:
-        struct.pack_into(">H", head, start + 4, _UDP_HEADER + more)
+class _Head:
+    """The headers of parts. A checksum is a sum modulo 65535, so what all parts share is added once."""
+
+    def __init__(self, data: bytes, version: int, start: int, *, is_udp: bool) -> None:
+        self._head, self._version, self._start, self._is_udp = bytearray(data), version, start, is_udp
+        self._checksum_at = start + (6 if is_udp else 16)
+        if not is_udp:
+            (self._sequence,) = _LONG.unpack_from(data, start + 4)
+            self._flags = data[start + 13]
+        if version == 4:
+            (self._identification,) = _SHORT.unpack_from(data, _ETHERNET + 4)
+        self._packet_sum, self._segment_sum = self._shared_sums()
+
+    def _shared_sums(self) -> tuple[int, int]:
+        """The sums of both headers without what differs between parts, the second with the pseudo-header."""
+        start, blank = self._start, bytearray(self._head)
+        blank[self._checksum_at : self._checksum_at + 2] = bytes(2)
+        if self._is_udp:
+            blank[start + 4 : start + 6] = bytes(2)
+        else:
+            blank[start + 4 : start + 8] = bytes(4)
+            blank[start + 13] = 0
+        addresses = blank[_ETHERNET + 12 : _ETHERNET + 20]
+        if self._version == 6:
+            addresses = blank[_ETHERNET + 8 : _ETHERNET + 40]
+        else:
+            blank[_ETHERNET + 2 : _ETHERNET + 6] = bytes(4)
+            blank[_ETHERNET + 10 : _ETHERNET + 12] = bytes(2)
+        protocol = _UDP_PROTOCOL if self._is_udp else _TCP_PROTOCOL
+        return _sum(blank[_ETHERNET:start]), _sum(addresses) + protocol + _sum(blank[start:])
+
+    def part(self, number: int, distance: int, more: int, payload: bytes | None, is_last: bool) -> bytes:
+        """The headers of a part with `more` bytes of data, which are `distance` bytes after the first.
+
+        Without all of its payload, the checksum of TCP or UDP stays as it is.
+        """
+        head, start = self._head, self._start
+        segment_bytes = len(head) - start + more
+        total = self._segment_sum + segment_bytes
+        if self._version == 4:
+            size, identification = len(head) - _ETHERNET + more, (self._identification + number) & 0xFFFF
+            _TWO_SHORTS.pack_into(head, _ETHERNET + 2, size, identification)
+            _SHORT.pack_into(head, _ETHERNET + 10, 0xFFFF - (self._packet_sum + size + identification) % 0xFFFF)
+        else:
+            _SHORT.pack_into(head, _ETHERNET + 4, len(head) - _ETHERNET - _IPV6 + more)
+        if self._is_udp:
+            _SHORT.pack_into(head, start + 4, segment_bytes)
+            total += segment_bytes
+        else:
+            sequence = (self._sequence + distance) & 0xFFFFFFFF
+            removed = (0 if is_last else _FIN_PUSH) | (_CONGESTION_REDUCED if number else 0)
+            _LONG.pack_into(head, start + 4, sequence)
+            head[start + 13] = self._flags & ~removed
+            total += sequence + head[start + 13]
+        if payload is not None:
+            _SHORT.pack_into(head, self._checksum_at, 0xFFFF - (total + _sum(payload)) % 0xFFFF)
+        return bytes(head)
 
 
-def _set_tcp(head: bytearray, start: int, distance: int, *, is_first: bool, is_last: bool) -> None:
-    """The sequence number, and the flags that only one part has."""
-    (sequence,) = struct.unpack_from(">I", head, start + 4)
-    struct.pack_into(">I", head, start + 4, (sequence + distance) & 0xFFFFFFFF)
-    head[start + 13] &= 0xFF & ~((0 if is_last else _FIN_PUSH) | (0 if is_first else _CONGESTION_REDUCED))
-
-
-def _set_checksum(head: bytearray, payload: bytes, version: int, start: int, *, is_udp: bool) -> None:
-    """The checksum of the transport header, with the pseudo-header (RFC 9293, RFC 8200)."""
-    at = start + (6 if is_udp else 16)
-    head[at : at + 2] = bytes(2)
-    addresses = head[_ETHERNET + 12 : _ETHERNET + 20] if version == 4 else head[_ETHERNET + 8 : _ETHERNET + 40]
-    size = len(head) - start + len(payload)
-    pseudo = bytes(addresses) + struct.pack(">II", size, _UDP_PROTOCOL if is_udp else _TCP_PROTOCOL)
-    struct.pack_into(">H", head, at, _checksum(pseudo + bytes(head[start:]) + payload))
+def _sum(data: bytes | bytearray) -> int:
+    """The sum of the 16-bit numbers in some bytes, modulo 65535."""
+    return int.from_bytes(data + bytes(len(data) % 2), "big") % 0xFFFF
