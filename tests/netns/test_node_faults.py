@@ -1,51 +1,28 @@
-"""Nodes that are paused or unplugged by their server, and links that flap: real QEMU, without a guest system.
-
-In shared mode the nodes are on another server, where the agent starts the process that ends a fault.
-"""
+"""Nodes that are paused or unplugged by their server, and links that flap. See fault_lab.py for the nodes."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
 from tests import broken_promises
 from tests.clusters import ENVIRONMENT, Host
-from tests.testbed import testbed
+from tests.fault_lab import HOLDERS, RECORDS, places, state
 
 pytestmark = [
     pytest.mark.netns,
     pytest.mark.skipif(os.geteuid() != 0, reason="the testbed makes namespaces and mounts: needs root"),
 ]
 
-STORAGE = "/var/lib/libvirt/distant"
-CONFIG = """\
-[cluster]
-name = lab
-[switch]
-host = localhost
-[server one]
-host = operator@{one}
-key = /root/.ssh/id_ed25519
-path = {storage}
-cpu = 2
-ram = 4 GiB
-hdd = 20 GiB
-nodes = 2
-"""
-HOLDERS = "pgrep -f '[f]ault_holder' || true"
-RECORDS = "find /run/vcluster -name '*.json' 2>/dev/null || true"
-# A command that is killed after it has called an operation of the agent; its second argument is the operation.
+# A command that is killed when it has called an operation of the agent.
 KILLED = """
 import os, signal
 from vcluster.fleet.servers import Server
 real = Server.call
 def call(self, operation, **arguments):
-    if operation == {operation!r} and {is_before}:
-        os.kill(os.getpid(), signal.SIGKILL)
     found = real(self, operation, **arguments)
     if operation == {operation!r}:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -54,23 +31,6 @@ Server.call = call
 from vcluster.cli.main import run
 run()
 """
-
-
-@contextmanager
-def places(mode: str) -> Iterator[tuple[Host, Host]]:
-    """The controller, and the server that carries the nodes of the cluster."""
-    with testbed(f"desk-{mode}", f"one-{mode}") as (desk, one):
-        host = Host(desk)
-        if mode == "local":
-            broken_promises.make(host, "local", "2")
-        else:
-            one.allow_login_of(desk, user="operator")
-            desk.path("/run/lab.ini").write_text(CONFIG.format(one=one.name, storage=STORAGE))
-            desk.path("/run/lab.ini").chmod(0o600)
-            Host(one).sh(broken_promises.blank_image(STORAGE))
-            broken_promises.make(host, "shared", "2", "/run/lab.ini")
-        yield host, host if mode == "local" else Host(one)
-        host.vcluster("clear", "lab", "-y")
 
 
 @pytest.fixture(scope="module", params=["local", "shared"])
@@ -87,14 +47,6 @@ def lab(cluster: tuple[Host, Host]) -> Iterator[tuple[Host, Host]]:
     for each in {host.server.name: host, place.server.name: place}.values():
         assert each.sh(HOLDERS) + each.sh(RECORDS) == ""
     assert [state(place, node) for node in ("node1", "node2")] == [("running", "up")] * 2
-
-
-def state(place: Host, node: str) -> tuple[str, str]:
-    """The state of a node, and that of the link of its lab0."""
-    mac = place.sh(f"virsh -q domiflist lab.{node} | grep vp-lab | awk '{{print $5}}'").strip()
-    return tuple(
-        place.sh(f"virsh -q {line}").split()[-1] for line in (f"domstate lab.{node}", f"domif-getlink lab.{node} {mac}")
-    )  # type: ignore[return-value]
 
 
 EFFECTS = [("pause", ("paused", "up")), ("unplug", ("running", "down"))]
@@ -122,7 +74,7 @@ def test_a_fault_of_a_node_lasts_until_it_is_healed(lab: tuple[Host, Host], kind
 def test_a_process_of_the_server_ends_a_fault(lab: tuple[Host, Host], kind: str, effect: tuple[str, str]) -> None:
     """The command is killed before it gets the answer of the agent."""
     host, place = lab
-    program = KILLED.format(operation="begin_node_fault", is_before=False)
+    program = KILLED.format(operation="begin_node_fault")
     done = host.server.run(
         [*host.program[:1], "-c", program, "fault", kind, "node1", "--for", "8"], timeout_s=60, check=False,
         env=ENVIRONMENT,
