@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import os
 import socket
 import struct
 import sys
@@ -56,9 +55,8 @@ def main() -> None:
         data = frame(target, source, number, size, tos)
         sent.append(time.time_ns())
         sender.send(data)
-        until = sent[-1] + pause_us * 1000
-        while time.time_ns() < until:
-            os.sched_yield()
+        if pause_us:
+            time.sleep(pause_us / 1e6)
     receiver.settimeout(QUIET_S)
     arrived = []
     while True:

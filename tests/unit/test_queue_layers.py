@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
+from typing import Any
 
 from vcluster.adapters.network.shaping import queue_messages
-from vcluster.adapters.network.shaping.queue_layers import FIFO, NETEM, RED, layers
-from vcluster.adapters.network.shaping.traffic_spec import ALL, MAJORS, Flow
+from vcluster.adapters.network.shaping.queue_layers import FIELDS, FIFO, NETEM, RED, layers
+from vcluster.adapters.network.shaping.traffic_spec import ALL, MAJORS, Flow, ShapedDirection
+from vcluster.model.survey_answer import QueueReading
 
 HEADER_BYTES = 16  # of a message
 CLASS_BYTES = 20  # of struct tcmsg, before the attributes
@@ -89,3 +92,37 @@ def test_only_needed_layers_are_made() -> None:
     assert layers(Flow(ALL, rate_bits=8000)) == (FIFO,)
     assert layers(Flow(ALL, rate_bits=8000, ecn_bytes=1)) == (RED, FIFO)
     assert layers(Flow(ALL, corrupt_ppm=1)) == (NETEM, FIFO)
+
+
+def sent(before: Flow | None, after: Flow) -> list[tuple[str, int]]:
+    """The messages that change a queue, by the kind of what they are about, with its parent."""
+    direction = ShapedDirection("vp-lab-1", "to", "vi-lab-1", (after,))
+    found = {}
+    if before:
+        values = {name: getattr(before, name) for kind in FIELDS for name in FIELDS[kind]}
+        place: dict[str, Any] = {"interface": "vp-lab-1", "major": MAJORS["to"], "number": ALL, "rate_bits": 8000}
+        counters = dict.fromkeys(("sent_packets", "sent_bytes", "dropped_packets", "waiting_bytes"), 0)
+        found[ALL] = QueueReading(**values, **place, **counters, layers=[*layers(before)])
+    messages = queue_messages.changes(direction, 1, found if before else None)
+    return [(each.get_attr("TCA_KIND"), each["parent"]) for each in messages]
+
+
+PLAIN = Flow(ALL, rate_bits=8000, queue_bytes=9000, burst_bytes=3000, frame_bytes=1464, delay_frames=1000)
+ROOT, CLASS = 0xFFFFFFFF, 0x7644_0000
+
+
+def test_a_layer_is_made_with_those_below_it_and_the_rest_stays() -> None:
+    delayed, marked = replace(PLAIN, delay_us=1), replace(PLAIN, delay_us=1, ecn_bytes=9)
+    assert sent(None, PLAIN) == [("htb", ROOT), ("htb", CLASS), (FIFO, CLASS | ALL)]
+    assert sent(PLAIN, PLAIN) == []
+    assert sent(PLAIN, delayed) == [(NETEM, CLASS | ALL), (FIFO, 0x2002_0001)]
+    assert sent(delayed, marked) == [(RED, 0x2002_0001), (FIFO, 0x4002_0001)]
+    assert sent(marked, replace(marked, delay_us=2)) == [(NETEM, CLASS | ALL)]
+    assert sent(marked, replace(marked, ecn_bytes=8, queue_bytes=9001)) == [(RED, 0x2002_0001), (FIFO, 0x4002_0001)]
+
+
+def test_a_layer_without_work_stays() -> None:
+    """Its removal would drop the frames that wait."""
+    marked = replace(PLAIN, delay_us=1, ecn_bytes=9)
+    assert sent(marked, PLAIN) == [(NETEM, CLASS | ALL), (RED, 0x2002_0001)]
+    assert sent(replace(marked, delay_us=0), marked) == [(NETEM, CLASS | ALL), (RED, 0x2002_0001), (FIFO, 0x4002_0001)]

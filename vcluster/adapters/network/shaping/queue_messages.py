@@ -16,17 +16,19 @@ from pyroute2.netlink.rtnl.tcmsg import plugins, sched_pfifo, tcmsg
 from vcluster.adapters.network.netlink_messages import new_message
 from vcluster.adapters.network.netlink_socket import NLM_F_ACK, Message, NetlinkSocket
 from vcluster.adapters.network.shaping.queue_layers import (
+    FIELDS,
     FIFO,
     HANDLES,
     NETEM,
     RED,
     TICK_NS,
     Counters,
+    layers,
     options,
     read_netem,
     read_red,
 )
-from vcluster.adapters.network.shaping.traffic_spec import ALL, UNLIMITED_BITS, Flow
+from vcluster.adapters.network.shaping.traffic_spec import ALL, UNLIMITED_BITS, Flow, ShapedDirection
 from vcluster.model.survey_answer import QueueReading
 
 # The options of bfifo are those of pfifo (net/sched/sch_fifo.c).
@@ -113,6 +115,32 @@ def _message(
     attributes = (("TCA_KIND", kind), ("TCA_OPTIONS", options))
     message["attrs"] = [(name, value) for name, value in attributes if value]
     return message
+
+
+def split_layers(flow: Flow, one: QueueReading) -> tuple[list[str], list[str]]:
+    """The layers of a queue that stay, and those below them that are made. A layer stays when it has no work."""
+    wanted = [kind for kind in HANDLES if kind in layers(flow) or kind in one.layers]
+    stays = [kind for kind, present in zip(wanted, one.layers, strict=False) if kind == present]
+    return stays, wanted[len(stays) :]
+
+
+def changes(each: ShapedDirection, index: int, found: Mapping[int, QueueReading] | None) -> Iterator[Message]:
+    """The messages that give an interface the queues of a direction."""
+    major = each.major
+    if found is None:
+        yield root(index, major)
+    found = found or {}
+    for flow in each.queued:
+        one = found.get(flow.number)
+        if one is None or one.rate_bits != flow.rate_bits // 8 * 8:
+            yield rate(index, major, flow)
+        stays, made = split_layers(flow, one) if one else ([], list(layers(flow)))
+        for above, kind in zip(["", *stays], stays, strict=False):
+            if any(getattr(one, name) != getattr(flow, name) for name in FIELDS[kind]):
+                yield layer(index, major, flow, kind, below=above)
+        yield from queue(index, major, flow, made, below=stays[-1] if stays else "")
+    for number in found.keys() - {flow.number for flow in each.queued}:
+        yield no_class(index, major, number)
 
 
 # Reading

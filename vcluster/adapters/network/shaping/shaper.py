@@ -38,8 +38,7 @@ from vcluster.adapters.network.nftables_messages import open_socket as open_tabl
 from vcluster.adapters.network.readings.table_state import AS_PLANNED, table_states
 from vcluster.adapters.network.shaping import frame_rules, queue_messages
 from vcluster.adapters.network.shaping.link_lock import locked
-from vcluster.adapters.network.shaping.queue_layers import FIELDS, HANDLES, layers
-from vcluster.adapters.network.shaping.traffic_spec import MAJORS, Flow, ShapedDirection
+from vcluster.adapters.network.shaping.traffic_spec import MAJORS, ShapedDirection
 from vcluster.model.spec import TO
 from vcluster.model.survey_answer import LinkLimits, QueueReading
 
@@ -69,7 +68,7 @@ def shape(table: str, alias: str, ports: Sequence[str], directions: Sequence[Sha
             for each in queued:
                 found = _queues_of(netlink, each, present, qdiscs)
                 found = _empty(netlink, each, present, found)
-                messages += _differences(each, present[each.interface].index, found)
+                messages += queue_messages.changes(each, present[each.interface].index, found)
             netlink.change(messages)
         _replace_rules(table, [each for each in directions if _is_ready(each, present)], present)
         with _open() as netlink:
@@ -131,11 +130,13 @@ def _empty(
 ) -> dict[int, QueueReading] | None:
     """Let the frames pass that wait where a layer is missing: the kernel drops them when it is made.
 
-    Returns the queues as they are then: their classes have no rate, until `_differences` gives it back.
+    Returns the queues as they are then: their classes have no rate, until `changes` gives it back.
     """
     index, major = present[each.interface].index, each.major
     flows = [
-        flow for flow in each.queued if found and flow.number in found and _missing_from(flow, found[flow.number])[1]
+        flow
+        for flow in each.queued
+        if found and flow.number in found and queue_messages.split_layers(flow, found[flow.number])[1]
     ]
     if not flows or not found:
         return found
@@ -147,32 +148,6 @@ def _empty(
             break
         time.sleep(0.001)
     return opened
-
-
-def _missing_from(flow: Flow, one: QueueReading) -> tuple[list[str], list[str]]:
-    """The layers of a queue that stay, and those below them that are made. A layer stays when it has no work."""
-    wanted = [kind for kind in HANDLES if kind in layers(flow) or kind in one.layers]
-    stays = [kind for kind, present in zip(wanted, one.layers, strict=False) if kind == present]
-    return stays, wanted[len(stays) :]
-
-
-def _differences(each: ShapedDirection, index: int, found: Mapping[int, QueueReading] | None) -> Iterator[Message]:
-    """The messages that give an interface the queues of a direction."""
-    major = each.major
-    if found is None:
-        yield queue_messages.root(index, major)
-    found = found or {}
-    for flow in each.queued:
-        one = found.get(flow.number)
-        if one is None or one.rate_bits != flow.rate_bits // 8 * 8:
-            yield queue_messages.rate(index, major, flow)
-        stays, made = _missing_from(flow, one) if one else ([], list(layers(flow)))
-        for above, kind in zip(["", *stays], stays, strict=False):
-            if any(getattr(one, name) != getattr(flow, name) for name in FIELDS[kind]):
-                yield queue_messages.layer(index, major, flow, kind, below=above)
-        yield from queue_messages.queue(index, major, flow, made, below=stays[-1] if stays else "")
-    for number in found.keys() - {flow.number for flow in each.queued}:
-        yield queue_messages.no_class(index, major, number)
 
 
 def _surplus(
