@@ -108,11 +108,7 @@ def machine_lab() -> Iterator[Lab]:
         machine.put(ROOT / "vcluster/guest/node_delays.py", f"{CODE}/node_delays.py", as_root=True)
         machine.put(ROOT / "tests/frame_flow.py", f"{CODE}/tests/frame_flow.py", as_root=True)
         lab.root(SETUP)
-        print(
-            lab.root(
-                "grep -m4 -E 'resolution|hres_active|nr_retries' /proc/timer_list; nproc; cat /sys/devices/system/clocksource/clocksource0/current_clocksource; uptime"
-            )
-        )
+        print(lab.root("grep -m2 hres_active /proc/timer_list; nproc; uptime"))
         for node in lab.plan.nodes:
             lab.root(ADD_NODE.format(name=node.name, port=node.port, mac=node.mac, address=node.address))
         yield lab

@@ -8,7 +8,8 @@ import pytest
 
 from vcluster.adapters.process import Completed
 from vcluster.errors import VclusterError
-from vcluster.stages import configure
+from vcluster.planning.traffic_plan import GUEST_FIELDS
+from vcluster.stages import configure, node_links
 from vcluster.stages.guest_answer import ask, field, find
 from vcluster.stages.provision import _script_result
 from vcluster.util.events import Reporter
@@ -46,6 +47,34 @@ def test_a_message_has_no_escape_codes() -> None:
 def test_a_field_that_is_missing_or_of_another_type(answer: dict[str, object]) -> None:
     with pytest.raises(VclusterError, match=r"^node1: configure printed a result that vcluster does not know$"):
         configure.apply(Node(json.dumps(answer)), "configure", [], report=Reporter([]))  # type: ignore[arg-type]
+
+
+DELAY = dict.fromkeys(GUEST_FIELDS, 5)
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        3,
+        "x",
+        [1],
+        {"delay_us": 5},
+        {**DELAY, "delay_us": -1},
+        {**DELAY, "delay_us": 2**63},
+        {**DELAY, "delay_us": True},
+    ],
+)
+def test_delays_that_are_not_numbers_in_range(found: object) -> None:
+    answer = json.dumps({"from": None, "to": found})
+    with pytest.raises(
+        VclusterError, match=r"^node1: the delays that lab0 has printed a result that vcluster does not"
+    ):
+        node_links.read_delays(Node(answer))  # type: ignore[arg-type]
+
+
+def test_delays_of_a_node() -> None:
+    answer = json.dumps({"from": DELAY | {"more": "x"}, "to": None})
+    assert node_links.read_delays(Node(answer)) == {"from": DELAY}  # type: ignore[arg-type]
 
 
 def test_a_field_of_the_right_type() -> None:
