@@ -26,16 +26,16 @@ def largest_frame(cluster: Cluster) -> int:
     return int(watch.communicate("\n", timeout=60)[0])
 
 
-def median_ms(cluster: Cluster) -> float:
-    """The median time of a ping from red2 to red1."""
+def ping_ms(cluster: Cluster) -> float:
+    """The lower quartile of times of a ping from red2 to red1: the timers of an emulated node are late, never early."""
     printed = cluster.ssh("red2", "ping -c 20 -i 0.2 red1 | grep -o 'time=[0-9.]*'")
-    return statistics.median(float(line.removeprefix("time=")) for line in printed.split())
+    return statistics.quantiles(float(line.removeprefix("time=")) for line in printed.split())[0]
 
 
 def test_nodes_delay_frames_where_the_switch_cannot(cluster: Cluster) -> None:
     """In each direction, and again after a reboot. This machine's kernel has no netem."""
     host = cluster.host
-    plain = median_ms(cluster)
+    plain = ping_ms(cluster)
     try:
         host.vcluster("link", "set", "red1", "--from", "delay=30ms,jitter=2ms", "--to", "delay=70ms")
         rows = host.json("link", "show")
@@ -43,7 +43,7 @@ def test_nodes_delay_frames_where_the_switch_cannot(cluster: Cluster) -> None:
             ("from", 30_000, 2000, "guest"),
             ("to", 70_000, None, "guest"),
         ]
-        assert abs(median_ms(cluster) - plain - 100) <= 10
+        assert 95 <= ping_ms(cluster) - plain <= 130
         assert "red1  from       -     delay=30ms,jitter=2ms  guest" in host.vcluster("link", "show").stdout
         sent = host.json("link", "show")[0]["sent_packets"]
         assert sent >= 20
@@ -52,14 +52,14 @@ def test_nodes_delay_frames_where_the_switch_cannot(cluster: Cluster) -> None:
         cluster.ssh("red1", "systemctl restart vcluster-delays", user="root")
         assert host.json("link", "show")[0]["sent_packets"] >= sent
         host.vcluster("power", "cycle", "-w", "red1", "--wait", timeout_s=300)
-        assert abs(median_ms(cluster) - plain - 80) <= 10
+        assert 75 <= ping_ms(cluster) - plain <= 110
         cluster.ssh("red1", "systemctl stop vcluster-delays; tc qdisc del dev lab0 root || true", user="root")
         host.vcluster("repair", "lab")
-        assert abs(median_ms(cluster) - plain - 80) <= 10
+        assert 75 <= ping_ms(cluster) - plain <= 110
     finally:
         host.vcluster("link", "reset")
     assert host.json("link", "show") == []
-    assert median_ms(cluster) < plain + 30
+    assert ping_ms(cluster) < plain + 30
     assert "netem" not in cluster.ssh("red1", "tc qdisc show; ip -br link | grep delay || true")
 
 
