@@ -74,7 +74,7 @@ def folder_of(path: Path) -> str:
 
 
 def tier_of(folder: str, markers: Iterable[str]) -> str:
-    """The tier of a test. Booted tests are in `full`, those of the core in `standard`.
+    """The tier of a test. Booted tests are in `full`, those of the core in `standard`, and rare faults in `faults`.
 
     The smoke test of a long tier, and a slow test that boots nothing, are in `full` too.
 
@@ -92,8 +92,10 @@ def tier_of(folder: str, markers: Iterable[str]) -> str:
         raise ValueError("is marked smoke, but its folder is not of a long tier")
     if "slow" in names and (FOLDERS[folder].tier != "standard" or "vm" in names):
         raise ValueError("is marked slow, but without that mark it is not in the tier standard")
+    if "rare" in names and ("vm" not in names or "core" in names):
+        raise ValueError("is marked rare, but only booted tests that are not part of the core may be")
     if "vm" in names:
-        return "standard" if "core" in names else "full"
+        return "standard" if "core" in names else "faults" if "rare" in names else "full"
     return "full" if names & {"smoke", "slow"} else FOLDERS[folder].tier
 
 
