@@ -242,6 +242,9 @@ def test_a_record_has_the_same_lines(lab: Lab) -> None:
     assert len(lines) == 4
     for line in lines:
         validated(["watch"], json.loads(line))
+    lab.host.sh("echo kept >/run/kept")
+    lab.host.vcluster("watch", "other", "--record", "/run/kept", check=False)
+    assert lab.host.sh("cat /run/kept") == "kept\n"
     refused = lab.host.vcluster("watch", "--record", "/nowhere/x", check=False)
     assert refused.returncode == 3
     assert "cannot write /nowhere/x" in refused.stderr

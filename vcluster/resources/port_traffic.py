@@ -15,7 +15,7 @@ from vcluster.planning.traffic.port_rates import interfaces_of
 
 def sample(server: Server, plan: Plan) -> TrafficSample:
     """The counters of the ports now."""
-    table = naming.links_table_name(plan.name, plan.owner)
+    table = naming.links_table_name(plan.name, plan.owner) if plan.links else ""  # without limits there is none
     return sample_of(server.call("read_traffic", table=table, interfaces=interfaces_of(plan)))
 
 

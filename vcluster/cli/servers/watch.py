@@ -6,8 +6,8 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -76,10 +76,14 @@ def watch(name: str | None, every_s: float, for_s: float | None, path: Path | No
     with common.progress() as (context, _):
         chosen = common.choose_cluster(context, name)
         found = work.records(context, chosen, every_s=every_s, with_matrix=matrix, for_s=for_s)
-        with _opened(path) as file, closing(found):
+        with ExitStack() as stack:
+            stack.enter_context(closing(found))
+            file = None
             try:
                 for one in found:
-                    if file:
+                    if path:
+                        # Not before the first record: a command that fails leaves a file that exists as it is.
+                        file = file or stack.enter_context(_opened(path))
                         _write(file, one, path)
                     show(one)
             except KeyboardInterrupt:  # it is the end that the user wants
@@ -129,12 +133,8 @@ def _table() -> Show:
     return show
 
 
-@contextmanager
-def _opened(path: Path | None) -> Iterator[TextIO | None]:
+def _opened(path: Path) -> TextIO:
     """The file of a record, emptied. A new file is of the user who typed sudo."""
-    if path is None:
-        yield None
-        return
     owner, is_new = common.user_of_sudo(), not path.exists()
     try:
         file = path.open("w", buffering=1, encoding="utf-8")  # a line is written as a whole
@@ -142,15 +142,14 @@ def _opened(path: Path | None) -> Iterator[TextIO | None]:
             os.fchown(file.fileno(), *owner)
     except OSError as error:
         raise _unwritable(path, error) from error
-    with file:
-        yield file
+    return file
 
 
-def _write(file: TextIO, record: WatchRecord, path: Path | None) -> None:
+def _write(file: TextIO, record: WatchRecord, path: Path) -> None:
     try:
         file.write(_line(record) + "\n")
     except OSError as error:
-        raise _unwritable(path or Path(), error) from error
+        raise _unwritable(path, error) from error
 
 
 def _unwritable(path: Path, error: OSError) -> MissingError:

@@ -20,7 +20,7 @@ from vcluster.planning.traffic_plan import LinkReading
 from vcluster.resources import faults, port_traffic, shaping
 
 FAULTS_EVERY_S = 0.9  # they begin and end without a change of the ledger
-LIMITS_EVERY_S = 10.0  # another program may change limits; vcluster writes the ledger when it does
+LIMITS_EVERY_S = 60.0  # another program may change limits; vcluster writes the ledger when it does
 
 
 class _Watched:

@@ -9,6 +9,7 @@ from vcluster.model.naming import shaper_name
 from vcluster.model.plan import Plan
 from vcluster.model.spec import FROM, TO
 from vcluster.model.traffic.port_counters import InterfaceCounters, TrafficSample
+from vcluster.planning import traffic_plan
 from vcluster.planning.hops import switch_port
 
 NS = 10**9
@@ -47,9 +48,9 @@ class PairTraffic:
 
 
 def interfaces_of(plan: Plan) -> list[str]:
-    """The interfaces whose counters show the traffic: the ports of the switch, and the shapers of links."""
+    """The interfaces whose counters show the traffic: the ports of the switch, and the shapers of limited links."""
     ports = [switch_port(plan, node) for node in plan.nodes]
-    return ports + [shaper_name(plan.name, node.index) for node in plan.nodes]
+    return ports + sorted(traffic_plan.shapers(plan, plan.switch.server))
 
 
 def traffic(plan: Plan, before: TrafficSample, after: TrafficSample) -> list[PortTraffic]:

@@ -33,7 +33,10 @@ RANDOM, COUNTER = b"numgen\0", b"counter\0"
 
 
 def read(table: str, interfaces: Sequence[str], pairs: list[PairCounters] | None) -> TrafficSample:
-    """The counters of these interfaces, those that exist, and of the rules of a table; with counted `pairs`."""
+    """The counters of these interfaces, those that exist, and of the rules of a table; with counted `pairs`.
+
+    An empty name is for no table.
+    """
     names = {index: name for name in interfaces if (index := _index(name))}
     t_ns, unix_ns = time.monotonic_ns(), time.time_ns()
     with open_socket("the counters of ports") as netlink:
@@ -43,7 +46,7 @@ def read(table: str, interfaces: Sequence[str], pairs: list[PairCounters] | None
         for index, name in names.items()
         if index in counts
     ]
-    return TrafficSample(t_ns, unix_ns, found, _losses(table), pairs)
+    return TrafficSample(t_ns, unix_ns, found, _losses(table) if table else {}, pairs)
 
 
 def _index(name: str) -> int:
@@ -84,6 +87,8 @@ def _losses(table: str) -> dict[str, int]:
     try:
         with open_tables(f"table {table}") as netlink:
             for body in netlink.dump_raw(SUBSYSTEM | GET_RULE, asked):
+                if RANDOM not in body:  # faster than to read the attributes of all rules
+                    continue
                 fields = dict(attributes(body, 4))
                 if fields.get(_TABLE) == name and (dropped := _dropped(fields.get(_EXPRESSIONS, b""))) is not None:
                     chain = fields[_CHAIN].rstrip(b"\0").decode(errors="replace")
