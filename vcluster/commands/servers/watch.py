@@ -19,7 +19,7 @@ from vcluster.planning.traffic.watch_record import WatchRecord
 from vcluster.planning.traffic_plan import LinkReading
 from vcluster.resources import faults, port_traffic, shaping
 
-FAULTS_EVERY_S = 0.9  # they begin and end without a change of the ledger
+FAULTS_EVERY_S = 5.0  # they begin and end without a change of the ledger; a server reads them slowly
 LIMITS_EVERY_S = 60.0  # another program may change limits; vcluster writes the ledger when it does
 
 
