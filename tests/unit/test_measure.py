@@ -154,6 +154,21 @@ def test_one_percent_may_be_unexplained(difference: int, is_explained: bool) -> 
             measure.require_explained(Measured("", (), traffic))
 
 
+@pytest.mark.parametrize(
+    ("work", "names"),
+    [
+        (Work("barrier", None, None, 0), ("node2", "node3")),
+        (Work("pingpong", "node1", "node2", 8), ("node2",)),
+        (Work("pingpong", "node1", "node4", 8), ()),
+    ],
+)
+def test_nodes_that_waited_for_a_processor(work: Work, names: tuple[str, ...]) -> None:
+    """Node 1 waited for 5 % of its time, nodes 2 and 3 for more; node 4 was off at the begin."""
+    before = {"node1": (100, 10), "node2": (100, 10), "node3": (0, 0)}
+    after = {"node1": (1050, 60), "node2": (1050, 61), "node3": (0, 1), "node4": (1, 1)}
+    assert measure.starved(before, after, ("node1", "node2", "node3", "node4"), work) == names
+
+
 # The report
 
 TRAFFIC = Traffic(1_000_000, 990_000, {"ssh": 6000, "nfs": 2000, "arp": 1000})
@@ -211,3 +226,13 @@ def test_rows_of_progress() -> None:
     assert measure_report.row_text(measure_report.row_document(row)) == "node1 to node2: pingpong 8B: 123 µs"
     wide = replace(row, start=None, end=None, operation="barrier", size_bytes=0, is_reached=False)
     assert measure_report.row_text(measure_report.row_document(wide)) == "barrier 0B: 123* µs"
+    waiting = replace(wide, is_reached=True, starved=("node2",))
+    assert measure_report.row_text(measure_report.row_document(waiting)) == "barrier 0B: 123! µs"
+
+
+def test_starved_nodes_are_named() -> None:
+    found = measured("latency", [8])
+    found["rows"][1]["starved"] = ["node1", "node2"]  # type: ignore[index]
+    lines = measure_report.text(found).splitlines()
+    assert "! in 1 of 3 rows, processors waited: node[1-2]" in lines
+    assert "node1 node2" in measure_report.csv_text(found).splitlines()[2]

@@ -106,6 +106,7 @@ RESULTS: Mapping[str, Any] = {
     "count_frames": None,
     "counted_frames": dict[str, tuple[int, int]],
     "end_frame_count": None,
+    "vcpu_times": dict[str, tuple[int, int]],
     "turn_off_offloads": list[str],
     "restore_offloads": list[str],
     "offload_labels": list[str],

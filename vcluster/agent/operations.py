@@ -27,7 +27,7 @@ from vcluster.agent.diagnostics import diagnose, has_rights, hidden_mounts, is_d
 from vcluster.agent.faults import fault_operations
 from vcluster.agent.links import counters, frame_counts, link_limits
 from vcluster.agent.support import server_report
-from vcluster.agent.survey import cluster_survey
+from vcluster.agent.survey import cluster_survey, vcpu_times
 from vcluster.agent.survey.file_states import LABEL, label_of
 from vcluster.errors import ConflictError, VclusterError
 from vcluster.model.json_types import require_fields
@@ -354,7 +354,7 @@ def try_kvm(body: BinaryIO, size: int) -> dict[str, Any]:
 
 _MODULES = (
     image_store, snapshot_store, confinement, cluster_survey, server_report, link_limits, counters, frame_counts,
-    fault_operations,
+    fault_operations, vcpu_times,
 )  # fmt: skip
 OPERATIONS: dict[str, Callable[..., Any]] = {
     function.__name__: function

@@ -59,7 +59,8 @@ class Work:
 class MeasuredRow:
     """The summary of a work's values: the median with its interval, and other order statistics, in `unit`.
 
-    `is_reached` says whether the interval is as narrow as it was wanted.
+    `is_reached` says whether the interval is as narrow as it was wanted. `starved` are the nodes that waited for a
+    processor of their server.
     """
 
     operation: str
@@ -75,6 +76,7 @@ class MeasuredRow:
     low: float | None
     high: float | None
     is_reached: bool
+    starved: tuple[str, ...] = ()
 
 
 def parse_sizes(text: str) -> tuple[int, ...]:

@@ -129,6 +129,7 @@ MEASURE = record(
                     "minimum": _VALUE, "median": _VALUE, "p99": _VALUE, "maximum": _VALUE,
                     "low": _BOUND, "high": _BOUND,
                     "reached": flag("Whether the interval is as narrow as wanted"),
+                    "starved": many("Nodes whose processors waited for one of the server", NODE),
                 },
             ),
         ),

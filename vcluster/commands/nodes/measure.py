@@ -6,15 +6,15 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vcluster.commands.nodes.access import require_running, sessions
-from vcluster.commands.steps.inventory import switch_server
 from vcluster.errors import VclusterError
 from vcluster.fleet.context import Context
-from vcluster.fleet.servers import Server
+from vcluster.fleet.servers import Fleet, Server
 from vcluster.model.plan import Node, Plan
+from vcluster.planning import traffic_plan
 from vcluster.planning.hops import switch_port
 from vcluster.planning.measure_plan import MeasuredRow, Work, summary
 from vcluster.stages.measuring import measure as stage
@@ -27,6 +27,7 @@ SAMPLES_FIRST = 10
 HEADERS_BYTES = 66
 FRAME_HEADER_BYTES = 14
 DIFFERENCE_MAX = 0.01  # of the bytes at the ports
+STARVED = 0.05  # of the time in which a node's processors could run, they waited for one of the server
 CLASSES = ("arp", "ssh", "nfs")
 
 
@@ -88,24 +89,24 @@ def measure(
 ) -> Measured:
     """Carry out works with one rank on each of the nodes. `on_row` gets each row when it is complete.
 
-    Raises ConflictError if a node does not run.
+    Raises ConflictError if a node does not run, or if the switch was set up by hand.
     """
+    traffic_plan.require_own_switch(plan, "count frames at its ports")
     require_running(context, plan, nodes)
     deadline = Deadline(timeout_s)
     head, names = plan.head, [node.name for node in nodes]
     rows: list[MeasuredRow] = []
     with (
-        switch_server(context, plan) as server,
-        sessions(context, plan, [head], user=plan.user, deadline=deadline) as opened,
+        context.fleet_of(plan) as fleet,
+        sessions(context, plan, [head], user=plan.user, deadline=deadline, fleet=fleet) as opened,
         stage.started(opened[head.name], plan, names, deadline) as program,
-        _counted(server, plan) as read,
+        _counted(fleet[plan.switch.server], plan) as read,
     ):
         before = read(program)
         for work in works:
-            with context.report.step(
-                "measure", work.start or "", awaiting=f"{work.operation} of {work.size_bytes} bytes"
-            ):
-                rows.append(repeat(program, work, precision))
+            times = vcpu_times(fleet, nodes)
+            row = repeat(program, work, precision)
+            rows.append(replace(row, starved=starved(times, vcpu_times(fleet, nodes), names, work)))
             on_row(rows[-1])
         after = read(program)
     return Measured(program.library, tuple(rows), traffic_between(before, after))
@@ -126,6 +127,30 @@ def repeat(program: MeasuringProgram, work: Work, precision: Precision) -> Measu
         count = min(len(times), SAMPLES_MAX - len(times), left)
         if row.is_reached or count <= 0:
             return row
+
+
+def vcpu_times(fleet: Fleet, nodes: Sequence[Node]) -> dict[str, tuple[int, int]]:
+    """By node, the nanoseconds that its processors ran, and that they waited for one of the server."""
+
+    def read(server: Server) -> Mapping[str, tuple[int, int]]:
+        domains = [node.domain for node in nodes if node.server == server.name]
+        return server.call("vcpu_times", domains=domains) if domains else {}
+
+    found = {domain: times for each in fleet.each(read).values() for domain, times in each.items()}
+    return {node.name: found[node.domain] for node in nodes if node.domain in found}
+
+
+def starved(
+    before: Mapping[str, Sequence[int]], after: Mapping[str, Sequence[int]], nodes: Sequence[str], work: Work
+) -> tuple[str, ...]:
+    """The nodes of a work whose processors waited for more than the part STARVED of their time. Pure."""
+    names = [name for name in nodes if not work.start or name in (work.start, work.end)]
+    waited = {}
+    for name in names:
+        if name in before and name in after:
+            ran, wait = (last - first for first, last in zip(before[name], after[name], strict=True))
+            waited[name] = wait > STARVED * (ran + wait)
+    return tuple(name for name, is_starved in waited.items() if is_starved)
 
 
 @contextmanager

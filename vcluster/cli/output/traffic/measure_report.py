@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from termcolor import colored
 
 from vcluster.cli.output.tables import table
+from vcluster.model import naming
 
 if TYPE_CHECKING:
     from vcluster.commands.nodes.measure import Measured
@@ -21,10 +22,10 @@ Document = Mapping[str, Any]
 SHADES = {"░": "cyan", "▒": "green", "▓": "yellow", "█": "red"}  # from the smallest values to the largest
 FIELDS = (
     "operation", "from", "to", "bytes", "unit", "samples", "minimum", "median", "p99", "maximum", "low", "high",
-    "reached",
+    "reached", "starved",
 )  # fmt: skip
 UNITS = {"us": "µs"}
-NOT_REACHED = "*"
+NOT_REACHED, STARVED = "*", "!"
 _KIB, _MIB = 2**10, 2**20
 
 
@@ -33,7 +34,7 @@ def row_document(row: MeasuredRow) -> dict[str, Any]:
     numbers = (row.minimum, row.median, row.p99, row.maximum, row.low, row.high)
     values = (
         row.operation, row.start, row.end, row.size_bytes, row.unit, row.samples, *map(_rounded, numbers),
-        row.is_reached,
+        row.is_reached, list(row.starved),
     )  # fmt: skip
     return dict(zip(FIELDS, values, strict=True))
 
@@ -80,7 +81,7 @@ def csv_text(found: Document) -> str:
     out = io.StringIO()
     writer = csv.DictWriter(out, FIELDS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(found["rows"])
+    writer.writerows({**row, "starved": " ".join(row["starved"])} for row in found["rows"])
     return out.getvalue().removesuffix("\n")
 
 
@@ -139,6 +140,9 @@ def _legend(found: Document) -> str:
     ]
     if not all(row["reached"] for row in found["rows"]):
         lines.append(f"{NOT_REACHED} not reached: the interval is wider")
+    if starved := sorted({name for row in found["rows"] for name in row["starved"]}):
+        marked = sum(bool(row["starved"]) for row in found["rows"])
+        lines.append(f"{STARVED} in {marked} of {len(found['rows'])} rows, processors waited: {naming.folded(starved)}")
     return "\n".join(lines)
 
 
@@ -153,7 +157,8 @@ def _traffic(traffic: Document) -> str:
 
 
 def _value(row: Document) -> str:
-    return _digits(row["median"]) + ("" if row["reached"] else NOT_REACHED)
+    marks = ("" if row["reached"] else NOT_REACHED) + (STARVED if row["starved"] else "")
+    return _digits(row["median"]) + marks
 
 
 def _digits(value: float | None) -> str:
