@@ -128,6 +128,15 @@ def test_a_cluster_without_tunnels_has_a_packet_filter_too(lacking: tuple[str, .
     assert (found.state, found.missing) == ("partial" if missing else "ready", missing)
 
 
+def test_nodes_show_how_long_their_processors_waited() -> None:
+    here = replace(whole(PLAN, "localhost"), vcpu_times={"lab.node1": (9_000_000_000, 1_000_400_000)})
+    found = status_of(PLAN, ledger_state="ready", is_being_changed=False, seen={"localhost": here}, lost={})
+    assert [(node.cpu_s, node.waited_s) for node in found.nodes] == [(9.0, 1.0), (None, None)]
+    lines = status_report.text(status_report.document(found), ROOT, with_times=True).splitlines()
+    assert lines[-1] == "processors of node1: ran 9.0 s, waited 1.0 s (10 %)"
+    assert "processors" not in status_report.text(status_report.document(found), ROOT)
+
+
 def test_lost_files_for_ssh_are_missing_parts() -> None:
     servers = {one.name: whole(SHARED, one.name) for one in SHARED.servers}
     found = status_of(
@@ -161,7 +170,7 @@ def test_the_json_contract() -> None:
     assert document["switch"] == {"server": "localhost", "bridge": "vc-lab"}
     assert list(document["nodes"][0]) == [
         "name", "role", "server", "state", "address", "management_address", "mac", "bridge", "port", "vni",
-        "reason", "data_gib", "limits",
+        "reason", "data_gib", "limits", "cpu_s", "waited_s",
     ]  # fmt: skip
     assert document["nodes"][0]["address"] == "10.0.0.1"
     assert document["nodes"][0]["vni"] is None

@@ -62,6 +62,8 @@ class NodeStatus:
 
     `reason` explains why a node is paused. `data_gib` is the size of the disk that the node shares, 0 without one.
     `limits` are those of its link that the kernel has, for example `from rate=100mbit,queue=64KiB`.
+    `cpu_s` is the time that its virtual processors ran since its power-on, and `waited_s` the time that they could run
+    and waited for a processor of the server. Both are in seconds, and None for a node that is off or unknown.
     """
 
     name: str
@@ -77,6 +79,8 @@ class NodeStatus:
     reason: str = ""
     data_gib: int = 0
     limits: tuple[str, ...] = ()
+    cpu_s: float | None = None
+    waited_s: float | None = None
 
     @property
     def power(self) -> PowerState:
@@ -108,7 +112,7 @@ class Observed:
 
     `lacking_tables` are the tables of the packet filter that it lacks: inet, arp, bridge. `limits` are those of links,
     by node and direction, and `lost_limits` those of the plan that it lacks. `faults` is the answer about
-    active faults.
+    active faults. `vcpu_times` are the nanoseconds that the processors of a domain ran and waited.
     """
 
     domains: Mapping[str, PowerState]
@@ -118,6 +122,7 @@ class Observed:
     lacking_tables: Sequence[str]
     limits: Mapping[tuple[str, str], str] = field(default_factory=dict)
     lost_limits: Sequence[tuple[str, str]] = ()
+    vcpu_times: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     faults: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -197,6 +202,8 @@ def _missing_interfaces(plan: Plan, server: ServerPlan, seen: Observed) -> Itera
 
 def _node(node: Node, seen: Observed | None, limits: Mapping[tuple[str, str], str]) -> NodeStatus:
     power = seen.domains.get(node.domain, PowerState(MISSING)) if seen else PowerState(UNKNOWN)
+    times = seen.vcpu_times.get(node.domain) if seen else None
+    cpu_s, waited_s = (round(nanoseconds / 1e9, 3) for nanoseconds in times) if times else (None, None)
     return NodeStatus(
         name=node.name,
         role="storage" if node.data_gib and not node.is_head else node.role,
@@ -211,6 +218,8 @@ def _node(node: Node, seen: Observed | None, limits: Mapping[tuple[str, str], st
         reason=power.reason,
         data_gib=node.data_gib,
         limits=tuple(f"{direction} {text}" for (name, direction), text in limits.items() if name == node.name),
+        cpu_s=cpu_s,
+        waited_s=waited_s,
     )
 
 

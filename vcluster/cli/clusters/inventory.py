@@ -87,7 +87,9 @@ def status(name: str | None, output: str) -> None:
     context = common.context()
     found = inventory.status(context, common.choose_cluster(context, name))
     reader = common.reader(found.name)
-    common.emit(output, status_report.document(found), lambda document: status_report.text(document, reader))
+    common.emit(
+        output, status_report.document(found), lambda document: status_report.text(document, reader, with_times=True)
+    )
 
 
 @click.command(cls=Command)

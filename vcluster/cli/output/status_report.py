@@ -26,8 +26,8 @@ def document(status: Status) -> dict[str, Any]:
     return found
 
 
-def text(found: Document, reader: Reader) -> str:
-    """A cluster and its nodes, for people."""
+def text(found: Document, reader: Reader, *, with_times: bool = False) -> str:
+    """A cluster and its nodes, for people; with the times of the nodes' processors if they are wanted."""
     head = f"{found['name']}: {found['state']}, {found['mode']}, {found['subnet']}, MTU {found['mtu']}"
     switch = f"switch: bridge {found['switch']['bridge']} on {found['switch']['server']}"
     header = ("NODE", "ROLE", "SERVER", "STATE", "ADDRESS", "MANAGEMENT", "MAC", "BRIDGE", "PORT", "VNI")
@@ -38,7 +38,17 @@ def text(found: Document, reader: Reader) -> str:
     ]
     limits = [f"limits of {node['name']}: {text}" for node in found["nodes"] for text in node["limits"]]
     faults = fault_lines(found["faults"])
-    return "\n".join((*faults, head, switch, table(header, rows), *limits, *_deviations(found, reader)))
+    times = _times(found) if with_times else ()
+    return "\n".join((*faults, head, switch, table(header, rows), *limits, *times, *_deviations(found, reader)))
+
+
+def _times(found: Document) -> Iterator[str]:
+    """A line for each node that is on: how long its processors ran and waited, and the part that they waited."""
+    for node in found["nodes"]:
+        ran_s, waited_s = node["cpu_s"], node["waited_s"]
+        if ran_s is not None:
+            percent = 100 * waited_s / (ran_s + waited_s) if waited_s else 0
+            yield f"processors of {node['name']}: ran {ran_s:.1f} s, waited {waited_s:.1f} s ({percent:.0f} %)"
 
 
 def _deviations(found: Document, reader: Reader) -> Iterator[str]:

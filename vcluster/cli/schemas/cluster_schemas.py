@@ -46,6 +46,10 @@ NODE_STATUS = record(
             "Limits of its link that the kernel has; empty for users without the rights to read them",
             text("A direction and its limits, for example from rate=100mbit,queue=64KiB"),
         ),
+        "cpu_s": optional(seconds("Time that its virtual processors ran since its power-on; null if it is not on")),
+        "waited_s": optional(
+            seconds("Time that they could run and waited for a processor of the server; null if it is not on")
+        ),
     },
 )  # fmt: skip
 STATUS_FIELDS = {

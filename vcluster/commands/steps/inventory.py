@@ -49,6 +49,7 @@ def observe_status(fleet: Fleet, files: ClusterFiles) -> Status:
 
 def _observe_server(server: Server, plan: Plan) -> Observed:
     limits, lost_limits = shaping.compare(server, plan)
+    domains = [node.domain for node in plan.nodes_on(server.name)]
     return Observed(
         domains=domains_on(server),
         interfaces={link["name"]: link["master"] for link in server.call("interfaces")},
@@ -60,6 +61,7 @@ def _observe_server(server: Server, plan: Plan) -> Observed:
         limits=limits,
         lost_limits=lost_limits,
         faults=faults.read(server, plan),
+        vcpu_times=server.call("vcpu_times", domains=domains) if domains else {},
     )
 
 
