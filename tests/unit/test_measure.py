@@ -6,6 +6,7 @@ import csv
 import json
 import re
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -56,6 +57,30 @@ def test_pairs() -> None:
     assert pairs_of(works("bandwidth", NODES, [8], is_ring=True))[-1] == ("node3", "node1")
     assert pairs_of(works("latency", NODES[:2], [8], is_ring=True)) == [("node1", "node2")]
     assert [work.size_bytes for work in works("pingpong", NODES[:2], [1, 2], is_ring=False)] == [1, 2]
+
+
+def test_a_ring_of_two_nodes_has_both_directions_if_they_differ() -> None:
+    assert pairs_of(works("bandwidth", NODES[:2], [8], is_ring=True)) == [("node1", "node2"), ("node2", "node1")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "is_refused"),
+    [
+        ("collectives", [2**24], False),  # 2 * 3 ranks * 16 MiB
+        ("collectives", [2**26], True),
+        ("pingpong", [2**26], False),
+        ("bandwidth", [1, 2**26], False),
+    ],
+)
+def test_buffers_must_fit_into_half_of_the_memory(kind: str, sizes: Sequence[int], is_refused: bool) -> None:
+    found = works(kind, NODES, sizes, is_ring=False)
+    measure_plan.require_memory(found, 3, 768)
+    with (
+        pytest.raises(RequestError, match="bcast of 64 MiB between 3 nodes needs 384 MiB")
+        if is_refused
+        else nullcontext()
+    ):
+        measure_plan.require_memory(found, 3, 767)
 
 
 def test_collectives_have_no_pairs_and_a_barrier_no_size() -> None:
@@ -219,6 +244,15 @@ def test_csv_has_the_rows() -> None:
     rows = list(csv.DictReader(measure_report.csv_text(found).splitlines()))
     assert [row["operation"] for row in rows] == list(measure_plan.OPERATIONS)
     assert rows[0]["median"] == str(found["rows"][0]["median"])  # type: ignore[index]
+
+
+def test_a_measurement_that_ended_early_has_its_rows() -> None:
+    rows = (summary(PINGPONG, [2000] * 10, 0.05),)
+    found = measure_report.document("latency", NODES[:2], Measured(None, rows, None), width=0.05, skipped=3)
+    lines = measure_report.text(found).splitlines()
+    assert lines[1].split() == ["node1", "-", "░", "1"]
+    assert lines[-1] == "it ended early: the bytes at the ports were not compared"
+    assert (found["library"], found["traffic"]) == (None, None)
 
 
 def test_rows_of_progress() -> None:

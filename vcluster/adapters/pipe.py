@@ -46,13 +46,13 @@ class Pipe(ABC):
             self._pending += self._more(deadline, awaited)
         return self._take(size)
 
-    def read_line(self, deadline: Deadline, awaited: str) -> bytes:
-        """Read the next line, without its newline."""
+    def read_line(self, deadline: Deadline, awaited: str, *, limit: int = LINE_LIMIT) -> bytes:
+        """Read the next line, without its newline. Raises VclusterError if it has more bytes than the limit."""
         searched = 0
         while (end := self._pending.find(b"\n", searched)) < 0:
             searched = len(self._pending)
-            if searched > LINE_LIMIT:
-                raise VclusterError(f"{self.name}: {awaited}: the answer is longer than {LINE_LIMIT >> 20} MiB")
+            if searched > limit:
+                raise VclusterError(f"{self.name}: {awaited}: the answer is longer than {limit >> 10} KiB")
             self._pending += self._more(deadline, awaited)
         return self._take(end + 1)[:-1]
 

@@ -11,9 +11,8 @@ from vcluster.errors import RequestError
 from vcluster.model.quoting import shown
 from vcluster.util.median import median, median_interval, quantile
 
-LATENCY, BANDWIDTH, PINGPONG, COLLECTIVES = "latency", "bandwidth", "pingpong", "collectives"
+BANDWIDTH, COLLECTIVES = "bandwidth", "collectives"
 OPERATIONS = ("barrier", "bcast", "reduce", "allreduce", "gather", "scatter", "allgather", "alltoall")
-DEFAULT_SIZES = {LATENCY: "8", BANDWIDTH: "1MiB", PINGPONG: "1:4MiB", COLLECTIVES: "8,1KiB,64KiB"}
 WINDOW_MAX, WINDOW_BYTES = (
     64,
     2**20,
@@ -59,7 +58,7 @@ class Work:
 class MeasuredRow:
     """The summary of a work's values: the median with its interval, and other order statistics, in `unit`.
 
-    `is_reached` says whether the interval is as narrow as it was wanted. `starved` are the nodes that waited for a
+    `is_reached` is True if the interval is as narrow as it was wanted. `starved` are the nodes that waited for a
     processor of their server.
     """
 
@@ -132,9 +131,23 @@ def works(kind: str, nodes: Sequence[str], sizes: Sequence[int], *, is_ring: boo
     )
 
 
+def require_memory(works: Sequence[Work], ranks: int, memory_mib: int) -> None:
+    """Raise RequestError if the buffers of a work take more than half of a node's memory."""
+    for work in works:
+        parts = 2 * ranks if work.start is None else work.window
+        needed_mib = parts * work.size_bytes >> 20
+        if needed_mib > memory_mib / 2:
+            what = f"{work.operation} of {work.size_bytes >> 20} MiB between {ranks} nodes"
+            raise RequestError(
+                f"--sizes: {what} needs {needed_mib} MiB in each of them, and they have {memory_mib} MiB",
+                hint="use smaller sizes or fewer nodes",
+            )
+
+
 def _pairs(nodes: Sequence[str], *, is_ring: bool, is_directed: bool) -> Iterator[tuple[str, str]]:
     if is_ring:
-        yield from zip(nodes, (*nodes[1:], nodes[0]) if len(nodes) > 2 else nodes[1:], strict=False)
+        is_closed = is_directed or len(nodes) > 2  # two nodes have one round trip
+        yield from zip(nodes, (*nodes[1:], *nodes[:is_closed]), strict=False)
     else:
         yield from permutations(nodes, 2) if is_directed else combinations(nodes, 2)
 

@@ -21,13 +21,13 @@ def ask(session: NodeConnection, program: str, request: dict[str, object], *, aw
     """Run a guest program on a node with a JSON request to its end, and return its answer."""
     source = guest.program(program)
     completed = session.run_program(source, json.dumps(request).encode(), awaited=awaited)
-    return _parsed(completed.stdout, f"{session.name}: {awaited}", completed.stderr)
+    return parsed(completed.stdout, f"{session.name}: {awaited}", completed.stderr)
 
 
 def receive(pipe: Pipe, deadline: Deadline, awaited: str) -> dict[str, Any]:
     """The next answer of a guest program that runs. Raises VclusterError for a line that is not an answer."""
     line = pipe.read_line(deadline, awaited).decode(errors="replace")
-    return _parsed(line, f"{pipe.name}: {awaited}")
+    return parsed(line, f"{pipe.name}: {awaited}")
 
 
 def require_success(answer: Mapping[str, Any], where: str) -> None:
@@ -58,7 +58,8 @@ def unknown_result(where: str) -> VclusterError:
     return VclusterError(f"{where} printed a result that vcluster does not know")
 
 
-def _parsed(text: str, where: str, error_output: str = "") -> dict[str, Any]:
+def parsed(text: str, where: str, error_output: str = "") -> dict[str, Any]:
+    """The answer in a text. Raises VclusterError if it is not an answer; `where` names the node and the program."""
     answer = find(text)
     if answer is not None:
         return answer

@@ -134,15 +134,26 @@ def _run(
     nodes = access.choose_nodes(plan, nodeset)
     names = [node.name for node in nodes]
     works = measure_plan.works(kind, names, wanted_sizes, is_ring=is_ring)
+    measure_plan.require_memory(works, len(nodes), plan.memory_mib)
+    rows: list[MeasuredRow] = []
 
     def show(row: MeasuredRow) -> None:
+        rows.append(row)
         terminal.print_text(measure_report.row_text(measure_report.row_document(row)), err=True)
 
+    def emit(measured: work.Measured) -> None:
+        document = measure_report.document(kind, names, measured, width=width, skipped=SKIPPED)
+        render = measure_report.csv_text if output == "csv" else measure_report.text
+        common.emit(output, document, render, paint=measure_report.paint)
+
     precision = work.Precision(width, row_time_s)
-    measured = work.measure(context, plan, nodes, works, precision, show, timeout_s=timeout_s)
-    document = measure_report.document(kind, names, measured, width=width, skipped=SKIPPED)
-    render = measure_report.csv_text if output == "csv" else measure_report.text
-    common.emit(output, document, render, paint=measure_report.paint)
+    try:
+        measured = work.measure(context, plan, nodes, works, precision, show, timeout_s=timeout_s)
+    except BaseException:
+        if rows:  # they took minutes
+            emit(work.Measured(None, tuple(rows), None))
+        raise
+    emit(measured)
     work.require_explained(measured)
 
 

@@ -112,7 +112,7 @@ MEASURE = record(
     {
         "kind": one_of("What was measured", "latency", "bandwidth", "pingpong", "collectives"),
         "nodes": many("The nodes, in the order of their ranks", NODE),
-        "library": text("Version of the MPI library"),
+        "library": optional(text("Version of the MPI library; null if the measurement ended early")),
         "ci_percent": number("Wanted distance of the interval's ends from the median, in percent of it"),
         "skipped": integer("Times at the begin of each series that are left out"),
         "rows": many(
@@ -133,8 +133,8 @@ MEASURE = record(
                 },
             ),
         ),
-        "traffic": record(
-            "Bytes of frames that entered the switch's ports meanwhile",
+        "traffic": optional(record(
+            "Bytes of frames that entered the switch's ports meanwhile; null if the measurement ended early",
             {
                 "port_bytes": integer("All, by the counters of the ports, in bytes"),
                 "mpi_bytes": integer("Those of the ranks, by their own counters of TCP, in bytes"),
@@ -143,7 +143,7 @@ MEASURE = record(
                 "arp_bytes": integer("Those of ARP, in bytes"),
                 "difference_bytes": integer("The rest, in bytes; negative if the ports counted less", minimum=-(2**63)),
             },
-        ),
+        )),
     },
 )  # fmt: skip
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
+from vcluster import guest
 from vcluster.adapters.pipe import Pipe
+from vcluster.adapters.ssh.attached_command import with_input
 from vcluster.adapters.ssh.ssh_session import Session
 from vcluster.errors import VclusterError
 from vcluster.images.recipes import guest_file
@@ -15,31 +16,39 @@ from vcluster.model.plan import Plan
 from vcluster.model.quoting import quoted
 from vcluster.planning.measure_plan import Work
 from vcluster.render import node_actions as paths
-from vcluster.stages.guest_answer import receive, unknown_result
+from vcluster.stages.guest_answer import parsed, unknown_result
 from vcluster.util.deadline import Deadline
 
 AWAITED = "the measuring program"
 SKIPPED = 3  # times of each command that are left out: the partner of the first one may still sleep
 TIME_MAX_NS = 10**13
-# For images without the program: its source is at the begin of the input. The input ends with the connection, so the
-# ranks end, and the program is removed, also when vcluster is killed.
+ANSWER_MAX = 1 << 16  # bytes of an answer, which has a thousand numbers at most
+# For images without the program: its source is at the begin of the input. Its end also removes the program, and so does
+# a signal, which comes when the connection ends. A node that was switched off meanwhile still has one: of a day ago.
 _COMPILED = """
-program=$1 size=$2
+folder=$1 size=$2
 shift 2
+find "$folder" -maxdepth 1 -name '.mpi-measure-*' -mmin +1440 -delete
+program=$(mktemp "$folder/.mpi-measure-XXXXXXXX") || exit
 trap 'rm -f "$program"' EXIT
+trap 'exit 143' TERM HUP INT
 head -c "$size" | mpicc -O2 -x c -o "$program" - || exit
 mpiexec "$@" "$program"
 """
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class MeasuringProgram:
-    """The running program. `nodes` are in the order of their ranks; `library` is the version of MPI."""
+    """The running program. `nodes` are in the order of their ranks; `library` is the version of MPI.
+
+    `control_bytes` is the length of all commands and answers so far.
+    """
 
     pipe: Pipe
     deadline: Deadline
     nodes: Sequence[str]
     library: str
+    control_bytes: int = 0
 
     def times_ns(self, work: Work, count: int) -> list[int]:
         """Repeat a work this many times, after SKIPPED times that are left out. Returns the times."""
@@ -54,10 +63,16 @@ class MeasuringProgram:
 
     def _ask(self, command: str, count: int) -> list[int]:
         self.pipe.write(f"{command}\n".encode(), self.deadline, AWAITED)
-        times = receive(self.pipe, self.deadline, AWAITED).get("ns")
+        line = _next_line(self.pipe, self.deadline)
+        self.control_bytes += len(command) + len(line) + 2
+        times = parsed(line, f"{self.pipe.name}: {AWAITED}").get("ns")
         if isinstance(times, list) and len(times) == count and all(map(_is_time, times)):
             return times
         raise unknown_result(f"{self.pipe.name}: {AWAITED}")
+
+
+def _next_line(pipe: Pipe, deadline: Deadline) -> str:
+    return pipe.read_line(deadline, AWAITED, limit=ANSWER_MAX).decode(errors="replace")
 
 
 def _is_time(value: object) -> bool:
@@ -71,9 +86,9 @@ def started(session: Session, plan: Plan, nodes: Sequence[str], deadline: Deadli
     argv, source = ["mpiexec", *ranks, paths.MPI_MEASURE], b""
     if session.run(["test", "-x", paths.MPI_MEASURE], awaited=AWAITED, deadline=deadline).exit_code != 0:
         source = guest_file("mpi-measure.c").encode()
-        path = f"{paths.shared_folder(plan)}/.mpi-measure-{secrets.token_hex(4)}"
-        argv = ["sh", "-c", _COMPILED, "sh", path, str(len(source)), *ranks]
-    with closing(session.start(argv, deadline=deadline, awaited=AWAITED)) as pipe:
+        argv = ["sh", "-c", _COMPILED, "sh", paths.shared_folder(plan), str(len(source)), *ranks]
+    attached = with_input(argv, guest.program("hangup_watch"))
+    with closing(session.start(attached, deadline=deadline, awaited=AWAITED)) as pipe:
         try:
             pipe.write(source, deadline, AWAITED)
             yield _introduced(pipe, nodes, deadline)
@@ -85,7 +100,7 @@ def started(session: Session, plan: Plan, nodes: Sequence[str], deadline: Deadli
 
 def _introduced(pipe: Pipe, nodes: Sequence[str], deadline: Deadline) -> MeasuringProgram:
     """The program after its first line. Raises VclusterError if a rank is not on its node."""
-    begin = receive(pipe, deadline, AWAITED)
+    begin = parsed(_next_line(pipe, deadline), f"{pipe.name}: {AWAITED}")
     library = begin.get("library")
     if begin.get("nodes") != list(nodes) or not isinstance(library, str):
         raise VclusterError(

@@ -14,7 +14,7 @@ from vcluster.cli.output.tables import table
 from vcluster.model import naming
 
 if TYPE_CHECKING:
-    from vcluster.commands.nodes.measure import Measured
+    from vcluster.commands.nodes.measure import Measured, Traffic
     from vcluster.planning.measure_plan import MeasuredRow
 
 Document = Mapping[str, Any]
@@ -45,7 +45,6 @@ def _rounded(value: float | None) -> float | None:
 
 def document(kind: str, nodes: Sequence[str], measured: Measured, *, width: float, skipped: int) -> dict[str, Any]:
     """A measurement for scripts."""
-    traffic = measured.traffic
     return {
         "kind": kind,
         "nodes": list(nodes),
@@ -53,12 +52,16 @@ def document(kind: str, nodes: Sequence[str], measured: Measured, *, width: floa
         "ci_percent": round(100 * width, 6),
         "skipped": skipped,
         "rows": [row_document(row) for row in measured.rows],
-        "traffic": {
-            "port_bytes": traffic.port_bytes,
-            "mpi_bytes": traffic.mpi_bytes,
-            **{f"{name}_bytes": traffic.by_class[name] for name in ("ssh", "nfs", "arp")},
-            "difference_bytes": traffic.difference_bytes,
-        },
+        "traffic": _traffic_document(measured.traffic) if measured.traffic else None,
+    }
+
+
+def _traffic_document(traffic: Traffic) -> dict[str, int]:
+    return {
+        "port_bytes": traffic.port_bytes,
+        "mpi_bytes": traffic.mpi_bytes,
+        **{f"{name}_bytes": traffic.by_class[name] for name in ("ssh", "nfs", "arp")},
+        "difference_bytes": traffic.difference_bytes,
     }
 
 
@@ -67,7 +70,8 @@ def text(found: Document) -> str:
     rows = found["rows"]
     is_matrix = found["kind"] in ("latency", "bandwidth") and len({row["bytes"] for row in rows}) == 1
     body = _matrix(found["nodes"], rows) if is_matrix else _table(rows)
-    return f"{body}\n\n{_legend(found)}\n{_traffic(found['traffic'])}"
+    end = _traffic(found["traffic"]) if found["traffic"] else "it ended early: the bytes at the ports were not compared"
+    return f"{body}\n\n{_legend(found)}\n{end}"
 
 
 def row_text(row: Document) -> str:
@@ -136,8 +140,10 @@ def _legend(found: Document) -> str:
     }[found["kind"]]
     lines = [
         f"{meaning}, median; the 95 % interval of the median is within {found['ci_percent']:g} % of it",
-        f"the first {found['skipped']} times of each series are left out; {found['library']}",
+        f"the first {found['skipped']} times of each series are left out",
     ]
+    if found["library"]:
+        lines[-1] += f"; {found['library']}"
     if not all(row["reached"] for row in found["rows"]):
         lines.append(f"{NOT_REACHED} not reached: the interval is wider")
     if starved := sorted({name for row in found["rows"] for name in row["starved"]}):
