@@ -60,7 +60,7 @@ PRODUCT_READS: Mapping[str, Mapping[str, Sequence[str]]] = {
         "they do nothing": ("close", "uninstall"),
     },
     "RemoteAgent": {"it changes this connection, which ends with the process": ("close",)},
-    "NetlinkSocket": {"they read": ("dump", "request")},
+    "NetlinkSocket": {"they read": ("dump", "request"), "it ends with its process anyway": ("close",)},
     "Session": {"they change this connection, which ends with the process": ("close", "open_tcp")},
     "SerialConnection": {
         "`request` has the point": ("close",),

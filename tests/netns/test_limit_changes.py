@@ -72,7 +72,7 @@ def test_offloads_follow_the_limits_after_killed_commands_and_removed_nodes() ->
         assert offloads_of(lab, *PORTS) == [[]] * 3
         broken_promises.restore(lab.host)
         assert offloads_of(lab, *PORTS) == before
-        assert lab.host.sh("ls -A /run/vcluster") == ""
+        assert lab.host.sh("ls -A /run/vcluster 2>/dev/null || true") == ""
 
         lab.link("set", "node1", "--to", "loss=1%")
         run(lab, RESTORE_OFFLOADS)
@@ -88,7 +88,7 @@ def test_offloads_follow_the_limits_after_killed_commands_and_removed_nodes() ->
         assert offloads_of(lab, *PORTS[:2]) == [[]] * 2
         run(lab, REMOVE_NODE)
         assert offloads_of(lab, *PORTS[:2]) == before[:2]
-        assert lab.host.sh("ls -A /run/vcluster") == ""
+        assert lab.host.sh("ls -A /run/vcluster 2>/dev/null || true") == ""
 
 
 def ledger(lab: Lab) -> dict[str, Any]:
@@ -227,7 +227,7 @@ def test_commands_at_once_share_the_record_of_offloads(server: Server, links: li
     program = "from vcluster.adapters.network.shaping import offloads; print(*map(offloads._active, {}))"
     done = server.run([sys.executable, "-c", program.format(links)], timeout_s=30, cwd=ROOT)
     assert done.stdout.count("'tso', 'gso'") == 4
-    assert server.run(["ls", "-A", "/run/vcluster"], timeout_s=10).stdout == ""
+    assert not server.path("/run/vcluster").exists()
 
 
 def test_features_that_a_driver_turns_on_later_are_restored_too(server: Server, links: list[str]) -> None:

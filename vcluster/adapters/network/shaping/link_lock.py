@@ -19,11 +19,13 @@ def locked() -> Iterator[None]:
     The kernel releases the lock of a process that is killed. Only root can open the file, so only root can hold it.
     """
     while True:
-        PATH.parent.mkdir(parents=True, exist_ok=True)
         try:
+            PATH.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(PATH, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except FileNotFoundError:  # the process that held the lock before has removed the folder
-            continue
+        except (FileExistsError, FileNotFoundError):
+            if PATH.parent.exists() and not PATH.parent.is_dir():
+                raise
+            continue  # the process that held the lock before has removed the folder, perhaps inside `mkdir`
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             if _is_current(descriptor):
