@@ -111,6 +111,7 @@ def test_a_command_ends_by_signals_that_it_was_not_started_to_ignore(monkeypatch
 
     monkeypatch.setattr(main, "_run", record)
     monkeypatch.setattr(main, "load_less_of_pyroute2", lambda: None)
+    monkeypatch.setattr(main, "load_less_of_paramiko", lambda: None)
     monkeypatch.setattr(main.atexit, "register", lambda *_: None)  # or pytest would end with exit code 0
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with pytest.raises(SystemExit):

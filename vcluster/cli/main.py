@@ -12,6 +12,7 @@ import click
 
 from vcluster import __version__
 from vcluster.adapters.network import load_less_of_pyroute2
+from vcluster.adapters.ssh import load_less_of_paramiko
 from vcluster.cli import common, guidance
 from vcluster.cli.clusters import clear, create, graph, inventory, lifecycle, scale, verify
 from vcluster.cli.help_layout import Group, examples
@@ -82,6 +83,7 @@ def run() -> None:
     if os.geteuid() == 0:
         os.umask(0o022)  # QEMU runs as another user and opens files below the folders that root creates here
     load_less_of_pyroute2()
+    load_less_of_paramiko()
     exit_code = _run()
     on_interrupt(lambda *_: _end(exit_code))  # it comes too late to change the result
     atexit.register(_end, exit_code)  # Python calls it when all threads have ended
