@@ -37,24 +37,27 @@ class Number(click.ParamType):  # type: ignore[type-arg]
         from vcluster.model.quoting import shown
 
         try:
-            number = self._kind(value)
+            number = self._number(value)
         except ValueError:
             self.fail(f"{shown(str(value))} is not a number ({self._range})", param, ctx)
         if not number >= self._low or (self._high is not None and number > self._high):  # nan is neither
             self.fail(f"{value!s:.40} is not possible ({self._range})", param, ctx)
         return number
 
+    def _number(self, value: Any) -> int | float:
+        """The number of a text. Raises ValueError if it is not one."""
+        return self._kind(value)
+
 
 class Duration(Number):
-    """A number of seconds, or with the unit m of minutes; the unit s may be written too."""
+    """A number of seconds, or with the unit m of minutes; the unit s may be written too. The limits are in seconds."""
 
     def __init__(self, low: float, high: float) -> None:
         super().__init__(float, low, high)
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | float:
-        """Read a text, or take a default as it is. The limits are those of the number before the unit."""
+    def _number(self, value: Any) -> float:
         factor = UNITS_S.get(str(value)[-1:])
-        return super().convert(value if factor is None else str(value)[:-1], param, ctx) * (factor or 1)
+        return float(value) if factor is None else float(str(value)[:-1]) * factor
 
 
 class Percent(click.ParamType):  # type: ignore[type-arg]
