@@ -41,7 +41,9 @@ OS_READS = {
         "_exit", "close", "dup", "dup2", "eventfd", "eventfd_write", "pidfd_open", "set_blocking", "set_inheritable",
         "umask",
     ),
-    "the file is open already: `open` has the point": ("fchmod", "fchown", "fdopen", "fsync", "sync", "write"),
+    "the file is open already: `open` has the point": (
+        "fchmod", "fchown", "fdopen", "fsync", "ftruncate", "sync", "write",
+    ),
     "the owner of a file that the call before has made": ("chown",),
     "the priority of a process": ("sched_setscheduler", "setpriority"),
 }  # fmt: skip

@@ -9,15 +9,14 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 import click
 
 from vcluster.cli import arguments, common
 from vcluster.cli.help_layout import Command, examples
 from vcluster.cli.output import terminal
-from vcluster.errors import MissingError, RequestError
-from vcluster.model.quoting import path_shown
+from vcluster.errors import RequestError
 
 if TYPE_CHECKING:
     from vcluster.planning.traffic.watch_record import WatchRecord
@@ -27,14 +26,6 @@ EVERY_MIN_S, EVERY_MAX_S = 0.1, 60
 REDRAW_S = 0.25  # a shorter interval is not readable
 
 Show = Callable[["WatchRecord"], None]
-
-
-class Every(arguments.Duration):
-    """An interval; the lower limit is a part of a second."""
-
-    def __init__(self) -> None:
-        super().__init__(0, EVERY_MAX_S)
-        self._low, self._range = EVERY_MIN_S, f"{EVERY_MIN_S} to {EVERY_MAX_S}"
 
 
 @click.command(
@@ -47,8 +38,8 @@ class Every(arguments.Duration):
 )
 @arguments.cluster_argument
 @click.option(
-    "--every", "every_s", type=Every(), default=1.0, show_default="1", metavar="SECONDS",
-    help="Count after each such interval, from 0.1 to 60.",
+    "--every", "every_s", type=arguments.Duration(EVERY_MIN_S, EVERY_MAX_S), default=1.0, show_default="1",
+    metavar="SECONDS", help="Count after each such interval, from 0.1 to 60.",
 )  # fmt: skip
 @click.option(
     "--for", "for_s", type=arguments.Duration(0, 10**7), metavar="SECONDS",
@@ -68,6 +59,7 @@ def watch(name: str | None, every_s: float, for_s: float | None, path: Path | No
 
     The table is redrawn in its place, at most four times a second. Rates and drops are those of whole frames.
     """
+    from vcluster.cli.output.traffic.record_file import RecordFile
     from vcluster.commands.servers import watch as work
 
     if for_s is not None and for_s < every_s:
@@ -83,8 +75,8 @@ def watch(name: str | None, every_s: float, for_s: float | None, path: Path | No
                 for one in found:
                     if path:
                         # Not before the first record: a command that fails leaves a file that exists as it is.
-                        file = file or stack.enter_context(_opened(path))
-                        _write(file, one, path)
+                        file = file or stack.enter_context(RecordFile(path, owner=common.user_of_sudo()))
+                        file.write_line(_line(one))
                     show(one)
             except KeyboardInterrupt:  # it is the end that the user wants
                 return
@@ -131,29 +123,6 @@ def _table() -> Show:
         terminal.draw(screen.update(found))
 
     return show
-
-
-def _opened(path: Path) -> TextIO:
-    """The file of a record, emptied. A new file is of the user who typed sudo."""
-    owner, is_new = common.user_of_sudo(), not path.exists()
-    try:
-        file = path.open("w", buffering=1, encoding="utf-8")  # a line is written as a whole
-        if owner and is_new:
-            os.fchown(file.fileno(), *owner)
-    except OSError as error:
-        raise _unwritable(path, error) from error
-    return file
-
-
-def _write(file: TextIO, record: WatchRecord, path: Path) -> None:
-    try:
-        file.write(_line(record) + "\n")
-    except OSError as error:
-        raise _unwritable(path, error) from error
-
-
-def _unwritable(path: Path, error: OSError) -> MissingError:
-    return MissingError(f"cannot write {path_shown(path)}: {error.strerror}", hint="choose another file")
 
 
 COMMANDS = (watch,)
