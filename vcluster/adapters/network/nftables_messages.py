@@ -44,7 +44,7 @@ FRAME_HEADER, NETWORK_HEADER, TRANSPORT_HEADER = 0, 1, 2
 SOURCE, DESTINATION = 12, 16  # offsets in the IPv4 header
 ARP_SENDER = 14  # offset of the sender's address in an ARP packet for IPv4
 _DESTINATION_PORT = 2  # offset in the UDP and TCP headers
-_INTERFACE_BYTES = 16  # IFNAMSIZ, linux/if.h
+NAME_BYTES = 16  # of an interface: IFNAMSIZ, linux/if.h
 
 
 _KINDS_OF_RULES = (
@@ -182,7 +182,7 @@ def address(offset: int, operator: int, wanted: str) -> list[Message]:
 
 def interface(name: str, operator: int = EQUAL, key: int = IIFNAME) -> list[Message]:
     """Compare the interface on which the packet arrived, or leaves; "*" at the end of the name is any end."""
-    value = name.encode().ljust(_INTERFACE_BYTES, b"\0") if name[-1] != "*" else name[:-1].encode()
+    value = name.encode().ljust(NAME_BYTES, b"\0") if name[-1] != "*" else name[:-1].encode()
     return meta(key, value, operator)
 
 

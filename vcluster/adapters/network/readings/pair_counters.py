@@ -7,6 +7,7 @@ kernel removes it when this process ends, also if it is killed. Each process has
 
 from __future__ import annotations
 
+import errno
 import functools
 import secrets
 import struct
@@ -25,6 +26,7 @@ from vcluster.adapters.network.nftables_messages import (
     GET_ELEMENTS,
     IIFNAME,
     LATE,
+    NAME_BYTES,
     NEW_SET,
     OIFNAME,
     SUBSYSTEM,
@@ -45,7 +47,6 @@ PAIRS_MAX = 2**16  # a switch of 256 ports; later pairs are not counted
 _SET, _HOOK, _SET_ID = "pairs", "forward", 1
 _UPDATE = 1  # NFT_DYNSET_OP_UPDATE: add an element, or change the one that exists
 _TWO_NAMES = 41 << 6 | 41  # as nft(8) numbers the type ifname . ifname, which it then can list
-_NAME_BYTES = 16  # IFNAMSIZ, linux/if.h: a register of the packet filter
 _EVAL = frozenset({"NFT_SET_EVAL"})  # rules add its elements
 _TABLE, _NAME, _ELEMENTS = 1, 2, 3  # NFTA_SET_ELEM_LIST_…
 _KEY, _EXPRESSION, _EXPRESSIONS, _VALUE = 1, 7, 11, 1  # NFTA_SET_ELEM_…, NFTA_DATA_VALUE
@@ -53,6 +54,9 @@ _EXPRESSION_NAME, _EXPRESSION_DATA = 1, 2  # NFTA_EXPR_…
 
 # An element: its attributes up to the key, both names, those up to the counter, bytes, and packets.
 _ELEMENT = struct.Struct("12s 16s 16s 24s 8s 4s 8s")
+
+# What a kernel answers that lacks nf_tables, the family, or a part of the rules.
+_LACKS = (errno.ENOENT, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EINVAL)
 
 _lock = threading.Lock()
 _counting: tuple[NetlinkSocket, str] | None = None  # the socket and the name of its table
@@ -108,7 +112,7 @@ def read() -> list[PairCounters] | None:
 def _messages(table: str, prefixes: Sequence[str]) -> list[Message]:
     fields = [
         ("NFTA_SET_TABLE", table), ("NFTA_SET_NAME", _SET), ("NFTA_SET_FLAGS", _EVAL), ("NFTA_SET_ID", _SET_ID),
-        ("NFTA_SET_KEY_TYPE", _TWO_NAMES), ("NFTA_SET_KEY_LEN", 2 * _NAME_BYTES),
+        ("NFTA_SET_KEY_TYPE", _TWO_NAMES), ("NFTA_SET_KEY_LEN", 2 * NAME_BYTES),
         ("NFTA_SET_DESC", {"attrs": [("NFTA_SET_DESC_SIZE", PAIRS_MAX)]}),
     ]  # fmt: skip
     count = genex("counter", {})
@@ -122,9 +126,12 @@ def _messages(table: str, prefixes: Sequence[str]) -> list[Message]:
 
 
 def _lack(error: NetlinkError) -> VclusterError:
-    if error.code in (1, 13):
+    if error.code in (errno.EPERM, errno.EACCES):
         return MissingError("counting frames between ports needs root", hint="run it with sudo")
-    return MissingError(f"the kernel cannot count frames between ports: {error.reason}", hint=load_command("nf_tables"))
+    if error.code in _LACKS:
+        hint = load_command("nf_tables")
+        return MissingError(f"the kernel cannot count frames between ports: {error.reason}", hint=hint)
+    return VclusterError(f"counting frames between ports: {error.reason}")
 
 
 def _text(kind: int, text: str) -> bytes:
@@ -155,8 +162,8 @@ def _slow_elements(elements: bytes) -> Iterator[tuple[tuple[str, str], tuple[int
         fields = dict(attributes(element))
         key = first(fields.get(_KEY, b""), _VALUE)
         expression = fields.get(_EXPRESSION) or first(fields.get(_EXPRESSIONS, b""), 1)
-        if len(key) == 2 * _NAME_BYTES and first(expression, _EXPRESSION_NAME) == COUNTER:
-            names = _name(key[:_NAME_BYTES]), _name(key[_NAME_BYTES:])
+        if len(key) == 2 * NAME_BYTES and first(expression, _EXPRESSION_NAME) == COUNTER:
+            names = _name(key[:NAME_BYTES]), _name(key[NAME_BYTES:])
             yield names, counted(first(expression, _EXPRESSION_DATA))
 
 
