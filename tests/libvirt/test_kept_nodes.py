@@ -21,6 +21,7 @@ from vcluster.fleet.servers import Fleet, Server
 from vcluster.model.plan import Node
 from vcluster.render.domain_xml import domain_xml
 from vcluster.util.deadline import Deadline
+from vcluster.util.events import Reporter
 
 pytestmark = pytest.mark.libvirt
 
@@ -73,6 +74,32 @@ def test_a_node_that_the_create_did_not_reach_is_made(context: OpenContext, monk
     with pytest.raises(VclusterError, match=r"^stop here: 1$"):
         lifecycle.repair(context, "lab", timeout_s=5)  # type: ignore[arg-type]
     assert made == ["node3"]
+
+
+def test_a_node_that_a_fault_paused_is_resumed_and_reported(context: OpenContext) -> None:
+    """The process on the server that would resume the node ends too."""
+    held = {"kind": "pause", "node": "node1", "is_active": True, "is_held": True, "left_s": 1000.0}
+    dropped: list[str] = []
+    server = context.fleet["localhost"]
+    operations = {
+        "read_faults": lambda **_: {"table": "", "elements": [], "held": [held]},
+        "drop_pause": lambda **given: dropped.append(given["node"]),
+    }
+    server.hypervisor.start_domain("lab.node1")
+    server.hypervisor._connection.lookupByName("lab.node1").suspend()  # type: ignore[union-attr]
+    fleet = Fleet({"localhost": replace(server, agent=LocalAgent(operations))}, {})
+    notes: list[str] = []
+    context.report = Reporter((lambda event: notes.append(event.text) if event.what == "note" else None,))
+    deployment = Deployment(context, fleet, PLAN, samples.keys(3), Deadline(5))  # type: ignore[arg-type]
+
+    class Blank:
+        def has_no_identity(self, node: Node) -> bool:
+            raise VclusterError(f"stop here: {node.name} runs")
+
+    with pytest.raises(VclusterError, match=r"^stop here: node1 runs$"):
+        lifecycle._restore_each(deployment, Ledger(VERSION, "creating", "", PLAN), Blank())  # type: ignore[arg-type]
+    assert dropped == ["node1"]
+    assert notes == ["node1 was paused by a fault, which is over now"]
 
 
 class Lifecycle:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from tests import samples
 from vcluster.errors import ConflictError, RequestError
-from vcluster.model.status import CUT, PARTITION, Fault
+from vcluster.model.spec import CUT, FLAP, PARTITION, PAUSE
+from vcluster.model.status import Fault
 from vcluster.planning import fault_plan
 from vcluster.planning.fault_plan import Cuts
 
@@ -60,6 +61,40 @@ def test_two_partitions_of_different_nodes_are_two() -> None:
 
 def test_ports_of_removed_nodes_are_no_faults() -> None:
     assert read_back(([("from", [["vp-lab-99"]]), ("between", [["vp-lab-99", "vp-lab-1"]])], None)) == []
+
+
+def test_a_flap_without_its_process_is_read_back() -> None:
+    """The kernel ends it. With the process, the time is that of all cuts."""
+    elements = [{"kind": "flap", "ports": [port], "left_ms": 700} for port in fault_plan.ports_of(PLAN, NAMES[:2])]
+    held = {"kind": FLAP, "node": "node2", "is_active": True, "is_held": True, "left_s": 30.0}
+    answer = {"table": "as planned", "elements": elements, "held": [held]}
+    found = fault_plan.faults(PLAN, {PLAN.switch.server: answer})
+    assert found == [Fault(FLAP, ("node1",), left_s=0.7), Fault(FLAP, ("node2",), left_s=30.0)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "ports"),
+    [
+        ("from", []), ("flap", []), ("between", []), ("between", ["vp-lab-1"]), ("between", ["vp-lab-1"] * 3),
+        ("from", ["vp-lab-1", "vp-lab-2"]), ("other", ["vp-lab-1"]),
+    ],
+)  # fmt: skip
+def test_elements_of_another_form_are_left_out(kind: str, ports: list[str]) -> None:
+    assert read_back(([(kind, [ports])], 5)) == []
+
+
+def test_a_time_without_a_bound_is_shown() -> None:
+    huge = 10**400
+    (cut,) = read_back((fault_plan.cuts(PLAN, ["node1"], ["from"]), huge))
+    held = {"kind": PAUSE, "node": "node1", "is_active": True, "is_held": True, "left_s": huge}
+    (pause,) = fault_plan.faults(PLAN, {PLAN.switch.server: {"table": "", "elements": [], "held": [held]}})
+    for fault in (cut, pause):
+        assert str(fault).endswith(" 1000000000000.0 s left")
+
+
+def test_the_time_that_is_left_is_that_of_now() -> None:
+    found = [Fault(PAUSE, ("node1",), left_s=left_s) for left_s in (5.0, 2.0, None)]
+    assert [fault.left_s for fault in fault_plan.after(found, 2.0)] == [3.0, None]
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ TRUSTED = {
     "adapters/libvirt/qemu_monitor.py _execute": "the monitor of QEMU, by libvirt",
     "agent/capture/frame_capture.py main": "the request of the command that started it",
     "agent/faults/fault_holder.py main": "the argument of the agent that started it",
-    "agent/faults/node_faults.py records": "records below /run that only root can write",
+    "agent/faults/node_faults.py _read_record": "records below /run that only root can write",
     "agent/faults/node_faults.py start_holder": "the answer of a process that the agent started",
     "guest/check.py main": "the request of the controller",
     "guest/apply.py main": "the request of the controller",

@@ -38,8 +38,11 @@ def run(
     cwd: str | None = None,
     may_fail: bool = False,
     pass_fds: Sequence[int] = (),
+    has_own_session: bool = False,
 ) -> Completed:
     """Run a program to its end and return its exit code and output. It inherits the descriptors `pass_fds`.
+
+    With `has_own_session`, the terminal sends it no signals.
 
     Raises MissingError when the program is not installed. Kills it after `timeout_s` seconds and raises DeadlineError.
     Raises VclusterError for an exit code other than 0, unless `may_fail`.
@@ -54,6 +57,7 @@ def run(
             cwd=cwd,
             check=False,
             pass_fds=tuple(pass_fds),
+            start_new_session=has_own_session,
         )
     except FileNotFoundError as error:
         raise MissingError(f"{argv[0]} is not installed", hint="to see its package: vcluster doctor") from error

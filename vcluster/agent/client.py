@@ -120,7 +120,7 @@ RESULTS: Mapping[str, Any] = {
     "end_node_fault": None,
     "heal_faults": None,
     "drop_faults": None,
-    "drop_pause": bool,
+    "drop_pause": None,
     "fault_records": list[tuple[str, str]],
     "read_faults": FaultReading,
     "server_report": {"files": dict[str, str], "absent": dict[str, str], "failed": dict[str, str]},

@@ -21,6 +21,7 @@ STATIC, DHCP = "static", "dhcp"
 SERVER_TIMEOUT_S = 30.0
 STORAGE_PATH = Path("/var/lib/libvirt/images/vcluster")
 FROM, TO = "from", "to"  # the directions of a link, as its node sees them
+CUT, PARTITION, FLAP, UNPLUG, PAUSE = "cut", "partition", "flap", "unplug", "pause"  # kinds of faults
 
 
 @dataclass(frozen=True, slots=True)

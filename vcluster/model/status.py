@@ -12,9 +12,6 @@ from vcluster.model.plan import Node, Plan, ServerPlan, Switch
 RUNNING, PAUSED, STOPPED, MISSING, UNKNOWN = "running", "paused", "stopped", "missing", "unknown"
 
 
-CUT, PARTITION, FLAP, UNPLUG, PAUSE = "cut", "partition", "flap", "unplug", "pause"  # kinds of faults
-
-
 @dataclass(frozen=True, slots=True)
 class Fault:
     """An active fault that `vcluster fault` made. The field names are a contract with scripts.

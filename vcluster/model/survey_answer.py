@@ -153,9 +153,15 @@ class LinkLimits:
     redirections: dict[str, str]
 
 
+BETWEEN = "between"  # the kind of elements with pairs of ports
+
+
 @dataclass(frozen=True, slots=True)
 class FaultElement:
-    """Frames that the switch drops: their kind, and the names of their ports. `left_ms` is None without an end."""
+    """Frames that the switch drops: their kind, and the names of their ports. `left_ms` is None without an end.
+
+    The kind is a direction, `between`, or `flap`.
+    """
 
     kind: str
     ports: list[str]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from random import Random
 from shlex import quote
 from typing import Any
@@ -10,14 +11,16 @@ from typing import Any
 from vcluster.errors import ConflictError, RequestError
 from vcluster.model import naming
 from vcluster.model.plan import Node, Plan
-from vcluster.model.spec import FROM, TO
-from vcluster.model.status import CUT, FLAP, PARTITION, PAUSE, UNPLUG, Fault
+from vcluster.model.spec import CUT, FLAP, FROM, PARTITION, PAUSE, TO, UNPLUG
+from vcluster.model.status import Fault
+from vcluster.model.survey_answer import BETWEEN
 from vcluster.planning.hops import switch_port
 
 SEPARATOR = "|"
 GROUPS_EXAMPLE = "for example 'node[1-2]|node[3-4]'"
-_BETWEEN = "between"  # the set of the table with pairs of ports
 _MS = 1000
+_PORTS = {FROM: 1, TO: 1, BETWEEN: 2, FLAP: 1}  # the number of ports of an element of each kind
+_LEFT_MAX_S = 10**12  # more than the command line takes
 
 Cuts = list[tuple[str, list[list[str]]]]
 Pair = tuple[str, str]
@@ -40,7 +43,7 @@ def partition(plan: Plan, groups: Sequence[Collection[str]]) -> Cuts:
         for start in group
         for end in others
     ]
-    return [(_BETWEEN, pairs)]
+    return [(BETWEEN, pairs)]
 
 
 def require_groups(groups: Sequence[Sequence[Node]]) -> None:
@@ -86,20 +89,37 @@ def ports_of(plan: Plan, nodes: Collection[str]) -> list[str]:
 
 
 def faults(plan: Plan, found: Mapping[str, Mapping[str, Any]]) -> list[Fault]:
-    """The active faults of a cluster, from the answers of the servers to `read_faults`, by their names."""
+    """The active faults of a cluster, from the answers of the servers to `read_faults`, by their names.
+
+    Elements whose number of ports is not that of their kind are left out: vcluster makes none.
+    """
     switch = found.get(plan.switch.server, {"elements": []})
+    elements = [each for each in switch["elements"] if len(each["ports"]) == _PORTS.get(each["kind"])]
     held = {
-        (one["kind"], one["node"]): one["left_s"] for each in found.values() for one in each["held"] if one["is_active"]
+        (one["kind"], one["node"]): _bounded_s(one["left_s"])
+        for each in found.values()
+        for one in each["held"]
+        if one["is_active"]
     }
+    records = {**_flaps_of(plan, elements), **held}
     return [
-        *_cuts_of(plan, switch["elements"]),
-        *_partitions_of(plan, switch["elements"]),
+        *_cuts_of(plan, elements),
+        *_partitions_of(plan, elements),
         *(
-            Fault(kind, (node.name,), left_s=held[kind, node.name])
+            Fault(kind, (node.name,), left_s=records[kind, node.name])
             for kind in (FLAP, UNPLUG, PAUSE)
             for node in plan.nodes
-            if (kind, node.name) in held
+            if (kind, node.name) in records
         ),
+    ]
+
+
+def after(found: Sequence[Fault], age_s: float) -> list[Fault]:
+    """The faults that are left so long after they were read. Those whose time is over are not."""
+    return [
+        fault if fault.left_s is None else replace(fault, left_s=fault.left_s - age_s)
+        for fault in found
+        if fault.left_s is None or fault.left_s > age_s
     ]
 
 
@@ -117,7 +137,23 @@ def _nodes_by_port(plan: Plan) -> dict[str, str]:
 
 
 def _left_s(left_ms: int | None) -> float | None:
-    return None if left_ms is None else left_ms / _MS
+    return None if left_ms is None else min(left_ms, _LEFT_MAX_S * _MS) / _MS
+
+
+def _bounded_s(left_s: float | None) -> float | None:
+    return None if left_s is None else float(min(left_s, _LEFT_MAX_S))
+
+
+def _flaps_of(plan: Plan, elements: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], float | None]:
+    """The links that a flap has cut, with the time that is left. The process that began it may be gone."""
+    names = _nodes_by_port(plan)
+    return {
+        (FLAP, names[port]): _left_s(each["left_ms"])
+        for each in elements
+        if each["kind"] == FLAP
+        for port in each["ports"]
+        if port in names
+    }
 
 
 def _cuts_of(plan: Plan, elements: Sequence[Mapping[str, Any]]) -> Iterator[Fault]:
@@ -134,7 +170,7 @@ def _partitions_of(plan: Plan, elements: Sequence[Mapping[str, Any]]) -> Iterato
     left = {
         (names[start], names[end]): each["left_ms"]
         for each in elements
-        if each["kind"] == _BETWEEN
+        if each["kind"] == BETWEEN
         for start, end in [each["ports"]]
         if start in names and end in names
     }

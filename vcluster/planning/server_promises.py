@@ -11,7 +11,7 @@ from typing import Any
 from vcluster.model import naming
 from vcluster.model.plan import Node, Plan, ServerPlan, Tunnel
 from vcluster.model.promises import PRESENT, Fact
-from vcluster.model.status import PAUSE
+from vcluster.model.spec import PAUSE
 from vcluster.planning import fault_plan, traffic_plan
 from vcluster.planning.hops import switch_port
 from vcluster.planning.packet_filter import guard_arguments

@@ -90,8 +90,9 @@ def _last_words(server: Server, node: Node) -> str:
 
 def resume(server: Server, plan: Plan, node: Node) -> bool:
     """Let a paused node run again. Returns whether `vcluster fault` had paused it: that fault is over."""
-    was_fault = faults.drop_pause(server, plan, node)
+    was_fault = faults.has_paused(server, plan, node)
     server.hypervisor.resume_domain(node.domain)
+    faults.drop_pause(server, plan, node)  # last, so a node that libvirt does not resume is resumed after its time
     return was_fault
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from vcluster.fleet.servers import Fleet, Server
 from vcluster.model import naming
 from vcluster.model.plan import Node, Plan
+from vcluster.model.spec import PAUSE
 from vcluster.model.status import Fault
 from vcluster.planning import fault_plan
 from vcluster.planning.fault_plan import Cuts
@@ -36,9 +37,9 @@ def read(server: Server, plan: Plan) -> Mapping[str, Any]:
     return found
 
 
-def read_texts(server: Server, plan: Plan) -> dict[str, tuple[str, ...]]:
-    """The active faults of each node at the switch, and those of nodes, if its server carries them; as texts."""
-    return fault_plan.texts_of(fault_plan.faults(plan, {server.name: read(server, plan)}))
+def read_found(server: Server, plan: Plan) -> list[Fault]:
+    """The active faults on one server: those at the switch if it has the switch, and those of its nodes."""
+    return fault_plan.faults(plan, {server.name: read(server, plan)})
 
 
 def read_all(fleet: Fleet, plan: Plan) -> list[Fault]:
@@ -69,12 +70,18 @@ def heal(server: Server, plan: Plan, nodes: Collection[str] | None) -> None:
 
 def withdraw(server: Server, plan: Plan, node: Node, kind: str) -> None:
     """End a fault of a node that has a record, and no other one."""
-    server.call("end_node_fault", kind=kind, label=naming.alias(plan.name, plan.owner), node=node.name)
+    arguments = fault_plan.label_arguments(plan, server.name)
+    server.call("end_node_fault", **arguments, kind=kind, node=node.name, port=switch_port(plan, node))
 
 
-def drop_pause(server: Server, plan: Plan, node: Node) -> bool:
-    """Forget that a fault paused a node that the caller resumes. Returns whether it did."""
-    return bool(server.call("drop_pause", label=naming.alias(plan.name, plan.owner), node=node.name))
+def has_paused(server: Server, plan: Plan, node: Node) -> bool:
+    """Whether a fault has paused a node of this server."""
+    return any(fault.fault == PAUSE and node.name in fault.nodes for fault in read_found(server, plan))
+
+
+def drop_pause(server: Server, plan: Plan, node: Node) -> None:
+    """Forget that a fault paused a node that the caller has resumed."""
+    server.call("drop_pause", label=naming.alias(plan.name, plan.owner), node=node.name)
 
 
 def reduce(server: Server, before: Plan, after: Plan) -> None:

@@ -1,7 +1,8 @@
 """The process on a server that begins a fault, holds its end, and ends it.
 
-It needs neither the controller nor the agent. Its argument is a record, with a time or with the steps of a flap. It
-writes one line of JSON when the fault has begun: `{}`, or the error.
+It needs neither the controller nor the agent. It reads an order: a record, with a time or with the steps of a flap. Its
+argument is the descriptor of the lock that the agent hands over. It writes one line of JSON when the fault has begun:
+`{}`, or the error.
 """
 
 from __future__ import annotations
@@ -17,26 +18,27 @@ from typing import Any
 
 from vcluster.adapters.network.faults import fault_table
 from vcluster.adapters.network.faults.fault_table import Cut
-from vcluster.adapters.network.shaping.link_lock import locked
+from vcluster.adapters.network.shaping.link_lock import inherited, locked
 from vcluster.agent import request_loop
 from vcluster.agent.faults import node_faults
 from vcluster.agent.faults.node_faults import FaultRecord
 from vcluster.errors import ConflictError, VclusterError
+from vcluster.model.spec import FLAP
 
 RETRY_S = 1.0  # while libvirt does not answer
 RETRIES = 600
 
 
 def main() -> None:
-    """Hold the fault of the argument."""
-    order = json.loads(sys.argv[1])
-    fields = order["record"]
-    record = FaultRecord(**{**fields, **{name: tuple(fields[name]) for name in ("qemu", "holder")}})
+    """Hold the fault of the order."""
+    lock = int(sys.argv[1])
     try:
+        order = json.loads(sys.stdin.buffer.read())
+        record = node_faults.record_of(order["record"])
         if order["steps"]:
-            _flap(record, order["table"], order["port"], order["steps"])
+            _flap(record, order["table"], order["port"], order["steps"], lock)
         else:
-            _hold(record, order["for_s"])
+            _hold(record, order["for_s"], lock)
     except VclusterError as error:
         _answer({"error": request_loop.error_to_json(error)})
 
@@ -61,8 +63,8 @@ def _wait_until(moment_s: float) -> None:
         time.sleep(left_s)
 
 
-def _hold(record: FaultRecord, for_s: float) -> None:
-    with locked():
+def _hold(record: FaultRecord, for_s: float, lock: int) -> None:
+    with inherited(lock):
         record = _begun(record, for_s)
         node_faults.apply(record)
     _answer({})
@@ -75,12 +77,12 @@ def _hold(record: FaultRecord, for_s: float) -> None:
         time.sleep(RETRY_S)
 
 
-def _flap(record: FaultRecord, table: str, port: str, steps: Sequence[Sequence[float]]) -> None:
-    """Drop the frames of a link again and again.
+def _flap(record: FaultRecord, table: str, port: str, steps: Sequence[Sequence[float]], lock: int) -> None:
+    """Drop the frames of a link again and again, as long as the record is there.
 
     The kernel ends each time by itself, also if this process is killed.
     """
-    with locked():
+    with inherited(lock):
         record = _begun(record, sum(down_s + up_s for down_s, up_s in steps))
         node_faults.write(record)
         try:
@@ -94,6 +96,8 @@ def _flap(record: FaultRecord, table: str, port: str, steps: Sequence[Sequence[f
         moment_s += down_s + up_s
         _wait_until(moment_s)
         with locked():
+            if not node_faults.is_recorded(record):  # the cluster may not exist any more
+                return
             if next_s:
                 with suppress(ConflictError):  # the kernel has not ended the time before yet
                     _drop(table, port, next_s)
@@ -102,4 +106,4 @@ def _flap(record: FaultRecord, table: str, port: str, steps: Sequence[Sequence[f
 
 
 def _drop(table: str, port: str, down_s: float) -> None:
-    fault_table.add(table, [Cut(fault_table.FLAP, [[port]])], round(down_s * 1000))
+    fault_table.add(table, [Cut(FLAP, [[port]])], round(down_s * 1000))

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from vcluster.adapters.network.faults import fault_table
 from vcluster.adapters.network.faults.fault_table import Cut
+from vcluster.adapters.network.shaping import link_lock
 from vcluster.adapters.network.shaping.link_lock import locked
 from vcluster.agent.diagnostics import has_rights
 from vcluster.agent.faults import node_faults
 from vcluster.agent.faults.node_faults import FaultRecord
+from vcluster.errors import SeveralErrors, VclusterError
+from vcluster.model.spec import FLAP, PAUSE
 from vcluster.model.survey_answer import FaultReading
 
 
@@ -41,50 +45,77 @@ def begin_node_fault(kind: str, label: str, node: str, domain: str, mac: str, fo
 
 def begin_flap(label: str, node: str, table: str, port: str, steps: Sequence[tuple[float, float]]) -> None:
     """Cut the link at a port again and again, each time for a number of seconds, with a pause after it."""
-    record = FaultRecord(node_faults.FLAP, label, node)
+    record = FaultRecord(FLAP, label, node)
     node_faults.start_holder({"record": asdict(record), "steps": steps, "table": table, "port": port}, node)
 
 
-def end_node_fault(kind: str, label: str, node: str) -> None:
-    """End one fault of a node that has a record."""
+def end_node_fault(kind: str, label: str, node: str, table: str, port: str) -> None:
+    """End one fault of a node that has a record, and no other one. `table` and `port` are those of a flap."""
     with locked():
-        for record in node_faults.records(label):
-            if (record.kind, record.node) == (kind, node):
-                node_faults.end(record, undoing=True)
+        errors = _end_each(label, lambda record: (record.kind, record.node) == (kind, node), undoing=True)
+        if kind == FLAP and not errors:
+            fault_table.remove_ports(table, [port], kinds=[FLAP])
+    _raise_all(errors)
 
 
 def heal_faults(label: str, nodes: Sequence[str] | None, table: str, ports: Sequence[str]) -> None:
-    """End the faults of these nodes and of the links at their ports, or all; `table` is empty without the switch."""
+    """End the faults of these nodes and of the links at their ports, or all; `table` is empty without the switch.
+
+    A fault that does not end stops no other end. Raises all errors.
+    """
     with locked():
-        for record in node_faults.records(label):
-            if nodes is None or record.node in nodes:
-                node_faults.end(record, undoing=True)
-        if table and nodes is None:
-            fault_table.remove_all(table)
-        elif table:
-            fault_table.remove_ports(table, ports)
+        errors = _errors_of(lambda: _heal_links(table, None if nodes is None else ports)) if table else []
+        errors += _end_each(label, lambda record: nodes is None or record.node in nodes, undoing=True)
+    _raise_all(errors)
+
+
+def _heal_links(table: str, ports: Sequence[str] | None) -> None:
+    if ports is None:
+        fault_table.remove_all(table)
+    else:
+        fault_table.remove_ports(table, ports)
 
 
 def drop_faults(label: str) -> None:
-    """End the processes that hold faults of a cluster, and remove the records: its nodes and tables are removed."""
-    if not node_faults.has_records(label):
+    """End the processes that hold faults of a cluster, and remove the records: its nodes and tables are removed.
+
+    It waits for the lock, because a process may begin a fault meanwhile. Users who cannot hold the lock have no faults.
+    """
+    if not link_lock.can_hold() and not node_faults.has_records(label):
         return
     with locked():
-        for record in node_faults.records(label):
-            node_faults.end(record, undoing=False)
-        node_faults.remove_rest(label)
+        errors = _end_each(label, lambda _: True, undoing=False)
+        if not errors:
+            node_faults.remove_rest(label)
+    _raise_all(errors)
 
 
-def drop_pause(label: str, node: str) -> bool:
-    """End the process that would resume a node, without resuming it. Returns whether a fault had paused the node."""
+def drop_pause(label: str, node: str) -> None:
+    """Forget that a fault paused a node, and end the process that would resume it. It resumes no node."""
     if not node_faults.can_read(label):
-        return False
+        return
     with locked():
-        found = [each for each in node_faults.records(label) if (each.kind, each.node) == (node_faults.PAUSE, node)]
-        was_active = any(record.is_active for record in found)
-        for record in found:
-            node_faults.end(record, undoing=False)
-    return was_active
+        errors = _end_each(label, lambda record: (record.kind, record.node) == (PAUSE, node), undoing=False)
+    _raise_all(errors)
+
+
+def _end_each(label: str, is_meant: Callable[[FaultRecord], bool], *, undoing: bool) -> list[VclusterError]:
+    """End each fault of a cluster that is meant and has a record. Returns the errors."""
+    meant = [record for record in node_faults.records(label) if is_meant(record)]
+    return [error for record in meant for error in _errors_of(partial(node_faults.end, record, undoing=undoing))]
+
+
+def _errors_of(work: Callable[[], None]) -> list[VclusterError]:
+    try:
+        work()
+    except VclusterError as error:
+        return [error]
+    return []
+
+
+def _raise_all(errors: Sequence[VclusterError]) -> None:
+    if errors:
+        raise errors[0] if len(errors) == 1 else SeveralErrors(errors)
 
 
 def fault_records() -> list[tuple[str, str]]:

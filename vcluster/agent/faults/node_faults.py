@@ -16,16 +16,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
 
+from vcluster.adapters.network.shaping import link_lock
 from vcluster.adapters.process import has_ended, python, run, started
 from vcluster.agent import request_loop
 from vcluster.agent.survey import libvirt_records
 from vcluster.errors import ConflictError, MissingError, VclusterError
 from vcluster.model import json_text, json_types
+from vcluster.model.spec import FLAP, PAUSE, UNPLUG
 from vcluster.model.survey_answer import HeldFault
 
 FOLDER = Path("/run/vcluster/faults")
-FLAP, UNPLUG, PAUSE = "flap", "unplug", "pause"
 VIRSH = ("virsh", "--quiet", "--connect", "qemu:///system")
 VIRSH_TIMEOUT_S = 30.0
 KILL_AFTER_S = 10.0
@@ -39,7 +42,7 @@ fault_holder.main()
 
 @dataclass(frozen=True, slots=True)
 class FaultRecord:
-    """A fault of a node. `mac` is that of its lab0, `port` that of the switch; what a kind does not need is empty.
+    """A fault of a node. `mac` is that of its lab0; a kind that needs no domain and no MAC has empty ones.
 
     `qemu` is the process of the node at the begin, `holder` the process that ends the fault, each with its start; the
     numbers are 0 without one. `ends_s` is on the monotonic clock, and None without an end.
@@ -132,13 +135,32 @@ def _remove_empty_folders(label: str) -> None:
 
 
 def records(label: str) -> Iterator[FaultRecord]:
-    """The records of a cluster, given by its owner label."""
+    """The records of a cluster, given by its owner label. Those that this version does not know are left out."""
     for path in sorted((FOLDER / label).glob("*.json")):
-        with suppress(OSError, ValueError):
-            fields = json_text.parse(path.read_bytes())
-            if not json_types.misfit(fields, FaultRecord, "the record"):
-                pairs = {name: tuple(fields[name]) for name in ("qemu", "holder")}
-                yield FaultRecord(**{**fields, **pairs})
+        record = _read_record(path)
+        if record and record.path == path:
+            yield record
+
+
+def _read_record(path: Path) -> FaultRecord | None:
+    try:
+        return record_of(json_text.parse(path.read_bytes()))
+    except (OSError, ValueError):
+        return None
+
+
+def record_of(fields: object) -> FaultRecord:
+    """The record from JSON. Raises ValueError if the fields are not those of this version."""
+    wrong = "it is not an object"
+    if not isinstance(fields, dict) or (wrong := json_types.require_fields(FaultRecord, fields, "the record")):
+        raise ValueError(wrong)
+    found: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    return FaultRecord(**found)
+
+
+def is_recorded(record: FaultRecord) -> bool:
+    """Whether the record is there: another process may have removed it, or replaced it by a newer one."""
+    return _read_record(record.path) == record
 
 
 def labels() -> list[tuple[str, str]]:
@@ -171,10 +193,13 @@ def require_virsh() -> None:
 
 def begun(record: FaultRecord) -> FaultRecord:
     """The record with the process of its node. Raises ConflictError if the node has the fault, or does not run."""
-    heal = f"vcluster fault heal {record.node}"
     for other in records(record.label):
-        if (other.kind, other.node) == (record.kind, record.node) and (other.is_active or other.is_held):
-            raise ConflictError(f"{record.node} has this fault already: {record.kind}", hint=heal)
+        if other.path != record.path:
+            continue
+        if other.is_active:
+            hint = f"vcluster fault heal {record.node}"
+            raise ConflictError(f"{record.node} has this fault already: {record.kind}", hint=hint)
+        end(other, undoing=False)  # the node was off meanwhile, for example, so the fault is over
     if not record.domain:
         return record
     found = libvirt_records.run_of(record.domain)
@@ -191,16 +216,17 @@ def _plug_command(record: FaultRecord) -> str:
 
 
 def start_holder(order: Mapping[str, object], node: str) -> None:
-    """Start the process that begins a fault and ends it. Returns when it has begun. Raises the error of the begin."""
-    process = subprocess.Popen(
-        python(_PROGRAM, json.dumps(order)),
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True, cwd="/",
-    )  # fmt: skip
-    assert process.stdout is not None  # noqa: S101 - it is a pipe
-    with process.stdout as output:
-        line = output.readline()
+    """Start the process that begins a fault and ends it. Returns when it has begun. Raises the error of the begin.
+
+    The process inherits the lock, so the fault does not begin after another process has ended all faults.
+    """
+    with link_lock.handing_over() as lock:
+        process = subprocess.Popen(
+            python(_PROGRAM, str(lock)), pass_fds=[lock], start_new_session=True, cwd="/",
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
     try:
-        answer = json_text.parse(line)
+        answer = json_text.parse(_answer(process, json.dumps(order).encode()))
     except ValueError as error:
         raise VclusterError(f"{node}: the process that holds the fault ended early") from error
     if isinstance(answer, dict) and "error" in answer:
@@ -208,12 +234,28 @@ def start_holder(order: Mapping[str, object], node: str) -> None:
         raise request_loop.error_from_json(answer["error"], node)
 
 
+def _answer(process: subprocess.Popen[bytes], order: bytes) -> bytes:
+    """The first line that a process writes after it has read its order."""
+    assert process.stdin is not None  # noqa: S101 - they are pipes
+    assert process.stdout is not None  # noqa: S101
+    with process.stdout as output:
+        with suppress(BrokenPipeError), process.stdin as stdin:
+            stdin.write(order)
+        return output.readline()
+
+
 def apply(record: FaultRecord) -> None:
-    """Pause or unplug the node. The record is there before the fault, so each fault has one."""
+    """Pause or unplug the node. The record is there before the fault, so each fault has one.
+
+    libvirt may still carry out a call that was interrupted. So the opposite follows, and the record stays as long as
+    the fault is there.
+    """
     write(record)
     try:
-        _virsh(record, {PAUSE: ("suspend",), UNPLUG: ("domif-setlink",)}[record.kind], "down")
+        _make(record)
     except BaseException:
+        with suppress(VclusterError):  # the error of the begin explains it
+            _unmake(record)
         if not record.is_active:
             forget(record)
         raise
@@ -222,20 +264,49 @@ def apply(record: FaultRecord) -> None:
 def undo(record: FaultRecord) -> None:
     """Resume or plug the node, if it has not been off meanwhile."""
     if record.kind != FLAP and record.is_active:
-        _virsh(record, {PAUSE: ("resume",), UNPLUG: ("domif-setlink",)}[record.kind], "up")
+        _unmake(record)
 
 
-def _virsh(record: FaultRecord, command: tuple[str, ...], link: str) -> None:
-    more = (record.mac, link) if record.kind == UNPLUG else ()
-    run([*VIRSH, *command, record.domain, *more], timeout_s=VIRSH_TIMEOUT_S)
+def _make(record: FaultRecord) -> None:
+    if record.kind == PAUSE:
+        _virsh("suspend", record.domain)
+    else:
+        _set_link(record, "down")
+
+
+def _unmake(record: FaultRecord) -> None:
+    if record.kind == PAUSE:
+        _virsh("resume", record.domain)
+    else:
+        _set_link(record, "up")
+
+
+def _set_link(record: FaultRecord, state: str) -> None:
+    """Set the link of lab0, only of the node that runs: `domif-setlink` changes the definition of one that is off."""
+    root = ET.fromstring(_virsh("dumpxml", record.domain))  # noqa: S314 - libvirt wrote it
+    for interface in root.iterfind("devices/interface"):
+        mac, link = interface.find("mac"), interface.find("link")
+        if mac is not None and mac.get("address") == record.mac:
+            (ET.SubElement(interface, "link") if link is None else link).set("state", state)
+            _virsh("update-device", record.domain, "/dev/stdin", "--live", stdin=ET.tostring(interface))
+            return
+    raise VclusterError(f"{record.node} has no interface {record.mac}", hint="vcluster verify")
+
+
+def _virsh(*command: str, stdin: bytes = b"") -> str:
+    """The output of virsh. A Ctrl-C on the terminal does not reach it."""
+    return run([*VIRSH, *command], timeout_s=VIRSH_TIMEOUT_S, stdin=stdin, has_own_session=True).stdout
 
 
 def end(record: FaultRecord, *, undoing: bool) -> None:
-    """End the process that holds a fault, and the fault unless the node ends anyway, and remove its record."""
+    """End a fault, unless the node ends anyway; then the process that holds it; and remove its record.
+
+    While libvirt does not answer, the process and the record stay, so the fault still ends after its time.
+    """
+    if undoing:
+        undo(record)
     if record.is_held and not any(
         has_ended(*record.holder, number, KILL_AFTER_S) for number in (signal.SIGTERM, signal.SIGKILL)
     ):
         raise VclusterError(f"process {record.holder[0]}, which holds the fault of {record.node}, does not end")
-    if undoing:
-        undo(record)
     forget(record)

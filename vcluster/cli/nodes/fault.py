@@ -165,12 +165,15 @@ def pause(nodes: tuple[str, ...], name: str | None, for_s: float | None, output:
 def show(nodes: tuple[str, ...], name: str | None, output: str) -> None:
     """Show the active faults of NODES, or of all nodes, with the time that is left.
 
-    They are read from the servers.
+    They are read from the servers. Those of a server that does not answer are left out, and the command fails.
     """
     from vcluster.commands.nodes import fault as work
+    from vcluster.util import parallel
 
     context = common.context()
-    _emit(output, work.show(context, common.choose_cluster(context, name), nodes))
+    found, errors = work.show(context, common.choose_cluster(context, name), nodes)
+    _emit(output, found)
+    parallel.raise_all(errors)
 
 
 @fault.command(cls=Command)
@@ -180,15 +183,18 @@ def show(nodes: tuple[str, ...], name: str | None, output: str) -> None:
 def heal(nodes: tuple[str, ...], name: str | None, output: str) -> None:
     """End all faults of NODES, or of all nodes.
 
-    A node that is healed reaches all nodes across a partition. The partition of the others stays.
+    A node that is healed reaches all nodes across a partition. The partition of the others stays. The command also
+    heals when a server does not answer, and then fails.
     """
     from vcluster.cli.output import network_report
     from vcluster.commands.nodes import fault as work
+    from vcluster.util import parallel
 
     with common.progress() as (context, _):
         chosen = common.choose_cluster(context, name)
-        document = {"name": chosen, "healed": work.heal(context, chosen, nodes)}
-    common.emit(output, document, network_report.healed_text)
+        healed, errors = work.heal(context, chosen, nodes)
+    common.emit(output, {"name": chosen, "healed": healed}, network_report.healed_text)
+    parallel.raise_all(errors)
 
 
 def _emit(output: str, found: Any) -> None:

@@ -7,7 +7,7 @@ import threading
 from vcluster.commands.steps.inventory import read_ledger, switch_server
 from vcluster.errors import ConflictError
 from vcluster.fleet.context import Context
-from vcluster.planning import traffic_plan
+from vcluster.planning import fault_plan, traffic_plan
 from vcluster.planning.traffic import cluster_graph, port_rates
 from vcluster.planning.traffic.cluster_graph import ClusterGraph
 from vcluster.resources import faults, port_traffic, shaping
@@ -28,7 +28,7 @@ def read(context: Context, name: str, *, load_s: float | None = None) -> Cluster
         return cluster_graph.graph_of(plan)
     with switch_server(context, plan) as server:
         limits, present = shaping.read(server, plan)
-        disturbed = faults.read_texts(server, plan)
+        disturbed = fault_plan.texts_of(faults.read_found(server, plan))
         if load_s is None:
             return cluster_graph.graph_of(plan, limits, present, faults=disturbed)
         before = port_traffic.sample(server, plan)

@@ -10,7 +10,7 @@ from vcluster.adapters.node_connection import NodeConnection
 from vcluster.commands.steps.admission import memory_errors, report_obstacles
 from vcluster.commands.steps.deployment import Deployment, image_password
 from vcluster.commands.steps.inventory import domains_on, keep_nodes, observe_status, read_ledger, report_faults
-from vcluster.commands.steps.node_lifecycle import NodeLifecycle
+from vcluster.commands.steps.node_lifecycle import NodeLifecycle, resume_domain
 from vcluster.errors import VclusterError
 from vcluster.fleet import servers
 from vcluster.fleet.context import Context
@@ -145,7 +145,7 @@ def _restore_each(cluster: Deployment, ledger: Ledger, lifecycle: NodeLifecycle)
     if ledger.state != "ready":
         for node in plan.nodes:  # a clone may be paused because the command was killed before it ran
             if node.domain in power and power[node.domain].state == PAUSED:
-                cluster.fleet[node.server].hypervisor.resume_domain(node.domain)
+                resume_domain(cluster, node)
         power = _power_of_domains(cluster.fleet)
         running = [node for node in plan.nodes if node.domain in power and power[node.domain].state == RUNNING]
         blank = [node for node in running if lifecycle.has_no_identity(node)]

@@ -361,6 +361,11 @@ def choose_nodes(plan: Plan, nodeset: str | None, *, option: str = "-w ") -> tup
     return tuple(node for node in plan.nodes if node.name in names)
 
 
+def choose_listed(plan: Plan, names: Sequence[str]) -> tuple[Node, ...]:
+    """The nodes of several nodesets, which are arguments; all nodes for none."""
+    return choose_nodes(plan, ",".join(names) if names else None, option="")
+
+
 def _listed(names: Sequence[str]) -> str:
     """Names for a message; of many, the first ones."""
     more = f" and {len(names) - NAMES_SHOWN_MAX} more" if len(names) > NAMES_SHOWN_MAX else ""

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
-from vcluster.commands.nodes.access import choose_nodes
+from vcluster.commands.nodes.access import choose_listed, choose_nodes
 from vcluster.commands.steps.inventory import powers_of, read_ledger
-from vcluster.errors import ConflictError, RequestError
+from vcluster.errors import ConflictError, RequestError, VclusterError
 from vcluster.fleet import servers
 from vcluster.fleet.context import Context
-from vcluster.fleet.servers import Fleet
+from vcluster.fleet.servers import Fleet, Server
 from vcluster.model.naming import folded
 from vcluster.model.plan import Node, Plan
 from vcluster.model.quoting import shown
-from vcluster.model.status import CUT, FLAP, PARTITION, PAUSE, RUNNING, UNPLUG, Fault
+from vcluster.model.spec import CUT, FLAP, PARTITION, PAUSE, UNPLUG
+from vcluster.model.status import RUNNING, Fault
 from vcluster.planning import fault_plan, traffic_plan
-from vcluster.planning.fault_plan import SEPARATOR, Cuts
+from vcluster.planning.fault_plan import SEPARATOR
 from vcluster.resources import faults
 from vcluster.util import parallel
+
+Choose = Callable[[Plan], Sequence[Node]]
+Make = Callable[[Fleet, Plan, Sequence[Node]], None]
+_NODE_KINDS = (UNPLUG, PAUSE)  # the servers of the nodes make them, and that of the switch makes the others
 
 
 def cut(
@@ -26,33 +33,24 @@ def cut(
 ) -> list[Fault]:
     """Drop the frames of these nodes in these directions. Returns the active faults of these nodes."""
 
-    def cuts(plan: Plan) -> Cuts:
-        return fault_plan.cuts(plan, _names(plan, nodes), directions)
+    def make(fleet: Fleet, plan: Plan, chosen: Sequence[Node]) -> None:
+        cuts = fault_plan.cuts(plan, _names(chosen), directions)
+        faults.cut(fleet[plan.switch.server], plan, cuts, for_s)
 
-    plan = read_ledger(context.files(name)).plan
-    _require_switch(plan)
-    cuts(plan)  # a wrong request is an error before servers are opened
-    with _changing(context, name) as (fleet, plan):
-        switch = fleet[plan.switch.server]
-        faults.require_support(switch)
-        fault_plan.require_new(faults.read_all(fleet, plan), CUT, _names(plan, nodes), directions)
-        faults.cut(switch, plan, cuts(plan), for_s)
-        return _of_nodes(faults.read_all(fleet, plan), _names(plan, nodes))
+    return _make(context, name, CUT, directions, partial(choose_listed, names=nodes), make)
 
 
 def partition(context: Context, name: str, text: str, for_s: float | None) -> list[Fault]:
     """Drop all frames between nodes of different groups. Returns the active faults of these nodes."""
-    plan = read_ledger(context.files(name)).plan
-    _require_switch(plan)
-    _groups(plan, text)
-    with _changing(context, name) as (fleet, plan):
-        groups = [[node.name for node in group] for group in _groups(plan, text)]
-        switch = fleet[plan.switch.server]
-        names = [node for group in groups for node in group]
-        faults.require_support(switch)
-        fault_plan.require_new(faults.read_all(fleet, plan), PARTITION, names, [None])
-        faults.cut(switch, plan, fault_plan.partition(plan, groups), for_s)
-        return _of_nodes(faults.read_all(fleet, plan), names)
+
+    def make(fleet: Fleet, plan: Plan, _: Sequence[Node]) -> None:
+        groups = [_names(group) for group in _groups(plan, text)]
+        faults.cut(fleet[plan.switch.server], plan, fault_plan.partition(plan, groups), for_s)
+
+    def choose(plan: Plan) -> list[Node]:
+        return [node for group in _groups(plan, text) for node in group]
+
+    return _make(context, name, PARTITION, [None], choose, make)
 
 
 def unplug(context: Context, name: str, nodes: Sequence[str], for_s: float | None) -> list[Fault]:
@@ -67,75 +65,134 @@ def pause(context: Context, name: str, nodes: Sequence[str], for_s: float | None
 
 def _begin(context: Context, name: str, nodes: Sequence[str], kind: str, for_s: float | None) -> list[Fault]:
     """Begin a fault that libvirt makes, on all nodes or on none."""
-    _names(read_ledger(context.files(name)).plan, nodes)
-    with _changing(context, name) as (fleet, plan):
-        chosen = [node for node in plan.nodes if node.name in _names(plan, nodes)]
-        for server in {node.server: fleet[node.server] for node in chosen}.values():
-            faults.require_support(server, of_nodes=True)
-        fault_plan.require_new(faults.read_all(fleet, plan), kind, _names(plan, nodes), [None])
+
+    def make(fleet: Fleet, plan: Plan, chosen: Sequence[Node]) -> None:
         powers = powers_of(fleet, chosen)
         if idle := [node.name for node in chosen if powers[node.name].state != RUNNING]:
             raise ConflictError(f"not running: {folded(idle)}; nothing was changed", hint=f"vcluster start {plan.name}")
-        _on_all(
+        on_all(
+            context,
             chosen,
             lambda node: faults.begin(fleet[node.server], plan, node, kind, for_s),
             lambda node: faults.withdraw(fleet[node.server], plan, node, kind),
         )
-        return _of_nodes(faults.read_all(fleet, plan), _names(plan, nodes))
 
-
-def _on_all(nodes: Sequence[Node], begin: Callable[[Node], None], withdraw: Callable[[Node], None]) -> None:
-    """Begin a fault on all nodes. If it fails on one of them, withdraw it from the others."""
-    outcomes = parallel.outcomes(nodes, begin)
-    if errors := [error for error in outcomes if error is not None]:
-        begun = [node for node, error in zip(nodes, outcomes, strict=True) if error is None]
-        errors += [error for error in parallel.outcomes(begun, withdraw) if error is not None]
-        parallel.raise_all(errors)
+    return _make(context, name, kind, [None], partial(choose_listed, names=nodes), make)
 
 
 def flap(context: Context, name: str, nodes: Sequence[str], steps: Sequence[tuple[float, float]]) -> list[Fault]:
     """Cut the links of these nodes again and again. Returns the active faults of these nodes."""
-    plan = read_ledger(context.files(name)).plan
-    _require_switch(plan)
-    _names(plan, nodes)
-    with _changing(context, name) as (fleet, plan):
+
+    def make(fleet: Fleet, plan: Plan, chosen: Sequence[Node]) -> None:
         switch = fleet[plan.switch.server]
-        faults.require_support(switch)
-        fault_plan.require_new(faults.read_all(fleet, plan), FLAP, _names(plan, nodes), [None])
-        chosen = [node for node in plan.nodes if node.name in _names(plan, nodes)]
-        _on_all(
+        on_all(
+            context,
             chosen,
             lambda node: faults.flap(switch, plan, node, steps),
             lambda node: faults.withdraw(switch, plan, node, FLAP),
         )
-        return _of_nodes(faults.read_all(fleet, plan), _names(plan, nodes))
+
+    return _make(context, name, FLAP, [None], partial(choose_listed, names=nodes), make)
 
 
-def show(context: Context, name: str, nodes: Sequence[str]) -> list[Fault]:
-    """The active faults of these nodes, or of all nodes."""
-    plan = read_ledger(context.files(name)).plan
-    names = _names(plan, nodes)
-    with context.fleet_of(plan) as fleet:
-        servers.require_rights(fleet)
-        return _of_nodes(faults.read_all(fleet, plan), names)
+def _make(
+    context: Context, name: str, kind: str, directions: Sequence[str | None], choose: Choose, make: Make
+) -> list[Fault]:
+    """Make a new fault of the chosen nodes. Returns the active faults of these nodes.
 
-
-def heal(context: Context, name: str, nodes: Sequence[str]) -> tuple[str, ...]:
-    """End all faults of these nodes, or of all nodes. Returns the nodes that had faults.
-
-    It waits for no other command: `repair`, for example, may wait for a node that a fault cuts off.
+    Raises an error before any change if a node has the fault, or if a server cannot make it.
     """
     plan = read_ledger(context.files(name)).plan
-    names = _names(plan, nodes)
-    with context.fleet_of(plan) as fleet:
-        servers.require_rights(fleet)
-        before = {node for fault in faults.read_all(fleet, plan) for node in fault.nodes}
-        fleet.each(lambda server: faults.heal(server, plan, names if nodes else None))
-    return tuple(node for node in names if node in before)
+    if kind not in _NODE_KINDS:
+        traffic_plan.require_own_switch(plan, "drop frames at its ports")
+    choose(plan)  # a wrong request is an error before servers are opened
+    with _changing(context, name) as (fleet, plan):
+        nodes = choose(plan)
+        makers = {node.server for node in nodes} if kind in _NODE_KINDS else {plan.switch.server}
+        for server in sorted(makers):
+            faults.require_support(fleet[server], of_nodes=kind in _NODE_KINDS)
+        fault_plan.require_new(faults.read_all(fleet, plan), kind, _names(nodes), directions)
+        make(fleet, plan, nodes)
+        return _of_nodes(faults.read_all(fleet, plan), nodes)
 
 
-def _names(plan: Plan, nodes: Sequence[str]) -> tuple[str, ...]:
-    return tuple(node.name for node in choose_nodes(plan, ",".join(nodes) if nodes else None, option=""))
+def on_all(
+    context: Context, nodes: Sequence[Node], begin: Callable[[Node], None], withdraw: Callable[[Node], None]
+) -> None:
+    """Begin a fault on all nodes. If that fails or is interrupted, withdraw it from all of them.
+
+    An error may hide that the fault has begun. Only a ConflictError leaves its node as it was.
+    """
+    unchanged: list[Node] = []
+    try:
+        outcomes = parallel.outcomes(nodes, begin)
+        unchanged = [node for node, each in zip(nodes, outcomes, strict=True) if isinstance(each, ConflictError)]
+        parallel.raise_all([each for each in outcomes if each is not None])
+    except BaseException as error:
+        found = parallel.outcomes([node for node in nodes if node not in unchanged], withdraw)
+        left = [each for each in found if each is not None]
+        if isinstance(error, VclusterError):
+            parallel.raise_all([error, *left])
+        for each in left:
+            context.report.note(f"a fault may be left: {each.message}; vcluster fault heal")
+        raise
+
+
+def show(context: Context, name: str, nodes: Sequence[str]) -> tuple[list[Fault], list[VclusterError]]:
+    """The active faults of these nodes, or of all nodes; and the errors of servers that did not answer."""
+    plan = read_ledger(context.files(name)).plan
+    chosen = choose_listed(plan, nodes)
+    found, errors = _on_involved(context, plan, chosen, lambda server: faults.read(server, plan))
+    return _of_nodes(fault_plan.faults(plan, found), chosen), errors
+
+
+def heal(context: Context, name: str, nodes: Sequence[str]) -> tuple[tuple[str, ...], list[VclusterError]]:
+    """End all faults of these nodes, or of all nodes. Returns the nodes that had faults.
+
+    It also returns the errors of servers that did not answer; the faults of the others are healed. It waits for no
+    other command: `repair`, for example, may wait for a node that a fault cuts off.
+    """
+    plan = read_ledger(context.files(name)).plan
+    chosen = choose_listed(plan, nodes)
+
+    def heal_on(server: Server) -> Mapping[str, Any]:
+        before = faults.read(server, plan)
+        faults.heal(server, plan, _names(chosen) if nodes else None)
+        return before
+
+    found, errors = _on_involved(context, plan, chosen, heal_on)
+    before = {node for fault in fault_plan.faults(plan, found) for node in fault.nodes}
+    return tuple(name for name in _names(chosen) if name in before), errors
+
+
+def _on_involved(
+    context: Context, plan: Plan, nodes: Sequence[Node], work: Callable[[Server], Mapping[str, Any]]
+) -> tuple[dict[str, Mapping[str, Any]], list[VclusterError]]:
+    """The results of the servers of these nodes and of their switch, by name; and the errors of the others.
+
+    Raises the errors if no server has a result.
+    """
+
+    def checked(server: Server) -> Mapping[str, Any]:
+        servers.require_rights_on(server)
+        return work(server)
+
+    involved = {plan.switch.server, *(node.server for node in nodes)}
+    with context.fleet_of(plan, allow_unreachable=True) as fleet:
+        opened = [server for name, server in fleet.servers.items() if name in involved]
+        outcomes = parallel.outcomes(opened, checked)
+        errors = [error for name, error in fleet.unreachable.items() if name in involved]
+    errors += [each for each in outcomes if isinstance(each, VclusterError)]
+    found = {
+        server.name: each for server, each in zip(opened, outcomes, strict=True) if not isinstance(each, VclusterError)
+    }
+    if not found:
+        parallel.raise_all(errors)
+    return found, errors
+
+
+def _names(nodes: Sequence[Node]) -> tuple[str, ...]:
+    return tuple(node.name for node in nodes)
 
 
 def _groups(plan: Plan, text: str) -> list[tuple[Node, ...]]:
@@ -148,10 +205,6 @@ def _groups(plan: Plan, text: str) -> list[tuple[Node, ...]]:
     return groups
 
 
-def _require_switch(plan: Plan) -> None:
-    traffic_plan.require_own_switch(plan, "drop frames at its ports")
-
-
 @contextmanager
 def _changing(context: Context, name: str) -> Iterator[tuple[Fleet, Plan]]:
     """The servers and the plan of a cluster that no other command changes meanwhile."""
@@ -161,5 +214,6 @@ def _changing(context: Context, name: str) -> Iterator[tuple[Fleet, Plan]]:
         yield fleet, read_ledger(files).plan
 
 
-def _of_nodes(found: Sequence[Fault], nodes: Sequence[str]) -> list[Fault]:
-    return [fault for fault in found if {*fault.nodes} & {*nodes}]
+def _of_nodes(found: Sequence[Fault], nodes: Sequence[Node]) -> list[Fault]:
+    names = {node.name for node in nodes}
+    return [fault for fault in found if names & {*fault.nodes}]

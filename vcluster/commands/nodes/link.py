@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from vcluster.commands.nodes import guest_delays
-from vcluster.commands.nodes.access import choose_nodes, sessions
+from vcluster.commands.nodes.access import choose_listed, sessions
 from vcluster.commands.steps.inventory import powers_of, read_ledger, switch_server
 from vcluster.errors import RequestError, VclusterError
 from vcluster.fleet import servers
@@ -89,7 +89,7 @@ def show(context: Context, name: str, nodes: Sequence[str]) -> list[LinkReading]
 
 
 def _names(plan: Plan, nodes: Sequence[str]) -> tuple[str, ...]:
-    return tuple(node.name for node in choose_nodes(plan, ",".join(nodes) if nodes else None, option=""))
+    return tuple(node.name for node in choose_listed(plan, nodes))
 
 
 @contextmanager

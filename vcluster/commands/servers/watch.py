@@ -13,7 +13,7 @@ from vcluster.fleet.context import Context
 from vcluster.fleet.ledger import ClusterFiles
 from vcluster.fleet.servers import Server
 from vcluster.model.plan import Plan
-from vcluster.planning import traffic_plan
+from vcluster.planning import fault_plan, traffic_plan
 from vcluster.planning.traffic import watch_record
 from vcluster.planning.traffic.watch_record import WatchRecord
 from vcluster.planning.traffic_plan import LinkReading
@@ -26,10 +26,10 @@ LIMITS_EVERY_S = 60.0  # another program may change limits; vcluster writes the 
 class _Watched:
     """The plan and the limits of the cluster. Both are read again when another command changes the cluster."""
 
-    def __init__(self, files: ClusterFiles, server: Server, plan: Plan) -> None:
+    def __init__(self, files: ClusterFiles, server: Server) -> None:
         self._files, self._server = files, server
-        self.plan = plan
-        self._stamp = self._ledger_stamp()
+        self._stamp = self._ledger_stamp()  # before the ledger is read, so no change of it is missed
+        self.plan = _plan(files)
         self.limits: list[LinkReading] = []
         self._read_limits()
         self._read_faults()
@@ -45,8 +45,13 @@ class _Watched:
         if time.monotonic() >= self._faults_until_s:
             self._read_faults()
 
+    def faults(self) -> dict[str, tuple[str, ...]]:
+        """The faults of each node that has some, with the time that is left now."""
+        return fault_plan.texts_of(fault_plan.after(self._faults, time.monotonic() - self._faults_read_s))
+
     def _read_faults(self) -> None:
-        self.faults = faults.read_texts(self._server, self.plan)
+        self._faults_read_s = time.monotonic()
+        self._faults = faults.read_found(self._server, self.plan)
         self._faults_until_s = time.monotonic() + FAULTS_EVERY_S
 
     def _read_limits(self) -> None:
@@ -76,7 +81,7 @@ def records(
         switch_server(context, plan) as server,
         port_traffic.counted_pairs(server, plan) if with_matrix else nullcontext(),
     ):
-        watched = _Watched(files, server, plan)
+        watched = _Watched(files, server)
         before = port_traffic.sample(server, watched.plan)
         for _ in _ticks(every_s, for_s):
             watched.refresh()
@@ -85,7 +90,7 @@ def records(
                 raise VclusterError(
                     f"{server.name}: the agent ended, so the counters of the matrix are lost", hint="vcluster watch"
                 )
-            yield watch_record.record(watched.plan, before, after, watched.limits, watched.faults)
+            yield watch_record.record(watched.plan, before, after, watched.limits, watched.faults())
             before = after
 
 

@@ -220,9 +220,7 @@ class NodeLifecycle:
         Raises VclusterError if the node is paused again, for example because its disk is still full.
         """
         with self._cluster.report.step("start", node.name, awaiting="its resumption"):
-            was_fault = domains.resume(self._server(node), self._plan, node)
-        if was_fault:
-            self._cluster.report.note(f"{node.name} was paused by a fault, which is over now")
+            resume_domain(self._cluster, node)
         return self.configure_running(node)
 
     def configure_running(self, node: Node) -> ssh_session.Session:
@@ -360,6 +358,12 @@ class NodeLifecycle:
             node.name, address, user=login.user, password=password, host_key=host_key, deadline=deadline, via=via
         ) as session:
             key_install.install_key(session, keys.admin.public, password)
+
+
+def resume_domain(cluster: Deployment, node: Node) -> None:
+    """Let a paused node run again, and report if a fault had paused it."""
+    if domains.resume(cluster.fleet[node.server], cluster.plan, node):
+        cluster.report.note(f"{node.name} was paused by a fault, which is over now")
 
 
 @contextmanager

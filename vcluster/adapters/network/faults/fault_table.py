@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,10 @@ from vcluster.adapters.network.nftables_messages import (
     DELETE_TABLE,
     DROP,
     FAMILIES,
+    GET_ELEMENTS,
     IIFNAME,
+    NAME_BYTES,
+    NEW_SET,
     OIFNAME,
     NoTablesError,
     batch,
@@ -38,17 +42,15 @@ from vcluster.adapters.network.nftables_messages import (
 )
 from vcluster.adapters.network.readings.table_state import ABSENT, AS_PLANNED, table_states
 from vcluster.errors import ConflictError, MissingError, VclusterError
-from vcluster.model.spec import FROM, TO
-from vcluster.model.survey_answer import FaultElement
+from vcluster.model.spec import FLAP, FROM, TO
+from vcluster.model.survey_answer import BETWEEN, FaultElement
 
 COMMENT = "faults of links of a vcluster"
-BETWEEN, FLAP = "between", "flap"
 PROBE_TABLE = "vcluster probe"  # no cluster has it
 _HOOK = "forward"
-_NEW_SET, _NEW_ELEMENTS, _GET_ELEMENTS, _DELETE_ELEMENTS = 9, 12, 13, 14  # linux/netfilter/nf_tables.h
+_NEW_ELEMENTS, _DELETE_ELEMENTS = 12, 14  # linux/netfilter/nf_tables.h
 _EXCLUSIVE = 0x200  # NLM_F_EXCL
 _TIMEOUT = ("NFT_SET_TIMEOUT",)  # a flag of sets: their elements may have timeouts
-_NAME_BYTES = 16  # IFNAMSIZ, linux/if.h
 _NAME_TYPE, _TYPE_BITS = 41, 6  # by which the program nft knows that an element is a name of an interface
 _TRIES = 100
 _MESSAGE_ELEMENTS = 500  # an attribute of a message has at most 64 KiB
@@ -87,9 +89,9 @@ def _sets(table: str) -> Iterator[Message]:
             kind = kind << _TYPE_BITS | _NAME_TYPE
         attributes = [
             ("NFTA_SET_TABLE", table), ("NFTA_SET_NAME", name), ("NFTA_SET_FLAGS", _TIMEOUT),
-            ("NFTA_SET_KEY_TYPE", kind), ("NFTA_SET_KEY_LEN", _NAME_BYTES * len(ports)), ("NFTA_SET_ID", number),
+            ("NFTA_SET_KEY_TYPE", kind), ("NFTA_SET_KEY_LEN", NAME_BYTES * len(ports)), ("NFTA_SET_ID", number),
         ]  # fmt: skip
-        yield new_message(nft_set_msg, _NEW_SET, attributes, family=BRIDGE, flags=CREATE)
+        yield new_message(nft_set_msg, NEW_SET, attributes, family=BRIDGE, flags=CREATE)
 
 
 def _structure(table: str) -> list[Message]:
@@ -165,16 +167,16 @@ def _element_messages(
 
 
 def _key(ports: Sequence[str]) -> bytes:
-    return b"".join(port.encode().ljust(_NAME_BYTES, b"\0") for port in ports)
+    return b"".join(port.encode().ljust(NAME_BYTES, b"\0") for port in ports)
 
 
-def remove_ports(table: str, ports: Collection[str]) -> None:
-    """Drop no frame any more because of these ports. It is one transaction."""
+def remove_ports(table: str, ports: Collection[str], *, kinds: Collection[str] = tuple(_SETS)) -> None:
+    """Drop no frame any more because of these ports, in the sets of these kinds. It is one transaction."""
     own = {*ports}
     for _ in range(_TRIES):
         found: dict[str, list[list[str]]] = {}
         for element in read(table):
-            if own & {*element.ports}:
+            if element.kind in kinds and own & {*element.ports}:
                 found.setdefault(element.kind, []).append(element.ports)
         if not found or _try_removal(table, found):
             return
@@ -198,7 +200,7 @@ def _try_removal(table: str, found: Mapping[str, Sequence[Sequence[str]]]) -> bo
 def remove_all(table: str) -> None:
     """Remove the table. It is a success if it does not exist."""
     request = new_message(nft_table_msg, DELETE_TABLE, [("NFTA_TABLE_NAME", table)], family=BRIDGE)
-    with open_socket(f"table {table}") as netlink:
+    with suppress(NoTablesError), open_socket(f"table {table}") as netlink:
         netlink.change(batch([request]), tolerated=(errno.ENOENT,))
 
 
@@ -215,7 +217,7 @@ def read(table: str) -> list[FaultElement]:
     found: list[FaultElement] = []
     for kind in _SETS:
         attributes = [("NFTA_SET_ELEM_LIST_TABLE", table), ("NFTA_SET_ELEM_LIST_SET", kind)]
-        request = new_message(nft_set_elem_list_msg, _GET_ELEMENTS, attributes, family=BRIDGE)
+        request = new_message(nft_set_elem_list_msg, GET_ELEMENTS, attributes, family=BRIDGE)
         for answer in _dump(table, request):
             found.extend(_element(kind, one) for one in answer.get_attr("NFTA_SET_ELEM_LIST_ELEMENTS") or ())
     return found
@@ -223,7 +225,7 @@ def read(table: str) -> list[FaultElement]:
 
 def _element(kind: str, element: Message) -> FaultElement:
     key = bytes(element.get_attr("NFTA_SET_ELEM_KEY").get_attr("NFTA_DATA_VALUE"))
-    names = [key[start : start + _NAME_BYTES] for start in range(0, len(key), _NAME_BYTES)]
+    names = [key[start : start + NAME_BYTES] for start in range(0, len(key), NAME_BYTES)]
     ports = [name.rstrip(b"\0").decode(errors="replace") for name in names]
     return FaultElement(kind, ports, element.get_attr("NFTA_SET_ELEM_EXPIRATION"))
 
