@@ -12,7 +12,7 @@ from vcluster.errors import MissingError
 from vcluster.model.quoting import path_shown
 
 _NOT_REGULAR = "it is not a regular file"
-# Root may write into the folder of another user. So the file is not a link, and opening it waits for nobody.
+# Root may write into the folder of another user. So the file is not a link, and opening it does not wait.
 _FLAGS = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 # Of opening a file with these flags.
 _REASONS = {errno.ELOOP: "it is a symbolic link", errno.ENXIO: _NOT_REGULAR}
