@@ -38,7 +38,8 @@ NANOSECONDS = some.integers(0, 2**63 - 1)
 class Frame:
     """A frame as the kernel captured it; `tag` is the VLAN tag that it keeps apart, 0 for none.
 
-    `virtio` is the header that describes what is left to do.
+    `virtio` is the header that describes what is left to do. The kernel dropped a frame that `is_dropped`: it could
+    not make this header. Only the place of the frame is in the block then, with what an old frame left there.
     """
 
     index: int
@@ -48,6 +49,7 @@ class Frame:
     is_outgoing: bool = False
     tag: int = 0
     virtio: bytes = b""
+    is_dropped: bool = False
 
 
 FRAMES = some.builds(
@@ -67,7 +69,7 @@ def block_of(frames: Sequence[Frame]) -> bytes:
         start = 48 + 20 + 14  # the two headers, and room
         size = -(-(start + len(frame.data)) // 16) * 16
         seconds, nanoseconds = divmod(frame.at_ns, 10**9)
-        status = 1 | ((1 << 4 | 1 << 6) if frame.tag else 0)
+        status = (not frame.is_dropped) | ((1 << 4 | 1 << 6) if frame.tag else 0)
         header = struct.pack(
             "=6I2H2I2H8x", size, seconds, nanoseconds, len(frame.data), frame.length, status, start, start,
             0, frame.tag, 0x88A8 if frame.tag else 0, 0,
@@ -240,6 +242,19 @@ def test_a_super_frame_is_cut_and_counted_as_one_that_the_switch_has_seen() -> N
     for place in (1, 2, 3):
         assert file.count(f"reconstructed: part {place} of 3 of 304 bytes".encode()) == 2
     assert (reader.delivered, reader.seen, reader.frames) == ([3, 4], [1, 2], 7)
+
+
+@pytest.mark.parametrize("index", [0, 7])
+def test_the_place_of_a_frame_that_the_kernel_dropped_is_not_a_frame(index: int) -> None:
+    """Memory that was never used has index 0; otherwise an old frame is there."""
+    plain = bytes(Ether() / IP() / TCP() / b"x")
+    frames = [
+        Frame(index if at_ns == 1 else 7, at_ns, plain, len(plain), virtio=bytes(10), is_dropped=at_ns == 1)
+        for at_ns in range(3)
+    ]
+    reader = RingReader(INDEXES, len(INDEXES), is_wire=True)
+    assert [at_ns for _, at_ns, *_ in read(HEAD + converted(reader, frames))] == [0, 2]
+    assert (reader.delivered, reader.seen) == ([2, 0], [2, 0])
 
 
 def test_cut_frames_are_passed_on_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,8 +23,7 @@ PATIENCE = 1000  # blocks
 class FloodedRing:
     """A ring with a ready block at every moment, until `detach`."""
 
-    dropped = 0
-    is_drained = True
+    dropped = captured = 0
 
     def __init__(self, *, has_virtio_headers: bool) -> None:
         assert has_virtio_headers

@@ -16,7 +16,7 @@ from vcluster.frames import pcapng, wire_frames
 PACKET_OUTGOING = 4
 BLOCK_HEADER = struct.Struct("=IIIIII")  # version, offset, status, number of frames, offset of the first, length
 STATUS_OFFSET = 8  # of a block
-READY = 1  # TP_STATUS_USER: the block belongs to the reader
+READY = 1  # TP_STATUS_USER: the block or the frame belongs to the reader
 VLAN_VALID, VLAN_PROTOCOL_VALID = 1 << 4, 1 << 6  # in the status of a frame
 PIECE_BYTES = 1 << 23  # cut frames may be many more bytes than their block
 _VLAN = 0x8100  # the protocol of a tag without TP_STATUS_VLAN_TPID_VALID
@@ -66,6 +66,9 @@ class RingReader:
         for _ in range(count):
             step, seconds, nanoseconds, captured, length, status, start, tag, protocol, index, kind = unpack(block, at)
             start += at
+            at += step
+            if not status & READY:  # the kernel dropped a frame that virtio cannot describe, and left its place
+                continue
             data = block[start : start + captured]
             number, at_ns = numbers[index], seconds * 1_000_000_000 + nanoseconds
             direction = 2 if kind == outgoing else 1
@@ -91,7 +94,6 @@ class RingReader:
                         2, 4, direction, 0, layout.size,
                     )
                 )  # fmt: skip
-            at += step
             if added > PIECE_BYTES:
                 yield b"".join(parts)
                 parts, added = [], 0

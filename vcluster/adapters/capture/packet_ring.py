@@ -37,7 +37,7 @@ class PacketRing:
             self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL))
         except PermissionError as error:
             raise MissingError("capturing frames needs root", hint="run it with sudo") from error
-        self._counted = self._dropped = self._read = self._next = 0
+        self._counted = self._dropped = self._next = 0
         try:
             self.detach()
             self._socket.setsockopt(_SOL_PACKET, _PACKET_VERSION, _TPACKET_V3)
@@ -73,10 +73,10 @@ class PacketRing:
         return self._dropped
 
     @property
-    def is_drained(self) -> bool:
-        """Whether every frame that the kernel counted was read."""
+    def captured(self) -> int:
+        """The number of frames that the ring got, so far. A block may have more places: those of dropped frames."""
         self._statistics()
-        return self._read >= self._counted - self._dropped
+        return self._counted - self._dropped
 
     def wait(self, timeout_s: float, end: int | None = None) -> bool:
         """Wait for a block, at most `timeout_s` seconds. Returns whether the descriptor `end` can be read."""
@@ -91,13 +91,12 @@ class PacketRing:
         """
         while True:
             at = self._next * BLOCK_BYTES
-            _, _, status, count, _, length = ring_blocks.BLOCK_HEADER.unpack_from(self._memory, at)
+            _, _, status, _, _, length = ring_blocks.BLOCK_HEADER.unpack_from(self._memory, at)
             if not status & ring_blocks.READY:
                 return
             block = self._memory[at : at + length]
             struct.pack_into("=I", self._memory, at + ring_blocks.STATUS_OFFSET, 0)
             self._next = (self._next + 1) % BLOCKS
-            self._read += count
             yield block
 
     def close(self) -> None:

@@ -111,7 +111,7 @@ def _capture(request: Request, sink: BinaryIO, ended: int) -> None:
         ring.detach()
         deadline_s = time.monotonic() + DRAIN_TIMEOUT_S
         send_frames(BLOCKS)
-        while not ring.is_drained and time.monotonic() < deadline_s:
+        while sum(ports.reader.seen) < ring.captured and time.monotonic() < deadline_s:
             ring.wait(WAIT_S)
             send_frames(BLOCKS)
         reader = ports.reader
