@@ -8,6 +8,7 @@ import select
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 import pytest
@@ -17,6 +18,12 @@ from vcluster.agent.capture.frame_capture import Request
 from vcluster.frames import ring_blocks
 
 BLOCK = bytes(ring_blocks.BLOCK_HEADER.size)  # without frames
+_START = ring_blocks.FRAME_HEADER.size + 16  # after the headers of the frame and of virtio
+FRAME = (
+    ring_blocks.BLOCK_HEADER.pack(1, 0, 1, 1, ring_blocks.BLOCK_HEADER.size, 0)
+    + ring_blocks.FRAME_HEADER.pack(0, 0, 0, 14, 14, 1, _START, 0, 0, 7, 0)
+    + bytes(16 + 14)
+)
 PATIENCE = 1000  # blocks
 
 
@@ -44,6 +51,19 @@ class FloodedRing:
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+class SlowRing(FloodedRing):
+    """Its last 64 blocks have one frame each, and come after `detach`. A block takes ten seconds of its clock."""
+
+    captured = 64
+    now_s = 0
+
+    def blocks(self) -> Iterator[bytes]:
+        while True:
+            if not self._is_attached:
+                SlowRing.now_s += 10
+            yield BLOCK if self._is_attached else FRAME
 
 
 class Controller:
@@ -95,6 +115,17 @@ def test_a_capture_ends_during_a_flood(controller: Controller) -> None:
     serve(controller, "vp-lab-1")
     assert controller.messages[-1]["ended"]
     assert len(controller.messages) == 6
+
+
+def test_frames_that_are_left_after_the_time_of_the_end_count_as_dropped(
+    controller: Controller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frame_capture, "PacketRing", SlowRing)
+    monkeypatch.setattr(frame_capture, "time", SimpleNamespace(monotonic=lambda: SlowRing.now_s, time_ns=lambda: 0))
+    serve(controller, "vp-lab-1")
+    sent = int(frame_capture.DRAIN_TIMEOUT_S / 10)
+    last = controller.messages[-1]
+    assert (last["ended"], last["frames"], last["seen"], last["dropped"]) == (True, sent, [sent], 64 - sent)
 
 
 def test_a_port_that_does_not_exist_is_named(controller: Controller) -> None:

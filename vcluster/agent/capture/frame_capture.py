@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, BinaryIO
 
-from vcluster.adapters.capture.packet_ring import BLOCKS, PacketRing
+from vcluster.adapters.capture.packet_ring import PacketRing
 from vcluster.adapters.network import netlink_interfaces
 from vcluster.agent import request_loop
 from vcluster.errors import VclusterError
@@ -30,7 +30,7 @@ from vcluster.frames.ring_blocks import RingReader
 from vcluster.model import json_text, json_types
 
 WAIT_S = 1.0
-DRAIN_TIMEOUT_S = 5.0
+DRAIN_TIMEOUT_S = 30.0  # for the frames that wait when a capture ends
 END_TIMEOUT_S = 60.0  # a controller that does not read the end of the file is gone
 ALL_PORTS = "isb_osdrop counts the frames of all interfaces together: one socket captured them"
 _REQUEST = {"header": str, "ports": list[str], "program": list[tuple[int, int, int, int]], "wire": bool}
@@ -94,29 +94,32 @@ def _await_end(source: BinaryIO, ended: int) -> None:
 
 
 def _capture(request: Request, sink: BinaryIO, ended: int) -> None:
-    """Capture from the first message on, until `ended` can be read. Then send every frame that the kernel counted."""
+    """Capture from the first message on, until `ended` can be read.
+
+    Then send the frames that wait, for a limited time. Those that are left count as dropped.
+    """
     ports = _Ports(request)
+    reader = ports.reader
     with closing(PacketRing(has_virtio_headers=request.is_wire)) as ring:
 
-        def send_frames(blocks: int) -> None:
-            for block in islice(ring.blocks(), blocks):
-                for frames in ports.reader.read(block):
-                    _send(sink, {"frames": ports.reader.frames, "dropped": ring.dropped}, frames)
+        def send_block() -> None:
+            for block in islice(ring.blocks(), 1):  # its time is limited, unlike that of all blocks
+                for frames in reader.read(block):
+                    _send(sink, {"frames": reader.frames, "dropped": ring.dropped}, frames)
 
         ports.attach_to(ring)
         _send(sink, {"missing": ports.missing}, request.header)
         while not ring.wait(WAIT_S, ended):
-            send_frames(1)  # traffic may fill blocks faster than they are sent, so the end is checked after each
+            send_block()
             ports.follow(ring)
         ring.detach()
         deadline_s = time.monotonic() + DRAIN_TIMEOUT_S
-        send_frames(BLOCKS)
-        while sum(ports.reader.seen) < ring.captured and time.monotonic() < deadline_s:
+        while (left := ring.captured - sum(reader.seen)) > 0 and time.monotonic() < deadline_s:
             ring.wait(WAIT_S)
-            send_frames(BLOCKS)
-        reader = ports.reader
-        counts = {"frames": reader.frames, "dropped": ring.dropped, "delivered": reader.delivered, "seen": reader.seen}
-        _send(sink, {**counts, "ended": True}, ports.statistics(ring.dropped))
+            send_block()
+        dropped = ring.dropped + max(left, 0)
+        counts = {"frames": reader.frames, "dropped": dropped, "delivered": reader.delivered, "seen": reader.seen}
+        _send(sink, {**counts, "ended": True}, ports.statistics(dropped))
 
 
 class _Ports:
