@@ -22,6 +22,7 @@ from scapy.utils import RawPcapNgReader
 
 from tests.capture_lab import BEGUN, FILE, NODES, Found, Lab, lab, tshark
 from tests.clusters import ENVIRONMENT, VCLUSTER, Host
+from tests.inside import ROOT
 from tests.testbed import kill, testbed
 from vcluster.frames.pcapng import INBOUND, OUTBOUND
 
@@ -124,6 +125,36 @@ def test_super_frames_are_cut_into_those_of_a_wire(any_lab: Lab) -> None:
     fields = [text for each in ("ip", "tcp", "udp") for text in ("-e", f"{each}.checksum.status")]
     states = Counter(tshark(path, *checks, "-Y", "ip && !icmp", *fields))
     assert states.keys() == {"1\t1\t", "1\t\t1"}, states  # 1 is good
+
+
+# A node sends three datagrams by its tap. The second one is a super-frame (UFO), which the kernel cannot describe.
+UNDESCRIBED = """
+import fcntl, json, os, socket, struct, subprocess
+from scapy.layers.inet import IP, UDP
+from scapy.layers.l2 import Ether
+from vcluster.adapters.capture.packet_ring import PacketRing
+from vcluster.frames import frame_filter
+from vcluster.frames.ring_blocks import RingReader
+tap = os.open("/dev/net/tun", os.O_RDWR)
+fcntl.ioctl(tap, 0x400454CA, struct.pack("16sH", b"vp-ufo", 0x5002))  # TUNSETIFF: a tap with headers of virtio
+subprocess.run("ip link set vp-ufo addrgenmode none && ip link set vp-ufo up", shell=True, check=True)
+index = socket.if_nametoindex("vp-ufo")
+reader, ring = RingReader({index: 0}, 1, is_wire=True), PacketRing(has_virtio_headers=True)
+ring.attach(frame_filter.on_interfaces([index], frame_filter.everything(0)))
+frame = bytes(Ether(dst="02:00:00:00:00:02") / IP(dst="10.0.0.2") / UDP() / bytes(3000))
+for kind in (0, 3, 0):
+    os.write(tap, struct.pack("=BBHHHH", bool(kind), kind, 42, 1400 if kind else 0, 34, 6) + frame)
+found = 0
+while found < 2:
+    ring.wait(10)
+    found += sum(piece.count(frame) for block in ring.blocks() for piece in reader.read(block))
+print(json.dumps([found, ring.dropped, ring.captured, reader.seen]))
+"""
+
+
+def test_a_frame_that_the_kernel_cannot_describe_is_dropped_and_counted(local: Lab) -> None:
+    done = local.host.server.run([sys.executable, "-c", UNDESCRIBED], timeout_s=60, cwd=ROOT)
+    assert json.loads(done.stdout) == [2, 1, 2, [2]]
 
 
 def tcp_data(frame: bytes) -> bytes:
