@@ -119,6 +119,26 @@ def test_a_checksum_that_is_completed_in_the_switch_is_no_difference(tmp_path: P
     assert pair_of(report(made, tmp_path), 1, 2)["crossed_frames"] == 2
 
 
+@pytest.mark.parametrize("before", [1, 2])
+def test_a_mark_of_the_switch_is_no_difference(tmp_path: Path, before: int) -> None:
+    """The switch changes ECT to CE, and completes the checksum of IPv4. Other bits of the byte still count."""
+    made = Recording(2)
+    ip6 = mac(2) + mac(1) + b"\x86\xdd\x60" + bytes(39)
+    options = ipv4(1, 2, 17, bytes(12))
+    for frame, shift in (
+        (tcp(1, 2, 0, 100), 0), (udp(1, 2), 0), (ipv4(1, 2, 1, bytes(8)), 0), (ip6, 4),
+        (options[:14] + b"\x46" + options[15:], 0),
+    ):  # fmt: skip
+        entered = frame[:15] + bytes([frame[15] | before << shift]) + frame[16:]
+        left = frame[:15] + bytes([frame[15] | 3 << shift]) + frame[16:]
+        made.enter(0, 1, entered)
+        made.leave(MS, 2, left if shift else left[:24] + b"\x12\x34" + left[26:])
+        made.enter(2 * MS, 1, entered)
+        made.leave(3 * MS, 2, left[:15] + bytes([left[15] ^ 4 << shift]) + left[16:])
+    found = pair_of(report(made, tmp_path), 1, 2)
+    assert (found["crossed_frames"], found["unmatched_frames"]) == (5, 5)
+
+
 def test_a_port_that_was_not_captured_has_no_exits(tmp_path: Path) -> None:
     made = Recording(3, captured=(1, 2))
     made.cross(0, MS, udp(1, 3))

@@ -15,7 +15,9 @@ CONNECTION = slice(26, 38)  # of a frame of TCP without options of IPv4: address
 SYN, FIN, PUSH = 0x02, 0x01, 0x08
 
 _ETHERNET, _IPV4, _TCP_HEADER_END = 14, 20, 54
-_IP, _ARP = b"\x08\x00", b"\x08\x06"
+_IP, _IP6, _ARP = b"\x08\x00", b"\x86\xdd", b"\x08\x06"
+# The second byte of a header without the two bits of ECN: of the type of service, and of the traffic class of IPv6.
+_WITHOUT_ECN, _WITHOUT_ECN6 = bytes(byte & 0xFC for byte in range(256)), bytes(byte & 0xCF for byte in range(256))
 _PLAIN_IP = 0x45  # version 4, without options
 _ICMP_PROTOCOL, _TCP_PROTOCOL, _UDP_PROTOCOL = 1, 6, 17
 _TCP_BYTE, _UDP_BYTE = b"\x06", b"\x11"
@@ -53,15 +55,21 @@ def kind_of(data: bytes) -> int:
 def identity(data: bytes, length: int) -> tuple[bytes, int]:
     """What a frame has in common at both of its ports.
 
-    Checksums are left out, because nodes leave them to a network card. TCP headers tell frames apart, so their data is
-    left out too: a frame may be cut at different lengths.
+    Checksums are left out, because nodes leave them to a network card. ECN is left out, because the switch marks frames.
+    TCP headers tell frames apart, so their data is left out too: a frame may be cut at different lengths.
     """
-    if data[12:15] == b"\x08\x00\x45":
-        protocol = data[23:24]
+    kind = data[12:14]
+    if kind == _IP:
+        protocol, head = data[23:24], data[:15] + data[15:16].translate(_WITHOUT_ECN) + data[16:24]
+        if data[14:15] != b"\x45":
+            return head + data[26:], length
         if protocol == _TCP_BYTE:
-            return data[:24] + data[26:50], length
+            return head + data[26:50], length
         if protocol == _UDP_BYTE:
-            return data[:24] + data[26:40] + data[42:], length
+            return head + data[26:40] + data[42:], length
+        return head + data[26:], length
+    if kind == _IP6:
+        return data[:15] + data[15:16].translate(_WITHOUT_ECN6) + data[16:], length
     return data, length
 
 
