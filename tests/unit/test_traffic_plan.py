@@ -87,7 +87,7 @@ def shapes(draw: st.DrawFn) -> LinkShape:
         loss_ppm=draw(parts),
         ecn_bytes=draw(st.integers(0, (queue or traffic_plan.QUEUE_MIN) - 1)) if rate else 0,
         delay_us=delay,
-        jitter_us=draw(st.integers(0, delay)),
+        jitter_us=draw(st.integers(0, min(delay, link_spec.JITTER_MAX))),
         duplicate_ppm=draw(parts),
         reorder_ppm=draw(parts) if delay else 0,
         corrupt_ppm=draw(parts),

@@ -20,6 +20,7 @@ EXAMPLE = "for example rate=100mbit,queue=64KiB,loss=0.1%"
 RATE_MIN, RATE_MAX = 8_000, 32 * 10**9  # bits a second; the kernel counts bytes a second, in 32 bits
 QUEUE_MAX = 2**30
 DELAY_MAX = 10 * 10**6  # microseconds
+JITTER_MAX = 2 * 10**6  # the kernel keeps at most 2³¹ ns
 BURST_MAX = 1000  # frames
 PPM = 10**6
 
@@ -66,7 +67,7 @@ KEYS: Mapping[str, _Key] = {
     "loss": _Key("loss_ppm", _PERCENT, 1, PPM, _PARTS, _percent),
     "ecn": _Key("ecn_bytes", _SIZES, 1, QUEUE_MAX, "1B to 1024MiB", _in_largest_unit(_SIZES)),
     "delay": _Key("delay_us", _TIMES, 1, DELAY_MAX, "1us to 10s", _in_largest_unit(_TIMES)),
-    "jitter": _Key("jitter_us", _TIMES, 1, DELAY_MAX, "1us to 10s", _in_largest_unit(_TIMES)),
+    "jitter": _Key("jitter_us", _TIMES, 1, JITTER_MAX, "1us to 2s", _in_largest_unit(_TIMES)),
     "duplicate": _Key("duplicate_ppm", _PERCENT, 1, PPM, _PARTS, _percent),
     "reorder": _Key("reorder_ppm", _PERCENT, 1, PPM, _PARTS, _percent),
     "corrupt": _Key("corrupt_ppm", _PERCENT, 1, PPM, _PARTS, _percent),
