@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -100,9 +101,11 @@ plans = st.lists(st.tuples(names, st.sampled_from(["from", "to"]), shapes(), nam
 
 
 def planned(rows: list[tuple[str, str, LinkShape, str]], plan: Plan) -> Plan:
+    """The plan with these limits, without those that have no meaning with the limits of all frames."""
     for node, direction, shape, peer in rows:
         changes = {direction: asdict(shape)}
-        plan = traffic_plan.with_changes(plan, [node], changes, peer=peer if peer != node else "")
+        with suppress(RequestError):
+            plan = traffic_plan.with_changes(plan, [node], changes, peer=peer if peer != node else "")
     return plan
 
 
@@ -199,6 +202,44 @@ def test_limits_without_a_meaning_are_refused(limits: dict[str, str], peer: str,
     assert raised.value.message == message
 
 
+@pytest.mark.parametrize(
+    ("limits", "of_peer", "shape"),
+    [
+        ("rate=1mbit", "queue=1MiB", LinkShape(MBIT, 2**20)),
+        ("rate=1mbit", "ecn=1KiB", LinkShape(MBIT, 65536, ecn_bytes=1024)),
+        ("delay=5ms", "jitter=1ms", LinkShape(delay_us=5000, jitter_us=1000)),
+        ("delay=5ms,jitter=3ms", "reorder=1%", LinkShape(delay_us=5000, jitter_us=3000, reorder_ppm=10_000)),
+        ("delay=5ms,jitter=3ms", "delay=1ms", LinkShape(delay_us=1000)),
+    ],
+)
+def test_a_limit_of_a_peer_completes_those_for_all_frames(limits: str, of_peer: str, shape: LinkShape) -> None:
+    plan = limited(limited(LAB, "node1", to=limits), "node1", peer="node2", to=of_peer)
+    assert traffic_plan.planned_limits(plan)["node1", "to", "node2"] == shape
+
+
+@pytest.mark.parametrize(
+    ("limits", "of_peer", "message"),
+    [
+        ("rate=1gbit,ecn=64KiB", "rate=1mbit", "a queue of 65536 bytes drops frames before ecn= marks any"),
+        ("rate=1mbit,queue=1MiB", "ecn=1MiB", "a queue of 1048576 bytes drops frames before ecn= marks any"),
+        ("rate=1mbit,ecn=32KiB", "queue=20KiB", "a queue of 20480 bytes drops frames before ecn= marks any"),
+        ("delay=1ms", "jitter=2ms", "the jitter is larger than the delay"),
+        ("loss=1%", "jitter=2ms", "jitter= has no effect without a delay"),
+    ],
+)
+def test_the_limits_of_a_peer_are_checked_with_those_for_all_frames(limits: str, of_peer: str, message: str) -> None:
+    plan = limited(LAB, "node1", to=limits)
+    with pytest.raises(RequestError) as raised:
+        limited(plan, "node1", peer="node2", to=of_peer)
+    assert raised.value.message == f"node1 to peer node2: {message}"
+
+
+def test_limits_that_a_peer_needs_stay() -> None:
+    plan = limited(limited(LAB, "node1", to="rate=1mbit"), "node1", peer="node2", to="queue=1MiB")
+    with pytest.raises(RequestError, match=r"^node1 to peer node2: queue= has no effect without a rate$"):
+        limited(plan, "node1", to="rate=none")
+
+
 def test_nodes_delay_frames_where_the_switch_cannot() -> None:
     plan = limited(LAB, "node1", from_="rate=1mbit,delay=5ms,jitter=1ms", to="delay=2ms")
     assert traffic_plan.guest_delays(plan, "node1") == {}
@@ -216,8 +257,9 @@ def test_nodes_delay_frames_where_the_switch_cannot() -> None:
     assert codec.from_json(codec.to_json(plan), Plan, is_strict=True) == plan
 
 
-def test_nodes_cannot_delay_the_frames_of_one_peer() -> None:
-    plan = limited(LAB, "node1", peer="node2", to="delay=5ms")
+@pytest.mark.parametrize("of_peer", ["delay=5ms", "jitter=1ms"])
+def test_nodes_cannot_delay_the_frames_of_one_peer(of_peer: str) -> None:
+    plan = limited(limited(LAB, "node1", to="delay=7ms"), "node1", peer="node2", to=of_peer)
     with pytest.raises(MissingError, match=r"^node1 to peer node2: the kernel of localhost cannot delay frames"):
         traffic_plan.with_delays_in_guest(plan)
 

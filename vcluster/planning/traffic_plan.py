@@ -106,7 +106,7 @@ def with_links(plan: Plan, links: Collection[Link]) -> Plan:
     has_delays = any(link.shape.delay_us for link in kept)
     changed = replace(plan, links=tuple(kept), delays_in_guest=plan.delays_in_guest and has_delays)
     for link in kept:
-        _check(changed, link)
+        _check(changed, link, _limits_of_all(kept, link))
     return changed
 
 
@@ -131,14 +131,19 @@ def require_own_switch(plan: Plan, purpose: str = "limit its ports") -> None:
         )
 
 
-def _check(plan: Plan, link: Link) -> None:
-    shape, where = link.shape, f"{link.node} {link.direction}{f' peer {link.peer}' if link.peer else ''}"
-    for key, field, needed in (("queue", "queue_bytes", "rate"), ("ecn", "ecn_bytes", "rate")):
-        if getattr(shape, field) and not shape.rate_bits:
-            hint = f"add {needed}=, or remove it: {key}=none"
-            raise RequestError(f"{where}: {key}= has no effect without a {needed}", hint=hint)
-    for key, field, needed in (("jitter", "jitter_us", "delay"), ("reorder", "reorder_ppm", "delay")):
-        if getattr(shape, field) and not shape.delay_us:
+def _limits_of_all(links: Collection[Link], link: Link) -> LinkShape:
+    """The limits for all frames in the direction of a link."""
+    place = (link.node, link.direction, "")
+    return next((each.shape for each in links if (each.node, each.direction, each.peer) == place), LinkShape())
+
+
+def _check(plan: Plan, link: Link, default: LinkShape) -> None:
+    """Raise RequestError if limits have no meaning. Those of a peer are checked with what they get from `default`."""
+    where = f"{link.node} {link.direction}{f' peer {link.peer}' if link.peer else ''}"
+    shape = _inherited(link.shape, default) if link.peer else link.shape
+    for key, needed in (("queue", "rate"), ("ecn", "rate"), ("jitter", "delay"), ("reorder", "delay")):
+        field, needed_field = link_spec.KEYS[key].field, link_spec.KEYS[needed].field
+        if getattr(shape, field) and not getattr(shape, needed_field):
             hint = f"add {needed}=, or remove it: {key}=none"
             raise RequestError(f"{where}: {key}= has no effect without a {needed}", hint=hint)
     if shape.jitter_us > shape.delay_us:
@@ -199,13 +204,13 @@ def _directions(plan: Plan) -> Iterator[ShapedDirection]:
 
 
 def _flows(plan: Plan, links: Sequence[Link]) -> Iterator[Flow]:
-    """First that of all frames. A peer whose frames need no queue of their own shares its queue."""
+    """First that of all frames. A peer shares its queue, if only the loss of its frames is another."""
     default = next((_at_switch(plan, link.shape) for link in links if not link.peer), LinkShape())
     yield _flow(plan, ALL, default)
     for link in links:
         if link.peer:
             peer, own = plan.node(link.peer), _at_switch(plan, link.shape)
-            has_queue = own.rate_bits or own.needs_netem
+            has_queue = own != LinkShape(loss_ppm=own.loss_ppm)
             flow = _flow(plan, FIRST_PEER + peer.index, _inherited(own, default) if has_queue else own)
             yield replace(
                 flow, loss_ppm=own.loss_ppm or default.loss_ppm, peer_port=switch_port(plan, peer), peer_mac=peer.mac
@@ -267,7 +272,8 @@ def has_delays(plan: Plan) -> bool:
 
 def with_delays_in_guest(plan: Plan) -> Plan:
     """The plan whose nodes delay frames themselves. Raises MissingError for a delay of the frames of one peer."""
-    if link := next((link for link in plan.links if link.peer and link.shape.delay_us), None):
+    delays = (link for link in plan.links if link.peer and (link.shape.delay_us or link.shape.jitter_us))
+    if link := next(delays, None):
         raise MissingError(
             f"{link.node} {link.direction} peer {link.peer}: the kernel of {plan.switch.server} cannot delay frames, "
             "and a node can only delay the frames of all peers",
