@@ -14,6 +14,7 @@ from hypothesis import strategies as some
 from scapy.layers.inet import IP, TCP, UDP, IPOption_NOP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
+from scapy.packet import Packet
 from scapy.utils import RawPcapNgReader
 
 from tests import samples
@@ -289,6 +290,10 @@ LAYERS = {
 @given(some.binary(min_size=2, max_size=400), some.integers(2, 200))
 def test_parts_are_the_frames_that_scapy_makes(what: str, payload: bytes, size: int) -> None:
     """scapy computes all lengths and checksums of each part."""
+    require_parts_of_scapy(what, payload, size)
+
+
+def require_parts_of_scapy(what: str, payload: bytes, size: int) -> None:
     layers, kind, code = LAYERS[what]
     head = bytes(layers)
     start = len(head) - len(layers[kind])
@@ -312,10 +317,41 @@ def test_parts_are_the_frames_that_scapy_makes(what: str, payload: bytes, size: 
     assert len(found) == len(cuts)
 
 
+def balanced(layers: Packet, kind: type[Packet]) -> bytes:
+    """Two bytes of data with which the sum of a segment is 0."""
+    return bytes((layers / b"\0\0")[kind])[6 if kind is UDP else 16 :][:2]
+
+
+@pytest.mark.parametrize("what", LAYERS)
+def test_a_part_whose_sum_is_0_has_the_checksum_of_scapy(what: str) -> None:
+    """It is 0 for TCP, and 0xFFFF for UDP."""
+    layers, kind, _ = LAYERS[what]
+    last = layers.copy()
+    if IP in last:
+        last[IP].id = (layers[IP].id + 1) & 0xFFFF
+    if kind is TCP:
+        last[TCP].seq = 2
+        last[TCP].flags = "".join(flag for flag in str(layers[TCP].flags) if flag != "C")
+    require_parts_of_scapy(what, b"xy" + balanced(last, kind), 2)
+
+
+def test_a_header_whose_sum_is_0_has_the_checksum_0() -> None:
+    without = IP(bytes(IP(id=0) / UDP() / b"ab"))
+    whole = bytes(Ether() / IP(id=without.chksum) / UDP() / b"abcd")
+    (data, _), _ = wire_frames.wire_frames(whole, len(whole), struct.pack("=BBHHHH", 1, 5, 0, 2, 34, 6))
+    assert data == bytes(Ether() / IP(id=without.chksum) / UDP() / b"ab")
+    assert IP(data[14:]).chksum == 0
+
+
 @given(some.binary(min_size=1, max_size=300), some.booleans())
 def test_a_checksum_is_completed(payload: bytes, is_udp: bool) -> None:
     """The kernel leaves the sum of the pseudo-header in its place."""
-    layers = Ether() / IP() / (UDP() if is_udp else TCP()) / payload
+    layers = Ether() / IP() / (UDP() if is_udp else TCP())
+    for each in (payload, balanced(layers, UDP if is_udp else TCP)):
+        require_completed(layers / each, is_udp=is_udp)
+
+
+def require_completed(layers: Packet, *, is_udp: bool) -> None:
     good = bytes(layers)
     at = 34 + (6 if is_udp else 16)
     size = len(good) - 34

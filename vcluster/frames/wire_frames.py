@@ -20,6 +20,7 @@ _ETHERNET, _IPV4, _IPV6, _TCP_MIN, _UDP_HEADER = 14, 20, 40, 20, 8
 _VERSIONS = {b"\x08\x00": 4, b"\x86\xdd": 6}  # by the type of Ethernet
 _FIN_PUSH, _CONGESTION_REDUCED = 0x09, 0x80  # flags of TCP for the last part only, and for the first one only
 _TCP_PROTOCOL, _UDP_PROTOCOL = 6, 17
+_TCP_CHECKSUM, _UDP_CHECKSUM = 16, 6  # offsets in their headers
 
 Part = tuple[bytes, int]  # the captured bytes, and the length of the frame
 
@@ -43,12 +44,13 @@ def _completed(data: bytes, start: int, offset: int) -> bytes:
     at = start + offset
     if at + 2 > len(data):
         return data
-    return data[:at] + _checksum(data[start:]).to_bytes(2, "big") + data[at + 2 :]
+    checksum = _checksum(_sum(data[start:]), is_udp=offset == _UDP_CHECKSUM)
+    return data[:at] + checksum.to_bytes(2, "big") + data[at + 2 :]
 
 
-def _checksum(data: bytes) -> int:
-    """The checksum of the internet (RFC 1071), which is never written as 0: the sum of 16-bit numbers modulo 65535."""
-    return 0xFFFF - _sum(data)
+def _checksum(total: int, *, is_udp: bool = False) -> int:
+    """The checksum of the internet (RFC 1071) by a sum. In UDP, 0 means that there is none, so 0xFFFF stands for it."""
+    return -total % 0xFFFF or (0xFFFF if is_udp else 0)
 
 
 def _parts(data: bytes, length: int, kind: int, size: int, start: int) -> list[Part]:
@@ -79,7 +81,7 @@ class _Head:
 
     def __init__(self, data: bytes, version: int, start: int, *, is_udp: bool) -> None:
         self._head, self._version, self._start, self._is_udp = bytearray(data), version, start, is_udp
-        self._checksum_at = start + (6 if is_udp else 16)
+        self._checksum_at = start + (_UDP_CHECKSUM if is_udp else _TCP_CHECKSUM)
         if not is_udp:
             (self._sequence,) = _LONG.unpack_from(data, start + 4)
             self._flags = data[start + 13]
@@ -116,7 +118,7 @@ class _Head:
         if self._version == 4:
             size, identification = len(head) - _ETHERNET + more, (self._identification + number) & 0xFFFF
             _TWO_SHORTS.pack_into(head, _ETHERNET + 2, size, identification)
-            _SHORT.pack_into(head, _ETHERNET + 10, 0xFFFF - (self._packet_sum + size + identification) % 0xFFFF)
+            _SHORT.pack_into(head, _ETHERNET + 10, _checksum(self._packet_sum + size + identification))
         else:
             _SHORT.pack_into(head, _ETHERNET + 4, len(head) - _ETHERNET - _IPV6 + more)
         if self._is_udp:
@@ -129,7 +131,7 @@ class _Head:
             head[start + 13] = self._flags & ~removed
             total += sequence + head[start + 13]
         if payload is not None:
-            _SHORT.pack_into(head, self._checksum_at, 0xFFFF - (total + _sum(payload)) % 0xFFFF)
+            _SHORT.pack_into(head, self._checksum_at, _checksum(total + _sum(payload), is_udp=self._is_udp))
         return bytes(head)
 
 
