@@ -236,8 +236,29 @@ def test_retransmissions_are_segments_with_data_that_was_sent_before(tmp_path: P
     for number, (sequence, size, flags) in enumerate(sent):
         made.cross(number * MS, MS, tcp(1, 2, sequence, size, flags, number=number))
     found = pair_of(report(made, tmp_path), 1, 2)
-    # The second SYN, the first data again, a part of it again, and the second FIN.
-    assert (found["retransmissions"], found["rounds"]) == (4, 3)
+    # The second SYN, the first data again, a part of it again with a new message, and the second FIN.
+    assert (found["retransmissions"], found["rounds"]) == (4, 4)
+
+
+@pytest.mark.parametrize(
+    ("sent", "rounds"),
+    [
+        # The end of a message is sent with what was sent before. The next segment begins a message.
+        ([(0, 100, ACK), (50, 100, ACK | PUSH), (150, 10, ACK | PUSH)], 2),
+        # The begin of a message is, so the next segment is the rest of it.
+        ([(0, 100, ACK | PUSH), (50, 100, ACK), (150, 10, ACK | PUSH)], 2),
+        ([(0, 100, ACK | PUSH), (0, 100, ACK), (100, 10, ACK | PUSH)], 2),
+        ([(0, 100, ACK | PUSH), (50, 50, ACK | PUSH | FIN)], 1),
+    ],
+)
+def test_new_data_of_a_retransmission_belongs_to_a_message(
+    tmp_path: Path, sent: list[tuple[int, int, int]], rounds: int
+) -> None:
+    made = Recording(2)
+    for number, (sequence, size, flags) in enumerate(sent):
+        made.cross(number * MS, MS, tcp(1, 2, sequence, size, flags, number=number))
+    found = pair_of(report(made, tmp_path), 1, 2)
+    assert (found["retransmissions"], found["rounds"]) == (1, rounds)
 
 
 def test_silences_are_pauses_of_more_than_100_ms_between_frames_of_mpi(tmp_path: Path) -> None:

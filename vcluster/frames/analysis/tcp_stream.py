@@ -33,10 +33,11 @@ class TcpStream:
                 self._begin, self._next, self._is_open = sequence, (sequence + size) & MASK, False
             return is_again, False
         if self._next is not None and 0 < (self._next - sequence) & MASK < HALF:
-            end = (sequence + size) & MASK
-            if 0 < (end - self._next) & MASK < HALF:
-                self._next = end
-            return True, False
+            more = (sequence + size - self._next) & MASK
+            if not 0 < more < HALF:
+                return True, False
+            self._next = (sequence + size) & MASK
+            return True, self._starts(more, flags)
         self._next = (sequence + size) & MASK
         return False, self._starts(size, flags)
 
