@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
-from vcluster.adapters.network.shaping import queue_messages
+import pytest
+
+from vcluster.adapters.network.shaping import queue_messages, shaper
 from vcluster.adapters.network.shaping.queue_layers import FIELDS, FIFO, NETEM, RED, layers
 from vcluster.adapters.network.shaping.traffic_spec import ALL, MAJORS, Flow, ShapedDirection
 from vcluster.model.survey_answer import QueueReading
@@ -97,14 +101,16 @@ def test_only_needed_layers_are_made() -> None:
 def sent(before: Flow | None, after: Flow) -> list[tuple[str, int]]:
     """The messages that change a queue, by the kind of what they are about, with its parent."""
     direction = ShapedDirection("vp-lab-1", "to", "vi-lab-1", (after,))
-    found = {}
-    if before:
-        values = {name: getattr(before, name) for kind in FIELDS for name in FIELDS[kind]}
-        place: dict[str, Any] = {"interface": "vp-lab-1", "major": MAJORS["to"], "number": ALL, "rate_bits": 8000}
-        counters = dict.fromkeys(("sent_packets", "sent_bytes", "dropped_packets", "waiting_bytes"), 0)
-        found[ALL] = QueueReading(**values, **place, **counters, layers=[*layers(before)])
-    messages = queue_messages.changes(direction, 1, found if before else None)
+    messages = queue_messages.changes(direction, 1, {ALL: reading(before)} if before else None)
     return [(each.get_attr("TCA_KIND"), each["parent"]) for each in messages]
+
+
+def reading(flow: Flow) -> QueueReading:
+    """The queue of a flow as the kernel reports it."""
+    values = {name: getattr(flow, name) for kind in FIELDS for name in FIELDS[kind]}
+    place: dict[str, Any] = {"interface": "vp-lab-1", "major": MAJORS["to"], "number": ALL, "rate_bits": 8000}
+    counters = dict.fromkeys(("sent_packets", "sent_bytes", "dropped_packets", "waiting_bytes"), 0)
+    return QueueReading(**values, **place, **counters, layers=[*layers(flow)])
 
 
 PLAIN = Flow(ALL, rate_bits=8000, queue_bytes=9000, burst_bytes=3000, frame_bytes=1464, delay_frames=1000)
@@ -119,6 +125,49 @@ def test_a_layer_is_made_with_those_below_it_and_the_rest_stays() -> None:
     assert sent(delayed, marked) == [(RED, 0x2002_0001), (FIFO, 0x4002_0001)]
     assert sent(marked, replace(marked, delay_us=2)) == [(NETEM, CLASS | ALL)]
     assert sent(marked, replace(marked, ecn_bytes=8, queue_bytes=9001)) == [(RED, 0x2002_0001), (FIFO, 0x4002_0001)]
+
+
+class Attributes(dict[str, Any]):
+    """A message of the kernel."""
+
+    def get_attr(self, name: str) -> Any:
+        return self.get(name)
+
+
+def qdisc(kind: str, parent: int, handle: int, waiting: int) -> Attributes:
+    counters = Attributes(TCA_STATS_QUEUE={"backlog": waiting})
+    return Attributes(parent=parent, handle=handle, TCA_KIND=kind, TCA_STATS2=counters)
+
+
+class NoNetlink:
+    """A socket that takes each message."""
+
+    def __init__(self) -> None:
+        self.messages: list[Any] = []
+
+    def change(self, messages: Sequence[Any]) -> None:
+        self.messages += messages
+
+
+def test_frames_that_are_only_delayed_hold_up_no_new_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """netem counts them, and keeps them. The frames in the queue below, where `ecn` needs a layer, pass first."""
+    before, waiting = replace(PLAIN, delay_us=10**7), [5000, 3000, 0, 0, 0]
+    found = {ALL: replace(reading(before), waiting_bytes=10**6)}
+    direction = ShapedDirection("vp-lab-1", "to", "vi-lab-1", (replace(before, ecn_bytes=9),))
+
+    def read_qdiscs(_: object) -> dict[int, list[Attributes]]:
+        root = qdisc("htb", ROOT, CLASS, 0)
+        netem = qdisc(NETEM, CLASS | ALL, 0x2002_0000, 10**6)
+        return {7: [root, netem, qdisc(FIFO, 0x2002_0001, 0x0002_0000, waiting.pop(0))]}
+
+    monkeypatch.setattr(queue_messages, "read_qdiscs", read_qdiscs)
+    monkeypatch.setattr(queue_messages, "read_queues", lambda *_: found.values())
+    netlink: Any = NoNetlink()
+    present: Any = {"vp-lab-1": SimpleNamespace(index=7)}
+    assert shaper._empty(netlink, direction, present, found) == found
+    assert waiting == [0, 0]
+    (opened,) = netlink.messages
+    assert opened["handle"] == CLASS | ALL
 
 
 def test_a_layer_without_work_stays() -> None:

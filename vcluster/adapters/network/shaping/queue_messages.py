@@ -171,6 +171,12 @@ def read_queues(
             yield _reading(each, interface, _layers_below(each["handle"], by_parent))
 
 
+def waiting_bytes(qdiscs: Sequence[Message], major: int, number: int, kind: str) -> int:
+    """The bytes that wait in one layer of a class; 0 if it has no such layer."""
+    found = _layers_below(major << 16 | number, {each["parent"]: each for each in qdiscs}).get(kind)
+    return int(found.get_attr("TCA_STATS2").get_attr("TCA_STATS_QUEUE")["backlog"]) if found else 0
+
+
 def _layers_below(parent: int, by_parent: Mapping[int, Message]) -> dict[str, Message]:
     """The layers of a class, by kind, from top to bottom."""
     found: dict[str, Message] = {}

@@ -38,7 +38,7 @@ from vcluster.adapters.network.nftables_messages import open_socket as open_tabl
 from vcluster.adapters.network.readings.table_state import AS_PLANNED, table_states
 from vcluster.adapters.network.shaping import frame_rules, queue_messages
 from vcluster.adapters.network.shaping.link_lock import locked
-from vcluster.adapters.network.shaping.traffic_spec import MAJORS, ShapedDirection
+from vcluster.adapters.network.shaping.traffic_spec import MAJORS, Flow, ShapedDirection
 from vcluster.model.spec import TO
 from vcluster.model.survey_answer import LinkLimits, QueueReading
 
@@ -130,24 +130,28 @@ def _empty(
 ) -> dict[int, QueueReading] | None:
     """Let the frames pass that wait where a layer is missing: the kernel drops them when it is made.
 
-    Returns the queues as they are then: their classes have no rate, until `changes` gives it back.
+    Frames in layers above it stay. Returns the queues as they are then: their classes have no rate, until `changes`
+    gives it back.
     """
     index, major = present[each.interface].index, each.major
-    flows = [
-        flow
-        for flow in each.queued
-        if found and flow.number in found and queue_messages.split_layers(flow, found[flow.number])[1]
-    ]
-    if not flows or not found:
+    replaced: dict[Flow, str] = {}  # the uppermost layer that is replaced
+    for flow in each.queued:
+        if found and flow.number in found:
+            one = found[flow.number]
+            stays, made = queue_messages.split_layers(flow, one)
+            if made:
+                replaced[flow] = next(iter(one.layers[len(stays) :]), "")
+    if not replaced:
         return found
-    netlink.change([queue_messages.opened(index, major, flow) for flow in flows])
+    netlink.change([queue_messages.opened(index, major, flow) for flow in replaced])
     deadline = time.monotonic() + EMPTY_S
-    while opened := _queues_of(netlink, each, present, queue_messages.read_qdiscs(netlink)):
-        waiting = sum(opened[flow.number].waiting_bytes for flow in flows)
-        if waiting == 0 or time.monotonic() > deadline:
-            break
+    while True:
+        qdiscs = queue_messages.read_qdiscs(netlink)
+        own = qdiscs.get(index, ())
+        waiting = (queue_messages.waiting_bytes(own, major, flow.number, kind) for flow, kind in replaced.items())
+        if not any(waiting) or time.monotonic() > deadline:
+            return _queues_of(netlink, each, present, qdiscs)
         time.sleep(0.001)
-    return opened
 
 
 def _surplus(
