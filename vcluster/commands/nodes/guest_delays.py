@@ -23,23 +23,54 @@ _LIMITS = GUEST_FIELDS[:3]
 Found = dict[str, dict[str, int]]  # by direction
 
 
+def end(context: Context, fleet: Fleet, before: Plan, after: Plan) -> None:
+    """End the delays of nodes that have some in the plan `before`, and none in the plan `after`.
+
+    This comes before the ledger has the plan `after`, so a command that ends early leaves no delay that no ledger has.
+    Raises VclusterError if a running node still has one.
+    """
+    hint = f"vcluster link reset --name {after.name}, when they answer"
+    _apply(context, fleet, after, _ending(before, after), "nodes still delay frames", hint)
+
+
+def _ending(before: Plan, after: Plan) -> list[Node]:
+    return [
+        node
+        for node in after.nodes
+        if traffic_plan.guest_delays(before, node.name) and not traffic_plan.guest_delays(after, node.name)
+    ]
+
+
 def make(context: Context, fleet: Fleet, before: Plan, after: Plan, names: Sequence[str]) -> list[LinkReading]:
     """Give these nodes the delays of the plan `after`, if either plan has some in nodes. Returns what nodes then have.
 
-    A node that is off gets them when it is configured. Raises VclusterError if a running node does not have them.
+    Those whose delays `end` ended are left out. A node that is off gets them when it is configured. Raises
+    VclusterError if a running node does not have them.
     """
     if not (before.delays_in_guest or after.delays_in_guest):
         return []
     # The place of all delays may have changed.
     chosen = [node for node in after.nodes if node.name in names or before.delays_in_guest != after.delays_in_guest]
+    ended = _ending(before, after)
+    remaining = [node for node in chosen if node not in ended]
+    hint = f"vcluster repair {after.name}"
+    return traffic_plan.guest_readings(_apply(context, fleet, after, remaining, "nodes lack their delays", hint))
+
+
+def _apply(
+    context: Context, fleet: Fleet, plan: Plan, chosen: Sequence[Node], fault: str, hint: str
+) -> dict[str, Found]:
+    """Give those of these nodes that are up the delays of the plan. Returns what they have, by node."""
+    if not chosen:
+        return {}
     powers = powers_of(fleet, chosen)
     running = [node for node in chosen if powers[node.name].state == RUNNING]
 
     def work(node: Node) -> Found:
         deadline = Deadline(NODE_TIMEOUT_S)
-        with sessions(context, after, [node], user="root", deadline=deadline, fleet=fleet) as opened:
-            node_links.apply_delays(opened[node.name], after, node)
-            return _required(after, node, node_links.read_delays(opened[node.name]))
+        with sessions(context, plan, [node], user="root", deadline=deadline, fleet=fleet) as opened:
+            node_links.apply_delays(opened[node.name], plan, node)
+            return _required(plan, node, node_links.read_delays(opened[node.name]))
 
     outcomes = parallel.outcomes(running, work)
     failed = [
@@ -48,9 +79,8 @@ def make(context: Context, fleet: Fleet, before: Plan, after: Plan, names: Seque
         if isinstance(outcome, VclusterError)
     ]
     if failed:
-        raise VclusterError(f"nodes lack their delays: {'; '.join(failed)}", hint=f"vcluster repair {after.name}")
-    found = {node.name: outcome for node, outcome in zip(running, outcomes, strict=True) if isinstance(outcome, dict)}
-    return traffic_plan.guest_readings(found)
+        raise VclusterError(f"{fault}: {'; '.join(failed)}", hint=hint)
+    return {node.name: outcome for node, outcome in zip(running, outcomes, strict=True) if isinstance(outcome, dict)}
 
 
 def _required(plan: Plan, node: Node, found: Found) -> Found:

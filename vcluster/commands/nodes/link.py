@@ -104,10 +104,11 @@ def _changing(context: Context, name: str) -> Iterator[tuple[Fleet, Ledger]]:
 def _change(context: Context, fleet: Fleet, ledger: Ledger, plan: Plan) -> None:
     """Carry out the limits of a plan and write the ledger.
 
-    The ledger has limits as long as the kernel has some, and offloads are off as long as the ledger has limits. So
-    `repair` ends the work of a command that was killed.
+    The ledger has limits as long as a kernel has some, and offloads are off as long as the ledger has limits. So
+    `repair` and `reset` end the work of a command that was killed.
     """
     server, files = fleet[plan.switch.server], context.files(plan.name)
+    guest_delays.end(context, fleet, ledger.plan, plan)
     if plan.links:
         _set_offloads(context, fleet, plan, with_nodes=not ledger.plan.links)
     else:
