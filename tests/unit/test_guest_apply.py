@@ -404,6 +404,7 @@ def test_other_lines_of_a_table_keep_their_bytes(tmp_path: Path) -> None:
 def test_a_service_is_removed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[list[str]] = []
     monkeypatch.setattr(apply, "run", ran.append)
+    monkeypatch.setattr(apply, "UNITS", str(tmp_path))
     unit, program = tmp_path / "my.service", tmp_path / "my.py"
     unit.touch()
     action = {"do": "no_service", "unit": "my.service", "paths": [str(unit), str(program)]}
@@ -411,3 +412,42 @@ def test_a_service_is_removed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert ran == [["systemctl", "disable", "--now", "my.service"], ["systemctl", "daemon-reload"]]
     assert not unit.exists()
     assert apply.apply([action]) == []
+
+
+@pytest.mark.parametrize("is_unit_lost", [False, True], ids=["killed", "root removed the unit"])
+def test_a_service_is_removed_after_an_end_at_any_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_unit_lost: bool
+) -> None:
+    """systemctl fails without the unit, so a second run fails if a first one removed the unit before another file."""
+    unit, program, link = (tmp_path / name for name in ("my.service", "my.py", "multi-user.target.wants/my.service"))
+    link.parent.mkdir()
+    for path in (unit, program):
+        path.touch()
+    link.symlink_to(unit)
+    stopped: list[list[str]] = []
+
+    def run(argv: list[str]) -> None:
+        if argv[1] == "disable":
+            if not unit.exists():
+                raise RuntimeError("systemctl disable --now my.service: Unit file my.service does not exist.")
+            if link.is_symlink():
+                os.remove(link)
+
+    def unlink(path: str) -> None:
+        os.remove(path)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(apply, "UNITS", str(tmp_path))
+    monkeypatch.setattr(apply, "run", run)
+    monkeypatch.setattr(apply.subprocess, "run", lambda argv, **_: stopped.append(argv))
+    action = {"do": "no_service", "unit": "my.service", "paths": [str(unit), str(program)]}
+    if is_unit_lost:
+        unit.unlink()
+    else:
+        with monkeypatch.context() as patched:
+            patched.setattr(apply.os, "unlink", unlink)
+            with pytest.raises(KeyboardInterrupt):
+                apply.apply([action])
+    assert apply.apply([action]) == ["my.service"]
+    assert [path for path in (unit, program, link) if path.is_symlink() or path.exists()] == []
+    assert stopped == ([["systemctl", "stop", "my.service"]] if is_unit_lost else [])

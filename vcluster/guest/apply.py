@@ -219,19 +219,31 @@ def do_service(action: Action, changed: list[str]) -> None:
 
 
 def do_no_service(action: Action, changed: list[str]) -> None:
+    """End a service and remove its files: the unit last, because systemctl cannot disable a service without it."""
     if not any(map(os.path.exists, action["paths"])):
         return
-    run(["systemctl", "disable", "--now", action["unit"]])
-    for path in action["paths"]:
+    unit = f"{UNITS}/{action['unit']}"
+    if os.path.exists(unit):
+        run(["systemctl", "disable", "--now", action["unit"]])
+    else:  # root of the node removed it; systemd may still have it in memory
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(wanted_link(action["unit"]))
+        subprocess.run(["systemctl", "stop", action["unit"]], capture_output=True, check=False)
+    for path in sorted(action["paths"], key=lambda path: bool(path == unit)):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
     run(["systemctl", "daemon-reload"])
     changed.append(action["unit"])
 
 
+def wanted_link(unit: str) -> str:
+    """The link by which systemd starts a unit at each boot."""
+    return f"{UNITS}/multi-user.target.wants/{unit}"
+
+
 def enable(unit: str) -> None:
     """Make the link of `systemctl enable` for multi-user.target. systemctl takes a second under emulation."""
-    link = f"{UNITS}/multi-user.target.wants/{unit}"
+    link = wanted_link(unit)
     if os.path.islink(link):
         return
     paths = [f"{folder}/{unit}" for folder in (UNITS, "/lib/systemd/system")]
