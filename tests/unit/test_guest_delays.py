@@ -41,9 +41,11 @@ class World:
         self.files.write_ledger(Ledger(VERSION, "ready", "", plan))
         self.delays: dict[str, Any] = {node.name: traffic_plan.guest_delays(plan, node.name) for node in plan.nodes}
         self.silent: set[str] = set()
+        self.change: dict[str, int] = {}  # of what the kernel of a node has
         monkeypatch.setattr(link.servers, "require_rights", lambda _: None)
         monkeypatch.setattr(link.shaping, "read", lambda *_: ([], set()))
         monkeypatch.setattr(link.shaping, "apply", lambda *_: None)
+        monkeypatch.setattr(link.shaping, "placed", lambda _, plan: replace(plan, delays_in_guest=True))
         monkeypatch.setattr(link, "_set_offloads", lambda *_, **__: None)
         monkeypatch.setattr(guest_delays, "powers_of", self._powers_of)
         monkeypatch.setattr(guest_delays, "sessions", self._sessions)
@@ -67,9 +69,12 @@ class World:
         self.delays[node.name] = traffic_plan.guest_delays(plan, node.name)
 
     def _read(self, name: str) -> dict[str, dict[str, int]]:
+        """What tc prints: six digits of each time."""
         counters = dict.fromkeys(traffic_plan.GUEST_FIELDS, 0)
         return {
-            direction: counters | dict(zip(traffic_plan.GUEST_FIELDS, limits, strict=False))
+            direction: counters
+            | dict(zip(traffic_plan.GUEST_FIELDS, (round(float(f"{limit:.6g}")) for limit in limits), strict=False))
+            | self.change
             for direction, limits in self.delays[name].items()
         }
 
@@ -110,3 +115,17 @@ def test_the_ledger_keeps_the_delay_of_a_node_that_does_not_answer(world: World)
     world.silent = set()
     assert link.reset(world.context, "lab", ()) == NODES
     assert world.delaying == []
+
+
+@pytest.mark.parametrize("delay_us", [1, 1_234_567, 9_999_999])
+def test_a_delay_is_right_if_it_has_the_digits_that_tc_prints(world: World, delay_us: int) -> None:
+    changes = {"from": {"delay_us": delay_us, "jitter_us": min(delay_us, 1_234_567)}}
+    (found,) = [one for one in link.set_limits(world.context, "lab", ["node1"], changes) if one.direction == "from"]
+    assert found.delay_us == float(f"{delay_us:.6g}")
+
+
+@pytest.mark.parametrize("change", [{"delay_us": 1_234_600}, {"delay_frames": 999}, {"jitter_us": 1}])
+def test_another_delay_is_an_error(world: World, change: dict[str, int]) -> None:
+    world.change = change
+    with pytest.raises(VclusterError, match=r"^nodes lack their delays: node1: its kernel has other delays than the"):
+        link.set_limits(world.context, "lab", ["node1"], {"from": {"delay_us": 1_234_567}})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from vcluster.commands.nodes.access import sessions
@@ -19,6 +20,7 @@ from vcluster.util.deadline import Deadline
 
 NODE_TIMEOUT_S = 60.0  # for a login and two programs in a node
 _LIMITS = GUEST_FIELDS[:3]
+_TC_PRECISION = 1e-5
 
 Found = dict[str, dict[str, int]]  # by direction
 
@@ -84,9 +86,17 @@ def _apply(
 
 
 def _required(plan: Plan, node: Node, found: Found) -> Found:
-    """What the kernel of a node has. Raises VclusterError if it is not what is planned."""
-    present = {direction: tuple(one[name] for name in _LIMITS) for direction, one in found.items()}
-    if present != traffic_plan.guest_delays(plan, node.name):
+    """What the kernel of a node has. Raises VclusterError if it is not what is planned.
+
+    tc prints six digits of a time.
+    """
+    planned = traffic_plan.guest_delays(plan, node.name)
+    present = {direction: [one[name] for name in _LIMITS] for direction, one in found.items()}
+    if present.keys() != planned.keys() or not all(
+        math.isclose(value, wanted, rel_tol=_TC_PRECISION)
+        for direction, values in present.items()
+        for value, wanted in zip(values, planned[direction], strict=True)
+    ):
         raise VclusterError("its kernel has other delays than the plan")
     return found
 
