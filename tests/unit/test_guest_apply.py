@@ -9,6 +9,7 @@ import pwd
 import socket
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -430,11 +431,10 @@ def test_a_service_is_removed_after_an_end_at_any_file(
         if argv[1] == "disable":
             if not unit.exists():
                 raise RuntimeError("systemctl disable --now my.service: Unit file my.service does not exist.")
-            if link.is_symlink():
-                os.remove(link)
+            link.unlink(missing_ok=True)
 
     def unlink(path: str) -> None:
-        os.remove(path)
+        Path(path).unlink()
         raise KeyboardInterrupt
 
     monkeypatch.setattr(apply, "UNITS", str(tmp_path))
@@ -445,7 +445,7 @@ def test_a_service_is_removed_after_an_end_at_any_file(
         unit.unlink()
     else:
         with monkeypatch.context() as patched:
-            patched.setattr(apply.os, "unlink", unlink)
+            patched.setattr(apply, "os", SimpleNamespace(**{**vars(os), "unlink": unlink}))
             with pytest.raises(KeyboardInterrupt):
                 apply.apply([action])
     assert apply.apply([action]) == ["my.service"]

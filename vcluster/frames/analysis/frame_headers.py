@@ -55,7 +55,7 @@ def kind_of(data: bytes) -> int:
 def identity(data: bytes, length: int) -> tuple[bytes, int]:
     """What a frame has in common at both of its ports.
 
-    Checksums are left out, because nodes leave them to a network card. ECN is left out, because the switch marks frames.
+    Checksums are left out, because nodes leave them to a network card; ECN too, because the switch marks frames.
     TCP headers tell frames apart, so their data is left out too: a frame may be cut at different lengths.
     """
     kind = data[12:14]
