@@ -8,13 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vcluster.adapters.network.shaping.traffic_spec import PPM
 from vcluster.errors import RequestError
 from vcluster.model.spec import Link, LinkShape
 from vcluster.planning import link_spec
 
 KEYS = "rate=, queue=, loss=, ecn=, delay=, jitter=, duplicate=, reorder=, corrupt=, burst-loss="
-parts, times = st.integers(0, link_spec.PPM), st.integers(0, link_spec.DELAY_MAX)
-bursts = st.just((0, 0)) | st.tuples(st.integers(1, link_spec.PPM // 2), st.integers(1, link_spec.BURST_MAX))
+parts, times = st.integers(0, PPM), st.integers(0, link_spec.DELAY_MAX)
+bursts = st.just((0, 0)) | st.tuples(st.integers(12, PPM // 2), st.integers(1, link_spec.BURST_MAX))
 shapes = st.builds(
     lambda burst, **values: LinkShape(burst_loss_ppm=burst[0], burst_frames=burst[1], **values),
     bursts,
@@ -55,6 +56,8 @@ def test_what_is_written_is_read_as_the_same_limits(shape: LinkShape) -> None:
         ("ecn=20KiB", LinkShape(ecn_bytes=20480)),
         ("duplicate=1%,reorder=2%,corrupt=3%", LinkShape(duplicate_ppm=10_000, reorder_ppm=20_000, corrupt_ppm=30_000)),
         ("burst-loss=0.5%x4", LinkShape(burst_loss_ppm=5000, burst_frames=4)),
+        ("burst-loss=0.0001%x1", LinkShape(burst_loss_ppm=1, burst_frames=1)),
+        ("burst-loss=0.0012%x1000", LinkShape(burst_loss_ppm=12, burst_frames=1000)),
         ("burst-loss=none", LinkShape()),
     ],
 )
@@ -99,6 +102,8 @@ def test_a_missing_limit_is_that_for_all_frames() -> None:
         ("burst-loss=1%", "--from: burst-loss: '1%' is not a part and a number of frames"),
         ("burst-loss=1%x0", "--from: burst-loss: '1%x0' is out of range"),
         ("burst-loss=1%x1001", "--from: burst-loss: '1%x1001' is out of range"),
+        ("burst-loss=0.0001%x1000", "--from: burst-loss: the kernel rounds '0.0001%x1000' by more than 1%"),
+        ("burst-loss=0.0003%x900", "--from: burst-loss: the kernel rounds '0.0003%x900' by more than 1%"),
         ("burst-loss=51%x4", "--from: burst-loss: '51%' is out of range"),
         ("queue=2000MiB", "--from: queue: '2000MiB' is out of range"),
         ("queue=1KiB,queue=2KiB", "--from: queue is given twice"),

@@ -16,7 +16,7 @@ from pyroute2.netlink.rtnl.tcmsg import tcmsg
 from tests import samples
 from vcluster.adapters.network.shaping import queue_messages
 from vcluster.adapters.network.shaping.queue_layers import NETEM, RED, layers, read_netem, read_red
-from vcluster.adapters.network.shaping.traffic_spec import ALL, FIRST_PEER, MAJORS, Flow, directions
+from vcluster.adapters.network.shaping.traffic_spec import ALL, FIRST_PEER, MAJORS, PPM, Flow, directions
 from vcluster.cli.output import network_report
 from vcluster.errors import ConflictError, MissingError, RequestError, VclusterError
 from vcluster.model import codec
@@ -72,8 +72,8 @@ def as_decoded(kind: str, flow: Flow) -> Any:
 
 
 names = st.sampled_from(["node1", "node2", "node3"])
-parts, times = st.integers(0, link_spec.PPM), st.integers(1, link_spec.DELAY_MAX)
-bursts = st.just((0, 0)) | st.tuples(st.integers(1, link_spec.PPM // 2), st.integers(1, link_spec.BURST_MAX))
+parts, times = st.integers(0, PPM), st.integers(1, link_spec.DELAY_MAX)
+bursts = st.just((0, 0)) | st.tuples(st.integers(12, PPM // 2), st.integers(1, link_spec.BURST_MAX))
 
 
 @st.composite

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from decimal import Decimal
 
+from vcluster.adapters.network.shaping.traffic_spec import PPM, burst_chances
 from vcluster.errors import RequestError
 from vcluster.model import naming
 from vcluster.model.quoting import shown
@@ -22,7 +23,7 @@ QUEUE_MAX = 2**30
 DELAY_MAX = 10 * 10**6  # microseconds
 JITTER_MAX = 2 * 10**6  # the kernel keeps at most 2³¹ ns
 BURST_MAX = 1000  # frames
-PPM = 10**6
+BURST_PRECISION = 0.01
 
 _RATES = {"gbit": 10**9, "mbit": 10**6, "kbit": 10**3, "bit": 1}
 _SIZES = {"MiB": 2**20, "KiB": 2**10, "B": 1}
@@ -158,7 +159,14 @@ def _values(key: _Key, text: str, place: str) -> Changes:
         raise RequestError(f"{place}: {shown(text)} is not a part and a number of frames", hint="for example 1%x4")
     if not 1 <= int(found[2]) <= BURST_MAX:
         raise RequestError(f"{place}: {shown(text)} is out of range", hint=key.limits)
-    return {key.field: _value(key, found[1], place), key.factor: int(found[2])}
+    part, frames = _value(key, found[1], place), int(found[2])
+    chance, _ = burst_chances(part, frames)
+    if abs(round(chance) - chance) > chance * BURST_PRECISION:
+        raise RequestError(
+            f"{place}: the kernel rounds {shown(text)} by more than {BURST_PRECISION:.0%}",
+            hint="give a larger part, or fewer frames",
+        )
+    return {key.field: part, key.factor: frames}
 
 
 def _value(key: _Key, text: str, place: str) -> int:

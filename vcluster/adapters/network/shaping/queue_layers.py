@@ -14,7 +14,7 @@ from pyroute2.netlink.rtnl.tcmsg import plugins
 from pyroute2.netlink.rtnl.tcmsg.common import stats2
 
 from vcluster.adapters.network.netlink_socket import Message
-from vcluster.adapters.network.shaping.traffic_spec import PPM, Flow
+from vcluster.adapters.network.shaping.traffic_spec import CHANCES, PPM, Flow, burst_chances
 from vcluster.model.spec import NETEM_FIELDS
 
 NETEM, RED, FIFO = "netem", "red", "bfifo"
@@ -23,7 +23,6 @@ HANDLES = {NETEM: 0x2000, RED: 0x4000, FIFO: 0}
 # By layer, the fields of a flow that it has.
 FIELDS = {NETEM: (*NETEM_FIELDS, "delay_frames"), RED: ("ecn_bytes",), FIFO: ("queue_bytes",)}
 TICK_NS = 64  # the unit of times in messages (PSCHED_SHIFT)
-_U32 = 2**32 - 1
 _ECN, _NODROP = 1, 8  # TC_RED_ECN, TC_RED_NODROP
 _NO_MARK = 2**30  # a threshold that no queue reaches: the largest queue has this size
 _FORGET = bytes([31]) * 256  # when the queue was empty, its average is zero (net/red.h: the average is shifted by 31)
@@ -120,9 +119,8 @@ def _netem(flow: Flow) -> dict[str, Any]:
         (name, {"probability": _part(ppm), "correlation": 0}) for name, ppm in parts.items()
     ]
     if flow.burst_loss_ppm:
-        leave = 1 / flow.burst_frames
-        enter = leave * flow.burst_loss_ppm / (PPM - flow.burst_loss_ppm)
-        model = {"p": round(enter * _U32), "r": round(leave * _U32), "h": 0, "k1": 0}
+        enter, leave = map(round, burst_chances(flow.burst_loss_ppm, flow.burst_frames))
+        model = {"p": enter, "r": leave, "h": 0, "k1": 0}
         attributes.append(("TCA_NETEM_LOSS", {"attrs": [("NETEM_LOSS_GE", model)]}))
     return {
         "delay": _ticks(flow.delay_us),
@@ -149,7 +147,7 @@ def _red(flow: Flow) -> dict[str, Any]:
         "attrs": [
             ("TCA_RED_PARMS", parameters),
             ("TCA_RED_STAB", _FORGET),
-            ("TCA_RED_MAX_P", _U32),
+            ("TCA_RED_MAX_P", CHANCES),
             ("TCA_RED_FLAGS", {"chosen": flags, "selector": flags}),
         ]
     }
@@ -160,7 +158,7 @@ def _ticks(us: int) -> int:
 
 
 def _part(ppm: int) -> int:
-    return round(ppm * _U32 / PPM)
+    return round(ppm * CHANCES / PPM)
 
 
 # Reading
@@ -180,7 +178,7 @@ def read_netem(found: Message) -> dict[str, int]:
         "reorder_ppm": _ppm(reorder["probability"]) if reorder and options["gap"] else 0,
         "corrupt_ppm": _ppm(corrupt["probability"]) if corrupt else 0,
         "burst_loss_ppm": round(PPM * enter / (enter + leave)) if enter else 0,
-        "burst_frames": round(_U32 / leave) if leave else 0,
+        "burst_frames": round(CHANCES / leave) if leave else 0,
         "delay_frames": options["limit"],
     }
 
@@ -196,4 +194,4 @@ def read_red(found: Message) -> dict[str, int]:
 
 
 def _ppm(part: int) -> int:
-    return round(part * PPM / _U32)
+    return round(part * PPM / CHANCES)

@@ -18,8 +18,15 @@ from vcluster.model.spec import FROM, NETEM_FIELDS, TO
 MAJORS = {FROM: 0x7643, TO: 0x7644}
 ALL = 2  # the number of the queue for frames without an own one; 1 is the first class of many examples of tc
 PPM = 10**6
+CHANCES = 2**32 - 1  # the kernel counts a chance of netem in parts of this number
 UNLIMITED_BITS = 8 * (2**32 - 1)  # the rate of a class that has none: the largest in 32 bits of bytes a second
 FIRST_PEER = 0x1000  # added to the index of a node, it is the number of the queue for frames of that peer
+
+
+def burst_chances(loss_ppm: int, frames: int) -> tuple[float, float]:
+    """The chances of a frame to begin a burst of lost frames, and to end one, in parts of CHANCES."""
+    end = CHANCES / frames
+    return end * loss_ppm / (PPM - loss_ppm), end
 
 
 @dataclass(frozen=True, slots=True)
