@@ -121,7 +121,7 @@ def test_a_checksum_that_is_completed_in_the_switch_is_no_difference(tmp_path: P
 
 @pytest.mark.parametrize("before", [1, 2])
 def test_a_mark_of_the_switch_is_no_difference(tmp_path: Path, before: int) -> None:
-    """The switch changes ECT to CE, and completes the checksum of IPv4. Other bits of the byte still count."""
+    """The switch sets both bits of ECN, and completes the checksum of IPv4. Other bits of the byte still count."""
     made = Recording(2)
     ip6 = mac(2) + mac(1) + b"\x86\xdd\x60" + bytes(39)
     options = ipv4(1, 2, 17, bytes(12))

@@ -23,7 +23,6 @@ QUEUE_MAX = 2**30
 DELAY_MAX = 10 * 10**6  # microseconds
 JITTER_MAX = 2 * 10**6  # the kernel keeps at most 2³¹ ns
 BURST_MAX = 1000  # frames
-BURST_PRECISION = 0.01
 
 _RATES = {"gbit": 10**9, "mbit": 10**6, "kbit": 10**3, "bit": 1}
 _SIZES = {"MiB": 2**20, "KiB": 2**10, "B": 1}
@@ -161,9 +160,9 @@ def _values(key: _Key, text: str, place: str) -> Changes:
         raise RequestError(f"{place}: {shown(text)} is out of range", hint=key.limits)
     part, frames = _value(key, found[1], place), int(found[2])
     chance, _ = burst_chances(part, frames)
-    if abs(round(chance) - chance) > chance * BURST_PRECISION:
+    if abs(round(chance) - chance) > chance / 100:
         raise RequestError(
-            f"{place}: the kernel rounds {shown(text)} by more than {BURST_PRECISION:.0%}",
+            f"{place}: the kernel rounds {shown(text)} by more than 1 %",
             hint="give a larger part, or fewer frames",
         )
     return {key.field: part, key.factor: frames}

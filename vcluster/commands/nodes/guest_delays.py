@@ -31,8 +31,10 @@ def end(context: Context, fleet: Fleet, before: Plan, after: Plan) -> None:
     This comes before the ledger has the plan `after`, so a command that ends early leaves no delay that no ledger has.
     Raises VclusterError if a running node still has one.
     """
-    hint = f"vcluster link reset --name {after.name}, when they answer"
-    _apply(context, fleet, after, _ending(before, after), "nodes still delay frames", hint)
+    _, failed = _apply(context, fleet, after, _ending(before, after))
+    if failed:
+        hint = f"vcluster link reset --name {after.name}, when they answer"
+        raise VclusterError(f"nodes still delay frames: {failed}", hint=hint)
 
 
 def _ending(before: Plan, after: Plan) -> list[Node]:
@@ -54,17 +56,16 @@ def make(context: Context, fleet: Fleet, before: Plan, after: Plan, names: Seque
     # The place of all delays may have changed.
     chosen = [node for node in after.nodes if node.name in names or before.delays_in_guest != after.delays_in_guest]
     ended = _ending(before, after)
-    remaining = [node for node in chosen if node not in ended]
-    hint = f"vcluster repair {after.name}"
-    return traffic_plan.guest_readings(_apply(context, fleet, after, remaining, "nodes lack their delays", hint))
+    found, failed = _apply(context, fleet, after, [node for node in chosen if node not in ended])
+    if failed:
+        raise VclusterError(f"nodes lack their delays: {failed}", hint=f"vcluster repair {after.name}")
+    return traffic_plan.guest_readings(found)
 
 
-def _apply(
-    context: Context, fleet: Fleet, plan: Plan, chosen: Sequence[Node], fault: str, hint: str
-) -> dict[str, Found]:
-    """Give those of these nodes that are up the delays of the plan. Returns what they have, by node."""
+def _apply(context: Context, fleet: Fleet, plan: Plan, chosen: Sequence[Node]) -> tuple[dict[str, Found], str]:
+    """Give those of these nodes that are up the delays of the plan. Returns these by node, and errors as a text."""
     if not chosen:
-        return {}
+        return {}, ""
     powers = powers_of(fleet, chosen)
     running = [node for node in chosen if powers[node.name].state == RUNNING]
 
@@ -80,9 +81,8 @@ def _apply(
         for node, outcome in zip(running, outcomes, strict=True)
         if isinstance(outcome, VclusterError)
     ]
-    if failed:
-        raise VclusterError(f"{fault}: {'; '.join(failed)}", hint=hint)
-    return {node.name: outcome for node, outcome in zip(running, outcomes, strict=True) if isinstance(outcome, dict)}
+    found = {node.name: outcome for node, outcome in zip(running, outcomes, strict=True) if isinstance(outcome, dict)}
+    return found, "; ".join(failed)
 
 
 def _required(plan: Plan, node: Node, found: Found) -> Found:
