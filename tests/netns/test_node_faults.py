@@ -143,6 +143,56 @@ def test_a_link_flaps_and_is_healed_by_the_kernel(lab: tuple[Host, Host]) -> Non
     assert host.json("fault", "show") == []
 
 
+def test_a_flap_whose_process_is_killed_is_shown_and_healed(lab: tuple[Host, Host]) -> None:
+    """Until the kernel ends it, the link gets no second one."""
+    host, _ = lab
+    host.vcluster("fault", "flap", "node1", "--down", "1000", "--times", "1")
+    host.sh(f"kill -9 $({HOLDERS})")
+    (found,) = host.json("fault", "show")
+    assert (found["fault"], found["nodes"]) == ("flap", ["node1"])
+    assert 0 < found["left_s"] <= 1000
+    done = host.vcluster("fault", "flap", "node1", check=False)
+    assert done.returncode == 4
+    assert "node1 has this fault already: flap node1, " in done.stderr
+    assert host.json("fault", "heal", "node1") == {"name": "lab", "healed": ["node1"]}
+
+
+def test_a_fault_that_does_not_end_stops_no_other_end(lab: tuple[Host, Host]) -> None:
+    """virsh fails: the process on the server stays and ends the fault after its time, and the links are healed."""
+    host, place = lab
+    for arguments in (("pause", "node1"), ("cut", "node2")):
+        host.vcluster("fault", *arguments, "--for", "1000")
+    place.sh("mount --bind /bin/false $(command -v virsh)")
+    try:
+        done = host.vcluster("fault", "heal", check=False)
+    finally:
+        place.sh("umount $(command -v virsh)")
+    assert done.returncode == 1
+    assert "virsh failed with exit code 1" in done.stderr
+    (found,) = host.json("fault", "show")
+    assert (found["fault"], found["nodes"]) == ("pause", ["node1"])
+    assert 0 < found["left_s"] <= 1000
+    assert host.json("fault", "heal") == {"name": "lab", "healed": ["node1"]}
+
+
+def test_a_node_that_goes_off_during_the_begin_keeps_its_definition(lab: tuple[Host, Host]) -> None:
+    _, place = lab
+    mac = place.sh("virsh -q domiflist lab.node1 | grep vp-lab | awk '{print $5}'").strip()
+    program = f"""
+from vcluster.agent.faults import node_faults
+from vcluster.errors import VclusterError
+try:
+    node_faults.apply(node_faults.FaultRecord("unplug", "label", "node1", "lab.node1", {mac!r}))
+except VclusterError as error:
+    print(error.message)
+"""
+    place.sh("virsh -q destroy lab.node1")
+    done = place.server.run([place.program[0], "-c", program], timeout_s=60, env=ENVIRONMENT)
+    assert "virsh failed" in done.stdout
+    assert "down" not in place.sh(f"virsh -q domif-getlink --config lab.node1 {mac}")
+    place.sh("virsh -q start lab.node1")
+
+
 def test_a_command_that_waits_for_the_lock_begins_nothing_when_it_is_killed(lab: tuple[Host, Host]) -> None:
     """Otherwise its fault could begin after `heal` or `clear`."""
     host, _ = lab

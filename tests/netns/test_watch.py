@@ -245,9 +245,16 @@ def test_a_record_has_the_same_lines(lab: Lab) -> None:
     lab.host.sh("echo kept >/run/kept")
     lab.host.vcluster("watch", "other", "--record", "/run/kept", check=False)
     assert lab.host.sh("cat /run/kept") == "kept\n"
-    refused = lab.host.vcluster("watch", "--record", "/nowhere/x", check=False)
-    assert refused.returncode == 3
-    assert "cannot write /nowhere/x" in refused.stderr
+    lab.host.sh("mkdir /run/small; mount -t tmpfs -o size=4k tmpfs /run/small")
+    for path, reason in (
+        ("/nowhere/x", "No such file or directory"),
+        ("/run/small/x", "No space left on device"),
+        ("/dev/null", "it is not a regular file"),
+    ):
+        refused = lab.host.vcluster("watch", "--record", path, "--every", "0.1", check=False)
+        assert refused.returncode == 3
+        assert f"cannot write {path}: {reason}" in refused.stderr
+    lab.host.sh("umount /run/small; rmdir /run/small")
 
 
 def test_without_a_terminal_the_table_is_refused(lab: Lab) -> None:

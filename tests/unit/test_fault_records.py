@@ -70,8 +70,11 @@ class Libvirt:
             link = ET.fromstring(stdin).find("link")
             assert link is not None
             self.set(domain, self.state(domain)[0], link=link.get("state", ""))
-        elif command == "domif-setlink" and self.state(domain)[0] == "off":
-            self.definitions_changed.append(domain)
+        elif command == "domif-setlink":
+            if self.state(domain)[0] == "off":
+                self.definitions_changed.append(domain)
+            else:
+                self.set(domain, self.state(domain)[0], link=argv[-1])
         else:
             self.set(domain, {"suspend": "paused", "resume": "running"}[command])
         return Completed(0, "", "")
@@ -325,3 +328,22 @@ def test_a_flap_ends_when_its_record_is_removed(libvirt: Libvirt, monkeypatch: p
     fault_holder._flap(record, TABLE, "vp-lab-1", [(0.001, 0.001)] * 5, inherited)
     assert cuts == [TABLE, TABLE]
     assert libvirt.calls == []
+
+
+def test_a_process_that_ends_late_leaves_the_record_of_a_later_fault(
+    libvirt: Libvirt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its node was off meanwhile, and another fault has paused it."""
+    later = FaultRecord(PAUSE, "label", "node1", "lab.node1", MAC, qemu=(1, 2))
+
+    def pause_again(_: float) -> None:
+        libvirt.set("lab.node1", "paused", pid=1)
+        node_faults.write(later)
+
+    monkeypatch.setattr(fault_holder, "_answer", lambda _: None)
+    monkeypatch.setattr(fault_holder, "_wait_until", pause_again)
+    with link_lock.handing_over() as lock:
+        inherited = os.dup(lock)
+    fault_holder._hold(FaultRecord(PAUSE, "label", "node1", "lab.node1", MAC), 5.0, inherited)
+    assert recorded() == [later]
+    assert libvirt.calls == ["suspend lab.node1"]

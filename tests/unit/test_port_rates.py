@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import replace
 from typing import Any
@@ -12,7 +13,9 @@ from hypothesis import strategies as st
 
 from tests import samples
 from tests.results import validated
+from vcluster.adapters.network.netlink_socket import NetlinkError
 from vcluster.adapters.network.readings import pair_counters, raw_attributes
+from vcluster.errors import MissingError, VclusterError
 from vcluster.model import codec
 from vcluster.model.traffic.port_counters import InterfaceCounters, PairCounters, TrafficSample, sample_of
 from vcluster.planning.traffic import port_rates, watch_record
@@ -151,3 +154,29 @@ def test_any_bytes_are_attributes_or_end(data: bytes) -> None:
     found = list(raw_attributes.attributes(data))
     assert sum(len(value) + 4 for _, value in found) <= len(data)
     list(pair_counters._elements(data))
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "message"),
+    [
+        (errno.EPERM, MissingError, "counting frames between ports needs root"),
+        (errno.ENOENT, MissingError, "the kernel cannot count frames between ports: "),
+        (errno.ENOBUFS, VclusterError, "counting frames between ports: "),
+    ],
+)
+def test_only_what_a_kernel_lacks_is_reported_so(
+    monkeypatch: pytest.MonkeyPatch, code: int, kind: type[VclusterError], message: str
+) -> None:
+    class Socket:
+        def __init__(self, _: int) -> None: ...
+
+        def change(self, _: object) -> None:
+            raise NetlinkError(None, code, "")
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr(pair_counters, "NetlinkSocket", Socket)
+    with pytest.raises(VclusterError) as caught:
+        pair_counters.start("vcluster lab", ["vp-lab-"])
+    assert type(caught.value) is kind
+    assert caught.value.message.startswith(message)

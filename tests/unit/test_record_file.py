@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
@@ -40,6 +41,26 @@ def test_only_regular_files_are_written(tmp_path: Path) -> None:
     os.close(reader)
     with pytest.raises(MissingError, match=r"fifo: it is not a regular file$"):
         RecordFile(tmp_path / "fifo", owner=None)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"), [(None, r"run\.ndjson: Disk quota exceeded$"), (MissingError("before"), "^before$")]
+)
+def test_an_error_of_the_close_does_not_replace_another_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: MissingError | None, message: str
+) -> None:
+    close = os.close
+
+    def fail(descriptor: int) -> None:
+        close(descriptor)
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    file = RecordFile(tmp_path / "run.ndjson", owner=None)
+    with monkeypatch.context() as patch, pytest.raises(MissingError, match=message):
+        patch.setattr(os, "close", fail)
+        with file:
+            if error:
+                raise error
 
 
 def test_the_error_of_a_full_disk_names_the_file(tmp_path: Path) -> None:

@@ -72,7 +72,8 @@ def _hold(record: FaultRecord, for_s: float, lock: int) -> None:
     for _ in range(RETRIES):
         with suppress(VclusterError), locked():  # libvirt may restart, for example
             node_faults.undo(record)
-            node_faults.forget(record)
+            if node_faults.is_recorded(record):  # otherwise it may be the record of a later fault
+                node_faults.forget(record)
             break
         time.sleep(RETRY_S)
 
