@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import struct
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from vcluster.adapters.network.shaping import queue_messages, shaper
+from vcluster.adapters.network.netlink_socket import NetlinkError
+from vcluster.adapters.network.shaping import queue_messages, shaper, shaping_trials
 from vcluster.adapters.network.shaping.queue_layers import FIELDS, FIFO, NETEM, RED, layers
 from vcluster.adapters.network.shaping.traffic_spec import ALL, MAJORS, Flow, ShapedDirection
+from vcluster.errors import MissingError
 from vcluster.model.survey_answer import QueueReading
 
 HEADER_BYTES = 16  # of a message
@@ -168,6 +172,33 @@ def test_frames_that_are_only_delayed_hold_up_no_new_layer(monkeypatch: pytest.M
     assert waiting == [0, 0]
     (opened,) = netlink.messages
     assert opened["handle"] == CLASS | ALL
+
+
+@pytest.mark.parametrize(
+    ("others", "code", "hint"),
+    [
+        ([replace(PLAIN, number=0x1001, delay_us=1)], errno.EINVAL, "remove it: duplicate=none"),
+        ([replace(PLAIN, number=0x1001, delay_us=1)], errno.ENOENT, "modprobe sch_netem"),
+        ([], errno.EINVAL, "modprobe sch_netem"),
+    ],
+)
+def test_a_kernel_that_refuses_to_duplicate_next_to_a_delay_is_named(
+    monkeypatch: pytest.MonkeyPatch, others: list[Flow], code: int, hint: str
+) -> None:
+    class Refusing(nullcontext[Any]):
+        def __enter__(self) -> Refusing:
+            return self
+
+        def change(self, messages: Sequence[Any]) -> None:
+            *_, last = (each for each in messages if each.get_attr("TCA_KIND") == NETEM)
+            raise NetlinkError(last, code, "cannot mix duplicating netems with other netems in tree")
+
+    monkeypatch.setattr(shaping_trials, "NetlinkSocket", Refusing)
+    monkeypatch.setattr(shaping_trials, "load_command", lambda module: f"modprobe {module}")
+    direction = ShapedDirection("vp-lab-1", "to", "vi-lab-1", (replace(PLAIN, duplicate_ppm=1), *others))
+    with pytest.raises(MissingError, match=r": netem: cannot mix duplicating netems") as raised:
+        shaping_trials.require_support([direction])
+    assert raised.value.hint == hint
 
 
 def test_a_layer_without_work_stays() -> None:

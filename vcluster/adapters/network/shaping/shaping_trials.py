@@ -74,13 +74,19 @@ def _try_queues(flows: Sequence[Flow]) -> None:
         try:
             netlink.change(messages)
         except NetlinkError as error:
-            raise _lack(error) from error
+            raise _lack(error, flows) from error
 
 
-def _lack(error: NetlinkError) -> VclusterError:
+def _lack(error: NetlinkError, flows: Sequence[Flow]) -> VclusterError:
     if error.code in _DENIED:
         return _no_rights()
     kind = error.message.get_attr("TCA_KIND") if isinstance(error.message, tcmsg) else KIND
+    is_mixed = any(flow.duplicate_ppm for flow in flows) and sum(flow.needs_netem for flow in flows) > 1
+    if is_mixed and (kind, error.code) == (NETEM, errno.EINVAL):  # a module that is missing is another error
+        return MissingError(
+            f"the kernel cannot duplicate frames in a direction with other delays or damage: {kind}: {error.reason}",
+            hint="remove it: duplicate=none",
+        )
     module, purpose = f"sch_{kind}" if kind != KIND else KIND, _PURPOSES.get(kind, "limit rates")
     return MissingError(f"the kernel cannot {purpose}: {kind}: {error.reason}", hint=load_command(module))
 
