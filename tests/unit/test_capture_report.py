@@ -344,6 +344,17 @@ def test_frames_and_streams_are_forgotten_when_there_are_too_many(
     assert report(made, tmp_path)["forgotten_frames"] == 2
 
 
+def test_a_stream_in_use_is_not_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other connections of the node are forgotten. Each segment would begin a message otherwise."""
+    monkeypatch.setattr(capture_analysis, "STREAMS_MAX", 5)
+    made = Recording(2)
+    for number in range(20):
+        made.enter(number, 1, tcp(1, 2, number * 10, 10, PUSH if number == 19 else ACK))
+        made.enter(number, 1, tcp(1, 2, 0, 10, ports=(50000 + number, 80)))
+    result = report(made, tmp_path)
+    assert (result["forgotten_streams"], pair_of(result, 1, 2)["rounds"]) == (16, 1)
+
+
 # Files
 
 

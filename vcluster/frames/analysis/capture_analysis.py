@@ -117,6 +117,7 @@ class CaptureAnalysis:
         """The stream of a frame. A node may send frames with addresses of others, so each port has its own streams."""
         key = data[26:38] + number.to_bytes(2, "big") + data[:6]
         if found := self._streams.get(key):
+            self._streams.move_to_end(key)
             return found
         if len(self._streams) == STREAMS_MAX:
             self._streams.popitem(last=False)
