@@ -32,7 +32,7 @@ shapes = st.builds(
 
 
 def read(text: str) -> LinkShape:
-    return link_spec.changed(LinkShape(), link_spec.parse(text, place="--from"))
+    return LinkShape(**link_spec.parse(text, place="--from"))
 
 
 @given(shapes)
@@ -68,7 +68,7 @@ def test_limits_are_read(text: str, shape: LinkShape) -> None:
 @given(shapes, shapes)
 def test_only_the_named_limits_change(before: LinkShape, named: LinkShape) -> None:
     text = link_spec.text_of(named) or "rate=none"
-    after = link_spec.changed(before, link_spec.parse(text, place="--to"))
+    after = replace(before, **link_spec.parse(text, place="--to"))
     kept = before if text != "rate=none" else replace(before, rate_bits=0)
     assert after == link_spec.completed(named, kept)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from decimal import Decimal
 
 from vcluster.adapters.network.shaping.traffic_spec import PPM, burst_chances
@@ -135,7 +135,7 @@ def links_of(nodeset: str, changes: Mapping[str, Changes], *, peer: str = "") ->
         naming.check_name(peer, kind="node name", length_max=naming.HOST_NAME_MAX)
     for node in naming.expand(nodeset):
         for direction, changed_limits in changes.items():
-            yield Link(node, direction, changed(LinkShape(), changed_limits), peer)
+            yield Link(node, direction, LinkShape(**changed_limits), peer)
 
 
 def distinct(links: Iterable[Link]) -> tuple[Link, ...]:
@@ -191,11 +191,6 @@ def text_of(shape: LinkShape) -> str:
 def _text(key: _Key, shape: LinkShape) -> str:
     value = key.write(getattr(shape, key.field))
     return f"{value}x{getattr(shape, key.factor)}" if key.factor else value
-
-
-def changed(shape: LinkShape, changes: Changes) -> LinkShape:
-    """The limits with these changes."""
-    return replace(shape, **changes)
 
 
 def completed(shape: LinkShape, default: LinkShape) -> LinkShape:

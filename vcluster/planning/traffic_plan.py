@@ -28,7 +28,7 @@ QUEUE_MS, QUEUE_MIN = 20, 2**16  # a computed queue holds what arrives in this t
 ARRIVAL_BITS = 10**10  # the assumed rate of frames without a limit, while they wait for their delay
 DELAY_FRAMES_MIN, DELAY_FRAMES_MAX = 1000, 100_000  # the room for delayed frames; the largest is 230 MB of memory
 SMALLEST_FRAME = 60  # bytes
-BURST_MS = 4  # a kernel that is busy comes back to a queue after this time at the latest
+BURST_MS = 4  # a kernel that is busy handles a queue again after this time at the latest
 DIRECTIONS = (FROM, TO)
 SWITCH, GUEST = "switch", "guest"  # the places of limits
 GUEST_FIELDS = (  # what the kernel of a node reports about a delay
@@ -81,7 +81,7 @@ def with_changes(plan: Plan, nodes: Collection[str], changes: Mapping[str, Chang
         for direction, changed in changes.items():
             key = (node, direction, peer)
             before = links[key].shape if key in links else LinkShape()
-            links[key] = Link(node, direction, link_spec.changed(before, changed), peer)
+            links[key] = Link(node, direction, replace(before, **changed), peer)
     return with_links(plan, links.values())
 
 

@@ -13,7 +13,7 @@ from operator import itemgetter
 
 from vcluster.frames.analysis import frame_headers
 from vcluster.frames.analysis.captured_plan import CapturedPlan, Rank
-from vcluster.frames.analysis.frame_headers import MPI
+from vcluster.frames.analysis.frame_headers import CONNECTION, MPI
 from vcluster.frames.analysis.pair_figures import PairFigures, PortFigures
 from vcluster.frames.analysis.tcp_stream import TcpStream
 from vcluster.frames.pcapng import INBOUND
@@ -76,12 +76,11 @@ class CaptureAnalysis:
         port = self.ports[number]
         port.received_frames += 1
         port.received_bytes += length
-        is_tcp = data[12:15] == b"\x08\x00\x45" and data[23:24] == b"\x06" and not (data[20] & 0x1F or data[21])
         target = self.plan.nodes.get(data[:6])
         if target is None or target == self.names[number]:
             self._count_other(port, data, length)
             return
-        stream = self._stream(number, target, data) if is_tcp else None
+        stream = self._stream(number, target, data) if frame_headers.has_stream(data) else None
         if stream:
             kind, figures = stream.kind, stream.figures
         else:
@@ -115,7 +114,7 @@ class CaptureAnalysis:
 
     def _stream(self, number: int, target: str, data: bytes) -> TcpStream:
         """The stream of a frame. A node may send frames with addresses of others, so each port has its own streams."""
-        key = data[26:38] + number.to_bytes(2, "big") + data[:6]
+        key = data[CONNECTION] + number.to_bytes(2, "big") + data[:6]
         if found := self._streams.get(key):
             self._streams.move_to_end(key)
             return found

@@ -73,16 +73,20 @@ def identity(data: bytes, length: int) -> tuple[bytes, int]:
     return data, length
 
 
-def segment(data: bytes, length: int) -> tuple[int, int, int] | None:
-    """The sequence number, the length in the stream, and the flags of a TCP segment; None for another frame.
+def has_stream(data: bytes) -> bool:
+    """Whether a frame is of TCP, without options of IPv4, and begins its packet."""
+    return data[12:15] == b"\x08\x00\x45" and data[23:24] == _TCP_BYTE and not (data[20] & 0x1F or data[21])
 
-    SYN and FIN have a length of 1. The end of the Ethernet frame limits the length that the headers state.
+
+def segment(data: bytes, length: int) -> tuple[int, int, int] | None:
+    """The sequence number, the length in the stream, and the flags of a segment; None if the frame is cut before them.
+
+    The frame is one with `has_stream`. SYN and FIN have a length of 1. The end of the Ethernet frame limits the length
+    that the headers state.
     """
-    if data[12:15] != b"\x08\x00\x45" or data[23:24] != _TCP_BYTE or len(data) < _TCP_HEADER_END - 4:
+    if len(data) < _TCP_HEADER_END - 4:
         return None
     total = data[16] << 8 | data[17]
-    if (data[20] << 8 | data[21]) & 0x1FFF:
-        return None
     sequence, offset, flags = _TCP_FIELDS.unpack_from(data, 38)
     on_wire = length - _ETHERNET
     payload = (total if 0 < total < on_wire else on_wire) - _IPV4 - (offset >> 4) * 4

@@ -33,7 +33,7 @@ def burst_chances(loss_ppm: int, frames: int) -> tuple[float, float]:
 class Flow:
     """Frames in one direction of a link: all, or those of one peer, which have its `number`.
 
-    Without `rate_bits`, and without work for netem, they have no queue of their own. `loss_ppm` are the dropped frames
+    Without `rate_bits`, and without work for netem, they have no separate queue. `loss_ppm` are the dropped frames
     of a million. Delayed frames find room for `delay_frames`. See LinkShape for the other limits.
     """
 
@@ -62,7 +62,7 @@ class Flow:
 
     @property
     def has_queue(self) -> bool:
-        """Whether its frames wait in a queue of their own."""
+        """Whether its frames wait in a separate queue."""
         return bool(self.rate_bits) or self.needs_netem
 
     @property
