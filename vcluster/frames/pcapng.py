@@ -79,30 +79,13 @@ def name_resolution(names: Mapping[IPv4Address, str]) -> bytes:
 
 def packet(interface: int, at_ns: int, data: bytes, length: int, direction: int, comment: str = "") -> bytes:
     """A frame of `length` bytes, of which `data` is the captured part."""
-    if not comment:
-        layout = packet_layout(len(data))
-        high, low = divmod(at_ns, 1 << 32)
-        return layout.pack(
-            ENHANCED_PACKET,
-            layout.size,
-            interface,
-            high,
-            low,
-            len(data),
-            length,
-            data,
-            _FLAGS,
-            4,
-            direction,
-            0,
-            layout.size,
-        )
     text = _text(comment)
-    layout = _commented_layout(len(data), len(text))
+    layout = _commented_layout(len(data), len(text)) if text else packet_layout(len(data))
+    remark = (_COMMENT, len(text), text) if text else ()
     high, low = divmod(at_ns, 1 << 32)
     return layout.pack(
         ENHANCED_PACKET, layout.size, interface, high, low, len(data), length, data,
-        _FLAGS, 4, direction, _COMMENT, len(text), text, 0, layout.size,
+        _FLAGS, 4, direction, *remark, 0, layout.size,
     )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ VLAN_VALID, VLAN_PROTOCOL_VALID = 1 << 4, 1 << 6  # in the status of a frame
 PIECE_BYTES = 1 << 23  # cut frames may be many more bytes than their block
 _VLAN = 0x8100  # the protocol of a tag without TP_STATUS_VLAN_TPID_VALID
 _ADDRESSES = 12  # bytes before the tag of a frame
+_TAG = struct.Struct(">HH")
 
 # tpacket3_hdr: offset of the next, seconds, nanoseconds, captured, length, status, offset of the bytes, VLAN tag, VLAN
 # protocol; then sockaddr_ll: interface, packet type.
@@ -60,7 +61,7 @@ class RingReader:
         _, _, _, count, at, _ = BLOCK_HEADER.unpack_from(block)
         unpack, layouts, layout_of = FRAME_HEADER.unpack_from, self._layouts, pcapng.packet_layout
         numbers, delivered, outgoing = self._numbers, self.delivered, PACKET_OUTGOING
-        is_wire, ready, virtio_bytes = self._is_wire, wire_frames.READY, wire_frames.HEADER_BYTES
+        is_wire, complete, virtio_bytes = self._is_wire, wire_frames.READY, wire_frames.HEADER_BYTES
         parts: list[bytes] = []
         added = 0
         for _ in range(count):
@@ -72,31 +73,29 @@ class RingReader:
             data = block[start : start + captured]
             number, at_ns = numbers[index], seconds * 1_000_000_000 + nanoseconds
             direction = 2 if kind == outgoing else 1
-            cut = None
-            to_do = block[start - virtio_bytes : start - virtio_bytes + 2] if is_wire else b"\0\0"
-            if to_do not in ready and (to_do[1] or captured == length):
-                (data, _), *cut = made = wire_frames.wire_frames(data, length, block[start - virtio_bytes : start])
-                if cut:
-                    if status & VLAN_VALID:
-                        tag_of = protocol if status & VLAN_PROTOCOL_VALID else _VLAN
-                        made = [(tagged(part, tag, tag_of), size + 4) for part, size in made]
+            virtio = start - virtio_bytes
+            is_plain = not is_wire or block[virtio : virtio + 2] in complete
+            # A checksum that lacks bytes stays incomplete.
+            if status & VLAN_VALID or not (is_plain or (captured < length and not block[virtio + 1])):
+                vlan = _vlan(status, tag, protocol)
+                made = _on_wire(data, length, block[virtio:start] if is_wire else b"", vlan)
+                if len(made) > 1:
                     parts += self._cut(number, at_ns, direction, made, length)
                     added += sum(map(len, parts[-len(made) :]))
-            if not cut:
-                if status & VLAN_VALID:
-                    data = tagged(data, tag, protocol if status & VLAN_PROTOCOL_VALID else _VLAN)
-                    captured, length = len(data), length + 4
-                layout = layouts.get(captured) or layouts.setdefault(captured, layout_of(captured))
-                delivered[number] += 1
-                parts.append(
-                    layout.pack(
-                        6, layout.size, number, at_ns >> 32, at_ns & 0xFFFFFFFF, captured, length, data,
-                        2, 4, direction, 0, layout.size,
-                    )
-                )  # fmt: skip
-            if added > PIECE_BYTES:
-                yield b"".join(parts)
-                parts, added = [], 0
+                    if added > PIECE_BYTES:
+                        yield b"".join(parts)
+                        parts, added = [], 0
+                    continue
+                ((data, length),) = made
+                captured = len(data)
+            layout = layouts.get(captured) or layouts.setdefault(captured, layout_of(captured))
+            delivered[number] += 1
+            parts.append(
+                layout.pack(
+                    6, layout.size, number, at_ns >> 32, at_ns & 0xFFFFFFFF, captured, length, data,
+                    2, 4, direction, 0, layout.size,
+                )
+            )  # fmt: skip
         yield b"".join(parts)
 
     def _cut(
@@ -113,6 +112,14 @@ class RingReader:
         ]
 
 
-def tagged(data: bytes, tag: int, protocol: int) -> bytes:
-    """A frame with its VLAN tag, which the kernel keeps apart from its bytes."""
-    return data[:_ADDRESSES] + struct.pack(">HH", protocol, tag) + data[_ADDRESSES:]
+def _on_wire(data: bytes, length: int, virtio: bytes, vlan: bytes) -> list[wire_frames.Part]:
+    """The frames that a wire would carry, of a captured one with its header of virtio and its VLAN tag, if any."""
+    made = wire_frames.wire_frames(data, length, virtio) if virtio else [(data, length)]
+    if not vlan:
+        return made
+    return [(part[:_ADDRESSES] + vlan + part[_ADDRESSES:], size + len(vlan)) for part, size in made]
+
+
+def _vlan(status: int, tag: int, protocol: int) -> bytes:
+    """The VLAN tag of a frame, which the kernel keeps apart from its bytes; empty without one."""
+    return _TAG.pack(protocol if status & VLAN_PROTOCOL_VALID else _VLAN, tag) if status & VLAN_VALID else b""
