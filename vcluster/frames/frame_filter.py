@@ -17,12 +17,13 @@ INSTRUCTIONS_MAX = 4096  # BPF_MAXINSNS
 WHOLE = 0x40000  # more bytes than a frame has
 NFS_PORT = 2049
 FIRST_FREE_PORT = 1024  # programs of users have ports from here on
+ETHERNET_BYTES = 14  # of the header of a frame
 
 _LOAD_WORD, _LOAD_HALF, _LOAD_BYTE = 0x20, 0x28, 0x30  # at a fixed offset
 _LOAD_HALF_AFTER, _LENGTH_OF_HEADER = 0x48, 0xB1  # at an offset after the IPv4 header, whose length is in X
 _EQUAL, _AT_LEAST, _HAS_BITS, _JUMP, _RETURN = 0x15, 0x35, 0x45, 0x05, 0x06
 _INTERFACE = 0xFFFFF008  # SKF_AD_OFF + SKF_AD_IFINDEX
-_ETHERNET, _ETH_P_IP, _TCP = 14, 0x0800, 6
+_ETH_P_IP, _TCP = 0x0800, 6
 
 NOTHING: Program = ((_RETURN, 0, 0, 0),)
 
@@ -40,11 +41,15 @@ def mpi(snap_bytes: int) -> Program:
     """
     conditions: list[tuple[Instruction, ...]] = [
         ((_LOAD_HALF, 0, 0, 12), (_EQUAL, 0, 1, _ETH_P_IP)),
-        ((_LOAD_BYTE, 0, 0, _ETHERNET + 9), (_EQUAL, 0, 1, _TCP)),
-        ((_LOAD_HALF, 0, 0, _ETHERNET + 6), (_HAS_BITS, 1, 0, 0x1FFF)),
-        ((_LENGTH_OF_HEADER, 0, 0, _ETHERNET), (_LOAD_HALF_AFTER, 0, 0, _ETHERNET), (_AT_LEAST, 0, 1, FIRST_FREE_PORT)),
+        ((_LOAD_BYTE, 0, 0, ETHERNET_BYTES + 9), (_EQUAL, 0, 1, _TCP)),
+        ((_LOAD_HALF, 0, 0, ETHERNET_BYTES + 6), (_HAS_BITS, 1, 0, 0x1FFF)),
+        (
+            (_LENGTH_OF_HEADER, 0, 0, ETHERNET_BYTES),
+            (_LOAD_HALF_AFTER, 0, 0, ETHERNET_BYTES),
+            (_AT_LEAST, 0, 1, FIRST_FREE_PORT),
+        ),
         ((_EQUAL, 1, 0, NFS_PORT),),
-        ((_LOAD_HALF_AFTER, 0, 0, _ETHERNET + 2), (_AT_LEAST, 0, 1, FIRST_FREE_PORT)),
+        ((_LOAD_HALF_AFTER, 0, 0, ETHERNET_BYTES + 2), (_AT_LEAST, 0, 1, FIRST_FREE_PORT)),
         ((_EQUAL, 1, 0, NFS_PORT),),
     ]
     program = [instruction for condition in conditions for instruction in condition]

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import struct
 
+from vcluster.frames.frame_filter import ETHERNET_BYTES
+
 HEADER_BYTES = 10
 READY = frozenset({b"\0\0", b"\2\0"})  # flags and kind of frames with nothing left to do
 PARTS_MAX = 256  # of 64 KiB; more means that a node chose a tiny size
@@ -16,7 +18,7 @@ _HEADER = struct.Struct("=BBHHHH")  # flags, kind, length of headers, size of a 
 _SHORT, _TWO_SHORTS, _LONG = struct.Struct(">H"), struct.Struct(">HH"), struct.Struct(">I")
 _NEEDS_CHECKSUM = 1
 _TCP4, _TCP6, _UDP, _ECN = 1, 4, 5, 0x80  # kinds
-_ETHERNET, _IPV4, _IPV6, _TCP_MIN, _UDP_HEADER = 14, 20, 40, 20, 8
+_IPV4, _IPV6, _TCP_MIN, _UDP_HEADER = 20, 40, 20, 8
 _VERSIONS = {b"\x08\x00": 4, b"\x86\xdd": 6}  # by the type of Ethernet
 _FIN_PUSH, _CONGESTION_REDUCED = 0x09, 0x80  # flags of TCP for the last part only, and for the first one only
 _TCP_PROTOCOL, _UDP_PROTOCOL = 6, 17
@@ -57,7 +59,11 @@ def _parts(data: bytes, length: int, kind: int, size: int, start: int) -> list[P
     """The parts of a super-frame whose transport header begins at `start`; empty if it cannot be cut."""
     version = _VERSIONS.get(data[12:14])
     is_udp = kind == _UDP
-    if version is None or kind not in (_TCP4, _TCP6, _UDP) or start < _ETHERNET + (_IPV4 if version == 4 else _IPV6):
+    if (
+        version is None
+        or kind not in (_TCP4, _TCP6, _UDP)
+        or start < ETHERNET_BYTES + (_IPV4 if version == 4 else _IPV6)
+    ):
         return []
     if len(data) < start + (_UDP_HEADER if is_udp else _TCP_MIN):
         return []
@@ -86,7 +92,7 @@ class _Head:
             (self._sequence,) = _LONG.unpack_from(data, start + 4)
             self._flags = data[start + 13]
         if version == 4:
-            (self._identification,) = _SHORT.unpack_from(data, _ETHERNET + 4)
+            (self._identification,) = _SHORT.unpack_from(data, ETHERNET_BYTES + 4)
         self._packet_sum, self._segment_sum = self._shared_sums()
 
     def _shared_sums(self) -> tuple[int, int]:
@@ -98,14 +104,14 @@ class _Head:
         else:
             blank[start + 4 : start + 8] = bytes(4)
             blank[start + 13] = 0
-        addresses = blank[_ETHERNET + 12 : _ETHERNET + 20]
+        addresses = blank[ETHERNET_BYTES + 12 : ETHERNET_BYTES + 20]
         if self._version == 6:
-            addresses = blank[_ETHERNET + 8 : _ETHERNET + 40]
+            addresses = blank[ETHERNET_BYTES + 8 : ETHERNET_BYTES + 40]
         else:
-            blank[_ETHERNET + 2 : _ETHERNET + 6] = bytes(4)
-            blank[_ETHERNET + 10 : _ETHERNET + 12] = bytes(2)
+            blank[ETHERNET_BYTES + 2 : ETHERNET_BYTES + 6] = bytes(4)
+            blank[ETHERNET_BYTES + 10 : ETHERNET_BYTES + 12] = bytes(2)
         protocol = _UDP_PROTOCOL if self._is_udp else _TCP_PROTOCOL
-        return _sum(blank[_ETHERNET:start]), _sum(addresses) + protocol + _sum(blank[start:])
+        return _sum(blank[ETHERNET_BYTES:start]), _sum(addresses) + protocol + _sum(blank[start:])
 
     def part(self, number: int, distance: int, more: int, payload: bytes | None, is_last: bool) -> bytes:
         """The headers of a part with `more` bytes of data, which are `distance` bytes after the first.
@@ -116,11 +122,11 @@ class _Head:
         segment_bytes = len(head) - start + more
         total = self._segment_sum + segment_bytes
         if self._version == 4:
-            size, identification = len(head) - _ETHERNET + more, (self._identification + number) & 0xFFFF
-            _TWO_SHORTS.pack_into(head, _ETHERNET + 2, size, identification)
-            _SHORT.pack_into(head, _ETHERNET + 10, _checksum(self._packet_sum + size + identification))
+            size, identification = len(head) - ETHERNET_BYTES + more, (self._identification + number) & 0xFFFF
+            _TWO_SHORTS.pack_into(head, ETHERNET_BYTES + 2, size, identification)
+            _SHORT.pack_into(head, ETHERNET_BYTES + 10, _checksum(self._packet_sum + size + identification))
         else:
-            _SHORT.pack_into(head, _ETHERNET + 4, len(head) - _ETHERNET - _IPV6 + more)
+            _SHORT.pack_into(head, ETHERNET_BYTES + 4, len(head) - ETHERNET_BYTES - _IPV6 + more)
         if self._is_udp:
             _SHORT.pack_into(head, start + 4, segment_bytes)
             total += segment_bytes

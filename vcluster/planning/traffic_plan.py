@@ -15,6 +15,7 @@ from vcluster.adapters.network.shaping.traffic_spec import (
     ShapedDirection,
 )
 from vcluster.errors import ConflictError, MissingError, RequestError
+from vcluster.frames.frame_filter import ETHERNET_BYTES
 from vcluster.model import naming
 from vcluster.model.plan import Plan
 from vcluster.model.quoting import shown
@@ -23,7 +24,6 @@ from vcluster.planning import link_spec
 from vcluster.planning.hops import switch_port
 from vcluster.planning.link_spec import Changes
 
-ETHERNET_BYTES = 14  # of the header of a frame
 QUEUE_MS, QUEUE_MIN = 20, 2**16  # a computed queue holds what arrives in this time, and 44 frames of 1,464 bytes
 ARRIVAL_BITS = 10**10  # the assumed rate of frames without a limit, while they wait for their delay
 DELAY_FRAMES_MIN, DELAY_FRAMES_MAX = 1000, 100_000  # the room for delayed frames; the largest is 230 MB of memory

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import struct
 
-from vcluster.frames.frame_filter import FIRST_FREE_PORT, NFS_PORT
+from vcluster.frames.frame_filter import ETHERNET_BYTES, FIRST_FREE_PORT, NFS_PORT
 
 KINDS = ("mpi", "tcp", "ssh", "nfs", "udp", "icmp", "arp", "other")
 MPI, TCP, SSH, NFS, UDP, ICMP, ARP, OTHER = range(len(KINDS))
 CONNECTION = slice(26, 38)  # of a frame of TCP without options of IPv4: addresses and ports
 SYN, FIN, PUSH = 0x02, 0x01, 0x08
 
-_ETHERNET, _IPV4, _TCP_HEADER_END = 14, 20, 54
+_IPV4, _TCP_HEADER_END = 20, 54
 _IP, _IP6, _ARP = b"\x08\x00", b"\x86\xdd", b"\x08\x06"
 # The second byte of a header without the two bits of ECN: of the type of service, and of the traffic class of IPv6.
 _WITHOUT_ECN, _WITHOUT_ECN6 = bytes(byte & 0xFC for byte in range(256)), bytes(byte & 0xCF for byte in range(256))
@@ -32,12 +32,12 @@ def kind_of(data: bytes) -> int:
     protocol = data[12:14]
     if protocol == _ARP:
         return ARP
-    if protocol != _IP or len(data) < _ETHERNET + _IPV4:
+    if protocol != _IP or len(data) < ETHERNET_BYTES + _IPV4:
         return OTHER
-    version, _, fragment, protocol_number = _IP_FIELDS.unpack_from(data, _ETHERNET)
+    version, _, fragment, protocol_number = _IP_FIELDS.unpack_from(data, ETHERNET_BYTES)
     if protocol_number == _ICMP_PROTOCOL:
         return ICMP
-    at = _ETHERNET + (version & 15) * 4
+    at = ETHERNET_BYTES + (version & 15) * 4
     if version >> 4 != 4 or fragment & 0x1FFF or len(data) < at + 4:
         return OTHER
     if protocol_number not in (_TCP_PROTOCOL, _UDP_PROTOCOL):
@@ -88,6 +88,6 @@ def segment(data: bytes, length: int) -> tuple[int, int, int] | None:
         return None
     total = data[16] << 8 | data[17]
     sequence, offset, flags = _TCP_FIELDS.unpack_from(data, 38)
-    on_wire = length - _ETHERNET
+    on_wire = length - ETHERNET_BYTES
     payload = (total if 0 < total < on_wire else on_wire) - _IPV4 - (offset >> 4) * 4
     return sequence, (payload if payload > 0 else 0) + bool(flags & SYN) + bool(flags & FIN), flags
