@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -111,6 +111,9 @@ def labs(mode: str) -> Iterator[Lab]:
             stack.callback(host.sh, f"ip netns del {node['name']}")
         macs = {node["name"]: node["mac"] for node in status} | {ALL: "ff:ff:ff:ff:ff:ff"}
         yield Lab(host, other if mode == "remote" else host, macs)
+
+
+SharedLabs = Callable[[str], Lab]  # the lab of a mode, which several modules share
 
 
 # The features of an interface that are on.

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests import broken_promises
-from tests.link_lab import ALL, NODES, Lab, labs
+from tests.link_lab import ALL, NODES, Lab, SharedLabs
 
 pytestmark = [
     pytest.mark.netns,
@@ -23,9 +23,8 @@ PAIRS = [(start, end) for start in NODES for end in NODES if start != end]
 
 
 @pytest.fixture(scope="module", params=["local", "remote"])
-def cluster(request: pytest.FixtureRequest) -> Iterator[Lab]:
-    with labs(request.param) as lab:
-        yield lab
+def cluster(request: pytest.FixtureRequest, shared_labs: SharedLabs) -> Lab:
+    return shared_labs(request.param)
 
 
 @pytest.fixture

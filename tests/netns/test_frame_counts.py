@@ -6,12 +6,11 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Iterator
 
 import pytest
 
 from tests.inside import inside
-from tests.link_lab import ALL, NODES, Lab, labs
+from tests.link_lab import ALL, NODES, Lab, SharedLabs
 from vcluster.errors import VclusterError
 
 pytestmark = [
@@ -31,11 +30,11 @@ SIZE = 200  # bytes of a frame
 
 
 @pytest.fixture(scope="module", params=["local", "remote"])
-def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
-    with labs(request.param) as lab:
-        for node in NODES:  # the bridges know all MACs
-            lab.send(node, "node1" if node != "node1" else "node2", 1)
-        yield lab
+def lab(request: pytest.FixtureRequest, shared_labs: SharedLabs) -> Lab:
+    lab = shared_labs(request.param)
+    for node in NODES:  # the bridges know all MACs
+        lab.send(node, "node1" if node != "node1" else "node2", 1)
+    return lab
 
 
 def ports(lab: Lab) -> list[str]:

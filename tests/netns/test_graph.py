@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from xml.etree import ElementTree
 
 import pytest
 
 from tests.clusters import read_until
-from tests.link_lab import NODES, Lab, labs
+from tests.link_lab import NODES, Lab, SharedLabs
 
 pytestmark = [
     pytest.mark.netns,
@@ -19,9 +18,8 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module", params=["local", "remote"])
-def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
-    with labs(request.param) as made:
-        yield made
+def lab(request: pytest.FixtureRequest, shared_labs: SharedLabs) -> Lab:
+    return shared_labs(request.param)
 
 
 def test_the_graph_has_the_limits_of_the_kernel(lab: Lab) -> None:

@@ -16,7 +16,7 @@ import pytest
 from tests import broken_promises, idle_nodes
 from tests.clusters import Host
 from tests.inside import ROOT
-from tests.link_lab import ALL, NODES, Lab, features, labs
+from tests.link_lab import ALL, NODES, Lab, SharedLabs, features, labs
 from tests.taps import LARGEST
 from tests.testbed import testbed
 
@@ -27,9 +27,8 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module", params=["local", "remote"])
-def cluster(request: pytest.FixtureRequest) -> Iterator[Lab]:
-    with labs(request.param) as lab:
-        yield lab
+def cluster(request: pytest.FixtureRequest, shared_labs: SharedLabs) -> Lab:
+    return shared_labs(request.param)
 
 
 @pytest.fixture

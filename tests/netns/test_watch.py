@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.clusters import ENVIRONMENT, VCLUSTER
-from tests.link_lab import NODES, Lab, labs
+from tests.link_lab import NODES, Lab, SharedLabs, labs
 from tests.results import validated
 from tests.testbed import kill
 from tests.vm.terminal import CTRL_C, terminal
@@ -31,9 +31,8 @@ RECORDS_MAX = 300
 
 
 @pytest.fixture(scope="module", params=["local", "remote"])
-def cluster(request: pytest.FixtureRequest) -> Iterator[Lab]:
-    with labs(request.param) as made:
-        yield made
+def cluster(request: pytest.FixtureRequest, shared_labs: SharedLabs) -> Lab:
+    return shared_labs(request.param)
 
 
 @pytest.fixture
