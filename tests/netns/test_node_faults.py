@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -31,6 +32,12 @@ def call(self, operation, **arguments):
 Server.call = call
 from vcluster.cli.main import run
 run()
+"""
+
+# A virsh that pauses a node when it gets a line.
+SLOW = """#!/bin/sh
+case "$*" in *suspend*lab.node2*) echo begun >/run/begun; read _ </run/gate ;; esac
+exec /run/virsh "$@"
 """
 
 
@@ -173,6 +180,25 @@ def test_a_fault_that_does_not_end_stops_no_other_end(lab: tuple[Host, Host]) ->
     assert (found["fault"], found["nodes"]) == ("pause", ["node1"])
     assert 0 < found["left_s"] <= 1000
     assert host.json("fault", "heal") == {"name": "lab", "healed": ["node1"]}
+
+
+def test_a_fault_that_is_interrupted_is_withdrawn_from_all_nodes(lab: tuple[Host, Host]) -> None:
+    """Ctrl-C on the terminal comes while virsh pauses a node."""
+    host, place = lab
+    place.server.path("/run/slow").write_text(SLOW)
+    place.sh("chmod +x /run/slow; cp $(command -v virsh) /run/virsh; mkfifo /run/gate")
+    place.sh("mount --bind /run/slow $(command -v virsh)")
+    try:
+        command = host.popen("fault", "pause", "node[1-2]", "--for", "1000")
+        place.wait_for("cat /run/begun")
+        os.killpg(command.pid, signal.SIGINT)
+        place.sh("echo >/run/gate")
+        _, stderr = command.communicate(timeout=120)
+    finally:
+        place.sh("umount $(command -v virsh); rm -f /run/slow /run/virsh /run/gate /run/begun")
+    assert stderr.split("\n")[-2:] == ["vcluster: interrupted", ""], stderr
+    assert place.sh(HOLDERS) + place.sh(RECORDS) == ""
+    assert [state(place, node) for node in ("node1", "node2")] == [("running", "up")] * 2
 
 
 def test_a_node_that_goes_off_during_the_begin_keeps_its_definition(lab: tuple[Host, Host]) -> None:
