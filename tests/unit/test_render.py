@@ -251,6 +251,7 @@ def test_delays_of_nodes_are_made_by_a_service() -> None:
     """It makes them at each boot. Its end removes them, unless it restarts."""
     (removal,) = node_actions.delay_actions({}, program="text")
     program, unit, service = node_actions.delay_actions({"to": (5000, 1000, 2000)}, program="text")
+    assert "\nBefore=vcluster-ready.service\n" in unit["text"]  # a node that is ready has its delays
     assert (removal["do"], removal["paths"]) == ("no_service", [unit["path"], program["path"]])
     run = "/usr/bin/python3 -ISB /usr/lib/vcluster/delays.py"
     assert f"\nExecStart={run} set lab0 vcluster-delays.service - 5000,1000,2000\n" in unit["text"]
@@ -264,6 +265,7 @@ def test_offloads_of_nodes_are_off_while_links_have_limits() -> None:
     (removal,) = node_actions.offload_actions(plan, program="text")
     limited = replace(plan, links=(Link("node2", "to", LinkShape(loss_ppm=1)),))
     program, unit, service = node_actions.offload_actions(limited, program="text")
+    assert "\nBefore=vcluster-ready.service\n" in unit["text"]
     assert (removal["do"], removal["paths"]) == ("no_service", [unit["path"], program["path"]])
     assert program["text"] == "text"
     assert "\nExecStart=/usr/bin/python3 -ISB /usr/lib/vcluster/offloads.py off lab0\n" in unit["text"]

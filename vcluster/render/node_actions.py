@@ -20,6 +20,7 @@ USER_UID, OTHER_USER_UID = 2000, 2001
 SSHD_SETTINGS = "/etc/ssh/sshd_config.d/10-vcluster.conf"
 WATCHER, WATCHER_UNIT = "/usr/lib/vcluster/stores.py", "vcluster-stores.service"
 DELAYS, DELAYS_UNIT = "/usr/lib/vcluster/delays.py", "vcluster-delays.service"
+_BEFORE_READY = ("After=network.target", "Before=vcluster-ready.service")  # a node that is ready has its limits
 OFFLOADS, OFFLOADS_UNIT = "/usr/lib/vcluster/offloads.py", "vcluster-offloads.service"
 EXPORTS = "/exports"  # mount point of the served disk on a storage node
 MPI_END = "/usr/lib/vcluster/mpi-end.so"
@@ -182,7 +183,7 @@ def offload_actions(plan: Plan, *, program: str) -> list[Action]:
         return [{"do": "no_service", "unit": OFFLOADS_UNIT, "paths": [unit, OFFLOADS]}]
     run = f"/usr/bin/python3 -ISB {OFFLOADS}"
     lines = ["Type=oneshot", "RemainAfterExit=yes", f"ExecStart={run} off lab0", f"ExecStop={run} restore lab0"]
-    text = unit_text(["Description=Frames of lab0 that are not larger than its MTU", "After=network.target"], lines)
+    text = unit_text(["Description=Frames of lab0 that are not larger than its MTU", *_BEFORE_READY], lines)
     return [
         file(OFFLOADS, program),
         file(unit, text),
@@ -202,7 +203,7 @@ def delay_actions(delays: Mapping[str, tuple[int, int, int]], *, program: str) -
     leaving, arriving = (",".join(map(str, delays[name])) if name in delays else "-" for name in (FROM, TO))
     start, stop = f"set lab0 {DELAYS_UNIT} {leaving} {arriving}", f"end lab0 {DELAYS_UNIT}"
     lines = ["Type=oneshot", "RemainAfterExit=yes", f"ExecStart={run} {start}", f"ExecStop={run} {stop}"]
-    text = unit_text(["Description=Delays of the frames of lab0", "After=network.target"], lines)
+    text = unit_text(["Description=Delays of the frames of lab0", *_BEFORE_READY], lines)
     return [
         file(DELAYS, program),
         file(unit, text),
