@@ -59,7 +59,7 @@ class Tree:
             validated(arguments, json.loads(done.stdout))
         return done
 
-    def json(self, *arguments: str, timeout_s: float = 60) -> Any:
+    def json(self, *arguments: str, timeout_s: float = 300) -> Any:
         """The JSON output of vcluster."""
         return json.loads(self.vcluster(*arguments, "-o", "json", timeout_s=timeout_s).stdout)
 
