@@ -16,6 +16,7 @@ from scapy.utils import RawPcapNgReader
 
 from tests.clusters import ENVIRONMENT, Host
 from tests.inside import ROOT
+from tests.taps import RECEIVE
 from tests.testbed import Server, kill
 
 FILE = "/run/run.pcapng"
@@ -31,15 +32,7 @@ while count > 0:
     sender.sendto(bytes(size * min(count, 40)), (address, port))
     count -= 40
 """
-# Sends COUNT bytes by TCP to node2, which reads them.
-RECEIVE = """
-import socket
-server = socket.create_server(("10.0.0.2", 7000))
-print("ready", flush=True)
-found = server.accept()[0]
-while found.recv(1 << 20):
-    pass
-"""
+# Sends COUNT bytes by TCP to node2, which reads them (RECEIVE).
 TRANSMIT = """
 import socket, sys
 out = socket.create_connection(("10.0.0.2", 7000))

@@ -50,6 +50,11 @@ class Lab:
     switch: Host
     macs: dict[str, str]
 
+    def teach_bridges(self) -> None:
+        """Let the bridges learn the MACs of all nodes, so that they flood no frame of a test."""
+        for node in NODES:
+            self.send(node, "node1" if node != "node1" else "node2", 1)
+
     def link(self, *arguments: str) -> list[dict[str, Any]]:
         return list(self.host.json("link", *arguments))
 

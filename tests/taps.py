@@ -29,3 +29,13 @@ try:
 except BlockingIOError:
     print(largest, flush=True)
 """
+
+# Reads what TRANSMIT of a test sends to node2 by TCP.
+RECEIVE = """
+import socket
+server = socket.create_server(("10.0.0.2", 7000))
+print("ready", flush=True)
+found = server.accept()[0]
+while found.recv(1 << 20):
+    pass
+"""

@@ -25,3 +25,11 @@ def shared_labs() -> Iterator[SharedLabs]:
             return made[mode]
 
         yield lab
+
+
+@pytest.fixture(scope="module", params=["local", "remote"])
+def cluster(request: pytest.FixtureRequest, shared_labs: SharedLabs) -> Lab:
+    """The shared lab in each mode, whose bridges know the nodes."""
+    lab = shared_labs(request.param)
+    lab.teach_bridges()
+    return lab

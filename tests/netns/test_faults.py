@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests import broken_promises
-from tests.link_lab import ALL, NODES, Lab, SharedLabs
+from tests.link_lab import ALL, NODES, Lab
 
 pytestmark = [
     pytest.mark.netns,
@@ -22,16 +22,10 @@ pytestmark = [
 PAIRS = [(start, end) for start in NODES for end in NODES if start != end]
 
 
-@pytest.fixture(scope="module", params=["local", "remote"])
-def cluster(request: pytest.FixtureRequest, shared_labs: SharedLabs) -> Lab:
-    return shared_labs(request.param)
-
-
 @pytest.fixture
 def lab(cluster: Lab) -> Iterator[Lab]:
     """The bridges know the MACs of all nodes, so they flood no frame of a test."""
-    for node in NODES:
-        cluster.send(node, "node1" if node != "node1" else "node2", 1)
+    cluster.teach_bridges()
     yield cluster
     cluster.host.vcluster("fault", "heal")
     assert tables(cluster) == ""

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from tests.inside import inside
-from tests.link_lab import ALL, NODES, Lab, SharedLabs
+from tests.link_lab import ALL, Lab
 from vcluster.errors import VclusterError
 
 pytestmark = [
@@ -29,12 +29,9 @@ for _ in range(int(sys.argv[1])):
 SIZE = 200  # bytes of a frame
 
 
-@pytest.fixture(scope="module", params=["local", "remote"])
-def lab(request: pytest.FixtureRequest, shared_labs: SharedLabs) -> Lab:
-    lab = shared_labs(request.param)
-    for node in NODES:  # the bridges know all MACs
-        lab.send(node, "node1" if node != "node1" else "node2", 1)
-    return lab
+@pytest.fixture
+def lab(cluster: Lab) -> Lab:
+    return cluster
 
 
 def ports(lab: Lab) -> list[str]:

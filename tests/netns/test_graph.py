@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.clusters import read_until
-from tests.link_lab import NODES, Lab, SharedLabs
+from tests.link_lab import NODES, Lab
 
 pytestmark = [
     pytest.mark.netns,
@@ -17,9 +17,9 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module", params=["local", "remote"])
-def lab(request: pytest.FixtureRequest, shared_labs: SharedLabs) -> Lab:
-    return shared_labs(request.param)
+@pytest.fixture
+def lab(cluster: Lab) -> Lab:
+    return cluster
 
 
 def test_the_graph_has_the_limits_of_the_kernel(lab: Lab) -> None:

@@ -150,7 +150,7 @@ from vcluster.adapters.network.netlink_socket import NetlinkSocket
 from vcluster.adapters.network.shaping import shaper
 from vcluster.adapters.network.shaping.queue_messages import RTM_GETQDISC
 from vcluster.adapters.network.shaping.traffic_spec import Flow, ShapedDirection
-flow = Flow(2, rate_bits=10**9, queue_bytes=2**16, burst_bytes=2**16, frame_bytes=1464, loss_ppm=1000)
+flow = Flow(number=2, rate_bits=10**9, queue_bytes=2**16, burst_bytes=2**16, frame_bytes=1464, loss_ppm=1000)
 ports = ["vp-lab-" + str(number) for number in range(1, int(sys.argv[1]) + 1)]
 directions = [
     ShapedDirection(port, end, port.replace("vp", "vi"), (flow,)) for port in ports for end in ("from", "to")
@@ -200,7 +200,7 @@ for _ in range(100):
 TRIALS = """
 from vcluster.adapters.network.shaping import shaping_trials
 from vcluster.adapters.network.shaping.traffic_spec import Flow, ShapedDirection
-flow = Flow(2, rate_bits=10**9, queue_bytes=2**16, burst_bytes=2**16, frame_bytes=1464, loss_ppm=1000)
+flow = Flow(number=2, rate_bits=10**9, queue_bytes=2**16, burst_bytes=2**16, frame_bytes=1464, loss_ppm=1000)
 for _ in range(100):
     shaping_trials.require_support([ShapedDirection("vp-lab-1", "from", "vi-lab-1", (flow,))])
 """

@@ -16,8 +16,8 @@ import pytest
 from tests import broken_promises, idle_nodes
 from tests.clusters import Host
 from tests.inside import ROOT
-from tests.link_lab import ALL, NODES, Lab, SharedLabs, features, labs
-from tests.taps import LARGEST
+from tests.link_lab import ALL, NODES, Lab, features, labs
+from tests.taps import LARGEST, RECEIVE
 from tests.testbed import testbed
 
 pytestmark = [
@@ -26,16 +26,10 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module", params=["local", "remote"])
-def cluster(request: pytest.FixtureRequest, shared_labs: SharedLabs) -> Lab:
-    return shared_labs(request.param)
-
-
 @pytest.fixture
 def lab(cluster: Lab) -> Iterator[Lab]:
     """The bridges know the MACs of all nodes, so they flood no frame of a test."""
-    for node in NODES:
-        cluster.send(node, "node1" if node != "node1" else "node2", 1)
+    cluster.teach_bridges()
     yield cluster
     cluster.host.vcluster("link", "reset")
     assert cluster.qdiscs() == {}
@@ -150,14 +144,6 @@ def test_a_change_during_a_transfer_loses_no_frame(lab: Lab) -> None:
     assert sum(after[key]["drops"] for key in after) == 0
 
 
-RECEIVE = """
-import socket
-server = socket.create_server(("10.0.0.2", 7000))
-print("ready", flush=True)
-found = server.accept()[0]
-while found.recv(1 << 20):
-    pass
-"""
 TRANSMIT = """
 import socket
 out = socket.create_connection(("10.0.0.2", 7000))

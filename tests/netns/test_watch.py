@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.clusters import ENVIRONMENT, VCLUSTER
-from tests.link_lab import NODES, Lab, SharedLabs, labs
+from tests.link_lab import Lab, labs
 from tests.results import validated
 from tests.testbed import kill
 from tests.vm.terminal import CTRL_C, terminal
@@ -30,16 +30,10 @@ CLEARS = re.compile(r"\x1b\[\d*[JKLM@P]|\x1bc")  # of the screen, of a line, of 
 RECORDS_MAX = 300
 
 
-@pytest.fixture(scope="module", params=["local", "remote"])
-def cluster(request: pytest.FixtureRequest, shared_labs: SharedLabs) -> Lab:
-    return shared_labs(request.param)
-
-
 @pytest.fixture
 def lab(cluster: Lab) -> Iterator[Lab]:
     """The bridges know the MACs of all nodes. No limit and no counter stays."""
-    for node in NODES:
-        cluster.send(node, "node1" if node != "node1" else "node2", 1)
+    cluster.teach_bridges()
     yield cluster
     cluster.host.vcluster("link", "reset")
     cluster.switch.sh(f'while [ -n "$({TABLES})" ]; do sleep 0.1; done', timeout_s=30)

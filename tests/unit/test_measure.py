@@ -213,7 +213,7 @@ def test_latency_is_a_matrix_with_each_pair_twice() -> None:
     assert lines[0].split() == ["µs", "FROM", "TO", "node1", "TO", "node2", "TO", "node3"]
     assert lines[1].split() == ["node1", "-", "░", "3.5*", "▓", "3.75"]
     assert lines[3].split() == ["node3", "▓", "3.75", "█", "4", "-"]
-    assert lines[-1] == "* not reached: the interval is wider" or "difference 1000 (0.10 %)" in lines[-1]
+    assert lines[-1] == "* not reached: its interval is wider" or "difference 1000 (0.10 %)" in lines[-1]
     assert any(line.startswith("* not reached") for line in lines)
 
 

@@ -59,7 +59,7 @@ def options(message: bytes) -> bytes:
 
 def test_delay_and_damage_are_the_bytes_of_tc() -> None:
     flow = Flow(
-        ALL, delay_us=5000, jitter_us=1000, duplicate_ppm=10_000, reorder_ppm=250_000, corrupt_ppm=1000,
+        number=ALL, delay_us=5000, jitter_us=1000, duplicate_ppm=10_000, reorder_ppm=250_000, corrupt_ppm=1000,
         delay_frames=2000,
     )  # fmt: skip
     assert encoded(NETEM, flow).hex() == DAMAGE
@@ -67,7 +67,7 @@ def test_delay_and_damage_are_the_bytes_of_tc() -> None:
 
 def test_bursts_are_the_bytes_of_tc() -> None:
     """A loss of 1 % in bursts of 4 frames: 25 % leave a burst, and 25 % / 99 enter one, which tc got as 0.2525 %."""
-    flow = Flow(ALL, burst_loss_ppm=10_000, burst_frames=4, delay_frames=1000)
+    flow = Flow(number=ALL, burst_loss_ppm=10_000, burst_frames=4, delay_frames=1000)
     ours, of_tc = (options(each) for each in (encoded(NETEM, flow), bytes.fromhex(BURSTS)))
     assert ours[:STRUCT_BYTES] == of_tc[:STRUCT_BYTES]
     mine, theirs = (attributes(attributes(each[STRUCT_BYTES:])[b"\x05\x80"])[b"\x02\x00"] for each in (ours, of_tc))
@@ -77,7 +77,7 @@ def test_bursts_are_the_bytes_of_tc() -> None:
 
 def test_marks_are_the_structures_of_the_kernel() -> None:
     """struct tc_red_qopt and TCA_RED_* of linux/pkt_sched.h: parameters, table, probability, flags ECN and NODROP."""
-    found = attributes(options(encoded(RED, Flow(ALL, ecn_bytes=20_480))))
+    found = attributes(options(encoded(RED, Flow(number=ALL, ecn_bytes=20_480))))
     assert {key[0]: value for key, value in found.items()} == {
         1: struct.pack("=3I4B", 0, 20_480, 20_480, 0, 0, 0, 0),
         2: b"\x1f" * 256,
@@ -87,7 +87,7 @@ def test_marks_are_the_structures_of_the_kernel() -> None:
 
 
 def test_layers_hang_below_each_other() -> None:
-    flow = Flow(ALL, rate_bits=8000, ecn_bytes=1, delay_us=1)
+    flow = Flow(number=ALL, rate_bits=8000, ecn_bytes=1, delay_us=1)
     messages = queue_messages.queue(1, MAJORS["to"], flow, layers(flow))
     assert [(each["parent"], each["handle"], each.get_attr("TCA_KIND")) for each in messages] == [
         (0x7644_0002, 0x2002_0000, NETEM),
@@ -97,9 +97,9 @@ def test_layers_hang_below_each_other() -> None:
 
 
 def test_only_needed_layers_are_made() -> None:
-    assert layers(Flow(ALL, rate_bits=8000)) == (FIFO,)
-    assert layers(Flow(ALL, rate_bits=8000, ecn_bytes=1)) == (RED, FIFO)
-    assert layers(Flow(ALL, corrupt_ppm=1)) == (NETEM, FIFO)
+    assert layers(Flow(number=ALL, rate_bits=8000)) == (FIFO,)
+    assert layers(Flow(number=ALL, rate_bits=8000, ecn_bytes=1)) == (RED, FIFO)
+    assert layers(Flow(number=ALL, corrupt_ppm=1)) == (NETEM, FIFO)
 
 
 def sent(before: Flow | None, after: Flow) -> list[tuple[str, int]]:
@@ -117,7 +117,7 @@ def reading(flow: Flow) -> QueueReading:
     return QueueReading(**values, **place, **counters, layers=[*layers(flow)])
 
 
-PLAIN = Flow(ALL, rate_bits=8000, queue_bytes=9000, burst_bytes=3000, frame_bytes=1464, delay_frames=1000)
+PLAIN = Flow(number=ALL, rate_bits=8000, queue_bytes=9000, burst_bytes=3000, frame_bytes=1464, delay_frames=1000)
 ROOT, CLASS = 0xFFFFFFFF, 0x7644_0000
 
 

@@ -191,6 +191,11 @@ def _one_name(argument: str | None, option: str | None) -> str | None:
     return argument or option
 
 
+def nodes_argument(*, required: bool) -> Callable[[F], F]:
+    """NODES as arguments."""
+    return click.argument("nodes", nargs=-1, required=required, shell_complete=complete_nodes)
+
+
 nodes_option: Callable[[F], F] = click.option(
     "-w", "--nodes", "nodeset", metavar="NODES", shell_complete=complete_nodes,
     help="Only on these nodes, for example 'node[2-3]'.",

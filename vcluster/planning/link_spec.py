@@ -12,6 +12,7 @@ from vcluster.errors import RequestError
 from vcluster.model import naming
 from vcluster.model.quoting import shown
 from vcluster.model.spec import FROM, TO, Link, LinkShape
+from vcluster.util.byte_sizes import SIZES, in_largest_unit
 
 Changes = Mapping[str, int]  # new values by field of LinkShape; 0 removes a limit
 
@@ -25,7 +26,6 @@ JITTER_MAX = 2 * 10**6  # the kernel keeps at most 2³¹ ns
 BURST_MAX = 1000  # frames
 
 _RATES = {"gbit": 10**9, "mbit": 10**6, "kbit": 10**3, "bit": 1}
-_SIZES = {"MiB": 2**20, "KiB": 2**10, "B": 1}
 _TIMES = {"s": 10**6, "ms": 1000, "us": 1}
 _PERCENT = {"%": PPM // 100}
 _VALUE = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)([A-Za-z%]+)")
@@ -48,12 +48,8 @@ class _Key:
     factor: str = ""
 
 
-def _in_largest_unit(units: Mapping[str, int]) -> Callable[[int], str]:
-    def write(value: int) -> str:
-        unit, factor = next((unit, factor) for unit, factor in units.items() if value % factor == 0)
-        return f"{value // factor}{unit}"
-
-    return write
+def _in(units: Mapping[str, int]) -> Callable[[int], str]:
+    return lambda value: in_largest_unit(value, units)
 
 
 def _percent(ppm: int) -> str:
@@ -62,12 +58,12 @@ def _percent(ppm: int) -> str:
 
 _PARTS = "0.0001% to 100%"
 KEYS: Mapping[str, _Key] = {
-    "rate": _Key("rate_bits", _RATES, RATE_MIN, RATE_MAX, "8kbit to 32gbit", _in_largest_unit(_RATES)),
-    "queue": _Key("queue_bytes", _SIZES, 1, QUEUE_MAX, "1B to 1024MiB", _in_largest_unit(_SIZES)),
+    "rate": _Key("rate_bits", _RATES, RATE_MIN, RATE_MAX, "8kbit to 32gbit", _in(_RATES)),
+    "queue": _Key("queue_bytes", SIZES, 1, QUEUE_MAX, "1B to 1024MiB", in_largest_unit),
     "loss": _Key("loss_ppm", _PERCENT, 1, PPM, _PARTS, _percent),
-    "ecn": _Key("ecn_bytes", _SIZES, 1, QUEUE_MAX, "1B to 1024MiB", _in_largest_unit(_SIZES)),
-    "delay": _Key("delay_us", _TIMES, 1, DELAY_MAX, "1us to 10s", _in_largest_unit(_TIMES)),
-    "jitter": _Key("jitter_us", _TIMES, 1, JITTER_MAX, "1us to 2s", _in_largest_unit(_TIMES)),
+    "ecn": _Key("ecn_bytes", SIZES, 1, QUEUE_MAX, "1B to 1024MiB", in_largest_unit),
+    "delay": _Key("delay_us", _TIMES, 1, DELAY_MAX, "1us to 10s", _in(_TIMES)),
+    "jitter": _Key("jitter_us", _TIMES, 1, JITTER_MAX, "1us to 2s", _in(_TIMES)),
     "duplicate": _Key("duplicate_ppm", _PERCENT, 1, PPM, _PARTS, _percent),
     "reorder": _Key("reorder_ppm", _PERCENT, 1, PPM, _PARTS, _percent),
     "corrupt": _Key("corrupt_ppm", _PERCENT, 1, PPM, _PARTS, _percent),

@@ -9,6 +9,7 @@ from itertools import combinations, permutations
 
 from vcluster.errors import RequestError
 from vcluster.model.quoting import shown
+from vcluster.util.byte_sizes import SIZES
 from vcluster.util.median import median, median_interval, quantile
 
 BANDWIDTH, COLLECTIVES = "bandwidth", "collectives"
@@ -19,7 +20,6 @@ WINDOW_MAX, WINDOW_BYTES = (
 )  # messages of a stream that are under way at a time, and their size if they are many
 SIZE_MAX = 2**26
 SIZES_MAX = 64
-_UNITS = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20}
 _SIZE = re.compile(r"([0-9]{1,9})(B|KiB|MiB)?")
 MICROSECONDS, MBIT = "us", "Mbit/s"
 
@@ -97,7 +97,7 @@ def parse_sizes(text: str) -> tuple[int, ...]:
 
 def _size(part: str, text: str) -> int:
     found = _SIZE.fullmatch(part.strip())
-    size = int(found[1]) * _UNITS[found[2] or ""] if found else -1
+    size = int(found[1]) * SIZES[found[2] or "B"] if found else -1
     if not 0 <= size <= SIZE_MAX:
         raise RequestError(
             f"--sizes {shown(text)}: {shown(part)} is not a size of 0 to {SIZE_MAX >> 20} MiB",

@@ -230,7 +230,7 @@ def _at_switch(plan: Plan, shape: LinkShape) -> LinkShape:
 
 def _flow(plan: Plan, number: int, shape: LinkShape) -> Flow:
     if not shape.rate_bits and not shape.needs_netem:
-        return Flow(number, loss_ppm=shape.loss_ppm)
+        return Flow(number=number, loss_ppm=shape.loss_ppm)
     frame, room = frame_bytes(plan), delay_frames(plan, shape)
     rate = shape.rate_bits or UNLIMITED_BITS
     return Flow(

@@ -178,16 +178,21 @@ def offload_actions(plan: Plan, *, program: str) -> list[Action]:
 
     `program` is the text of guest/node_offloads.py.
     """
-    unit = f"{UNITS}/{OFFLOADS_UNIT}"
     if not plan.links:
-        return [{"do": "no_service", "unit": OFFLOADS_UNIT, "paths": [unit, OFFLOADS]}]
+        return [{"do": "no_service", "unit": OFFLOADS_UNIT, "paths": [f"{UNITS}/{OFFLOADS_UNIT}", OFFLOADS]}]
     run = f"/usr/bin/python3 -ISB {OFFLOADS}"
     lines = ["Type=oneshot", "RemainAfterExit=yes", f"ExecStart={run} off lab0", f"ExecStop={run} restore lab0"]
     text = unit_text(["Description=Frames of lab0 that are not larger than its MTU", *_BEFORE_READY], lines)
+    return _service_of_program(OFFLOADS_UNIT, text, OFFLOADS, program)
+
+
+def _service_of_program(unit: str, unit_file: str, path: str, program: str) -> list[Action]:
+    """A service that runs a program of vcluster: both files, and a restart if one of them is new."""
+    place = f"{UNITS}/{unit}"
     return [
-        file(OFFLOADS, program),
-        file(unit, text),
-        {"do": "service", "unit": OFFLOADS_UNIT, "restart_if": [OFFLOADS, unit]},
+        file(path, program),
+        file(place, unit_file),
+        {"do": "service", "unit": unit, "restart_if": [path, place]},
     ]
 
 
@@ -196,19 +201,14 @@ def delay_actions(delays: Mapping[str, tuple[int, int, int]], *, program: str) -
 
     `program` is the text of guest/node_delays.py. A restart of the service changes a delay, and keeps its frames.
     """
-    unit = f"{UNITS}/{DELAYS_UNIT}"
     if not delays:
-        return [{"do": "no_service", "unit": DELAYS_UNIT, "paths": [unit, DELAYS]}]
+        return [{"do": "no_service", "unit": DELAYS_UNIT, "paths": [f"{UNITS}/{DELAYS_UNIT}", DELAYS]}]
     run = f"/usr/bin/python3 -ISB {DELAYS}"
     leaving, arriving = (",".join(map(str, delays[name])) if name in delays else "-" for name in (FROM, TO))
     start, stop = f"set lab0 {DELAYS_UNIT} {leaving} {arriving}", f"end lab0 {DELAYS_UNIT}"
     lines = ["Type=oneshot", "RemainAfterExit=yes", f"ExecStart={run} {start}", f"ExecStop={run} {stop}"]
     text = unit_text(["Description=Delays of the frames of lab0", *_BEFORE_READY], lines)
-    return [
-        file(DELAYS, program),
-        file(unit, text),
-        {"do": "service", "unit": DELAYS_UNIT, "restart_if": [DELAYS, unit]},
-    ]
+    return _service_of_program(DELAYS_UNIT, text, DELAYS, program)
 
 
 def account_actions(plan: Plan, node: Node, keys: Keys, common: CommonFiles) -> list[Action]:
@@ -340,17 +340,12 @@ def mount_actions(plan: Plan, node: Node, *, watcher: str) -> list[Action]:
 
 
 def _watch(stores: Iterable[Share], watcher: str) -> list[Action]:
-    unit = f"{UNITS}/{WATCHER_UNIT}"
     arguments = " ".join(f"{share.node} {share.target}" for share in stores)
     text = unit_text(
         ["Description=Unmount shared folders of a server that does not answer", "After=vcluster-ready.service"],
         [f"ExecStart=/usr/bin/python3 -ISB {WATCHER} {arguments}", "Restart=always"],
     )
-    return [
-        file(WATCHER, watcher),
-        file(unit, text),
-        {"do": "service", "unit": WATCHER_UNIT, "restart_if": [WATCHER, unit]},
-    ]
+    return _service_of_program(WATCHER_UNIT, text, WATCHER, watcher)
 
 
 def _mount(plan: Plan, share: Share) -> Action:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from vcluster.cli import arguments, common
 from vcluster.cli.help_layout import Command, Group, examples
 from vcluster.model.spec import FROM, TO
+
+if TYPE_CHECKING:
+    from vcluster.fleet.context import Context
+    from vcluster.model.status import Fault
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -20,15 +24,12 @@ for_option: Callable[[F], F] = click.option(
 )  # fmt: skip
 
 
-def _nodes_argument(*, required: bool) -> Callable[[F], F]:
-    return click.argument("nodes", nargs=-1, required=required, shell_complete=arguments.complete_nodes)
-
-
 @click.group(cls=Group, sections={"Commands": ("cut", "partition", "flap", "unplug", "pause", "show", "heal")})
 def fault() -> None:
     """Make faults of nodes and their links on purpose.
 
-    Faults are on the cluster network; SSH to the nodes works on. A fault ends after its time, or by `heal` or `clear`.
+    Faults of links are on the cluster network only, so SSH to the nodes still works. A fault ends after its time, or by
+    `heal` or `clear`.
     """
 
 
@@ -39,7 +40,7 @@ def fault() -> None:
         "sudo vcluster fault cut 'node[2-3]' --from      only frames that they send",
     ),
 )
-@_nodes_argument(required=True)
+@arguments.nodes_argument(required=True)
 @arguments.name_option
 @click.option("--from", "is_from", is_flag=True, help="Drop only frames that the nodes send.")
 @click.option("--to", "is_to", is_flag=True, help="Drop only frames that the nodes receive.")
@@ -53,9 +54,7 @@ def cut(nodes: tuple[str, ...], name: str | None, is_from: bool, is_to: bool, fo
     from vcluster.commands.nodes import fault as work
 
     directions = [direction for direction, is_given in ((FROM, is_from), (TO, is_to)) if is_given] or [FROM, TO]
-    with common.progress() as (context, _):
-        found = work.cut(context, common.choose_cluster(context, name), nodes, directions, for_s)
-    _emit(output, found)
+    _make(name, output, lambda context, cluster: work.cut(context, cluster, nodes, directions, for_s))
 
 
 @fault.command(
@@ -74,9 +73,7 @@ def partition(groups: str, name: str | None, for_s: float | None, output: str) -
     """
     from vcluster.commands.nodes import fault as work
 
-    with common.progress() as (context, _):
-        found = work.partition(context, common.choose_cluster(context, name), groups, for_s)
-    _emit(output, found)
+    _make(name, output, lambda context, cluster: work.partition(context, cluster, groups, for_s))
 
 
 @fault.command(
@@ -86,7 +83,7 @@ def partition(groups: str, name: str | None, for_s: float | None, output: str) -
         "sudo vcluster fault flap node3 --seed 7      random times, the same ones for each run",
     ),
 )
-@_nodes_argument(required=True)
+@arguments.nodes_argument(required=True)
 @arguments.name_option
 @click.option(
     "--down", "down_s", type=TIME, metavar="SECONDS", default=1.0, show_default=True, help="Drop frames for this time."
@@ -119,13 +116,11 @@ def flap(
     from vcluster.planning import fault_plan
 
     steps = fault_plan.flap_steps(times, down_s, up_s, seed)
-    with common.progress() as (context, _):
-        found = work.flap(context, common.choose_cluster(context, name), nodes, steps)
-    _emit(output, found)
+    _make(name, output, lambda context, cluster: work.flap(context, cluster, nodes, steps))
 
 
 @fault.command(cls=Command, epilog=examples("sudo vcluster fault unplug node3 --for 10"))
-@_nodes_argument(required=True)
+@arguments.nodes_argument(required=True)
 @arguments.name_option
 @for_option
 @arguments.output_option
@@ -136,13 +131,11 @@ def unplug(nodes: tuple[str, ...], name: str | None, for_s: float | None, output
     """
     from vcluster.commands.nodes import fault as work
 
-    with common.progress() as (context, _):
-        found = work.unplug(context, common.choose_cluster(context, name), nodes, for_s)
-    _emit(output, found)
+    _make(name, output, lambda context, cluster: work.unplug(context, cluster, nodes, for_s))
 
 
 @fault.command(cls=Command, epilog=examples("sudo vcluster fault pause node3 --for 10"))
-@_nodes_argument(required=True)
+@arguments.nodes_argument(required=True)
 @arguments.name_option
 @for_option
 @arguments.output_option
@@ -153,13 +146,11 @@ def pause(nodes: tuple[str, ...], name: str | None, for_s: float | None, output:
     """
     from vcluster.commands.nodes import fault as work
 
-    with common.progress() as (context, _):
-        found = work.pause(context, common.choose_cluster(context, name), nodes, for_s)
-    _emit(output, found)
+    _make(name, output, lambda context, cluster: work.pause(context, cluster, nodes, for_s))
 
 
 @fault.command(cls=Command)
-@_nodes_argument(required=False)
+@arguments.nodes_argument(required=False)
 @arguments.name_option
 @arguments.output_option
 def show(nodes: tuple[str, ...], name: str | None, output: str) -> None:
@@ -177,7 +168,7 @@ def show(nodes: tuple[str, ...], name: str | None, output: str) -> None:
 
 
 @fault.command(cls=Command)
-@_nodes_argument(required=False)
+@arguments.nodes_argument(required=False)
 @arguments.name_option
 @arguments.output_option
 def heal(nodes: tuple[str, ...], name: str | None, output: str) -> None:
@@ -195,6 +186,13 @@ def heal(nodes: tuple[str, ...], name: str | None, output: str) -> None:
         healed, errors = work.heal(context, chosen, nodes)
     common.emit(output, {"name": chosen, "healed": healed}, network_report.healed_text)
     parallel.raise_all(errors)
+
+
+def _make(name: str | None, output: str, make: Callable[[Context, str], list[Fault]]) -> None:
+    """Make faults of the chosen cluster, and print those that are active."""
+    with common.progress() as (context, _):
+        found = make(context, common.choose_cluster(context, name))
+    _emit(output, found)
 
 
 def _emit(output: str, found: Any) -> None:

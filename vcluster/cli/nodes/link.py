@@ -14,10 +14,6 @@ from vcluster.errors import RequestError
 F = TypeVar("F", bound=Callable[..., object])
 
 
-def _nodes_argument(*, required: bool) -> Callable[[F], F]:
-    return click.argument("nodes", nargs=-1, required=required, shell_complete=arguments.complete_nodes)
-
-
 @click.group(cls=Group, sections={"Commands": ("set", "show", "reset")})
 def link() -> None:
     """Limit rate and queue of a node's link, delay frames, and drop or damage some of them.
@@ -37,7 +33,7 @@ def link() -> None:
         "sudo vcluster link set node3 --from rate=none                without this limit",
     ),
 )
-@_nodes_argument(required=True)
+@arguments.nodes_argument(required=True)
 @arguments.name_option
 @click.option("--from", "from_limits", metavar="LIMITS", help="Limits of frames that the nodes send.")
 @click.option("--to", "to_limits", metavar="LIMITS", help="Limits of frames that the nodes receive.")
@@ -87,7 +83,7 @@ def _changes(given: Mapping[str, str | None]) -> dict[str, Mapping[str, int]]:
 
 
 @link.command(cls=Command)
-@_nodes_argument(required=False)
+@arguments.nodes_argument(required=False)
 @arguments.name_option
 @arguments.output_option
 def show(nodes: tuple[str, ...], name: str | None, output: str) -> None:
@@ -103,7 +99,7 @@ def show(nodes: tuple[str, ...], name: str | None, output: str) -> None:
 
 
 @link.command(cls=Command)
-@_nodes_argument(required=False)
+@arguments.nodes_argument(required=False)
 @arguments.name_option
 @arguments.output_option
 def reset(nodes: tuple[str, ...], name: str | None, output: str) -> None:

@@ -159,10 +159,9 @@ def run(
             work.wait(capture, for_s=for_s, limit_mib=limit_mib, progress=progress)
 
     open_file = partial(CaptureFile, path, owner=common.user_of_sudo())
+    with_ranks = bool(command) if ranks is None else ranks
     try:
-        captured = work.capture(
-            context, plan, nodes, choice, open_file, until, with_ranks=bool(command) if ranks is None else ranks
-        )
+        captured = work.capture(context, plan, nodes, choice, open_file, until, with_ranks=with_ranks)
     except ClosedOutputError as error:
         return error.exit_code
     _print(captured, output, exit_codes, to_errors=is_stream or (bool(command) and output == "text"))

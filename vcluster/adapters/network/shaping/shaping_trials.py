@@ -37,7 +37,7 @@ def require_support(directions: Sequence[ShapedDirection]) -> None:
 def can_delay() -> bool:
     """Whether the kernel can delay frames."""
     try:
-        _try_queues([Flow(ALL, queue_bytes=2**16, frame_bytes=1500, delay_us=1000, delay_frames=1000)])
+        _try_queues([Flow(number=ALL, queue_bytes=2**16, frame_bytes=1500, delay_us=1000, delay_frames=1000)])
     except MissingError as error:
         if error.hint == _no_rights().hint:
             raise

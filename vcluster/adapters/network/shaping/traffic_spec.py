@@ -12,7 +12,7 @@ from typing import Any
 
 from vcluster.errors import VclusterError
 from vcluster.model.json_types import require_fields
-from vcluster.model.spec import FROM, NETEM_FIELDS, TO
+from vcluster.model.spec import FROM, TO, LinkShape
 
 # The handle of all queues of an interface. They differ, because a frame that waited in a queue keeps its number.
 MAJORS = {FROM: 0x7643, TO: 0x7644}
@@ -29,36 +29,20 @@ def burst_chances(loss_ppm: int, frames: int) -> tuple[float, float]:
     return end * loss_ppm / (PPM - loss_ppm), end
 
 
-@dataclass(frozen=True, slots=True)
-class Flow:
-    """Frames in one direction of a link: all, or those of one peer, which have its `number`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flow(LinkShape):
+    """Frames in one direction of a link, with their limits: all, or those of one peer, which have its `number`.
 
-    Without `rate_bits`, and without work for netem, they have no separate queue. `loss_ppm` are the dropped frames
-    of a million. Delayed frames find room for `delay_frames`. See LinkShape for the other limits.
+    Without `rate_bits`, and without work for netem, they have no separate queue. Delayed frames find room for
+    `delay_frames`.
     """
 
     number: int
-    rate_bits: int = 0
-    queue_bytes: int = 0
     burst_bytes: int = 0
     frame_bytes: int = 0
-    loss_ppm: int = 0
     peer_port: str = ""
     peer_mac: str = ""
-    ecn_bytes: int = 0
-    delay_us: int = 0
-    jitter_us: int = 0
-    duplicate_ppm: int = 0
-    reorder_ppm: int = 0
-    corrupt_ppm: int = 0
-    burst_loss_ppm: int = 0
-    burst_frames: int = 0
     delay_frames: int = 0
-
-    @property
-    def needs_netem(self) -> bool:
-        """Whether netem has work with its frames."""
-        return any(getattr(self, name) for name in NETEM_FIELDS)
 
     @property
     def has_queue(self) -> bool:

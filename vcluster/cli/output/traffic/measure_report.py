@@ -12,6 +12,7 @@ from termcolor import colored
 
 from vcluster.cli.output.tables import table
 from vcluster.model import naming
+from vcluster.util.byte_sizes import in_largest_unit
 
 if TYPE_CHECKING:
     from vcluster.commands.nodes.measure import Measured, Traffic
@@ -26,7 +27,6 @@ FIELDS = (
 )  # fmt: skip
 UNITS = {"us": "µs"}
 NOT_REACHED, STARVED = "*", "!"
-_KIB, _MIB = 2**10, 2**20
 
 
 def row_document(row: MeasuredRow) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def text(found: Document) -> str:
 def row_text(row: Document) -> str:
     """One row as a line of progress."""
     between = f"{row['from']} to {row['to']}: " if row["from"] else ""
-    return f"{between}{row['operation']} {_size(row['bytes'])}: {_value(row)} {_unit(row)}"
+    return f"{between}{row['operation']} {in_largest_unit(row['bytes'])}: {_value(row)} {_unit(row)}"
 
 
 def csv_text(found: Document) -> str:
@@ -122,7 +122,7 @@ def _table(rows: Sequence[Document]) -> str:
     header = ("FROM", "TO") if is_pair else ("OPERATION",)
     lines = [
         (
-            *((row["from"], row["to"]) if is_pair else (row["operation"],)), _size(row["bytes"]), _value(row),
+            *((row["from"], row["to"]) if is_pair else (row["operation"],)), in_largest_unit(row["bytes"]), _value(row),
             _digits(row["low"]), _digits(row["high"]), _digits(row["minimum"]), _digits(row["p99"]), row["samples"],
             _unit(row),
         )
@@ -139,13 +139,13 @@ def _legend(found: Document) -> str:
         "collectives": "time of the slowest rank",
     }[found["kind"]]
     lines = [
-        f"{meaning}, median; the 95 % interval of the median is within {found['ci_percent']:g} % of it",
+        f"{meaning}; a median whose 95 % interval is within {found['ci_percent']:g} % of it",
         f"the first {found['skipped']} times of each series are left out",
     ]
     if found["library"]:
         lines[-1] += f"; {found['library']}"
     if not all(row["reached"] for row in found["rows"]):
-        lines.append(f"{NOT_REACHED} not reached: the interval is wider")
+        lines.append(f"{NOT_REACHED} not reached: its interval is wider")
     if starved := sorted({name for row in found["rows"] for name in row["starved"]}):
         marked = sum(bool(row["starved"]) for row in found["rows"])
         lines.append(f"{STARVED} in {marked} of {len(found['rows'])} rows, processors waited: {naming.folded(starved)}")
@@ -172,13 +172,6 @@ def _digits(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _size(size: int) -> str:
-    for unit, factor in (("MiB", _MIB), ("KiB", _KIB)):
-        if size and size % factor == 0:
-            return f"{size // factor}{unit}"
-    return f"{size}B"
 
 
 def _unit(row: Document) -> str:
