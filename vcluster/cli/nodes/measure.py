@@ -89,7 +89,7 @@ def latency(**options: Any) -> None:
 def bandwidth(**options: Any) -> None:
     """Measure the rate of data in messages, in each direction between nodes.
 
-    Small messages are sent in rows of up to 64 before the receiver answers.
+    Messages below 1 MiB are sent in groups of up to 64 before the receiver answers.
     """
     _run("bandwidth", **options)
 
