@@ -66,8 +66,9 @@ def main() -> None:
             break
         seconds, nanoseconds = struct.unpack("=qq", extra[0][2][:16])
         number, is_damaged, ecn = received(data, size)
-        delay_us = (seconds * 10**9 + nanoseconds - sent[number]) // 1000 if number < count else 0
-        arrived.append([number, delay_us, int(is_damaged), ecn])
+        at_ns = seconds * 10**9 + nanoseconds
+        delay_us = (at_ns - sent[number]) // 1000 if number < count else 0
+        arrived.append([number, delay_us, int(is_damaged), ecn, at_ns // 1000])
     print(json.dumps(arrived))
 
 

@@ -11,10 +11,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pyroute2.netlink.rtnl.tcmsg import tcmsg
 
 from vcluster.adapters.network.netlink_socket import NetlinkError
 from vcluster.adapters.network.shaping import queue_messages, shaper, shaping_trials
-from vcluster.adapters.network.shaping.queue_layers import FIELDS, FIFO, NETEM, RED, layers
+from vcluster.adapters.network.shaping.queue_layers import FIELDS, FIFO, NETEM, RED, layers, read_red
 from vcluster.adapters.network.shaping.traffic_spec import ALL, MAJORS, Flow, ShapedDirection
 from vcluster.errors import MissingError
 from vcluster.model.survey_answer import QueueReading
@@ -206,3 +207,12 @@ def test_a_layer_without_work_stays() -> None:
     marked = replace(PLAIN, delay_us=1, ecn_bytes=9)
     assert sent(marked, PLAIN) == [(NETEM, CLASS | ALL), (RED, 0x2002_0001)]
     assert sent(replace(marked, delay_us=0), marked) == [(NETEM, CLASS | ALL), (RED, 0x2002_0001), (FIFO, 0x4002_0001)]
+
+
+def test_marks_of_red_are_read_as_the_kernel_sends_them() -> None:
+    """TCA_XSTATS (4) of linux/rtnetlink.h has struct tc_red_xstats of linux/pkt_sched.h."""
+    counters = struct.pack("=HH4I", 20, 4, 1, 2, 3, 70_000)  # early, pdrop, other, marked
+    body = encoded(RED, Flow(number=ALL, ecn_bytes=20_480)) + counters
+    message = tcmsg(struct.pack("=IHHII", HEADER_BYTES + len(body), 36, 0, 0, 0) + body)
+    message.decode()
+    assert read_red(message) == {"ecn_bytes": 20_480, "marked_packets": 70_000}

@@ -88,13 +88,8 @@ class _Marks(nla):  # type: ignore[misc]  # pyroute2 has no types
     fields = (("early", "I"), ("pdrop", "I"), ("other", "I"), ("marked", "I"))
 
 
-class _MarkCounters(Counters):
-    class stats_app(_Marks):  # noqa: N801
-        pass
-
-
 plugins[NETEM] = SimpleNamespace(options=_Netem, stats2=Counters, stats=_Marks)
-plugins[RED] = SimpleNamespace(options=_Red, stats2=_MarkCounters, stats=_Marks)
+plugins[RED] = SimpleNamespace(options=_Red, stats2=Counters, stats=_Marks)
 
 
 def layers(flow: Flow) -> tuple[str, ...]:
@@ -187,10 +182,10 @@ def read_red(found: Message) -> dict[str, int]:
     """The threshold of a red, and the number of frames that it marked."""
     options = found.get_attr("TCA_OPTIONS")
     parameters, flags = options.get_attr("TCA_RED_PARMS"), options.get_attr("TCA_RED_FLAGS")
-    marks = found.get_attr("TCA_STATS2").get_attr("TCA_STATS_APP")
+    counters = found.get_attr("TCA_XSTATS")
     is_marking = parameters["flags"] & _ECN or (flags and flags["chosen"] & _ECN)
     threshold = parameters["qth_min"] if is_marking and parameters["qth_min"] != _NO_MARK else 0
-    return {"ecn_bytes": threshold, "marked_packets": marks["marked"] if marks else 0}
+    return {"ecn_bytes": threshold, "marked_packets": counters["marked"] if counters else 0}
 
 
 def _ppm(part: int) -> int:
