@@ -210,7 +210,7 @@ def test_frames_are_lost_in_bursts(lab: Lab) -> None:
 
 def test_frames_are_marked_when_the_queue_is_long(lab: Lab) -> None:
     """Frames that cannot be marked wait until the queue is full."""
-    lab.set("node1", from_="rate=10mbit,queue=200KiB,ecn=20KiB")
+    lab.set("node1", from_="rate=1mbit,queue=200KiB,ecn=20KiB")
     frames = lab.flow("node1", "node2", 150, size=1000, tos=2)
     marked = [number for number, _, _, ecn, _ in frames if ecn == 3]
     assert len(frames) == 150
