@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.clusters import Cluster, Host
@@ -67,3 +69,7 @@ def test_a_paused_node_is_resumed_on_time(bed: Bed, red2: Cluster) -> None:
     assert "red2 is paused" in done.stderr
     assert red2.ssh("red2", AWAIT_PING) == "answers\n"
     assert bed.control.json("fault", "show", "--name", "red") == []
+    late = bed.control.vcluster("check", "red", "-o", "json", timeout_s=300, check=False)
+    assert [each["check"] for each in json.loads(late.stdout)["checks"] if not each["passed"]] == ["clock"], late.stderr
+    bed.control.vcluster("repair", "red", timeout_s=180)
+    bed.control.vcluster("check", "red", timeout_s=300)
