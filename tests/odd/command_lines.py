@@ -49,7 +49,7 @@ NAMED_AS = {
     "source": ("is not", "cannot read", "image name"), "script": ("script ",), "name": ("cluster ", "image "),
     "switch": ("the switch ",), "nodes": ("node",), "sources": ("node",), "destination": ("node",),
     "names": ("cluster ",), "nodeset": ("node", "panes need a terminal"), "node": ("node",),
-    "number": ("nodes",), "recipe": ("recipe ",),
+    "number": ("nodes",), "recipe": ("recipe ",), "groups": ("node", "partition", "group"),
 }  # fmt: skip
 TEXTS_NEAR = values.near(
     "lab", "node1", "node[1-2]", "node1,node2", "4", "512MiB", "10.0.0.0/24", "10.0.0.[101-105]", "900",
