@@ -72,6 +72,7 @@ TRUSTED = {
     "guest/node_delays.py main": "the request of the controller",
     "guest/node_delays.py qdiscs": "the output of tc in the node itself",
     "guest/authorize.py main": "the request of the controller",
+    "guest/link_probe.py main": "the request of the controller",
 }
 
 

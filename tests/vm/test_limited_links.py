@@ -44,6 +44,12 @@ def test_nodes_delay_frames_where_the_switch_cannot(cluster: Cluster) -> None:
             ("to", 70_000, None, "guest"),
         ]
         assert 95 <= ping_ms(cluster) - plain <= 130
+        first, second = host.json("link", "show", "--measured", "red1")
+        (figure,) = first["measured"]
+        assert (figure["figure"], figure["asked"], figure["unit"]) == ("delay", 100_000, "us")
+        assert 95_000 <= figure["value"] <= 130_000
+        assert figure["low"] <= figure["value"] <= figure["high"]
+        assert second["measured"] == []  # a round trip has the delays of both directions
         assert "red1  from       -     delay=30ms,jitter=2ms  guest" in host.vcluster("link", "show").stdout
         sent = host.json("link", "show")[0]["sent_packets"]
         assert sent >= 20

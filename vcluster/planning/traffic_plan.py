@@ -20,6 +20,7 @@ from vcluster.model import naming
 from vcluster.model.plan import Plan
 from vcluster.model.quoting import shown
 from vcluster.model.spec import FROM, NETEM_FIELDS, TO, Link, LinkShape
+from vcluster.model.traffic.link_figure import LinkFigure
 from vcluster.planning import link_spec
 from vcluster.planning.hops import switch_port
 from vcluster.planning.link_spec import Changes
@@ -41,7 +42,8 @@ class LinkReading:
     """The limits of a direction of a link as the kernel has them; the field names are a contract with scripts.
 
     `peer` is null if it is about all frames. A limit that does not exist is null. `where` is the place of the limits:
-    the switch, or the guest system of the node. `delay_frames` is the room for delayed frames.
+    the switch, or the guest system of the node. `delay_frames` is the room for delayed frames. `measured` is null if
+    nothing was measured.
     """
 
     node: str
@@ -65,6 +67,7 @@ class LinkReading:
     dropped_packets: int
     waiting_bytes: int
     marked_packets: int
+    measured: tuple[LinkFigure, ...] | None = None
 
 
 # Changing the plan
@@ -370,7 +373,7 @@ def readings(plan: Plan, found: Mapping[str, Any]) -> list[LinkReading]:
 
 def _reading(node: str, direction: str, peer: str | None, one: Mapping[str, int]) -> LinkReading:
     """What does not exist is null: a rate that is not there has no queue."""
-    limits: dict[str, int | None] = {each.name: one.get(each.name) or None for each in fields(LinkShape)}
+    limits: dict[str, Any] = {each.name: one.get(each.name) or None for each in fields(LinkShape)}
     if not limits["rate_bits"]:
         limits["queue_bytes"] = None
     needs_netem = any(limits[name] for name in NETEM_FIELDS)

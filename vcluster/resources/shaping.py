@@ -65,6 +65,12 @@ def read(server: Server, plan: Plan) -> tuple[list[LinkReading], set[str]]:
     return traffic_plan.readings(plan, found), present
 
 
+def read_at(server: Server, plan: Plan) -> tuple[list[LinkReading], int]:
+    """The limits that the kernel has, with counters, and when they were read, in ns of the server's clock."""
+    found = server.call("read_link_limits", **traffic_plan.label_arguments(plan))
+    return traffic_plan.readings(plan, found), int(found["t_ns"])
+
+
 def compare(server: Server, plan: Plan) -> tuple[dict[Place, str], list[Place]]:
     """The limits that the kernel has, by node and direction, and the places of planned ones that it lacks.
 

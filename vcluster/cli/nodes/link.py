@@ -82,20 +82,30 @@ def _changes(given: Mapping[str, str | None]) -> dict[str, Mapping[str, int]]:
     return changes
 
 
-@link.command(cls=Command)
+@link.command(
+    cls=Command,
+    epilog=examples("sudo vcluster link show", "sudo vcluster link show --measured node3"),
+)
 @arguments.nodes_argument(required=False)
 @arguments.name_option
+@click.option("--measured", "is_measured", is_flag=True, help="Measure what the links do: short traffic in the nodes.")
 @arguments.output_option
-def show(nodes: tuple[str, ...], name: str | None, output: str) -> None:
+def show(nodes: tuple[str, ...], name: str | None, is_measured: bool, output: str) -> None:
     """Show the limits of links, and their counters.
 
-    They are read from the kernel of the switch's server.
+    They are read from the kernel of the switch's server. With --measured, nodes send frames for some seconds. The
+    command then prints the rate, the delay and the loss of each limited link, or why one was not measured.
     """
     from vcluster.cli.output import network_report
+    from vcluster.cli.output.traffic import link_report
     from vcluster.commands.nodes import link as work
 
     context = common.context()
-    common.emit(output, work.show(context, common.choose_cluster(context, name), nodes), network_report.links_text)
+    chosen = common.choose_cluster(context, name)
+    if is_measured:
+        common.emit(output, work.show_measured(context, chosen, nodes), link_report.measured_text)
+    else:
+        common.emit(output, work.show(context, chosen, nodes), network_report.links_text)
 
 
 @link.command(cls=Command)

@@ -72,6 +72,22 @@ POWER_STATUS = many(
     ),
 )  # fmt: skip
 
+_MEASURED = {"type": ["number", "null"]}  # a delay is negative if the baseline took longer
+_FIGURE = record(
+    "A limit that was measured",
+    {
+        "figure": one_of("The limit; a delay is that of a round trip, so of both directions", "rate", "delay", "loss"),
+        "other": optional(text("The node at the other end of the probe; null if no node was suitable")),
+        "unit": one_of("Bits a second, microseconds, or frames of a million", "bit/s", "us", "ppm"),
+        "asked": integer("The limit in the unit; of a delay, all delays of the round trip"),
+        "value": {**_MEASURED, "description": "What was measured, in the unit; null if it was not"},
+        "low": {**_MEASURED, "description": "Begin of its 95 % interval, in the unit; null without one"},
+        "high": {**_MEASURED, "description": "End of its 95 % interval, in the unit; null without one"},
+        "detail": text("How it was measured, or why it was not"),
+        "frames": integer("Frames that the probe sent"),
+        "bytes": integer("Their size, in bytes"),
+    },
+)
 LINKS = many(
     "The directions of links that have limits",
     record(
@@ -98,6 +114,7 @@ LINKS = many(
             "dropped_packets": integer("Frames that found no room, were dropped at random, or were lost in bursts"),
             "waiting_bytes": integer("Size of the frames that wait now, in bytes"),
             "marked_packets": integer("Frames that were marked (ECN)"),
+            "measured": optional(many("What the link does; null without --measured", _FIGURE)),
         },
     ),
 )

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from vcluster.commands.nodes import guest_delays
+from vcluster.commands.nodes import guest_delays, link_probe
 from vcluster.commands.nodes.access import choose_listed, sessions
 from vcluster.commands.steps.inventory import powers_of, read_ledger, switch_server
 from vcluster.errors import RequestError, VclusterError
@@ -82,10 +82,21 @@ def show(context: Context, name: str, nodes: Sequence[str]) -> list[LinkReading]
     """
     plan = read_ledger(context.files(name)).plan
     traffic_plan.require_own_switch(plan)
-    names = _names(plan, nodes)
+    return _read(context, plan, _names(plan, nodes))
+
+
+def _read(context: Context, plan: Plan, names: Sequence[str]) -> list[LinkReading]:
     with switch_server(context, plan) as server:
         found = [one for one in shaping.read(server, plan)[0] if one.node in names]
     return [*found, *guest_delays.show(context, plan, names)]
+
+
+def show_measured(context: Context, name: str, nodes: Sequence[str]) -> list[LinkReading]:
+    """The same, with what the links do. Short traffic in the nodes measures it."""
+    plan = read_ledger(context.files(name)).plan
+    traffic_plan.require_own_switch(plan)
+    chosen = _names(plan, nodes)
+    return link_probe.measured(context, plan, _read(context, plan, _names(plan, ())), chosen)
 
 
 def _names(plan: Plan, nodes: Sequence[str]) -> tuple[str, ...]:

@@ -197,6 +197,7 @@ def read(table: str, alias: str, ports: Sequence[str]) -> LinkLimits:
     with _open() as netlink:
         interfaces = read_interfaces(netlink)
         qdiscs = queue_messages.read_qdiscs(netlink)
+        t_ns = time.monotonic_ns()
         queues = [
             queue
             for one in interfaces
@@ -212,6 +213,7 @@ def read(table: str, alias: str, ports: Sequence[str]) -> LinkLimits:
         queues,
         list(frame_rules.read_losses(_rules(table, BRIDGE))),
         {port: names[index] for port, index in redirections.items() if index in names},
+        t_ns,
     )
 
 
