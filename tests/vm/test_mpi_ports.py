@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 
 import pytest
 
@@ -87,8 +88,8 @@ def test_other_ports_are_closed_on_the_cluster_network(cluster: Cluster) -> None
         assert process.stdout is not None
         assert process.stdout.readline() == "listening\n"
         results = {
-            (address, port): cluster.ssh("red1", f'python3 -c "{PROBE.format(address, port)}"').strip()
-            for address in ("10.0.0.2", management)
+            (address, port): probe(f'python3 -c "{PROBE.format(address, port)}"').strip()
+            for address, probe in (("10.0.0.2", partial(cluster.ssh, "red1")), (management, cluster.host.sh))
             for port in (INSIDE, OUTSIDE)
         }
     finally:

@@ -172,8 +172,9 @@ def test_parallel_shells_know_the_nodes(cluster: Cluster, node: str, command: st
 
 @pytest.mark.parametrize(("node", "other"), [("red1", "red1"), ("red1", "red2"), ("red3", "red1")])
 def test_each_name_and_address_of_a_node_accepts_logins(cluster: Cluster, node: str, other: str) -> None:
+    """But no frame passes between nodes on the management network."""
     one = next(one for one in cluster.host.json("status")["nodes"] if one["name"] == other)
-    names = [one["name"], one["address"], one["management_address"], *["localhost"] * (node == other)]
+    names = [one["name"], one["address"], *[one["management_address"], "localhost"] * (node == other)]
     login = "ssh -n -o BatchMode=yes -o StrictHostKeyChecking=yes"
     output = cluster.ssh(node, f"for name in {' '.join(names)}; do {login} $name hostname 2>&1; done")
     assert output.splitlines() == [other] * len(names)

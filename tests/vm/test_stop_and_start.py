@@ -99,4 +99,4 @@ def test_repair_makes_a_lost_packet_filter_again(cluster: Cluster) -> None:
     host.vcluster("repair", timeout_s=300)
     found = host.json("status")
     assert (found["state"], found["missing"]) == ("ready", [])
-    assert host.sh("nft list tables").count(table) == 2
+    assert host.sh("nft list tables").count(table) == 3  # inet, arp and bridge
