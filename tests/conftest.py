@@ -114,7 +114,9 @@ def queue_of(folder: str) -> str:
 
 
 LONG_MODULES = frozenset({"netns", "ssh"})  # folders with modules that take a minute
-SHARED_CLUSTERS = frozenset({"cluster", "beginning", "red", "blue"})  # fixtures: clusters of a whole folder
+SHARED_CLUSTERS = frozenset(
+    {"cluster", "shared_labs", "beginning", "red", "blue"}
+)  # fixtures: clusters of a whole folder
 
 
 def uses_shared_cluster(item: pytest.Item) -> bool:
