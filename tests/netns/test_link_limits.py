@@ -15,6 +15,7 @@ import pytest
 
 from tests import broken_promises, idle_nodes
 from tests.clusters import Host
+from tests.fault_lab import HOLDERS
 from tests.inside import ROOT
 from tests.link_lab import ALL, NODES, Lab, features, labs
 from tests.taps import LARGEST, RECEIVE
@@ -261,7 +262,11 @@ def test_limits_last_until_the_cluster_is_cleared() -> None:
             assert [each for each in broken_promises.broken(host) if each["id"] in ("link-limits", "unplanned")] == []
         host.vcluster("link", "reset", "node3")
         assert host.sh("tc qdisc show dev vp-lab-3").startswith("qdisc noqueue ")  # as libvirt made it
+        host.server.path("/run/rates.csv").write_text("t_s,from\n0,1mbit\n0.1,2mbit\n")
+        host.vcluster("link", "trace", "node1", "/run/rates.csv", "--repeat")
+        assert host.sh(HOLDERS) != ""
         host.vcluster("clear", "lab", "-y")
+        assert host.sh(HOLDERS) == ""
         assert host.json("clear", "lab", "--verify", "-y")["left"] == []
         left = (
             "ip -br link | grep -E 'v[ipcx]-lab'; nft list tables | grep vcluster; ls -A /run/vcluster; tc qdisc show"

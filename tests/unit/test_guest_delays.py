@@ -45,6 +45,7 @@ class World:
         monkeypatch.setattr(link.servers, "require_rights", lambda _: None)
         monkeypatch.setattr(link.shaping, "read", lambda *_: ([], set()))
         monkeypatch.setattr(link.shaping, "apply", lambda *_: None)
+        monkeypatch.setattr(link.shaping, "end_traces", lambda *_: None)
         monkeypatch.setattr(link.shaping, "placed", lambda _, plan: replace(plan, delays_in_guest=True))
         monkeypatch.setattr(link, "_set_offloads", lambda *_, **__: None)
         monkeypatch.setattr(guest_delays, "powers_of", self._powers_of)

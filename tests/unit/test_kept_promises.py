@@ -19,7 +19,7 @@ from vcluster.model.json_types import misfit
 from vcluster.model.plan import Node, Plan, ServerPlan
 from vcluster.model.promises import BY_ID, PROMISES, Fact, PromiseReport
 from vcluster.model.survey_answer import SurveyAnswer
-from vcluster.planning import controller_promises, file_promises, server_promises
+from vcluster.planning import controller_promises, file_promises, server_promises, traffic_plan
 from vcluster.planning.hops import switch_port
 from vcluster.snapshots.template import snapshots_folder
 
@@ -75,7 +75,8 @@ def seen_on(plan: Plan, server: ServerPlan) -> dict[str, Any]:
         interfaces[network.bridge] = _interface("bridge", addresses=[gateway], routes=[str(network.subnet)])
     disks = {path.name: dict(FILE, uid=QEMU_UID) for node in nodes for path in file_promises.node_files(plan, node)}
     ports = [switch_port(plan, node) for node in plan.nodes]
-    limits: dict[str, Any] = {"present": ports, "queues": [], "losses": [], "redirections": {}}
+    limits: dict[str, Any] = {"present": ports, "queues": [], "losses": [], "redirections": {}, "t_ns": 0}
+    limits["traced"] = []
     trees: dict[str, Any] = {path: {} for path in file_promises.trees(server)}
     if pool:
         trees[str(pool.path)] = {".": FOLDER, ".vcluster-owner": dict(FILE, mode=0o644), **disks}
@@ -210,6 +211,14 @@ def test_a_log_that_was_rotated_and_a_snapshot_in_the_making_are_expected() -> N
     seen["trees"][str(server.pool.path)]["node1.console.log.0"] = FILE
     seen["trees"][str(snapshots_folder(server.storage))][".unfinished-k/ram"] = dict(FILE, mode=0o666)
     assert [fact for fact in facts(LAB, server, seen) if not fact.is_kept] == []
+
+
+def test_rates_that_a_trace_changes_are_not_compared() -> None:
+    plan = traffic_plan.with_changes(LAB, ["node1", "node2"], {"from": {"rate_bits": 8000}})
+    seen = seen_on(plan, plan.servers[0])
+    seen["links"]["traced"] = ["node1"]
+    broken = [fact for fact in facts(plan, plan.servers[0], seen) if fact.promise == "link-limits" and not fact.is_kept]
+    assert [fact.thing for fact in broken] == ["node2 from"]
 
 
 def test_a_node_that_is_off_breaks_one_promise() -> None:

@@ -53,7 +53,8 @@ def kernel(plan: Plan) -> dict[str, Any]:
         if each.is_redirected:
             redirections[each.port] = each.shaper
     ports = [switch_port(plan, node) for node in plan.nodes]
-    return {"present": ports, "queues": queues, "losses": losses, "redirections": redirections}
+    found = {"present": ports, "queues": queues, "losses": losses, "redirections": redirections}
+    return {**found, "t_ns": 0, "traced": []}
 
 
 def as_read(flow: Flow) -> dict[str, int]:
@@ -323,3 +324,10 @@ def test_the_text_is_what_link_set_takes() -> None:
         "node1  to         node2  loss=0.5%               switch  -     2        -",
     ]
     assert network_report.links_text([]) == "no limits"
+
+
+def test_a_link_that_follows_a_trace_is_marked() -> None:
+    plan = limited(limited(LAB, "node1", to="rate=1mbit"), "node2", to="rate=1mbit")
+    rows = codec.to_plain(traffic_plan.readings(plan, kernel(plan) | {"traced": ["node2"]}))
+    assert [one["traced"] for one in rows] == [False, True]
+    assert "switch, trace" in network_report.links_text(rows).splitlines()[2]

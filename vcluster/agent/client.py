@@ -103,6 +103,8 @@ RESULTS: Mapping[str, Any] = {
     "can_delay_frames": bool,
     "shape_links": None,
     "read_link_limits": LinkLimits,
+    "begin_trace": None,
+    "end_traces": list[str],
     "count_frames": None,
     "counted_frames": dict[str, tuple[int, int]],
     "end_frame_count": None,

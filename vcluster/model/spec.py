@@ -22,6 +22,7 @@ SERVER_TIMEOUT_S = 30.0
 STORAGE_PATH = Path("/var/lib/libvirt/images/vcluster")
 FROM, TO = "from", "to"  # the directions of a link, as its node sees them
 CUT, PARTITION, FLAP, UNPLUG, PAUSE = "cut", "partition", "flap", "unplug", "pause"  # kinds of faults
+TRACE = "trace"  # the kind of a record of a link whose rates change over time; it is not a fault
 
 
 @dataclass(frozen=True, slots=True)

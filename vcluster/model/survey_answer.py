@@ -144,14 +144,16 @@ class LossReading:
 class LinkLimits:
     """The limits that ports of a switch have; `redirections` are ports with the shaper of their frames.
 
-    `present` are the ports that exist. The queues were read at the time `t_ns` of the server's monotonic clock.
+    `present` are the ports that exist. The queues were read at the time `t_ns` of the server's monotonic clock. A
+    process changes the rates of the nodes `traced` now.
     """
 
     present: list[str]
     queues: list[QueueReading]
     losses: list[LossReading]
     redirections: dict[str, str]
-    t_ns: int = 0
+    t_ns: int
+    traced: list[str]
 
 
 BETWEEN = "between"  # the kind of elements with pairs of ports

@@ -183,7 +183,7 @@ def _presence(promise: str, thing: str, is_planned: bool, is_found: bool, remedy
 
 
 def _limit_facts(plan: Plan, seen: Seen) -> Iterator[Fact]:
-    """The links whose port of the switch exists; the node of another one is off."""
+    """The links whose port of the switch exists; the node of another one is off. A trace changes the rates of some."""
     planned = traffic_plan.texts_of(traffic_plan.planned_limits(plan))
     found = traffic_plan.texts_of(traffic_plan.found_limits(traffic_plan.readings(plan, seen["links"])))
     ports = {*seen["links"]["present"]}
@@ -191,7 +191,7 @@ def _limit_facts(plan: Plan, seen: Seen) -> Iterator[Fact]:
         for direction in traffic_plan.DIRECTIONS:
             wanted, present = (limits.get((node.name, direction), NONE) for limits in (planned, found))
             remedy = f"vcluster link reset --name {plan.name}" if wanted == NONE else ""
-            if switch_port(plan, node) in ports:
+            if switch_port(plan, node) in ports and node.name not in seen["links"]["traced"]:
                 yield Fact("link-limits", f"{node.name} {direction}", wanted, present, remedy)
 
 

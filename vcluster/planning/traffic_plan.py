@@ -43,7 +43,7 @@ class LinkReading:
 
     `peer` is null if it is about all frames. A limit that does not exist is null. `where` is the place of the limits:
     the switch, or the guest system of the node. `delay_frames` is the room for delayed frames. `measured` is null if
-    nothing was measured.
+    nothing was measured. `traced` is whether a trace changes the rate now.
     """
 
     node: str
@@ -68,6 +68,7 @@ class LinkReading:
     waiting_bytes: int
     marked_packets: int
     measured: tuple[LinkFigure, ...] | None = None
+    traced: bool = False
 
 
 # Changing the plan
@@ -366,7 +367,7 @@ def readings(plan: Plan, found: Mapping[str, Any]) -> list[LinkReading]:
             one.update(loss_ppm=loss["loss_ppm"], dropped_packets=dropped)
     names = {node.index: node.name for node in plan.nodes}
     return [
-        _reading(names[index], direction, names.get(peer), one)
+        replace(_reading(names[index], direction, names.get(peer), one), traced=names[index] in found["traced"])
         for (index, direction, peer), one in sorted(seen.items(), key=lambda item: item[0])
     ]
 

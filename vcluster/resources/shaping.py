@@ -5,13 +5,15 @@ So `interfaces` and `rules` remove all of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from vcluster.fleet.servers import Server
+from vcluster.model import naming
 from vcluster.model.plan import Node, Plan
 from vcluster.planning import traffic_plan
 from vcluster.planning.hops import switch_port
+from vcluster.planning.traffic.rate_trace import Steps
 from vcluster.planning.traffic_plan import LinkReading
 
 Place = tuple[str, str]  # a node and a direction
@@ -54,7 +56,19 @@ def _shape(server: Server, plan: Plan, ports: Sequence[str]) -> None:
 def reduce(server: Server, before: Plan, after: Plan) -> None:
     """Give the links the limits of the plan `after`, if they are not those of the plan `before`."""
     if before.links != after.links and server.name == after.switch.server:
+        end_traces(server, before, {node.name for node in before.nodes} - {node.name for node in after.nodes})
         apply(server, after)
+
+
+def begin_trace(server: Server, plan: Plan, node: str, steps: Steps, period_s: float | None) -> None:
+    """Change the rates of a node's link over time. A process on the server of the switch does it."""
+    label = naming.alias(plan.name, plan.owner)
+    server.call("begin_trace", label=label, node=node, steps=steps, period_s=period_s)
+
+
+def end_traces(server: Server, plan: Plan, nodes: Collection[str]) -> None:
+    """End the traces of these nodes. Their links keep the limits of this moment."""
+    server.call("end_traces", label=naming.alias(plan.name, plan.owner), nodes=[*nodes])
 
 
 def read(server: Server, plan: Plan) -> tuple[list[LinkReading], set[str]]:
@@ -68,7 +82,7 @@ def read(server: Server, plan: Plan) -> tuple[list[LinkReading], set[str]]:
 def read_at(server: Server, plan: Plan) -> tuple[list[LinkReading], int]:
     """The limits that the kernel has, with counters, and when they were read, in ns of the server's clock."""
     found = server.call("read_link_limits", **traffic_plan.label_arguments(plan))
-    return traffic_plan.readings(plan, found), int(found["t_ns"])
+    return traffic_plan.readings(plan, found), found["t_ns"]
 
 
 def compare(server: Server, plan: Plan) -> tuple[dict[Place, str], list[Place]]:
@@ -81,4 +95,5 @@ def compare(server: Server, plan: Plan) -> tuple[dict[Place, str], list[Place]]:
     readings, present = read(server, plan)
     found = traffic_plan.texts_of(traffic_plan.found_limits(readings))
     planned = traffic_plan.texts_of(traffic_plan.planned_limits(plan))
-    return found, [place for place, text in planned.items() if place[0] in present and found.get(place) != text]
+    comparable = present - {one.node for one in readings if one.traced}
+    return found, [place for place, text in planned.items() if place[0] in comparable and found.get(place) != text]

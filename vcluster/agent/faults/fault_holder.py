@@ -1,24 +1,27 @@
-"""The process on a server that begins a fault, holds its end, and ends it.
+"""The process on a server that begins a fault, holds its end, and ends it. It also changes the rates of links.
 
-It needs neither the controller nor the agent. It reads an order: a record, with a time or with the steps of a flap. Its
-argument is the descriptor of the lock that the agent hands over. It writes one line of JSON when the fault has begun:
-`{}`, or the error.
+It needs neither the controller nor the agent. It reads an order: a record, with a time, or with the steps of a flap or
+of a trace. Its argument is the descriptor of the lock that the agent hands over. It writes one line of JSON when the
+fault has begun: `{}`, or the error.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from vcluster.adapters.network.faults import fault_table
 from vcluster.adapters.network.faults.fault_table import Cut
+from vcluster.adapters.network.shaping import shaper
 from vcluster.adapters.network.shaping.link_lock import inherited, locked
+from vcluster.adapters.network.shaping.traffic_spec import directions as requested
 from vcluster.agent import request_loop
 from vcluster.agent.faults import node_faults
 from vcluster.agent.faults.node_faults import FaultRecord
@@ -35,7 +38,9 @@ def main() -> None:
     try:
         order = json.loads(sys.stdin.buffer.read())
         record = node_faults.record_of(order["record"])
-        if order["steps"]:
+        if "trace" in order:
+            _trace(record, order["trace"], order["period_s"], lock)
+        elif order["steps"]:
             _flap(record, order["table"], order["port"], order["steps"], lock)
         else:
             _hold(record, order["for_s"], lock)
@@ -52,10 +57,11 @@ def _answer(fields: dict[str, Any]) -> None:
     os.close(nothing)
 
 
-def _begun(record: FaultRecord, for_s: float) -> FaultRecord:
+def _begun(record: FaultRecord, for_s: float | None) -> FaultRecord:
     """The record of a fault that this process holds."""
     process = node_faults.identity_of(os.getpid())
-    return replace(node_faults.begun(record), holder=process, ends_s=time.monotonic() + for_s)
+    ends_s = None if for_s is None else time.monotonic() + for_s
+    return replace(node_faults.begun(record), holder=process, ends_s=ends_s)
 
 
 def _wait_until(moment_s: float) -> None:
@@ -104,6 +110,46 @@ def _flap(record: FaultRecord, table: str, port: str, steps: Sequence[Sequence[f
                     _drop(table, port, next_s)
             else:
                 node_faults.forget(record)
+
+
+def _trace(
+    record: FaultRecord, steps: Sequence[tuple[float, Sequence[dict[str, Any]]]], period_s: float | None, lock: int
+) -> None:
+    """Change the limits of queues at the times of the steps, as long as the record is there.
+
+    A step that fails is left out: the node may be off, so its link has no queue.
+    """
+    with inherited(lock):
+        record = _begun(record, None if period_s else steps[-1][0])
+        node_faults.write(record)
+        try:
+            shaper.change_queues(requested(steps[0][1]))
+        except VclusterError:
+            node_faults.forget(record)
+            raise
+    _answer({})
+    begin_s = time.monotonic()
+    for at_s, directions in _later(steps, period_s):
+        _wait_until(begin_s + at_s)
+        with locked():
+            if not node_faults.is_recorded(record):  # the cluster may not exist any more
+                return
+            with suppress(VclusterError):
+                shaper.change_queues(requested(directions))
+    with locked():
+        if node_faults.is_recorded(record):
+            node_faults.forget(record)
+
+
+def _later(
+    steps: Sequence[tuple[float, Sequence[dict[str, Any]]]], period_s: float | None
+) -> Iterator[tuple[float, Sequence[dict[str, Any]]]]:
+    """The steps after the first one; without an end if there is a period."""
+    yield from steps[1:]
+    rounds = itertools.count(1) if period_s else ()
+    for number in rounds:
+        for at_s, directions in steps:
+            yield number * (period_s or 0.0) + at_s, directions
 
 
 def _drop(table: str, port: str, down_s: float) -> None:

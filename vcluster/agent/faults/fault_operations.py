@@ -15,7 +15,7 @@ from vcluster.agent.diagnostics import has_rights
 from vcluster.agent.faults import node_faults
 from vcluster.agent.faults.node_faults import FaultRecord
 from vcluster.errors import SeveralErrors, VclusterError
-from vcluster.model.spec import FLAP, PAUSE
+from vcluster.model.spec import FLAP, PAUSE, TRACE
 from vcluster.model.survey_answer import FaultReading
 
 
@@ -65,8 +65,12 @@ def heal_faults(label: str, nodes: Sequence[str] | None, table: str, ports: Sequ
     """
     with locked():
         errors = _errors_of(lambda: _heal_links(table, None if nodes is None else ports)) if table else []
-        errors += _end_each(label, lambda record: nodes is None or record.node in nodes, undoing=True)
+        errors += _end_each(label, lambda record: _is_fault_of(record, nodes), undoing=True)
     _raise_all(errors)
+
+
+def _is_fault_of(record: FaultRecord, nodes: Sequence[str] | None) -> bool:
+    return record.kind != TRACE and (nodes is None or record.node in nodes)
 
 
 def _heal_links(table: str, ports: Sequence[str] | None) -> None:

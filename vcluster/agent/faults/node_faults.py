@@ -1,5 +1,7 @@
 """Faults of nodes that have records on this server: nodes that are paused or unplugged, and links that flap.
 
+A link whose rates change over time has a record too, and the same process.
+
 A record is a file below /run, so no record outlives a boot of the server. A process holds the end of a fault that has
 one (fault_holder.py). It is independent of the controller and of the agent.
 """
@@ -25,13 +27,14 @@ from vcluster.agent import request_loop
 from vcluster.agent.survey import libvirt_records
 from vcluster.errors import ConflictError, MissingError, VclusterError
 from vcluster.model import json_text, json_types
-from vcluster.model.spec import FLAP, PAUSE, UNPLUG
+from vcluster.model.spec import FLAP, PAUSE, TRACE, UNPLUG
 from vcluster.model.survey_answer import HeldFault
 
 FOLDER = Path("/run/vcluster/faults")
 VIRSH = ("virsh", "--quiet", "--connect", "qemu:///system")
 VIRSH_TIMEOUT_S = 30.0
 KILL_AFTER_S = 10.0
+_OF_LINKS = (FLAP, TRACE)  # what the process of the record does; libvirt has no part in it
 _PROGRAM = """
 from vcluster.adapters.network import load_less_of_pyroute2
 load_less_of_pyroute2()
@@ -70,7 +73,7 @@ class FaultRecord:
     @property
     def is_active(self) -> bool:
         """Whether the node has the fault now: it ends when the node is off, or when it was ended by hand."""
-        if self.kind == FLAP:
+        if self.kind in _OF_LINKS:
             return self.is_held
         found = libvirt_records.run_of(self.domain)
         if found is None or not self.is_same_run:
@@ -263,7 +266,7 @@ def apply(record: FaultRecord) -> None:
 
 def undo(record: FaultRecord) -> None:
     """Resume or plug the node, if it has not been off meanwhile."""
-    if record.kind != FLAP and record.is_active:
+    if record.kind not in _OF_LINKS and record.is_active:
         _unmake(record)
 
 

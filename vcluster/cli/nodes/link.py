@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TypeVar
 
 import click
@@ -11,10 +12,12 @@ from vcluster.cli import arguments, common
 from vcluster.cli.help_layout import Command, Group, examples
 from vcluster.errors import RequestError
 
+TRACE_BYTES_MAX = 2**21
+
 F = TypeVar("F", bound=Callable[..., object])
 
 
-@click.group(cls=Group, sections={"Commands": ("set", "show", "reset")})
+@click.group(cls=Group, sections={"Commands": ("set", "show", "trace", "reset")})
 def link() -> None:
     """Limit rate and queue of a node's link, delay frames, and drop or damage some of them.
 
@@ -106,6 +109,57 @@ def show(nodes: tuple[str, ...], name: str | None, is_measured: bool, output: st
         common.emit(output, work.show_measured(context, chosen, nodes), link_report.measured_text)
     else:
         common.emit(output, work.show(context, chosen, nodes), network_report.links_text)
+
+
+@link.command(
+    cls=Command,
+    epilog=examples(
+        "sudo vcluster link trace node3 wifi.csv --repeat",
+        "sudo vcluster link reset node3                        end it, and remove the limits",
+    ),
+)
+@click.argument("node", shell_complete=arguments.complete_nodes)
+@click.argument("file", type=click.Path(path_type=Path))
+@arguments.name_option
+@click.option("--repeat", "repeats", is_flag=True, help="Begin again at the end of the file.")
+@arguments.output_option
+def trace(node: str, file: Path, name: str | None, repeats: bool, output: str) -> None:
+    """Change the rates of the link of NODE over time, as FILE specifies.
+
+    The first line of FILE is t_s,from,to. Each other line has a time in seconds from the begin, and the rates of both
+    directions, for example 0.5,10mbit,20mbit. An empty rate stays as it was. A rate with a queue has quotes:
+    "rate=10mbit,queue=64KiB".
+
+    A process on the switch's server changes the rates, also without vcluster. At the end, the rates of the last line
+    stay. The trace ends early by link set or link reset of the node, and by clear.
+    """
+    from vcluster.cli.output import network_report
+    from vcluster.commands.nodes import link as work
+    from vcluster.planning.traffic import rate_trace
+
+    lines = rate_trace.parse(_text(file), str(file))
+    if repeats:
+        rate_trace.require_period(lines, str(file))
+    with common.progress() as (context, _):
+        chosen = common.choose_cluster(context, name)
+        work.trace(context, chosen, node, lines, repeats=repeats)
+    seconds = rate_trace.period_s(lines) if repeats else lines[-1].t_s
+    document = {
+        "name": chosen, "node": node, "file": str(file), "lines": len(lines), "seconds": seconds, "repeat": repeats,
+    }  # fmt: skip
+    common.emit(output, document, network_report.link_trace_text)
+
+
+def _text(file: Path) -> str:
+    """The text of a file. Raises RequestError if it cannot be read, or is too large."""
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(TRACE_BYTES_MAX + 1)
+    except OSError as error:
+        raise RequestError(f"{file}: {error.strerror or error}", hint="name a file that you can read") from error
+    if len(data) > TRACE_BYTES_MAX:
+        raise RequestError(f"{file}: it has more than {TRACE_BYTES_MAX >> 20} MiB", hint="use fewer lines")
+    return data.decode(errors="replace")
 
 
 @link.command(cls=Command)

@@ -143,13 +143,20 @@ def _row(one: Document) -> tuple[object, ...]:
     has_queue = one["rate_bits"] or one["delay_frames"]
     sent, waiting = (one["sent_packets"], f"{one['waiting_bytes']}B") if has_queue else ("-", "-")
     limits = link_spec.text_of(traffic_plan.shape_of(one))
+    where = f"{one['where']}, trace" if one["traced"] else one["where"]
     return (
-        one["node"], one["direction"], one["peer"] or "-", limits, one["where"], sent, one["dropped_packets"], waiting,
+        one["node"], one["direction"], one["peer"] or "-", limits, where, sent, one["dropped_packets"], waiting,
     )  # fmt: skip
 
 
 def _room(one: Document) -> str:
     return f"{one['delay_frames']} frames" if one["delay_frames"] else "-"
+
+
+def link_trace_text(found: Document) -> str:
+    """One line: the node, the lines of the trace, and how long they last."""
+    again = ", again and again" if found["repeat"] else ""
+    return f"{found['node']} follows the {found['lines']} lines of {found['file']}: {found['seconds']:g} s{again}"
 
 
 def links_reset_text(found: Document) -> str:

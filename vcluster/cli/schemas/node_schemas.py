@@ -16,6 +16,7 @@ from vcluster.cli.schemas.schema_parts import (
     one_of,
     optional,
     record,
+    seconds,
     text,
 )
 from vcluster.model.checks import CHECK_KINDS
@@ -115,8 +116,20 @@ LINKS = many(
             "waiting_bytes": integer("Size of the frames that wait now, in bytes"),
             "marked_packets": integer("Frames that were marked (ECN)"),
             "measured": optional(many("What the link does; null without --measured", _FIGURE)),
+            "traced": flag("Whether a trace changes the rate now"),
         },
     ),
+)
+LINK_TRACE = record(
+    "A trace that has begun",
+    {
+        "name": text("Name of the cluster"),
+        "node": NODE,
+        "file": text("The file with the rates"),
+        "lines": integer("Number of its lines, without the header"),
+        "seconds": seconds("How long its lines last"),
+        "repeat": flag("Whether it begins again at its end"),
+    },
 )
 LINKS_RESET = record(
     "The result", {"name": text("Name of the cluster"), "reset": many("The nodes that had limits", NODE)}
@@ -238,6 +251,7 @@ SCHEMAS: dict[str, Schema] = {
     "link set": LINKS,
     "link show": LINKS,
     "link reset": LINKS_RESET,
+    "link trace": LINK_TRACE,
     **{f"measure {kind}": MEASURE for kind in ("latency", "bandwidth", "pingpong", "collectives")},
     "power on": POWER,
     "power off": POWER,

@@ -20,6 +20,8 @@ from vcluster.model.quoting import shown
 from vcluster.model.status import RUNNING
 from vcluster.planning import traffic_plan
 from vcluster.planning.link_spec import Changes
+from vcluster.planning.traffic import rate_trace
+from vcluster.planning.traffic.rate_trace import TraceLine
 from vcluster.planning.traffic_plan import LinkReading
 from vcluster.resources import segmentation, shaping
 from vcluster.stages import node_links
@@ -47,6 +49,7 @@ def set_limits(
     with _changing(context, name) as (fleet, ledger):
         server = fleet[ledger.plan.switch.server]
         plan = shaping.placed(server, change(ledger.plan))
+        shaping.end_traces(server, plan, _names(plan, nodes))
         _change(context, fleet, ledger, plan)
         found, present = shaping.read(server, plan)
         names = _names(plan, nodes)
@@ -55,6 +58,29 @@ def set_limits(
         context.report.note(f"{node} is off; its link gets its limits when it starts")
     _require_limits(plan, present & {*names}, found)
     return [one for one in (*found, *delays) if one.node in names]
+
+
+def trace(context: Context, name: str, node: str, lines: Sequence[TraceLine], *, repeats: bool) -> None:
+    """Change the rates of a node's link at the times of these lines, from now on, and again if it repeats.
+
+    The plan has the rates of the last line, so `repair` restores them if the process on the server was killed.
+    """
+    last = rate_trace.last_limits(lines)
+
+    def change(plan: Plan) -> Plan:
+        return traffic_plan.with_changes(plan, _names(plan, [node]), last)
+
+    present = read_ledger(context.files(name)).plan
+    change(present)
+    rate_trace.steps(present, node, lines)
+    with _changing(context, name) as (fleet, ledger):
+        server = fleet[ledger.plan.switch.server]
+        plan = shaping.placed(server, change(ledger.plan))
+        shaping.end_traces(server, plan, [node])
+        _change(context, fleet, ledger, plan)
+        period_s = rate_trace.period_s(lines) if repeats else None
+        before = replace(plan, links=ledger.plan.links)  # a line that names no queue has none of a later line
+        shaping.begin_trace(server, plan, node, rate_trace.steps(before, node, lines), period_s)
 
 
 def reset(context: Context, name: str, nodes: Sequence[str]) -> tuple[str, ...]:
@@ -70,6 +96,7 @@ def reset(context: Context, name: str, nodes: Sequence[str]) -> tuple[str, ...]:
         # The kernel has no limits of a node that is off.
         limited = {one.node for one in found} | {link.node for link in ledger.plan.links}
         plan = change(ledger.plan)
+        shaping.end_traces(fleet[plan.switch.server], plan, _names(plan, nodes))
         _change(context, fleet, ledger, plan)
         guest_delays.make(context, fleet, ledger.plan, plan, _names(plan, nodes))
     return tuple(node for node in _names(ledger.plan, nodes) if node in limited)

@@ -78,6 +78,19 @@ def shape(table: str, alias: str, ports: Sequence[str], directions: Sequence[Sha
             netlink.change(surplus, tolerated=(errno.ENODEV, errno.ENOENT))
 
 
+def change_queues(directions: Sequence[ShapedDirection]) -> None:
+    """Give queues that exist these limits, and leave out others. The caller holds the lock."""
+    with _open() as netlink:
+        present = {one.name: one for one in read_interfaces(netlink)}
+        qdiscs = queue_messages.read_qdiscs(netlink)
+        messages: list[Message] = []
+        for each in directions:
+            found = _queues_of(netlink, each, present, qdiscs) if each.interface in present else None
+            if found is not None:
+                messages += queue_messages.changes(each, present[each.interface].index, found)
+        netlink.change(messages)
+
+
 def _is_ready(each: ShapedDirection, present: Mapping[str, Interface]) -> bool:
     """Whether the port exists, and the shaper, which the port of a node that starts now does not have yet."""
     return each.port in present and (each.shaper in present or not each.is_redirected)
@@ -191,8 +204,11 @@ def _change_tables(table: str, messages: Sequence[Message]) -> None:
 # Reading
 
 
-def read(table: str, alias: str, ports: Sequence[str]) -> LinkLimits:
-    """The queues of ports and of shapers with this label, the losses, and the shaper of each redirected port."""
+def read(table: str, alias: str, ports: Sequence[str], traced: Sequence[str] = ()) -> LinkLimits:
+    """The queues of ports and of shapers with this label, the losses, and the shaper of each redirected port.
+
+    The caller knows the nodes that are `traced`.
+    """
     own = {*ports}
     with _open() as netlink:
         interfaces = read_interfaces(netlink)
@@ -214,6 +230,7 @@ def read(table: str, alias: str, ports: Sequence[str]) -> LinkLimits:
         list(frame_rules.read_losses(_rules(table, BRIDGE))),
         {port: names[index] for port, index in redirections.items() if index in names},
         t_ns,
+        [*traced],
     )
 
 
