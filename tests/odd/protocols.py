@@ -191,7 +191,7 @@ def _answer(operation: str) -> Callable[[bytes], None]:
 CHECK = {"results": [{"check": "ping", "to": "node2", "passed": True, "detail": "x"}], "same": {"hosts": "0"}}
 _HOST = {"address": "10.0.0.200", "mac": "02:00:00:00:00:99", "name": "laptop", "found_by": ["lease", "ping"]}
 FOUND = {"found": [_HOST], "swept": "10.0.0.1-10.0.0.254"}
-SOCKET = {"rank": 1, "local": ["10.0.0.1", 40000], "remote": ["10.0.0.2", 35000], "closed": False}
+SOCKET = {"rank": 1, "process": 10, "local": ["10.0.0.1", 40000], "remote": ["10.0.0.2", 35000], "closed": False}
 RULES = {"nftables": [{"chain": {"name": "forward"}}, {"rule": {"expr": [{"accept": None}]}}]}
 
 

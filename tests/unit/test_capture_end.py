@@ -64,7 +64,7 @@ class Watch:
     failure = VclusterError("node3: the connection broke")
 
     def stop(self) -> list[RankSocket]:
-        return [RankSocket("node1", 0, ONE, OTHER), RankSocket("node2", 1, OTHER, ONE)]
+        return [RankSocket("node1", 0, 10, ONE, OTHER), RankSocket("node2", 1, 20, OTHER, ONE)]
 
 
 def disturb(*_: object) -> None:

@@ -29,7 +29,7 @@ TABLE = """\
 
 
 def test_both_ends_of_a_connection_are_joined() -> None:
-    sockets = [RankSocket("node2", 3, OTHER, ONE), RankSocket("node1", 1, ONE, OTHER)]
+    sockets = [RankSocket("node2", 3, 20, OTHER, ONE), RankSocket("node1", 1, 10, ONE, OTHER)]
     (found,) = rank_map(sockets, NODES)
     assert (found.first, found.second) == (RankEnd("node1", *ONE, 1), RankEnd("node2", *OTHER, 3))
 
@@ -37,51 +37,73 @@ def test_both_ends_of_a_connection_are_joined() -> None:
 def test_a_connection_that_a_rank_inherits_is_not_one_of_ranks() -> None:
     """mpiexec has the other end, or the program on the node that starts ranks."""
     mpiexec = ("10.0.0.1", 39000)
-    assert rank_map([RankSocket("node2", 3, OTHER, mpiexec)], NODES) == ()
+    assert rank_map([RankSocket("node2", 3, 20, OTHER, mpiexec)], NODES) == ()
 
 
-def test_a_connection_that_one_end_closed_is_brief() -> None:
-    sockets = [RankSocket("node2", 3, OTHER, ONE), RankSocket("node1", 1, ONE, OTHER)]
-    assert [each.is_brief for each in rank_map(sockets, NODES)] == [False]
-    assert [each.is_brief for each in rank_map([*sockets, RankSocket("node1", 1, ONE, OTHER, True)], NODES)] == [True]
+def two_connections(*, closed: tuple[int, ...]) -> list[RankSocket]:
+    """The reports about two connections of the same two ranks, of which some ends have closed, in this order."""
+    ends = [(ONE, OTHER), (("10.0.0.1", 40001), OTHER)]
+    opened = [RankSocket("node1", 1, 10, *each) for each in ends] + [
+        RankSocket("node2", 3, 20, there, here) for here, there in ends
+    ]
+    return [*opened, *(RankSocket("node1", 1, 10, *ends[number], is_closed=True) for number in closed)]
 
 
-def test_a_connection_closes_before_its_rank(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("closed", "are_brief"),
+    [
+        ((), [False, False]), ((0,), [True, False]), ((1,), [False, True]), ((0, 1), [True, False]),
+        ((1, 0), [False, True]),
+    ],
+)  # fmt: skip
+def test_of_two_connections_of_the_same_ranks_the_one_that_closes_first_is_brief(
+    closed: tuple[int, ...], are_brief: list[bool]
 ) -> None:
-    """This process stands for a rank that runs on, and process 0 for one that has ended."""
-    seen = [{1: (ONE, OTHER), 2: (OTHER, ONE)}, {}, {}]
-    clock = iter([0.0, 1.0, 2.5])
+    """At its end a rank closes all of its connections, however long it runs on. So one that has no other is kept."""
+    found = rank_map(two_connections(closed=closed), NODES)
+    assert [each.is_brief for each in found] == are_brief
+
+
+def test_a_connection_of_an_earlier_job_is_not_brief() -> None:
+    """Its ranks have the same numbers, but they are other processes."""
+    second = ("10.0.0.1", 40001)
+    sockets = [
+        RankSocket("node1", 1, 10, ONE, OTHER, is_closed=True),
+        RankSocket("node2", 3, 20, OTHER, ONE, is_closed=True),
+        RankSocket("node1", 1, 11, second, OTHER),
+        RankSocket("node2", 3, 21, OTHER, second),
+    ]
+    assert [each.is_brief for each in rank_map(sockets, NODES)] == [False, False]
+
+
+def test_a_rank_closes_a_connection(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    seen = [{1: (ONE, OTHER), 2: (OTHER, ONE)}, {2: (OTHER, ONE)}]
     monkeypatch.setattr(rank_sockets, "connections", lambda: seen.pop(0))
-    monkeypatch.setattr(rank_sockets, "owners", lambda _: {1: (7, "self"), 2: (8, "0")})
-    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    monkeypatch.setattr(rank_sockets, "owners", lambda inodes: {each: (7, 10 * each) for each in inodes})
     watch = rank_sockets.Watch()
-    for _ in range(3):
+    for _ in range(2):
         watch.look()
-    monkeypatch.undo()
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [(line["rank"], line["closed"]) for line in lines] == [(7, False), (8, False), (7, True)]
+    assert [(line["process"], line["closed"]) for line in lines] == [(10, False), (20, False), (10, True)]
 
 
 def test_the_owner_of_a_new_socket_is_searched_again(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A process may get a socket just after it was searched. Sockets of other programs are not searched for ever."""
-    clock, searched = iter([0.0, 0.5, 0.9, 2.0]), []
+    searched = []
 
     def owners(inodes: set[int]) -> dict[int, rank_sockets.Owner]:
         searched.append(sorted(inodes))
-        return {1: (7, "self")} if len(searched) == 2 else {}
+        return {1: (7, 10)} if len(searched) == 2 else {}
 
     monkeypatch.setattr(rank_sockets, "connections", lambda: {1: (ONE, OTHER), 2: (OTHER, ONE)})
     monkeypatch.setattr(rank_sockets, "owners", owners)
-    monkeypatch.setattr("time.monotonic", lambda: next(clock))
     watch = rank_sockets.Watch()
-    for _ in range(4):
+    for _ in range(rank_sockets.SEARCHES + 2):
         watch.look()
-    monkeypatch.undo()
     assert [json.loads(line)["rank"] for line in capsys.readouterr().out.splitlines()] == [7]
-    assert searched == [[1, 2], [1, 2], [2]]
+    assert searched == [[1, 2], [1, 2], *[[2]] * (rank_sockets.SEARCHES - 2)]
 
 
 def test_a_file_that_is_closed_meanwhile_hides_no_socket(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,9 +119,9 @@ def test_a_file_that_is_closed_meanwhile_hides_no_socket(monkeypatch: pytest.Mon
 
 def test_the_later_job_counts() -> None:
     sockets = [
-        RankSocket("node2", 9, OTHER, ONE),
-        RankSocket("node1", 1, ONE, OTHER),
-        RankSocket("node1", 7, ONE, OTHER),
+        RankSocket("node2", 9, 20, OTHER, ONE),
+        RankSocket("node1", 1, 10, ONE, OTHER),
+        RankSocket("node1", 7, 10, ONE, OTHER),
     ]
     assert [each.first.rank for each in rank_map(sockets, NODES)] == [7]
 
@@ -109,7 +131,7 @@ ADDRESSES = some.tuples(some.sampled_from(sorted(NODES)), some.integers(0, 65535
 
 @given(some.dictionaries(some.tuples(ADDRESSES, ADDRESSES), some.integers(0, 9)))
 def test_no_pair_is_lost_and_none_is_made_up(ranks: dict[tuple[Address, Address], int]) -> None:
-    sockets = [RankSocket(NODES[here[0]], rank, here, there) for (here, there), rank in ranks.items()]
+    sockets = [RankSocket(NODES[here[0]], rank, 10, here, there) for (here, there), rank in ranks.items()]
     found = {}
     for each in rank_map(sockets, NODES):
         for one, other in ((each.first, each.second), (each.second, each.first)):
@@ -165,18 +187,19 @@ def watch(*lines: bytes) -> list[RankSocket]:
     return found
 
 
-GOOD: dict[str, Any] = {"rank": 1, "local": list(ONE), "remote": list(OTHER), "closed": False}
+GOOD: dict[str, Any] = {"rank": 1, "process": 10, "local": list(ONE), "remote": list(OTHER), "closed": False}
 
 
 def test_sockets_of_ranks_are_collected() -> None:
-    assert watch(json.dumps(GOOD).encode()) == [RankSocket("node1", 1, ONE, OTHER)]
+    assert watch(json.dumps(GOOD).encode()) == [RankSocket("node1", 1, 10, ONE, OTHER)]
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
-        {**GOOD, "rank": "1"}, {**GOOD, "rank": -1}, {**GOOD, "rank": True}, {**GOOD, "local": None},
-        {**GOOD, "local": ["\x1b[2J", 1]}, {**GOOD, "remote": ["10.0.0.1", 65536]}, {**GOOD, "remote": ["10.0.0.1"]},
+        {**GOOD, "rank": "1"}, {**GOOD, "rank": -1}, {**GOOD, "rank": True}, {**GOOD, "process": -1},
+        {**GOOD, "local": None}, {**GOOD, "local": ["\x1b[2J", 1]},
+        {**GOOD, "remote": ["10.0.0.1", 65536]}, {**GOOD, "remote": ["10.0.0.1"]},
         {**GOOD, "remote": ["10.0.0.1", 1.5]}, {**GOOD, "closed": 0}, [],
     ],
 )  # fmt: skip

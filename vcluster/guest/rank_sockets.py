@@ -1,9 +1,8 @@
 """Prints the TCP connections of MPI ranks on this node, each one once, until its input ends.
 
-A line is JSON: the rank, the address and the port of both ends, and whether the connection has closed. There is such a
-second line only if the rank ran on for a second, as after the start of MPI, which opens more connections than it keeps.
-A rank is known by the variable PMI_RANK of its process, which mpiexec sets. Connections are read ten times a second;
-processes are searched for a second when there is a new one.
+A line is JSON: the rank, its process, the address and the port of both ends, and whether the connection has closed.
+There is a second line when it has. A rank is known by the variable PMI_RANK of its process, which mpiexec sets.
+Connections are read ten times a second; processes are searched ten times when there is a new one.
 """
 
 from __future__ import annotations
@@ -14,17 +13,15 @@ import os
 import select
 import socket
 import struct
-import time
 
 ESTABLISHED = "01"  # proc(5)
 POLL_S = 0.1
-SEARCH_S = 1.0  # for the owner of a new socket: a process may get it just now, or open and close files meanwhile
-RUNS_ON_S = 1.0
+SEARCHES = 10  # for the owner of a new socket: a process may get it just now, or open and close files meanwhile
 VARIABLE = b"PMI_RANK="
 DIGITS_MAX = 9  # any user can set the variable, and int refuses thousands of digits
 
 End = tuple[str, int]
-Owner = tuple[int, str]  # a rank, and its process
+Owner = tuple[int, int]  # a rank, and its process
 
 
 def end(text: str) -> End:
@@ -68,40 +65,35 @@ def owners(inodes: set[int]) -> dict[int, Owner]:
         try:
             rank = rank_of(process)
             if rank is not None:
-                found.update(dict.fromkeys(sockets_of(process) & inodes, (rank, process)))
+                found.update(dict.fromkeys(sockets_of(process) & inodes, (rank, int(process))))
         except OSError:  # it has ended
             continue
     return found
 
 
 class Watch:
-    """The connections of ranks that were seen: `current` ones, and ones that have `gone` a moment ago."""
+    """The open connections of ranks, and how often the owners of all open ones were searched."""
 
     def __init__(self) -> None:
-        self._search_until_s: dict[int, float] = {}
-        self._current: dict[int, tuple[Owner, End, End]] = {}
-        self._gone: list[tuple[float, tuple[Owner, End, End]]] = []
+        self._searches: dict[int, int] = {}
+        self._open: dict[int, tuple[Owner, End, End]] = {}
 
     def look(self) -> None:
         """Print what has changed."""
-        found, now_s = connections(), time.monotonic()
-        self._search_until_s = {inode: self._search_until_s.get(inode, now_s + SEARCH_S) for inode in found}
-        sought = {inode for inode, until_s in self._search_until_s.items() if now_s <= until_s} - self._current.keys()
+        found = connections()
+        self._searches = {inode: self._searches.get(inode, 0) + 1 for inode in found}
+        sought = {inode for inode, count in self._searches.items() if count <= SEARCHES} - self._open.keys()
         for inode, owner in owners(sought).items() if sought else ():
-            self._current[inode] = (owner, *found[inode])
-            report(self._current[inode], is_closed=False)
-        for inode in self._current.keys() - found.keys():
-            self._gone.append((now_s, self._current.pop(inode)))
-        late = [each for gone_s, each in self._gone if now_s - gone_s >= RUNS_ON_S]
-        self._gone = [each for each in self._gone if now_s - each[0] < RUNS_ON_S]
-        for each in late:
-            if os.path.exists(f"/proc/{each[0][1]}"):
-                report(each, is_closed=True)
+            self._open[inode] = (owner, *found[inode])
+            report(self._open[inode], is_closed=False)
+        for inode in self._open.keys() - found.keys():
+            report(self._open.pop(inode), is_closed=True)
 
 
 def report(connection: tuple[Owner, End, End], *, is_closed: bool) -> None:
-    (rank, _), local, remote = connection
-    print(json.dumps({"rank": rank, "local": local, "remote": remote, "closed": is_closed}), flush=True)
+    (rank, process), local, remote = connection
+    fields = {"rank": rank, "process": process, "local": local, "remote": remote, "closed": is_closed}
+    print(json.dumps(fields), flush=True)
 
 
 def main() -> None:

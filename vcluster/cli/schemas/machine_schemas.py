@@ -183,7 +183,7 @@ CAPTURED = record(
         ),
         "connections": optional(many("The connections between MPI ranks; null if they were not watched", CONNECTION)),
         "brief_connections": optional(
-            many("Those that closed while their ranks ran on; null if they were not watched", CONNECTION)
+            many("Those that closed before another one of the same ranks; null if they were not watched", CONNECTION)
         ),
         "exit_code": optional(integer("Exit code of the command; null without one")),
     },

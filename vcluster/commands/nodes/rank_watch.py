@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from ipaddress import AddressValueError, IPv4Address
-from typing import Any
+from typing import Any, TypeGuard
 
 from vcluster import guest
 from vcluster.adapters.node_connection import NodeConnection
@@ -93,10 +93,14 @@ def _socket(node: str, answer: Mapping[str, Any] | None) -> RankSocket:
     """The socket in an answer. Raises VclusterError for other values: nodes are not trusted."""
     answer = answer or {}
     rank, local, remote = answer.get("rank"), _address(answer.get("local")), _address(answer.get("remote"))
-    is_closed = answer.get("closed")
-    if type(rank) is not int or rank < 0 or local is None or remote is None or not isinstance(is_closed, bool):
+    process, is_closed = answer.get("process"), answer.get("closed")
+    if not (_is_count(rank) and _is_count(process) and local and remote and isinstance(is_closed, bool)):
         raise unknown_result(f"{node}: {AWAITED}")
-    return RankSocket(node, rank, local, remote, is_closed)
+    return RankSocket(node, rank, process, local, remote, is_closed)
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return type(value) is int and value >= 0
 
 
 def _address(value: object) -> Address | None:
