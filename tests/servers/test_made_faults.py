@@ -27,7 +27,14 @@ def red2(bed: Bed, red: Cluster) -> Cluster:
     return red
 
 
-@pytest.mark.parametrize("arguments", [("cut", "red2"), ("cut", "red1", "--to"), ("partition", "red1|red2")])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("cut", "red2"),
+        pytest.param(("cut", "red1", "--to"), marks=pytest.mark.rare),
+        pytest.param(("partition", "red1|red2"), marks=pytest.mark.rare),
+    ],
+)
 def test_no_ping_passes_until_the_kernel_ends_the_fault(bed: Bed, red2: Cluster, arguments: tuple[str, ...]) -> None:
     assert red2.ssh("red2", PING) == "answers\n"
     fault(bed.control, *arguments, "--for", "30")

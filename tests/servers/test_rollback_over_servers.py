@@ -126,7 +126,13 @@ def test_a_server_disappears(doomed: Doomed, lost: str, sign: str) -> None:
     assert doomed.clear("--verify").stdout == "doomed: cleared\nnothing left\n"
 
 
-@pytest.mark.parametrize(("action", "ending"), [("reset", "rebooted"), ("destroy", "died")])
+@pytest.mark.parametrize(
+    ("action", "ending"),
+    [
+        pytest.param("reset", "rebooted", marks=pytest.mark.rare),
+        ("destroy", "died"),
+    ],
+)
 def test_a_node_of_another_server_stops(doomed: Doomed, action: str, ending: str) -> None:
     process = doomed.start(*doomed.shared())
     assert process.stderr
@@ -181,8 +187,8 @@ def fingerprint(host: Host) -> str:
 @pytest.mark.parametrize(
     ("where", "sign"),
     [
-        ("control", f"ls {LEDGER}"),
-        ("switch", "ip -o link show vx-doomed-1"),
+        pytest.param("control", f"ls {LEDGER}", marks=pytest.mark.rare),
+        pytest.param("switch", "ip -o link show vx-doomed-1", marks=pytest.mark.rare),
         ("control", "virsh -q list --name | grep doomed"),
     ],
     ids=["ledger", "links", "boot"],

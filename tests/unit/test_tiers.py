@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import FOLDERS, TESTS, folder_of, queue_of, run_order, tier_of
+from tests.conftest import FOLDERS, TESTS, folder_of, may_select, queue_of, run_order, tier_of
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,7 @@ from tests.conftest import FOLDERS, TESTS, folder_of, queue_of, run_order, tier_
         ("vm", ["vm", "usefixtures"], "full"),
         ("vm", ["vm", "core"], "standard"),
         ("vm", ["vm", "rare"], "faults"),
+        ("vm", ["vm", "core", "rare"], "faults"),
         ("machines", ["machines"], "machines"),
         ("machines", ["machines", "smoke"], "full"),
         ("faults", ["faults"], "faults"),
@@ -45,7 +46,6 @@ def test_tiers(folder: str, markers: list[str], tier: str) -> None:
         ("vm", ["vm", "smoke"], "not of a long tier"),
         ("unit", ["slow"], "not in the tier standard"),
         ("netns", ["netns", "rare"], "only booted tests"),
-        ("vm", ["vm", "core", "rare"], "only booted tests"),
         ("vm", ["vm", "core", "slow"], "not in the tier standard"),
         ("elsewhere", [], "tests/elsewhere has no entry in FOLDERS"),
     ],
@@ -75,6 +75,21 @@ def test_each_module_has_markers_that_its_folder_allows(path: Path) -> None:
 )
 def test_each_folder_is_in_one_queue(queue: str, folders: set[str]) -> None:
     assert {folder for folder in FOLDERS if queue_of(folder) == queue} == folders
+
+
+@pytest.mark.parametrize(
+    ("expression", "folder", "may"),
+    [
+        ("(quick or standard) and first_queue", "vm", True),
+        ("(quick or standard) and first_queue", "unit", False),
+        ("quick and parallel", "unit", True),
+        ("faults", "vm", True),
+        ("", "unit", True),
+        ("full and not first_queue", "unit", True),
+    ],
+)
+def test_folders_of_other_queues_are_not_collected(expression: str, folder: str, may: bool) -> None:
+    assert may_select(expression, folder) is may
 
 
 def test_folders_with_long_modules_run_first() -> None:

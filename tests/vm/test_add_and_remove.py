@@ -173,7 +173,10 @@ def test_an_interrupt_removes_the_new_nodes(cluster: Cluster) -> None:
 
 @pytest.mark.parametrize(
     ("moment", "command"),
-    [("grep -l red4 {ledger}", ["repair"]), ("virsh -q list --name | grep red4", ["remove", "red4", "-y"])],
+    [
+        pytest.param("grep -l red4 {ledger}", ["repair"], marks=pytest.mark.rare),
+        ("virsh -q list --name | grep red4", ["remove", "red4", "-y"]),
+    ],
     ids=["repair", "remove"],
 )
 def test_kill_9_while_a_node_is_added(cluster: Cluster, moment: str, command: list[str]) -> None:

@@ -41,8 +41,14 @@ def wait_until(cluster: Cluster, nodes: set[str]) -> None:
 
 
 @pytest.mark.usefixtures("loop")
-@pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    ("number", "command"),
+    [
+        pytest.param(number, command, marks=[] if number == signal.SIGINT or command == "exec" else pytest.mark.rare)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        for command in COMMANDS
+    ],
+)
 def test_an_interrupt_ends_the_processes_on_all_nodes(cluster: Cluster, command: str, number: signal.Signals) -> None:
     process = cluster.host.popen(*COMMANDS[command])
     wait_until(cluster, {"red2"} if command == "ssh" else set(cluster.names))
@@ -54,7 +60,9 @@ def test_an_interrupt_ends_the_processes_on_all_nodes(cluster: Cluster, command:
 
 
 @pytest.mark.usefixtures("loop")
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "command", [pytest.param(command, marks=[] if command == "exec" else pytest.mark.rare) for command in COMMANDS]
+)
 def test_a_closed_terminal_ends_the_processes_on_all_nodes(cluster: Cluster, command: str) -> None:
     argv = ["env", *(f"{name}={value}" for name, value in ENVIRONMENT.items()), *VCLUSTER]
     with terminal(cluster.host.server, [*argv, *COMMANDS[command]]) as screen:

@@ -252,7 +252,7 @@ def test_the_kernel_of_an_emulated_node_does_not_measure_the_speed_of_its_clock(
 
 @pytest.mark.parametrize(
     ("setting", "holder"),
-    [("AllowUsers root", ""), ("PerSourceMaxStartups 1", "red1")],
+    [("AllowUsers root", ""), pytest.param("PerSourceMaxStartups 1", "red1", marks=pytest.mark.rare)],
     ids=["for-a-user", "for-too-many-logins"],
 )
 def test_a_node_whose_sshd_refuses_logins_fails_the_check_which_names_it(

@@ -25,7 +25,15 @@ def _clean_up(host: Host) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("after_s", "boot"), [(0.2, "auto"), (0.6, "auto"), (0.9, "auto"), (1.2, "cold"), (2.5, "auto"), (9.0, "cold")]
+    ("after_s", "boot"),
+    [
+        pytest.param(0.2, "auto", marks=pytest.mark.rare),
+        (0.6, "auto"),
+        pytest.param(0.9, "auto", marks=pytest.mark.rare),
+        pytest.param(1.2, "cold", marks=pytest.mark.rare),
+        (2.5, "auto"),
+        (9.0, "cold"),
+    ],
 )
 def test_kill_9_then_clear(host: Host, bare: Survey, after_s: float, boot: str) -> None:
     process = host.popen("local", "create", "--name", "doomed", "-n", "2", "--boot", boot)
@@ -53,7 +61,9 @@ def test_kill_9_then_clear_with_the_ledger_lost(host: Host, bare: Survey) -> Non
     assert_unchanged(host, bare)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, *(pytest.param(each, marks=pytest.mark.rare) for each in (signal.SIGTERM, signal.SIGHUP))]
+)
 def test_an_interrupt_removes_everything(host: Host, bare: Survey, number: signal.Signals) -> None:
     process = host.popen("local", "create", "--name", "doomed", "-n", "2")
     host.wait_for("virsh -q list --name | grep doomed")
