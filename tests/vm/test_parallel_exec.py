@@ -111,6 +111,10 @@ class Panes:
         """Show a session on a terminal, by this command, until its last pane has closed."""
         variables = [f"{name}={value}" for name, value in self.env.items()]
         with terminal(self.server, ["env", *variables, *shlex.split(command)]) as screen:
+            deadline = time.monotonic() + 300
+            while not self.tmux("list-clients"):
+                assert time.monotonic() < deadline, "no terminal shows the session"
+                time.sleep(0.2)
             yield
             screen.read_until("[exited]")
 
