@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -37,6 +38,22 @@ def measured(lab: Lab, *nodes: str) -> dict[tuple[str, str, str | None, str], di
         for row in lab.link("show", "--measured", *nodes)
         for figure in row["measured"]
     }
+
+
+def test_a_path_without_limits_is_calibrated(lab: Lab) -> None:
+    """A node with limits takes no part in it."""
+    lab.link("set", "node1", "--from", "rate=1mbit")
+    found = lab.host.json("link", "calibrate")
+    (path,) = found["paths"]
+    assert (path["from"], path["to"], len(path["servers"])) == ("node2", "node3", 1)
+    assert 0 < path["low_us"] <= path["round_trip_us"] <= path["high_us"]
+    assert path["rate_bits"] > 10_000_000
+    stored = json.loads(lab.host.sh("cat /var/lib/vcluster/clusters/lab/calibration.json"))
+    assert (stored["at"], stored["paths"][0]["rate_bits"]) == (found["at"], path["rate_bits"])
+    lab.link("set", "node2", "--from", "rate=1mbit")
+    done = lab.host.vcluster("link", "calibrate", check=False)
+    assert "no two nodes without limits run, so no path can be calibrated" in done.stderr
+    assert done.returncode == 4
 
 
 def test_limits_are_measured_at_the_switch(lab: Lab) -> None:

@@ -24,7 +24,7 @@ from vcluster.cli.output.traffic import traffic_report
 from vcluster.commands.servers import capture_report, support
 from vcluster.commands.steps import inventory
 from vcluster.config.environment_folders import folder_of
-from vcluster.fleet import ledger, observation
+from vcluster.fleet import calibrations, ledger, observation
 from vcluster.fleet.ledger import ClusterFiles, Ledger, StageTime
 from vcluster.frames import pcapng
 from vcluster.guest import apply, authorize, discover
@@ -34,12 +34,14 @@ from vcluster.model import codec, naming
 from vcluster.model.facts import Facts
 from vcluster.model.plan import Plan
 from vcluster.model.spec import Spec
+from vcluster.model.traffic.calibration_record import CalibratedPath, Calibration
 from vcluster.planning.planner import make_plan
 from vcluster.render import seed_files, ssh_files
 from vcluster.stages import payload, provision
 
 STATE = Path("../state")  # the current folder is next to it
 PLAN = samples.plan(3)
+CALIBRATION = Calibration("now", (CalibratedPath(("red",), "node1", "node2", 900.5, 800.0, 1000.0, 10**8),))
 RESERVED = ("localhost", "mgmt0", "lab0", "all")
 DIGEST = "sha256-" + "1" * 64
 
@@ -67,6 +69,7 @@ def _of_clusters() -> list[EntryPoint]:
         EntryPoint("file of a server in a support report", values.json_bytes(good), _support_content),
         EntryPoint("keys of a cluster", values.json_bytes(codec.to_plain(samples.keys(3))), _keys, ("cluster odd",)),
         EntryPoint("times of a create", values.json_bytes(times), _times),
+        EntryPoint("calibration of a cluster", values.json_bytes(codec.to_plain(CALIBRATION)), _calibration),
         EntryPoint("owner id of a state folder", values.damaged(b"0badcafe0badcafe\n"), _owner, ("owner",)),
         EntryPoint("verdicts about KVM", values.json_bytes({"x": {"kvm_works": True, "reason": ""}}), _verdicts),
         EntryPoint(
@@ -120,6 +123,14 @@ def _times(content: bytes) -> None:
     found = files.read_timing()
     files.write_timing(found)
     assert files.read_timing() == found
+
+
+def _calibration(content: bytes) -> None:
+    files = _files()
+    (files.folder / calibrations.NAME).write_bytes(content)
+    if found := calibrations.read(files):
+        calibrations.write(files, found)
+        assert calibrations.read(files) == found
 
 
 def _owner(content: bytes) -> None:

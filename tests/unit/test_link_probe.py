@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +14,12 @@ from vcluster.adapters.process import Completed
 from vcluster.cli.output.traffic import link_report
 from vcluster.commands.nodes.link_probe import _Prober
 from vcluster.errors import VclusterError
+from vcluster.fleet import calibrations
+from vcluster.fleet.ledger import ClusterFiles
+from vcluster.model.traffic.calibration_record import CalibratedPath, Calibration
 from vcluster.model.traffic.port_counters import InterfaceCounters, TrafficSample
 from vcluster.planning.hops import switch_port
-from vcluster.planning.traffic import link_figures
+from vcluster.planning.traffic import link_figures, path_calibration
 from vcluster.planning.traffic.link_figures import LinkProbe, Reading
 from vcluster.planning.traffic_plan import LinkReading
 from vcluster.stages.measuring import link_probe as stage
@@ -150,11 +154,73 @@ def test_a_full_queue_shows_that_delayed_frames_wait_for_the_rate() -> None:
 def test_a_delay_is_the_difference_of_medians() -> None:
     probe = LinkProbe(reading("node1", "from", delay_us=5000), "delay", 5000, "node2")
     times, base = [6_000_000 + 1000 * n for n in range(9)], [1_000_000 + 2000 * n for n in range(9)]
-    found = link_figures.delay_figure(probe, times, 36, ("node2", "node3"), base)
+    baseline = link_figures.measured_baseline(("node2", "node3"), base)
+    found = link_figures.delay_figure(probe, times, 36, baseline)
     assert (found.value, found.low, found.high) == (4996.0, 4987.0, 5005.0)
     assert found.detail == "9 round trips; node2 to node3 takes 1008 us"
-    silent = link_figures.delay_figure(probe, times[:2], 36, ("node2", "node3"), base)
+    silent = link_figures.delay_figure(probe, times[:2], 36, baseline)
     assert (silent.value, silent.detail) == (None, "node2 answered 2 pings only")
+    silent = link_figures.delay_figure(probe, times, 36, link_figures.measured_baseline(("node2", "node3"), base[:1]))
+    assert (silent.value, silent.detail) == (None, "node3 answered 1 pings only")
+
+
+def test_a_calibration_has_the_baseline_of_the_same_servers() -> None:
+    probe = LinkProbe(reading("node1", "from", delay_us=5000), "delay", 5000, "node2")
+    path = CalibratedPath((LAB.nodes[0].server,), "node1", "node3", 900.0, 800.0, 1000.0, 10**9)
+    baseline = link_figures.calibrated_baseline(LAB, probe, Calibration("2026-01-02T03:04:05Z", (path,)))
+    assert baseline
+    found = link_figures.delay_figure(probe, [6_000_000] * 9, 36, baseline)
+    assert (found.value, found.low, found.high) == (5100, 5000, 5200)
+    assert found.detail == "9 round trips; node1 to node3 took 900 us, calibrated at 2026-01-02T03:04:05Z"
+    elsewhere = replace(LAB, nodes=(replace(LAB.nodes[0], server="other"), *LAB.nodes[1:]))
+    for plan, calibration in ((elsewhere, Calibration("", (path,))), (LAB, None)):
+        assert link_figures.calibrated_baseline(plan, probe, calibration) is None
+
+
+def test_a_pair_of_each_pair_of_servers_is_calibrated() -> None:
+    """Its nodes are on, and have no limits."""
+    nodes = (*LAB.nodes[:2], *(replace(node, server="other") for node in LAB.nodes[2:]))
+    plan, here = replace(LAB, nodes=nodes), LAB.nodes[0].server
+    assert path_calibration.pairs(plan, [], NAMES) == {
+        (here,): ("node1", "node2"),
+        (here, "other"): ("node1", "node3"),
+        ("other",): ("node3", "node4"),
+    }
+    rows = [reading("node1", "from", rate_bits=8000)]
+    assert path_calibration.pairs(plan, rows, NAMES[:3]) == {(here, "other"): ("node2", "node3")}
+
+
+def test_a_calibrated_path_has_the_rate_at_the_port_of_its_end() -> None:
+    port = switch_port(LAB, LAB.nodes[1])
+    samples_at = [
+        TrafficSample(t_ns, 0, [InterfaceCounters(port, 1, 0, 10, 0, size, 0, 0, 0)], {}, None)
+        for t_ns, size in ((0, 1000), (10**9, 126_000))
+    ]
+    pair = ("node1", "node2")
+    found = path_calibration.path(LAB, ("x",), pair, [1000 * n for n in range(9)], *samples_at)
+    assert found == CalibratedPath(("x",), "node1", "node2", 4.0, 1.0, 7.0, 10**6)
+    assert path_calibration.path(LAB, ("x",), pair, [1, 2], *samples_at) is None
+
+
+def test_the_text_of_a_calibration_has_a_line_for_each_pair_of_servers() -> None:
+    path = CalibratedPath(("blue", "red"), "node1", "node2", 3622.4, 3100.0, 3999.5, 54_321_000)
+    document = link_report.calibration_document("lab", Calibration("2026-01-02T03:04:05Z", (path,)))
+    assert [line.rstrip() for line in link_report.calibration_text(document).splitlines()] == [
+        "lab: calibrated at 2026-01-02T03:04:05Z",
+        "SERVERS       FROM   TO     ROUND TRIP              HIGHEST RATE",
+        "blue and red  node1  node2  3622 us (3100 to 4000)  54.32 Mbit/s",
+    ]
+
+
+def test_a_calibration_is_read_back(tmp_path: Path) -> None:
+    files = ClusterFiles(tmp_path, "lab")
+    assert calibrations.read(files) is None
+    found = Calibration("now", (CalibratedPath(("x",), "node1", "node2", 4.0, 1.0, 7.0, 10**6),))
+    files.folder.mkdir(parents=True)
+    calibrations.write(files, found)
+    assert calibrations.read(files) == found
+    (files.folder / calibrations.NAME).write_text("{}")
+    assert calibrations.read(files) is None
 
 
 @pytest.mark.parametrize(
@@ -210,13 +276,13 @@ def test_a_probe_that_cannot_be_made_has_its_reason(
     row: LinkReading, running: list[str], other: str, reason: str
 ) -> None:
     opened: Any = {"node1": VclusterError("node1: no login")}
-    found = _Prober(None, LAB, [row], opened, {}).figure(LinkProbe(row, "rate", 8000, other), running)  # type: ignore[arg-type]
+    found = _Prober(None, LAB, [row], opened, {}, None).figure(LinkProbe(row, "rate", 8000, other), running)  # type: ignore[arg-type]
     assert (found.value, found.detail, found.frames) == (None, reason, 0)
 
 
 def test_a_delay_without_a_baseline_has_its_reason() -> None:
     probe = LinkProbe(reading("node1", "from", delay_us=5), "delay", 5, "node2")
-    found = _Prober(None, LAB, [probe.row], {}, {probe: None}).figure(probe, NAMES)  # type: ignore[arg-type]
+    found = _Prober(None, LAB, [probe.row], {}, {probe: None}, None).figure(probe, NAMES)  # type: ignore[arg-type]
     assert found.detail == "no two nodes without delays run on the same servers, for a baseline"
 
 
@@ -258,7 +324,9 @@ def test_the_text_has_a_line_for_each_figure_with_units() -> None:
     loss = LinkProbe(reading("node2", "to", loss_ppm=5000), "loss", 5000, "node1")
     figures = {
         rate: rate.missing("node1 sent 3 Mbit/s only, so no frames waited", 10, 1000),
-        delay: link_figures.delay_figure(delay, [6 * 10**6] * 9, 36, ("node2", "node3"), [10**6] * 9),
+        delay: link_figures.delay_figure(
+            delay, [6 * 10**6] * 9, 36, link_figures.measured_baseline(("node2", "node3"), [10**6] * 9)
+        ),
         loss: replace(loss.missing("14 of 3000 frames dropped", 3000, 180_000), value=4666.7, low=2782.0, high=7816.0),
     }
     rows = [asdict(row) for row in link_figures.with_figures([rate.row, delay.row, loss.row], figures)]

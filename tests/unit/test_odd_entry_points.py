@@ -28,6 +28,7 @@ READERS = {
     "fleet/ledger.py is_of_another_version": ("ledger",),
     "fleet/ledger.py read_keys": ("keys of a cluster",),
     "fleet/ledger.py read_timing": ("times of a create",),
+    "fleet/calibrations.py read": ("calibration of a cluster",),
     "fleet/observation.py _read": ("verdicts about KVM",),
     "commands/servers/support.py _plan": ("ledger in a support report",),
     "commands/servers/support.py _content": ("file of a server in a support report",),

@@ -252,7 +252,7 @@ class ClusterFiles:
 
     def write_ledger(self, ledger: Ledger) -> None:
         """Write the ledger. It is complete and synced to disk when this function returns."""
-        self._write(self.ledger, codec.to_json(ledger))
+        self.write(self.ledger, codec.to_json(ledger))
 
     def read_ledger(self) -> Ledger | None:
         """The ledger, or None if it is missing, broken or of another version. Raises MissingError without access.
@@ -293,8 +293,8 @@ class ClusterFiles:
 
     def write_keys(self, keys: Keys) -> None:
         """Write all keys of the cluster, and the key that ssh uses to its own file."""
-        self._write(self.keys, codec.to_json(keys))
-        self._write(self.identity, keys.admin.private)
+        self.write(self.keys, codec.to_json(keys))
+        self.write(self.identity, keys.admin.private)
 
     def read_keys(self) -> Keys:
         """The keys of the cluster. Raises VclusterError if they cannot be read: nothing can make them again."""
@@ -319,8 +319,8 @@ class ClusterFiles:
 
     def write_ssh(self, *, config: str, known_hosts: str) -> None:
         """Write the files that plain ssh needs."""
-        self._write(self.known_hosts, known_hosts)
-        self._write(self.ssh_config, config)
+        self.write(self.known_hosts, known_hosts)
+        self.write(self.ssh_config, config)
 
     def read_ssh(self) -> tuple[str, dict[str, str]]:
         """The private key that ssh uses, and the texts that `write_ssh` wrote; empty if they cannot be read."""
@@ -328,7 +328,7 @@ class ClusterFiles:
 
     def write_timing(self, times: tuple[StageTime, ...]) -> None:
         """Write the times of the last create."""
-        self._write(self.timing, codec.to_json(times))
+        self.write(self.timing, codec.to_json(times))
 
     def read_timing(self) -> tuple[StageTime, ...]:
         """The times of the last create, or none if the file cannot be read."""
@@ -352,7 +352,7 @@ class ClusterFiles:
             shutil.rmtree(self.folder)
         remove_empty_folders(self.root)
 
-    def _write(self, path: Path, text: str) -> None:
+    def write(self, path: Path, text: str) -> None:
         _write_file(path, text, mode=0o600)
 
 

@@ -17,7 +17,7 @@ TRACE_BYTES_MAX = 2**21
 F = TypeVar("F", bound=Callable[..., object])
 
 
-@click.group(cls=Group, sections={"Commands": ("set", "show", "trace", "reset")})
+@click.group(cls=Group, sections={"Commands": ("set", "show", "calibrate", "trace", "reset")})
 def link() -> None:
     """Limit rate and queue of a node's link, delay frames, and drop or damage some of them.
 
@@ -148,6 +148,24 @@ def trace(node: str, file: Path, name: str | None, repeats: bool, output: str) -
         "name": chosen, "node": node, "file": str(file), "lines": len(lines), "seconds": seconds, "repeat": repeats,
     }  # fmt: skip
     common.emit(output, document, network_report.link_trace_text)
+
+
+@link.command(cls=Command, epilog=examples("sudo vcluster link calibrate", "sudo vcluster link show --measured"))
+@arguments.name_option
+@arguments.output_option
+def calibrate(name: str | None, output: str) -> None:
+    """Measure what links without limits give on this cluster's servers.
+
+    For each pair of servers, two nodes without limits measure their round trip and their highest rate. The result stays
+    with the cluster. link show --measured uses the round trips if all nodes have delays.
+    """
+    from vcluster.cli.output.traffic import link_report
+    from vcluster.commands.nodes import link_calibration as work
+
+    with common.progress() as (context, _):
+        chosen = common.choose_cluster(context, name)
+        found = work.calibrate(context, chosen)
+    common.emit(output, link_report.calibration_document(chosen, found), link_report.calibration_text)
 
 
 def _text(file: Path) -> str:

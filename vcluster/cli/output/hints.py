@@ -21,7 +21,7 @@ CLUSTER_COMMANDS: Mapping[str, bool] = {
     **dict.fromkeys(("discover", "ssh-config", "support", "graph", "watch"), True),
     **dict.fromkeys(("power on", "power off", "power cycle", "power status"), True),
     **dict.fromkeys(("add", "remove", "ssh", "exec", "mpiexec", "shell", "copy", "provision", "console"), False),
-    **dict.fromkeys(("gateway", "path", "link set", "link show", "link trace", "link reset"), False),
+    **dict.fromkeys(("gateway", "path", "link set", "link show", "link calibrate", "link trace", "link reset"), False),
     **dict.fromkeys(("fault cut", "fault partition", "fault flap", "fault unplug", "fault pause"), False),
     **dict.fromkeys(("fault show", "fault heal"), False),
     **dict.fromkeys(("measure latency", "measure bandwidth", "measure pingpong", "measure collectives"), False),

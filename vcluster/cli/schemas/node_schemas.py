@@ -120,6 +120,28 @@ LINKS = many(
         },
     ),
 )
+LINK_CALIBRATION = record(
+    "What links without limits give",
+    {
+        "name": text("Name of the cluster"),
+        "at": text("Time of the measurement, in UTC"),
+        "paths": many(
+            "The paths, one for each pair of servers",
+            record(
+                "The path between two nodes without limits",
+                {
+                    "servers": many("The servers of the two nodes", text("Name of the server")),
+                    "from": NODE,
+                    "to": NODE,
+                    "round_trip_us": number("Median of the round trips of pings, in microseconds"),
+                    "low_us": number("Begin of its 95 % interval, in microseconds"),
+                    "high_us": number("End of its 95 % interval, in microseconds"),
+                    "rate_bits": integer("Highest rate of whole frames in this direction, in bits a second"),
+                },
+            ),
+        ),
+    },
+)
 LINK_TRACE = record(
     "A trace that has begun",
     {
@@ -252,6 +274,7 @@ SCHEMAS: dict[str, Schema] = {
     "link show": LINKS,
     "link reset": LINKS_RESET,
     "link trace": LINK_TRACE,
+    "link calibrate": LINK_CALIBRATION,
     **{f"measure {kind}": MEASURE for kind in ("latency", "bandwidth", "pingpong", "collectives")},
     "power on": POWER,
     "power off": POWER,

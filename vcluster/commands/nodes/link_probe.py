@@ -10,13 +10,15 @@ from vcluster.adapters.ssh.ssh_session import Session
 from vcluster.commands.nodes.access import sessions
 from vcluster.commands.steps.inventory import powers_of
 from vcluster.errors import VclusterError
+from vcluster.fleet import calibrations
 from vcluster.fleet.context import Context
 from vcluster.fleet.servers import Fleet, Server
 from vcluster.model.plan import Node, Plan
 from vcluster.model.status import RUNNING
+from vcluster.model.traffic.calibration_record import Calibration
 from vcluster.model.traffic.link_figure import DELAY, LOSS, LinkFigure
 from vcluster.planning.traffic import link_figures
-from vcluster.planning.traffic.link_figures import LinkProbe, Reading, Stream
+from vcluster.planning.traffic.link_figures import Baseline, LinkProbe, Reading, Stream
 from vcluster.planning.traffic_plan import LinkReading
 from vcluster.resources import port_traffic, shaping
 from vcluster.stages.measuring import link_probe as stage
@@ -31,7 +33,6 @@ AWAITED = "frames at the ports of the switch"
 
 Pair = tuple[str, str]
 Opened = Mapping[str, Session | VclusterError]
-Trips = dict[Pair, list[int]]
 
 
 def measured(context: Context, plan: Plan, rows: Sequence[LinkReading], chosen: Collection[str]) -> list[LinkReading]:
@@ -39,23 +40,37 @@ def measured(context: Context, plan: Plan, rows: Sequence[LinkReading], chosen: 
 
     A limit that cannot be measured has the reason.
     """
+    calibration = calibrations.read(context.files(plan.name))
     with context.fleet_of(plan) as fleet:
-        powers = powers_of(fleet, plan.nodes)
-        running = [node for node in plan.nodes if powers[node.name].state == RUNNING]
+        running = running_nodes(fleet, plan)
         names = [node.name for node in running]
         probes = link_figures.probes(plan, rows, chosen, names)
         needed = {probe.sender for probe in probes}
         pairs = {probe: link_figures.baseline_pair(plan, rows, names, probe) for probe in probes
                  if probe.figure == DELAY and probe.other}  # fmt: skip
         needed |= {pair[0] for pair in pairs.values() if pair}
-        with _opened(context, plan, [node for node in running if node.name in needed], fleet) as opened:
-            prober = _Prober(fleet[plan.switch.server], plan, rows, opened, pairs)
+        with opened_nodes(context, plan, [node for node in running if node.name in needed], fleet) as opened:
+            prober = _Prober(fleet[plan.switch.server], plan, rows, opened, pairs, calibration)
             figures = {probe: prober.figure(probe, names) for probe in probes}
     return [*link_figures.with_figures([row for row in rows if row.node in chosen], figures)]
 
 
+def running_nodes(fleet: Fleet, plan: Plan) -> list[Node]:
+    """The nodes that are on."""
+    powers = powers_of(fleet, plan.nodes)
+    return [node for node in plan.nodes if powers[node.name].state == RUNNING]
+
+
+def session_of(opened: Opened, node: str) -> Session:
+    """The session on a node. Raises the error of its login."""
+    found = opened[node]
+    if isinstance(found, VclusterError):
+        raise found
+    return found
+
+
 @contextmanager
-def _opened(context: Context, plan: Plan, nodes: Sequence[Node], fleet: Fleet) -> Iterator[Opened]:
+def opened_nodes(context: Context, plan: Plan, nodes: Sequence[Node], fleet: Fleet) -> Iterator[Opened]:
     """A session on each of these nodes, or the error of its login."""
     with ExitStack() as stack:
 
@@ -78,9 +93,11 @@ class _Prober:
         rows: Sequence[LinkReading],
         opened: Opened,
         pairs: Mapping[LinkProbe, Pair | None],
+        calibration: Calibration | None,
     ) -> None:
         self._server, self._plan, self._rows, self._opened, self._pairs = server, plan, rows, opened, pairs
-        self._baselines: Trips = {}
+        self._baselines: dict[Pair, Baseline] = {}
+        self._calibration = calibration
 
     def figure(self, probe: LinkProbe, running: Collection[str]) -> LinkFigure:
         """The figure of a probe, or the reason why it is not measured."""
@@ -95,18 +112,21 @@ class _Prober:
             return probe.missing(error.message)
 
     def _delay(self, probe: LinkProbe) -> LinkFigure:
-        pair = self._pairs.get(probe)
-        if pair is None:
+        pair, frames = self._pairs.get(probe), 0
+        if pair and pair not in self._baselines:
+            found, frames = self._round_trips(*pair)
+            self._baselines[pair] = link_figures.measured_baseline(pair, found)
+        baseline = (
+            self._baselines[pair] if pair else link_figures.calibrated_baseline(self._plan, probe, self._calibration)
+        )
+        if baseline is None:
             return probe.missing("no two nodes without delays run on the same servers, for a baseline")
-        frames = 0
-        if pair not in self._baselines:
-            self._baselines[pair], frames = self._round_trips(*pair)
         times, sent = self._round_trips(probe.sender, probe.receiver)
-        return link_figures.delay_figure(probe, times, frames + sent, pair, self._baselines[pair])
+        return link_figures.delay_figure(probe, times, frames + sent, baseline)
 
     def _round_trips(self, start: str, end: str) -> tuple[list[int], int]:
         """The times of round trips, and the number of frames."""
-        sent, times = stage.round_trips(self._session(start), self._plan.node(end).address)
+        sent, times = stage.round_trips(session_of(self._opened, start), self._plan.node(end).address)
         return times, sent + len(times)
 
     def _loss(self, probe: LinkProbe) -> LinkFigure:
@@ -119,7 +139,7 @@ class _Prober:
 
     def _rate(self, probe: LinkProbe) -> LinkFigure:
         stream, window_s = link_figures.rate_stream(self._plan, probe.row)
-        session = self._session(probe.sender)
+        session = session_of(self._opened, probe.sender)
         with self._streaming(probe, stream) as running:
             begin = self._saturated(probe)
             session.deadline.pause(window_s, AWAITED)
@@ -129,15 +149,9 @@ class _Prober:
         self._settled(probe, partial(link_figures.arrived, self._plan, probe))
         return link_figures.rate_figure(probe, begin, end, running.sent, stream.frame_bytes)
 
-    def _session(self, node: str) -> Session:
-        found = self._opened[node]
-        if isinstance(found, VclusterError):
-            raise found
-        return found
-
     def _streaming(self, probe: LinkProbe, stream: Stream) -> AbstractContextManager[RunningStream]:
         address = self._plan.node(probe.receiver).address
-        return stage.streaming(self._session(probe.sender), address, stream)
+        return stage.streaming(session_of(self._opened, probe.sender), address, stream)
 
     def _read(self) -> Reading:
         rows, t_ns = shaping.read_at(self._server, self._plan)

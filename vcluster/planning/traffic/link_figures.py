@@ -8,6 +8,7 @@ from itertools import combinations
 
 from vcluster.model.plan import Plan
 from vcluster.model.spec import FROM, TO
+from vcluster.model.traffic.calibration_record import Calibration
 from vcluster.model.traffic.link_figure import DELAY, LOSS, RATE, UNITS, LinkFigure
 from vcluster.model.traffic.port_counters import TrafficSample
 from vcluster.planning import traffic_plan
@@ -72,6 +73,16 @@ class Stream:
     def frame_bytes(self) -> int:
         """The size of its frames."""
         return self.payload + UDP_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """The round trip of two nodes without delays: its median and its 95 % interval. `reason` is why there is none."""
+
+    about: str
+    round_trip_us: float
+    interval_us: tuple[float, float] | None
+    reason: str = ""
 
 
 # Which probes
@@ -202,29 +213,49 @@ def _has_waited(before: LinkReading, after: LinkReading) -> bool:
     return was_full or (is_saturated(before) and is_saturated(after) and not after.delay_us)
 
 
-def delay_figure(
-    probe: LinkProbe, times_ns: Sequence[int], frames: int, pair: tuple[str, str], baseline_ns: Sequence[int]
-) -> LinkFigure:
-    """The median of round trips, minus that of the pair without delays. `frames` are those of all pings."""
-    for node, found in ((probe.receiver, times_ns), (pair[1], baseline_ns)):
-        if len(found) < ROUND_TRIPS_MIN:
-            return probe.missing(f"{node} answered {len(found)} pings only", frames, frames * PING_BYTES)
-    times, base = sorted(times_ns), sorted(baseline_ns)
-    low, high = _difference(median_interval(times), median_interval(base))
-    detail = f"{len(times)} round trips; {pair[0]} to {pair[1]} takes {median(base) / 1000:.0f} us"
-    value = (median(times) - median(base)) / 1000
+def measured_baseline(pair: tuple[str, str], times_ns: Sequence[int]) -> Baseline:
+    """The baseline of two nodes without delays."""
+    if len(times_ns) < ROUND_TRIPS_MIN:
+        return Baseline("", 0.0, None, f"{pair[1]} answered {len(times_ns)} pings only")
+    ordered = sorted(times_ns)
+    middle, interval = median(ordered) / 1000, median_interval(ordered)
+    about = f"{pair[0]} to {pair[1]} takes {middle:.0f} us"
+    return Baseline(about, middle, (interval[0] / 1000, interval[1] / 1000) if interval else None)
+
+
+def calibrated_baseline(plan: Plan, probe: LinkProbe, calibration: Calibration | None) -> Baseline | None:
+    """The baseline of nodes on the same servers as those of a probe, when the cluster was calibrated."""
+    servers = {plan.node(name).server for name in (probe.row.node, probe.other)}
+    path = calibration.path_of(servers) if calibration else None
+    if calibration is None or path is None:
+        return None
+    about = f"{path.start} to {path.end} took {path.round_trip_us:.0f} us, calibrated at {calibration.at}"
+    return Baseline(about, path.round_trip_us, (path.low_us, path.high_us))
+
+
+def delay_figure(probe: LinkProbe, times_ns: Sequence[int], frames: int, baseline: Baseline) -> LinkFigure:
+    """The median of round trips, minus the baseline. `frames` are those of all pings."""
+    reason = baseline.reason
+    if len(times_ns) < ROUND_TRIPS_MIN:
+        reason = f"{probe.receiver} answered {len(times_ns)} pings only"
+    if reason:
+        return probe.missing(reason, frames, frames * PING_BYTES)
+    times = sorted(times_ns)
+    low, high = _difference(median_interval(times), baseline.interval_us)
+    detail = f"{len(times)} round trips; {baseline.about}"
+    value = median(times) / 1000 - baseline.round_trip_us
     return LinkFigure(
         DELAY, probe.other, UNITS[DELAY], probe.asked, value, low, high, detail, frames, frames * PING_BYTES
     )
 
 
 def _difference(
-    times: tuple[float, float] | None, base: tuple[float, float] | None
+    times_ns: tuple[float, float] | None, base_us: tuple[float, float] | None
 ) -> tuple[float, float] | tuple[None, None]:
     """The widest difference of two intervals, in microseconds."""
-    if times is None or base is None:
+    if times_ns is None or base_us is None:
         return None, None
-    return (times[0] - base[1]) / 1000, (times[1] - base[0]) / 1000
+    return times_ns[0] / 1000 - base_us[1], times_ns[1] / 1000 - base_us[0]
 
 
 def loss_figure(plan: Plan, probe: LinkProbe, begin: Reading, end: Reading, sent: int) -> LinkFigure:

@@ -19,14 +19,14 @@ FRAMES_MAX = 2**40
 TIME_MAX_NS = 10**12
 
 
-def round_trips(session: NodeConnection, address: IPv4Address) -> tuple[int, list[int]]:
+def round_trips(session: NodeConnection, address: IPv4Address, count: int = ROUND_TRIPS) -> tuple[int, list[int]]:
     """Ping an address, one ping after the other. Returns the number of pings, and the times of those answered."""
-    request = {"do": "round_trips", "address": str(address), "count": ROUND_TRIPS, "seconds": ROUND_TRIPS_S}
+    request = {"do": "round_trips", "address": str(address), "count": count, "seconds": ROUND_TRIPS_S}
     answer = ask(session, "link_probe", dict(request), awaited=AWAITED)
     where = f"{session.name}: {AWAITED}"
     require_success(answer, where)
     times, sent = field(answer, "times_ns", list, where), _number(answer.get("sent"), where)
-    if len(times) > ROUND_TRIPS or sent > ROUND_TRIPS:
+    if len(times) > count or sent > count:
         raise unknown_result(where)
     return sent, [_number(time, where, TIME_MAX_NS) for time in times]
 

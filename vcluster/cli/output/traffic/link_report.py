@@ -1,4 +1,4 @@
-"""What links do, next to what was asked for: text."""
+"""What links do, next to what was asked for, and what they give without limits: documents and text."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from vcluster.cli.output import network_report
 from vcluster.cli.output.tables import table
+from vcluster.model.traffic.calibration_record import Calibration
 from vcluster.model.traffic.link_figure import DELAY, RATE
 
 Document = Mapping[str, Any]
@@ -30,6 +31,37 @@ def measured_text(links: Sequence[Document]) -> str:
             f"made {frames} frames of {size} bytes to measure",
         )
     )
+
+
+def calibration_document(name: str, found: Calibration) -> dict[str, Any]:
+    """When it was, and the paths."""
+    paths = [
+        {
+            "servers": list(path.servers),
+            "from": path.start,
+            "to": path.end,
+            "round_trip_us": path.round_trip_us,
+            "low_us": path.low_us,
+            "high_us": path.high_us,
+            "rate_bits": path.rate_bits,
+        }
+        for path in found.paths
+    ]
+    return {"name": name, "at": found.at, "paths": paths}
+
+
+def calibration_text(found: Document) -> str:
+    """When it was, and a line for each pair of servers."""
+    rows = [
+        (
+            " and ".join(path["servers"]), path["from"], path["to"],
+            f"{path['round_trip_us']:.0f} us ({path['low_us']:.0f} to {path['high_us']:.0f})",
+            f"{path['rate_bits'] / 10**6:.4g} Mbit/s",
+        )
+        for path in found["paths"]
+    ]  # fmt: skip
+    header = ("SERVERS", "FROM", "TO", "ROUND TRIP", "HIGHEST RATE")
+    return f"{found['name']}: calibrated at {found['at']}\n{table(header, rows)}"
 
 
 def _row(one: Document, figure: Document) -> tuple[object, ...]:
