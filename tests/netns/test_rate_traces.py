@@ -73,13 +73,14 @@ def test_rates_change_over_time_and_no_frame_is_lost(lab: Lab) -> None:
 
 @pytest.mark.parametrize("lab", ["local"], indirect=True)
 def test_a_trace_ends_with_its_last_line(lab: Lab) -> None:
-    """The plan has the rates of this line. A later limit ends a trace, and so does a later trace."""
+    """The plan has the rates of this line. A later limit of the node ends a trace, and so does a later trace."""
     follow(lab, "t_s,from\n0,1mbit\n0.3,2mbit\n")
     lab.switch.wait_for(f'[ -n "$({HOLDERS})" ] || echo ended', timeout_s=20)
     assert lab.one("node1", "from")["rate_bits"] == 2_000_000
     assert not lab.one("node1", "from")["traced"]
     follow(lab, "t_s,from\n0,3mbit\n900,4mbit\n")
     follow(lab, 't_s,from\n0,5mbit\n900,"rate=6mbit,queue=30KiB"\n')
+    lab.link("set", "node2", "--to", "loss=1%")
     row = lab.one("node1", "from")
     assert (row["rate_bits"], row["queue_bytes"]) == (5_000_000, 2**16)
     assert len(lab.switch.sh(RECORDS).split()) == 1

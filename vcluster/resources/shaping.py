@@ -44,8 +44,12 @@ def create_port(server: Server, plan: Plan, node: Node) -> None:
 
 
 def apply(server: Server, plan: Plan) -> None:
-    """Give the links of the plan their limits, and no limit to the others."""
-    _shape(server, plan, [switch_port(plan, node) for node in plan.nodes])
+    """Give the links of the plan their limits, and no limit to the others.
+
+    Links that follow a trace stay as they are.
+    """
+    traced = {one.node for one in read(server, plan)[0] if one.traced}
+    _shape(server, plan, [switch_port(plan, node) for node in plan.nodes if node.name not in traced])
 
 
 def _shape(server: Server, plan: Plan, ports: Sequence[str]) -> None:
