@@ -17,7 +17,7 @@ from vcluster.planning.traffic_plan import LinkReading
 from vcluster.render.ssh_files import known_hosts, ssh_config
 
 OWNER = "0badcafe"
-ROOMY = Facts(memory_free_mib=10_000_000, disk_free_mib=10_000_000, cpus=64)
+ROOMY = Facts(memory_free_mib=10_000_000, disk_free_mib=10_000_000, cpus=64, processors=tuple(range(64)))
 
 DIRECT = Image(
     name="debian12",

@@ -6,6 +6,7 @@ import queue
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -50,6 +51,20 @@ def test_domains_pass_the_schema_and_are_recognised(hypervisor: Hypervisor, imag
     assert hypervisor.image_users("sha256-" + "3" * 64) == set()
     hypervisor.start_domain("lab.node1")
     assert {domain.node for domain in hypervisor.domains() if domain.power.is_active} == {"node1"}
+
+
+@pytest.mark.parametrize("options", [{"cpu_limit_percent": 1}, {"processors": (1, 0, 7)}])
+def test_domains_with_limits_and_pins_pass_the_schema(hypervisor: Hypervisor, options: dict[str, object]) -> None:
+    plan = samples.plan(2, vcpus=2, **options)
+    for node in plan.nodes:
+        hypervisor.define_domain(domain_xml(plan, node).replace('type="qemu"', 'type="test"'))
+        kept = ET.fromstring(hypervisor._connection.lookupByName(node.domain).XMLDesc()).find("cputune")
+        planned = ET.fromstring(domain_xml(plan, node)).find("cputune")
+        assert kept is not None
+        assert planned is not None
+        assert [(part.tag, part.attrib, part.text) for part in kept] == [
+            (part.tag, part.attrib, part.text) for part in planned
+        ]
 
 
 def test_the_taps_of_a_domain_are_those_of_its_plan(hypervisor: Hypervisor) -> None:

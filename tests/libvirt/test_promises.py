@@ -30,7 +30,10 @@ from vcluster.util.deadline import Deadline
 pytestmark = pytest.mark.libvirt
 
 NO_FAULTS: dict[str, Any] = {"table": "", "elements": [], "held": []}
-SEEN = {"disk_free_mib": 10**6, "cpus": 2, "tsc_mhz": 2000, "routes": [], "hosts": [], "is_dns_free": True, "vnis": [7]}
+SEEN = {
+    "disk_free_mib": 10**6, "cpus": 2, "processors": [0, 1], "tsc_mhz": 2000,
+    "routes": [], "hosts": [], "is_dns_free": True, "vnis": [7],
+}  # fmt: skip
 FREE_MIB = 8192 - 1024  # of the machine, less what the test driver uses
 
 

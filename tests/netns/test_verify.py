@@ -40,7 +40,7 @@ def host() -> Iterator[Host]:
 
 def test_all_promises_are_kept_at_first(host: Host) -> None:
     done = host.vcluster("verify", "lab")
-    assert done.stdout.splitlines()[-1] == "all 28 promises are kept"
+    assert done.stdout.splitlines()[-1] == "all 29 promises are kept"
     assert done.stdout == host.vcluster("verify", "--name", "lab").stdout
 
 

@@ -99,6 +99,8 @@ nodes = 3
 names = head,red[01-02]
 image = alpine3
 vcpus = 2
+cpu_limit = 25 %
+pin = 0-3, 8
 memory = 1G
 disk: 16 GiB
 subnet = 10.7.0.0/24
@@ -143,6 +145,7 @@ cpu = 8
 ram = 4 GiB
 hdd = 1 TiB
 path = /srv/vms/
+pin = 7,0-4:2
 """)
     assert asked == request.CreateRequest(
         Spec(
@@ -158,6 +161,7 @@ path = /srv/vms/
                     memory_mib=4096,
                     disk_gib=1024,
                     path=Path("/srv/vms"),
+                    processors=(7, 0, 2, 4),
                 ),
             ),
             switch=ServerSpec(
@@ -185,6 +189,8 @@ path = /srv/vms/
             sudo_commands=("/usr/bin/ls", "/usr/sbin/tcpdump"),
             mpi_ports=PortRange(10000, 10100),
             image_login=ImageLogin("root", "env:IMAGE_PASSWORD"),
+            cpu_limit_percent=25,
+            processors=(0, 1, 2, 3, 8),
         ),
         image="alpine3",
         accel="tcg",
@@ -386,6 +392,15 @@ password = env:hunter2!
         ("nodes = 4", "nodes = 4\nimage = ../x", "3: [cluster] image: '../x' is not an image; use a name or digest "
          "that `vcluster image list` prints"),
         ("nodes = 4", "nodes = 4\nvcpus = 65", "3: [cluster] vcpus: 65 is out of range; 1 to 64"),
+        ("nodes = 4", "nodes = 4\ncpu_limit = 0.5", "3: [cluster] cpu_limit: '0.5' is not a share in whole percent; "
+         "for example 50%"),
+        ("nodes = 4", "nodes = 4\ncpu_limit = 0%", "3: [cluster] cpu_limit: '0%' is out of range; 1% to 100%"),
+        ("nodes = 4", "nodes = 4\ncpu_limit = 101 %", "3: [cluster] cpu_limit: '101 %' is out of range; 1% to 100%"),
+        *(
+            ("nodes = 4", f"nodes = 4\npin = {text}", f"3: [cluster] pin: '{text}' is not a list of processors; for "
+             "example 0-3 or 0,2,4-7, with each processor once")
+            for text in ("all", "3-0", "0-", "-1", "0,,1", "0-3,2", "0-4:0", "8192", "99999", "0x1", "٤")
+        ),
         ("nodes = 4", "nodes = 4\nmemory = lots", "3: [cluster] memory: 'lots' is not a size; for example 4096 MiB or "
          "4 GiB"),
         ("nodes = 4", "nodes = 4\nmemory = 4 GB", "3: [cluster] memory: '4 GB' is not a size; for example 4096 MiB or "

@@ -131,7 +131,12 @@ def _interface(kind: str, **fields: Any) -> dict[str, Any]:
 
 def _domain(plan: Plan, node: Node) -> dict[str, Any]:
     label = {"cluster": plan.name, "node": node.name, "image": plan.image.digest, "by": plan.owner}
-    version = {"uuid": node.uuid, "label": label, "devices": sorted(server_promises.planned_devices(plan, node))}
+    version = {
+        "uuid": node.uuid,
+        "label": label,
+        "devices": sorted(server_promises.planned_devices(plan, node)),
+        "processors": server_promises.planned_cpu_tuning(plan, node),
+    }
     return {"defined": version, "running": copy.deepcopy(version), "state": "running", "pid": 7, "listeners": []}
 
 
@@ -169,6 +174,11 @@ Change = Callable[[dict[str, Any]], object]
         (
             lambda seen: seen["domains"]["lab.node1"]["running"]["devices"].append("vsock"),
             "domain-devices",
+            "lab.node1",
+        ),
+        (
+            lambda seen: seen["domains"]["lab.node1"]["running"]["processors"].append("vcpupin 0 1"),
+            "domain-processors",
             "lab.node1",
         ),
         (lambda seen: seen.update(network=None), "network", "vcluster-lab"),

@@ -100,6 +100,7 @@ def test_the_plans_of_2b157f7_keep_their_meaning() -> None:
     assert [str(node.address) for node in local.nodes] == ["10.0.0.1", "10.0.0.2", "10.0.0.3"]
     assert not local.has_tunnels
     assert not local.is_private
+    assert (local.cpu_limit_percent, local.servers[0].processors, local.head.processors) == (0, (), ())
     assert [node.vni for node in remote.nodes] == [40, 41]
     assert remote.server("middle").login == samples.MIDDLE.login
     assert not remote.server("middle").carries_nodes
@@ -162,6 +163,11 @@ def test_a_broken_ledger_reads_as_none(files: ClusterFiles, text: str) -> None:
         (lambda plan: plan["servers"][0]["network"].update(subnet="192.0.2.1/32"), "192.0.2.1/32 is too small"),
         (lambda plan: plan["servers"][0].update(network=None), "nodes: node1: server localhost has no management"),
         (lambda plan: plan.update(stores=["node9"]), "a storage node is not there"),
+        (lambda plan: plan.update(cpu_limit_percent=101), "cpu_limit_percent: 101 is not a share"),
+        (lambda plan: plan.update(cpu_limit_percent=-1), "cpu_limit_percent: -1 is not a share"),
+        (lambda plan: plan["nodes"][1].update(processors=[0, 1]), "nodes: node2: processors: there are 2, but"),
+        (lambda plan: plan["nodes"][1].update(processors=[-1]), "processors: a number is negative"),
+        (lambda plan: plan["servers"][0].update(processors=[-1]), "processors: a number is negative"),
     ],
 )
 def test_a_ledger_with_an_unusable_value_is_broken(

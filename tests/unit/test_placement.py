@@ -15,6 +15,7 @@ from vcluster.errors import MissingError, RequestError, VclusterError
 from vcluster.model.spec import ServerSpec
 from vcluster.planning.placement import NodeSize, Room, declared_limits, place, qemu_overhead_mib
 from vcluster.render.domain_xml import domain_xml
+from vcluster.util import cpu_list
 
 ROOMY = Room(memory_free_mib=1_000_000, disk_free_mib=1_000_000, cpus=64)
 NODE_MIB, NODE_DISK_MIB = 704, 256
@@ -216,3 +217,60 @@ def test_a_small_node_has_a_small_translation_cache(memory_mib: int, cache_mib: 
     assert ET.fromstring(domain_xml(plan, plan.head)).findtext("features/tcg/tb-cache") == str(cache_mib)
     assert qemu_overhead_mib("tcg", memory_mib) == 64 + cache_mib
     assert qemu_overhead_mib("kvm", memory_mib) == 64
+
+
+# Processors
+
+
+def test_a_list_of_processors_is_read_as_taskset_reads_it() -> None:
+    assert cpu_list.parse("0-3, 8,12-20:4") == (0, 1, 2, 3, 8, 12, 16, 20)
+    assert cpu_list.parse("5,0") == (5, 0)
+    assert cpu_list.text_of((5, 0, 1, 2, 8)) == "0-2,5,8"
+
+
+@given(st.sets(st.integers(0, cpu_list.PROCESSOR_MAX)))
+def test_a_written_list_of_processors_is_read_back(processors: set[int]) -> None:
+    assume(processors)
+    assert cpu_list.parse(cpu_list.text_of(processors)) == tuple(sorted(processors))
+
+
+@pytest.mark.parametrize(
+    ("vcpus", "expected"),
+    [
+        (1, [(4,), (2,), (9,), (4,)]),
+        (2, [(4, 2), (9, 4), (2, 9), (4, 2)]),
+        (4, [(4, 2, 9, 4), (2, 9, 4, 2), (9, 4, 2, 9), (4, 2, 9, 4)]),
+    ],
+)
+def test_virtual_processors_take_turns(vcpus: int, expected: list[tuple[int, ...]]) -> None:
+    plan = samples.plan(4, vcpus=vcpus, processors=(4, 2, 9))
+    assert [node.processors for node in plan.nodes] == expected
+
+
+@given(vcpus=st.integers(1, 8), count=st.integers(1, 12), processors=st.sets(st.integers(0, 63), min_size=1))
+def test_no_processor_has_more_than_its_turns(vcpus: int, count: int, processors: set[int]) -> None:
+    plan = samples.plan(count, vcpus=vcpus, processors=tuple(processors))
+    uses = Counter(one for node in plan.nodes for one in node.processors)
+    assert sum(uses.values()) == vcpus * count
+    assert max(uses.values()) - min(uses[one] for one in processors) <= 1
+    if vcpus <= len(processors):
+        assert all(len({*node.processors}) == vcpus for node in plan.nodes)
+
+
+def test_each_server_has_its_own_processors_and_turns() -> None:
+    red, blue = replace(samples.RED, processors=(7, 5), nodes=2), replace(samples.BLUE, nodes=2)
+    plan = samples.shared_plan(red, blue, count=4, processors=(0, 1))
+    assert [(node.server, node.processors) for node in plan.nodes] == [
+        ("red", (7,)), ("red", (5,)), ("blue", (0,)), ("blue", (1,)),
+    ]  # fmt: skip
+    assert plan.server("middle").processors == ()
+    assert all(not node.processors for node in samples.shared_plan(samples.RED, samples.BLUE, count=4).nodes)
+
+
+def test_processors_that_a_server_lacks_are_refused() -> None:
+    with pytest.raises(MissingError) as refused:
+        samples.plan(2, facts=replace(samples.ROOMY, processors=(0, 1, 2, 5)), processors=(3, 4, 5))
+    assert refused.value.message == "nodes cannot be pinned to processors 3-4, which this machine lacks"
+    assert refused.value.hint == "pin them to some of 0-2,5"
+    with pytest.raises(MissingError, match="pinned to processor 64, which server red lacks"):
+        samples.shared_plan(replace(samples.RED, processors=(64,)), samples.BLUE, count=2)

@@ -21,7 +21,7 @@ from vcluster.model.spec import DHCP, DIRECT, PRIVATE, Image, ImageLogin, Link, 
 from vcluster.render import actions, network_xml, node_actions, seed_files, ssh_files, xml_tree
 from vcluster.render.actions import Action
 from vcluster.render.common_files import common_files, etc_hosts, known_hosts
-from vcluster.render.domain_xml import REBOOT_ON_PANIC, domain_xml
+from vcluster.render.domain_xml import REBOOT_ON_PANIC, cpu_tuning, domain_xml
 from vcluster.snapshots.template import template_of
 
 Golden = Callable[[str, str], None]
@@ -38,6 +38,30 @@ Golden = Callable[[str, str], None]
 def test_domain(golden: Golden, name: str, image: object, accel: str) -> None:
     plan = samples.plan(2, image=image, accel=accel)  # type: ignore[arg-type]
     golden(f"domain-{name}.xml", domain_xml(plan, plan.head))
+
+
+def test_a_domain_with_a_limit_and_pins(golden: Golden) -> None:
+    plan = samples.plan(2, vcpus=2, cpu_limit_percent=25, processors=(8, 0, 2))
+    golden("domain-limited.xml", domain_xml(plan, plan.nodes[1]))
+
+
+@pytest.mark.parametrize(
+    ("percent", "period_us", "quota_us"),
+    [(1, 100_000, 1000), (3, 33_333, 1000), (9, 11_111, 1000), (10, 10_000, 1000), (25, 10_000, 2500),
+     (100, 10_000, 10_000)],
+)  # fmt: skip
+def test_the_limit_of_a_processor_is_a_part_of_a_short_period(percent: int, period_us: int, quota_us: int) -> None:
+    (tuning,) = cpu_tuning(percent, [], [])
+    assert [(part.tag, part.text) for part in tuning] == [("period", str(period_us)), ("quota", str(quota_us))]
+
+
+@given(percent=st.integers(1, 100))
+def test_the_kernel_accepts_each_limit(percent: int) -> None:
+    """Both are 1 ms to 1 s (kernel/sched/core.c, libvirt's schema), and the share is right."""
+    (tuning,) = cpu_tuning(percent, [], [])
+    period_us, quota_us = (int(part.text or "") for part in tuning)
+    assert 1000 <= quota_us <= period_us <= 1_000_000
+    assert abs(quota_us / period_us * 100 - percent) < 0.001
 
 
 def test_network_pool_volumes(golden: Golden) -> None:

@@ -57,6 +57,20 @@ def test_a_grown_plan_equals_a_new_plan_of_that_size(options: dict[str, object])
     assert codec.from_json(codec.to_json(grown), Plan) == grown
 
 
+def test_new_nodes_get_the_processors_that_the_fewest_nodes_have() -> None:
+    options = {"vcpus": 2, "processors": (0, 1, 2), "cpu_limit_percent": 40}
+    plan = samples.plan(3, **options)
+    assert larger(plan, 2) == samples.plan(5, **options)
+    rest = shrink(plan, ["node2"])  # it has the processors 2 and 0
+    assert [node.processors for node in larger(rest, 2).nodes] == [(0, 1), (0, 2), (1, 2), (0, 1)]
+
+
+def test_a_server_that_has_lost_a_processor_gets_no_more_nodes() -> None:
+    plan = samples.plan(2, processors=(0, 1))
+    with pytest.raises(MissingError, match="nodes cannot be pinned to processor 1, which this machine lacks"):
+        larger(plan, facts={LOCAL.name: replace(samples.ROOMY, processors=(0, 2))})
+
+
 def test_growing_over_servers() -> None:
     plan, facts = shared()
     grown = larger(plan, 3, facts=facts)

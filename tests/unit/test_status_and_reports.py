@@ -137,6 +137,19 @@ def test_nodes_show_how_long_their_processors_waited() -> None:
     assert "processors" not in status_report.text(status_report.document(found), ROOT)
 
 
+def test_nodes_show_what_they_may_use_of_processors() -> None:
+    plan = samples.plan(2, vcpus=2, cpu_limit_percent=25, processors=(4, 2, 9))
+    found = status_of(
+        plan, ledger_state="ready", is_being_changed=False, seen={"localhost": whole(plan, "localhost")}, lost={}
+    )
+    assert [(node.cpu_limit_percent, node.processors) for node in found.nodes] == [(25, (4, 2)), (25, (9, 4))]
+    assert status_report.text(status_report.document(found), ROOT).splitlines()[-3:] == [
+        "each CPU of a node may use 25 % of a processor",
+        "node1 is pinned to processors 4, 2 of localhost",
+        "node2 is pinned to processors 9, 4 of localhost",
+    ]
+
+
 def test_lost_files_for_ssh_are_missing_parts() -> None:
     servers = {one.name: whole(SHARED, one.name) for one in SHARED.servers}
     found = status_of(
@@ -171,6 +184,7 @@ def test_the_json_contract() -> None:
     assert list(document["nodes"][0]) == [
         "name", "role", "server", "state", "address", "management_address", "mac", "bridge", "port", "vni",
         "reason", "data_gib", "limits", "cpu_s", "waited_s",
+        "cpu_limit_percent", "processors",
     ]  # fmt: skip
     assert document["nodes"][0]["address"] == "10.0.0.1"
     assert document["nodes"][0]["vni"] is None

@@ -240,6 +240,17 @@ def test_a_clone_has_the_identity_of_a_booted_node() -> None:
             assert first.find(part).attrib == second.find(part).attrib  # type: ignore[union-attr]
 
 
+def test_a_clone_has_the_limit_and_the_pins_of_its_own_node() -> None:
+    plan = samples.plan(3, cpu_limit_percent=25, processors=(3, 1))
+    assert template_of(plan, plan.head) == template_of(PLAN, PLAN.head)
+    resumed, booted = ET.fromstring(clone(plan=plan)), ET.fromstring(domain_xml(plan, plan.workers[0]))
+    (tuning,) = resumed.findall("cputune")
+    assert ET.tostring(tuning).split() == ET.tostring(booted.findall("cputune")[0]).split()
+    pin = tuning.find("vcpupin")
+    assert pin is not None
+    assert pin.attrib == {"vcpu": "0", "cpuset": "1"}
+
+
 def test_the_machine_around_the_memory_does_not_change() -> None:
     resumed, saved = ET.fromstring(clone()), ET.fromstring(SAVED)
     for path in ("memory", "currentMemory", "vcpu", "os/*", "features/*", "cpu", "clock", "devices/controller"):

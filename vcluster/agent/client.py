@@ -42,7 +42,8 @@ RESULTS: Mapping[str, Any] = {
     "hidden_mounts": list[str],
     "clock": float,
     "observe": {
-        "disk_free_mib": int, "cpus": int, "tsc_mhz": int, "routes": list[tuple[IPv4Network, str]],
+        "disk_free_mib": int, "cpus": int, "processors": list[int], "tsc_mhz": int,
+        "routes": list[tuple[IPv4Network, str]],
         "hosts": list[IPv4Address], "is_dns_free": bool, "vnis": list[int],
     },
     "route_to": {"local": IPv4Address, "interface": str, "mtu": int, "is_local": bool},

@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vcluster.adapters import kvm_probe, system_logs, tsc
+from vcluster.adapters import kvm_probe, online_processors, system_logs, tsc
 from vcluster.adapters.network import guard_table, ipv6, netlink_interfaces, netlink_routes, peers, raw_frames
 from vcluster.adapters.network.interface_spec import InterfaceSpec
 from vcluster.adapters.network.obstacles import find_obstacles
@@ -72,6 +72,7 @@ def observe(disks: str) -> dict[str, Any]:
     return {
         "disk_free_mib": shutil.disk_usage(existing).free // 2**20,
         "cpus": os.cpu_count() or 1,
+        "processors": online_processors.online_processors(),
         "tsc_mhz": tsc.tsc_mhz(),
         "routes": [[str(network), interface] for network, interface in netlink_routes.routes()],
         "hosts": [*(address for _, address in addresses()), *map(str, peers.peers())],

@@ -21,6 +21,8 @@ from vcluster.config.readers import (
     matching,
     number,
     password_elsewhere,
+    percent,
+    processors,
     seconds,
     size,
 )
@@ -234,6 +236,16 @@ CLUSTER: Mapping[str, Key] = {
         password_elsewhere,
     ),
     "vcpus": Key(SIZE, "N", "Number of CPUs of each node.", number(1, 64), "vcpus", "1", in_image_warm=True),
+    "cpu_limit": Key(
+        SIZE, "PERCENT",
+        "Share of one processor of the server that each CPU of a node may use, from 1% to 100%, for example 25%.",
+        percent, "cpu_limit_percent", default_note="no limit",
+    ),
+    "pin": Key(
+        SIZE, "PROCESSORS",
+        "Processors of each server for the CPUs of its nodes, for example 0-3 or 0,2,4-7. They take turns.",
+        processors, "processors", default_note="the server's kernel chooses",
+    ),
     "memory": Key(
         SIZE, "SIZE", "Memory of each node. A number without a unit is in MiB.", size("MiB", 256, 1048576),
         "memory_mib", "512 MiB", in_image_warm=True,

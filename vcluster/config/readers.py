@@ -20,6 +20,7 @@ from vcluster.model.naming import HOST_NAME_MAX, INTERFACE_NAME_MAX, NODES_MAX
 from vcluster.model.quoting import one_line, shown
 from vcluster.model.spec import LOCAL_SERVER, SERVER_TIMEOUT_S, STORAGE_PATH
 from vcluster.planning import link_spec
+from vcluster.util import cpu_list
 
 VNI_MAX = 2**24 - 1  # RFC 7348
 PORT_MAX = 65535
@@ -29,6 +30,7 @@ ENVIRONMENT, FILE = "env:", "file:"
 
 _UNITS_MIB = {"m": 1, "g": 1024, "t": 1024 * 1024}
 _SIZE = re.compile(r"([0-9]{1,12})[ \t]*(?:([MGT])(?:iB)?)?", re.IGNORECASE | re.ASCII)
+_PERCENT = re.compile(r"([0-9]{1,9})[ \t]*%")
 _SECONDS = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)[ \t]*s?")
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,252})")
 _USER = re.compile(r"(?=.{1,64}\Z)(?:[A-Za-z0-9_][A-Za-z0-9_.-]*\\)?[A-Za-z0-9_][A-Za-z0-9_.@+-]*")  # also DOMAIN\name
@@ -94,6 +96,26 @@ def size(unit: str, low: int, high: int) -> Callable[[str], int]:
         return size
 
     return parse_size
+
+
+def percent(text: str) -> int:
+    """Read a share from 1 % to 100 %."""
+    found = _PERCENT.fullmatch(text)
+    if not found:
+        raise RequestError(f"{shown(text)} is not a share in whole percent", hint="for example 50%")
+    if not 1 <= int(found[1]) <= 100:
+        raise RequestError(f"{shown(text)} is out of range", hint="1% to 100%")
+    return int(found[1])
+
+
+def processors(text: str) -> tuple[int, ...]:
+    """Read a list of processors."""
+    try:
+        return cpu_list.parse(text)
+    except ValueError:
+        raise RequestError(
+            f"{shown(text)} is not a list of processors", hint="for example 0-3 or 0,2,4-7, with each processor once"
+        ) from None
 
 
 def seconds(high: float) -> Callable[[str], float]:
@@ -278,6 +300,10 @@ SERVER_KEYS: Mapping[str, MachineKey] = {
     ),
     "nodes": MachineKey(
         "N", "Number of nodes on this server.", number(1, NODES_MAX), "the policy decides", spec_field="nodes"
+    ),
+    "pin": MachineKey(
+        "PROCESSORS", "Processors of this server for the virtual processors of its nodes, in turn, for example 0-3.",
+        processors, "pin of [cluster]", spec_field="processors",
     ),
     "path": MachineKey("PATH", "Folder for disks and images.", _path, str(STORAGE_PATH), spec_field="path"),
 }  # fmt: skip

@@ -93,6 +93,7 @@ def _facts(
         memory_free_mib=free_memory_mib(server, pending),
         disk_free_mib=seen["disk_free_mib"],
         cpus=seen["cpus"],
+        processors=tuple(seen["processors"]),
         accel=accel,
         tsc_mhz=seen["tsc_mhz"],
         routes=tuple(route for route in routes_of_interest(routes) if route.network not in own_subnets),

@@ -41,15 +41,16 @@ class UnderlayRoute:
 class Facts:
     """All that planning needs to know about a server.
 
-    `accel` is the accelerator of nodes there, kvm or tcg. `tsc_mhz` is the frequency of its time stamp counter, or 0.
-    `hosts` are addresses of the server itself and of hosts that
-    it talks to. `vnis` are in use, by any program. `underlay_routes` lead to other servers, by name. `host_key` is the
-    key that the server has shown, empty for this machine. If `is_dns_free`, libvirt can start a DNS server there.
+    `processors` are the numbers of its CPUs that are online. `accel` is the accelerator of nodes there, kvm or tcg.
+    `tsc_mhz` is the frequency of its time stamp counter, or 0. `hosts` are addresses of the server itself and of hosts
+    that it talks to. `vnis` are in use, by any program. `underlay_routes` lead to other servers, by name. `host_key` is
+    the key that the server has shown, empty for this machine. If `is_dns_free`, libvirt can start a DNS server there.
     """
 
     memory_free_mib: int = 0
     disk_free_mib: int = 0
     cpus: int = 0
+    processors: tuple[int, ...] = ()
     accel: str = "tcg"
     tsc_mhz: int = 0
     routes: tuple[Route, ...] = ()

@@ -34,6 +34,7 @@ class Node:
 
     `port` is the tap of its `lab0`, a port of `bridge`. `management` is its `mgmt0`, None for a node without one. `vni`
     is None for a node without a tunnel. `data_gib` is the size of the disk that a storage node serves, otherwise 0.
+    `processors` has the server's processor of each virtual processor; it is empty if the server's kernel chooses.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Node:
     management: ManagementInterface | None
     vni: int | None = None
     data_gib: int = 0
+    processors: tuple[int, ...] = ()
 
     @property
     def is_head(self) -> bool:
@@ -114,7 +116,8 @@ class ServerPlan:
     """The plan of one server. `login` is None for this machine.
 
     `host_key` is the only key that it may show. A server without nodes has no network, no pool and no image. `tsc_mhz`
-    is the frequency of the time stamp counter that emulated nodes read, or 0 if their kernels measure it.
+    is the frequency of the time stamp counter that emulated nodes read, or 0 if their kernels measure it. Nodes are
+    pinned to the `processors`, if there are any.
     """
 
     name: str
@@ -129,6 +132,7 @@ class ServerPlan:
     pool: Pool | None = None
     image: Image | None = None
     tsc_mhz: int = 0
+    processors: tuple[int, ...] = ()
 
     @property
     def interface_names(self) -> tuple[str, ...]:
@@ -156,7 +160,8 @@ class Plan:
     `stores` are the storage nodes, in order; without any, the head serves a folder. `dhcp_range` is None for static
     addresses. `is_gateway_open` is for the private layout: whether the head forwards packets of the other nodes.
     `links` are the shaped directions of links, in the order of the nodes. With `delays_in_guest`, nodes delay frames
-    themselves, because the kernel of the switch cannot.
+    themselves, because the kernel of the switch cannot. Each virtual processor of a node may use `cpu_limit_percent` of
+    a processor of its server; 0 is no limit.
     """
 
     name: str
@@ -183,6 +188,7 @@ class Plan:
     vxlan_port: int = DEFAULT_VXLAN_PORT
     links: tuple[Link, ...] = ()
     delays_in_guest: bool = False
+    cpu_limit_percent: int = 0
 
     @property
     def is_private(self) -> bool:

@@ -43,7 +43,20 @@ def _defects(plan: Plan, cluster: str) -> Iterator[str]:
         yield "nodes: a name is there twice, or a storage node is not there"
     for node in plan.nodes:
         yield from _defects_of_node(node, servers.get(node.server))
+    yield from _defects_of_processors(plan)
     yield from _defects_of_links(plan, {*names})
+
+
+def _defects_of_processors(plan: Plan) -> Iterator[str]:
+    if not 0 <= plan.cpu_limit_percent <= 100:
+        yield f"cpu_limit_percent: {plan.cpu_limit_percent} is not a share"
+    for node in plan.nodes:
+        if len(node.processors) not in (0, plan.vcpus):
+            yield f"nodes: {node.name}: processors: there are {len(node.processors)}, but the node has {plan.vcpus}"
+    numbers = [one for node in plan.nodes for one in node.processors]
+    numbers += [one for server in plan.servers for one in server.processors]
+    if min(numbers, default=0) < 0:
+        yield "processors: a number is negative"
 
 
 def _defects_of_links(plan: Plan, names: set[str]) -> Iterator[str]:

@@ -108,6 +108,12 @@ PROMISES = (
         fix="virsh edit THING, or if only the running domain differs: vcluster power cycle NAME",
         absent="",
     ),
+    Promise(
+        "domain-processors",
+        "Each domain has the planned limit of its processors, and is pinned to the planned ones.",
+        fix="virsh edit THING, or if only the running domain differs: vcluster power cycle NAME",
+        absent="",
+    ),
     Promise("node-runs", "Each node runs."),
     Promise(
         "network",

@@ -61,7 +61,8 @@ class ServerSpec:
     """A server as the user described it. `login` is None for this machine; fields that are not given are None or empty.
 
     `cpus`, `memory_mib` and `disk_gib` are the most that all its nodes may take. `nodes` is the number of its nodes.
-    `interface` and `address` are the underlay end of its tunnels. `path` is the folder of disks and images.
+    `interface` and `address` are the underlay end of its tunnels. `path` is the folder of disks and images. Its nodes
+    are pinned to its `processors`, in turn; without any, those of the cluster's request are used.
     """
 
     name: str
@@ -74,6 +75,7 @@ class ServerSpec:
     address: IPv4Address | None = None
     path: Path = STORAGE_PATH
     timeout_s: float = SERVER_TIMEOUT_S
+    processors: tuple[int, ...] = ()
 
 
 LOCAL = ServerSpec(LOCAL_SERVER)
@@ -189,6 +191,9 @@ class Spec:
     With `subnet` None planning takes the default or the next free subnet. Without `node_addresses` they start at .1.
     `dhcp_range` is for unknown hosts; None takes the top of the subnet. Without `stores` the head serves a folder.
     `image_login` is None for images that need no password. `mpi_ports` None allows all ports. `links` have limits.
+
+    Each virtual processor of a node may use `cpu_limit_percent` of a processor; 0 is no limit. Nodes are pinned to the
+    `processors` of their server; without any, the server's kernel chooses.
     """
 
     name: str
@@ -216,3 +221,5 @@ class Spec:
     mpi_ports: PortRange | None = None
     image_login: ImageLogin | None = None
     links: tuple[Link, ...] = ()
+    cpu_limit_percent: int = 0
+    processors: tuple[int, ...] = ()

@@ -61,6 +61,8 @@ class NodeStatus:
     `limits` are those of its link that the kernel has, for example `from rate=100mbit,queue=64KiB`.
     `cpu_s` is the time that its virtual processors ran since its power-on, and `waited_s` the time that they could run
     and waited for a processor of the server. Both are in seconds, and None for a node that is off or unknown.
+    Each virtual processor may use `cpu_limit_percent` of a processor of the server, 0 without a limit. `processors`
+    are those that they are pinned to, in order.
     """
 
     name: str
@@ -78,6 +80,8 @@ class NodeStatus:
     limits: tuple[str, ...] = ()
     cpu_s: float | None = None
     waited_s: float | None = None
+    cpu_limit_percent: int = 0
+    processors: tuple[int, ...] = ()
 
     @property
     def power(self) -> PowerState:
@@ -138,7 +142,7 @@ def status_of(
     `lost_files` are files of the state folder that `repair` writes again. `faults` are the active ones.
     """
     switch = seen.get(plan.switch.server)
-    nodes = tuple(_node(node, seen.get(node.server), switch.limits if switch else {}) for node in plan.nodes)
+    nodes = tuple(_node(plan, node, seen.get(node.server), switch.limits if switch else {}) for node in plan.nodes)
     is_stopped = {node.state for node in nodes} == {STOPPED}
     missing = (
         *(text for server in plan.servers for text in _missing(plan, server, seen, lost, is_stopped=is_stopped)),
@@ -197,7 +201,7 @@ def _missing_interfaces(plan: Plan, server: ServerPlan, seen: Observed) -> Itera
             yield f"port {port} of bridge {bridge_name}"
 
 
-def _node(node: Node, seen: Observed | None, limits: Mapping[tuple[str, str], str]) -> NodeStatus:
+def _node(plan: Plan, node: Node, seen: Observed | None, limits: Mapping[tuple[str, str], str]) -> NodeStatus:
     power = seen.domains.get(node.domain, PowerState(MISSING)) if seen else PowerState(UNKNOWN)
     times = seen.vcpu_times.get(node.domain) if seen else None
     cpu_s, waited_s = (round(nanoseconds / 1e9, 3) for nanoseconds in times) if times else (None, None)
@@ -217,6 +221,8 @@ def _node(node: Node, seen: Observed | None, limits: Mapping[tuple[str, str], st
         limits=tuple(f"{direction} {text}" for (name, direction), text in limits.items() if name == node.name),
         cpu_s=cpu_s,
         waited_s=waited_s,
+        cpu_limit_percent=plan.cpu_limit_percent,
+        processors=node.processors,
     )
 
 

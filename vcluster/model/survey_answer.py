@@ -43,6 +43,7 @@ class DomainVersion:
     uuid: str
     label: dict[str, str]
     devices: list[str]
+    processors: list[str]
 
 
 @dataclass(frozen=True, slots=True)

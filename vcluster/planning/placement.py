@@ -1,4 +1,4 @@
-"""Which server carries which node. Pure.
+"""Which server carries which node, and which of its processors run it. Pure.
 
 A server's declarations (cpu, ram, hdd) are hard limits for the sizes of its nodes. Its free memory and disk are limits
 for what its nodes really use. CPUs without a declaration may be promised to more than one node.
@@ -6,9 +6,11 @@ for what its nodes really use. CPUs without a declaration may be promised to mor
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import cycle, islice
 from pathlib import Path
 
 from vcluster.errors import MissingError, RequestError
@@ -16,6 +18,7 @@ from vcluster.model.facts import Facts
 from vcluster.model.plan import Plan, ServerPlan
 from vcluster.model.spec import ServerSpec
 from vcluster.render.domain_xml import translation_cache_mib
+from vcluster.util import cpu_list
 
 POLICIES = ("spread", "pack")
 QEMU_MIB = 64
@@ -136,6 +139,39 @@ def _overcommitments(plan: Plan, server: ServerPlan, facts: Facts) -> Iterator[s
         yield (
             f"the disks can grow to {promised_gib} GiB, but {where} has {facts.disk_free_mib // 1024} GiB free "
             f"at {server.storage}: a full disk pauses nodes"
+        )
+
+
+def pinned(plan: Plan, facts: Mapping[str, Facts]) -> Plan:
+    """The plan with a processor for each virtual processor of nodes that have none, if their server specifies some.
+
+    Each node gets the processors that the fewest virtual processors have, the first among equals: they take turns.
+    Raises MissingError if a server lacks a specified processor.
+    """
+    for server in plan.servers:
+        _refuse_absent_processors(server, facts[server.name])
+    uses: dict[str, Counter[int]] = defaultdict(Counter)
+    for node in plan.nodes:
+        uses[node.server].update(node.processors)
+    nodes = []
+    for node in plan.nodes:
+        processors, used = plan.server(node.server).processors, uses[node.server]
+        if processors and not node.processors:
+            chosen = tuple(islice(cycle(sorted(processors, key=used.__getitem__)), plan.vcpus))
+            used.update(chosen)
+            nodes.append(replace(node, processors=chosen))
+        else:
+            nodes.append(node)
+    return replace(plan, nodes=tuple(nodes))
+
+
+def _refuse_absent_processors(server: ServerPlan, facts: Facts) -> None:
+    if absent := {*server.processors} - {*facts.processors}:
+        where = f"server {server.name}" if server.login else "this machine"
+        processors = cpu_list.text_of(absent)
+        raise MissingError(
+            f"nodes cannot be pinned to processor{'s' * (len(absent) > 1)} {processors}, which {where} lacks",
+            hint=f"pin them to some of {cpu_list.text_of(facts.processors)}",
         )
 
 

@@ -63,8 +63,9 @@ def make_plan(spec: Spec, facts: Mapping[str, Facts], *, image: Image, owner: st
         sudo_commands=spec.sudo_commands,
         mpi_ports=spec.mpi_ports,
         image_login=spec.image_login,
+        cpu_limit_percent=spec.cpu_limit_percent,
     )
-    return traffic_plan.with_links(plan, spec.links)
+    return traffic_plan.with_links(placement.pinned(plan, facts), spec.links)
 
 
 def _dhcp_range(spec: Spec, subnet: IPv4Network, addresses: Sequence[IPv4Address]) -> AddressRange | None:
@@ -90,6 +91,7 @@ def _server_plans(
             network=networks.get(server.name),
             pool=_pool(spec.name, owner, server) if server.name in carriers else None,
             image=_image_on(server, image) if server.name in carriers else None,
+            processors=(server.processors or spec.processors) if server.name in carriers else (),
         )
         for server in _servers(spec)
     )
@@ -144,6 +146,7 @@ def _server_plan(
     network: Network | None,
     pool: Pool | None,
     image: Image | None,
+    processors: tuple[int, ...],
 ) -> ServerPlan:
     return ServerPlan(
         name=server.name,
@@ -158,6 +161,7 @@ def _server_plan(
         pool=pool,
         image=image,
         tsc_mhz=facts.tsc_mhz if pool and facts.accel == "tcg" else 0,
+        processors=processors,
     )
 
 

@@ -130,11 +130,12 @@ def grow(plan: Plan, facts: Mapping[str, Facts], names: Sequence[str]) -> Plan:
         data_gib={},
         present=plan.nodes,
     )
-    return replace(
+    grown = replace(
         plan,
         nodes=tuple(sorted((*plan.nodes, *new_nodes), key=lambda node: node.index)),
         servers=tuple(_with_interfaces(server, topology) for server in plan.servers),
     )
+    return placement.pinned(grown, facts)
 
 
 def _vni_base(plan: Plan) -> int:

@@ -240,6 +240,9 @@ def _domain_facts(plan: Plan, node: Node, domain: Seen | None, *, is_paused: boo
     if domain:
         differences = [text for version in versions if version and (text := _device_text(plan, node, version))]
         yield Fact("domain-devices", node.domain, AS_PLANNED, differences[0] if differences else AS_PLANNED)
+        tunings = [", ".join(version["processors"]) or NONE for version in versions if version]
+        tuning = ", ".join(planned_cpu_tuning(plan, node)) or NONE
+        yield Fact("domain-processors", node.domain, tuning, next((one for one in tunings if one != tuning), tuning))
 
 
 def _label_text(label: Mapping[str, str]) -> str:
@@ -259,6 +262,12 @@ def _device_text(plan: Plan, node: Node, version: Seen) -> str:
     planned, found = planned_devices(plan, node), set(version["devices"])
     parts = [f"lacks {one}" for one in sorted(planned - found)] + [f"also has {one}" for one in sorted(found - planned)]
     return "; ".join(parts)
+
+
+def planned_cpu_tuning(plan: Plan, node: Node) -> list[str]:
+    """The parts of a node's limit and pins, each as a text like those of the agent."""
+    parts = [part for tuning in domain_xml.cpu_tuning_of(plan, node) for part in tuning]
+    return sorted(" ".join((part.tag, *part.attrib.values(), *([part.text] if part.text else []))) for part in parts)
 
 
 def planned_devices(plan: Plan, node: Node) -> set[str]:

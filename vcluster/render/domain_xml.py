@@ -12,6 +12,7 @@ from vcluster.model.spec import Image
 from vcluster.render import memory_file
 from vcluster.render.xml_tree import Element, element, text_of
 from vcluster.snapshots.memory_access import SHARED
+from vcluster.util import cpu_list
 
 OWNER_NAMESPACE, TEMPLATE_NAMESPACE = "urn:vcluster:owner:1", "urn:vcluster:template:1"
 READY_CHANNEL = "org.vcluster.0"
@@ -22,6 +23,9 @@ DATA_SUFFIX = ".data.qcow2"
 # A kernel that panics reboots at once, and libvirt reports the reboot. Without this it would stop silently.
 REBOOT_ON_PANIC = "panic=-1"
 TRANSLATION_CACHE_MAX_MIB = 128
+# A limited processor runs for a part of each period, and stands still for the rest. Frames wait meanwhile, so the
+# period is shorter than the kernel's own, 100 ms. The kernel takes no quota below 1 ms (kernel/sched/core.c).
+LIMIT_PERIOD_US, LIMIT_QUOTA_MIN_US = 10_000, 1_000
 
 
 def volume_path(plan: Plan, node: Node) -> Path:
@@ -99,13 +103,37 @@ def domain_xml(plan: Plan, node: Node) -> str:
 
 
 def identity(plan: Plan, node: Node) -> list[Element]:
-    """The elements that identify a node: name, UUID, title and owner label."""
+    """The elements that only this node has: name, UUID, title and owner label, and what its processors may use."""
     return [
         element("name", node.domain),
         element("uuid", node.uuid),
         element("title", f"{node.name} of cluster {plan.name}"),
         element("metadata", _owner(plan, node)),
+        *cpu_tuning_of(plan, node),
     ]
+
+
+def cpu_tuning_of(plan: Plan, node: Node) -> list[Element]:
+    """What a node's domain may use of its server's processors, as in `cpu_tuning`."""
+    return cpu_tuning(plan.cpu_limit_percent, node.processors, plan.server(node.server).processors)
+
+
+def cpu_tuning(limit_percent: int, processors: Sequence[int], others: Sequence[int]) -> list[Element]:
+    """What a domain may use of its server's processors; nothing without a limit and without pins.
+
+    Each virtual processor may use the share `limit_percent`, 0 without a limit, of the processor that it is pinned to.
+    QEMU's `others`, the threads that carry frames and blocks, may use all processors that are named for nodes: so they
+    find an idle one if there is one, and disturb no processor that the user keeps free. They have no limit.
+    """
+    parts = []
+    if limit_percent:
+        period_us = max(LIMIT_PERIOD_US, 100 * LIMIT_QUOTA_MIN_US // limit_percent)
+        parts.append(element("period", str(period_us)))
+        parts.append(element("quota", str(max(LIMIT_QUOTA_MIN_US, period_us * limit_percent // 100))))
+    parts += [element("vcpupin", vcpu=number, cpuset=processor) for number, processor in enumerate(processors)]
+    if others:
+        parts.append(element("emulatorpin", cpuset=cpu_list.text_of(others)))
+    return [element("cputune", *parts)] if parts else []
 
 
 def interfaces(plan: Plan, node: Node) -> dict[str, Element]:

@@ -1,19 +1,23 @@
-"""The domain that doctor starts to see if libvirt can start one. It has no disk and no network. Pure."""
+"""The domain that is started to see if libvirt can start one. It has no disk and no network. Pure."""
 
 from __future__ import annotations
 
-from vcluster.render.xml_tree import element, text_of
+from collections.abc import Sequence
+
+from vcluster.render.xml_tree import Element, element, text_of
 
 MEMORY_MIB = 16
 
 
-def trial_xml(name: str) -> str:
-    """The XML of the domain. It is emulated, so that it does not depend on KVM."""
+def trial_xml(name: str, tuning: Sequence[Element] = (), *, vcpus: int = 1) -> str:
+    """The XML of the domain, with further elements. It is emulated, so that it does not depend on KVM."""
     return text_of(
         element(
             "domain",
             element("name", name),
             element("memory", str(MEMORY_MIB), unit="MiB"),
+            element("vcpu", str(vcpus)),
+            *tuning,
             element("os", element("type", "hvm", arch="x86_64")),
             element(
                 "devices",

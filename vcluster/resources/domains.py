@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import secrets
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from vcluster.adapters.libvirt.hypervisor import Hypervisor
 from vcluster.adapters.libvirt.qemu_monitor import ENDED
-from vcluster.errors import VclusterError
+from vcluster.errors import MissingError, VclusterError
 from vcluster.fleet.servers import Server
 from vcluster.model.plan import Node, Plan
 from vcluster.model.quoting import printable
 from vcluster.render.clone_xml import clone_xml
-from vcluster.render.domain_xml import data_disk, domain_xml
-from vcluster.render.xml_tree import text_of
+from vcluster.render.domain_xml import cpu_tuning, data_disk, domain_xml
+from vcluster.render.trial_xml import trial_xml
+from vcluster.render.xml_tree import Element, text_of
 from vcluster.resources import faults, profiles, segmentation, shaping
 from vcluster.resources.owned import OwnedItem
 from vcluster.snapshots.template import Snapshot
@@ -22,10 +25,45 @@ from vcluster.util.deadline import Deadline
 
 QEMU_LOGS = "/var/log/libvirt/qemu"
 LOG_BYTES = 2000
+TRIAL_VCPUS_MAX = 64  # QEMU's machine type pc has at most 255
 
 
 class CloneRefusedError(VclusterError):
     """libvirt or QEMU refuses a snapshot that is complete. Further clones of it would fail too."""
+
+
+def try_one(server: Server, purpose: str, tuning: Sequence[Element] = (), *, vcpus: int = 1) -> None:
+    """Start a domain without a disk and a network, and end it. Raises VclusterError if libvirt cannot start it."""
+    name = f"vc-{purpose}-{secrets.token_hex(4)}"
+    try:
+        server.hypervisor.start_transient_domain(trial_xml(name, tuning, vcpus=vcpus))
+        server.hypervisor.stop_domain(name)
+    finally:
+        with suppress(VclusterError):  # a user who is not root leaves libvirt's log
+            server.call("remove_traces", networks=[], domains=[name])
+
+
+def try_cpu_tuning(server: Server, plan: Plan) -> None:
+    """Raise MissingError if a server cannot limit or pin processors as the plan specifies; nothing else shows it.
+
+    For example, libvirt limits no processor in a container, where it has no control groups. Processors beyond
+    TRIAL_VCPUS_MAX are not tried.
+    """
+    planned = plan.server(server.name)
+    used = sorted({one for node in plan.nodes_on(server.name) for one in node.processors})[:TRIAL_VCPUS_MAX]
+    tuning = cpu_tuning(plan.cpu_limit_percent, used, planned.processors)
+    if not planned.carries_nodes or not tuning:
+        return
+    try:
+        try_one(server, "trial", tuning, vcpus=max(1, len(used)))
+    except VclusterError as error:
+        if type(error) is not VclusterError:  # the connection to libvirt broke, for example
+            raise
+        where = f"on {server.name}" if server.session else "here"
+        raise MissingError(
+            f"libvirt cannot limit or pin the processors of nodes {where}: {error.message}",
+            hint="leave out --cpu-limit and --pin, or use a server whose libvirt has control groups",
+        ) from error
 
 
 def create(server: Server, plan: Plan, node: Node) -> None:

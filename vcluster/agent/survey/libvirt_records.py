@@ -107,7 +107,14 @@ def _domain(root: ET.Element) -> Record:
         "uuid": root.findtext("uuid") or "",
         "label": {} if owner is None else dict(owner.attrib),
         "devices": sorted(_devices(root)),
+        "processors": sorted(_cpu_tuning(root)),
     }
+
+
+def _cpu_tuning(root: ET.Element) -> Iterator[str]:
+    """What the domain may use of processors, each part as a text, for example `vcpupin 0 3` or `quota 2500`."""
+    for part in root.iterfind("cputune/*"):
+        yield " ".join((part.tag, *part.attrib.values(), *(part.text or "").split()))
 
 
 def _devices(root: ET.Element) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vcluster.cli.output.tables import folded_numbers, shown_role, table
+from vcluster.cli.output.tables import folded_numbers, processor_lines, shown_role, table
 from vcluster.model import codec, naming
 from vcluster.model.spec import PRIVATE
 from vcluster.planning.placement import qemu_overhead_mib
@@ -48,6 +48,7 @@ def _wiring(plan: Document) -> Iterable[str]:
     sizes = {node["name"]: node["data_gib"] for node in plan["nodes"]}
     for number, name in enumerate(plan["stores"]):
         yield f"storage {number}: a disk of {sizes[name]} GiB on {name}"
+    yield from processor_lines(plan["nodes"], plan["cpu_limit_percent"])
 
 
 def _node_row(node: Document) -> tuple[object, ...]:

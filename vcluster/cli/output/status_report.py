@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vcluster.cli.output.hints import Reader
 from vcluster.cli.output.network_report import fault_lines
-from vcluster.cli.output.tables import shown_role, table
+from vcluster.cli.output.tables import processor_lines, shown_role, table
 from vcluster.model import codec, naming
 from vcluster.model.status import PAUSED, STOPPED
 
@@ -37,6 +37,7 @@ def text(found: Document, reader: Reader, *, with_times: bool = False) -> str:
         for node in found["nodes"]
     ]
     limits = [f"limits of {node['name']}: {text}" for node in found["nodes"] for text in node["limits"]]
+    limits += processor_lines(found["nodes"], max((node["cpu_limit_percent"] for node in found["nodes"]), default=0))
     faults = fault_lines(found["faults"])
     times = _times(found) if with_times else ()
     return "\n".join((*faults, head, switch, table(header, rows), *limits, *times, *_deviations(found, reader)))

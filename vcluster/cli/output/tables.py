@@ -37,6 +37,19 @@ def shown_role(node: Mapping[str, Any]) -> str:
     return "storage" if node["data_gib"] and node["role"] != "head" else str(node["role"])
 
 
+def processor_lines(nodes: Sequence[Mapping[str, Any]], limit_percent: int) -> list[str]:
+    """Lines about the limit of the CPUs of nodes, and about the processors that these nodes are pinned to."""
+    pinned = [(node, node["processors"]) for node in nodes if node["processors"]]
+    return [
+        *([f"each CPU of a node may use {limit_percent} % of a processor"] if limit_percent else []),
+        *(f"{node['name']} is pinned to {_shown(processors)} of {node['server']}" for node, processors in pinned),
+    ]
+
+
+def _shown(processors: Sequence[int]) -> str:
+    return f"processor{'s' if len(processors) > 1 else ''} {', '.join(map(str, processors))}"
+
+
 def prefixes(names: Sequence[str]) -> dict[str, str]:
     """The prefix of each output line of a node: its name, padded to the width of the longest."""
     width = max(map(len, names), default=0) + 1

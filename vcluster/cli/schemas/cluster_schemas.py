@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vcluster.cli.schemas.fault_schemas import FAULTS
-from vcluster.cli.schemas.plan_schema import DATA_GIB, MODE, MTU, SUBNET, SWITCH
+from vcluster.cli.schemas.plan_schema import CPU_LIMIT, DATA_GIB, MODE, MTU, PROCESSORS, SUBNET, SWITCH
 from vcluster.cli.schemas.schema_parts import (
     Schema,
     address,
@@ -50,6 +50,8 @@ NODE_STATUS = record(
         "waited_s": optional(
             seconds("Time that they could run and waited for a processor of the server; null if it is not on")
         ),
+        "cpu_limit_percent": CPU_LIMIT,
+        "processors": PROCESSORS,
     },
 )  # fmt: skip
 STATUS_FIELDS = {

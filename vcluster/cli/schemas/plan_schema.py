@@ -21,6 +21,11 @@ from vcluster.cli.schemas.schema_parts import (
 MODE = one_of("How the cluster was requested", "local", "remote", "shared")
 ROLE = one_of("The head node starts MPI programs; a storage node is a worker with data_gib", "head", "worker")
 DATA_GIB = integer("Size of the disk that a storage node shares, in GiB; 0 for other nodes")
+CPU_LIMIT = integer("Share of a processor of the server that each CPU of a node may use, in percent; 0 without a limit")
+PROCESSORS = many(
+    "Processors of its server that the CPUs of the node are pinned to, in order; empty if the server's kernel chooses",
+    integer("Number of a processor"),
+)
 MTU = integer("MTU of the cluster network, in bytes")
 SUBNET = subnet("The cluster network")
 SWITCH = record(
@@ -99,6 +104,10 @@ SERVER = record(
         "pool": optional(POOL),
         "image": optional(IMAGE),
         "tsc_mhz": integer("Frequency of the time stamp counter that nodes get, in MHz; 0 if their kernels measure it"),
+        "processors": many(
+            "Processors that nodes are pinned to, in turn; empty if the server's kernel chooses",
+            integer("Number of a processor"),
+        ),
     },
 )
 MANAGEMENT = record(
@@ -125,6 +134,7 @@ NODE = record(
         "management": optional(MANAGEMENT),
         "vni": optional(integer("VNI of the node's tunnel; null for a node without a tunnel")),
         "data_gib": DATA_GIB,
+        "processors": PROCESSORS,
     },
 )
 DHCP_RANGE = record(
@@ -199,6 +209,7 @@ PLAN: Schema = record(
         "vxlan_port": integer("UDP port of the tunnels"),
         "links": many("The directions of links that have limits", LINK),
         "delays_in_guest": flag("Whether nodes delay frames, because the kernel of the switch cannot"),
+        "cpu_limit_percent": CPU_LIMIT,
         "facts": by_name("The capacity of each server, by its name", CAPACITY),
     },
 )

@@ -21,8 +21,7 @@ from vcluster.model.spec import DEFAULT_IMAGE, LOCAL, Image, ServerSpec, Spec
 from vcluster.model.versions import too_old
 from vcluster.planning.planner import make_plan
 from vcluster.planning.topology import VXLAN_OVERHEAD_BYTES
-from vcluster.render.trial_xml import trial_xml
-from vcluster.resources import interfaces, rules
+from vcluster.resources import domains, interfaces, rules
 from vcluster.snapshots.template import snapshots_folder
 from vcluster.stages import tunnels
 from vcluster.util.deadline import Deadline
@@ -131,15 +130,11 @@ def _mounts(server: Server) -> Iterator[Finding]:
     hidden = server.call("hidden_mounts")
     if not hidden:
         return
-    name = f"vc-doctor-{secrets.token_hex(4)}"
     try:
-        server.hypervisor.start_transient_domain(trial_xml(name))
-        server.hypervisor.stop_domain(name)
+        domains.try_one(server, "doctor")
     except VclusterError as error:
         detail = f"two mounts at {hidden[0]}, and no domain starts: {error.message}"
         yield Finding(ERROR, "mounts", detail, "echo 'namespaces = [ ]' >>/etc/libvirt/qemu.conf, and restart libvirtd")
-    with suppress(VclusterError):  # a user who is not root leaves libvirt's log
-        server.call("remove_traces", networks=[], domains=[name])
 
 
 def _image(context: Context) -> Iterator[Finding]:
@@ -207,7 +202,8 @@ def _trial(spec: Spec, carrier: ServerSpec) -> Spec:
         spec,
         name=f"doctor-{secrets.token_hex(4)}",
         node_names=("node1",),
-        servers=(replace(carrier, nodes=None),),
+        servers=(replace(carrier, nodes=None, processors=()),),
+        processors=(),
         memory_mib=1,
         disk_gib=1,
         vni_base=secrets.choice(VNI_BASES),

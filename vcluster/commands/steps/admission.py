@@ -17,7 +17,7 @@ from vcluster.model.plan import Node, Plan, ServerPlan
 from vcluster.model.spec import LOCAL, Image, Spec
 from vcluster.planning import placement
 from vcluster.planning.planner import CLUSTERS_FOLDER, make_plan
-from vcluster.resources import shaping
+from vcluster.resources import domains, shaping
 from vcluster.util import parallel
 from vcluster.util.deadline import Deadline
 from vcluster.util.events import Reporter
@@ -34,6 +34,7 @@ def admit(context: Context, fleet: Fleet, spec: Spec, *, image: Image, accel: st
     plan, facts = plan_cluster(context, fleet, spec, image=image, accel=accel)
     refuse_foreign(fleet, plan)
     refuse_damaged_image(context, fleet, plan)
+    fleet.each(lambda server: domains.try_cpu_tuning(server, plan))
     if plan.links:
         plan = shaping.placed(fleet[plan.switch.server], plan)
     for text in placement.overcommitments(plan, facts):
