@@ -81,9 +81,8 @@ LOCAL = (
         "virsh -q detach-interface lab.node1 network --mac 02:00:00:00:00:09 --config",
     ),
     Break("domain-processors", "virsh -q vcpupin lab.node1 0 0 --config", "lab.node1",
-          "virsh -q vcpupin lab.node1 0 r --config"),
-    Break("domain-processors", "virsh -q vcpupin lab.node2 0 0 --live", "lab.node2",
-          "virsh -q vcpupin lab.node2 0 r --live"),
+          "virsh dumpxml --inactive lab.node1 | sed '/<cputune>/,/<.cputune>/d' >/run/unpinned.xml &&"
+          "virsh -q define /run/unpinned.xml"),
     Break("node-runs", "virsh -q suspend lab.node2", "lab.node2", "virsh -q resume lab.node2"),
     Break("network", "virsh -q net-autostart vcluster-lab", "vcluster-lab",
           "virsh -q net-autostart --disable vcluster-lab"),

@@ -5,6 +5,7 @@ Nodes are real domains that never boot. Servers of the testbed have no control g
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -53,7 +54,9 @@ def allowed(host: Host, node: str) -> dict[str, str]:
 
 
 def pins(host: Host) -> dict[str, list[int]]:
-    """The processors of each node, as status prints them."""
+    """The processors of each node, as status prints them. Those that libvirt has are equal."""
+    broken = json.loads(host.vcluster("verify", CLUSTER, "-o", "json", check=False).stdout)["broken"]
+    assert {one["thing"] for one in broken if one["id"] == "domain-processors"} == set(), broken
     nodes: list[dict[str, Any]] = host.json("status", CLUSTER)["nodes"]
     return {node["name"]: node["processors"] for node in nodes}
 
