@@ -179,6 +179,14 @@ def test_the_begin_of_a_file_has_the_plan_and_the_ports() -> None:
     assert b"password" not in file
 
 
+def test_the_begin_of_a_file_has_what_nodes_may_use_of_processors() -> None:
+    plan = samples.plan(2, cpu_limit_percent=25, processors=(3, 1))
+    file = first_blocks(plan, plan.nodes, Choice())
+    assert b'"cpu_limit_percent": 25' in file
+    assert b'"processors": [3]' in file
+    assert b'"processors": [1]' in file
+
+
 def test_a_plan_of_any_size_fits_into_a_file() -> None:
     plan = samples.plan(250)
     assert len(blocks(first_blocks(plan, plan.nodes, Choice()))) == 252

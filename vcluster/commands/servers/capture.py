@@ -136,6 +136,7 @@ def _comments(plan: Plan, choice: Choice) -> Iterator[str]:
     cluster = {
         "cluster": plan.name, "mode": plan.mode, "subnet": str(plan.subnet), "mtu": plan.mtu,
         "image": plan.image.digest, "vcpus": plan.vcpus, "memory_mib": plan.memory_mib,
+        "cpu_limit_percent": plan.cpu_limit_percent,
         "switch": {"server": plan.switch.server, "bridge": plan.switch.bridge},
         "frames": "wire" if choice.is_wire else "raw",
     }  # fmt: skip
@@ -143,7 +144,7 @@ def _comments(plan: Plan, choice: Choice) -> Iterator[str]:
     for node in plan.nodes:
         fields = {
             "node": node.name, "role": node.role, "server": node.server, "address": str(node.address), "mac": node.mac,
-            "port": switch_port(plan, node), "vni": node.vni,
+            "port": switch_port(plan, node), "vni": node.vni, "processors": node.processors,
         }  # fmt: skip
         yield json.dumps(fields)
 
