@@ -16,6 +16,7 @@ import pytest
 from tests import samples
 from vcluster.agent.client import LocalAgent
 from vcluster.cli import common, main
+from vcluster.cli.output import plan_report
 from vcluster.cli.output.progress import ProgressLines
 from vcluster.commands.clusters import teardown
 from vcluster.commands.clusters.create import create
@@ -28,12 +29,70 @@ from vcluster.fleet.ledger import VERSION, Ledger
 from vcluster.fleet.servers import Fleet, Server, ServerRequest
 from vcluster.model.spec import LOCAL, StorageNode
 from vcluster.planning.placement import overcommitments
-from vcluster.resources import server_keys
+from vcluster.resources import domains, server_keys
 from vcluster.resources.owned import OwnedItem
 from vcluster.stages.provision import Job
 from vcluster.util.events import Reporter
 
 GIB = 1024
+
+
+class TrialServer:
+    """A server whose libvirt starts domains, or fails to."""
+
+    def __init__(self, name: str, session: object, failure: VclusterError | None = None) -> None:
+        self.name, self.session, self.failure = name, session, failure
+        self.hypervisor = self
+        self.calls: list[str] = []
+
+    def start_transient_domain(self, xml: str) -> None:
+        self.calls.append(xml)
+        if self.failure:
+            raise self.failure
+
+    def stop_domain(self, _: str) -> None:
+        self.calls.append("stop")
+
+    def call(self, operation: str, **_: object) -> None:
+        self.calls.append(operation)
+
+
+def test_a_trial_of_limits_and_pins_leaves_nothing() -> None:
+    plan = samples.shared_plan(samples.RED, samples.BLUE, count=3, processors=(5, 3), cpu_limit_percent=50)
+    red, middle = TrialServer("red", object()), TrialServer("middle", object())
+    domains.try_cpu_tuning(red, plan)  # type: ignore[arg-type]
+    assert red.calls[1:] == ["stop", "remove_traces", "remove_profiles"]
+    for part in ("<vcpu>2</vcpu>", '<vcpupin vcpu="1" cpuset="5" />', "<quota>5000</quota>"):
+        assert part in red.calls[0]
+    domains.try_cpu_tuning(middle, plan)  # type: ignore[arg-type]
+    domains.try_cpu_tuning(red, samples.shared_plan(samples.RED, samples.BLUE))  # type: ignore[arg-type]
+    assert (middle.calls, len(red.calls)) == ([], 4)
+
+
+@pytest.mark.parametrize(("session", "place"), [(None, "here"), (object(), "on localhost")])
+def test_a_server_that_cannot_limit_processors_is_refused(session: object, place: str) -> None:
+    server = TrialServer("localhost", session, VclusterError("starting a domain: cgroup cpu is required"))
+    with pytest.raises(MissingError) as refused:
+        domains.try_cpu_tuning(server, samples.plan(1, cpu_limit_percent=1))  # type: ignore[arg-type]
+    reason = "starting a domain: cgroup cpu is required"
+    assert refused.value.message == f"libvirt cannot limit or pin the processors of nodes {place}: {reason}"
+    assert server.calls[1:] == ["remove_traces", "remove_profiles"]
+
+
+def test_a_trial_that_gets_no_answer_is_not_a_lack() -> None:
+    server = TrialServer("localhost", None, DeadlineError("libvirt does not answer"))
+    with pytest.raises(DeadlineError, match="does not answer"):
+        domains.try_cpu_tuning(server, samples.plan(1, cpu_limit_percent=1))  # type: ignore[arg-type]
+
+
+def test_the_text_of_a_plan_has_limits_and_pins() -> None:
+    plan = samples.plan(2, vcpus=2, cpu_limit_percent=25, processors=(0, 1, 7))
+    lines = plan_report.text(plan_report.document(plan, {LOCAL.name: samples.ROOMY})).splitlines()
+    assert lines[2:5] == [
+        "each CPU of a node may use 25 % of a processor",
+        "node1 is pinned to processors 0, 1 of localhost",
+        "node2 is pinned to processors 7, 0 of localhost",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,13 @@ from vcluster.render.xml_tree import Element, element, text_of
 MEMORY_MIB = 16
 
 
-def trial_xml(name: str, tuning: Sequence[Element] = (), *, vcpus: int = 1) -> str:
+def trial_xml(name: str, uuid: str, tuning: Sequence[Element] = (), *, vcpus: int = 1) -> str:
     """The XML of the domain, with further elements. It is emulated, so that it does not depend on KVM."""
     return text_of(
         element(
             "domain",
             element("name", name),
+            element("uuid", uuid),
             element("memory", str(MEMORY_MIB), unit="MiB"),
             element("vcpu", str(vcpus)),
             *tuning,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -34,13 +35,14 @@ class CloneRefusedError(VclusterError):
 
 def try_one(server: Server, purpose: str, tuning: Sequence[Element] = (), *, vcpus: int = 1) -> None:
     """Start a domain without a disk and a network, and end it. Raises VclusterError if libvirt cannot start it."""
-    name = f"vc-{purpose}-{secrets.token_hex(4)}"
+    name, identity = f"vc-{purpose}-{secrets.token_hex(4)}", str(uuid.uuid4())
     try:
-        server.hypervisor.start_transient_domain(trial_xml(name, tuning, vcpus=vcpus))
+        server.hypervisor.start_transient_domain(trial_xml(name, identity, tuning, vcpus=vcpus))
         server.hypervisor.stop_domain(name)
     finally:
-        with suppress(VclusterError):  # a user who is not root leaves libvirt's log
+        with suppress(VclusterError):  # a user who is not root leaves libvirt's log and profile
             server.call("remove_traces", networks=[], domains=[name])
+            server.call("remove_profiles", uuids=[identity])
 
 
 def try_cpu_tuning(server: Server, plan: Plan) -> None:
