@@ -110,6 +110,7 @@ RESULTS: Mapping[str, Any] = {
     "counted_frames": dict[str, tuple[int, int]],
     "end_frame_count": None,
     "vcpu_times": dict[str, tuple[int, int]],
+    "read_vcpu_times": {"t_ns": int, "times": dict[str, tuple[int, int]]},
     "turn_off_offloads": list[str],
     "restore_offloads": list[str],
     "offload_labels": list[str],

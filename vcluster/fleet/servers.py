@@ -104,10 +104,10 @@ class Server:
         """The host key of the SSH server; empty for this machine."""
         return self.session.host_key if self.session else ""
 
-    def call(self, operation: str, **arguments: Any) -> Any:
-        """Run an operation of the agent, with a limit of CALL_TIMEOUT_S."""
+    def call(self, operation: str, *, deadline: Deadline | None = None, **arguments: Any) -> Any:
+        """Run an operation of the agent, with a limit of CALL_TIMEOUT_S unless there is a deadline."""
         with timed_call(self.name, _described(operation, arguments)):
-            return self.agent.call(operation, deadline=Deadline(CALL_TIMEOUT_S), **arguments)
+            return self.agent.call(operation, deadline=deadline or Deadline(CALL_TIMEOUT_S), **arguments)
 
 
 def _described(operation: str, arguments: Mapping[str, Any]) -> str:

@@ -95,7 +95,7 @@ def _jump_hosts(
         except DeadlineError as error:
             raise DeadlineError(error.message, hint=f"vcluster status {plan.name}") from error
         server = fleet.servers.get(node.server) if fleet else None
-        session.deadline = server.until_stop(node, deadline) if server else deadline
+        session.deadline = server.until_stop(node, deadline) if server and server.libvirt else deadline
         return session
 
     with ExitStack() as stack:

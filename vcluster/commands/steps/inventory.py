@@ -145,14 +145,18 @@ def node_powers(context: Context, plan: Plan, nodes: Sequence[Node]) -> dict[str
 
 
 @contextmanager
-def accessible_fleet(context: Context, plan: Plan, nodes: Sequence[Node]) -> Iterator[Fleet]:
-    """The servers that carry these nodes, if this user can open their libvirt.
+def accessible_fleet(
+    context: Context, plan: Plan, nodes: Sequence[Node], *, uses_libvirt: bool = True
+) -> Iterator[Fleet]:
+    """The servers that carry these nodes, if this user can open them, with their libvirt if it is used.
 
     vcluster does not ask for passwords here: commands that log in to nodes need no rights on servers.
     """
     names = {node.server for node in nodes}
     key = context.files(plan.name).server_key()
     requests = [request for request in servers.requests_for_plan(plan, key) if request.name in names]
+    if not uses_libvirt:
+        requests = [replace(request, carries_nodes=False) for request in requests]
     silent = replace(context, connector=replace(context.connector, ask=None, confirm=None))
     with silent.fleet(requests, allow_unreachable=True) as fleet:
         yield fleet
