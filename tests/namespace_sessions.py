@@ -16,7 +16,7 @@ from vcluster.adapters.pipe import Pipe
 from vcluster.adapters.process import Completed
 from vcluster.adapters.process_pipe import ProcessPipe
 from vcluster.cli.main import run
-from vcluster.commands.nodes import link_probe
+from vcluster.commands.nodes import link_probe, retransmit_watch
 from vcluster.model.plan import Node
 from vcluster.model.status import MISSING, RUNNING, PowerState
 from vcluster.util.deadline import Deadline
@@ -50,6 +50,11 @@ def powers_of(_: object, nodes: Sequence[Node]) -> dict[str, PowerState]:
     return {node.name: PowerState(RUNNING if Path("/run/netns", node.name).exists() else MISSING) for node in nodes}
 
 
-if __name__ == "__main__":
-    link_probe.sessions, link_probe.powers_of = sessions, powers_of
+def main() -> None:
+    link_probe.sessions = retransmit_watch.sessions = sessions
+    link_probe.powers_of = powers_of
     run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,8 +1,14 @@
-"""Promises on other servers: each one is broken by hand there, and `verify` finds it by one request to the server."""
+"""Promises on other servers: each one is broken by hand there, and `verify` finds it by one request to the server.
+
+`watch` reads the same servers.
+"""
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
+import signal
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -18,6 +24,7 @@ pytestmark = [
 ]
 
 PASSWORD = "correct horse"
+RECORDS_MAX = 300
 STORAGE = "/var/lib/libvirt/distant"
 CONFIG = """\
 [cluster]
@@ -66,6 +73,22 @@ def test_all_promises_are_kept_on_all_servers(hosts: tuple[Host, Host, Host]) ->
     for name in ("localhost", "one", "two"):
         assert requests.count([f"{name}:", "survey_cluster"]) == 1
         assert len([who for who, _ in requests if who == f"{name}:"]) == 1
+
+
+def test_watch_shows_the_processors_on_the_servers_that_it_can_open(hosts: tuple[Host, Host, Host]) -> None:
+    """Without the password, it has no access to one of them."""
+    watch = hosts[0].popen("watch", "-o", "ndjson", "--every", "0.5", "--no-matrix")
+    assert watch.stdout
+    for line in itertools.islice(watch.stdout, RECORDS_MAX):
+        first, second = json.loads(line)["nodes"]
+        assert first["cpu_ns"] is None
+        if second["cpu_ns"] is not None:
+            break
+    watch.send_signal(signal.SIGINT)
+    _, stderr = watch.communicate(timeout=60)
+    assert second["cpu_ns"] is not None, stderr
+    assert "processors and retransmits of nodes on one are not read: " in stderr
+    assert watch.returncode == 0
 
 
 @pytest.mark.parametrize("group", [*groups(DISTANT), [SILENT]], ids=lambda group: f"{len(group)} at once")

@@ -7,14 +7,16 @@ import math
 import os
 import re
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from tests.clusters import ENVIRONMENT, VCLUSTER
-from tests.link_lab import Lab, labs
+from tests.link_lab import NODES, Lab, SharedLabs, labs
 from tests.results import validated
 from tests.testbed import kill
 from tests.vm.terminal import CTRL_C, terminal
@@ -28,6 +30,37 @@ TABLES = "nft list tables | grep 'vcluster lab ' || true"  # those that count fr
 REDRAW = re.compile(r"\x1b\[\?25l.*?\x1b\[\?25h", re.DOTALL)
 CLEARS = re.compile(r"\x1b\[\d*[JKLM@P]|\x1bc")  # of the screen, of a line, of a part of them (ECMA-48)
 RECORDS_MAX = 300
+# vcluster with the sessions of namespace_sessions.py, which soon sees that a node hangs and soon logs in again.
+PATIENT = "from vcluster.commands.nodes import retransmit_watch as watch; watch.SILENCE_S, watch.RETRY_S = 2.5, 0.1"
+WITH_SESSIONS = (sys.executable, "-c", f"{PATIENT}; from tests.namespace_sessions import main; main()")
+# Sends bytes by TCP to an address, each when the one before has come back, until a segment was sent again.
+SEND_TCP = """
+import socket, struct, sys
+with socket.create_connection((sys.argv[1], 5001), timeout=60) as out:
+    while struct.unpack_from("=I", out.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104), 100)[0] < 1:
+        out.sendall(b"x")
+        out.recv(1)
+"""
+RECEIVE_TCP = """
+import socket
+with socket.create_server(("0.0.0.0", 5001)) as server:
+    print("listening", flush=True)
+    connection, _ = server.accept()
+    while data := connection.recv(1): connection.sendall(data)
+"""
+# A process with a thread of the name that QEMU gives those of virtual processors. It runs until its input ends.
+PROCESSOR = """
+import pathlib, threading, sys
+def run():
+    pathlib.Path(f"/proc/self/task/{threading.get_native_id()}/comm").write_text("CPU 0/TCG")
+    while not ended: sum(range(10_000))
+ended = []
+threading.Thread(target=run).start()
+pathlib.Path(sys.argv[1]).write_text(str(__import__("os").getpid()))
+sys.stdin.read()
+ended.append(True)
+pathlib.Path(sys.argv[1]).unlink()
+"""
 
 
 @pytest.fixture
@@ -66,8 +99,8 @@ class Watching:
         self.until(lambda _: self.sum(node, "to_packets") >= count)
         self.next()
 
-    def sum(self, node: str, field: str) -> int:
-        return sum(port[field] or 0 for one in self.records for port in one["ports"] if port["node"] == node)
+    def sum(self, node: str, field: str, of: str = "ports") -> int:
+        return sum(each[field] or 0 for one in self.records for each in one[of] if each["node"] == node)
 
     def pair(self, start: str, end: str) -> tuple[int, int]:
         """The frames and bytes of the matrix from one node to another."""
@@ -142,6 +175,72 @@ def test_waiting_and_dropped_frames_of_a_queue_are_shown(lab: Lab) -> None:
         assert found["ports"][0]["limits"] == ["from rate=8kbit,queue=10000B"]
         watch.next()
         assert watch.sum("node1", "dropped_packets") == lab.one("node1", "from")["dropped_packets"] > 0
+
+
+@pytest.fixture
+def addressed(shared_labs: SharedLabs) -> Iterator[Lab]:
+    """The nodes have addresses, and vcluster runs programs in their namespaces, in local mode."""
+    lab = shared_labs("local")
+    for number, node in enumerate(NODES, start=1):
+        lab.host.sh(f"ip -n {node} address replace 10.0.0.{number}/24 dev lab0")
+    yield replace(lab, host=replace(lab.host, program=WITH_SESSIONS))
+    lab.host.vcluster("link", "reset")
+
+
+def segments(lab: Lab, node: str) -> int:
+    """The TCP segments that the kernel of a node has sent again."""
+    return int(lab.host.sh(f"ip netns exec {node} nstat -asz TcpRetransSegs").split()[-2])
+
+
+def are_counted(record: dict[str, Any]) -> bool:
+    return all(node["retransmits"] is not None for node in record["nodes"])
+
+
+def test_retransmits_are_those_of_the_kernels_of_nodes(addressed: Lab) -> None:
+    addressed.link("set", "node2", "--to", "loss=10%")
+    run = ["ip", "netns", "exec", "node2", sys.executable, "-c", RECEIVE_TCP]
+    with watching(addressed, "--no-matrix") as watch:
+        watch.until(are_counted)
+        before = segments(addressed, "node1")
+        receiving = addressed.host.server.popen(run)
+        assert receiving.stdout.readline() == "listening\n"
+        send = ["ip", "netns", "exec", "node1", sys.executable, "-c", SEND_TCP, "10.0.0.2"]
+        addressed.host.server.run(send, timeout_s=120)
+        assert receiving.wait(60) == 0, receiving.stderr.read()
+        sent = segments(addressed, "node1") - before
+        watch.until(lambda _: watch.sum("node1", "retransmits", "nodes") >= sent)
+        watch.next()
+    assert watch.sum("node1", "retransmits", "nodes") == sent > 0
+    assert watch.sum("node3", "retransmits", "nodes") == 0
+
+
+def test_a_node_that_hangs_has_no_retransmits_until_it_answers(addressed: Lab) -> None:
+    with watching(addressed, "--no-matrix") as watch:
+        watch.until(are_counted)
+        addressed.host.sh("kill -STOP $(ip netns pids node3)")
+        found = watch.until(lambda one: one["nodes"][2]["retransmits"] is None)
+        assert found["nodes"][0]["retransmits"] == 0
+        watch.until(are_counted)
+    assert addressed.host.sh("ip netns pids node1; ip netns pids node2; ip netns pids node3") == ""
+
+
+def test_the_times_of_processors_are_shown(shared_labs: SharedLabs) -> None:
+    """Also if no node can be reached: here they have no sshd."""
+    lab = shared_labs("local")
+    file = "/run/libvirt/qemu/lab.node2.pid"
+    with watching(lab, "--no-matrix") as watch:
+        assert watch.records[0]["nodes"][1]["cpu_ns"] is None
+        running = lab.host.server.popen([sys.executable, "-c", PROCESSOR, file], takes_input=True)
+        try:
+            found = watch.until(lambda one: (one["nodes"][1]["cpu_ns"] or 0) > 0)["nodes"]
+            assert 0 < found[1]["cpu_percent"] < 110
+            assert found[1]["waited_percent"] >= 0
+            assert found[1]["waited_ns"] >= 0
+            assert found[0]["cpu_percent"] is None
+        finally:
+            running.communicate("", timeout=60)
+        watch.until(lambda one: one["nodes"][1]["cpu_ns"] is None)
+    assert {node["retransmits"] for one in watch.records for node in one["nodes"]} == {None}
 
 
 def test_limits_that_change_are_shown(lab: Lab) -> None:

@@ -25,7 +25,7 @@ from vcluster.agent import request_loop
 from vcluster.agent.client import RESULTS
 from vcluster.agent.operations import OPERATIONS
 from vcluster.agent.remote_agent import RemoteAgent
-from vcluster.commands.nodes import rank_watch
+from vcluster.commands.nodes import rank_watch, retransmit_watch
 from vcluster.commands.servers import capture
 from vcluster.errors import VclusterError
 from vcluster.model import json_types
@@ -68,6 +68,7 @@ def entry_points() -> list[EntryPoint]:
         EntryPoint("answer of discover", values.json_bytes(FOUND), _ask(_discover_answer), ("node1",)),
         EntryPoint("answer of provision", values.json_bytes({"exit_code": 0}), _provision),
         EntryPoint("answer of rank_sockets", values.json_bytes(SOCKET), _rank_socket, ("node1",)),
+        EntryPoint("answer of tcp_retransmits", values.json_bytes({"retransmits": 5}), _retransmits, ("node1",)),
         EntryPoint("rules of the gateway", values.json_bytes(RULES), _rules),
         *serial_entry_points(),
     ]
@@ -197,6 +198,10 @@ RULES = {"nftables": [{"chain": {"name": "forward"}}, {"rule": {"expr": [{"accep
 
 def _rank_socket(raw: bytes) -> None:
     rank_watch._socket("node1", find(_text(raw)))
+
+
+def _retransmits(raw: bytes) -> None:
+    retransmit_watch.segments_of("node1", raw, 0)
 
 
 def _rules(raw: bytes) -> None:

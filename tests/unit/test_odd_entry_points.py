@@ -48,6 +48,7 @@ READERS = {
         "answer of discover",
         "answer of provision",
         "answer of rank_sockets",
+        "answer of tcp_retransmits",
     ),
     "render/gateway_actions.py is_open": ("rules of the gateway",),
 }
@@ -74,6 +75,7 @@ TRUSTED = {
     "guest/node_delays.py qdiscs": "the output of tc in the node itself",
     "guest/authorize.py main": "the request of the controller",
     "guest/link_probe.py main": "the request of the controller",
+    "guest/tcp_retransmits.py main": "the request of the controller",
 }
 
 

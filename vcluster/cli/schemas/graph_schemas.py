@@ -1,4 +1,4 @@
-"""The schemas of the graph of a cluster, and of the traffic at its switch."""
+"""The schemas of the graph of a cluster, and of what is watched at its switch and its nodes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from vcluster.cli.schemas.schema_parts import (
     integer,
     mac,
     many,
+    number,
     one_of,
     optional,
     record,
@@ -117,6 +118,7 @@ GRAPH = record(
 )
 
 COUNT = "; null if the port does not exist or was made again"
+UNREAD = "; null if the node is off or was not reached"
 WATCH = record(
     "An interval; with -o ndjson and in the file of --record, each line is one",
     {
@@ -142,6 +144,24 @@ WATCH = record(
                     "dropped_packets": optional(integer(f"Frames that port, queues and losses dropped{COUNT}")),
                     "limits": many("The directions of the link that have limits", text("A direction and its limits")),
                     "faults": FAULTS,
+                },
+            ),
+        ),
+        "nodes": many(
+            "What the nodes did, in the same order",
+            record(
+                "A node, with counts of the interval",
+                {
+                    "node": NODE,
+                    "retransmits": optional(
+                        integer(f"TCP segments that its kernel sent again, on all of its networks{UNREAD}")
+                    ),
+                    "cpu_ns": optional(integer(f"Time that all its virtual processors ran, in nanoseconds{UNREAD}")),
+                    "waited_ns": optional(
+                        integer(f"Time that they could run and waited for the server, in nanoseconds{UNREAD}")
+                    ),
+                    "cpu_percent": optional(number(f"Share of the interval that they ran, in percent{UNREAD}")),
+                    "waited_percent": optional(number(f"Share that they waited, in percent{UNREAD}")),
                 },
             ),
         ),

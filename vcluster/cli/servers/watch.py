@@ -55,7 +55,7 @@ Show = Callable[["WatchRecord"], None]
     help="A table on a terminal, or a line of JSON for each interval.",
 )  # fmt: skip
 def watch(name: str | None, every_s: float, for_s: float | None, path: Path | None, matrix: bool, output: str) -> None:
-    """Show the traffic at the ports of the switch, and from node to node.
+    """Show the traffic at the ports of the switch and from node to node, and what the nodes do.
 
     The table is redrawn in its place, at most four times a second. Rates and drops are those of whole frames.
     """
@@ -114,12 +114,13 @@ def _table() -> Show:
 
     def show(record: WatchRecord) -> None:
         nonlocal screen, drawn_ns
-        found = lines.lines(codec.to_plain(record))
+        size = shutil.get_terminal_size()
+        found = lines.lines(codec.to_plain(record), size.columns)
         if record.t_ns - drawn_ns < REDRAW_S * 0.9e9:
             return
         drawn_ns = record.t_ns
-        if screen.size != tuple(shutil.get_terminal_size()):
-            screen = CellScreen(*shutil.get_terminal_size())
+        if screen.size != tuple(size):
+            screen = CellScreen(*size)
         terminal.draw(screen.update(found))
 
     return show

@@ -1,26 +1,34 @@
-"""Watch the traffic at the ports of a cluster's switch."""
+"""Watch the traffic at the ports of a cluster's switch, and what its nodes do."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Generator, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
-from vcluster.commands.steps.inventory import read_ledger, switch_server
+from vcluster.commands.nodes.retransmit_watch import RetransmitWatch
+from vcluster.commands.steps.inventory import accessible_fleet, read_ledger, switch_server
 from vcluster.errors import RequestError, VclusterError
 from vcluster.fleet.context import Context
 from vcluster.fleet.ledger import ClusterFiles
-from vcluster.fleet.servers import Server
+from vcluster.fleet.servers import Fleet, Server
+from vcluster.model.naming import folded
 from vcluster.model.plan import Plan
 from vcluster.planning import fault_plan, traffic_plan
 from vcluster.planning.traffic import watch_record
+from vcluster.planning.traffic.node_activity import NodeReadings, ProcessorTimes
 from vcluster.planning.traffic.watch_record import WatchRecord
 from vcluster.planning.traffic_plan import LinkReading
 from vcluster.resources import faults, port_traffic, shaping
+from vcluster.util import parallel
+from vcluster.util.deadline import Deadline
 
 FAULTS_EVERY_S = 5.0  # they begin and end without a change of the ledger; a server reads them slowly
 LIMITS_EVERY_S = 60.0  # another program may change limits; vcluster writes the ledger when it does
+ANSWER_S = 1.0  # for the times of processors: a server that does not answer delays one record in SKIPPED_S
+SKIPPED_S = 30.0
+BEGIN_S = 10.0  # for the first operation of an agent
 
 
 class _Watched:
@@ -66,6 +74,62 @@ class _Watched:
             return 0
 
 
+class _Nodes:
+    """Reads what the nodes of a cluster do. `fleet` has the servers of nodes that are open."""
+
+    def __init__(self, fleet: Fleet, retransmits: RetransmitWatch) -> None:
+        self._fleet, self._retransmits = fleet, retransmits
+        self._skipped_until_s: dict[str, float] = {}
+
+    def read(self, plan: Plan) -> NodeReadings:
+        """Their counters now. A node or a server that does not answer has none."""
+        self._retransmits.follow(plan)
+        processors: dict[str, ProcessorTimes] = {}
+        for server in self._fleet.servers.values():
+            processors |= self._processors(server, plan)
+        return NodeReadings(self._retransmits.counts(), processors)
+
+    def _processors(self, server: Server, plan: Plan) -> dict[str, ProcessorTimes]:
+        names = {node.domain: node.name for node in plan.nodes_on(server.name)}
+        if not names or time.monotonic() < self._skipped_until_s.get(server.name, 0.0):
+            return {}
+        try:
+            found = server.call("read_vcpu_times", deadline=Deadline(ANSWER_S), domains=[*names])
+        except VclusterError:
+            self._skipped_until_s[server.name] = time.monotonic() + SKIPPED_S
+            return {}
+        times = found["times"]
+        return {
+            node: ProcessorTimes(found["t_ns"], *times[domain]) for domain, node in names.items() if domain in times
+        }
+
+
+def _load_agent(server: Server) -> None:
+    """Let the agent load its modules, which may take longer than a reading may."""
+    server.call("read_vcpu_times", deadline=Deadline(BEGIN_S), domains=[])
+
+
+@contextmanager
+def _node_reader(context: Context, plan: Plan, switch: Server, every_s: float) -> Iterator[_Nodes]:
+    """Reads nodes during the block. Nodes that cannot be reached are named in a note, at the begin and at the end."""
+    others = [node for node in plan.nodes if node.server != switch.name]
+    opening = accessible_fleet(context, plan, others, uses_libvirt=False) if others else nullcontext(Fleet({}, {}))
+    with opening as fleet:
+        for name, error in fleet.unreachable.items():
+            context.report.note(f"processors and retransmits of nodes on {name} are not read: {error.message}")
+        parallel.outcomes([*fleet.servers.values()], _load_agent)
+        opened = Fleet({switch.name: switch, **fleet.servers}, fleet.unreachable)
+        retransmits = RetransmitWatch(context, opened, every_s)
+        try:
+            yield _Nodes(opened, retransmits)
+        finally:
+            failures = retransmits.failures()
+            retransmits.close()
+            if failures:
+                first = next(iter(failures.values()))
+                context.report.note(f"retransmits of {folded([*failures])} are not counted: {first.message}")
+
+
 def records(
     context: Context, name: str, *, every_s: float, with_matrix: bool, for_s: float | None = None
 ) -> Generator[WatchRecord, None, None]:
@@ -80,9 +144,10 @@ def records(
     with (
         switch_server(context, plan) as server,
         port_traffic.counted_pairs(server, plan) if with_matrix else nullcontext(),
+        _node_reader(context, plan, server, every_s) as nodes,
     ):
         watched = _Watched(files, server)
-        before = port_traffic.sample(server, watched.plan)
+        before, nodes_before = port_traffic.sample(server, watched.plan), nodes.read(watched.plan)
         for _ in _ticks(every_s, for_s):
             watched.refresh()
             after = port_traffic.sample(server, watched.plan)
@@ -90,8 +155,10 @@ def records(
                 raise VclusterError(
                     f"{server.name}: the agent ended, so the counters of the matrix are lost", hint="vcluster watch"
                 )
-            yield watch_record.record(watched.plan, before, after, watched.limits, watched.faults())
-            before = after
+            nodes_after = nodes.read(watched.plan)
+            readings = (nodes_before, nodes_after)
+            yield watch_record.record(watched.plan, before, after, watched.limits, watched.faults(), readings)
+            before, nodes_before = after, nodes_after
 
 
 def _ticks(every_s: float, for_s: float | None) -> Iterator[None]:

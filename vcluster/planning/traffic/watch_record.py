@@ -1,4 +1,4 @@
-"""What `vcluster watch` shows and records of an interval: the ports of a switch, and the traffic between them. Pure."""
+"""What `vcluster watch` shows and records of an interval: the ports of a switch, their traffic, and the nodes. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from vcluster.model.plan import Plan
 from vcluster.model.traffic.port_counters import TrafficSample
 from vcluster.planning import traffic_plan
-from vcluster.planning.traffic import port_rates
+from vcluster.planning.traffic import node_activity, port_rates
+from vcluster.planning.traffic.node_activity import NOTHING_READ, NodeActivity, NodeReadings
 from vcluster.planning.traffic.port_rates import PairTraffic
 from vcluster.planning.traffic_plan import LinkReading
 
@@ -49,6 +50,7 @@ class WatchRecord:
     unix_ns: int
     interval_ns: int
     ports: tuple[WatchedPort, ...]
+    nodes: tuple[NodeActivity, ...]
     matrix: tuple[PairTraffic, ...] | None
 
 
@@ -58,8 +60,12 @@ def record(
     after: TrafficSample,
     limits: Sequence[LinkReading],
     faults: Mapping[str, tuple[str, ...]] | None = None,
+    nodes: tuple[NodeReadings, NodeReadings] = (NOTHING_READ, NOTHING_READ),
 ) -> WatchRecord:
-    """The record of the time between two samples. `faults` are texts about links, by node."""
+    """The record of the time between two samples. `faults` are texts about links, by node.
+
+    `nodes` are two readings at about the same moments as the samples.
+    """
     texts = traffic_plan.texts_of(traffic_plan.found_limits(limits))
     ports = tuple(
         WatchedPort(
@@ -81,5 +87,6 @@ def record(
         after.unix_ns,
         after.t_ns - before.t_ns,
         ports,
+        node_activity.activity(plan, *nodes),
         None if matrix is None else tuple(matrix),
     )

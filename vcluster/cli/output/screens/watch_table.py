@@ -1,4 +1,4 @@
-"""The lines of `vcluster watch`: a table of ports, and a matrix of the traffic between nodes. Pure."""
+"""The lines of `vcluster watch`: a table of ports and nodes, and a matrix of the traffic between nodes. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from vcluster.planning.traffic.port_rates import NS
 Document = Mapping[str, Any]
 
 UNITS = ((10**9, "G"), (10**6, "M"), (10**3, "k"))
-HEADER = ("NODE", "PORT", "FROM bit/s", "TO bit/s", "WAITING", "DROPPED", "LIMITS", "FAULTS")
+PORT = "PORT"
+# The columns, and the width of their numbers; names and texts have none.
+COLUMNS = {
+    "NODE": 0, PORT: 0, "FROM bit/s": 10, "TO bit/s": 8, "WAITING": 7, "DROPPED": 7, "RETRANS": 7, "CPU": 4, "STEAL": 5,
+    "LIMITS": 0, "FAULTS": 0,
+}  # fmt: skip
+WIDE = 100  # columns of a terminal that has room for names of ports
 CELL = 6  # columns of a cell of the matrix
 UNKNOWN, NONE, ABSENT = "?", "-", "no port"
 
@@ -23,34 +29,42 @@ class WatchTable:
         self._dropped: dict[str, int] = {}
         self._elapsed_ns = 0
 
-    def lines(self, record: Document) -> list[str]:
-        """The lines of a record."""
+    def lines(self, record: Document, columns: int = WIDE) -> list[str]:
+        """The lines of a record, for a terminal with so many columns."""
         self._elapsed_ns += record["interval_ns"]
         for port in record["ports"]:
             name = port["node"]
             self._dropped[name] = self._dropped.get(name, 0) + (port["dropped_packets"] or 0)
         title = f"{record['name']}: {self._elapsed_ns / NS:.0f} s; Ctrl-C ends it"
-        rows = [self._row(port) for port in record["ports"]]
-        padded = [tuple(cell.rjust(width) for cell, width in zip(row, _WIDTHS, strict=True)) for row in rows]
-        ports = table(_HEADER, padded).splitlines()
-        return [title, *ports, *_matrix(record)]
+        nodes = {node["node"]: node for node in record["nodes"]}
+        rows = [self._row(port, nodes[port["node"]]) for port in record["ports"]]
+        chosen = [name for name in COLUMNS if name != PORT or columns >= WIDE]
+        header, *cells = ([row[name].rjust(COLUMNS[name]) for name in chosen] for row in (_HEADER, *rows))
+        return [title, *table(header, cells).splitlines(), *_matrix(record)]
 
-    def _row(self, port: Document) -> tuple[str, ...]:
+    def _row(self, port: Document, node: Document) -> dict[str, str]:
         waiting = port["waiting_bytes"]
-        return (
+        cells = (
             port["node"],
             port["port"],
             shown(port["from_rate_bits"]) if port["present"] else ABSENT,
             shown(port["to_rate_bits"]) if port["present"] else ABSENT,
             UNKNOWN if waiting is None else f"{shown(waiting)}B",
             str(self._dropped[port["node"]]),
+            NONE if node["retransmits"] is None else shown(node["retransmits"]),
+            _percent(node["cpu_percent"]),
+            _percent(node["waited_percent"]),
             "; ".join(port["limits"]) or NONE,
             "; ".join(port["faults"]) or NONE,
         )
+        return dict(zip(COLUMNS, cells, strict=True))
 
 
-_WIDTHS = (0, 0, len(HEADER[2]), len(HEADER[3]), len(HEADER[4]), len(HEADER[5]), 0, 0)
-_HEADER = tuple(title.rjust(width) for title, width in zip(HEADER, _WIDTHS, strict=True))
+_HEADER = {name: name for name in COLUMNS}
+
+
+def _percent(share: float | None) -> str:
+    return NONE if share is None else f"{share:.0f}%"
 
 
 def shown(number: int | None) -> str:
