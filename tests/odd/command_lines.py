@@ -30,7 +30,7 @@ GOOD = {
     "switch": ["server2"], "config": ["config.ini"], "node": ["node1"], "command": ["true"], "argv": ["true"],
     "sources": ["setup.sh"], "destination": ["node1:x"], "script": ["setup.sh"], "start": ["node1"], "end": ["node2"],
     "peer": ["192.0.2.1"], "nodes": ["2"], "source": ["setup.sh"], "shell": ["bash"], "action": ["status"],
-    "path": ["run.pcapng"],
+    "path": ["run.pcapng"], "file": ["rates.csv"],
 }  # fmt: skip
 # Good values that have another form than those above.
 SPECIAL = {
@@ -50,6 +50,7 @@ NAMED_AS = {
     "switch": ("the switch ",), "nodes": ("node",), "sources": ("node",), "destination": ("node",),
     "names": ("cluster ",), "nodeset": ("node", "panes need a terminal"), "node": ("node",),
     "number": ("nodes",), "recipe": ("recipe ",), "groups": ("node", "partition", "group"),
+    "file": ("cannot read",),
 }  # fmt: skip
 TEXTS_NEAR = values.near(
     "lab", "node1", "node[1-2]", "node1,node2", "4", "512MiB", "10.0.0.0/24", "10.0.0.[101-105]", "900",
@@ -235,6 +236,7 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
 def make_files(folder: Path) -> None:
     """The files that good words name."""
     (folder / "setup.sh").write_text("#!/bin/sh\n")
+    (folder / "rates.csv").write_text("t_s,from\n0,10mbit\n")
     (folder / "config.ini").write_text("[switch]\nhost = server2\n[server server1]\nhost = localhost\nnodes = 2\n")
 
 

@@ -70,7 +70,7 @@ class Place:
             assert canary.read_text() == "alive", canary
             names = {path.name for path in canary.parent.iterdir()}
             assert names <= {"canary", "a", "b", "c", "state", "work", "images", "home"}, names
-        assert {path.name for path in self.work.iterdir()} == {"setup.sh", "config.ini"}
+        assert {path.name for path in self.work.iterdir()} == {"setup.sh", "config.ini", "rates.csv"}
         if not (self.state / "clusters/lab/ledger.json").exists():
             self.make_cluster()
 

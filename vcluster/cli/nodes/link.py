@@ -11,6 +11,7 @@ import click
 from vcluster.cli import arguments, common
 from vcluster.cli.help_layout import Command, Group, examples
 from vcluster.errors import RequestError
+from vcluster.model.quoting import path_shown
 
 TRACE_BYTES_MAX = 2**21
 
@@ -137,9 +138,9 @@ def trace(node: str, file: Path, name: str | None, repeats: bool, output: str) -
     from vcluster.commands.nodes import link as work
     from vcluster.planning.traffic import rate_trace
 
-    lines = rate_trace.parse(_text(file), str(file))
+    lines = rate_trace.parse(_text(file), path_shown(file))
     if repeats:
-        rate_trace.require_period(lines, str(file))
+        rate_trace.require_period(lines, path_shown(file))
     with common.progress() as (context, _):
         chosen = common.choose_cluster(context, name)
         work.trace(context, chosen, node, lines, repeats=repeats)
@@ -174,9 +175,11 @@ def _text(file: Path) -> str:
         with file.open("rb") as stream:
             data = stream.read(TRACE_BYTES_MAX + 1)
     except OSError as error:
-        raise RequestError(f"{file}: {error.strerror or error}", hint="name a file that you can read") from error
+        reason = error.strerror or error
+        raise RequestError(f"cannot read {path_shown(file)}: {reason}", hint="name a file that you can read") from error
     if len(data) > TRACE_BYTES_MAX:
-        raise RequestError(f"{file}: it has more than {TRACE_BYTES_MAX >> 20} MiB", hint="use fewer lines")
+        limit = f"it has more than {TRACE_BYTES_MAX >> 20} MiB"
+        raise RequestError(f"{path_shown(file)}: {limit}", hint="use fewer lines")
     return data.decode(errors="replace")
 
 
