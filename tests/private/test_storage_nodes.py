@@ -77,6 +77,7 @@ def test_no_node_hangs_while_a_storage_node_is_down(cluster: Cluster) -> None:
     wait_for(cluster, "w052", f"cat {CLOUD}/0/saved", "saved")
 
 
+@pytest.mark.rare  # all nodes start again in the test below
 def test_everything_works_after_reboots_of_the_nodes(cluster: Cluster, place: Place) -> None:
     """First the storage nodes, then the head. The test above starts one after the head, the test below all at once."""
     boot_id = "cat /proc/sys/kernel/random/boot_id"
@@ -88,7 +89,7 @@ def test_everything_works_after_reboots_of_the_nodes(cluster: Cluster, place: Pl
     for node in NODES:
         for folder in SERVED:
             wait_for(cluster, node, f"cat {CLOUD}/{folder}/saved", "saved")
-    cluster.ssh("w052", f"ping -q -c 1 -W 5 {place.outside.address}")
+    wait_for(cluster, "w052", f"ping -q -c 1 -W 5 {place.outside.address}", " 0% packet loss")
 
 
 def test_the_cluster_starts_again_after_a_reboot_of_its_server(cluster: Cluster, place: Place) -> None:

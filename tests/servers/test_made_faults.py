@@ -43,6 +43,7 @@ def test_no_ping_passes_until_the_kernel_ends_the_fault(bed: Bed, red2: Cluster,
     assert bed.control.json("fault", "show", "--name", "red") == []
 
 
+@pytest.mark.rare  # the check of a paused node names its fault too
 def test_a_check_names_the_fault_first(bed: Bed, red2: Cluster) -> None:
     fault(bed.control, "cut", "red2")
     done = bed.control.vcluster("check", "red", "--timeout", "120", timeout_s=180, check=False)
