@@ -81,6 +81,8 @@ def test_no_node_hangs_while_a_storage_node_is_down(cluster: Cluster) -> None:
 def test_everything_works_after_reboots_of_the_nodes(cluster: Cluster, place: Place) -> None:
     """First the storage nodes, then the head. The test above starts one after the head, the test below all at once."""
     boot_id = "cat /proc/sys/kernel/random/boot_id"
+    for folder in SERVED:
+        cluster.ssh("w051", f"echo saved >{CLOUD}/{folder}/saved")
     for nodes in (["w052", "w053"], ["w051"]):
         before = {node: cluster.ssh(node, boot_id) for node in nodes}
         cluster.host.json("power", "cycle", "-w", ",".join(nodes), "--wait", timeout_s=300)
