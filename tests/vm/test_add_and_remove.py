@@ -99,7 +99,7 @@ def test_a_job_continues_while_nodes_are_added_and_removed(cluster: Cluster) -> 
     with job(cluster) as running:
         grown = host.json("add", *PATIENCE, timeout_s=320)
         assert [node["name"] for node in grown["nodes"]] == [*NODES, "red4"]
-        assert (grown["state"], grown["nodes"][:3]) == ("ready", before)
+        assert (grown["state"], lasting(grown["nodes"][:3])) == ("ready", before)
         assert running.poll() is None
 
         shrunk = host.json("remove", "red3", "-y", *PATIENCE, timeout_s=320)
