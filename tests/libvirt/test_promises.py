@@ -46,7 +46,11 @@ def server(tmp_path: Path) -> Iterator[Server]:
     with Hypervisor(f"test://{node}", samples.OWNER) as libvirt:
         libvirt.memory_free_mib = lambda: FREE_MIB  # type: ignore[method-assign]  # the test driver cannot tell
         answers = {name: lambda **_: [] for name in ("interfaces", "guards", "lacking_guards", "obstacles")}
-        states = {"observe": lambda **_: SEEN, "read_faults": lambda **_: NO_FAULTS, "vcpu_times": lambda **_: {}}
+        states = {
+            "observe": lambda **_: SEEN,
+            "read_faults": lambda **_: NO_FAULTS,
+            "vcpu_times": lambda **_: {"t_ns": 0, "times": {}},
+        }
         agent = LocalAgent(answers | states)
         yield Server("localhost", samples.OWNER, tmp_path, agent, libvirt=libvirt)
 

@@ -84,8 +84,9 @@ def test_a_trace_ends_with_its_last_line(lab: Lab) -> None:
     row = lab.one("node1", "from")
     assert (row["rate_bits"], row["queue_bytes"]) == (5_000_000, 2**16)
     assert len(lab.switch.sh(RECORDS).split()) == 1
+    assert lab.host.json("fault", "show") == []
     lab.host.vcluster("fault", "heal")
     assert lab.one("node1", "from")["traced"]
     lab.link("set", "node1", "--to", "rate=1mbit")
     assert lab.switch.sh(RECORDS) == ""
-    assert [lab.one("node1", way)["rate_bits"] for way in ("from", "to")] == [6_000_000, 1_000_000]
+    assert [lab.one("node1", direction)["rate_bits"] for direction in ("from", "to")] == [6_000_000, 1_000_000]

@@ -50,7 +50,7 @@ NAMED_AS = {
     "switch": ("the switch ",), "nodes": ("node",), "sources": ("node",), "destination": ("node",),
     "names": ("cluster ",), "nodeset": ("node", "panes need a terminal"), "node": ("node",),
     "number": ("nodes",), "recipe": ("recipe ",), "groups": ("node", "partition", "group"),
-    "file": ("cannot read",),
+    "file": ("cannot read", "regular file", "does not exist", "is not a path"),
 }  # fmt: skip
 TEXTS_NEAR = values.near(
     "lab", "node1", "node[1-2]", "node1,node2", "4", "512MiB", "10.0.0.0/24", "10.0.0.[101-105]", "900",

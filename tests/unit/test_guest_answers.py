@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from tests.printing_node import PrintingNode
 from vcluster.adapters.process import Completed
 from vcluster.errors import VclusterError
 from vcluster.planning.traffic_plan import GUEST_FIELDS
@@ -17,36 +18,24 @@ from vcluster.util.events import Reporter
 DEEP = "[" * 100_000
 
 
-class Node:
-    """A connection whose programs print this text."""
-
-    name = "node1"
-
-    def __init__(self, output: str) -> None:
-        self._output = output
-
-    def run_program(self, source: bytes, stdin: bytes, *, awaited: str) -> Completed:  # noqa: ARG002
-        return Completed(0, self._output, "")
-
-
 @pytest.mark.parametrize("output", ["", "no JSON", "5", "[]", "null", DEEP])
 def test_a_text_that_is_not_an_answer(output: str) -> None:
     assert find(output) is None
     with pytest.raises(VclusterError, match=r"^node1: it printed no result: ") as caught:
-        ask(Node(output), "check", {}, awaited="it")  # type: ignore[arg-type]
+        ask(PrintingNode(output), "check", {}, awaited="it")  # type: ignore[arg-type]
     assert len(caught.value.message) < 600
 
 
 def test_a_message_has_no_escape_codes() -> None:
     with pytest.raises(VclusterError) as caught:
-        ask(Node("\x1b[2J\x1b]0;title\x07"), "check", {}, awaited="it")  # type: ignore[arg-type]
+        ask(PrintingNode("\x1b[2J\x1b]0;title\x07"), "check", {}, awaited="it")  # type: ignore[arg-type]
     assert caught.value.message.isprintable()
 
 
 @pytest.mark.parametrize("answer", [{}, {"changed": None}, {"changed": 3}, {"changed": "all"}])
 def test_a_field_that_is_missing_or_of_another_type(answer: dict[str, object]) -> None:
     with pytest.raises(VclusterError, match=r"^node1: configure printed a result that vcluster does not know$"):
-        configure.apply(Node(json.dumps(answer)), "configure", [], report=Reporter([]))  # type: ignore[arg-type]
+        configure.apply(PrintingNode(json.dumps(answer)), "configure", [], report=Reporter([]))  # type: ignore[arg-type]
 
 
 DELAY = dict.fromkeys(GUEST_FIELDS, 5)
@@ -69,12 +58,12 @@ def test_delays_that_are_not_numbers_in_range(found: object) -> None:
     with pytest.raises(
         VclusterError, match=r"^node1: the delays that lab0 has printed a result that vcluster does not"
     ):
-        node_links.read_delays(Node(answer))  # type: ignore[arg-type]
+        node_links.read_delays(PrintingNode(answer))  # type: ignore[arg-type]
 
 
 def test_delays_of_a_node() -> None:
     answer = json.dumps({"from": DELAY | {"more": "x"}, "to": None})
-    assert node_links.read_delays(Node(answer)) == {"from": DELAY}  # type: ignore[arg-type]
+    assert node_links.read_delays(PrintingNode(answer)) == {"from": DELAY}  # type: ignore[arg-type]
 
 
 def test_a_field_of_the_right_type() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests import samples
-from vcluster.adapters.process import Completed
+from tests.printing_node import PrintingNode
 from vcluster.cli.output.traffic import link_report
 from vcluster.commands.nodes.link_probe import _Prober
 from vcluster.errors import VclusterError
@@ -289,30 +289,18 @@ def test_a_delay_without_a_baseline_has_its_reason() -> None:
 # Answers of nodes
 
 
-class Node:
-    """A connection whose program prints this text."""
-
-    name = "node1"
-
-    def __init__(self, output: str) -> None:
-        self._output = output
-
-    def run_program(self, source: bytes, stdin: bytes, *, awaited: str) -> Completed:  # noqa: ARG002
-        return Completed(0, self._output, "")
-
-
 @pytest.mark.parametrize(
     "answer",
     [{}, {"sent": 1}, {"sent": -1, "times_ns": []}, {"sent": 3, "times_ns": [1.5]}, {"sent": 3, "times_ns": [1] * 99}],
 )
 def test_a_wrong_answer_of_a_node_is_refused(answer: dict[str, object]) -> None:
     with pytest.raises(VclusterError, match="printed a result that vcluster does not know"):
-        stage.round_trips(Node(json.dumps(answer)), LAB.nodes[0].address)  # type: ignore[arg-type]
+        stage.round_trips(PrintingNode(json.dumps(answer)), LAB.nodes[0].address)  # type: ignore[arg-type]
 
 
 def test_an_error_of_a_node_is_reported() -> None:
     with pytest.raises(VclusterError, match="Network is unreachable"):
-        stage.round_trips(Node('{"error": "Network is unreachable"}'), LAB.nodes[0].address)  # type: ignore[arg-type]
+        stage.round_trips(PrintingNode('{"error": "Network is unreachable"}'), LAB.nodes[0].address)  # type: ignore[arg-type]
 
 
 # What is shown

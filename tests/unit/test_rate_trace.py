@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import os
 from pathlib import Path
 
 import pytest
 
 from tests import samples
 from vcluster.agent.faults import fault_holder
-from vcluster.cli.nodes.link import _text
+from vcluster.cli.nodes import link
 from vcluster.errors import RequestError
 from vcluster.planning import traffic_plan
 from vcluster.planning.traffic import rate_trace
@@ -66,11 +67,17 @@ def test_a_file_has_a_largest_length() -> None:
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match=r"none\.csv: No such file"):
-        _text(tmp_path / "none.csv")
+    """A pipe is not opened: nothing may ever write to it."""
     (tmp_path / "big.csv").write_bytes(bytes(2**21 + 1))
-    with pytest.raises(RequestError, match=r"big\.csv: it has more than 2 MiB"):
-        _text(tmp_path / "big.csv")
+    os.mkfifo(tmp_path / "pipe.csv")
+    for name, reason in (
+        ("none.csv", "does not exist"),
+        ("big.csv", "is larger than 2048 KiB, so it is not a list of rates"),
+        ("pipe.csv", "is not a regular file"),
+        ("\0", "does not exist|is not a path"),
+    ):
+        with pytest.raises(RequestError, match=reason):
+            link.trace.callback("node1", tmp_path / name, None, False, "text")  # type: ignore[misc]
 
 
 def test_steps_are_the_queues_of_the_node() -> None:

@@ -127,7 +127,9 @@ ONE, TWO, SETS_UP, BOOTS = (
 # A stop before that looks to libvirt as if QEMU could not start.
 QEMU_ANSWERS = "virsh domstate --reason doomed.node1 2>/dev/null | grep -E 'paused|running' | grep -v 'starting up'"
 CHECKED = ("node1: check took", "node2: check took", "mpiexec took")
-STOPS = {  # the first kind of each stage is in the tier full; libvirt may answer nothing to a stop during clone
+# The first kind of each stage is in the tier full. A stop during clone is not: sometimes libvirt takes it for a QEMU
+# that cannot start, and then the node boots.
+STOPS = {
     "clone": (ONE, (), [DESTROY]),
     "configure": (ONE, ("identity took",), [DESTROY]),
     "nfs": (TWO, ("node1: sshd took", "node2: sshd took"), [RESET, DESTROY, PANIC]),

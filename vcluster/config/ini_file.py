@@ -7,16 +7,16 @@ A value is literal, without the spaces around it: a password can contain # ; % =
 
 from __future__ import annotations
 
-import os
 import re
 import stat
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vcluster.config import bounded_file
 from vcluster.errors import RequestError
 from vcluster.model import quoting
-from vcluster.model.quoting import one_line, shown
+from vcluster.model.quoting import shown
 
 SIZE_MAX_BYTES = 65536
 TEMPLATE = "config.template"
@@ -59,21 +59,8 @@ class Mistake:
 
 def load(path: Path) -> tuple[str, bool]:
     """The text of a file, and True if group and others have no access. Raises RequestError if it cannot be read."""
-    try:
-        if not path.is_file():
-            what = "is not a regular file" if path.exists() else "does not exist"
-            raise RequestError(f"{path_shown(path)} {what}", hint=f"copy {template()} and edit the copy")
-        with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            content = file.read(SIZE_MAX_BYTES + 1)
-    except OSError as error:
-        raise RequestError(f"cannot read {path_shown(path)}: {error.strerror}") from error
-    except ValueError as error:  # a path that no file can have
-        raise RequestError(f"{path_shown(path)} is not a path: {one_line(error)}") from error
-    if len(content) > SIZE_MAX_BYTES:
-        raise RequestError(
-            f"{path_shown(path)} is larger than {SIZE_MAX_BYTES // 1024} KiB, so it is not a configuration file"
-        )
+    hint = f"copy {template()} and edit the copy"
+    content, mode = bounded_file.read(path, SIZE_MAX_BYTES, purpose="a configuration file", hint=hint)
     return _decode(content, path), not mode & (stat.S_IRWXG | stat.S_IRWXO)
 
 

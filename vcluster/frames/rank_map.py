@@ -50,6 +50,11 @@ class RankConnection:
         return {"first": asdict(self.first), "second": asdict(self.second)}
 
 
+_Report = tuple[int, RankSocket]  # the last one of a socket, with its place among all reports
+_Process = tuple[str, int]
+_OPEN = (math.inf, math.inf)
+
+
 def rank_map(sockets: Iterable[RankSocket], nodes: Mapping[str, str]) -> tuple[RankConnection, ...]:
     """The connections of which both ends are ranks, in the order of ranks. `nodes` are names by address.
 
@@ -69,11 +74,6 @@ def rank_map(sockets: Iterable[RankSocket], nodes: Mapping[str, str]) -> tuple[R
         found += [_connection(pair, nodes, is_brief=_closing(pair) != _OPEN) for pair in others]
         found.append(_connection(kept, nodes, is_brief=False))
     return tuple(sorted(found, key=lambda each: (_order(each.first), _order(each.second))))
-
-
-_Report = tuple[int, RankSocket]  # the last one of a socket, with its place among all reports
-_Process = tuple[str, int]
-_OPEN = (math.inf, math.inf)
 
 
 def _process(report: _Report) -> _Process:

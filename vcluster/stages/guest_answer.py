@@ -53,6 +53,13 @@ def field(answer: Mapping[str, Any], name: str, kind: type[T], where: str) -> T:
     return value
 
 
+def count(value: object, where: str, maximum: int) -> int:
+    """A number in an answer, from 0 to `maximum`. Raises VclusterError for other values."""
+    if type(value) is not int or not 0 <= value <= maximum:
+        raise unknown_result(where)
+    return value
+
+
 def unknown_result(where: str) -> VclusterError:
     """The error for an answer that cannot be used. `where` names the node and the program."""
     return VclusterError(f"{where} printed a result that vcluster does not know")

@@ -14,19 +14,17 @@ VCPU = b"CPU "  # begins the name of a thread of a virtual processor, with `debu
 READ_BYTES = 256  # a file of the kernel here has fewer
 
 
-def vcpu_times(domains: Sequence[str]) -> dict[str, list[int]]:
-    """By domain, the nanoseconds that its virtual processors ran and waited. Domains that are off are left out.
+def vcpu_times(domains: Sequence[str]) -> dict[str, Any]:
+    """When it was on the monotonic clock, and by domain the nanoseconds that its virtual processors ran and waited.
+
+    Domains that are off are left out.
 
     The kernel counts both (Documentation/scheduler/sched-stats.rst, /proc/PID/schedstat). A thread waits if it could
     run and has no processor; a guest sees that as steal time with KVM, and not at all when it is emulated.
     """
+    t_ns = time.monotonic_ns()
     found = {domain: _times(domain) for domain in domains}
-    return {domain: times for domain, times in found.items() if times}
-
-
-def read_vcpu_times(domains: Sequence[str]) -> dict[str, Any]:
-    """The same times, and when they were read on the monotonic clock."""
-    return {"t_ns": time.monotonic_ns(), "times": vcpu_times(domains)}
+    return {"t_ns": t_ns, "times": {domain: times for domain, times in found.items() if times}}
 
 
 def _times(domain: str) -> list[int]:
@@ -49,4 +47,4 @@ def _content(path: str) -> bytes:
         os.close(descriptor)
 
 
-OPERATIONS: tuple[Callable[..., Any], ...] = (vcpu_times, read_vcpu_times)
+OPERATIONS: tuple[Callable[..., Any], ...] = (vcpu_times,)

@@ -136,9 +136,12 @@ def trace(node: str, file: Path, name: str | None, repeats: bool, output: str) -
     """
     from vcluster.cli.output import network_report
     from vcluster.commands.nodes import link as work
+    from vcluster.config import bounded_file
     from vcluster.planning.traffic import rate_trace
 
-    lines = rate_trace.parse(_text(file), path_shown(file))
+    hint = "name a file that you can read"
+    content, _ = bounded_file.read(file, TRACE_BYTES_MAX, purpose="a list of rates", hint=hint)
+    lines = rate_trace.parse(content.decode(errors="replace"), path_shown(file))
     if repeats:
         rate_trace.require_period(lines, path_shown(file))
     with common.progress() as (context, _):
@@ -167,20 +170,6 @@ def calibrate(name: str | None, output: str) -> None:
         chosen = common.choose_cluster(context, name)
         found = work.calibrate(context, chosen)
     common.emit(output, link_report.calibration_document(chosen, found), link_report.calibration_text)
-
-
-def _text(file: Path) -> str:
-    """The text of a file. Raises RequestError if it cannot be read, or is too large."""
-    try:
-        with file.open("rb") as stream:
-            data = stream.read(TRACE_BYTES_MAX + 1)
-    except OSError as error:
-        reason = error.strerror or error
-        raise RequestError(f"cannot read {path_shown(file)}: {reason}", hint="name a file that you can read") from error
-    if len(data) > TRACE_BYTES_MAX:
-        limit = f"it has more than {TRACE_BYTES_MAX >> 20} MiB"
-        raise RequestError(f"{path_shown(file)}: {limit}", hint="use fewer lines")
-    return data.decode(errors="replace")
 
 
 @link.command(cls=Command)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from datetime import datetime, timezone
 
-from vcluster.adapters.ssh.ssh_session import Session
 from vcluster.commands.nodes import link
 from vcluster.commands.nodes.link_probe import AWAITED, Opened, opened_nodes, running_nodes, session_of
 from vcluster.commands.steps.inventory import read_ledger
@@ -43,7 +42,7 @@ def calibrate(context: Context, name: str) -> Calibration:
 
 
 def _path(switch: Server, plan: Plan, opened: Opened, servers: tuple[str, ...], pair: Pair) -> CalibratedPath:
-    session: Session = session_of(opened, pair[0])
+    session = session_of(opened, pair[0])
     address = plan.node(pair[1]).address
     _, times = stage.round_trips(session, address, ROUND_TRIPS)
     with stage.streaming(session, address, path_calibration.stream(plan)) as running:

@@ -46,8 +46,8 @@ def measured(context: Context, plan: Plan, rows: Sequence[LinkReading], chosen: 
         names = [node.name for node in running]
         probes = link_figures.probes(plan, rows, chosen, names)
         needed = {probe.sender for probe in probes}
-        pairs = {probe: link_figures.baseline_pair(plan, rows, names, probe) for probe in probes
-                 if probe.figure == DELAY and probe.other}  # fmt: skip
+        delays = [probe for probe in probes if probe.figure == DELAY and probe.other]
+        pairs = {probe: link_figures.baseline_pair(plan, rows, names, probe) for probe in delays}
         needed |= {pair[0] for pair in pairs.values() if pair}
         with opened_nodes(context, plan, [node for node in running if node.name in needed], fleet) as opened:
             prober = _Prober(fleet[plan.switch.server], plan, rows, opened, pairs, calibration)

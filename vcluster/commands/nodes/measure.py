@@ -134,7 +134,7 @@ def vcpu_times(fleet: Fleet, nodes: Sequence[Node]) -> dict[str, tuple[int, int]
 
     def read(server: Server) -> Mapping[str, tuple[int, int]]:
         domains = [node.domain for node in nodes if node.server == server.name]
-        return server.call("vcpu_times", domains=domains) if domains else {}
+        return server.call("vcpu_times", domains=domains)["times"] if domains else {}
 
     found = {domain: times for each in fleet.each(read).values() for domain, times in each.items()}
     return {node.name: found[node.domain] for node in nodes if node.domain in found}

@@ -6,21 +6,21 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from ipaddress import AddressValueError, IPv4Address
-from typing import Any, TypeGuard
+from typing import Any
 
 from vcluster import guest
 from vcluster.adapters.node_connection import NodeConnection
 from vcluster.adapters.pipe import Pipe
 from vcluster.errors import VclusterError
 from vcluster.frames.rank_map import Address, RankSocket
-from vcluster.stages.guest_answer import find, receive, unknown_result
+from vcluster.stages.guest_answer import count, find, receive, unknown_result
 from vcluster.util import parallel
 from vcluster.util.deadline import Deadline
 
 AWAITED = "the connections of ranks"
 SOCKETS_MAX = 100_000  # of a node: it is not trusted to end
 END_TIMEOUT_S = 30.0
-PORT_MAX = 0xFFFF
+PORT_MAX, NUMBER_MAX = 0xFFFF, 2**31
 
 
 class RankWatch:
@@ -92,15 +92,12 @@ def watched(sessions: Mapping[str, NodeConnection], deadline: Deadline) -> Itera
 def _socket(node: str, answer: Mapping[str, Any] | None) -> RankSocket:
     """The socket in an answer. Raises VclusterError for other values: nodes are not trusted."""
     answer = answer or {}
-    rank, local, remote = answer.get("rank"), _address(answer.get("local")), _address(answer.get("remote"))
-    process, is_closed = answer.get("process"), answer.get("closed")
-    if not (_is_count(rank) and _is_count(process) and local and remote and isinstance(is_closed, bool)):
-        raise unknown_result(f"{node}: {AWAITED}")
+    where = f"{node}: {AWAITED}"
+    rank, process = (count(answer.get(name), where, NUMBER_MAX) for name in ("rank", "process"))
+    local, remote, is_closed = _address(answer.get("local")), _address(answer.get("remote")), answer.get("closed")
+    if local is None or remote is None or not isinstance(is_closed, bool):
+        raise unknown_result(where)
     return RankSocket(node, rank, process, local, remote, is_closed)
-
-
-def _is_count(value: object) -> TypeGuard[int]:
-    return type(value) is int and value >= 0
 
 
 def _address(value: object) -> Address | None:

@@ -18,7 +18,7 @@ from vcluster.fleet.context import Context
 from vcluster.fleet.servers import Fleet
 from vcluster.model.plan import Node, Plan
 from vcluster.planning.traffic.node_activity import RetransmitCount
-from vcluster.stages.guest_answer import field, parsed, unknown_result
+from vcluster.stages.guest_answer import count, parsed, unknown_result
 from vcluster.util import parallel
 from vcluster.util.deadline import Cancelled, Deadline
 
@@ -127,7 +127,7 @@ class _NodeCounter:
 def segments_of(node: str, line: bytes, former: int) -> int:
     """The count in a line of a node. Raises VclusterError for other lines, and for a count below the former one."""
     where = f"{node}: {AWAITED}"
-    segments = field(parsed(line.decode(errors="replace"), where), "retransmits", int, where)
-    if isinstance(segments, bool) or not former <= segments <= SEGMENTS_MAX:
+    segments = count(parsed(line.decode(errors="replace"), where).get("retransmits"), where, SEGMENTS_MAX)
+    if segments < former:
         raise unknown_result(where)
     return segments

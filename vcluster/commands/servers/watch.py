@@ -94,7 +94,7 @@ class _Nodes:
         if not names or time.monotonic() < self._skipped_until_s.get(server.name, 0.0):
             return {}
         try:
-            found = server.call("read_vcpu_times", deadline=Deadline(ANSWER_S), domains=[*names])
+            found = server.call("vcpu_times", deadline=Deadline(ANSWER_S), domains=[*names])
         except VclusterError:
             self._skipped_until_s[server.name] = time.monotonic() + SKIPPED_S
             return {}
@@ -106,7 +106,7 @@ class _Nodes:
 
 def _load_agent(server: Server) -> None:
     """Let the agent load its modules, which may take longer than a reading may."""
-    server.call("read_vcpu_times", deadline=Deadline(BEGIN_S), domains=[])
+    server.call("vcpu_times", deadline=Deadline(BEGIN_S), domains=[])
 
 
 @contextmanager

@@ -61,7 +61,7 @@ def _observe_server(server: Server, plan: Plan) -> Observed:
         limits=limits,
         lost_limits=lost_limits,
         faults=faults.read(server, plan),
-        vcpu_times=server.call("vcpu_times", domains=domains) if domains else {},
+        vcpu_times=server.call("vcpu_times", domains=domains)["times"] if domains else {},
     )
 
 

@@ -12,23 +12,23 @@ from vcluster import guest
 from vcluster.adapters.node_connection import NodeConnection
 from vcluster.adapters.pipe import Pipe
 from vcluster.planning.traffic.link_figures import ROUND_TRIPS, ROUND_TRIPS_S, Stream
-from vcluster.stages.guest_answer import ask, field, receive, require_success, unknown_result
+from vcluster.stages.guest_answer import ask, count, field, receive, require_success, unknown_result
 
 AWAITED = "the traffic that measures a link"
 FRAMES_MAX = 2**40
 TIME_MAX_NS = 10**12
 
 
-def round_trips(session: NodeConnection, address: IPv4Address, count: int = ROUND_TRIPS) -> tuple[int, list[int]]:
+def round_trips(session: NodeConnection, address: IPv4Address, number: int = ROUND_TRIPS) -> tuple[int, list[int]]:
     """Ping an address, one ping after the other. Returns the number of pings, and the times of those answered."""
-    request = {"do": "round_trips", "address": str(address), "count": count, "seconds": ROUND_TRIPS_S}
+    request = {"do": "round_trips", "address": str(address), "count": number, "seconds": ROUND_TRIPS_S}
     answer = ask(session, "link_probe", dict(request), awaited=AWAITED)
     where = f"{session.name}: {AWAITED}"
     require_success(answer, where)
-    times, sent = field(answer, "times_ns", list, where), _number(answer.get("sent"), where)
-    if len(times) > count or sent > count:
+    times, sent = field(answer, "times_ns", list, where), count(answer.get("sent"), where, FRAMES_MAX)
+    if len(times) > number or sent > number:
         raise unknown_result(where)
-    return sent, [_number(time, where, TIME_MAX_NS) for time in times]
+    return sent, [count(time, where, TIME_MAX_NS) for time in times]
 
 
 @dataclass(slots=True)
@@ -45,7 +45,8 @@ class RunningStream:
 
     def wait(self) -> None:
         """Wait for the end of the stream."""
-        self.sent = _number(_answer(self.pipe, self.session).get("sent"), f"{self.session.name}: {AWAITED}")
+        sent = _answer(self.pipe, self.session).get("sent")
+        self.sent = count(sent, f"{self.session.name}: {AWAITED}", FRAMES_MAX)
 
 
 @contextmanager
@@ -66,9 +67,3 @@ def _answer(pipe: Pipe, session: NodeConnection) -> dict[str, object]:
     answer = receive(pipe, session.deadline, AWAITED)
     require_success(answer, f"{session.name}: {AWAITED}")
     return answer
-
-
-def _number(value: object, where: str, maximum: int = FRAMES_MAX) -> int:
-    if type(value) is not int or not 0 <= value <= maximum:
-        raise unknown_result(where)
-    return value
