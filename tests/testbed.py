@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import json
 import os
 import signal
@@ -42,6 +43,7 @@ SO_RCVBUFFORCE = 33
 CAPTURE_BYTES = 64 << 20  # the kernel counts a small frame as about 2 KiB
 
 _started: list[Program] = []  # by `Server.popen`
+_taken: set[str] = set()  # names of servers that this process has up
 
 
 class Program(subprocess.Popen[str]):
@@ -271,20 +273,28 @@ def manage(*arguments: str) -> str:
 
 @contextlib.contextmanager
 def testbed(*names: str, has_uplink: bool = False, are_friends: bool = False) -> Iterator[tuple[Server, ...]]:
-    """Servers of these names, in this order. The process id is added to each name, to make it unique.
+    """Servers of these names, in this order. The process id is added to each name, and a number if it is taken.
 
     If they are friends, root of each may log in to the others by key, as root and as operator.
 
     It first removes servers of killed runs. The servers end with this process, even if it is killed.
     """
     manage("down", "--stale")
-    unique = [f"{name}-{os.getpid()}" for name in names]
+    unique = [_unique(name) for name in names]
     options = ["--owner", str(os.getpid()), *["--uplink"] * has_uplink, *["--without-keys"] * (not are_friends)]
+    _taken.update(unique)
     try:
         manage("up", *options, *unique)
         yield tuple(map(find, unique))
     finally:
         manage("down", *unique)
+        _taken.difference_update(unique)
+
+
+def _unique(name: str) -> str:
+    first = f"{name}-{os.getpid()}"
+    numbered = (f"{first}-{number}" for number in itertools.count(2))
+    return next(each for each in itertools.chain([first], numbered) if each not in _taken)
 
 
 testbed.__test__ = False  # type: ignore[attr-defined]  # its name begins with "test"

@@ -109,6 +109,14 @@ def test_libvirt_answers_and_is_their_own(pair: tuple[Server, ...]) -> None:
     red.run([*virsh, "undefine", "probe"], timeout_s=20)
 
 
+def test_another_server_of_the_same_name_is_separate(pair: tuple[Server, ...]) -> None:
+    """As for a test whose module has a server of this name, whichever of its tests run first."""
+    with testbed("red") as (other,):
+        assert other.name != pair[0].name
+        assert other.pid != pair[0].pid
+    assert pair[0].run(["hostname"], timeout_s=10).stdout == f"{pair[0].name}\n"
+
+
 def test_links_of_a_server_are_not_the_machines(pair: tuple[Server, ...]) -> None:
     red, blue = pair
     before = machine_links()
