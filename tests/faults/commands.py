@@ -27,6 +27,8 @@ ln -s vmlinuz-1 $folder/vmlinuz
 ln -s initrd-1 $folder/initrd.img
 echo >$folder/var/lib/dpkg/status
 """
+TRACE, CAPTURE = "/run/trace.csv", "/run/capture.pcapng"
+LIMITS = ("--both", "rate=50mbit,loss=1%")
 SWITCH_UP = ("switch", "up", "-n", "2", "--name", CLUSTER, "--peer", "172.31.255.254")
 
 
@@ -80,6 +82,27 @@ def with_script(bed: Bed) -> None:
     """A cluster, and a setup script with a payload."""
     cluster_of(2)(bed)
     bed.control.sh("mkdir -p /run/payload; echo data >/run/payload/file; printf '#!/bin/sh\nhostname\n' >/run/setup")
+
+
+def after(*arguments: str) -> Callable[[Bed], None]:
+    """A cluster on which a command has run."""
+
+    def prepare(bed: Bed) -> None:
+        cluster_of(2)(bed)
+        bed.run(*arguments, "--name", CLUSTER)
+
+    return prepare
+
+
+def with_trace(bed: Bed) -> None:
+    """A cluster, and a file with the rates of a link."""
+    cluster_of(2)(bed)
+    bed.control.server.path(TRACE).write_text("t_s,from,to\n0,50mbit,50mbit\n600,10mbit,10mbit\n")
+
+
+def with_remote_switch(bed: Bed) -> None:
+    """A cluster whose switch is on another server."""
+    bed.run("remote", "create", "--switch", "SWITCH", "--name", CLUSTER, "-n", "2", *PATIENCE)
 
 
 def own_images(bed: Bed) -> None:
@@ -202,6 +225,33 @@ COMMANDS = {
             "image-import", ("image", "import", DISK, "--name", CLUSTER), own_images, forget_images, False, points=28
         ),
         FaultCommand("image-rm", ("image", "rm", CLUSTER), imported, forget_images, False, points=16),
+        FaultCommand("link-set", ("link", "set", "node2", *LIMITS, "--name", CLUSTER), cluster_of(2), points=20),
+        FaultCommand(
+            "link-set-remote", ("link", "set", "node2", *LIMITS, "--name", CLUSTER), with_remote_switch, points=10
+        ),
+        FaultCommand(
+            "link-reset", ("link", "reset", "--name", CLUSTER), after("link", "set", "node2", *LIMITS), points=20
+        ),
+        FaultCommand("link-trace", ("link", "trace", "node2", TRACE, "--name", CLUSTER), with_trace, points=20),
+        FaultCommand("fault-cut", ("fault", "cut", "node2", "--name", CLUSTER), cluster_of(2), points=6),
+        FaultCommand(
+            "fault-flap", ("fault", "flap", "node2", "--times", "1000", "--name", CLUSTER), cluster_of(2), points=10
+        ),
+        FaultCommand("fault-pause", ("fault", "pause", "node2", "--name", CLUSTER), cluster_of(2), points=10),
+        FaultCommand("fault-heal", ("fault", "heal", "--name", CLUSTER), after("fault", "pause", "node2"), points=10),
+        FaultCommand(
+            "capture", ("capture", "-o", CAPTURE, "--name", CLUSTER, "--", "hostname"), cluster_of(2), points=20
+        ),
+        FaultCommand("capture-start", ("capture", "start", "-o", CAPTURE, "--name", CLUSTER), cluster_of(2), points=20),
+        FaultCommand(
+            "capture-stop", ("capture", "stop", "--name", CLUSTER), after("capture", "start", "-o", CAPTURE), points=6
+        ),
+        FaultCommand(
+            "measure",
+            ("measure", "latency", "--ci", "50%", "--row-time", "2", "--name", CLUSTER),
+            cluster_of(2),
+            points=20,
+        ),
         FaultCommand(
             "image-warm", ("image", "warm", *OTHER_SIZE, *PATIENCE), nothing, forget_snapshot, False, points=68
         ),

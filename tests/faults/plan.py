@@ -77,17 +77,17 @@ def store(found: Mapping[str, Sequence[Point]], path: Path = POINTS) -> None:
     path.write_text(json.dumps({"code": code_digest(), "points": points}, indent=1) + "\n")
 
 
-CREATE = "create-"  # `create` has variants: a clone or a boot, on one server or on two
+VARIANTS = ("create-", "link-set")  # commands with variants: a clone or a boot, on one server or on two
 
 
 def trials(found: Mapping[str, Sequence[Point]]) -> list[Trial]:
-    """A trial for each place and kind of a command. A variant of `create` repeats none of the variants before it."""
+    """A trial for each place and kind of a command. A variant repeats none of the variants before it."""
     planned: list[Trial] = []
-    tried: set[tuple[str, str]] = set()
+    tried: set[tuple[str, str, str]] = set()
     for command, points in found.items():
-        is_variant = command.startswith(CREATE)
-        new = [point for point in points if not (is_variant and (point.place, point.kind) in tried)]
-        tried |= {(point.place, point.kind) for point in new if is_variant}
+        of = next((prefix for prefix in VARIANTS if command.startswith(prefix)), command)
+        new = [point for point in points if (of, point.place, point.kind) not in tried]
+        tried |= {(of, point.place, point.kind) for point in new}
         planned += [Trial(command, point) for point in new]
     return planned
 
