@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 
@@ -18,6 +19,8 @@ from tests.faults.trial import assert_survived, kill_at
 pytestmark = pytest.mark.faults
 
 SEED = os.environ.get("VCLUSTER_FAULT_SEED") or secrets.token_hex(4)
+SIMILAR = [name for name in COMMANDS if name.startswith(("link-", "fault-", "capture", "measure"))]
+SMOKE = {*COMMANDS} - {*SIMILAR} | {random.Random(SEED).choice(SIMILAR)}
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +39,9 @@ def test_kill_at_a_point(bed: Bed, bare: Mapping[str, Survey], trial: Trial) -> 
     assert_survived(bed, command, bare, is_ledger_lost=trial.is_ledger_lost)
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.smoke if name in SMOKE else ()) for name in COMMANDS]
+)
 def test_kill_at_a_drawn_point(bed: Bed, bare: Mapping[str, Survey], note: Callable[[str], None], name: str) -> None:
     """The seed differs in each run; VCLUSTER_FAULT_SEED repeats a run."""
     command, count = COMMANDS[name], COMMANDS[name].points
