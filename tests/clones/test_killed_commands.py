@@ -25,6 +25,7 @@ def _clean_up(host: Host, snapshot: str) -> Iterator[None]:
         host.sh(f"rm -rf {SNAPSHOTS}/{left}")
 
 
+@pytest.mark.rare  # a drawn point of `image warm` is in the tier `full`
 @pytest.mark.parametrize(
     ("command", "sign", "end"),
     [
@@ -74,6 +75,7 @@ def test_kill_9_while_clones_resume(host: Host, snapshot: str, moment: str) -> N
     assert host.snapshots() == [snapshot]
 
 
+@pytest.mark.rare  # a drawn point of `add` is in the tier `full`
 def test_kill_9_while_a_clone_is_added(cluster: Cluster) -> None:
     """The clone runs, perhaps without its identity. `repair` makes it again, with a new disk."""
     host = cluster.host

@@ -48,6 +48,7 @@ def test_a_disk_that_is_full_ends_a_create_at_once(host: Host, small_folder: str
     assert f"vcluster: node1 was paused during provision: {reason} {hint}\n" in errors, errors
 
 
+@pytest.mark.rare  # the test above pauses a node in the same way
 def test_a_full_disk(host: Host, small_folder: str) -> None:
     host.vcluster("local", "create", "--name", "full", "-n", "2", timeout_s=300)
     make_full(host, small_folder)

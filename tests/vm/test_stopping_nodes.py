@@ -167,8 +167,8 @@ def test_a_node_stops_during_a_create(host: Host, bare: Survey, stage: str, kind
     assert changes(survey(host), bare) == {}
 
 
-def test_a_node_stops_during_commands_on_a_cluster(host: Host, bare: Survey) -> None:
-    """The cluster stays, and `repair` makes it ready again."""
+def test_a_node_stops_during_add_and_check(host: Host, bare: Survey) -> None:
+    """The cluster stays."""
     created(host, *TWO).communicate(timeout=300)
 
     process = host.popen("add", "--name", "doomed")
@@ -181,6 +181,15 @@ def test_a_node_stops_during_commands_on_a_cluster(host: Host, bare: Survey) -> 
     read_until(process, "libvirt: inspecting doomed.node2")  # it does this after the login to node2, before the tests
     Stopper(host, DESTROY, "node2").stop()
     assert_fails(process, DESTROY, "node2", NO_STAGE)
+    host.vcluster("clear", "doomed", "-y")
+    assert changes(survey(host), bare) == {}
+
+
+@pytest.mark.rare  # the test above stops nodes during other commands
+def test_a_node_stops_during_start_repair_and_provision(host: Host, bare: Survey) -> None:
+    """The cluster stays, and `repair` makes it ready again."""
+    created(host, *TWO).communicate(timeout=300)
+    host.vcluster("power", "off", "-w", "node2", "--name", "doomed")
 
     process = host.popen("start", "doomed")
     read_until(process, "node2: start took")
