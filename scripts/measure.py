@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from scripts import measure_against, measure_clones, measure_host  # noqa: E402
+from scripts import measure_against, measure_clones, measure_host, measure_instrument  # noqa: E402
 from tests import samples  # noqa: E402
 from tests.inside import inside  # noqa: E402
 from tests.testbed import Server, kill, testbed  # noqa: E402
@@ -280,7 +280,8 @@ def create() -> None:
 MEASUREMENTS = {"seed": seed, "links": links, "traffic": traffic, "plan": plan, "start": start, "create": create}
 CLONES = "clones"
 HOST = "host"
-SUBJECTS = [*MEASUREMENTS, CLONES, HOST]
+INSTRUMENT = "instrument"
+SUBJECTS = [*MEASUREMENTS, CLONES, HOST, INSTRUMENT]
 NEED_IMAGE = {"create", CLONES, HOST}
 
 
@@ -293,13 +294,15 @@ def main() -> None:
     """Run the measurements that the command line names, or all."""
     parser = argparse.ArgumentParser(prog="bench", description="Measure vcluster on this machine.")
     parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help=", ".join(SUBJECTS))
-    parser.add_argument("--rounds", type=int, help=f"{CLONES}, --against: number of rounds  [default: 3, 5]")
+    parser.add_argument(
+        "--rounds", type=int, help=f"{CLONES}, {INSTRUMENT}, --against: number of rounds  [default: 3, 3, 5]"
+    )
     parser.add_argument("--cold-rounds", type=int, default=2, help=f"{CLONES}: rounds of booted nodes  [default: 2]")
     parser.add_argument(
         "--json",
         type=lambda path: Path(path).resolve(),
         metavar="FILE",
-        help=f"{CLONES}, {HOST}, --against: raw numbers",
+        help=f"{CLONES}, {HOST}, {INSTRUMENT}, --against: raw numbers",
     )
     parser.add_argument(
         "--against", metavar="REV", help="compare creates and `add` with this revision, and nothing else"
@@ -331,6 +334,10 @@ def main() -> None:
         elif name == HOST:
             measure_host.host(
                 nodes=arguments.nodes[0], command=arguments.command, here=arguments.here, json_file=arguments.json
+            )
+        elif name == INSTRUMENT:
+            measure_instrument.instrument(
+                rounds=arguments.rounds or measure_instrument.ROUNDS, json_file=arguments.json
             )
         else:
             MEASUREMENTS[name]()
