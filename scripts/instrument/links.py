@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +28,7 @@ LOSS_FLOW = ["-t", "3"]
 IPERF = ["nice", "-n", "-20", "iperf3"]
 CLIENT = [*IPERF, "--congestion", "cubic", "--json", "--client"]
 PORT = "vp-lab-2"  # of node2
+QUEUE_S = 0.4  # the latency in usual examples of tbf
 NO_QUEUE = f"tc qdisc del dev {PORT} root"
 LOSSES = {"0.1%": 0.001, "1%": 0.01, "10%": 0.1}
 FRAMES = 200_000  # of each round
@@ -41,14 +43,22 @@ MININET_MTU = 1500
 
 
 def rates(labs: Labs) -> list[Row]:
-    """TCP through a link of 10 and of 100 Mbit/s."""
+    """TCP through a link of 10 and of 100 Mbit/s, also with as much room for waiting frames as the line of tc has."""
     rows = []
     for megabits in (10, 100):
         row = partial(Row, f"rate {megabits} Mbit/s", goal="ideal ±1 %", judge=judge_rate)
-        line = f"tc qdisc add dev {PORT} root tbf rate {megabits}mbit burst 32kbit latency 400ms"
-        sides = vcluster_sides(labs, "node2", "--to", f"rate={megabits}mbit")
-        for side in (*sides, by_hand(labs, f"{TC} (tbf)", (line,), NO_QUEUE)):
-            rows.append(row(side=side.name, effort=side.effort, work=partial(_limited_flow, side, megabits)))
+        line = f"tc qdisc add dev {PORT} root tbf rate {megabits}mbit burst 32kbit latency {QUEUE_S * 1000:.0f}ms"
+        limits = f"rate={megabits}mbit"
+        room = f"queue={round(megabits * 1e6 / 8 * QUEUE_S)}B"
+        sides = [
+            *vcluster_sides(labs, "node2", "--to", limits),
+            *(
+                replace(side, name=f"{side.name}, queue={QUEUE_S} s")
+                for side in vcluster_sides(labs, "node2", "--to", f"{limits},{room}")
+            ),
+            by_hand(labs, f"{TC} (tbf)", (line,), NO_QUEUE),
+        ]
+        rows += [row(side=side.name, effort=side.effort, work=partial(_limited_flow, side, megabits)) for side in sides]
         work = partial(_mininet, labs.local.host.server, megabits)
         rows.append(row(side="Mininet's TCLink", effort="4 lines of Python", work=work))
     return rows
@@ -150,7 +160,7 @@ def _require_netem(made: Lab) -> None:
     try:
         type_line(made, "tc qdisc add dev lo root netem delay 1ms")
     except NotRun as error:
-        raise NotRun(f"this kernel lacks netem: {error}") from None
+        raise NotRun(f"the kernel lacks netem, so {error}") from None
     type_line(made, "tc qdisc del dev lo root")
 
 
