@@ -33,14 +33,15 @@ def instrument(*, rounds: int = ROUNDS, json_file: Path | None = None) -> None:
             for row in rows:
                 row.measure()
                 print(f"round {number}: {row.figure}, {row.side}: {_last(row)}", file=sys.stderr, flush=True)
-    if json_file:
-        made = {"conditions": conditions(rounds), "rows": [row.document() for row in rows]}
-        json_file.write_text(json.dumps(made, indent=1) + "\n")
+            if json_file:
+                made = {"conditions": conditions(number), "rows": [row.document() for row in rows]}
+                json_file.write_text(json.dumps(made, indent=1) + "\n")
     print(f"{report(rows)}\n\n{json.dumps(conditions(rounds))}", flush=True)
 
 
 def _last(row: Row) -> object:
-    return row.not_run or row.rounds[-1]
+    """The newest round, or why there is none."""
+    return row.not_run or [*row.rounds, *row.failures][-1]
 
 
 def conditions(rounds: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,18 +32,26 @@ class Row:
     judge: Callable[[list[Round]], Verdict]
     rounds: list[Round] = field(default_factory=list)
     not_run: str = ""
+    failures: list[str] = field(default_factory=list)
 
     def measure(self) -> None:
-        """Measure one round, unless an earlier one could not be measured."""
+        """Measure one round, unless an earlier one could not be measured. A round that fails does not end the rest."""
         if not self.not_run:
             try:
                 self.rounds.append(self.work())
             except NotRun as error:
                 self.not_run = str(error)
+            except (AssertionError, OSError, ValueError, subprocess.SubprocessError) as error:
+                self.failures.append(f"{type(error).__name__}: {error}")
 
     def verdict(self) -> Verdict:
         """The result of all rounds."""
-        return (f"not run: {self.not_run}", None) if self.not_run else self.judge(self.rounds)
+        if self.not_run:
+            return f"not run: {self.not_run}", None
+        text, is_reached = self.judge(self.rounds) if self.rounds else ("", False)
+        if self.failures:
+            return f"{len(self.failures)} rounds failed; {text}", False
+        return text, is_reached
 
     def cells(self, result: str = "") -> tuple[str, ...]:
         """The row of the table. Another result can be in the place of its own."""
@@ -53,7 +62,7 @@ class Row:
     def document(self) -> dict[str, Any]:
         """The raw numbers."""
         names = ("figure", "side", "result", "goal", "reached", "effort")
-        return {**dict(zip(names, self.cells(), strict=True)), "rounds": self.rounds}
+        return {**dict(zip(names, self.cells(), strict=True)), "rounds": self.rounds, "failures": self.failures}
 
 
 def report(rows: list[Row]) -> str:

@@ -136,3 +136,18 @@ def test_a_side_that_cannot_run_gives_its_reason_once() -> None:
 
 def test_the_rate_of_iperf3_is_that_of_the_receiver() -> None:
     assert links.goodput('{"end": {"sum_sent": {"bits_per_second": 2}, "sum_received": {"bits_per_second": 1}}}') == 1.0
+
+
+def test_a_round_that_fails_does_not_reach_the_goal() -> None:
+    """The other rounds still count."""
+    left = [{"goodput_bit_s": 100.0, "ideal_bit_s": 100.0}]
+
+    def work() -> dict[str, Any]:
+        assert left, "no answer"
+        return left.pop()
+
+    made = Row("rate", "tc", "-", "1 command", work, outcomes.judge_rate)
+    for _ in range(3):
+        made.measure()
+    assert made.cells()[2:5] == ("2 rounds failed; 0.00 % (0.00 to 0.00)", "-", "no")
+    assert made.document()["failures"][0].startswith("AssertionError: no answer")
