@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
@@ -21,6 +22,7 @@ ROUNDS = 3
 
 def instrument(*, rounds: int = ROUNDS, json_file: Path | None = None) -> None:
     """Measure all rows in turn, round by round, print the table, and write the raw numbers to a file."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # it ends captures; a shell lets `bench &` ignore it
     with sides.labs() as labs:
         rows = [
             *links.rates(labs),
