@@ -15,6 +15,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from tests import samples
+from tests.answering_pipe import AnsweringPipe
 from tests.odd import values
 from tests.odd.entry_points import EntryPoint
 from vcluster.adapters.network import raw_frames
@@ -30,9 +31,11 @@ from vcluster.commands.servers import capture
 from vcluster.errors import VclusterError
 from vcluster.model import json_types
 from vcluster.planning.neighbours import classify
+from vcluster.planning.traffic.tcp_figures import FlowChoice
 from vcluster.render import gateway_actions
 from vcluster.stages import check, configure, provision
-from vcluster.stages.guest_answer import ask, find, require_success
+from vcluster.stages.guest_answer import ask, find, parsed, require_success
+from vcluster.stages.measuring import tcp_flow
 from vcluster.util.deadline import Deadline
 from vcluster.util.events import Reporter
 
@@ -69,6 +72,8 @@ def entry_points() -> list[EntryPoint]:
         EntryPoint("answer of provision", values.json_bytes({"exit_code": 0}), _provision),
         EntryPoint("answer of rank_sockets", values.json_bytes(SOCKET), _rank_socket, ("node1",)),
         EntryPoint("answer of tcp_retransmits", values.json_bytes({"retransmits": 5}), _retransmits, ("node1",)),
+        EntryPoint("answer of iperf3", values.json_bytes(IPERF3), _iperf3, ("node1",)),
+        EntryPoint("answer of tcp_samples", _sample_lines, _samples, ("node1",)),
         EntryPoint("rules of the gateway", values.json_bytes(RULES), _rules),
         *serial_entry_points(),
     ]
@@ -194,6 +199,29 @@ _HOST = {"address": "10.0.0.200", "mac": "02:00:00:00:00:99", "name": "laptop", 
 FOUND = {"found": [_HOST], "swept": "10.0.0.1-10.0.0.254"}
 SOCKET = {"rank": 1, "process": 10, "local": ["10.0.0.1", 40000], "remote": ["10.0.0.2", 35000], "closed": False}
 RULES = {"nftables": [{"chain": {"name": "forward"}}, {"rule": {"expr": [{"accept": None}]}}]}
+FLOW = FlowChoice(2.0, 1, 0.1, None)
+_SUM = {"start": 1.5, "seconds": 0.1, "bytes": 250_000}
+IPERF3 = {"start": {"connected": [{"local_port": 40000}]}, "intervals": [{"sum": _SUM}]}
+_CONNECTION = {
+    "port": 40000, "congestion": "cubic", "retransmits": 1, "min_rtt_us": 5, "sent_bytes": 9, "received_bytes": 3
+}  # fmt: skip
+CONNECTIONS = {"connections": [_CONNECTION], "samples": 1}
+SAMPLE = {
+    "t_ns": 5, "port": 40000, "state": 1, "unacked": 2, "rtt_us": 9, "rttvar_us": 3, "ssthresh": None, "cwnd": 10,
+    "retransmits": 0, "min_rtt_us": 7, "delivery_rate": 1000,
+}  # fmt: skip
+
+
+def _iperf3(raw: bytes) -> None:
+    tcp_flow.read_result(parsed(_text(raw), "node1"), FLOW, "node1")
+
+
+def _sample_lines(random: Random) -> bytes:
+    return b"\n".join(values.json_bytes(line)(random) for line in (CONNECTIONS, SAMPLE))
+
+
+def _samples(raw: bytes) -> None:
+    tcp_flow.read_samples(AnsweringPipe(raw), FLOW, frozenset([40000]), Deadline(10))
 
 
 def _rank_socket(raw: bytes) -> None:

@@ -165,7 +165,7 @@ def test_traffic_is_explained_by_what_was_sent_and_its_headers() -> None:
     traffic = measure.traffic_between(before, after)
     assert traffic.difference_bytes == 0
     assert traffic.by_class == {"arp": 42, "ssh": 200, "nfs": 0}
-    assert traffic.mpi_bytes == 4660
+    assert traffic.caused_bytes == 4660
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_one_percent_may_be_unexplained(difference: int, is_explained: bool) -> 
     assert traffic.is_explained == is_explained
     if not is_explained:
         with pytest.raises(VclusterError, match="other programs used the cluster network"):
-            measure.require_explained(Measured("", (), traffic))
+            measure.require_explained(traffic)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,8 @@ def test_nodes_that_waited_for_a_processor(work: Work, names: tuple[str, ...]) -
     """Node 1 waited for 5 % of its time, nodes 2 and 3 for more; node 4 was off at the begin."""
     before = {"node1": (100, 10), "node2": (100, 10), "node3": (0, 0)}
     after = {"node1": (1050, 60), "node2": (1050, 61), "node3": (0, 1), "node4": (1, 1)}
-    assert measure.starved(before, after, ("node1", "node2", "node3", "node4"), work) == names
+    nodes = measure.involved(work, ("node1", "node2", "node3", "node4"))
+    assert measure.starved(before, after, nodes) == names
 
 
 # The report

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from vcluster.adapters.pipe import Pipe
+from tests.answering_pipe import AnsweringPipe
 from vcluster.errors import VclusterError
 from vcluster.planning.measure_plan import Work
 from vcluster.stages.measuring.measure import ANSWER_MAX, MeasuringProgram
@@ -15,41 +15,8 @@ from vcluster.util.deadline import Deadline
 WORK = Work("pingpong", "node2", "node1", 8)
 
 
-class Answers(Pipe):
-    """A pipe to a program that has these answers ready."""
-
-    def __init__(self, *answers: bytes) -> None:
-        super().__init__("node1")
-        self._answers = b"".join(answers)
-        self.commands = b""
-
-    @property
-    def is_alive(self) -> bool:
-        return bool(self._answers)
-
-    def receive(self, timeout_s: float) -> bytes:
-        assert timeout_s >= 0
-        data, self._answers = self._answers[:1000], self._answers[1000:]
-        return data
-
-    def transmit(self, data: memoryview, timeout_s: float) -> int:
-        assert timeout_s >= 0
-        self.commands += bytes(data)
-        return len(data)
-
-    def shut(self) -> None: ...
-
-    def close(self) -> None: ...
-
-    def wait(self, timeout_s: float) -> int | None:
-        return 0 if timeout_s else None
-
-    def reason(self) -> str:
-        return ""
-
-
-def program(*answers: bytes) -> tuple[MeasuringProgram, Answers]:
-    pipe = Answers(*answers)
+def program(*answers: bytes) -> tuple[MeasuringProgram, AnsweringPipe]:
+    pipe = AnsweringPipe(*answers)
     return MeasuringProgram(pipe, Deadline(10), ("node1", "node2"), "MPICH"), pipe
 
 

@@ -49,6 +49,8 @@ READERS = {
         "answer of provision",
         "answer of rank_sockets",
         "answer of tcp_retransmits",
+        "answer of iperf3",
+        "answer of tcp_samples",
     ),
     "render/gateway_actions.py is_open": ("rules of the gateway",),
 }
@@ -76,6 +78,7 @@ TRUSTED = {
     "guest/authorize.py main": "the request of the controller",
     "guest/link_probe.py main": "the request of the controller",
     "guest/tcp_retransmits.py main": "the request of the controller",
+    "guest/tcp_samples.py main": "the request of the controller",
 }
 
 

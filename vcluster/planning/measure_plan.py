@@ -115,8 +115,7 @@ def _doubles(low: int, high: int) -> Iterator[int]:
 
 def works(kind: str, nodes: Sequence[str], sizes: Sequence[int], *, is_ring: bool) -> tuple[Work, ...]:
     """All works of a kind of measurement, in their order. Raises RequestError for fewer than two nodes."""
-    if len(nodes) < 2:
-        raise RequestError("a measurement needs two nodes or more", hint="vcluster add 1")
+    require_two(nodes)
     if kind == COLLECTIVES:
         return tuple(
             Work(operation, None, None, size)
@@ -126,7 +125,7 @@ def works(kind: str, nodes: Sequence[str], sizes: Sequence[int], *, is_ring: boo
     operation = "stream" if kind == BANDWIDTH else "pingpong"
     return tuple(
         Work(operation, start, end, size)
-        for start, end in _pairs(nodes, is_ring=is_ring, is_directed=kind == BANDWIDTH)
+        for start, end in pairs(nodes, is_ring=is_ring, is_directed=kind == BANDWIDTH)
         for size in sizes
     )
 
@@ -144,7 +143,14 @@ def require_memory(works: Sequence[Work], ranks: int, memory_mib: int) -> None:
             )
 
 
-def _pairs(nodes: Sequence[str], *, is_ring: bool, is_directed: bool) -> Iterator[tuple[str, str]]:
+def require_two(nodes: Sequence[str]) -> None:
+    """Raise RequestError for fewer than two nodes."""
+    if len(nodes) < 2:
+        raise RequestError("a measurement needs two nodes or more", hint="vcluster add 1")
+
+
+def pairs(nodes: Sequence[str], *, is_ring: bool, is_directed: bool) -> Iterator[tuple[str, str]]:
+    """Pairs of nodes: all of them, or each node with the next one. Directed pairs have both orders."""
     if is_ring:
         is_closed = is_directed or len(nodes) > 2  # two nodes have one round trip
         yield from zip(nodes, (*nodes[1:], *nodes[:is_closed]), strict=False)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -13,43 +15,57 @@ from vcluster.cli.output import terminal
 
 if TYPE_CHECKING:
     from vcluster.planning.measure_plan import MeasuredRow
+    from vcluster.planning.traffic.tcp_figures import FlowChoice, TcpRow, TcpSample
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 @click.group(
     cls=Group,
-    sections={"Commands": ("latency", "bandwidth", "pingpong", "collectives")},
+    sections={"Commands": ("latency", "bandwidth", "pingpong", "collectives", "tcp")},
     epilog=examples(
         "sudo vcluster measure latency",
         "sudo vcluster measure bandwidth --ring",
         "sudo vcluster measure pingpong -w 'node[1-2]' --sizes 1:4MiB --ci 2% -o csv",
+        "sudo vcluster measure tcp -w 'node[1-2]' --congestion reno --series tcp.ndjson",
     ),
 )
 def measure() -> None:
-    """Measure MPI between nodes: times, rates and collective operations.
+    """Measure MPI between nodes: times, rates and collective operations. Measure TCP too.
 
-    One rank runs on each node. A result is the median of repeated operations, with its 95 % confidence interval; they
-    are repeated until the interval is narrow enough. The command then compares the bytes that it caused with the
-    counters of the switch's ports.
+    For MPI, one rank runs on each node. A result is the median of repeated operations, with its 95 % confidence
+    interval; they are repeated until the interval is narrow enough. Each command then compares the bytes that it caused
+    with the counters of the switch's ports.
     """
+
+
+_cluster_options: tuple[Callable[[F], F], ...] = (
+    arguments.name_option,
+    click.option(
+        "-w", "--nodes", "nodeset", metavar="NODES", shell_complete=arguments.complete_nodes,
+        help="Only these nodes, for example 'node[2-3]'.",
+    ),
+)  # fmt: skip
+_pair_options: tuple[Callable[[F], F], ...] = (
+    click.option(
+        "--ring/--pairs", "is_ring", default=False,
+        help="From each node to the next one only, or between all pairs.  [default: pairs]",
+    ),
+)  # fmt: skip
+_output_options: tuple[Callable[[F], F], ...] = (
+    arguments.timeout_option(3600),
+    click.option(
+        "-o", "--output", type=click.Choice(["text", "json", "csv"]), default="text", envvar="VCLUSTER_OUTPUT",
+        help="Format of the result.",
+    ),
+)  # fmt: skip
 
 
 def _options(default_sizes: str, *, has_pairs: bool) -> Callable[[F], F]:
     """The options that all measurements share; those for pairs only if there are pairs."""
-    pairs: tuple[Callable[[F], F], ...] = (
-        click.option(
-            "--ring/--pairs", "is_ring", default=False,
-            help="From each node to the next one only, or between all pairs.  [default: pairs]",
-        ),
-    )  # fmt: skip
-    options: tuple[Callable[[F], F], ...] = (
-        arguments.name_option,
-        click.option(
-            "-w", "--nodes", "nodeset", metavar="NODES", shell_complete=arguments.complete_nodes,
-            help="Only these nodes, for example 'node[2-3]'.",
-        ),
-        *(pairs if has_pairs else ()),
+    return _all(
+        *_cluster_options,
+        *(_pair_options if has_pairs else ()),
         click.option(
             "--sizes", default=default_sizes, show_default=True, metavar="SIZES",
             help="Sizes of messages: a list, or a range and all doubles in it.",
@@ -62,12 +78,12 @@ def _options(default_sizes: str, *, has_pairs: bool) -> Callable[[F], F]:
             "--row-time", "row_time_s", type=arguments.Duration(1, 3600), default="10", show_default=True,
             metavar="SECONDS", help="Go on to the next row after this time.",
         ),
-        arguments.timeout_option(3600),
-        click.option(
-            "-o", "--output", type=click.Choice(["text", "json", "csv"]), default="text", envvar="VCLUSTER_OUTPUT",
-            help="Format of the result.",
-        ),
+        *_output_options,
     )  # fmt: skip
+
+
+def _all(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """All these options, in this order."""
 
     def decorate(function: F) -> F:
         for option in reversed(options):
@@ -154,7 +170,107 @@ def _run(
             emit(work.Measured(None, tuple(rows), None))
         raise
     emit(measured)
-    work.require_explained(measured)
+    work.require_explained(measured.traffic)
+
+
+@measure.command(cls=Command)
+@_all(
+    *_cluster_options,
+    *_pair_options,
+    click.option(
+        "--for", "for_s", type=arguments.Duration(2, 600), default="10", show_default=True, metavar="SECONDS",
+        help="Send so long in each direction, after a warm-up of 1 s.",
+    ),
+    click.option(
+        "--streams", type=arguments.Number(int, 1, 16), default=1, show_default=True, metavar="N",
+        help="Send over N connections at a time.",
+    ),
+    click.option(
+        "--congestion", metavar="NAME", help="Congestion control of the sender.  [default: that of its kernel]"
+    ),
+    click.option(
+        "--every", "every_s", type=arguments.Duration(0.01, 60), default="0.1", show_default=True, metavar="SECONDS",
+        help="Sample the connections after each such interval.",
+    ),
+    click.option(
+        "--series", "path", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+        help="Write each sample into this file, a line of JSON each.",
+    ),
+    *_output_options,
+)  # fmt: skip
+def tcp(for_s: float, streams: int, every_s: float, congestion: str | None, **options: Any) -> None:
+    """Measure TCP in each direction between nodes: goodput, retransmits and round trips.
+
+    iperf3 sends the data. Meanwhile, the kernel of the sender is asked for the state of the connections.
+    """
+    from vcluster.planning.traffic import tcp_figures
+
+    choice = tcp_figures.FlowChoice(for_s, streams, every_s, congestion)
+    tcp_figures.check(choice)
+    _run_tcp(choice, **options)
+
+
+def _run_tcp(
+    choice: FlowChoice,
+    *,
+    name: str | None,
+    nodeset: str | None,
+    is_ring: bool,
+    path: Path | None,
+    timeout_s: float,
+    output: str,
+) -> None:
+    from vcluster.cli.output.traffic import tcp_report
+    from vcluster.commands.nodes import access
+    from vcluster.commands.nodes import measure as traffic
+    from vcluster.commands.nodes import tcp_flow as work
+    from vcluster.planning import measure_plan
+
+    context, plan = common.open_cluster(name)
+    nodes = {node.name: node for node in access.choose_nodes(plan, nodeset)}
+    measure_plan.require_two([*nodes])
+    names = measure_plan.pairs([*nodes], is_ring=is_ring, is_directed=True)
+    pairs = [(nodes[start], nodes[end]) for start, end in names]
+    rows: list[TcpRow] = []
+
+    def emit(measured: work.MeasuredTcp) -> None:
+        render = tcp_report.csv_text if output == "csv" else tcp_report.text
+        common.emit(output, tcp_report.document([*nodes], choice, measured), render)
+
+    with _series(path) as record:
+
+        def show(row: TcpRow, samples: Sequence[TcpSample]) -> None:
+            rows.append(row)
+            record(row, samples)
+            terminal.print_text(tcp_report.row_text(tcp_report.row_document(row)), err=True)
+
+        try:
+            measured = work.measure(context, plan, pairs, choice, show, timeout_s=timeout_s)
+        except BaseException:
+            if rows:  # they took their time
+                emit(work.MeasuredTcp(tuple(rows), None))
+            raise
+    emit(measured)
+    traffic.require_explained(measured.traffic)
+
+
+@contextmanager
+def _series(path: Path | None) -> Iterator[Callable[[TcpRow, Sequence[TcpSample]], None]]:
+    """A function that writes samples into a file, if there is one. The file is emptied with the first ones."""
+    from vcluster.cli.output.traffic import tcp_report
+    from vcluster.cli.output.traffic.record_file import RecordFile
+
+    file = None
+    with ExitStack() as stack:
+
+        def record(row: TcpRow, samples: Sequence[TcpSample]) -> None:
+            nonlocal file
+            if path:
+                file = file or stack.enter_context(RecordFile(path, owner=common.user_of_sudo()))
+                for sample in samples:
+                    file.write_line(tcp_report.sample_line(row, sample))
+
+        yield record
 
 
 COMMANDS = (measure,)

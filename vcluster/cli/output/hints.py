@@ -25,6 +25,7 @@ CLUSTER_COMMANDS: Mapping[str, bool] = {
     **dict.fromkeys(("fault cut", "fault partition", "fault flap", "fault unplug", "fault pause"), False),
     **dict.fromkeys(("fault show", "fault heal"), False),
     **dict.fromkeys(("measure latency", "measure bandwidth", "measure pingpong", "measure collectives"), False),
+    "measure tcp": False,
     **dict.fromkeys(("capture run", "capture start", "capture stop", "capture status"), False),
 }
 # What does to a node what these do to a cluster.

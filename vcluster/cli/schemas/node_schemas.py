@@ -159,6 +159,24 @@ LINKS_RESET = record(
 
 _VALUE = number("Value in the unit")
 _BOUND = optional(number("End of the 95 % interval of the median, in the unit; null with fewer than 6 samples"))
+
+
+def _traffic(cause: str, about: str) -> Schema:
+    return optional(
+        record(
+            "Bytes of frames that entered the switch's ports meanwhile; null if the measurement ended early",
+            {
+                "port_bytes": integer("All, by the counters of the ports, in bytes"),
+                f"{cause}_bytes": integer(about),
+                "ssh_bytes": integer("Those of SSH, in bytes"),
+                "nfs_bytes": integer("Those of NFS, in bytes"),
+                "arp_bytes": integer("Those of ARP, in bytes"),
+                "difference_bytes": integer("The rest, in bytes; negative if the ports counted less", minimum=-(2**63)),
+            },
+        )
+    )
+
+
 MEASURE = record(
     "A measurement",
     {
@@ -185,19 +203,44 @@ MEASURE = record(
                 },
             ),
         ),
-        "traffic": optional(record(
-            "Bytes of frames that entered the switch's ports meanwhile; null if the measurement ended early",
-            {
-                "port_bytes": integer("All, by the counters of the ports, in bytes"),
-                "mpi_bytes": integer("Those of the ranks, by their own counters of TCP, in bytes"),
-                "ssh_bytes": integer("Those of SSH, in bytes"),
-                "nfs_bytes": integer("Those of NFS, in bytes"),
-                "arp_bytes": integer("Those of ARP, in bytes"),
-                "difference_bytes": integer("The rest, in bytes; negative if the ports counted less", minimum=-(2**63)),
-            },
-        )),
+        "traffic": _traffic("mpi", "Those of the ranks, by their own counters of TCP, in bytes"),
     },
 )  # fmt: skip
+_RATE_BOUND = optional(integer("End of the 95 % interval of the median, in bits a second; null without one"))
+MEASURE_TCP = record(
+    "A measurement",
+    {
+        "kind": one_of("What was measured", "tcp"),
+        "nodes": many("The nodes", NODE),
+        "seconds": seconds("How long data were sent in each direction, after the warm-up"),
+        "skipped_seconds": seconds("Length of the warm-up, which is left out"),
+        "streams": integer("Number of connections at a time"),
+        "rows": many(
+            "The rows",
+            record(
+                "A direction between two nodes",
+                {
+                    "from": text("Node that sent"),
+                    "to": text("Node that received"),
+                    "congestion": text("Congestion control of the sender"),
+                    "samples": integer("Number of intervals for which the goodput was counted"),
+                    "goodput_bits": integer("Median of the data that the receiver read, in bits a second"),
+                    "low_bits": _RATE_BOUND,
+                    "high_bits": _RATE_BOUND,
+                    "retransmits": integer("Segments that the sender sent again, also in the warm-up"),
+                    "rtt_us": optional(
+                        number("Median of the round trips in the samples, in microseconds; null without a sample")
+                    ),
+                    "min_rtt_us": optional(
+                        integer("Least round trip that the kernel knew, in microseconds; null if it knew none")
+                    ),
+                    "starved": many("Nodes whose processors waited for one of the server", NODE),
+                },
+            ),
+        ),
+        "traffic": _traffic("tcp", "Those of the connections, by the counters of their kernels, in bytes"),
+    },
+)
 
 CHECK = record(
     "The result of all checks",
@@ -276,6 +319,7 @@ SCHEMAS: dict[str, Schema] = {
     "link trace": LINK_TRACE,
     "link calibrate": LINK_CALIBRATION,
     **{f"measure {kind}": MEASURE for kind in ("latency", "bandwidth", "pingpong", "collectives")},
+    "measure tcp": MEASURE_TCP,
     "power on": POWER,
     "power off": POWER,
     "power cycle": POWER,

@@ -41,16 +41,16 @@ class Precision:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """The bytes of frames that entered the switch's ports, in total and by class. `mpi_bytes` are those we caused."""
+    """The bytes of frames that entered the switch's ports, in total and by class. `caused_bytes` are ours."""
 
     port_bytes: int
-    mpi_bytes: int
+    caused_bytes: int
     by_class: Mapping[str, int]
 
     @property
     def difference_bytes(self) -> int:
         """The bytes at the ports that the measurement does not explain."""
-        return self.port_bytes - self.mpi_bytes - sum(self.by_class.values())
+        return self.port_bytes - self.caused_bytes - sum(self.by_class.values())
 
     @property
     def is_explained(self) -> bool:
@@ -69,7 +69,7 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What had entered the ports, and what the ranks had sent."""
+    """What had entered the ports, and what we had sent."""
 
     frames: int
     bytes: int
@@ -100,15 +100,15 @@ def measure(
         context.fleet_of(plan) as fleet,
         sessions(context, plan, [head], user=plan.user, deadline=deadline, fleet=fleet) as opened,
         stage.started(opened[head.name], plan, names, deadline) as program,
-        _counted(fleet[plan.switch.server], plan) as read,
+        counted(fleet[plan.switch.server], plan) as read,
     ):
-        before = read(program)
+        before = read(_sent_bytes(program, plan))
         for work in works:
             times = vcpu_times(fleet, nodes)
             row = repeat(program, work, precision)
-            rows.append(replace(row, starved=starved(times, vcpu_times(fleet, nodes), names, work)))
+            rows.append(replace(row, starved=starved(times, vcpu_times(fleet, nodes), involved(work, names))))
             on_row(rows[-1])
-        after = read(program)
+        after = read(_sent_bytes(program, plan))
     return Measured(program.library, tuple(rows), traffic_between(before, after))
 
 
@@ -140,11 +140,15 @@ def vcpu_times(fleet: Fleet, nodes: Sequence[Node]) -> dict[str, tuple[int, int]
     return {node.name: found[node.domain] for node in nodes if node.domain in found}
 
 
+def involved(work: Work, nodes: Sequence[str]) -> tuple[str, ...]:
+    """The nodes that take part in a work, of all nodes of the measurement. Pure."""
+    return tuple(name for name in nodes if not work.start or name in (work.start, work.end))
+
+
 def starved(
-    before: Mapping[str, Sequence[int]], after: Mapping[str, Sequence[int]], nodes: Sequence[str], work: Work
+    before: Mapping[str, Sequence[int]], after: Mapping[str, Sequence[int]], names: Sequence[str]
 ) -> tuple[str, ...]:
-    """The nodes of a work whose processors waited for more than the part STARVED of their time. Pure."""
-    names = [name for name in nodes if not work.start or name in (work.start, work.end)]
+    """Those of the nodes whose processors waited for more than the part STARVED of their time. Pure."""
     waited = {}
     for name in names:
         if name in before and name in after:
@@ -153,18 +157,21 @@ def starved(
     return tuple(name for name, is_starved in waited.items() if is_starved)
 
 
+def _sent_bytes(program: MeasuringProgram, plan: Plan) -> int:
+    """The bytes that the ranks have sent so far, and mpiexec on the head, which passes commands and answers on."""
+    is_passed_on = program.nodes[0] != plan.head.name
+    return program.sent_bytes() + (program.control_bytes if is_passed_on else 0)
+
+
 @contextmanager
-def _counted(server: Server, plan: Plan) -> Iterator[Callable[[MeasuringProgram], Reading]]:
-    """A function that reads the counters of the switch's ports, and what the ranks have sent."""
+def counted(server: Server, plan: Plan) -> Iterator[Callable[[int], Reading]]:
+    """A function that reads the counters of the switch's ports. It gets the bytes that we have sent so far."""
     ports = [switch_port(plan, node) for node in plan.nodes]
     present = {link["name"] for link in server.call("interfaces")} & {*ports}
     table = f"measured-{secrets.token_hex(8)}"
     server.call("count_frames", table=table, ports=sorted(present))
 
-    def read(program: MeasuringProgram) -> Reading:
-        sent_bytes = program.sent_bytes()
-        if program.nodes[0] != plan.head.name:  # mpiexec on the head passes commands and answers on
-            sent_bytes += program.control_bytes
+    def read(sent_bytes: int) -> Reading:
         by_class = server.call("counted_frames", table=table)
         links = [link for link in server.call("interfaces") if link["name"] in present]
         frames, size = sum(link["rx_packets"] for link in links), sum(map(_received_bytes, links))
@@ -185,7 +192,7 @@ def _received_bytes(link: Mapping[str, Any]) -> int:
 def traffic_between(before: Reading, after: Reading) -> Traffic:
     """The traffic between two readings. Pure.
 
-    The bytes that the ranks caused are those that they sent by TCP, and the headers of all frames of no other class:
+    The bytes that we caused are those that we sent by TCP, and the headers of all frames of no other class:
     acknowledgements have headers too. Frames that were joined on their way are counted as the ports count them.
     """
     counted = {name: [last - first for first, last in zip(before.by_class[name], after.by_class[name], strict=True)]
@@ -199,9 +206,8 @@ def traffic_between(before: Reading, after: Reading) -> Traffic:
     )
 
 
-def require_explained(measured: Measured) -> None:
+def require_explained(traffic: Traffic | None) -> None:
     """Raise VclusterError if something else used the cluster network during the measurement."""
-    traffic = measured.traffic
     if traffic and not traffic.is_explained:
         raise VclusterError(
             f"the ports of the switch counted {traffic.port_bytes} bytes, and the measurement explains "

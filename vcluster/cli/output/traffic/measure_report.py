@@ -52,14 +52,15 @@ def document(kind: str, nodes: Sequence[str], measured: Measured, *, width: floa
         "ci_percent": round(100 * width, 6),
         "skipped": skipped,
         "rows": [row_document(row) for row in measured.rows],
-        "traffic": _traffic_document(measured.traffic) if measured.traffic else None,
+        "traffic": traffic_document(measured.traffic, "mpi") if measured.traffic else None,
     }
 
 
-def _traffic_document(traffic: Traffic) -> dict[str, int]:
+def traffic_document(traffic: Traffic, cause: str) -> dict[str, int]:
+    """The bytes at the ports for scripts. `cause` names the field of those that the measurement caused."""
     return {
         "port_bytes": traffic.port_bytes,
-        "mpi_bytes": traffic.mpi_bytes,
+        f"{cause}_bytes": traffic.caused_bytes,
         **{f"{name}_bytes": traffic.by_class[name] for name in ("ssh", "nfs", "arp")},
         "difference_bytes": traffic.difference_bytes,
     }
@@ -70,8 +71,7 @@ def text(found: Document) -> str:
     rows = found["rows"]
     is_matrix = found["kind"] in ("latency", "bandwidth") and len({row["bytes"] for row in rows}) == 1
     body = _matrix(found["nodes"], rows) if is_matrix else _table(rows)
-    end = _traffic(found["traffic"]) if found["traffic"] else "it ended early: the bytes at the ports were not compared"
-    return f"{body}\n\n{_legend(found)}\n{end}"
+    return f"{body}\n\n{_legend(found)}\n{traffic_text(found['traffic'], 'mpi')}"
 
 
 def row_text(row: Document) -> str:
@@ -146,18 +146,25 @@ def _legend(found: Document) -> str:
         lines[-1] += f"; {found['library']}"
     if not all(row["reached"] for row in found["rows"]):
         lines.append(f"{NOT_REACHED} not reached: its interval is wider")
-    if starved := sorted({name for row in found["rows"] for name in row["starved"]}):
-        marked = sum(bool(row["starved"]) for row in found["rows"])
-        lines.append(f"{STARVED} in {marked} of {len(found['rows'])} rows, processors waited: {naming.folded(starved)}")
-    return "\n".join(lines)
+    return "\n".join((*lines, *starved_lines(found["rows"])))
 
 
-def _traffic(traffic: Document) -> str:
+def starved_lines(rows: Sequence[Document]) -> list[str]:
+    """A line about the nodes that waited for a processor, if there are any."""
+    names = sorted({name for row in rows for name in row["starved"]})
+    marked = sum(bool(row["starved"]) for row in rows)
+    return [f"{STARVED} in {marked} of {len(rows)} rows, processors waited: {naming.folded(names)}"] if names else []
+
+
+def traffic_text(traffic: Document | None, cause: str) -> str:
     """The bytes at the ports, and how many of them the measurement explains."""
+    if traffic is None:
+        return "it ended early: the bytes at the ports were not compared"
     total, difference = traffic["port_bytes"], traffic["difference_bytes"]
     percent = 100 * difference / total if total else 0.0
+    caused = f"{cause.upper()} {traffic[f'{cause}_bytes']}"
     return (
-        f"frames at the switch's ports: {total} bytes; MPI {traffic['mpi_bytes']}, ssh {traffic['ssh_bytes']}, "
+        f"frames at the switch's ports: {total} bytes; {caused}, ssh {traffic['ssh_bytes']}, "
         f"NFS {traffic['nfs_bytes']}, ARP {traffic['arp_bytes']}, difference {difference} ({percent:.2f} %)"
     )
 

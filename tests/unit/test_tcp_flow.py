@@ -1,0 +1,272 @@
+"""Flows of TCP: what is asked for, the answers of nodes, the figures of a row, and how they are rendered."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from ipaddress import IPv4Address
+from typing import Any
+
+import pytest
+
+from tests.answering_pipe import AnsweringPipe
+from tests.results import validated
+from vcluster.cli.output.traffic import tcp_report
+from vcluster.commands.nodes.measure import Traffic
+from vcluster.commands.nodes.tcp_flow import MeasuredTcp
+from vcluster.errors import RequestError, VclusterError
+from vcluster.model.spec import PortRange
+from vcluster.planning.traffic import tcp_figures
+from vcluster.planning.traffic.tcp_figures import FlowChoice, FlowEnds, Goodput, SeenFlow, TcpConnection, TcpSample
+from vcluster.stages.measuring.tcp_flow import read_result, read_samples
+from vcluster.util.deadline import Deadline
+
+CHOICE = FlowChoice(2.0, 1, 0.1, None)
+ENDS = FlowEnds(IPv4Address("10.0.0.1"), IPv4Address("10.0.0.2"), 5201)
+PORTS = frozenset([40000])
+UNKNOWN = "node1: the samples of TCP printed a result that vcluster does not know"
+
+
+# What is asked for
+
+
+@pytest.mark.parametrize(
+    ("choice", "reason"),
+    [
+        (FlowChoice(2.0, 1, 3.0, None), "--every 3 is longer than --for 2"),
+        (FlowChoice(600.0, 16, 0.01, None), "--every 0.01: a flow may have 1077800 samples"),
+        (FlowChoice(2.0, 1, 0.1, "; reboot"), "--congestion '; reboot' is not the name"),
+        (FlowChoice(2.0, 1, 0.1, ""), "--congestion '' is not the name"),
+        (FlowChoice(2.0, 1, 0.1, "a" * 16), "--congestion 'a+' is not the name"),
+    ],
+)
+def test_flows_that_cannot_be_measured(choice: FlowChoice, reason: str) -> None:
+    with pytest.raises(RequestError, match=reason):
+        tcp_figures.check(choice)
+
+
+def test_the_receiver_asks_for_the_warm_up_too() -> None:
+    tcp_figures.check(replace(CHOICE, congestion="reno"))
+    line = " ".join(tcp_figures.receiver_command(replace(CHOICE, congestion="reno"), ENDS))
+    assert "--client 10.0.0.1 --port 5201 --reverse --json --time 3 --interval 0.1 --parallel 1" in line
+    assert line.endswith("--congestion reno")
+    assert "--congestion" not in tcp_figures.receiver_command(CHOICE, ENDS)
+
+
+def test_nodes_that_accept_only_ports_of_mpi_use_one_of_them() -> None:
+    assert tcp_figures.sender_port(PortRange(20000, 20200)) == 20200
+    assert tcp_figures.sender_port(None) == 5201
+
+
+@pytest.mark.parametrize(("seconds", "interval_s"), [(2.0, 0.1), (10.0, 0.5), (600.0, 30.0)])
+def test_a_flow_has_twenty_intervals(seconds: float, interval_s: float) -> None:
+    assert FlowChoice(seconds, 1, 0.1, None).interval_s == interval_s
+
+
+# The answer of iperf3
+
+
+def result(**differences: Any) -> dict[str, Any]:
+    interval = {"sum": {"start": 1.0, "end": 1.1, "seconds": 0.1, "bytes": 1000}, "streams": []}
+    return {"start": {"connected": [{"local_port": 40000}]}, "intervals": [interval], "end": {}, **differences}
+
+
+def interval(**differences: Any) -> dict[str, Any]:
+    return {"intervals": [{"sum": {"start": 1.0, "seconds": 0.1, "bytes": 1000, **differences}}]}
+
+
+def test_a_result_of_iperf3() -> None:
+    assert read_result(result(), CHOICE, "node2: iperf3") == (PORTS, (Goodput(1.0, 0.1, 1000),))
+
+
+@pytest.mark.parametrize(
+    "differences",
+    [
+        {"start": None}, {"start": {}}, {"start": {"connected": {}}}, {"start": {"connected": []}},
+        {"start": {"connected": [{"local_port": 1}, {"local_port": 2}]}}, {"start": {"connected": [5]}},
+        {"start": {"connected": [{"local_port": 65536}]}}, {"start": {"connected": [{"local_port": "5"}]}},
+        {"intervals": None}, {"intervals": [5]}, {"intervals": [{}]}, {"intervals": [{"sum": 5}]},
+        {"intervals": 501 * interval()["intervals"]},
+        interval(start=-1), interval(start=None), interval(seconds=float("nan")), interval(seconds=float("inf")),
+        interval(seconds=10**400), interval(bytes=-1), interval(bytes=1.5), interval(bytes=True), interval(bytes=2**61),
+    ],
+)  # fmt: skip
+def test_other_results_are_refused(differences: dict[str, Any]) -> None:
+    with pytest.raises(VclusterError, match=r"^node2: iperf3 printed a result that vcluster does not know$"):
+        read_result(result(**differences), CHOICE, "node2: iperf3")
+
+
+@pytest.mark.parametrize("intervals", [{"intervals": []}, interval(start=0.9), interval(seconds=0.04)])
+def test_a_flow_must_last_longer_than_its_warm_up(intervals: dict[str, Any]) -> None:
+    with pytest.raises(VclusterError, match="node2: iperf3: the flow ended in its warm-up"):
+        read_result(result(**intervals), CHOICE, "node2: iperf3")
+
+
+def test_the_error_of_iperf3_is_shown() -> None:
+    with pytest.raises(VclusterError, match="node2: iperf3: unable to connect to server: Connection refused"):
+        read_result(result(error="unable to connect to server: Connection refused"), CHOICE, "node2: iperf3")
+
+
+# The samples
+
+CONNECTION = {
+    "port": 40000, "congestion": "cubic", "retransmits": 3, "min_rtt_us": 90, "sent_bytes": 7000, "received_bytes": 37
+}  # fmt: skip
+CONTROL = {**CONNECTION, "port": 40001, "retransmits": 1, "sent_bytes": 400, "received_bytes": 600}
+SAMPLE = {
+    "t_ns": 5, "port": 40000, "state": 1, "cwnd": 10, "ssthresh": None, "rtt_us": 100, "rttvar_us": 50,
+    "min_rtt_us": 90, "retransmits": 0, "unacked": 2, "delivery_rate": 1000,
+}  # fmt: skip
+
+
+def seen(head: object, *samples: object, ports: frozenset[int] = PORTS) -> SeenFlow:
+    lines = b"".join(json.dumps(line).encode() + b"\n" for line in (head, *samples))
+    return read_samples(AnsweringPipe(lines), CHOICE, ports, Deadline(10))
+
+
+def test_samples_of_the_connection_that_controls_iperf3_are_left_out() -> None:
+    """But its bytes are explained: those in both directions."""
+    found = seen({"connections": [CONNECTION, CONTROL], "samples": 2}, SAMPLE, {**SAMPLE, "port": 40001})
+    assert found.samples == (TcpSample(5, 40000, "established", 10, None, 100, 50, 90, 0, 2, 8000),)
+    assert found.connections == (TcpConnection(40000, "cubic", 3, 90, 7000, 37),)
+    assert found.exchanged_bytes == 7000 + 37 + 400 + 600
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        {}, {"connections": [CONNECTION]}, {"connections": {}, "samples": 0}, {"connections": [5], "samples": 0},
+        {"connections": [], "samples": 0}, {"connections": [CONTROL], "samples": 0},
+        {"connections": [CONNECTION, CONNECTION], "samples": 0},
+        {"connections": [CONNECTION], "samples": -1}, {"connections": [CONNECTION], "samples": CHOICE.samples_max + 1},
+        *(
+            {"connections": [{**CONNECTION, **each}], "samples": 0}
+            for each in (
+                {"port": 65536}, {"congestion": "\x1b[2J"}, {"congestion": ""}, {"congestion": "a" * 16},
+                {"congestion": 5}, {"retransmits": -1}, {"min_rtt_us": 2**32}, {"sent_bytes": 2**61},
+                {"received_bytes": None},
+            )
+        ),
+    ],
+)  # fmt: skip
+def test_other_connections_are_refused(head: object) -> None:
+    with pytest.raises(VclusterError, match=f"^{UNKNOWN}$"):
+        seen(head)
+
+
+@pytest.mark.parametrize(
+    "differences",
+    [
+        {"t_ns": -1}, {"port": None}, {"state": 10}, {"state": "1"}, {"cwnd": 2**32}, {"cwnd": 1.0}, {"rtt_us": True},
+        {"rttvar_us": None}, {"ssthresh": "x"}, {"min_rtt_us": -1}, {"retransmits": []}, {"unacked": {}},
+        {"delivery_rate": 2**61},
+    ],
+)  # fmt: skip
+def test_other_samples_are_refused(differences: dict[str, Any]) -> None:
+    with pytest.raises(VclusterError, match=f"^{UNKNOWN}$"):
+        seen({"connections": [CONNECTION], "samples": 1}, {**SAMPLE, **differences})
+
+
+@pytest.mark.parametrize("name", ["ssthresh", "min_rtt_us"])
+def test_a_value_that_may_be_unknown_must_be_there(name: str) -> None:
+    with pytest.raises(VclusterError, match=f"^{UNKNOWN}$"):
+        seen({"connections": [CONNECTION], "samples": 1}, {key: SAMPLE[key] for key in SAMPLE.keys() - {name}})
+
+
+def test_a_connection_that_has_not_ended_is_an_error() -> None:
+    with pytest.raises(VclusterError, match="a connection of iperf3 did not end in time"):
+        seen({"connections": [CONNECTION, {"port": 40001, "congestion": "cubic"}], "samples": 0})
+
+
+def test_lines_have_a_limited_length() -> None:
+    with pytest.raises(VclusterError, match="the answer is longer than 8 KiB"):
+        seen({"connections": ["x" * 20_000]})
+    with pytest.raises(VclusterError, match="the answer is longer than 1 KiB"):
+        seen({"connections": [CONNECTION], "samples": 1}, {**SAMPLE, "more": "x" * 20_000})
+
+
+def test_the_error_of_the_program_is_shown() -> None:
+    with pytest.raises(VclusterError, match="node1: the samples of TCP: sock_diag: EPERM"):
+        seen({"error": "sock_diag: EPERM"})
+
+
+# The row
+
+
+def sample(t_s: float, rtt_us: int, state: str = "established") -> TcpSample:
+    return TcpSample(int(t_s * 1e9), 40000, state, 10, None, rtt_us, 5, 4, 0, 0, 1)
+
+
+def flow(rates: Sequence[int], samples: Sequence[TcpSample] = ()) -> SeenFlow:
+    """A flow whose intervals of 0.1 s have these goodputs, in megabits a second, after a warm-up of 1 s."""
+    warm_up = [Goodput(number / 10, 0.1, 10**9) for number in range(10)]
+    counted = [Goodput(1 + number / 10, 0.1, rate * 12_500) for number, rate in enumerate(rates)]
+    end = Goodput(1 + len(rates) / 10, 0.01, 10**9)
+    connections = (TcpConnection(40000, "reno", 3, 90, 1, 1), TcpConnection(40001, "reno", 4, 80, 1, 1))
+    return SeenFlow((*warm_up, *counted, end), tuple(samples), connections, 0)
+
+
+def test_a_row_has_the_median_of_the_intervals_after_the_warm_up() -> None:
+    row = tcp_figures.summary("node1", "node2", CHOICE, flow(range(1, 21)))
+    assert (row.samples, row.goodput_bits, row.low_bits, row.high_bits) == (20, 10.5e6, 6e6, 15e6)
+    assert (row.retransmits, row.min_rtt_us, row.congestion, row.rtt_us) == (7, 80, "reno", None)
+    few = tcp_figures.summary("node1", "node2", CHOICE, flow([5, 5]))
+    assert (few.goodput_bits, few.low_bits, few.high_bits) == (5e6, None, None)
+
+
+def test_round_trips_are_those_of_established_connections_after_the_warm_up() -> None:
+    samples = [
+        sample(7.0, 1, "close-wait"), sample(8.0, 900), sample(8.9, 900), sample(9.0, 20), sample(9.1, 30),
+        sample(9.2, 70), sample(9.3, 1, "fin-wait-1"),
+    ]  # fmt: skip
+    assert tcp_figures.summary("node1", "node2", CHOICE, flow([5], samples)).rtt_us == 30
+
+
+# The report
+
+TRAFFIC = Traffic(1_000_000, 990_000, {"ssh": 6000, "nfs": 2000, "arp": 1000})
+
+
+def document(*, traffic: Traffic | None = TRAFFIC) -> dict[str, Any]:
+    row = tcp_figures.summary("node1", "node2", CHOICE, flow(range(1, 21), [sample(1, 9), sample(2, 1500)]))
+    rows = (row, replace(row, start="node2", end="node1", starved=("node2",), low_bits=None, high_bits=None))
+    found = tcp_report.document(["node1", "node2"], CHOICE, MeasuredTcp(rows, traffic))
+    return dict(validated(["measure", "tcp"], json.loads(json.dumps(found))))
+
+
+def test_the_table() -> None:
+    lines = tcp_report.text(document()).splitlines()
+    assert lines[1].split() == ["node1", "node2", "10.5", "6", "15", "7", "1.5", "ms", "0.08", "ms", "reno"]
+    assert lines[2].split()[:5] == ["node2", "node1", "10.5!", "-", "-"]
+    assert "over 1 connection: the median" in lines[4]
+    assert "! in 1 of 2 rows, processors waited: node2" in lines
+    assert "TCP 990000, ssh 6000, NFS 2000, ARP 1000, difference 1000 (0.10 %)" in lines[-1]
+
+
+def test_a_measurement_that_ended_early_has_its_rows() -> None:
+    lines = tcp_report.text(document(traffic=None)).splitlines()
+    assert lines[-1] == "it ended early: the bytes at the ports were not compared"
+
+
+def test_csv_has_the_rows() -> None:
+    rows = list(csv.DictReader(tcp_report.csv_text(document()).splitlines()))
+    assert [(row["from"], row["goodput_bits"], row["starved"]) for row in rows] == [
+        ("node1", "10500000", ""),
+        ("node2", "10500000", "node2"),
+    ]
+
+
+def test_a_sample_is_a_line_with_its_nodes() -> None:
+    row = tcp_figures.summary("node1", "node2", CHOICE, flow([5]))
+    line = json.loads(tcp_report.sample_line(row, sample(1, 9)))
+    assert line == {
+        "from": "node1", "to": "node2", "t_ns": 10**9, "port": 40000, "state": "established", "cwnd": 10,
+        "ssthresh": None, "rtt_us": 9, "rttvar_us": 5, "min_rtt_us": 4, "retransmits": 0, "unacked": 0,
+        "delivery_rate_bits": 1,
+    }  # fmt: skip
+
+
+def test_rows_of_progress() -> None:
+    assert tcp_report.row_text(document()["rows"][1]) == "node2 to node1: tcp: 10.5! Mbit/s"

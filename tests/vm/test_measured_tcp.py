@@ -1,0 +1,46 @@
+"""TCP between two nodes: the goodput is that of a limited link, and the kernel's samples are in a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.clusters import Cluster
+from tests.results import validated
+
+pytestmark = pytest.mark.vm
+
+RATE = 20_000_000
+FILE = "/run/series.ndjson"
+FRAME, DATA = 1450 + 14, 1450 - 20 - 32  # bytes: IPv4 has 20 of them, and TCP with its time stamps has 32
+
+
+def test_a_limited_rate_is_the_goodput(cluster: Cluster) -> None:
+    """One direction has a limit. The frames of both explain the counters of the ports."""
+    host = cluster.host
+    measure = ("measure", "tcp", "-w", "red[1-2]", "--ring", "--for", "2", "--congestion", "reno", "--series", FILE)
+    host.vcluster("link", "set", "red2", "--to", f"rate={RATE}bit")
+    try:
+        found = validated(["measure", "tcp"], host.json(*measure, timeout_s=120))
+    finally:
+        host.vcluster("link", "reset")
+    limited, other = found["rows"]
+    assert [(row["from"], row["to"]) for row in found["rows"]] == [("red1", "red2"), ("red2", "red1")]
+    ideal = RATE * DATA / FRAME
+    assert 0.97 * ideal < limited["goodput_bits"] < 1.01 * ideal
+    assert limited["low_bits"] <= limited["goodput_bits"] <= limited["high_bits"]
+    assert other["goodput_bits"] > limited["goodput_bits"]
+    assert {row["congestion"] for row in found["rows"]} == {"reno"}
+    assert limited["min_rtt_us"] < limited["rtt_us"]
+    traffic = found["traffic"]
+    assert abs(traffic["difference_bytes"]) <= traffic["port_bytes"] / 100
+    assert traffic["tcp_bytes"] > 2 * RATE / 8
+    samples = [json.loads(line) for line in Path(host.server.path(FILE)).read_text().splitlines()]
+    first = [sample for sample in samples if (sample["from"], sample["to"]) == ("red1", "red2")]
+    assert [sample["t_ns"] for sample in first] == sorted({sample["t_ns"] for sample in first})
+    assert len({sample["port"] for sample in first}) == 1
+    assert first[-1]["retransmits"] <= limited["retransmits"]
+    assert {sample["state"] for sample in first} >= {"established"}
+    assert max(sample["rtt_us"] for sample in first) >= limited["rtt_us"] >= limited["min_rtt_us"]

@@ -1,0 +1,196 @@
+"""What a TCP flow between two nodes consists of, and the figures that follow from what was seen of it. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+
+from vcluster.errors import RequestError
+from vcluster.model.quoting import shown
+from vcluster.model.spec import PortRange
+from vcluster.util.median import median, median_interval
+
+WARM_UP_S = 1.0  # of a flow, which no figure of a row includes
+INTERVALS, INTERVAL_MIN_S = 20, 0.1  # of the goodput, after the warm-up; the least that iperf3 takes
+END_S, END_READ_S = 30.0, 0.1  # a limit for the begin and the end of a flow, and the time between samples at its end
+SAMPLES_MAX = 200_000  # of a flow
+PORT = 5201  # of iperf3
+ESTABLISHED = "established"
+# By their numbers in linux/tcp_states.h.
+STATES = {
+    1: ESTABLISHED, 4: "fin-wait-1", 5: "fin-wait-2", 8: "close-wait", 9: "last-ack", 11: "closing",
+}  # fmt: skip
+_CONGESTION = re.compile(r"[a-z][a-z0-9_-]{0,14}")  # TCP_CA_NAME_MAX is 16
+
+
+@dataclass(frozen=True, slots=True)
+class FlowChoice:
+    """How data flow: the time after the warm-up, the connections at a time, and the time between samples.
+
+    Without `congestion`, the sender has its own congestion control.
+    """
+
+    seconds: float
+    streams: int
+    every_s: float
+    congestion: str | None
+
+    @property
+    def interval_s(self) -> float:
+        """The time for which each value of the goodput is counted."""
+        return max(INTERVAL_MIN_S, self.seconds / INTERVALS)
+
+    @property
+    def samples_max(self) -> int:
+        """More samples than a flow can have, with those of the connection that controls it."""
+        readings = (WARM_UP_S + self.seconds + END_S) / self.every_s + END_S / END_READ_S
+        return round(readings * (self.streams + 1))
+
+
+@dataclass(frozen=True, slots=True)
+class FlowEnds:
+    """The addresses of the sender and the receiver, and the sender's port."""
+
+    sender: IPv4Address
+    receiver: IPv4Address
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class TcpSample:
+    """What the kernel of the sender knew of a connection at a moment of its monotonic clock.
+
+    `port` is that of the receiver. `ssthresh` and `min_rtt_us` are None until the kernel knows them. The field names
+    are a contract with scripts.
+    """
+
+    t_ns: int
+    port: int
+    state: str
+    cwnd: int
+    ssthresh: int | None
+    rtt_us: int
+    rttvar_us: int
+    min_rtt_us: int | None
+    retransmits: int
+    unacked: int
+    delivery_rate_bits: int
+
+
+@dataclass(frozen=True, slots=True)
+class TcpConnection:
+    """A connection at its end."""
+
+    port: int
+    congestion: str
+    retransmits: int
+    min_rtt_us: int | None
+    sent_bytes: int
+    received_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Goodput:
+    """The data that a receiver read in an interval, which began `start_s` after the begin."""
+
+    start_s: float
+    seconds: float
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SeenFlow:
+    """A flow that has ended: the receiver's intervals, the sender's samples and connections.
+
+    `exchanged_bytes` are all bytes that were sent over its connections in both directions, also those sent again.
+    """
+
+    intervals: tuple[Goodput, ...]
+    samples: tuple[TcpSample, ...]
+    connections: tuple[TcpConnection, ...]
+    exchanged_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TcpRow:
+    """The figures of a flow: the median of the goodput with its interval, retransmits, and round trips.
+
+    `samples` is the number of values of the goodput. `starved` are the nodes that waited for a processor of their
+    server.
+    """
+
+    start: str
+    end: str
+    congestion: str
+    samples: int
+    goodput_bits: float
+    low_bits: float | None
+    high_bits: float | None
+    retransmits: int
+    rtt_us: float | None
+    min_rtt_us: int | None
+    starved: tuple[str, ...] = ()
+
+
+def check(choice: FlowChoice) -> None:
+    """Raise RequestError for a flow that would have no sample or too many, or for a name that no kernel can have."""
+    if choice.every_s > choice.seconds:
+        raise RequestError(
+            f"--every {choice.every_s:g} is longer than --for {choice.seconds:g}", hint="a shorter --every"
+        )
+    if choice.samples_max > SAMPLES_MAX:
+        raise RequestError(
+            f"--every {choice.every_s:g}: a flow may have {choice.samples_max} samples, more than {SAMPLES_MAX}",
+            hint="a longer --every, or a shorter --for",
+        )
+    if choice.congestion is not None and not _CONGESTION.fullmatch(choice.congestion):
+        raise RequestError(
+            f"--congestion {shown(choice.congestion)} is not the name of a congestion control",
+            hint="vcluster exec -- sysctl -a --pattern congestion_control",
+        )
+
+
+def sender_port(mpi_ports: PortRange | None) -> int:
+    """A port that nodes accept connections at: that of iperf3, unless they accept only those of MPI."""
+    return mpi_ports.last if mpi_ports else PORT
+
+
+def receiver_command(choice: FlowChoice, ends: FlowEnds) -> tuple[str, ...]:
+    """The command of the receiver, which asks the sender for data."""
+    congestion = ("--congestion", choice.congestion) if choice.congestion else ()
+    return (
+        "iperf3", "--client", str(ends.sender), "--port", str(ends.port), "--reverse", "--json",
+        "--time", f"{WARM_UP_S + choice.seconds:g}", "--interval", f"{choice.interval_s:g}",
+        "--parallel", str(choice.streams), "--connect-timeout", "10000", *congestion,
+    )  # fmt: skip
+
+
+def sender_command(ends: FlowEnds) -> tuple[str, ...]:
+    """The command of the sender, which waits for one receiver."""
+    return ("iperf3", "--server", "--one-off", "--bind", str(ends.sender), "--port", str(ends.port), "--forceflush")
+
+
+def summary(start: str, end: str, choice: FlowChoice, seen: SeenFlow) -> TcpRow:
+    """The row of a flow, without its warm-up."""
+    values = goodputs(choice, seen.intervals)
+    low, high = median_interval(values) or (None, None)
+    established = [each for each in seen.samples if each.state == ESTABLISHED]
+    first_ns = min((each.t_ns for each in established), default=0) + int(WARM_UP_S * 1e9)
+    round_trips = sorted(each.rtt_us for each in established if each.t_ns >= first_ns)
+    least = [each.min_rtt_us for each in seen.connections if each.min_rtt_us is not None]
+    return TcpRow(
+        start, end, ",".join(sorted({each.congestion for each in seen.connections})), len(values), median(values),
+        low, high, sum(each.retransmits for each in seen.connections), median(round_trips) if round_trips else None,
+        min(least, default=None),
+    )  # fmt: skip
+
+
+def goodputs(choice: FlowChoice, intervals: Sequence[Goodput]) -> list[float]:
+    """The rates of intervals in ascending order, without the warm-up, and without an interval that ended early."""
+    return sorted(
+        8 * each.bytes / each.seconds
+        for each in intervals
+        if each.start_s >= WARM_UP_S and each.seconds >= choice.interval_s / 2
+    )

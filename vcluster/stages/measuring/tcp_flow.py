@@ -1,0 +1,171 @@
+"""A TCP flow between two nodes: iperf3 makes it, and a guest program of the sender samples its connections."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from typing import Any
+
+from vcluster import guest
+from vcluster.adapters.pipe import Pipe
+from vcluster.adapters.ssh.attached_command import without_input
+from vcluster.adapters.ssh.ssh_session import Session
+from vcluster.errors import VclusterError
+from vcluster.planning.traffic.tcp_figures import (
+    END_S,
+    STATES,
+    FlowChoice,
+    FlowEnds,
+    Goodput,
+    SeenFlow,
+    TcpConnection,
+    TcpSample,
+    goodputs,
+    receiver_command,
+    sender_command,
+)
+from vcluster.stages.guest_answer import count, field, parsed, receive, require_success, unknown_result
+from vcluster.util.deadline import Deadline
+
+AWAITED, SAMPLES = "iperf3", "the samples of TCP"
+LISTENING = b"listening"
+LINES_MAX, LINE_MAX = 10, 1 << 12  # what iperf3 prints until it listens
+SAMPLE_MAX, CONNECTIONS_MAX = 1 << 10, 1 << 13  # bytes of a line
+# Nodes are not trusted.
+PORT_MAX, VALUE_MAX, BYTES_MAX, TIME_MAX_NS = 0xFFFF, 2**32 - 1, 2**60, 2**63
+INTERVALS_MAX, NAME_MAX = 500, 15
+
+
+def flow(sender: Session, receiver: Session, ends: FlowEnds, choice: FlowChoice, deadline: Deadline) -> SeenFlow:
+    """Send data from one node to another, and return what was seen of it."""
+    with _sampling(sender, ends, choice, deadline) as pipe, _serving(sender, ends, deadline):
+        command = without_input(receiver_command(choice, ends))
+        done = receiver.run(command, stdin=None, awaited=AWAITED, deadline=deadline)
+        where = f"{receiver.name}: {AWAITED}"
+        ports, intervals = read_result(parsed(done.stdout, where, done.stderr), choice, where)
+        pipe.shut()
+        seen = read_samples(pipe, choice, ports, deadline)
+    return replace(seen, intervals=intervals)
+
+
+@contextmanager
+def _sampling(session: Session, ends: FlowEnds, choice: FlowChoice, deadline: Deadline) -> Iterator[Pipe]:
+    """The program that samples the connections of a flow. It has begun when the block begins."""
+    request = {
+        "port": ends.port, "address": str(ends.receiver), "every_s": choice.every_s, "samples_max": choice.samples_max
+    }  # fmt: skip
+    with closing(session.start_program(guest.program("tcp_samples"), awaited=SAMPLES, deadline=deadline)) as pipe:
+        pipe.write(json.dumps(request).encode() + b"\n", deadline, SAMPLES)
+        require_success(receive(pipe, deadline, SAMPLES), f"{session.name}: {SAMPLES}")
+        yield pipe
+
+
+@contextmanager
+def _serving(session: Session, ends: FlowEnds, deadline: Deadline) -> Iterator[None]:
+    """iperf3 on the sender. It listens when the block begins, and ends with the block at the latest."""
+    command = without_input(sender_command(ends))
+    with closing(session.start(command, deadline=deadline, awaited=AWAITED)) as pipe:
+        for _ in range(LINES_MAX):
+            if LISTENING in pipe.read_line(deadline, AWAITED, limit=LINE_MAX):
+                break
+        else:
+            raise unknown_result(f"{session.name}: {AWAITED}")
+        yield
+
+
+def read_result(
+    answer: Mapping[str, Any], choice: FlowChoice, where: str
+) -> tuple[frozenset[int], tuple[Goodput, ...]]:
+    """The receiver's ports and intervals in iperf3's JSON. Raises VclusterError for other answers."""
+    require_success(answer, where)
+    connected = field(field(answer, "start", dict, where), "connected", list, where)
+    ports = frozenset(count(_part(each, "local_port", where), where, PORT_MAX) for each in connected)
+    found = field(answer, "intervals", list, where)
+    if len(ports) != choice.streams or len(found) > INTERVALS_MAX:
+        raise unknown_result(where)
+    intervals = tuple(_interval(_part(each, "sum", where), choice, where) for each in found)
+    if not goodputs(choice, intervals):
+        raise VclusterError(f"{where}: the flow ended in its warm-up", hint="vcluster check")
+    return ports, intervals
+
+
+def _part(value: object, name: str, where: str) -> object:
+    if not isinstance(value, dict):
+        raise unknown_result(where)
+    return value.get(name)
+
+
+def _interval(value: object, choice: FlowChoice, where: str) -> Goodput:
+    start_s, seconds = (_seconds(_part(value, name, where), choice, where) for name in ("start", "seconds"))
+    return Goodput(start_s, seconds, count(_part(value, "bytes", where), where, BYTES_MAX))
+
+
+def _seconds(value: object, choice: FlowChoice, where: str) -> float:
+    if not isinstance(value, int | float) or not 0 <= value <= choice.seconds + END_S:  # nan is neither
+        raise unknown_result(where)
+    return float(value)
+
+
+def read_samples(pipe: Pipe, choice: FlowChoice, ports: frozenset[int], deadline: Deadline) -> SeenFlow:
+    """The samples and the connections to these ports, as the guest program prints them at its end.
+
+    Raises VclusterError for other answers, and if a connection has not ended.
+    """
+    where = f"{pipe.name}: {SAMPLES}"
+
+    def line(limit: int) -> dict[str, Any]:
+        answer = parsed(pipe.read_line(deadline, SAMPLES, limit=limit).decode(errors="replace"), where)
+        require_success(answer, where)
+        return answer
+
+    head = line(CONNECTIONS_MAX)
+    found = [_connection(each, where) for each in field(head, "connections", list, where)]
+    connections = tuple(each for each in found if each.port in ports)
+    if {each.port for each in connections} != ports or len(connections) != len(ports):
+        raise unknown_result(where)
+    number = count(head.get("samples"), where, choice.samples_max)
+    samples = [read_sample(line(SAMPLE_MAX), where) for _ in range(number)]
+    exchanged = sum(each.sent_bytes + each.received_bytes for each in found)
+    return SeenFlow((), tuple(each for each in samples if each.port in ports), connections, exchanged)
+
+
+def _connection(value: object, where: str) -> TcpConnection:
+    if not isinstance(value, dict):
+        raise unknown_result(where)
+    if "sent_bytes" not in value:
+        raise VclusterError(f"{where}: a connection of iperf3 did not end in time", hint="measure again")
+    congestion = field(value, "congestion", str, where)
+    if not (congestion.isprintable() and congestion.isascii() and 0 < len(congestion) <= NAME_MAX):
+        raise unknown_result(where)
+    return TcpConnection(
+        count(value.get("port"), where, PORT_MAX), congestion, count(value.get("retransmits"), where, VALUE_MAX),
+        _optional(value, "min_rtt_us", where), count(value.get("sent_bytes"), where, BYTES_MAX),
+        count(value.get("received_bytes"), where, BYTES_MAX),
+    )  # fmt: skip
+
+
+def read_sample(answer: Mapping[str, Any], where: str) -> TcpSample:
+    """The sample in a line. Raises VclusterError for other values."""
+    state = STATES.get(count(answer.get("state"), where, PORT_MAX))
+    if state is None:
+        raise unknown_result(where)
+    cwnd, rtt, rttvar, retransmits, unacked = (
+        count(answer.get(name), where, VALUE_MAX) for name in ("cwnd", "rtt_us", "rttvar_us", "retransmits", "unacked")
+    )
+    return TcpSample(
+        count(answer.get("t_ns"), where, TIME_MAX_NS), count(answer.get("port"), where, PORT_MAX), state, cwnd,
+        _optional(answer, "ssthresh", where), rtt, rttvar, _optional(answer, "min_rtt_us", where), retransmits, unacked,
+        8 * count(answer.get("delivery_rate"), where, BYTES_MAX),
+    )  # fmt: skip
+
+
+def _optional(answer: Mapping[str, Any], name: str, where: str) -> int | None:
+    """A number, or None until the kernel knows it."""
+    return None if name in answer and answer[name] is None else count(answer.get(name), where, VALUE_MAX)
+
+
+def has_iperf3(session: Session) -> bool:
+    """Whether a node has iperf3."""
+    return session.run(["sh", "-c", "command -v iperf3"], awaited=AWAITED).exit_code == 0
