@@ -94,6 +94,7 @@ def shown_by_ss(net: Lan, port: int) -> dict[str, Any]:
         "unacked": int(pairs.get("unacked", 0)),
         "retransmits": int(pairs.get("retrans", "0/0").split("/")[1]),
         "delivery_rate_bits": int(rate[1]),
+        "acked_bytes": int(pairs["bytes_acked"]),
         "sent_bytes": int(pairs["bytes_sent"]),
         "received_bytes": int(pairs["bytes_received"]),
     }

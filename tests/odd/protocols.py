@@ -200,15 +200,14 @@ FOUND = {"found": [_HOST], "swept": "10.0.0.1-10.0.0.254"}
 SOCKET = {"rank": 1, "process": 10, "local": ["10.0.0.1", 40000], "remote": ["10.0.0.2", 35000], "closed": False}
 RULES = {"nftables": [{"chain": {"name": "forward"}}, {"rule": {"expr": [{"accept": None}]}}]}
 FLOW = FlowChoice(2.0, 1, 0.1, None)
-_SUM = {"start": 1.5, "seconds": 0.1, "bytes": 250_000}
-IPERF3 = {"start": {"connected": [{"local_port": 40000}]}, "intervals": [{"sum": _SUM}]}
+IPERF3 = {"start": {"connected": [{"local_port": 40000}]}, "end": {"sum_received": {"bits_per_second": 2.5e8}}}
 _CONNECTION = {
     "port": 40000, "congestion": "cubic", "retransmits": 1, "min_rtt_us": 5, "sent_bytes": 9, "received_bytes": 3
 }  # fmt: skip
 CONNECTIONS = {"connections": [_CONNECTION], "samples": 1}
 SAMPLE = {
     "t_ns": 5, "port": 40000, "state": 1, "unacked": 2, "rtt_us": 9, "rttvar_us": 3, "ssthresh": None, "cwnd": 10,
-    "retransmits": 0, "min_rtt_us": 7, "delivery_rate": 1000,
+    "retransmits": 0, "min_rtt_us": 7, "acked_bytes": 5, "delivery_rate": 1000,
 }  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from vcluster.commands.nodes.tcp_flow import MeasuredTcp
 from vcluster.errors import RequestError, VclusterError
 from vcluster.model.spec import PortRange
 from vcluster.planning.traffic import tcp_figures
-from vcluster.planning.traffic.tcp_figures import FlowChoice, FlowEnds, Goodput, SeenFlow, TcpConnection, TcpSample
+from vcluster.planning.traffic.tcp_figures import FlowChoice, FlowEnds, SeenFlow, TcpConnection, TcpSample
 from vcluster.stages.measuring.tcp_flow import read_result, read_samples
 from vcluster.util.deadline import Deadline
 
@@ -50,7 +50,7 @@ def test_flows_that_cannot_be_measured(choice: FlowChoice, reason: str) -> None:
 def test_the_receiver_asks_for_the_warm_up_too() -> None:
     tcp_figures.check(replace(CHOICE, congestion="reno"))
     line = " ".join(tcp_figures.receiver_command(replace(CHOICE, congestion="reno"), ENDS))
-    assert "--client 10.0.0.1 --port 5201 --reverse --json --time 3 --interval 0.1 --parallel 1" in line
+    assert "--client 10.0.0.1 --port 5201 --reverse --json --time 3 --interval 0 --parallel 1" in line
     assert line.endswith("--congestion reno")
     assert "--congestion" not in tcp_figures.receiver_command(CHOICE, ENDS)
 
@@ -60,25 +60,25 @@ def test_nodes_that_accept_only_ports_of_mpi_use_one_of_them() -> None:
     assert tcp_figures.sender_port(None) == 5201
 
 
-@pytest.mark.parametrize(("seconds", "interval_s"), [(2.0, 0.1), (10.0, 0.5), (600.0, 30.0)])
-def test_a_flow_has_twenty_intervals(seconds: float, interval_s: float) -> None:
-    assert FlowChoice(seconds, 1, 0.1, None).interval_s == interval_s
+@pytest.mark.parametrize(("seconds", "interval_s"), [(2.0, 0.2), (10.0, 0.5), (600.0, 30.0)])
+def test_a_flow_has_twenty_intervals_unless_samples_are_rare(seconds: float, interval_s: float) -> None:
+    assert FlowChoice(seconds, 1, 0.2, None).interval_s == interval_s
 
 
 # The answer of iperf3
 
 
 def result(**differences: Any) -> dict[str, Any]:
-    interval = {"sum": {"start": 1.0, "end": 1.1, "seconds": 0.1, "bytes": 1000}, "streams": []}
-    return {"start": {"connected": [{"local_port": 40000}]}, "intervals": [interval], "end": {}, **differences}
+    received = {"sum_received": {"bits_per_second": 19.1e6, "bytes": 5}}
+    return {"start": {"connected": [{"local_port": 40000}]}, "intervals": [], "end": received, **differences}
 
 
-def interval(**differences: Any) -> dict[str, Any]:
-    return {"intervals": [{"sum": {"start": 1.0, "seconds": 0.1, "bytes": 1000, **differences}}]}
+def rate(value: object) -> dict[str, Any]:
+    return {"end": {"sum_received": {"bits_per_second": value}}}
 
 
 def test_a_result_of_iperf3() -> None:
-    assert read_result(result(), CHOICE, "node2: iperf3") == (PORTS, (Goodput(1.0, 0.1, 1000),))
+    assert read_result(result(), CHOICE, "node2: iperf3") == (PORTS, 19.1e6)
 
 
 @pytest.mark.parametrize(
@@ -87,21 +87,13 @@ def test_a_result_of_iperf3() -> None:
         {"start": None}, {"start": {}}, {"start": {"connected": {}}}, {"start": {"connected": []}},
         {"start": {"connected": [{"local_port": 1}, {"local_port": 2}]}}, {"start": {"connected": [5]}},
         {"start": {"connected": [{"local_port": 65536}]}}, {"start": {"connected": [{"local_port": "5"}]}},
-        {"intervals": None}, {"intervals": [5]}, {"intervals": [{}]}, {"intervals": [{"sum": 5}]},
-        {"intervals": 501 * interval()["intervals"]},
-        interval(start=-1), interval(start=None), interval(seconds=float("nan")), interval(seconds=float("inf")),
-        interval(seconds=10**400), interval(bytes=-1), interval(bytes=1.5), interval(bytes=True), interval(bytes=2**61),
+        {"end": None}, {"end": {}}, {"end": {"sum_received": 5}}, rate(None), rate(-1), rate("5"), rate(float("nan")),
+        rate(float("inf")), rate(10**400),
     ],
 )  # fmt: skip
 def test_other_results_are_refused(differences: dict[str, Any]) -> None:
     with pytest.raises(VclusterError, match=r"^node2: iperf3 printed a result that vcluster does not know$"):
         read_result(result(**differences), CHOICE, "node2: iperf3")
-
-
-@pytest.mark.parametrize("intervals", [{"intervals": []}, interval(start=0.9), interval(seconds=0.04)])
-def test_a_flow_must_last_longer_than_its_warm_up(intervals: dict[str, Any]) -> None:
-    with pytest.raises(VclusterError, match="node2: iperf3: the flow ended in its warm-up"):
-        read_result(result(**intervals), CHOICE, "node2: iperf3")
 
 
 def test_the_error_of_iperf3_is_shown() -> None:
@@ -117,7 +109,7 @@ CONNECTION = {
 CONTROL = {**CONNECTION, "port": 40001, "retransmits": 1, "sent_bytes": 400, "received_bytes": 600}
 SAMPLE = {
     "t_ns": 5, "port": 40000, "state": 1, "cwnd": 10, "ssthresh": None, "rtt_us": 100, "rttvar_us": 50,
-    "min_rtt_us": 90, "retransmits": 0, "unacked": 2, "delivery_rate": 1000,
+    "min_rtt_us": 90, "retransmits": 0, "unacked": 2, "acked_bytes": 100, "delivery_rate": 1000,
 }  # fmt: skip
 
 
@@ -128,8 +120,10 @@ def seen(head: object, *samples: object, ports: frozenset[int] = PORTS) -> SeenF
 
 def test_samples_of_the_connection_that_controls_iperf3_are_left_out() -> None:
     """But its bytes are explained: those in both directions."""
-    found = seen({"connections": [CONNECTION, CONTROL], "samples": 2}, SAMPLE, {**SAMPLE, "port": 40001})
-    assert found.samples == (TcpSample(5, 40000, "established", 10, None, 100, 50, 90, 0, 2, 8000),)
+    lines = [{**SAMPLE, "t_ns": t_ns, "port": port} for t_ns in (5, 10**9 + 5, 2 * 10**9) for port in (40000, 40001)]
+    found = seen({"connections": [CONNECTION, CONTROL], "samples": 6}, *lines)
+    assert [each.t_ns for each in found.samples] == [5, 10**9 + 5, 2 * 10**9]
+    assert found.samples[0] == TcpSample(5, 40000, "established", 10, None, 100, 50, 90, 0, 2, 100, 8000)
     assert found.connections == (TcpConnection(40000, "cubic", 3, 90, 7000, 37),)
     assert found.exchanged_bytes == 7000 + 37 + 400 + 600
 
@@ -161,7 +155,7 @@ def test_other_connections_are_refused(head: object) -> None:
     [
         {"t_ns": -1}, {"port": None}, {"state": 10}, {"state": "1"}, {"cwnd": 2**32}, {"cwnd": 1.0}, {"rtt_us": True},
         {"rttvar_us": None}, {"ssthresh": "x"}, {"min_rtt_us": -1}, {"retransmits": []}, {"unacked": {}},
-        {"delivery_rate": 2**61},
+        {"delivery_rate": 2**61}, {"acked_bytes": -1},
     ],
 )  # fmt: skip
 def test_other_samples_are_refused(differences: dict[str, Any]) -> None:
@@ -180,6 +174,28 @@ def test_a_connection_that_has_not_ended_is_an_error() -> None:
         seen({"connections": [CONNECTION, {"port": 40001, "congestion": "cubic"}], "samples": 0})
 
 
+@pytest.mark.parametrize("times_s", [[], [0.0], [0.0, 0.5], [0.0, 1.0], [0.0, 1.0, 1.01]])
+def test_a_flow_must_last_longer_than_its_warm_up(times_s: Sequence[float]) -> None:
+    lines = [{**SAMPLE, "t_ns": round(time_s * 1e9)} for time_s in times_s]
+    with pytest.raises(VclusterError, match="node1: the samples of TCP: the flow ended in its warm-up"):
+        seen({"connections": [CONNECTION], "samples": len(lines)}, *lines)
+
+
+def test_acknowledged_data_do_not_become_fewer() -> None:
+    lines = [{**SAMPLE, "t_ns": number * 10**9, "acked_bytes": 100 - number} for number in range(3)]
+    with pytest.raises(VclusterError, match=f"^{UNKNOWN}$"):
+        seen({"connections": [CONNECTION], "samples": 3}, *lines)
+
+
+def test_a_flow_has_a_limited_number_of_rates() -> None:
+    choice = replace(CHOICE, streams=16)
+    lines = [{**SAMPLE, "t_ns": number * 10**9} for number in range(1003)]
+    head = {"connections": [CONNECTION], "samples": len(lines)}
+    text = b"".join(json.dumps(line).encode() + b"\n" for line in (head, *lines))
+    with pytest.raises(VclusterError, match=f"^{UNKNOWN}$"):
+        read_samples(AnsweringPipe(text), choice, PORTS, Deadline(10))
+
+
 def test_lines_have_a_limited_length() -> None:
     with pytest.raises(VclusterError, match="the answer is longer than 8 KiB"):
         seen({"connections": ["x" * 20_000]})
@@ -195,33 +211,52 @@ def test_the_error_of_the_program_is_shown() -> None:
 # The row
 
 
-def sample(t_s: float, rtt_us: int, state: str = "established") -> TcpSample:
-    return TcpSample(int(t_s * 1e9), 40000, state, 10, None, rtt_us, 5, 4, 0, 0, 1)
+def sample(t_s: float, *, rtt_us: int = 9, state: str = "established", acked: int = 0, port: int = 40000) -> TcpSample:
+    return TcpSample(round(t_s * 1e9), port, state, 10, None, rtt_us, 5, 4, 0, 0, acked, 1)
 
 
-def flow(rates: Sequence[int], samples: Sequence[TcpSample] = ()) -> SeenFlow:
-    """A flow whose intervals of 0.1 s have these goodputs, in megabits a second, after a warm-up of 1 s."""
-    warm_up = [Goodput(number / 10, 0.1, 10**9) for number in range(10)]
-    counted = [Goodput(1 + number / 10, 0.1, rate * 12_500) for number, rate in enumerate(rates)]
-    end = Goodput(1 + len(rates) / 10, 0.01, 10**9)
+def flow(*samples: TcpSample) -> SeenFlow:
     connections = (TcpConnection(40000, "reno", 3, 90, 1, 1), TcpConnection(40001, "reno", 4, 80, 1, 1))
-    return SeenFlow((*warm_up, *counted, end), tuple(samples), connections, 0)
+    return SeenFlow(19e6, samples, connections, 0)
 
 
-def test_a_row_has_the_median_of_the_intervals_after_the_warm_up() -> None:
-    row = tcp_figures.summary("node1", "node2", CHOICE, flow(range(1, 21)))
-    assert (row.samples, row.goodput_bits, row.low_bits, row.high_bits) == (20, 10.5e6, 6e6, 15e6)
-    assert (row.retransmits, row.min_rtt_us, row.congestion, row.rtt_us) == (7, 80, "reno", None)
-    few = tcp_figures.summary("node1", "node2", CHOICE, flow([5, 5]))
-    assert (few.goodput_bits, few.low_bits, few.high_bits) == (5e6, None, None)
+def rates(*values_mbit: int) -> list[TcpSample]:
+    """Samples each 0.1 s with these rates between them, after a fast warm-up of 1 s."""
+    found = [sample(5 + number / 10, acked=number * 10**8) for number in range(11)]
+    for value in values_mbit:
+        found.append(sample(found[-1].t_ns / 1e9 + 0.1, acked=found[-1].acked_bytes + value * 12_500))
+    return found
+
+
+def test_a_row_has_the_median_of_the_rates_after_the_warm_up() -> None:
+    row = tcp_figures.summary("node1", "node2", CHOICE, flow(*rates(*range(1, 21))))
+    assert row.samples == 20
+    assert (row.goodput_bits, row.low_bits, row.high_bits) == pytest.approx((10.5e6, 6e6, 15e6))
+    assert (row.retransmits, row.min_rtt_us, row.congestion, row.mean_bits) == (7, 80, "reno", 19e6)
+    few = tcp_figures.summary("node1", "node2", CHOICE, flow(*rates(5, 5)))
+    assert few.goodput_bits == pytest.approx(5e6)
+    assert (few.low_bits, few.high_bits) == (None, None)
+
+
+def test_an_interval_may_have_several_samples() -> None:
+    found = tcp_figures.goodputs(FlowChoice(4.0, 1, 0.1, None), rates(1, 3, 5, 7, 9))
+    assert found == pytest.approx([2e6, 6e6])
+
+
+def test_connections_are_counted_together_while_all_are_established() -> None:
+    one, other = rates(*[4] * 10), [replace(each, port=40001) for each in rates(*[6] * 10)]
+    early, late = sample(4, port=40001), sample(9, acked=10**10)
+    found = tcp_figures.goodputs(replace(CHOICE, streams=2), [early, *one, *other, late])
+    assert found == pytest.approx([10e6] * 10)
 
 
 def test_round_trips_are_those_of_established_connections_after_the_warm_up() -> None:
     samples = [
-        sample(7.0, 1, "close-wait"), sample(8.0, 900), sample(8.9, 900), sample(9.0, 20), sample(9.1, 30),
-        sample(9.2, 70), sample(9.3, 1, "fin-wait-1"),
+        sample(7.0, rtt_us=1, state="close-wait"), sample(8.0, rtt_us=900), sample(8.9, rtt_us=900),
+        sample(9.0, rtt_us=20), sample(9.1, rtt_us=30), sample(9.2, rtt_us=70),
+        sample(9.3, rtt_us=1, state="fin-wait-1"),
     ]  # fmt: skip
-    assert tcp_figures.summary("node1", "node2", CHOICE, flow([5], samples)).rtt_us == 30
+    assert tcp_figures.summary("node1", "node2", CHOICE, flow(*samples)).rtt_us == 30
 
 
 # The report
@@ -230,7 +265,8 @@ TRAFFIC = Traffic(1_000_000, 990_000, {"ssh": 6000, "nfs": 2000, "arp": 1000})
 
 
 def document(*, traffic: Traffic | None = TRAFFIC) -> dict[str, Any]:
-    row = tcp_figures.summary("node1", "node2", CHOICE, flow(range(1, 21), [sample(1, 9), sample(2, 1500)]))
+    row = tcp_figures.summary("node1", "node2", CHOICE, flow(*rates(*range(1, 21))))
+    row = replace(row, rtt_us=1500.0)
     rows = (row, replace(row, start="node2", end="node1", starved=("node2",), low_bits=None, high_bits=None))
     found = tcp_report.document(["node1", "node2"], CHOICE, MeasuredTcp(rows, traffic))
     return dict(validated(["measure", "tcp"], json.loads(json.dumps(found))))
@@ -240,7 +276,7 @@ def test_the_table() -> None:
     lines = tcp_report.text(document()).splitlines()
     assert lines[1].split() == ["node1", "node2", "10.5", "6", "15", "7", "1.5", "ms", "0.08", "ms", "reno"]
     assert lines[2].split()[:5] == ["node2", "node1", "10.5!", "-", "-"]
-    assert "over 1 connection: the median" in lines[4]
+    assert "over 1 connection; the median" in lines[4]
     assert "! in 1 of 2 rows, processors waited: node2" in lines
     assert "TCP 990000, ssh 6000, NFS 2000, ARP 1000, difference 1000 (0.10 %)" in lines[-1]
 
@@ -259,12 +295,12 @@ def test_csv_has_the_rows() -> None:
 
 
 def test_a_sample_is_a_line_with_its_nodes() -> None:
-    row = tcp_figures.summary("node1", "node2", CHOICE, flow([5]))
-    line = json.loads(tcp_report.sample_line(row, sample(1, 9)))
+    row = tcp_figures.summary("node1", "node2", CHOICE, flow(*rates(5)))
+    line = json.loads(tcp_report.sample_line(row, sample(1)))
     assert line == {
         "from": "node1", "to": "node2", "t_ns": 10**9, "port": 40000, "state": "established", "cwnd": 10,
         "ssthresh": None, "rtt_us": 9, "rttvar_us": 5, "min_rtt_us": 4, "retransmits": 0, "unacked": 0,
-        "delivery_rate_bits": 1,
+        "acked_bytes": 0, "delivery_rate_bits": 1,
     }  # fmt: skip
 
 

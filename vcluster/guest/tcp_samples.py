@@ -31,7 +31,7 @@ STATES = sum(1 << state for state in (1, 4, 5, 8, 9, 11))  # those with data: no
 # tcp_info, linux/tcp.h: the offset and the format of a field
 FIELDS: Fields = {
     "unacked": (24, "=L"), "rtt_us": (68, "=L"), "rttvar_us": (72, "=L"), "ssthresh": (76, "=L"), "cwnd": (80, "=L"),
-    "retransmits": (100, "=L"), "min_rtt_us": (148, "=L"), "delivery_rate": (160, "=Q"),
+    "retransmits": (100, "=L"), "acked_bytes": (120, "=Q"), "min_rtt_us": (148, "=L"), "delivery_rate": (160, "=Q"),
 }  # fmt: skip
 TOTALS: Fields = {"received_bytes": (128, "=Q"), "sent_bytes": (200, "=Q")}
 INFO_MIN = 208

@@ -224,13 +224,12 @@ MEASURE_TCP = record(
                     "to": text("Node that received"),
                     "congestion": text("Congestion control of the sender"),
                     "samples": integer("Number of intervals for which the goodput was counted"),
-                    "goodput_bits": integer("Median of the data that the receiver read, in bits a second"),
+                    "goodput_bits": integer("Median of the data that the receiver acknowledged, in bits a second"),
                     "low_bits": _RATE_BOUND,
                     "high_bits": _RATE_BOUND,
+                    "mean_bits": integer("Mean of iperf3 at the receiver, with the warm-up, in bits a second"),
                     "retransmits": integer("Segments that the sender sent again, also in the warm-up"),
-                    "rtt_us": optional(
-                        number("Median of the round trips in the samples, in microseconds; null without a sample")
-                    ),
+                    "rtt_us": number("Median of the round trips in the samples, in microseconds"),
                     "min_rtt_us": optional(
                         integer("Least round trip that the kernel knew, in microseconds; null if it knew none")
                     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
@@ -13,7 +14,7 @@ from vcluster.model.spec import PortRange
 from vcluster.util.median import median, median_interval
 
 WARM_UP_S = 1.0  # of a flow, which no figure of a row includes
-INTERVALS, INTERVAL_MIN_S = 20, 0.1  # of the goodput, after the warm-up; the least that iperf3 takes
+INTERVALS = 20  # of the goodput, after the warm-up
 END_S, END_READ_S = 30.0, 0.1  # a limit for the begin and the end of a flow, and the time between samples at its end
 SAMPLES_MAX = 200_000  # of a flow
 PORT = 5201  # of iperf3
@@ -40,7 +41,7 @@ class FlowChoice:
     @property
     def interval_s(self) -> float:
         """The time for which each value of the goodput is counted."""
-        return max(INTERVAL_MIN_S, self.seconds / INTERVALS)
+        return max(self.every_s, self.seconds / INTERVALS)
 
     @property
     def samples_max(self) -> int:
@@ -76,6 +77,7 @@ class TcpSample:
     min_rtt_us: int | None
     retransmits: int
     unacked: int
+    acked_bytes: int
     delivery_rate_bits: int
 
 
@@ -92,22 +94,14 @@ class TcpConnection:
 
 
 @dataclass(frozen=True, slots=True)
-class Goodput:
-    """The data that a receiver read in an interval, which began `start_s` after the begin."""
-
-    start_s: float
-    seconds: float
-    bytes: int
-
-
-@dataclass(frozen=True, slots=True)
 class SeenFlow:
-    """A flow that has ended: the receiver's intervals, the sender's samples and connections.
+    """A flow that has ended: the sender's samples and connections.
 
-    `exchanged_bytes` are all bytes that were sent over its connections in both directions, also those sent again.
+    `mean_bits` is the mean rate of the data that the receiver read. `exchanged_bytes` are all bytes that were sent over
+    its connections in both directions, also those sent again.
     """
 
-    intervals: tuple[Goodput, ...]
+    mean_bits: float
     samples: tuple[TcpSample, ...]
     connections: tuple[TcpConnection, ...]
     exchanged_bytes: int
@@ -117,8 +111,8 @@ class SeenFlow:
 class TcpRow:
     """The figures of a flow: the median of the goodput with its interval, retransmits, and round trips.
 
-    `samples` is the number of values of the goodput. `starved` are the nodes that waited for a processor of their
-    server.
+    `samples` is the number of values of the goodput. `mean_bits` is the mean of iperf3, with the warm-up. `starved` are
+    the nodes that waited for a processor of their server.
     """
 
     start: str
@@ -128,8 +122,9 @@ class TcpRow:
     goodput_bits: float
     low_bits: float | None
     high_bits: float | None
+    mean_bits: float
     retransmits: int
-    rtt_us: float | None
+    rtt_us: float
     min_rtt_us: int | None
     starved: tuple[str, ...] = ()
 
@@ -162,7 +157,7 @@ def receiver_command(choice: FlowChoice, ends: FlowEnds) -> tuple[str, ...]:
     congestion = ("--congestion", choice.congestion) if choice.congestion else ()
     return (
         "iperf3", "--client", str(ends.sender), "--port", str(ends.port), "--reverse", "--json",
-        "--time", f"{WARM_UP_S + choice.seconds:g}", "--interval", f"{choice.interval_s:g}",
+        "--time", f"{WARM_UP_S + choice.seconds:g}", "--interval", "0",
         "--parallel", str(choice.streams), "--connect-timeout", "10000", *congestion,
     )  # fmt: skip
 
@@ -174,23 +169,39 @@ def sender_command(ends: FlowEnds) -> tuple[str, ...]:
 
 def summary(start: str, end: str, choice: FlowChoice, seen: SeenFlow) -> TcpRow:
     """The row of a flow, without its warm-up."""
-    values = goodputs(choice, seen.intervals)
+    counted = _after_warm_up(seen.samples)
+    values = goodputs(choice, seen.samples)
     low, high = median_interval(values) or (None, None)
-    established = [each for each in seen.samples if each.state == ESTABLISHED]
-    first_ns = min((each.t_ns for each in established), default=0) + int(WARM_UP_S * 1e9)
-    round_trips = sorted(each.rtt_us for each in established if each.t_ns >= first_ns)
+    round_trips = sorted(each.rtt_us for each in counted)
     least = [each.min_rtt_us for each in seen.connections if each.min_rtt_us is not None]
     return TcpRow(
         start, end, ",".join(sorted({each.congestion for each in seen.connections})), len(values), median(values),
-        low, high, sum(each.retransmits for each in seen.connections), median(round_trips) if round_trips else None,
+        low, high, seen.mean_bits, sum(each.retransmits for each in seen.connections), median(round_trips),
         min(least, default=None),
     )  # fmt: skip
 
 
-def goodputs(choice: FlowChoice, intervals: Sequence[Goodput]) -> list[float]:
-    """The rates of intervals in ascending order, without the warm-up, and without an interval that ended early."""
-    return sorted(
-        8 * each.bytes / each.seconds
-        for each in intervals
-        if each.start_s >= WARM_UP_S and each.seconds >= choice.interval_s / 2
-    )
+def goodputs(choice: FlowChoice, samples: Sequence[TcpSample]) -> list[float]:
+    """The rates at which data were acknowledged, in ascending order: one for each interval after the warm-up.
+
+    They are not those of iperf3, which counts whole blocks of 128 KiB.
+    """
+    acked: dict[int, int] = {}  # by time, on all connections
+    for each in _after_warm_up(samples):
+        acked[each.t_ns] = acked.get(each.t_ns, 0) + each.acked_bytes
+    rates, times = [], sorted(acked)
+    begin_ns = times[0] if times else 0
+    for t_ns in times:
+        if t_ns - begin_ns >= (choice.interval_s - choice.every_s / 2) * 1e9:  # the sample next to the end
+            rates.append(8e9 * (acked[t_ns] - acked[begin_ns]) / (t_ns - begin_ns))
+            begin_ns = t_ns
+    return sorted(rates)
+
+
+def _after_warm_up(samples: Sequence[TcpSample]) -> list[TcpSample]:
+    """The samples of moments when all connections were established, without those of the warm-up."""
+    ends = [each for each in samples if each.state == ESTABLISHED]
+    connections = Counter(each.t_ns for each in ends)
+    complete = [each for each in ends if connections[each.t_ns] == max(connections.values())]
+    begin_ns = min((each.t_ns for each in complete), default=0) + WARM_UP_S * 1e9
+    return [each for each in complete if each.t_ns >= begin_ns]

@@ -14,11 +14,9 @@ from vcluster.adapters.ssh.attached_command import without_input
 from vcluster.adapters.ssh.ssh_session import Session
 from vcluster.errors import VclusterError
 from vcluster.planning.traffic.tcp_figures import (
-    END_S,
     STATES,
     FlowChoice,
     FlowEnds,
-    Goodput,
     SeenFlow,
     TcpConnection,
     TcpSample,
@@ -28,6 +26,7 @@ from vcluster.planning.traffic.tcp_figures import (
 )
 from vcluster.stages.guest_answer import count, field, parsed, receive, require_success, unknown_result
 from vcluster.util.deadline import Deadline
+from vcluster.util.median import SAMPLES_MAX as RATES_MAX
 
 AWAITED, SAMPLES = "iperf3", "the samples of TCP"
 LISTENING = b"listening"
@@ -35,7 +34,7 @@ LINES_MAX, LINE_MAX = 10, 1 << 12  # what iperf3 prints until it listens
 SAMPLE_MAX, CONNECTIONS_MAX = 1 << 10, 1 << 13  # bytes of a line
 # Nodes are not trusted.
 PORT_MAX, VALUE_MAX, BYTES_MAX, TIME_MAX_NS = 0xFFFF, 2**32 - 1, 2**60, 2**63
-INTERVALS_MAX, NAME_MAX = 500, 15
+RATE_MAX, NAME_MAX = 1e15, 15
 
 
 def flow(sender: Session, receiver: Session, ends: FlowEnds, choice: FlowChoice, deadline: Deadline) -> SeenFlow:
@@ -44,10 +43,9 @@ def flow(sender: Session, receiver: Session, ends: FlowEnds, choice: FlowChoice,
         command = without_input(receiver_command(choice, ends))
         done = receiver.run(command, stdin=None, awaited=AWAITED, deadline=deadline)
         where = f"{receiver.name}: {AWAITED}"
-        ports, intervals = read_result(parsed(done.stdout, where, done.stderr), choice, where)
+        ports, mean_bits = read_result(parsed(done.stdout, where, done.stderr), choice, where)
         pipe.shut()
-        seen = read_samples(pipe, choice, ports, deadline)
-    return replace(seen, intervals=intervals)
+        return replace(read_samples(pipe, choice, ports, deadline), mean_bits=mean_bits)
 
 
 @contextmanager
@@ -75,37 +73,22 @@ def _serving(session: Session, ends: FlowEnds, deadline: Deadline) -> Iterator[N
         yield
 
 
-def read_result(
-    answer: Mapping[str, Any], choice: FlowChoice, where: str
-) -> tuple[frozenset[int], tuple[Goodput, ...]]:
-    """The receiver's ports and intervals in iperf3's JSON. Raises VclusterError for other answers."""
+def read_result(answer: Mapping[str, Any], choice: FlowChoice, where: str) -> tuple[frozenset[int], float]:
+    """The receiver's ports and its mean rate in iperf3's JSON. Raises VclusterError for other answers."""
     require_success(answer, where)
     connected = field(field(answer, "start", dict, where), "connected", list, where)
     ports = frozenset(count(_part(each, "local_port", where), where, PORT_MAX) for each in connected)
-    found = field(answer, "intervals", list, where)
-    if len(ports) != choice.streams or len(found) > INTERVALS_MAX:
-        raise unknown_result(where)
-    intervals = tuple(_interval(_part(each, "sum", where), choice, where) for each in found)
-    if not goodputs(choice, intervals):
-        raise VclusterError(f"{where}: the flow ended in its warm-up", hint="vcluster check")
-    return ports, intervals
+    received = field(field(answer, "end", dict, where), "sum_received", dict, where)
+    rate = received.get("bits_per_second")
+    if len(ports) == choice.streams and isinstance(rate, int | float) and 0 <= rate <= RATE_MAX:  # nan is neither
+        return ports, float(rate)
+    raise unknown_result(where)
 
 
 def _part(value: object, name: str, where: str) -> object:
     if not isinstance(value, dict):
         raise unknown_result(where)
     return value.get(name)
-
-
-def _interval(value: object, choice: FlowChoice, where: str) -> Goodput:
-    start_s, seconds = (_seconds(_part(value, name, where), choice, where) for name in ("start", "seconds"))
-    return Goodput(start_s, seconds, count(_part(value, "bytes", where), where, BYTES_MAX))
-
-
-def _seconds(value: object, choice: FlowChoice, where: str) -> float:
-    if not isinstance(value, int | float) or not 0 <= value <= choice.seconds + END_S:  # nan is neither
-        raise unknown_result(where)
-    return float(value)
 
 
 def read_samples(pipe: Pipe, choice: FlowChoice, ports: frozenset[int], deadline: Deadline) -> SeenFlow:
@@ -128,7 +111,13 @@ def read_samples(pipe: Pipe, choice: FlowChoice, ports: frozenset[int], deadline
     number = count(head.get("samples"), where, choice.samples_max)
     samples = [read_sample(line(SAMPLE_MAX), where) for _ in range(number)]
     exchanged = sum(each.sent_bytes + each.received_bytes for each in found)
-    return SeenFlow((), tuple(each for each in samples if each.port in ports), connections, exchanged)
+    seen = tuple(each for each in samples if each.port in ports)
+    rates = goodputs(choice, seen)
+    if len(rates) > RATES_MAX or min(rates, default=0) < 0:
+        raise unknown_result(where)
+    if not rates:
+        raise VclusterError(f"{where}: the flow ended in its warm-up", hint="vcluster check")
+    return SeenFlow(0.0, seen, connections, exchanged)
 
 
 def _connection(value: object, where: str) -> TcpConnection:
@@ -157,7 +146,7 @@ def read_sample(answer: Mapping[str, Any], where: str) -> TcpSample:
     return TcpSample(
         count(answer.get("t_ns"), where, TIME_MAX_NS), count(answer.get("port"), where, PORT_MAX), state, cwnd,
         _optional(answer, "ssthresh", where), rtt, rttvar, _optional(answer, "min_rtt_us", where), retransmits, unacked,
-        8 * count(answer.get("delivery_rate"), where, BYTES_MAX),
+        count(answer.get("acked_bytes"), where, BYTES_MAX), 8 * count(answer.get("delivery_rate"), where, BYTES_MAX),
     )  # fmt: skip
 
 

@@ -20,15 +20,16 @@ if TYPE_CHECKING:
 Document = Mapping[str, Any]
 
 FIELDS = (
-    "from", "to", "congestion", "samples", "goodput_bits", "low_bits", "high_bits", "retransmits", "rtt_us",
-    "min_rtt_us", "starved",
+    "from", "to", "congestion", "samples", "goodput_bits", "low_bits", "high_bits", "mean_bits", "retransmits",
+    "rtt_us", "min_rtt_us", "starved",
 )  # fmt: skip
 HEADER = ("FROM", "TO", "MBIT/S", "LOW", "HIGH", "RETRANSMITS", "RTT", "MIN RTT", "CONGESTION")
 
 
 def row_document(row: TcpRow) -> dict[str, Any]:
     """One row for scripts, with rates rounded to bits a second."""
-    rates = (None if value is None else round(value) for value in (row.goodput_bits, row.low_bits, row.high_bits))
+    found = (row.goodput_bits, row.low_bits, row.high_bits, row.mean_bits)
+    rates = (None if value is None else round(value) for value in found)
     values = (
         row.start, row.end, row.congestion, row.samples, *rates, row.retransmits, row.rtt_us, row.min_rtt_us,
         list(row.starved),
@@ -77,10 +78,9 @@ def text(found: Document) -> str:
         )
         for row in found["rows"]
     ]  # fmt: skip
-    streams = found["streams"]
+    streams = f"{found['streams']} connection{'s' * (found['streams'] > 1)}"
     legend = (
-        f"data that the receiver read for {found['seconds']:g} s over {streams} connection{'s' * (streams > 1)}: "
-        "the median with its 95 % interval",
+        f"data acknowledged in {found['seconds']:g} s over {streams}; the median with its 95 % interval",
         f"the first {found['skipped_seconds']:g} s are left out, but not of the retransmits",
     )
     end = (*starved_lines(found["rows"]), traffic_text(found["traffic"], "tcp"))
