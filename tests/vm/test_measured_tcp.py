@@ -45,3 +45,20 @@ def test_a_limited_rate_is_the_goodput(cluster: Cluster) -> None:
     assert first[-1]["retransmits"] <= limited["retransmits"]
     assert {sample["state"] for sample in first} >= {"established"}
     assert max(sample["rtt_us"] for sample in first) >= limited["rtt_us"] >= limited["min_rtt_us"]
+
+
+def test_a_killed_measurement_leaves_nothing(cluster: Cluster) -> None:
+    """Neither iperf3 nor the program that samples, on both nodes, nor the counters at the ports."""
+    host = cluster.host
+    pattern = "'^iperf3|print.*vcluster-[0-9a-f]'"
+    process = host.popen("measure", "tcp", "-w", "red[1-2]", "--ring", "--for", "600")
+    try:
+        host.wait_for(f"ssh -F {cluster.config} -l root red2 pgrep -x iperf3")  # it begins last
+        assert len(cluster.ssh("red1", f"pgrep --full {pattern}", user="root").split()) == 2
+        host.wait_for("nft list tables netdev | grep measured")
+    finally:
+        process.kill()
+        process.wait(30)
+    host.wait_for("nft list tables netdev | grep -q measured || echo gone")
+    for node in ("red1", "red2"):
+        host.wait_for(f'ssh -F {cluster.config} -l root {node} "pgrep --full {pattern} >/dev/null || echo gone"')
