@@ -74,6 +74,7 @@ sudo                    makes users of those servers root
 slirp4netns             their route to the outside
 strace                  shows the system calls of a command, for tests of killed commands
 tshark                  reads captured frames, as users of Wireshark do
+iperf3                  measures traffic through the switch
 util-linux              unshare and nsenter, which make and enter them
 '
 

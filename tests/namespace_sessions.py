@@ -16,7 +16,7 @@ from vcluster.adapters.pipe import Pipe
 from vcluster.adapters.process import Completed
 from vcluster.adapters.process_pipe import ProcessPipe
 from vcluster.cli.main import run
-from vcluster.commands.nodes import link_probe, retransmit_watch
+from vcluster.commands.nodes import link_probe, retransmit_watch, tcp_flow
 from vcluster.model.plan import Node
 from vcluster.model.status import MISSING, RUNNING, PowerState
 from vcluster.util.deadline import Deadline
@@ -37,8 +37,24 @@ class NamespaceSession:
         done = subprocess.run(self._argv(source), input=stdin, capture_output=True, check=False)
         return Completed(done.returncode, done.stdout.decode(), done.stderr.decode())
 
-    def start_program(self, source: bytes, *, awaited: str) -> Pipe:  # noqa: ARG002
+    def start_program(self, source: bytes, *, awaited: str, deadline: Deadline | None = None) -> Pipe:  # noqa: ARG002
         return ProcessPipe(self.name, self._argv(source))
+
+    def run(self, argv: Sequence[str], **_: object) -> Completed:
+        # The input ends after the command, as that of a connection.
+        with subprocess.Popen(
+            self._entered(argv), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout
+            assert process.stderr
+            printed, errors = process.stdout.read(), process.stderr.read()
+        return Completed(process.returncode, printed, errors)
+
+    def start(self, argv: Sequence[str], **_: object) -> Pipe:
+        return ProcessPipe(self.name, self._entered(argv))
+
+    def _entered(self, argv: Sequence[str]) -> list[str]:
+        return ["ip", "netns", "exec", self.name, *argv]
 
 
 @contextmanager
@@ -51,7 +67,8 @@ def powers_of(_: object, nodes: Sequence[Node]) -> dict[str, PowerState]:
 
 
 def main() -> None:
-    link_probe.sessions = retransmit_watch.sessions = sessions
+    link_probe.sessions = retransmit_watch.sessions = tcp_flow.sessions = sessions
+    tcp_flow.require_running = lambda *_: None
     link_probe.powers_of = powers_of
     run()
 

@@ -200,8 +200,9 @@ def goodputs(choice: FlowChoice, samples: Sequence[TcpSample]) -> list[float]:
 
 def _after_warm_up(samples: Sequence[TcpSample]) -> list[TcpSample]:
     """The samples of moments when all connections were established, without those of the warm-up."""
-    ends = [each for each in samples if each.state == ESTABLISHED]
-    connections = Counter(each.t_ns for each in ends)
-    complete = [each for each in ends if connections[each.t_ns] == max(connections.values())]
+    established = [each for each in samples if each.state == ESTABLISHED]
+    connections = Counter(each.t_ns for each in established)
+    most = max(connections.values(), default=0)
+    complete = [each for each in established if connections[each.t_ns] == most]
     begin_ns = min((each.t_ns for each in complete), default=0) + WARM_UP_S * 1e9
     return [each for each in complete if each.t_ns >= begin_ns]
