@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from tests.inside import ROOT
 from tests.lan import Lan, lan
 from vcluster import guest
-from vcluster.planning.traffic.tcp_figures import STATES
 from vcluster.stages.measuring.tcp_flow import read_sample
 
 pytestmark = [
@@ -142,15 +142,24 @@ def test_other_connections_are_not_sampled(net: Lan, listener: socket.socket) ->
     assert [each["port"] for each in head["connections"]] == [port]
 
 
-def test_a_congestion_control_is_named(net: Lan, listener: socket.socket) -> None:
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
-    receiver, sender = connected(net, listener)
-    program = started(net)
-    with closing(receiver), closing(sender):
-        sender.sendall(b"x")
-    head, samples = ended(program)
-    assert [each["congestion"] for each in head["connections"]] == ["reno"]
-    assert {STATES[each["state"]] for each in samples} >= {"established"}
+# Reads a connection of this node to itself before and after its congestion control changes.
+CHANGED = f"""
+import socket, sys
+sys.path.insert(0, {str(ROOT / "vcluster/guest")!r})
+from tcp_samples import Sampler
+with socket.create_server(("{SENDER}", {PORT})) as listener:
+    other, (own, _) = socket.create_connection(("{SENDER}", {PORT})), listener.accept()
+    sampler = Sampler({PORT}, "{SENDER}", 10)
+    for name in sys.argv[1:]:
+        own.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name.encode())
+        sampler.read()
+        print(*(one.congestion for one in sampler.connections.values()))
+"""
+
+
+def test_the_last_congestion_control_is_named(net: Lan) -> None:
+    printed = net.run("sender", ["/usr/bin/python3", "-c", CHANGED, "cubic", "reno"]).stdout
+    assert printed.split() == ["cubic", "reno"]
 
 
 def test_too_many_samples_are_an_error(net: Lan, listener: socket.socket) -> None:

@@ -73,8 +73,8 @@ def messages(data: bytes) -> Iterator[Tuple[int, bytes]]:
 class Connection:
     """A connection: its other port, its congestion control, and its tcp_info at its end."""
 
-    def __init__(self, port: int, congestion: str) -> None:
-        self.port, self.congestion = port, congestion
+    def __init__(self, port: int) -> None:
+        self.port, self.congestion = port, ""
         self.end: bytes | None = None
 
 
@@ -108,8 +108,8 @@ class Sampler:
             if parsed is None:
                 continue
             cookie, port, state, info, congestion = parsed
-            if cookie not in self.connections:
-                self.connections[cookie] = Connection(port, congestion)
+            # iperf3 chooses the congestion control of a connection that has already begun.
+            self.connections.setdefault(cookie, Connection(port)).congestion = congestion
             if len(self.samples) >= self._samples_max:
                 raise OSError(errno.ENOBUFS, "there are more samples than expected")
             self.samples.append((t_ns, port, state, info))
