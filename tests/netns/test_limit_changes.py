@@ -118,9 +118,10 @@ def test_what_the_kernel_lacks_is_refused_before_any_change(plain: Lab, limits: 
 
 
 def test_a_delay_that_the_kernel_lacks_is_made_in_the_node(plain: Lab) -> None:
-    """Here the node is off. The delay of one peer is refused."""
-    done = plain.host.vcluster("link", "set", "node1", "--from", "delay=5ms,rate=10mbit")
-    assert "node1 is off; its link gets its limits when it starts" not in done.stderr  # its port exists
+    """Here the node is off, and its port exists. The delay of one peer is refused."""
+    note = "node1 is off; its link gets its limits when it starts"
+    assert note not in plain.host.vcluster("link", "set", "node1", "--from", "rate=20mbit").stderr
+    assert note in plain.host.vcluster("link", "set", "node1", "--from", "delay=5ms,rate=10mbit").stderr
     assert ledger(plain)["plan"]["delays_in_guest"]
     assert plain.one("node1", "from")["rate_bits"] == 10**7
     assert plain.one("node1", "from")["delay_us"] is None
