@@ -22,3 +22,4 @@ client = one.popen(sys.argv[2:], text=True)
 print(client.communicate(timeout=60)[0])
 for node in (one, two):
     node.terminate()
+sys.exit(client.returncode)

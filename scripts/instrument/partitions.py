@@ -66,7 +66,7 @@ def _changed(made: Lab, change: Callable[[], object]) -> Round:
     finally:
         kill(process)
     if process.returncode:
-        raise SystemExit(f"bench: {errors}")
+        raise AssertionError(errors)
     least_s, most_s = change_window(Change(*one) for one in json.loads(printed))
     return {"least_s": least_s, "most_s": most_s}
 

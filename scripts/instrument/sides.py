@@ -41,7 +41,7 @@ def labs() -> Iterator[Labs]:
 
 @dataclass(frozen=True)
 class Side:
-    """A way to limit the link of node2. `link` makes the limits, and removes them at the end of its block."""
+    """A limit of the link of node2. `link` makes the limits, and removes them at the end of its block."""
 
     name: str
     made: Lab
@@ -85,7 +85,8 @@ def type_line(made: Lab, line: str) -> None:
     """Run a command of the user. If it fails, its error is the reason that the side was not measured."""
     done = made.switch.run(["sh", "-c", line], timeout_s=30, check=False)
     if done.returncode:
-        raise NotRun(f"`{line}` fails: {done.stderr.strip().splitlines()[0]}")
+        reason = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[0]
+        raise NotRun(f"`{line}` fails: {reason}")
 
 
 @contextmanager
@@ -106,4 +107,4 @@ def await_line(process: subprocess.Popen[str], text: str, *, is_error: bool = Fa
     assert stream is not None
     while text not in (line := stream.readline()):
         if not line:
-            raise SystemExit(f"bench: {process.args!r} ended before it printed {text!r}")
+            raise AssertionError(f"{process.args!r} ended before it printed {text!r}")

@@ -35,7 +35,7 @@ def lab(shared_labs: SharedLabs) -> Iterator[Lab]:
 
 
 def measured(lab: Lab, *options: str) -> dict[str, Any]:
-    arguments = ("measure", "tcp", "-w", "node[1-2]", "--ring", "--for", "2", *options)
+    arguments = ("measure", "tcp", "-w", "node[1-2]", "--ring", "--for", "4", *options)
     return dict(validated(["measure", "tcp"], lab.host.json(*arguments)))
 
 
@@ -46,7 +46,7 @@ def test_a_limited_rate_is_the_goodput(lab: Lab) -> None:
     limited, other = found["rows"]
     assert [(row["from"], row["to"]) for row in found["rows"]] == [("node1", "node2"), ("node2", "node1")]
     ideal = RATE * DATA / FRAME
-    assert limited["goodput_bits"] == pytest.approx(ideal, rel=0.01)
+    assert limited["goodput_bits"] == pytest.approx(ideal, rel=0.03)  # two frames are 0.6 % of an interval
     assert limited["low_bits"] <= limited["goodput_bits"] <= limited["high_bits"]
     assert limited["mean_bits"] == pytest.approx(ideal, rel=0.1)  # iperf3, which counts blocks of 128 KiB
     assert other["goodput_bits"] > limited["goodput_bits"]
@@ -65,7 +65,7 @@ def test_connections_share_a_limited_rate(lab: Lab) -> None:
     lab.link("set", "node2", "--to", f"rate={RATE}bit")
     found = measured(lab, "--streams", "4", "--series", FILE)
     limited = found["rows"][0]
-    assert limited["goodput_bits"] == pytest.approx(RATE * DATA / FRAME, rel=0.02)
+    assert limited["goodput_bits"] == pytest.approx(RATE * DATA / FRAME, rel=0.04)
     samples = [json.loads(line) for line in lab.host.sh(f"cat {FILE}").splitlines()]
     assert len({sample["port"] for sample in samples if sample["from"] == "node1"}) == 4
 

@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
@@ -25,6 +26,7 @@ pytestmark = [
 
 SENDER, RECEIVER, PORT = "10.0.0.1", "10.0.0.2", 5201
 SIZE = 300_000
+SETTLED_S = 0.3  # a sample is read meanwhile
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +113,7 @@ def test_samples_are_what_ss_shows(net: Lan, listener: socket.socket) -> None:
         receive_all(receiver)
         port = receiver.getsockname()[1]
         expected = shown_by_ss(net, port)
+        time.sleep(SETTLED_S)
     head, samples = ended(program)
     (connection,) = head["connections"]
     assert connection == {

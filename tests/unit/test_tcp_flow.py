@@ -16,7 +16,7 @@ from tests.results import validated
 from vcluster.cli.output.traffic import tcp_report
 from vcluster.commands.nodes.measure import Traffic
 from vcluster.commands.nodes.tcp_flow import MeasuredTcp
-from vcluster.errors import RequestError, VclusterError
+from vcluster.errors import DeadlineError, RequestError, VclusterError
 from vcluster.model.spec import PortRange
 from vcluster.planning.traffic import tcp_figures
 from vcluster.planning.traffic.tcp_figures import FlowChoice, FlowEnds, SeenFlow, TcpConnection, TcpSample
@@ -35,8 +35,9 @@ UNKNOWN = "node1: the samples of TCP printed a result that vcluster does not kno
 @pytest.mark.parametrize(
     ("choice", "reason"),
     [
-        (FlowChoice(2.0, 1, 3.0, None), "--every 3 is longer than --for 2"),
-        (FlowChoice(600.0, 16, 0.01, None), "--every 0.01: a flow may have 1077800 samples"),
+        (FlowChoice(2.9, 1, 0.1, None), "--for 2.9: iperf3 sends for whole seconds"),
+        (FlowChoice(2.0, 1, 0.11, None), "--every 0.11: the goodput is counted in 20 intervals of 0.1 s"),
+        (FlowChoice(600.0, 16, 0.01, None), "--every 0.01: a flow may have 1133900 samples"),
         (FlowChoice(2.0, 1, 0.1, "; reboot"), "--congestion '; reboot' is not the name"),
         (FlowChoice(2.0, 1, 0.1, ""), "--congestion '' is not the name"),
         (FlowChoice(2.0, 1, 0.1, "a" * 16), "--congestion 'a+' is not the name"),
@@ -45,6 +46,13 @@ UNKNOWN = "node1: the samples of TCP printed a result that vcluster does not kno
 def test_flows_that_cannot_be_measured(choice: FlowChoice, reason: str) -> None:
     with pytest.raises(RequestError, match=reason):
         tcp_figures.check(choice)
+
+
+def test_flows_that_cannot_end_in_time() -> None:
+    choice = FlowChoice(600.0, 1, 1.0, None)
+    tcp_figures.require_time(choice, 6, 3606)
+    with pytest.raises(RequestError, match=r"^6 flows of 601 s need more than --timeout 3600$"):
+        tcp_figures.require_time(choice, 6, 3600)
 
 
 def test_the_receiver_asks_for_the_warm_up_too() -> None:
@@ -60,9 +68,13 @@ def test_nodes_that_accept_only_ports_of_mpi_use_one_of_them() -> None:
     assert tcp_figures.sender_port(None) == 5201
 
 
-@pytest.mark.parametrize(("seconds", "interval_s"), [(2.0, 0.2), (10.0, 0.5), (600.0, 30.0)])
-def test_a_flow_has_twenty_intervals_unless_samples_are_rare(seconds: float, interval_s: float) -> None:
-    assert FlowChoice(seconds, 1, 0.2, None).interval_s == interval_s
+@pytest.mark.parametrize("every_s", [0.03, 0.1, 0.3, 0.5])
+@pytest.mark.parametrize("phase_s", [0.0, 0.01, 0.099])
+def test_a_flow_has_about_twenty_values_of_the_goodput(every_s: float, phase_s: float) -> None:
+    choice = FlowChoice(10.0, 1, every_s, None)
+    tcp_figures.check(choice)
+    times = [phase_s + number * every_s for number in range(int(11 / every_s) + 1)]
+    assert 16 <= len(tcp_figures.goodputs(choice, [sample(t_s, acked=round(t_s * 1e6) + 1) for t_s in times])) <= 21
 
 
 # The answer of iperf3
@@ -94,6 +106,13 @@ def test_a_result_of_iperf3() -> None:
 def test_other_results_are_refused(differences: dict[str, Any]) -> None:
     with pytest.raises(VclusterError, match=r"^node2: iperf3 printed a result that vcluster does not know$"):
         read_result(result(**differences), CHOICE, "node2: iperf3")
+
+
+def test_an_unknown_congestion_control_has_the_command_that_lists_them() -> None:
+    choice = replace(CHOICE, congestion="bbrr")
+    with pytest.raises(VclusterError, match="node2: iperf3: unable to set TCP_CONGESTION") as raised:
+        read_result(result(error="unable to set TCP_CONGESTION"), choice, "node2: iperf3")
+    assert raised.value.hint == tcp_figures.CONGESTION_HINT
 
 
 def test_the_error_of_iperf3_is_shown() -> None:
@@ -200,7 +219,17 @@ def test_lines_have_a_limited_length() -> None:
     with pytest.raises(VclusterError, match="the answer is longer than 8 KiB"):
         seen({"connections": ["x" * 20_000]})
     with pytest.raises(VclusterError, match="the answer is longer than 1 KiB"):
+        seen({"connections": [CONNECTION], "samples": 1}, {**SAMPLE, "more": "x" * 1000})
+    with pytest.raises(VclusterError, match="the answer is longer than 1 KiB"):
         seen({"connections": [CONNECTION], "samples": 1}, {**SAMPLE, "more": "x" * 20_000})
+
+
+def test_a_node_that_always_has_more_to_read_is_left_when_the_time_is_up() -> None:
+    lines = b"".join(
+        json.dumps(each).encode() + b"\n" for each in ({"connections": [CONNECTION], "samples": 1}, SAMPLE)
+    )
+    with pytest.raises(DeadlineError):
+        read_samples(AnsweringPipe(lines), CHOICE, PORTS, Deadline(0))
 
 
 def test_the_error_of_the_program_is_shown() -> None:
@@ -222,7 +251,7 @@ def flow(*samples: TcpSample) -> SeenFlow:
 
 def rates(*values_mbit: int) -> list[TcpSample]:
     """Samples each 0.1 s with these rates between them, after a fast warm-up of 1 s."""
-    found = [sample(5 + number / 10, acked=number * 10**8) for number in range(11)]
+    found = [sample(5 + number / 10, acked=number * 10**8 + 1) for number in range(11)]
     for value in values_mbit:
         found.append(sample(found[-1].t_ns / 1e9 + 0.1, acked=found[-1].acked_bytes + value * 12_500))
     return found
@@ -243,6 +272,11 @@ def test_an_interval_may_have_several_samples() -> None:
     assert found == pytest.approx([2e6, 6e6])
 
 
+def test_the_warm_up_begins_with_the_first_data() -> None:
+    silent = [sample(3 + number / 10) for number in range(20)]
+    assert tcp_figures.goodputs(CHOICE, [*silent, *rates(5, 5)]) == pytest.approx([5e6, 5e6])
+
+
 def test_connections_are_counted_together_while_all_are_established() -> None:
     one, other = rates(*[4] * 10), [replace(each, port=40001) for each in rates(*[6] * 10)]
     early, late = sample(4, port=40001), sample(9, acked=10**10)
@@ -252,7 +286,7 @@ def test_connections_are_counted_together_while_all_are_established() -> None:
 
 def test_round_trips_are_those_of_established_connections_after_the_warm_up() -> None:
     samples = [
-        sample(7.0, rtt_us=1, state="close-wait"), sample(8.0, rtt_us=900), sample(8.9, rtt_us=900),
+        sample(7.0, rtt_us=1, state="close-wait"), sample(8.0, rtt_us=900, acked=1), sample(8.9, rtt_us=900),
         sample(9.0, rtt_us=20), sample(9.1, rtt_us=30), sample(9.2, rtt_us=70),
         sample(9.3, rtt_us=1, state="fin-wait-1"),
     ]  # fmt: skip
@@ -276,9 +310,21 @@ def test_the_table() -> None:
     lines = tcp_report.text(document()).splitlines()
     assert lines[1].split() == ["node1", "node2", "10.5", "6", "15", "7", "1.5", "ms", "0.08", "ms", "reno"]
     assert lines[2].split()[:5] == ["node2", "node1", "10.5!", "-", "-"]
-    assert "over 1 connection; the median" in lines[4]
+    assert "over 1 connection; the median of 20 intervals" in lines[4]
     assert "! in 1 of 2 rows, processors waited: node2" in lines
     assert "TCP 990000, ssh 6000, NFS 2000, ARP 1000, difference 1000 (0.10 %)" in lines[-1]
+
+
+@pytest.mark.parametrize(("bits", "shown"), [(9_500_000, "9.5"), (999_940_000, "999.9"), (23_450_000_000, "23450")])
+def test_rates_have_no_exponent(bits: int, shown: str) -> None:
+    row = document()["rows"][0] | {"goodput_bits": bits}
+    assert tcp_report.row_text(row) == f"node1 to node2: tcp: {shown} Mbit/s"
+
+
+def test_round_trips_have_no_exponent() -> None:
+    found = document()
+    found["rows"][0]["rtt_us"] = 1_234_000.0
+    assert "  1234 ms  " in tcp_report.text(found)
 
 
 def test_a_measurement_that_ended_early_has_its_rows() -> None:

@@ -52,8 +52,10 @@ class Pipe(ABC):
         while (end := self._pending.find(b"\n", searched)) < 0:
             searched = len(self._pending)
             if searched > limit:
-                raise VclusterError(f"{self.name}: {awaited}: the answer is longer than {limit >> 10} KiB")
+                raise self._too_long(awaited, limit)
             self._pending += self._more(deadline, awaited)
+        if end > limit:
+            raise self._too_long(awaited, limit)
         return self._take(end + 1)[:-1]
 
     def write(self, data: bytes | memoryview, deadline: Deadline, awaited: str) -> None:
@@ -125,6 +127,9 @@ class Pipe(ABC):
                 if not data:
                     raise self.broken(awaited)
                 return data
+
+    def _too_long(self, awaited: str, limit: int) -> VclusterError:
+        return VclusterError(f"{self.name}: {awaited}: the answer is longer than {limit >> 10} KiB")
 
     def _take(self, size: int) -> bytes:
         taken = bytes(self._pending[:size])

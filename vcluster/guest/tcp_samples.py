@@ -102,8 +102,10 @@ class Sampler:
 
     def read(self) -> None:
         """Add a sample of each connection, and keep the last values of those that have ended since the last time."""
-        t_ns = time.monotonic_ns()
-        for data in self._dumped():
+        before_ns = time.monotonic_ns()
+        dumped = list(self._dumped())
+        t_ns = (before_ns + time.monotonic_ns()) // 2  # this process may wait for a processor in between
+        for data in dumped:
             parsed = self._parsed(data)
             if parsed is None:
                 continue

@@ -31,6 +31,13 @@ class Deadline:
         extended._checks = (*self._checks, check)
         return extended
 
+    def sooner(self, timeout_s: float) -> Deadline:
+        """A deadline after this time, or this one if it ends earlier. A cancel ends both."""
+        limited = copy.copy(self)
+        if timeout_s < self.remaining_s():
+            limited.timeout_s, limited._ends_s = timeout_s, time.monotonic() + timeout_s
+        return limited
+
     def cancel(self) -> None:
         """Make every wait on this deadline end with Cancelled."""
         self._cancelled.set()

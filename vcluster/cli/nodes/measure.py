@@ -186,7 +186,7 @@ def _run(
         help="Send over N connections at a time.",
     ),
     click.option(
-        "--congestion", metavar="NAME", help="Congestion control of the sender.  [default: that of its kernel]"
+        "--congestion", metavar="NAME", help="Congestion control of both ends.  [default: that of their kernels]"
     ),
     click.option(
         "--every", "every_s", type=arguments.Duration(0.01, 60), default="0.1", show_default=True, metavar="SECONDS",
@@ -201,7 +201,7 @@ def _run(
 def tcp(for_s: float, streams: int, every_s: float, congestion: str | None, **options: Any) -> None:
     """Measure TCP in each direction between nodes: goodput, retransmits and round trips.
 
-    iperf3 sends the data. Meanwhile, the kernel of the sender is asked for the state of the connections.
+    iperf3 sends the data. Meanwhile, vcluster asks the kernel of the sender for the state of the connections.
     """
     from vcluster.planning.traffic import tcp_figures
 
@@ -225,11 +225,13 @@ def _run_tcp(
     from vcluster.commands.nodes import measure as traffic
     from vcluster.commands.nodes import tcp_flow as work
     from vcluster.planning import measure_plan
+    from vcluster.planning.traffic import tcp_figures
 
     context, plan = common.open_cluster(name)
     nodes = {node.name: node for node in access.choose_nodes(plan, nodeset)}
     measure_plan.require_two([*nodes])
-    names = measure_plan.pairs([*nodes], is_ring=is_ring, is_directed=True)
+    names = [*measure_plan.pairs([*nodes], is_ring=is_ring, is_directed=True)]
+    tcp_figures.require_time(choice, len(names), timeout_s)
     pairs = [(nodes[start], nodes[end]) for start, end in names]
     rows: list[TcpRow] = []
 
@@ -256,10 +258,15 @@ def _run_tcp(
 
 @contextmanager
 def _series(path: Path | None) -> Iterator[Callable[[TcpRow, Sequence[TcpSample]], None]]:
-    """A function that writes samples into a file, if there is one. The file is emptied with the first ones."""
-    from vcluster.cli.output.traffic import tcp_report
-    from vcluster.cli.output.traffic.record_file import RecordFile
+    """A function that writes samples into a file, if there is one. The file is emptied with the first ones.
 
+    Raises MissingError at once if the file cannot be written.
+    """
+    from vcluster.cli.output.traffic import tcp_report
+    from vcluster.cli.output.traffic.record_file import RecordFile, require_writable
+
+    if path:
+        require_writable(path)
     file = None
     with ExitStack() as stack:
 

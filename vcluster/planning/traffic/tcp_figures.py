@@ -1,7 +1,8 @@
-"""What a TCP flow between two nodes consists of, and the figures that follow from what was seen of it. Pure."""
+"""A TCP flow between two nodes: its command lines, and the figures of its samples. Pure."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -13,12 +14,13 @@ from vcluster.model.quoting import shown
 from vcluster.model.spec import PortRange
 from vcluster.util.median import median, median_interval
 
-WARM_UP_S = 1.0  # of a flow, which no figure of a row includes
+WARM_UP_S = 1.0  # of a flow, from its first data on; the goodput and the round trips leave it out
 INTERVALS = 20  # of the goodput, after the warm-up
-END_S, END_READ_S = 30.0, 0.1  # a limit for the begin and the end of a flow, and the time between samples at its end
+END_S, END_READ_S = 60.0, 0.1  # a limit for the begin and the end of a flow, and the time between samples at its end
 SAMPLES_MAX = 200_000  # of a flow
 PORT = 5201  # of iperf3
 ESTABLISHED = "established"
+CONGESTION_HINT = "vcluster exec -- sysctl -a --pattern congestion_control"  # it lists those that a kernel has
 # By their numbers in linux/tcp_states.h.
 STATES = {
     1: ESTABLISHED, 4: "fin-wait-1", 5: "fin-wait-2", 8: "close-wait", 9: "last-ack", 11: "closing",
@@ -41,12 +43,17 @@ class FlowChoice:
     @property
     def interval_s(self) -> float:
         """The time for which each value of the goodput is counted."""
-        return max(self.every_s, self.seconds / INTERVALS)
+        return self.seconds / INTERVALS
+
+    @property
+    def flow_s(self) -> float:
+        """A limit for the whole flow."""
+        return WARM_UP_S + self.seconds + END_S
 
     @property
     def samples_max(self) -> int:
         """More samples than a flow can have, with those of the connection that controls it."""
-        readings = (WARM_UP_S + self.seconds + END_S) / self.every_s + END_S / END_READ_S
+        readings = self.flow_s / self.every_s + END_S / END_READ_S
         return round(readings * (self.streams + 1))
 
 
@@ -130,20 +137,34 @@ class TcpRow:
 
 
 def check(choice: FlowChoice) -> None:
-    """Raise RequestError for a flow that would have no sample or too many, or for a name that no kernel can have."""
-    if choice.every_s > choice.seconds:
+    """Raise RequestError for a flow that would have too few samples or too many, or for a name of no kernel."""
+    if choice.seconds % 1:
         raise RequestError(
-            f"--every {choice.every_s:g} is longer than --for {choice.seconds:g}", hint="a shorter --every"
+            f"--for {choice.seconds:g}: iperf3 sends for whole seconds", hint=f"--for {math.ceil(choice.seconds)}"
+        )
+    if choice.every_s > choice.interval_s:
+        raise RequestError(
+            f"--every {choice.every_s:g}: the goodput is counted in {INTERVALS} intervals of {choice.interval_s:g} s",
+            hint=f"--every {choice.interval_s:g}, or a longer --for",
         )
     if choice.samples_max > SAMPLES_MAX:
         raise RequestError(
             f"--every {choice.every_s:g}: a flow may have {choice.samples_max} samples, more than {SAMPLES_MAX}",
-            hint="a longer --every, or a shorter --for",
+            hint="use a longer --every, or a shorter --for",
         )
     if choice.congestion is not None and not _CONGESTION.fullmatch(choice.congestion):
         raise RequestError(
-            f"--congestion {shown(choice.congestion)} is not the name of a congestion control",
-            hint="vcluster exec -- sysctl -a --pattern congestion_control",
+            f"--congestion {shown(choice.congestion)} is not the name of a congestion control", hint=CONGESTION_HINT
+        )
+
+
+def require_time(choice: FlowChoice, flows: int, timeout_s: float) -> None:
+    """Raise RequestError if so many flows, one after another, cannot end in time."""
+    least_s = flows * (WARM_UP_S + choice.seconds)
+    if least_s > timeout_s:
+        raise RequestError(
+            f"{flows} flows of {WARM_UP_S + choice.seconds:g} s need more than --timeout {timeout_s:g}",
+            hint=f"--timeout {math.ceil(1.5 * least_s)}, a shorter --for, --ring, or fewer nodes by -w",
         )
 
 
@@ -204,5 +225,7 @@ def _after_warm_up(samples: Sequence[TcpSample]) -> list[TcpSample]:
     connections = Counter(each.t_ns for each in established)
     most = max(connections.values(), default=0)
     complete = [each for each in established if connections[each.t_ns] == most]
-    begin_ns = min((each.t_ns for each in complete), default=0) + WARM_UP_S * 1e9
+    # Streams connect before iperf3 exchanges what it needs, and only then sends.
+    first_ns = min((each.t_ns for each in complete if each.acked_bytes), default=0)
+    begin_ns = first_ns + WARM_UP_S * 1e9
     return [each for each in complete if each.t_ns >= begin_ns]

@@ -12,8 +12,11 @@ from vcluster import guest
 from vcluster.adapters.pipe import Pipe
 from vcluster.adapters.ssh.attached_command import without_input
 from vcluster.adapters.ssh.ssh_session import Session
-from vcluster.errors import VclusterError
+from vcluster.errors import DeadlineError, VclusterError
+from vcluster.model.naming import folded
+from vcluster.model.quoting import quoted
 from vcluster.planning.traffic.tcp_figures import (
+    CONGESTION_HINT,
     STATES,
     FlowChoice,
     FlowEnds,
@@ -29,7 +32,7 @@ from vcluster.util.deadline import Deadline
 from vcluster.util.median import SAMPLES_MAX as RATES_MAX
 
 AWAITED, SAMPLES = "iperf3", "the samples of TCP"
-LISTENING = b"listening"
+LISTENING, IN_USE = b"listening", "Address already in use"  # of iperf3
 LINES_MAX, LINE_MAX = 10, 1 << 12  # what iperf3 prints until it listens
 SAMPLE_MAX, CONNECTIONS_MAX = 1 << 10, 1 << 13  # bytes of a line
 # Nodes are not trusted.
@@ -38,7 +41,20 @@ RATE_MAX, NAME_MAX = 1e15, 15
 
 
 def flow(sender: Session, receiver: Session, ends: FlowEnds, choice: FlowChoice, deadline: Deadline) -> SeenFlow:
-    """Send data from one node to another, and return what was seen of it."""
+    """Send data from one node to another, and return what was seen of it.
+
+    Raises DeadlineError if it has not ended long after its time, for example because a link was cut.
+    """
+    limited = deadline.sooner(choice.flow_s)
+    try:
+        return _flow(sender, receiver, ends, choice, limited)
+    except DeadlineError as error:
+        if deadline.remaining_s():
+            raise DeadlineError(error.message, hint="vcluster check") from error
+        raise
+
+
+def _flow(sender: Session, receiver: Session, ends: FlowEnds, choice: FlowChoice, deadline: Deadline) -> SeenFlow:
     with _sampling(sender, ends, choice, deadline) as pipe, _serving(sender, ends, deadline):
         command = without_input(receiver_command(choice, ends))
         done = receiver.run(command, stdin=None, awaited=AWAITED, deadline=deadline)
@@ -65,16 +81,29 @@ def _serving(session: Session, ends: FlowEnds, deadline: Deadline) -> Iterator[N
     """iperf3 on the sender. It listens when the block begins, and ends with the block at the latest."""
     command = without_input(sender_command(ends))
     with closing(session.start(command, deadline=deadline, awaited=AWAITED)) as pipe:
+        _await_listening(pipe, ends, deadline)
+        yield
+
+
+def _await_listening(pipe: Pipe, ends: FlowEnds, deadline: Deadline) -> None:
+    try:
         for _ in range(LINES_MAX):
             if LISTENING in pipe.read_line(deadline, AWAITED, limit=LINE_MAX):
-                break
-        else:
-            raise unknown_result(f"{session.name}: {AWAITED}")
-        yield
+                return
+    except VclusterError as error:
+        if IN_USE in f"{error.message} {pipe.error_output}":
+            raise VclusterError(
+                f"{pipe.name}: another program uses port {ends.port}",
+                hint=f"vcluster exec -l root -w {folded([pipe.name])} -- ss -tlnp",
+            ) from error
+        raise
+    raise unknown_result(f"{pipe.name}: {AWAITED}")
 
 
 def read_result(answer: Mapping[str, Any], choice: FlowChoice, where: str) -> tuple[frozenset[int], float]:
     """The receiver's ports and its mean rate in iperf3's JSON. Raises VclusterError for other answers."""
+    if choice.congestion and "CONGESTION" in str(answer.get("error", "")):
+        raise VclusterError(f"{where}: {quoted(answer['error'])}", hint=CONGESTION_HINT)
     require_success(answer, where)
     connected = field(field(answer, "start", dict, where), "connected", list, where)
     ports = frozenset(count(_part(each, "local_port", where), where, PORT_MAX) for each in connected)
@@ -99,6 +128,7 @@ def read_samples(pipe: Pipe, choice: FlowChoice, ports: frozenset[int], deadline
     where = f"{pipe.name}: {SAMPLES}"
 
     def line(limit: int) -> dict[str, Any]:
+        deadline.check(where)  # a node that always has more to read must not go on for ever
         answer = parsed(pipe.read_line(deadline, SAMPLES, limit=limit).decode(errors="replace"), where)
         require_success(answer, where)
         return answer
@@ -124,7 +154,7 @@ def _connection(value: object, where: str) -> TcpConnection:
     if not isinstance(value, dict):
         raise unknown_result(where)
     if "sent_bytes" not in value:
-        raise VclusterError(f"{where}: a connection of iperf3 did not end in time", hint="measure again")
+        raise VclusterError(f"{where}: a connection of iperf3 did not end in time", hint="run the command again")
     congestion = field(value, "congestion", str, where)
     if not (congestion.isprintable() and congestion.isascii() and 0 < len(congestion) <= NAME_MAX):
         raise unknown_result(where)

@@ -123,7 +123,7 @@ def _table(rows: Sequence[Document]) -> str:
     lines = [
         (
             *((row["from"], row["to"]) if is_pair else (row["operation"],)), in_largest_unit(row["bytes"]), _value(row),
-            _digits(row["low"]), _digits(row["high"]), _digits(row["minimum"]), _digits(row["p99"]), row["samples"],
+            digits(row["low"]), digits(row["high"]), digits(row["minimum"]), digits(row["p99"]), row["samples"],
             _unit(row),
         )
         for row in rows
@@ -171,10 +171,10 @@ def traffic_text(traffic: Document | None, cause: str) -> str:
 
 def _value(row: Document) -> str:
     marks = ("" if row["reached"] else NOT_REACHED) + (STARVED if row["starved"] else "")
-    return _digits(row["median"]) + marks
+    return digits(row["median"]) + marks
 
 
-def _digits(value: float | None) -> str:
+def digits(value: float | None) -> str:
     """Three digits, and all that stand before the point."""
     if value is None:
         return "-"

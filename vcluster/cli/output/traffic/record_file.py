@@ -18,6 +18,32 @@ _FLAGS = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _REASONS = {errno.ELOOP: "it is a symbolic link", errno.ENXIO: _NOT_REGULAR}
 
 
+def require_writable(path: Path) -> None:
+    """Raise MissingError if the file cannot be written. It is not changed, and a missing one is not made."""
+    if path.parent.is_dir() and not path.exists() and not path.is_symlink():
+        if not os.access(path.parent, os.W_OK):
+            raise unwritable(path, os.strerror(errno.EACCES))
+        return
+    try:
+        descriptor = os.open(path, _FLAGS)
+    except OSError as error:
+        raise unwritable(path, _REASONS.get(error.errno or 0, error.strerror)) from error
+    try:
+        _require_regular(path, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _require_regular(path: Path, descriptor: int) -> None:
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        raise unwritable(path, _NOT_REGULAR)
+
+
+def unwritable(path: Path, reason: str | None) -> MissingError:
+    """The error for a file that cannot be written."""
+    return MissingError(f"cannot write {path_shown(path)}: {reason}", hint="choose another file")
+
+
 class RecordFile:
     """A regular file, emptied. A new file belongs to `owner`, a user and a group.
 
@@ -29,7 +55,7 @@ class RecordFile:
         try:
             self._descriptor = self._opened(owner)
         except OSError as error:
-            raise self._unwritable(_REASONS.get(error.errno or 0, error.strerror)) from error
+            raise unwritable(path, _REASONS.get(error.errno or 0, error.strerror)) from error
 
     def __enter__(self) -> RecordFile:
         return self
@@ -41,7 +67,7 @@ class RecordFile:
             os.close(self._descriptor)
         except OSError as failure:
             if error is None:
-                raise self._unwritable(failure.strerror) from failure
+                raise unwritable(self._path, failure.strerror) from failure
 
     def write_line(self, line: str) -> None:
         """Write a line as a whole."""
@@ -50,7 +76,7 @@ class RecordFile:
             while left:
                 left = left[os.write(self._descriptor, left) :]
         except OSError as error:
-            raise self._unwritable(error.strerror) from error
+            raise unwritable(self._path, error.strerror) from error
 
     def _opened(self, owner: tuple[int, int] | None) -> int:
         try:
@@ -58,7 +84,7 @@ class RecordFile:
         except FileExistsError:
             descriptor, is_new = os.open(self._path, _FLAGS), False
         try:
-            self._require_regular(descriptor)
+            _require_regular(self._path, descriptor)
             if owner and is_new:
                 os.fchown(descriptor, *owner)
             os.ftruncate(descriptor, 0)
@@ -67,10 +93,3 @@ class RecordFile:
             os.close(descriptor)
             raise
         return descriptor
-
-    def _require_regular(self, descriptor: int) -> None:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise self._unwritable(_NOT_REGULAR)
-
-    def _unwritable(self, reason: str | None) -> MissingError:
-        return MissingError(f"cannot write {path_shown(self._path)}: {reason}", hint="choose another file")

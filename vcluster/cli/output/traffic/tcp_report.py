@@ -10,8 +10,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from vcluster.cli.output.tables import table
-from vcluster.cli.output.traffic.measure_report import STARVED, starved_lines, traffic_document, traffic_text
-from vcluster.planning.traffic.tcp_figures import WARM_UP_S
+from vcluster.cli.output.traffic.measure_report import STARVED, digits, starved_lines, traffic_document, traffic_text
+from vcluster.planning.traffic.tcp_figures import INTERVALS, WARM_UP_S
 
 if TYPE_CHECKING:
     from vcluster.commands.nodes.tcp_flow import MeasuredTcp
@@ -80,8 +80,9 @@ def text(found: Document) -> str:
     ]  # fmt: skip
     streams = f"{found['streams']} connection{'s' * (found['streams'] > 1)}"
     legend = (
-        f"data acknowledged in {found['seconds']:g} s over {streams}; the median with its 95 % interval",
-        f"the first {found['skipped_seconds']:g} s are left out, but not of the retransmits",
+        f"data acknowledged in {found['seconds']:g} s over {streams}; the median of {INTERVALS} intervals",
+        "LOW, HIGH: the 95 % interval of the median, if the intervals of a flow do not depend on each other",
+        f"the first {found['skipped_seconds']:g} s are left out, but not of RETRANSMITS and MIN RTT",
     )
     end = (*starved_lines(found["rows"]), traffic_text(found["traffic"], "tcp"))
     return "\n".join((table(HEADER, lines), "", *legend, *end))
@@ -92,8 +93,10 @@ def _value(row: Document) -> str:
 
 
 def _mbit(bits: int | None) -> str:
-    return "-" if bits is None else f"{bits / 1e6:.4g}"
+    if bits is None:
+        return "-"
+    return f"{bits / 1e6:.0f}" if bits >= 1e9 else f"{bits / 1e6:.4g}"
 
 
 def _milliseconds(microseconds: float | None) -> str:
-    return "-" if microseconds is None else f"{microseconds / 1000:.3g} ms"
+    return "-" if microseconds is None else f"{digits(microseconds / 1000)} ms"
