@@ -9,12 +9,17 @@ from tests.clusters import SNAPSHOTS, Host
 from vcluster.images.store import DEFAULT_ROOT
 from vcluster.model.spec import DEFAULT_IMAGE
 
-CLUSTER = "doomed"
+CLUSTER, NEIGHBOUR = "doomed", "neighbour"
 PATIENCE = ("--timeout", "300")
 COMMAND_S = 320
 OTHER_SIZE = ("--memory", "500")  # a snapshot that nothing else uses
 DISK = "/run/disk.raw"  # an image to import: a disk with one partition
 IMAGES = str(DEFAULT_ROOT)
+STORE = "own-images"  # the source of the mount that hides the images of all servers
+REMOVE_OWN_STORE = (
+    f"while [ $(findmnt -no SOURCE {IMAGES} | tail -n 1) = {STORE} ]; do umount {IMAGES}; done 2>/dev/null;"
+    " umount /usr/bin/mmdebstrap 2>/dev/null || true"
+)
 RECIPE = DEFAULT_IMAGE
 BUILD = ("image", "build", RECIPE, "--name", CLUSTER)
 # In place of mmdebstrap, which would install packages for two minutes in each trial. The last argument but one is the
@@ -108,7 +113,7 @@ def with_remote_switch(bed: Bed) -> None:
 def own_images(bed: Bed) -> None:
     """An empty store of images, in place of the one that all servers read; and a disk to import."""
     bed.control.sh(
-        f"mount -t tmpfs images {IMAGES}; truncate -s 8M {DISK};"
+        f"mount -t tmpfs {STORE} {IMAGES}; truncate -s 8M {DISK};"
         rf" printf '\200\0\0\0\203\0\0\0\0\010\0\0\0\070\0\0' | dd of={DISK} bs=1 seek=446 conv=notrunc status=none;"
         rf" printf '\125\252' | dd of={DISK} bs=1 seek=510 conv=notrunc status=none"
     )

@@ -10,12 +10,11 @@ import pytest
 
 from tests.clusters import Survey
 from tests.faults import plan
-from tests.faults.commands import COMMAND_S, PATIENCE, Bed
+from tests.faults.commands import COMMAND_S, NEIGHBOUR, Bed
 from tests.faults.record import fault_bed
 from tests.faults.trial import survey_all
 from tests.long_runs import PLUGIN
 
-NEIGHBOUR = "neighbour"
 ECHOES = "/run/echoes"
 KILL_TESTS = "test_kill_at_a_point["
 _outcomes: dict[str, str] = {}
@@ -46,13 +45,11 @@ def bed() -> Iterator[Bed]:
 
 @pytest.fixture(scope="package")
 def neighbour(bed: Bed) -> Iterator[Neighbour]:
-    bed.run("local", "create", "--name", NEIGHBOUR, "-n", "2", *PATIENCE)
     config = bed.run("ssh-config", "--name", NEIGHBOUR, "--path").strip()
     argv = f"ssh -F {config} -o BatchMode=yes -l root node1 ping -n -i 0.1 node2"
     bed.control.server.popen(["sh", "-c", f"exec {argv} >{ECHOES}"])
     bed.control.wait_for(f"grep icmp_seq=10 {ECHOES}", COMMAND_S)
     yield Neighbour(bed)
-    bed.run("clear", NEIGHBOUR, "-y")
 
 
 @pytest.fixture(scope="package")

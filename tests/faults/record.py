@@ -15,19 +15,24 @@ from contextlib import contextmanager
 from tests import snapshot_cache
 from tests.clusters import Host, booting_servers
 from tests.faults import plan
-from tests.faults.commands import COMMANDS, Bed
+from tests.faults.commands import COMMANDS, NEIGHBOUR, PATIENCE, Bed
 from tests.faults.trial import record
 
 
 @contextmanager
 def fault_bed() -> Iterator[Bed]:
-    """A server with a snapshot of a node, and a server for the switch."""
+    """A server with a snapshot of a node and another cluster, and a server for the switch.
+
+    With another cluster, a command does not remove folders that clusters share.
+    """
     with booting_servers("faults", "switch") as (control, switch):
         bed = Bed(Host(control), Host(switch))
         switch.allow_login_of(control)
         bed.control.initialize_libvirt()
         snapshot_cache.provide(bed.control)
+        bed.run("local", "create", "--name", NEIGHBOUR, "-n", "2", *PATIENCE)
         yield bed
+        bed.run("clear", NEIGHBOUR, "-y")
 
 
 def main(names: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.clusters import Survey
 from tests.faults import plan
-from tests.faults.commands import CLUSTER, COMMANDS, Bed
+from tests.faults.commands import CLUSTER, COMMANDS, REMOVE_OWN_STORE, Bed
 from tests.faults.conftest import Neighbour
 from tests.faults.plan import KnownFault, Trial
 from tests.faults.trial import assert_survived, kill_at
@@ -28,6 +28,7 @@ def _clean_up(bed: Bed, neighbour: Neighbour) -> Iterator[None]:
     """A test that fails must not make later tests fail."""
     yield
     bed.control.kill_commands(CLUSTER)
+    bed.control.sh(REMOVE_OWN_STORE)
     bed.run("clear", CLUSTER, "-y", "--on", "SWITCH", check=False)
     neighbour.assert_undisturbed()
 

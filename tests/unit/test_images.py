@@ -21,6 +21,7 @@ from vcluster.agent import image_store, snapshot_manifest, snapshot_store
 from vcluster.cli import main
 from vcluster.cli.servers import image
 from vcluster.errors import ConflictError, MissingError, RequestError, VclusterError
+from vcluster.images import build
 from vcluster.images.disk_files import SECTOR, partitions_end
 from vcluster.images.store import ImageStore
 from vcluster.model.spec import DEFAULT_IMAGE
@@ -59,6 +60,36 @@ def stored(root: Path, name: str = "demo") -> ImageStore:
         (folder / "disk.qcow2").write_bytes(name.encode() * 100)
         store._finish(folder, name=name, origin="test", virtual_size_bytes=1, kernel_cmdline="", features=(), recipe="")
     return store
+
+
+class KilledError(Exception):
+    """The command ended here."""
+
+
+def test_an_image_without_its_name_gets_it_instead_of_a_second_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A build that was killed has left it. An image of another recipe does not matter."""
+    facts: dict[str, Any] = {"origin": "", "virtual_size_bytes": 1, "kernel_cmdline": "", "features": ()}
+    store = stored(tmp_path)
+
+    def killed(*_: object, **__: object) -> None:
+        raise KilledError
+
+    with monkeypatch.context() as patched, pytest.raises(KilledError), store._unfinished() as folder:
+        patched.setattr(ImageStore, "_link_name", killed)
+        (folder / "disk.qcow2").write_bytes(b"newer")
+        store._finish(folder, name="demo", recipe="wanted", **facts)
+    monkeypatch.setattr(build, "recipe_digest", lambda _: "wanted")
+    monkeypatch.setattr(build, "build_debian", killed)
+    recipe: Any = None
+    found = store.build(recipe, name="demo", force=False, report=print)
+    assert found.recipe == "wanted"
+    assert store.names() == {"demo": found.digest}
+    assert store.build(recipe, name="demo", force=False, report=print) == found
+    for others in ({"name": "other", "force": False}, {"name": "demo", "force": True}):
+        with pytest.raises(KilledError):
+            store.build(recipe, report=print, **others)
 
 
 def test_an_image_is_found_by_name_and_by_digest(tmp_path: Path) -> None:

@@ -125,18 +125,16 @@ class ImageStore:
         return sum(path.stat().st_blocks * 512 for path in files if path.exists())
 
     def build(self, recipe: Recipe, *, name: str, force: bool, report: Report) -> Manifest:
-        """Build an image from a recipe, or return the image of the same recipe unless `force`.
+        """Build an image from a recipe, or return the image of the same recipe and name unless `force`.
+
+        A build that was killed may have left such an image without its name; it gets the name now.
 
         Raises MissingError if this host lacks a requirement, ConflictError if another command changes the images, and
         VclusterError if a step fails.
         """
         check_name(name, kind="image name", length_max=NAME_MAX)
         digest = build.recipe_digest(recipe)
-        known = next(
-            (image for image in self.images() if image.recipe == digest and self.names().get(name) == image.digest),
-            None,
-        )
-        if known and not force:
+        if not force and (known := self._built(name, digest)):
             return known
         with self._unfinished() as folder:
             built = build.build_debian(recipe, folder, report=report)
@@ -150,6 +148,17 @@ class ImageStore:
                 features=built.features,
                 recipe=digest,
             )
+
+    def _built(self, name: str, recipe: str) -> Manifest | None:
+        """The image of this name that a recipe has made, if there is one."""
+        found = {image.digest: image for image in self.images() if (image.name, image.recipe) == (name, recipe)}
+        if named := found.get(self.names().get(name, "")):
+            return named
+        newest = max(found.values(), key=lambda image: image.created, default=None)
+        if newest:
+            with self._locked():
+                self._link_name(name, newest.digest)
+        return newest
 
     def import_image(self, source: str, *, name: str | None, sha256: str | None, report: Report) -> Manifest:
         """Import a cloud image from a path or a URL. Raises RequestError if nodes cannot use it.
