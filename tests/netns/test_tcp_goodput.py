@@ -70,6 +70,13 @@ def test_connections_share_a_limited_rate(lab: Lab) -> None:
     assert len({sample["port"] for sample in samples if sample["from"] == "node1"}) == 4
 
 
+def test_acknowledgements_of_lost_frames_are_explained(lab: Lab) -> None:
+    """They have options of up to 28 bytes. Without their count, 0.6 % of the bytes would be unexplained."""
+    lab.link("set", "node2", "--both", f"rate={RATE}bit,loss=10%")
+    traffic = measured(lab, "--streams", "8", "--congestion", "bbr")["traffic"]
+    assert abs(traffic["difference_bytes"]) <= traffic["port_bytes"] / 1000
+
+
 def test_an_unknown_congestion_control_is_the_error_of_iperf3(lab: Lab) -> None:
     done = lab.host.vcluster("measure", "tcp", "-w", "node[1-2]", "--congestion", "nosuch", check=False)
     assert done.returncode == 1

@@ -156,7 +156,7 @@ def test_it_ends_when_the_samples_or_the_time_are_used_up() -> None:
 
 
 def reading(frames: int, size: int, sent: int, **by_class: tuple[int, int]) -> Reading:
-    return Reading(frames, size, {"arp": (0, 0), "ssh": (0, 0), "nfs": (0, 0), **by_class}, sent)
+    return Reading(frames, size, {"arp": (0, 0), "ssh": (0, 0), "nfs": (0, 0), "options": (0, 0), **by_class}, sent)
 
 
 def test_traffic_is_explained_by_what_was_sent_and_its_headers() -> None:
@@ -166,6 +166,12 @@ def test_traffic_is_explained_by_what_was_sent_and_its_headers() -> None:
     assert traffic.difference_bytes == 0
     assert traffic.by_class == {"arp": 42, "ssh": 200, "nfs": 0}
     assert traffic.caused_bytes == 4660
+
+
+def test_options_of_tcp_are_explained() -> None:
+    """Their frames have the usual headers too."""
+    before, after = reading(0, 0, 0), reading(10, 10 * 66 + 3 * 12, 0, options=(3, 36))
+    assert measure.traffic_between(before, after).difference_bytes == 0
 
 
 @pytest.mark.parametrize(

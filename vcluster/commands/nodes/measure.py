@@ -23,12 +23,13 @@ from vcluster.util.deadline import Deadline
 from vcluster.util.median import SAMPLES_MAX
 
 SAMPLES_FIRST = 10
-# An Ethernet header of 14 bytes, and IPv4 and TCP with the option for time stamps: 20 and 32.
+# An Ethernet header of 14 bytes, and IPv4 and TCP with the option for time stamps: 20 and 32. The switch counts other
+# options.
 HEADERS_BYTES = 66
 FRAME_HEADER_BYTES = 14
 DIFFERENCE_MAX = 0.01  # of the bytes at the ports
 STARVED = 0.05  # of the time in which a node's processors could run, they waited for one of the server
-CLASSES = ("arp", "ssh", "nfs")
+CLASSES, OPTIONS = ("arp", "ssh", "nfs"), "options"
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,12 +194,14 @@ def traffic_between(before: Reading, after: Reading) -> Traffic:
     """The traffic between two readings. Pure.
 
     The bytes that we caused are those that we sent by TCP, and the headers of all frames of no other class:
-    acknowledgements have headers too. Frames that were joined on their way are counted as the ports count them.
+    acknowledgements have headers too, with more options after a loss. Frames that were joined on their way are counted
+    as the ports count them.
     """
     counted = {name: [last - first for first, last in zip(before.by_class[name], after.by_class[name], strict=True)]
-               for name in CLASSES}  # fmt: skip
+               for name in (*CLASSES, OPTIONS)}  # fmt: skip
+    _, options = counted.pop(OPTIONS)
     others = sum(frames for frames, _ in counted.values())
-    headers = (after.frames - before.frames - others) * HEADERS_BYTES
+    headers = (after.frames - before.frames - others) * HEADERS_BYTES + options
     return Traffic(
         after.bytes - before.bytes,
         after.sent_bytes - before.sent_bytes + headers,

@@ -1,4 +1,4 @@
-"""Counters of the frames that enter ports, by class: ARP, SSH and NFS.
+"""Counters of the frames that enter ports, by class: ARP, SSH, NFS, and TCP with more options than a time stamp.
 
 They are rules of nf_tables, in a table that belongs to a socket of this process (NFT_TABLE_F_OWNER, linux/nf_tables.h).
 The kernel removes the table when the process ends, however it ends.
@@ -25,9 +25,11 @@ from vcluster.adapters.network.nftables_messages import (
     RETURN,
     TRANSPORT_HEADER,
     batch,
+    compare,
     header,
     is_ethertype,
     is_protocol,
+    masked,
     new_chain,
     new_message,
     new_rule,
@@ -42,9 +44,14 @@ _BEFORE_OTHERS = EARLY - 1  # a rule that redirects frames ends their way throug
 _ARP, _TCP = 0x0806, 6
 _SSH, _NFS = 22, 2049
 _PORTS = (0, 2)  # offsets of the source and the destination port in the TCP header
-_CLASSES = ("arp", "ssh", "ssh", "nfs", "nfs")  # of the rules, in their order
+_OFFSET, _OFFSET_BITS, _UNIT = 12, b"\xf0", 4  # the length of a TCP header, in its upper bits, in units of 4 bytes
+_USUAL = 8  # units: 20 bytes, and the option for time stamps
+_LONGER = range(_USUAL + 1, 16)
+_OPTIONS = "options"
+_CLASSES = ("arp", "ssh", "ssh", "nfs", "nfs", *(_OPTIONS for _ in _LONGER))  # of the rules, in their order
 
-Counts = dict[str, list[int]]  # by class, the numbers of frames and of bytes
+# By class, the numbers of frames and of bytes. The bytes of "options" are those of more options, without the rest.
+Counts = dict[str, list[int]]
 
 
 class FrameCounters:
@@ -82,9 +89,11 @@ class FrameCounters:
         ]
         counters = map(_counter, found)
         counts: Counts = {name: [0, 0] for name in _CLASSES}
-        for name, (packets, size) in zip(_CLASSES, counters, strict=True):
+        units = [0] * (len(_CLASSES) - len(_LONGER)) + [*_LONGER]
+        for name, length, (packets, size) in zip(_CLASSES, units, counters, strict=True):
             counts[name][0] += packets
-            counts[name][1] += size + packets * FRAME_HEADER_BYTES
+            more = packets * _UNIT * (length - _USUAL)
+            counts[name][1] += more if name == _OPTIONS else size + packets * FRAME_HEADER_BYTES
         return counts
 
     def close(self) -> None:
@@ -98,7 +107,11 @@ def _conditions() -> list[list[Message]]:
         for port in (_SSH, _NFS)
         for offset in _PORTS
     ]
-    return [is_ethertype(_ARP), *ports]
+    load = genex("payload", {"dreg": 1, "base": TRANSPORT_HEADER, "offset": _OFFSET, "len": 1})
+    options = [
+        [*is_protocol(_TCP), load, masked(_OFFSET_BITS), compare(EQUAL, bytes([length << 4]))] for length in _LONGER
+    ]
+    return [is_ethertype(_ARP), *ports, *options]
 
 
 def _counter(rule: Message) -> tuple[int, int]:
