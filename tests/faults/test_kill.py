@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 
@@ -19,8 +18,9 @@ from tests.faults.trial import assert_survived, kill_at
 pytestmark = pytest.mark.faults
 
 SEED = os.environ.get("VCLUSTER_FAULT_SEED") or secrets.token_hex(4)
-SIMILAR = [name for name in COMMANDS if name.startswith(("link-", "fault-", "capture", "measure"))]
-SMOKE = {*COMMANDS} - {*SIMILAR} | {random.Random(SEED).choice(SIMILAR)}
+# Not all points of these have been tried yet.
+UNTRIED = ("link-", "fault-", "capture", "measure")
+SMOKE = [name for name in COMMANDS if not name.startswith(UNTRIED)]
 
 
 @pytest.fixture(autouse=True)
