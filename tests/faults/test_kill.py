@@ -19,7 +19,7 @@ pytestmark = pytest.mark.faults
 
 SEED = os.environ.get("VCLUSTER_FAULT_SEED") or secrets.token_hex(4)
 # Not all points of these have been tried yet.
-UNTRIED = ("link-", "fault-", "capture", "measure")
+UNTRIED = ("image-warm", "link-", "fault-", "capture", "measure")
 SMOKE = [name for name in COMMANDS if not name.startswith(UNTRIED)]
 
 
