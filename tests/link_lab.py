@@ -10,10 +10,10 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from tests import broken_promises
+from tests import broken_promises, namespace_sessions
 from tests.clusters import Host
 from tests.inside import ROOT
 from tests.testbed import testbed
@@ -116,6 +116,15 @@ def labs(mode: str) -> Iterator[Lab]:
             stack.callback(host.sh, f"ip netns del {node['name']}")
         macs = {node["name"]: node["mac"] for node in status} | {ALL: "ff:ff:ff:ff:ff:ff"}
         yield Lab(host, other if mode == "remote" else host, macs)
+
+
+@contextmanager
+def with_sessions(cluster: Lab, program: tuple[str, ...] = namespace_sessions.PROGRAM) -> Iterator[Lab]:
+    """The nodes have addresses, and vcluster runs programs in their namespaces. At the end, no link has a limit."""
+    for number, node in enumerate(NODES, start=1):
+        cluster.host.sh(f"ip -n {node} address replace 10.0.0.{number}/24 dev lab0")
+    yield replace(cluster, host=replace(cluster.host, program=program))
+    cluster.host.vcluster("link", "reset")
 
 
 SharedLabs = Callable[[str], Lab]  # the lab of a mode, which several modules share

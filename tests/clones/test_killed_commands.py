@@ -25,7 +25,6 @@ def _clean_up(host: Host, snapshot: str) -> Iterator[None]:
         host.sh(f"rm -rf {SNAPSHOTS}/{left}")
 
 
-@pytest.mark.rare  # a drawn point of `image warm` is in the tier `full`
 @pytest.mark.parametrize(
     ("command", "sign", "end"),
     [

@@ -7,13 +7,11 @@ import math
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from tests import namespace_sessions
-from tests.link_lab import NODES, Lab, SharedLabs
+from tests.link_lab import Lab, SharedLabs, with_sessions
 
 pytestmark = [
     pytest.mark.netns,
@@ -23,12 +21,9 @@ pytestmark = [
 
 @pytest.fixture
 def lab(shared_labs: SharedLabs) -> Iterator[Lab]:
-    """The switch is on another server. The nodes have addresses, and vcluster runs programs in their namespaces."""
-    cluster = shared_labs("remote")
-    for number, node in enumerate(NODES, start=1):
-        cluster.host.sh(f"ip -n {node} address replace 10.0.0.{number}/24 dev lab0")
-    yield replace(cluster, host=replace(cluster.host, program=namespace_sessions.PROGRAM))
-    cluster.host.vcluster("link", "reset")
+    """The switch is on another server."""
+    with with_sessions(shared_labs("remote")) as made:
+        yield made
 
 
 def measured(lab: Lab, *nodes: str) -> dict[tuple[str, str, str | None, str], dict[str, Any]]:

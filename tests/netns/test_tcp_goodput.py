@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from tests import namespace_sessions
-from tests.link_lab import NODES, Lab, SharedLabs
+from scripts.instrument.figures import ideal_goodput
+from tests.link_lab import Lab, SharedLabs, with_sessions
 from tests.results import validated
 
 pytestmark = [
@@ -20,18 +19,14 @@ pytestmark = [
 ]
 
 RATE = 20_000_000
-FRAME, DATA = 1450 + 14, 1450 - 20 - 32  # bytes: IPv4 has 20 of them, and TCP with its time stamps has 32
 FILE = "/run/series.ndjson"
 
 
 @pytest.fixture
 def lab(shared_labs: SharedLabs) -> Iterator[Lab]:
-    """The switch is on another server. The nodes have addresses, and vcluster runs programs in their namespaces."""
-    cluster = shared_labs("remote")
-    for number, node in enumerate(NODES, start=1):
-        cluster.host.sh(f"ip -n {node} address replace 10.0.0.{number}/24 dev lab0")
-    yield replace(cluster, host=replace(cluster.host, program=namespace_sessions.PROGRAM))
-    cluster.host.vcluster("link", "reset")
+    """The switch is on another server."""
+    with with_sessions(shared_labs("remote")) as made:
+        yield made
 
 
 def measured(lab: Lab, *options: str) -> dict[str, Any]:
@@ -45,7 +40,7 @@ def test_a_limited_rate_is_the_goodput(lab: Lab) -> None:
     found = measured(lab, "--congestion", "reno", "--series", FILE)
     limited, other = found["rows"]
     assert [(row["from"], row["to"]) for row in found["rows"]] == [("node1", "node2"), ("node2", "node1")]
-    ideal = RATE * DATA / FRAME
+    ideal = ideal_goodput(RATE)
     assert limited["goodput_bits"] == pytest.approx(ideal, rel=0.03)  # two frames are 0.6 % of an interval
     assert limited["low_bits"] <= limited["goodput_bits"] <= limited["high_bits"]
     assert limited["mean_bits"] == pytest.approx(ideal, rel=0.1)  # iperf3, which counts blocks of 128 KiB
@@ -65,7 +60,7 @@ def test_connections_share_a_limited_rate(lab: Lab) -> None:
     lab.link("set", "node2", "--to", f"rate={RATE}bit")
     found = measured(lab, "--streams", "4", "--series", FILE)
     limited = found["rows"][0]
-    assert limited["goodput_bits"] == pytest.approx(RATE * DATA / FRAME, rel=0.04)
+    assert limited["goodput_bits"] == pytest.approx(ideal_goodput(RATE), rel=0.04)
     samples = [json.loads(line) for line in lab.host.sh(f"cat {FILE}").splitlines()]
     assert len({sample["port"] for sample in samples if sample["from"] == "node1"}) == 4
 

@@ -10,13 +10,12 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from tests.clusters import ENVIRONMENT, VCLUSTER
-from tests.link_lab import NODES, Lab, SharedLabs, labs
+from tests.link_lab import Lab, SharedLabs, labs, with_sessions
 from tests.results import validated
 from tests.testbed import kill
 from tests.vm.terminal import CTRL_C, terminal
@@ -179,12 +178,9 @@ def test_waiting_and_dropped_frames_of_a_queue_are_shown(lab: Lab) -> None:
 
 @pytest.fixture
 def addressed(shared_labs: SharedLabs) -> Iterator[Lab]:
-    """The nodes have addresses, and vcluster runs programs in their namespaces, in local mode."""
-    lab = shared_labs("local")
-    for number, node in enumerate(NODES, start=1):
-        lab.host.sh(f"ip -n {node} address replace 10.0.0.{number}/24 dev lab0")
-    yield replace(lab, host=replace(lab.host, program=WITH_SESSIONS))
-    lab.host.vcluster("link", "reset")
+    """In local mode, with sessions that soon see a node that hangs."""
+    with with_sessions(shared_labs("local"), WITH_SESSIONS) as made:
+        yield made
 
 
 def segments(lab: Lab, node: str) -> int:

@@ -220,7 +220,7 @@ def _sample_lines(random: Random) -> bytes:
 
 
 def _samples(raw: bytes) -> None:
-    tcp_flow.read_samples(AnsweringPipe(raw), FLOW, frozenset([40000]), Deadline(10))
+    tcp_flow.read_samples(AnsweringPipe(raw), FLOW, frozenset([40000]), 1.0, Deadline(10))
 
 
 def _rank_socket(raw: bytes) -> None:

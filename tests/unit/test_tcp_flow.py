@@ -134,7 +134,7 @@ SAMPLE = {
 
 def seen(head: object, *samples: object, ports: frozenset[int] = PORTS) -> SeenFlow:
     lines = b"".join(json.dumps(line).encode() + b"\n" for line in (head, *samples))
-    return read_samples(AnsweringPipe(lines), CHOICE, ports, Deadline(10))
+    return read_samples(AnsweringPipe(lines), CHOICE, ports, 19e6, Deadline(10))
 
 
 def test_samples_of_the_connection_that_controls_iperf3_are_left_out() -> None:
@@ -144,6 +144,7 @@ def test_samples_of_the_connection_that_controls_iperf3_are_left_out() -> None:
     assert [each.t_ns for each in found.samples] == [5, 10**9 + 5, 2 * 10**9]
     assert found.samples[0] == TcpSample(5, 40000, "established", 10, None, 100, 50, 90, 0, 2, 100, 8000)
     assert found.connections == (TcpConnection(40000, "cubic", 3, 90, 7000, 37),)
+    assert found.mean_bits == 19e6
     assert found.exchanged_bytes == 7000 + 37 + 400 + 600
 
 
@@ -212,7 +213,7 @@ def test_a_flow_has_a_limited_number_of_rates() -> None:
     head = {"connections": [CONNECTION], "samples": len(lines)}
     text = b"".join(json.dumps(line).encode() + b"\n" for line in (head, *lines))
     with pytest.raises(VclusterError, match=f"^{UNKNOWN}$"):
-        read_samples(AnsweringPipe(text), choice, PORTS, Deadline(10))
+        read_samples(AnsweringPipe(text), choice, PORTS, 19e6, Deadline(10))
 
 
 def test_lines_have_a_limited_length() -> None:
@@ -229,7 +230,7 @@ def test_a_node_that_always_has_more_to_read_is_left_when_the_time_is_up() -> No
         json.dumps(each).encode() + b"\n" for each in ({"connections": [CONNECTION], "samples": 1}, SAMPLE)
     )
     with pytest.raises(DeadlineError):
-        read_samples(AnsweringPipe(lines), CHOICE, PORTS, Deadline(0))
+        read_samples(AnsweringPipe(lines), CHOICE, PORTS, 19e6, Deadline(0))
 
 
 def test_the_error_of_the_program_is_shown() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from scripts.instrument.figures import ideal_goodput
 from tests.clusters import Cluster
 from tests.results import validated
 
@@ -14,7 +15,6 @@ pytestmark = pytest.mark.vm
 
 RATE = 2_000_000
 FILE = "/run/series.ndjson"
-FRAME, DATA = 1450 + 14, 1450 - 20 - 32  # bytes: IPv4 has 20 of them, and TCP with its time stamps has 32
 
 
 @pytest.mark.rare  # a killed measurement by MPI is in servers/test_measured_nodes.py
@@ -49,7 +49,7 @@ def test_a_limited_rate_is_the_goodput(cluster: Cluster) -> None:
         host.vcluster("link", "reset")
     other, limited = found["rows"]
     assert [(row["from"], row["to"]) for row in found["rows"]] == [("red1", "red2"), ("red2", "red1")]
-    ideal = RATE * DATA / FRAME
+    ideal = ideal_goodput(RATE)
     assert 0.75 * ideal < limited["goodput_bits"] < 1.05 * ideal
     assert limited["low_bits"] <= limited["goodput_bits"] <= limited["high_bits"]
     assert other["goodput_bits"] > limited["goodput_bits"]

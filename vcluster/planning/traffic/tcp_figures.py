@@ -32,7 +32,7 @@ _CONGESTION = re.compile(r"[a-z][a-z0-9_-]{0,14}")  # TCP_CA_NAME_MAX is 16
 class FlowChoice:
     """How data flow: the time after the warm-up, the connections at a time, and the time between samples.
 
-    Without `congestion`, the sender has its own congestion control.
+    Without `congestion`, both nodes use the congestion control of their kernels.
     """
 
     seconds: float

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import replace
 from typing import Any
 
 from vcluster import guest
@@ -61,7 +60,7 @@ def _flow(sender: Session, receiver: Session, ends: FlowEnds, choice: FlowChoice
         where = f"{receiver.name}: {AWAITED}"
         ports, mean_bits = read_result(parsed(done.stdout, where, done.stderr), choice, where)
         pipe.shut()
-        return replace(read_samples(pipe, choice, ports, deadline), mean_bits=mean_bits)
+        return read_samples(pipe, choice, ports, mean_bits, deadline)
 
 
 @contextmanager
@@ -120,7 +119,9 @@ def _part(value: object, name: str, where: str) -> object:
     return value.get(name)
 
 
-def read_samples(pipe: Pipe, choice: FlowChoice, ports: frozenset[int], deadline: Deadline) -> SeenFlow:
+def read_samples(
+    pipe: Pipe, choice: FlowChoice, ports: frozenset[int], mean_bits: float, deadline: Deadline
+) -> SeenFlow:
     """The samples and the connections to these ports, as the guest program prints them at its end.
 
     Raises VclusterError for other answers, and if a connection has not ended.
@@ -147,7 +148,7 @@ def read_samples(pipe: Pipe, choice: FlowChoice, ports: frozenset[int], deadline
         raise unknown_result(where)
     if not rates:
         raise VclusterError(f"{where}: the flow ended in its warm-up", hint="vcluster check")
-    return SeenFlow(0.0, seen, connections, exchanged)
+    return SeenFlow(mean_bits, seen, connections, exchanged)
 
 
 def _connection(value: object, where: str) -> TcpConnection:

@@ -82,10 +82,15 @@ def row_text(row: Document) -> str:
 
 def csv_text(found: Document) -> str:
     """A line for each row, after a header."""
+    return csv_table(FIELDS, found["rows"])
+
+
+def csv_table(fields: Sequence[str], rows: Sequence[Document]) -> str:
+    """A header of these fields, and a line for each row, which also has the field `starved`."""
     out = io.StringIO()
-    writer = csv.DictWriter(out, FIELDS, lineterminator="\n")
+    writer = csv.DictWriter(out, fields, lineterminator="\n")
     writer.writeheader()
-    writer.writerows({**row, "starved": " ".join(row["starved"])} for row in found["rows"])
+    writer.writerows({**row, "starved": " ".join(row["starved"])} for row in rows)
     return out.getvalue().removesuffix("\n")
 
 

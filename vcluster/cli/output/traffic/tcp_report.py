@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from vcluster.cli.output.tables import table
-from vcluster.cli.output.traffic.measure_report import STARVED, digits, starved_lines, traffic_document, traffic_text
+from vcluster.cli.output.traffic.measure_report import (
+    STARVED,
+    csv_table,
+    digits,
+    starved_lines,
+    traffic_document,
+    traffic_text,
+)
 from vcluster.planning.traffic.tcp_figures import INTERVALS, WARM_UP_S
 
 if TYPE_CHECKING:
@@ -62,11 +67,7 @@ def row_text(row: Document) -> str:
 
 def csv_text(found: Document) -> str:
     """A line for each row, after a header."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, FIELDS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({**row, "starved": " ".join(row["starved"])} for row in found["rows"])
-    return out.getvalue().removesuffix("\n")
+    return csv_table(FIELDS, found["rows"])
 
 
 def text(found: Document) -> str:
