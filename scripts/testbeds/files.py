@@ -155,9 +155,18 @@ def write(path: Path, text: str, mode: int = 0o644) -> None:
 
 
 def write_hosts() -> None:
-    """Write the names of all servers to the hosts file. They share it, so it is written in place."""
+    """Write the names of all servers to the hosts file.
+
+    They share it, so it is written in place. It is never empty meanwhile: their programs read it at any moment.
+    """
     known = [f"{server.address} {server.name}" for server in servers()]
-    (STATE / "hosts").write_text("\n".join(["127.0.0.1 localhost", *known, ""]))
+    text = "\n".join(["127.0.0.1 localhost", *known, ""]).encode()
+    descriptor = os.open(STATE / "hosts", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        os.pwrite(descriptor, text, 0)
+        os.ftruncate(descriptor, len(text))
+    finally:
+        os.close(descriptor)
 
 
 def run_server(server: Server) -> None:
