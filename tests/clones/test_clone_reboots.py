@@ -45,6 +45,7 @@ def test_a_clone_that_never_received_its_state_boots(cluster: Cluster) -> None:
     host.vcluster("start", timeout_s=300)
     assert host.json("status")["state"] == "ready"
     assert "-incoming" not in command_line(cluster, node)
+    host.verify("lab")
 
 
 def test_a_reboot_and_a_power_cycle_change_only_the_boot(cluster: Cluster) -> None:

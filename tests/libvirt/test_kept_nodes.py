@@ -84,6 +84,7 @@ def test_a_node_that_a_fault_paused_is_resumed_and_reported(context: OpenContext
     operations = {
         "read_faults": lambda **_: {"table": "", "elements": [], "held": [held]},
         "drop_pause": lambda **given: dropped.append(given["node"]),
+        "prepare_domain": lambda **_: None,
     }
     server.hypervisor.start_domain("lab.node1")
     server.hypervisor._connection.lookupByName("lab.node1").suspend()  # type: ignore[union-attr]

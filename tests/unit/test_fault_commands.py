@@ -173,6 +173,7 @@ def test_a_node_is_resumed_before_its_fault_is_forgotten(is_answering: bool) -> 
         "read_faults": lambda **_: {
             "table": "", "elements": [], "held": [{**HELD, "node": "node1", "left_s": 5.0}],
         },
+        "prepare_domain": lambda **given: calls.append(f"prepare {' '.join(given['taps'])}"),
         "drop_pause": lambda **given: calls.append(f"forget {given['node']}"),
     }  # fmt: skip
     server = Server("localhost", samples.OWNER, Path("/storage"), LocalAgent(operations))
@@ -180,7 +181,10 @@ def test_a_node_is_resumed_before_its_fault_is_forgotten(is_answering: bool) -> 
     if is_answering:
         assert domains.resume(server, LOCAL_PLAN, LOCAL_PLAN.nodes[0]) is True
         assert domains.resume(server, LOCAL_PLAN, LOCAL_PLAN.nodes[1]) is False
-        assert calls == ["resume lab.node1", "forget node1", "resume lab.node2", "forget node2"]
+        assert calls == [
+            "resume lab.node1", "prepare vp-lab-1 vm-lab-1", "forget node1",
+            "resume lab.node2", "prepare vp-lab-2 vm-lab-2", "forget node2",
+        ]  # fmt: skip
     else:
         with pytest.raises(VclusterError):
             domains.resume(server, LOCAL_PLAN, LOCAL_PLAN.nodes[0])

@@ -132,6 +132,7 @@ def resume(server: Server, plan: Plan, node: Node) -> bool:
     """Let a paused node run again. Returns whether `vcluster fault` had paused it: that fault is over."""
     was_fault = faults.has_paused(server, plan, node)
     server.hypervisor.resume_domain(node.domain)
+    prepare(server, plan, node)  # a clone without its state was started again, with new taps
     faults.drop_pause(server, plan, node)  # last, so a node that libvirt does not resume is resumed after its time
     return was_fault
 
