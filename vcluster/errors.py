@@ -4,7 +4,8 @@
     ├── RequestError        2  the request is wrong as written
     ├── MissingError        3  this host or a server lacks something
     ├── ConflictError       4  the present state does not allow it
-    └── DeadlineError       1  a wait timed out
+    ├── DeadlineError       1  a wait timed out
+    └── ConnectionLostError 1  the connection to a server broke
 
 The message of an error has two parts: what failed (with the server or node), and why. The hint is the command that
 fixes it. The command line prints the error once; no other module prints errors.
@@ -49,6 +50,14 @@ class ConflictError(VclusterError):
 
 class DeadlineError(VclusterError):
     """A wait timed out."""
+
+
+class ConnectionLostError(VclusterError):
+    """The connection to a server broke. Several of one server are reported as one, the first."""
+
+    def __init__(self, message: str, *, server: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.server = server
 
 
 class SeveralErrors(VclusterError):

@@ -111,7 +111,9 @@ def test_a_server_that_becomes_silent_during_a_create_is_cleared_later(servers: 
     with servers.silence():
         errors = rest_of(process, timeout_s=120)
         assert process.returncode == 1, errors
-        first, second = (line for line in errors.splitlines() if line.startswith("vcluster:"))
+        lines = [line for line in errors.splitlines() if line.startswith("vcluster:")]
+        assert len(lines) == 2, errors
+        first, second = lines
         assert re.match(r"vcluster: far: the connection (to libvirt )?broke while \S", first), errors
         assert second.startswith("vcluster: cluster doomed is not removed: far was not reached"), errors
         assert second.endswith("(vcluster clear doomed)"), errors

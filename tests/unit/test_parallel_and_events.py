@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from vcluster.cli.output.progress import Timer
-from vcluster.errors import ConflictError, DeadlineError, MissingError, SeveralErrors
+from vcluster.errors import ConflictError, ConnectionLostError, DeadlineError, MissingError, SeveralErrors
 from vcluster.util import parallel
 from vcluster.util.deadline import Cancelled, Deadline
 from vcluster.util.events import Event, Reporter
@@ -55,6 +55,16 @@ def test_the_same_error_of_several_nodes_is_reported_once() -> None:
     with pytest.raises(SeveralErrors) as raised:
         parallel.raise_all([lost, ConflictError("other"), lost])
     assert [error.message for error in raised.value.errors] == ["server2 is lost", "other"]
+
+
+def test_a_lost_connection_is_reported_once() -> None:
+    """A wait, SSH and libvirt notice it at the same time, each in its own words."""
+    wait = ConnectionLostError("server2: the connection broke while vcluster waited for node2", server="server2")
+    by_libvirt = ConnectionLostError("server2: the connection to libvirt broke", server="server2")
+    other = ConnectionLostError("server3: the connection broke during the check", server="server3")
+    with pytest.raises(SeveralErrors) as raised:
+        parallel.raise_all([wait, SeveralErrors([by_libvirt, other]), by_libvirt])
+    assert [error.message for error in raised.value.errors] == [wait.message, other.message]
 
 
 def test_an_unexpected_exception_is_raised_first() -> None:

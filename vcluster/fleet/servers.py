@@ -21,7 +21,7 @@ from vcluster.agent.client import Agent, LocalAgent
 from vcluster.agent.diagnostics import ADD_CAPABILITY
 from vcluster.agent.remote_agent import RemoteAgent
 from vcluster.config import passwords
-from vcluster.errors import MissingError, VclusterError
+from vcluster.errors import ConnectionLostError, MissingError, VclusterError
 from vcluster.model.plan import Node, Plan
 from vcluster.model.spec import ImageLogin, Login, ServerSpec
 from vcluster.render.ssh_files import Jump
@@ -314,7 +314,6 @@ class Fleet:
     def __init__(self, servers: Mapping[str, Server], unreachable: Mapping[str, VclusterError]) -> None:
         self.servers = dict(servers)
         self.unreachable = dict(unreachable)
-        self._lost: dict[str, VclusterError] = {}
 
     def __getitem__(self, name: str) -> Server:
         if name in self.unreachable:
@@ -325,14 +324,11 @@ class Fleet:
         return name in self.servers
 
     def check(self, awaited: str) -> None:
-        """Raise VclusterError if the connection to a server is lost. `awaited` is the event that now cannot come.
-
-        Several waits raise the same error, which is then reported once.
-        """
+        """Raise ConnectionLostError if a server's connection is lost. `awaited` is the event that now cannot come."""
         for server in self.servers.values():
             if not server.is_alive:
-                lost = VclusterError(f"{server.name}: the connection broke while vcluster waited for {awaited}")
-                raise self._lost.setdefault(server.name, lost)
+                message = f"{server.name}: the connection broke while vcluster waited for {awaited}"
+                raise ConnectionLostError(message, server=server.name)
 
     def each(self, work: Callable[[Server], R], *, deadline: Deadline | None = None) -> dict[str, R]:
         """Run `work` on every server in parallel and return the results by server name."""

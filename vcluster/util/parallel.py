@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
-from vcluster.errors import SeveralErrors, VclusterError
+from vcluster.errors import ConnectionLostError, SeveralErrors, VclusterError
 from vcluster.util.deadline import Cancelled, Deadline
 
 T = TypeVar("T")
@@ -51,7 +51,10 @@ def outcomes(
 
 
 def raise_all(errors: Sequence[VclusterError]) -> None:
-    """Raise the errors, if there are any. Several become SeveralErrors; the same error of several nodes counts once."""
+    """Raise the errors, if there are any. Several become SeveralErrors.
+
+    The same error of several nodes counts once. So does a lost connection, also if SSH, libvirt and a wait all name it.
+    """
     if error := joined(errors):
         raise error
 
@@ -59,8 +62,10 @@ def raise_all(errors: Sequence[VclusterError]) -> None:
 def joined(errors: Sequence[VclusterError]) -> VclusterError | None:
     """The errors as one; None if there are none."""
     flat = [part for error in errors for part in (error.errors if isinstance(error, SeveralErrors) else (error,))]
-    distinct = list(dict.fromkeys(flat))
-    return SeveralErrors(distinct) if len(distinct) > 1 else next(iter(distinct), None)
+    distinct: dict[VclusterError | str, VclusterError] = {}
+    for error in flat:
+        distinct.setdefault(error.server if isinstance(error, ConnectionLostError) else error, error)
+    return SeveralErrors([*distinct.values()]) if len(distinct) > 1 else next(iter(distinct.values()), None)
 
 
 def _join(futures: Sequence[Future[R]], deadline: Deadline | None) -> None:

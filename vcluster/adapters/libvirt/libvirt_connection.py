@@ -14,7 +14,7 @@ import libvirt
 from vcluster.adapters.libvirt.domain_events import DomainEvents
 from vcluster.adapters.libvirt.event_loop import start_event_loop
 from vcluster.adapters.libvirt.libvirt_errors import translated_errors
-from vcluster.errors import MissingError, VclusterError
+from vcluster.errors import ConnectionLostError, MissingError, VclusterError
 from vcluster.util.deadline import Deadline
 
 T = TypeVar("T")
@@ -39,7 +39,6 @@ class LibvirtConnection:
         self.name = name
         self._registering = threading.Lock()
         self._events: DomainEvents | None = None
-        self._lost: VclusterError | None = None
         start_event_loop()
         self._connection = self._open(Deadline(OPEN_S))
 
@@ -74,7 +73,7 @@ class LibvirtConnection:
         with suppress(libvirt.libvirtError):
             self._connection.close()
         with self._registering:
-            self._connection, self._events, self._lost = opened, None, None
+            self._connection, self._events = opened, None
 
     def close(self) -> None:
         """Close the connection."""
@@ -109,13 +108,11 @@ class LibvirtConnection:
             raise self._error_of(action, error) from error
 
     def _error_of(self, action: str, error: Exception) -> VclusterError:
-        """The error of an action. If the connection is lost, it names the server, and is the same for all actions."""
         if self.is_alive:
             return VclusterError(f"{self._prefix}{action}: {error}")
         where = self.name or "localhost"
-        lost = VclusterError(f"{where}: the connection to libvirt broke while {action}", hint="run the command again")
-        self._lost = self._lost or lost
-        return self._lost
+        message = f"{where}: the connection to libvirt broke while {action}"
+        return ConnectionLostError(message, server=where, hint="run the command again")
 
     @property
     def _prefix(self) -> str:

@@ -16,7 +16,7 @@ import paramiko
 
 from vcluster.adapters.pipe import CHUNK, Listener, LoginOutput, Pipe, Printed, error_line
 from vcluster.adapters.process import KILLED, Completed, Output
-from vcluster.errors import MissingError, VclusterError
+from vcluster.errors import ConnectionLostError, MissingError, VclusterError
 from vcluster.util.deadline import Deadline
 from vcluster.util.events import timed_call
 
@@ -175,7 +175,8 @@ class Session:
             yield
         except (paramiko.SSHException, OSError, EOFError) as error:
             deadline.check(f"{awaited} on {self.name}")  # it may know the cause
-            raise VclusterError(f"{self.name}: the connection broke during {awaited}: {error_line(error)}") from error
+            message = f"{self.name}: the connection broke during {awaited}: {error_line(error)}"
+            raise ConnectionLostError(message, server=self.name) from error
 
     def _open_session(self, awaited: str, deadline: Deadline) -> paramiko.Channel:
         try:
