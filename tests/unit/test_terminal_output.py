@@ -151,3 +151,15 @@ def test_no_other_module_prints() -> None:
     }
     assert found == {"cli/main.py", "cli/output/progress.py", "cli/output/terminal.py", "cli/output/verbose.py"}
     assert (VCLUSTER / "cli/main.py").read_text().count("click.style(") == 1
+
+
+def test_a_command_without_progress_prints_notes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As lines on standard error; steps are not printed."""
+    monkeypatch.setenv("VCLUSTER_STATE_DIR", str(tmp_path))
+    report = common.context().report
+    report.note("node1 is off")
+    with report.step("login", "node1", awaiting="a login"):
+        pass
+    assert capsys.readouterr() == ("", "node1 is off\n")

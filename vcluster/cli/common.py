@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vcluster.fleet.context import Context
     from vcluster.fleet.servers import Connector
     from vcluster.model.plan import Plan
-    from vcluster.util.events import Listener
+    from vcluster.util.events import Event, Listener
 
 BAR_NODES_MAX = 24  # more bars than lines on a screen only flicker
 ROOT_STATE = Path("/var/lib/vcluster")
@@ -50,7 +50,7 @@ def images_root() -> Path:
 
 
 def context(*listeners: Listener) -> Context:
-    """The context of this command, from the environment."""
+    """The context of this command, from the environment. Without listeners, notes are printed and nothing else."""
     from vcluster.fleet import ledger
     from vcluster.fleet.context import Context
     from vcluster.images.store import ImageStore
@@ -62,8 +62,13 @@ def context(*listeners: Listener) -> Context:
         state_root=state_root,
         connector=_connector(environment, ledger.read_owner(state_root)),
         images=ImageStore(images_root()),
-        report=Reporter((*listeners, _log(state_root, environment))),
+        report=Reporter((*(listeners or (_print_note,)), _log(state_root, environment))),
     )
+
+
+def _print_note(event: Event) -> None:
+    if event.what == "note":
+        terminal.print_text(reader().complete(event.text), err=True)  # a thread may emit it
 
 
 def _log(state_root: Path, environment: dict[str, str]) -> CommandLog:
@@ -187,11 +192,11 @@ def choose_cluster(context: Context, name: str | None, *, absent_hint: str = "vc
     return chosen
 
 
-def open_cluster(name: str | None, *listeners: Listener) -> tuple[Context, Plan]:
-    """The context, whose events these listeners get, and the plan of the chosen cluster."""
+def open_cluster(name: str | None) -> tuple[Context, Plan]:
+    """The context, and the plan of the chosen cluster."""
     from vcluster.commands.steps import inventory
 
-    here = context(*listeners)
+    here = context()
     return here, inventory.read_ledger(here.files(choose_cluster(here, name))).plan
 
 

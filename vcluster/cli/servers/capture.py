@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from vcluster.commands.servers.capture import Captured
     from vcluster.fleet.context import Context
     from vcluster.model.plan import Plan
-    from vcluster.util.events import Event
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -145,7 +144,7 @@ def run(
     is_stream = path == STANDARD_OUTPUT
     _refuse_contradictions(expression, only, for_s, limit_mib, command, is_stream=is_stream)
     choice = work.Choice(snap_bytes or 0, only == "mpi", expression or "", frames == "wire")
-    context, plan = common.open_cluster(name, _print_note)
+    context, plan = common.open_cluster(name)
     folder = capture_process.folder_of(context.files(plan.name))
     progress = capture_process.write_record(folder, path) if background else None
     nodes, exit_codes = access.choose_nodes(plan, nodeset), []
@@ -261,11 +260,6 @@ def report(path: Path, output: str) -> None:
         terminal.print_text(traffic_report.csv_text(document), nl=False)
     else:
         common.emit(output, document, traffic_report.text)
-
-
-def _print_note(event: Event) -> None:
-    if event.what == "note":
-        terminal.print_text(event.text, err=True)
 
 
 def _refuse_contradictions(

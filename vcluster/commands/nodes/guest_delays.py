@@ -6,12 +6,13 @@ import math
 from collections.abc import Sequence
 
 from vcluster.commands.nodes.access import sessions
-from vcluster.commands.steps.inventory import powers_of
+from vcluster.commands.steps.inventory import node_powers, powers_of
 from vcluster.errors import VclusterError
 from vcluster.fleet.context import Context
 from vcluster.fleet.servers import Fleet
+from vcluster.model.naming import folded
 from vcluster.model.plan import Node, Plan
-from vcluster.model.status import RUNNING
+from vcluster.model.status import MISSING, RUNNING, STOPPED
 from vcluster.planning import traffic_plan
 from vcluster.planning.traffic_plan import GUEST_FIELDS, LinkReading
 from vcluster.stages import node_links
@@ -102,8 +103,13 @@ def _required(plan: Plan, node: Node, found: Found) -> Found:
 
 
 def show(context: Context, plan: Plan, names: Sequence[str]) -> list[LinkReading]:
-    """The delays that the kernels of nodes have. A node that does not answer is reported."""
-    chosen = [node for node in plan.nodes if node.name in names and traffic_plan.guest_delays(plan, node.name)]
+    """The delays that the kernels of nodes have. A node that is off or does not answer is reported."""
+    planned = [node for node in plan.nodes if node.name in names and traffic_plan.guest_delays(plan, node.name)]
+    powers = node_powers(context, plan, planned) if planned else {}
+    off = [node.name for node in planned if powers[node.name].state in (STOPPED, MISSING)]
+    if off:
+        context.report.note(f"off, so they delay no frames: {folded(off)}")
+    chosen = [node for node in planned if node.name not in off]
 
     def work(node: Node) -> Found:
         deadline = Deadline(NODE_TIMEOUT_S)
