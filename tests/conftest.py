@@ -101,7 +101,7 @@ def tier_of(folder: str, markers: Iterable[str]) -> str:
 
 
 PARALLEL = frozenset({"unit", "language", "images", "libvirt", "ssh", "netns"})
-FIRST_QUEUE = frozenset({"vm", "clones"})  # they take about as long as the other folders that are not parallel
+FIRST_QUEUE = frozenset({"vm", "faults"})  # they take about as long as the other folders that are not parallel
 
 
 def queue_of(folder: str) -> str:

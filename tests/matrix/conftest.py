@@ -55,9 +55,17 @@ class Lab:
         return sum(row["stage"] == stage for row in self.tree.json("timing", "--name", cluster)["stages"])
 
 
-@pytest.fixture(
-    scope="package", params=[pytest.param(each, marks=pytest.mark.smoke if each == SMOKE else ()) for each in SUITES]
+# For each test, the trees that it is run in. The smoke test of a tree leaves out what takes minutes.
+in_each_tree = pytest.mark.parametrize("lab", SUITES, indirect=True, scope="package")
+in_each_tree_and_smoke = pytest.mark.parametrize(
+    "lab",
+    [pytest.param(each, marks=pytest.mark.smoke if each == SMOKE else ()) for each in SUITES],
+    indirect=True,
+    scope="package",
 )
+
+
+@pytest.fixture(scope="package")
 def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     if os.geteuid() != 0:
         pytest.skip("trees need root, to make namespaces")

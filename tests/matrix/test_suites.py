@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.clusters import READY
-from tests.matrix.conftest import CREATE_S, NODES, Lab, origin, versions
+from tests.matrix.conftest import CREATE_S, NODES, Lab, in_each_tree, in_each_tree_and_smoke, origin, versions
 from vcluster.snapshots.template import key_of
 
 pytestmark = pytest.mark.matrix
@@ -17,15 +17,18 @@ CLUSTERS = "/var/lib/libvirt/images/vcluster/clusters"
 REBOOT_S = 150
 
 
+@in_each_tree_and_smoke
 def test_all_nodes_are_clones(lab: Lab, note: Callable[[str], None]) -> None:
     note(f"{lab.tree.suite} ({origin()}): {versions(lab)}")
     assert (lab.count("lab", "clone"), lab.count("lab", "boot")) == (NODES, 0)
 
 
+@in_each_tree_and_smoke
 def test_the_check_passes(lab: Lab) -> None:
     assert lab.tree.json("check", "lab")["passed"]
 
 
+@in_each_tree
 def test_a_clone_reboots(lab: Lab) -> None:
     """QEMU resets a machine whose state it has loaded."""
     console = f"{CLUSTERS}/lab/node2.console.log"
@@ -35,10 +38,12 @@ def test_a_clone_reboots(lab: Lab) -> None:
     assert lab.tree.json("check", "lab")["passed"]
 
 
+@in_each_tree_and_smoke
 def test_clear_leaves_nothing(lab: Lab) -> None:
     assert lab.tree.vcluster("clear", "lab", "-y", "--verify").stdout == "lab: cleared\nnothing left\n"
 
 
+@in_each_tree
 def test_a_snapshot_of_another_qemu_is_refused_and_nodes_boot(lab: Lab) -> None:
     """The snapshot is as an upgrade of QEMU leaves it: complete, with the key of the earlier version."""
     manifest = lab.manifest()

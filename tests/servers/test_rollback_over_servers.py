@@ -96,7 +96,10 @@ def refused(bed: Bed, *arguments: str, exit_code: int, host: Host | None = None,
 
 @pytest.mark.parametrize(
     ("lost", "sign"),
-    [("four", "virsh -q list --name | grep doomed"), ("switch", "ip -o link show vx-doomed-2")],
+    [
+        ("four", "virsh -q list --name | grep doomed"),
+        pytest.param("switch", "ip -o link show vx-doomed-2", marks=pytest.mark.rare),
+    ],
     ids=["a server of nodes", "the switch"],
 )
 def test_a_server_disappears(doomed: Doomed, lost: str, sign: str) -> None:

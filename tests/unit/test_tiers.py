@@ -66,10 +66,10 @@ def test_each_module_has_markers_that_its_folder_allows(path: Path) -> None:
     ("queue", "folders"),
     [
         ("parallel", {"unit", "language", "images", "libvirt", "ssh", "netns"}),
-        ("first_queue", {"clones", "vm"}),
+        ("first_queue", {"faults", "vm"}),
         (
             "second_queue",
-            {"scripts", "private", "servers", "machines", "matrix", "faults", "odd", "scale"},
+            {"scripts", "private", "servers", "machines", "matrix", "clones", "odd", "scale"},
         ),
     ],
 )

@@ -160,6 +160,7 @@ def require_logs_in_bug_report(host: Host, cluster: str) -> None:
     host.sh("rm -r /run/report /run/report.tar.gz")
 
 
+@pytest.mark.rare  # tests/servers/test_switch_traffic.py has two clusters
 def test_a_second_cluster_next_to_the_first(cluster: Cluster) -> None:
     """Its node boots, although there is a snapshot."""
     host = cluster.host

@@ -107,7 +107,9 @@ CREATE = (
     ("env", "exit_code", "reason"),
     [
         ({}, 3, "the variable TEACHER_PASSWORD for the password of"),
-        ({"TEACHER_PASSWORD": "wrong"}, 3, "node1 refuses the password for user teacher"),
+        pytest.param(
+            {"TEACHER_PASSWORD": "wrong"}, 3, "node1 refuses the password for user teacher", marks=pytest.mark.rare
+        ),
     ],
 )
 def test_without_the_password_nothing_is_made(foreign: Host, env: dict[str, str], exit_code: int, reason: str) -> None:

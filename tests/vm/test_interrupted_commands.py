@@ -44,7 +44,7 @@ def wait_until(cluster: Cluster, nodes: set[str]) -> None:
 @pytest.mark.parametrize(
     ("number", "command"),
     [
-        pytest.param(number, command, marks=[] if number == signal.SIGINT or command == "exec" else pytest.mark.rare)
+        pytest.param(number, command, marks=[] if number == signal.SIGINT else pytest.mark.rare)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         for command in COMMANDS
     ],
