@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -154,6 +155,24 @@ def test_the_archive_is_stored_and_used_again(start: Start, tmp_path: Path) -> N
     before = stored.stat().st_mtime_ns
     assert start(deadline=soon()).call("echo", deadline=soon()) == {}
     assert stored.stat().st_mtime_ns == before
+
+
+def test_another_agent_removes_the_empty_folder_while_the_archive_arrives(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the last command on a server without clusters does it at its end."""
+    folder, write, removed = tmp_path / "lib" / "agent", ProcessPipe.write, []
+
+    def write_later(self: ProcessPipe, data: bytes, *more: Any) -> None:
+        if archive().content in data and folder.is_dir():
+            folder.rmdir()
+            folder.parent.rmdir()
+            removed.append(folder)
+        write(self, data, *more)
+
+    monkeypatch.setattr(ProcessPipe, "write", write_later)
+    assert start(deadline=soon()).call("echo", deadline=soon()) == {}
+    assert removed == [folder]
 
 
 @pytest.mark.parametrize("spoil", [lambda data: data[:-1], lambda data: b"", lambda data: data[:50] + b"?" + data[51:]])  # noqa: ARG005

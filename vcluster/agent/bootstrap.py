@@ -14,8 +14,13 @@ import json
 import os
 import stat
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
+
+T = TypeVar("T")
+
+TRIES = 20  # each other agent that ends at the same time may cost one
 
 
 def main(source: BinaryIO) -> None:
@@ -25,11 +30,12 @@ def main(source: BinaryIO) -> None:
     order = json.loads(source.readline())
     path = Path(order["folder"], order["digest"] + ".pyz")
     try:
-        _make_folder(path.parent)
+        _repeated(lambda: _make_folder(path.parent))
         lock = _open(path, order["digest"])
         _answer(sink, {"have": lock is not None})
         if lock is None:
-            lock = _store(path, source.read(order["size"]), order["digest"])
+            archive = source.read(order["size"])
+            lock = _repeated(lambda: _store(path, archive, order["digest"]))
             _answer(sink, {"have": True})
     except OSError as error:
         _answer(sink, {"refused": f"{error.filename or path}: {error.strerror or error}"})
@@ -53,6 +59,14 @@ def _own_output() -> BinaryIO:
 def _answer(sink: BinaryIO, fields: dict[str, Any]) -> None:
     sink.write(json.dumps(fields).encode() + b"\n")
     sink.flush()
+
+
+def _repeated(work: Callable[[], T]) -> T:
+    """The result of work in a folder that another agent removes at its end, if it is empty at that moment."""
+    for _ in range(TRIES - 1):
+        with contextlib.suppress(FileNotFoundError):
+            return work()
+    return work()
 
 
 def _make_folder(folder: Path) -> None:
@@ -81,9 +95,10 @@ def _open(path: Path, digest: str) -> int | None:
 
 
 def _store(path: Path, archive: bytes, digest: str) -> int:
-    """Write the archive atomically and lock it as `_open` does."""
+    """Write the archive atomically into its folder, and lock it as `_open` does."""
     if hashlib.sha256(archive).hexdigest() != digest:
         raise OSError(5, "the agent's archive arrived damaged", str(path))
+    _make_folder(path.parent)
     draft = path.with_name(f"{path.name}.{os.getpid()}")
     draft.unlink(missing_ok=True)
     descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
