@@ -5,7 +5,7 @@
     ├── MissingError        3  this host or a server lacks something
     ├── ConflictError       4  the present state does not allow it
     ├── DeadlineError       1  a wait timed out
-    └── ConnectionLostError 1  the connection to a server broke
+    └── ConnectionLostError 1  the connection to a server or a node broke
 
 The message of an error has two parts: what failed (with the server or node), and why. The hint is the command that
 fixes it. The command line prints the error once; no other module prints errors.
@@ -53,11 +53,11 @@ class DeadlineError(VclusterError):
 
 
 class ConnectionLostError(VclusterError):
-    """The connection to a server broke. Several of one server are reported as one, the first."""
+    """The connection to a server or a node, the `peer`, broke. Of several errors with one peer, one is reported."""
 
-    def __init__(self, message: str, *, server: str, hint: str | None = None) -> None:
+    def __init__(self, message: str, *, peer: str, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
-        self.server = server
+        self.peer = peer
 
 
 class SeveralErrors(VclusterError):

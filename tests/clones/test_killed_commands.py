@@ -74,7 +74,7 @@ def test_kill_9_while_clones_resume(host: Host, snapshot: str, moment: str) -> N
     assert host.snapshots() == [snapshot]
 
 
-@pytest.mark.rare  # a drawn point of `add` is in the tier `full`
+@pytest.mark.rare  # the tier `faults` kills `add` at each of its points
 def test_kill_9_while_a_clone_is_added(cluster: Cluster) -> None:
     """The clone runs, perhaps without its identity. `repair` makes it again, with a new disk."""
     host = cluster.host

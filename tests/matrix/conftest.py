@@ -55,7 +55,7 @@ class Lab:
         return sum(row["stage"] == stage for row in self.tree.json("timing", "--name", cluster)["stages"])
 
 
-# For each test, the trees that it is run in. The smoke test of a tree leaves out what takes minutes.
+# The trees of a test. The smoke test of a tree has no test in which nodes boot again.
 in_each_tree = pytest.mark.parametrize("lab", SUITES, indirect=True, scope="package")
 in_each_tree_and_smoke = pytest.mark.parametrize(
     "lab",

@@ -59,9 +59,9 @@ def test_the_same_error_of_several_nodes_is_reported_once() -> None:
 
 def test_a_lost_connection_is_reported_once() -> None:
     """A wait, SSH and libvirt notice it at the same time, each in its own words."""
-    wait = ConnectionLostError("server2: the connection broke while vcluster waited for node2", server="server2")
-    by_libvirt = ConnectionLostError("server2: the connection to libvirt broke", server="server2")
-    other = ConnectionLostError("server3: the connection broke during the check", server="server3")
+    wait = ConnectionLostError("server2: the connection broke while vcluster waited for node2", peer="server2")
+    by_libvirt = ConnectionLostError("server2: the connection to libvirt broke", peer="server2")
+    other = ConnectionLostError("server3: the connection broke during the check", peer="server3")
     with pytest.raises(SeveralErrors) as raised:
         parallel.raise_all([wait, SeveralErrors([by_libvirt, other]), by_libvirt])
     assert [error.message for error in raised.value.errors] == [wait.message, other.message]

@@ -178,7 +178,7 @@ def test_an_interrupt_removes_the_new_nodes(cluster: Cluster) -> None:
         pytest.param("virsh -q list --name | grep red4", ["remove", "red4", "-y"], marks=pytest.mark.rare),
     ],
     ids=["repair", "remove"],
-)  # a drawn point of `add` is in the tier `full`
+)  # the tier `faults` kills `add` at each of its points
 def test_kill_9_while_a_node_is_added(cluster: Cluster, moment: str, command: list[str]) -> None:
     host = cluster.host
     process = host.popen("add")

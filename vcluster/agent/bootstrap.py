@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 T = TypeVar("T")
-
 TRIES = 20  # each other agent that ends at the same time may cost one
 
 
@@ -62,7 +61,7 @@ def _answer(sink: BinaryIO, fields: dict[str, Any]) -> None:
 
 
 def _repeated(work: Callable[[], T]) -> T:
-    """The result of work in a folder that another agent removes at its end, if it is empty at that moment."""
+    """The result of work in a folder. An agent that ends may remove the folder meanwhile; then the work is repeated."""
     for _ in range(TRIES - 1):
         with contextlib.suppress(FileNotFoundError):
             return work()

@@ -50,7 +50,7 @@ def images_root() -> Path:
 
 
 def context(*listeners: Listener) -> Context:
-    """The context of this command, from the environment. Without listeners, notes are printed and nothing else."""
+    """The context of this command, from the environment. Without listeners, only notes are printed."""
     from vcluster.fleet import ledger
     from vcluster.fleet.context import Context
     from vcluster.images.store import ImageStore
@@ -68,7 +68,7 @@ def context(*listeners: Listener) -> Context:
 
 def _print_note(event: Event) -> None:
     if event.what == "note":
-        terminal.print_text(reader().complete(event.text), err=True)  # a thread may emit it
+        terminal.print_text(reader().complete(event.text), err=True)  # not the invocation: this may be any thread
 
 
 def _log(state_root: Path, environment: dict[str, str]) -> CommandLog:

@@ -328,7 +328,7 @@ class Fleet:
         for server in self.servers.values():
             if not server.is_alive:
                 message = f"{server.name}: the connection broke while vcluster waited for {awaited}"
-                raise ConnectionLostError(message, server=server.name)
+                raise ConnectionLostError(message, peer=server.name)
 
     def each(self, work: Callable[[Server], R], *, deadline: Deadline | None = None) -> dict[str, R]:
         """Run `work` on every server in parallel and return the results by server name."""

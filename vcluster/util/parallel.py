@@ -53,7 +53,7 @@ def outcomes(
 def raise_all(errors: Sequence[VclusterError]) -> None:
     """Raise the errors, if there are any. Several become SeveralErrors.
 
-    The same error of several nodes counts once. So does a lost connection, also if SSH, libvirt and a wait all name it.
+    The same error of several nodes counts once. Of lost connections to one server or node, the first error counts.
     """
     if error := joined(errors):
         raise error
@@ -64,7 +64,7 @@ def joined(errors: Sequence[VclusterError]) -> VclusterError | None:
     flat = [part for error in errors for part in (error.errors if isinstance(error, SeveralErrors) else (error,))]
     distinct: dict[VclusterError | str, VclusterError] = {}
     for error in flat:
-        distinct.setdefault(error.server if isinstance(error, ConnectionLostError) else error, error)
+        distinct.setdefault(error.peer if isinstance(error, ConnectionLostError) else error, error)
     return SeveralErrors([*distinct.values()]) if len(distinct) > 1 else next(iter(distinct.values()), None)
 
 

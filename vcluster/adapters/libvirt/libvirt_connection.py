@@ -112,7 +112,7 @@ class LibvirtConnection:
             return VclusterError(f"{self._prefix}{action}: {error}")
         where = self.name or "localhost"
         message = f"{where}: the connection to libvirt broke while {action}"
-        return ConnectionLostError(message, server=where, hint="run the command again")
+        return ConnectionLostError(message, peer=where, hint="run the command again")
 
     @property
     def _prefix(self) -> str:

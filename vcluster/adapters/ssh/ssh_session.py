@@ -176,7 +176,7 @@ class Session:
         except (paramiko.SSHException, OSError, EOFError) as error:
             deadline.check(f"{awaited} on {self.name}")  # it may know the cause
             message = f"{self.name}: the connection broke during {awaited}: {error_line(error)}"
-            raise ConnectionLostError(message, server=self.name) from error
+            raise ConnectionLostError(message, peer=self.name) from error
 
     def _open_session(self, awaited: str, deadline: Deadline) -> paramiko.Channel:
         try:

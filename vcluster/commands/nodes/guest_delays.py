@@ -10,7 +10,6 @@ from vcluster.commands.steps.inventory import node_powers, powers_of
 from vcluster.errors import VclusterError
 from vcluster.fleet.context import Context
 from vcluster.fleet.servers import Fleet
-from vcluster.model.naming import folded
 from vcluster.model.plan import Node, Plan
 from vcluster.model.status import MISSING, RUNNING, STOPPED
 from vcluster.planning import traffic_plan
@@ -107,8 +106,8 @@ def show(context: Context, plan: Plan, names: Sequence[str]) -> list[LinkReading
     planned = [node for node in plan.nodes if node.name in names and traffic_plan.guest_delays(plan, node.name)]
     powers = node_powers(context, plan, planned) if planned else {}
     off = [node.name for node in planned if powers[node.name].state in (STOPPED, MISSING)]
-    if off:
-        context.report.note(f"off, so they delay no frames: {folded(off)}")
+    for name in off:
+        context.report.note(f"{name} is off, so it delays no frames")
     chosen = [node for node in planned if node.name not in off]
 
     def work(node: Node) -> Found:
