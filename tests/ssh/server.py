@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import paramiko
+from paramiko.common import cMSG_CHANNEL_SUCCESS
 
 from vcluster.adapters.ssh.openssh_config import Target
 from vcluster.model import keys
@@ -104,12 +105,27 @@ class ServerSide(paramiko.ServerInterface):
         return paramiko.OPEN_SUCCEEDED
 
     def check_channel_exec_request(self, channel: paramiko.Channel, command: bytes) -> bool:
-        threading.Thread(
+        thread = threading.Thread(
             target=execute,
             args=(channel, f"{self.rules.login_script}\n{command.decode()}", self.rules.env),
             daemon=True,
-        ).start()
+        )
+        channel.get_transport().accepted.append(thread)
         return True
+
+
+class Transport(paramiko.Transport):
+    """Starts a command after the answer to its request, as sshd does. It may end at once, and close the channel."""
+
+    def __init__(self, client: socket.socket) -> None:
+        super().__init__(client)
+        self.accepted: list[threading.Thread] = []
+
+    def _send_user_message(self, data: paramiko.Message) -> None:
+        super()._send_user_message(data)
+        if data.asbytes().startswith(cMSG_CHANNEL_SUCCESS):
+            while self.accepted:
+                self.accepted.pop().start()
 
 
 def execute(channel: paramiko.Channel, command: str, env: dict[str, str] | None) -> None:
@@ -165,7 +181,7 @@ def serving(rules: Rules) -> Iterator[Rules]:
     """A server with these rules, at `rules.port`."""
 
     def serve(client: socket.socket) -> None:
-        transport = paramiko.Transport(client)
+        transport = Transport(client)
         rules.transports.append(transport)
         for key in rules.host_keys:
             transport.add_server_key(key)
